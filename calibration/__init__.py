@@ -1,0 +1,1 @@
+"""Cameras and joints: what the robot's geometry is, and the files that say so."""

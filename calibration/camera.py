@@ -1,0 +1,99 @@
+"""A calibrated camera: intrinsics, distortion, pose, and the files that hold them.
+
+Conventions: pixel (0, 0) is the centre of the top-left pixel; the camera frame is right-handed, x right,
+y down, z forward (OpenCV); `T_base_from_cam` maps camera coordinates to the arm's base frame, metres.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SCHEMA = 1
+
+
+class CalibrationError(Exception):
+    """A calibration that must not be used; the text says why and what to do next."""
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Intrinsics `K` float64[3,3], distortion `D` float64[n] (OpenCV rational order, or empty), pose, size in pixels.
+
+    `T_base_from_cam` is float64[4,4]; None for a camera that rides on the arm (wrist).
+    """
+
+    name: str
+    width: int
+    height: int
+    K: np.ndarray
+    D: np.ndarray
+    T_base_from_cam: np.ndarray | None = None
+
+    def scaled(self, width: int, height: int) -> Camera:
+        """The same camera seen at another resolution (no distortion change: D acts on normalised coordinates)."""
+        sx, sy = width / self.width, height / self.height
+        K = self.K.copy()
+        K[0, 0] *= sx
+        K[1, 1] *= sy
+        K[0, 2] = (K[0, 2] + 0.5) * sx - 0.5
+        K[1, 2] = (K[1, 2] + 0.5) * sy - 0.5
+        return Camera(self.name, width, height, K, self.D, self.T_base_from_cam)
+
+    def project(self, points_base: np.ndarray) -> np.ndarray:
+        """Pixels float64[..., 2] of points float64[..., 3] in the base frame; pinhole part only (D is not applied)."""
+        if self.T_base_from_cam is None:
+            raise CalibrationError(f"camera '{self.name}' has no fixed pose; only a camera fixed to the base can project.")
+        R, t = self.T_base_from_cam[:3, :3], self.T_base_from_cam[:3, 3]
+        p = (np.asarray(points_base, float) - t) @ R
+        uv = p[..., :2] / p[..., 2:3]
+        return uv * [self.K[0, 0], self.K[1, 1]] + [self.K[0, 2], self.K[1, 2]]
+
+    def at_height(self, pixels: np.ndarray, z: np.ndarray | float) -> np.ndarray:
+        """Points float64[..., 3] in the base frame where the rays of `pixels` [..., 2] cross the plane of height `z` (m)."""
+        if self.T_base_from_cam is None:
+            raise CalibrationError(f"camera '{self.name}' has no fixed pose; only a camera fixed to the base can unproject.")
+        uv = (np.asarray(pixels, float) - [self.K[0, 2], self.K[1, 2]]) / [self.K[0, 0], self.K[1, 1]]
+        R, t = self.T_base_from_cam[:3, :3], self.T_base_from_cam[:3, 3]
+        rays = np.concatenate([uv, np.ones_like(uv[..., :1])], -1) @ R.T
+        scale = (np.asarray(z, float) - t[2]) / rays[..., 2]
+        return t + rays * scale[..., None]
+
+    def to_json(self) -> dict[str, Any]:
+        pose = None if self.T_base_from_cam is None else self.T_base_from_cam.tolist()
+        return {
+            "schema": SCHEMA, "name": self.name, "width": self.width, "height": self.height,
+            "K": self.K.tolist(), "D": self.D.tolist(), "T_base_from_cam": pose,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], source: str = "camera") -> Camera:
+        """Raises CalibrationError for a missing field, a newer schema or numbers that are no camera."""
+        if data.get("schema", 0) > SCHEMA:
+            raise CalibrationError(f"{source} has calibration schema {data['schema']}, this version reads {SCHEMA}: upgrade harmowam.")
+        try:
+            pose = data["T_base_from_cam"]
+            camera = cls(
+                data["name"], int(data["width"]), int(data["height"]), np.array(data["K"], float).reshape(3, 3),
+                np.array(data["D"], float).ravel(), None if pose is None else np.array(pose, float).reshape(4, 4),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as e:
+            raise CalibrationError(f"{source} is not a camera calibration ({e!r}): calibrate the camera again or restore the file.") from e
+        if not (camera.K[0, 0] > 0 and camera.K[1, 1] > 0 and np.isfinite(camera.K).all() and np.isfinite(camera.D).all()):
+            raise CalibrationError(f"{source} holds impossible intrinsics: calibrate the camera again or restore the file.")
+        return camera
+
+
+def load_camera(path: Path) -> Camera:
+    """Read one camera file; raises CalibrationError when it is absent or damaged."""
+    try:
+        data = json.loads(Path(path).read_text())
+    except OSError as e:
+        raise CalibrationError(f"camera calibration {path} cannot be read ({e.strerror}): check the path in the robot file.") from e
+    except ValueError as e:
+        raise CalibrationError(f"camera calibration {path} is damaged ({e}): restore it or calibrate the camera again.") from e
+    return Camera.from_json(data, str(path))
