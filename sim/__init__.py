@@ -1,0 +1,1 @@
+"""The simulated robot: MuJoCo arm and table, tasks, scripted expert, evaluation in virtual time."""
