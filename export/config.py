@@ -1,0 +1,41 @@
+"""Every number that shapes the models and their training, in one place; it travels inside the checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Config:
+    # pictures and latents
+    image: int = 96
+    latent_channels: int = 16
+    latent_size: int = 12
+    encoder_channels: tuple[int, int, int] = (32, 64, 96)
+    # predicted visual evolution: +0.4 s, +0.8 s, and the frame of the next gripper event (or the end)
+    horizon_s: tuple[float, float] = (0.4, 0.8)
+    futures: int = 3
+    # world model
+    unet_channels: tuple[int, int] = (128, 192)
+    token_channels: int = 96
+    token_size: int = 6
+    condition: int = 192
+    text_ngrams: int = 512
+    text_dim: int = 32
+    world_steps: int = 2
+    # proprioception given to the models: no absolute position
+    proprio: tuple[str, ...] = ("z", "pitch", "roll", "gripper")
+    # predictive expert
+    chunk: int = 16
+    chunk_dt_s: float = 0.05
+    width: int = 128
+    layers: int = 3
+    heads: int = 4
+    action_steps: int = 4
+    # reactive expert
+    heatmap: int = 48
+    # data
+    rate_hz: float = 20.0
+    # the gate's labels, from proprioception alone
+    gate_window_s: float = 0.35
+    gate_height_m: float = 0.055

@@ -1,0 +1,290 @@
+"""HarmoWAM at table-top scale: one world model, two experts, one gate (facts: arXiv 2605.10942).
+
+Shapes: images float32[B,3,96,96] normalised to [-1, 1]; latents float32[B,C,12,12]; futures are `futures` latents stacked
+on the channel axis. Everything has fixed shapes and few kinds of operator, so that it exports to ONNX as it stands.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.config import Config
+
+
+def conv(i: int, o: int, k: int = 3, s: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(i, o, k, s, k // 2)
+
+
+class Residual(nn.Module):
+    """Two convolutions with a skip; an optional condition scales and shifts in between (FiLM)."""
+
+    def __init__(self, i: int, o: int, condition: int = 0):
+        super().__init__()
+        self.a, self.b = conv(i, o), conv(o, o)
+        self.norm_a, self.norm_b = nn.GroupNorm(8, i), nn.GroupNorm(8, o)
+        self.skip = conv(i, o, 1) if i != o else nn.Identity()
+        self.film = nn.Linear(condition, 2 * o) if condition else None
+        nn.init.zeros_(self.b.weight)
+        nn.init.zeros_(self.b.bias)
+
+    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        h = self.norm_b(self.a(F.silu(self.norm_a(x))))
+        if self.film is not None and c is not None:
+            scale, shift = self.film(c)[:, :, None, None].chunk(2, 1)
+            h = h * (1 + scale) + shift
+        return self.skip(x) + self.b(F.silu(h))
+
+
+class Tokeniser(nn.Module):
+    """Visual tokeniser: a convolutional autoencoder, 96x96x3 to 12x12xC and back. Frozen after its own stage."""
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        a, b, c = cfg.encoder_channels
+        self.encoder = nn.Sequential(
+            conv(3, a, 3, 2), nn.ReLU(), conv(a, b, 3, 2), nn.ReLU(), conv(b, c, 3, 2), nn.ReLU(), conv(c, c), nn.ReLU(),
+            conv(c, cfg.latent_channels, 1),
+        )  # fmt: skip
+        up = nn.Upsample(scale_factor=2, mode="nearest")
+        self.decoder = nn.Sequential(
+            conv(cfg.latent_channels, c), nn.ReLU(), conv(c, c), nn.ReLU(), up, conv(c, b), nn.ReLU(), conv(b, b), nn.ReLU(),
+            up, conv(b, a), nn.ReLU(), conv(a, 12), nn.PixelShuffle(2),
+        )  # fmt: skip
+        self.register_buffer("mean", torch.zeros(1, cfg.latent_channels, 1, 1))
+        self.register_buffer("std", torch.ones(1, cfg.latent_channels, 1, 1))
+
+    def encode(self, image: Tensor) -> Tensor:
+        return (self.encoder(image) - self.mean) / self.std
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return self.decoder(latent * self.std + self.mean)
+
+
+def time_features(t: Tensor, dim: int) -> Tensor:
+    """Sinusoidal features [B, dim] of flow time t [B] in [0, 1]."""
+    freq = torch.exp(torch.arange(dim // 2, dtype=t.dtype, device=t.device) * (-math.log(1000.0) / (dim // 2 - 1)))
+    angle = 1000.0 * t[:, None] * freq[None]
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+class WorldModel(nn.Module):
+    """Latent flow-matching U-Net: velocity of the future latents given the current one, instruction and proprioception."""
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.cfg = cfg
+        c1, c2 = cfg.unet_channels
+        d = cfg.condition
+        channels = cfg.latent_channels
+        self.text = nn.Linear(cfg.text_ngrams, cfg.text_dim)
+        self.condition = nn.Sequential(nn.Linear(64 + cfg.text_dim + len(cfg.proprio), d), nn.SiLU(), nn.Linear(d, d), nn.SiLU())
+        # Where things are matters: two coordinate planes ride along.
+        grid = torch.linspace(-1, 1, cfg.latent_size)
+        yy, xx = torch.meshgrid(grid, grid, indexing="ij")
+        self.register_buffer("grid", torch.stack([xx, yy])[None])
+        self.stem = conv(channels * (1 + cfg.futures) + 2, c1)
+        self.down1 = Residual(c1, c1, d)
+        self.down2 = Residual(c1, c1, d)
+        self.pool = conv(c1, c2, 3, 2)
+        self.mid1 = Residual(c2, c2, d)
+        self.attention = nn.MultiheadAttention(c2, 4, batch_first=True)
+        self.attention_norm = nn.LayerNorm(c2)
+        self.mid2 = Residual(c2, c2, d)
+        self.tokens = nn.Sequential(nn.LayerNorm(c2), nn.Linear(c2, cfg.token_channels))
+        self.up = conv(c2, c1)
+        self.up1 = Residual(2 * c1, c1, d)
+        self.up2 = Residual(c1, c1, d)
+        self.out_norm = nn.GroupNorm(8, c1)
+        self.out = conv(c1, channels * cfg.futures)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def embed(self, ngrams: Tensor) -> Tensor:
+        """Instruction embedding [B, text_dim] of hashed n-gram counts [B, text_ngrams]; at run time only looked up."""
+        return torch.tanh(self.text(ngrams))
+
+    def forward(self, future: Tensor, t: Tensor, now: Tensor, text: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
+        """Velocity [B, futures*C, 12, 12] and mid-layer features [B, 36, c2]."""
+        c = self.condition(torch.cat([time_features(t, 64), text, proprio], 1))
+        x = torch.cat([future, now, self.grid.expand(now.shape[0], -1, -1, -1)], 1)
+        h1 = self.down2(self.down1(self.stem(x), c), c)
+        m = self.mid1(self.pool(h1), c)
+        flat = m.flatten(2).transpose(1, 2)
+        n = self.attention_norm(flat)
+        flat = flat + self.attention(n, n, n, need_weights=False)[0]
+        m = self.mid2(flat.transpose(1, 2).reshape(m.shape), c)
+        mid = m.flatten(2).transpose(1, 2)
+        u = self.up(F.interpolate(m, scale_factor=2.0, mode="nearest"))
+        u = self.up2(self.up1(torch.cat([u, h1], 1), c), c)
+        return self.out(F.silu(self.out_norm(u))), mid
+
+    def imagine(self, noise: Tensor, now: Tensor, text: Tensor, proprio: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Euler from noise (t = 0) to the future (t = 1): futures [B, futures*C, 12, 12] and tokens [B, 36, token_channels].
+
+        The tokens are those of the first forward, at pure noise: one pass already conditions well (VPP, mimic-video).
+        """
+        x, mid = noise, None
+        for i in range(steps):
+            t = torch.full((noise.shape[0],), i / steps, dtype=noise.dtype, device=noise.device)
+            v, features = self(x, t, now, text, proprio)
+            mid = features if mid is None else mid
+            x = x + v / steps
+        return x, self.tokens(mid)
+
+
+class Attend(nn.Module):
+    """Multi-head attention from plain matrix products, so that quantisers see Linear and MatMul."""
+
+    def __init__(self, dim: int, heads: int, memory: int | None = None):
+        super().__init__()
+        self.heads = heads
+        self.q, self.kv, self.o = nn.Linear(dim, dim), nn.Linear(memory or dim, 2 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        b, n, d = x.shape
+        m = memory.shape[1]
+        q = self.q(x).reshape(b, n, self.heads, d // self.heads).transpose(1, 2)
+        k, v = self.kv(memory).reshape(b, m, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = torch.softmax((q * (d // self.heads) ** -0.5) @ k.transpose(-1, -2), -1)
+        return self.o((weights @ v).transpose(1, 2).reshape(b, n, d))
+
+
+class ActionBlock(nn.Module):
+    """Self-attention over the chunk, cross-attention to what is seen and foreseen, feed-forward; adaLN by flow time."""
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        d = cfg.width
+        self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in range(3))
+        self.own, self.cross = Attend(d, cfg.heads), Attend(d, cfg.heads)
+        self.ff = nn.Sequential(nn.Linear(d, 3 * d), nn.GELU(approximate="tanh"), nn.Linear(3 * d, d))
+        self.film = nn.Linear(d, 2 * d)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+
+    def forward(self, x: Tensor, memory: Tensor, t: Tensor) -> Tensor:
+        scale, shift = self.film(t)[:, None].chunk(2, -1)
+        n = self.norms[0](x) * (1 + scale) + shift
+        x = x + self.own(n, n)
+        x = x + self.cross(self.norms[1](x), memory)
+        return x + self.ff(self.norms[2](x))
+
+
+class PredictiveExpert(nn.Module):
+    """Precise interaction: iterative generation of an action chunk on the world model's latent dynamics.
+
+    Sees the wrist view (its own small CNN), the current front latent, proprioception without absolute position, and the
+    world-model tokens. Actions are relative to the current pose, in the tool frame, normalised to unit variance.
+    """
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.cfg = cfg
+        d = cfg.width
+        self.wrist = nn.Sequential(
+            conv(3, 32, 3, 2), nn.ReLU(), conv(32, 64, 3, 2), nn.ReLU(), conv(64, 96, 3, 2), nn.ReLU(),
+            conv(96, 96, 3, 2), nn.ReLU(), conv(96, d, 1),
+        )  # fmt: skip
+        self.front = nn.Sequential(conv(cfg.latent_channels, 64, 3, 2), nn.ReLU(), conv(64, d, 1))
+        self.world = nn.Linear(cfg.token_channels, d)
+        self.proprio = nn.Sequential(nn.Linear(len(cfg.proprio), d), nn.SiLU(), nn.Linear(d, d))
+        self.place = nn.Parameter(torch.randn(1, 36 + 36 + 36 + 1, d) * 0.02)
+        self.time = nn.Sequential(nn.Linear(64, d), nn.SiLU(), nn.Linear(d, d), nn.SiLU())
+        self.action_in, self.action_out = nn.Linear(6, d), nn.Linear(d, 6)
+        self.position = nn.Parameter(torch.randn(1, cfg.chunk, d) * 0.02)
+        self.blocks = nn.ModuleList(ActionBlock(cfg) for _ in range(cfg.layers))
+        self.norm = nn.LayerNorm(d)
+        self.memory_norm = nn.LayerNorm(d)
+
+    def context(self, wrist: Tensor, now: Tensor, tokens: Tensor, proprio: Tensor) -> Tensor:
+        """Memory [B, 109, width]."""
+        parts = [
+            self.wrist(wrist).flatten(2).transpose(1, 2), self.front(now).flatten(2).transpose(1, 2), self.world(tokens),
+            self.proprio(proprio)[:, None],
+        ]  # fmt: skip
+        return self.memory_norm(torch.cat(parts, 1) + self.place)
+
+    def velocity(self, x: Tensor, t: Tensor, memory: Tensor) -> Tensor:
+        h = self.action_in(x) + self.position
+        c = self.time(time_features(t, 64))
+        for block in self.blocks:
+            h = block(h, memory, c)
+        return self.action_out(self.norm(h))
+
+    def generate(self, noise: Tensor, memory: Tensor, steps: int) -> Tensor:
+        """Chunk float32[B, K, 6], normalised; Euler from noise (t = 0)."""
+        x = noise
+        for i in range(steps):
+            t = torch.full((noise.shape[0],), i / steps, dtype=noise.dtype, device=noise.device)
+            x = x + self.velocity(x, t, memory) / steps
+        return x
+
+
+class ReactiveExpert(nn.Module):
+    """Transit: where the predicted evolution says the gripper will be. Fully convolutional, so that it moves with the picture.
+
+    Gets the predicted latents and their difference to the newest frame's latent: no text, no target id, no pose. Gives
+    heat-map logits [B, 48, 48] over the training camera's pixels and, read out under the heat map, [z, pitch, roll].
+    """
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        channels = cfg.latent_channels
+        self.stem = nn.Sequential(conv(2 * channels * cfg.futures, 128), nn.ReLU(), conv(128, 96), nn.ReLU(), conv(96, 96), nn.ReLU())
+        self.up = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="nearest"), conv(96, 64), nn.ReLU(),
+            nn.Upsample(scale_factor=2, mode="nearest"), conv(64, 32), nn.ReLU(),
+        )  # fmt: skip
+        self.heat = conv(32, 1)
+        self.reach = conv(96, 3, 1)
+
+    def forward(self, now: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
+        """Heat-map logits [B, 48*48] and reach maps read out under the heat map [B, 3]."""
+        b, c = now.shape[:2]
+        n = future.shape[1] // c
+        difference = future - now.repeat(1, n, 1, 1)
+        h = self.stem(torch.cat([future, difference], 1))
+        heat = self.heat(self.up(h)).flatten(1)
+        side = int(math.isqrt(heat.shape[1]))
+        weights = F.avg_pool2d(torch.softmax(heat, -1).reshape(b, 1, side, side), side // now.shape[-1]) * (side // now.shape[-1]) ** 2
+        reach = (self.reach(h) * weights).sum((2, 3))
+        return heat, reach
+
+
+class Gate(nn.Module):
+    """Process-adaptive gate: P(interaction) from the current views and proprioception; also reads the jaw's intent."""
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.wrist = nn.Sequential(
+            conv(3, 16, 5, 4), nn.ReLU(), conv(16, 32, 3, 2), nn.ReLU(), conv(32, 48, 3, 2), nn.ReLU(),
+        )  # fmt: skip
+        self.front = nn.Sequential(conv(cfg.latent_channels, 32, 3, 2), nn.ReLU(), conv(32, 16, 1), nn.ReLU())
+        self.head = nn.Sequential(nn.Linear(48 * 36 + 16 * 36 + len(cfg.proprio), 96), nn.ReLU(), nn.Linear(96, 2))
+
+    def forward(self, wrist: Tensor, now: Tensor, proprio: Tensor) -> Tensor:
+        """Logits [B, 2]: interaction, jaw open."""
+        return self.head(torch.cat([self.wrist(wrist).flatten(1), self.front(now).flatten(1), proprio], 1))
+
+
+class HarmoWam(nn.Module):
+    """The whole model; `action_mean/std` and `proprio_mean/std` are its normalisation."""
+
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.cfg = cfg
+        self.tokeniser = Tokeniser(cfg)
+        self.world = WorldModel(cfg)
+        self.predictive = PredictiveExpert(cfg)
+        self.reactive = ReactiveExpert(cfg)
+        self.gate = Gate(cfg)
+        self.register_buffer("action_mean", torch.zeros(cfg.chunk, 6))
+        self.register_buffer("action_std", torch.ones(cfg.chunk, 6))
+        self.register_buffer("proprio_mean", torch.zeros(len(cfg.proprio)))
+        self.register_buffer("proprio_std", torch.ones(len(cfg.proprio)))
+        self.register_buffer("reach_mean", torch.zeros(3))
+        self.register_buffer("reach_std", torch.ones(3))

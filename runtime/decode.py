@@ -1,0 +1,54 @@
+"""From network outputs to end-effector targets, and back for the labels: training and robot share these functions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from calibration.camera import Camera
+from runtime.kinematics import So101Links, tool_rotation
+
+
+def proprio(pose: np.ndarray) -> np.ndarray:
+    """What the models may know of the arm: float32[..., 4] = z, pitch, roll, jaw of poses [..., 6]; never x, y or pan."""
+    return np.asarray(pose, np.float32)[..., 2:6]
+
+
+def _tool_frame(pose: np.ndarray, links: So101Links) -> np.ndarray:
+    pan = np.arctan2(pose[..., 1], pose[..., 0] - links.pan_forward)
+    return tool_rotation(pan, pose[..., 3], pose[..., 4])
+
+
+def relative_chunk(pose: np.ndarray, targets: np.ndarray, links: So101Links = So101Links()) -> np.ndarray:
+    """Targets [..., K, 6] seen from the tool at `pose` [..., 6]: position in the tool frame, pitch and roll as differences, jaw as it is."""
+    R = _tool_frame(pose, links)
+    position = np.einsum("...ji,...kj->...ki", R, targets[..., :3] - pose[..., None, :3])
+    return np.concatenate([position, targets[..., 3:5] - pose[..., None, 3:5], targets[..., 5:]], -1).astype(np.float32)
+
+
+def absolute_chunk(pose: np.ndarray, chunk: np.ndarray, links: So101Links = So101Links()) -> np.ndarray:
+    """Inverse of `relative_chunk`: float64[..., K, 6] in the base frame."""
+    R = _tool_frame(pose, links)
+    position = np.einsum("...ij,...kj->...ki", R, chunk[..., :3]) + pose[..., None, :3]
+    return np.concatenate([position, chunk[..., 3:5] + pose[..., None, 3:5], chunk[..., 5:]], -1)
+
+
+def heatmap_cell(camera: Camera, points: np.ndarray, side: int) -> np.ndarray:
+    """Heat-map coordinates float64[..., 2] (column, row; cell centres at whole numbers) of points [..., 3] in the base frame."""
+    return camera.scaled(side, side).project(points)
+
+
+def heatmap_point(camera: Camera, logits: np.ndarray, side: int, z: float) -> tuple[np.ndarray, float]:
+    """The point [3] on the plane of height `z` under the heat map's peak, and the probability mass round it.
+
+    The peak is the best cell, refined by the centre of mass of its 5x5 neighbourhood: a whole cell is 7 mm on the table.
+    """
+    heat = logits.reshape(side, side)
+    probability = np.exp(heat - heat.max())
+    probability /= probability.sum()
+    row, column = divmod(int(probability.argmax()), side)
+    r0, r1, c0, c1 = max(row - 2, 0), min(row + 3, side), max(column - 2, 0), min(column + 3, side)
+    near = probability[r0:r1, c0:c1]
+    mass = float(near.sum())
+    rows, columns = np.mgrid[r0:r1, c0:c1]
+    cell = np.array([(near * columns).sum(), (near * rows).sum()]) / mass
+    return camera.scaled(side, side).at_height(cell, z), mass
