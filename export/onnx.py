@@ -1,0 +1,123 @@
+"""torch to ONNX: the four engines of a bundle, fixed shapes, float32 at the borders, normalisation inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from export.models import HarmoWam
+
+OPSET = 20
+
+
+class WorldEngine(nn.Module):
+    """front, text, proprio, noise -> latent, tokens, future. The Euler steps are unrolled."""
+
+    def __init__(self, model: HarmoWam, steps: int):
+        super().__init__()
+        self.m, self.steps = model, steps
+
+    def forward(self, front: Tensor, text: Tensor, proprio: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        m, c = self.m, self.m.cfg
+        latent = m.tokeniser.encode(front)
+        state = (proprio - m.proprio_mean) / m.proprio_std
+        future, tokens = m.world.imagine(noise, latent, text, state, self.steps)
+        return latent, tokens, future.reshape(c.futures, c.latent_channels, c.latent_size, c.latent_size)
+
+
+class PredictiveEngine(nn.Module):
+    """wrist, latent, tokens, proprio, noise -> chunk: targets relative to the tool, metres and radians."""
+
+    def __init__(self, model: HarmoWam, steps: int):
+        super().__init__()
+        self.m, self.steps = model, steps
+
+    def forward(self, wrist: Tensor, latent: Tensor, tokens: Tensor, proprio: Tensor, noise: Tensor) -> Tensor:
+        m = self.m
+        state = (proprio - m.proprio_mean) / m.proprio_std
+        memory = m.predictive.context(wrist, latent, tokens, state)
+        return m.predictive.generate(noise, memory, self.steps) * m.action_std + m.action_mean
+
+
+class FastEngine(nn.Module):
+    """front, wrist, future, proprio -> heat (logits), reach (z, pitch, roll), gate (P(interaction), P(jaw open))."""
+
+    def __init__(self, model: HarmoWam):
+        super().__init__()
+        self.m = model
+
+    def forward(self, front: Tensor, wrist: Tensor, future: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        m = self.m
+        latent = m.tokeniser.encode(front)
+        heat, reach = m.reactive(latent, future.reshape(1, -1, *future.shape[2:]))
+        state = (proprio - m.proprio_mean) / m.proprio_std
+        gate = torch.sigmoid(m.gate(wrist, latent, state))
+        return heat, reach * m.reach_std + m.reach_mean, gate
+
+
+class DecoderEngine(nn.Module):
+    """future -> frames: for people and reports; the robot's loops never need it."""
+
+    def __init__(self, model: HarmoWam):
+        super().__init__()
+        self.m = model
+
+    def forward(self, future: Tensor) -> Tensor:
+        return self.m.tokeniser.decode(future).clamp(-1, 1)
+
+
+def engines(model: HarmoWam) -> dict[str, tuple[nn.Module, dict[str, tuple[int, ...]], list[str]]]:
+    """Engine name -> (module, input shapes, output names)."""
+    c = model.cfg
+    picture = (1, 3, c.image, c.image)
+    future = (c.futures, c.latent_channels, c.latent_size, c.latent_size)
+    state = (1, len(c.proprio))
+    return {
+        "world_model": (
+            WorldEngine(model, c.world_steps),
+            {
+                "front": picture, "text": (1, c.text_dim), "proprio": state,
+                "noise": (1, c.futures * c.latent_channels, c.latent_size, c.latent_size),
+            },
+            ["latent", "tokens", "future"],
+        ),
+        "predictive": (
+            PredictiveEngine(model, c.action_steps),
+            {
+                "wrist": picture, "latent": (1, *future[1:]), "tokens": (1, c.token_size**2, c.token_channels), "proprio": state,
+                "noise": (1, c.chunk, 6),
+            },
+            ["chunk"],
+        ),
+        "fast": (FastEngine(model), {"front": picture, "wrist": picture, "future": future, "proprio": state}, ["heat", "reach", "gate"]),
+        "decoder": (DecoderEngine(model), {"future": future}, ["frames"]),
+    }  # fmt: skip
+
+
+def export_engine(module: nn.Module, inputs: dict[str, tuple[int, ...]], outputs: list[str], path: Path) -> None:
+    """Write one float32 ONNX file with fixed shapes and no metadata (the exporter leaves source paths in it)."""
+    feeds = tuple(torch.zeros(shape) for shape in inputs.values())
+    program = torch.onnx.export(
+        module.eval(), feeds, dynamo=True, opset_version=OPSET, input_names=list(inputs), output_names=outputs, optimize=True, verbose=False
+    )
+    assert program is not None
+    onnx.save(clean(program.model_proto), str(path))
+
+
+def clean(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Strip everything that is not the computation: doc strings, metadata, value hints, producer version."""
+    model.doc_string, model.producer_name, model.producer_version = "", "harmowam", ""
+    del model.metadata_props[:]
+    graph = model.graph
+    graph.doc_string, graph.name = "", "main"
+    del graph.value_info[:]
+    for node in graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    return model

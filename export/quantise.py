@@ -1,0 +1,71 @@
+"""Explicit Q/DQ INT8 from real observations, by a committed recipe of weight names; strongly typed by construction.
+
+Symmetric int8 on both sides is what TensorRT accepts and what ONNX Runtime's int8 kernels run. The recipe is an allow list:
+whatever it does not name (normalisation, softmax, skip additions, heads, the action transformer) stays in float.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from export.onnx import clean
+
+Feeds = dict[str, np.ndarray]
+
+
+class _Reader(CalibrationDataReader):
+    def __init__(self, feeds: Iterable[Feeds]):
+        self._feeds: Iterator[Feeds] = iter(feeds)
+
+    def get_next(self) -> Feeds | None:  # type: ignore[override]
+        return next(self._feeds, None)
+
+
+def load_recipe(path: Path = Path(__file__).parent / "recipe.json") -> dict[str, Any]:
+    return dict(json.loads(path.read_text()))
+
+
+def chosen_nodes(model: onnx.ModelProto, patterns: list[str], min_channels: int) -> list[str]:
+    """Names of the Conv nodes whose weight matches a pattern and has at least `min_channels` channels on both sides."""
+    shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
+    wanted = re.compile("|".join(patterns))
+    names = []
+    for node in model.graph.node:
+        weight = node.input[1] if node.op_type == "Conv" else ""
+        if weight in shapes and wanted.search(weight) and min(shapes[weight][:2]) >= min_channels:
+            names.append(node.name)
+    return names
+
+
+def quantise(source: Path, target: Path, engine: str, recipe: dict[str, Any], feeds: list[Feeds]) -> dict[str, Any]:
+    """Write `target`, the INT8 Q/DQ form of `source`; returns how many layers became int8 and how many there were."""
+    if not feeds:
+        raise ValueError("quantisation needs calibration observations; random data is never used")
+    logging.getLogger().setLevel(logging.ERROR)  # the library advises pre-processing that was just done
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(str(source), str(prepared), skip_optimization=True, skip_symbolic_shape=True)
+        model = onnx.load(prepared)
+        nodes = chosen_nodes(model, recipe["quantise"][engine], recipe["min_channels"])
+        total = sum(n.op_type in ("Conv", "Gemm", "MatMul") for n in model.graph.node)
+        if not nodes:
+            raise ValueError(f"recipe quantises nothing in engine '{engine}': its patterns match no weight")
+        quantize_static(
+            str(prepared), str(target), _Reader(feeds), quant_format=QuantFormat.QDQ, op_types_to_quantize=["Conv"],
+            nodes_to_quantize=nodes, per_channel=True, activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "CalibMovingAverage": False},
+        )  # fmt: skip
+    onnx.save(clean(onnx.load(target)), str(target))
+    return {"int8_layers": len(nodes), "layers": total}
