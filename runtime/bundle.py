@@ -1,0 +1,144 @@
+"""The bundle: the only thing that goes to the robot. Reading it checks everything; writing it is atomic and repeatable.
+
+Layout: `manifest.json`, `onnx/*.onnx`, `samples.npz` (all hashed), `reports/` (measurements, outside the hashes).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.engine import Engine, EngineError, OrtEngine
+
+SCHEMA = 1
+
+
+class BundleError(Exception):
+    """A bundle that must not be used; one sentence and the next step."""
+
+
+@dataclass(frozen=True)
+class EngineFiles:
+    """Where an engine lies in the bundle and what it takes and gives (fixed shapes, float32)."""
+
+    file: str
+    inputs: dict[str, list[int]]
+    outputs: list[str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """See `docs/ARCHITECTURE.md`, "The bundle". SI units; cameras are the training geometry (`Camera.to_json`)."""
+
+    name: str
+    licence: str
+    arm_family: str
+    engines: dict[str, EngineFiles]
+    preprocess: dict[str, Any]
+    cameras: dict[str, dict[str, Any]]
+    joints: list[dict[str, Any]]
+    links: dict[str, float]
+    tasks: dict[str, list[float]]
+    rates: dict[str, float]
+    chunk: dict[str, Any]
+    proprio: list[str]
+    gate: dict[str, float]
+    reactive: dict[str, Any]
+    quantization: dict[str, Any]
+    files: dict[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def load(cls, path: Path) -> Bundle:
+        """Raises BundleError when `path` is absent, damaged, incomplete or from a newer schema."""
+        path = Path(path)
+        if not (path / "manifest.json").is_file():
+            raise BundleError(f"{path} is not a bundle (no manifest.json): make one with `harmowam export CHECKPOINT --out {path}`.")
+        again = "copy it again from the workstation, or export it again."
+        try:
+            raw = json.loads((path / "manifest.json").read_text())
+            schema = raw["schema"]
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise BundleError(f"{path}/manifest.json is damaged: {again}") from e
+        if schema != SCHEMA:
+            mend = "upgrade harmowam on this machine." if isinstance(schema, int) and schema > SCHEMA else "export it again with this version."
+            raise BundleError(f"{path} has bundle schema {schema}, this version reads {SCHEMA}: {mend}")
+        try:
+            raw["engines"] = {k: EngineFiles(**v) for k, v in raw["engines"].items()}
+            manifest = Manifest(**raw)
+        except (TypeError, AttributeError) as e:
+            raise BundleError(f"{path}/manifest.json lacks or adds fields ({e}): {again}") from e
+        for name, digest in manifest.files.items():
+            file = path / name
+            if not file.is_file():
+                raise BundleError(f"{path} is incomplete, {name} is missing: {again}")
+            if sha256(file) != digest:
+                raise BundleError(f"{path} is damaged, {name} does not match its hash: {again}")
+        unhashed = [e.file for e in manifest.engines.values() if e.file not in manifest.files]
+        if unhashed:
+            raise BundleError(f"{path}/manifest.json names {unhashed[0]} without a hash: {again}")
+        return cls(path, manifest)
+
+    def task(self, text: str) -> np.ndarray:
+        """Embedding float32[E] of an instruction; raises BundleError for a text the bundle was not exported with."""
+        if text not in self.manifest.tasks:
+            near = difflib.get_close_matches(text, self.manifest.tasks, n=1, cutoff=0.0)
+            known = sorted(self.manifest.tasks, key=lambda t: t not in near)
+            raise BundleError(f"this bundle does not know the task '{text}': use one of " + ", ".join(f"'{t}'" for t in known) + ".")
+        return np.array(self.manifest.tasks[text], np.float32)
+
+    def engine(self, name: str, threads: int = 1) -> Engine:
+        """Load an engine; raises BundleError when it is absent or does not have the manifest's tensors."""
+        spec = self.manifest.engines.get(name)
+        if spec is None:
+            raise BundleError(f"{self.path} holds no engine '{name}': export the bundle again.")
+        try:
+            engine = OrtEngine(self.path / spec.file, threads)
+        except EngineError as e:
+            raise BundleError(f"{self.path}: {e}") from e
+        if {k: list(v.shape) for k, v in engine.inputs.items()} != spec.inputs or list(engine.outputs) != spec.outputs:
+            raise BundleError(f"{self.path}/{spec.file} does not have the tensors that its manifest names: export the bundle again.")
+        return engine
+
+
+def save_bundle(out: Path, manifest: Manifest, files: dict[str, Path], reports: dict[str, Path] | None = None) -> None:
+    """Write a bundle beside `out`, then put it in its place; equal inputs give equal bytes (reports excepted)."""
+    out = Path(out)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for name, source in {**files, **{f"reports/{k}": v for k, v in (reports or {}).items()}}.items():
+        (partial / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, partial / name)
+    hashed = dataclasses.replace(manifest, files={name: sha256(partial / name) for name in sorted(files)})
+    (partial / "manifest.json").write_text(json.dumps(dataclasses.asdict(hashed), indent=1, sort_keys=True) + "\n")
+    for file in partial.rglob("*"):
+        if file.is_file():
+            with open(file, "rb+") as f:
+                os.fsync(f.fileno())
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
