@@ -1,0 +1,197 @@
+#!/usr/bin/env bash
+# Everything starts here. Each command sets up what it needs and prints what it runs; a second run reinstalls nothing.
+#
+#   ./build.sh demo [ARGS]            export the shipped checkpoint to INT8 and let it drive the simulated arm -> out/demo
+#   ./build.sh test [--slow] [ARGS]   lint, types, layers, tests (ARGS go to pytest)
+#   ./build.sh bundle [ARGS]          export the shipped checkpoint -> out/so101.bundle
+#   ./build.sh jetson                 on the robot: environment on top of JetPack's TensorRT, then the engines
+#   ./build.sh peers                  .venv-peers: other people's packages that we compare with
+#
+# PYTHON=/path/to/python3.1x chooses the interpreter (3.10, 3.11 or 3.12).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
+say() { printf '\n# %s\n' "$*"; }
+die() { printf '\nbuild.sh: %s\n' "$*" >&2; exit 2; }
+run() {
+  printf '+'
+  printf ' %q' "$@"
+  printf '\n'
+  "$@"
+}
+
+# System packages: as root or with password-less sudo; else say what to type.
+apt_install() { # WHY PACKAGE...
+  local why=$1 as_root=()
+  shift
+  command -v apt-get >/dev/null || die "$why. There is no apt-get here; install what your system calls: $*"
+  if [[ $(id -u) != 0 ]]; then
+    sudo -n true 2>/dev/null || die "$why. Run this, then ./build.sh again:  sudo apt-get install -y --no-install-recommends $*"
+    as_root=(sudo -n)
+  fi
+  say "$why: installing $*"
+  run "${as_root[@]}" apt-get update -qq
+  run "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+}
+
+python_fits() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
+
+find_python() { # sets PY
+  local candidate
+  if [[ -n ${PYTHON:-} ]]; then
+    python_fits "$PYTHON" || die "PYTHON=$PYTHON is not a Python 3.10, 3.11 or 3.12. Give another one, or none."
+    PY=$PYTHON
+    return
+  fi
+  for candidate in python3 python3.12 python3.11 python3.10; do
+    if python_fits "$candidate"; then
+      PY=$candidate
+      return
+    fi
+  done
+  command -v python3 >/dev/null && die "Found $(python3 --version), but Python 3.10, 3.11 or 3.12 is needed. Install one, or name it: PYTHON=/path/to/python ./build.sh ..."
+  apt_install "There is no Python" python3 python3-venv
+  python_fits python3 || die "This system's Python is $(python3 --version), but 3.10, 3.11 or 3.12 is needed. Install one and name it: PYTHON=/path/to/python ./build.sh ..."
+  PY=python3
+}
+
+# A virtual environment of one of the Pythons we know. Leaves an existing one alone.
+make_venv() { # FOLDER [VENV-ARGS]
+  local folder=$1
+  shift
+  if [[ -x $folder/bin/python ]] && python_fits "$folder/bin/python"; then
+    if [[ -z ${PYTHON:-} || $("$folder/bin/python" -c "$VERSION") == "$("$PYTHON" -c "$VERSION")" ]]; then
+      return
+    fi
+    die "$folder holds Python $("$folder/bin/python" -c "$VERSION"), but PYTHON=$PYTHON is $("$PYTHON" -c "$VERSION"). Remove $folder first, or leave PYTHON unset."
+  fi
+  find_python
+  "$PY" -c 'import ensurepip, venv' 2>/dev/null || apt_install "Python's venv module is missing" "python$("$PY" -c "$VERSION")-venv"
+  say "Virtual environment $folder with $("$PY" --version)"
+  run "$PY" -m venv "$@" "$folder"
+}
+VERSION='import sys; print("%d.%d" % sys.version_info[:2])'
+
+# Install this project with the given extras and the pinned versions, unless that is what the stamp says was done.
+install() { # EXTRAS
+  local extras=$1 python=.venv/bin/python version constraints stamp=.venv/.installed want torch
+  version=$("$python" -c "$VERSION")
+  constraints=constraints/py${version/./}.txt
+  want="$extras $(cat pyproject.toml "$constraints" | cksum) $("$python" -c 'import sys; print(sys.version)' | tr '\n' ' ')$PWD"
+  if [[ -x .venv/bin/harmowam && -f $stamp && $(<"$stamp") == "$want" ]]; then
+    return
+  fi
+  if [[ ,$extras, == *,export,* ]]; then
+    # By itself and first: where pip is offered a CPU wheel, this takes it, and nothing later replaces it.
+    torch=$(grep -o '^torch==[0-9.]*' "$constraints")
+    if ! "$python" -c 'import importlib.metadata as m, sys; sys.exit(m.version("torch").split("+")[0] != sys.argv[1])' "${torch#*==}" 2>/dev/null; then
+      say "$torch: a download of about 0.2 GB where pip is offered the CPU wheel, of 2.7 GB where it is not (it then brings CUDA)"
+      run "$python" -m pip install --constraint "$constraints" "$torch"
+    fi
+  fi
+  say "This project with [$extras], versions as in $constraints"
+  run "$python" -m pip install --constraint "$constraints" --editable ".[$extras]"
+  printf '%s\n' "$want" >"$stamp"
+}
+
+# The pre-processing kernel for the CPU; does nothing when it is up to date.
+kernel() {
+  command -v c++ >/dev/null || command -v g++ >/dev/null || apt_install "A C++ compiler is needed for the pre-processing kernel" g++ libc6-dev
+  run .venv/bin/python -m runtime.preprocess.build
+}
+
+# Whether a picture comes out is what counts, not which packages are there.
+can_render() {
+  .venv/bin/python - <<'PY'
+import os
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+import mujoco
+
+model = mujoco.MjModel.from_xml_string('<mujoco><worldbody><light pos="0 0 3"/><geom size="1"/></worldbody></mujoco>')
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+with mujoco.Renderer(model, 32, 32) as renderer:
+    renderer.update_scene(data)
+    assert renderer.render().std() > 1, "the picture is empty"
+PY
+}
+
+rendering() {
+  local log
+  if log=$(can_render 2>&1); then
+    return
+  fi
+  apt_install "Rendering without a screen does not work yet ($(tail -n 1 <<<"$log"))" libegl1 libgl1 libgl1-mesa-dri
+  log=$(can_render 2>&1) || die "Rendering still fails: $(tail -n 1 <<<"$log"). Try  MUJOCO_GL=osmesa ./build.sh ...  with the package libosmesa6."
+}
+
+setup() {
+  make_venv .venv
+  install cpu,sim,export,dev
+  kernel
+  rendering
+}
+
+cmd_demo() {
+  setup
+  run .venv/bin/harmowam demo --out out/demo "$@"
+}
+
+cmd_bundle() {
+  setup
+  run .venv/bin/harmowam export --out out/so101.bundle "$@"
+}
+
+cmd_test() {
+  local select=(-m "not slow") failed=() bin=.venv/bin
+  if [[ ${1:-} == --slow ]]; then
+    select=()
+    shift
+  fi
+  setup
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
+  # All of them, so that one run shows everything there is to mend.
+  run "$bin/ruff" check . || failed+=("ruff check")
+  run "$bin/ruff" format --check --quiet . || failed+=("ruff format (mend with: $bin/ruff format .)")
+  run "$bin/mypy" || failed+=("mypy")
+  run "$bin/lint-imports" || failed+=("lint-imports")
+  run "$bin/pytest" "${select[@]}" "$@" || failed+=("pytest")
+  if ((${#failed[@]})); then
+    printf '\nbuild.sh: failed: %s\n' "$(printf '%s; ' "${failed[@]}")" >&2
+    exit 1
+  fi
+}
+
+cmd_jetson() {
+  [[ -e /etc/nv_tegra_release ]] || die "This is not a Jetson (no /etc/nv_tegra_release). On a workstation use ./build.sh demo or ./build.sh bundle."
+  find_python
+  "$PY" -c 'import tensorrt' 2>/dev/null || apt_install "TensorRT's Python package is missing" python3-libnvinfer
+  export PATH=$PATH:/usr/local/cuda/bin # nvcc, for pycuda
+  command -v nvcc >/dev/null || die "nvcc is missing. Run this, then ./build.sh jetson again:  sudo apt-get install -y nvidia-jetpack"
+  make_venv .venv --system-site-packages
+  install cpu,jetson
+  kernel
+  .venv/bin/harmowam build --help >/dev/null 2>&1 || die "The environment is ready. Building TensorRT engines (harmowam build) is not part of this version yet; until then the bundle runs on the CPU with: harmowam run"
+  run .venv/bin/harmowam build "$@"
+}
+
+cmd_peers() {
+  make_venv .venv-peers
+  say "Several GB: both bring their own torch, with CUDA where pip is not offered a CPU wheel"
+  run .venv-peers/bin/python -m pip install "lerobot==0.4.4" "nvidia-modelopt[onnx]"
+}
+
+command=${1:-}
+case $command in
+  demo | test | bundle | jetson | peers)
+    shift
+    "cmd_$command" "$@"
+    ;;
+  *)
+    sed -n '2,/^set/{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+    [[ $command == --help || $command == -h ]] || exit 2
+    ;;
+esac

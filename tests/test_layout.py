@@ -1,0 +1,95 @@
+"""The house stands: layers, what may be loaded on the robot, and the versions we count on."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PYTHONS = ("3.10", "3.11", "3.12")
+
+IMPORT_ALL = """
+import importlib, json, pkgutil, sys
+room = importlib.import_module(sys.argv[1])
+names = [m.name for m in pkgutil.walk_packages(room.__path__, room.__name__ + ".") if not m.name.endswith("__main__")]
+for name in names:
+    importlib.import_module(name)
+print(json.dumps({"imported": names, "loaded": sorted({name.partition(".")[0] for name in sys.modules})}))
+"""
+
+
+def pins(python: str) -> dict[str, Version]:
+    """The constraints file of one Python version, as name -> version."""
+    lines = (ROOT / f"constraints/py{python.replace('.', '')}.txt").read_text().splitlines()
+    found = (re.match(r"([A-Za-z0-9._-]+)==([^\s;#]+)", line) for line in lines)
+    return {normalised(m[1]): Version(m[2]) for m in found if m}
+
+
+def normalised(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def requirements() -> list[Requirement]:
+    project = PYPROJECT["project"]
+    extras = [text for texts in project["optional-dependencies"].values() for text in texts]
+    return [Requirement(text) for text in project["dependencies"] + extras]
+
+
+def test_rooms_import_only_what_stands_below_them() -> None:
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("room", ["firmware_bridge", "calibration", "runtime"])
+def test_robot_rooms_load_nothing_from_the_workstation(room: str) -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORT_ALL, room], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["imported"], f"{room} has no modules: is the project installed?"
+    unwanted = {"torch", "export", "sim", "harmowam", "mujoco", "onnx", "matplotlib"} & set(report["loaded"])
+    assert not unwanted, f"importing {room} loads {sorted(unwanted)}"
+
+
+def test_opencv_still_has_hand_eye_calibration() -> None:
+    assert Version(cv2.__version__) < Version("5")
+    for name in ("calibrateHandEye", "calibrateRobotWorldHandEye", "calibrateCameraExtended", "aruco"):
+        assert hasattr(cv2, name), f"cv2.{name}"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_constraints_pin_every_dependency_within_its_range(python: str) -> None:
+    pinned = pins(python)
+    for requirement in requirements():
+        if requirement.marker is None or requirement.marker.evaluate({"python_version": python}):
+            assert normalised(requirement.name) in pinned, f"{requirement.name}: run constraints/update.sh"
+            version = pinned[normalised(requirement.name)]
+            assert version in requirement.specifier, f"{requirement}, pinned {version}: run constraints/update.sh"
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_known_limits_of_versions(python: str) -> None:
+    pinned = pins(python)
+    assert pinned["opencv-python-headless"] < Version("5"), "5.0 lacks hand-eye calibration"
+    assert pinned["torch"] == Version("2.13.0"), "newer releases pull 5 GB of CUDA packages"
+    if python == "3.10":
+        assert pinned["numpy"] < Version("2.3"), "2.2 is the last numpy for Python 3.10"
+
+
+def test_python_range_is_the_one_we_pin() -> None:
+    allowed = Requirement(f"python {PYPROJECT['project']['requires-python']}").specifier
+    assert [f"3.{minor}" for minor in range(8, 16) if f"3.{minor}" in allowed] == list(PYTHONS)
