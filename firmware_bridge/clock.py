@@ -1,0 +1,58 @@
+"""Absolute periodic clock, and the real-time settings of a process."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import sys
+import time
+
+
+class Ticker:
+    """Deadlines at `start + k / hz`; a period that was slept through is skipped and counted, never made up for."""
+
+    def __init__(self, hz: float):
+        self.period_ns = round(1e9 / hz)
+        self.next_ns = time.monotonic_ns() + self.period_ns
+        self.missed = 0
+
+    def wait(self) -> int:
+        """Sleep until the next deadline; returns it (monotonic ns)."""
+        now = time.monotonic_ns()
+        if now > self.next_ns + self.period_ns:
+            skip = (now - self.next_ns) // self.period_ns
+            self.missed += skip
+            self.next_ns += skip * self.period_ns
+        due = self.next_ns
+        while (rest := due - time.monotonic_ns()) > 0:
+            time.sleep(rest * 1e-9)
+        self.next_ns = due + self.period_ns
+        return due
+
+
+def real_time(priority: int = 0, core: int | None = None) -> dict[str, bool]:
+    """Ask for what a loop with deadlines needs; says what was granted. Never raises.
+
+    SCHED_FIFO at `priority` (0: not asked), memory locked, garbage collector frozen and off, pinned to `core`, and short GIL
+    turns for the helper threads of the same process.
+    """
+    granted: dict[str, bool] = {}
+    sys.setswitchinterval(0.0005)
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    if priority:
+        try:
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+            granted["sched_fifo"] = True
+        except OSError:
+            granted["sched_fifo"] = False
+        granted["mlockall"] = ctypes.CDLL(None).mlockall(1) == 0  # MCL_CURRENT: what comes later may be paged
+    if core is not None:
+        try:
+            os.sched_setaffinity(0, {core})
+            granted["affinity"] = True
+        except OSError:
+            granted["affinity"] = False
+    return granted

@@ -1,0 +1,128 @@
+"""The guard: parent of the motor process. Opens and locks the port, watches the heartbeat, stops the arm when it fails.
+
+An STS3215 has no bus watchdog: it holds its last goal with torque on for ever. So when the motor process dies or stalls (also
+SIGSTOP) the guard kills it and lets the torque down in a ramp itself.
+
+    python -m firmware_bridge.guard --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from firmware_bridge.arm import Arm, ArmConfig, ArmError
+from firmware_bridge.bus import Bus
+from firmware_bridge.messages import JointState
+from firmware_bridge.motor import STATE_SLOT
+from firmware_bridge.port import Port, PortError
+from firmware_bridge.slots import SlotError, SlotReader
+
+STALL_S = 0.25
+START_S = 5.0
+EXIT_STOPPED_BY_GUARD = 5
+
+
+def release(port: Port, config: ArmConfig) -> list[int]:
+    """Hold (the servos do), then ramp the torque of every servo down and switch it off; returns ids that still hold."""
+    arm = Arm(Bus(port, config.baud), config)
+    steps = 30
+    for k in range(steps):
+        arm.set_torque(1.0 - (k + 1) / steps)
+        time.sleep(config.release_s / steps)
+    return arm.torque_off()
+
+
+def guard(port_path: str, config: ArmConfig, arm_file: Path, slots: Path, priority: int = 0, core: int | None = None) -> int:
+    """Run the motor process to its end; returns its exit code, or EXIT_STOPPED_BY_GUARD."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    port = Port.open(port_path, config.baud)
+    Arm(Bus(port, config.baud), config).check()
+    (slots / STATE_SLOT).unlink(missing_ok=True)
+    os.set_inheritable(port.fd, True)
+    command = [
+        sys.executable, "-m", "firmware_bridge.motor", "--fd", str(port.fd), "--port", port_path, "--arm", str(arm_file),
+        "--slots", str(slots), "--priority", str(priority), *(["--core", str(core)] if core is not None else []),
+    ]  # fmt: skip
+    child = subprocess.Popen(command, pass_fds=[port.fd])
+    heartbeat: SlotReader | None = None
+    seen, seen_at = 0, time.monotonic() + START_S
+    while True:
+        time.sleep(0.02)
+        code = child.poll()
+        if code is not None and code >= 0:
+            return code
+        try:
+            heartbeat = heartbeat or SlotReader(slots / STATE_SLOT)
+            if heartbeat.newest != seen:
+                seen, seen_at = heartbeat.newest, time.monotonic()
+        except SlotError:
+            pass
+        stalled = time.monotonic() - seen_at > STALL_S
+        if code is not None or stalled:
+            why = f"motor process died (signal {-code})" if code is not None else f"motor process gave no sign for {STALL_S} s"
+            child.kill()
+            child.wait()
+            print(f"guard: {why}: holding, then letting the torque down", file=sys.stderr, flush=True)
+            holding = release(port, config)
+            if holding:
+                print(f"guard: servo {', '.join(map(str, holding))} still holds: switch the arm's power off.", file=sys.stderr, flush=True)
+            return EXIT_STOPPED_BY_GUARD
+
+
+def start(port: str, config: ArmConfig, slots: Path, priority: int = 0, core: int | None = None) -> subprocess.Popen[str]:
+    """Start a guard as a session of its own: a Ctrl-C in the terminal does not reach it; it survives its caller."""
+    slots.mkdir(parents=True, exist_ok=True)
+    arm_file = slots / "arm.json"
+    arm_file.write_text(json.dumps(config.to_dict()))
+    (slots / STATE_SLOT).unlink(missing_ok=True)
+    command = [
+        sys.executable, "-m", "firmware_bridge.guard", "--port", port, "--arm", str(arm_file), "--slots", str(slots),
+        "--priority", str(priority), *(["--core", str(core)] if core is not None else []),
+    ]  # fmt: skip
+    return subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_state(process: subprocess.Popen[str], slots: Path, timeout_s: float = 8.0) -> SlotReader:
+    """Wait for the first JointState; raises ArmError with the guard's own sentence when it gives up."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            said = (process.stderr.read() if process.stderr else "").strip().removeprefix("error: ")
+            raise ArmError(said or f"the guard ended with code {process.returncode} before the arm was ready: run it by hand to see why.")
+        try:
+            reader = SlotReader(slots / STATE_SLOT)
+            got = reader.read()
+            if got is not None:
+                JointState.unpack(got[0])
+                return reader
+        except SlotError:
+            pass
+        time.sleep(0.005)
+    raise ArmError(f"the motor process gave no sign within {timeout_s:.0f} s: check the load of this machine and try again.")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Guard: locks the serial port, runs the motor process and stops the arm if that fails.")
+    parser.add_argument("--port", required=True)
+    parser.add_argument("--arm", type=Path, required=True, help="ArmConfig as JSON")
+    parser.add_argument("--slots", type=Path, required=True, help="folder of the slots")
+    parser.add_argument("--priority", type=int, default=0, help="SCHED_FIFO priority of the motor process, 0 for none")
+    parser.add_argument("--core", type=int, help="core of the motor process")
+    args = parser.parse_args()
+    try:
+        config = ArmConfig.from_dict(json.loads(args.arm.read_text()))
+        return guard(args.port, config, args.arm, args.slots, args.priority, args.core)
+    except (PortError, ArmError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Latest-value slots between processes: a memory-mapped file with two buffers, sequence number and CRC-32.
+
+A writer never waits; a reader gets the newest whole value and how many it has seen. Nothing queues.
+(`multiprocessing.shared_memory` is not used: it unlinks the segment when an attaching process exits.)
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+_HEAD = struct.Struct("<4sIQ")  # magic, capacity, newest sequence
+_CELL = struct.Struct("<QII")  # sequence, length, CRC-32
+_MAGIC = b"HSL1"
+
+
+class SlotError(Exception):
+    """A slot that cannot be opened or does not hold what is expected."""
+
+
+def _offset(capacity: int, seq: int) -> int:
+    return _HEAD.size + (seq & 1) * (_CELL.size + capacity)
+
+
+class SlotWriter:
+    """Creates (or takes over) the slot at `path` for payloads of up to `capacity` bytes. One writer a slot."""
+
+    def __init__(self, path: Path, capacity: int):
+        size = _HEAD.size + 2 * (_CELL.size + capacity)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.ftruncate(fd, size)
+            self._map = mmap.mmap(fd, size)
+        finally:
+            os.close(fd)
+        self._capacity, self.seq = capacity, 0
+        _HEAD.pack_into(self._map, 0, _MAGIC, capacity, 0)
+        os.replace(partial, path)
+
+    def write(self, *parts: Any) -> int:
+        """Store the concatenation of `parts` (anything with the buffer protocol); returns its sequence number."""
+        seq = self.seq + 1
+        at = _offset(self._capacity, seq)
+        views = [memoryview(p).cast("B") for p in parts]
+        length = sum(len(v) for v in views)
+        if length > self._capacity:
+            raise SlotError(f"payload of {length} bytes does not fit into a slot of {self._capacity}")
+        crc, end = 0, at + _CELL.size
+        for v in views:
+            self._map[end : end + len(v)] = v
+            crc = zlib.crc32(v, crc)
+            end += len(v)
+        _CELL.pack_into(self._map, at, seq, length, crc)
+        struct.pack_into("<Q", self._map, 8, seq)
+        self.seq = seq
+        return seq
+
+    def close(self) -> None:
+        self._map.close()
+
+
+class SlotReader:
+    """Reads the slot at `path`; raises SlotError when it is absent or no slot."""
+
+    def __init__(self, path: Path):
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except OSError as e:
+            raise SlotError(f"slot {path} cannot be opened ({e.strerror}): is its writer running?") from e
+        try:
+            self._map = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+        finally:
+            os.close(fd)
+        magic, self._capacity, _ = _HEAD.unpack_from(self._map, 0)
+        if magic != _MAGIC:
+            raise SlotError(f"{path} is not a slot")
+        self.torn = 0
+        self._last: tuple[bytes, int] | None = None
+
+    @property
+    def newest(self) -> int:
+        """Sequence number of the newest value, 0 before the first: cheap, for polling."""
+        return int(struct.unpack_from("<Q", self._map, 8)[0])
+
+    def read(self) -> tuple[bytes, int] | None:
+        """Newest payload and its sequence number; None before the first. After a torn read the last good value again."""
+        for _ in range(3):
+            seq = self.newest
+            if seq == 0:
+                return None
+            if self._last is not None and self._last[1] == seq:
+                return self._last
+            at = _offset(self._capacity, seq)
+            found, length, crc = _CELL.unpack_from(self._map, at)
+            if found == seq and length <= self._capacity:
+                payload = self._map[at + _CELL.size : at + _CELL.size + length]
+                if zlib.crc32(payload) == crc:
+                    self._last = (payload, seq)
+                    return self._last
+            self.torn += 1
+        return self._last
+
+    def close(self) -> None:
+        self._map.close()

@@ -1,0 +1,20 @@
+"""The SO-101 as the tests drive it."""
+
+import numpy as np
+
+from firmware_bridge.arm import ArmConfig
+from firmware_bridge.plant import KinematicPlant
+from firmware_bridge.virtual_bus import VirtualBus
+
+LOWER = (-1.91986, -1.74533, -1.69, -1.65806, -2.74385, -0.174533)
+UPPER = (1.91986, 1.74533, 1.69, 1.65806, 2.84121, 1.74533)
+CONFIG = ArmConfig(
+    joints=("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"), ids=(1, 2, 3, 4, 5, 6),
+    lower=LOWER, upper=UPPER, direction=(1, 1, 1, 1, 1, 1), zero_step=(2048,) * 6, rest=(0.0, -1.2, 1.2, 1.0, 0.0, 0.0),
+    max_velocity=(4.0,) * 6, max_acceleration=(30.0,) * 6, release_s=0.4, stop_after_s=0.5, lower_speed=1.5,
+)  # fmt: skip
+
+
+def bus(start_rad=(0.0, -0.5, 0.5, 0.5, 0.0, 0.5)):
+    plant = KinematicPlant(np.array(start_rad) * 4096 / (2 * np.pi) + 2048)
+    return VirtualBus(CONFIG.ids, plant), plant

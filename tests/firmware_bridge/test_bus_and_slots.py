@@ -1,0 +1,188 @@
+"""Bus master, arm and slots against virtual servos: real bytes, on a pseudo-terminal where timing matters."""
+
+import multiprocessing as mp
+import time
+
+import numpy as np
+import pytest
+
+from firmware_bridge.arm import NO_REPLY, Arm, ArmError
+from firmware_bridge.bus import Bus
+from firmware_bridge.messages import Command, Expert, JointState, SafetyState
+from firmware_bridge.port import MemoryPort, Port, PortError
+from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
+from firmware_bridge.virtual_bus import PtyBus
+from tests.firmware_bridge.so101 import CONFIG, bus
+
+
+@pytest.fixture
+def pty(tmp_path):
+    servos, plant = bus()
+    server = PtyBus(servos, link=tmp_path / "arm")
+    port = Port.open(server.path)
+    yield servos, plant, Bus(port, margin_s=0.1), server  # patient: a loaded test machine is no fault of the bus
+    port.close()
+    server.close()
+
+
+def test_sync_read_and_write_over_a_real_port(pty):
+    servos, plant, master, _ = pty
+    arm = Arm(master, CONFIG)
+    arm.check()
+    assert np.allclose(arm.read().q, (0.0, -0.5, 0.5, 0.5, 0.0, 0.5), atol=0.002)
+    arm.torque_on()
+    arm.write_goals(np.full(6, 0.3))
+    deadline = time.monotonic() + 3
+    while np.abs(arm.read().q - 0.3).max() > 0.002 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert np.allclose(arm.read().q, 0.3, atol=0.002)
+    arm.read_telemetry()
+    assert arm.voltage[0] == pytest.approx(7.4) and arm.temperature[0] == 30
+    assert arm.torque_off() == [] and not arm.energised()
+    assert not master.errors
+
+
+def test_one_silent_servo_costs_only_its_own_value(pty):
+    servos, _, master, _ = pty
+    servos.silent = {3}
+    m = Arm(master, CONFIG).read()
+    assert (m.bits & NO_REPLY).astype(bool).tolist() == [False, False, True, False, False, False]
+    assert master.errors[3, "no reply"] == 1
+
+
+def test_a_lost_and_a_damaged_reply_are_asked_for_again(pty):
+    servos, _, master, _ = pty
+    servos.drop = 1
+    assert len(master.sync_read(CONFIG.ids, 56, 2)) == 6
+    servos.corrupt = 1
+    assert len(master.sync_read(CONFIG.ids, 56, 2)) == 6
+    assert not [k for k in master.errors if k[1] == "no reply"]
+
+
+def test_a_late_reply_is_never_taken_for_the_next_answer():
+    servos, _ = bus()
+    port = MemoryPort(servos)
+    master = Bus(port)
+    port._arrived = servos.handle(bytes.fromhex("FFFF010402380 2BE".replace(" ", "")), 0)  # a position nobody waits for any more
+    voltage = master.read(1, 62, 1)
+    assert voltage.data == bytes([74])
+    assert master.errors[-1, "late or unasked bytes"] > 0
+
+
+def test_torque_on_starts_at_the_measured_pose_and_an_energised_arm_is_not_dropped():
+    servos, plant = bus()
+    servos.memory[2][40] = 1
+    servos._drive()
+    arm = Arm(Bus(MemoryPort(servos)), CONFIG)
+    assert arm.energised()
+    arm.torque_on()
+    assert servos.get(2, "torque_enable") == 1
+    for i in CONFIG.ids:
+        assert abs(servos.get(i, "goal_position") - servos.get(i, "present_position")) <= 1
+
+
+def test_torque_off_is_tried_on_every_servo_even_if_one_refuses():
+    servos, _ = bus()
+    arm = Arm(Bus(MemoryPort(servos)), CONFIG)
+    arm.torque_on()
+    servos.silent = {2}
+    assert arm.torque_off() == [2]
+    assert all(servos.get(i, "torque_enable") == 0 for i in CONFIG.ids)
+
+
+def test_missing_servos_are_named():
+    servos, _ = bus()
+    servos.silent = {3, 5}
+    arm = Arm(Bus(MemoryPort(servos)), CONFIG)
+    with pytest.raises(ArmError, match=r"3 \(elbow_flex\), 5 \(wrist_roll\)"):
+        arm.check()
+    servos.silent = set(CONFIG.ids)
+    with pytest.raises(ArmError, match="power supply"):
+        arm.check()
+
+
+def test_ports_that_are_missing_or_busy(pty, tmp_path):
+    with pytest.raises(PortError, match="does not exist"):
+        Port.open(str(tmp_path / "nothing"))
+    with pytest.raises(PortError, match="in use"):
+        Port.open(pty[3].path)
+
+
+def test_a_port_that_goes_away_is_said(tmp_path):
+    servos, _ = bus()
+    server = PtyBus(servos)
+    port = Port.open(server.path)
+    server.close()
+    with pytest.raises(PortError, match="lost|closed"):
+        for _ in range(50):
+            Bus(port).sync_read(CONFIG.ids, 56, 2)
+
+
+def test_a_virtual_servo_behaves_like_one():
+    servos, plant = bus()
+    master = Bus(MemoryPort(servos))
+    assert master.ping(1) and not master.ping(9)
+    assert master.write(1, 56, b"\x00\x00")  # read-only: acknowledged, without effect
+    assert master.read(1, 56, 2).data != b"\x00\x00"
+    master.write(1, 42, (3000).to_bytes(2, "little"))
+    master.port.time_ns += 10**9
+    assert master.read(1, 56, 2).data == (2048).to_bytes(2, "little")  # goal without torque: it stays
+    master.write(1, 40, b"\x01")
+    master.read(1, 56, 2)
+    master.port.time_ns += 10**9
+    assert abs(int.from_bytes(master.read(1, 56, 2).data, "little") - 3000) <= 1
+    assert master.write(1, 40, b"\x80")  # take the present position as the middle
+    assert abs(int.from_bytes(master.read(1, 56, 2).data, "little") - 2048) <= 1
+
+
+def test_messages_round_trip():
+    q = np.arange(6, dtype=np.float32)
+    c = Command(5, 9, q, -q, Expert.REACTIVE, 0.25, 3, 77)
+    d = Command.unpack(c.pack())
+    assert (d.t_apply_ns, d.t_stale_ns, d.expert, d.gate, d.t_capture_ns, d.seq) == (5, 9, Expert.REACTIVE, 0.25, 3, 77)
+    assert np.array_equal(d.q_rad, q) and np.array_equal(d.qd_rad_s, -q)
+    s = JointState(1, q, q + 1, q + 2, q + 3, q + 4, q + 5, np.arange(6, dtype=np.uint8), SafetyState.HOLD, "why", 2, 3, 4, 5, 6)
+    t = JointState.unpack(s.pack())
+    assert t.reason == "why" and t.safety == SafetyState.HOLD and (t.t_wire_ns, t.tick, t.missed_ticks) == (2, 5, 6)
+    assert np.array_equal(t.voltage_v, q + 5) and np.array_equal(t.status_bits, s.status_bits)
+
+
+def _write_for_ever(path):
+    writer = SlotWriter(path, 4096)
+    k = 0
+    while True:
+        k += 1
+        writer.write(bytes([k % 251]) * 4096)
+
+
+def test_a_slot_never_gives_a_torn_value(tmp_path):
+    path = tmp_path / "s.slot"
+    process = mp.get_context("spawn").Process(target=_write_for_ever, args=(path,), daemon=True)
+    process.start()
+    deadline = time.monotonic() + 15
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    reader, last, n = SlotReader(path), 0, 0
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        got = reader.read()
+        if got is None:
+            continue
+        assert len(set(got[0])) == 1 and got[1] >= last
+        n += got[1] > last
+        last = got[1]
+    process.kill()
+    assert n > 10
+    assert reader.read()[1] >= last  # the last value stays readable when the writer is dead
+
+
+def test_slot_errors(tmp_path):
+    with pytest.raises(SlotError, match="cannot be opened"):
+        SlotReader(tmp_path / "none")
+    writer = SlotWriter(tmp_path / "s", 8)
+    assert SlotReader(tmp_path / "s").read() is None
+    with pytest.raises(SlotError, match="does not fit"):
+        writer.write(bytes(9))
+    frame = np.arange(8, dtype=np.uint8)
+    writer.write(frame)
+    assert SlotReader(tmp_path / "s").read() == (frame.tobytes(), 1)
