@@ -81,6 +81,7 @@ class World:
         self.data = mujoco.MjData(self.model)
         self._renderer: mujoco.Renderer | None = None
         self._substeps = round(SERVO_DT / self.model.opt.timestep)
+        self._force = self.model.actuator_forcerange.copy()
         self._cube_qpos = {c: int(self.model.joint(self.model.body(c).jntadr[0]).qposadr[0]) for c in CUBES}
         self._jaw_geoms = {self.model.geom(g).id for g in ("fixed_jaw", "moving_jaw")}
         self.reset(layout or sample_layout(np.random.default_rng(seed), instruction))
@@ -100,6 +101,7 @@ class World:
         self._delay = [self._goal.copy()] * LATENCY_TICKS
         self._torque = np.ones(J, bool)
         self._speed = np.full(J, SERVO_SPEED)
+        self.model.actuator_forcerange[:] = self._force
         self.data.ctrl[:] = self._goal
         self._debt = 0.0
         self._still = 0.0
@@ -126,7 +128,7 @@ class World:
     @property
     def load(self) -> np.ndarray:
         """Actuator force over its limit, [-1, 1]."""
-        return self.data.actuator_force / self.model.actuator_forcerange[:, 1]
+        return self.data.actuator_force / self._force[:, 1]
 
     @property
     def measured(self) -> np.ndarray:
@@ -139,13 +141,19 @@ class World:
         q = self.measured
         return np.append(so101_forward(q), q[5])
 
-    def set_goals(self, goal_rad: np.ndarray, torque_on: np.ndarray | None = None, speed_rad_s: np.ndarray | None = None) -> None:
-        """New goal registers; angles are rounded to servo steps and cut to the joint limits."""
+    def set_goals(
+        self, goal_rad: np.ndarray, torque_on: np.ndarray | None = None, speed_rad_s: np.ndarray | None = None,
+        torque_limit: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        """New goal registers; angles are rounded to servo steps and cut to the joint limits. `torque_limit` in [0, 1]."""
         self._goal = np.clip(np.round(np.asarray(goal_rad, float) / STEP_RAD) * STEP_RAD, SO101_LOWER, SO101_UPPER)
         if torque_on is not None:
             self._torque = np.asarray(torque_on, bool)
         if speed_rad_s is not None:
             self._speed = np.clip(np.asarray(speed_rad_s, float), 0.0, SERVO_SPEED)
+        if torque_limit is not None:
+            force = self._force * np.asarray(torque_limit, float)[:, None]
+            self.model.actuator_forcerange[:] = force
 
     def advance(self, dt: float) -> None:
         """Let `dt` seconds pass (whole servo periods; the remainder is carried over)."""
@@ -162,6 +170,7 @@ class World:
         if not self._torque.all():  # a limp servo follows its joint and pushes nothing
             limp = ~self._torque
             self._profile[limp] = self.data.qpos[:J][limp]
+            self._delay = [np.where(limp, self.data.qpos[:J], d) for d in self._delay]
             self.data.ctrl[limp] = self.data.qpos[:J][limp]
         mujoco.mj_step(self.model, self.data, self._substeps)
 

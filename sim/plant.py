@@ -1,0 +1,52 @@
+"""The MuJoCo arm under the virtual servo bus, and the motor tick in virtual time: real bytes, no waiting."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from firmware_bridge.arm import Arm, ArmConfig
+from firmware_bridge.bus import Bus
+from firmware_bridge.messages import Command, JointState, RequestKind
+from firmware_bridge.motor import MotorLoop
+from firmware_bridge.port import MemoryPort
+from firmware_bridge.sts3215 import RAD_PER_STEP
+from firmware_bridge.virtual_bus import VirtualBus
+from runtime.robot import load_robot
+from sim.virtual_time import MotorTick
+from sim.world import J, World
+
+MIDDLE = 2048
+
+
+class MujocoPlant:
+    """`firmware_bridge.plant.Plant` over a World: 2048 steps are 0 rad, all servos turn the joint's way.
+
+    It only passes values on; whoever owns the World decides when time passes.
+    """
+
+    def __init__(self, world: World):
+        self.world = world
+
+    def drive(self, goal: np.ndarray, torque_on: np.ndarray, speed: np.ndarray, torque_limit: np.ndarray) -> None:
+        limit = np.where(speed > 0, speed * RAD_PER_STEP, np.inf)
+        self.world.set_goals((goal - MIDDLE) * RAD_PER_STEP, torque_on, limit, torque_limit)
+
+    def present(self, now_ns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        w = self.world
+        return w.q / RAD_PER_STEP + MIDDLE, w.qd / RAD_PER_STEP, w.load
+
+
+def arm_config(robot: str = "sim_so101") -> ArmConfig:
+    return load_robot(robot).arm
+
+
+def virtual_motor(world: World) -> MotorTick:
+    """A motor tick for `run_episode`: limiter, state machine and servo packets, over memory instead of a port. Arms itself."""
+    port = MemoryPort(VirtualBus(range(1, J + 1), MujocoPlant(world)))
+    loop = MotorLoop(Arm(Bus(port), arm_config()))
+
+    def tick(now_ns: int, command: Command | None) -> JointState:
+        port.time_ns = now_ns
+        return loop.tick(now_ns, command, RequestKind.ARM)
+
+    return tick
