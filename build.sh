@@ -12,6 +12,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1
+VERSION='import sys; print("%d.%d" % sys.version_info[:2])'
+RENDERING=(libegl1 libgl1 libgl1-mesa-dri) # draw without a screen and without a GPU
 
 say() { printf '\n# %s\n' "$*"; }
 die() { printf '\nbuild.sh: %s\n' "$*" >&2; exit 2; }
@@ -38,7 +40,7 @@ apt_install() { # WHY PACKAGE...
 
 python_fits() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
 
-find_python() { # sets PY
+find_python() { # sets PY; fails when there is no Python at all
   local candidate
   if [[ -n ${PYTHON:-} ]]; then
     python_fits "$PYTHON" || die "PYTHON=$PYTHON is not a Python 3.10, 3.11 or 3.12. Give another one, or none."
@@ -51,10 +53,30 @@ find_python() { # sets PY
       return
     fi
   done
-  command -v python3 >/dev/null && die "Found $(python3 --version), but Python 3.10, 3.11 or 3.12 is needed. Install one, or name it: PYTHON=/path/to/python ./build.sh ..."
-  apt_install "There is no Python" python3 python3-venv
-  python_fits python3 || die "This system's Python is $(python3 --version), but 3.10, 3.11 or 3.12 is needed. Install one and name it: PYTHON=/path/to/python ./build.sh ..."
-  PY=python3
+  command -v python3 >/dev/null || return 1
+  die "Found $(python3 --version), but Python 3.10, 3.11 or 3.12 is needed. Install one and name it: PYTHON=/path/to/python ./build.sh ..."
+}
+
+# What pip cannot bring, asked for all at once and before anything is downloaded.
+system_packages() { # [rendering]
+  local missing=() python=.venv/bin/python
+  if [[ ! -x $python ]]; then
+    python=
+    if find_python; then
+      python=$PY
+      "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=("python$("$python" -c "$VERSION")-venv")
+    else
+      missing+=(python3 python3-venv)
+    fi
+  fi
+  [[ -n ${CXX:-} ]] || command -v g++ >/dev/null || command -v clang++ >/dev/null || missing+=(g++ libc6-dev)
+  if [[ ${1:-} == rendering && ${MUJOCO_GL:-egl} == egl ]]; then
+    [[ -n $python ]] && "$python" -c 'import ctypes; ctypes.CDLL("libEGL.so.1"); ctypes.CDLL("libGL.so.1")' 2>/dev/null ||
+      missing+=("${RENDERING[@]}")
+  fi
+  if ((${#missing[@]})); then
+    apt_install "Some system packages are missing" "${missing[@]}"
+  fi
 }
 
 # A virtual environment of one of the Pythons we know. Leaves an existing one alone.
@@ -67,12 +89,10 @@ make_venv() { # FOLDER [VENV-ARGS]
     fi
     die "$folder holds Python $("$folder/bin/python" -c "$VERSION"), but PYTHON=$PYTHON is $("$PYTHON" -c "$VERSION"). Remove $folder first, or leave PYTHON unset."
   fi
-  find_python
-  "$PY" -c 'import ensurepip, venv' 2>/dev/null || apt_install "Python's venv module is missing" "python$("$PY" -c "$VERSION")-venv"
+  find_python || die "There is no Python. Install 3.10, 3.11 or 3.12."
   say "Virtual environment $folder with $("$PY" --version)"
   run "$PY" -m venv "$@" "$folder"
 }
-VERSION='import sys; print("%d.%d" % sys.version_info[:2])'
 
 # Install this project with the given extras and the pinned versions, unless that is what the stamp says was done.
 install() { # EXTRAS
@@ -94,12 +114,6 @@ install() { # EXTRAS
   say "This project with [$extras], versions as in $constraints"
   run "$python" -m pip install --constraint "$constraints" --editable ".[$extras]"
   printf '%s\n' "$want" >"$stamp"
-}
-
-# The pre-processing kernel for the CPU; does nothing when it is up to date.
-kernel() {
-  command -v c++ >/dev/null || command -v g++ >/dev/null || apt_install "A C++ compiler is needed for the pre-processing kernel" g++ libc6-dev
-  run .venv/bin/python -m runtime.preprocess.build
 }
 
 # Whether a picture comes out is what counts, not which packages are there.
@@ -124,11 +138,14 @@ rendering() {
   if log=$(can_render 2>&1); then
     return
   fi
-  apt_install "Rendering without a screen does not work yet ($(tail -n 1 <<<"$log"))" libegl1 libgl1 libgl1-mesa-dri
+  apt_install "Rendering without a screen does not work yet ($(tail -n 1 <<<"$log"))" "${RENDERING[@]}"
   log=$(can_render 2>&1) || die "Rendering still fails: $(tail -n 1 <<<"$log"). Try  MUJOCO_GL=osmesa ./build.sh ...  with the package libosmesa6."
 }
 
+kernel() { run .venv/bin/python -m runtime.preprocess.build; } # pre-processing for the CPU; compiled when its source changes
+
 setup() {
+  system_packages rendering
   make_venv .venv
   install cpu,sim,export,dev
   kernel
@@ -155,7 +172,7 @@ cmd_test() {
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
   # All of them, so that one run shows everything there is to mend.
   run "$bin/ruff" check . || failed+=("ruff check")
-  run "$bin/ruff" format --check --quiet . || failed+=("ruff format (mend with: $bin/ruff format .)")
+  run "$bin/ruff" format --check --output-format concise . || failed+=("ruff format (mend with: $bin/ruff format .)")
   run "$bin/mypy" || failed+=("mypy")
   run "$bin/lint-imports" || failed+=("lint-imports")
   run "$bin/pytest" "${select[@]}" "$@" || failed+=("pytest")
@@ -167,6 +184,7 @@ cmd_test() {
 
 cmd_jetson() {
   [[ -e /etc/nv_tegra_release ]] || die "This is not a Jetson (no /etc/nv_tegra_release). On a workstation use ./build.sh demo or ./build.sh bundle."
+  system_packages
   find_python
   "$PY" -c 'import tensorrt' 2>/dev/null || apt_install "TensorRT's Python package is missing" python3-libnvinfer
   export PATH=$PATH:/usr/local/cuda/bin # nvcc, for pycuda
