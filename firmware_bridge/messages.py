@@ -85,8 +85,9 @@ class JointState:
 
     `status_bits` are the servo's condition bits (Feetech register 65 layout), 0x80 is added by the
     bus master for a servo that did not answer in this tick. `goal_rad` is the last goal that went
-    out on the wire, `t_wire_ns` when its last byte was handed to the port, and
-    `t_command_capture_ns` the capture time of the observation behind it (0 before the first).
+    out on the wire. `command_seq` is the newest command that reached the wire, `t_wire_ns` when its
+    first goal was handed to the port, `t_command_capture_ns` the capture time of the observation
+    behind it (0 before the first).
     """
 
     t_ns: int

@@ -38,6 +38,7 @@ class MotorLoop:
         self._doubted = 0
         self._trusted: Measurement | None = None
         self._torque: float | None = None
+        self._sent = (0, 0, 0)  # newest command on the wire: sequence, capture time, first time on the wire
 
     def _measure(self) -> Measurement:
         """The newest measurement; a jump that no motor can make is disbelieved up to three times running."""
@@ -53,7 +54,6 @@ class MotorLoop:
     def tick(self, now_ns: int, command: Command | None, request: RequestKind, missed: int = 0) -> JointState:
         measured = self._measure()
         d = self.safety.step(now_ns, command, request, measured, self.arm.temperature)
-        t_wire = 0
         if d.arm:
             self.arm.torque_on()
         elif d.release:
@@ -66,15 +66,15 @@ class MotorLoop:
                 self._torque = d.torque
             if d.goal is not None:
                 self.arm.write_goals(d.goal)
-                t_wire = self.arm.bus.port.now_ns()
+                if command is not None and d.state == SafetyState.ACTIVE and command.seq != self._sent[0]:
+                    self._sent = (command.seq, command.t_capture_ns, self.arm.bus.port.now_ns())
         self.arm.read_telemetry()
         self.ticks += 1
-        used = command if command is not None and d.state == SafetyState.ACTIVE else None
         goal = self.safety.goal if d.state != SafetyState.DISARMED else measured.q
         return JointState(
             now_ns, measured.q.astype(np.float32), measured.qd.astype(np.float32), np.asarray(goal, np.float32), self.arm.current,
-            self.arm.temperature, self.arm.voltage, measured.bits, d.state, d.reason, t_wire,
-            used.t_capture_ns if used else 0, used.seq if used else 0, self.ticks, missed,
+            self.arm.temperature, self.arm.voltage, measured.bits, d.state, d.reason,
+            self._sent[2], self._sent[1], self._sent[0], self.ticks, missed,
         )  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def sample_layout(rng: np.random.Generator, instruction: str | None = None) -> L
 class World:
     """Physics at 500 Hz, servos at 250 Hz. `q` float64[J] are true angles (rad); `measured` what the encoders say."""
 
-    def __init__(self, seed: int = 0, instruction: str | None = None, layout: Layout | None = None):
+    def __init__(self, seed: int = 0, instruction: str | None = None, *, layout: Layout | None = None):
         self.model = mujoco.MjModel.from_xml_path(str(ASSET))
         self.data = mujoco.MjData(self.model)
         self._renderer: mujoco.Renderer | None = None
@@ -197,6 +197,13 @@ class World:
             self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         self._renderer.update_scene(self.data, camera)
         return self._renderer.render()
+
+    def render_pose(self, qpos: np.ndarray) -> dict[str, np.ndarray]:
+        """Both views of the scene at `qpos` float64[nq], without physics (the camera process)."""
+        self.data.qpos[:] = qpos
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
+        return {name: self.render(name) for name in ("front", "wrist")}
 
     def close(self) -> None:
         if self._renderer is not None:

@@ -47,6 +47,23 @@ def plane_homography(src: Camera, dst: Camera, plane_z: float) -> np.ndarray:
     return (T_src_from_dst[:3, :3] + np.outer(T_src_from_dst[:3, 3], normal) / distance) @ inverse
 
 
+@functools.lru_cache(maxsize=8)
+def _table(
+    H: tuple[float, ...], camera: tuple[float, ...], D: tuple[float, ...], sizes: tuple[int, int, int, int]
+) -> tuple[tuple[int, int], np.ndarray, np.ndarray, float]:
+    """Footprint table: window, origin int32[n,2], weights uint16[n,kh*kw], coverage. Slow and fast loop share it."""
+    g = _Geometry((ctypes.c_double * 9)(*H), *camera, (ctypes.c_double * 8)(*D))
+    n = sizes[2] * sizes[3]
+    for full in (0, 1):
+        kw, kh = ctypes.c_int(), ctypes.c_int()
+        _kernel().warp_window(ctypes.byref(g), *sizes, full, ctypes.byref(kw), ctypes.byref(kh))
+        origin, weights = np.empty((n, 2), np.int32), np.empty((n, kh.value * kw.value), np.uint16)
+        coverage = float(_kernel().warp_table(ctypes.byref(g), *sizes, kw, kh, _pointer(origin), _pointer(weights)))
+        if coverage >= 0:
+            break
+    return (kw.value, kh.value), origin, weights, coverage
+
+
 class Warp:
     """The fixed map from camera `src` to training camera `dst`.
 
@@ -63,18 +80,13 @@ class Warp:
         if len(src.D) not in (0, 4, 5, 8):
             raise ValueError(f"camera '{src.name}' has {len(src.D)} distortion coefficients; 0, 4, 5 or 8 are understood")
         self.src, self.dst, self.bgr, self.dtype = src, dst, int(layout == "bgr"), dtype
-        H = plane_homography(src, dst, plane_z)
         D = np.zeros(8)
         D[: len(src.D)] = src.D
-        g = _Geometry((ctypes.c_double * 9)(*H.ravel()), src.K[0, 0], src.K[1, 1], src.K[0, 2], src.K[1, 2], (ctypes.c_double * 8)(*D))
-        lib, sizes = _kernel(), (src.width, src.height, dst.width, dst.height)
-        kw, kh = ctypes.c_int(), ctypes.c_int()
-        lib.warp_window(ctypes.byref(g), *sizes, ctypes.byref(kw), ctypes.byref(kh))
-        self.window = (kw.value, kh.value)
+        camera = (src.K[0, 0], src.K[1, 1], src.K[0, 2], src.K[1, 2])
         self.n = dst.width * dst.height
-        self.origin = np.empty((self.n, 2), np.int32)
-        self.weights = np.empty((self.n, kh.value * kw.value), np.uint16)
-        self.coverage = float(lib.warp_table(ctypes.byref(g), *sizes, *self.window, _pointer(self.origin), _pointer(self.weights)))
+        self.window, self.origin, self.weights, self.coverage = _table(
+            tuple(plane_homography(src, dst, plane_z).ravel()), camera, tuple(D), (src.width, src.height, dst.width, dst.height)
+        )
         m, s = np.asarray(mean, np.float64), np.asarray(std, np.float64)
         self.scale = (1.0 / (255.0 * 32768.0 * s)).astype(np.float32)
         self.bias = (-m / s).astype(np.float32)

@@ -16,10 +16,10 @@ struct Tap {
 };
 
 // All bilinear taps of one output pixel, merged. Samples that fall outside the source count as black.
-void taps_of(const Geometry& g, int u, int v, int width, int height, std::vector<Tap>& taps) {
+void taps_of(const Geometry& g, int u, int v, int width, int height, int stride, std::vector<Tap>& taps) {
   taps.clear();
-  for (int j = 0; j < kSamples; ++j)
-    for (int i = 0; i < kSamples; ++i) {
+  for (int j = 0; j < kSamples; j += stride)
+    for (int i = 0; i < kSamples; i += stride) {
       double x, y;
       bool front;
       warp::source_of(g, u + (i + 0.5) / kSamples - 0.5, v + (j + 0.5) / kSamples - 0.5, &x, &y, &front);
@@ -48,13 +48,13 @@ void bounds(const std::vector<Tap>& taps, int* x0, int* y0, int* x1, int* y1) {
 
 extern "C" {
 
-// Window size that holds every footprint.
-void warp_window(const Geometry* g, int src_w, int src_h, int dst_w, int dst_h, int* kw, int* kh) {
+// Window size that holds the footprints, by their corners and two lines across (`full`: by every sample).
+void warp_window(const Geometry* g, int src_w, int src_h, int dst_w, int dst_h, int full, int* kw, int* kh) {
   std::vector<Tap> taps;
   *kw = *kh = 1;
   for (int v = 0; v < dst_h; ++v)
     for (int u = 0; u < dst_w; ++u) {
-      taps_of(*g, u, v, src_w, src_h, taps);
+      taps_of(*g, u, v, src_w, src_h, full ? 1 : 5, taps);
       if (taps.empty()) continue;
       int x0, y0, x1, y1;
       bounds(taps, &x0, &y0, &x1, &y1);
@@ -63,15 +63,17 @@ void warp_window(const Geometry* g, int src_w, int src_h, int dst_w, int dst_h, 
     }
 }
 
-// Fill origin int32[dst_h*dst_w][2] and weights uint16[dst_h*dst_w][kh*kw]; returns the share of footprints inside the source.
+// Fill origin int32[dst_h*dst_w][2] and weights uint16[dst_h*dst_w][kh*kw]; returns the share of footprints inside the source,
+// or -1 when a footprint does not fit into the window.
 double warp_table(const Geometry* g, int src_w, int src_h, int dst_w, int dst_h, int kw, int kh, int32_t* origin, uint16_t* weights) {
   std::vector<Tap> taps;
   std::vector<double> window(kw * kh);
   double covered = 0;
   for (int n = 0; n < dst_w * dst_h; ++n) {
-    taps_of(*g, n % dst_w, n / dst_w, src_w, src_h, taps);
-    int x0 = 0, y0 = 0, x1, y1;
+    taps_of(*g, n % dst_w, n / dst_w, src_w, src_h, 1, taps);
+    int x0 = 0, y0 = 0, x1 = 0, y1 = 0;
     if (!taps.empty()) bounds(taps, &x0, &y0, &x1, &y1);
+    if (x1 - x0 >= kw || y1 - y0 >= kh) return -1;
     x0 = std::min(x0, src_w - kw);
     y0 = std::min(y0, src_h - kh);
     origin[2 * n] = x0;

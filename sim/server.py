@@ -1,0 +1,122 @@
+"""The simulated robot as processes of its own: physics and servo bus in one, cameras in another. The runtime sees a serial
+port and camera slots, nothing else.
+
+    python -m sim.server --help
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from firmware_bridge.clock import Ticker, real_time
+from firmware_bridge.slots import SlotReader, SlotWriter
+from firmware_bridge.virtual_bus import PtyBus, VirtualBus
+from runtime.cameras import FRAME_HEAD, slot_path
+from sim.plant import MujocoPlant
+from sim.world import CAMERA_SIZE, J, SERVO_DT, TASKS, World, sample_layout
+
+TRUTH_SLOT = "truth.slot"
+_TRUTH = struct.Struct("<qqdB")  # time, first success (0: not yet), simulated seconds, success now
+
+
+def serve(slots: Path, seed: int, task: str | None, fps: float) -> int:
+    """Physics on the wall clock and the bus on a pseudo-terminal, until SIGTERM."""
+    stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    rng = np.random.default_rng([seed, 7])
+    world = World(layout=sample_layout(rng, task))
+    truth = SlotWriter(slots / TRUTH_SLOT, _TRUTH.size + 8 * world.model.nq)
+    for name in ("front", "wrist"):
+        (slots / f"{name}.json").write_text(json.dumps(world.camera(name).to_json()))
+    command = [sys.executable, "-m", "sim.server", "--cameras", "--slots", str(slots), "--seed", str(seed), "--fps", str(fps)]
+    cameras = subprocess.Popen(command + (["--task", task] if task else []))
+    bus = PtyBus(VirtualBus(range(1, J + 1), MujocoPlant(world)), link=slots / "servo-bus")
+    real_time()
+    ticker = Ticker(1 / SERVO_DT)
+    began = time.monotonic_ns()
+    first_success = 0
+    announced = False
+    while not stop and os.getppid() != 1 and cameras.poll() is None:
+        now = ticker.wait()
+        world.advance((now - began) * 1e-9 - world.time_s)
+        success = world.success()
+        first_success = first_success or (now if success else 0)
+        truth.write(_TRUTH.pack(now, first_success, world.time_s, success), world.data.qpos)
+        if not announced and all(slot_path(slots, c).exists() for c in ("front", "wrist")):
+            print(json.dumps({"port": bus.path, "instruction": world.instruction}), flush=True)
+            announced = True
+    cameras.terminate()
+    cameras.wait()
+    bus.close()
+    return 0
+
+
+def serve_cameras(slots: Path, seed: int, task: str | None, fps: float) -> int:
+    """Render the newest truth at `fps` into camera slots, stamped with the time of that truth."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    world = World(layout=sample_layout(np.random.default_rng([seed, 7]), task))
+    truth = SlotReader(slots / TRUTH_SLOT)
+    width, height = CAMERA_SIZE
+    writers: dict[str, SlotWriter] = {}
+    ticker = Ticker(fps)
+    while os.getppid() != 1:
+        got = truth.read()
+        if got is not None:
+            t_ns = _TRUTH.unpack_from(got[0])[0]
+            frames = world.render_pose(np.frombuffer(got[0], np.float64, world.model.nq, _TRUTH.size))
+            for name, frame in frames.items():
+                if name not in writers:  # the slot appears with its first frame
+                    writers[name] = SlotWriter(slot_path(slots, name), FRAME_HEAD.size + width * height * 3)
+                writers[name].write(FRAME_HEAD.pack(t_ns, width, height), frame)
+        ticker.wait()
+    return 0
+
+
+def read_truth(slots: Path) -> dict[str, float | bool]:
+    """For reports only: time of the first success after `since` and the state now. The policy process never opens this."""
+    got = SlotReader(slots / TRUTH_SLOT).read()
+    if got is None:
+        return {"success": False, "first_success_ns": 0, "seconds": 0.0}
+    _, first, seconds, now = _TRUTH.unpack_from(got[0])
+    return {"success": bool(now), "first_success_ns": first, "seconds": seconds}
+
+
+def start(slots: Path, seed: int, task: str | None, fps: float, timeout_s: float = 30.0) -> tuple[subprocess.Popen[str], dict[str, str]]:
+    """Start the simulated robot; returns the process and {"port", "instruction"} once cameras and bus are up."""
+    slots.mkdir(parents=True, exist_ok=True)
+    for name in ("front", "wrist"):
+        slot_path(slots, name).unlink(missing_ok=True)
+    command = [sys.executable, "-m", "sim.server", "--slots", str(slots), "--seed", str(seed), "--fps", str(fps)]
+    process = subprocess.Popen(command + (["--task", task] if task else []), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError("the simulator did not start: run `python -m sim.server --slots /tmp/sim` to see why")
+    return process, dict(json.loads(line))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Simulated SO-101: MuJoCo, servo bus on a pseudo-terminal, cameras in slots.")
+    parser.add_argument("--slots", type=Path, required=True, help="folder for slots and calibration files")
+    parser.add_argument("--seed", type=int, default=0, help="start layout")
+    parser.add_argument("--task", choices=TASKS, help="instruction; default: drawn from the seed")
+    parser.add_argument("--fps", type=float, default=50.0)
+    parser.add_argument("--cameras", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.slots.mkdir(parents=True, exist_ok=True)
+    return (serve_cameras if args.cameras else serve)(args.slots, args.seed, args.task, args.fps)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
