@@ -197,9 +197,11 @@ cmd_jetson() {
 }
 
 cmd_peers() {
+  local version
   make_venv .venv-peers
-  say "Several GB: both bring their own torch, with CUDA where pip is not offered a CPU wheel"
-  run .venv-peers/bin/python -m pip install "lerobot==0.4.4" "nvidia-modelopt[onnx]"
+  version=$(.venv-peers/bin/python -c "$VERSION")
+  say "A download of about 5 GB: both need another torch than ours, which brings CUDA"
+  run .venv-peers/bin/python -m pip install --constraint "constraints/peers-py${version/./}.txt" --requirement constraints/peers.in
 }
 
 command=${1:-}
