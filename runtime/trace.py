@@ -37,6 +37,11 @@ class StageTrace:
         ring[self._counts[stage] % self._capacity] = duration_ns
         self._counts[stage] += 1
 
+    def clear(self) -> None:
+        """Forget everything (after warming up)."""
+        self._rings.clear()
+        self._counts.clear()
+
     def durations_ms(self) -> dict[str, np.ndarray]:
         """Stage -> float64[n], milliseconds, in no particular order once the ring has wrapped."""
         return {s: r[: min(self._counts[s], self._capacity)] / 1e6 for s, r in self._rings.items()}

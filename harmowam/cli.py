@@ -1,0 +1,262 @@
+"""The `harmowam` command. Each verb imports its room when it is asked for, so that `--help` stays quick."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import harmowam
+
+
+class UserError(click.ClickException):
+    """What the user can mend: one sentence and the next step, exit code 2."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"error: {self.message}", err=True)
+
+
+MENDABLE = {
+    "BundleError", "RobotError", "CameraError", "CalibrationError", "ArmError", "RunError", "PortError", "EngineError", "KernelError",
+    "DataError", "CheckpointError", "ExportError", "SlotError",
+}  # fmt: skip
+
+
+def errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn the rooms' own exceptions into a sentence; anything else is a defect and keeps its traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except Exception as e:
+            if type(e).__name__ in MENDABLE:
+                raise UserError(str(e)) from e
+            raise
+
+    return wrapped
+
+
+def write_json(path: Path | None, data: Any) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+        partial.replace(path)
+
+
+json_option = click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file.")
+bundle_option = click.option("--bundle", type=click.Path(path_type=Path), default=Path("out/so101.bundle"), show_default=True)
+robot_option = click.option("--robot", default="sim_so101", show_default=True, help="A shipped robot or a robot file.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(harmowam.__version__)
+def main() -> None:
+    """Take a HarmoWAM world-action model from the workstation to a Jetson Orin arm."""
+
+
+def say(line: str) -> None:
+    click.echo(f"  {line}", err=True)
+
+
+def print_timing(report: dict[str, Any]) -> None:
+    """The profile table."""
+    click.echo(
+        f"fast {report['fast_hz']:.1f} Hz on new frames (+{report['repeat_hz']:.2f} Hz repeats), slow {report['slow_hz']:.1f} Hz, "
+        f"{report['deadline_misses']} of {report['ticks']} ticks missed, motor ticks missed {report['motor_missed_ticks']}"
+    )
+    click.echo(f"{'':26}{'p50':>9}{'p99':>9}{'max':>9}{'budget':>9}  ms")
+    for name in ("observation_to_wire_ms", "prior_age_ms"):
+        row = report[name]
+        click.echo(f"{name.removesuffix('_ms').replace('_', ' '):26}{row['p50']:9.2f}{row['p99']:9.2f}{row['max']:9.2f}")
+    for name, row in sorted(report["stages"].items()):
+        click.echo(f"{name:26}{row['p50_ms']:9.2f}{row['p99_ms']:9.2f}{row['max_ms']:9.2f}{row['budget_ms']:9.1f}")
+    click.echo(f"first command after {report['time_to_first_command_s']} s, runtime processes {report['rss_mb']} MB")
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("data/pick_place"), show_default=True)
+@click.option("--episodes", default=400, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@json_option
+@errors
+def collect(out: Path, episodes: int, seed: int, json_path: Path | None) -> None:
+    """Record demonstrations of the scripted expert in simulation."""
+    from export.data import collect
+
+    result = collect(out, episodes, seed)
+    click.echo(f"kept {result['kept']} of {result['tried']} demonstrations in {out}")
+    write_json(json_path, result)
+
+
+@main.command()
+@click.option("--dataset", type=click.Path(path_type=Path), default=Path("data/pick_place"), show_default=True)
+@click.option("--run", "run_folder", type=click.Path(path_type=Path), default=Path("runs/default"), show_default=True, help="State and log; goes on where it stopped.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/default/harmowam-so101.safetensors"), show_default=True)
+@click.option("--steps", default="", help="Steps of tokeniser,world,experts (default: as shipped).")
+@click.option("--seed", default=0, show_default=True)
+@json_option
+@errors
+def train(dataset: Path, run_folder: Path, out: Path, steps: str, seed: int, json_path: Path | None) -> None:
+    """Train tokeniser, world model, experts and gate; a killed run is resumed by the same command."""
+    import dataclasses
+
+    from export.bundle import pick_samples, samples_path
+    from export.data import load
+    from export.train import STAGES, Plan, train
+
+    plan = Plan(seed=seed)
+    if steps:
+        try:
+            counts = [int(s) for s in steps.split(",")]
+            changed = {name: (n, *getattr(plan, name)[1:]) for name, n in zip(STAGES, counts, strict=True)}
+        except ValueError as e:
+            raise UserError(f"--steps {steps} is not three numbers: write for example --steps 1500,3500,4500.") from e
+        plan = dataclasses.replace(plan, **changed)
+    note = train(dataset, run_folder, out, plan)
+    pick_samples(load(dataset), samples_path(out))
+    click.echo(f"{out}: {note['train_minutes']} min of training on {note['episodes']} demonstrations")
+    write_json(json_path, note)
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/so101.bundle"), show_default=True)
+@click.option("--samples", type=click.Path(path_type=Path), help="Calibration observations (default: beside the checkpoint).")
+@click.option("--fp32", is_flag=True, help="Do not quantise (the reference).")
+@json_option
+@errors
+def export(checkpoint: Path | None, out: Path, samples: Path | None, fp32: bool, json_path: Path | None) -> None:
+    """Turn a checkpoint into an INT8 bundle (default: the shipped checkpoint)."""
+    from export.bundle import CHECKPOINT, export_bundle
+
+    report = export_bundle(checkpoint or CHECKPOINT, out, samples, int8=not fp32, say=say)
+    click.echo(f"{'engine':14}{'tensor':10}{'cosine':>9}{'rms':>10}{'MB':>7}")
+    for name, engine in report["engines"].items():
+        for tensor, row in engine["parity"].items():
+            click.echo(f"{name:14}{tensor:10}{row['cosine']:9.4f}{row['rms']:10.5f}{engine['megabytes']:7.2f}")
+    click.echo(f"bundle: {out}")
+    write_json(json_path, report)
+
+
+@main.command()
+@bundle_option
+@click.option("--episodes", default=50, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--policy", default="gated", show_default=True, help="gated, reactive, predictive; several with commas.")
+@click.option("--task", help="One instruction (default: drawn from the seed).")
+@click.option("--latency", multiple=True, metavar="STAGE=MS", help="slow=MS or fast=MS: virtual latency of an engine.")
+@click.option("--camera-fps", default=25.0, show_default=True)
+@click.option("--workers", type=int)
+@json_option
+@errors
+def evaluate(
+    bundle: Path, episodes: int, seed: int, policy: str, task: str | None, latency: tuple[str, ...], camera_fps: float,
+    workers: int | None, json_path: Path | None,
+) -> None:  # fmt: skip
+    """Success over seeded starts, in virtual time."""
+    import dataclasses
+
+    from runtime.bundle import Bundle
+    from sim.evaluate import POLICIES, evaluate
+    from sim.virtual_time import Schedule
+
+    opened = Bundle.load(bundle)
+    if task is not None:
+        opened.task(task)
+    policies = tuple(policy.split(","))
+    unknown = [p for p in policies if p not in POLICIES]
+    if unknown:
+        raise UserError(f"policy '{unknown[0]}' does not exist: use {', '.join(POLICIES)}.")
+    schedule = Schedule(camera_hz=camera_fps)
+    for item in latency:
+        stage, _, ms = item.partition("=")
+        if stage not in ("slow", "fast") or not ms.replace(".", "", 1).isdigit():
+            raise UserError(f"--latency {item} is not understood: write slow=MS or fast=MS.")
+        schedule = dataclasses.replace(schedule, **{f"{stage}_ms": float(ms)})
+    result = evaluate(bundle, episodes, seed, policies, schedule, task, workers)
+    for cell in result["cells"]:
+        low, high = cell["wilson95"]
+        click.echo(
+            f"{cell['policy']:12}{cell['successes']:4} of {cell['episodes']}  ({cell['successes'] / cell['episodes']:.0%}, 95 % {low:.0%} to {high:.0%})  "
+            f"{cell['switches_per_episode']} switches an episode, median {cell['median_seconds']} s"
+        )
+    click.echo(f"{result['episodes_per_second']:.2f} episodes a second with {result['workers']} processes")
+    write_json(json_path, result)
+
+
+@main.command()
+@bundle_option
+@robot_option
+@click.option("--task", help="Instruction; a simulated robot draws one from --seed.")
+@click.option("--seconds", default=20.0, show_default=True)
+@click.option("--port", help="Serial port (default: the robot file's).")
+@click.option("--seed", default=0, show_default=True, help="Start of the simulated robot.")
+@click.option("--policy", type=click.Choice(["gated", "reactive", "predictive"]), default="gated", show_default=True)
+@click.option("--record", type=click.Path(path_type=Path), help="Folder for the recorded episode and its report.")
+@json_option
+@errors
+def run(
+    bundle: Path, robot: str, task: str | None, seconds: float, port: str | None, seed: int, policy: str, record: Path | None,
+    json_path: Path | None,
+) -> None:  # fmt: skip
+    """Drive an arm in real time. Ctrl-C lowers it to rest and releases the torque in a ramp."""
+    from harmowam.live import live
+    from runtime.robot import load_robot
+
+    done = live(bundle, load_robot(robot), task, seconds, port=port, seed=seed, policy=policy, keep_frames=record is not None, say=say)
+    print_timing(done.report)
+    if record is not None:
+        done.policy.recorder.save(record, done.report)
+        click.echo(f"recorded: {record}")
+    write_json(json_path, done.report)
+    if done.interrupted:
+        sys.exit(130)
+
+
+@main.command()
+@bundle_option
+@robot_option
+@click.option("--seconds", default=60.0, show_default=True)
+@click.option("--task", help="Instruction; a simulated robot draws one from --seed.")
+@click.option("--port", help="Serial port (default: the robot file's).")
+@click.option("--seed", default=0, show_default=True)
+@json_option
+@errors
+def profile(bundle: Path, robot: str, seconds: float, task: str | None, port: str | None, seed: int, json_path: Path | None) -> None:
+    """Where each millisecond goes: the same loop as `run`, with the table of its stages."""
+    from harmowam.live import live
+    from runtime.robot import load_robot
+
+    done = live(bundle, load_robot(robot), task, seconds, port=port, seed=seed, say=say)
+    print_timing(done.report)
+    write_json(json_path, done.report)
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
+@click.option("--seed", default=1, show_default=True)
+@click.option("--seconds", default=20.0, show_default=True, help="At most; the run ends with success.")
+@json_option
+@errors
+def demo(out: Path, seed: int, seconds: float, json_path: Path | None) -> None:
+    """Export the shipped checkpoint to INT8, let it drive the simulated arm in real time, and report."""
+    from harmowam.demo import demo
+
+    result = demo(out, seed, seconds, say)
+    print_timing(result)
+    click.echo(f"task: {result['task']}: {'done' if result['success'] else 'not done'}")
+    click.echo(f"report: {out / 'report.html'}\nvideo:  {out / 'episode.mp4'}")
+    write_json(json_path, result)
+
+
+if __name__ == "__main__":
+    main()
