@@ -1,0 +1,29 @@
+"""`harmowam demo`: checkpoint to INT8 bundle to moving (simulated) arm to report, in one command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harmowam.live import live
+from harmowam.report import write_report
+from runtime.robot import load_robot
+
+
+def demo(out: Path, seed: int, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
+    """Returns the report that it wrote to `out`."""
+    bundle = out / "so101.bundle"
+    out.mkdir(parents=True, exist_ok=True)
+    say("1 of 3: export the shipped checkpoint to INT8")
+    # In a process of its own: torch must not be in memory when the runtime is measured.
+    subprocess.run([sys.executable, "-m", "harmowam.cli", "export", "--out", str(bundle)], check=True)
+    say("2 of 3: run the two-rate loop against the simulated arm, in real time")
+    done = live(bundle, load_robot("sim_so101"), None, seconds, seed=seed, keep_frames=True, stop_at_success=True, say=say)
+    say("3 of 3: report")
+    record = out / "episode"
+    done.policy.recorder.save(record, done.report)
+    write_report(bundle, record, out, done.report, list(done.policy.counts.wire_ms))
+    return done.report
