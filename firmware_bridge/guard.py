@@ -24,6 +24,7 @@ from firmware_bridge.motor import STATE_SLOT
 from firmware_bridge.port import Port, PortError
 from firmware_bridge.slots import SlotError, SlotReader
 
+LOG = "guard.log"  # what the guard says, in the folder of the slots
 STALL_S = 0.25
 START_S = 5.0
 EXIT_STOPPED_BY_GUARD = 5
@@ -76,7 +77,7 @@ def guard(port_path: str, config: ArmConfig, arm_file: Path, slots: Path, priori
             return EXIT_STOPPED_BY_GUARD
 
 
-def start(port: str, config: ArmConfig, slots: Path, priority: int = 0, core: int | None = None) -> subprocess.Popen[str]:
+def start(port: str, config: ArmConfig, slots: Path, priority: int = 0, core: int | None = None) -> subprocess.Popen[bytes]:
     """Start a guard as a session of its own: a Ctrl-C in the terminal does not reach it; it survives its caller."""
     slots.mkdir(parents=True, exist_ok=True)
     arm_file = slots / "arm.json"
@@ -86,15 +87,16 @@ def start(port: str, config: ArmConfig, slots: Path, priority: int = 0, core: in
         sys.executable, "-m", "firmware_bridge.guard", "--port", port, "--arm", str(arm_file), "--slots", str(slots),
         "--priority", str(priority), *(["--core", str(core)] if core is not None else []),
     ]  # fmt: skip
-    return subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    with open(slots / LOG, "w") as log:
+        return subprocess.Popen(command, start_new_session=True, stderr=log)
 
 
-def wait_for_state(process: subprocess.Popen[str], slots: Path, timeout_s: float = 8.0) -> SlotReader:
+def wait_for_state(process: subprocess.Popen[bytes], slots: Path, timeout_s: float = 8.0) -> SlotReader:
     """Wait for the first JointState; raises ArmError with the guard's own sentence when it gives up."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            said = (process.stderr.read() if process.stderr else "").strip().removeprefix("error: ")
+            said = (slots / LOG).read_text().strip().removeprefix("error: ")
             raise ArmError(said or f"the guard ended with code {process.returncode} before the arm was ready: run it by hand to see why.")
         try:
             reader = SlotReader(slots / STATE_SLOT)

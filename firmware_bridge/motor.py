@@ -24,6 +24,7 @@ from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
 
 STATE_SLOT, COMMAND_SLOT, REQUEST_SLOT = "state.slot", "command.slot", "request.slot"
 EXIT_SAFE_STOP, EXIT_FAULT = 3, 4
+LOOK_EVERY = 10  # ticks between looks for new slots
 
 
 class MotorLoop:
@@ -83,6 +84,16 @@ def read_command(slot: SlotReader | None) -> Command | None:
     return Command.unpack(got[0]) if got is not None else None
 
 
+def reopened(slot: SlotReader | None, path: Path) -> SlotReader | None:
+    """The slot as it is now: opened when its writer has come, opened again when another writer took its place."""
+    if slot is not None and not slot.replaced:
+        return slot
+    try:
+        return SlotReader(path)
+    except SlotError:
+        return slot
+
+
 def run(port: Port, config: ArmConfig, slots: Path, priority: int = 0, core: int | None = None) -> int:
     """Serve until the arm has been lowered or has stopped; returns the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -94,14 +105,9 @@ def run(port: Port, config: ArmConfig, slots: Path, priority: int = 0, core: int
     real_time(priority, core)
     while True:
         now = ticker.wait()
-        try:
-            commands = commands or SlotReader(slots / COMMAND_SLOT)
-        except SlotError:
-            pass  # the policy has not started yet
-        try:
-            requests = requests or SlotReader(slots / REQUEST_SLOT)
-        except SlotError:
-            pass
+        if loop.ticks % LOOK_EVERY == 0:  # writers may come, and come again after a crash
+            commands = reopened(commands, slots / COMMAND_SLOT)
+            requests = reopened(requests, slots / REQUEST_SLOT)
         asked = requests.read() if requests is not None else None
         request = RequestKind(asked[0][0]) if asked is not None else RequestKind.NONE
         state = loop.tick(now, read_command(commands), request, ticker.missed)

@@ -74,6 +74,7 @@ class SlotReader:
         except OSError as e:
             raise SlotError(f"slot {path} cannot be opened ({e.strerror}): is its writer running?") from e
         try:
+            self._path, self._inode = path, os.fstat(fd).st_ino
             self._map = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
         finally:
             os.close(fd)
@@ -82,6 +83,14 @@ class SlotReader:
             raise SlotError(f"{path} is not a slot")
         self.torn = 0
         self._last: tuple[bytes, int] | None = None
+
+    @property
+    def replaced(self) -> bool:
+        """Whether a new writer has put another file in this one's place: open it again."""
+        try:
+            return os.stat(self._path).st_ino != self._inode
+        except OSError:
+            return False
 
     @property
     def newest(self) -> int:

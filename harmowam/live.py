@@ -85,7 +85,7 @@ def live(
     with tempfile.TemporaryDirectory(prefix="harmowam-", ignore_cleanup_errors=True) as folder:
         slots = Path(folder)
         simulator: subprocess.Popen[str] | None = None
-        keeper: subprocess.Popen[str] | None = None
+        keeper: subprocess.Popen[bytes] | None = None
         cameras: dict[str, CameraSource] = {}
         interrupted: list[int] = []
         driver: Policy | None = None
@@ -176,7 +176,7 @@ def live(
                 simulator.wait(5)
 
 
-def end_guard(keeper: subprocess.Popen[str], slots: Path) -> None:
+def end_guard(keeper: subprocess.Popen[bytes], slots: Path) -> None:
     """Let a guard that is still running finish: ask for lowering once more, then wait. It is never killed while the arm is energised."""
     if keeper.poll() is None:
         from firmware_bridge.messages import RequestKind

@@ -1,0 +1,191 @@
+"""Guard and motor process for real, on a pseudo-terminal: what happens when somebody dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from firmware_bridge import guard
+from firmware_bridge.arm import ArmError
+from firmware_bridge.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
+from firmware_bridge.motor import COMMAND_SLOT, EXIT_SAFE_STOP, REQUEST_SLOT
+from firmware_bridge.slots import SlotWriter
+from firmware_bridge.virtual_bus import PtyBus
+from tests.firmware_bridge.so101 import CONFIG, bus
+
+# A policy in a process of its own, so that it can be killed: it sends the same pose fifty times a second.
+POLICY = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from firmware_bridge.messages import COMMAND_BYTES, Command
+from firmware_bridge.slots import SlotWriter
+slot = SlotWriter(Path(sys.argv[1]), COMMAND_BYTES)
+q = np.array([0.4, -0.5, 0.5, 0.5, 0.0, 0.5], np.float32)
+while True:
+    now = time.monotonic_ns()
+    slot.write(Command(now, now + 75_000_000, q, 0 * q).pack())
+    time.sleep(0.02)
+"""
+
+
+class Rig:
+    def __init__(self, folder):
+        self.folder = folder
+        self.servos, self.plant = bus()
+        self.server = PtyBus(self.servos, link=folder / "arm")
+        self.keeper = guard.start(self.server.path, CONFIG, folder)
+        self.requests = SlotWriter(folder / REQUEST_SLOT, 16)
+        self.slot = guard.wait_for_state(self.keeper, folder)
+
+    def state(self):
+        return JointState.unpack(self.slot.read()[0])
+
+    def ask(self, kind):
+        self.requests.write(bytes([kind]))
+
+    def wait_for(self, *states, timeout=6.0):
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            s = self.state()
+            if s.safety in states:
+                return s
+            time.sleep(0.002)
+        raise AssertionError(f"still {self.state().safety.name} ({self.state().reason}) after {timeout} s")
+
+    def motor_pid(self):
+        return int(Path(f"/proc/{self.keeper.pid}/task/{self.keeper.pid}/children").read_text().split()[0])
+
+    def torque(self):
+        return [self.servos.get(i, "torque_enable") for i in CONFIG.ids]
+
+    def close(self):
+        if self.keeper.poll() is None:
+            self.ask(RequestKind.LOWER)
+            try:
+                self.keeper.wait(10)
+            except subprocess.TimeoutExpired:
+                self.keeper.kill()
+        self.server.close()
+
+
+@pytest.fixture
+def rig(tmp_path):
+    r = Rig(tmp_path)
+    yield r
+    r.close()
+
+
+def test_a_policy_that_is_killed_leaves_a_held_and_then_lowered_arm(rig):
+    rig.ask(RequestKind.ARM)
+    rig.wait_for(SafetyState.HOLD)
+    policy = subprocess.Popen([sys.executable, "-c", POLICY, str(rig.folder / COMMAND_SLOT)])
+    rig.wait_for(SafetyState.ACTIVE)
+    deadline = time.monotonic() + 4
+    while abs(rig.state().q_rad[0] - 0.4) > 0.01 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert rig.state().q_rad[0] == pytest.approx(0.4, abs=0.01)
+    policy.send_signal(signal.SIGKILL)
+    killed = time.monotonic_ns()
+    policy.wait()
+    held = rig.wait_for(SafetyState.HOLD)
+    assert (held.t_ns - killed) * 1e-9 <= 0.1
+    rig.wait_for(SafetyState.SAFE_STOP)
+    assert rig.torque() == [1] * 6
+    assert rig.keeper.wait(10) == EXIT_SAFE_STOP
+    assert rig.torque() == [0] * 6
+    assert np.allclose(rig.state().q_rad[:5], CONFIG.rest[:5], atol=0.08)
+
+
+def test_lowering_on_request_ends_at_rest_without_torque(rig):
+    rig.ask(RequestKind.ARM)
+    rig.wait_for(SafetyState.HOLD)
+    assert rig.torque() == [1] * 6
+    rig.ask(RequestKind.LOWER)
+    limits = []
+    while rig.keeper.poll() is None:
+        limits.append(rig.servos.get(1, "torque_limit"))
+        time.sleep(0.02)
+    assert rig.keeper.returncode == 0 and rig.torque() == [0] * 6
+    ramp = sorted(set(limits), reverse=True)
+    assert len(ramp) > 5  # let down, not dropped
+
+
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_motor_process_that_stalls_or_dies_is_replaced_by_the_guard(rig, how):
+    rig.ask(RequestKind.ARM)
+    rig.wait_for(SafetyState.HOLD)
+    os.kill(rig.motor_pid(), how)
+    assert rig.keeper.wait(10) == guard.EXIT_STOPPED_BY_GUARD
+    assert rig.torque() == [0] * 6
+    assert "motor process" in (rig.folder / guard.LOG).read_text()
+
+
+def test_the_motor_process_ignores_ctrl_c(rig):
+    rig.ask(RequestKind.ARM)
+    rig.wait_for(SafetyState.HOLD)
+    os.kill(rig.motor_pid(), signal.SIGINT)
+    os.kill(rig.keeper.pid, signal.SIGINT)
+    tick = rig.state().tick
+    time.sleep(0.2)
+    assert rig.state().tick > tick and rig.torque() == [1] * 6
+
+
+def test_an_energised_arm_is_held_when_the_motor_process_takes_over(tmp_path):
+    servos, plant = bus((0.3, -0.5, 0.5, 0.5, 0.0, 0.5))
+    for i in CONFIG.ids:
+        servos.memory[i][40] = 1
+    servos._drive()
+    server = PtyBus(servos, link=tmp_path / "arm")
+    keeper = guard.start(server.path, CONFIG, tmp_path)
+    slot = guard.wait_for_state(keeper, tmp_path)
+    SlotWriter(tmp_path / REQUEST_SLOT, 16).write(bytes([RequestKind.ARM]))
+    time.sleep(0.3)
+    assert [servos.get(i, "torque_enable") for i in CONFIG.ids] == [1] * 6
+    assert JointState.unpack(slot.read()[0]).q_rad[0] == pytest.approx(0.3, abs=0.01)
+    SlotWriter(tmp_path / REQUEST_SLOT, 16).write(bytes([RequestKind.LOWER]))
+    keeper.wait(10)
+    server.close()
+
+
+def refusal(port, folder):
+    keeper = guard.start(str(port), CONFIG, folder)
+    with pytest.raises(ArmError) as e:
+        guard.wait_for_state(keeper, folder)
+    assert keeper.wait(5) == 2
+    return str(e.value)
+
+
+def test_missing_busy_and_silent_ports_and_missing_servos_are_refused_with_the_next_step(tmp_path):
+    assert "does not exist" in refusal(tmp_path / "none", tmp_path)
+    servos, _ = bus()
+    server = PtyBus(servos, link=tmp_path / "arm")
+    servos.silent = {4}
+    assert "servo 4 (wrist_flex) does not answer" in refusal(server.path, tmp_path)
+    servos.silent = set(CONFIG.ids)
+    assert "no servo answers" in refusal(server.path, tmp_path)
+    servos.silent = set()
+    first = guard.start(server.path, CONFIG, tmp_path / "a")
+    guard.wait_for_state(first, tmp_path / "a")
+    assert "in use by another process" in refusal(server.path, tmp_path)
+    SlotWriter(tmp_path / "a" / REQUEST_SLOT, 16).write(bytes([RequestKind.LOWER]))
+    first.wait(5)
+    server.close()
+
+
+def test_a_command_that_is_no_number_never_reaches_a_servo(rig):
+    rig.ask(RequestKind.ARM)
+    rig.wait_for(SafetyState.HOLD)
+    before = [rig.servos.get(i, "goal_position") for i in CONFIG.ids]
+    slot = SlotWriter(rig.folder / COMMAND_SLOT, COMMAND_BYTES)
+    for _ in range(10):
+        now = time.monotonic_ns()
+        slot.write(Command(now, now + 75_000_000, np.full(6, np.nan, np.float32), np.zeros(6, np.float32)).pack())
+        time.sleep(0.02)
+    assert rig.state().safety == SafetyState.HOLD
+    assert [rig.servos.get(i, "goal_position") for i in CONFIG.ids] == before
