@@ -6,5 +6,6 @@ import hypothesis
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # before anything imports mujoco
 
-hypothesis.settings.register_profile("shared", deadline=None)  # the time an example takes says more about the machine
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("shared")
