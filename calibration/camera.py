@@ -47,7 +47,9 @@ class Camera:
     def project(self, points_base: np.ndarray) -> np.ndarray:
         """Pixels float64[..., 2] of points float64[..., 3] in the base frame; pinhole part only (D is not applied)."""
         if self.T_base_from_cam is None:
-            raise CalibrationError(f"camera '{self.name}' has no fixed pose; only a camera fixed to the base can project.")
+            raise CalibrationError(
+                f"camera '{self.name}' has no fixed pose; only a camera fixed to the base can project."
+            )
         R, t = self.T_base_from_cam[:3, :3], self.T_base_from_cam[:3, 3]
         p = (np.asarray(points_base, float) - t) @ R
         uv = p[..., :2] / p[..., 2:3]
@@ -56,7 +58,9 @@ class Camera:
     def at_height(self, pixels: np.ndarray, z: np.ndarray | float) -> np.ndarray:
         """Points float64[..., 3] in the base frame where the rays of `pixels` [..., 2] cross the plane of height `z` (m)."""
         if self.T_base_from_cam is None:
-            raise CalibrationError(f"camera '{self.name}' has no fixed pose; only a camera fixed to the base can unproject.")
+            raise CalibrationError(
+                f"camera '{self.name}' has no fixed pose; only a camera fixed to the base can unproject."
+            )
         uv = (np.asarray(pixels, float) - [self.K[0, 2], self.K[1, 2]]) / [self.K[0, 0], self.K[1, 1]]
         R, t = self.T_base_from_cam[:3, :3], self.T_base_from_cam[:3, 3]
         rays = np.concatenate([uv, np.ones_like(uv[..., :1])], -1) @ R.T
@@ -74,7 +78,9 @@ class Camera:
     def from_json(cls, data: dict[str, Any], source: str = "camera") -> Camera:
         """Raises CalibrationError for a missing field, a newer schema or numbers that are no camera."""
         if data.get("schema", 0) > SCHEMA:
-            raise CalibrationError(f"{source} has calibration schema {data['schema']}, this version reads {SCHEMA}: upgrade harmowam.")
+            raise CalibrationError(
+                f"{source} has calibration schema {data['schema']}, this version reads {SCHEMA}: upgrade harmowam."
+            )
         try:
             pose = data["T_base_from_cam"]
             camera = cls(
@@ -82,9 +88,15 @@ class Camera:
                 np.array(data["D"], float).ravel(), None if pose is None else np.array(pose, float).reshape(4, 4),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as e:
-            raise CalibrationError(f"{source} is not a camera calibration ({e!r}): calibrate the camera again or restore the file.") from e
-        if not (camera.K[0, 0] > 0 and camera.K[1, 1] > 0 and np.isfinite(camera.K).all() and np.isfinite(camera.D).all()):
-            raise CalibrationError(f"{source} holds impossible intrinsics: calibrate the camera again or restore the file.")
+            raise CalibrationError(
+                f"{source} is not a camera calibration ({e!r}): calibrate the camera again or restore the file."
+            ) from e
+        if not (
+            camera.K[0, 0] > 0 and camera.K[1, 1] > 0 and np.isfinite(camera.K).all() and np.isfinite(camera.D).all()
+        ):
+            raise CalibrationError(
+                f"{source} holds impossible intrinsics: calibrate the camera again or restore the file."
+            )
         return camera
 
 
@@ -93,7 +105,11 @@ def load_camera(path: Path) -> Camera:
     try:
         data = json.loads(Path(path).read_text())
     except OSError as e:
-        raise CalibrationError(f"camera calibration {path} cannot be read ({e.strerror}): check the path in the robot file.") from e
+        raise CalibrationError(
+            f"camera calibration {path} cannot be read ({e.strerror}): check the path in the robot file."
+        ) from e
     except ValueError as e:
-        raise CalibrationError(f"camera calibration {path} is damaged ({e}): restore it or calibrate the camera again.") from e
+        raise CalibrationError(
+            f"camera calibration {path} is damaged ({e}): restore it or calibrate the camera again."
+        ) from e
     return Camera.from_json(data, str(path))

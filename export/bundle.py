@@ -42,22 +42,29 @@ def pick_samples(data: Demonstrations, path: Path, count: int = OBSERVATIONS, se
     """Store `count` real observations, spread over all episodes, as the calibration set (<= 5 MB)."""
     rows = np.sort(np.random.default_rng(seed).choice(len(data.pose), count, replace=False))
     np.savez_compressed(
-        path, front=data.front[rows], wrist=data.wrist[rows], pose=data.pose[rows],
+        path,
+        front=data.front[rows],
+        wrist=data.wrist[rows],
+        pose=data.pose[rows],
         instruction=np.array([data.instructions[e] for e in data.episode[rows]]),
-    )  # fmt: skip
+    )
 
 
 def observation_feeds(samples: Path, tasks: dict[str, np.ndarray]) -> list[Feeds]:
     """Network inputs of the stored observations; raises ExportError without real ones."""
     if not samples.exists():
-        raise ExportError(f"no calibration observations at {samples}: collect some with `harmowam collect` and pass --dataset; random data is never used.")
+        raise ExportError(
+            f"no calibration observations at {samples}: collect some with `harmowam collect` and pass --dataset; random data is never used."
+        )
     raw = np.load(samples)
     out = []
     for i in range(len(raw["pose"])):
         views = {k: (raw[k][i][None].astype(np.float32) / 127.5 - 1.0).astype(np.float32) for k in ("front", "wrist")}
         text = tasks.get(str(raw["instruction"][i]))
         if text is None:
-            raise ExportError(f"{samples} was recorded for '{raw['instruction'][i]}', which the checkpoint does not know: use its own samples.")
+            raise ExportError(
+                f"{samples} was recorded for '{raw['instruction'][i]}', which the checkpoint does not know: use its own samples."
+            )
         out.append({**views, "proprio": proprio(raw["pose"][i])[None], "text": text[None]})
     return out
 
@@ -70,9 +77,17 @@ def engine_feeds(world: Engine, observations: list[Feeds], noise: dict[str, np.n
         made = {k: v.copy() for k, v in world.run(feed).items()}
         out["world_model"].append(feed)
         out["predictive"].append(
-            {"wrist": o["wrist"], "latent": made["latent"], "tokens": made["tokens"], "proprio": o["proprio"], "noise": noise["predictive"]}
+            {
+                "wrist": o["wrist"],
+                "latent": made["latent"],
+                "tokens": made["tokens"],
+                "proprio": o["proprio"],
+                "noise": noise["predictive"],
+            }
         )
-        out["fast"].append({"front": o["front"], "wrist": o["wrist"], "future": made["future"], "proprio": o["proprio"]})
+        out["fast"].append(
+            {"front": o["front"], "wrist": o["wrist"], "future": made["future"], "proprio": o["proprio"]}
+        )
         out["decoder"].append({"future": made["future"]})
     return out
 
@@ -95,44 +110,68 @@ def parity(reference: Engine, candidate: Engine, feeds: list[Feeds]) -> dict[str
             y.append(b[k].copy())
     out = {}
     for k, (x, y) in pairs.items():
-        a, b = np.stack(x), np.stack(y)
-        out[k] = {"cosine": round(cosine(a, b), 6), "max_abs": round(float(np.abs(a - b).max()), 6), "rms": round(float(np.sqrt(((a - b) ** 2).mean())), 6)}
+        p, q = np.stack(x), np.stack(y)
+        out[k] = {
+            "cosine": round(cosine(p, q), 6),
+            "max_abs": round(float(np.abs(p - q).max()), 6),
+            "rms": round(float(np.sqrt(((p - q) ** 2).mean())), 6),
+        }
     return out
 
 
 def fixed_noise(world_shape: tuple[int, ...], action_shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     """The noise that the robot uses (runtime.steps draws the same)."""
     rng = np.random.default_rng(0)
-    return {"world_model": rng.standard_normal(world_shape).astype(np.float32), "predictive": rng.standard_normal(action_shape).astype(np.float32)}
+    return {
+        "world_model": rng.standard_normal(world_shape).astype(np.float32),
+        "predictive": rng.standard_normal(action_shape).astype(np.float32),
+    }
 
 
 def task_embeddings(model: HarmoWam, instructions: list[str]) -> dict[str, np.ndarray]:
     with torch.no_grad():
-        return {s: model.world.embed(torch.from_numpy(ngrams(s, model.cfg.text_ngrams))[None])[0].numpy() for s in instructions}
+        return {
+            s: model.world.embed(torch.from_numpy(ngrams(s, model.cfg.text_ngrams))[None])[0].numpy()
+            for s in instructions
+        }
 
 
-def manifest_for(model: HarmoWam, cameras: dict[str, Camera], tasks: dict[str, np.ndarray], quantisation: dict[str, Any]) -> Manifest:
+def manifest_for(
+    model: HarmoWam, cameras: dict[str, Camera], tasks: dict[str, np.ndarray], quantisation: dict[str, Any]
+) -> Manifest:
     """Everything the robot must know, from the checkpoint alone: no dates, no paths."""
     c = model.cfg
     return Manifest(
-        name="harmowam-so101", licence="Apache-2.0", arm_family="so101",
+        name="harmowam-so101",
+        licence="Apache-2.0",
+        arm_family="so101",
         engines={
             name: EngineFiles(f"onnx/{name}.onnx", {k: list(s) for k, s in inputs.items()}, outputs)
             for name, (_, inputs, outputs) in engines(model).items()
         },
         preprocess={"size": [c.image, c.image], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
         cameras={k: v.to_json() for k, v in sorted(cameras.items())},
-        joints=[{"name": n, "lower": float(a), "upper": float(b)} for n, a, b in zip(JOINT_NAMES, SO101_LOWER, SO101_UPPER, strict=True)],
+        joints=[
+            {"name": n, "lower": float(a), "upper": float(b)}
+            for n, a, b in zip(JOINT_NAMES, SO101_LOWER, SO101_UPPER, strict=True)
+        ],
         links={k: float(v) for k, v in vars(So101Links()).items()},
         tasks={k: [float(x) for x in v] for k, v in tasks.items()},
         rates={"fast_hz": 50.0, "slow_hz": 8.0, "motor_hz": 100.0},
         chunk={"steps": c.chunk, "dt_ms": round(c.chunk_dt_s * 1000)},
-        proprio=list(c.proprio), gate={"on": 0.5, "off": 0.5}, reactive={"heatmap": c.heatmap}, quantization=quantisation,
-    )  # fmt: skip
+        proprio=list(c.proprio),
+        gate={"on": 0.5, "off": 0.5},
+        reactive={"heatmap": c.heatmap},
+        quantization=quantisation,
+    )
 
 
 def export_bundle(
-    checkpoint: Path, out: Path, samples: Path | None = None, int8: bool = True, say: Callable[[str], None] = lambda line: None
+    checkpoint: Path,
+    out: Path,
+    samples: Path | None = None,
+    int8: bool = True,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Write the bundle `out`; returns the parity report. With `int8` False the engines stay FP32 (the reference)."""
     model, cameras, instructions, note = load_checkpoint(checkpoint)
@@ -159,9 +198,11 @@ def export_bundle(
                 counts[name] = quantise(work / f"{name}.fp32.onnx", path, name, recipe, feeds[name][::4])
             files[f"onnx/{name}.onnx"] = path
             report["engines"][name] = {
-                **counts.get(name, {}), "megabytes": round(path.stat().st_size / 1e6, 2), "fp32_megabytes": round((work / f"{name}.fp32.onnx").stat().st_size / 1e6, 2),
+                **counts.get(name, {}),
+                "megabytes": round(path.stat().st_size / 1e6, 2),
+                "fp32_megabytes": round((work / f"{name}.fp32.onnx").stat().st_size / 1e6, 2),
                 "parity": parity(reference[name], OrtEngine(path), feeds[name][::2]),
-            }  # fmt: skip
+            }
         quantisation = {"format": "int8 qdq", "recipe": recipe, "layers": counts} if int8 else {"format": "fp32"}
         stored = work / "samples.npz"
         shutil.copy(samples or samples_path(checkpoint), stored)

@@ -38,7 +38,9 @@ def policy_camera(native: Camera, size: int = 96) -> Camera:
     return Camera(native.name, side, side, K, np.zeros(0), native.T_base_from_cam).scaled(size, size)
 
 
-def record_episode(world: World, warps: dict[str, Warp], seed: int, rate_hz: float) -> tuple[dict[str, np.ndarray], bool]:
+def record_episode(
+    world: World, warps: dict[str, Warp], seed: int, rate_hz: float
+) -> tuple[dict[str, np.ndarray], bool]:
     """One demonstration on `world`; arrays of its rows, and whether it succeeded."""
     rng = np.random.default_rng([seed, 1])
     world.reset(sample_layout(rng))
@@ -83,7 +85,9 @@ def _worker(args: tuple[int, int, int, str, float]) -> tuple[int, int, int]:
         c: Warp(world.camera(c), policy_camera(world.camera(c)), mean=(0, 0, 0), std=(1, 1, 1), dtype="uint8")
         for c in ("front", "wrist")
     }
-    episodes, instructions, tried, seed = [], [], 0, first
+    episodes: list[dict[str, np.ndarray]] = []
+    instructions: list[str] = []
+    tried, seed = 0, first
     while len(episodes) < count:
         rows, success = record_episode(world, warps, seed, rate_hz)
         tried, seed = tried + 1, seed + 1
@@ -94,8 +98,12 @@ def _worker(args: tuple[int, int, int, str, float]) -> tuple[int, int, int]:
     lengths = np.array([len(e["front"]) for e in episodes], np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     stacked = {k: np.concatenate([e[k] for e in episodes]) for k in ("front", "wrist", "pose", "target")}
-    stacked["next_event"] = np.concatenate([e["next_event"] + o for e, o in zip(episodes, offsets, strict=True)]).astype(np.int32)
-    stacked["events"] = np.concatenate([e["events"] + o for e, o in zip(episodes, offsets, strict=True)]).astype(np.int32)
+    stacked["next_event"] = np.concatenate(
+        [e["next_event"] + o for e, o in zip(episodes, offsets, strict=True)]
+    ).astype(np.int32)
+    stacked["events"] = np.concatenate([e["events"] + o for e, o in zip(episodes, offsets, strict=True)]).astype(
+        np.int32
+    )
     path = Path(folder) / f"shard-{shard:03d}.npz"
     partial = path.with_suffix(".partial.npz")
     np.savez(partial, lengths=lengths, instructions=np.array(instructions), **stacked)
@@ -103,7 +111,9 @@ def _worker(args: tuple[int, int, int, str, float]) -> tuple[int, int, int]:
     return shard, count, tried
 
 
-def collect(folder: Path, episodes: int, seed: int = 0, workers: int | None = None, rate_hz: float = Config.rate_hz) -> dict[str, int]:
+def collect(
+    folder: Path, episodes: int, seed: int = 0, workers: int | None = None, rate_hz: float = Config.rate_hz
+) -> dict[str, int]:
     """Collect `episodes` successful demonstrations into `folder`; returns how many were kept and tried. Shards that exist are kept."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,9 +122,20 @@ def collect(folder: Path, episodes: int, seed: int = 0, workers: int | None = No
     for shard in range((episodes + per_shard - 1) // per_shard):
         if not (folder / f"shard-{shard:03d}.npz").exists():
             # Seeds of different shards never meet, however many tries fail.
-            jobs.append((shard, seed * 10_000_000 + shard * 1000, min(per_shard, episodes - shard * per_shard), str(folder), rate_hz))
+            jobs.append(
+                (
+                    shard,
+                    seed * 10_000_000 + shard * 1000,
+                    min(per_shard, episodes - shard * per_shard),
+                    str(folder),
+                    rate_hz,
+                )
+            )
     kept = tried = 0
-    with mp.get_context("spawn").Pool(workers or os.cpu_count()) as pool, tqdm(total=sum(j[2] for j in jobs), unit="episode") as bar:
+    with (
+        mp.get_context("spawn").Pool(workers or os.cpu_count()) as pool,
+        tqdm(total=sum(j[2] for j in jobs), unit="episode") as bar,
+    ):
         for _, count, n in pool.imap_unordered(_worker, jobs):
             kept, tried = kept + count, tried + n
             bar.update(count)
@@ -152,9 +173,13 @@ def load(folder: Path) -> Demonstrations:
         meta = json.loads((folder / "meta.json").read_text())
         parts = [dict(np.load(p)) for p in shards]
     except (OSError, ValueError) as e:
-        raise DataError(f"a shard of {folder} is damaged ({e}): delete it and run `harmowam collect --out {folder}` again.") from e
+        raise DataError(
+            f"a shard of {folder} is damaged ({e}): delete it and run `harmowam collect --out {folder}` again."
+        ) from e
     base = episodes = 0
-    fields: dict[str, list[np.ndarray]] = {k: [] for k in ("front", "wrist", "pose", "target", "next_event", "events", "episode", "last")}
+    fields: dict[str, list[np.ndarray]] = {
+        k: [] for k in ("front", "wrist", "pose", "target", "next_event", "events", "episode", "last")
+    }
     instructions: list[str] = []
     for part in parts:
         for k in ("front", "wrist", "pose", "target"):

@@ -19,6 +19,13 @@ def conv(i: int, o: int, k: int = 3, s: int = 1) -> nn.Conv2d:
     return nn.Conv2d(i, o, k, s, k // 2)
 
 
+def silence(layer: nn.Conv2d | nn.Linear) -> None:
+    """Start a layer at zero: its branch joins in as training goes on."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 class Residual(nn.Module):
     """Two convolutions with a skip; an optional condition scales and shifts in between (FiLM)."""
 
@@ -28,8 +35,7 @@ class Residual(nn.Module):
         self.norm_a, self.norm_b = nn.GroupNorm(8, i), nn.GroupNorm(8, o)
         self.skip = conv(i, o, 1) if i != o else nn.Identity()
         self.film = nn.Linear(condition, 2 * o) if condition else None
-        nn.init.zeros_(self.b.weight)
-        nn.init.zeros_(self.b.bias)
+        silence(self.b)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         h = self.norm_b(self.a(F.silu(self.norm_a(x))))
@@ -41,6 +47,9 @@ class Residual(nn.Module):
 
 class Tokeniser(nn.Module):
     """Visual tokeniser: a convolutional autoencoder, 96x96x3 to 12x12xC and back. Frozen after its own stage."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -74,6 +83,8 @@ def time_features(t: Tensor, dim: int) -> Tensor:
 class WorldModel(nn.Module):
     """Latent flow-matching U-Net: velocity of the future latents given the current one, instruction and proprioception."""
 
+    grid: Tensor
+
     def __init__(self, cfg: Config):
         super().__init__()
         self.cfg = cfg
@@ -81,7 +92,9 @@ class WorldModel(nn.Module):
         d = cfg.condition
         channels = cfg.latent_channels
         self.text = nn.Linear(cfg.text_ngrams, cfg.text_dim)
-        self.condition = nn.Sequential(nn.Linear(64 + cfg.text_dim + len(cfg.proprio), d), nn.SiLU(), nn.Linear(d, d), nn.SiLU())
+        self.condition = nn.Sequential(
+            nn.Linear(64 + cfg.text_dim + len(cfg.proprio), d), nn.SiLU(), nn.Linear(d, d), nn.SiLU()
+        )
         # Where things are matters: two coordinate planes ride along.
         grid = torch.linspace(-1, 1, cfg.latent_size)
         yy, xx = torch.meshgrid(grid, grid, indexing="ij")
@@ -100,8 +113,7 @@ class WorldModel(nn.Module):
         self.up2 = Residual(c1, c1, d)
         self.out_norm = nn.GroupNorm(8, c1)
         self.out = conv(c1, channels * cfg.futures)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        silence(self.out)
 
     def embed(self, ngrams: Tensor) -> Tensor:
         """Instruction embedding [B, text_dim] of hashed n-gram counts [B, text_ngrams]; at run time only looked up."""
@@ -163,8 +175,7 @@ class ActionBlock(nn.Module):
         self.own, self.cross = Attend(d, cfg.heads), Attend(d, cfg.heads)
         self.ff = nn.Sequential(nn.Linear(d, 3 * d), nn.GELU(approximate="tanh"), nn.Linear(3 * d, d))
         self.film = nn.Linear(d, 2 * d)
-        nn.init.zeros_(self.film.weight)
-        nn.init.zeros_(self.film.bias)
+        silence(self.film)
 
     def forward(self, x: Tensor, memory: Tensor, t: Tensor) -> Tensor:
         scale, shift = self.film(t)[:, None].chunk(2, -1)
@@ -234,7 +245,9 @@ class ReactiveExpert(nn.Module):
     def __init__(self, cfg: Config):
         super().__init__()
         channels = cfg.latent_channels
-        self.stem = nn.Sequential(conv(2 * channels * cfg.futures, 128), nn.ReLU(), conv(128, 96), nn.ReLU(), conv(96, 96), nn.ReLU())
+        self.stem = nn.Sequential(
+            conv(2 * channels * cfg.futures, 128), nn.ReLU(), conv(128, 96), nn.ReLU(), conv(96, 96), nn.ReLU()
+        )
         self.up = nn.Sequential(
             nn.Upsample(scale_factor=2, mode="nearest"), conv(96, 64), nn.ReLU(),
             nn.Upsample(scale_factor=2, mode="nearest"), conv(64, 32), nn.ReLU(),
@@ -249,8 +262,11 @@ class ReactiveExpert(nn.Module):
         difference = future - now.repeat(1, n, 1, 1)
         h = self.stem(torch.cat([future, difference], 1))
         heat = self.heat(self.up(h)).flatten(1)
-        side = int(math.isqrt(heat.shape[1]))
-        weights = F.avg_pool2d(torch.softmax(heat, -1).reshape(b, 1, side, side), side // now.shape[-1]) * (side // now.shape[-1]) ** 2
+        side = math.isqrt(heat.shape[1])
+        weights = (
+            F.avg_pool2d(torch.softmax(heat, -1).reshape(b, 1, side, side), side // now.shape[-1])
+            * (side // now.shape[-1]) ** 2
+        )
         reach = (self.reach(h) * weights).sum((2, 3))
         return heat, reach
 
@@ -273,6 +289,13 @@ class Gate(nn.Module):
 
 class HarmoWam(nn.Module):
     """The whole model; `action_mean/std` and `proprio_mean/std` are its normalisation."""
+
+    action_mean: Tensor
+    action_std: Tensor
+    proprio_mean: Tensor
+    proprio_std: Tensor
+    reach_mean: Tensor
+    reach_std: Tensor
 
     def __init__(self, cfg: Config):
         super().__init__()

@@ -101,7 +101,14 @@ def export_engine(module: nn.Module, inputs: dict[str, tuple[int, ...]], outputs
     """Write one float32 ONNX file with fixed shapes and no metadata (the exporter leaves source paths in it)."""
     feeds = tuple(torch.zeros(shape) for shape in inputs.values())
     program = torch.onnx.export(
-        module.eval(), feeds, dynamo=True, opset_version=OPSET, input_names=list(inputs), output_names=outputs, optimize=True, verbose=False
+        module.eval(),
+        feeds,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=list(inputs),
+        output_names=outputs,
+        optimize=True,
+        verbose=False,
     )
     assert program is not None
     onnx.save(clean(program.model_proto), str(path))

@@ -28,7 +28,7 @@ class _Reader(CalibrationDataReader):
     def __init__(self, feeds: Iterable[Feeds]):
         self._feeds: Iterator[Feeds] = iter(feeds)
 
-    def get_next(self) -> Feeds | None:  # type: ignore[override]
+    def get_next(self) -> Feeds | None:
         return next(self._feeds, None)
 
 

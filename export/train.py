@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -47,7 +48,9 @@ class Plan:
     seed: int = 0
 
 
-def save_checkpoint(path: Path, model: HarmoWam, cameras: dict[str, Camera], instructions: list[str], note: dict[str, object]) -> None:
+def save_checkpoint(
+    path: Path, model: HarmoWam, cameras: dict[str, Camera], instructions: list[str], note: dict[str, object]
+) -> None:
     """One safetensors file with everything an export needs: weights, configuration, training cameras, instructions."""
     # Half precision halves the file; the export reads these very numbers, so nothing is lost after this point.
     tensors = {k: v.detach().to(torch.float16).contiguous().cpu() for k, v in model.state_dict().items()}
@@ -65,24 +68,31 @@ def save_checkpoint(path: Path, model: HarmoWam, cameras: dict[str, Camera], ins
 
 
 def load_checkpoint(path: Path) -> tuple[HarmoWam, dict[str, Camera], list[str], dict[str, object]]:
-    """Model in evaluation mode, training cameras, instructions, note. Raises CheckpointError when absent, damaged or of another configuration."""
+    """Model in evaluation mode, training cameras, instructions, note; raises CheckpointError."""
     try:
         with safetensors.safe_open(str(path), "pt") as f:
             metadata = f.metadata() or {}
             tensors = {k: f.get_tensor(k).float() for k in f.keys()}  # noqa: SIM118  (not a dict)
         raw = json.loads(metadata["config"])
-        cfg = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        cfg = Config(**settings)
         cameras = {k: Camera.from_json(v, str(path)) for k, v in json.loads(metadata["cameras"]).items()}
         instructions, note = json.loads(metadata["instructions"]), json.loads(metadata["note"])
     except FileNotFoundError as e:
-        raise CheckpointError(f"checkpoint {path} does not exist: train one with `harmowam train` or name another.") from e
+        raise CheckpointError(
+            f"checkpoint {path} does not exist: train one with `harmowam train` or name another."
+        ) from e
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as e:
-        raise CheckpointError(f"checkpoint {path} is damaged or from another version ({e}): restore it or train again.") from e
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or from another version ({e}): restore it or train again."
+        ) from e
     model = HarmoWam(cfg)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as e:
-        raise CheckpointError(f"checkpoint {path} does not fit its own configuration: restore it or train again.") from e
+        raise CheckpointError(
+            f"checkpoint {path} does not fit its own configuration: restore it or train again."
+        ) from e
     return model.eval(), cameras, instructions, note
 
 
@@ -137,7 +147,9 @@ class Trainer:
 
     def _normalise(self) -> None:
         for m in (self.model, self.average):
-            chunk, pro, reach = (torch.from_numpy(a) for a in (self.labels.chunk, self.labels.proprio, self.labels.reach))
+            chunk, pro, reach = (
+                torch.from_numpy(a) for a in (self.labels.chunk, self.labels.proprio, self.labels.reach)
+            )
             m.action_mean.copy_(chunk.mean(0))
             m.action_std.copy_(chunk.std(0).clamp_min(torch.tensor([2e-3, 2e-3, 2e-3, 2e-2, 2e-2, 5e-2])))
             m.proprio_mean.copy_(pro.mean(0))
@@ -156,7 +168,9 @@ class Trainer:
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
         if state["fingerprint"] != self._fingerprint:
-            raise CheckpointError(f"{path} belongs to a run with other settings or data: choose another --run folder or delete it.")
+            raise CheckpointError(
+                f"{path} belongs to a run with other settings or data: choose another --run folder or delete it."
+            )
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.stage, self.step, self.seconds = state["stage"], state["step"], state["seconds"]
@@ -225,13 +239,19 @@ class Trainer:
     def _begin(self, name: str) -> list[nn.Parameter]:
         """Freeze everything but the stage's own parts; cache what the frozen parts give."""
         m = self.model
-        own = {"tokeniser": [m.tokeniser], "world": [m.world], "experts": [m.predictive, m.reactive, m.gate, m.world.tokens]}[name]
+        parts: dict[str, list[nn.Module]] = {
+            "tokeniser": [m.tokeniser],
+            "world": [m.world],
+            "experts": [m.predictive, m.reactive, m.gate, m.world.tokens],
+        }
         m.requires_grad_(False)
-        for part in own:
+        for part in parts[name]:
             part.requires_grad_(True)
         if name == "tokeniser":
             front = self.data.front
-            self.background = torch.from_numpy(np.median(front[:: max(1, len(front) // 400)], 0)).float().div(127.5).sub(1.0)
+            self.background = (
+                torch.from_numpy(np.median(front[:: max(1, len(front) // 400)], 0)).float().div(127.5).sub(1.0)
+            )
         if name in ("world", "experts") and not hasattr(self, "latents"):
             self.latents = torch.cat([self.average.tokeniser.encode(x).half() for x in self._chunks(self.data.front)])
         if name == "world":
@@ -282,7 +302,9 @@ class Trainer:
         rows = rng.integers(len(self.data.pose), size=batch)
         now, future = self.latents[rows].float(), self._future(rows)
         # Few Euler steps at run time: half of the batch trains where they start, at pure noise.
-        t = torch.from_numpy(np.where(rng.random(batch) < 0.4, 0.0, rng.random(batch)).astype(np.float32)).to(self.device)
+        t = torch.from_numpy(np.where(rng.random(batch) < 0.4, 0.0, rng.random(batch)).astype(np.float32)).to(
+            self.device
+        )
         noise = torch.randn_like(future)
         x = (1 - t)[:, None, None, None] * noise + t[:, None, None, None] * future
         weight = 1 + 3 * (future - now.repeat(1, self.cfg.futures, 1, 1)).abs().clamp(0, 1)
@@ -300,14 +322,16 @@ class Trainer:
         for i in tqdm(range(0, n, 128), desc="imagine", mininterval=5, leave=False):
             rows = np.arange(i, min(i + 128, n))
             now = self.latents[rows].float()
-            noise = torch.randn(len(rows), self.cfg.futures * now.shape[1], *now.shape[2:], generator=generator, device=self.device)
+            noise = torch.randn(
+                len(rows), self.cfg.futures * now.shape[1], *now.shape[2:], generator=generator, device=self.device
+            )
             with self._cast():
                 text = m.world.embed(self._row(self.labels.text, rows))
-                x, mid = noise, None
+                x, mid = noise, noise
                 for k in range(self.cfg.world_steps):
                     t = torch.full((len(rows),), k / self.cfg.world_steps, device=self.device)
                     v, features = m.world(x, t, now, text, self._state(rows))
-                    mid = features if mid is None else mid
+                    mid = features if k == 0 else mid
                     x = x + v.float() / self.cfg.world_steps
             mids.append(mid.half())
             generated.append(x.half())
@@ -348,10 +372,15 @@ class Trainer:
         side = self.cfg.heatmap
         grid = torch.arange(side, device=self.device, dtype=torch.float32)
         cell = self._row(lab.cell, rows)
-        spread = torch.exp(-((grid[None, None, :] - cell[:, 0, None, None]) ** 2 + (grid[None, :, None] - cell[:, 1, None, None]) ** 2) / (2 * 0.8**2))
+        spread = torch.exp(
+            -((grid[None, None, :] - cell[:, 0, None, None]) ** 2 + (grid[None, :, None] - cell[:, 1, None, None]) ** 2)
+            / (2 * 0.8**2)
+        )
         spread = spread.flatten(1) / spread.sum((1, 2))[:, None].clamp_min(1e-6)
         heat_loss = -(spread * F.log_softmax(heat.float(), -1)).sum(-1).mean()
-        reach_loss = F.smooth_l1_loss(reach.float(), (self._row(lab.reach, rows) - m.reach_mean) / m.reach_std, beta=0.1)
+        reach_loss = F.smooth_l1_loss(
+            reach.float(), (self._row(lab.reach, rows) - m.reach_mean) / m.reach_std, beta=0.1
+        )
         return {"predictive": predictive, "reactive": 0.1 * (heat_loss + reach_loss), "gate": 0.05 * gate}
 
 

@@ -43,7 +43,8 @@ class ArmConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ArmConfig:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**plain)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,11 @@ class Arm:
         self._sign = np.array(config.direction, float)
         self._zero = np.array(config.zero_step, float)
         self._last = Measurement(np.zeros(n), np.zeros(n), np.full(n, NO_REPLY, np.uint8))
-        self.current, self.temperature, self.voltage = np.zeros(n, np.float32), np.zeros(n, np.float32), np.zeros(n, np.float32)
+        self.current, self.temperature, self.voltage = (
+            np.zeros(n, np.float32),
+            np.zeros(n, np.float32),
+            np.zeros(n, np.float32),
+        )
         self._telemetry = 0
 
     def to_rad(self, steps: np.ndarray) -> np.ndarray:
@@ -79,14 +84,18 @@ class Arm:
         silent = [i for i in self.config.ids if i not in found]
         where = getattr(self.bus.port, "path", "the bus")
         if len(silent) == len(self.config.ids):
-            raise ArmError(f"no servo answers on {where}: check the arm's power supply and the baud rate ({self.config.baud}).")
+            raise ArmError(
+                f"no servo answers on {where}: check the arm's power supply and the baud rate ({self.config.baud})."
+            )
         if silent:
             names = ", ".join(f"{i} ({self.config.joints[self.config.ids.index(i)]})" for i in silent)
             raise ArmError(f"servo {names} does not answer on {where}: check its cable and its id.")
         for i, r in found.items():
             model = int.from_bytes(r.data, "little")
             if model != MODEL:
-                raise ArmError(f"servo {i} reports model {model}, the robot file expects {MODEL} (STS3215): check the arm family in the robot file.")
+                raise ArmError(
+                    f"servo {i} reports model {model}, the robot file expects {MODEL} (STS3215): check the arm family in the robot file."
+                )
 
     def read(self) -> Measurement:
         """Positions and velocities in one sync read; a silent servo keeps its last values and gets NO_REPLY."""
@@ -113,7 +122,9 @@ class Arm:
     def write_goals(self, rad: np.ndarray) -> None:
         """Goal positions of all joints in one sync write."""
         steps = self.to_steps(rad)
-        self.bus.sync_write(42, {i: encode("goal_position", int(s)) for i, s in zip(self.config.ids, steps, strict=True)})
+        self.bus.sync_write(
+            42, {i: encode("goal_position", int(s)) for i, s in zip(self.config.ids, steps, strict=True)}
+        )
 
     def energised(self) -> bool:
         """Whether any servo has its torque on already (an arm that somebody left standing)."""
@@ -124,20 +135,24 @@ class Arm:
         """Goal := present position, then full torque: the arm stiffens where it is. An energised arm keeps its torque throughout."""
         self.write_goals(self.read().q)
         self.bus.sync_write(48, {i: encode("torque_limit", 1000) for i in self.config.ids})
-        self.bus.sync_write(40, {i: b"\x01" for i in self.config.ids})
+        self.bus.sync_write(40, dict.fromkeys(self.config.ids, b"\x01"))
         got = self.bus.sync_read(self.config.ids, 40, 1, retries=2)
         limp = [i for i in self.config.ids if i not in got or got[i].data[0] != 1]
         if limp:
-            raise ArmError(f"servo {', '.join(map(str, limp))} did not switch its torque on: power the arm off and on, then try again.")
+            raise ArmError(
+                f"servo {', '.join(map(str, limp))} did not switch its torque on: power the arm off and on, then try again."
+            )
 
     def set_torque(self, share: float) -> None:
         """Torque limit of all servos, 0..1 of their maximum; unacknowledged, so that one servo that refuses stops nobody."""
-        self.bus.sync_write(48, {i: encode("torque_limit", int(1000 * min(max(share, 0.0), 1.0))) for i in self.config.ids})
+        self.bus.sync_write(
+            48, {i: encode("torque_limit", int(1000 * min(max(share, 0.0), 1.0))) for i in self.config.ids}
+        )
 
     def torque_off(self) -> list[int]:
         """Release every servo, those first that refuse to listen together; returns the ids that still hold."""
         for _ in range(3):
-            self.bus.sync_write(40, {i: b"\x00" for i in self.config.ids})
+            self.bus.sync_write(40, dict.fromkeys(self.config.ids, b"\x00"))
             got = self.bus.sync_read(self.config.ids, 40, 1)
             holding = [i for i in self.config.ids if i not in got or got[i].data[0] != 0]
             if not holding:

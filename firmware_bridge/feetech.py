@@ -24,7 +24,9 @@ def packet(servo: int, instruction: int, params: bytes = b"") -> bytes:
     if not 0 <= servo <= BROADCAST:
         raise PacketError(f"servo id {servo} is outside 0..254")
     if len(params) + 6 > MAX_PACKET:
-        raise PacketError(f"{len(params)} parameter bytes do not fit into a {MAX_PACKET}-byte packet: split the request")
+        raise PacketError(
+            f"{len(params)} parameter bytes do not fit into a {MAX_PACKET}-byte packet: split the request"
+        )
     body = bytes([servo, len(params) + 2, instruction]) + params
     return b"\xff\xff" + body + bytes([~sum(body) & 0xFF])
 
@@ -59,7 +61,9 @@ def sync_write(address: int, data: Mapping[int, bytes]) -> bytes:
     sizes = {len(d) for d in data.values()}
     if len(sizes) != 1:
         raise PacketError("a sync write carries the same number of bytes for every servo")
-    return packet(BROADCAST, SYNC_WRITE, bytes([address, sizes.pop()]) + b"".join(bytes([i]) + d for i, d in data.items()))
+    return packet(
+        BROADCAST, SYNC_WRITE, bytes([address, sizes.pop()]) + b"".join(bytes([i]) + d for i, d in data.items())
+    )
 
 
 def status(servo: int, error: int, data: bytes = b"") -> bytes:
@@ -100,7 +104,7 @@ class Parser:
         """All packets that are complete after `data`."""
         b = self._buffer
         b += data
-        out = []
+        out: list[Packet] = []
         while True:
             start = b.find(b"\xff\xff")
             if start < 0:  # keep one FF: it may be half a header

@@ -40,7 +40,9 @@ def release(port: Port, config: ArmConfig) -> list[int]:
     return arm.torque_off()
 
 
-def guard(port_path: str, config: ArmConfig, arm_file: Path, slots: Path, priority: int = 0, core: int | None = None) -> int:
+def guard(
+    port_path: str, config: ArmConfig, arm_file: Path, slots: Path, priority: int = 0, core: int | None = None
+) -> int:
     """Run the motor process to its end; returns its exit code, or EXIT_STOPPED_BY_GUARD."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     port = Port.open(port_path, config.baud)
@@ -67,17 +69,27 @@ def guard(port_path: str, config: ArmConfig, arm_file: Path, slots: Path, priori
             pass
         stalled = time.monotonic() - seen_at > STALL_S
         if code is not None or stalled:
-            why = f"motor process died (signal {-code})" if code is not None else f"motor process gave no sign for {STALL_S} s"
+            why = (
+                f"motor process died (signal {-code})"
+                if code is not None
+                else f"motor process gave no sign for {STALL_S} s"
+            )
             child.kill()
             child.wait()
             print(f"guard: {why}: holding, then letting the torque down", file=sys.stderr, flush=True)
             holding = release(port, config)
             if holding:
-                print(f"guard: servo {', '.join(map(str, holding))} still holds: switch the arm's power off.", file=sys.stderr, flush=True)
+                print(
+                    f"guard: servo {', '.join(map(str, holding))} still holds: switch the arm's power off.",
+                    file=sys.stderr,
+                    flush=True,
+                )
             return EXIT_STOPPED_BY_GUARD
 
 
-def start(port: str, config: ArmConfig, slots: Path, priority: int = 0, core: int | None = None) -> subprocess.Popen[bytes]:
+def start(
+    port: str, config: ArmConfig, slots: Path, priority: int = 0, core: int | None = None
+) -> subprocess.Popen[bytes]:
     """Start a guard as a session of its own: a Ctrl-C in the terminal does not reach it; it survives its caller."""
     slots.mkdir(parents=True, exist_ok=True)
     arm_file = slots / "arm.json"
@@ -97,7 +109,10 @@ def wait_for_state(process: subprocess.Popen[bytes], slots: Path, timeout_s: flo
     while time.monotonic() < deadline:
         if process.poll() is not None:
             said = (slots / LOG).read_text().strip().removeprefix("error: ")
-            raise ArmError(said or f"the guard ended with code {process.returncode} before the arm was ready: run it by hand to see why.")
+            raise ArmError(
+                said
+                or f"the guard ended with code {process.returncode} before the arm was ready: run it by hand to see why."
+            )
         try:
             reader = SlotReader(slots / STATE_SLOT)
             got = reader.read()
@@ -107,11 +122,15 @@ def wait_for_state(process: subprocess.Popen[bytes], slots: Path, timeout_s: flo
         except SlotError:
             pass
         time.sleep(0.005)
-    raise ArmError(f"the motor process gave no sign within {timeout_s:.0f} s: check the load of this machine and try again.")
+    raise ArmError(
+        f"the motor process gave no sign within {timeout_s:.0f} s: check the load of this machine and try again."
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Guard: locks the serial port, runs the motor process and stops the arm if that fails.")
+    parser = argparse.ArgumentParser(
+        description="Guard: locks the serial port, runs the motor process and stops the arm if that fails."
+    )
     parser.add_argument("--port", required=True)
     parser.add_argument("--arm", type=Path, required=True, help="ArmConfig as JSON")
     parser.add_argument("--slots", type=Path, required=True, help="folder of the slots")

@@ -115,7 +115,11 @@ class JointState:
             n, int(self.safety), self.reason.encode()[:96],
         )  # fmt: skip
         floats = (self.q_rad, self.qd_rad_s, self.goal_rad, self.current_a, self.temperature_c, self.voltage_v)
-        return head + b"".join(np.asarray(a, "<f4").tobytes() for a in floats) + np.asarray(self.status_bits, "u1").tobytes()
+        return (
+            head
+            + b"".join(np.asarray(a, "<f4").tobytes() for a in floats)
+            + np.asarray(self.status_bits, "u1").tobytes()
+        )
 
     @classmethod
     def unpack(cls, raw: bytes) -> JointState:
@@ -124,7 +128,9 @@ class JointState:
         q, qd, goal, cur, temp, volt = np.frombuffer(raw, "<f4", 6 * n, offset).reshape(6, n).copy()
         bits = np.frombuffer(raw, "u1", n, offset + 24 * n).copy()
         text = reason.rstrip(b"\0").decode(errors="replace")
-        return cls(t, q, qd, goal, cur, temp, volt, bits, SafetyState(safety), text, t_wire, t_capture, seq, tick, missed)
+        return cls(
+            t, q, qd, goal, cur, temp, volt, bits, SafetyState(safety), text, t_wire, t_capture, seq, tick, missed
+        )
 
 
 JOINT_STATE_BYTES = JointState._HEAD.size + 25 * MAX_JOINTS

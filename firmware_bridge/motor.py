@@ -1,6 +1,6 @@
 """The motor process: read, decide, write, on an absolute clock. `MotorLoop.tick` is the same in virtual time.
 
-    python -m firmware_bridge.motor --help
+python -m firmware_bridge.motor --help
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def run(port: Port, config: ArmConfig, slots: Path, priority: int = 0, core: int
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Motor process: follows the command slot, writes the state slot. Normally started by the guard.")
+    parser = argparse.ArgumentParser(
+        description="Motor process: follows the command slot, writes the state slot. Normally started by the guard."
+    )
     parser.add_argument("--arm", type=Path, required=True, help="ArmConfig as JSON")
     parser.add_argument("--slots", type=Path, required=True, help="folder of the slots")
     parser.add_argument("--port", required=True, help="serial port (its name only, when --fd is given)")

@@ -21,22 +21,28 @@ class KinematicPlant:
     """Joints that go to their goals at constant speed: enough to test a bus with."""
 
     def __init__(self, start: np.ndarray, speed: float = 3200.0):
-        self.position = np.asarray(start, float).copy()
-        self.goal = self.position.copy()
-        self.torque = np.zeros(len(self.position), bool)
-        self.limit = np.ones(len(self.position))
-        self.speed = np.full(len(self.position), speed)
+        self.position: np.ndarray = np.asarray(start, float).copy()
+        self.goal: np.ndarray = self.position.copy()
+        self.torque: np.ndarray = np.zeros(len(self.position), bool)
+        self.limit: np.ndarray = np.ones(len(self.position))
+        self.speed: np.ndarray = np.full(len(self.position), speed)
         self._max = speed
         self._then: int | None = None
 
     def drive(self, goal: np.ndarray, torque_on: np.ndarray, speed: np.ndarray, torque_limit: np.ndarray) -> None:
-        self.goal, self.torque, self.limit = np.array(goal, float), np.array(torque_on, bool), np.array(torque_limit, float)
+        self.goal, self.torque, self.limit = (
+            np.array(goal, float),
+            np.array(torque_on, bool),
+            np.array(torque_limit, float),
+        )
         self.speed = np.where(np.asarray(speed) > 0, np.minimum(speed, self._max), self._max)
 
     def present(self, now_ns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         dt = 0.0 if self._then is None else max(now_ns - self._then, 0) * 1e-9
         self._then = now_ns
-        move = np.clip(self.goal - self.position, -self.speed * dt, self.speed * dt) * (self.torque & (self.limit > 0.02))
+        move = np.clip(self.goal - self.position, -self.speed * dt, self.speed * dt) * (
+            self.torque & (self.limit > 0.02)
+        )
         self.position = self.position + move
         velocity = move / dt if dt > 0 else np.zeros_like(move)
         return self.position, velocity, np.zeros_like(move)

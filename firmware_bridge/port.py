@@ -46,11 +46,17 @@ class Port:
         except serial.SerialException as e:
             code = getattr(e, "errno", None)
             if code == errno.ENOENT:
-                raise PortError(f"serial port {path} does not exist: plug the adapter in, or name the port with --port (see `ls /dev/serial/by-id`).") from e
+                raise PortError(
+                    f"serial port {path} does not exist: plug the adapter in, or name the port with --port (see `ls /dev/serial/by-id`)."
+                ) from e
             if code == errno.EACCES:
-                raise PortError(f"serial port {path} may not be opened by this user: run `sudo usermod -aG dialout $USER` and log in again.") from e
+                raise PortError(
+                    f"serial port {path} may not be opened by this user: run `sudo usermod -aG dialout $USER` and log in again."
+                ) from e
             if code in (errno.EBUSY, errno.EAGAIN) or "lock" in str(e).lower():
-                raise PortError(f"serial port {path} is in use by another process: stop it (`fuser {path}` shows which) and try again.") from e
+                raise PortError(
+                    f"serial port {path} is in use by another process: stop it (`fuser {path}` shows which) and try again."
+                ) from e
             raise PortError(f"serial port {path} cannot be opened ({e}): check the path and the adapter.") from e
         os.set_blocking(s.fd, False)
         port = cls(s.fd, path)
@@ -68,7 +74,9 @@ class Port:
                 except BlockingIOError:
                     select.select([], [self.fd], [], 0.01)
         except OSError as e:
-            raise PortError(f"serial port {self.path} was lost while writing ({e.strerror}): check the USB cable, then start again.") from e
+            raise PortError(
+                f"serial port {self.path} was lost while writing ({e.strerror}): check the USB cable, then start again."
+            ) from e
 
     def read(self, deadline_ns: int) -> bytes:
         wait = (deadline_ns - time.monotonic_ns()) * 1e-9
@@ -80,9 +88,13 @@ class Port:
         except BlockingIOError:
             return b""
         except OSError as e:
-            raise PortError(f"serial port {self.path} was lost while reading ({e.strerror}): check the USB cable, then start again.") from e
+            raise PortError(
+                f"serial port {self.path} was lost while reading ({e.strerror}): check the USB cable, then start again."
+            ) from e
         if not data:
-            raise PortError(f"serial port {self.path} was closed by the other end: check the USB cable, then start again.")
+            raise PortError(
+                f"serial port {self.path} was closed by the other end: check the USB cable, then start again."
+            )
         return data
 
     def drain(self) -> int:

@@ -67,14 +67,17 @@ class Safety:
         self.goal, self.goal_velocity = np.zeros(n), np.zeros(n)
         self.rejected = 0
         self._armed_ns = self._held_ns = self._stop_ns = self._ramp_ns = 0
-        self._silent_ns = np.zeros(n, np.int64)
-        self._overload_ns = np.zeros(n, np.int64)
+        self._silent_ns: np.ndarray = np.zeros(n, np.int64)
+        self._overload_ns: np.ndarray = np.zeros(n, np.int64)
         self._was_active = False
 
     def _enter(self, state: SafetyState, reason: str, now_ns: int) -> None:
         if state == SafetyState.HOLD and self.state != SafetyState.HOLD:
             self._held_ns = now_ns
-        if state in (SafetyState.SAFE_STOP, SafetyState.FAULT) and self.state not in (SafetyState.SAFE_STOP, SafetyState.FAULT):
+        if state in (SafetyState.SAFE_STOP, SafetyState.FAULT) and self.state not in (
+            SafetyState.SAFE_STOP,
+            SafetyState.FAULT,
+        ):
             self._stop_ns, self._ramp_ns = now_ns, 0
         self.state, self.reason = state, reason
 
@@ -124,7 +127,9 @@ class Safety:
             return self._stop(now_ns, measured)
         return self._follow(now_ns, command, request, measured, temperature)
 
-    def _follow(self, now_ns: int, command: Command | None, request: RequestKind, measured: Measurement, temperature: np.ndarray) -> Decision:
+    def _follow(
+        self, now_ns: int, command: Command | None, request: RequestKind, measured: Measurement, temperature: np.ndarray
+    ) -> Decision:
         usable = command is not None and now_ns < command.t_stale_ns and request != RequestKind.HOLD
         if usable and command is not None and not self.valid(command):
             self.rejected += 1
@@ -135,9 +140,19 @@ class Safety:
             ahead = min(max((now_ns - command.t_apply_ns) * 1e-9, 0.0), 0.1)
             target = command.q_rad.astype(float) + command.qd_rad_s.astype(float) * ahead
         else:
-            why = "no command yet" if command is None else "held on request" if request == RequestKind.HOLD else "command is stale or was rejected"
+            why = (
+                "no command yet"
+                if command is None
+                else "held on request"
+                if request == RequestKind.HOLD
+                else "command is stale or was rejected"
+            )
             self._enter(SafetyState.HOLD, why, now_ns)
-            if self._was_active and request != RequestKind.HOLD and now_ns - self._held_ns > self.config.stop_after_s * 1e9:
+            if (
+                self._was_active
+                and request != RequestKind.HOLD
+                and now_ns - self._held_ns > self.config.stop_after_s * 1e9
+            ):
                 self._enter(SafetyState.SAFE_STOP, f"no command for {self.config.stop_after_s:.1f} s", now_ns)
                 return self._stop(now_ns, measured)
             # Where it comes to rest when it brakes now.
@@ -161,7 +176,10 @@ class Safety:
         there = bool((np.abs(measured.q - self.rest)[:-1] < REST_TOLERANCE).all())
         if self._ramp_ns == 0 and self.state == SafetyState.SAFE_STOP and not there and elapsed < REST_TIMEOUT_S:
             slow = np.full_like(self.velocity, self.config.lower_speed)
-            self._move(self.rest, np.maximum(np.minimum(slow, self.velocity), np.abs(self.goal_velocity) - self.acceleration * self.dt))
+            self._move(
+                self.rest,
+                np.maximum(np.minimum(slow, self.velocity), np.abs(self.goal_velocity) - self.acceleration * self.dt),
+            )
             return Decision(self.goal, self.state, self.reason)
         if self._ramp_ns == 0:
             self._ramp_ns = now_ns

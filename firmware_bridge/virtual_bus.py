@@ -43,7 +43,7 @@ class VirtualBus:
         self._goal = np.zeros(n)
         position, _, _ = plant.present(0)
         for k, i in enumerate(self.ids):
-            self._put(i, "goal_position", int(round(position[k])))
+            self._put(i, "goal_position", round(float(position[k])))
         self._drive()
 
     def _put(self, servo: int, name: str, value: int) -> None:
@@ -53,7 +53,7 @@ class VirtualBus:
     def get(self, servo: int, name: str) -> int:
         """Value of a register as it stands (for tests and displays)."""
         r = REGISTERS[name]
-        return decode(name, self.memory[servo][r.address : r.address + r.size])
+        return decode(name, bytes(self.memory[servo][r.address : r.address + r.size]))
 
     def _refresh(self, now_ns: int) -> None:
         """Present registers from the plant."""
@@ -62,8 +62,8 @@ class VirtualBus:
             m = self.memory[i]
             offset = self.get(i, "homing_offset")
             load_k = max(-1.0, min(1.0, float(load[k])))
-            speed = max(-32767, min(32767, int(round(velocity[k]))))
-            m[56:58] = encode("present_position", int(round(position[k])) - offset)
+            speed = max(-32767, min(32767, round(float(velocity[k]))))
+            m[56:58] = encode("present_position", round(float(position[k])) - offset)
             m[58:60] = encode("present_speed", speed)
             m[60:62] = encode("present_load", int(1000 * load_k))
             m[66] = 1 if abs(speed) > 2 else 0
@@ -120,7 +120,11 @@ class VirtualBus:
         if p.code == fs.SYNC_READ and everyone and len(p.params) >= 2:
             self._refresh(now_ns)
             address, size = p.params[0], p.params[1]
-            return b"".join(self._reply(i, bytes(self.memory[i][address : address + size])) for i in p.params[2:] if i in self.memory)
+            return b"".join(
+                self._reply(i, bytes(self.memory[i][address : address + size]))
+                for i in p.params[2:]
+                if i in self.memory
+            )
         targets = self.ids if everyone else [p.servo] if p.servo in self.memory else []
         if p.code == fs.PING:
             return b"".join(self._reply(i, b"") for i in targets[:1])
@@ -194,5 +198,3 @@ class PtyBus:
         os.close(self._slave)
         if self.link is not None:
             self.link.unlink(missing_ok=True)
-
-

@@ -24,9 +24,20 @@ class UserError(click.ClickException):
 
 
 MENDABLE = {
-    "BundleError", "RobotError", "CameraError", "CalibrationError", "ArmError", "RunError", "PortError", "EngineError", "KernelError",
-    "DataError", "CheckpointError", "ExportError", "SlotError",
-}  # fmt: skip
+    "BundleError",
+    "RobotError",
+    "CameraError",
+    "CalibrationError",
+    "ArmError",
+    "RunError",
+    "PortError",
+    "EngineError",
+    "KernelError",
+    "DataError",
+    "CheckpointError",
+    "ExportError",
+    "SlotError",
+}
 
 
 def errors(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,8 +63,12 @@ def write_json(path: Path | None, data: Any) -> None:
         partial.replace(path)
 
 
-json_option = click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file.")
-bundle_option = click.option("--bundle", type=click.Path(path_type=Path), default=Path("out/so101.bundle"), show_default=True)
+json_option = click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file."
+)
+bundle_option = click.option(
+    "--bundle", type=click.Path(path_type=Path), default=Path("out/so101.bundle"), show_default=True
+)
 robot_option = click.option("--robot", default="sim_so101", show_default=True, help="A shipped robot or a robot file.")
 
 
@@ -76,7 +91,9 @@ def print_timing(report: dict[str, Any]) -> None:
     click.echo(f"{'':26}{'p50':>9}{'p99':>9}{'max':>9}{'budget':>9}  ms")
     for name in ("observation_to_wire_ms", "prior_age_ms"):
         row = report[name]
-        click.echo(f"{name.removesuffix('_ms').replace('_', ' '):26}{row['p50']:9.2f}{row['p99']:9.2f}{row['max']:9.2f}")
+        click.echo(
+            f"{name.removesuffix('_ms').replace('_', ' '):26}{row['p50']:9.2f}{row['p99']:9.2f}{row['max']:9.2f}"
+        )
     for name, row in sorted(report["stages"].items()):
         click.echo(f"{name:26}{row['p50_ms']:9.2f}{row['p99_ms']:9.2f}{row['max_ms']:9.2f}{row['budget_ms']:9.1f}")
     click.echo(f"first command after {report['time_to_first_command_s']} s, runtime processes {report['rss_mb']} MB")
@@ -99,8 +116,17 @@ def collect(out: Path, episodes: int, seed: int, json_path: Path | None) -> None
 
 @main.command()
 @click.option("--dataset", type=click.Path(path_type=Path), default=Path("data/pick_place"), show_default=True)
-@click.option("--run", "run_folder", type=click.Path(path_type=Path), default=Path("runs/default"), show_default=True, help="State and log; goes on where it stopped.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/default/harmowam-so101.safetensors"), show_default=True)
+@click.option(
+    "--run",
+    "run_folder",
+    type=click.Path(path_type=Path),
+    default=Path("runs/default"),
+    show_default=True,
+    help="State and log; goes on where it stopped.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs/default/harmowam-so101.safetensors"), show_default=True
+)
 @click.option("--steps", default="", help="Steps of tokeniser,world,experts (default: as shipped).")
 @click.option("--seed", default=0, show_default=True)
 @json_option
@@ -117,7 +143,9 @@ def train(dataset: Path, run_folder: Path, out: Path, steps: str, seed: int, jso
     if steps:
         try:
             counts = [int(s) for s in steps.split(",")]
-            changed = {name: (n, *getattr(plan, name)[1:]) for name, n in zip(STAGES, counts, strict=True)}
+            changed: dict[str, Any] = {
+                name: (n, *getattr(plan, name)[1:]) for name, n in zip(STAGES, counts, strict=True)
+            }
         except ValueError as e:
             raise UserError(f"--steps {steps} is not three numbers: write for example --steps 1500,3500,4500.") from e
         plan = dataclasses.replace(plan, **changed)
@@ -130,7 +158,9 @@ def train(dataset: Path, run_folder: Path, out: Path, steps: str, seed: int, jso
 @main.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/so101.bundle"), show_default=True)
-@click.option("--samples", type=click.Path(path_type=Path), help="Calibration observations (default: beside the checkpoint).")
+@click.option(
+    "--samples", type=click.Path(path_type=Path), help="Calibration observations (default: beside the checkpoint)."
+)
 @click.option("--fp32", is_flag=True, help="Do not quantise (the reference).")
 @json_option
 @errors
@@ -159,9 +189,16 @@ def export(checkpoint: Path | None, out: Path, samples: Path | None, fp32: bool,
 @json_option
 @errors
 def evaluate(
-    bundle: Path, episodes: int, seed: int, policy: str, task: str | None, latency: tuple[str, ...], camera_fps: float,
-    workers: int | None, json_path: Path | None,
-) -> None:  # fmt: skip
+    bundle: Path,
+    episodes: int,
+    seed: int,
+    policy: str,
+    task: str | None,
+    latency: tuple[str, ...],
+    camera_fps: float,
+    workers: int | None,
+    json_path: Path | None,
+) -> None:
     """Success over seeded starts, in virtual time."""
     import dataclasses
 
@@ -185,8 +222,9 @@ def evaluate(
     result = evaluate(bundle, episodes, seed, policies, schedule, task, workers)
     for cell in result["cells"]:
         low, high = cell["wilson95"]
+        share = cell["successes"] / cell["episodes"]
         click.echo(
-            f"{cell['policy']:12}{cell['successes']:4} of {cell['episodes']}  ({cell['successes'] / cell['episodes']:.0%}, 95 % {low:.0%} to {high:.0%})  "
+            f"{cell['policy']:12}{cell['successes']:4} of {cell['episodes']}  ({share:.0%}, 95 % {low:.0%} to {high:.0%})  "
             f"{cell['switches_per_episode']} switches an episode, median {cell['median_seconds']} s"
         )
     click.echo(f"{result['episodes_per_second']:.2f} episodes a second with {result['workers']} processes")
@@ -205,14 +243,31 @@ def evaluate(
 @json_option
 @errors
 def run(
-    bundle: Path, robot: str, task: str | None, seconds: float, port: str | None, seed: int, policy: str, record: Path | None,
+    bundle: Path,
+    robot: str,
+    task: str | None,
+    seconds: float,
+    port: str | None,
+    seed: int,
+    policy: str,
+    record: Path | None,
     json_path: Path | None,
-) -> None:  # fmt: skip
+) -> None:
     """Drive an arm in real time. Ctrl-C lowers it to rest and releases the torque in a ramp."""
     from harmowam.live import live
     from runtime.robot import load_robot
 
-    done = live(bundle, load_robot(robot), task, seconds, port=port, seed=seed, policy=policy, keep_frames=record is not None, say=say)
+    done = live(
+        bundle,
+        load_robot(robot),
+        task,
+        seconds,
+        port=port,
+        seed=seed,
+        policy=policy,
+        keep_frames=record is not None,
+        say=say,
+    )
     print_timing(done.report)
     if record is not None:
         done.policy.recorder.save(record, done.report)
@@ -231,7 +286,9 @@ def run(
 @click.option("--seed", default=0, show_default=True)
 @json_option
 @errors
-def profile(bundle: Path, robot: str, seconds: float, task: str | None, port: str | None, seed: int, json_path: Path | None) -> None:
+def profile(
+    bundle: Path, robot: str, seconds: float, task: str | None, port: str | None, seed: int, json_path: Path | None
+) -> None:
     """Where each millisecond goes: the same loop as `run`, with the table of its stages."""
     from harmowam.live import live
     from runtime.robot import load_robot

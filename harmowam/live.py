@@ -68,9 +68,19 @@ def calibrations(robot: Robot, slots: Path) -> dict[str, Camera]:
 
 
 def live(
-    bundle_path: Path, robot: Robot, task: str | None, seconds: float, *, port: str | None = None, seed: int = 0, policy: str = "gated",
-    keep_frames: bool = False, stop_at_success: bool = False, say: Callable[[str], None] = lambda line: None, real_time_priority: int = 20,
-) -> LiveRun:  # fmt: skip
+    bundle_path: Path,
+    robot: Robot,
+    task: str | None,
+    seconds: float,
+    *,
+    port: str | None = None,
+    seed: int = 0,
+    policy: str = "gated",
+    keep_frames: bool = False,
+    stop_at_success: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    real_time_priority: int = 20,
+) -> LiveRun:
     """Run the two-rate loop on `robot` for `seconds`; the arm is lowered and released whatever happens.
 
     Raises BundleError, RobotError, CameraError, CalibrationError, ArmError or RunError, each one sentence and a next step.
@@ -79,7 +89,9 @@ def live(
     bundle = Bundle.load(bundle_path)
     missing = sorted(set(bundle.manifest.cameras) - set(robot.cameras))
     if missing:
-        raise CameraError(f"the bundle needs camera '{missing[0]}', which {robot.path} does not have: add it under [camera.{missing[0]}].")
+        raise CameraError(
+            f"the bundle needs camera '{missing[0]}', which {robot.path} does not have: add it under [camera.{missing[0]}]."
+        )
     if task is not None:
         bundle.task(task)
     with tempfile.TemporaryDirectory(prefix="harmowam-", ignore_cleanup_errors=True) as folder:
@@ -103,11 +115,17 @@ def live(
                 simulation_s = time.monotonic() - started
                 port, task = port or info["port"], info["instruction"]
             if task is None:
-                raise RunError("no task was given: name one with --task (" + ", ".join(f"'{t}'" for t in bundle.manifest.tasks) + ").")
+                raise RunError(
+                    "no task was given: name one with --task ("
+                    + ", ".join(f"'{t}'" for t in bundle.manifest.tasks)
+                    + ")."
+                )
             keeper = guard.start(port or robot.port, robot.arm, slots, real_time_priority)
             for name in bundle.manifest.cameras:
                 cameras[name] = open_camera(robot.cameras[name], slots)
-            driver = Policy(bundle, task, cameras, calibrations(robot, slots), slots, robot.fast_hz, robot.slow_hz, policy)
+            driver = Policy(
+                bundle, task, cameras, calibrations(robot, slots), slots, robot.fast_hz, robot.slow_hz, policy
+            )
             driver.recorder.frames = keep_frames
             driver.warm_up()
             state_slot = guard.wait_for_state(keeper, slots)
@@ -144,18 +162,30 @@ def live(
                 from sim import server
 
                 truth = dict(server.read_truth(slots))
-                truth["success_after_s"] = max(0.0, (float(truth["first_success_ns"]) - counts.began_ns) * 1e-9) if truth["first_success_ns"] else 0.0
+                truth["success_after_s"] = (
+                    max(0.0, (float(truth["first_success_ns"]) - counts.began_ns) * 1e-9)
+                    if truth["first_success_ns"]
+                    else 0.0
+                )
             last = driver.lower()
             armed = False
             code = keeper.wait(5)
             report = timing_report(driver)
+            first_ns = counts.first_command_ns
+            first_s = round(first_ns * 1e-9 - began - simulation_s, 3) if first_ns else None
             report.update(
-                task=task, robot=robot.name, policy=policy, bundle=bundle.manifest.name, engine="onnxruntime",
-                quantization=bundle.manifest.quantization.get("format", "fp32"), motor_missed_ticks=last.missed_ticks,
-                motor_exit_code=code, rss_mb=memory[0] if memory else resident_mb(processes),
-                time_to_first_command_s=round((counts.first_command_ns * 1e-9) - began - simulation_s, 3) if counts.first_command_ns else None,
+                task=task,
+                robot=robot.name,
+                policy=policy,
+                bundle=bundle.manifest.name,
+                engine="onnxruntime",
+                quantization=bundle.manifest.quantization.get("format", "fp32"),
+                motor_missed_ticks=last.missed_ticks,
+                motor_exit_code=code,
+                rss_mb=memory[0] if memory else resident_mb(processes),
+                time_to_first_command_s=first_s,
                 real_time=driver.granted,
-            )  # fmt: skip
+            )
             if robot.simulated:
                 report["success"] = bool(truth["success"])
             return LiveRun(driver, report, truth, bool(interrupted))

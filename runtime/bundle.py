@@ -74,7 +74,9 @@ class Bundle:
         """Raises BundleError when `path` is absent, damaged, incomplete or from a newer schema."""
         path = Path(path)
         if not (path / "manifest.json").is_file():
-            raise BundleError(f"{path} is not a bundle (no manifest.json): make one with `harmowam export CHECKPOINT --out {path}`.")
+            raise BundleError(
+                f"{path} is not a bundle (no manifest.json): make one with `harmowam export CHECKPOINT --out {path}`."
+            )
         again = "copy it again from the workstation, or export it again."
         try:
             raw = json.loads((path / "manifest.json").read_text())
@@ -82,7 +84,11 @@ class Bundle:
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise BundleError(f"{path}/manifest.json is damaged: {again}") from e
         if schema != SCHEMA:
-            mend = "upgrade harmowam on this machine." if isinstance(schema, int) and schema > SCHEMA else "export it again with this version."
+            mend = (
+                "upgrade harmowam on this machine."
+                if isinstance(schema, int) and schema > SCHEMA
+                else "export it again with this version."
+            )
             raise BundleError(f"{path} has bundle schema {schema}, this version reads {SCHEMA}: {mend}")
         try:
             raw["engines"] = {k: EngineFiles(**v) for k, v in raw["engines"].items()}
@@ -105,7 +111,9 @@ class Bundle:
         if text not in self.manifest.tasks:
             near = difflib.get_close_matches(text, self.manifest.tasks, n=1, cutoff=0.0)
             known = sorted(self.manifest.tasks, key=lambda t: t not in near)
-            raise BundleError(f"this bundle does not know the task '{text}': use one of " + ", ".join(f"'{t}'" for t in known) + ".")
+            raise BundleError(
+                f"this bundle does not know the task '{text}': use one of " + ", ".join(f"'{t}'" for t in known) + "."
+            )
         return np.array(self.manifest.tasks[text], np.float32)
 
     def engine(self, name: str, threads: int = 1) -> Engine:
@@ -118,7 +126,9 @@ class Bundle:
         except EngineError as e:
             raise BundleError(f"{self.path}: {e}") from e
         if {k: list(v.shape) for k, v in engine.inputs.items()} != spec.inputs or list(engine.outputs) != spec.outputs:
-            raise BundleError(f"{self.path}/{spec.file} does not have the tensors that its manifest names: export the bundle again.")
+            raise BundleError(
+                f"{self.path}/{spec.file} does not have the tensors that its manifest names: export the bundle again."
+            )
         return engine
 
 

@@ -51,7 +51,9 @@ class SlotCamera:
         try:
             self._slot = SlotReader(path)
         except SlotError as e:
-            raise CameraError(f"camera '{config.name}' is missing ({path} has no frames): start its writer, or correct 'source' in the robot file.") from e
+            raise CameraError(
+                f"camera '{config.name}' is missing ({path} has no frames): start its writer, or correct 'source' in the robot file."
+            ) from e
         self._name = config.name
 
     @property
@@ -82,10 +84,14 @@ class DeviceCamera:
 
         source: str | int = config.source
         if config.source.startswith("/dev/video") and not Path(config.source).exists():
-            raise CameraError(f"camera '{config.name}' is missing ({config.source}): plug it in, or correct 'source' in the robot file (`v4l2-ctl --list-devices`).")
+            raise CameraError(
+                f"camera '{config.name}' is missing ({config.source}): plug it in, or correct 'source' in the robot file."
+            )
         self._capture = cv2.VideoCapture(source)
         if not self._capture.isOpened():
-            raise CameraError(f"camera '{config.name}' cannot be opened ({config.source}): plug it in, or correct 'source' in the robot file.")
+            raise CameraError(
+                f"camera '{config.name}' cannot be opened ({config.source}): plug it in, or correct 'source' in the robot file."
+            )
         self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, config.width)
         self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, config.height)
         self._capture.set(cv2.CAP_PROP_FPS, config.fps)
@@ -119,12 +125,16 @@ class DeviceCamera:
 
 def open_camera(config: CameraConfig, slots: Path, timeout_s: float = 3.0) -> CameraSource:
     """Open a camera and wait for its first frame; raises CameraError when none comes or it has another size."""
-    camera: CameraSource = SlotCamera(config, slot_path(slots, config.name)) if config.source == "sim" else DeviceCamera(config)
+    camera: CameraSource = (
+        SlotCamera(config, slot_path(slots, config.name)) if config.source == "sim" else DeviceCamera(config)
+    )
     deadline = time.monotonic() + timeout_s
     while (frame := camera.newest()) is None:
         if time.monotonic() > deadline:
             camera.close()
-            raise CameraError(f"camera '{config.name}' gives no frames ({config.source}): check its cable and that no other program uses it.")
+            raise CameraError(
+                f"camera '{config.name}' gives no frames ({config.source}): check its cable and that no other program uses it."
+            )
         time.sleep(0.01)
     height, width = frame.image.shape[:2]
     if (width, height) != (config.width, config.height):

@@ -19,7 +19,7 @@ def _tool_frame(pose: np.ndarray, links: So101Links) -> np.ndarray:
 
 
 def relative_chunk(pose: np.ndarray, targets: np.ndarray, links: So101Links = So101Links()) -> np.ndarray:
-    """Targets [..., K, 6] seen from the tool at `pose` [..., 6]: position in the tool frame, pitch and roll as differences, jaw as it is."""
+    """Targets [..., K, 6] seen from the tool at `pose` [..., 6]: position in its frame, pitch and roll as differences, jaw as it is."""
     R = _tool_frame(pose, links)
     position = np.einsum("...ji,...kj->...ki", R, targets[..., :3] - pose[..., None, :3])
     return np.concatenate([position, targets[..., 3:5] - pose[..., None, 3:5], targets[..., 5:]], -1).astype(np.float32)

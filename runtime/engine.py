@@ -40,7 +40,9 @@ class OrtEngine:
         try:
             import onnxruntime as ort
         except ImportError as e:
-            raise EngineError("no inference engine is installed: run `pip install 'harmowam-edge[cpu]'` (or [gpu]).") from e
+            raise EngineError(
+                "no inference engine is installed: run `pip install 'harmowam-edge[cpu]'` (or [gpu])."
+            ) from e
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -49,14 +51,20 @@ class OrtEngine:
         try:
             self._session = ort.InferenceSession(str(path), options, providers=[provider])
         except Exception as e:  # the library raises bare exceptions of many types here
-            raise EngineError(f"engine {Path(path).name} cannot be loaded ({str(e).splitlines()[0][:200]}): export the bundle again.") from e
+            raise EngineError(
+                f"engine {Path(path).name} cannot be loaded ({str(e).splitlines()[0][:200]}): export the bundle again."
+            ) from e
         running = self._session.get_providers()
         if provider not in running:
             raise EngineError(
-                f"engine {Path(path).name} was asked to run on {provider} and runs on {running[0]}: install the onnxruntime package for this board."
+                f"engine {Path(path).name} was asked to run on {provider} and runs on {running[0]}: install onnxruntime for this board."
             )
-        self.inputs = {i.name: TensorSpec(tuple(i.shape), _TYPES.get(i.type, i.type)) for i in self._session.get_inputs()}
-        self.outputs = {o.name: TensorSpec(tuple(o.shape), _TYPES.get(o.type, o.type)) for o in self._session.get_outputs()}
+        self.inputs = {
+            i.name: TensorSpec(tuple(i.shape), _TYPES.get(i.type, i.type)) for i in self._session.get_inputs()
+        }
+        self.outputs = {
+            o.name: TensorSpec(tuple(o.shape), _TYPES.get(o.type, o.type)) for o in self._session.get_outputs()
+        }
         self._names = list(self.outputs)
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -65,5 +73,7 @@ class OrtEngine:
             given = feeds.get(name)
             if given is None or given.shape != spec.shape or given.dtype != spec.dtype:
                 got = "nothing" if given is None else f"{given.dtype}{list(given.shape)}"
-                raise EngineError(f"input '{name}' must be {spec.dtype}{list(spec.shape)}, got {got}: bundle and runtime do not fit; export the bundle again.")
+                raise EngineError(
+                    f"input '{name}' must be {spec.dtype}{list(spec.shape)}, got {got}: export the bundle again."
+                )
         return dict(zip(self._names, self._session.run(self._names, feeds), strict=True))

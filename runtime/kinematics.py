@@ -34,7 +34,12 @@ def _polar(links: So101Links) -> tuple[float, float, float, float]:
     """Length and downward angle at zero of upper arm and forearm."""
     upper = float(np.hypot(links.upper_forward, links.upper_up))
     lower = float(np.hypot(links.lower_forward, links.lower_up))
-    return upper, -float(np.arctan2(links.upper_up, links.upper_forward)), lower, -float(np.arctan2(links.lower_up, links.lower_forward))
+    return (
+        upper,
+        -float(np.arctan2(links.upper_up, links.upper_forward)),
+        lower,
+        -float(np.arctan2(links.lower_up, links.lower_forward)),
+    )
 
 
 def so101_forward(q: np.ndarray, links: So101Links = So101Links()) -> np.ndarray:
@@ -46,9 +51,7 @@ def so101_forward(q: np.ndarray, links: So101Links = So101Links()) -> np.ndarray
     pitch = q[..., 1] + q[..., 2] + q[..., 3]
     r = links.shoulder_forward + upper * np.cos(a) + lower * np.cos(b) + links.wrist_to_tcp * np.cos(pitch)
     z = links.shoulder_up - upper * np.sin(a) - lower * np.sin(b) - links.wrist_to_tcp * np.sin(pitch)
-    return np.stack(
-        [links.pan_forward + r * np.cos(q[..., 0]), r * np.sin(q[..., 0]), z, pitch, q[..., 4]], axis=-1
-    )
+    return np.stack([links.pan_forward + r * np.cos(q[..., 0]), r * np.sin(q[..., 0]), z, pitch, q[..., 4]], axis=-1)
 
 
 def so101_inverse(pose: np.ndarray, links: So101Links = So101Links()) -> tuple[np.ndarray, bool]:

@@ -14,6 +14,14 @@ from runtime.contracts import FastTick, Observation, Prior
 
 FRAME_PERIOD_NS = 66_000_000  # about 15 pictures a second are kept
 MAX_FRAMES, MAX_TICKS = 1200, 400_000
+TICK_COLUMNS = {
+    "t_ns": np.int64,
+    "t_capture_ns": np.int64,
+    "prior_age_ns": np.int64,
+    "gate": np.float32,
+    "expert": np.uint8,
+    "heat_mass": np.float32,
+}
 
 
 class Recorder:
@@ -34,7 +42,11 @@ class Recorder:
             return
         self._ticks.append((tick.t_ns, obs.t_capture_ns, tick.prior_age_ns, tick.gate, tick.expert, tick.heatmap_peak))
         q = command.q_rad if command is not None else np.full(6, np.nan, np.float32)
-        self._joints.append(np.concatenate([q, state.q_rad, state.goal_rad, tick.sent_target, tick.reactive_target, tick.predictive_target]))
+        self._joints.append(
+            np.concatenate(
+                [q, state.q_rad, state.goal_rad, tick.sent_target, tick.reactive_target, tick.predictive_target]
+            )
+        )
         if self.frames and obs.t_capture_ns - self._picture_ns >= FRAME_PERIOD_NS:
             if len(self._pictures) < MAX_FRAMES:
                 self._picture_ns = obs.t_capture_ns
@@ -49,15 +61,16 @@ class Recorder:
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write `episode.npz` and `meta.json` into `folder`, each atomically."""
         folder.mkdir(parents=True, exist_ok=True)
-        columns = list(zip(*self._ticks, strict=True)) if self._ticks else [[] for _ in range(6)]
+        columns: list[Any] = (
+            list(zip(*self._ticks, strict=True)) if self._ticks else [[] for _ in range(len(TICK_COLUMNS))]
+        )
         joints = np.array(self._joints, np.float32).reshape(len(self._joints), 6, 6)
         arrays: dict[str, Any] = {
-            name: np.array(col, dtype) for (name, dtype), col in zip(
-                (("t_ns", np.int64), ("t_capture_ns", np.int64), ("prior_age_ns", np.int64), ("gate", np.float32), ("expert", np.uint8), ("heat_mass", np.float32)),
-                columns, strict=True,
-            )
-        }  # fmt: skip
-        for i, name in enumerate(("command", "measured", "goal", "sent_target", "reactive_target", "predictive_target")):
+            name: np.array(c, dtype) for (name, dtype), c in zip(TICK_COLUMNS.items(), columns, strict=True)
+        }
+        for i, name in enumerate(
+            ("command", "measured", "goal", "sent_target", "reactive_target", "predictive_target")
+        ):
             arrays[name] = joints[:, i]
         arrays["picture_ns"] = np.array([t for t, _ in self._pictures], np.int64)
         for camera in self._pictures[0][1] if self._pictures else ():

@@ -66,7 +66,9 @@ def _take(table: dict[str, Any], key: str, kind: type, where: str, default: Any 
 def _known(table: dict[str, Any], keys: set[str], where: str) -> None:
     extra = sorted(set(table) - keys)
     if extra:
-        raise RobotError(f"{where}: '{extra[0]}' is no key of a robot file: remove it or correct its spelling ({', '.join(sorted(keys))}).")
+        raise RobotError(
+            f"{where}: '{extra[0]}' is no key of a robot file: remove it or correct its spelling ({', '.join(sorted(keys))})."
+        )
 
 
 def _vector(table: dict[str, Any], key: str, n: int, where: str) -> tuple[float, ...]:
@@ -85,21 +87,29 @@ def load_robot(name_or_path: str) -> Robot:
         raw = tomllib.loads(path.read_text())
     except OSError as e:
         shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.toml")))
-        raise RobotError(f"robot file {name_or_path} cannot be read ({e.strerror}): give a path or one of {shipped}.") from e
+        raise RobotError(
+            f"robot file {name_or_path} cannot be read ({e.strerror}): give a path or one of {shipped}."
+        ) from e
     except tomllib.TOMLDecodeError as e:
         raise RobotError(f"robot file {path} is not TOML ({e}): correct that line.") from e
     where = str(path)
     _known(raw, _TOP, where)
     bus, arm, rates = (_take(raw, k, dict, where) for k in ("bus", "arm", "rates"))
     _known(bus, {"port", "baud"}, f"{where} [bus]")
-    _known(arm, {"rest", "max_velocity", "max_acceleration", "joint", "stop_after_s", "lower_speed", "release_s", "max_lead"}, f"{where} [arm]")
+    _known(
+        arm,
+        {"rest", "max_velocity", "max_acceleration", "joint", "stop_after_s", "lower_speed", "release_s", "max_lead"},
+        f"{where} [arm]",
+    )
     _known(rates, {"fast_hz", "slow_hz", "motor_hz"}, f"{where} [rates]")
     joints = _take(arm, "joint", list, f"{where} [arm]")
     rows = []
     for k, j in enumerate(joints):
         at = f"{where} [[arm.joint]] number {k + 1}"
         _known(j, set(_JOINT), at)
-        rows.append({key: _take(j, key, kind, at, {"zero_step": 2048, "direction": 1}.get(key)) for key, kind in _JOINT.items()})
+        rows.append(
+            {key: _take(j, key, kind, at, {"zero_step": 2048, "direction": 1}.get(key)) for key, kind in _JOINT.items()}
+        )
     n = len(rows)
     for r in rows:
         if not r["lower"] < r["upper"] or r["direction"] not in (1, -1) or not 0 <= r["id"] <= 252:
@@ -108,24 +118,42 @@ def load_robot(name_or_path: str) -> Robot:
         raise RobotError(f"{where}: two joints share a servo id: give each its own.")
     optional = {k: float(arm[k]) for k in ("stop_after_s", "lower_speed", "release_s", "max_lead") if k in arm}
     config = ArmConfig(
-        joints=tuple(r["name"] for r in rows), ids=tuple(r["id"] for r in rows), lower=tuple(r["lower"] for r in rows),
-        upper=tuple(r["upper"] for r in rows), direction=tuple(r["direction"] for r in rows),
-        zero_step=tuple(r["zero_step"] for r in rows), rest=_vector(arm, "rest", n, f"{where} [arm]"),
-        max_velocity=_vector(arm, "max_velocity", n, f"{where} [arm]"), max_acceleration=_vector(arm, "max_acceleration", n, f"{where} [arm]"),
-        baud=_take(bus, "baud", int, f"{where} [bus]", 1_000_000), motor_hz=_take(rates, "motor_hz", float, f"{where} [rates]"), **optional,
-    )  # fmt: skip
+        joints=tuple(r["name"] for r in rows),
+        ids=tuple(r["id"] for r in rows),
+        lower=tuple(r["lower"] for r in rows),
+        upper=tuple(r["upper"] for r in rows),
+        direction=tuple(r["direction"] for r in rows),
+        zero_step=tuple(r["zero_step"] for r in rows),
+        rest=_vector(arm, "rest", n, f"{where} [arm]"),
+        max_velocity=_vector(arm, "max_velocity", n, f"{where} [arm]"),
+        max_acceleration=_vector(arm, "max_acceleration", n, f"{where} [arm]"),
+        baud=_take(bus, "baud", int, f"{where} [bus]", 1_000_000),
+        motor_hz=_take(rates, "motor_hz", float, f"{where} [rates]"),
+        **optional,
+    )
     cameras = {}
     for key, c in _take(raw, "camera", dict, where).items():
         at = f"{where} [camera.{key}]"
         _known(c, {"source", "width", "height", "fps", "calibration"}, at)
         cameras[key] = CameraConfig(
-            key, _take(c, "source", str, at), _take(c, "width", int, at), _take(c, "height", int, at), _take(c, "fps", float, at),
+            key,
+            _take(c, "source", str, at),
+            _take(c, "width", int, at),
+            _take(c, "height", int, at),
+            _take(c, "fps", float, at),
             _take(c, "calibration", str, at),
-        )  # fmt: skip
+        )
     family = _take(raw, "family", str, where)
     if family != "so101":
         raise RobotError(f"{where}: arm family '{family}' is not known: this version drives so101.")
     return Robot(
-        _take(raw, "name", str, where), path, family, _take(raw, "simulated", bool, where, False), _take(bus, "port", str, f"{where} [bus]"),
-        config, _take(rates, "fast_hz", float, f"{where} [rates]"), _take(rates, "slow_hz", float, f"{where} [rates]"), cameras,
-    )  # fmt: skip
+        _take(raw, "name", str, where),
+        path,
+        family,
+        _take(raw, "simulated", bool, where, False),
+        _take(bus, "port", str, f"{where} [bus]"),
+        config,
+        _take(rates, "fast_hz", float, f"{where} [rates]"),
+        _take(rates, "slow_hz", float, f"{where} [rates]"),
+        cameras,
+    )

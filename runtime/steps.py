@@ -43,7 +43,9 @@ class Views:
     def __init__(self, bundle: Bundle, cameras: dict[str, Camera]):
         m = bundle.manifest
         self.warps = {
-            name: Warp(cameras[name], Camera.from_json(dst), mean=tuple(m.preprocess["mean"]), std=tuple(m.preprocess["std"]))
+            name: Warp(
+                cameras[name], Camera.from_json(dst), mean=tuple(m.preprocess["mean"]), std=tuple(m.preprocess["std"])
+            )
             for name, dst in m.cameras.items()
         }
         size = m.preprocess["size"]
@@ -59,7 +61,9 @@ class Views:
 class SlowStep:
     """World model, then predictive expert. One instance a task; not shared between threads."""
 
-    def __init__(self, bundle: Bundle, task: str, cameras: dict[str, Camera], threads: int = 1, trace: Trace | None = None):
+    def __init__(
+        self, bundle: Bundle, task: str, cameras: dict[str, Camera], threads: int = 1, trace: Trace | None = None
+    ):
         m = bundle.manifest
         self.trace = trace or NoTrace()
         self.bundle = bundle
@@ -89,7 +93,13 @@ class SlowStep:
         w = self.world.run({"front": views["front"], "text": self.text, "proprio": state, "noise": self.world_noise})
         self.trace.mark("slow.world_model")
         chunk = self.predictive.run(
-            {"wrist": views["wrist"], "latent": w["latent"], "tokens": w["tokens"], "proprio": state, "noise": self.action_noise}
+            {
+                "wrist": views["wrist"],
+                "latent": w["latent"],
+                "tokens": w["tokens"],
+                "proprio": state,
+                "noise": self.action_noise,
+            }
         )["chunk"][0]
         self.trace.mark("slow.predictive")
         self.seq += 1
@@ -124,9 +134,14 @@ class FastStep:
     """
 
     def __init__(
-        self, bundle: Bundle, cameras: dict[str, Camera], threads: int = 1, trace: Trace | None = None, policy: str = "gated",
+        self,
+        bundle: Bundle,
+        cameras: dict[str, Camera],
+        threads: int = 1,
+        trace: Trace | None = None,
+        policy: str = "gated",
         settings: FastSettings | None = None,
-    ):  # fmt: skip
+    ):
         m = bundle.manifest
         self.trace, self.policy = trace or NoTrace(), policy
         self.views = Views(bundle, cameras)
@@ -143,8 +158,8 @@ class FastStep:
     def reset(self) -> None:
         """Forget everything about the episode before."""
         self.last_ns: int | None = None
-        self.pose = np.zeros(A)
-        self.velocity = np.zeros(A)
+        self.pose: np.ndarray = np.zeros(A)
+        self.velocity: np.ndarray = np.zeros(A)
         self.target: np.ndarray | None = None  # smoothed reactive target
         self.expert = Expert.NONE
         self.plan_seq = -1
@@ -157,7 +172,9 @@ class FastStep:
         views = self.views(obs)
         self.trace.mark("fast.preprocess")
         state = proprio(pose_of(obs.q_rad, self.links))[None]
-        out = self.engine.run({"front": views["front"], "wrist": views["wrist"], "future": prior.future, "proprio": state})
+        out = self.engine.run(
+            {"front": views["front"], "wrist": views["wrist"], "future": prior.future, "proprio": state}
+        )
         self.trace.mark("fast.engine")
         z, pitch, roll = (float(v) for v in out["reach"][0])
         point, mass = heatmap_point(self.front, out["heat"][0], self.side, z)
@@ -174,7 +191,9 @@ class FastStep:
         else:
             dt = (now_ns - (self.last_ns or now_ns)) * 1e-9
             a = dt / (self.set.smoothing_s + dt)
-            jumped = np.linalg.norm(raw[:3] - self.target[:3]) > 0.05  # another object is meant: do not drift across the table
+            jumped = (
+                np.linalg.norm(raw[:3] - self.target[:3]) > 0.05
+            )  # another object is meant: do not drift across the table
             self.target = raw if jumped else self.target + a * (raw - self.target)
         self.target[5] = self.jaw
         return self.target, gate, mass
@@ -214,7 +233,10 @@ class FastStep:
             self.offset_ns, self.plan_seq = now_ns, prior.seq
         T = self.set.blend_s
         s = min((now_ns - self.offset_ns) * 1e-9 / T, 1.0)
-        h0, h1 = (1 + 2 * s) * (1 - s) ** 2, s * (1 - s) ** 2  # cubic Hermite from (offset, its velocity) to rest at zero
+        h0, h1 = (
+            (1 + 2 * s) * (1 - s) ** 2,
+            s * (1 - s) ** 2,
+        )  # cubic Hermite from (offset, its velocity) to rest at zero
         d0, d1 = (6 * s * s - 6 * s) / T, (1 - 4 * s + 3 * s * s) / T
         position = h0 * self.offset[0] + h1 * T * self.offset[1]
         rate = d0 * self.offset[0] + d1 * T * self.offset[1]
@@ -262,8 +284,19 @@ class FastStep:
         joints = np.append(q, self.pose[5]).astype(np.float32)
         rates = np.append((ahead - q) / h, 0.0).astype(np.float32)
         self.seq += 1
-        command = Command(now_ns, now_ns + int(self.set.stale_s * 1e9), joints, rates, expert, gate, obs.t_capture_ns, self.seq)
+        command = Command(
+            now_ns, now_ns + int(self.set.stale_s * 1e9), joints, rates, expert, gate, obs.t_capture_ns, self.seq
+        )
         predictive = self._plan(prior, now_ns)[0].astype(np.float32)
-        tick = FastTick(now_ns, age_ns, gate, int(expert), reactive.astype(np.float32), predictive, self.pose.astype(np.float32), mass)
+        tick = FastTick(
+            now_ns,
+            age_ns,
+            gate,
+            int(expert),
+            reactive.astype(np.float32),
+            predictive,
+            self.pose.astype(np.float32),
+            mass,
+        )
         self.trace.mark("fast.command")
         return command, tick

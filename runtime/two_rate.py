@@ -105,7 +105,9 @@ class Policy:
         deadline = time.monotonic() + timeout_s
         while (state := self.joint_state()).safety not in (SafetyState.HOLD, SafetyState.ACTIVE):
             if time.monotonic() > deadline:
-                raise RunError(f"the arm could not be armed ({state.reason or state.safety.name.lower()}): mend that and start again.")
+                raise RunError(
+                    f"the arm could not be armed ({state.reason or state.safety.name.lower()}): mend that and start again."
+                )
             time.sleep(0.005)
 
     def stop(self) -> None:
@@ -122,7 +124,9 @@ class Policy:
                 self.slow_trace.begin()
                 made = self.slow.step(time.monotonic_ns(), obs)
                 ready = time.monotonic_ns()
-                self._prior = Prior(made.t_capture_ns, ready, made.task, made.tokens, made.future, made.chunk, made.grid_ns, made.seq)
+                self._prior = Prior(
+                    made.t_capture_ns, ready, made.task, made.tokens, made.future, made.chunk, made.grid_ns, made.seq
+                )
                 self.counts.slow += 1
                 self.recorder.prior(self._prior)
                 ticker.wait()
@@ -183,7 +187,9 @@ class Policy:
                 c.wire_ms.append((state.t_wire_ns - state.t_command_capture_ns) / 1e6)
             self.recorder.tick(obs, tick, command, state)
             if state.safety in (SafetyState.SAFE_STOP, SafetyState.FAULT):
-                self._failure = RunError(f"the motor process stopped the arm ({state.reason}): mend that, then start again.")
+                self._failure = RunError(
+                    f"the motor process stopped the arm ({state.reason}): mend that, then start again."
+                )
                 break
             if until is not None and done - asked_ns > 100_000_000:
                 asked_ns = done
@@ -219,7 +225,11 @@ def percentiles(values: Any) -> dict[str, float]:
     v = np.asarray(values, float)
     if not len(v):
         return {"p50": 0.0, "p99": 0.0, "max": 0.0}
-    return {"p50": round(float(np.percentile(v, 50)), 3), "p99": round(float(np.percentile(v, 99)), 3), "max": round(float(v.max()), 3)}
+    return {
+        "p50": round(float(np.percentile(v, 50)), 3),
+        "p99": round(float(np.percentile(v, 99)), 3),
+        "max": round(float(v.max()), 3),
+    }
 
 
 def timing_report(policy: Policy) -> dict[str, Any]:
@@ -235,4 +245,3 @@ def timing_report(policy: Policy) -> dict[str, Any]:
         "slow_hz": round(c.slow / seconds, 3), "ticks": c.ticks, "deadline_misses": c.misses,
         "prior_age_ms": percentiles(c.prior_age_ms), "observation_to_wire_ms": percentiles(c.wire_ms), "stages": stages,
     }  # fmt: skip
-

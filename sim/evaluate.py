@@ -80,8 +80,13 @@ def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def evaluate(
-    bundle: Path, episodes: int, seed: int = 0, policies: tuple[str, ...] = ("gated",), schedule: Schedule = Schedule(),
-    task: str | None = None, workers: int | None = None,
+    bundle: Path,
+    episodes: int,
+    seed: int = 0,
+    policies: tuple[str, ...] = ("gated",),
+    schedule: Schedule = Schedule(),
+    task: str | None = None,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Run `episodes` seeded starts a policy; returns the `evaluate` JSON shape of the design."""
     jobs = [Job(str(bundle), p, seed + i, schedule, task) for p in policies for i in range(episodes)]

@@ -23,7 +23,7 @@ from firmware_bridge.slots import SlotReader, SlotWriter
 from firmware_bridge.virtual_bus import PtyBus, VirtualBus
 from runtime.cameras import FRAME_HEAD, slot_path
 from sim.plant import MujocoPlant
-from sim.world import CAMERA_SIZE, J, SERVO_DT, TASKS, World, sample_layout
+from sim.world import CAMERA_SIZE, SERVO_DT, TASKS, J, World, sample_layout
 
 TRUTH_SLOT = "truth.slot"
 _TRUTH = struct.Struct("<qqdB")  # time, first success (0: not yet), simulated seconds, success now
@@ -39,7 +39,18 @@ def serve(slots: Path, seed: int, task: str | None, fps: float) -> int:
     truth = SlotWriter(slots / TRUTH_SLOT, _TRUTH.size + 8 * world.model.nq)
     for name in ("front", "wrist"):
         (slots / f"{name}.json").write_text(json.dumps(world.camera(name).to_json()))
-    command = [sys.executable, "-m", "sim.server", "--cameras", "--slots", str(slots), "--seed", str(seed), "--fps", str(fps)]
+    command = [
+        sys.executable,
+        "-m",
+        "sim.server",
+        "--cameras",
+        "--slots",
+        str(slots),
+        "--seed",
+        str(seed),
+        "--fps",
+        str(fps),
+    ]
     cameras = subprocess.Popen(command + (["--task", task] if task else []))
     bus = PtyBus(VirtualBus(range(1, J + 1), MujocoPlant(world)), link=slots / "servo-bus")
     real_time()
@@ -92,7 +103,9 @@ def read_truth(slots: Path) -> dict[str, float | bool]:
     return {"success": bool(now), "first_success_ns": first, "seconds": seconds}
 
 
-def start(slots: Path, seed: int, task: str | None, fps: float, timeout_s: float = 30.0) -> tuple[subprocess.Popen[str], dict[str, str]]:
+def start(
+    slots: Path, seed: int, task: str | None, fps: float, timeout_s: float = 30.0
+) -> tuple[subprocess.Popen[str], dict[str, str]]:
     """Start the simulated robot; returns the process and {"port", "instruction"} once cameras and bus are up."""
     slots.mkdir(parents=True, exist_ok=True)
     for name in ("front", "wrist"):
@@ -107,7 +120,9 @@ def start(slots: Path, seed: int, task: str | None, fps: float, timeout_s: float
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Simulated SO-101: MuJoCo, servo bus on a pseudo-terminal, cameras in slots.")
+    parser = argparse.ArgumentParser(
+        description="Simulated SO-101: MuJoCo, servo bus on a pseudo-terminal, cameras in slots."
+    )
     parser.add_argument("--slots", type=Path, required=True, help="folder for slots and calibration files")
     parser.add_argument("--seed", type=int, default=0, help="start layout")
     parser.add_argument("--task", choices=TASKS, help="instruction; default: drawn from the seed")

@@ -40,14 +40,21 @@ class Episode:
     ticks: list[FastTick] = field(default_factory=list)
     states: list[JointState] = field(default_factory=list)
     priors: list[Prior] = field(default_factory=list)
-    distance: list[float] = field(default_factory=list)  # tool to goal object, for the gate's score; never seen by the policy
+    distance: list[float] = field(
+        default_factory=list
+    )  # tool to goal object, for the gate's score; never seen by the policy
 
 
 MotorTick = Callable[[int, Command | None], JointState]
 
 
 def run_episode(
-    world: World, slow: SlowStep, fast: FastStep, motor_tick: MotorTick, schedule: Schedule = Schedule(), limit_s: float = 12.0
+    world: World,
+    slow: SlowStep,
+    fast: FastStep,
+    motor_tick: MotorTick,
+    schedule: Schedule = Schedule(),
+    limit_s: float = 12.0,
 ) -> Episode:
     """Drive `world` (already reset) to success or `limit_s` of virtual time. `motor_tick(now, newest command)` moves the servos."""
     out = Episode()
@@ -81,7 +88,9 @@ def run_episode(
             now = at
         if kind == "camera":
             seq += 1
-            obs = Observation(now, {"front": world.render("front"), "wrist": world.render("wrist")}, state.q_rad, state.qd_rad_s, seq)
+            obs = Observation(
+                now, {"front": world.render("front"), "wrist": world.render("wrist")}, state.q_rad, state.qd_rad_s, seq
+            )
             made, tick = fast.step(now, obs, prior)
             out.ticks.append(tick)
             if made is not None:
@@ -92,7 +101,9 @@ def run_episode(
                 push(now + int(schedule.slow_ms * 1e6), "prior", slow.step(now, obs))
             push(now + int(S / schedule.slow_hz), "slow")
         elif kind == "prior" and isinstance(value, Prior):
-            prior = Prior(value.t_capture_ns, now, value.task, value.tokens, value.future, value.chunk, value.grid_ns, value.seq)
+            prior = Prior(
+                value.t_capture_ns, now, value.task, value.tokens, value.future, value.chunk, value.grid_ns, value.seq
+            )
             out.priors.append(prior)
         elif kind == "command" and isinstance(value, Command):
             command = value

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 os.environ.setdefault("MUJOCO_GL", "egl")
-os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's software rasteriser: one thread a process is fastest for small frames
+os.environ.setdefault(
+    "LP_NUM_THREADS", "0"
+)  # Mesa's software rasteriser: one thread a process is fastest for small frames
 
 import mujoco
 
@@ -99,8 +101,8 @@ class World:
         self._goal = self.data.qpos[:J].copy()
         self._profile = self._goal.copy()
         self._delay = [self._goal.copy()] * LATENCY_TICKS
-        self._torque = np.ones(J, bool)
-        self._speed = np.full(J, SERVO_SPEED)
+        self._torque: np.ndarray = np.ones(J, bool)
+        self._speed: np.ndarray = np.full(J, SERVO_SPEED)
         self.model.actuator_forcerange[:] = self._force
         self.data.ctrl[:] = self._goal
         self._debt = 0.0

@@ -19,7 +19,11 @@ __all__ = ["KernelError", "Warp"]
 
 
 class _Geometry(ctypes.Structure):
-    _fields_ = [("H", ctypes.c_double * 9), *((n, ctypes.c_double) for n in ("fx", "fy", "cx", "cy")), ("D", ctypes.c_double * 8)]
+    _fields_ = [
+        ("H", ctypes.c_double * 9),
+        *((n, ctypes.c_double) for n in ("fx", "fy", "cx", "cy")),
+        ("D", ctypes.c_double * 8),
+    ]
 
 
 @functools.cache
@@ -39,7 +43,11 @@ def plane_homography(src: Camera, dst: Camera, plane_z: float) -> np.ndarray:
     Without two poses, or with equal ones, only the intrinsics differ and the map is exact at every depth.
     """
     inverse = np.linalg.inv(dst.K)
-    if src.T_base_from_cam is None or dst.T_base_from_cam is None or np.allclose(src.T_base_from_cam, dst.T_base_from_cam, atol=1e-9):
+    if (
+        src.T_base_from_cam is None
+        or dst.T_base_from_cam is None
+        or np.allclose(src.T_base_from_cam, dst.T_base_from_cam, atol=1e-9)
+    ):
         return inverse
     T_src_from_dst = np.linalg.inv(src.T_base_from_cam) @ dst.T_base_from_cam
     normal = dst.T_base_from_cam[2, :3]  # the plane's normal (base z) in the dst camera frame
@@ -78,14 +86,19 @@ class Warp:
         if layout not in ("rgb", "bgr") or dtype not in ("float32", "uint8"):
             raise ValueError(f"layout is rgb or bgr and dtype float32 or uint8, not {layout} and {dtype}")
         if len(src.D) not in (0, 4, 5, 8):
-            raise ValueError(f"camera '{src.name}' has {len(src.D)} distortion coefficients; 0, 4, 5 or 8 are understood")
+            raise ValueError(
+                f"camera '{src.name}' has {len(src.D)} distortion coefficients; 0, 4, 5 or 8 are understood"
+            )
         self.src, self.dst, self.bgr, self.dtype = src, dst, int(layout == "bgr"), dtype
         D = np.zeros(8)
         D[: len(src.D)] = src.D
         camera = (src.K[0, 0], src.K[1, 1], src.K[0, 2], src.K[1, 2])
         self.n = dst.width * dst.height
         self.window, self.origin, self.weights, self.coverage = _table(
-            tuple(plane_homography(src, dst, plane_z).ravel()), camera, tuple(D), (src.width, src.height, dst.width, dst.height)
+            tuple(plane_homography(src, dst, plane_z).ravel()),
+            camera,
+            tuple(D),
+            (src.width, src.height, dst.width, dst.height),
         )
         m, s = np.asarray(mean, np.float64), np.asarray(std, np.float64)
         self.scale = (1.0 / (255.0 * 32768.0 * s)).astype(np.float32)
@@ -106,7 +119,15 @@ class Warp:
             out = np.empty(shape, self.dtype)
         elif out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
             raise ValueError(f"out must be a contiguous {self.dtype}{list(shape)}")
-        head = (_pointer(frame), frame.strides[0], self.n, *self.window, _pointer(self.origin), _pointer(self.weights), self.bgr)
+        head = (
+            _pointer(frame),
+            frame.strides[0],
+            self.n,
+            *self.window,
+            _pointer(self.origin),
+            _pointer(self.weights),
+            self.bgr,
+        )
         if self.dtype == "float32":
             _kernel().warp_float(*head, _pointer(self.scale), _pointer(self.bias), _pointer(out))
         else:

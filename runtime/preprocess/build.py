@@ -20,14 +20,18 @@ class KernelError(Exception):
 
 def library() -> Path:
     """Path of the compiled kernel, built now if it is not there. Raises KernelError without a C++ compiler."""
-    digest = hashlib.sha256(b"".join((HERE / s).read_bytes() for s in SOURCES) + " ".join(FLAGS).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(b"".join((HERE / s).read_bytes() for s in SOURCES) + " ".join(FLAGS).encode()).hexdigest()[
+        :16
+    ]
     folders = [HERE / "_build", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "harmowam"]
     for folder in folders:
         if (folder / f"warp-{digest}.so").exists():
             return folder / f"warp-{digest}.so"
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        raise KernelError("the pre-processing kernel needs a C++ compiler and none was found: run `sudo apt-get install g++`.")
+        raise KernelError(
+            "the pre-processing kernel needs a C++ compiler and none was found: run `sudo apt-get install g++`."
+        )
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +42,9 @@ def library() -> Path:
         done = subprocess.run([compiler, *FLAGS, str(HERE / "host.cpp"), "-o", partial], capture_output=True, text=True)
         if done.returncode:
             os.unlink(partial)
-            raise KernelError(f"the C++ compiler {compiler} failed on the pre-processing kernel: {done.stderr.strip()[:400]}")
+            raise KernelError(
+                f"the C++ compiler {compiler} failed on the pre-processing kernel: {done.stderr.strip()[:400]}"
+            )
         os.chmod(partial, 0o755)
         os.replace(partial, folder / f"warp-{digest}.so")
         return folder / f"warp-{digest}.so"

@@ -63,7 +63,9 @@ def test_a_late_reply_is_never_taken_for_the_next_answer():
     servos, _ = bus()
     port = MemoryPort(servos)
     master = Bus(port)
-    port._arrived = servos.handle(bytes.fromhex("FFFF010402380 2BE".replace(" ", "")), 0)  # a position nobody waits for any more
+    port._arrived = servos.handle(
+        bytes.fromhex("FFFF010402380 2BE".replace(" ", "")), 0
+    )  # a position nobody waits for any more
     voltage = master.read(1, 62, 1)
     assert voltage.data == bytes([74])
     assert master.errors[-1, "late or unasked bytes"] > 0
@@ -113,23 +115,24 @@ def test_a_port_that_goes_away_is_said(tmp_path):
     server = PtyBus(servos)
     port = Port.open(server.path)
     server.close()
-    with pytest.raises(PortError, match="lost|closed"):
+    with pytest.raises(PortError, match=r"lost|closed"):
         for _ in range(50):
             Bus(port).sync_read(CONFIG.ids, 56, 2)
 
 
 def test_a_virtual_servo_behaves_like_one():
     servos, plant = bus()
-    master = Bus(MemoryPort(servos))
+    port = MemoryPort(servos)
+    master = Bus(port)
     assert master.ping(1) and not master.ping(9)
     assert master.write(1, 56, b"\x00\x00")  # read-only: acknowledged, without effect
     assert master.read(1, 56, 2).data != b"\x00\x00"
     master.write(1, 42, (3000).to_bytes(2, "little"))
-    master.port.time_ns += 10**9
+    port.time_ns += 10**9
     assert master.read(1, 56, 2).data == (2048).to_bytes(2, "little")  # goal without torque: it stays
     master.write(1, 40, b"\x01")
     master.read(1, 56, 2)
-    master.port.time_ns += 10**9
+    port.time_ns += 10**9
     assert abs(int.from_bytes(master.read(1, 56, 2).data, "little") - 3000) <= 1
     assert master.write(1, 40, b"\x80")  # take the present position as the middle
     assert abs(int.from_bytes(master.read(1, 56, 2).data, "little") - 2048) <= 1
@@ -141,7 +144,9 @@ def test_messages_round_trip():
     d = Command.unpack(c.pack())
     assert (d.t_apply_ns, d.t_stale_ns, d.expert, d.gate, d.t_capture_ns, d.seq) == (5, 9, Expert.REACTIVE, 0.25, 3, 77)
     assert np.array_equal(d.q_rad, q) and np.array_equal(d.qd_rad_s, -q)
-    s = JointState(1, q, q + 1, q + 2, q + 3, q + 4, q + 5, np.arange(6, dtype=np.uint8), SafetyState.HOLD, "why", 2, 3, 4, 5, 6)
+    s = JointState(
+        1, q, q + 1, q + 2, q + 3, q + 4, q + 5, np.arange(6, dtype=np.uint8), SafetyState.HOLD, "why", 2, 3, 4, 5, 6
+    )
     t = JointState.unpack(s.pack())
     assert t.reason == "why" and t.safety == SafetyState.HOLD and (t.t_wire_ns, t.tick, t.missed_ticks) == (2, 5, 6)
     assert np.array_equal(t.voltage_v, q + 5) and np.array_equal(t.status_bits, s.status_bits)

@@ -21,7 +21,7 @@ VECTORS = {
     "torque off": (fs.write(1, 40, b"\x00"), "FF FF 01 04 03 28 00 CF"),
     "broadcast torque off": (fs.write(254, 40, b"\x00"), "FF FF FE 04 03 28 00 D2"),
     "sync write torque off": (
-        fs.sync_write(40, {i: b"\x00" for i in SIX}), "FF FF FE 10 83 28 01 01 00 02 00 03 00 04 00 05 00 06 00 30",
+        fs.sync_write(40, dict.fromkeys(SIX, b"\x00")), "FF FF FE 10 83 28 01 01 00 02 00 03 00 04 00 05 00 06 00 30",
     ),
     "lock off": (fs.write(1, 55, b"\x00"), "FF FF 01 04 03 37 00 C0"),
     "homing offset -85": (fs.write(1, 31, sts.encode("homing_offset", -85)), "FF FF 01 05 03 1F 55 08 7A"),
@@ -103,7 +103,7 @@ def test_minus_zero_is_zero_and_too_much_is_refused():
 
 
 def test_the_register_table_has_no_overlaps():
-    taken = {}
+    taken: dict[int, str] = {}
     for r in sts.REGISTERS.values():
         for a in range(r.address, r.address + r.size):
             assert a not in taken, (r.name, taken[a])

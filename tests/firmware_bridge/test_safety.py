@@ -30,7 +30,9 @@ class Bench:
         command = None
         if q is not None:
             applied = self.now - age_ns
-            command = Command(applied, applied + life_ns, np.asarray(q, np.float32), np.zeros(6, np.float32) if qd is None else qd)
+            command = Command(
+                applied, applied + life_ns, np.asarray(q, np.float32), np.zeros(6, np.float32) if qd is None else qd
+            )
         d = self.safety.step(self.now, command, request, Measurement(self.q, np.zeros(6), self.bits), temperature)
         if d.goal is not None:
             self.q = d.goal.copy()
@@ -92,7 +94,9 @@ def test_nothing_moves_before_it_is_armed_and_arming_starts_where_the_arm_is():
     assert d.arm and d.state == SafetyState.ARMING
     assert np.allclose(d.goal, (0.0, -0.5, 0.5, 0.5, 0.0, 0.5))
     d = bench.tick(np.ones(6))
-    assert d.state == SafetyState.ACTIVE and np.abs(d.goal - bench.goals[0]).max() < 4.0 * 0.2 * DT * 1.1  # gently at first
+    assert (
+        d.state == SafetyState.ACTIVE and np.abs(d.goal - bench.goals[0]).max() < 4.0 * 0.2 * DT * 1.1
+    )  # gently at first
 
 
 def test_an_arm_that_does_not_answer_cannot_be_armed():

@@ -8,7 +8,14 @@ from export.data import policy_camera
 from runtime.decode import absolute_chunk, heatmap_cell, heatmap_point, proprio, relative_chunk
 from sim.world import World
 
-poses = st.tuples(st.floats(0.12, 0.3), st.floats(-0.15, 0.15), st.floats(0.0, 0.2), st.floats(0.5, 1.6), st.floats(-1, 1), st.floats(0, 1))
+poses = st.tuples(
+    st.floats(0.12, 0.3),
+    st.floats(-0.15, 0.15),
+    st.floats(0.0, 0.2),
+    st.floats(0.5, 1.6),
+    st.floats(-1, 1),
+    st.floats(0, 1),
+)
 
 
 @given(poses, st.lists(poses, min_size=3, max_size=3))
@@ -24,7 +31,11 @@ def test_relative_chunk_does_not_know_where_on_the_table_it_is():
     for angle in (0.0, 0.4):
         c, s = np.cos(angle), np.sin(angle)
         turn = lambda p: np.array([pan + c * (p[0] - pan) - s * p[1], s * (p[0] - pan) + c * p[1], *p[2:]])  # noqa: B023, E731
-        label.append(relative_chunk(turn(np.array([0.2, 0.0, 0.05, 1.4, 0.1, 1.0])), turn(np.array([0.21, 0.02, 0.03, 1.4, 0.2, 1.0]))[None]))
+        label.append(
+            relative_chunk(
+                turn(np.array([0.2, 0.0, 0.05, 1.4, 0.1, 1.0])), turn(np.array([0.21, 0.02, 0.03, 1.4, 0.2, 1.0]))[None]
+            )
+        )
     assert np.allclose(label[0], label[1], atol=1e-6)
 
 

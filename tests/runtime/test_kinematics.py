@@ -28,7 +28,11 @@ def test_forward_agrees_with_mujoco(arm):
 
 
 reachable = st.tuples(
-    st.floats(0.15, 0.26), st.floats(-0.11, 0.11), st.floats(0.01, 0.07), st.floats(1.2, TOOL_PITCH), st.floats(-1.5, 1.5)
+    st.floats(0.15, 0.26),
+    st.floats(-0.11, 0.11),
+    st.floats(0.01, 0.07),
+    st.floats(1.2, TOOL_PITCH),
+    st.floats(-1.5, 1.5),
 )
 
 
@@ -55,7 +59,15 @@ def test_inverse_agrees_with_mink(arm):
     still = mink.DofFreezingTask(model, dof_indices=list(range(5, model.nv)))
     rng = np.random.default_rng(1)
     for _ in range(5):
-        pose = np.array([rng.uniform(0.16, 0.25), rng.uniform(-0.1, 0.1), rng.uniform(0.02, 0.06), TOOL_PITCH, rng.uniform(-0.6, 0.6)])
+        pose = np.array(
+            [
+                rng.uniform(0.16, 0.25),
+                rng.uniform(-0.1, 0.1),
+                rng.uniform(0.02, 0.06),
+                TOOL_PITCH,
+                rng.uniform(-0.6, 0.6),
+            ]
+        )
         ours, _ = so101_inverse(pose)
         start = model.qpos0.copy()
         start[:5] = ours + rng.uniform(-0.2, 0.2, 5)

@@ -14,12 +14,16 @@ def picture(h, w, seed=0):
     img = cv2.resize(rng.integers(0, 255, (6, 8, 3)).astype(np.uint8), (w, h), interpolation=cv2.INTER_CUBIC)
     for _ in range(25):
         p, q = rng.integers(0, [w, h], (2, 2))
-        cv2.rectangle(img, tuple(map(int, p)), tuple(map(int, (p + q // 6))), tuple(map(int, rng.integers(0, 255, 3))), -1)
+        cv2.rectangle(
+            img, tuple(map(int, p)), tuple(map(int, (p + q // 6))), tuple(map(int, rng.integers(0, 255, 3))), -1
+        )
     return np.clip(img + rng.normal(0, 4, img.shape), 0, 255).astype(np.uint8)
 
 
 def camera(w, h, f, D=(), T=None):
-    return Camera("front", w, h, np.array([[f, 0, (w - 1) / 2], [0, f, (h - 1) / 2], [0, 0, 1.0]]), np.array(D, float), T)
+    return Camera(
+        "front", w, h, np.array([[f, 0, (w - 1) / 2], [0, f, (h - 1) / 2], [0, 0, 1.0]]), np.array(D, float), T
+    )
 
 
 def looking(x, z, tilt, yaw=0.0):

@@ -32,7 +32,12 @@ def test_scripted_expert_solves_at_least_95_percent(world):
 
 
 def test_success_needs_the_named_cube_released_on_the_plate(world):
-    layout = Layout(((0.20, 0.05, 0.0), (0.20, -0.05, 0.0)), (0.20, 0.05), "put the blue cube on the plate", np.array([0.17, 0, 0.09, 1.4, 0]))
+    layout = Layout(
+        ((0.20, 0.05, 0.0), (0.20, -0.05, 0.0)),
+        (0.20, 0.05),
+        "put the blue cube on the plate",
+        np.array([0.17, 0, 0.09, 1.4, 0]),
+    )
     world.reset(layout)
     assert not world.success()  # the red cube stands where the plate is; blue was asked for
     world.reset(Layout(layout.cubes, (0.20, -0.05), layout.instruction, layout.start))
