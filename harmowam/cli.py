@@ -37,6 +37,15 @@ MENDABLE = {
     "CheckpointError",
     "ExportError",
     "SlotError",
+    "SimulatorError",
+}
+EXTRAS = {
+    "mujoco": "sim",
+    "jinja2": "sim",
+    "matplotlib": "sim",
+    "imageio_ffmpeg": "sim",
+    "torch": "export",
+    "onnx": "export",
 }
 
 
@@ -47,6 +56,10 @@ def errors(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
+        except ModuleNotFoundError as e:
+            if e.name not in EXTRAS:
+                raise
+            raise UserError(f"{e.name} is not installed: run `pip install 'harmowam-edge[{EXTRAS[e.name]}]'`.") from e
         except Exception as e:
             if type(e).__name__ in MENDABLE:
                 raise UserError(str(e)) from e
@@ -254,7 +267,7 @@ def run(
     json_path: Path | None,
 ) -> None:
     """Drive an arm in real time. Ctrl-C lowers it to rest and releases the torque in a ramp."""
-    from harmowam.live import live
+    from harmowam.live import live, process_began_s
     from runtime.robot import load_robot
 
     done = live(
@@ -265,13 +278,16 @@ def run(
         port=port,
         seed=seed,
         policy=policy,
-        keep_frames=record is not None,
+        record=record,
         say=say,
+        began_s=process_began_s(),
     )
     print_timing(done.report)
     if record is not None:
-        done.policy.recorder.save(record, done.report)
-        click.echo(f"recorded: {record}")
+        from harmowam.report import write_report
+
+        write_report(bundle, record, record, done.report)
+        click.echo(f"recorded: {record}, report: {record / 'report.html'}")
     write_json(json_path, done.report)
     if done.interrupted:
         sys.exit(130)
@@ -290,10 +306,10 @@ def profile(
     bundle: Path, robot: str, seconds: float, task: str | None, port: str | None, seed: int, json_path: Path | None
 ) -> None:
     """Where each millisecond goes: the same loop as `run`, with the table of its stages."""
-    from harmowam.live import live
+    from harmowam.live import live, process_began_s
     from runtime.robot import load_robot
 
-    done = live(bundle, load_robot(robot), task, seconds, port=port, seed=seed, say=say)
+    done = live(bundle, load_robot(robot), task, seconds, port=port, seed=seed, say=say, began_s=process_began_s())
     print_timing(done.report)
     write_json(json_path, done.report)
 

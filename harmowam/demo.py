@@ -21,11 +21,9 @@ def demo(out: Path, seed: int, seconds: float, say: Callable[[str], None]) -> di
     # In a process of its own: torch must not be in memory when the runtime is measured.
     subprocess.run([sys.executable, "-m", "harmowam.cli", "export", "--out", str(bundle)], check=True)
     say("2 of 3: run the two-rate loop against the simulated arm, in real time")
-    done = live(
-        bundle, load_robot("sim_so101"), None, seconds, seed=seed, keep_frames=True, stop_at_success=True, say=say
-    )
-    say("3 of 3: report")
     record = out / "episode"
-    done.policy.recorder.save(record, done.report)
-    write_report(bundle, record, out, done.report, list(done.policy.counts.wire_ms))
+    robot = load_robot("sim_so101")
+    done = live(bundle, robot, None, seconds, seed=seed, record=record, stop_at_success=True, say=say)
+    say("3 of 3: report")
+    write_report(bundle, record, out, done.report)
     return done.report

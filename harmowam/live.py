@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calibration.camera import CalibrationError, Camera, load_camera
 from firmware_bridge import guard
+from firmware_bridge.messages import RequestKind
+from firmware_bridge.motor import REQUEST_SLOT
+from firmware_bridge.slots import SlotWriter
 from runtime.bundle import Bundle
-from runtime.cameras import CameraError, CameraSource, open_camera
+from runtime.cameras import CameraSource, calibrations, open_cameras
 from runtime.robot import Robot
 from runtime.two_rate import Policy, RunError, timing_report
+from sim import server
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,15 @@ class LiveRun:
 
 
 def resident_mb(pids: list[int]) -> float:
-    """Resident memory of processes together, MB (proportional set size: shared pages are counted once)."""
-    total = 0.0
+    """Resident memory of processes together, MB; pages that they share (Python, numpy) are counted for each of them."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = 0
     for pid in pids:
         try:
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) / 1024
+            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page
         except OSError:
             continue
-    return round(total, 1)
+    return round(total / 1e6, 1)
 
 
 def children(pid: int) -> list[int]:
@@ -52,19 +54,10 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def calibrations(robot: Robot, slots: Path) -> dict[str, Camera]:
-    """Each camera's calibration, checked against the resolution it is used at."""
-    out = {}
-    for name, config in robot.cameras.items():
-        path = slots / f"{name}.json" if config.calibration == "sim" else robot.path.parent / config.calibration
-        camera = load_camera(path)
-        if (camera.width, camera.height) != (config.width, config.height):
-            raise CalibrationError(
-                f"camera '{name}' is calibrated at {camera.width}x{camera.height} ({path}) and used at {config.width}x{config.height}: "
-                "calibrate it at the resolution of the robot file."
-            )
-        out[name] = camera
-    return out
+def process_began_s() -> float:
+    """When this process was started, on the monotonic clock: what a user waits for includes the imports."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.monotonic() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def live(
@@ -76,24 +69,24 @@ def live(
     port: str | None = None,
     seed: int = 0,
     policy: str = "gated",
-    keep_frames: bool = False,
+    record: Path | None = None,
     stop_at_success: bool = False,
     say: Callable[[str], None] = lambda line: None,
     real_time_priority: int = 20,
+    began_s: float | None = None,
 ) -> LiveRun:
-    """Run the two-rate loop on `robot` for `seconds`; the arm is lowered and released whatever happens.
+    """Run the two-rate loop on `robot` for `seconds`; the arm is lowered and released whatever happens, and what was recorded
+    up to then is kept in `record`. `began_s`: what the time to the first command is counted from (default: now).
 
     Raises BundleError, RobotError, CameraError, CalibrationError, ArmError or RunError, each one sentence and a next step.
     """
-    began = time.monotonic()
+    began = time.monotonic() if began_s is None else began_s
     bundle = Bundle.load(bundle_path)
-    missing = sorted(set(bundle.manifest.cameras) - set(robot.cameras))
-    if missing:
-        raise CameraError(
-            f"the bundle needs camera '{missing[0]}', which {robot.path} does not have: add it under [camera.{missing[0]}]."
-        )
     if task is not None:
         bundle.task(task)
+    elif not robot.simulated:
+        known = ", ".join(f"'{t}'" for t in bundle.manifest.tasks)
+        raise RunError(f"no task was given: name one with --task ({known}).")
     with tempfile.TemporaryDirectory(prefix="harmowam-", ignore_cleanup_errors=True) as folder:
         slots = Path(folder)
         simulator: subprocess.Popen[str] | None = None
@@ -101,32 +94,24 @@ def live(
         cameras: dict[str, CameraSource] = {}
         interrupted: list[int] = []
         driver: Policy | None = None
+        report: dict[str, Any] = {}
         armed = False
         old = {}
         try:
             simulation_s = 0.0
             if robot.simulated:
-                from sim import server
-
                 say("starting the simulated robot")
                 fps = max(c.fps for c in robot.cameras.values())
                 started = time.monotonic()
                 simulator, info = server.start(slots, seed, task, fps)
                 simulation_s = time.monotonic() - started
                 port, task = port or info["port"], info["instruction"]
-            if task is None:
-                raise RunError(
-                    "no task was given: name one with --task ("
-                    + ", ".join(f"'{t}'" for t in bundle.manifest.tasks)
-                    + ")."
-                )
+            assert task is not None
             keeper = guard.start(port or robot.port, robot.arm, slots, real_time_priority)
-            for name in bundle.manifest.cameras:
-                cameras[name] = open_camera(robot.cameras[name], slots)
-            driver = Policy(
-                bundle, task, cameras, calibrations(robot, slots), slots, robot.fast_hz, robot.slow_hz, policy
-            )
-            driver.recorder.frames = keep_frames
+            cameras = open_cameras(robot, bundle.manifest.cameras, slots)
+            known_cameras = calibrations(robot, slots)
+            driver = Policy(bundle, task, cameras, known_cameras, slots, robot.fast_hz, robot.slow_hz, policy)
+            driver.recorder.frames = record is not None
             driver.warm_up()
             state_slot = guard.wait_for_state(keeper, slots)
 
@@ -137,42 +122,28 @@ def live(
 
             old = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
             say(f"task: {task}")
+            armed = True  # from here on it may be
             driver.arm(state_slot)
-            armed = True
+            until = None
+            if stop_at_success and robot.simulated:
 
-            def succeeded() -> bool:
-                from sim import server
+                def until() -> bool:
+                    return bool(server.read_truth(slots)["success"])
 
-                return bool(server.read_truth(slots)["success"])
-
-            processes = [os.getpid(), keeper.pid, *children(keeper.pid)]
-            memory: list[float] = []
-
-            def watch() -> bool:
-                if not memory and time.monotonic() - began > 4:
-                    memory.append(resident_mb(processes))
-                return stop_at_success and robot.simulated and succeeded()
-
-            try:
-                counts = driver.run(seconds, watch)
-            finally:
-                say("lowering the arm")
+            counts = driver.run(seconds, until)
             truth: dict[str, float | bool] = {}
             if robot.simulated:
-                from sim import server
-
                 truth = dict(server.read_truth(slots))
-                truth["success_after_s"] = (
-                    max(0.0, (float(truth["first_success_ns"]) - counts.began_ns) * 1e-9)
-                    if truth["first_success_ns"]
-                    else 0.0
-                )
+                first_success = float(truth["first_success_ns"])
+                truth["success_after_s"] = max(0.0, (first_success - counts.began_ns) * 1e-9) if first_success else 0.0
+            say("lowering the arm")
+            driver.request(RequestKind.LOWER)
+            memory = resident_mb([os.getpid(), keeper.pid, *children(keeper.pid)])
             last = driver.lower()
             armed = False
             code = keeper.wait(5)
-            report = timing_report(driver)
             first_ns = counts.first_command_ns
-            first_s = round(first_ns * 1e-9 - began - simulation_s, 3) if first_ns else None
+            report = timing_report(driver)
             report.update(
                 task=task,
                 robot=robot.name,
@@ -182,15 +153,19 @@ def live(
                 quantization=bundle.manifest.quantization.get("format", "fp32"),
                 motor_missed_ticks=last.missed_ticks,
                 motor_exit_code=code,
-                rss_mb=memory[0] if memory else resident_mb(processes),
-                time_to_first_command_s=first_s,
+                rss_mb=memory,
+                time_to_first_command_s=round(first_ns * 1e-9 - began - simulation_s, 3) if first_ns else None,
                 real_time=driver.granted,
             )
             if robot.simulated:
                 report["success"] = bool(truth["success"])
             return LiveRun(driver, report, truth, bool(interrupted))
+        except Exception as e:
+            report["error"] = str(e)
+            raise
         finally:
             if armed and driver is not None:
+                say("lowering the arm")
                 try:
                     driver.lower()
                 except RunError as e:
@@ -199,20 +174,20 @@ def live(
                 signal.signal(number, handler)
             if keeper is not None:
                 end_guard(keeper, slots)
+                if driver is not None and (said := (slots / guard.LOG).read_text().strip()):
+                    print(said, file=sys.stderr)
             for camera in cameras.values():
                 camera.close()
             if simulator is not None:
                 simulator.terminate()
                 simulator.wait(5)
+            if record is not None and driver is not None and driver.counts.ticks:
+                driver.recorder.save(record, report)
 
 
 def end_guard(keeper: subprocess.Popen[bytes], slots: Path) -> None:
     """Let a guard that is still running finish: ask for lowering once more, then wait. It is never killed while the arm is energised."""
     if keeper.poll() is None:
-        from firmware_bridge.messages import RequestKind
-        from firmware_bridge.motor import REQUEST_SLOT
-        from firmware_bridge.slots import SlotWriter
-
         SlotWriter(slots / REQUEST_SLOT, 16).write(bytes([RequestKind.LOWER]))
         try:
             keeper.wait(12)

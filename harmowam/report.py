@@ -14,7 +14,7 @@ import numpy as np
 
 from firmware_bridge.messages import Expert
 from runtime.bundle import Bundle
-from runtime.recorder import load_episode
+from runtime.recorder import load_episode, wire_ms
 
 JOINTS = ("shoulder pan", "shoulder lift", "elbow", "wrist flex", "wrist roll", "gripper")
 REACTIVE, PREDICTIVE, INK, PAPER = "#2a78b5", "#d9632b", "#1d2733", "#ffffff"
@@ -141,14 +141,14 @@ def plot_gate(episode: dict[str, np.ndarray]) -> str:
     return _figure(fig)
 
 
-def plot_wire(wire_ms: list[float]) -> str:
+def plot_wire(milliseconds: np.ndarray) -> str:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     fig, ax = plt.subplots(figsize=(5, 2.4))
-    ax.hist(wire_ms, bins=50, color=REACTIVE)
+    ax.hist(milliseconds, bins=50, color=REACTIVE)
     ax.set_xlabel("capture of the picture to bytes on the servo bus, ms", fontsize=8)
     ax.set_ylabel("commands", fontsize=8)
     ax.tick_params(labelsize=8)
@@ -209,7 +209,7 @@ def write_video(episode: dict[str, np.ndarray], path: Path) -> None:
     partial.replace(path)
 
 
-def write_report(bundle_path: Path, record: Path, out: Path, report: dict[str, Any], wire_ms: list[float]) -> None:
+def write_report(bundle_path: Path, record: Path, out: Path, report: dict[str, Any]) -> None:
     """`report.html`, `report.json` and `episode.mp4` in `out` from the recorded episode in `record`."""
     import jinja2
 
@@ -226,7 +226,7 @@ def write_report(bundle_path: Path, record: Path, out: Path, report: dict[str, A
             horizons=HORIZONS,
             gate=plot_gate(episode),
             joints=plot_joints(episode),
-            wire=plot_wire(wire_ms),
+            wire=plot_wire(wire_ms(episode)),
             stages=sorted(report["stages"].items()),
         )
     )

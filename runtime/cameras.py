@@ -5,14 +5,16 @@ from __future__ import annotations
 import struct
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from calibration.camera import CalibrationError, Camera, load_camera
 from firmware_bridge.slots import SlotError, SlotReader
-from runtime.robot import CameraConfig
+from runtime.robot import CameraConfig, Robot
 
 FRAME_HEAD = struct.Struct("<qII")  # capture time (monotonic ns), width, height; then RGB bytes
 
@@ -73,7 +75,7 @@ class SlotCamera:
 
 
 class DeviceCamera:
-    """V4L2 device, video file or URL through OpenCV, read by a thread. Stamped when the frame has been handed over.
+    """V4L2 device (path or number), video file or URL through OpenCV, read by a thread. Stamped when the frame has been handed over.
 
     That is later than the exposure by the transfer time (about one frame period for USB cameras); the driver's own stamp is
     not offered by OpenCV.
@@ -82,7 +84,7 @@ class DeviceCamera:
     def __init__(self, config: CameraConfig):
         import cv2
 
-        source: str | int = config.source
+        source: str | int = int(config.source) if config.source.isdigit() else config.source
         if config.source.startswith("/dev/video") and not Path(config.source).exists():
             raise CameraError(
                 f"camera '{config.name}' is missing ({config.source}): plug it in, or correct 'source' in the robot file."
@@ -144,3 +146,35 @@ def open_camera(config: CameraConfig, slots: Path, timeout_s: float = 3.0) -> Ca
             "correct the robot file, and calibrate the camera at that resolution."
         )
     return camera
+
+
+def open_cameras(robot: Robot, wanted: Iterable[str], slots: Path) -> dict[str, CameraSource]:
+    """All cameras that a bundle wants; raises CameraError, and leaves none open then."""
+    cameras: dict[str, CameraSource] = {}
+    try:
+        for name in wanted:
+            if name not in robot.cameras:
+                raise CameraError(
+                    f"the bundle needs camera '{name}', which {robot.path} does not have: add it under [camera.{name}]."
+                )
+            cameras[name] = open_camera(robot.cameras[name], slots)
+    except CameraError:
+        for camera in cameras.values():
+            camera.close()
+        raise
+    return cameras
+
+
+def calibrations(robot: Robot, slots: Path) -> dict[str, Camera]:
+    """Each camera's calibration, checked against the resolution it is used at; raises CalibrationError."""
+    out = {}
+    for name, config in robot.cameras.items():
+        path = slots / f"{name}.json" if config.calibration == "sim" else robot.path.parent / config.calibration
+        camera = load_camera(path)
+        if (camera.width, camera.height) != (config.width, config.height):
+            raise CalibrationError(
+                f"camera '{name}' is calibrated at {camera.width}x{camera.height} ({path}) and used at "
+                f"{config.width}x{config.height}: calibrate it at the resolution of the robot file."
+            )
+        out[name] = camera
+    return out

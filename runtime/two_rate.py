@@ -1,30 +1,42 @@
 """The two-rate loop on the wall clock: fast loop in the main thread, slow loop in a thread, motors in another process.
 
 Both loops call the pure steps of `runtime.steps`; what is here is only time, slots and counting.
+
+    python -m runtime.two_rate --help
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import signal
+import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from calibration.camera import Camera
+from calibration.camera import CalibrationError, Camera
 from firmware_bridge.clock import Ticker, real_time
 from firmware_bridge.messages import COMMAND_BYTES, JointState, RequestKind, SafetyState
-from firmware_bridge.motor import COMMAND_SLOT, REQUEST_SLOT
-from firmware_bridge.slots import SlotReader, SlotWriter
-from runtime.bundle import Bundle
-from runtime.cameras import CameraSource, Frame
+from firmware_bridge.motor import COMMAND_SLOT, REQUEST_SLOT, STATE_SLOT
+from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
+from runtime.bundle import Bundle, BundleError
+from runtime.cameras import CameraError, CameraSource, Frame, calibrations, open_cameras
 from runtime.contracts import Observation, Prior
+from runtime.engine import EngineError
 from runtime.recorder import Recorder
+from runtime.robot import RobotError, load_robot
 from runtime.steps import FastStep, SlowStep
 from runtime.trace import StageTrace, summary
+
+CAMERA_SILENT_S = 0.5  # without a new picture; the motor process has held the arm for most of that time
+MOTOR_SILENT_S = 0.6  # the guard acts after 0.25 s
 
 
 class RunError(Exception):
@@ -64,9 +76,11 @@ class Policy:
         self._requests = SlotWriter(slots / REQUEST_SLOT, 16)
         self._state_slot: SlotReader | None = None
         self._stop = threading.Event()
+        self._seen = dict.fromkeys(cameras, 0)  # newest picture that the fast loop has used
         self._newest: Observation | None = None
         self._prior: Prior | None = None
         self._failure: BaseException | None = None
+        self.granted: dict[str, bool] = {}
 
     def warm_up(self) -> None:
         """First inferences are slow: pay for them before the arm is energised."""
@@ -104,7 +118,7 @@ class Policy:
         self.request(RequestKind.ARM)
         deadline = time.monotonic() + timeout_s
         while (state := self.joint_state()).safety not in (SafetyState.HOLD, SafetyState.ACTIVE):
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or state.safety in (SafetyState.SAFE_STOP, SafetyState.FAULT):
                 raise RunError(
                     f"the arm could not be armed ({state.reason or state.safety.name.lower()}): mend that and start again."
                 )
@@ -134,73 +148,100 @@ class Policy:
             self._failure = e
             self._stop.set()
 
-    def _wait_for_frame(self, seen: int, until_ns: int) -> bool:
-        """Whether a new frame of every camera came before `until_ns`; the fast loop takes it the moment it is there."""
-        while min(c.seq for c in self.cameras.values()) <= seen:
+    def _wait_for_frames(self, until_ns: int) -> bool:
+        """Whether every camera gave a new picture before `until_ns`; the fast loop takes it the moment it is there."""
+        while any(camera.seq <= self._seen[name] for name, camera in self.cameras.items()):
             if time.monotonic_ns() >= until_ns:
                 return False
             time.sleep(0.0004)
         return True
 
-    def run(self, seconds: float, until: Any = None) -> Counts:
-        """Drive for `seconds`, or until `stop()`; `until()` is asked ten times a second and ends the run when true."""
-        granted = real_time()
+    def _look(self) -> JointState:
+        """The newest joint state; raises RunError when the arm has stopped or nobody drives it any more."""
+        state = self.joint_state()
+        if state.safety in (SafetyState.SAFE_STOP, SafetyState.FAULT):
+            raise RunError(f"the motor process stopped the arm ({state.reason}): mend that, then start again.")
+        if time.monotonic_ns() - state.t_ns > MOTOR_SILENT_S * 1e9:
+            raise RunError(
+                "the motor process fell silent and the guard took the arm over: see its message, then start again."
+            )
+        return state
+
+    def _missing_camera(self) -> RunError:
+        late = [name for name, camera in self.cameras.items() if camera.seq <= self._seen[name]]
+        return RunError(
+            f"camera '{(late or list(self.cameras))[0]}' stopped giving frames: check its cable, then start again."
+        )
+
+    def _fast_tick(self, due: int, period: int, state: JointState) -> None:
+        """One turn of the fast loop on new pictures."""
+        c = self.counts
+        frames = self._frames()
+        self._seen = {name: frame.seq for name, frame in frames.items()}
+        captured = min(f.t_capture_ns for f in frames.values())
+        obs = Observation(captured, {k: f.image for k, f in frames.items()}, state.q_rad, state.qd_rad_s, c.ticks)
+        self._newest = obs
+        prior = self._prior
+        self.fast_trace.begin()
+        command, tick = self.fast.step(time.monotonic_ns(), obs, prior)
+        if command is not None:
+            self._commands.write(command.pack())
+            c.first_command_ns = c.first_command_ns or time.monotonic_ns()
+        self.fast_trace.mark("fast.slot")
+        c.new_frames += 1
+        if time.monotonic_ns() > due + period:
+            c.misses += 1
+        if prior is not None:
+            c.prior_age_ms.append((tick.t_ns - prior.t_capture_ns) / 1e6)
+        self.recorder.tick(obs, tick, command, state)
+
+    def _drive(self, end_ns: int, until: Callable[[], bool] | None) -> None:
+        c = self.counts
+        ticker = Ticker(self.fast_hz)
+        period = ticker.period_ns
+        asked_ns = picture_ns = c.began_ns
+        wire_seq = 0
+        while not self._stop.is_set():
+            due = ticker.wait()
+            if due > end_ns:
+                break
+            c.ticks, c.misses = c.ticks + 1 + ticker.missed, c.misses + ticker.missed
+            ticker.missed = 0
+            new = self._wait_for_frames(due + period // 2)
+            state = self._look()
+            now = time.monotonic_ns()
+            if new:
+                picture_ns = now
+                self._fast_tick(due, period, state)
+            else:
+                c.repeats += 1
+                if now - picture_ns > CAMERA_SILENT_S * 1e9:
+                    raise self._missing_camera()
+            if state.command_seq != wire_seq and state.t_wire_ns:
+                wire_seq = state.command_seq
+                c.wire_ms.append((state.t_wire_ns - state.t_command_capture_ns) / 1e6)
+            if until is not None and now - asked_ns > 100_000_000:
+                asked_ns = now
+                if until():
+                    break
+
+    def run(self, seconds: float, until: Callable[[], bool] | None = None) -> Counts:
+        """Drive for `seconds`, or until `stop()`; `until()` is asked ten times a second and ends the run when true.
+
+        Raises RunError when a camera or the motor process falls silent or the arm was stopped, and whatever the loops raise;
+        the caller then lowers the arm.
+        """
+        self.granted = real_time()
         c = self.counts
         slow = threading.Thread(target=self._slow_loop, name="slow-loop", daemon=True)
         slow.start()
-        ticker = Ticker(self.fast_hz)
-        period = ticker.period_ns
         c.began_ns = time.monotonic_ns()
-        end = c.began_ns + int(seconds * 1e9)
-        seen, last_wire, asked_ns = 0, 0, 0
-        state = self.joint_state()
-        while not self._stop.is_set():
-            due = ticker.wait()
-            if due > end:
-                break
-            c.ticks += 1
-            new = self._wait_for_frame(seen, due + period // 2)
-            if not new:
-                c.repeats += 1
-                continue
-            frames = self._frames()
-            seen = min(camera.seq for camera in self.cameras.values())
-            state = self.joint_state()
-            captured = min(f.t_capture_ns for f in frames.values())
-            obs = Observation(captured, {k: f.image for k, f in frames.items()}, state.q_rad, state.qd_rad_s, c.ticks)
-            self._newest = obs
-            prior = self._prior
-            self.fast_trace.begin()
-            command, tick = self.fast.step(time.monotonic_ns(), obs, prior)
-            if command is not None:
-                self._commands.write(command.pack())
-                c.first_command_ns = c.first_command_ns or time.monotonic_ns()
-            self.fast_trace.mark("fast.slot")
-            done = time.monotonic_ns()
-            c.new_frames += 1
-            if done > due + period:
-                c.misses += 1
-            if prior is not None:
-                c.prior_age_ms.append((tick.t_ns - prior.t_capture_ns) / 1e6)
-            if state.command_seq != last_wire and state.t_wire_ns:
-                last_wire = state.command_seq
-                c.wire_ms.append((state.t_wire_ns - state.t_command_capture_ns) / 1e6)
-            self.recorder.tick(obs, tick, command, state)
-            if state.safety in (SafetyState.SAFE_STOP, SafetyState.FAULT):
-                self._failure = RunError(
-                    f"the motor process stopped the arm ({state.reason}): mend that, then start again."
-                )
-                break
-            if until is not None and done - asked_ns > 100_000_000:
-                asked_ns = done
-                if until():
-                    break
-        c.ended_ns = time.monotonic_ns()
-        c.misses += ticker.missed
-        c.ticks += ticker.missed
-        self._stop.set()
-        slow.join(2.0)
-        self.granted = granted
+        try:
+            self._drive(c.began_ns + int(seconds * 1e9), until)
+        finally:
+            c.ended_ns = time.monotonic_ns()
+            self._stop.set()
+            slow.join(2.0)
         if self._failure is not None:
             raise self._failure
         return c
@@ -245,3 +286,47 @@ def timing_report(policy: Policy) -> dict[str, Any]:
         "slow_hz": round(c.slow / seconds, 3), "ticks": c.ticks, "deadline_misses": c.misses,
         "prior_age_ms": percentiles(c.prior_age_ms), "observation_to_wire_ms": percentiles(c.wire_ms), "stages": stages,
     }  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Policy process: both loops of a robot whose guard already runs on the same slots. "
+        "Normally `harmowam run` starts everything."
+    )
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--robot", required=True, help="a shipped robot or a robot file")
+    parser.add_argument("--task", required=True, help="an instruction that the bundle knows")
+    parser.add_argument("--slots", type=Path, required=True, help="folder of the slots")
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--record", type=Path, help="folder for the recorded episode")
+    args = parser.parse_args()
+    cameras: dict[str, CameraSource] = {}
+    try:
+        bundle, robot = Bundle.load(args.bundle), load_robot(args.robot)
+        cameras = open_cameras(robot, bundle.manifest.cameras, args.slots)
+        known = calibrations(robot, args.slots)
+        policy = Policy(bundle, args.task, cameras, known, args.slots, robot.fast_hz, robot.slow_hz)
+        policy.recorder.frames = args.record is not None
+        policy.warm_up()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: policy.stop())
+        try:
+            policy.arm(SlotReader(args.slots / STATE_SLOT))
+            policy.run(args.seconds)
+        finally:
+            policy.lower()
+        report = timing_report(policy)
+        if args.record is not None:
+            policy.recorder.save(args.record, report)
+        print(json.dumps(report, indent=1, sort_keys=True))
+    except (BundleError, RobotError, CameraError, CalibrationError, EngineError, RunError, SlotError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    finally:
+        for camera in cameras.values():
+            camera.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import signal
 import struct
 import subprocess
@@ -22,15 +23,23 @@ from firmware_bridge.clock import Ticker, real_time
 from firmware_bridge.slots import SlotReader, SlotWriter
 from firmware_bridge.virtual_bus import PtyBus, VirtualBus
 from runtime.cameras import FRAME_HEAD, slot_path
-from sim.plant import MujocoPlant
-from sim.world import CAMERA_SIZE, SERVO_DT, TASKS, J, World, sample_layout
+
+# Whoever starts the simulator or reads its truth needs no MuJoCo in memory: only the two processes below load it.
 
 TRUTH_SLOT = "truth.slot"
 _TRUTH = struct.Struct("<qqdB")  # time, first success (0: not yet), simulated seconds, success now
 
 
+class SimulatorError(Exception):
+    """A simulator that does not start; one sentence and the next step."""
+
+
 def serve(slots: Path, seed: int, task: str | None, fps: float) -> int:
-    """Physics on the wall clock and the bus on a pseudo-terminal, until SIGTERM."""
+    """Physics on the wall clock and the bus on a pseudo-terminal, until SIGTERM or the death of the parent."""
+    from sim.plant import MujocoPlant
+    from sim.world import SERVO_DT, J, World, sample_layout
+
+    parent = os.getppid()
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -58,7 +67,7 @@ def serve(slots: Path, seed: int, task: str | None, fps: float) -> int:
     began = time.monotonic_ns()
     first_success = 0
     announced = False
-    while not stop and os.getppid() != 1 and cameras.poll() is None:
+    while not stop and os.getppid() == parent and cameras.poll() is None:
         now = ticker.wait()
         world.advance((now - began) * 1e-9 - world.time_s)
         success = world.success()
@@ -75,13 +84,16 @@ def serve(slots: Path, seed: int, task: str | None, fps: float) -> int:
 
 def serve_cameras(slots: Path, seed: int, task: str | None, fps: float) -> int:
     """Render the newest truth at `fps` into camera slots, stamped with the time of that truth."""
+    from sim.world import CAMERA_SIZE, World, sample_layout
+
+    parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     world = World(layout=sample_layout(np.random.default_rng([seed, 7]), task))
     truth = SlotReader(slots / TRUTH_SLOT)
     width, height = CAMERA_SIZE
     writers: dict[str, SlotWriter] = {}
     ticker = Ticker(fps)
-    while os.getppid() != 1:
+    while os.getppid() == parent:
         got = truth.read()
         if got is not None:
             t_ns = _TRUTH.unpack_from(got[0])[0]
@@ -113,13 +125,19 @@ def start(
     command = [sys.executable, "-m", "sim.server", "--slots", str(slots), "--seed", str(seed), "--fps", str(fps)]
     process = subprocess.Popen(command + (["--task", task] if task else []), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    line = process.stdout.readline()
+    ready, _, _ = select.select([process.stdout], [], [], timeout_s)
+    line = process.stdout.readline() if ready else ""
     if not line:
-        raise RuntimeError("the simulator did not start: run `python -m sim.server --slots /tmp/sim` to see why")
+        process.terminate()
+        process.wait()
+        by_hand = "`python -m sim.server --slots /tmp/sim`"
+        raise SimulatorError(f"the simulated robot did not start: see its message above, or run {by_hand} to see why.")
     return process, dict(json.loads(line))
 
 
 def main() -> int:
+    from sim.world import TASKS
+
     parser = argparse.ArgumentParser(
         description="Simulated SO-101: MuJoCo, servo bus on a pseudo-terminal, cameras in slots."
     )
