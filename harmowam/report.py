@@ -43,7 +43,7 @@ def _crop(rgb: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(rgb[:, x : x + h], (size, size), interpolation=cv2.INTER_AREA)
 
 
-def film_strip(bundle: Bundle, episode: dict[str, np.ndarray], columns: int = 6) -> list[dict[str, Any]]:
+def film_strip(bundle: Bundle, episode: dict[str, np.ndarray], columns: int = 7) -> list[dict[str, Any]]:
     """For moments spread over the run: what the camera saw, what the world model predicted, and what came true."""
     if "prior_future" not in episode or len(episode["prior_future"]) == 0:
         return []
@@ -199,8 +199,9 @@ def write_video(episode: dict[str, np.ndarray], path: Path) -> None:
         expert = Expert(int(episode["expert"][k]))
         colour = {Expert.REACTIVE: (42, 120, 181), Expert.PREDICTIVE: (217, 99, 43)}.get(expert, (90, 90, 90))
         cv2.rectangle(picture, (0, 0), (picture.shape[1], 30), colour, -1)
-        seconds = (int(t) - int(episode["t_ns"][0])) * 1e-9
-        text = f"{seconds:5.1f} s   {expert.name.lower()} expert   P(interaction) {episode['gate'][k]:.2f}"
+        seconds = max((int(t) - int(episode["t_ns"][0])) * 1e-9, 0.0)
+        who = f"{expert.name.lower()} expert   P(interaction) {episode['gate'][k]:.2f}" if expert else "no plan yet"
+        text = f"{seconds:5.1f} s   {who}"
         cv2.putText(picture, text, (10, 21), cv2.FONT_HERSHEY_SIMPLEX, 0.58, (255, 255, 255), 1, cv2.LINE_AA)
         encoder.stdin.write(np.ascontiguousarray(picture).tobytes())
     encoder.stdin.close()
