@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass, field
@@ -62,6 +63,46 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def _numbers(values: Any, count: int | None = None) -> bool:
+    return (
+        isinstance(values, list)
+        and (count is None or len(values) == count)
+        and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+    )
+
+
+_KEYS = {  # what the loops look up in the free-form parts
+    "preprocess": {"size", "mean", "std"}, "rates": {"fast_hz", "slow_hz", "motor_hz"}, "chunk": {"steps", "dt_ms"}, "gate": {"on", "off"},
+}  # fmt: skip
+
+
+def _wrong_field(manifest: Manifest) -> str:
+    """The first field that does not hold what the loops count on, or nothing."""
+    m: dict[str, Any] = vars(manifest)
+    for f in dataclasses.fields(manifest):
+        kind = {"str": str, "int": int, "list": list, "dict": dict}[str(f.type).partition("[")[0]]
+        if not isinstance(m[f.name], kind):
+            return f.name
+    for name, keys in _KEYS.items():
+        if not keys <= set(m[name]):
+            return name
+    sizes = {len(t) if isinstance(t, list) else -1 for t in m["tasks"].values()}
+    p = m["preprocess"]
+    checks = {
+        "tasks": len(sizes) == 1 and all(_numbers(t) for t in m["tasks"].values()),
+        "links": _numbers(list(m["links"].values())),
+        "preprocess": _numbers(p["size"], 2) and _numbers(p["mean"], 3) and _numbers(p["std"], 3),
+        "rates": _numbers(list(m["rates"].values())),
+        "gate": _numbers(list(m["gate"].values())),
+        "cameras": all(isinstance(c, dict) for c in m["cameras"].values()),
+        "joints": all(isinstance(j, dict) and _numbers([j.get("lower"), j.get("upper")]) for j in m["joints"]),
+        "engines": all(isinstance(e.file, str) and isinstance(e.inputs, dict) for e in m["engines"].values()),
+        "files": all(isinstance(d, str) for d in m["files"].values())
+        and not any(Path(n).is_absolute() or ".." in Path(n).parts for n in m["files"]),
+    }
+    return next((name for name, good in checks.items() if not good), "")
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A verified bundle on disk."""
@@ -93,8 +134,11 @@ class Bundle:
         try:
             raw["engines"] = {k: EngineFiles(**v) for k, v in raw["engines"].items()}
             manifest = Manifest(**raw)
-        except (TypeError, AttributeError) as e:
+        except (TypeError, AttributeError, KeyError) as e:
             raise BundleError(f"{path}/manifest.json lacks or adds fields ({e}): {again}") from e
+        wrong = _wrong_field(manifest)
+        if wrong:
+            raise BundleError(f"{path}/manifest.json is damaged ('{wrong}' does not hold what it should): {again}")
         for name, digest in manifest.files.items():
             file = path / name
             if not file.is_file():

@@ -68,7 +68,7 @@ class OrtEngine:
         self._names = list(self.outputs)
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Raises EngineError for a missing, misshapen or mistyped input."""
+        """Raises EngineError for a missing, misshapen, mistyped or unknown input."""
         for name, spec in self.inputs.items():
             given = feeds.get(name)
             if given is None or given.shape != spec.shape or given.dtype != spec.dtype:
@@ -76,4 +76,7 @@ class OrtEngine:
                 raise EngineError(
                     f"input '{name}' must be {spec.dtype}{list(spec.shape)}, got {got}: export the bundle again."
                 )
+        if len(feeds) != len(self.inputs):
+            extra = sorted(set(feeds) - set(self.inputs))[0]
+            raise EngineError(f"'{extra}' is no input ({', '.join(self.inputs)} are): export the bundle again.")
         return dict(zip(self._names, self._session.run(self._names, feeds), strict=True))

@@ -14,6 +14,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+JOINTS = 6  # of an SO-101
 SHIPPED = Path(__file__).parent / "robots"
 
 
@@ -73,9 +74,24 @@ def _known(table: dict[str, Any], keys: set[str], where: str) -> None:
 
 def _vector(table: dict[str, Any], key: str, n: int, where: str) -> tuple[float, ...]:
     value = _take(table, key, list, where)
-    if len(value) != n or not all(isinstance(v, (int, float)) for v in value):
+    if len(value) != n or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
         raise RobotError(f"{where}: '{key}' must hold {n} numbers, one a joint: correct it.")
     return tuple(float(v) for v in value)
+
+
+def _positive(table: dict[str, Any], key: str, kind: type, where: str, default: Any = None) -> Any:
+    value = _take(table, key, kind, where, default)
+    if not 0 < value < float("inf"):
+        raise RobotError(f"{where}: '{key}' must be greater than zero, not {value!r}: correct it.")
+    return value
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise RobotError(
+            f"{where} must be a table of keys, not {value!r}: correct it (runtime/robots/so101.toml shows how)."
+        )
+    return value
 
 
 def load_robot(name_or_path: str) -> Robot:
@@ -90,7 +106,7 @@ def load_robot(name_or_path: str) -> Robot:
         raise RobotError(
             f"robot file {name_or_path} cannot be read ({e.strerror}): give a path or one of {shipped}."
         ) from e
-    except tomllib.TOMLDecodeError as e:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise RobotError(f"robot file {path} is not TOML ({e}): correct that line.") from e
     where = str(path)
     _known(raw, _TOP, where)
@@ -106,17 +122,34 @@ def load_robot(name_or_path: str) -> Robot:
     rows = []
     for k, j in enumerate(joints):
         at = f"{where} [[arm.joint]] number {k + 1}"
-        _known(j, set(_JOINT), at)
+        _known(_table(j, at), set(_JOINT), at)
         rows.append(
             {key: _take(j, key, kind, at, {"zero_step": 2048, "direction": 1}.get(key)) for key, kind in _JOINT.items()}
         )
     n = len(rows)
+    if n != JOINTS:
+        raise RobotError(
+            f"{where}: an so101 has {JOINTS} joints, gripper last, this file has {n}: correct [[arm.joint]]."
+        )
     for r in rows:
         if not r["lower"] < r["upper"] or r["direction"] not in (1, -1) or not 0 <= r["id"] <= 252:
             raise RobotError(f"{where}: joint '{r['name']}' has impossible limits, direction or id: correct it.")
     if len({r["id"] for r in rows}) != n:
         raise RobotError(f"{where}: two joints share a servo id: give each its own.")
-    optional = {k: float(arm[k]) for k in ("stop_after_s", "lower_speed", "release_s", "max_lead") if k in arm}
+    if len({r["name"] for r in rows}) != n:
+        raise RobotError(f"{where}: two joints share a name: give each its own.")
+    tuning = ("stop_after_s", "lower_speed", "release_s", "max_lead")
+    optional = {k: _positive(arm, k, float, f"{where} [arm]") for k in tuning if k in arm}
+    rest, velocity, acceleration = (
+        _vector(arm, k, n, f"{where} [arm]") for k in ("rest", "max_velocity", "max_acceleration")
+    )
+    for k, r in enumerate(rows):
+        if not r["lower"] <= rest[k] <= r["upper"]:
+            raise RobotError(f"{where} [arm]: 'rest' puts {r['name']} outside its limits: correct one of them.")
+        if not (0 < velocity[k] < float("inf") and 0 < acceleration[k] < float("inf")):
+            raise RobotError(
+                f"{where} [arm]: {r['name']} needs a velocity and an acceleration above zero: correct them."
+            )
     config = ArmConfig(
         joints=tuple(r["name"] for r in rows),
         ids=tuple(r["id"] for r in rows),
@@ -124,23 +157,23 @@ def load_robot(name_or_path: str) -> Robot:
         upper=tuple(r["upper"] for r in rows),
         direction=tuple(r["direction"] for r in rows),
         zero_step=tuple(r["zero_step"] for r in rows),
-        rest=_vector(arm, "rest", n, f"{where} [arm]"),
-        max_velocity=_vector(arm, "max_velocity", n, f"{where} [arm]"),
-        max_acceleration=_vector(arm, "max_acceleration", n, f"{where} [arm]"),
-        baud=_take(bus, "baud", int, f"{where} [bus]", 1_000_000),
-        motor_hz=_take(rates, "motor_hz", float, f"{where} [rates]"),
+        rest=rest,
+        max_velocity=velocity,
+        max_acceleration=acceleration,
+        baud=_positive(bus, "baud", int, f"{where} [bus]", 1_000_000),
+        motor_hz=_positive(rates, "motor_hz", float, f"{where} [rates]"),
         **optional,
     )
     cameras = {}
     for key, c in _take(raw, "camera", dict, where).items():
         at = f"{where} [camera.{key}]"
-        _known(c, {"source", "width", "height", "fps", "calibration"}, at)
+        _known(_table(c, at), {"source", "width", "height", "fps", "calibration"}, at)
         cameras[key] = CameraConfig(
             key,
             _take(c, "source", str, at),
-            _take(c, "width", int, at),
-            _take(c, "height", int, at),
-            _take(c, "fps", float, at),
+            _positive(c, "width", int, at),
+            _positive(c, "height", int, at),
+            _positive(c, "fps", float, at),
             _take(c, "calibration", str, at),
         )
     family = _take(raw, "family", str, where)
@@ -153,7 +186,7 @@ def load_robot(name_or_path: str) -> Robot:
         _take(raw, "simulated", bool, where, False),
         _take(bus, "port", str, f"{where} [bus]"),
         config,
-        _take(rates, "fast_hz", float, f"{where} [rates]"),
-        _take(rates, "slow_hz", float, f"{where} [rates]"),
+        _positive(rates, "fast_hz", float, f"{where} [rates]"),
+        _positive(rates, "slow_hz", float, f"{where} [rates]"),
         cameras,
     )

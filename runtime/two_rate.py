@@ -37,7 +37,8 @@ from runtime.trace import StageTrace, summary
 
 CAMERA_SILENT_S = 0.5  # without a new picture; the motor process has held the arm for most of that time
 MOTOR_SILENT_S = 0.6  # the guard acts after 0.25 s
-PHASE_NS, PHASE_STEP_NS = 1_000_000, 200_000  # the fast clock is led to tick so long before a picture comes, so much a tick
+PHASE_NS = 1_000_000  # the fast clock is led to tick so long before a picture comes,
+PHASE_STEP_NS = 200_000  # by at most so much a tick
 
 
 class RunError(Exception):
