@@ -126,10 +126,14 @@ class DeviceCamera:
 
 
 def open_camera(config: CameraConfig, slots: Path, timeout_s: float = 3.0) -> CameraSource:
-    """Open a camera and wait for its first frame; raises CameraError when none comes or it has another size."""
-    camera: CameraSource = (
-        SlotCamera(config, slot_path(slots, config.name)) if config.source == "sim" else DeviceCamera(config)
-    )
+    """Open a camera ("sim", "slot:PATH", or a device, file or URL) and wait for its first frame; raises CameraError when none comes or it has another size."""
+    camera: CameraSource
+    if config.source == "sim":
+        camera = SlotCamera(config, slot_path(slots, config.name))
+    elif config.source.startswith("slot:"):
+        camera = SlotCamera(config, Path(config.source.removeprefix("slot:")))
+    else:
+        camera = DeviceCamera(config)
     deadline = time.monotonic() + timeout_s
     while (frame := camera.newest()) is None:
         if time.monotonic() > deadline:

@@ -24,7 +24,8 @@ class RobotError(Exception):
 
 @dataclass(frozen=True)
 class CameraConfig:
-    """`source`: "sim", a device such as /dev/video0, a video file or a URL. `calibration`: a file beside the robot file."""
+    """`source`: "sim", slot:PATH (a slot that another program writes), a device such as /dev/video0, a video file or a URL.
+    `calibration`: a file beside the robot file."""
 
     name: str
     source: str

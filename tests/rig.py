@@ -1,0 +1,93 @@
+"""A robot on the bench, without physics: virtual servos on a pseudo-terminal, two cameras in slots, a robot file that names them."""
+
+import gc
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+
+from calibration.camera import Camera
+from firmware_bridge.clock import Ticker
+from firmware_bridge.plant import KinematicPlant
+from firmware_bridge.slots import SlotWriter
+from firmware_bridge.virtual_bus import PtyBus, VirtualBus
+from runtime.cameras import FRAME_HEAD, slot_path
+from runtime.robot import SHIPPED
+from tests.tiny import FRONT, WRIST
+
+IDS = range(1, 7)
+START = (0.2, -1.2, 1.2, 1.0, 0.0, 0.5)  # rad
+
+
+class SlotCameras:
+    """Writes grey pictures with a moving bar into the slots of front and wrist camera, `fps` times a second."""
+
+    def __init__(self, slots: Path, fps: float = 50.0, size: tuple[int, int] = (320, 240)):
+        self.size, self.fps = size, fps
+        capacity = FRAME_HEAD.size + size[0] * size[1] * 3
+        self._slots = [SlotWriter(slot_path(slots, name), capacity) for name in ("front", "wrist")]
+        self.stop = threading.Event()
+        self._write(0)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _write(self, k: int) -> None:
+        width, height = self.size
+        image = np.full((height, width, 3), 90, np.uint8)
+        image[:, 4 * k % width, 0] = 255
+        for slot in self._slots:
+            slot.write(FRAME_HEAD.pack(time.monotonic_ns(), width, height), image)
+
+    def _run(self) -> None:
+        ticker, k = Ticker(self.fps), 0
+        while not self.stop.is_set():
+            ticker.wait()
+            k += 1
+            self._write(k)
+
+    def close(self) -> None:
+        self.stop.set()
+        self._thread.join()
+
+
+class Bench:
+    """`robot_file` describes it all; `servos` is the virtual bus, for looking at registers and for playing tricks."""
+
+    def __init__(self, folder: Path, size: tuple[int, int] = (320, 240)):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.servos = VirtualBus(IDS, KinematicPlant(np.array(START) * 4096 / (2 * np.pi) + 2048))
+        self.server = PtyBus(self.servos, link=folder / "arm")
+        self.cameras = SlotCameras(folder, size=size)
+        for name, like in (("front", FRONT), ("wrist", WRIST)):
+            camera = Camera.from_json(like).scaled(320, 240)
+            (folder / f"{name}.json").write_text(json.dumps(camera.to_json()))
+        text = (SHIPPED / "sim_so101.toml").read_text()
+        text = text.replace("simulated = true", "simulated = false").replace(
+            'port = "sim"', f'port = "{self.server.path}"'
+        )
+        head, front, wrist = text.split("[camera.")
+        front, wrist = (
+            part.replace('source = "sim"', f'source = "slot:{slot_path(folder, name)}"')
+            .replace('calibration = "sim"', f'calibration = "{name}.json"')
+            for name, part in (("front", front), ("wrist", wrist))
+        )  # fmt: skip
+        self.robot_file = folder / "bench.toml"
+        self.robot_file.write_text("[camera.".join((head, front, wrist)))
+
+    def torque(self) -> list[int]:
+        return [self.servos.get(i, "torque_enable") for i in IDS]
+
+    def close(self) -> None:
+        self.cameras.close()
+        self.server.close()
+
+
+def undo_real_time() -> None:
+    """The loop settles the whole process for real time; a test process goes on afterwards."""
+    gc.unfreeze()
+    gc.enable()
+    sys.setswitchinterval(0.005)

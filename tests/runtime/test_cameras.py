@@ -1,0 +1,91 @@
+"""Cameras: newest frame, stamped; what is missing or of another size is refused."""
+
+import dataclasses
+import json
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from calibration.camera import CalibrationError
+from firmware_bridge.slots import SlotWriter
+from runtime.cameras import FRAME_HEAD, CameraError, calibrations, open_camera, open_cameras, slot_path
+from runtime.robot import CameraConfig, load_robot
+from tests.tiny import FRONT, WRIST
+
+SIM = CameraConfig("front", "sim", 8, 6, 50.0, "sim")
+
+
+def write(slot, t_ns, value, size=(8, 6)):
+    slot.write(FRAME_HEAD.pack(t_ns, *size), np.full((size[1], size[0], 3), value, np.uint8))
+
+
+@pytest.fixture
+def slot(tmp_path):
+    return SlotWriter(slot_path(tmp_path, "front"), FRAME_HEAD.size + 8 * 6 * 3)
+
+
+def test_a_slot_gives_the_newest_frame_with_its_time(tmp_path, slot):
+    write(slot, 11, 1)
+    camera = open_camera(SIM, tmp_path)
+    write(slot, 22, 2)
+    write(slot, 33, 3)
+    frame = camera.newest()
+    assert (frame.t_capture_ns, frame.seq, camera.seq) == (33, 3, 3)
+    assert frame.image.shape == (6, 8, 3) and (frame.image == 3).all()
+    camera.close()
+
+
+def test_a_slot_may_be_named_by_its_path(tmp_path, slot):
+    write(slot, 11, 1)
+    named = dataclasses.replace(SIM, source=f"slot:{slot_path(tmp_path, 'front')}")
+    assert open_camera(named, tmp_path / "elsewhere").newest().t_capture_ns == 11
+
+
+def test_cameras_that_cannot_be_used_are_refused_with_the_next_step(tmp_path, slot):
+    with pytest.raises(CameraError, match=r"camera 'front' gives no frames .*check its cable"):
+        open_camera(SIM, tmp_path, timeout_s=0.05)
+    write(slot, 11, 1, (6, 8))
+    with pytest.raises(CameraError, match=r"camera 'front' gives 6x8, the robot file says 8x6: correct the robot file"):
+        open_camera(SIM, tmp_path)
+    with pytest.raises(CameraError, match=r"camera 'wrist' is missing .*start its writer"):
+        open_camera(dataclasses.replace(SIM, name="wrist"), tmp_path)
+    with pytest.raises(CameraError, match=r"camera 'front' is missing \(/dev/video97\): plug it in"):
+        open_camera(dataclasses.replace(SIM, source="/dev/video97"), tmp_path)
+    with pytest.raises(CameraError, match=r"cannot be opened \(/no/such.avi\)"):
+        open_camera(dataclasses.replace(SIM, source="/no/such.avi"), tmp_path)
+
+
+def test_a_device_is_read_in_rgb_by_a_thread_of_its_own(tmp_path):
+    film = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 30, (64, 48))
+    for _ in range(5):
+        film.write(np.full((48, 64, 3), (0, 0, 220), np.uint8))  # BGR: red
+    film.release()
+    config = CameraConfig("front", str(tmp_path / "film.avi"), 64, 48, 30.0, "front.json")
+    before = time.monotonic_ns()
+    camera = open_camera(config, tmp_path)
+    frame = camera.newest()
+    assert before < frame.t_capture_ns < time.monotonic_ns() and frame.image.shape == (48, 64, 3)
+    assert np.abs(frame.image.reshape(-1, 3).mean(0) - (220, 0, 0)).max() < 6
+    camera.close()
+    with pytest.raises(CameraError, match="gives 64x48, the robot file says 32x48"):
+        open_camera(dataclasses.replace(config, width=32), tmp_path)
+
+
+def test_every_camera_of_the_bundle_must_be_in_the_robot_file(tmp_path):
+    with pytest.raises(CameraError, match=r"needs camera 'third', which .*sim_so101.toml does not have: add it"):
+        open_cameras(load_robot("sim_so101"), ["third"], tmp_path)
+
+
+def test_a_calibration_at_another_resolution_is_refused(tmp_path):
+    for name, camera in (("front", FRONT), ("wrist", WRIST)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**camera, "width": 320, "height": 240}))
+    robot = load_robot("sim_so101")
+    assert set(calibrations(robot, tmp_path)) == {"front", "wrist"}
+    (tmp_path / "wrist.json").write_text(json.dumps(WRIST))
+    with pytest.raises(CalibrationError, match=r"camera 'wrist' is calibrated at 96x96 .* used at 320x240"):
+        calibrations(robot, tmp_path)
+    (tmp_path / "wrist.json").unlink()
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        calibrations(robot, tmp_path)

@@ -1,0 +1,95 @@
+"""A bundle of toy engines with the tensors of the real ones: made in milliseconds, for tests of everything round the models."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from runtime.bundle import EngineFiles, Manifest, save_bundle
+from runtime.kinematics import SO101_LOWER, SO101_UPPER, So101Links
+
+TASK = "put the red cube on the plate"
+SIDE = 48
+FRONT = {
+    "schema": 1, "name": "front", "width": 96, "height": 96, "D": [],
+    "K": [[131.879, 0, 47.5], [0, 131.879, 47.5], [0, 0, 1]],
+    "T_base_from_cam": [[0, 0.73991, -0.67271, 0.5], [1, 0, 0, 0], [0, -0.67271, -0.73991, 0.36], [0, 0, 0, 1]],
+}  # fmt: skip
+WRIST = {**FRONT, "name": "wrist", "K": [[62.555, 0, 47.5], [0, 62.555, 47.5], [0, 0, 1]], "T_base_from_cam": None}
+IMAGE, FUTURE, STATE = [1, 3, 96, 96], [3, 16, 12, 12], [1, 4]
+INPUTS = {
+    "world_model": {"front": IMAGE, "text": [1, 32], "proprio": STATE, "noise": [1, 48, 12, 12]},
+    "predictive": {"wrist": IMAGE, "latent": [1, 16, 12, 12], "tokens": [1, 36, 96], "proprio": STATE, "noise": [1, 16, 6]},
+    "fast": {"front": IMAGE, "wrist": IMAGE, "future": FUTURE, "proprio": STATE},
+    "decoder": {"future": FUTURE},
+}  # fmt: skip
+
+
+def outputs(gate: float) -> dict[str, dict[str, np.ndarray]]:
+    """What each engine always says: reach for the middle of the table with an open jaw, plan to stay."""
+    heat = np.zeros((1, SIDE, SIDE), np.float32)
+    heat[0, SIDE // 2, SIDE // 2] = 20.0
+    chunk = np.zeros((1, 16, 6), np.float32)
+    chunk[..., 5] = 1.0
+    said = {
+        "world_model": {"latent": np.zeros((1, 16, 12, 12)), "tokens": np.zeros((1, 36, 96)), "future": np.zeros(FUTURE)},
+        "predictive": {"chunk": chunk},
+        "fast": {"heat": heat.reshape(1, -1), "reach": np.array([[0.06, 1.4, 0.0]]), "gate": np.array([[gate, 1.0]])},
+        "decoder": {"frames": np.linspace(-1, 1, 3 * 3 * 96 * 96).reshape(3, 3, 96, 96)},
+    }  # fmt: skip
+    return {e: {k: np.asarray(v, np.float32) for k, v in o.items()} for e, o in said.items()}
+
+
+def write_engine(path: Path, inputs: dict[str, list[int]], said: dict[str, np.ndarray]) -> None:
+    """An ONNX model that adds a millionth of its first input to constants: it depends on what it is fed."""
+    first = next(iter(inputs))
+    nodes = [
+        helper.make_node("ReduceMean", [first], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "small"], ["trace"]),
+    ]
+    nodes += [helper.make_node("Add", [f"{k}.said", "trace"], [k]) for k in said]
+    weights = [numpy_helper.from_array(v, f"{k}.said") for k, v in said.items()]
+    weights.append(numpy_helper.from_array(np.array(1e-6, np.float32), "small"))
+    graph = helper.make_graph(
+        nodes,
+        path.stem,
+        [helper.make_tensor_value_info(k, TensorProto.FLOAT, s) for k, s in inputs.items()],
+        [helper.make_tensor_value_info(k, TensorProto.FLOAT, v.shape) for k, v in said.items()],
+        weights,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def tiny_bundle(folder: Path, gate: float = 0.1) -> Path:
+    """Write a bundle into `folder`; `gate` is the interaction probability that its fast engine gives."""
+    said = outputs(gate)
+    work = folder / "engines"
+    work.mkdir(parents=True)
+    for name, inputs in INPUTS.items():
+        write_engine(work / f"{name}.onnx", inputs, said[name])
+    (work / "samples.npz").write_bytes(b"none")
+    joints = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+    manifest = Manifest(
+        name="tiny",
+        licence="Apache-2.0",
+        arm_family="so101",
+        engines={k: EngineFiles(f"onnx/{k}.onnx", INPUTS[k], list(said[k])) for k in INPUTS},
+        preprocess={"size": [96, 96], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+        cameras={"front": FRONT, "wrist": WRIST},
+        joints=[
+            {"name": n, "lower": float(a), "upper": float(b)}
+            for n, a, b in zip(joints, SO101_LOWER, SO101_UPPER, strict=True)
+        ],
+        links={k: float(v) for k, v in vars(So101Links()).items()},
+        tasks={TASK: [0.1] * 32, "put the blue cube on the plate": [0.2] * 32},
+        rates={"fast_hz": 50.0, "slow_hz": 8.0, "motor_hz": 100.0},
+        chunk={"steps": 16, "dt_ms": 50},
+        proprio=["z", "pitch", "roll", "gripper"],
+        gate={"on": 0.5, "off": 0.5},
+        reactive={"heatmap": SIDE},
+        quantization={"format": "fp32"},
+    )
+    files = {"samples.npz": work / "samples.npz", **{f"onnx/{k}.onnx": work / f"{k}.onnx" for k in INPUTS}}
+    save_bundle(folder / "tiny.bundle", manifest, files)
+    return folder / "tiny.bundle"
