@@ -312,10 +312,11 @@ def main() -> int:
         policy = Policy(bundle, args.task, cameras, known, args.slots, robot.fast_hz, robot.slow_hz)
         policy.recorder.frames = args.record is not None
         policy.warm_up()
+        state_slot = SlotReader(args.slots / STATE_SLOT)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: policy.stop())
         try:
-            policy.arm(SlotReader(args.slots / STATE_SLOT))
+            policy.arm(state_slot)
             policy.run(args.seconds)
         finally:
             policy.lower()

@@ -69,6 +69,7 @@ class Bench:
         text = text.replace("simulated = true", "simulated = false").replace(
             'port = "sim"', f'port = "{self.server.path}"'
         )
+        text = text.replace("[arm]", "[arm]\nlower_speed = 2.0\nrelease_s = 0.4")  # impatient
         head, front, wrist = text.split("[camera.")
         front, wrist = (
             part.replace('source = "sim"', f'source = "slot:{slot_path(folder, name)}"')

@@ -1,0 +1,187 @@
+"""The two-rate loop on the wall clock, with real engines, slots, guard and motor process, over virtual servos."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from firmware_bridge import guard
+from firmware_bridge.messages import Expert, JointState, SafetyState
+from runtime.bundle import Bundle
+from runtime.cameras import calibrations, open_cameras
+from runtime.recorder import load_episode, wire_ms
+from runtime.robot import load_robot
+from runtime.two_rate import Policy, RunError, timing_report
+from tests.rig import Bench, undo_real_time
+from tests.tiny import TASK, tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return Bundle.load(tiny_bundle(tmp_path_factory.mktemp("tiny")))
+
+
+class Run(Bench):
+    """A bench whose guard runs and whose policy is armed."""
+
+    def __init__(self, folder, bundle):
+        super().__init__(folder)
+        self.robot = load_robot(str(self.robot_file))
+        self.keeper = guard.start(self.robot.port, self.robot.arm, folder)
+        eyes = open_cameras(self.robot, bundle.manifest.cameras, folder)
+        known = calibrations(self.robot, folder)
+        self.policy = Policy(bundle, TASK, eyes, known, folder, self.robot.fast_hz, self.robot.slow_hz)
+        self.policy.warm_up()
+        self.policy.arm(guard.wait_for_state(self.keeper, folder))
+
+    def close(self):
+        if self.keeper.poll() is None:
+            self.policy.lower()
+            self.keeper.wait(5)
+        super().close()
+
+
+@pytest.fixture
+def run(tmp_path, bundle):
+    r = Run(tmp_path, bundle)
+    yield r
+    r.close()
+    undo_real_time()
+
+
+def test_both_loops_drive_the_arm_and_leave_it_at_rest_without_torque(run, tmp_path):
+    counts = run.policy.run(1.5)
+    assert counts.slow >= 3 and counts.new_frames > 30 and counts.first_command_ns > counts.began_ns
+    assert run.torque() == [1] * 6
+    last = run.policy.lower()
+    assert run.keeper.wait(5) == 0 and run.torque() == [0] * 6
+    assert np.allclose(last.q_rad[:5], run.robot.arm.rest[:5], atol=0.1)
+    report = timing_report(run.policy)
+    assert {"fast_hz", "repeat_hz", "slow_hz", "ticks", "deadline_misses", "prior_age_ms", "stages"} <= set(report)
+    assert report["observation_to_wire_ms"]["p50"] > 0 and report["stages"]["fast.engine"]["budget_ms"] == 20
+    assert set(report["stages"]) > {"slow.world_model", "slow.predictive", "fast.preprocess", "fast.slot"}
+    run.policy.recorder.save(tmp_path / "episode", report)
+    episode, _ = load_episode(tmp_path / "episode")
+    assert len(episode["t_ns"]) == counts.new_frames and len(episode["prior_ready_ns"]) == counts.slow
+    assert set(episode["expert"]) == {Expert.NONE, Expert.REACTIVE} and (wire_ms(episode) > 0).all()
+    assert np.nanmax(np.abs(np.diff(episode["command"], axis=0))) < 0.2  # no jumps
+    assert np.all(np.diff(episode["t_capture_ns"]) > 0)
+
+
+def test_a_camera_that_stops_ends_the_run(run):
+    counts = run.policy.counts
+
+    def pull_the_plug():
+        if counts.new_frames > 20:
+            run.cameras.stop.set()
+        return False
+
+    began = time.monotonic()
+    with pytest.raises(RunError, match="camera 'front' stopped giving frames: check its cable"):
+        run.policy.run(20, pull_the_plug)
+    assert time.monotonic() - began < 5 and counts.repeats > 10
+    assert run.policy.joint_state().safety in (SafetyState.HOLD, SafetyState.SAFE_STOP)
+    assert run.torque() == [1] * 6
+
+
+def test_a_motor_process_that_dies_ends_the_run_and_the_guard_lets_the_arm_down(run):
+    motor = int(Path(f"/proc/{run.keeper.pid}/task/{run.keeper.pid}/children").read_text().split()[0])
+
+    asked = []
+
+    def kill():
+        asked.append(1)
+        if len(asked) == 3:
+            os.kill(motor, signal.SIGKILL)
+        return False
+
+    with pytest.raises(RunError, match="fell silent and the guard took the arm over"):
+        run.policy.run(20, kill)
+    assert run.keeper.wait(8) == guard.EXIT_STOPPED_BY_GUARD and run.torque() == [0] * 6
+
+
+def test_a_servo_that_falls_silent_stops_the_run_with_its_name(run):
+    def unplug():
+        if run.policy.counts.new_frames > 20:
+            run.servos.silent = {3}
+        return False
+
+    with pytest.raises(RunError, match="elbow_flex does not answer"):
+        run.policy.run(20, unplug)
+
+
+def test_a_slow_loop_that_fails_ends_the_run(run):
+    class Broken(Exception):
+        pass
+
+    def fail(now_ns, obs):
+        raise Broken
+
+    run.policy.slow.step = fail
+    with pytest.raises(Broken):
+        run.policy.run(20)
+    assert run.policy.counts.first_command_ns == 0  # without a plan nothing is commanded
+
+
+def start_policy(bench, bundle, *more):
+    command = [sys.executable, "-m", "runtime.two_rate", "--bundle", str(bundle.path), "--robot", str(bench.robot_file)]
+    command += ["--task", TASK, "--slots", str(bench.folder), *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(slot, *states, timeout_s=8.0):
+    deadline = time.monotonic() + timeout_s
+    while (state := JointState.unpack(slot.read()[0])).safety not in states:
+        assert time.monotonic() < deadline, f"still {state.safety.name} ({state.reason})"
+        time.sleep(0.002)
+    return state
+
+
+@pytest.fixture
+def bench(tmp_path):
+    b = Bench(tmp_path)
+    keeper = guard.start(b.server.path, load_robot(str(b.robot_file)).arm, tmp_path)
+    slot = guard.wait_for_state(keeper, tmp_path)
+    yield b, keeper, slot
+    keeper.wait(15)
+    b.close()
+
+
+def test_the_policy_process_runs_alone_and_lowers_the_arm_on_sigterm(bench, bundle):
+    b, keeper, slot = bench
+    policy = start_policy(b, bundle, "--seconds", "60", "--record", str(b.folder / "episode"))
+    wait_for(slot, SafetyState.ACTIVE)
+    policy.send_signal(signal.SIGTERM)
+    out, err = policy.communicate(timeout=20)
+    assert policy.returncode == 0 and not err
+    assert json.loads(out)["ticks"] > 0 and (b.folder / "episode" / "episode.npz").is_file()
+    assert keeper.wait(5) == 0 and b.torque() == [0] * 6
+
+
+def test_a_policy_killed_in_flight_leaves_a_held_arm_within_a_tenth_of_a_second(bench, bundle):
+    b, keeper, slot = bench
+    policy = start_policy(b, bundle, "--seconds", "60")
+    wait_for(slot, SafetyState.ACTIVE)
+    time.sleep(0.5)
+    policy.kill()
+    killed_ns = time.monotonic_ns()
+    policy.communicate()
+    held = wait_for(slot, SafetyState.HOLD)
+    assert (held.t_ns - killed_ns) * 1e-9 <= 0.1 and b.torque() == [1] * 6
+    wait_for(slot, SafetyState.SAFE_STOP)
+    assert keeper.wait(15) > 0 and b.torque() == [0] * 6
+
+
+def test_the_policy_process_refuses_in_one_sentence(tmp_path, bundle):
+    b = Bench(tmp_path)
+    policy = start_policy(b, bundle)  # nobody has started a guard
+    out, err = policy.communicate(timeout=20)
+    b.close()
+    assert policy.returncode == 2 and not out
+    assert err.startswith("error: slot ") and err.count("\n") == 1 and "is its writer running?" in err
