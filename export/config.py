@@ -38,4 +38,4 @@ class Config:
     rate_hz: float = 20.0
     # the gate's labels, from proprioception alone
     gate_window_s: float = 0.35
-    gate_height_m: float = 0.055
+    gate_height_m: float = 0.062

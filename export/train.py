@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import safetensors.torch
@@ -42,9 +43,9 @@ class CheckpointError(Exception):
 class Plan:
     """Steps, batch and peak learning rate of each stage."""
 
-    tokeniser: tuple[int, int, float] = (1500, 48, 8e-4)
-    world: tuple[int, int, float] = (3500, 64, 6e-4)
-    experts: tuple[int, int, float] = (4500, 96, 6e-4)
+    tokeniser: tuple[int, int, float] = (1200, 48, 8e-4)
+    world: tuple[int, int, float] = (2400, 64, 6e-4)
+    experts: tuple[int, int, float] = (2600, 96, 7e-4)
     seed: int = 0
 
 
@@ -191,50 +192,53 @@ class Trainer:
 
     def train(self) -> HarmoWam:
         """Run the stages that are left; returns the averaged model."""
-        log = open(self.run / "log.jsonl", "a", buffering=1)  # noqa: SIM115  (open for the whole run)
-        while self.stage < len(STAGES):
-            name = STAGES[self.stage]
-            total, batch, peak = getattr(self.plan, name)
-            parameters = self._begin(name)
-            self.optimiser = torch.optim.AdamW(parameters, lr=peak, weight_decay=1e-4, betas=(0.9, 0.98))
-            if getattr(self, "_optimiser_state", None):
-                self.optimiser.load_state_dict(self._optimiser_state)
-            self._optimiser_state = None
-            saved = began = time.monotonic()
-            with tqdm(total=total, initial=self.step, desc=name, mininterval=5) as bar:
-                while self.step < total:
-                    rng = self._rng(self.step)
-                    torch.manual_seed(int(rng.integers(2**31)))
-                    warm = min(1.0, (self.step + 1) / 100)
-                    for group in self.optimiser.param_groups:
-                        group["lr"] = peak * warm * (0.03 + 0.97 * 0.5 * (1 + np.cos(np.pi * self.step / total)))
-                    losses = getattr(self, f"_{name}_loss")(rng, batch)
-                    loss = sum(losses.values())
-                    self.optimiser.zero_grad(set_to_none=True)
-                    loss.backward()
-                    nn.utils.clip_grad_norm_(parameters, 1.0)
-                    self.optimiser.step()
-                    decay = min(0.998, (self.step + 1) / (self.step + 20))
-                    with torch.no_grad():
-                        for a, b in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                            if b.requires_grad:
-                                a.lerp_(b, 1 - decay)
-                    self.step += 1
-                    bar.update()
-                    if self.step % 50 == 0:
-                        row = {k: round(float(v), 5) for k, v in losses.items()}
-                        bar.set_postfix(row, refresh=False)
-                        log.write(json.dumps({"stage": name, "step": self.step, **row}) + "\n")
-                    if time.monotonic() - saved > SAVE_EVERY_S:
-                        self.seconds += time.monotonic() - began
-                        saved = began = time.monotonic()
-                        self._save()
-            self.seconds += time.monotonic() - began
-            self._finish(name)
-            self.stage, self.step, self.optimiser = self.stage + 1, 0, None
-            self._save()
-        log.close()
+        with open(self.run / "log.jsonl", "a", buffering=1) as log:
+            while self.stage < len(STAGES):
+                self._train_stage(log)
         return self.average
+
+    def _train_stage(self, log: TextIO) -> None:
+        """One stage to its end, from wherever the state stood."""
+        name = STAGES[self.stage]
+        total, batch, peak = getattr(self.plan, name)
+        parameters = self._begin(name)
+        self.optimiser = torch.optim.AdamW(parameters, lr=peak, weight_decay=1e-4, betas=(0.9, 0.98))
+        if getattr(self, "_optimiser_state", None):
+            self.optimiser.load_state_dict(self._optimiser_state)
+        self._optimiser_state = None
+        saved = began = time.monotonic()
+        with tqdm(total=total, initial=self.step, desc=name, mininterval=5) as bar:
+            while self.step < total:
+                rng = self._rng(self.step)
+                torch.manual_seed(int(rng.integers(2**31)))
+                warm = min(1.0, (self.step + 1) / 100)
+                for group in self.optimiser.param_groups:
+                    group["lr"] = peak * warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * self.step / total)))
+                losses = getattr(self, f"_{name}_loss")(rng, batch)
+                loss = sum(losses.values())
+                self.optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, 1.0)
+                self.optimiser.step()
+                decay = min(0.998, (self.step + 1) / (self.step + 20))
+                with torch.no_grad():
+                    for a, b in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                        if b.requires_grad:
+                            a.lerp_(b, 1 - decay)
+                self.step += 1
+                bar.update()
+                if self.step % 50 == 0:
+                    row = {k: round(float(v), 5) for k, v in losses.items()}
+                    bar.set_postfix(row, refresh=False)
+                    log.write(json.dumps({"stage": name, "step": self.step, **row}) + "\n")
+                if time.monotonic() - saved > SAVE_EVERY_S:
+                    self.seconds += time.monotonic() - began
+                    saved = began = time.monotonic()
+                    self._save()
+        self.seconds += time.monotonic() - began
+        self._finish(name)
+        self.stage, self.step, self.optimiser = self.stage + 1, 0, None
+        self._save()
 
     def _begin(self, name: str) -> list[nn.Parameter]:
         """Freeze everything but the stage's own parts; cache what the frozen parts give."""

@@ -1,0 +1,75 @@
+"""A bundle that must not be used is refused, with one sentence and the next step."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from runtime.bundle import Bundle, BundleError, save_bundle
+from runtime.engine import EngineError
+
+
+@pytest.fixture
+def copy(bundle_path, tmp_path):
+    return shutil.copytree(bundle_path, tmp_path / "copy.bundle")
+
+
+def edit(path, change):
+    manifest = json.loads((path / "manifest.json").read_text())
+    change(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def damage(path):
+    file = path / "onnx" / "fast.onnx"
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+
+
+CASES = {
+    "absent": (shutil.rmtree, "is not a bundle"),
+    "one bit turned": (damage, "does not match its hash"),
+    "a file missing": (lambda p: (p / "onnx" / "predictive.onnx").unlink(), "is missing"),
+    "manifest cut short": (lambda p: (p / "manifest.json").write_text('{"schema": 1, "na'), "is damaged"),
+    "from the future": (lambda p: edit(p, lambda m: m.update(schema=99)), "upgrade harmowam"),
+    "from the past": (lambda p: edit(p, lambda m: m.update(schema=0)), "export it again"),
+    "a field missing": (lambda p: edit(p, lambda m: m.pop("tasks")), "lacks or adds fields"),
+    "an engine without a hash": (lambda p: edit(p, lambda m: m["files"].pop("onnx/fast.onnx")), "without a hash"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_must_not_be_used_is_refused(copy, case):
+    spoil, sentence = CASES[case]
+    spoil(copy)
+    with pytest.raises(BundleError, match=sentence) as e:
+        Bundle.load(copy)
+    assert str(copy) in str(e.value) and "\n" not in str(e.value)
+
+
+def test_an_unknown_task_names_the_known_ones_closest_first(bundle_path):
+    with pytest.raises(BundleError, match="use one of 'put the red cube on the plate'"):
+        Bundle.load(bundle_path).task("put the red cube on a plate")
+
+
+def test_engines_have_the_tensors_of_the_manifest_and_refuse_others(bundle_path):
+    engine = Bundle.load(bundle_path).engine("fast")
+    feeds = {k: np.zeros(s.shape, s.dtype) for k, s in engine.inputs.items()}
+    assert set(engine.run(feeds)) == {"heat", "reach", "gate"}
+    with pytest.raises(EngineError, match="'wrist' must be"):
+        engine.run({**feeds, "wrist": feeds["wrist"].astype(np.float64)})
+    with pytest.raises(EngineError, match="got nothing"):
+        engine.run({k: v for k, v in feeds.items() if k != "proprio"})
+
+
+def test_saving_is_repeatable_and_replaces_whole(bundle_path, tmp_path):
+    bundle = Bundle.load(bundle_path)
+    files = {name: bundle.path / name for name in bundle.manifest.files}
+    for name in ("a", "b"):
+        save_bundle(tmp_path / name, bundle.manifest, files)
+    save_bundle(tmp_path / "a", bundle.manifest, files)
+    assert (tmp_path / "a" / "manifest.json").read_bytes() == (tmp_path / "b" / "manifest.json").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+    Bundle.load(tmp_path / "a")

@@ -1,0 +1,41 @@
+"""Robot files: what is wrong is named by file and key, with the next step."""
+
+import pytest
+
+from runtime.robot import SHIPPED, RobotError, load_robot
+
+
+def test_shipped_robots_load():
+    for path in SHIPPED.glob("*.toml"):
+        robot = load_robot(path.stem)
+        assert len(robot.arm.joints) == 6 and set(robot.cameras) == {"front", "wrist"}
+        assert all(lo <= r <= hi for lo, r, hi in zip(robot.arm.lower, robot.arm.rest, robot.arm.upper, strict=True))
+
+
+CASES = {
+    "unknown key": (("[bus]", "[bus]\nparity = 1"), "'parity' is no key"),
+    "missing key": (('name = "simulated SO-101"', ""), "lacks 'name'"),
+    "wrong kind": (("fast_hz = 50", 'fast_hz = "fast"'), "'fast_hz' must be float"),
+    "wrong length": (("rest = [0.0, ", "rest = ["), "'rest' must hold 6 numbers"),
+    "two servos with one id": (("id = 2", "id = 1"), "share a servo id"),
+    "limits the wrong way round": (("lower = -1.69", "lower = 2.0"), "impossible limits"),
+    "another family": (('family = "so101"', 'family = "viperx"'), "is not known"),
+    "no TOML": (("[rates]", "[rates"), "is not TOML"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_bad_robot_file_is_refused(tmp_path, case):
+    (old, new), sentence = CASES[case]
+    text = (SHIPPED / "sim_so101.toml").read_text()
+    assert old in text
+    path = tmp_path / "robot.toml"
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(RobotError, match=sentence) as e:
+        load_robot(str(path))
+    assert "robot.toml" in str(e.value)
+
+
+def test_an_absent_robot_file_names_the_shipped_ones():
+    with pytest.raises(RobotError, match="sim_so101"):
+        load_robot("nothing")

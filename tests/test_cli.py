@@ -1,0 +1,182 @@
+"""The `harmowam` command: quick help, and one sentence with exit code 2 for everything the user can mend."""
+
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from firmware_bridge.port import Port
+from harmowam.cli import main
+from harmowam.report import write_report
+from runtime.recorder import load_episode
+from tests.rig import Bench, SlotCameras, undo_real_time
+from tests.tiny import TASK, tiny_bundle
+
+COMMANDS = sorted(main.commands)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return tiny_bundle(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def bench(tmp_path):
+    b = Bench(tmp_path / "bench")
+    yield b
+    b.close()
+    undo_real_time()
+
+
+def harmowam(*args):
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+def refusal(*args):
+    """The sentence of a refused command: exit code 2, nothing else said, no traceback."""
+    result = harmowam(*args)
+    assert result.exit_code == 2, result.output or result.exception
+    sentence = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(sentence) == 1 and "Traceback" not in result.output and not result.stdout
+    return sentence[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_and_offers_its_numbers(command):
+    result = harmowam(command, "--help")
+    assert result.exit_code == 0 and "Usage:" in result.output and "--json" in result.output
+
+
+def test_help_loads_no_room():
+    listing = "import sys, harmowam.cli; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True)
+    assert not {"numpy", "cv2", "runtime", "export", "sim", "torch"} & set(done.stdout.split())
+
+
+def test_driving_needs_no_simulator_in_memory():
+    listing = "import sys, harmowam.live, sim.server; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True)
+    assert not {"mujoco", "torch", "export", "matplotlib", "onnxruntime"} & set(done.stdout.split())
+
+
+BUNDLES = {
+    "missing": (shutil.rmtree, "is not a bundle.*harmowam export"),
+    "damaged": (lambda b: (b / "onnx/fast.onnx").write_bytes(b"x"), "does not match its hash: copy it again"),
+    "incomplete": (lambda b: (b / "onnx/fast.onnx").unlink(), "is missing: copy it again"),
+    "newer": (
+        lambda b: (b / "manifest.json").write_text((b / "manifest.json").read_text().replace('"schema": 1\n', '"schema": 7\n')),
+        "has bundle schema 7, this version reads 1: upgrade harmowam",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["run", "profile", "evaluate"])
+@pytest.mark.parametrize("case", BUNDLES)
+def test_a_bad_bundle_is_refused(bundle, tmp_path, command, case):
+    spoil, sentence = BUNDLES[case]
+    spoil(shutil.copytree(bundle, tmp_path / "b"))
+    assert re.search(sentence, refusal(command, "--bundle", tmp_path / "b"))
+
+
+@pytest.mark.parametrize("command", ["run", "profile", "evaluate"])
+def test_an_unknown_task_is_refused_with_the_known_ones(bundle, command):
+    said = refusal(command, "--bundle", bundle, "--task", "put the red cup on the plate")
+    assert "does not know the task 'put the red cup on the plate': use one of 'put the red cube on the plate'" in said
+
+
+def test_a_bad_robot_and_a_missing_task_are_refused(bundle, tmp_path):
+    assert "give a path or one of" in refusal("run", "--bundle", bundle, "--robot", tmp_path / "none.toml")
+    assert "no task was given: name one with --task ('put the" in refusal("run", "--bundle", bundle, "--robot", "so101")
+
+
+def drive(bench, bundle, *more):
+    return ("run", "--bundle", bundle, "--robot", bench.robot_file, "--task", TASK, "--seconds", 1.5, *more)
+
+
+def test_a_run_moves_the_arm_records_it_and_lets_go(bench, bundle, tmp_path):
+    result = harmowam(*drive(bench, bundle, "--record", tmp_path / "r", "--json", tmp_path / "r.json"))
+    assert result.exit_code == 0, result.output
+    assert "observation to wire" in result.stdout and bench.torque() == [0] * 6
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["fast_hz"] > 20 and report["slow_hz"] > 2 and report["motor_exit_code"] == 0
+    assert report["rss_mb"] > 50 and report["time_to_first_command_s"] > 0 and "success" not in report
+    assert json.loads((tmp_path / "r" / "report.json").read_text()) == report
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert page.count("data:image/png") > 10 and "http" not in page  # whole in itself
+    assert (tmp_path / "r" / "episode.mp4").stat().st_size > 2000
+    write_report(bundle, tmp_path / "r", tmp_path / "again", report)
+    assert (tmp_path / "again" / "report.html").is_file()
+
+
+def test_what_is_missing_busy_or_silent_is_refused(bench, bundle, tmp_path):
+    said = refusal(*drive(bench, bundle, "--port", tmp_path / "none"))
+    assert "none does not exist: plug the adapter in" in said
+    holder = Port.open(bench.server.path)
+    assert "is in use by another process: stop it" in refusal(*drive(bench, bundle))
+    holder.close()
+    master, slave = pty.openpty()
+    assert "no servo answers on" in refusal(*drive(bench, bundle, "--port", os.ttyname(slave)))
+    os.close(master)
+    os.close(slave)
+    bench.servos.silent = {4}
+    assert "servo 4 (wrist_flex) does not answer" in refusal(*drive(bench, bundle))
+
+
+def test_a_missing_camera_and_another_resolution_are_refused_and_an_energised_arm_is_held(bench, bundle):
+    for servo in range(1, 7):
+        bench.servos.memory[servo][40] = 1  # somebody left it standing
+    text = bench.robot_file.read_text()
+    bench.robot_file.write_text(text.replace("camera-wrist.slot", "camera-gone.slot"))
+    assert "camera 'wrist' is missing" in refusal(*drive(bench, bundle))
+    bench.robot_file.write_text(text.replace("[camera.wrist]", "[camera.hand]"))
+    assert "the bundle needs camera 'wrist'" in refusal(*drive(bench, bundle))
+    bench.robot_file.write_text(text)
+    bench.cameras.close()
+    bench.cameras = SlotCameras(bench.folder, size=(640, 480))
+    assert "gives 640x480, the robot file says 320x240: correct the robot file" in refusal(*drive(bench, bundle))
+    assert bench.torque() == [1] * 6
+
+
+def test_a_run_that_fails_keeps_its_recording(bench, bundle, tmp_path):
+    threading.Timer(3.0, bench.cameras.stop.set).start()
+    said = refusal(*drive(bench, bundle, "--seconds", 30, "--record", tmp_path / "r"))
+    assert "stopped giving frames" in said and bench.torque() == [0] * 6
+    episode, meta = load_episode(tmp_path / "r")
+    assert len(episode["t_ns"]) > 20 and "stopped giving frames" in meta["error"]
+
+
+def test_ctrl_c_lowers_the_arm_and_lets_go_in_a_ramp(bench, bundle):
+    command = [sys.executable, "-m", "harmowam.cli", *map(str, drive(bench, bundle, "--seconds", 60))]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 10
+    while bench.torque() != [1] * 6:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.7)
+    driver.send_signal(signal.SIGINT)
+    limits = set()
+    while driver.poll() is None:
+        limits.add(bench.servos.get(2, "torque_limit"))
+        time.sleep(0.01)
+    assert driver.returncode == 130 and bench.torque() == [0] * 6
+    assert len(limits) > 5  # in a ramp, not dropped
+    assert "lowering the arm" in driver.stdout.read()
+    driver.stdout.close()
+
+
+@pytest.mark.slow
+def test_the_simulated_robot_is_driven_end_to_end(bundle, tmp_path):
+    result = harmowam("profile", "--bundle", bundle, "--seconds", 5, "--seed", 3, "--json", tmp_path / "p.json")
+    undo_real_time()
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "p.json").read_text())
+    assert report["fast_hz"] > 25 and report["slow_hz"] > 4 and report["success"] in (True, False)
