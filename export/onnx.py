@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 
 import onnx
@@ -100,16 +102,20 @@ def engines(model: HarmoWam) -> dict[str, tuple[nn.Module, dict[str, tuple[int, 
 def export_engine(module: nn.Module, inputs: dict[str, tuple[int, ...]], outputs: list[str], path: Path) -> None:
     """Write one float32 ONNX file with fixed shapes and no metadata (the exporter leaves source paths in it)."""
     feeds = tuple(torch.zeros(shape) for shape in inputs.values())
-    program = torch.onnx.export(
-        module.eval(),
-        feeds,
-        dynamo=True,
-        opset_version=OPSET,
-        input_names=list(inputs),
-        output_names=outputs,
-        optimize=True,
-        verbose=False,
-    )
+    # torch warns about its own deprecations and about a torchvision that nothing here uses.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module.eval(),
+            feeds,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=outputs,
+            optimize=True,
+            verbose=False,
+        )
     assert program is not None
     onnx.save(clean(program.model_proto), str(path))
 

@@ -38,7 +38,8 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(dataset, tmp_path, monkeyp
     monkeypatch.setattr("export.train.SAVE_EVERY_S", 0.0)  # save after every step
     for stage in ("tokeniser", "world", "experts"):
         trainer = Trainer(data, tmp_path / "broken", PLAN, SMALL)
-        loss, calls = getattr(trainer, f"_{stage}_loss"), []
+        loss = getattr(trainer, f"_{stage}_loss")
+        calls: list[int] = []
 
         def dies(rng, batch, loss=loss, calls=calls):
             calls.append(1)
