@@ -174,13 +174,14 @@ def live(
                 signal.signal(number, handler)
             if keeper is not None:
                 end_guard(keeper, slots)
-                if driver is not None and (said := (slots / guard.LOG).read_text().strip()):
-                    print(said, file=sys.stderr)
+                for line in (slots / guard.LOG).read_text().splitlines():
+                    if line.startswith("guard: "):  # its errors have been raised already
+                        print(line, file=sys.stderr)
             for camera in cameras.values():
                 camera.close()
             if simulator is not None:
                 simulator.terminate()
-                simulator.wait(5)
+                simulator.communicate(timeout=5)
             if record is not None and driver is not None and driver.counts.ticks:
                 driver.recorder.save(record, report)
 

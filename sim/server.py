@@ -129,7 +129,7 @@ def start(
     line = process.stdout.readline() if ready else ""
     if not line:
         process.terminate()
-        process.wait()
+        process.communicate()
         by_hand = "`python -m sim.server --slots /tmp/sim`"
         raise SimulatorError(f"the simulated robot did not start: see its message above, or run {by_hand} to see why.")
     return process, dict(json.loads(line))

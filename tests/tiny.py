@@ -1,6 +1,7 @@
 """A bundle of toy engines with the tensors of the real ones: made in milliseconds, for tests of everything round the models."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,14 +12,14 @@ from runtime.kinematics import SO101_LOWER, SO101_UPPER, So101Links
 
 TASK = "put the red cube on the plate"
 SIDE = 48
-FRONT = {
+FRONT: dict[str, Any] = {
     "schema": 1, "name": "front", "width": 96, "height": 96, "D": [],
     "K": [[131.879, 0, 47.5], [0, 131.879, 47.5], [0, 0, 1]],
     "T_base_from_cam": [[0, 0.73991, -0.67271, 0.5], [1, 0, 0, 0], [0, -0.67271, -0.73991, 0.36], [0, 0, 0, 1]],
 }  # fmt: skip
 WRIST = {**FRONT, "name": "wrist", "K": [[62.555, 0, 47.5], [0, 62.555, 47.5], [0, 0, 1]], "T_base_from_cam": None}
 IMAGE, FUTURE, STATE = [1, 3, 96, 96], [3, 16, 12, 12], [1, 4]
-INPUTS = {
+INPUTS: dict[str, dict[str, list[int]]] = {
     "world_model": {"front": IMAGE, "text": [1, 32], "proprio": STATE, "noise": [1, 48, 12, 12]},
     "predictive": {"wrist": IMAGE, "latent": [1, 16, 12, 12], "tokens": [1, 36, 96], "proprio": STATE, "noise": [1, 16, 6]},
     "fast": {"front": IMAGE, "wrist": IMAGE, "future": FUTURE, "proprio": STATE},
@@ -32,7 +33,7 @@ def outputs(gate: float) -> dict[str, dict[str, np.ndarray]]:
     heat[0, SIDE // 2, SIDE // 2] = 20.0
     chunk = np.zeros((1, 16, 6), np.float32)
     chunk[..., 5] = 1.0
-    said = {
+    said: dict[str, dict[str, Any]] = {
         "world_model": {"latent": np.zeros((1, 16, 12, 12)), "tokens": np.zeros((1, 36, 96)), "future": np.zeros(FUTURE)},
         "predictive": {"chunk": chunk},
         "fast": {"heat": heat.reshape(1, -1), "reach": np.array([[0.06, 1.4, 0.0]]), "gate": np.array([[gate, 1.0]])},
