@@ -142,7 +142,7 @@ rendering() {
   log=$(can_render 2>&1) || die "Rendering still fails: $(tail -n 1 <<<"$log"). Try  MUJOCO_GL=osmesa ./build.sh ...  with the package libosmesa6."
 }
 
-kernel() { run .venv/bin/python -m runtime.preprocess.build; } # pre-processing for the CPU; compiled when its source changes
+kernel() { run .venv/bin/python -m runtime.preprocess; } # pre-processing for the CPU; compiled when its source changes
 
 setup() {
   system_packages rendering

@@ -54,7 +54,7 @@ def run_episode(
     fast: FastStep,
     motor_tick: MotorTick,
     schedule: Schedule = Schedule(),
-    limit_s: float = 12.0,
+    limit_s: float = 10.0,
 ) -> Episode:
     """Drive `world` (already reset) to success or `limit_s` of virtual time. `motor_tick(now, newest command)` moves the servos."""
     out = Episode()

@@ -1,4 +1,4 @@
-"""Compile the host kernel once: `python -m runtime.preprocess.build`. Rebuilt when the sources change."""
+"""Compile the host kernel once; it is rebuilt when the sources change. `python -m runtime.preprocess` does it by hand."""
 
 from __future__ import annotations
 
@@ -50,6 +50,3 @@ def library() -> Path:
         return folder / f"warp-{digest}.so"
     raise KernelError(f"no folder to keep the compiled kernel in: make {folders[1]} writable.")
 
-
-if __name__ == "__main__":
-    print(library())
