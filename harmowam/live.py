@@ -54,6 +54,11 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def memory_folder() -> str | None:
+    """Where slots lie: in memory if there is such a place. Mapped pages of a disk wait, now and then, for its write-back."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
 def process_began_s() -> float:
     """When this process was started, on the monotonic clock: what a user waits for includes the imports."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
@@ -87,7 +92,7 @@ def live(
     elif not robot.simulated:
         known = ", ".join(f"'{t}'" for t in bundle.manifest.tasks)
         raise RunError(f"no task was given: name one with --task ({known}).")
-    with tempfile.TemporaryDirectory(prefix="harmowam-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="harmowam-", dir=memory_folder(), ignore_cleanup_errors=True) as folder:
         slots = Path(folder)
         simulator: subprocess.Popen[str] | None = None
         keeper: subprocess.Popen[bytes] | None = None
