@@ -31,6 +31,16 @@ class Ticker:
         return due
 
 
+def prefer(priority: int) -> bool:
+    """Run the calling thread before ordinary ones (SCHED_FIFO), or like them (0); whether it was granted. Threads and processes
+    that it starts inherit it."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO if priority else os.SCHED_OTHER, os.sched_param(priority))
+    except OSError:
+        return False
+    return priority > 0
+
+
 def real_time(priority: int = 0, core: int | None = None) -> dict[str, bool]:
     """Ask for what a loop with deadlines needs; says what was granted. Never raises.
 
@@ -43,11 +53,7 @@ def real_time(priority: int = 0, core: int | None = None) -> dict[str, bool]:
     gc.freeze()
     gc.disable()
     if priority:
-        try:
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
-            granted["sched_fifo"] = True
-        except OSError:
-            granted["sched_fifo"] = False
+        granted["sched_fifo"] = prefer(priority)
         granted["mlockall"] = ctypes.CDLL(None).mlockall(1) == 0  # MCL_CURRENT: what comes later may be paged
     if core is not None:
         try:

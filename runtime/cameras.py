@@ -13,10 +13,13 @@ from typing import Protocol
 import numpy as np
 
 from calibration.camera import CalibrationError, Camera, load_camera
+from firmware_bridge.clock import prefer
 from firmware_bridge.slots import SlotError, SlotReader
 from runtime.robot import CameraConfig, Robot
 
 FRAME_HEAD = struct.Struct("<qII")  # capture time (monotonic ns), width, height; then RGB bytes
+
+CAMERA_PRIORITY = 11  # above the loop that waits for its pictures
 
 
 class CameraError(Exception):
@@ -104,6 +107,7 @@ class DeviceCamera:
         self._thread.start()
 
     def _run(self) -> None:
+        prefer(CAMERA_PRIORITY)
         while not self._stop:
             ok, bgr = self._capture.read()
             if not ok:
@@ -126,7 +130,10 @@ class DeviceCamera:
 
 
 def open_camera(config: CameraConfig, slots: Path, timeout_s: float = 3.0) -> CameraSource:
-    """Open a camera ("sim", "slot:PATH", or a device, file or URL) and wait for its first frame; raises CameraError when none comes or it has another size."""
+    """Open a camera ("sim", "slot:PATH", or a device, file or URL) and wait for its first frame.
+
+    Raises CameraError when none comes or it has another size.
+    """
     camera: CameraSource
     if config.source == "sim":
         camera = SlotCamera(config, slot_path(slots, config.name))

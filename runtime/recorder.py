@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from firmware_bridge.clock import prefer
 from firmware_bridge.messages import Command, JointState
 from runtime.contracts import FastTick, Observation, Prior
 
@@ -98,6 +99,7 @@ class Recorder:
             self.dropped += 1
 
     def _compress(self) -> None:
+        prefer(0)  # started by a loop with deadlines
         while True:
             self._wake.wait()
             self._wake.clear()

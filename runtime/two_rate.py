@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from calibration.camera import CalibrationError, Camera
-from firmware_bridge.clock import Ticker, real_time
+from firmware_bridge.clock import Ticker, prefer, real_time
 from firmware_bridge.messages import COMMAND_BYTES, JointState, RequestKind, SafetyState
 from firmware_bridge.motor import COMMAND_SLOT, REQUEST_SLOT, STATE_SLOT
 from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
@@ -36,6 +36,10 @@ from runtime.steps import FastStep, SlowStep
 from runtime.trace import StageTrace, summary
 
 CAMERA_SILENT_S = 0.5  # without a new picture; the motor process has held the arm for most of that time
+FAST_PRIORITY, SLOW_PRIORITY = (
+    10,
+    5,
+)  # below the motor process; both above everything else, for they share Python's lock
 MOTOR_SILENT_S = 0.6  # the guard acts after 0.25 s
 PHASE_NS = 1_000_000  # the fast clock is led to tick so long before a picture comes,
 PHASE_STEP_NS = 200_000  # by at most so much a tick
@@ -130,6 +134,7 @@ class Policy:
         self._stop.set()
 
     def _slow_loop(self) -> None:
+        prefer(SLOW_PRIORITY)
         try:
             ticker = Ticker(self.slow_hz)
             while not self._stop.is_set():
@@ -235,7 +240,7 @@ class Policy:
         Raises RunError when a camera or the motor process falls silent or the arm was stopped, and whatever the loops raise;
         the caller then lowers the arm.
         """
-        self.granted = real_time()
+        self.granted = {**real_time(), "sched_fifo": prefer(FAST_PRIORITY)}
         c = self.counts
         slow = threading.Thread(target=self._slow_loop, name="slow-loop", daemon=True)
         slow.start()
@@ -246,6 +251,7 @@ class Policy:
             c.ended_ns = time.monotonic_ns()
             self._stop.set()
             slow.join(2.0)
+            prefer(0)
         if self._failure is not None:
             raise self._failure
         return c

@@ -19,13 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from firmware_bridge.clock import Ticker, real_time
+from firmware_bridge.clock import Ticker, prefer, real_time
 from firmware_bridge.slots import SlotReader, SlotWriter
 from firmware_bridge.virtual_bus import PtyBus, VirtualBus
 from runtime.cameras import FRAME_HEAD, slot_path
 
 # Whoever starts the simulator or reads its truth needs no MuJoCo in memory: only the two processes below load it.
 
+PRIORITY = 3  # hardware competes with nobody for the processor: above ordinary work, below all of the runtime
 TRUTH_SLOT = "truth.slot"
 _TRUTH = struct.Struct("<qqdB")  # time, first success (0: not yet), simulated seconds, success now
 
@@ -61,6 +62,7 @@ def serve(slots: Path, seed: int, task: str | None, fps: float) -> int:
         str(fps),
     ]
     cameras = subprocess.Popen(command + (["--task", task] if task else []))
+    prefer(PRIORITY)
     bus = PtyBus(VirtualBus(range(1, J + 1), MujocoPlant(world)), link=slots / "servo-bus")
     real_time()
     ticker = Ticker(1 / SERVO_DT)
@@ -92,6 +94,7 @@ def serve_cameras(slots: Path, seed: int, task: str | None, fps: float) -> int:
     truth = SlotReader(slots / TRUTH_SLOT)
     width, height = CAMERA_SIZE
     writers: dict[str, SlotWriter] = {}
+    prefer(PRIORITY)
     ticker = Ticker(fps)
     while os.getppid() == parent:
         got = truth.read()

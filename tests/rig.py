@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from calibration.camera import Camera
-from firmware_bridge.clock import Ticker
+from firmware_bridge.clock import Ticker, prefer
 from firmware_bridge.plant import KinematicPlant
 from firmware_bridge.slots import SlotWriter
 from firmware_bridge.virtual_bus import PtyBus, VirtualBus
@@ -60,8 +60,10 @@ class Bench:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.servos = VirtualBus(IDS, KinematicPlant(np.array(START) * 4096 / (2 * np.pi) + 2048))
+        prefer(3)  # for the threads that stand in for hardware, if we may
         self.server = PtyBus(self.servos, link=folder / "arm")
         self.cameras = SlotCameras(folder, size=size)
+        prefer(0)
         for name, like in (("front", FRONT), ("wrist", WRIST)):
             camera = Camera.from_json(like).scaled(320, 240)
             (folder / f"{name}.json").write_text(json.dumps(camera.to_json()))

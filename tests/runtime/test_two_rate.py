@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from firmware_bridge import guard
+from firmware_bridge.clock import prefer
 from firmware_bridge.messages import Expert, JointState, SafetyState
 from runtime.bundle import Bundle
 from runtime.cameras import calibrations, open_cameras
@@ -169,10 +170,12 @@ def test_a_policy_killed_in_flight_leaves_a_held_arm_within_a_tenth_of_a_second(
     policy = start_policy(b, bundle, "--seconds", "60")
     wait_for(slot, SafetyState.ACTIVE)
     time.sleep(0.5)
+    prefer(3)  # look in time
     policy.kill()
     killed_ns = time.monotonic_ns()
-    policy.communicate()
     held = wait_for(slot, SafetyState.HOLD)
+    prefer(0)
+    policy.communicate()
     assert (held.t_ns - killed_ns) * 1e-9 <= 0.1 and b.torque() == [1] * 6
     wait_for(slot, SafetyState.SAFE_STOP)
     assert keeper.wait(15) > 0 and b.torque() == [0] * 6
