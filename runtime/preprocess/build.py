@@ -49,4 +49,3 @@ def library() -> Path:
         os.replace(partial, folder / f"warp-{digest}.so")
         return folder / f"warp-{digest}.so"
     raise KernelError(f"no folder to keep the compiled kernel in: make {folders[1]} writable.")
-
