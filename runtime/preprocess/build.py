@@ -27,7 +27,7 @@ def library() -> Path:
     for folder in folders:
         if (folder / f"warp-{digest}.so").exists():
             return folder / f"warp-{digest}.so"
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     if compiler is None:
         raise KernelError(
             "the pre-processing kernel needs a C++ compiler and none was found: run `sudo apt-get install g++`."

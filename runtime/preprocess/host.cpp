@@ -5,7 +5,20 @@
 #include <cmath>
 #include <vector>
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
+
 using warp::Geometry;
+
+// Everything about one camera that does not change from frame to frame. Mirrored by `_Pass` in __init__.py.
+struct Pass {
+  int32_t src_w, src_h, n, kw, kh, bgr, as_uint8;
+  const int32_t* origin;
+  const uint16_t* weights;
+  const int16_t* packed;  // null: no vector pass for this table
+  float scale[3], bias[3];
+};
 
 namespace {
 constexpr int kSamples = 16;  // sub-samples a side: the integral over an output pixel's footprint
@@ -42,6 +55,74 @@ void bounds(const std::vector<Tap>& taps, int* x0, int* y0, int* x1, int* y1) {
     *y0 = std::min(*y0, t.y);
     *x1 = std::max(*x1, t.x);
     *y1 = std::max(*y1, t.y);
+  }
+}
+// Sum of one window, the same integers as warp::gather, from packed weights; channels in the source's order.
+// It reads whole groups of four pixels and four bytes more: see `roomy`. Two rows go through one multiply-add.
+inline void gather_packed(const uint8_t* p, int stride, int groups, int kh, const int16_t* w, uint32_t sum[3]) {
+#ifdef __SSE2__
+  const __m128i zero = _mm_setzero_si128();
+  __m128i a = zero, b = zero, c = zero;  // 12 lanes: channels 0 1 2 0 | 1 2 0 1 | 2 0 1 2
+  for (int j = 0; j < kh; j += 2) {
+    const uint8_t* upper = p + static_cast<int64_t>(j) * stride;
+    const uint8_t* lower = j + 1 < kh ? upper + stride : upper;  // its weights are zero then
+    for (int g = 0; g < groups; ++g, w += 24) {
+      const __m128i u = _mm_loadu_si128(reinterpret_cast<const __m128i*>(upper + 12 * g));
+      const __m128i l = _mm_loadu_si128(reinterpret_cast<const __m128i*>(lower + 12 * g));
+      const __m128i low = _mm_unpacklo_epi8(u, l), high = _mm_unpackhi_epi8(u, l);
+      const __m128i* q = reinterpret_cast<const __m128i*>(w);
+      a = _mm_add_epi32(a, _mm_madd_epi16(_mm_unpacklo_epi8(low, zero), _mm_loadu_si128(q)));
+      b = _mm_add_epi32(b, _mm_madd_epi16(_mm_unpackhi_epi8(low, zero), _mm_loadu_si128(q + 1)));
+      c = _mm_add_epi32(c, _mm_madd_epi16(_mm_unpacklo_epi8(high, zero), _mm_loadu_si128(q + 2)));
+    }
+  }
+  // Add the four pixels: lanes 0-2, 3-5, 6-8 and 9-11.
+  const __m128i second = _mm_or_si128(_mm_srli_si128(a, 12), _mm_slli_si128(b, 4));
+  const __m128i third = _mm_or_si128(_mm_srli_si128(b, 8), _mm_slli_si128(c, 8));
+  const __m128i total = _mm_add_epi32(_mm_add_epi32(a, second), _mm_add_epi32(third, _mm_srli_si128(c, 4)));
+  alignas(16) uint32_t lanes[4];
+  _mm_store_si128(reinterpret_cast<__m128i*>(lanes), total);
+  for (int k = 0; k < 3; ++k) sum[k] = lanes[k];
+#else
+  uint32_t lanes[12] = {};
+  for (int j = 0; j < kh; j += 2) {
+    const uint8_t* upper = p + static_cast<int64_t>(j) * stride;
+    const uint8_t* lower = j + 1 < kh ? upper + stride : upper;
+    for (int g = 0; g < groups; ++g, w += 24)
+      for (int k = 0; k < 12; ++k) lanes[k] += static_cast<uint32_t>(w[2 * k] * upper[12 * g + k] + w[2 * k + 1] * lower[12 * g + k]);
+  }
+  for (int k = 0; k < 3; ++k) sum[k] = lanes[k] + lanes[k + 3] + lanes[k + 6] + lanes[k + 9];
+#endif
+}
+
+// One frame. `write(sum, channel)` makes the output value: another output type is another `write`. Another pixel format
+// (YUYV, NV12) is another gather beside warp::gather, on the same table.
+template <class Out, class Write>
+void run(const Pass& pass, const uint8_t* src, int stride, Write write, Out* out) {
+  constexpr int kBlock = 64;
+  const int groups = (pass.kw + 3) / 4, window = pass.kw * pass.kh;
+  const int packed_window = groups * 24 * ((pass.kh + 1) / 2);
+  const int first = pass.bgr ? 2 : 0, last = 2 - first;
+  uint32_t sums[3][kBlock];
+  for (int i0 = 0; i0 < pass.n; i0 += kBlock) {
+    const int count = std::min(kBlock, pass.n - i0);
+    for (int k = 0; k < count; ++k) {
+      const int i = i0 + k, x0 = pass.origin[2 * i], y0 = pass.origin[2 * i + 1];
+      // Reading past a row's end is harmless (weight zero) unless it is the last row.
+      const bool roomy = y0 + pass.kh < pass.src_h || 3 * x0 + 12 * groups + 4 <= 3 * pass.src_w;
+      uint32_t sum[3];
+      if (pass.packed && roomy) {
+        gather_packed(src + static_cast<int64_t>(y0) * stride + 3 * x0, stride, groups, pass.kh,
+                      pass.packed + static_cast<int64_t>(i) * packed_window, sum);
+      } else {
+        warp::gather(src, stride, x0, y0, pass.kw, pass.kh, pass.weights + static_cast<int64_t>(i) * window, false, sum);
+      }
+      sums[0][k] = sum[first];
+      sums[1][k] = sum[1];
+      sums[2][k] = sum[last];
+    }
+    for (int c = 0; c < 3; ++c)
+      for (int k = 0; k < count; ++k) out[static_cast<int64_t>(c) * pass.n + i0 + k] = write(sums[c][k], c);
   }
 }
 }  // namespace
@@ -99,20 +180,31 @@ double warp_table(const Geometry* g, int src_w, int src_h, int dst_w, int dst_h,
   return covered / (static_cast<double>(dst_w) * dst_h);
 }
 
-void warp_float(const uint8_t* src, int stride, int n, int kw, int kh, const int32_t* origin, const uint16_t* weights, int bgr,
-                const float* scale, const float* bias, float* out) {
-  for (int i = 0; i < n; ++i) {
-    uint32_t sum[3];
-    warp::gather(src, stride, origin[2 * i], origin[2 * i + 1], kw, kh, weights + static_cast<int64_t>(i) * kw * kh, bgr, sum);
-    for (int c = 0; c < 3; ++c) out[c * n + i] = warp::normalised(sum[c], scale[c], bias[c]);
-  }
+// Spread a table's weights for the vector pass: signed 16 bit, once for each channel, two window rows interleaved, pixels in
+// groups of four. Returns 0 when a weight does not fit (a lone source pixel that weighs one; only when magnifying).
+int warp_pack(int n, int kw, int kh, const uint16_t* weights, int16_t* packed) {
+  const int groups = (kw + 3) / 4, pairs = (kh + 1) / 2;
+  for (int i = 0; i < n; ++i, weights += kw * kh)
+    for (int pair = 0; pair < pairs; ++pair)
+      for (int k = 0; k < groups * 12; ++k)
+        for (int half = 0; half < 2; ++half) {
+          const int x = k / 3, y = 2 * pair + half;
+          const int w = x < kw && y < kh ? weights[y * kw + x] : 0;
+          if (w > INT16_MAX) return 0;
+          *packed++ = static_cast<int16_t>(w);
+        }
+  return 1;
 }
 
-void warp_uint8(const uint8_t* src, int stride, int n, int kw, int kh, const int32_t* origin, const uint16_t* weights, int bgr, uint8_t* out) {
-  for (int i = 0; i < n; ++i) {
-    uint32_t sum[3];
-    warp::gather(src, stride, origin[2 * i], origin[2 * i + 1], kw, kh, weights + static_cast<int64_t>(i) * kw * kh, bgr, sum);
-    for (int c = 0; c < 3; ++c) out[c * n + i] = warp::rounded(sum[c]);
-  }
+void warp_run(const Pass* pass, const uint8_t* src, int stride, void* out) {
+  if (pass->as_uint8)
+    run(*pass, src, stride, [](uint32_t sum, int) { return warp::rounded(sum); }, static_cast<uint8_t*>(out));
+  else
+    run(*pass, src, stride, [pass](uint32_t sum, int c) { return warp::normalised(sum, pass->scale[c], pass->bias[c]); }, static_cast<float*>(out));
+}
+
+// Several cameras in one call.
+void warp_run_all(int count, const Pass* const* passes, const uint8_t* const* src, const int* stride, void* const* out) {
+  for (int i = 0; i < count; ++i) warp_run(passes[i], src[i], stride[i], out[i]);
 }
 }

@@ -1,11 +1,14 @@
 """The pre-processing kernel against independent references: a float64 map and OpenCV."""
 
+import hashlib
+import shutil
+
 import cv2
 import numpy as np
 import pytest
 
 from calibration.camera import Camera
-from runtime.preprocess import Warp
+from runtime.preprocess import KernelError, Warp, build, warp_all
 
 
 def picture(h, w, seed=0):
@@ -76,21 +79,101 @@ CASES = {
 def test_agrees_with_the_supersampled_float64_map(case):
     src, dst = CASES[case]
     img = picture(src.height, src.width)
-    got = Warp(src, dst, mean=(0, 0, 0), std=(1, 1, 1))(img).transpose(1, 2, 0) * 255
     warp = Warp(src, dst, mean=(0, 0, 0), std=(1, 1, 1))
+    got = warp(img).transpose(1, 2, 0) * 255
     inside = (warp.weights.astype(int).sum(1) == 32768).reshape(dst.height, dst.width)
     assert inside.mean() > 0.9
     error = np.abs(got - reference(img, src, dst))[inside]
     assert np.quantile(error, 0.999) <= 0.5
 
 
-def test_pure_shrink_agrees_with_opencv_area():
-    src = camera(320, 240, 330)
-    img = picture(240, 320)
+def opencv_chain(img, src, size=96):
+    """Undistort at full size, cut out the central square, shrink by area: uint8 throughout, as it is usually written."""
+    if len(src.D):
+        maps = cv2.initUndistortRectifyMap(src.K, src.D, np.eye(3), src.K, (src.width, src.height), cv2.CV_32FC1)
+        img = cv2.remap(img, *maps, cv2.INTER_LINEAR)
+    x = (src.width - src.height) // 2
+    return cv2.resize(img[:, x : x + src.height], (size, size), interpolation=cv2.INTER_AREA).astype(float)
+
+
+@pytest.mark.parametrize(
+    ("size", "D"),
+    [
+        ((1280, 720), ()),
+        ((1280, 720), (-0.1, 0.02, 0, 0, 0)),
+        ((1280, 720), (-0.28, 0.08, 0.001, -0.0005, 0.01)),
+        pytest.param(
+            (320, 240), (),
+            marks=pytest.mark.xfail(
+                reason="3.1/255 at p99: at 2.5 times shrinking INTER_AREA (pixels as squares) and the 16x16 map of bilinear samples "
+                "differ by that much from each other around hard edges; we follow the map."
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_agrees_with_the_opencv_chain(size, D):
+    src = camera(size[0], size[1], size[1] * 1.375, D)
+    img = picture(size[1], size[0])
     got = Warp(src, camera(96, 96, 132), mean=(0, 0, 0), std=(1, 1, 1))(img).transpose(1, 2, 0) * 255
-    area = cv2.resize(img[:, 40:280].astype(np.float32), (96, 96), interpolation=cv2.INTER_AREA)
-    # Area averaging treats pixels as squares, ours interpolates between centres: they differ by the noise between neighbours.
-    assert np.quantile(np.abs(got - area), 0.5) <= 1.0
+    assert np.quantile(np.abs(got - opencv_chain(img, src)), 0.99) <= 1.0
+
+
+def test_pixels_are_frozen():
+    """Checkpoints are trained on these very pixels. A change here makes every dataset and checkpoint stale: say so in the commit."""
+    y, x, c = np.mgrid[:240, :320, :3]
+    img = ((x * 7 + y * 13 + c * 85 + (x * y) // 50) & 255).astype(np.uint8)
+    out = Warp(camera(320, 240, 330), camera(96, 96, 132), dtype="uint8")(img)
+    assert hashlib.sha256(out.tobytes()).hexdigest()[:16] == "3724e0960ffa1239"
+
+
+GEOMETRIES = {
+    **CASES,
+    "whole picture, to the last pixel": (camera(333, 251, 300), camera(64, 64, 62)),
+    "odd window": (camera(640, 480, 640), camera(96, 96, 128)),
+    "magnified": (camera(24, 18, 30), camera(192, 144, 240)),
+    "tiny": (camera(6, 5, 6), camera(7, 9, 7)),
+}
+
+
+@pytest.mark.parametrize("layout", ["rgb", "bgr"])
+@pytest.mark.parametrize("case", GEOMETRIES)
+def test_the_vector_pass_gives_the_scalar_pass_bit_for_bit(case, layout):
+    src, dst = GEOMETRIES[case]
+    img = picture(src.height, src.width, 5)
+    for dtype in ("float32", "uint8"):
+        warp = Warp(src, dst, layout=layout, dtype=dtype)
+        assert (warp._pass.packed is None) == (case in ("magnified", "tiny"))  # those two always take the scalar pass
+        vector = warp(img)
+        warp._pass.packed = None
+        assert np.array_equal(vector, warp(img))
+
+
+def test_frames_may_be_views():
+    src, dst = CASES["crop and shrink"]
+    img = picture(240, 320)
+    warp = Warp(src, dst, dtype="uint8")
+    want = warp(img)
+    wide = np.zeros((240, 400, 3), np.uint8)
+    wide[:, 17:337] = img
+    assert np.array_equal(warp(wide[:, 17:337]), want)
+    assert np.array_equal(warp(img[::-1].copy()[::-1]), want)
+    assert np.array_equal(warp(img[..., ::-1].copy()[..., ::-1]), want)
+    assert warp(np.broadcast_to(np.uint8(9), (240, 320, 3))).max() == 9
+
+
+def test_several_cameras_in_one_call():
+    keys = ("crop and shrink", "distorted", "moved camera")
+    warps = [Warp(*CASES[k], dtype=d) for k, d in zip(keys, ("float32", "uint8", "float32"))]
+    frames = [picture(w.src.height, w.src.width, i) for i, w in enumerate(warps)]
+    first = np.zeros((3, 96, 96), np.float32)
+    outs = warp_all(warps, frames, [first, None, None])
+    assert outs[0] is first
+    for warp, frame, out in zip(warps, frames, outs):
+        assert np.array_equal(out, warp(frame))
+    first[:] = 7
+    with pytest.raises(ValueError, match="calibrate it again"):
+        warp_all(warps, [frames[0], frames[0], frames[2]], [first, None, None])
+    assert (first == 7).all()
 
 
 def test_flat_picture_stays_flat():
@@ -124,3 +207,48 @@ def test_a_frame_of_another_size_is_refused():
     src, dst = CASES["crop and shrink"]
     with pytest.raises(ValueError, match="calibrate it again"):
         Warp(src, dst)(np.zeros((480, 640, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [np.zeros((240, 320, 3)), np.zeros((240, 320), np.uint8), np.zeros((240, 320, 4), np.uint8)],
+    ids=["float", "grey", "alpha"],
+)
+def test_a_frame_of_another_type_is_refused(frame):
+    with pytest.raises(ValueError, match="its calibration is for"):
+        Warp(*CASES["crop and shrink"])(frame)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"layout": "yuyv"}, "layout is rgb or bgr"),
+        ({"dtype": "float16"}, "dtype float32 or uint8"),
+        ({"std": (1, 0, 1)}, "std is positive"),
+        ({"mean": (0.5,)}, "three finite numbers"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        Warp(*CASES["crop and shrink"], **options)
+
+
+def test_cameras_that_cannot_be_mapped_are_refused():
+    pinhole, moved = CASES["crop and shrink"][1], CASES["moved camera"]
+    with pytest.raises(ValueError, match="3 distortion coefficients"):
+        Warp(camera(320, 240, 330, (0.1, 0, 0)), pinhole)
+    with pytest.raises(ValueError, match="must be a pinhole"):
+        Warp(camera(320, 240, 330), camera(96, 96, 132, (0.1, 0, 0, 0)))
+    with pytest.raises(ValueError, match="passes through camera"):
+        Warp(*moved, plane_z=0.36)
+
+
+def test_without_a_compiler_the_error_names_the_package(tmp_path, monkeypatch):
+    for name in build.SOURCES:
+        shutil.copy(build.HERE / name, tmp_path / name)
+    monkeypatch.setattr(build, "HERE", tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(KernelError, match="apt-get install g\\+\\+"):
+        build.library()
