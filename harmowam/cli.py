@@ -284,7 +284,7 @@ def run(
     )
     print_timing(done.report)
     if record is not None:
-        from harmowam.report import write_report
+        from runtime.report import write_report
 
         write_report(bundle, record, record, done.report)
         click.echo(f"recorded: {record}, report: {record / 'report.html'}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harmowam.live import live
-from harmowam.report import write_report
+from runtime.report import write_report
 from runtime.robot import load_robot
 
 

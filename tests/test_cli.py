@@ -17,8 +17,8 @@ from click.testing import CliRunner
 
 from firmware_bridge.port import Port
 from harmowam.cli import main
-from harmowam.report import write_report
 from runtime.recorder import load_episode
+from runtime.report import write_report
 from tests.rig import Bench, SlotCameras, undo_real_time
 from tests.tiny import TASK, tiny_bundle
 
