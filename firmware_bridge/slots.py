@@ -26,6 +26,14 @@ def _offset(capacity: int, seq: int) -> int:
     return _HEAD.size + (seq & 1) * (_CELL.size + capacity)
 
 
+def _word(mapped: mmap.mmap) -> memoryview:
+    """The newest sequence number, as one aligned word that is stored and loaded whole.
+
+    `struct.pack_into` sets its bytes to zero first and then writes them one by one: a reader saw that zero in one read of five.
+    """
+    return memoryview(mapped)[8:16].cast("Q")
+
+
 class SlotWriter:
     """Creates (or takes over) the slot at `path` for payloads of up to `capacity` bytes. One writer a slot."""
 
@@ -41,6 +49,7 @@ class SlotWriter:
             os.close(fd)
         self._capacity, self.seq = capacity, 0
         _HEAD.pack_into(self._map, 0, _MAGIC, capacity, 0)
+        self._newest = _word(self._map)
         os.replace(partial, path)
 
     def write(self, *parts: Any) -> int:
@@ -57,11 +66,12 @@ class SlotWriter:
             crc = zlib.crc32(v, crc)
             end += len(v)
         _CELL.pack_into(self._map, at, seq, length, crc)
-        struct.pack_into("<Q", self._map, 8, seq)
+        self._newest[0] = seq
         self.seq = seq
         return seq
 
     def close(self) -> None:
+        self._newest.release()
         self._map.close()
 
 
@@ -81,6 +91,7 @@ class SlotReader:
         magic, self._capacity, _ = _HEAD.unpack_from(self._map, 0)
         if magic != _MAGIC:
             raise SlotError(f"{path} is not a slot")
+        self._newest = _word(self._map)
         self.torn = 0
         self._last: tuple[bytes, int] | None = None
 
@@ -95,14 +106,14 @@ class SlotReader:
     @property
     def newest(self) -> int:
         """Sequence number of the newest value, 0 before the first: cheap, for polling."""
-        return int(struct.unpack_from("<Q", self._map, 8)[0])
+        return self._newest[0]
 
     def read(self) -> tuple[bytes, int] | None:
         """Newest payload and its sequence number; None before the first. After a torn read the last good value again."""
         for _ in range(3):
             seq = self.newest
             if seq == 0:
-                return None
+                break
             if self._last is not None and self._last[1] == seq:
                 return self._last
             at = _offset(self._capacity, seq)
@@ -116,4 +127,5 @@ class SlotReader:
         return self._last
 
     def close(self) -> None:
+        self._newest.release()
         self._map.close()
