@@ -160,7 +160,7 @@ def manifest_for(
         rates={"fast_hz": 50.0, "slow_hz": 8.0, "motor_hz": 100.0},
         chunk={"steps": c.chunk, "dt_ms": round(c.chunk_dt_s * 1000)},
         proprio=list(c.proprio),
-        gate={"on": 0.5, "off": 0.5},
+        gate={"on": 0.5, "off": 0.2},
         reactive={"heatmap": c.heatmap},
         quantization=quantisation,
     )

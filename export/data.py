@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing as mp
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,6 +164,11 @@ class Demonstrations:
     rate_hz: float
 
 
+def _shard(path: Path) -> dict[str, np.ndarray]:
+    with open(path, "rb") as f, np.load(f) as arrays:  # np.load leaves a damaged file open when it opens it itself
+        return dict(arrays)
+
+
 def load(folder: Path) -> Demonstrations:
     """Read a dataset; raises DataError when it is absent, empty or damaged."""
     folder = Path(folder)
@@ -171,8 +177,8 @@ def load(folder: Path) -> Demonstrations:
         raise DataError(f"{folder} holds no demonstrations: collect some with `harmowam collect --out {folder}`.")
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        parts = [dict(np.load(p)) for p in shards]
-    except (OSError, ValueError) as e:
+        parts = [_shard(p) for p in shards]
+    except (OSError, ValueError, zipfile.BadZipFile) as e:
         raise DataError(
             f"a shard of {folder} is damaged ({e}): delete it and run `harmowam collect --out {folder}` again."
         ) from e

@@ -149,6 +149,11 @@ class Arm:
             48, {i: encode("torque_limit", int(1000 * min(max(share, 0.0), 1.0))) for i in self.config.ids}
         )
 
+    def torque_share(self) -> float:
+        """The highest torque limit on the arm now, 0..1; 1 when no servo answers."""
+        got = self.bus.sync_read(self.config.ids, 48, 2, retries=2)
+        return max((decode("torque_limit", r.data) / 1000 for r in got.values()), default=1.0)
+
     def torque_off(self) -> list[int]:
         """Release every servo, those first that refuse to listen together; returns the ids that still hold."""
         for _ in range(3):

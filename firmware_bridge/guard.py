@@ -1,7 +1,7 @@
 """The guard: parent of the motor process. Opens and locks the port, watches the heartbeat, stops the arm when it fails.
 
 An STS3215 has no bus watchdog: it holds its last goal with torque on for ever. So when the motor process dies or stalls (also
-SIGSTOP) the guard kills it and lets the torque down in a ramp itself.
+SIGSTOP) the guard kills it and lets the torque down in a ramp itself. The motor process, in turn, lowers the arm when the guard dies.
 
     python -m firmware_bridge.guard --help
 """
@@ -19,8 +19,8 @@ from pathlib import Path
 
 from firmware_bridge.arm import Arm, ArmConfig, ArmError
 from firmware_bridge.bus import Bus
-from firmware_bridge.messages import JointState
-from firmware_bridge.motor import STATE_SLOT
+from firmware_bridge.messages import JointState, SafetyState
+from firmware_bridge.motor import EXIT_FAULT, EXIT_SAFE_STOP, STATE_SLOT
 from firmware_bridge.port import Port, PortError
 from firmware_bridge.slots import SlotError, SlotReader
 
@@ -28,63 +28,86 @@ LOG = "guard.log"  # what the guard says, in the folder of the slots
 STALL_S = 0.25
 START_S = 5.0
 EXIT_STOPPED_BY_GUARD = 5
+FINISHED = (0, EXIT_SAFE_STOP, EXIT_FAULT)  # exit codes of a motor process that has released the arm, or never armed it
 
 
 def release(port: Port, config: ArmConfig) -> list[int]:
-    """Hold (the servos do), then ramp the torque of every servo down and switch it off; returns ids that still hold."""
+    """Ramp the torque of every servo down from where it is and switch it off; returns ids that still hold."""
     arm = Arm(Bus(port, config.baud), config)
-    steps = 30
+    share, steps = arm.torque_share(), 30
     for k in range(steps):
-        arm.set_torque(1.0 - (k + 1) / steps)
+        arm.set_torque(share * (1.0 - (k + 1) / steps))
         time.sleep(config.release_s / steps)
     return arm.torque_off()
 
 
-def guard(
-    port_path: str, config: ArmConfig, arm_file: Path, slots: Path, priority: int = 0, core: int | None = None
-) -> int:
-    """Run the motor process to its end; returns its exit code, or EXIT_STOPPED_BY_GUARD."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    port = Port.open(port_path, config.baud)
-    Arm(Bus(port, config.baud), config).check()
-    (slots / STATE_SLOT).unlink(missing_ok=True)
-    os.set_inheritable(port.fd, True)
-    command = [
-        sys.executable, "-m", "firmware_bridge.motor", "--fd", str(port.fd), "--port", port_path, "--arm", str(arm_file),
-        "--slots", str(slots), "--priority", str(priority), *(["--core", str(core)] if core is not None else []),
-    ]  # fmt: skip
-    child = subprocess.Popen(command, pass_fds=[port.fd])
+def is_armed(slots: Path) -> bool:
+    """Whether the motor process had switched torque on, by the last state that it wrote."""
+    try:
+        got = SlotReader(slots / STATE_SLOT).read()
+    except SlotError:
+        return False
+    return got is not None and JointState.unpack(got[0]).safety != SafetyState.DISARMED
+
+
+def watch(child: subprocess.Popen[bytes], slots: Path) -> str:
+    """Wait until the motor process has finished its work (empty), or has failed: why."""
     heartbeat: SlotReader | None = None
     seen, seen_at = 0, time.monotonic() + START_S
     while True:
         time.sleep(0.02)
         code = child.poll()
-        if code is not None and code >= 0:
-            return code
+        if code in FINISHED:
+            return ""
+        if code is not None:
+            return f"died ({f'signal {-code}' if code < 0 else f'code {code}'})"
         try:
             heartbeat = heartbeat or SlotReader(slots / STATE_SLOT)
             if heartbeat.newest != seen:
                 seen, seen_at = heartbeat.newest, time.monotonic()
         except SlotError:
             pass
-        stalled = time.monotonic() - seen_at > STALL_S
-        if code is not None or stalled:
-            why = (
-                f"motor process died (signal {-code})"
-                if code is not None
-                else f"motor process gave no sign for {STALL_S} s"
-            )
-            child.kill()
-            child.wait()
-            print(f"guard: {why}: holding, then letting the torque down", file=sys.stderr, flush=True)
-            holding = release(port, config)
-            if holding:
-                print(
-                    f"guard: servo {', '.join(map(str, holding))} still holds: switch the arm's power off.",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            return EXIT_STOPPED_BY_GUARD
+        if time.monotonic() - seen_at > STALL_S:
+            return f"gave no sign for {STALL_S} s"
+
+
+def guard(
+    port_path: str, config: ArmConfig, arm_file: Path, slots: Path, priority: int = 0, core: int | None = None
+) -> int:
+    """Run the motor process to its end; returns its exit code, or EXIT_STOPPED_BY_GUARD.
+
+    When it fails, torque that it switched on is let down in a ramp; an arm that stood energised before and was not armed stays so.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    port = Port.open(port_path, config.baud)
+    arm = Arm(Bus(port, config.baud), config)
+    arm.check()
+    found_energised = arm.energised()
+    (slots / STATE_SLOT).unlink(missing_ok=True)
+    os.set_inheritable(port.fd, True)
+    command = [
+        sys.executable, "-m", "firmware_bridge.motor", "--fd", str(port.fd), "--port", port_path, "--arm", str(arm_file),
+        "--slots", str(slots), "--guard", str(os.getpid()), "--priority", str(priority),
+        *(["--core", str(core)] if core is not None else []),
+    ]  # fmt: skip
+    child = subprocess.Popen(command, pass_fds=[port.fd])
+    failure = watch(child, slots)
+    if not failure:
+        return child.returncode
+    child.kill()
+    child.wait()
+    if found_energised and not is_armed(slots):
+        tell(f"motor process {failure}: the arm is energised as it was found; support it, then switch its power off")
+        return EXIT_STOPPED_BY_GUARD
+    tell(f"motor process {failure}: holding, then letting the torque down")
+    holding = release(port, config)
+    if holding:
+        tell(f"servo {', '.join(map(str, holding))} still holds: switch the arm's power off.")
+    return EXIT_STOPPED_BY_GUARD
+
+
+def tell(sentence: str) -> None:
+    print(f"guard: {sentence}", file=sys.stderr, flush=True)
 
 
 def start(

@@ -71,6 +71,9 @@ class Command:
 
     @classmethod
     def unpack(cls, raw: bytes) -> Command:
+        """Raises ValueError when `raw` is no command."""
+        if len(raw) < cls._HEAD.size:
+            raise ValueError(f"{len(raw)} bytes are no command")
         t_apply, t_stale, t_capture, seq, n, expert, gate = cls._HEAD.unpack_from(raw)
         arrays = np.frombuffer(raw, "<f4", 2 * n, cls._HEAD.size).copy()
         return cls(t_apply, t_stale, arrays[:n], arrays[n:], Expert(expert), gate, t_capture, seq)

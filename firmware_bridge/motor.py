@@ -35,6 +35,7 @@ class MotorLoop:
         self.safety = Safety(arm.config)
         self.ticks = 0
         self.finished = False
+        self.holding: list[int] = []  # servos that could not be released at the end
         self._jump_limit = np.array(arm.config.max_velocity) * 1.5 / arm.config.motor_hz + 0.12
         self._doubted = 0
         self._trusted: Measurement | None = None
@@ -59,7 +60,7 @@ class MotorLoop:
             self.arm.torque_on()
         elif d.release:
             if not self.finished:
-                self.arm.torque_off()
+                self.holding = self.arm.torque_off()
             self.finished = True
         else:
             if d.torque is not None and (self._torque is None or abs(d.torque - self._torque) > 0.02):
@@ -79,39 +80,82 @@ class MotorLoop:
         )  # fmt: skip
 
 
-def read_command(slot: SlotReader | None) -> Command | None:
-    got = slot.read() if slot is not None else None
-    return Command.unpack(got[0]) if got is not None else None
+# What a record that cannot be decoded stands for: a command that the safety machine rejects.
+UNREADABLE = Command(0, 1 << 62, np.full(0, np.nan, np.float32), np.full(0, np.nan, np.float32))
 
 
-def reopened(slot: SlotReader | None, path: Path) -> SlotReader | None:
-    """The slot as it is now: opened when its writer has come, opened again when another writer took its place."""
-    if slot is not None and not slot.replaced:
-        return slot
+def opened(path: Path) -> SlotReader | None:
     try:
         return SlotReader(path)
     except SlotError:
-        return slot
+        return None
 
 
-def run(port: Port, config: ArmConfig, slots: Path, priority: int = 0, core: int | None = None) -> int:
-    """Serve until the arm has been lowered or has stopped; returns the exit code."""
+class Latest:
+    """Newest value of a slot whose writer may come late or come again. What already lay there is an earlier run's: not read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._reader = opened(path)
+        self._earlier = self._reader.newest if self._reader is not None else 0
+
+    def look(self) -> None:
+        """Open the slot when its writer has come, and again when another writer took its place."""
+        if self._reader is None or self._reader.replaced:
+            self._reader, self._earlier = opened(self.path) or self._reader, 0
+
+    def read(self) -> bytes | None:
+        if self._reader is None or self._reader.newest == self._earlier:
+            return None
+        got = self._reader.read()
+        return got[0] if got is not None else None
+
+
+def as_command(raw: bytes | None) -> Command | None:
+    """The command in a slot's bytes; UNREADABLE when they are none, so that it is rejected and never raises here."""
+    try:
+        return Command.unpack(raw) if raw is not None else None
+    except ValueError:
+        return UNREADABLE
+
+
+def as_request(raw: bytes | None) -> RequestKind:
+    """The request in a slot's bytes; an unknown one holds the arm."""
+    try:
+        return RequestKind(raw[0]) if raw else RequestKind.NONE
+    except ValueError:
+        return RequestKind.HOLD
+
+
+def run(
+    port: Port, config: ArmConfig, slots: Path, priority: int = 0, core: int | None = None, guard: int | None = None
+) -> int:
+    """Serve until the arm has been lowered or has stopped; returns the exit code.
+
+    Without its `guard` (a process id), or told by SIGTERM, it lowers the arm by itself: nobody would catch its own death.
+    """
+    told: list[int] = []
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     loop = MotorLoop(Arm(Bus(port, config.baud), config))
+    commands, requests = Latest(slots / COMMAND_SLOT), Latest(slots / REQUEST_SLOT)
     states = SlotWriter(slots / STATE_SLOT, JOINT_STATE_BYTES)
-    commands: SlotReader | None = None
-    requests: SlotReader | None = None
     ticker = Ticker(config.motor_hz)
     real_time(priority, core)
     while True:
         now = ticker.wait()
-        if loop.ticks % LOOK_EVERY == 0:  # writers may come, and come again after a crash
-            commands = reopened(commands, slots / COMMAND_SLOT)
-            requests = reopened(requests, slots / REQUEST_SLOT)
-        asked = requests.read() if requests is not None else None
-        request = RequestKind(asked[0][0]) if asked is not None else RequestKind.NONE
-        state = loop.tick(now, read_command(commands), request, ticker.missed)
+        if loop.ticks % LOOK_EVERY == 0:
+            commands.look()
+            requests.look()
+            if guard is not None and os.getppid() != guard and not told:
+                print("the guard is gone: lowering the arm", file=sys.stderr, flush=True)
+                told.append(0)
+        request = RequestKind.LOWER if told else as_request(requests.read())
+        state = loop.tick(now, as_command(commands.read()), request, ticker.missed)
         states.write(state.pack())
+        if loop.holding:
+            ids = ", ".join(map(str, loop.holding))
+            print(f"servo {ids} still holds: switch the arm's power off.", file=sys.stderr, flush=True)
         if loop.finished:
             if request == RequestKind.LOWER:
                 return 0
@@ -128,6 +172,7 @@ def main() -> int:
     parser.add_argument("--slots", type=Path, required=True, help="folder of the slots")
     parser.add_argument("--port", required=True, help="serial port (its name only, when --fd is given)")
     parser.add_argument("--fd", type=int, help="open and locked descriptor inherited from the guard")
+    parser.add_argument("--guard", type=int, help="process id of the guard; when it is gone the arm is lowered")
     parser.add_argument("--priority", type=int, default=0, help="SCHED_FIFO priority, 0 for none")
     parser.add_argument("--core", type=int, help="pin to this core")
     args = parser.parse_args()
@@ -136,7 +181,7 @@ def main() -> int:
         port = Port(args.fd, args.port) if args.fd is not None else Port.open(args.port, config.baud)
         if args.fd is not None:
             os.set_blocking(args.fd, False)
-        return run(port, config, args.slots, args.priority, args.core)
+        return run(port, config, args.slots, args.priority, args.core, args.guard)
     except (PortError, ArmError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -18,6 +18,7 @@ SILENT_S = 0.3  # a servo that says nothing for so long is a fault
 OVERLOAD_S = 0.5
 OVERLOAD = 1 << 5
 BLEND_S = 0.6  # after arming, limits grow from a fifth to full
+FIRST_COMMAND_S = 10.0  # an armed arm that nobody commands is lowered
 REST_TOLERANCE, REST_TIMEOUT_S = 0.06, 6.0
 
 
@@ -141,19 +142,16 @@ class Safety:
             target = command.q_rad.astype(float) + command.qd_rad_s.astype(float) * ahead
         else:
             why = (
-                "no command yet"
-                if command is None
-                else "held on request"
+                "held on request"
                 if request == RequestKind.HOLD
+                else "no command yet"
+                if command is None
                 else "command is stale or was rejected"
             )
             self._enter(SafetyState.HOLD, why, now_ns)
-            if (
-                self._was_active
-                and request != RequestKind.HOLD
-                and now_ns - self._held_ns > self.config.stop_after_s * 1e9
-            ):
-                self._enter(SafetyState.SAFE_STOP, f"no command for {self.config.stop_after_s:.1f} s", now_ns)
+            patience_s = self.config.stop_after_s if self._was_active else FIRST_COMMAND_S
+            if request != RequestKind.HOLD and now_ns - self._held_ns > patience_s * 1e9:
+                self._enter(SafetyState.SAFE_STOP, f"no command for {patience_s:.1f} s", now_ns)
                 return self._stop(now_ns, measured)
             # Where it comes to rest when it brakes now.
             v = self.goal_velocity

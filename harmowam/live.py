@@ -191,11 +191,20 @@ def live(
                 driver.recorder.save(record, report)
 
 
-def end_guard(keeper: subprocess.Popen[bytes], slots: Path) -> None:
-    """Let a guard that is still running finish: ask for lowering once more, then wait. It is never killed while the arm is energised."""
-    if keeper.poll() is None:
-        SlotWriter(slots / REQUEST_SLOT, 16).write(bytes([RequestKind.LOWER]))
+def end_guard(keeper: subprocess.Popen[bytes], slots: Path, timeout_s: float = 12.0) -> None:
+    """Let a guard that is still running finish: ask for lowering until it has. It is never killed while the arm is energised.
+
+    Asked again and again because a motor process that is only starting takes what lies in the slot for an earlier run's.
+    """
+    if keeper.poll() is not None:
+        return
+    requests = SlotWriter(slots / REQUEST_SLOT, 16)
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        requests.write(bytes([RequestKind.LOWER]))
         try:
-            keeper.wait(12)
+            keeper.wait(0.1)
+            return
         except subprocess.TimeoutExpired:
-            print("error: the guard does not end: switch the arm's power off if it is still stiff.", file=sys.stderr)
+            continue
+    print("error: the guard does not end: switch the arm's power off if it is still stiff.", file=sys.stderr)

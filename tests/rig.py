@@ -58,6 +58,8 @@ class Bench:
 
     def __init__(self, folder: Path, size: tuple[int, int] = (320, 240)):
         self.folder = folder
+        gc.collect()
+        gc.freeze()  # the loop collects once; a heap with torch in it takes 0.3 s, and these servos are threads of the same process
         folder.mkdir(parents=True, exist_ok=True)
         self.servos = VirtualBus(IDS, KinematicPlant(np.array(START) * 4096 / (2 * np.pi) + 2048))
         prefer(3)  # for the threads that stand in for hardware, if we may

@@ -189,3 +189,90 @@ def test_a_command_that_is_no_number_never_reaches_a_servo(rig):
         time.sleep(0.02)
     assert rig.state().safety == SafetyState.HOLD
     assert [rig.servos.get(i, "goal_position") for i in CONFIG.ids] == before
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"\x01", b"\xff" * 37, b"\xff" * COMMAND_BYTES])
+def test_bytes_that_are_no_command_are_rejected_and_the_arm_held(rig, rubbish):
+    rig.ask(RequestKind.ARM)
+    rig.wait_for(SafetyState.HOLD)
+    slot = SlotWriter(rig.folder / COMMAND_SLOT, COMMAND_BYTES)
+    for _ in range(10):
+        slot.write(rubbish)
+        time.sleep(0.02)
+    assert rig.state().safety == SafetyState.HOLD and "rejected" in rig.state().reason
+    assert rig.keeper.poll() is None and rig.torque() == [1] * 6
+
+
+def test_an_unknown_request_holds_the_arm(rig):
+    rig.ask(RequestKind.ARM)
+    rig.wait_for(SafetyState.HOLD)
+    rig.ask(200)
+    time.sleep(0.1)
+    assert rig.state().safety == SafetyState.HOLD and rig.state().reason == "held on request"
+
+
+def test_without_its_guard_the_motor_process_lowers_the_arm(rig):
+    rig.ask(RequestKind.ARM)
+    rig.wait_for(SafetyState.HOLD)
+    rig.keeper.kill()
+    rig.keeper.wait()
+    assert "lowering" in rig.wait_for(SafetyState.SAFE_STOP, timeout=1).reason
+    deadline = time.monotonic() + 8
+    while rig.torque() != [0] * 6 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert rig.torque() == [0] * 6
+
+
+def test_a_motor_process_that_is_told_to_end_lowers_the_arm(rig):
+    rig.ask(RequestKind.ARM)
+    rig.wait_for(SafetyState.HOLD)
+    os.kill(rig.motor_pid(), signal.SIGTERM)
+    assert rig.keeper.wait(10) == 0 and rig.torque() == [0] * 6
+
+
+def test_what_an_earlier_run_asked_arms_nothing(tmp_path):
+    servos, _ = bus()
+    server = PtyBus(servos, link=tmp_path / "arm")
+    requests = SlotWriter(tmp_path / REQUEST_SLOT, 16)
+    requests.write(bytes([RequestKind.ARM]))
+    keeper = guard.start(server.path, CONFIG, tmp_path)
+    slot = guard.wait_for_state(keeper, tmp_path)
+    time.sleep(0.3)
+    assert JointState.unpack(slot.read()[0]).safety == SafetyState.DISARMED
+    assert [servos.get(i, "torque_enable") for i in CONFIG.ids] == [0] * 6
+    requests.write(bytes([RequestKind.LOWER]))
+    assert keeper.wait(5) == 0
+    server.close()
+
+
+def test_the_guard_goes_on_with_a_torque_ramp_where_the_motor_process_left_it(rig):
+    rig.ask(RequestKind.ARM)
+    rig.wait_for(SafetyState.HOLD)
+    rig.ask(RequestKind.LOWER)
+    deadline = time.monotonic() + 8
+    while rig.servos.get(1, "torque_limit") > 600 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(rig.motor_pid(), signal.SIGKILL)
+    left = rig.servos.get(1, "torque_limit")
+    highest = 0
+    while rig.keeper.poll() is None:
+        highest = max(highest, rig.servos.get(1, "torque_limit"))
+        time.sleep(0.002)
+    assert left <= 600 and highest <= left
+    assert rig.keeper.returncode == guard.EXIT_STOPPED_BY_GUARD and rig.torque() == [0] * 6
+
+
+def test_an_arm_that_stood_energised_is_not_dropped_by_a_motor_process_that_never_armed_it(tmp_path):
+    servos, _ = bus((0.3, -0.5, 0.5, 0.5, 0.0, 0.5))
+    for i in CONFIG.ids:
+        servos.memory[i][40] = 1
+    servos._drive()
+    server = PtyBus(servos, link=tmp_path / "arm")
+    keeper = guard.start(server.path, CONFIG, tmp_path)
+    guard.wait_for_state(keeper, tmp_path)
+    motor = int(Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children").read_text().split()[0])
+    os.kill(motor, signal.SIGKILL)
+    assert keeper.wait(5) == guard.EXIT_STOPPED_BY_GUARD
+    assert [servos.get(i, "torque_enable") for i in CONFIG.ids] == [1] * 6
+    assert "energised as it was found" in (tmp_path / guard.LOG).read_text()
+    server.close()

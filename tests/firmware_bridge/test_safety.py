@@ -176,3 +176,9 @@ def test_the_goal_never_leads_the_measured_arm_by_more_than_max_lead():
         d = bench.tick(stuck + 1.2)
         bench.q = stuck.copy()
         assert np.all(np.abs(d.goal - stuck) <= CONFIG.max_lead + 0.05)
+
+
+def test_an_armed_arm_that_nobody_commands_is_lowered_after_ten_seconds():
+    bench = Bench()
+    states = [bench.tick().state for _ in range(1100)]
+    assert states[900] == SafetyState.HOLD and states[-1] == SafetyState.SAFE_STOP

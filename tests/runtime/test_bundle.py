@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ def damage(path):
     file.write_bytes(raw)
 
 
-CASES = {
+CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "absent": (shutil.rmtree, "is not a bundle"),
     "one bit turned": (damage, "does not match its hash"),
     "a file missing": (lambda p: (p / "onnx" / "predictive.onnx").unlink(), "is missing"),
