@@ -11,7 +11,7 @@ import select
 import threading
 import time
 import tty
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from firmware_bridge.sts3215 import CURRENT_A, REGISTERS, decode, encode
 
 RAM_START = 40
 FIRST_READ_ONLY, PRESENT_END = 56, 71
+GOAL = REGISTERS["goal_position"]
 
 
 class VirtualBus:
@@ -30,7 +31,6 @@ class VirtualBus:
     def __init__(self, ids: Sequence[int], plant: Plant):
         self.ids = list(ids)
         self.plant = plant
-        n = len(self.ids)
         self.memory = {i: bytearray(128) for i in self.ids}
         for i in self.ids:
             for r in REGISTERS.values():
@@ -40,13 +40,15 @@ class VirtualBus:
         self.silent: set[int] = set()
         self.drop = 0
         self.corrupt = 0  # the next n replies arrive with one bit turned over
-        self._goal = np.zeros(n)
+        self._settings: tuple[np.ndarray, ...] | None = None
         position, _, _ = plant.present(0)
         for k, i in enumerate(self.ids):
-            self._put(i, "goal_position", round(float(position[k])))
+            self.put(i, "goal_position", round(float(position[k])))
         self._drive()
 
-    def _put(self, servo: int, name: str, value: int) -> None:
+    def put(self, servo: int, name: str, value: int) -> None:
+        """Set a register as if the servo had it so (for tests: call `_drive` to let it act)."""
+        self._settings = None
         r = REGISTERS[name]
         self.memory[servo][r.address : r.address + r.size] = encode(name, value)
 
@@ -55,11 +57,11 @@ class VirtualBus:
         r = REGISTERS[name]
         return decode(name, bytes(self.memory[servo][r.address : r.address + r.size]))
 
-    def _refresh(self, now_ns: int) -> None:
-        """Present registers from the plant."""
+    def _refresh(self, now_ns: int, servos: Iterable[int]) -> None:
+        """Present registers of `servos` from the plant."""
         position, velocity, load = self.plant.present(now_ns)
-        for k, i in enumerate(self.ids):
-            m = self.memory[i]
+        for i in servos:
+            m, k = self.memory[i], self.ids.index(i)
             offset = self.get(i, "homing_offset")
             load_k = max(-1.0, min(1.0, float(load[k])))
             speed = max(-32767, min(32767, round(float(velocity[k]))))
@@ -70,23 +72,31 @@ class VirtualBus:
             m[69:71] = encode("present_current", int(1.2 * load_k / CURRENT_A))
 
     def _drive(self) -> None:
-        goal = np.array([self.get(i, "goal_position") + self.get(i, "homing_offset") for i in self.ids], float)
-        low = np.array([self.get(i, "min_position") for i in self.ids])
-        high = np.array([self.get(i, "max_position") for i in self.ids])
-        torque = np.array([self.get(i, "torque_enable") == 1 for i in self.ids])
-        speed = np.array([abs(self.get(i, "goal_speed")) for i in self.ids], float)
-        limit = np.array([self.get(i, "torque_limit") / 1000 for i in self.ids])
+        """Hand what the registers ask for to the plant. All but the goal is read again only after something else was written."""
+        if self._settings is None:
+            self._settings = (
+                np.array([self.get(i, "homing_offset") for i in self.ids], float),
+                np.array([self.get(i, "min_position") for i in self.ids]),
+                np.array([self.get(i, "max_position") for i in self.ids]),
+                np.array([self.get(i, "torque_enable") == 1 for i in self.ids]),
+                np.array([abs(self.get(i, "goal_speed")) for i in self.ids], float),
+                np.array([self.get(i, "torque_limit") / 1000 for i in self.ids]),
+            )
+        offset, low, high, torque, speed, limit = self._settings
+        goal = np.array([self.get(i, "goal_position") for i in self.ids]) + offset
         self.plant.drive(np.clip(goal, low, high), torque, speed, limit)
 
     def _write(self, servo: int, address: int, data: bytes) -> None:
         m = self.memory[servo]
+        if (address, len(data)) != (GOAL.address, GOAL.size):
+            self._settings = None
         for k, byte in enumerate(data):
             at = address + k
             if at >= FIRST_READ_ONLY and at < PRESENT_END or at < 5 or at >= len(m):
                 continue  # read-only: accepted and ignored, as the servo does
             m[at] = byte
         if address <= 40 < address + len(data) and m[40] == 128:  # take the present position as the middle
-            self._put(servo, "homing_offset", max(-2047, min(2047, self.get(servo, "present_position") - 2048)))
+            self.put(servo, "homing_offset", max(-2047, min(2047, self.get(servo, "present_position") - 2048)))
             m[40] = 0
 
     def handle(self, data: bytes, now_ns: int) -> bytes:
@@ -118,7 +128,7 @@ class VirtualBus:
             self._drive()
             return b""
         if p.code == fs.SYNC_READ and everyone and len(p.params) >= 2:
-            self._refresh(now_ns)
+            self._refresh(now_ns, [i for i in p.params[2:] if i in self.memory])
             address, size = p.params[0], p.params[1]
             return b"".join(
                 self._reply(i, bytes(self.memory[i][address : address + size]))
@@ -129,10 +139,10 @@ class VirtualBus:
         if p.code == fs.PING:
             return b"".join(self._reply(i, b"") for i in targets[:1])
         if p.code == fs.READ and not everyone and targets and len(p.params) == 2:
-            self._refresh(now_ns)
+            self._refresh(now_ns, [p.servo])
             return self._reply(p.servo, bytes(self.memory[p.servo][p.params[0] : p.params[0] + p.params[1]]))
         if p.code == fs.WRITE and p.params:
-            self._refresh(now_ns)
+            self._refresh(now_ns, targets)
             for i in targets:
                 self._write(i, p.params[0], p.params[1:])
             self._drive()

@@ -316,7 +316,7 @@ def profile(
 
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
-@click.option("--seed", default=1, show_default=True)
+@click.option("--seed", default=0, show_default=True)
 @click.option("--seconds", default=20.0, show_default=True, help="At most; the run ends with success.")
 @json_option
 @errors

@@ -136,7 +136,7 @@ def test_what_is_missing_busy_or_silent_is_refused(bench, bundle, tmp_path):
 
 def test_a_missing_camera_and_another_resolution_are_refused_and_an_energised_arm_is_held(bench, bundle):
     for servo in range(1, 7):
-        bench.servos.memory[servo][40] = 1  # somebody left it standing
+        bench.servos.put(servo, "torque_enable", 1)  # somebody left it standing
     text = bench.robot_file.read_text()
     bench.robot_file.write_text(text.replace("camera-wrist.slot", "camera-gone.slot"))
     assert "camera 'wrist' is missing" in refusal(*drive(bench, bundle))

@@ -73,7 +73,7 @@ def test_a_late_reply_is_never_taken_for_the_next_answer():
 
 def test_torque_on_starts_at_the_measured_pose_and_an_energised_arm_is_not_dropped():
     servos, plant = bus()
-    servos.memory[2][40] = 1
+    servos.put(2, "torque_enable", 1)
     servos._drive()
     arm = Arm(Bus(MemoryPort(servos)), CONFIG)
     assert arm.energised()

@@ -139,7 +139,7 @@ def test_the_motor_process_ignores_ctrl_c(rig):
 def test_an_energised_arm_is_held_when_the_motor_process_takes_over(tmp_path):
     servos, plant = bus((0.3, -0.5, 0.5, 0.5, 0.0, 0.5))
     for i in CONFIG.ids:
-        servos.memory[i][40] = 1
+        servos.put(i, "torque_enable", 1)
     servos._drive()
     server = PtyBus(servos, link=tmp_path / "arm")
     keeper = guard.start(server.path, CONFIG, tmp_path)
@@ -265,7 +265,7 @@ def test_the_guard_goes_on_with_a_torque_ramp_where_the_motor_process_left_it(ri
 def test_an_arm_that_stood_energised_is_not_dropped_by_a_motor_process_that_never_armed_it(tmp_path):
     servos, _ = bus((0.3, -0.5, 0.5, 0.5, 0.0, 0.5))
     for i in CONFIG.ids:
-        servos.memory[i][40] = 1
+        servos.put(i, "torque_enable", 1)
     servos._drive()
     server = PtyBus(servos, link=tmp_path / "arm")
     keeper = guard.start(server.path, CONFIG, tmp_path)
