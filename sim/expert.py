@@ -1,27 +1,28 @@
-"""The scripted expert: privileged (it reads where the cube is), used to make demonstrations, never by a policy.
+"""The scripted expert: privileged (it reads where things are), used to make demonstrations, never by a policy.
 
-It plans one minimum-jerk segment at a time between way-points of the end-effector; `target(t)` is the clean plan that
-becomes the label, and `noise(t)` a smooth disturbance added to what is executed (DART: Laskey et al. 2017), so that
-demonstrations show recoveries.
+It plans one minimum-jerk segment at a time between way-points of the end-effector; `clean(t)` is the plan that
+becomes the label, and smooth noise is added to what is executed (DART: Laskey et al. 2017), so that demonstrations
+show recoveries.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from runtime.kinematics import so101_inverse
-from sim.world import CLOSED, HOME, INSTRUCTIONS, OPEN, TOOL_PITCH, World
+from sim.tasks import CLOSED, HOME, OPEN, PAN_X, REACH, SEEN, TASKS, TOOL_PITCH, UNSEEN
+from sim.world import World
 
 HOVER = 0.070  # m, tool height in transit
-GRASP_Z = 0.014
-RELEASE_Z = 0.022
+RISE = 0.09  # m, hover over a stack or a post with something in the jaws
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Move to `goal` [6] (pose and jaw) in `seconds`; `noise` scales the disturbance; `event` marks open/close."""
+    """Move to `goal` [6] (pose and jaw) in `seconds`; `noise` scales the disturbance; `event`: the jaw moves at once."""
 
     goal: np.ndarray
     seconds: float
@@ -29,61 +30,159 @@ class Segment:
     event: bool = False
 
 
-def jaw_roll(world: World, name: str, x: float, y: float) -> float:
-    """Wrist roll that turns the jaws parallel to the nearest pair of faces of the cube."""
-    at = world.data.body(name).xmat.reshape(3, 3)
-    yaw = np.arctan2(at[1, 0], at[0, 0])
-    pan = np.arctan2(y, x - 0.0388353)
-    # Tool pointing down: its lateral axis is the pan direction turned by -roll, seen from above.
-    want = (yaw - pan + np.pi / 4) % (np.pi / 2) - np.pi / 4
+def pan(x: float, y: float) -> float:
+    """Heading of the arm when its tool is over (x, y)."""
+    return math.atan2(y, x - PAN_X)
+
+
+def jaw_roll(yaw: float, x: float, y: float, symmetry: float) -> float:
+    """Wrist roll that turns the jaws to a thing with heading `yaw`, which looks the same every `symmetry` rad.
+
+    Tool pointing down: its lateral axis is the pan direction turned by -roll, seen from above.
+    """
+    want = (yaw - pan(x, y) + symmetry / 2) % symmetry - symmetry / 2
     return float(-want)
 
 
-def plan_pick_place(world: World, rng: np.random.Generator) -> list[Segment]:
-    """Way-points for the world's instruction from its present state."""
-    name = INSTRUCTIONS[world.instruction]
-    x, y, _ = world.cube(name)
-    px, py = world.layout.plate
-    roll = jaw_roll(world, name, x, y)
+def _pose(x: float, y: float, z: float, roll: float, jaw: float) -> np.ndarray:
+    return np.array([x, y, z, TOOL_PITCH, roll, jaw])
 
-    def pose(x: float, y: float, z: float, roll: float, jaw: float) -> np.ndarray:
-        return np.array([x, y, z, TOOL_PITCH, roll, jaw])
 
-    def travel(a: np.ndarray, b: np.ndarray) -> float:
-        return max(0.5, float(np.linalg.norm(a[:3] - b[:3])) / 0.16)
+def _travel(a: np.ndarray, b: np.ndarray) -> float:
+    return max(0.5, float(np.linalg.norm(a[:3] - b[:3])) / 0.16)
 
-    now = world.pose
-    # The entry to the descent is left a little to the side: the transit expert will not be exact either.
+
+def _beside(x: float, y: float, roll: float, offset: float) -> tuple[float, float]:
+    """The point `offset` to the left of (x, y), along the jaws' lateral axis."""
+    a = pan(x, y) - roll + math.pi / 2
+    return x + offset * math.cos(a), y + offset * math.sin(a)
+
+
+def pick(world: World, rng: np.random.Generator, item: str, z: float, offset: float, start: np.ndarray) -> list[Segment]:
+    """Hover, descend, close, lift. The entry to the descent is left a little to the side: the transit expert will not be exact either."""
+    x, y, _ = world.position(item)
+    symmetry = math.pi if item == "bar" else math.pi / 4 if item == "ring" else math.pi / 2
+    # A bar is taken across: its length runs along the tool's forward axis.
+    roll = jaw_roll(world.yaw(item), x, y, symmetry)
+    x, y = _beside(x, y, roll, offset)
     hx, hy = np.array([x, y]) + rng.normal(0, 0.008, 2)
-    lx, ly = np.array([px, py]) + rng.normal(0, 0.008, 2)
-    hover, grasp = pose(hx, hy, HOVER, roll, OPEN), pose(x, y, GRASP_Z, roll, OPEN)
-    grip = pose(x, y, GRASP_Z, roll, CLOSED)
-    lift = pose(x, y, HOVER, roll, CLOSED)
-    over = pose(lx, ly, HOVER, 0.5 * roll, CLOSED)
-    lower = pose(px, py, RELEASE_Z, 0.5 * roll, CLOSED)
-    release = pose(px, py, RELEASE_Z, 0.5 * roll, OPEN)
-    leave = pose(px, py, HOVER, 0.5 * roll, OPEN)
-    home = np.append(HOME, OPEN)
+    hover = _pose(hx, hy, HOVER, roll, OPEN)
     return [
-        Segment(hover, travel(now, hover), 1.0),
-        Segment(grasp, 0.75, 0.5),
-        Segment(grip, 0.35, 0.0, event=True),
-        Segment(lift, 0.5, 0.2),
-        Segment(over, travel(lift, over), 1.0),
-        Segment(lower, 0.65, 0.5),
-        Segment(release, 0.30, 0.0, event=True),
-        Segment(leave, 0.45, 0.3),
-        Segment(home, 0.6, 0.6),
+        Segment(hover, _travel(start, hover), 1.0),
+        Segment(_pose(x, y, z, roll, OPEN), 0.75, 0.5),
+        Segment(_pose(x, y, z, roll, CLOSED), 0.35, 0.0, event=True),
+        Segment(_pose(x, y, RISE if z < 0.012 or z > 0.03 else HOVER, roll, CLOSED), 0.5, 0.2),
     ]
 
 
+def plan_place(world: World, rng: np.random.Generator) -> list[Segment]:
+    """Way-points of a pick-and-place task from the world's present state."""
+    task, (item, goal) = TASKS[world.layout.task], world.layout.roles
+    up = pick(world, rng, item, task.grasp_z, task.grasp_offset, world.pose)
+    lift = up[-1].goal
+    roll, high = float(lift[4]), float(lift[2])
+    px, py, _ = world.position(goal)
+    if task.name == "plate":
+        turn = 0.5 * roll
+    elif task.name == "ring":
+        turn = roll
+    else:  # what is in the jaws has the heading it had, turned with them: bring it into line with the goal
+        x, y, _ = world.position(item)
+        held = world.yaw(item) - (pan(x, y) - roll)  # heading in the jaws
+        symmetry = math.pi if task.name == "slot" else math.pi / 2
+        turn = jaw_roll(world.yaw(goal) - held, px, py, symmetry)
+    px, py = _beside(px, py, turn, task.grasp_offset)
+    lx, ly = np.array([px, py]) + rng.normal(0, 0.008, 2)
+    over = _pose(lx, ly, high, turn, CLOSED)
+    return [
+        *up,
+        Segment(over, _travel(lift, over), 1.0),
+        Segment(_pose(px, py, task.place_z, turn, CLOSED), 0.75, 0.4),
+        Segment(_pose(px, py, task.place_z, turn, OPEN), 0.30, 0.0, event=True),
+        Segment(_pose(px, py, RISE, turn, OPEN), 0.45, 0.2),
+        Segment(np.append(HOME, OPEN), 0.6, 0.6),
+    ]
+
+
+def plan_press(world: World, rng: np.random.Generator) -> list[Segment]:
+    """Way-points of the button row: hover, press, hover; the jaw stays closed."""
+    at, out = world.pose, []
+    for name in world.layout.roles:
+        x, y, _ = world.layout.places[name]
+        hx, hy = np.array([x, y]) + rng.normal(0, 0.006, 2)
+        hover = _pose(hx, hy, HOVER, 0.0, CLOSED)
+        out += [
+            Segment(hover, _travel(at, hover), 1.0),
+            Segment(_pose(x, y, TASKS["press"].grasp_z, 0.0, CLOSED), 0.7, 0.5),
+            Segment(_pose(x, y, HOVER, 0.0, CLOSED), 0.5, 0.3),
+        ]
+        at = out[-1].goal
+    return [*out, Segment(np.append(HOME, CLOSED), 0.6, 0.6)]
+
+
+def plan(world: World, rng: np.random.Generator) -> list[Segment]:
+    """Way-points for the world's instruction from its present state."""
+    return plan_press(world, rng) if world.layout.task == "press" else plan_place(world, rng)
+
+
+def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], str]:
+    """Task-agnostic play: wander, approach things, and often grasp one and let it go elsewhere. Also says, in hindsight, what with."""
+    names = list(world.layout.places)
+    target = names[int(rng.integers(len(names)))]
+    said = target.replace("_", " ")
+    jaw = world.layout.jaw
+    out: list[Segment] = []
+
+    def somewhere(z: tuple[float, float]) -> np.ndarray:
+        while True:
+            x, y = rng.uniform(SEEN[0], UNSEEN[1])
+            if math.hypot(x - PAN_X, y) < REACH:
+                return _pose(x, y, float(rng.uniform(*z)), float(rng.uniform(-0.5, 0.5)), jaw)
+
+    at = world.pose
+    for _ in range(int(rng.integers(0, 2))):
+        out.append(Segment(somewhere((0.05, 0.11)), 0.0, 1.0))
+    free = world._free(target) is not None
+    if free and jaw == OPEN:
+        task = TASKS[world.layout.task]
+        start = out[-1].goal if out else at
+        out += pick(world, rng, target, task.grasp_z, task.grasp_offset, start)
+        drop = somewhere((0.03, 0.05))
+        drop[5] = CLOSED
+        hover = drop.copy()
+        hover[2] = HOVER
+        opened = drop.copy()
+        opened[5] = OPEN
+        leave = opened.copy()
+        leave[2] = HOVER
+        out += [
+            Segment(hover, _travel(out[-1].goal, hover), 1.0), Segment(drop, 0.5, 0.4),
+            Segment(opened, 0.3, 0.0, event=True), Segment(leave, 0.45, 0.3),
+        ]  # fmt: skip
+        text = f"take the {said} away"
+    else:
+        x, y, _ = world.position(target)
+        hover = _pose(x, y, HOVER, float(rng.uniform(-0.3, 0.3)), jaw)
+        hover[:2] += rng.normal(0, 0.006, 2)
+        low = hover.copy()
+        low[:3] = x, y, {"press": 0.016}.get(world.layout.task, 0.05)
+        out += [Segment(hover, 0.0, 1.0), Segment(low, 0.7, 0.5), Segment(hover, 0.5, 0.3)]
+        text = f"touch the {said}"
+    timed, before = [], at
+    for s in out:
+        timed.append(Segment(s.goal, s.seconds or _travel(before, s.goal), s.noise, s.event))
+        before = s.goal
+    return timed, text
+
+
 class Follower:
-    """Walks the segments: `step(dt) -> (clean target [6], executed target [6], event, done)`."""
+    """Walks the segments: `step(dt)` gives the executed target, `clean()` the plan."""
 
     def __init__(self, world: World, segments: list[Segment], rng: np.random.Generator, noise_m: float = 0.008):
         self.segments, self.rng, self.noise_m = segments, rng, noise_m
         self.index, self.t = 0, 0.0
         self.start = world.pose
+        self.start[5] = world.layout.jaw
         self._ou = np.zeros(6)
         self._scale = np.array([noise_m, noise_m, 0.6 * noise_m, 0.0, 12 * noise_m, 0.0])
         self._gain = 0.0
@@ -104,9 +203,8 @@ class Follower:
         target[5] = seg.goal[5] if seg.event else start[5]  # the jaw is told at once; the limiter makes it smooth
         return target
 
-    def step(self, dt: float) -> tuple[np.ndarray, bool, bool]:
-        """Executed target [6], whether a jaw event begins now, whether the plan is over."""
-        before = self.index
+    def step(self, dt: float) -> tuple[np.ndarray, bool]:
+        """Executed target [6], and whether the plan is over."""
         self.t += dt
         while self.index < len(self.segments) and self.t >= self.segments[self.index].seconds:
             self.t -= self.segments[self.index].seconds
@@ -117,9 +215,7 @@ class Follower:
         tau = 0.35
         self._ou += -self._ou * dt / tau + np.sqrt(2 * dt / tau) * self.rng.normal(size=6)
         self._gain += (seg.noise - self._gain) * min(1.0, dt / 0.15)
-        noise = self._ou * self._scale * self._gain
-        event = self.index != before and not done and seg.event
-        return self.clean() + noise, event, done
+        return self.clean() + self._ou * self._scale * self._gain, done
 
 
 def joints_for(target: np.ndarray) -> np.ndarray:

@@ -38,7 +38,8 @@ class SimulatorError(Exception):
 def serve(slots: Path, seed: int, task: str | None, fps: float) -> int:
     """Physics on the wall clock and the bus on a pseudo-terminal, until SIGTERM or the death of the parent."""
     from sim.plant import MujocoPlant
-    from sim.world import SERVO_DT, J, World, sample_layout
+    from sim.tasks import sample_layout
+    from sim.world import SERVO_DT, J, World
 
     parent = os.getppid()
     stop: list[int] = []
@@ -46,7 +47,7 @@ def serve(slots: Path, seed: int, task: str | None, fps: float) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     rng = np.random.default_rng([seed, 7])
     world = World(layout=sample_layout(rng, task))
-    truth = SlotWriter(slots / TRUTH_SLOT, _TRUTH.size + 8 * world.model.nq)
+    truth = SlotWriter(slots / TRUTH_SLOT, _TRUTH.size + world.visible.nbytes)
     for name in ("front", "wrist"):
         (slots / f"{name}.json").write_text(json.dumps(world.camera(name).to_json()))
     command = [
@@ -74,7 +75,7 @@ def serve(slots: Path, seed: int, task: str | None, fps: float) -> int:
         world.advance((now - began) * 1e-9 - world.time_s)
         success = world.success()
         first_success = first_success or (now if success else 0)
-        truth.write(_TRUTH.pack(now, first_success, world.time_s, success), world.data.qpos)
+        truth.write(_TRUTH.pack(now, first_success, world.time_s, success), world.visible)
         if not announced and all(slot_path(slots, c).exists() for c in ("front", "wrist")):
             print(json.dumps({"port": bus.path, "instruction": world.instruction}), flush=True)
             announced = True
@@ -86,7 +87,8 @@ def serve(slots: Path, seed: int, task: str | None, fps: float) -> int:
 
 def serve_cameras(slots: Path, seed: int, task: str | None, fps: float) -> int:
     """Render the newest truth at `fps` into camera slots, stamped with the time of that truth."""
-    from sim.world import CAMERA_SIZE, World, sample_layout
+    from sim.tasks import sample_layout
+    from sim.world import CAMERA_SIZE, World
 
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -100,7 +102,7 @@ def serve_cameras(slots: Path, seed: int, task: str | None, fps: float) -> int:
         got = truth.read()
         if got is not None:
             t_ns = _TRUTH.unpack_from(got[0])[0]
-            frames = world.render_pose(np.frombuffer(got[0], np.float64, world.model.nq, _TRUTH.size))
+            frames = world.render_visible(np.frombuffer(got[0], np.float64, len(world.visible), _TRUTH.size))
             for name, frame in frames.items():
                 if name not in writers:  # the slot appears with its first frame
                     writers[name] = SlotWriter(slot_path(slots, name), FRAME_HEAD.size + width * height * 3)
@@ -139,14 +141,14 @@ def start(
 
 
 def main() -> int:
-    from sim.world import TASKS
+    from sim.tasks import INSTRUCTIONS
 
     parser = argparse.ArgumentParser(
         description="Simulated SO-101: MuJoCo, servo bus on a pseudo-terminal, cameras in slots."
     )
     parser.add_argument("--slots", type=Path, required=True, help="folder for slots and calibration files")
     parser.add_argument("--seed", type=int, default=0, help="start layout")
-    parser.add_argument("--task", choices=TASKS, help="instruction; default: drawn from the seed")
+    parser.add_argument("--task", choices=list(INSTRUCTIONS), help="instruction; default: drawn from the seed")
     parser.add_argument("--fps", type=float, default=50.0)
     parser.add_argument("--cameras", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,9 @@ import mujoco
 
 from calibration.camera import Camera
 from runtime.kinematics import SO101_LOWER, SO101_UPPER, so101_forward, so101_inverse
+from sim.tasks import N_DISTRACTORS, Layout, Look, sample_layout, success
 
-ASSET = Path(__file__).parent / "assets" / "table_top.xml"
+ASSETS = Path(__file__).parent / "assets"
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 J = len(JOINTS)
 STEP_RAD = 2 * math.pi / 4096  # STS3215 resolution
@@ -31,85 +31,100 @@ SERVO_DT = 0.004  # the servos' own control period, s
 SERVO_SPEED = 5.0  # rad/s, STS3215 at 7.4 V
 LATENCY_TICKS = 3  # goal register to motion: 12 ms
 CAMERA_SIZE = (320, 240)
-OPEN, CLOSED = 1.0, 0.05  # jaw angles, rad
-TOOL_PITCH = 1.40  # rad; 10 degrees off vertical keeps the wrist inside its limits over the whole table
-HOME = np.array([0.17, 0.0, 0.09, TOOL_PITCH, 0.0])
-
-INSTRUCTIONS = {
-    "put the red cube on the plate": "red_cube",
-    "put the blue cube on the plate": "blue_cube",
-}
-TASKS = tuple(INSTRUCTIONS)
-CUBES = ("red_cube", "blue_cube")
+PRESS_M = 0.004  # travel at which a button lights up
+LIT = (1.0, 0.97, 0.75, 1.0)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where a start puts things: cubes (x, y, yaw), plate (x, y), instruction. Metres, radians."""
+class Scene:
+    """One task's compiled model with its renderer; `reset` of a World switches between scenes."""
 
-    cubes: tuple[tuple[float, float, float], ...]
-    plate: tuple[float, float]
-    instruction: str
-    start: np.ndarray  # end-effector pose [5]
+    def __init__(self, task: str):
+        self.model = mujoco.MjModel.from_xml_path(str(ASSETS / f"{task}.xml"))
+        self.data = mujoco.MjData(self.model)
+        self.renderer: mujoco.Renderer | None = None
+        m = self.model
+        names = [m.geom(i).name for i in range(m.ngeom)]
+        swapped = {n.split("@")[0] for n in names if n.endswith("@unseen")}
+        self.seen = [i for i, n in enumerate(names) if n in swapped]
+        self.unseen = [i for i, n in enumerate(names) if n.endswith("@unseen")]
+        self.contype, self.conaffinity = m.geom_contype.copy(), m.geom_conaffinity.copy()
+        self.rgba, self.force = m.geom_rgba.copy(), m.actuator_forcerange.copy()
+        self.jaws = {m.geom(g).id for g in ("fixed_jaw", "moving_jaw")}
+        self.buttons = [m.joint(i).name for i in range(m.njnt) if m.joint(i).name.endswith("_button")]
 
+    def dress(self, unseen: bool) -> None:
+        """Show (and let collide) the seen or the unseen variant of every geom that has two."""
+        m = self.model
+        m.geom_contype[:], m.geom_conaffinity[:], m.geom_rgba[:] = self.contype, self.conaffinity, self.rgba
+        hidden = self.seen if unseen else self.unseen
+        m.geom_contype[hidden] = m.geom_conaffinity[hidden] = 0
+        m.geom_rgba[hidden, 3] = 0.0
 
-def sample_layout(rng: np.random.Generator, instruction: str | None = None) -> Layout:
-    """A random start in distribution: cubes and plate in the reachable part of the table, apart from one another."""
-    if instruction is None:
-        instruction = TASKS[int(rng.integers(len(TASKS)))]
-
-    def spot() -> np.ndarray:
-        while True:
-            p = rng.uniform([0.155, -0.11], [0.255, 0.11])
-            if math.hypot(p[0] - 0.0388, p[1]) < 0.222:
-                return p
-
-    while True:
-        plate, *cubes = (spot() for _ in range(1 + len(CUBES)))
-        gaps = [np.linalg.norm(plate - c) for c in cubes]
-        if min(gaps) > 0.075 and np.linalg.norm(cubes[0] - cubes[1]) > 0.065:
-            break
-    yaws = rng.uniform(-0.6, 0.6, len(CUBES))
-    start = HOME + rng.uniform([-0.01, -0.05, -0.015, 0, -0.3], [0.03, 0.05, 0.01, 0, 0.3])
-    placed = tuple((float(c[0]), float(c[1]), float(w)) for c, w in zip(cubes, yaws, strict=True))
-    return Layout(placed, (float(plate[0]), float(plate[1])), instruction, start)
+    def look(self, look: Look) -> None:
+        m = self.model
+        table = m.geom("table").id
+        m.geom_matid[table] = m.material(look.table).id if look.table else -1
+        m.geom_rgba[table, :3] = (1, 1, 1) if look.table else look.colour
+        m.light_diffuse[0] = look.key
+        m.light_dir[0] = np.array(look.light) / np.linalg.norm(look.light)
+        m.vis.headlight.ambient[:] = m.vis.headlight.diffuse[:] = look.ambient
+        for k in range(N_DISTRACTORS):
+            m.body(f"distractor{k}").pos[:] = (0, 0, -2)
+        for k, x, y, yaw in look.clutter:
+            body = m.body(f"distractor{k}")
+            body.pos[:], body.quat[:] = (x, y, 0), (math.cos(yaw / 2), 0, 0, math.sin(yaw / 2))
 
 
 class World:
-    """Physics at 500 Hz, servos at 250 Hz. `q` float64[J] are true angles (rad); `measured` what the encoders say."""
+    """Physics at 500 Hz, servos at 250 Hz. `q` float64[J] are true angles (rad); `measured` what the encoders say.
+
+    Start it with a layout, or with a seed (and the instruction) that one is drawn from.
+    """
 
     def __init__(self, seed: int = 0, instruction: str | None = None, *, layout: Layout | None = None):
-        self.model = mujoco.MjModel.from_xml_path(str(ASSET))
-        self.data = mujoco.MjData(self.model)
-        self._renderer: mujoco.Renderer | None = None
-        self._substeps = round(SERVO_DT / self.model.opt.timestep)
-        self._force = self.model.actuator_forcerange.copy()
-        self._cube_qpos = {c: int(self.model.joint(self.model.body(c).jntadr[0]).qposadr[0]) for c in CUBES}
-        self._jaw_geoms = {self.model.geom(g).id for g in ("fixed_jaw", "moving_jaw")}
+        self._scenes: dict[str, Scene] = {}
         self.reset(layout or sample_layout(np.random.default_rng(seed), instruction))
 
     def reset(self, layout: Layout) -> None:
-        """Start an episode; the arm stands at `layout.start`, gripper open, at rest."""
+        """Start an episode; the arm stands at `layout.start`, at rest."""
+        if layout.task not in self._scenes:
+            self._scenes[layout.task] = Scene(layout.task)
+        self.scene = scene = self._scenes[layout.task]
+        self.model, self.data = scene.model, scene.data
+        self._substeps = round(SERVO_DT / self.model.opt.timestep)
         mujoco.mj_resetData(self.model, self.data)
         self.layout = layout
-        self.model.body("plate").pos[:2] = layout.plate
-        for name, (x, y, yaw) in zip(CUBES, layout.cubes, strict=True):
-            at = self._cube_qpos[name]
-            self.data.qpos[at : at + 7] = [x, y, 0.0125, math.cos(yaw / 2), 0, 0, math.sin(yaw / 2)]
+        scene.dress(layout.environment == "object")
+        scene.look(layout.look)
+        self.pressed: list[str] = []
+        for name, (x, y, yaw) in layout.places.items():
+            turned = (math.cos(yaw / 2), 0, 0, math.sin(yaw / 2))
+            body = self.model.body(name)
+            at = self._free(name)
+            if at is None:
+                body.pos[:2], body.quat[:] = (x, y), turned
+            else:
+                self.data.qpos[at : at + 2], self.data.qpos[at + 3 : at + 7] = (x, y), turned
         q, _ = so101_inverse(layout.start)
-        self.data.qpos[:J] = [*q, OPEN]
+        self.data.qpos[:J] = [*q, layout.jaw]
         self._goal = self.data.qpos[:J].copy()
         self._profile = self._goal.copy()
         self._delay = [self._goal.copy()] * LATENCY_TICKS
         self._torque: np.ndarray = np.ones(J, bool)
         self._speed: np.ndarray = np.full(J, SERVO_SPEED)
-        self.model.actuator_forcerange[:] = self._force
+        self.model.actuator_forcerange[:] = scene.force
         self.data.ctrl[:] = self._goal
         self._debt = 0.0
-        self._still = 0.0
-        for _ in range(3):  # let the cubes settle on the table
+        for _ in range(3):  # let things settle on the table
             mujoco.mj_step(self.model, self.data, 20)
         self.data.time = 0.0
+
+    def _free(self, name: str) -> int | None:
+        """Where a free body's pose begins in qpos; None for a fixed one."""
+        joint = int(self.model.body(name).jntadr[0])
+        if joint < 0 or self.model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_FREE:
+            return None
+        return int(self.model.jnt_qposadr[joint])
 
     @property
     def instruction(self) -> str:
@@ -130,7 +145,7 @@ class World:
     @property
     def load(self) -> np.ndarray:
         """Actuator force over its limit, [-1, 1]."""
-        return self.data.actuator_force / self._force[:, 1]
+        return self.data.actuator_force / self.scene.force[:, 1]
 
     @property
     def measured(self) -> np.ndarray:
@@ -154,7 +169,7 @@ class World:
         if speed_rad_s is not None:
             self._speed = np.clip(np.asarray(speed_rad_s, float), 0.0, SERVO_SPEED)
         if torque_limit is not None:
-            force = self._force * np.asarray(torque_limit, float)[:, None]
+            force = self.scene.force * np.asarray(torque_limit, float)[:, None]
             self.model.actuator_forcerange[:] = force
 
     def advance(self, dt: float) -> None:
@@ -175,6 +190,15 @@ class World:
             self._delay = [np.where(limp, self.data.qpos[:J], d) for d in self._delay]
             self.data.ctrl[limp] = self.data.qpos[:J][limp]
         mujoco.mj_step(self.model, self.data, self._substeps)
+        for name in self.scene.buttons:
+            if name not in self.pressed and float(self.data.joint(name).qpos[0]) < -PRESS_M:
+                self.pressed.append(name)
+                self._light(name)
+
+    def _light(self, button: str) -> None:
+        cap = button.replace("_button", "_cap")
+        for geom in (cap, f"{cap}@unseen"):
+            self.model.geom(geom).rgba[:3] = LIT[:3]
 
     def camera(self, name: str) -> Camera:
         """Calibration of a simulated camera: exact pinhole, 320x240."""
@@ -193,41 +217,73 @@ class World:
 
     def render(self, camera: str) -> np.ndarray:
         """uint8[240, 320, 3] RGB."""
-        if self._renderer is None:
-            self._renderer = mujoco.Renderer(self.model, CAMERA_SIZE[1], CAMERA_SIZE[0])
-            self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-            self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        self._renderer.update_scene(self.data, camera)
-        return self._renderer.render()
+        renderer = self.scene.renderer
+        if renderer is None:
+            renderer = self.scene.renderer = mujoco.Renderer(self.model, CAMERA_SIZE[1], CAMERA_SIZE[0])
+            renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+            renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        renderer.update_scene(self.data, camera)
+        return renderer.render()
 
-    def render_pose(self, qpos: np.ndarray) -> dict[str, np.ndarray]:
-        """Both views of the scene at `qpos` float64[nq], without physics (the camera process)."""
-        self.data.qpos[:] = qpos
+    @property
+    def visible(self) -> np.ndarray:
+        """What pictures depend on, float64[nq + buttons]: joint positions, and 1 for every button that is lit."""
+        return np.append(self.data.qpos, [float(b in self.pressed) for b in self.scene.buttons])
+
+    def render_visible(self, state: np.ndarray) -> dict[str, np.ndarray]:
+        """Both views of the scene at `state` (see `visible`), without physics (the camera process)."""
+        self.data.qpos[:] = state[: self.model.nq]
+        for name, lit in zip(self.scene.buttons, state[self.model.nq :], strict=True):
+            if lit:
+                self._light(name)
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
         return {name: self.render(name) for name in ("front", "wrist")}
 
     def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        for scene in self._scenes.values():
+            if scene.renderer is not None:
+                scene.renderer.close()
+                scene.renderer = None
 
-    def cube(self, name: str) -> np.ndarray:
-        """True centre of a cube [3], m. Privileged: for the scripted expert and the success test only."""
-        at = self._cube_qpos[name]
-        return self.data.qpos[at : at + 3].copy()
+    # -- the truth: for the scripted expert and the judges, never for a policy -------------------------------------------
+
+    def position(self, body: str) -> np.ndarray:
+        """True centre of a body [3], m (a fixed one: its foot)."""
+        at = self._free(body)
+        return self.data.qpos[at : at + 3].copy() if at is not None else self.model.body(body).pos.copy()
+
+    def yaw(self, body: str) -> float:
+        """True heading of a body, rad."""
+        w, x, y, z = self.data.qpos[self._free(body) + 3 :][:4] if self._free(body) is not None else self.model.body(body).quat
+        return math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+
+    def upright(self, body: str) -> float:
+        """Cosine of a free body's tilt."""
+        x, y = self.data.qpos[self._free(body) + 4 :][:2]
+        return float(1 - 2 * (x * x + y * y))
+
+    def at_rest(self, body: str) -> bool:
+        v = self.data.qvel[self.model.jnt_dofadr[self.model.body(body).jntadr[0]] :][:6]
+        return bool(np.abs(v[:3]).max() < 0.02)
+
+    def touched(self, body: str) -> bool:
+        """Whether a jaw touches the body."""
+        wanted = self.model.body(body).id
+        for c in self.data.contact[: self.data.ncon]:
+            for jaw, other in ((c.geom1, c.geom2), (c.geom2, c.geom1)):
+                if jaw in self.scene.jaws and self.model.geom_bodyid[other] == wanted:
+                    return True
+        return False
+
+    def holds(self, body: str) -> bool:
+        """Whether the gripper carries the body: a jaw touches it, it hangs free of the table and near the tool."""
+        return self.position(body)[2] > self.resting_z(body) + 0.004 and self.touched(body)
+
+    def resting_z(self, body: str) -> float:
+        """Height of a free body's centre when it stands on the table."""
+        return float(self.model.body(body).pos[2])
 
     def success(self) -> bool:
-        """The named cube rests on the plate, flat, and no jaw touches it: judged from physics alone."""
-        name = INSTRUCTIONS[self.layout.instruction]
-        at = self._cube_qpos[name]
-        p = self.data.qpos[at : at + 3]
-        v = self.data.qvel[self.model.jnt_dofadr[self.model.body(name).jntadr[0]] :][:6]
-        on_plate = np.hypot(*(p[:2] - self.layout.plate)) < 0.035 and 0.012 < p[2] < 0.022
-        if not on_plate or np.abs(v[:3]).max() > 0.02:
-            return False
-        geom = self.model.geom(name).id
-        for c in self.data.contact[: self.data.ncon]:
-            if (c.geom1 == geom and c.geom2 in self._jaw_geoms) or (c.geom2 == geom and c.geom1 in self._jaw_geoms):
-                return False
-        return True
+        """See `sim.tasks.success`."""
+        return success(self)

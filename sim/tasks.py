@@ -1,0 +1,229 @@
+"""Six table-top tasks and four environments: what stands where, what is asked for, and when physics says it is done.
+
+Regions: demonstrations of tasks cover `SEEN` of the table; the "position" environment puts what is to be grasped (and where it
+goes, when there is room) into `UNSEEN`. Play covers both. Nothing here is ever shown to a policy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from sim.world import World
+
+ENVIRONMENTS = ("seen", "background", "position", "object")
+SEEN = ((0.150, -0.125), (0.260, 0.030))  # (x, y) of two corners, m
+UNSEEN = ((0.150, 0.045), (0.260, 0.125))
+REACH = 0.225  # m from the pan axis, tool pointing down
+PAN_X = 0.0388353
+OPEN, CLOSED = 1.0, 0.05  # jaw angles, rad
+TOOL_PITCH = 1.40  # rad; 10 degrees off vertical keeps the wrist inside its limits over the whole table
+HOME = np.array([0.17, 0.0, 0.09, TOOL_PITCH, 0.0])
+N_DISTRACTORS = 8
+TABLES = {"seen": ("",), "play": ("", "train0", "train1", "train2", "train3", "train4"), "background": ("test0", "test1", "test2", "test3")}
+
+
+@dataclass(frozen=True)
+class Prop:
+    """A body of the scene: how much room it keeps around itself (m) and how far it may be turned (rad)."""
+
+    name: str
+    room: float
+    yaw: float = 0.6
+
+
+@dataclass(frozen=True)
+class Task:
+    """`instructions` maps each text to its roles: (item, goal), or the buttons in the order to press them. Heights of the tool, m."""
+
+    name: str
+    props: tuple[Prop, ...]
+    instructions: dict[str, tuple[str, ...]]
+    grasp_z: float = 0.014
+    place_z: float = 0.022
+    grasp_offset: float = 0.0  # from the item's centre to the tool, sideways, m
+
+
+RED, BLUE = Prop("red_cube", 0.032), Prop("blue_cube", 0.032)
+TASKS = {
+    t.name: t
+    for t in (
+        Task(
+            "plate", (RED, BLUE, Prop("plate", 0.043, 0.0)),
+            {f"put the {c} cube on the plate": (f"{c}_cube", "plate") for c in ("red", "blue")},
+        ),
+        Task(
+            "stack", (RED, BLUE),
+            {f"stack the {a} cube on the {b} cube": (f"{a}_cube", f"{b}_cube") for a, b in (("red", "blue"), ("blue", "red"))},
+            place_z=0.040,
+        ),
+        Task("peg", (Prop("peg", 0.030), Prop("block", 0.042)), {"put the peg into the hole": ("peg", "block")}, 0.032, 0.036),
+        Task("slot", (Prop("bar", 0.038), Prop("tray", 0.045)), {"lay the bar into the tray": ("bar", "tray")}, 0.010, 0.014),
+        Task("ring", (Prop("ring", 0.036), Prop("post", 0.036)), {"hang the ring on the post": ("ring", "post")}, 0.009, 0.016, 0.0165),
+        Task(
+            "press", tuple(Prop(f"{c}_button", 0.022, 0.0) for c in ("red", "green", "blue")),
+            {
+                f"press the {a} button and then the {b} button": (f"{a}_button", f"{b}_button")
+                for a, b in (("red", "green"), ("green", "blue"), ("blue", "red"))
+            },
+            grasp_z=0.016,
+        ),
+    )
+}  # fmt: skip
+INSTRUCTIONS: dict[str, str] = {text: t.name for t in TASKS.values() for text in t.instructions}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Table top (a material, or "" for the plain one), brightness of the lights, where the clutter stands [(x, y, yaw)]."""
+
+    table: str = ""
+    colour: tuple[float, float, float] = (0.62, 0.58, 0.54)
+    key: float = 0.45
+    ambient: float = 0.35
+    light: tuple[float, float, float] = (-0.1, -0.4, -1.0)
+    clutter: tuple[tuple[int, float, float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One start. `places` maps body -> (x, y, yaw); `start` is the end-effector pose [5], `jaw` its opening (rad)."""
+
+    task: str
+    instruction: str
+    places: dict[str, tuple[float, float, float]]
+    start: np.ndarray
+    jaw: float = OPEN
+    environment: str = "seen"
+    look: Look = field(default_factory=Look)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return TASKS[self.task].instructions.get(self.instruction, ())
+
+
+def _spot(rng: np.random.Generator, region: tuple[tuple[float, float], tuple[float, float]]) -> np.ndarray:
+    while True:
+        p = rng.uniform(*region)
+        if math.hypot(p[0] - PAN_X, p[1]) < REACH:
+            return p
+
+
+def _scatter(
+    rng: np.random.Generator, props: tuple[Prop, ...], regions: dict[str, tuple[tuple[float, float], tuple[float, float]]]
+) -> dict[str, tuple[float, float, float]] | None:  # fmt: skip
+    """Places for all props, apart from one another; None when they found no room."""
+    placed: dict[str, tuple[float, float, float]] = {}
+    for prop in props:
+        for _ in range(60):
+            p = _spot(rng, regions[prop.name])
+            if all(
+                math.hypot(p[0] - placed[o.name][0], p[1] - placed[o.name][1]) > prop.room + o.room
+                for o in props
+                if o.name in placed
+            ):
+                placed[prop.name] = (float(p[0]), float(p[1]), float(rng.uniform(-prop.yaw, prop.yaw)))
+                break
+        else:
+            return None
+    return placed
+
+
+def _row(rng: np.random.Generator, region: tuple[tuple[float, float], tuple[float, float]]) -> dict[str, tuple[float, float, float]]:  # fmt: skip
+    """Three buttons in a row, their colours in any order."""
+    while True:
+        centre, turn = _spot(rng, region), rng.uniform(-0.5, 0.5)
+        along = np.array([math.cos(turn), math.sin(turn)]) * 0.046
+        spots = [centre - along, centre, centre + along]
+        if all(math.hypot(p[0] - PAN_X, p[1]) < REACH + 0.005 and p[0] > 0.125 and abs(p[1]) < 0.13 for p in spots):
+            names = [f"{c}_button" for c in ("red", "green", "blue")]
+            return {names[i]: (float(p[0]), float(p[1]), 0.0) for i, p in zip(rng.permutation(3), spots, strict=True)}
+
+
+def sample_look(rng: np.random.Generator, environment: str, places: dict[str, tuple[float, float, float]]) -> Look:
+    """What the table looks like: plain for "seen", "position" and "object"; other top, light and clutter for "background" and "play"."""
+    if environment not in ("background", "play"):
+        return Look()
+    table = str(rng.choice(TABLES[environment]))
+    clutter: list[tuple[int, float, float, float]] = []
+    count = int(rng.integers(5, 9)) if environment == "background" else int(rng.integers(0, 5))
+    for k in rng.permutation(N_DISTRACTORS)[:count]:
+        for _ in range(60):
+            x, y = rng.uniform([0.10, -0.19], [0.36, 0.19])
+            clear = all(math.hypot(x - p[0], y - p[1]) > 0.062 for p in places.values())
+            apart = all(math.hypot(x - c[1], y - c[2]) > 0.045 for c in clutter)
+            if clear and apart and math.hypot(x, y) > 0.115:
+                clutter.append((int(k), float(x), float(y), float(rng.uniform(-math.pi, math.pi))))
+                break
+    shade = rng.uniform(0.75, 1.2)
+    base = np.clip(np.array(Look().colour) * shade + rng.uniform(-0.06, 0.06, 3), 0, 1)
+    light = (float(rng.uniform(-0.6, 0.4)), float(rng.uniform(-0.6, 0.6)), -1.0)
+    return Look(
+        table, (float(base[0]), float(base[1]), float(base[2])), float(rng.uniform(0.30, 0.60)), float(rng.uniform(0.25, 0.45)),
+        light, tuple(clutter),
+    )  # fmt: skip
+
+
+def sample_layout(
+    rng: np.random.Generator, instruction: str | None = None, task: str | None = None, environment: str = "seen"
+) -> Layout:
+    """A random start of `instruction`, of `task`, or of any task. `environment` is one of ENVIRONMENTS, or "play"."""
+    if instruction is None:
+        texts = list(TASKS[task].instructions) if task is not None else list(INSTRUCTIONS)
+        instruction = texts[int(rng.integers(len(texts)))]
+    t = TASKS[INSTRUCTIONS[instruction]]
+    roles = t.instructions[instruction]
+    everywhere = (SEEN[0], UNSEEN[1])
+    home = {"seen": SEEN, "background": SEEN, "object": SEEN, "position": UNSEEN, "play": everywhere}[environment]
+    if t.name == "press":
+        places = _row(rng, home)
+    else:
+        tries = 0
+        found = None
+        while found is None:
+            regions = dict.fromkeys((p.name for p in t.props), home)
+            if environment == "position":
+                for p in t.props:
+                    if p.name not in roles or (p.name == roles[1] and tries > 20):
+                        regions[p.name] = everywhere
+            found = _scatter(rng, t.props, regions)
+            tries += 1
+        places = found
+    start = HOME + rng.uniform([-0.01, -0.05, -0.015, 0, -0.3], [0.03, 0.05, 0.01, 0, 0.3])
+    jaw = CLOSED if t.name == "press" else OPEN
+    return Layout(t.name, instruction, places, start, jaw, environment, sample_look(rng, environment, places))
+
+
+def subgoal(world: World) -> np.ndarray:
+    """Where the tool has to be next [x, y, z]: privileged, for scores, the oracle gate and near starts; never for a policy."""
+    layout = world.layout
+    t, roles = TASKS[layout.task], layout.roles
+    if layout.task == "press":
+        left = [r for r in roles if r not in world.pressed] or [roles[-1]]
+        return np.array([*layout.places[left[0]][:2], t.grasp_z])
+    item = world.position(roles[0])
+    if world.holds(roles[0]):
+        return np.array([*world.position(roles[1])[:2], t.place_z])
+    return np.array([*item[:2], t.grasp_z])
+
+
+def success(world: World) -> bool:
+    """Whether the instruction has been fulfilled: judged from the state of the world, not from what a script did."""
+    layout = world.layout
+    roles = layout.roles
+    if layout.task == "press":
+        return world.pressed == list(roles)
+    p, goal = world.position(roles[0]), world.position(roles[1])
+    off, up = float(np.hypot(*(p[:2] - goal[:2]))), world.upright(roles[0])
+    placed = {
+        "plate": lambda: off < 0.035 and 0.012 < p[2] < 0.022,
+        "stack": lambda: off < 0.0065 and 0.034 < p[2] < 0.041 and goal[2] < 0.016,
+        "peg": lambda: off < 0.010 and p[2] < 0.029 and up > 0.9,
+        "slot": lambda: off < 0.014 and p[2] < 0.013 and up > 0.9,
+        "ring": lambda: off < 0.012 and p[2] < 0.011,
+    }[layout.task]
+    return placed() and world.at_rest(roles[0]) and not world.touched(roles[0])
