@@ -91,7 +91,7 @@ def plan_place(world: World, rng: np.random.Generator) -> list[Segment]:
         held = world.yaw(item) - (pan(x, y) - roll)  # heading in the jaws
         symmetry = math.pi if task.name == "slot" else math.pi / 2
         turn = jaw_roll(world.yaw(goal) - held, px, py, symmetry)
-    px, py = _beside(px, py, turn, task.grasp_offset)
+    px, py = _beside(px, py, turn, task.place_offset)
     lx, ly = np.array([px, py]) + rng.normal(0, 0.008, 2)
     over = _pose(lx, ly, high, turn, CLOSED)
     return [

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from sim.world import World
 
 ENVIRONMENTS = ("seen", "background", "position", "object")
-SEEN = ((0.150, -0.125), (0.260, 0.030))  # (x, y) of two corners, m
-UNSEEN = ((0.150, 0.045), (0.260, 0.125))
+SEEN = ((0.162, -0.125), (0.260, 0.030))  # (x, y) of two corners, m
+UNSEEN = ((0.162, 0.045), (0.260, 0.125))
 REACH = 0.225  # m from the pan axis, tool pointing down
 PAN_X = 0.0388353
 OPEN, CLOSED = 1.0, 0.05  # jaw angles, rad
@@ -45,7 +45,9 @@ class Task:
     instructions: dict[str, tuple[str, ...]]
     grasp_z: float = 0.014
     place_z: float = 0.022
-    grasp_offset: float = 0.0  # from the item's centre to the tool, sideways, m
+    # From the item's centre to the tool, sideways, m. The moving jaw pushes everything against the fixed one, 18 mm from the tool.
+    grasp_offset: float = 0.003
+    place_offset: float = 0.0055
 
 
 RED, BLUE = Prop("red_cube", 0.032), Prop("blue_cube", 0.032)
@@ -61,16 +63,16 @@ TASKS = {
             {f"stack the {a} cube on the {b} cube": (f"{a}_cube", f"{b}_cube") for a, b in (("red", "blue"), ("blue", "red"))},
             place_z=0.040,
         ),
-        Task("peg", (Prop("peg", 0.030), Prop("block", 0.042)), {"put the peg into the hole": ("peg", "block")}, 0.032, 0.036),
-        Task("slot", (Prop("bar", 0.038), Prop("tray", 0.045)), {"lay the bar into the tray": ("bar", "tray")}, 0.010, 0.014),
-        Task("ring", (Prop("ring", 0.036), Prop("post", 0.036)), {"hang the ring on the post": ("ring", "post")}, 0.009, 0.016, 0.0165),
+        Task("peg", (Prop("peg", 0.030), Prop("block", 0.042)), {"put the peg into the hole": ("peg", "block")}, 0.032, 0.036, 0.007, 0.010),
+        Task("slot", (Prop("bar", 0.038), Prop("tray", 0.045)), {"lay the bar into the tray": ("bar", "tray")}, 0.010, 0.014, 0.007, 0.010),
+        Task("ring", (Prop("ring", 0.036), Prop("post", 0.036)), {"hang the ring on the post": ("ring", "post")}, 0.009, 0.016, 0.0315, 0.0345),
         Task(
             "press", tuple(Prop(f"{c}_button", 0.022, 0.0) for c in ("red", "green", "blue")),
             {
                 f"press the {a} button and then the {b} button": (f"{a}_button", f"{b}_button")
                 for a, b in (("red", "green"), ("green", "blue"), ("blue", "red"))
             },
-            grasp_z=0.016,
+            grasp_z=0.016, grasp_offset=0.0,
         ),
     )
 }  # fmt: skip
