@@ -70,7 +70,7 @@ def pick(world: World, rng: np.random.Generator, item: str, z: float, offset: fl
     return [
         Segment(hover, _travel(start, hover), 1.0),
         Segment(_pose(x, y, z, roll, OPEN), 0.75, 0.5),
-        Segment(_pose(x, y, z, roll, CLOSED), 0.35, 0.0, event=True),
+        Segment(_pose(x, y, z, roll, CLOSED), 0.45, 0.0, event=True),
         Segment(_pose(x, y, RISE if z < 0.012 or z > 0.03 else HOVER, roll, CLOSED), 0.5, 0.2),
     ]
 

@@ -64,8 +64,8 @@ TASKS = {
             place_z=0.040,
         ),
         Task("peg", (Prop("peg", 0.030), Prop("block", 0.042)), {"put the peg into the hole": ("peg", "block")}, 0.032, 0.036, 0.007, 0.010),
-        Task("slot", (Prop("bar", 0.038), Prop("tray", 0.045)), {"lay the bar into the tray": ("bar", "tray")}, 0.010, 0.014, 0.007, 0.010),
-        Task("ring", (Prop("ring", 0.036), Prop("post", 0.036)), {"hang the ring on the post": ("ring", "post")}, 0.009, 0.016, 0.0315, 0.0345),
+        Task("slot", (Prop("bar", 0.038), Prop("tray", 0.045)), {"lay the bar into the tray": ("bar", "tray")}, 0.013, 0.016, 0.007, 0.010),
+        Task("ring", (Prop("ring", 0.036), Prop("post", 0.036)), {"hang the ring on the post": ("ring", "post")}, 0.010, 0.016, 0.0315, 0.0345),
         Task(
             "press", tuple(Prop(f"{c}_button", 0.022, 0.0) for c in ("red", "green", "blue")),
             {
