@@ -16,8 +16,9 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-CODEC, PIXELS = "h264", "yuv444p"
+PIXELS = "yuv444p"
 OPTIONS = {"crf": "10", "g": "10", "bf": "0", "preset": "veryfast"}
+COLOUR = {"colorspace": "smpte170m", "color_range": "tv"}  # what libswscale makes of RGB, said to whoever decodes
 
 
 def rate(fps: float) -> Fraction:
@@ -30,14 +31,16 @@ def encode(pictures: Iterable[np.ndarray], fps: float, options: dict[str, str] |
     out, reformat = io.BytesIO(), VideoReformatter()
     with av.open(out, "w", format="mp4") as container:
         stream = None
-        for picture in pictures:
+        for i, picture in enumerate(pictures):
             if stream is None:
                 stream = container.add_stream("libx264", rate=rate(fps))
                 stream.height, stream.width = picture.shape[:2]
-                stream.pix_fmt, stream.options = PIXELS, options or OPTIONS
+                stream.pix_fmt, stream.options = PIXELS, (options or OPTIONS) | COLOUR
                 stream.codec_context.thread_count = 1  # several workers write at the same time
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            container.mux(stream.encode(reformat.reformat(frame, format=PIXELS)))
+            frame = reformat.reformat(frame, format=PIXELS)
+            frame.pts, frame.time_base = i, 1 / rate(fps)
+            container.mux(stream.encode(frame))
         if stream is None:
             raise ValueError("a video needs at least one picture")
         container.mux(stream.encode())
@@ -57,15 +60,20 @@ def decode(
     """Decode one file; the picture shown at i / fps seconds goes to `out[place[i]]` (planar RGB) where `place[i]` >= 0.
 
     `convert` gets uint8[H,W,3] and the slot to fill; without it the stored size must be that of `out`. Returns bool[len(place)]:
-    which pictures came. A damaged end gives what came before it. Raises OSError or av.FFmpegError where nothing can be read.
+    which pictures came; damaged ones count as not there. Raises OSError or av.FFmpegError where nothing can be read and
+    ValueError for pictures of another size.
     """
     seen, reformat, fresh = np.zeros(len(place), bool), VideoReformatter(), 0
     with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise ValueError("it holds no video")
         stream = container.streams.video[0]
+        if convert is None and (stream.height, stream.width) != out.shape[2:]:
+            raise ValueError(f"pictures of {stream.width}x{stream.height} instead of {out.shape[3]}x{out.shape[2]}")
         stream.thread_type, stream.codec_context.thread_count = "AUTO" if threads > 1 else "SLICE", threads
         try:
             for frame in container.decode(stream):
-                if frame.pts is None:
+                if frame.pts is None or frame.is_corrupt:
                     continue
                 i = round(frame.pts * frame.time_base * rate(fps))
                 if 0 <= i < len(place) and place[i] >= 0:
