@@ -11,7 +11,7 @@ through and writes what is one a dataset, info.json last. Layout and names: gith
 """
 
 from export.lerobot.layout import JOINTS, DataError, Dataset, Episode
-from export.lerobot.reader import load
+from export.lerobot.reader import load, read_cameras
 from export.lerobot.writer import finish, part_exists, write_part
 
-__all__ = ["JOINTS", "DataError", "Dataset", "Episode", "finish", "load", "part_exists", "write_part"]
+__all__ = ["JOINTS", "DataError", "Dataset", "Episode", "finish", "load", "part_exists", "read_cameras", "write_part"]

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from tqdm import tqdm
 
-from calibration.camera import Camera
-from export.lerobot import video
+from calibration.camera import Camera, load_camera
 from export.lerobot.layout import (
     EXTRA,
     INFO,
@@ -31,12 +26,10 @@ from export.lerobot.layout import (
     read_json,
     read_table,
 )  # fmt: skip
+from export.lerobot.pictures import Pictures, geometry_of
 from runtime.kinematics import SO101_LOWER, SO101_UPPER
-from runtime.preprocess import Warp
 
-SIZE = 96
 Row = Mapping[str, Any]  # of the episode table
-Convert = Callable[[np.ndarray, np.ndarray], object]
 
 
 def load(
@@ -47,8 +40,8 @@ def load(
 
     `fps`: refuse any other rate. `split`: only the episodes of that split.
     A dataset without meta/harmowam.json (lerobot recorded it) says neither its units nor its cameras: give `units`, "degrees" (the
-    joints; the gripper from 0, shut, to 100, open) or "rad", and `calibration`, the `Camera` of each stored picture. Pictures of
-    another size than 96x96 or with lens distortion go through the robot's pre-processing to the central square.
+    joints; the gripper from 0, shut, to 100, open) or "rad", and `calibration`, the `Camera` of each stored picture (`read_cameras`).
+    Pictures of another size than 96x96 or with lens distortion go through the robot's pre-processing to the central square.
     `cache`: keep decoded pictures in that folder and map them into memory: the next load, or another process, takes no time and no
     memory of its own. `workers`: threads that decode, one a processor if not given.
     Raises DataError for whatever cannot be used, and CalibrationError for a camera that is none.
@@ -62,14 +55,15 @@ def load(
     if not chosen:
         raise DataError(f"{folder} holds no episodes{f' in split {split!r}' if split else ''}: collect or record some.")
     state, action = _read_rows(folder, info, chosen)
+    _check_units(folder, units, state, action)
     if units == "degrees":
         state, action = _radians(state), _radians(action)
     images: dict[str, np.ndarray] = {}
     geometry: dict[str, Camera] = {}
     with tqdm(total=len(state) * len(cameras), unit=" pictures", desc=f"reading {folder}", delay=1) as bar:
         for name in cameras:
-            geometry[name], convert = _geometry(stored[name])
-            pictures = _Pictures(folder, info, name, chosen, convert, workers or os.cpu_count() or 1, bar)
+            geometry[name], convert = geometry_of(stored[name])
+            pictures = Pictures(folder, info, name, chosen, convert, workers or os.cpu_count() or 1, bar)
             digest = json.dumps([stored[name].to_json(), geometry[name].to_json()])
             images[name] = pictures.cached(Path(cache), digest) if cache else pictures.decoded()
     lengths = np.array([e["length"] for e in chosen])
@@ -79,6 +73,14 @@ def load(
         {k.removeprefix(EXTRA): np.array([e[k] for e in chosen]) for k in chosen[0] if k.startswith(EXTRA)},
         geometry, float(info["fps"]),
     )  # fmt: skip
+
+
+def read_cameras(folder: Path) -> dict[str, Camera]:
+    """The calibrations `front.json`, `wrist.json`, ... in a folder, by name; raises CalibrationError, DataError if there is none."""
+    found = {path.stem: load_camera(path) for path in sorted(Path(folder).glob("*.json"))}
+    if not found:
+        raise DataError(f"{folder} holds no camera calibrations: put front.json and wrist.json there.")
+    return found
 
 
 def _read_info(folder: Path, fps: float | None) -> dict[str, Any]:
@@ -231,104 +233,19 @@ def _rows_by_episode(path: Path) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     return {int(n): (values[0][a:b], values[1][a:b]) for n, a, b in zip(numbers, first, [*first[1:], len(order)])}
 
 
+def _check_units(folder: Path, units: str | None, *vectors: np.ndarray) -> None:
+    """Half a turn tells the two apart: no joint of the arm goes further, and in degrees that is next to nothing."""
+    furthest = max(float(np.abs(x[:, :-1]).max()) for x in vectors)
+    if units == "degrees" and furthest <= np.pi:
+        raise DataError(f"no joint in {folder} goes beyond {furthest:.1f}, these are no degrees: give --units rad.")
+    if units != "degrees" and furthest > 2 * np.pi:
+        raise DataError(
+            f"joints in {folder} reach {furthest:.0f}, these are no radians: give --units degrees or record it again."
+        )
+
+
 def _radians(joints: np.ndarray) -> np.ndarray:
     """lerobot's SO-101 (`use_degrees`, the default): degrees, and 0 (shut) to 100 (open) for the gripper."""
     out = np.radians(joints)
     out[:, -1] = SO101_LOWER[-1] + joints[:, -1] / 100 * (SO101_UPPER[-1] - SO101_LOWER[-1])
     return out.astype(np.float32)
-
-
-def _geometry(stored: Camera) -> tuple[Camera, Convert | None]:
-    """The camera of the pictures as they are handed out, and what makes them from stored ones (None: they are the same)."""
-    if (stored.width, stored.height) == (SIZE, SIZE) and not np.any(stored.D):
-        return stored, None
-    from export.data import policy_camera  # which collects with this package
-
-    target = policy_camera(stored, SIZE)
-    return target, Warp(stored, target, mean=(0, 0, 0), std=(1, 1, 1), dtype="uint8")
-
-
-class _Pictures:
-    """The pictures of one camera: where they lie, and how they get into an array."""
-
-    def __init__(
-        self, folder: Path, info: Mapping[str, Any], camera: str, chosen: Sequence[Row], convert: Convert | None, workers: int, bar: tqdm
-    ):  # fmt: skip
-        self._fps, self._convert, self._workers, self._bar = info["fps"], convert, workers, bar
-        self._camera, self._rows = camera, sum(e["length"] for e in chosen)
-        self._files: dict[Path, list[tuple[int, int, int]]] = {}  # first picture in the file, first row, how many
-        row = 0
-        for e in chosen:
-            of = {k: e[f"videos/{PICTURES}{camera}/{k}"] for k in ("chunk_index", "file_index", "from_timestamp")}
-            path = folder / info["video_path"].format(
-                video_key=PICTURES + camera, chunk_index=of["chunk_index"], file_index=of["file_index"]
-            )
-            self._files.setdefault(path, []).append((round(of["from_timestamp"] * self._fps), row, e["length"]))
-            row += e["length"]
-        self._lock = threading.Lock()
-
-    @property
-    def _shape(self) -> tuple[int, int, int, int]:
-        return self._rows, 3, SIZE, SIZE
-
-    def decoded(self) -> np.ndarray:
-        out = np.empty(self._shape, np.uint8)
-        self._into(out)
-        return out
-
-    def cached(self, cache: Path, geometry: str) -> np.ndarray:
-        digest = hashlib.sha256(f"{geometry} {self._fps} {self._shape}".encode())
-        for path, spans in self._files.items():
-            there = path.stat() if path.exists() else None
-            digest.update(f"{path.resolve()} {there and (there.st_size, there.st_mtime_ns)} {spans}".encode())
-        path = cache / f"{self._camera}-{digest.hexdigest()[:16]}.npy"
-        if path.exists():
-            self._bar.update(self._rows)
-            return np.load(path, mmap_mode="r")
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            out = np.lib.format.open_memmap(partial, "w+", np.uint8, self._shape)
-            with open(partial, "r+b") as f:  # a full disk says so now, not as a bus error later
-                os.posix_fallocate(f.fileno(), 0, partial.stat().st_size)
-            self._into(out)
-            out.flush()
-            os.replace(partial, path)
-        except OSError as e:
-            raise DataError(f"{path} cannot be written ({e.strerror}): mend that, or read without a cache.") from e
-        finally:
-            partial.unlink(missing_ok=True)
-        return np.load(path, mmap_mode="r")
-
-    def _into(self, out: np.ndarray) -> None:
-        with ThreadPoolExecutor(self._workers) as pool:  # threads: the codec runs without Python's lock
-            jobs = [pool.submit(self._file_into, path, out) for path in self._files]
-            try:
-                for job in as_completed(jobs):
-                    job.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-
-    def _file_into(self, path: Path, out: np.ndarray) -> None:
-        spans = self._files[path]
-        place = np.full(max(start + n for start, _, n in spans), -1, np.int64)
-        for start, row, n in spans:
-            place[start : start + n] = np.arange(row, row + n)
-        try:
-            seen = video.decode(
-                path, self._fps, place, out, convert=self._convert, progress=self._progress,
-                threads=max(1, self._workers // len(self._files)),
-            )  # fmt: skip
-        except (OSError, ValueError, IndexError, av.FFmpegError) as e:
-            raise DataError(
-                f"{path} cannot be read ({getattr(e, 'strerror', None) or e}): restore it or collect again."
-            ) from e
-        if lost := int(((place >= 0) & ~seen).sum()):
-            raise DataError(
-                f"{path} is truncated, {lost} of {(place >= 0).sum()} pictures are missing: restore it or collect again."
-            )
-
-    def _progress(self, n: int) -> None:
-        with self._lock:
-            self._bar.update(n)
