@@ -46,6 +46,8 @@ EXTRAS = {
     "imageio_ffmpeg": "sim",
     "torch": "export",
     "onnx": "export",
+    "pyarrow": "export",
+    "av": "export",
 }
 
 
