@@ -140,7 +140,6 @@ def test_an_energised_arm_is_held_when_the_motor_process_takes_over(tmp_path):
     servos, plant = bus((0.3, -0.5, 0.5, 0.5, 0.0, 0.5))
     for i in CONFIG.ids:
         servos.put(i, "torque_enable", 1)
-    servos._drive()
     server = PtyBus(servos, link=tmp_path / "arm")
     keeper = guard.start(server.path, CONFIG, tmp_path)
     slot = guard.wait_for_state(keeper, tmp_path)
@@ -165,11 +164,11 @@ def test_missing_busy_and_silent_ports_and_missing_servos_are_refused_with_the_n
     assert "does not exist" in refusal(tmp_path / "none", tmp_path)
     servos, _ = bus()
     server = PtyBus(servos, link=tmp_path / "arm")
-    servos.silent = {4}
+    servos.faults.inject("silent-servo", servo=4)
     assert "servo 4 (wrist_flex) does not answer" in refusal(server.path, tmp_path)
-    servos.silent = set(CONFIG.ids)
+    servos.faults.inject("silent-all")
     assert "no servo answers" in refusal(server.path, tmp_path)
-    servos.silent = set()
+    servos.faults.clear()
     first = guard.start(server.path, CONFIG, tmp_path / "a")
     guard.wait_for_state(first, tmp_path / "a")
     assert "in use by another process" in refusal(server.path, tmp_path)
@@ -266,7 +265,6 @@ def test_an_arm_that_stood_energised_is_not_dropped_by_a_motor_process_that_neve
     servos, _ = bus((0.3, -0.5, 0.5, 0.5, 0.0, 0.5))
     for i in CONFIG.ids:
         servos.put(i, "torque_enable", 1)
-    servos._drive()
     server = PtyBus(servos, link=tmp_path / "arm")
     keeper = guard.start(server.path, CONFIG, tmp_path)
     guard.wait_for_state(keeper, tmp_path)
