@@ -224,7 +224,7 @@ class Arm:
         if self._now_ns == 0 and not silent.any():
             self._now_ns = now
         elif self.watchful:
-            dt = max(now - self._now_ns, 0) * 1e-9
+            dt = min(max(now - self._now_ns, 0) * 1e-9, 0.1)  # a position that stays absurd does not become likely
             doubt = ~silent & (np.abs(q - self._last.q) > self._reach * dt + JUMP_RAD)
             if doubt.any():
                 bits = bits | np.where(doubt, DOUBTED, 0).astype(np.uint8)
@@ -257,7 +257,7 @@ class Arm:
         else:  # two short blocks instead of a long one
             k = self._turn // 2 % n
             if self._turn % 2 == 0:
-                self._take(k, "torque_enable", "hardware_error")
+                self._take(k, "torque_enable", "watchdog")
             else:
                 self._take(k, "present_current" if self.models[k].current_a else "present_load", "present_temperature")
         self._turn += 1
@@ -278,7 +278,7 @@ class Arm:
         torque, volt, warm = value("torque_enable"), value("present_voltage"), value("present_temperature")
         current, error = value("present_current"), value("hardware_error")
         if torque is not None:
-            self.limp[k] = torque != 1
+            self.limp[k] = torque != 1 or value("watchdog") == -1  # a tripped watchdog refuses goals
         if volt is not None:
             self.voltage[k] = volt / 10
         if warm is not None:

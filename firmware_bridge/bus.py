@@ -30,20 +30,22 @@ class Reply(NamedTuple):
 class Bus:
     """The only one who talks on `port`. Not thread-safe.
 
-    `margin_s` is what USB and scheduler may add to the wire time, `return_delay_s` what each servo waits before it answers.
-    `until_ns` (monotonic): no retry begins after it; None outside of ticks, where there is time to wait longer. `fast`: Dynamixel's
-    fast sync read. `sync`: servos know sync read (SCS do not).
+    `margin_s` is what USB and scheduler may add to the wire time, `return_delay_s` what each servo waits before it answers (default:
+    as delivered). `until_ns` (monotonic): no retry begins after it; None outside of ticks, where there is time to wait longer.
+    `fast`: Dynamixel's fast sync read. `sync`: servos know sync read (SCS do not).
     """
 
     def __init__(
-        self, port: Transport, baud: int = 1_000_000, margin_s: float = 0.004, protocol: str = "feetech", return_delay_s: float = 0.0
+        self, port: Transport, baud: int = 1_000_000, margin_s: float = 0.004, protocol: str = "feetech",
+        return_delay_s: float | None = None,
     ):  # fmt: skip
         self.port, self.baud, self.margin_ns = port, baud, int(margin_s * 1e9)
-        self.return_delay_s = return_delay_s
         self.dynamixel = protocol == "dynamixel"
+        self.return_delay_s = (0.0005 if self.dynamixel else 0.0) if return_delay_s is None else return_delay_s
         self.codec = codec(protocol)
         self.until_ns: int | None = None
         self.fast, self.sync = False, True
+        self._fast_failures = 0
         self.errors: Counter[tuple[int, str]] = Counter()  # (servo id, kind); id -1 for the bus itself
         self._parser = self.codec.new_parser()
         self._owed: dict[tuple[int, int], int] = {}  # (servo, size of the answer) -> when it was asked for
@@ -126,6 +128,12 @@ class Bus:
             for key in [k for k in self._owed if k[0] in got]:
                 del self._owed[key]
         if len(got) < n:
+            for i, after in zip(servos, servos[1:], strict=False):
+                if (
+                    i in got and after not in got and b"\xff\xff" in got[i].data
+                ):  # the rest of a cut packet, and the next one's head
+                    errors[i, "overlapping packets"] += 1
+                    del got[i]
             now = self.port.now_ns()
             for i in servos:
                 if i not in got:
@@ -164,7 +172,13 @@ class Bus:
             make = dxl.fast_sync_read if fast else self.codec.sync_read
             request = make(ask, address - front, size + extra)
             self._send(request)
-            for i, r in self._collect(request, ask, size + extra, fast).items():
+            answers = self._collect(request, ask, size + extra, fast)
+            if fast:
+                self._fast_failures = 0 if answers else self._fast_failures + 1
+                self.fast = (
+                    self._fast_failures < 2
+                )  # one silent servo breaks the joint answer: ask for single ones from now on
+            for i, r in answers.items():
                 got[i] = Reply(r.bits, r.data[front : front + size]) if extra else r
             missing = [i for i in servos if i not in got]
             if not missing:

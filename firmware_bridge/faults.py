@@ -97,7 +97,10 @@ REPLY: dict[str, Callable[[bytes], Chunks]] = {
     "noise-before": lambda raw: [(0, b"\x00\x5a\xfe" + raw)],
     "noise-after": lambda raw: [(0, raw + b"\x00\x5a\xfe")],
     "extra-ff": lambda raw: [(0, b"\xff" + raw)],
-    "ff-in-data": lambda raw: [(0, raw)],  # the encoder does it: see SENSOR
+    "ff-in-data": _payload(lambda d: d[:4] + b"\xff\xff" + d[6:] if len(d) >= 30 else d),  # headers inside telemetry
+    "stuffing": _payload(
+        lambda d: b"\xff\xff\xfd\xff\xff\xff" + d[6:] if len(d) == 21 else d
+    ),  # current -1, velocity -3
     "short-payload": _payload(lambda d: d[:-1]),
     "long-payload": _payload(lambda d: d + b"\x07"),
     "len-0": _length(0),
@@ -126,7 +129,6 @@ SENSOR: dict[str, Callable[[], Callable[[float, int], float]]] = {
     "wrap": lambda: lambda actual, now: actual - 4095,
     "multi-turn": lambda: lambda actual, now: actual + 4096,
     "frozen": _frozen,
-    "stuffing": lambda: lambda actual, now: actual,
 }
 
 
@@ -173,7 +175,7 @@ SERVO: dict[str, Callable[[VirtualServo, bool], None]] = {
     "no-motion": _set(jammed=True),
     "hot": _set(temperature=62.0),
     "overheat": _set(temperature=68.0),
-    "voltage-sag": _set(supply_v=5.2),
+    "voltage-sag": _set(supply_v=4.9),
     "wrong-model": _register("model", lambda v: v + 1),
     "wrong-firmware": _register("firmware_major", lambda v: v + 1),
     "limits-differ": _register("max_position", lambda v: v - 500),

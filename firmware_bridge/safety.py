@@ -93,7 +93,7 @@ class Safety:
         self._lasting_ns = np.array([int(s * 1e9) for _, s, _ in CONDITIONS])[:, None]
         self._lasting_ns[FOLLOW_ROW] = int(config.follow_s * 1e9)
         self._since_ns: np.ndarray = np.zeros((len(CONDITIONS), len(config.joints)), np.int64)
-        self._supply_v = 0.0
+        self._supply_v: np.ndarray = np.zeros(len(config.joints))
         self._was_active = False
 
     @property
@@ -124,15 +124,16 @@ class Safety:
         bits, warm, volt = measured.bits, telemetry.temperature, telemetry.voltage
         silent = (bits & NO_REPLY) > 0
         heard = np.where(silent, 0, bits)
-        if self._supply_v == 0.0 and (volt > 0).all():
-            self._supply_v = float(np.median(volt))
-        share = np.where((volt > 0) & (self._supply_v > 0), volt / max(self._supply_v, 1.0), 1.0)
+        self._supply_v = np.where(
+            self._supply_v > 0, self._supply_v, volt
+        )  # the first that was read; arms may have two supplies
+        share = volt / np.where(self._supply_v > 0, self._supply_v, 1.0) + (volt == 0)
         behind = np.abs(self.goal - measured.q)
         behind[-1] = 0.0  # a gripper that holds something lags, and should
         still = np.abs(measured.qd) < STALL_SPEED
         return np.array(
             [
-                silent,
+                (bits & (NO_REPLY | DOUBTED)) > 0,
                 (bits & DOUBTED) > 0,
                 (heard & TWIN) > 0,
                 (heard & ENCODER) > 0,

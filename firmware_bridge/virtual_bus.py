@@ -31,17 +31,15 @@ SAG_V = 0.15  # of the supply for each servo at full load
 class VirtualBus:
     """Servos `ids` of `models` (default: STS3215) over one `Plant`; all of one protocol."""
 
-    def __init__(
-        self, ids: Sequence[int], plant: Plant, models: Sequence[Model] | None = None, supply_v: float | None = None
-    ):
+    def __init__(self, ids: Sequence[int], plant: Plant, models: Sequence[Model] | None = None):
         self.ids = list(ids)
         self.plant = plant
         models = models or [STS3215] * len(self.ids)
         self.protocol = models[0].protocol
         self.codec = codec(self.protocol)
         self.servos = {i: VirtualServo(i, m) for i, m in zip(self.ids, models, strict=True)}
-        self.supply_v = supply_v or models[0].registers["present_voltage"].default / 10
         self.faults = Faults(self)
+        self.delay_ns = 0  # return delays of the answers since somebody asked
         self._index = {i: k for k, i in enumerate(self.ids)}
         self._parser = self.codec.new_parser()
         self._settings: tuple[np.ndarray, ...] | None = None
@@ -63,11 +61,11 @@ class VirtualBus:
     def refresh(self, now_ns: int, servos: Iterable[int] | None = None) -> None:
         """Present registers of `servos` (default: all) from the plant."""
         position, velocity, load = self.plant.present(now_ns)
-        supply = self.supply_v - SAG_V * float(np.abs(load).sum())
+        sag = SAG_V * float(np.abs(load).sum())
         changed = False
         for i in self.ids if servos is None else servos:
             k = self._index[i]
-            changed |= self.servos[i].refresh(now_ns, float(position[k]), float(velocity[k]), float(load[k]), supply)
+            changed |= self.servos[i].refresh(now_ns, float(position[k]), float(velocity[k]), float(load[k]), sag)
         if changed:
             self.drive(True)
 
@@ -111,12 +109,17 @@ class VirtualBus:
 
     def _status(self, servo: int, data: bytes, error: int = 0) -> tuple[int, bytes]:
         bits = self.servos[servo].bits() | error
+        self.delay_ns += self.servos[servo].get("return_delay") * 2000
         module = dxl if self.protocol == "dynamixel" else fs
         return servo, module.status(servo, bits, data)
 
     def _write(self, servo: int, address: int, data: bytes) -> int:
         s = self.servos[servo]
         error = s.write(address, data)
+        if (new := s.get("id")) != servo:  # it answers to another id from now on
+            self.servos[new] = self.servos.pop(servo)
+            self.ids[self._index[servo]] = new
+            self._index[new] = self._index.pop(servo)
         if (address, len(data)) != (
             s.model.registers["goal_position"].address,
             s.model.registers["goal_position"].size,
@@ -165,7 +168,7 @@ class VirtualBus:
         error = 0
         if code == fs.WRITE and params:
             self.refresh(now_ns, targets)
-            for i in targets:
+            for i in [*targets]:
                 error = self._write(i, address, body)
             self.drive()
         elif code == fs.REG_WRITE and params:
@@ -182,8 +185,10 @@ class VirtualBus:
                 self.power_cycle(i, now_ns)
         else:
             return []
-        quiet = everyone or not targets or self.get(p.servo, "response_level") == 0
-        return [] if quiet else [self._status(p.servo, b"", error)]
+        if everyone or not targets:
+            return []
+        who = p.servo if p.servo in self.servos else body[0]  # its id was changed
+        return [self._status(who, b"", error)] if self.get(who, "response_level") else []
 
     def power_cycle(self, servo: int, now_ns: int) -> None:
         """The servo starts anew, where it stands."""
@@ -214,6 +219,7 @@ class Line:
             replies = self.bus.serve(data, now_ns)
             length = sum(len(raw) for _, raw in replies)
             wire = (len(data) + length) * 10_000_000_000 // self.baud if self.baud else 0
+            wire, self.bus.delay_ns = wire + self.bus.delay_ns if self.baud else 0, 0
             self._free_ns = max(now_ns, self._free_ns) + wire
             self.wire_ns += wire
             latency = self.latency_ns + self.bus.faults.latency_ns

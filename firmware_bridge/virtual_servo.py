@@ -35,7 +35,8 @@ class VirtualServo:
         self.latched = False  # Feetech overload: output at overload_torque until the next goal
         self.forced_bits = 0  # condition bits that a fault holds up
         self.temperature: float | None = None  # deg C; None: by the model of warmth
-        self.supply_v: float | None = None  # None: the bus's supply
+        self.supply_v: float | None = None  # None: as it should be, less the sag
+        self.nominal_v = model.registers["present_voltage"].default / 10
         self._warmth, self._then = AMBIENT_C, 0
         self._over_since: int | None = None
         self.heard_ns = 0  # last instruction on the bus (watchdog)
@@ -143,7 +144,7 @@ class VirtualServo:
             m[40] = 0
 
     # ---- what time does ------------------------------------------------------------------------------------------------------
-    def refresh(self, now_ns: int, position: float, velocity: float, load: float, supply_v: float) -> bool:
+    def refresh(self, now_ns: int, position: float, velocity: float, load: float, sag_v: float) -> bool:
         """Present registers from the truth; returns whether the drive has to be told something new."""
         m = self.model
         load = max(-1.0, min(1.0, load))
@@ -160,7 +161,7 @@ class VirtualServo:
         self._warmth += (HEAT_C * load * load - (self._warmth - AMBIENT_C)) * min(dt / COOLING_S, 1.0)
         warm = self._warmth if self.temperature is None else self.temperature
         self._store("present_temperature", min(int(warm + 0.5), 255))
-        volt = supply_v if self.supply_v is None else self.supply_v
+        volt = self.nominal_v - sag_v if self.supply_v is None else self.supply_v
         self._store("present_voltage", round(volt * 10))
         if self.feetech:
             self.memory[66] = 1 if abs(speed) > 2 else 0

@@ -12,6 +12,7 @@ import pytest
 
 from firmware_bridge import guard
 from firmware_bridge.arm import ArmError
+from firmware_bridge.campaign_live import LiveRig, campaign_live
 from firmware_bridge.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.motor import COMMAND_SLOT, EXIT_SAFE_STOP, REQUEST_SLOT
 from firmware_bridge.slots import SlotWriter
@@ -274,3 +275,24 @@ def test_an_arm_that_stood_energised_is_not_dropped_by_a_motor_process_that_neve
     assert [servos.get(i, "torque_enable") for i in CONFIG.ids] == [1] * 6
     assert "energised as it was found" in (tmp_path / guard.LOG).read_text()
     server.close()
+
+
+def test_the_arm_is_known_again_after_replugging_on_another_path_and_moves_only_when_armed_again(tmp_path):
+    (row,) = campaign_live(tmp_path, "replug on another path")
+    assert row["safe"], row
+    assert row["time_to_safe_ms"] < 2000
+
+
+def test_another_arm_on_the_same_adapter_is_refused(tmp_path):
+    (row,) = campaign_live(tmp_path, "another arm")
+    assert row["safe"], row
+
+
+def test_an_arm_whose_port_came_back_is_lowered_on_request(tmp_path):
+    rig = LiveRig(tmp_path)
+    rig.arm()
+    rig.replug()
+    assert rig.wait_for(lambda: rig.state() is not None and rig.state().safety == SafetyState.DISARMED, 5) < 5
+    assert rig.torque() == [1] * 6
+    rig.close()
+    assert rig.torque() == [0] * 6 and rig.keeper.returncode == 0
