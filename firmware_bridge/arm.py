@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +123,14 @@ class Arm:
         first, last = ("present_speed", "present_position") if order else ("present_position", "present_speed")
         self._state, self._speed_first = self.model.span(first, last), order
         self._raw = [bytes(self._state[1])] * len(self._ids)
+        self._words = struct.Struct(
+            ("<" if self.model.byteorder == "little" else ">") + ("ii" if order else "HH") * len(self._ids)
+        )
         self._goal = self.model.registers["goal_position"]
+        self._put = struct.Struct(
+            ("<" if self.model.byteorder == "little" else ">") + ("i" if self._goal.size == 4 else "H")
+        )
+        self._map = list(zip(self._ids, joint.tolist(), self._rad.tolist(), self._zero.tolist(), strict=True))
         self._now_ns = 0
         self._last = Measurement(np.zeros(n), np.zeros(n), np.full(n, NO_REPLY, np.uint8))
         self.watchful = False  # positions that jump are doubted (while torque is on)
@@ -205,36 +213,41 @@ class Arm:
         now = self.bus.port.now_ns()
         n = len(self.config.ids)
         bits = np.array([self._bits(k, got.get(i)) for k, i in enumerate(self._ids)], np.uint8)
-        for k, i in enumerate(self._ids):
-            if i in got:
-                self._raw[k] = got[i].data
-        joined = b"".join(self._raw)
-        if self._speed_first:
-            speed, steps = np.frombuffer(joined, "<i4").reshape(-1, 2).T
+        if len(got) == len(self._ids):
+            self._raw = [got[i].data for i in self._ids]
         else:
-            words = np.frombuffer(joined, self.model.byteorder == "big" and ">u2" or "<u2").astype(int).reshape(-1, 2)
-            steps, speed = np.where(words & 0x8000, -(words & 0x7FFF), words).T
+            self._raw = [got[i].data if i in got else self._raw[k] for k, i in enumerate(self._ids)]
+        words = self._words.unpack(b"".join(self._raw))
+        if self._speed_first:
+            speed, steps = np.array(words[0::2], float), np.array(words[1::2], float)
+        else:  # sign-magnitude; plain integers are quicker than arrays of six
+            signed = [w if w < 0x8000 else 0x8000 - w for w in words]
+            steps, speed = np.array(signed[0::2], float), np.array(signed[1::2], float)
         every = (steps - self._zero) * self._rad
-        q, qd = every[:n], speed[:n] * self._speed[:n]
+        q, qd = every, speed * self._speed
         if len(every) > n:
+            q, qd = every[:n], qd[:n]
             apart = np.abs(every[n:] - q[self._joint[n:]]) > TWIN_RAD
             np.bitwise_or.at(bits, self._joint[n:], bits[n:] | np.where(apart, TWIN, 0).astype(np.uint8))
             bits = bits[:n]
-        silent = (bits & NO_REPLY) > 0
-        if self._now_ns == 0 and not silent.any():
-            self._now_ns = now
-        elif self.watchful:
-            dt = min(max(now - self._now_ns, 0) * 1e-9, 0.1)  # a position that stays absurd does not become likely
-            doubt = ~silent & (np.abs(q - self._last.q) > self._reach * dt + JUMP_RAD)
-            if doubt.any():
-                bits = bits | np.where(doubt, DOUBTED, 0).astype(np.uint8)
-                silent = silent | doubt
-        if silent.any():
-            q, qd = np.where(silent, self._last.q, q), np.where(silent, self._last.qd, qd)
-        else:
-            self._now_ns = now
-        self._last = Measurement(q, qd, bits)
+        self._last = self._trust(now, q, qd, bits, len(got) < len(self._ids))
         return self._last
+
+    def _trust(self, now: int, q: np.ndarray, qd: np.ndarray, bits: np.ndarray, partial: bool) -> Measurement:
+        """Keep the last good values of joints that were silent, or that jumped as no motor can."""
+        jumped = self.watchful and bool((np.abs(q - self._last.q) > JUMP_RAD).any())
+        if not partial and not jumped:
+            self._now_ns = now
+            return Measurement(q, qd, bits)
+        stale = (bits & NO_REPLY) > 0
+        if jumped:
+            dt = min(max(now - self._now_ns, 0) * 1e-9, 0.1)  # a position that stays absurd does not become likely
+            doubt = ~stale & (np.abs(q - self._last.q) > self._reach * dt + JUMP_RAD)
+            bits = bits | np.where(doubt, DOUBTED, 0).astype(np.uint8)
+            stale = stale | doubt
+        if not stale.any():
+            self._now_ns = now
+        return Measurement(np.where(stale, self._last.q, q), np.where(stale, self._last.qd, qd), bits)
 
     def _bits(self, k: int, reply: Reply | None) -> int:
         """Condition bits of a reply; a Dynamixel only raises a flag, and its register 70 is read in the next turn."""
@@ -290,11 +303,12 @@ class Arm:
 
     def write_goals(self, rad: np.ndarray) -> None:
         """Goal positions of all joints in one sync write."""
-        size, sign = self._goal.size, self._goal.sign
-        data = {}
-        for i, s in zip(self._ids, self.to_steps(rad).tolist(), strict=True):
-            raw = (s if s >= 0 else -s | 0x8000) if sign is not None else s & 0xFFFFFFFF
-            data[i] = raw.to_bytes(size, self.model.byteorder)
+        goals = rad.tolist()
+        wide, data = self._goal.size == 4, {}
+        put = self._put.pack
+        for i, j, unit, zero in self._map:
+            s = round(goals[j] / unit + zero)
+            data[i] = put(s if wide or s >= 0 else 0x8000 - s)
         self.bus.sync_write(self._goal.address, data)
 
     # ---- torque --------------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ CRC-16/UMTS over everything before it. Source: ROBOTIS e-manual, protocol 2.0.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 from firmware_bridge.feetech import Packet, PacketError
@@ -34,9 +35,8 @@ def _table() -> tuple[int, ...]:
 _CRC = _table()
 
 
-def crc16(data: bytes | bytearray) -> int:
-    """CRC-16/UMTS: polynomial 8005, start 0, neither reflected nor inverted; of "123456789": FEE8."""
-    crc = 0
+def crc16(data: bytes | bytearray, crc: int = 0) -> int:
+    """CRC-16/UMTS: polynomial 8005, start 0, neither reflected nor inverted; of "123456789": FEE8. `crc`: of what came before."""
     for byte in data:
         crc = (crc << 8 & 0xFFFF) ^ _CRC[(crc >> 8) ^ byte]
     return crc
@@ -194,6 +194,29 @@ class Parser:
         """Forget an unfinished packet (before a new request)."""
         self.skipped += len(self._buffer)
         self._buffer.clear()
+
+
+@functools.lru_cache(maxsize=256)
+def _head(servo: int, size: int) -> tuple[bytes, int]:
+    """Begin of a status with `size` bytes, and its CRC so far."""
+    head = HEADER + bytes([servo]) + _word(size + 4) + b"\x55"
+    return head, crc16(head)
+
+
+def block(data: bytes, servos: Sequence[int], size: int) -> list[tuple[int, bytes]] | None:
+    """(error, data) of each servo when `data` is exactly the undamaged and unstuffed answer to a sync read, else None."""
+    step = size + STATUS_BYTES
+    if len(data) != step * len(servos):
+        return None
+    out, at = [], 0
+    for i in servos:
+        end = at + step
+        head, crc = _head(i, size)
+        if not data.startswith(head, at) or crc16(data[at + 8 : end - 2], crc) != data[end - 2] | data[end - 1] << 8:
+            return None
+        out.append((data[at + 8], data[at + 9 : end - 2]))
+        at = end
+    return out
 
 
 def new_parser() -> Parser:

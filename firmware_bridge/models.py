@@ -44,6 +44,9 @@ class Codec(Protocol):
 
     def new_parser(self) -> Parser: ...
 
+    def block(self, data: bytes, servos: Sequence[int], size: int) -> list[tuple[int, bytes]] | None:
+        """The whole answer to a sync read, taken apart at once when nothing is wrong with it."""
+
     def answer(self, packet: feetech.Packet) -> tuple[int, bytes] | None:
         """Error byte and data when `packet` is a status, else None."""
 
