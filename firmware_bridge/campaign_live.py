@@ -16,7 +16,7 @@ from firmware_bridge import guard
 from firmware_bridge.arm import ArmConfig, ArmError
 from firmware_bridge.campaign import MIDDLE, SO101, SWING
 from firmware_bridge.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
-from firmware_bridge.motor import COMMAND_SLOT, REQUEST_SLOT, STATE_SLOT
+from firmware_bridge.motor import COMMAND_SLOT, EXIT_FAULT, REQUEST_SLOT, STATE_SLOT
 from firmware_bridge.plant import KinematicPlant
 from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
 from firmware_bridge.virtual_bus import PtyBus, VirtualBus
@@ -224,7 +224,19 @@ def _other_arm(rig: LiveRig) -> dict[str, Any]:
     )
 
 
+def _silent(rig: LiveRig) -> dict[str, Any]:
+    rig.arm()
+    rig.servos.faults.inject("silent-servo", time.monotonic_ns(), servo=3)
+    took = rig.wait_for(rig.ramping, 3)
+    code = rig.keeper.wait(8)
+    said = (rig.folder / guard.LOG).read_text().strip().splitlines()[-1].removeprefix("guard: ")
+    return _row(
+        1, "silent-servo, in processes", said, took, 400, rig, "FAULT", "operator", took <= 0.5 and code == EXIT_FAULT
+    )
+
+
 LIVE: tuple[tuple[str, Callable[[LiveRig], dict[str, Any]]], ...] = (
+    ("silent-servo, in processes", _silent),
     ("kill -9 of the motor process", lambda rig: _killed(rig, signal.SIGKILL, "kill -9 of the motor process")),
     ("motor process stopped", lambda rig: _killed(rig, signal.SIGSTOP, "motor process stopped")),
     ("SIGINT twice", _interrupted),

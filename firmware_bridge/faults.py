@@ -203,6 +203,17 @@ ALL = {"silent-all", "late-past-timeout", "partial-read", "split", "hot", "volta
 NAMES = sorted({*REPLY, *SENSOR, *SERVO, *LINE})
 
 
+def parse(text: str) -> tuple[str, float]:
+    """Name and seconds of "NAME@SECONDS"; raises FaultError."""
+    name, _, seconds = text.partition("@")
+    if name not in NAMES:
+        raise FaultError(f"fault '{name}' does not exist: use one of {', '.join(NAMES)}.")
+    try:
+        return name, float(seconds or 0)
+    except ValueError as e:
+        raise FaultError(f"fault '{text}' has no time: write for example {name}@2.5.") from e
+
+
 @dataclass
 class Active:
     """A fault that was injected: from `begin_ns` until `end_ns`, on `servos`."""

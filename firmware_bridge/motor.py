@@ -25,6 +25,7 @@ from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
 
 STATE_SLOT, COMMAND_SLOT, REQUEST_SLOT = "state.slot", "command.slot", "request.slot"
 EXIT_SAFE_STOP, EXIT_FAULT, EXIT_PORT_LOST = 3, 4, 6
+RELEASE_NS = 100_000_000
 LOOK_EVERY = 10  # ticks between looks for new slots
 
 
@@ -50,11 +51,12 @@ class MotorLoop:
         bus.until_ns = began + self._period_ns // 4  # a retry must leave room for the goals
         measured = self.arm.read()
         d = self.safety.step(now_ns, command, request, measured, self.arm.telemetry, pressed)
-        bus.until_ns = None if d.arm or d.release else bus.until_ns
         if d.arm:
+            bus.until_ns = None
             self.arm.torque_on()
         elif d.release:
             if not self.finished:
+                bus.until_ns = began + RELEASE_NS  # the guard must not take it for a stall
                 self.holding = self.arm.torque_off()
             self.finished = True
         else:

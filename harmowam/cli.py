@@ -271,6 +271,9 @@ def evaluate(
 @click.option("--seed", default=0, show_default=True, help="Start of the simulated robot.")
 @click.option("--policy", type=click.Choice(["gated", "reactive", "predictive"]), default="gated", show_default=True)
 @click.option("--record", type=click.Path(path_type=Path), help="Folder for the recorded episode and its report.")
+@click.option(
+    "--fault", multiple=True, metavar="NAME@SECONDS", help="Inject a fault into the virtual bus (see bus campaign)."
+)
 @json_option
 @errors
 def run(
@@ -282,12 +285,18 @@ def run(
     seed: int,
     policy: str,
     record: Path | None,
+    fault: tuple[str, ...],
     json_path: Path | None,
 ) -> None:
     """Drive an arm in real time. Ctrl-C lowers it to rest and releases the torque in a ramp."""
+    from firmware_bridge.faults import parse
     from harmowam.live import live, process_began_s
     from runtime.robot import load_robot
 
+    if fault and not load_robot(robot).simulated:
+        raise UserError("--fault acts on the virtual servo bus only: use --robot sim_so101.")
+    for f in fault:
+        parse(f)
     done = live(
         bundle,
         load_robot(robot),
@@ -299,6 +308,7 @@ def run(
         record=record,
         say=say,
         began_s=process_began_s(),
+        faults=fault,
     )
     print_timing(done.report)
     if record is not None:

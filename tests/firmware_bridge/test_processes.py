@@ -283,6 +283,11 @@ def test_the_arm_is_known_again_after_replugging_on_another_path_and_moves_only_
     assert row["time_to_safe_ms"] < 2000
 
 
+def test_a_servo_that_falls_silent_ends_in_a_fault_that_the_guard_does_not_take_for_a_stall(tmp_path):
+    (row,) = campaign_live(tmp_path, "silent-servo")
+    assert row["safe"], row
+
+
 def test_another_arm_on_the_same_adapter_is_refused(tmp_path):
     (row,) = campaign_live(tmp_path, "another arm")
     assert row["safe"], row
