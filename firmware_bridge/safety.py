@@ -92,7 +92,7 @@ class Safety:
         self._began_ns = self._armed_ns = self._held_ns = self._stop_ns = self._ramp_ns = 0
         self._lasting_ns = np.array([int(s * 1e9) for _, s, _ in CONDITIONS])[:, None]
         self._lasting_ns[FOLLOW_ROW] = int(config.follow_s * 1e9)
-        self._since_ns: np.ndarray = np.zeros((len(CONDITIONS), len(config.joints)), np.int64)
+        self._since_ns: np.ndarray = np.zeros((len(CONDITIONS), len(config.joints)))
         self._supply_v: np.ndarray = np.zeros(len(config.joints))
         self._was_active = False
 
@@ -122,35 +122,33 @@ class Safety:
     def _masks(self, measured: Measurement, telemetry: Telemetry) -> np.ndarray:
         """bool[condition, joint]: what is wrong at this moment."""
         bits, warm, volt = measured.bits, telemetry.temperature, telemetry.voltage
-        silent = (bits & NO_REPLY) > 0
-        heard = np.where(silent, 0, bits)
         self._supply_v = np.where(
             self._supply_v > 0, self._supply_v, volt
         )  # the first that was read; arms may have two supplies
-        share = volt / np.where(self._supply_v > 0, self._supply_v, 1.0) + (volt == 0)
+        read = volt > 0
         behind = np.abs(self.goal - measured.q)
         behind[-1] = 0.0  # a gripper that holds something lags, and should
         still = np.abs(measured.qd) < STALL_SPEED
         return np.array(
             [
-                (bits & (NO_REPLY | DOUBTED)) > 0,
-                (bits & DOUBTED) > 0,
-                (heard & TWIN) > 0,
-                (heard & ENCODER) > 0,
+                (bits & (NO_REPLY | DOUBTED)) != 0,
+                (bits & DOUBTED) != 0,
+                (bits & TWIN) != 0,
+                (bits & ENCODER) != 0,
                 telemetry.limp,
                 behind > self.config.follow_rad,
                 (behind > self.config.follow_rad * STALL_SHARE) & still,
                 warm >= TEMPERATURE_STOP,
-                (heard & TEMPERATURE) > 0,
-                share < DROOP_STOP,
-                share > SURGE_STOP,
-                (heard & VOLTAGE) > 0,
-                (heard & CURRENT) > 0,
-                (heard & OVERLOAD) > 0,
+                (bits & TEMPERATURE) != 0,
+                read & (volt < DROOP_STOP * self._supply_v),
+                volt > SURGE_STOP * self._supply_v,
+                (bits & VOLTAGE) != 0,
+                (bits & CURRENT) != 0,
+                (bits & OVERLOAD) != 0,
                 warm >= TEMPERATURE_SLOW,
-                share < DROOP_SLOW,
+                read & (volt < DROOP_SLOW * self._supply_v),
                 warm >= TEMPERATURE_WARN,
-                share < DROOP_WARN,
+                read & (volt < DROOP_WARN * self._supply_v),
             ]
         )
 

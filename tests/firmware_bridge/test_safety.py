@@ -439,3 +439,163 @@ def test_an_armed_arm_that_nobody_commands_is_lowered_after_ten_seconds():
     bench = Bench()
     states = [bench.tick().state for _ in range(1100)]
     assert states[900] == SafetyState.HOLD and states[-1] == SafetyState.SAFE_STOP
+
+
+def test_what_is_said_while_nothing_is_wrong():
+    bench = Bench()
+    assert bench.tick(request=RequestKind.NONE).reason == "not armed"
+    assert bench.tick().reason == "torque on at the measured pose"
+    assert bench.tick().reason == "no command yet"
+    assert bench.tick(bench.q).reason == ""
+    assert bench.tick(bench.q, age_ns=100_000_000).reason == "command is stale"
+    assert bench.tick(bench.q, request=RequestKind.HOLD).reason == "held on request"
+    decisions = bench.ticks(900, request=RequestKind.LOWER)
+    assert {d.reason for d in decisions} == {"lowering on request"} and decisions[-1].release
+
+
+def test_a_held_arm_is_sent_its_goal_and_may_be_held_for_ever():
+    bench = Bench()
+    bench.ticks(2)
+    held = bench.ticks(1500, request=RequestKind.HOLD)
+    assert all(d.state == SafetyState.HOLD and np.array_equal(d.goal, bench.q) for d in held)
+    bench.tick(bench.q)
+    held = bench.ticks(200, request=RequestKind.HOLD)
+    assert {d.state for d in held} == {SafetyState.HOLD}
+
+
+def test_a_command_ends_at_its_very_nanosecond_and_patience_at_its_tick():
+    bench = Bench()
+    bench.ticks(2)
+    assert bench.tick(bench.q, age_ns=74_999_999).state == SafetyState.ACTIVE
+    assert bench.tick(bench.q, age_ns=75_000_000).state == SafetyState.HOLD
+    states = [d.state for d in bench.ticks(60, bench.q, age_ns=75_000_000)]
+    assert states.index(SafetyState.SAFE_STOP) == 50  # stop_after_s = 0.5, counted from the first tick on hold
+    assert bench.safety.reason == "no command for 0.5 s"
+    again = Bench()
+    again.ticks(2)
+    for _ in range(4):  # each hold is counted anew
+        assert {d.state for d in again.ticks(45)} == {SafetyState.HOLD}
+        again.tick(again.q)
+
+
+def test_every_rejected_command_is_counted():
+    bench = Bench()
+    bench.tick()
+    bench.ticks(7, np.full(6, np.nan))
+    assert bench.safety.rejected == 7
+
+
+def test_speed_grows_from_a_fifth_to_full_in_0_6_s_after_arming():
+    bench = Bench(
+        (-1.9, -0.5, 0.5, 0.5, 0.0, 0.5),
+        dataclasses.replace(CONFIG, max_lead=9.0, max_jerk=(1e9,) * 6, max_acceleration=(400.0,) * 6),
+    )
+    bench.ticks(2)
+    bench.ticks(70, (1.9, -0.5, 0.5, 0.5, 0.0, 0.5))
+    speed = np.diff(np.array(bench.goals)[:, 0]) / DT
+    ticks = np.arange(2, len(speed) + 1)
+    assert speed[1:61] == pytest.approx(4.0 * np.minimum(1.0, 0.2 + 0.8 * ticks[:60] * DT / 0.6), rel=1e-6)
+    assert speed[65] == pytest.approx(4.0)
+
+
+def test_a_hot_arm_is_slow_also_while_the_speed_still_grows():
+    bench = Bench(config=dataclasses.replace(CONFIG, max_jerk=(1e9,) * 6, max_acceleration=(400.0,) * 6))
+    bench.temperature = np.full(6, 61.0)
+    bench.ticks(25)
+    bench.ticks(2, bench.q + 0.5)
+    assert (bench.goals[-1] - bench.goals[-2])[0] / DT == pytest.approx(4.0 * 0.4 * (0.2 + 0.8 * 0.26 / 0.6), rel=1e-6)
+
+
+def test_both_sides_of_the_lead_are_limited():
+    bench = Bench(config=dataclasses.replace(CONFIG, follow_rad=9.0))
+    bench.tick()
+    bench.stuck = True
+    start = bench.q.copy()
+    d = bench.ticks(200, start - 1.2)[-1]
+    assert np.allclose((start - d.goal)[[0, 1, 3, 4]], CONFIG.max_lead, atol=1e-3)
+
+
+def test_voltages_that_were_not_read_yet_mean_nothing_and_each_joint_has_its_own_supply():
+    bench = Bench()
+    bench.volt = np.zeros(6)
+    bench.tick()
+    bench.ticks(50, bench.q)
+    assert bench.safety.reason == ""
+    bench.volt = np.array([12.0, 12.0, 5.0, 5.0, 0.9, 0.0])
+    bench.ticks(50, bench.q)
+    assert bench.safety.reason == ""
+    bench.volt = np.array([12.0, 12.0, 5.0, 4.3, 0.9, 5.0])
+    bench.ticks(30, bench.q)
+    assert bench.safety.reason == "warning: wrist_flex has a sagging voltage"
+
+
+def test_a_moving_joint_that_lags_a_little_is_not_blocked():
+    bench = Bench()
+    bench.ticks(60, bench.q)
+    lag(0.25)(bench)
+    bench.qd = np.full(6, 0.05)
+    assert {d.state for d in bench.ticks(150, bench.safety.goal)} == {SafetyState.ACTIVE}
+
+
+def test_exactly_at_a_threshold_it_is_not_yet_wrong():
+    config = dataclasses.replace(CONFIG, follow_rad=0.5, lower=(-4.0,) * 6, upper=(4.0,) * 6)
+    bench = Bench((0.0,) * 6, config)
+    bench.volt = np.full(6, 10.0)
+    bench.ticks(60, bench.q)
+    bench.volt = np.full(6, 0.88 * 10)
+    assert bench.ticks(30, bench.q)[-1].reason == ""
+    bench.volt = np.full(6, 0.8 * 10)
+    assert "sagging" in bench.ticks(30, bench.q)[-1].reason
+    bench.volt = np.full(6, 0.7 * 10)
+    assert bench.ticks(30, bench.q)[-1].state == SafetyState.ACTIVE
+    bench.volt = np.full(6, 1.2 * 10)
+    assert bench.ticks(30, bench.q)[-1].state == SafetyState.ACTIVE
+    bench.volt = np.full(6, 10.0)
+    bench.stuck, bench.q = True, np.array([0.5, 0, 0, 0, 0, 0])  # exactly follow_rad away from the goal at zero
+    bench.qd = np.ones(6)
+    assert bench.ticks(100, np.zeros(6))[-1].state == SafetyState.ACTIVE
+    bench.qd, bench.q = np.zeros(6), np.array([0.5 * 0.6, 0, 0, 0, 0, 0])
+    assert bench.ticks(150, np.zeros(6))[-1].state == SafetyState.ACTIVE
+
+
+def test_only_the_gripper_need_not_be_at_rest_and_rest_has_a_tolerance():
+    near = np.add(CONFIG.rest, [0.059, -0.059, 0.059, 0.059, 0.059, 0.5])
+    bench = Bench(near)
+    bench.ticks(2, request=RequestKind.ARM)
+    bench.tick(request=RequestKind.LOWER)
+    assert bench.tick(request=RequestKind.LOWER).torque is not None
+    for joint in (0, 4):
+        far = np.array(CONFIG.rest)
+        far[joint] += 0.061
+        bench = Bench(far)
+        bench.ticks(2)
+        assert bench.tick(request=RequestKind.LOWER).goal is not None
+
+
+def test_a_lowering_moves_no_faster_than_it_should():
+    bench = Bench((1.5, 1.0, -1.0, -1.0, 1.0, 1.0))
+    bench.tick()
+    bench.ticks(300, request=RequestKind.LOWER)
+    assert np.abs(np.diff(np.array(bench.goals), axis=0)).max() / DT == pytest.approx(CONFIG.lower_speed, rel=1e-3)
+
+
+def test_a_fault_brakes_before_the_torque_goes_down_and_keeps_its_reason():
+    bench = Bench((-1.0, -0.5, 0.5, 0.5, 0.0, 0.5))
+    bench.tick()
+    run_to_speed(bench)
+    bench.pressed = True
+    decisions = bench.ticks(80, bench.q)
+    assert [d.goal is not None for d in decisions[:5]] == [True] * 5
+    assert {d.reason for d in decisions} == {"emergency stop pressed"}
+    first = next(k for k, d in enumerate(decisions) if d.torque is not None)
+    assert decisions[first].torque == 1.0 and decisions[first + 20].torque == pytest.approx(0.5)
+    assert decisions[first + 39].torque is not None and decisions[first + 40].release
+
+
+def test_an_energised_arm_that_cannot_be_seen_is_neither_armed_nor_lowered():
+    for bits in (NO_REPLY, TWIN):
+        bench = Bench(energised=True)
+        bench.bits[2] = bits
+        for request in (RequestKind.ARM, RequestKind.LOWER):
+            d = bench.tick(request=request)
+            assert d.goal is None and d.reason == "cannot arm: a servo does not answer, or two of a joint stand apart"
