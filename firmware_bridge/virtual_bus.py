@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import termios
 import threading
 import time
 import tty
@@ -251,6 +252,8 @@ class Line:
 class PtyBus:
     """Serves a VirtualBus on a pseudo-terminal from a thread, at the pace of the wire; `path` is the port to open.
 
+    A host that sets another baud rate is not understood, as on a wire.
+
     `link`: a symbolic link to the terminal, as udev makes under /dev/serial/by-id.
     """
 
@@ -267,6 +270,7 @@ class PtyBus:
             link.unlink(missing_ok=True)
             link.symlink_to(self.path)
             self.path = str(link)
+        self._speed: int | None = getattr(termios, f"B{baud}", None)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="virtual-bus", daemon=True)
         self._thread.start()
@@ -280,7 +284,9 @@ class PtyBus:
             ready, _, _ = select.select([master], [], [], min(max(wait, 0.0), 0.1))
             try:
                 if ready:
-                    line.send(os.read(master, 4096), time.monotonic_ns())
+                    data = os.read(master, 4096)
+                    if self._speed is None or termios.tcgetattr(self._slave)[5] == self._speed:
+                        line.send(data, time.monotonic_ns())
                 arrived = line.receive(time.monotonic_ns())
                 if arrived:
                     os.write(master, arrived)

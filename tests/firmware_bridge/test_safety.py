@@ -1,6 +1,7 @@
 """The last gate before the motors: what comes out is finite, in range, slow enough, and stops when it should."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,10 +25,14 @@ class Bench:
     """A safety machine with an arm that goes exactly where it is told."""
 
     def __init__(self, start=(0.0, -0.5, 0.5, 0.5, 0.0, 0.5), config=CONFIG, **settings):
-        self.safety, self.now, self.q = Safety(config, **settings), S, np.array(start)
+        self.safety, self.now = Safety(config, **settings), S
+        self.q: Any = np.array(start)
         self.bits = np.zeros(6, np.uint8)
-        self.volt, self.limp, self.qd = np.full(6, 7.4), np.zeros(6, bool), np.zeros(6)
-        self.temperature, self.pressed = COOL, False
+        self.volt: Any = np.full(6, 7.4)
+        self.limp: Any = np.zeros(6, bool)
+        self.qd: Any = np.zeros(6)
+        self.temperature: Any = COOL
+        self.pressed = False
         self.goals = []
         self.stuck = False
 
