@@ -229,7 +229,8 @@ def _silent(rig: LiveRig) -> dict[str, Any]:
     rig.servos.faults.inject("silent-servo", time.monotonic_ns(), servo=3)
     took = rig.wait_for(rig.ramping, 3)
     code = rig.keeper.wait(8)
-    said = (rig.folder / guard.LOG).read_text().strip().splitlines()[-1].removeprefix("guard: ")
+    s = rig.state()
+    said = s.reason if s is not None else ""
     return _row(
         1, "silent-servo, in processes", said, took, 400, rig, "FAULT", "operator", took <= 0.5 and code == EXIT_FAULT
     )

@@ -34,14 +34,12 @@ def limit_step(
 class Limiter:
     """Makes goals out of targets, one a tick; float64[J] arrays, rad, rad/s, rad/s^2, rad/s^3."""
 
-    def __init__(
-        self, dt: float, velocity: np.ndarray, acceleration: np.ndarray, jerk: np.ndarray, lower: np.ndarray, upper: np.ndarray
-    ):  # fmt: skip
-        self.dt, self.velocity, self.acceleration = dt, velocity, acceleration
+    def __init__(self, dt: float, acceleration: np.ndarray, jerk: np.ndarray, lower: np.ndarray, upper: np.ndarray):
+        self.dt, self.acceleration = dt, acceleration
         self.lower, self.upper = lower, upper
         self.window = max(1, int(np.ceil(2 * acceleration / (jerk * dt) - 1e-9).max()))
         self.lag_s = (self.window - 1) / 2 * dt
-        self.reset(np.zeros_like(velocity))
+        self.reset(np.zeros_like(acceleration))
 
     def reset(self, q: np.ndarray) -> None:
         """Start anew, at rest at `q`."""

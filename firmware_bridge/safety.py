@@ -84,7 +84,7 @@ class Safety:
         self.velocity = np.array(config.max_velocity)
         self.rest = np.array(config.rest)
         self.limiter = Limiter(
-            1.0 / config.motor_hz, self.velocity, np.array(config.max_acceleration), np.array(config.jerk),
+            1.0 / config.motor_hz, np.array(config.max_acceleration), np.array(config.jerk),
             np.array(config.lower), np.array(config.upper),
         )  # fmt: skip
         self.state, self.reason = SafetyState.DISARMED, "not armed"
@@ -125,7 +125,6 @@ class Safety:
         self._supply_v = np.where(
             self._supply_v > 0, self._supply_v, volt
         )  # the first that was read; arms may have two supplies
-        read = volt > 0
         behind = np.abs(self.goal - measured.q)
         behind[-1] = 0.0  # a gripper that holds something lags, and should
         still = np.abs(measured.qd) < STALL_SPEED
@@ -140,15 +139,15 @@ class Safety:
                 (behind > self.config.follow_rad * STALL_SHARE) & still,
                 warm >= TEMPERATURE_STOP,
                 (bits & TEMPERATURE) != 0,
-                read & (volt < DROOP_STOP * self._supply_v),
+                volt < DROOP_STOP * self._supply_v,
                 volt > SURGE_STOP * self._supply_v,
                 (bits & VOLTAGE) != 0,
                 (bits & CURRENT) != 0,
                 (bits & OVERLOAD) != 0,
                 warm >= TEMPERATURE_SLOW,
-                read & (volt < DROOP_SLOW * self._supply_v),
+                volt < DROOP_SLOW * self._supply_v,
                 warm >= TEMPERATURE_WARN,
-                read & (volt < DROOP_WARN * self._supply_v),
+                volt < DROOP_WARN * self._supply_v,
             ]
         )
 
