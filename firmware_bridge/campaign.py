@@ -182,6 +182,25 @@ def _unplug(after_bytes: str) -> Callable[[Rig], None]:
     return act
 
 
+def _dash(now_ns: int, rig: Rig) -> Command:
+    """To and fro at full speed."""
+    side = 1 if (now_ns - rig.began_ns) // (400 * MS) % 2 else -1
+    return dataclasses.replace(
+        wave(now_ns, rig), q_rad=(MIDDLE + 0.9 * side).astype(np.float32), qd_rad_s=np.zeros(6, np.float32)
+    )
+
+
+def _at_full_speed(act: Callable[[Rig], None]) -> Callable[[Rig], None]:
+    def fast(rig: Rig) -> None:
+        rig.policy = _dash
+        rig.run(0.5)
+        while np.abs(rig.goals[-1] - rig.goals[-2]).max() * rig.config.motor_hz < 0.97 * max(rig.config.max_velocity):
+            rig.run(0.01)
+        act(rig)
+
+    return fast
+
+
 def _lower_then(name: str) -> Callable[[Rig], None]:
     def act(rig: Rig) -> None:
         _inject(name)(rig)
@@ -210,13 +229,15 @@ CASES = (
     Case(11, "bit-overload", 500), Case(11, "dxl-alert", 500, config=KOCH),
     *(Case(11, f"dxl-error-{n}", 300, config=KOCH) for n in range(1, 8)),
     Case(12, "overload-latch", 0), Case(12, "dxl-shutdown", 300, config=KOCH),
-    Case(13, "torque-off-refused", 0, _lower_then("torque-off-refused"), seconds=9.0), Case(14, "no-motion", BEHIND_MS),
+    Case(13, "torque-off-refused", 0, _lower_then("torque-off-refused"), seconds=14.0), Case(14, "no-motion", BEHIND_MS),
     Case(15, "brown-out", 250), Case(15, "brown-out-torque-on", 0), Case(15, "brown-out", 400, config=KOCH),
     Case(16, "jump", 50), Case(16, "glitch", 0), Case(16, "sign-bit", 50), Case(16, "wrap", 50), Case(16, "multi-turn", 50),
     Case(17, "frozen", BEHIND_MS), Case(18, "hot", 0), Case(18, "overheat", 300), Case(18, "voltage-sag", 300),
     Case(19, "unplug when idle", 10, _unplug("idle")), Case(19, "unplug after the request", 10, _unplug("request")),
     Case(19, "unplug in the reply", 20, _unplug("reply")),
     Case(20, "usb-latency-1"), Case(20, "usb-latency-16", 300),
+    Case(19, "unplug at full speed", 10, _at_full_speed(_unplug("idle"))),
+    Case(20, "usb-stall-2s at full speed", 20, _at_full_speed(_inject("usb-stall-2s"))),
     Case(20, "usb-stall-100ms", 20), Case(20, "usb-stall-2s", 20), Case(20, "partial-read"),
     Case(21, "policy stalls", 75, _policy(lambda c, r: _stalled(r))), Case(21, "command NaN", 10, _policy(_bad(float("nan")))),
     Case(21, "command infinite", 10, _policy(_bad(float("inf")))), Case(21, "command out of range", 0, _policy(_bad(9.0))),

@@ -26,6 +26,7 @@ from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
 STATE_SLOT, COMMAND_SLOT, REQUEST_SLOT = "state.slot", "command.slot", "request.slot"
 EXIT_SAFE_STOP, EXIT_FAULT, EXIT_PORT_LOST = 3, 4, 6
 RELEASE_NS = 100_000_000
+INSIST_NS = 3_000_000_000  # so long a servo that does not let go is told again: a stalled bus may come back
 LOOK_EVERY = 10  # ticks between looks for new slots
 
 
@@ -40,6 +41,7 @@ class MotorLoop:
         self.holding: list[int] = []  # servos that could not be released at the end
         self._period_ns = int(1e9 / arm.config.motor_hz)
         self._torque: float | None = None
+        self._releasing_ns = 0
         self._sent = (0, 0, 0)  # newest command on the wire: sequence, capture time, first time on the wire
 
     def tick(
@@ -58,7 +60,8 @@ class MotorLoop:
             if not self.finished:
                 bus.until_ns = began + RELEASE_NS  # the guard must not take it for a stall
                 self.holding = self.arm.torque_off()
-            self.finished = True
+                self._releasing_ns = self._releasing_ns or now_ns
+                self.finished = not self.holding or now_ns - self._releasing_ns > INSIST_NS
         else:
             if d.torque is not None and (self._torque is None or abs(d.torque - self._torque) > 0.02):
                 self.arm.set_torque(d.torque)
@@ -154,7 +157,7 @@ def run(
         pressed = stop is not None and stop.pressed()
         state = loop.tick(now, as_command(commands.read()), request, ticker.missed, pressed)
         states.write(state.pack())
-        if loop.holding:
+        if loop.holding and loop.finished:
             ids = ", ".join(map(str, loop.holding))
             print(f"servo {ids} still holds: switch the arm's power off.", file=sys.stderr, flush=True)
         if loop.finished:

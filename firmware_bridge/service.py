@@ -48,8 +48,8 @@ SHOWN = (
 def look(bus: Bus, servo: int) -> Found | None:
     """Ask `servo` who it is; None when nobody answers."""
     table = (XSERIES[0] if bus.dynamixel else STS3215).registers["model"]
-    bus.until_ns = 0  # no patience: most ids are empty
-    reply = bus.read(servo, table.address, 2, retries=0)
+    bus.until_ns = bus.port.now_ns() + int(2 * PROBE_S * 1e9)  # little patience: most ids are empty
+    reply = bus.read(servo, table.address, 2, retries=1)
     bus.until_ns = None
     if reply is None:
         return None

@@ -6,9 +6,10 @@ A master cannot tell it from hardware: same port class, same bytes, the pace of 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import select
-import termios
+import struct
 import threading
 import time
 import tty
@@ -249,6 +250,16 @@ class Line:
         return self.bus.faults.next_ns([q[0][0] for q in (self._out, self._in) if q])
 
 
+TCGETS2 = 0x802C542A
+
+
+def host_baud(fd: int) -> int:
+    """Baud rate that was set on a terminal, also one that has no constant (struct termios2, asm-generic)."""
+    raw = bytearray(44)
+    fcntl.ioctl(fd, TCGETS2, raw)
+    return int(struct.unpack_from("I", raw, 40)[0])
+
+
 class PtyBus:
     """Serves a VirtualBus on a pseudo-terminal from a thread, at the pace of the wire; `path` is the port to open.
 
@@ -270,7 +281,6 @@ class PtyBus:
             link.unlink(missing_ok=True)
             link.symlink_to(self.path)
             self.path = str(link)
-        self._speed: int | None = getattr(termios, f"B{baud}", None)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="virtual-bus", daemon=True)
         self._thread.start()
@@ -285,7 +295,7 @@ class PtyBus:
             try:
                 if ready:
                     data = os.read(master, 4096)
-                    if self._speed is None or termios.tcgetattr(self._slave)[5] == self._speed:
+                    if line.baud in (0, host_baud(self._slave)):
                         line.send(data, time.monotonic_ns())
                 arrived = line.receive(time.monotonic_ns())
                 if arrived:
