@@ -341,7 +341,8 @@ def at_start(name: str, fault: str, sentence: str) -> dict[str, Any]:
 
 
 def dead_master(model: str) -> dict[str, Any]:
-    """Group 23: the host falls silent in mid-motion; Dynamixel's bus watchdog stops the motor, except on 330-size servos."""
+    """Group 23: the host falls silent in mid-motion; Dynamixel's bus watchdog stops the motor, except on 330-size servos (for which
+    `campaign_live.py` has the guard)."""
     rig = Rig(dataclasses.replace(KOCH, models=(model,) * 6))
     rig.run(1.3)
     far = np.full(6, 2048 + 1500)  # the goal that was on the wire lies far away
@@ -360,8 +361,8 @@ def dead_master(model: str) -> dict[str, Any]:
     return {
         "group": 23, "name": f"master dead, {model}",
         "detected_as": f"bus watchdog tripped{'' if stopped else ', motor went on: the guard must act'}",
-        "time_to_safe_ms": trip if stopped else 250.0, "reacted_ms": trip, "limit_ms": 200 if believed else 250, "lead_ms": 0.0,
-        "final_state": "(servo)", "torque": "on, stopped by the servo" if stopped else "ramped down by the guard (see kill -9)",
+        "time_to_safe_ms": trip if stopped else None, "reacted_ms": trip, "limit_ms": 200, "lead_ms": 0.0,
+        "final_state": "(servo)", "torque": "on, stopped by the servo" if stopped else "on, moving",
         "recovery": "operator", "safe": trip is not None and stopped == believed,
     }  # fmt: skip
 
@@ -370,5 +371,5 @@ def campaign(only: str = "") -> list[dict[str, Any]]:
     """All rows in virtual time, by group; `only`: those whose name contains it."""
     rows = [play(c) for c in CASES if only in c.name]
     rows += [at_start(*s) for s in START if only in s[0]]
-    rows += [dead_master(m) for m in ("XL430-W250", "XL330-M288") if only in f"master dead, {m}"]
+    rows += [dead_master("XL430-W250")] if only in "master dead, XL430-W250" else []
     return sorted(rows, key=lambda r: (r["group"], r["name"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -14,13 +15,15 @@ import numpy as np
 
 from firmware_bridge import guard
 from firmware_bridge.arm import ArmConfig, ArmError
-from firmware_bridge.campaign import MIDDLE, SO101, SWING
+from firmware_bridge.campaign import KOCH, MIDDLE, SO101, SWING
 from firmware_bridge.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
+from firmware_bridge.models import MODELS
 from firmware_bridge.motor import COMMAND_SLOT, EXIT_FAULT, REQUEST_SLOT, STATE_SLOT
 from firmware_bridge.plant import KinematicPlant
 from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
 from firmware_bridge.virtual_bus import PtyBus, VirtualBus
 
+XL330 = dataclasses.replace(KOCH, models=("XL330-M288",) * 6)
 ADAPTER = "usb-1a86_USB_Single_Serial_58FA0001-if00"
 
 
@@ -30,7 +33,9 @@ class LiveRig:
     def __init__(self, folder: Path, config: ArmConfig = SO101):
         self.folder, self.config = folder, config
         self.plant = KinematicPlant(MIDDLE * 4096 / (2 * np.pi) + 2048)
-        self.servos = VirtualBus(config.ids, self.plant)
+        models = [MODELS[m] for m in config.model_names]
+        self.full_torque = models[0].full_torque
+        self.servos = VirtualBus(config.ids, self.plant, models)
         self.by_id = folder / "by-id"
         self.server = PtyBus(self.servos, link=self.by_id / ADAPTER)
         self.keeper = guard.start(os.path.realpath(self.server.path), config, folder, by_id=self.by_id)
@@ -77,7 +82,7 @@ class LiveRig:
         return int(Path(f"/proc/{self.keeper.pid}/task/{self.keeper.pid}/children").read_text().split()[0])
 
     def ramping(self) -> bool:
-        return self.servos.get(1, "torque_limit") < 1000 or not any(self.torque())
+        return self.servos.get(1, "torque_limit") < self.full_torque or not any(self.torque())
 
     def torque(self) -> list[int]:
         return [self.servos.get(i, "torque_enable") for i in self.config.ids]
@@ -113,13 +118,13 @@ def _row(
     }  # fmt: skip
 
 
-def _killed(rig: LiveRig, number: int, name: str) -> dict[str, Any]:
+def _killed(rig: LiveRig, number: int, name: str, group: int = 21) -> dict[str, Any]:
     rig.arm()
     os.kill(rig.motor_pid(), number)
     took = rig.wait_for(rig.ramping, 3)
     rig.keeper.wait(8)
     said = (rig.folder / guard.LOG).read_text().strip().splitlines()[-1].removeprefix("guard: ")
-    return _row(21, name, said, took, 300, rig, "GUARD", "operator", took <= 0.4 and not any(rig.torque()))
+    return _row(group, name, said, took, 300, rig, "GUARD", "operator", took <= 0.4 and not any(rig.torque()))
 
 
 def _interrupted(rig: LiveRig) -> dict[str, Any]:
@@ -239,6 +244,10 @@ def _silent(rig: LiveRig) -> dict[str, Any]:
 LIVE: tuple[tuple[str, Callable[[LiveRig], dict[str, Any]]], ...] = (
     ("silent-servo, in processes", _silent),
     ("kill -9 of the motor process", lambda rig: _killed(rig, signal.SIGKILL, "kill -9 of the motor process")),
+    (
+        "kill -9, XL330 (watchdog does not stop it)",
+        lambda rig: _killed(rig, signal.SIGKILL, "kill -9, XL330 (watchdog does not stop it)", 23),
+    ),
     ("motor process stopped", lambda rig: _killed(rig, signal.SIGSTOP, "motor process stopped")),
     ("SIGINT twice", _interrupted),
     ("second process on the port", _second_process),
@@ -252,7 +261,7 @@ def campaign_live(folder: Path, only: str = "") -> list[dict[str, Any]]:
     rows = []
     for k, (name, act) in enumerate(LIVE):
         if only in name:
-            rig = LiveRig(folder / str(k))
+            rig = LiveRig(folder / str(k), XL330 if "XL330" in name else SO101)
             try:
                 rows.append(act(rig))
             finally:

@@ -604,3 +604,14 @@ def test_an_energised_arm_that_cannot_be_seen_is_neither_armed_nor_lowered():
         for request in (RequestKind.ARM, RequestKind.LOWER):
             d = bench.tick(request=request)
             assert d.goal is None and d.reason == "cannot arm: a servo does not answer, or two of a joint stand apart"
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_target_beyond_the_limits_is_approached_like_the_limit_itself(side):
+    goal, velocity = np.zeros(6), np.zeros(6)
+    limit = HIGH if side > 0 else LOW
+    for _ in range(300):
+        goal, v = limit_step(np.full(6, 9.0 * side), goal, velocity, DT, V, A, LOW, HIGH)
+        assert np.all(np.abs(v - velocity) <= A * DT + 1e-6)
+        velocity = v
+    assert np.allclose(goal, limit) and np.allclose(velocity, 0, atol=1e-9)
