@@ -67,9 +67,10 @@ def look(bus: Bus, servo: int) -> Found | None:
 
 def scan(
     path: str, ids: Iterable[int], protocols: Iterable[str] = ("feetech", "dynamixel"), bauds: Iterable[int] = (),
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = lambda line: None, enough: int = 253,
 ) -> list[Found]:  # fmt: skip
-    """Every servo that answers on `path`; reads only. `bauds`: default all that the protocol knows. Raises PortError."""
+    """Every servo that answers on `path`; reads only. `bauds`: default all that the protocol knows; ends with
+    `enough` servos. Raises PortError."""
     out: list[Found] = []
     for protocol in protocols:
         for baud in tuple(bauds) or BAUDS[protocol]:
@@ -80,6 +81,8 @@ def scan(
                 for i in ids:
                     found = look(bus, i)
                     out += [found] if found is not None else []
+                    if len(out) >= enough:
+                        return out
             finally:
                 port.close()
     return out

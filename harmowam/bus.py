@@ -156,11 +156,10 @@ def set_id(port: str, baud: tuple[int, ...], protocol: str, new: int, yes: bool)
 
     if not yes:
         click.pause("Connect the one servo that shall get a new id, and nothing else; then press a key.")
-    found = service.scan(port, range(253), protocols(protocol), baud, lambda line: click.echo(f"  {line}", err=True))
+    found = service.scan(port, range(253), protocols(protocol), baud, lambda line: click.echo(f"  {line}", err=True), 2)
     if len(found) != 1 or found[0].double:
-        raise UserError(
-            f"{len(found)} servos answer on {port}, one is needed: connect one servo alone, and switch its power on."
-        )
+        many = "more than one servo answers" if found else "no servo answers"
+        raise UserError(f"{many} on {port}: connect the one servo alone, and switch its power on.")
     (servo,) = found
     name = servo.model.name if servo.model else f"model {servo.number}"
     if not yes and not click.confirm(
