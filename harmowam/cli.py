@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -38,6 +39,8 @@ MENDABLE = {
     "ExportError",
     "SlotError",
     "SimulatorError",
+    "FaultError",
+    "EStopError",
 }
 EXTRAS = {
     "mujoco": "sim",
@@ -87,7 +90,22 @@ bundle_option = click.option(
 robot_option = click.option("--robot", default="sim_so101", show_default=True, help="A shipped robot or a robot file.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Verbs(click.Group):
+    """Commands, and the verb groups that live in modules of their own, imported when asked for."""
+
+    groups: ClassVar = {"bus": "harmowam.bus"}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self.groups])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self.groups:
+            group: click.Command = getattr(importlib.import_module(self.groups[cmd_name]), cmd_name)
+            return group
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(harmowam.__version__)
 def main() -> None:
     """Take a HarmoWAM world-action model from the workstation to a Jetson Orin arm."""
@@ -255,6 +273,9 @@ def evaluate(
 @click.option("--seed", default=0, show_default=True, help="Start of the simulated robot.")
 @click.option("--policy", type=click.Choice(["gated", "reactive", "predictive"]), default="gated", show_default=True)
 @click.option("--record", type=click.Path(path_type=Path), help="Folder for the recorded episode and its report.")
+@click.option(
+    "--fault", multiple=True, metavar="NAME@SECONDS", help="Inject a fault into the virtual bus (see bus campaign)."
+)
 @json_option
 @errors
 def run(
@@ -266,12 +287,18 @@ def run(
     seed: int,
     policy: str,
     record: Path | None,
+    fault: tuple[str, ...],
     json_path: Path | None,
 ) -> None:
     """Drive an arm in real time. Ctrl-C lowers it to rest and releases the torque in a ramp."""
+    from firmware_bridge.faults import parse
     from harmowam.live import live, process_began_s
     from runtime.robot import load_robot
 
+    if fault and not load_robot(robot).simulated:
+        raise UserError("--fault acts on the virtual servo bus only: use --robot sim_so101.")
+    for f in fault:
+        parse(f)
     done = live(
         bundle,
         load_robot(robot),
@@ -283,6 +310,7 @@ def run(
         record=record,
         say=say,
         began_s=process_began_s(),
+        faults=fault,
     )
     print_timing(done.report)
     if record is not None:

@@ -79,9 +79,11 @@ def live(
     say: Callable[[str], None] = lambda line: None,
     real_time_priority: int = 20,
     began_s: float | None = None,
+    faults: tuple[str, ...] = (),
 ) -> LiveRun:
     """Run the two-rate loop on `robot` for `seconds`; the arm is lowered and released whatever happens, and what was recorded
-    up to then is kept in `record`. `began_s`: what the time to the first command is counted from (default: now).
+    up to then is kept in `record`. `faults`: NAME@SECONDS
+    each, for the virtual servo bus. `began_s`: what the time to the first command is counted from (default: now).
 
     Raises BundleError, RobotError, CameraError, CalibrationError, ArmError or RunError, each one sentence and a next step.
     """
@@ -108,7 +110,7 @@ def live(
                 say("starting the simulated robot")
                 fps = max(c.fps for c in robot.cameras.values())
                 started = time.monotonic()
-                simulator, info = server.start(slots, seed, task, fps)
+                simulator, info = server.start(slots, seed, task, fps, faults=faults)
                 simulation_s = time.monotonic() - started
                 port, task = port or info["port"], info["instruction"]
             assert task is not None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from firmware_bridge.arm import ArmConfig
+from firmware_bridge.models import MODELS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -51,6 +52,7 @@ class Robot:
 
 
 _JOINT = {"name": str, "id": int, "lower": float, "upper": float, "zero_step": int, "direction": int}
+_EEPROM = ("homing_offset", "min_position", "max_position")  # of a joint's servo, verified at start when given
 _TOP = {"name", "family", "simulated", "bus", "arm", "rates", "camera"}
 
 
@@ -115,7 +117,20 @@ def load_robot(name_or_path: str) -> Robot:
     _known(bus, {"port", "baud"}, f"{where} [bus]")
     _known(
         arm,
-        {"rest", "max_velocity", "max_acceleration", "joint", "stop_after_s", "lower_speed", "release_s", "max_lead"},
+        {
+            "rest",
+            "max_velocity",
+            "max_acceleration",
+            "joint",
+            "stop_after_s",
+            "lower_speed",
+            "release_s",
+            "max_lead",
+            "max_jerk",
+            "follow_rad",
+            "follow_s",
+            "estop",
+        },
         f"{where} [arm]",
     )
     _known(rates, {"fast_hz", "slow_hz", "motor_hz"}, f"{where} [rates]")
@@ -123,7 +138,7 @@ def load_robot(name_or_path: str) -> Robot:
     rows = []
     for k, j in enumerate(joints):
         at = f"{where} [[arm.joint]] number {k + 1}"
-        _known(_table(j, at), set(_JOINT), at)
+        _known(_table(j, at), {*_JOINT, *_EEPROM, "model"}, at)
         rows.append(
             {key: _take(j, key, kind, at, {"zero_step": 2048, "direction": 1}.get(key)) for key, kind in _JOINT.items()}
         )
@@ -139,7 +154,7 @@ def load_robot(name_or_path: str) -> Robot:
         raise RobotError(f"{where}: two joints share a servo id: give each its own.")
     if len({r["name"] for r in rows}) != n:
         raise RobotError(f"{where}: two joints share a name: give each its own.")
-    tuning = ("stop_after_s", "lower_speed", "release_s", "max_lead")
+    tuning = ("stop_after_s", "lower_speed", "release_s", "max_lead", "follow_rad", "follow_s")
     optional = {k: _positive(arm, k, float, f"{where} [arm]") for k in tuning if k in arm}
     rest, velocity, acceleration = (
         _vector(arm, k, n, f"{where} [arm]") for k in ("rest", "max_velocity", "max_acceleration")
@@ -151,6 +166,17 @@ def load_robot(name_or_path: str) -> Robot:
             raise RobotError(
                 f"{where} [arm]: {r['name']} needs a velocity and an acceleration above zero: correct them."
             )
+    jerk = _vector(arm, "max_jerk", n, f"{where} [arm]") if "max_jerk" in arm else ()
+    if jerk and min(jerk) <= 0:
+        raise RobotError(f"{where} [arm]: every 'max_jerk' must be greater than zero: correct it.")
+    models = tuple(_take(j, "model", str, where, "STS3215") for j in joints)
+    unknown = [m for m in models if m not in MODELS]
+    if unknown or len({MODELS[m].protocol for m in models}) > 1:
+        raise RobotError(
+            f"{where}: servo model '{unknown[0] if unknown else models}' cannot be driven: "
+            f"use models of one protocol ({', '.join(MODELS)})."
+        )
+    held = tuple((r["id"], k, _take(j, k, int, where)) for r, j in zip(rows, joints) for k in _EEPROM if k in j)
     config = ArmConfig(
         joints=tuple(r["name"] for r in rows),
         ids=tuple(r["id"] for r in rows),
@@ -163,6 +189,10 @@ def load_robot(name_or_path: str) -> Robot:
         max_acceleration=acceleration,
         baud=_positive(bus, "baud", int, f"{where} [bus]", 1_000_000),
         motor_hz=_positive(rates, "motor_hz", float, f"{where} [rates]"),
+        max_jerk=jerk,
+        models=models,
+        eeprom=held,
+        estop=_take(arm, "estop", str, f"{where} [arm]", ""),
         **optional,
     )
     cameras = {}

@@ -130,7 +130,7 @@ def test_what_is_missing_busy_or_silent_is_refused(bench, bundle, tmp_path):
     assert "no servo answers on" in refusal(*drive(bench, bundle, "--port", os.ttyname(slave)))
     os.close(master)
     os.close(slave)
-    bench.servos.silent = {4}
+    bench.servos.faults.inject("silent-servo", servo=4)
     assert "servo 4 (wrist_flex) does not answer" in refusal(*drive(bench, bundle))
 
 

@@ -110,7 +110,7 @@ def test_a_motor_process_that_dies_ends_the_run_and_the_guard_lets_the_arm_down(
 def test_a_servo_that_falls_silent_stops_the_run_with_its_name(run):
     def unplug():
         if run.policy.counts.new_frames > 20:
-            run.servos.silent = {3}
+            run.servos.faults.inject("silent-servo", servo=3)
         return False
 
     with pytest.raises(RunError, match="elbow_flex does not answer"):
