@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -98,8 +99,10 @@ class Board:
         """Corners of one picture uint8[H,W]; empty where the board is not seen."""
         none = Detection(np.zeros(0, int), np.zeros((0, 2)))
         if self.kind == "chessboard":
-            flags = cv2.CALIB_CB_ADAPTIVE_THRESH | cv2.CALIB_CB_NORMALIZE_IMAGE | cv2.CALIB_CB_FAST_CHECK
-            found, corners = cv2.findChessboardCorners(grey, (self.columns, self.rows), flags=flags)
+            flags = cv2.CALIB_CB_ADAPTIVE_THRESH | cv2.CALIB_CB_NORMALIZE_IMAGE
+            # The quick look misses small squares; the long one takes seconds on a large picture without a board.
+            quick = cv2.CALIB_CB_FAST_CHECK if grey.shape[1] > 640 else 0
+            found, corners = cv2.findChessboardCorners(grey, (self.columns, self.rows), flags=flags | quick)
             if not found:
                 return none
             p = corners.reshape(self.rows, self.columns, 2)
@@ -113,7 +116,7 @@ class Board:
             return none
         return Detection(ids.ravel().astype(int), corners.reshape(-1, 2).astype(float))
 
-    def _detector(self, legacy: bool) -> cv2.aruco.CharucoDetector:
+    def _detector(self, legacy: bool) -> Any:  # OpenCV's own types do not say that results may be None
         parameters = cv2.aruco.DetectorParameters()
         parameters.cornerRefinementMethod = cv2.aruco.CORNER_REFINE_SUBPIX
         return cv2.aruco.CharucoDetector(self._charuco(legacy), cv2.aruco.CharucoParameters(), parameters)
@@ -122,13 +125,21 @@ class Board:
         """The likeliest reason that `detect` found nothing."""
         if self.kind == "chessboard":
             return "board not found or partly hidden"
-        _, ids = cv2.aruco.ArucoDetector(self._dictionary()).detectMarkers(grey)[:2]
-        if ids is None or not len(ids):
-            _, mirrored = cv2.aruco.ArucoDetector(self._dictionary()).detectMarkers(np.ascontiguousarray(grey[:, ::-1]))[:2]
-            return "mirrored picture" if mirrored is not None and len(mirrored) > 2 else "board not found"
+        detector: Any = cv2.aruco.ArucoDetector(self._dictionary())
+        _, ids = detector.detectMarkers(grey)[:2]
+        count = 0 if ids is None else len(ids)
+        _, mirrored = detector.detectMarkers(np.ascontiguousarray(grey[:, ::-1]))[:2]
+        if mirrored is not None and len(mirrored) > 2 * count + 2:
+            return "mirrored picture"
+        if ids is None or not count:
+            return "board not found"
         other = self._detector(not self.legacy).detectBoard(grey)[1]
         if other is not None and len(other) >= 4:
-            return "legacy board layout (append ':legacy')" if not self.legacy else "board is not legacy (remove ':legacy')"
+            return (
+                "legacy board layout (append ':legacy')"
+                if not self.legacy
+                else "board is not legacy (remove ':legacy')"
+            )
         if ids.max() >= self.columns * self.rows // 2:
             return "markers of another board"
         return "too few corners (partly hidden or blurred)"
@@ -141,7 +152,9 @@ class Board:
         if self.kind == "charuco":
             # Corner (0, 0) of the first marker's square says which squares are white.
             first = np.asarray(self._charuco().getObjPoints()[0]).min(0)[:2]
-            dark = (round((first[0] - (s - self.marker) / 2) / s) + round((first[1] - (s - self.marker) / 2) / s) + 1) % 2
+            dark = (
+                round((first[0] - (s - self.marker) / 2) / s) + round((first[1] - (s - self.marker) / 2) / s) + 1
+            ) % 2
         for r in range(round(height / s)):
             for c in range(round(width / s)):
                 if (r + c) % 2 == dark:

@@ -104,15 +104,17 @@ class Camera:
         return camera
 
 
-def load_camera(path: Path) -> Camera:
+def load_camera(path: Path, identity: dict[str, Any] | None = None) -> Camera:
     """Read one camera: a plain file, or a camera's folder in a calibration store, whose current record counts.
 
-    Raises CalibrationError when it is absent or damaged, or when a camera fixed to the base has no pose yet.
+    Raises CalibrationError when it is absent or damaged, when a camera fixed to the base has no pose yet, or when the record was
+    made with another camera than `identity` ("serial", "width", "height", "focus") says.
     """
     if Path(path).is_dir():
-        from calibration.store import Store
+        from calibration.store import Store, refuse_other_camera
 
         record = Store(Path(path).parent).get(Path(path).name, kind="camera")
+        refuse_other_camera(record, identity or {})
         camera = Camera.from_json(record["result"], str(path))
         if record["identity"].get("mount") == "base" and camera.T_base_from_cam is None:
             raise CalibrationError(

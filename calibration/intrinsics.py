@@ -83,7 +83,9 @@ class Calibration:
         if q["rms_px"] > 1.0:
             out.append(f"RMS is {q['rms_px']:.2f} px (at most 1): pictures are blurred or the board is bent")
         if q["heldout_px"] > 1.5 * q["rms_px"] + 0.1:
-            out.append(f"views left out fit much worse ({q['heldout_px']:.2f} px) than those used ({q['rms_px']:.2f} px)")
+            out.append(
+                f"views left out fit much worse ({q['heldout_px']:.2f} px) than those used ({q['rms_px']:.2f} px)"
+            )
         if q["crossval_median_px"] > max(0.3, 1.5 * noise) or q["crossval_p90_px"] > max(1.0, 4 * noise):
             out.append(
                 f"two halves of the views disagree by {q['crossval_median_px']:.2f} px (90 %: {q['crossval_p90_px']:.2f}; "
@@ -121,7 +123,10 @@ def _start(views: list[View], size: tuple[int, int], model: str) -> tuple[np.nda
     for f in candidates:
         theta = np.concatenate([[f * width, f * width, *centre], D])
         poses = np.array([_pose(v, theta, model) for v in sample])
-        e = [np.linalg.norm(v.pixels - lens.project(v.points, theta, model, p[:3], p[3:])[0], axis=1).mean() for v, p in zip(sample, poses)]
+        e = [
+            np.linalg.norm(v.pixels - lens.project(v.points, theta, model, p[:3], p[3:])[0], axis=1).mean()
+            for v, p in zip(sample, poses)
+        ]
         error = float(np.median(e))
         if best is None or error < best[0]:
             best = (error, theta, poses)
@@ -144,7 +149,11 @@ def _pose(view: View, theta: np.ndarray, model: str) -> np.ndarray:
 
 
 def adjust(
-    views: list[View], size: tuple[int, int], model: str = "rational", start: np.ndarray | None = None, robust: bool = True
+    views: list[View],
+    size: tuple[int, int],
+    model: str = "rational",
+    start: np.ndarray | None = None,
+    robust: bool = True,
 ) -> Fit:
     """Bundle adjustment of one lens and a pose for each view. Raises CalibrationError when it does not settle."""
     if start is None:
@@ -171,7 +180,9 @@ def adjust(
     used = np.concatenate([r[k].ravel() for r, k in zip(residuals, inlier, strict=True)])
     chi = float(np.sqrt((used**2).sum() / max(1, len(used) - 6 * len(views) - len(theta))))
     if not np.isfinite(theta).all() or not (0.1 < theta[0] / size[0] < 30):
-        raise CalibrationError("the calibration does not settle: check the board's description, and take more tilted views.")
+        raise CalibrationError(
+            "the calibration does not settle: check the board's description, and take more tilted views."
+        )
     covariance = np.linalg.inv(normal) * (chi / sigma) ** 2
     return Fit(model, size, theta, covariance, poses, tuple(views), tuple(residuals), tuple(inlier), chi)
 
@@ -187,7 +198,8 @@ def _levenberg(
 
     def cost_of(theta: np.ndarray, poses: np.ndarray) -> tuple[float, list[np.ndarray], list[tuple[np.ndarray, ...]]]:
         total = float((weight0 * (theta - mean) ** 2).sum() + ((theta[0] / theta[1] - 1) / aspect) ** 2)
-        residuals, parts = [], []
+        residuals: list[np.ndarray] = []
+        parts: list[tuple[np.ndarray, ...]] = []
         for v, p, keep in zip(views, poses, inlier, strict=True):
             uv, j_theta, j_pose = lens.project(v.points, theta, model, p[:3], p[3:])
             r = v.pixels - uv
@@ -228,7 +240,13 @@ def _levenberg(
                 new_cost, new_residuals, new_parts = cost_of(theta + step, poses + moves)
                 if np.isfinite(new_cost) and new_cost <= cost:
                     improved = cost - new_cost > 1e-7 * cost
-                    theta, poses, cost, residuals, parts = theta + step, poses + moves, new_cost, new_residuals, new_parts
+                    theta, poses, cost, residuals, parts = (
+                        theta + step,
+                        poses + moves,
+                        new_cost,
+                        new_residuals,
+                        new_parts,
+                    )
                     damping = max(damping / 10, 1e-10)
                     break
             damping = min(damping * 10, 1e6)
@@ -264,7 +282,9 @@ def projection_sd(fit: Fit, pixels: np.ndarray, used: np.ndarray) -> np.ndarray:
     return np.where(good, np.sqrt(np.maximum(variance, 0)), np.nan)
 
 
-def heldout_rms(theta: np.ndarray, model: str, views: list[View] | tuple[View, ...], sigma: float | None = None) -> float:
+def heldout_rms(
+    theta: np.ndarray, model: str, views: list[View] | tuple[View, ...], sigma: float | None = None
+) -> float:
     """RMS (px) of views that the lens was not fitted to; only their poses are. Gross outliers (10 sigma) are left out."""
     total, count = 0.0, 0
     for v in views:
@@ -328,14 +348,22 @@ def calibrate(views: list[View], size: tuple[int, int], model: str = "rational")
             raise CalibrationError(
                 f"{int(bad.sum())} of {len(views)} views contradict the others: check that the board is flat and was not moved in the exposure."
             )
-        rejected += [(v.name, f"residual {e:.2f} px (blurred, or the board was bent or moved)") for v, e, b in zip(views, each, bad) if b]
+        rejected += [
+            (v.name, f"residual {e:.2f} px (blurred, or the board was bent or moved)")
+            for v, e, b in zip(views, each, bad)
+            if b
+        ]
         views = [v for v, b in zip(views, bad, strict=True) if not b]
         if len(views) < MIN_VIEWS:
-            raise CalibrationError(f"only {len(views)} views agree with one another, at least {MIN_VIEWS} are needed: take more.")
+            raise CalibrationError(
+                f"only {len(views)} views agree with one another, at least {MIN_VIEWS} are needed: take more."
+            )
         fit = adjust(views, size, model, start=fit.theta)
     spread = tilt_spread(fit.poses)
     if spread < 15:
-        raise CalibrationError(f"the board was hardly tilted ({spread:.0f} degrees between views): tilt it 20 to 45 degrees both ways.")
+        raise CalibrationError(
+            f"the board was hardly tilted ({spread:.0f} degrees between views): tilt it 20 to 45 degrees both ways."
+        )
     pixels, shape = lens.grid(*size)
     used = used_area(views, pixels, size)
     # Neighbouring pictures are alike: halves and folds take every second, every fourth.
@@ -352,4 +380,3 @@ def calibrate(views: list[View], size: tuple[int, int], model: str = "rational")
         fit, tuple(rejected), float(np.sqrt(squares / count)), crossval, projection_sd(fit, pixels, used), used, shape,
         (halves[0].theta, halves[1].theta),
     )  # fmt: skip
-

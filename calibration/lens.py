@@ -102,13 +102,15 @@ def difference(
     out = np.full(len(pixels), np.nan)
     if not (good & used).any():
         return out
-    rvec = np.zeros(3)
+    rvec: np.ndarray = np.zeros(3)
     p = rays / np.where(good, rays[:, 2], 1.0)[:, None]
     fit = good & used
     for _ in range(8):
         uv, _, jac = project(p[fit], theta_b, model_b, rvec)
         error = pixels[fit] - uv
-        weight = 1.0 / np.maximum(np.linalg.norm(error, axis=1), 1e-3)[:, None, None]  # the median ray, not the farthest
+        weight = (
+            1.0 / np.maximum(np.linalg.norm(error, axis=1), 1e-3)[:, None, None]
+        )  # the median ray, not the farthest
         J = jac[..., :3]
         A, b = (J * weight).reshape(-1, 3).T @ J.reshape(-1, 3), (J * weight).reshape(-1, 3).T @ error.reshape(-1)
         rvec = rvec + np.linalg.solve(A + 1e-9 * np.eye(3), b)

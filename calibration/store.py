@@ -175,7 +175,13 @@ class Store:
         current = self.current_hash(name)
         rows = []
         for path in self._folder(name).glob("*.json"):
-            row: dict[str, Any] = {"hash": path.stem, "current": path.stem == current, "created": "", "kind": "", "summary": ""}
+            row: dict[str, Any] = {
+                "hash": path.stem,
+                "current": path.stem == current,
+                "created": "",
+                "kind": "",
+                "summary": "",
+            }
             try:
                 record = self.get(name, path.stem)
                 quality = record["uncertainty"]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -85,7 +86,22 @@ bundle_option = click.option(
 robot_option = click.option("--robot", default="sim_so101", show_default=True, help="A shipped robot or a robot file.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Verbs(click.Group):
+    """Commands, and the verb groups that live in modules of their own, imported when asked for."""
+
+    groups: ClassVar = {"calibrate": "harmowam.calibrate"}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self.groups])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self.groups:
+            group: click.Command = getattr(importlib.import_module(self.groups[cmd_name]), cmd_name)
+            return group
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(harmowam.__version__)
 def main() -> None:
     """Take a HarmoWAM world-action model from the workstation to a Jetson Orin arm."""

@@ -17,6 +17,7 @@ from firmware_bridge import guard
 from firmware_bridge.messages import RequestKind
 from firmware_bridge.motor import REQUEST_SLOT
 from firmware_bridge.slots import SlotWriter
+from harmowam.calibration_rig import refuse_moved
 from runtime.bundle import Bundle
 from runtime.cameras import CameraSource, calibrations, open_cameras
 from runtime.robot import Robot
@@ -115,6 +116,7 @@ def live(
             keeper = guard.start(port or robot.port, robot.arm, slots, real_time_priority)
             cameras = open_cameras(robot, bundle.manifest.cameras, slots)
             known_cameras = calibrations(robot, slots)
+            refuse_moved(robot, cameras, say)
             driver = Policy(bundle, task, cameras, known_cameras, slots, robot.fast_hz, robot.slow_hz, policy)
             driver.recorder.frames = record is not None
             driver.warm_up()

@@ -55,17 +55,27 @@ def render(
     # Ray (x, y, 1) meets the plane at board coordinates M^-1 (x, y, 1) with M = [r1 r2 t].
     M = np.linalg.inv(np.stack([T[:3, 0], T[:3, 1], T[:3, 3]], 1))
     ox, oy = board.origin()
-    shift = np.array([[per_metre, 0, (border - ox) * per_metre - 0.5], [0, per_metre, (border - oy) * per_metre - 0.5], [0, 0, 1]])
+    shift = np.array(
+        [[per_metre, 0, (border - ox) * per_metre - 0.5], [0, per_metre, (border - oy) * per_metre - 0.5], [0, 0, 1]]
+    )
     H = (shift @ M).astype(np.float32)
-    ground = np.full((camera.height, camera.width), 90.0, np.float32) if background is None else background.astype(np.float32)
+    ground = (
+        np.full((camera.height, camera.width), 90.0, np.float32)
+        if background is None
+        else background.astype(np.float32)
+    )
     x, y = rays[..., 0], rays[..., 1]
     w = H[2, 0] * x + H[2, 1] * y + H[2, 2]
     seen = w > 1e-6
     w[~seen] = 1.0
     tx, ty = (H[0, 0] * x + H[0, 1] * y + H[0, 2]) / w, (H[1, 0] * x + H[1, 1] * y + H[1, 2]) / w
     tx[~seen] = -9.0
-    fine = cv2.remap(texture, tx, ty, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0).astype(np.float32)
-    inside = ((tx > -0.5) & (ty > -0.5) & (tx < texture.shape[1] - 0.5) & (ty < texture.shape[0] - 0.5)).astype(np.float32)
+    fine = cv2.remap(texture, tx, ty, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0).astype(
+        np.float32
+    )
+    inside = ((tx > -0.5) & (ty > -0.5) & (tx < texture.shape[1] - 0.5) & (ty < texture.shape[0] - 0.5)).astype(
+        np.float32
+    )
     paper = fine * (190 / 255) + 30.0  # print is neither black nor white
     shape = (camera.width, camera.height)
     cover = cv2.resize(inside, shape, interpolation=cv2.INTER_AREA)
@@ -89,9 +99,10 @@ def look_at_board(
     at = np.array([rng.uniform(0.2, 0.8) * camera.width, rng.uniform(0.2, 0.8) * camera.height])
     ray = np.append((at - camera.K[:2, 2]) / camera.K[[0, 1], [0, 1]], 1.0)
     tilt, about = np.radians(rng.uniform(*tilt_deg)), rng.uniform(0, 2 * np.pi)
-    R = cv2.Rodrigues(tilt * np.array([np.cos(about), np.sin(about), 0]))[0] @ cv2.Rodrigues(
-        np.array([0, 0, np.radians(rng.uniform(-20, 20))])
-    )[0]
+    R = (
+        cv2.Rodrigues(tilt * np.array([np.cos(about), np.sin(about), 0]))[0]
+        @ cv2.Rodrigues(np.array([0, 0, np.radians(rng.uniform(-20, 20))]))[0]
+    )
     T = np.eye(4)
     T[:3, :3] = R
     T[:3, 3] = ray * distance - R @ middle
