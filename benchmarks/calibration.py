@@ -55,7 +55,10 @@ def part_intrinsics(repeats: int) -> dict[str, Any]:
     began = time.monotonic()
     intrinsics.calibrate(many, SIZE)
     names = ("focal_error_percent", "error_median_px", "error_p90_px", "heldout_px", "crossval_median_px")
-    out: dict[str, Any] = {n: {"median": round(float(np.median(c)), 4), "worst": round(float(max(c)), 4)} for n, c in zip(names, zip(*rows, strict=True), strict=True)}
+    out: dict[str, Any] = {
+        n: {"median": round(float(np.median(c)), 4), "worst": round(float(max(c)), 4)}
+        for n, c in zip(names, zip(*rows, strict=True), strict=True)
+    }
     out["solve_100_views_s"] = round(time.monotonic() - began, 2)
     return out
 
@@ -94,14 +97,25 @@ def part_hand_eye(repeats: int) -> dict[str, Any]:
                 print(f"{mount} {seed}: {e}", file=sys.stderr)
                 refused += 1
                 continue
-            park, _ = hand_eye._park(mount, [so101_tool(v.q) for v in shots], [hand_eye._board_pose(v, bench.theta, "rational") for v in shots])
-            exact = hand_eye.solve(mount, shots, bench.theta, "rational", so101_tool, hand_eye.ArmNoise(0.001, 1e-6, 0.0), 0.1).X if seed < 10 else None
+            park, _ = hand_eye._park(
+                mount,
+                [so101_tool(v.q) for v in shots],
+                [hand_eye._board_pose(v, bench.theta, "rational") for v in shots],
+            )
+            exact = (
+                hand_eye.solve(
+                    mount, shots, bench.theta, "rational", so101_tool, hand_eye.ArmNoise(0.001, 1e-6, 0.0), 0.1
+                ).X
+                if seed < 10
+                else None
+            )
             error = hand_eye.log(inverse(done.X) @ bench.X)
             degrees, metres = hand_eye.distance(done.X, bench.X)
             rows.append({
                 "mm": 1000 * metres, "deg": degrees, "sd_mm": 1000 * done.sd[1], "sd_deg": done.sd[0], "halves_mm": halves["halves_mm"],
                 "nees": float(error @ np.linalg.solve(done.covariance, error)) / 6, "park_mm": 1000 * hand_eye.distance(park, bench.X)[1],
-                "park_deg": hand_eye.distance(park, bench.X)[0], "exact_mm": np.nan if exact is None else 1000 * hand_eye.distance(exact, bench.X)[1],
+                "park_deg": hand_eye.distance(park, bench.X)[0],
+                "exact_mm": np.nan if exact is None else 1000 * hand_eye.distance(exact, bench.X)[1],
             })  # fmt: skip
         table = {k: np.array([r[k] for r in rows]) for k in rows[0]}
         out[mount] = {
@@ -126,7 +140,10 @@ def part_drift(trials: int) -> dict[str, Any]:
 
     def frames(T: np.ndarray, count: int, gain: float = 1.0, blur: float = 0.6) -> list[np.ndarray]:
         clean = render(camera, inverse(T) @ table, marker, None, blur_px=blur).astype(np.float32) * gain
-        return [np.clip(clean + rng.normal(0, 2, clean.shape).astype(np.float32), 0, 255).astype(np.uint8) for _ in range(count)]
+        return [
+            np.clip(clean + rng.normal(0, 2, clean.shape).astype(np.float32), 0, 255).astype(np.uint8)
+            for _ in range(count)
+        ]
 
     found, false, seconds = {"rotation": 0, "translation": 0}, 0, []
     reference = check.learn(frames(pose, check.LEARN_FRAMES), marker)
@@ -140,14 +157,19 @@ def part_drift(trials: int) -> dict[str, Any]:
         axis = rng.normal(0, 1, 3)
         axis /= np.linalg.norm(axis)
         kind = ("rotation", "translation")[k % 2]
-        moved = transform(np.radians(0.25) * axis, np.zeros(3)) if kind == "rotation" else transform(np.zeros(3), 0.002 * axis)
+        moved = (
+            transform(np.radians(0.25) * axis, np.zeros(3))
+            if kind == "rotation"
+            else transform(np.zeros(3), 0.002 * axis)
+        )
         verdict = check.check(reference, frames(pose @ moved, check.FRAMES, gain, blur))
         found[kind] += verdict.level != check.OK
         shifts["still"].append(still.shift_px)
         shifts[kind].append(verdict.shift_px)
     n = {"rotation": (trials + 1) // 2, "translation": trials // 2}
     return {
-        "trials": trials, "false_alarms_percent": 100 * false / trials, "warn_px": round(float(still.warn_px), 3), "noise_px": round(reference.noise, 4),
+        "trials": trials, "false_alarms_percent": 100 * false / trials, "warn_px": round(float(still.warn_px), 3),
+        "noise_px": round(reference.noise, 4),
         **{f"found_{k}_percent": 100 * v / n[k] for k, v in found.items()}, "worst_still_px": round(max(shifts["still"]), 3),
         "least_rotation_px": round(min(shifts["rotation"]), 3), "least_translation_px": round(min(shifts["translation"]), 3),
         "check_s_rendering_included": round(float(np.median(seconds)), 3),
@@ -159,9 +181,13 @@ def part_samples(folder: str) -> dict[str, Any]:
     board = Board.parse("chessboard:9x6:0.025")
     out: dict[str, Any] = {}
     for side in ("left", "right"):
-        pictures = [cv2.imread(p, cv2.IMREAD_GRAYSCALE) for p in sorted(glob.glob(f"{folder}/{side}[0-9][0-9].jpg"))]
+        pictures: list[Any] = [
+            cv2.imread(p, cv2.IMREAD_GRAYSCALE) for p in sorted(glob.glob(f"{folder}/{side}[0-9][0-9].jpg"))
+        ]
         if not pictures:
-            raise SystemExit(f"no {side}*.jpg in {folder}: install opencv-doc and name its examples/data folder with --samples")
+            raise SystemExit(
+                f"no {side}*.jpg in {folder}: install opencv-doc and name its examples/data folder with --samples"
+            )
         ours, theirs = [], []
         size = (pictures[0].shape[1], pictures[0].shape[0])
         for k, g in enumerate(pictures):
@@ -169,7 +195,9 @@ def part_samples(folder: str) -> dict[str, Any]:
             ok, corners = cv2.findChessboardCorners(g, (9, 6))
             if not (len(d.ids) and ok):
                 continue
-            corners = cv2.cornerSubPix(g, corners, (11, 11), (-1, -1), (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 30, 0.001))
+            corners = cv2.cornerSubPix(
+                g, corners, (11, 11), (-1, -1), (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 30, 0.001)
+            )
             ours.append(intrinsics.View(str(k), board.points(), d.pixels))
             theirs.append(intrinsics.View(str(k), board.points(), corners.reshape(-1, 2).astype(float)))
         pixels, _ = lens.grid(*size)
@@ -185,14 +213,22 @@ def part_samples(folder: str) -> dict[str, Any]:
         def own(part: list[intrinsics.View], size: tuple[int, int] = size) -> np.ndarray:
             return intrinsics.adjust(part, size, "pinhole").theta
 
-        for name, solve, data in (("opencv recipe", opencv, theirs), ("opencv, our corners", opencv, ours), ("ours", own, ours)):
-            held = [intrinsics.heldout_rms(solve([v for i, v in enumerate(data) if i % 4 != k]), "pinhole", data[k::4]) for k in range(4)]
+        for name, solve, data in (
+            ("opencv recipe", opencv, theirs),
+            ("opencv, our corners", opencv, ours),
+            ("ours", own, ours),
+        ):
+            held = [
+                intrinsics.heldout_rms(solve([v for i, v in enumerate(data) if i % 4 != k]), "pinhole", data[k::4])
+                for k in range(4)
+            ]
             halves = solve(data[::2]), solve(data[1::2])
             cross = lens.difference(*halves, "pinhole", "pinhole", pixels, used)[used]
             rays, good = lens.unproject(pixels[used], halves[0], "pinhole")
             raw = np.linalg.norm(lens.project(rays / rays[:, 2:], halves[1], "pinhole")[0] - pixels[used], axis=1)[good]
             out[f"{side}, {name}"] = {
-                "views": len(data), "heldout_px": round(float(np.sqrt(np.mean(np.square(held)))), 3), "crossval_median_px": round(float(np.median(cross)), 3),
+                "views": len(data), "heldout_px": round(float(np.sqrt(np.mean(np.square(held)))), 3),
+                "crossval_median_px": round(float(np.median(cross)), 3),
                 "crossval_p90_px": round(float(np.quantile(cross, 0.9)), 3), "without_rotation_median_px": round(float(np.median(raw)), 3),
             }  # fmt: skip
     return out
@@ -209,7 +245,11 @@ def part_before_after(bundle: Path, episodes: int) -> dict[str, Any]:
     for condition in CONDITIONS:
         rows.append(success(bundle, condition, range(episodes), camera))
         print(rows[-1], file=sys.stderr, flush=True)
-    return {"check": {"level": verdict.level, "shift_px": verdict.shift_px, "block_px": verdict.block_px}, "recalibration": quality, "success": rows}
+    return {
+        "check": {"level": verdict.level, "shift_px": verdict.shift_px, "block_px": verdict.block_px},
+        "recalibration": quality,
+        "success": rows,
+    }
 
 
 def main() -> None:

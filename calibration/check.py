@@ -29,8 +29,9 @@ OK, WARN, BLOCK = "ok", "warn", "block"
 
 @dataclass(frozen=True)
 class Reference:
-    """Median corners float64[n,2] of a marker by id, and the spread of a median of FRAMES pictures: `noise` px, the RMS shift of all
-    corners together. `arm` is the same of a marker on the arm at the rest pose, with the arm's own repeatability in px."""
+    """Median corners float64[n,2] of a marker by id, and the spread of a median of FRAMES pictures: `noise` px: RMS over
+    such medians of the corners' median shift. `arm` is the same of a marker on the arm at
+    the rest pose, with the arm's own repeatability in px."""
 
     board: str
     width: int
@@ -61,11 +62,14 @@ class Reference:
     def from_json(cls, data: dict[str, Any]) -> Reference:
         """Raises CalibrationError when `data` is no reference."""
         try:
-            arm = "arm_ids" in data
+            arm: tuple[Any, ...] = ()
+            if "arm_ids" in data:
+                ids, corners = np.array(data["arm_ids"], int), np.array(data["arm_corners"], float)
+                arm = (data["arm_board"], ids, corners, float(data["arm_noise"]))
             return cls(
                 data["board"], int(data["width"]), int(data["height"]), np.array(data["ids"], int),
                 np.array(data["corners"], float).reshape(-1, 2), float(data["noise"]),
-                *((data["arm_board"], np.array(data["arm_ids"], int), np.array(data["arm_corners"], float), float(data["arm_noise"])) if arm else ()),
+                *arm,
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as e:
             raise CalibrationError(
@@ -118,7 +122,7 @@ def learn(
         part_ids, part = median_corners(frames[start : start + FRAMES], board)
         common = np.isin(ids, part_ids)
         d = part[np.isin(part_ids, ids)] - corners[common]
-        shifts.append(np.sqrt((np.median(d, axis=0) ** 2).sum() + (d**2).sum(1).mean()))
+        shifts.append(float(np.median(np.linalg.norm(d, axis=1))))  # the very measure that is judged later
     noise = float(np.sqrt(np.mean(np.square(shifts))))
     if noise > 0.02 * width / 10:
         raise CalibrationError(
@@ -150,13 +154,15 @@ def check(reference: Reference, frames: list[np.ndarray], arm_frames: list[np.nd
             f"the camera gives {width}x{height}, the drift reference is for {reference.width}x{reference.height}: "
             "set the resolution back, or calibrate the camera again."
         )
-    warn_px = max(WARN_FLOOR_PX * width / 1280, WARN_SIGMA / np.sqrt(2) * reference.noise)
+    warn_px = max(WARN_FLOOR_PX * width / 1280, WARN_SIGMA * reference.noise)
     block_px = max(BLOCK_PX * width / 1280, 2 * warn_px)
     ids, corners = median_corners(frames, Board.parse(reference.board))
     common = np.isin(reference.ids, ids)
     if common.sum() < MIN_SHARE * len(reference.ids):
         return Verdict(
-            BLOCK, f"the base marker is hidden or out of sight ({common.sum()} of {len(reference.ids)} corners): clear the view, then check again",
+            BLOCK,
+            f"the base marker is hidden or out of sight ({common.sum()} of {len(reference.ids)} corners): "
+            "clear the view, then check again",
             float("nan"), warn_px, block_px,
         )  # fmt: skip
     shift = corners[np.isin(ids, reference.ids)] - reference.corners[common]

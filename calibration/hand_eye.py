@@ -156,8 +156,8 @@ class _State:
 
 
 def _adjust(
-    mount: str, views: list[ArmView], theta: np.ndarray, model: str, forward: Forward, noise: ArmNoise, sigma: float, X: np.ndarray, Z: np.ndarray,
-    free_scale: bool,
+    mount: str, views: list[ArmView], theta: np.ndarray, model: str, forward: Forward, noise: ArmNoise, sigma: float,
+    X: np.ndarray, Z: np.ndarray, free_scale: bool,
 ) -> tuple[_State, np.ndarray, float, float]:  # fmt: skip
     """Levenberg-Marquardt over X, Z, joint offsets, board scale and an error for each arm pose.
 
@@ -295,11 +295,16 @@ def solve(
         _enough(views, forward)
         X, Z = _park(mount, arms, boards)
         off = _contradiction(mount, X, Z, arms, boards, noise)
-    if np.median(off) > 12:
+    if bad.mean() > 0.3 or np.median(off) > 12:
         raise CalibrationError(
             "arm poses and pictures do not belong together: check that board and camera are firmly fixed, and the joint calibration."
         )
     state, covariance, pixels, chi2 = _adjust(mount, views, theta, model, forward, noise, sigma, X, Z, free_scale)
+    if chi2 > 16:
+        raise CalibrationError(
+            f"the arm contradicts the pictures {np.sqrt(chi2):.0f} times as much as its precision explains: "
+            "check that board and camera are firmly fixed, and the joint calibration."
+        )
     covariance = covariance * max(1.0, chi2)  # an arm that is worse than it was said to be
     J = len(views[0].q)
     arm = state.arms
@@ -364,7 +369,8 @@ def calibrate(
     degrees, metres = distance(halves[0][0], halves[1][0])
     if sigmas > AGREE:
         raise CalibrationError(
-            f"two halves of the poses disagree by {1000 * metres:.1f} mm and {degrees:.2f} degrees, more than the arm's precision explains: "
+            f"two halves of the poses disagree by {1000 * metres:.1f} mm and {degrees:.2f} degrees, "
+            "more than the arm's precision explains: "
             "check that nothing moved, and repeat."
         )
     return whole, {"halves_deg": degrees, "halves_mm": 1000 * metres, "halves_sigma": sigmas}
@@ -386,8 +392,8 @@ def _half(
 
 
 def propose(
-    rng: np.random.Generator, forward: Forward, lower: np.ndarray, upper: np.ndarray, visible: Callable[[np.ndarray], bool], count: int = 15,
-    floor: float = 0.09, tries: int = 20000,
+    rng: np.random.Generator, forward: Forward, lower: np.ndarray, upper: np.ndarray, visible: Callable[[np.ndarray], bool],
+    count: int = 15, floor: float = 0.09, tries: int = 20000,
 ) -> np.ndarray:  # fmt: skip
     """Arm poses float64[count,J] with much rotation: random ones inside the limits (a tenth kept free), tool above `floor` (m),
     board `visible`; then each next one is the farthest in rotation and place from those chosen. Raises CalibrationError when too

@@ -78,7 +78,6 @@ class Calibration:
     def verdict(self) -> list[str]:
         """Why this must not be used; empty when it may be."""
         q = self.quality()
-        noise = max(q["corner_noise_px"], 0.05)
         out = []
         if q["rms_px"] > 1.0:
             out.append(f"RMS is {q['rms_px']:.2f} px (at most 1): pictures are blurred or the board is bent")
@@ -86,7 +85,7 @@ class Calibration:
             out.append(
                 f"views left out fit much worse ({q['heldout_px']:.2f} px) than those used ({q['rms_px']:.2f} px)"
             )
-        if q["crossval_median_px"] > max(0.3, 1.5 * noise) or q["crossval_p90_px"] > max(1.0, 4 * noise):
+        if q["crossval_median_px"] > 0.3 or q["crossval_p90_px"] > 1.0:
             out.append(
                 f"two halves of the views disagree by {q['crossval_median_px']:.2f} px (90 %: {q['crossval_p90_px']:.2f}; "
                 "at most 0.30 and 1.00): take more, closer and more tilted views"
@@ -346,7 +345,8 @@ def calibrate(views: list[View], size: tuple[int, int], model: str = "rational")
     if bad.any():
         if bad.mean() > 0.4:
             raise CalibrationError(
-                f"{int(bad.sum())} of {len(views)} views contradict the others: check that the board is flat and was not moved in the exposure."
+                f"{int(bad.sum())} of {len(views)} views contradict the others: "
+                "check that the board is flat and was not moved in the exposure."
             )
         rejected += [
             (v.name, f"residual {e:.2f} px (blurred, or the board was bent or moved)")

@@ -75,7 +75,8 @@ class JointCalibration:
         for name, low, high, rest in zip(config.joints, lower, upper, config.rest, strict=True):
             if not low <= rest <= high:
                 raise CalibrationError(
-                    f"the rest pose puts {name} at {rest:.2f} rad, outside its measured range {low:.2f} to {high:.2f}: correct 'rest' in the robot file."
+                    f"the rest pose puts {name} at {rest:.2f} rad, outside its measured range {low:.2f} to {high:.2f}: "
+                    "correct 'rest' in the robot file."
                 )
         return dataclasses.replace(
             config,
@@ -109,7 +110,8 @@ def _sane(j: Joint, source: str) -> None:
         raise CalibrationError(f"{source}: joint '{j.name}' has impossible steps or id: calibrate it again.")
     if (j.range_max - j.range_min) * RAD_PER_STEP < MIN_RANGE:
         raise CalibrationError(
-            f"{source}: joint '{j.name}' was moved over {(j.range_max - j.range_min) * RAD_PER_STEP:.2f} rad only: move it from stop to stop."
+            f"{source}: joint '{j.name}' was moved over {(j.range_max - j.range_min) * RAD_PER_STEP:.2f} rad only: "
+            "move it from stop to stop."
         )
 
 
@@ -182,7 +184,8 @@ def to_lerobot(calibration: JointCalibration) -> dict[str, dict[str, int]]:
     """LeRobot's calibration JSON (MotorCalibration a joint). Zeros that are not the middle of the range are lost: LeRobot has no place
     for them."""
     return {
-        j.name: {"id": j.id, "drive_mode": int(j.direction < 0), "homing_offset": j.homing_offset, "range_min": j.range_min, "range_max": j.range_max}
+        j.name: {"id": j.id, "drive_mode": int(j.direction < 0), "homing_offset": j.homing_offset,
+            "range_min": j.range_min, "range_max": j.range_max}
         for j in calibration.joints
     }  # fmt: skip
 

@@ -67,6 +67,8 @@ def unproject(pixels: np.ndarray, theta: np.ndarray, model: str, rounds: int = 1
         uv, _, jac = project(rays, theta, model)
         step = np.linalg.solve(jac[..., 3:5] + 1e-9 * np.eye(2), (want - uv)[..., None])[..., 0]
         length = np.linalg.norm(step, axis=1, keepdims=True)
+        if length.max() < 1e-11:
+            break
         xy = xy + step * np.minimum(1.0, 0.3 / np.maximum(length, 1e-12))
     rays = np.concatenate([xy, np.ones((len(xy), 1))], 1)
     good = np.linalg.norm(project(rays, theta, model)[0] - want, axis=1) < 0.01

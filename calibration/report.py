@@ -15,7 +15,8 @@ from calibration.store import write_atomically
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .9em .25em 0;text-align:left;border-bottom:1px solid #ddd}
 figure{margin:1.5em 0}svg{width:100%;height:auto;background:#fafafa;border:1px solid #ddd}figcaption{color:#555}
-.ok{color:#176b2c}.bad{color:#a11}.row{display:grid;grid-template-columns:1fr 1fr;gap:1em}@media(max-width:640px){.row{grid-template-columns:1fr}}"""
+.ok{color:#176b2c}.bad{color:#a11}.row{display:grid;grid-template-columns:1fr 1fr;gap:1em}
+@media(max-width:640px){.row{grid-template-columns:1fr}}"""
 _RAMP = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]])  # viridis
 
 
@@ -52,7 +53,8 @@ def heat(
     bar, f = size[1] / 18, size[1] / 24
     for k in range(40):
         body.append(
-            f'<rect x="{f + k * f * 0.25:.1f}" y="{size[1] - 2 * f:.1f}" width="{f * 0.26:.1f}" height="{bar / 2:.1f}" fill="{colour(k / 39)}"/>'
+            f'<rect x="{f + k * f * 0.25:.1f}" y="{size[1] - 2 * f:.1f}" width="{f * 0.26:.1f}" '
+            f'height="{bar / 2:.1f}" fill="{colour(k / 39)}"/>'
         )
     label = f'font-size="{f:.0f}" fill="#fff" stroke="#000" stroke-width="{f / 6:.1f}" paint-order="stroke"'
     body.append(f'<text x="{f:.0f}" y="{size[1] - 2.3 * f:.0f}" {label}>0</text>')
@@ -69,7 +71,8 @@ def arrows(
     for k, (p, v) in enumerate(zip(at, vectors * magnify, strict=True)):
         ink = "#1f5fa8" if kept is None or kept[k] else "#c22"
         body.append(
-            f'<line x1="{p[0]:.1f}" y1="{p[1]:.1f}" x2="{p[0] + v[0]:.1f}" y2="{p[1] + v[1]:.1f}" stroke="{ink}" stroke-width="{width:.1f}"/>'
+            f'<line x1="{p[0]:.1f}" y1="{p[1]:.1f}" x2="{p[0] + v[0]:.1f}" y2="{p[1] + v[1]:.1f}" '
+            f'stroke="{ink}" stroke-width="{width:.1f}"/>'
         )
         body.append(f'<circle cx="{p[0]:.1f}" cy="{p[1]:.1f}" r="{width * 1.2:.1f}" fill="{ink}"/>')
     return _svg(size, body)
@@ -127,8 +130,8 @@ def intrinsics_page(
             *((k.replace("_", " "), f"{v:.3f}") for k, v in q.items()),
         ]),
         '<div class="row">',
-        figure(heat(size, c.grid, c.predicted, top, "px", c.used), "Predicted uncertainty of the projection (one standard deviation). Pale: no corners there."),
-        figure(heat(size, c.grid, c.crossval, top, "px", c.used), "Cross-validation: how far the lenses of two halves of the views disagree."),
+        figure(heat(size, c.grid, c.predicted, top, "px", c.used), "Predicted uncertainty of the projection (one sd). Pale: no corners there."),
+        figure(heat(size, c.grid, c.crossval, top, "px", c.used), "Cross-validation: how far two halves of the views disagree."),
         figure(heat(size, c.grid, coverage, float(np.nanmax(coverage)), "corners"), "Coverage: corners seen in each part of the picture."),
         figure(arrows(size, at, residual, magnify, kept), f"Residuals, {magnify:.0f} times as long as they are; red ones are left out."),
         "</div>",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ Size = tuple[int, int]
 
 
 def find_views(
-    pictures: list[tuple[str, np.ndarray | None]], board: Board
+    pictures: Sequence[tuple[str, np.ndarray | None]], board: Board
 ) -> tuple[list[View], Size, list[tuple[str, str]]]:
     """Detected views, the resolution that most pictures have, and name, reason of every picture left out."""
     sizes = [i.shape[::-1] for _, i in pictures if i is not None]
@@ -89,7 +89,8 @@ def run_intrinsics(
             said.append(f"stored lens on these views: {stored:.3f} px, new one held out: {q['heldout_px']:.3f} px")
             if stored < q["heldout_px"] * 1.001:
                 verdict.append(
-                    f"the stored calibration explains these views better ({stored:.3f} px) than the new one held out ({q['heldout_px']:.3f} px)"
+                    f"the stored calibration explains these views better ({stored:.3f} px) "
+                    f"than the new one held out ({q['heldout_px']:.3f} px)"
                 )
             # The pose was found through the old lens: it holds as long as the lenses agree.
             if camera.T_base_from_cam is not None and float(np.nanmedian(before[done.used])) < 0.5:
@@ -108,7 +109,8 @@ def run_intrinsics(
     mount = mount or "base"
     if not verdict and not dry_run:
         evidence = {
-            "board": board, "views": [{"name": v.name, "points": v.points.tolist(), "pixels": np.round(v.pixels, 4).tolist()} for v in views],
+            "board": board,
+            "views": [{"name": v.name, "points": v.points.tolist(), "pixels": np.round(v.pixels, 4).tolist()} for v in views],
         }  # fmt: skip
         kept = {k: v for k, v in identity.items() if v is not None}
         result["hash"] = store.put(new_record(
@@ -118,7 +120,8 @@ def run_intrinsics(
         store.set_current(name, result["hash"], "intrinsics")
     said += [f"left out: {v}: {r}" for v, r in left_out]
     said.append(
-        f"{len(fit.views)} views: held-out {q['heldout_px']:.3f} px, halves differ by {q['crossval_median_px']:.3f} px (90 %: {q['crossval_p90_px']:.3f})"
+        f"{len(fit.views)} views: held-out {q['heldout_px']:.3f} px, "
+        f"halves differ by {q['crossval_median_px']:.3f} px (90 %: {q['crossval_p90_px']:.3f})"
     )
     said += [f"refused: {v}" for v in verdict]
     if result["hash"]:
@@ -198,6 +201,11 @@ def finish_hand_eye(
         else None
     )
     before = None if was is None else hand_eye.distance(was, h.X)
+    refused = ""
+    if was is not None and old["uncertainty"].get("pose_sd_mm", np.inf) <= 1000 * metres:
+        d = hand_eye.log(inverse(h.X) @ was)
+        if float(d @ np.linalg.solve(h.covariance, d)) < 12.6:  # 95 % of chi-square with six degrees of freedom
+            refused = "it fits these views as well, and was known more exactly"
     good = [v for v in views if v.name in h.kept]
     corners, residuals = [], []
     for v in good:
@@ -228,12 +236,15 @@ def finish_hand_eye(
         "poses_rejected": [{"pose": v, "reason": r} for v, r in h.rejected], "joint_offsets_deg": np.degrees(h.offsets).tolist(),
         "joint_offsets_sd_deg": np.degrees(h.offsets_sd).tolist(), "pixel_rms": h.pixel_rms, "report": str(page), "hash": None,
     }  # fmt: skip
+    out["accepted"], out["refused"] = not refused, [refused] if refused else []
     if before is not None:
         out.update(moved_deg=before[0], moved_mm=1000 * before[1])
-    if not dry_run:
+    if not dry_run and not refused:
         evidence = {
             "board": board, "lens": store.current_hash(name), "covariance": h.covariance.tolist(),
-            "views": [{"name": v.name, "points": v.points.tolist(), "pixels": np.round(v.pixels, 4).tolist(), "q": v.q.tolist()} for v in views],
+            "views": [
+                {"name": v.name, "points": v.points.tolist(), "pixels": np.round(v.pixels, 4).tolist(), "q": v.q.tolist()} for v in views
+            ],
         }  # fmt: skip
         current = store.current_hash(name)
         out["hash"] = store.put(new_record(
@@ -243,8 +254,9 @@ def finish_hand_eye(
         store.set_current(name, out["hash"], "hand-eye")
     out["said"] = [
         *(f"left out: {v}: {r}" for v, r in h.rejected),
-        f"camera at {', '.join(f'{v:.3f}' for v in h.X[:3, 3])} m, standard deviation {1000 * metres:.1f} mm and {degrees:.2f} degrees; "
+        f"camera at {', '.join(f'{v:.3f}' for v in h.X[:3, 3])} m, standard deviation {1000 * metres:.1f} mm and {degrees:.2f} degrees",
         f"halves differ by {halves['halves_mm']:.1f} mm and {halves['halves_deg']:.2f} degrees",
+        *([f"kept the stored pose: {refused}"] if refused else []),
         *(
             [f"stored as {out['hash'][:10]} in {store.root}", "next: harmowam calibrate check --learn"]
             if out["hash"]
@@ -281,8 +293,8 @@ def _rig(
 
 
 def _first_guess(
-    camera: Camera, theta: np.ndarray, model: str, board: Board, move_to: Callable[[np.ndarray], np.ndarray], picture: Callable[[], np.ndarray],
-    forward: hand_eye.Forward, robot: Robot, mount: str,
+    camera: Camera, theta: np.ndarray, model: str, board: Board, move_to: Callable[[np.ndarray], np.ndarray],
+    picture: Callable[[], np.ndarray], forward: hand_eye.Forward, robot: Robot, mount: str,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Rough X and Z from small wiggles about where the operator left the arm, board in view; enough to plan wide poses."""
     first = move_to(
@@ -396,8 +408,8 @@ def run_check(
         )
     report.page(page, f"Drift check of camera {name}", [] if v.level == "ok" else [v.reason], parts)
     return {
-        "level": v.level, "reason": v.reason, "shift_px": None if np.isnan(v.shift_px) else v.shift_px, "warn_px": v.warn_px, "block_px": v.block_px,
-        "arm_shift_px": v.arm_shift_px, "report": str(page), "said": f"{v.level}: {v.reason}",
+        "level": v.level, "reason": v.reason, "shift_px": None if np.isnan(v.shift_px) else v.shift_px, "warn_px": v.warn_px,
+        "block_px": v.block_px, "arm_shift_px": v.arm_shift_px, "report": str(page), "said": f"{v.level}: {v.reason}",
     }  # fmt: skip
 
 

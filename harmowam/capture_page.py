@@ -17,10 +17,13 @@ from harmowam.calibration_rig import take
 from runtime.cameras import CameraSource
 
 PAGE = """<!doctype html><meta charset=utf-8><meta name=viewport content="width=device-width"><title>Calibration</title>
-<style>body{margin:0;background:#111;color:#eee;font:20px system-ui;text-align:center}img{max-width:100vw;max-height:85vh}p{margin:.4em}</style>
+<style>body{margin:0;background:#111;color:#eee;font:20px system-ui;text-align:center}
+img{max-width:100vw;max-height:85vh}p{margin:.4em}</style>
 <img id=i alt="camera"><p id=t>waiting for the camera</p>
-<script>async function step(){try{const s=await(await fetch('status')).json();t.textContent=s.kept+' of '+s.wanted+' kept. '+s.said+'. '+s.next;
-i.src='picture?'+Date.now();if(s.done){t.textContent='Done: the calibration is being computed.';return}}catch(e){t.textContent='The capture has ended.';return}
+<script>async function step(){try{const s=await(await fetch('status')).json();t.textContent=s.kept+' of '+s.wanted+' kept. '
++s.said+'. '+s.next;
+i.src='picture?'+Date.now();if(s.done){t.textContent='Done: the calibration is being computed.';return}}
+catch(e){t.textContent='The capture has ended.';return}
 setTimeout(step,250)}step()</script>"""
 
 

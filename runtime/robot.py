@@ -99,7 +99,10 @@ def _table(value: Any, where: str) -> dict[str, Any]:
 
 
 def load_robot(name_or_path: str) -> Robot:
-    """A shipped robot by name ("sim_so101", "so101") or any robot file by path; raises RobotError, or CalibrationError for its joint calibration."""
+    """A shipped robot by name ("sim_so101", "so101") or any robot file by path.
+
+    Raises RobotError, or CalibrationError for its joint calibration.
+    """
     path = SHIPPED / f"{name_or_path}.toml"
     if not path.is_file():
         path = Path(name_or_path)

@@ -68,7 +68,7 @@ class BumpedWorld(World):
         if camera != "front":
             return super().render(camera)
         self._wide.update_scene(self.data, camera)
-        return cv2.remap(self._wide.render(), self._map, None, cv2.INTER_LINEAR)
+        return cv2.remap(self._wide.render(), self._map[..., 0], self._map[..., 1], cv2.INTER_LINEAR)
 
     def close(self) -> None:
         self._wide.close()
@@ -110,7 +110,7 @@ def recalibrate(seed: int = 0, views: int = 30, poses: int = 15) -> tuple[Camera
     world = World(0)
     true = bumped(world.camera("front"))
     world.close()
-    found = []
+    found: list[intrinsics.View] = []
     while len(found) < views:
         seen = SHEET.detect(render(true, look_at_board(rng, SHEET, true, fill=(0.4, 0.8)), SHEET, rng))
         if len(seen.ids):
@@ -123,9 +123,15 @@ def recalibrate(seed: int = 0, views: int = 30, poses: int = 15) -> tuple[Camera
         q_said = rig.move_to(q)
         seen = HELD.detect(rig.picture())
         # The servos of the simulation are precise; what a cheap arm adds is drawn on top of what they say.
-        shots.append(hand_eye.ArmView(f"{k}", HELD.points()[seen.ids], seen.pixels, q_said + np.radians(0.2) * rng.normal(0, 1, 5)))
+        shots.append(
+            hand_eye.ArmView(
+                f"{k}", HELD.points()[seen.ids], seen.pixels, q_said + np.radians(0.2) * rng.normal(0, 1, 5)
+            )
+        )
     rig.world.close()
-    pose, halves = hand_eye.calibrate("base", shots, done.fit.theta, "rational", so101_tool, hand_eye.ArmNoise(), max(done.fit.sigma, 0.1))
+    pose, halves = hand_eye.calibrate(
+        "base", shots, done.fit.theta, "rational", so101_tool, hand_eye.ArmNoise(), max(done.fit.sigma, 0.1)
+    )
     camera = Camera("front", *CAMERA_SIZE, lens.matrix(done.fit.theta), done.fit.theta[4:], pose.X)
     assert true.T_base_from_cam is not None
     degrees, metres = hand_eye.distance(pose.X, true.T_base_from_cam)
@@ -138,7 +144,9 @@ def recalibrate(seed: int = 0, views: int = 30, poses: int = 15) -> tuple[Camera
 CONDITIONS = ("as calibrated", "bumped, old calibration", "bumped, recalibrated", "bumped, true calibration")
 
 
-def success(bundle_path: Path, condition: str, seeds: Sequence[int], recalibrated: Camera | None = None) -> dict[str, Any]:
+def success(
+    bundle_path: Path, condition: str, seeds: Sequence[int], recalibrated: Camera | None = None
+) -> dict[str, Any]:
     """Episodes in virtual time with the given camera and calibration; seeds as in `harmowam evaluate`."""
     from sim.plant import virtual_motor
 
@@ -146,7 +154,10 @@ def success(bundle_path: Path, condition: str, seeds: Sequence[int], recalibrate
     nominal = World(0)
     world = nominal if condition == "as calibrated" else BumpedWorld(0)
     cameras = {
-        "front": {"bumped, recalibrated": recalibrated, "bumped, true calibration": world.camera("front")}.get(condition) or nominal.camera("front"),
+        "front": {"bumped, recalibrated": recalibrated, "bumped, true calibration": world.camera("front")}.get(
+            condition
+        )
+        or nominal.camera("front"),
         "wrist": nominal.camera("wrist"),
     }
     wins = []
@@ -158,4 +169,9 @@ def success(bundle_path: Path, condition: str, seeds: Sequence[int], recalibrate
         wins.append(run_episode(world, slow, fast, virtual_motor(world), dataclasses.replace(Schedule())).success)
     nominal.close()
     world.close()
-    return {"condition": condition, "episodes": len(wins), "successes": sum(wins), "wilson95": wilson(sum(wins), len(wins))}
+    return {
+        "condition": condition,
+        "episodes": len(wins),
+        "successes": sum(wins),
+        "wilson95": wilson(sum(wins), len(wins)),
+    }

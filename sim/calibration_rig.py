@@ -95,8 +95,7 @@ class ArmBench:
 
     def _inside(self, uv: np.ndarray) -> np.ndarray:
         size, edge = np.array([self.camera.width, self.camera.height]), 0.012 * self.camera.width
-        inside: np.ndarray = ((uv > edge) & (uv < size - edge)).all(1)
-        return inside
+        return np.asarray(((uv > edge) & (uv < size - edge)).all(1))
 
     def poses(self, count: int) -> np.ndarray:
         return hand_eye.propose(self.rng, so101_tool, SO101_LOWER[:5], SO101_UPPER[:5], self.visible, count)
