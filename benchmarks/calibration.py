@@ -16,7 +16,7 @@ import numpy as np
 
 from calibration import check, hand_eye, intrinsics, lens
 from calibration.board import Board
-from calibration.camera import CalibrationError, Camera
+from calibration.camera import CalibrationError, Camera, parallax
 from calibration.hand_eye import inverse, transform
 from runtime.kinematics import so101_tool
 from sim.boards import look_at_board, render
@@ -236,8 +236,12 @@ def part_samples(folder: str) -> dict[str, Any]:
 
 def part_before_after(bundle: Path, episodes: int) -> dict[str, Any]:
     """The front camera moved by 3 cm and 5 degrees, with another lens."""
-    from sim.bumped_camera import CONDITIONS, drift, recalibrate, success
+    from sim.bumped_camera import CONDITIONS, bumped, drift, recalibrate, success
+    from sim.world import World
 
+    world = World(0)
+    training = world.camera("front")
+    world.close()
     verdict = drift()
     camera, quality = recalibrate()
     print(f"check: {verdict.level}, {verdict.reason}\nrecalibration: {quality}", file=sys.stderr)
@@ -248,6 +252,7 @@ def part_before_after(bundle: Path, episodes: int) -> dict[str, Any]:
     return {
         "check": {"level": verdict.level, "shift_px": verdict.shift_px, "block_px": verdict.block_px},
         "recalibration": quality,
+        "parallax_5cm_mm": 1000 * parallax(bumped(training), training),
         "success": rows,
     }
 

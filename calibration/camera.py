@@ -104,6 +104,18 @@ class Camera:
         return camera
 
 
+def parallax(src: Camera, dst: Camera, height: float = 0.05, at: tuple[float, float] = (0.2, 0.0)) -> float:
+    """How far (m, on the table) the table-plane homography misplaces a point `height` (m) above `at`; 0 for a wrist camera.
+
+    The homography from `src` to `dst` is exact on the table; what stands up leans the way `src` sees it.
+    """
+    if src.T_base_from_cam is None or dst.T_base_from_cam is None:
+        return 0.0
+    point = np.array([*at, height])
+    feet = [camera.at_height(camera.project(point), 0.0) for camera in (src, dst)]
+    return float(np.linalg.norm(feet[0] - feet[1]))
+
+
 def load_camera(path: Path, identity: dict[str, Any] | None = None) -> Camera:
     """Read one camera: a plain file, or a camera's folder in a calibration store, whose current record counts.
 

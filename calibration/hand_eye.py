@@ -297,14 +297,10 @@ def solve(
         off = _contradiction(mount, X, Z, arms, boards, noise)
     if bad.mean() > 0.3 or np.median(off) > 12:
         raise CalibrationError(
-            "arm poses and pictures do not belong together: check that board and camera are firmly fixed, and the joint calibration."
+            "arm poses and pictures do not belong together: check that board and camera are firmly fixed, the board's size, "
+            "and the joint calibration."
         )
     state, covariance, pixels, chi2 = _adjust(mount, views, theta, model, forward, noise, sigma, X, Z, free_scale)
-    if chi2 > 16:
-        raise CalibrationError(
-            f"the arm contradicts the pictures {np.sqrt(chi2):.0f} times as much as its precision explains: "
-            "check that board and camera are firmly fixed, and the joint calibration."
-        )
     covariance = covariance * max(1.0, chi2)  # an arm that is worse than it was said to be
     J = len(views[0].q)
     arm = state.arms
@@ -360,6 +356,11 @@ def calibrate(
     if abs(scaled.scale - 1) > max(4 * scaled.scale_sd, 0.02):
         raise CalibrationError(
             f"the board is {scaled.scale:.3f} times as large as described: measure a square with a ruler and correct the board's size."
+        )
+    if whole.chi2 > 16:
+        raise CalibrationError(
+            f"the arm contradicts the pictures {np.sqrt(whole.chi2):.0f} times as much as its precision explains: "
+            "check that board and camera are firmly fixed, and the joint calibration."
         )
     good = [v for v in views if v.name in whole.kept]
     halves = [_half(mount, good[k::2], theta, model, forward, noise, sigma, whole) for k in (0, 1)]

@@ -130,7 +130,7 @@ def intrinsics_page(
             *((k.replace("_", " "), f"{v:.3f}") for k, v in q.items()),
         ]),
         '<div class="row">',
-        figure(heat(size, c.grid, c.predicted, top, "px", c.used), "Predicted uncertainty of the projection (one sd). Pale: no corners there."),
+        figure(heat(size, c.grid, c.predicted, top, "px", c.used), "Predicted uncertainty of the projection (one sd). Pale: no corners."),
         figure(heat(size, c.grid, c.crossval, top, "px", c.used), "Cross-validation: how far two halves of the views disagree."),
         figure(heat(size, c.grid, coverage, float(np.nanmax(coverage)), "corners"), "Coverage: corners seen in each part of the picture."),
         figure(arrows(size, at, residual, magnify, kept), f"Residuals, {magnify:.0f} times as long as they are; red ones are left out."),

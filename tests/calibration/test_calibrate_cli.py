@@ -210,3 +210,13 @@ def test_the_fisheye_is_refused_by_the_kernel_that_does_not_know_it():
     with pytest.raises(CalibrationError, match="--model rational"):
         Warp(fish, dataclasses.replace(webcam(None), D=np.zeros(0)))
     assert lens.COEFFICIENTS["fisheye"] == 4
+
+
+def test_parallax_of_the_homography_is_nothing_on_the_table_and_grows_with_height():
+    from calibration.camera import parallax
+    from sim.calibration_rig import look_at
+
+    target = np.array([0.2, 0, 0.0])
+    a, b = (webcam(look_at(np.array(eye), target)) for eye in ([0.62, 0.0, 0.45], [0.62, 0.03, 0.45]))
+    assert parallax(a, b, 0.0) < 1e-9 and parallax(a, a) == 0.0
+    assert 0.002 < parallax(a, b, 0.05) < 0.006 and parallax(a, b, 0.05) > 1.5 * parallax(a, b, 0.025)
