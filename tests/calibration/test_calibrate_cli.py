@@ -220,3 +220,47 @@ def test_parallax_of_the_homography_is_nothing_on_the_table_and_grows_with_heigh
     a, b = (webcam(look_at(np.array(eye), target)) for eye in ([0.62, 0.0, 0.45], [0.62, 0.03, 0.45]))
     assert parallax(a, b, 0.0) < 1e-9 and parallax(a, a) == 0.0
     assert 0.002 < parallax(a, b, 0.05) < 0.006 and parallax(a, b, 0.05) > 1.5 * parallax(a, b, 0.025)
+
+
+def test_joints_are_calibrated_by_moving_the_limp_arm(bench, tmp_path, monkeypatch):
+    """A hand moves the virtual servos from stop to stop; the result is compared with their EEPROM."""
+    import os
+    import sys
+    import threading
+    import time
+
+    from harmowam import calibration_joints
+
+    read, write = os.pipe()
+    typed = os.fdopen(read)
+    monkeypatch.setattr(sys, "stdin", typed)
+    plant = bench.servos.plant
+
+    def hand():
+        time.sleep(0.4)  # the zero pose is read first
+        for share in [*np.linspace(0, 1, 12), *np.linspace(1, 0, 12)]:
+            plant.position[:] = 900 + 2300 * share
+            time.sleep(0.03)
+        os.write(write, b"\n")
+
+    mover = threading.Thread(target=hand)
+    plant.position[:] = 2048
+    robot, store = load_robot(str(bench.robot_file)), Store(tmp_path / "store")
+    done = calibration_joints.guided(robot, store, robot.port, lambda text: mover.start(), print, poll_s=0.005)
+    mover.join()
+    typed.close()
+    os.close(write)
+    assert all(
+        abs(j["zero_step"] - 2048) < 3 and j["range_min"] < 950 and j["range_max"] > 3150 for j in done["joints"]
+    )
+    assert calibration_joints.compare_eeprom(robot, store, robot.port)["differs"] == []
+    bench.servos.put(2, "homing_offset", 55)
+    assert "servo 2" in calibration_joints.compare_eeprom(robot, store, robot.port)["said"]
+    bench.servos.put(4, "torque_enable", 1)
+    with pytest.raises(CalibrationError, match="energised"):
+        calibration_joints.guided(robot, store, robot.port, print, print)
+    # The robot file may name it.
+    bench.robot_file.write_text(
+        bench.robot_file.read_text().replace("[arm]", f'[arm]\ncalibration = "{store.root}/joints"')
+    )
+    assert load_robot(str(bench.robot_file)).arm.zero_step == tuple(j["zero_step"] for j in done["joints"])
