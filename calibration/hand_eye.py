@@ -392,6 +392,11 @@ def _half(
     return state.X, covariance[:6, :6] * max(1.0, chi2)
 
 
+def clear_path(forward: Forward, start: np.ndarray, end: np.ndarray, floor: float) -> bool:
+    """Whether the tool stays above `floor` (m) on the straight way in joint angles."""
+    return all(forward(start + (end - start) * s)[2, 3] > floor for s in np.linspace(0, 1, 15))
+
+
 def propose(
     rng: np.random.Generator, forward: Forward, lower: np.ndarray, upper: np.ndarray, visible: Callable[[np.ndarray], bool],
     count: int = 15, floor: float = 0.09, tries: int = 20000,

@@ -163,15 +163,21 @@ def run_hand_eye(
     with _rig(robot, bench, name, port, seed) as (move_to, picture):
         if bench is not None:
             visible = bench.visible
-        elif mount == "base":
-            X, Z = _first_guess(camera, theta, model, board, move_to, picture, so101_tool, robot, mount)
-            visible = _board_in_view(X, Z, board, theta, model, (camera.width, camera.height), so101_tool)
         else:
+            say("hold the arm where the camera sees the board until it stiffens; it then moves by itself")
             X, Z = _first_guess(camera, theta, model, board, move_to, picture, so101_tool, robot, mount)
-            visible = _board_in_view(X, Z, board, theta, model, (camera.width, camera.height), so101_tool, on_arm=True)
+            visible = _board_in_view(
+                X, Z, board, theta, model, (camera.width, camera.height), so101_tool, on_arm=mount == "arm"
+            )
         views = []
-        for k, q in enumerate(hand_eye.propose(rng, so101_tool, lower, upper, visible, count)):
-            measured = move_to(q)
+        # A board in the gripper must clear the table however it is turned, on the way as well.
+        floor = max(0.09, 0.02 + float(np.hypot(*board.size())) / 2) if mount == "base" else 0.09
+        last: np.ndarray | None = None
+        for k, q in enumerate(hand_eye.propose(rng, so101_tool, lower, upper, visible, count, floor)):
+            if last is not None and not hand_eye.clear_path(so101_tool, last, q, floor - 0.02):
+                say(f"pose {k + 1} of {count}: passed over, the way there is too close to the table")
+                continue
+            last, measured = q, move_to(q)
             image = picture()
             found = board.detect(image)
             say(f"pose {k + 1} of {count}: {len(found.ids)} corners")
