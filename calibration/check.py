@@ -87,7 +87,8 @@ class Verdict:
     warn_px: float
     block_px: float
     arm_shift_px: float | None = None
-    shift: np.ndarray | None = None  # [n,2] px a corner, for the report
+    shift: np.ndarray | None = None  # [n,2] px a corner seen, for the report
+    corners: np.ndarray | None = None  # [n,2] where those corners were, px
 
 
 def median_corners(frames: list[np.ndarray], board: Board) -> tuple[np.ndarray, np.ndarray]:
@@ -187,4 +188,4 @@ def check(reference: Reference, frames: list[np.ndarray], arm_frames: list[np.nd
         reason = f"the arm is off, the camera is not: its marker is {arm_size:.1f} px off at rest; run `harmowam calibrate joints`"
     else:
         reason = f"the camera stands where it was calibrated ({size:.3f} px, limit {warn_px:.2f})"
-    return Verdict(level, reason, size, warn_px, block_px, arm_size, shift)
+    return Verdict(level, reason, size, warn_px, block_px, arm_size, shift, reference.corners[common])

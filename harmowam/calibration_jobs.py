@@ -404,11 +404,11 @@ def run_check(
             ]
         )
     ]
-    if v.shift is not None and len(v.shift) == len(reference.corners):
+    if v.shift is not None and v.corners is not None:
         magnify = 0.04 * reference.width / max(float(np.abs(v.shift).max()), 0.01)
         parts.append(
             report.figure(
-                report.arrows((reference.width, reference.height), reference.corners, v.shift, magnify),
+                report.arrows((reference.width, reference.height), v.corners, v.shift, magnify),
                 f"Where the marker's corners went, {magnify:.0f} times as far.",
             )
         )
