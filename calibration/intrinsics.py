@@ -46,6 +46,7 @@ class Fit:
     residuals: tuple[np.ndarray, ...]
     inlier: tuple[np.ndarray, ...]
     sigma: float
+    clustered: np.ndarray  # covariance of theta by views
 
     @property
     def rms(self) -> float:
@@ -165,9 +166,9 @@ def adjust(
     inlier = [np.ones(len(v.pixels), bool) for v in views]
     sigma = 1.0
     residuals: list[np.ndarray] = []
-    normal = np.eye(len(theta))
+    normal = clustered = np.eye(len(theta))
     for _ in range(4 if robust else 2):
-        theta, poses, residuals, normal = _levenberg(views, size, model, theta, poses, inlier, sigma)
+        theta, poses, residuals, normal, clustered = _levenberg(views, size, model, theta, poses, inlier, sigma)
         used = np.concatenate([r[k].ravel() for r, k in zip(residuals, inlier, strict=True)])
         dof = max(1, len(used) - 6 * len(views) - len(theta))
         spread = 1.4826 * np.median(np.abs(used)) * np.sqrt(len(used) / dof)
@@ -183,14 +184,15 @@ def adjust(
             "the calibration does not settle: check the board's description, and take more tilted views."
         )
     covariance = np.linalg.inv(normal) * (chi / sigma) ** 2
-    return Fit(model, size, theta, covariance, poses, tuple(views), tuple(residuals), tuple(inlier), chi)
+    return Fit(model, size, theta, covariance, poses, tuple(views), tuple(residuals), tuple(inlier), chi, clustered)
 
 
 def _levenberg(
     views: list[View], size: tuple[int, int], model: str, theta: np.ndarray, poses: np.ndarray, inlier: list[np.ndarray], sigma: float,
     rounds: int = 60,
-) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], np.ndarray]:  # fmt: skip
-    """Minimise Huber(residual / sigma) + priors. Returns theta, poses, residuals and the marginal normal matrix of theta."""
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], np.ndarray, np.ndarray]:  # fmt: skip
+    """Minimise Huber(residual / sigma) + priors. Returns theta, poses, residuals, the marginal normal matrix of theta, and its
+    covariance by views."""
     mean, spread, aspect = _prior(model, size)
     weight0 = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1) ** 2, 0.0)
     n = len(theta)
@@ -252,9 +254,25 @@ def _levenberg(
         if not improved:
             break
     S = A.copy()
+    scores, shares = [], []
+    for r, (j_theta, j_pose, w) in zip(residuals, parts, strict=True):
+        jt, jp, ww = j_theta.reshape(-1, n), j_pose.reshape(-1, 6), np.repeat(w, 2)
+        free = jt - jp @ np.linalg.solve((jp * ww[:, None]).T @ jp + 1e-12 * np.eye(6), (jp * ww[:, None]).T @ jt)
+        scores.append(free.T @ (ww * r.ravel()))
+        shares.append((free * ww[:, None]).T @ free)
     for P, C, _ in blocks:
         S -= C @ np.linalg.inv(P + 1e-12 * np.eye(6)) @ C.T
-    return theta, poses, residuals, S
+    return theta, poses, residuals, S, _clustered(S, np.array(scores), np.array(shares))
+
+
+def _clustered(normal: np.ndarray, scores: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Covariance of theta from what the views say, each taken as a whole (Liang and Zeger 1986): corners of one picture err alike,
+    which the residuals' size alone does not show. Corrected for what the fit itself takes out of the scores."""
+    inverse = np.linalg.inv(normal)
+    data = inverse @ shares.sum(0)
+    taken = sum(float(np.trace(inverse @ v @ inverse @ v)) for v in shares)
+    correction = np.trace(data) / max(np.trace(data) - taken, 0.2 * np.trace(data))
+    return inverse @ (scores.T @ scores) @ inverse * correction
 
 
 def used_area(views: tuple[View, ...] | list[View], pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -277,7 +295,9 @@ def projection_sd(fit: Fit, pixels: np.ndarray, used: np.ndarray) -> np.ndarray:
     g, a = G[fitted].reshape(-1, 3), A[fitted].reshape(-1, A.shape[-1])
     absorbed = np.linalg.solve(g.T @ g, g.T @ a)
     B = A - G @ absorbed
-    variance = np.einsum("nij,jk,nik->n", B, fit.covariance, B)
+    # Corners of one picture err alike: the larger of both estimates, or the promise is a fifth too good (docs/calibration.md).
+    each = [np.einsum("nij,jk,nik->n", B, c, B) for c in (fit.covariance, fit.clustered)]
+    variance = np.maximum(*each)
     return np.where(good, np.sqrt(np.maximum(variance, 0)), np.nan)
 
 
