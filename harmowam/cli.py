@@ -93,7 +93,10 @@ robot_option = click.option("--robot", default="sim_so101", show_default=True, h
 class Verbs(click.Group):
     """Commands, and the verb groups that live in modules of their own, imported when asked for."""
 
-    groups: ClassVar = {"bus": "harmowam.bus"}
+    groups: ClassVar = {
+        "bus": "harmowam.bus",
+        "calibrate": "harmowam.calibrate",
+    }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *self.groups])

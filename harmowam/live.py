@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calibration.camera import Camera, parallax
 from firmware_bridge import guard
 from firmware_bridge.messages import RequestKind
 from firmware_bridge.motor import REQUEST_SLOT
 from firmware_bridge.slots import SlotWriter
+from harmowam.calibration_rig import refuse_moved
 from runtime.bundle import Bundle
 from runtime.cameras import CameraSource, calibrations, open_cameras
 from runtime.robot import Robot
@@ -117,6 +119,12 @@ def live(
             keeper = guard.start(port or robot.port, robot.arm, slots, real_time_priority)
             cameras = open_cameras(robot, bundle.manifest.cameras, slots)
             known_cameras = calibrations(robot, slots)
+            refuse_moved(robot, cameras, say)
+            for name, dst in bundle.manifest.cameras.items():
+                if (lean := parallax(known_cameras[name], Camera.from_json(dst))) > 0.001:
+                    say(
+                        f"camera '{name}' stands elsewhere than in training: 5 cm above the table it shows things {1000 * lean:.0f} mm off"
+                    )
             driver = Policy(bundle, task, cameras, known_cameras, slots, robot.fast_hz, robot.slow_hz, policy)
             driver.recorder.frames = record is not None
             driver.warm_up()

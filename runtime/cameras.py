@@ -176,12 +176,21 @@ def open_cameras(robot: Robot, wanted: Iterable[str], slots: Path) -> dict[str, 
     return cameras
 
 
+def serial(source: str) -> str | None:
+    """The USB serial number behind a device such as /dev/video0; None where there is none (file, slot, simulator)."""
+    try:
+        device = Path("/sys/class/video4linux") / Path(source).resolve().name / "device"
+        return (device.resolve().parent / "serial").read_text().strip() or None
+    except OSError:
+        return None
+
+
 def calibrations(robot: Robot, slots: Path) -> dict[str, Camera]:
     """Each camera's calibration, checked against the resolution it is used at; raises CalibrationError."""
     out = {}
     for name, config in robot.cameras.items():
         path = slots / f"{name}.json" if config.calibration == "sim" else robot.path.parent / config.calibration
-        camera = load_camera(path)
+        camera = load_camera(path, {"serial": serial(config.source)})
         if (camera.width, camera.height) != (config.width, config.height):
             raise CalibrationError(
                 f"camera '{name}' is calibrated at {camera.width}x{camera.height} ({path}) and used at "

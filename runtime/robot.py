@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calibration.joints import JointCalibration
+from calibration.store import Store
 from firmware_bridge.arm import ArmConfig
 from firmware_bridge.models import MODELS
 
@@ -34,6 +36,7 @@ class CameraConfig:
     height: int
     fps: float
     calibration: str
+    marker: str = ""  # board fixed to the table or base, looked at before every run (`harmowam calibrate check`)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,10 @@ def _table(value: Any, where: str) -> dict[str, Any]:
 
 
 def load_robot(name_or_path: str) -> Robot:
-    """A shipped robot by name ("sim_so101", "so101") or any robot file by path; raises RobotError."""
+    """A shipped robot by name ("sim_so101", "so101") or any robot file by path.
+
+    Raises RobotError, or CalibrationError for its joint calibration.
+    """
     path = SHIPPED / f"{name_or_path}.toml"
     if not path.is_file():
         path = Path(name_or_path)
@@ -130,6 +136,7 @@ def load_robot(name_or_path: str) -> Robot:
             "follow_rad",
             "follow_s",
             "estop",
+            "calibration",
         },
         f"{where} [arm]",
     )
@@ -195,10 +202,14 @@ def load_robot(name_or_path: str) -> Robot:
         estop=_take(arm, "estop", str, f"{where} [arm]", ""),
         **optional,
     )
+    if "calibration" in arm:  # a store's "joints" folder: measured zeros and ranges
+        folder = path.parent / _take(arm, "calibration", str, f"{where} [arm]")
+        record = Store(folder.parent).get(folder.name, kind="joints")
+        config = JointCalibration.from_json(record["result"], str(folder)).apply(config)
     cameras = {}
     for key, c in _take(raw, "camera", dict, where).items():
         at = f"{where} [camera.{key}]"
-        _known(_table(c, at), {"source", "width", "height", "fps", "calibration"}, at)
+        _known(_table(c, at), {"source", "width", "height", "fps", "calibration", "marker"}, at)
         cameras[key] = CameraConfig(
             key,
             _take(c, "source", str, at),
@@ -206,6 +217,7 @@ def load_robot(name_or_path: str) -> Robot:
             _positive(c, "height", int, at),
             _positive(c, "fps", float, at),
             _take(c, "calibration", str, at),
+            _take(c, "marker", str, at, ""),
         )
     family = _take(raw, "family", str, where)
     if family != "so101":

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.camera import Camera
+from calibration.camera import CalibrationError, Camera
 from runtime.preprocess.build import KernelError, library
 
 __all__ = ["KernelError", "Warp", "warp_all"]
@@ -126,6 +126,10 @@ class Warp:
     ):  # fmt: skip
         if layout not in ("rgb", "bgr") or dtype not in ("float32", "uint8"):
             raise ValueError(f"layout is rgb or bgr and dtype float32 or uint8, not {layout} and {dtype}")
+        if src.model == "fisheye":
+            raise CalibrationError(
+                f"camera '{src.name}' is calibrated as a fisheye, which the kernel does not know: calibrate it with --model rational."
+            )
         if len(src.D) not in (0, 4, 5, 8):
             raise ValueError(
                 f"camera '{src.name}' has {len(src.D)} distortion coefficients; 0, 4, 5 or 8 are understood"
