@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from firmware_bridge.motor import REQUEST_SLOT
 from firmware_bridge.slots import SlotWriter
 from runtime.bundle import Bundle
 from runtime.cameras import CameraSource, calibrations, open_cameras
+from runtime.profile import timing_report
 from runtime.robot import Robot
-from runtime.two_rate import Policy, RunError, timing_report
+from runtime.two_rate import Policy, RunError
 from sim import server
 
 
@@ -79,6 +80,9 @@ def live(
     say: Callable[[str], None] = lambda line: None,
     real_time_priority: int = 20,
     began_s: float | None = None,
+    inject: Mapping[str, float] | None = None,
+    compensate: bool = True,
+    log: Path | None = None,
 ) -> LiveRun:
     """Run the two-rate loop on `robot` for `seconds`; the arm is lowered and released whatever happens, and what was recorded
     up to then is kept in `record`. `began_s`: what the time to the first command is counted from (default: now).
@@ -115,8 +119,11 @@ def live(
             keeper = guard.start(port or robot.port, robot.arm, slots, real_time_priority)
             cameras = open_cameras(robot, bundle.manifest.cameras, slots)
             known_cameras = calibrations(robot, slots)
-            driver = Policy(bundle, task, cameras, known_cameras, slots, robot.fast_hz, robot.slow_hz, policy)
-            driver.recorder.frames = record is not None
+            driver = Policy(
+                bundle, task, cameras, known_cameras, slots, robot.fast_hz, robot.slow_hz, policy, inject=inject,
+                compensate=compensate, log=log,
+            )  # fmt: skip
+            driver.recorder.frames = driver.recorder.on = record is not None
             driver.warm_up()
             state_slot = guard.wait_for_state(keeper, slots)
 
@@ -161,6 +168,7 @@ def live(
                 rss_mb=memory,
                 time_to_first_command_s=round(first_ns * 1e-9 - began - simulation_s, 3) if first_ns else None,
                 real_time=driver.granted,
+                motor_drift_ms=round((counts.motor_ns - counts.motor_ticks * round(1e9 / robot.arm.motor_hz)) / 1e6, 3),
             )
             if robot.simulated:
                 report["success"] = bool(truth["success"])
