@@ -105,6 +105,8 @@ class _Player:
         prior = self.priors[r.prior] if r.prior >= 0 else None
         if r.reset:
             self.fast.reset()
+        if r.command:
+            self.fast.seq = Command.unpack(r.command).seq - 1  # a run's warming up has counted, too
         obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.number)
         command, tick = self.fast.step(r.t_ns, obs, prior)
         packed = b"" if command is None else command.pack()

@@ -122,7 +122,8 @@ def test_what_is_no_log_is_refused(tmp_path, bundle):
 
 def test_a_disk_that_fills_up_stops_the_recording_and_keeps_what_fitted(tmp_path):
     """The operating system refuses to let the file grow, as on a full disk."""
-    state = JointState(0, *(np.zeros(6, np.float32) for _ in range(6)), np.zeros(6, np.uint8))
+    z = np.zeros(6, np.float32)
+    state = JointState(0, z, z, z, z, z, z, np.zeros(6, np.uint8))
     rng = np.random.default_rng(0)
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     log = LogWriter(tmp_path / "run.mcap", {"task": TASK}, reserve_bytes=0)
