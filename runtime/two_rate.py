@@ -117,6 +117,7 @@ class Policy:
         self._seen = dict.fromkeys(cameras, 0)  # newest picture that the fast loop has used
         self._arrived_ns = dict.fromkeys(cameras, 0)
         self._watches = {n: CameraWatch(n, fast_hz, noisy=getattr(c, "noisy", False)) for n, c in cameras.items()}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._newest: Observation | None = None
         self._prior: Prior | None = None
         self._failure: BaseException | None = None
@@ -149,6 +150,12 @@ class Policy:
             frame = camera.newest()
             if frame is None:
                 raise RunError(f"camera '{name}' stopped giving frames: check its cable.")
+            shape = self._shapes.setdefault(name, frame.image.shape)
+            if frame.image.shape != shape:
+                raise RunError(
+                    f"camera '{name}' changed from {shape[1]}x{shape[0]} to {frame.image.shape[1]}x{frame.image.shape[0]} while "
+                    "driving: stop the program that did it, then start again."
+                )
             frames[name] = frame
         return frames
 
