@@ -114,7 +114,13 @@ def hints(report: Mapping[str, Any]) -> list[str]:
         )
     wake = stages.get("motor.wake")
     if wake and wake["p99_ms"] > 1.0:
-        found.append(f"motor ticks start {wake['p99_ms']:.1f} ms late at p99: allow SCHED_FIFO (`harmowam doctor`).")
+        allowed = report.get("real_time", {}).get("sched_fifo")
+        why = (
+            "servo read-back and telemetry take too long for this rate"
+            if allowed
+            else "allow SCHED_FIFO (`harmowam doctor`)"
+        )
+        found.append(f"motor ticks start {wake['p99_ms']:.1f} ms late at p99: {why}.")
     return found
 
 
