@@ -157,7 +157,8 @@ def run(
         request = RequestKind.LOWER if told else as_request(requests.read())
         state = loop.tick(now, as_command(commands.read()), request, ticker.missed)
         states.write(state.pack())
-        stamps.write(loop.ticks, now, began, state.goal_rad)
+        driven = state.safety in (SafetyState.HOLD, SafetyState.ACTIVE)
+        stamps.write(loop.ticks, now, began, state.goal_rad if driven else None)
         if loop.holding:
             ids = ", ".join(map(str, loop.holding))
             print(f"servo {ids} still holds: switch the arm's power off.", file=sys.stderr, flush=True)

@@ -45,7 +45,7 @@ class StampWriter:
         self._hz3 = motor_hz**3
         self._spans = dict.fromkeys(SPANS, (0, 0))
         self._goals: np.ndarray | None = None  # the last four
-        self._count, self._square, self._most = 0, 0.0, 0.0
+        self._fresh, self._count, self._square, self._most = 0, 0, 0.0, 0.0
         for span, name in (("read", "read"), ("write", "write_goals"), ("telemetry", "read_telemetry")):
             setattr(arm, name, self._timed(span, getattr(arm, name)))
 
@@ -63,17 +63,21 @@ class StampWriter:
             self._goals = np.tile(goal, (4, 1))
         self._goals[:3] = self._goals[1:]
         self._goals[3] = goal
-        self._count += 1
-        if self._count > 4:
+        self._fresh += 1
+        if self._fresh > 4:
+            self._count += 1
             a, b, c, d = self._goals
             jerk = float(np.abs(d - 3 * c + 3 * b - a).max()) * self._hz3
             self._square += jerk * jerk
             self._most = max(self._most, jerk)
 
-    def write(self, tick: int, due_ns: int, began_ns: int, goal: np.ndarray) -> None:
-        """One tick's record; `due_ns` is when it should have begun, `began_ns` when it did."""
-        self._smoothness(goal)
-        rms = (self._square / max(self._count - 4, 1)) ** 0.5
+    def write(self, tick: int, due_ns: int, began_ns: int, goal: np.ndarray | None) -> None:
+        """One tick's record; `due_ns` is when it should have begun, `began_ns` when it did. `goal` None: none was made."""
+        if goal is None:
+            self._goals, self._fresh = None, 0
+        else:
+            self._smoothness(goal)
+        rms = (self._square / max(self._count, 1)) ** 0.5
         flat = [v for s in SPANS for v in self._spans[s]]
         self._slot.write(_RECORD.pack(tick, due_ns, began_ns, *flat, rms, self._most))
         self._spans = dict.fromkeys(SPANS, (0, 0))
