@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from firmware_bridge.messages import JOINT_STATE_BYTES, Command, JointState, Req
 from firmware_bridge.port import Port, PortError
 from firmware_bridge.safety import Safety
 from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
+from firmware_bridge.stamps import StampWriter
 
 STATE_SLOT, COMMAND_SLOT, REQUEST_SLOT = "state.slot", "command.slot", "request.slot"
 EXIT_SAFE_STOP, EXIT_FAULT, EXIT_PORT_LOST = 3, 4, 6
@@ -143,10 +145,12 @@ def run(
     loop = MotorLoop(Arm(Bus(port, config.baud, protocol=config.protocol), config), energised)
     commands, requests = Latest(slots / COMMAND_SLOT), Latest(slots / REQUEST_SLOT)
     states = SlotWriter(slots / STATE_SLOT, JOINT_STATE_BYTES)
+    stamps = StampWriter(loop.arm, slots, config.motor_hz)
     ticker = Ticker(config.motor_hz)
     real_time(priority, core)
     while True:
         now = ticker.wait()
+        began = time.monotonic_ns()
         if loop.ticks % LOOK_EVERY == 0:
             commands.look()
             requests.look()
@@ -157,6 +161,8 @@ def run(
         pressed = stop is not None and stop.pressed()
         state = loop.tick(now, as_command(commands.read()), request, ticker.missed, pressed)
         states.write(state.pack())
+        driven = state.safety in (SafetyState.HOLD, SafetyState.ACTIVE)
+        stamps.write(loop.ticks, now, began, state.goal_rad if driven else None)
         if loop.holding and loop.finished:
             ids = ", ".join(map(str, loop.holding))
             print(f"servo {ids} still holds: switch the arm's power off.", file=sys.stderr, flush=True)

@@ -41,6 +41,7 @@ MENDABLE = {
     "SimulatorError",
     "FaultError",
     "EStopError",
+    "LogError",
 }
 EXTRAS = {
     "mujoco": "sim",
@@ -96,6 +97,9 @@ class Verbs(click.Group):
     groups: ClassVar = {
         "bus": "harmowam.bus",
         "calibrate": "harmowam.calibrate",
+        "doctor": "harmowam.doctor",
+        "profile": "harmowam.profile",
+        "replay": "harmowam.replay",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -116,23 +120,6 @@ def main() -> None:
 
 def say(line: str) -> None:
     click.echo(f"  {line}", err=True)
-
-
-def print_timing(report: dict[str, Any]) -> None:
-    """The profile table."""
-    click.echo(
-        f"fast {report['fast_hz']:.1f} Hz on new frames (+{report['repeat_hz']:.2f} Hz repeats), slow {report['slow_hz']:.1f} Hz, "
-        f"{report['deadline_misses']} of {report['ticks']} ticks missed, motor ticks missed {report['motor_missed_ticks']}"
-    )
-    click.echo(f"{'':26}{'p50':>9}{'p99':>9}{'max':>9}{'budget':>9}  ms")
-    for name in ("observation_to_wire_ms", "prior_age_ms"):
-        row = report[name]
-        click.echo(
-            f"{name.removesuffix('_ms').replace('_', ' '):26}{row['p50']:9.2f}{row['p99']:9.2f}{row['max']:9.2f}"
-        )
-    for name, row in sorted(report["stages"].items()):
-        click.echo(f"{name:26}{row['p50_ms']:9.2f}{row['p99_ms']:9.2f}{row['max_ms']:9.2f}{row['budget_ms']:9.1f}")
-    click.echo(f"first command after {report['time_to_first_command_s']} s, runtime processes {report['rss_mb']} MB")
 
 
 @main.command()
@@ -279,6 +266,9 @@ def evaluate(
 @click.option(
     "--fault", multiple=True, metavar="NAME@SECONDS", help="Inject a fault into the virtual bus (see bus campaign)."
 )
+@click.option(
+    "--log", type=click.Path(path_type=Path), help="MCAP log for `harmowam replay`: every frame, input and command."
+)
 @json_option
 @errors
 def run(
@@ -291,11 +281,13 @@ def run(
     policy: str,
     record: Path | None,
     fault: tuple[str, ...],
+    log: Path | None,
     json_path: Path | None,
 ) -> None:
     """Drive an arm in real time. Ctrl-C lowers it to rest and releases the torque in a ramp."""
     from firmware_bridge.faults import parse
     from harmowam.live import live, process_began_s
+    from harmowam.profile import print_timing
     from runtime.robot import load_robot
 
     if fault and not load_robot(robot).simulated:
@@ -311,6 +303,7 @@ def run(
         seed=seed,
         policy=policy,
         record=record,
+        log=log,
         say=say,
         began_s=process_began_s(),
         faults=fault,
@@ -327,27 +320,6 @@ def run(
 
 
 @main.command()
-@bundle_option
-@robot_option
-@click.option("--seconds", default=60.0, show_default=True)
-@click.option("--task", help="Instruction; a simulated robot draws one from --seed.")
-@click.option("--port", help="Serial port (default: the robot file's).")
-@click.option("--seed", default=0, show_default=True)
-@json_option
-@errors
-def profile(
-    bundle: Path, robot: str, seconds: float, task: str | None, port: str | None, seed: int, json_path: Path | None
-) -> None:
-    """Where each millisecond goes: the same loop as `run`, with the table of its stages."""
-    from harmowam.live import live, process_began_s
-    from runtime.robot import load_robot
-
-    done = live(bundle, load_robot(robot), task, seconds, port=port, seed=seed, say=say, began_s=process_began_s())
-    print_timing(done.report)
-    write_json(json_path, done.report)
-
-
-@main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--seconds", default=20.0, show_default=True, help="At most; the run ends with success.")
@@ -356,6 +328,7 @@ def profile(
 def demo(out: Path, seed: int, seconds: float, json_path: Path | None) -> None:
     """Export the shipped checkpoint to INT8, let it drive the simulated arm in real time, and report."""
     from harmowam.demo import demo
+    from harmowam.profile import print_timing
 
     result = demo(out, seed, seconds, say)
     print_timing(result)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from firmware_bridge.slots import SlotWriter
 from harmowam.calibration_rig import refuse_moved
 from runtime.bundle import Bundle
 from runtime.cameras import CameraSource, calibrations, open_cameras
+from runtime.profile import timing_report
 from runtime.robot import Robot
-from runtime.two_rate import Policy, RunError, timing_report
+from runtime.two_rate import Policy, RunError
 from sim import server
 
 
@@ -82,6 +83,9 @@ def live(
     real_time_priority: int = 20,
     began_s: float | None = None,
     faults: tuple[str, ...] = (),
+    inject: Mapping[str, float] | None = None,
+    compensate: bool = True,
+    log: Path | None = None,
 ) -> LiveRun:
     """Run the two-rate loop on `robot` for `seconds`; the arm is lowered and released whatever happens, and what was recorded
     up to then is kept in `record`. `faults`: NAME@SECONDS
@@ -125,8 +129,11 @@ def live(
                     say(
                         f"camera '{name}' stands elsewhere than in training: 5 cm above the table it shows things {1000 * lean:.0f} mm off"
                     )
-            driver = Policy(bundle, task, cameras, known_cameras, slots, robot.fast_hz, robot.slow_hz, policy)
-            driver.recorder.frames = record is not None
+            driver = Policy(
+                bundle, task, cameras, known_cameras, slots, robot.fast_hz, robot.slow_hz, policy, inject=inject,
+                compensate=compensate, log=log,
+            )  # fmt: skip
+            driver.recorder.frames = driver.recorder.on = record is not None
             driver.warm_up()
             state_slot = guard.wait_for_state(keeper, slots)
 
@@ -171,6 +178,7 @@ def live(
                 rss_mb=memory,
                 time_to_first_command_s=round(first_ns * 1e-9 - began - simulation_s, 3) if first_ns else None,
                 real_time=driver.granted,
+                motor_drift_ms=round((counts.motor_ns - counts.motor_ticks * round(1e9 / robot.arm.motor_hz)) / 1e6, 3),
             )
             if robot.simulated:
                 report["success"] = bool(truth["success"])

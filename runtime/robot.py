@@ -27,8 +27,8 @@ class RobotError(Exception):
 
 @dataclass(frozen=True)
 class CameraConfig:
-    """`source`: "sim", slot:PATH (a slot that another program writes), a device such as /dev/video0, a video file or a URL.
-    `calibration`: a file beside the robot file."""
+    """`source`: "sim", slot:PATH (a slot that another program writes), a device such as /dev/video0, gst:PIPELINE, a video file or
+    a URL. `calibration`: a file beside the robot file. `delay_ms`: from capture to hand-over where no driver stamps the frames."""
 
     name: str
     source: str
@@ -37,6 +37,7 @@ class CameraConfig:
     fps: float
     calibration: str
     marker: str = ""  # board fixed to the table or base, looked at before every run (`harmowam calibrate check`)
+    delay_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def load_robot(name_or_path: str) -> Robot:
     cameras = {}
     for key, c in _take(raw, "camera", dict, where).items():
         at = f"{where} [camera.{key}]"
-        _known(_table(c, at), {"source", "width", "height", "fps", "calibration", "marker"}, at)
+        _known(_table(c, at), {"source", "width", "height", "fps", "calibration", "marker", "delay_ms"}, at)
         cameras[key] = CameraConfig(
             key,
             _take(c, "source", str, at),
@@ -218,6 +219,7 @@ def load_robot(name_or_path: str) -> Robot:
             _positive(c, "fps", float, at),
             _take(c, "calibration", str, at),
             _take(c, "marker", str, at, ""),
+            _take(c, "delay_ms", float, at, 0.0),
         )
     family = _take(raw, "family", str, where)
     if family != "so101":
