@@ -83,7 +83,7 @@ def write_json(path: Path | None, data: Any) -> None:
 
 
 json_option = click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file."
+    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Also write the numbers to this file."
 )
 bundle_option = click.option(
     "--bundle", type=click.Path(path_type=Path), default=Path("out/so101.bundle"), show_default=True
@@ -124,7 +124,7 @@ def say(line: str) -> None:
 
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("data/pick_place"), show_default=True)
-@click.option("--episodes", default=400, show_default=True)
+@click.option("--episodes", type=click.IntRange(min=1), default=400, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @json_option
 @errors
@@ -170,7 +170,7 @@ def train(dataset: Path, run_folder: Path, out: Path, steps: str, seed: int, jso
                 name: (n, *getattr(plan, name)[1:]) for name, n in zip(STAGES, counts, strict=True)
             }
         except ValueError as e:
-            raise UserError(f"--steps {steps} is not three numbers: write for example --steps 1500,3500,4500.") from e
+            raise UserError(f"--steps {steps} is not three numbers: write for example --steps 1500,3500,3000.") from e
         plan = dataclasses.replace(plan, **changed)
     note = train(dataset, run_folder, out, plan)
     pick_samples(load(dataset), samples_path(out))
@@ -202,13 +202,13 @@ def export(checkpoint: Path | None, out: Path, samples: Path | None, fp32: bool,
 
 @main.command()
 @bundle_option
-@click.option("--episodes", default=50, show_default=True)
+@click.option("--episodes", type=click.IntRange(min=1), default=50, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--policy", default="gated", show_default=True, help="gated, reactive, predictive; several with commas.")
 @click.option("--task", help="One instruction (default: drawn from the seed).")
 @click.option("--latency", multiple=True, metavar="STAGE=MS", help="slow=MS or fast=MS: virtual latency of an engine.")
-@click.option("--camera-fps", default=25.0, show_default=True)
-@click.option("--workers", type=int)
+@click.option("--camera-fps", type=click.FloatRange(min=1), default=25.0, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1))
 @json_option
 @errors
 def evaluate(
@@ -309,6 +309,8 @@ def run(
         faults=fault,
     )
     print_timing(done.report)
+    if "success" in done.report:
+        click.echo(f"task: {done.report['task']}: {'done' if done.report['success'] else 'not done'}")
     if record is not None:
         from runtime.report import write_report
 

@@ -94,6 +94,14 @@ def live(
     Raises BundleError, RobotError, CameraError, CalibrationError, ArmError or RunError, each one sentence and a next step.
     """
     began = time.monotonic() if began_s is None else began_s
+    if not 0 < seconds < float("inf"):
+        raise RunError(f"a run of {seconds} s makes no sense: give --seconds a positive number.")
+    if robot.simulated and port is not None:
+        raise RunError(
+            "the simulated robot brings its own bus: to drive an arm, copy runtime/robots/so101.toml and name it with --robot."
+        )
+    if record is not None and record.exists() and not record.is_dir():
+        raise RunError(f"{record} is a file: name a folder with --record.")
     bundle = Bundle.load(bundle_path)
     if task is not None:
         bundle.task(task)
@@ -142,7 +150,7 @@ def live(
                 assert driver is not None
                 driver.stop()
 
-            old = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+            old = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
             say(f"task: {task}")
             armed = True  # from here on it may be
             driver.arm(state_slot)
