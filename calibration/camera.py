@@ -22,8 +22,9 @@ class CalibrationError(Exception):
 
 @dataclass(frozen=True)
 class Camera:
-    """Intrinsics `K` float64[3,3], distortion `D` float64[n] (OpenCV rational order, or empty), pose, size in pixels.
+    """Intrinsics `K` float64[3,3], distortion `D` float64[n], pose, size in pixels.
 
+    `D` is in OpenCV's rational order (0, 4, 5 or 8 numbers), or the four of its fisheye model where `model` says so.
     `T_base_from_cam` is float64[4,4]; None for a camera that rides on the arm (wrist).
     """
 
@@ -33,6 +34,7 @@ class Camera:
     K: np.ndarray
     D: np.ndarray
     T_base_from_cam: np.ndarray | None = None
+    model: str = "rational"  # or "fisheye"
 
     def scaled(self, width: int, height: int) -> Camera:
         """The same camera seen at another resolution (no distortion change: D acts on normalised coordinates)."""
@@ -42,7 +44,7 @@ class Camera:
         K[1, 1] *= sy
         K[0, 2] = (K[0, 2] + 0.5) * sx - 0.5
         K[1, 2] = (K[1, 2] + 0.5) * sy - 0.5
-        return Camera(self.name, width, height, K, self.D, self.T_base_from_cam)
+        return Camera(self.name, width, height, K, self.D, self.T_base_from_cam, self.model)
 
     def project(self, points_base: np.ndarray) -> np.ndarray:
         """Pixels float64[..., 2] of points float64[..., 3] in the base frame; pinhole part only (D is not applied)."""
@@ -72,6 +74,7 @@ class Camera:
         return {
             "schema": SCHEMA, "name": self.name, "width": self.width, "height": self.height,
             "K": self.K.tolist(), "D": self.D.tolist(), "T_base_from_cam": pose,
+            **({"model": self.model} if self.model != "rational" else {}),
         }  # fmt: skip
 
     @classmethod
@@ -86,6 +89,7 @@ class Camera:
             camera = cls(
                 data["name"], int(data["width"]), int(data["height"]), np.array(data["K"], float).reshape(3, 3),
                 np.array(data["D"], float).ravel(), None if pose is None else np.array(pose, float).reshape(4, 4),
+                str(data.get("model", "rational")),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as e:
             raise CalibrationError(
@@ -100,8 +104,35 @@ class Camera:
         return camera
 
 
-def load_camera(path: Path) -> Camera:
-    """Read one camera file; raises CalibrationError when it is absent or damaged."""
+def parallax(src: Camera, dst: Camera, height: float = 0.05, at: tuple[float, float] = (0.2, 0.0)) -> float:
+    """How far (m, on the table) the table-plane homography misplaces a point `height` (m) above `at`; 0 for a wrist camera.
+
+    The homography from `src` to `dst` is exact on the table; what stands up leans the way `src` sees it.
+    """
+    if src.T_base_from_cam is None or dst.T_base_from_cam is None:
+        return 0.0
+    point = np.array([*at, height])
+    feet = [camera.at_height(camera.project(point), 0.0) for camera in (src, dst)]
+    return float(np.linalg.norm(feet[0] - feet[1]))
+
+
+def load_camera(path: Path, identity: dict[str, Any] | None = None) -> Camera:
+    """Read one camera: a plain file, or a camera's folder in a calibration store, whose current record counts.
+
+    Raises CalibrationError when it is absent or damaged, when a camera fixed to the base has no pose yet, or when the record was
+    made with another camera than `identity` ("serial", "width", "height", "focus") says.
+    """
+    if Path(path).is_dir():
+        from calibration.store import Store, refuse_other_camera
+
+        record = Store(Path(path).parent).get(Path(path).name, kind="camera")
+        refuse_other_camera(record, identity or {})
+        camera = Camera.from_json(record["result"], str(path))
+        if record["identity"].get("mount") == "base" and camera.T_base_from_cam is None:
+            raise CalibrationError(
+                f"camera '{camera.name}' has intrinsics but no pose yet: run `harmowam calibrate hand-eye`."
+            )
+        return camera
     try:
         data = json.loads(Path(path).read_text())
     except OSError as e:

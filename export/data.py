@@ -19,15 +19,12 @@ from tqdm import tqdm
 
 from calibration.camera import Camera
 from export.config import Config
+from export.lerobot import DataError
 from runtime.preprocess import Warp
 from sim.expert import Follower, joints_for, plan_pick_place
 from sim.world import World, sample_layout
 
 CONTROL_HZ = 50.0
-
-
-class DataError(Exception):
-    """A dataset that cannot be used; the text says why and what to do next."""
 
 
 def policy_camera(native: Camera, size: int = 96) -> Camera:

@@ -43,9 +43,9 @@ class CheckpointError(Exception):
 class Plan:
     """Steps, batch and peak learning rate of each stage."""
 
-    tokeniser: tuple[int, int, float] = (1200, 48, 8e-4)
-    world: tuple[int, int, float] = (2400, 64, 6e-4)
-    experts: tuple[int, int, float] = (2600, 96, 7e-4)
+    tokeniser: tuple[int, int, float] = (1500, 48, 8e-4)
+    world: tuple[int, int, float] = (3500, 64, 6e-4)
+    experts: tuple[int, int, float] = (3000, 96, 7e-4)
     seed: int = 0
 
 

@@ -1,17 +1,26 @@
-"""The arm in radians: servo steps, homing, directions and ranges from one `ArmConfig`. EEPROM is never written."""
+"""The arm in radians: servo steps, homing, directions, gears and ranges from one `ArmConfig`. EEPROM is verified, never written."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import struct
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from firmware_bridge.bus import Bus
-from firmware_bridge.sts3215 import CURRENT_A, MODEL, RAD_PER_STEP, VOLTAGE_V, decode, encode
+from firmware_bridge.bus import Bus, Reply
+from firmware_bridge.models import BY_NUMBER, MODELS
+from firmware_bridge.xseries import conditions as dxl_conditions
 
-NO_REPLY = 0x80  # added to the status bits of a servo that did not answer
+# Status bits 0..5 are Feetech's conditions: voltage, encoder, temperature, current, -, overload. Ours:
+TWIN = 0x10  # the joint's second servo stands elsewhere than the first
+DOUBTED = 0x40  # the position jumped as no motor can; the last good one stands in
+NO_REPLY = 0x80  # the servo did not answer; the last position stands in
+TWIN_RAD = 0.2
+JUMP_RAD = 0.12  # added to what the joint can move in the time
+OFFSET_REGISTERS = ("homing_offset", "min_position", "max_position")
 
 
 class ArmError(Exception):
@@ -20,7 +29,7 @@ class ArmError(Exception):
 
 @dataclass(frozen=True)
 class ArmConfig:
-    """One arm, gripper last. Radians, rad/s, rad/s^2, seconds; made from the robot file and its joint calibration."""
+    """One arm, gripper last. Radians, rad/s, rad/s^2, rad/s^3, seconds; made from the robot file and its joint calibration."""
 
     joints: tuple[str, ...]
     ids: tuple[int, ...]
@@ -37,23 +46,59 @@ class ArmConfig:
     stop_after_s: float = 1.0  # without commands: from hold to safe stop
     lower_speed: float = 0.6  # rad/s on the way to rest
     release_s: float = 1.5  # torque ramp
+    max_jerk: tuple[float, ...] = ()  # default: what takes the acceleration from 0 to its limit in 20 ms
+    models: tuple[str, ...] = ()  # default: STS3215 everywhere
+    gear: tuple[float, ...] = ()  # servo turns a joint turn; default 1
+    shadows: tuple[tuple[int, int, int, int], ...] = ()  # second servos: (id, joint, direction, step at 0 rad)
+    eeprom: tuple[tuple[int, str, int], ...] = ()  # (id, register, value) that the servos must hold
+    follow_rad: float = (
+        0.3  # a joint that lags behind its goal by more for `follow_s` does not follow (the gripper may)
+    )
+    follow_s: float = 0.4
+    estop: str = ""  # "gpio:/dev/gpiochip0:17" or "key:/dev/input/by-id/..."
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        return self.models or ("STS3215",) * len(self.ids)
+
+    @property
+    def jerk(self) -> tuple[float, ...]:
+        return self.max_jerk or tuple(50.0 * a for a in self.max_acceleration)
+
+    @property
+    def protocol(self) -> str:
+        return MODELS[self.model_names[0]].protocol
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ArmConfig:
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**plain)
+        """Inverse of `to_dict`, also after a way through JSON."""
+
+        def plain(v: Any) -> Any:
+            return tuple(plain(x) for x in v) if isinstance(v, (list, tuple)) else v
+
+        return cls(**{k: plain(v) for k, v in data.items()})
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """float64[J] position (rad) and velocity (rad/s), uint8[J] condition bits (NO_REPLY where stale)."""
+    """float64[J] position (rad) and velocity (rad/s), uint8[J] status bits (with NO_REPLY, DOUBTED, TWIN)."""
 
     q: np.ndarray
     qd: np.ndarray
     bits: np.ndarray
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """What is read in turn, float32[J]: current (A), temperature (deg C), voltage (V); bool[J] `limp`: torque is off in the servo."""
+
+    current: np.ndarray
+    temperature: np.ndarray
+    voltage: np.ndarray
+    limp: np.ndarray
 
 
 class Arm:
@@ -62,106 +107,275 @@ class Arm:
     def __init__(self, bus: Bus, config: ArmConfig):
         self.bus, self.config = bus, config
         n = len(config.ids)
-        self._sign = np.array(config.direction, float)
-        self._zero = np.array(config.zero_step, float)
-        self._last = Measurement(np.zeros(n), np.zeros(n), np.full(n, NO_REPLY, np.uint8))
-        self.current, self.temperature, self.voltage = (
-            np.zeros(n, np.float32),
-            np.zeros(n, np.float32),
-            np.zeros(n, np.float32),
+        self.models = [MODELS[m] for m in config.model_names]
+        self.model = self.models[0]  # addresses are the same within a family
+        joint = np.array([*range(n), *(s[1] for s in config.shadows)])
+        self._ids = [*config.ids, *(s[0] for s in config.shadows)]  # every servo, second ones last
+        self._joint = joint
+        sign = np.array([*config.direction, *(s[2] for s in config.shadows)], float)
+        gear = np.array(config.gear or (1.0,) * n)[joint]
+        unit = np.array([self.models[j].rad_per_step for j in joint])
+        self._zero = np.array([*config.zero_step, *(s[3] for s in config.shadows)], float)
+        self._rad = sign * unit / gear  # joint radians a servo step
+        self._speed = self._rad * np.array([self.models[j].speed_steps_s for j in joint])
+        self._reach = np.array(config.max_velocity) * 1.5
+        order = self.model.registers["present_position"].address > self.model.registers["present_speed"].address
+        first, last = ("present_speed", "present_position") if order else ("present_position", "present_speed")
+        self._state, self._speed_first = self.model.span(first, last), order
+        self._raw = [bytes(self._state[1])] * len(self._ids)
+        self._words = struct.Struct(
+            ("<" if self.model.byteorder == "little" else ">") + ("ii" if order else "HH") * len(self._ids)
         )
-        self._telemetry = 0
+        self._goal = self.model.registers["goal_position"]
+        self._put = struct.Struct(
+            ("<" if self.model.byteorder == "little" else ">") + ("i" if self._goal.size == 4 else "H")
+        )
+        self._map = list(zip(self._ids, joint.tolist(), self._rad.tolist(), self._zero.tolist(), strict=True))
+        self._now_ns = 0
+        self._last = Measurement(np.zeros(n), np.zeros(n), np.full(n, NO_REPLY, np.uint8))
+        self.watchful = False  # positions that jump are doubted (while torque is on)
+        zeros = np.zeros(n, np.float32)
+        self.current, self.temperature, self.voltage = zeros.copy(), zeros.copy(), zeros.copy()
+        self.limp: np.ndarray = np.zeros(n, bool)
+        self._errors: np.ndarray = np.zeros(len(self._ids), np.uint8)  # Dynamixel: hardware errors, as condition bits
+        self._turn = 0
+
+    @property
+    def telemetry(self) -> Telemetry:
+        return Telemetry(self.current, self.temperature, self.voltage, self.limp)
 
     def to_rad(self, steps: np.ndarray) -> np.ndarray:
-        return (np.asarray(steps, float) - self._zero) * self._sign * RAD_PER_STEP
+        """Joint angles from the steps of the first servos."""
+        n = len(self.config.ids)
+        return (np.asarray(steps, float) - self._zero[:n]) * self._rad[:n]
 
     def to_steps(self, rad: np.ndarray) -> np.ndarray:
-        return np.rint(np.asarray(rad, float) * self._sign / RAD_PER_STEP + self._zero).astype(int)
+        """int[S] steps of every servo (second ones last) for joint angles."""
+        return np.rint(np.asarray(rad, float)[self._joint] / self._rad + self._zero).astype(int)
 
+    def name(self, servo: int) -> str:
+        return self.config.joints[int(self._joint[self._ids.index(servo)])]
+
+    # ---- before anything moves -----------------------------------------------------------------------------------------------
     def check(self) -> None:
-        """Raises ArmError when a servo is silent or of another model."""
-        found = self.bus.sync_read(self.config.ids, 3, 2, retries=3)
-        silent = [i for i in self.config.ids if i not in found]
+        """Raises ArmError when a servo is silent, double, of another model, or holds other offsets and limits than the file."""
+        registers = self.model.registers
+        number = registers["model"]
+        found = self.bus.sync_read(self._ids, number.address, 2, retries=3)
+        silent = [i for i in self._ids if i not in found]
         where = getattr(self.bus.port, "path", "the bus")
-        if len(silent) == len(self.config.ids):
+        if len(silent) == len(self._ids):
             raise ArmError(
-                f"no servo answers on {where}: check the arm's power supply and the baud rate ({self.config.baud})."
+                f"no servo answers on {where}: check the arm's power supply and the baud rate ({self.config.baud}); "
+                f"`harmowam bus scan` tries them all."
+            )
+        twice = [i for i in self._ids if self.bus.count(i, number.address, 2) > 1]
+        if twice:
+            raise ArmError(
+                f"two servos answer as id {twice[0]} on {where}: unplug one of them and give it another id with `harmowam bus set-id`."
             )
         if silent:
-            names = ", ".join(f"{i} ({self.config.joints[self.config.ids.index(i)]})" for i in silent)
+            names = ", ".join(f"{i} ({self.name(i)})" for i in silent)
             raise ArmError(f"servo {names} does not answer on {where}: check its cable and its id.")
         for i, r in found.items():
-            model = int.from_bytes(r.data, "little")
-            if model != MODEL:
+            model = self.model.decode("model", r.data)
+            want = self.models[int(self._joint[self._ids.index(i)])]
+            if model != want.number:
+                known = f" ({BY_NUMBER[model].name})" if model in BY_NUMBER else ""
                 raise ArmError(
-                    f"servo {i} reports model {model}, the robot file expects {MODEL} (STS3215): check the arm family in the robot file."
+                    f"servo {i} reports model {model}{known}, the robot file expects {want.number} ({want.name}): "
+                    f"check the arm family in the robot file."
+                )
+        for servo, name, value in self.config.eeprom:
+            reg = registers[name]
+            reply = self.bus.read(servo, reg.address, reg.size, retries=3)
+            held = None if reply is None else self.model.decode(name, reply.data)
+            if held != value:
+                raise ArmError(
+                    f"servo {servo} ({self.name(servo)}) holds {name} {held}, the robot file says {value}: "
+                    f"calibrate the joints again (`harmowam calibrate joints`), nothing was moved or written."
                 )
 
+    def fingerprint(self) -> str:
+        """Hash of ids, models, firmware, offsets and limits as the servos hold them: is this the same arm as before?"""
+        known = [r for r in self.model.registers.values() if r.eeprom and r.name not in ("baud", "return_delay")]
+        digest = hashlib.sha256()
+        for i in self._ids:
+            for r in known:
+                reply = self.bus.read(i, r.address, r.size, retries=3)
+                digest.update(f"{i} {r.name} {'' if reply is None else reply.data.hex()}\n".encode())
+        return digest.hexdigest()
+
+    # ---- every tick ----------------------------------------------------------------------------------------------------------
     def read(self) -> Measurement:
         """Positions and velocities in one sync read; a silent servo keeps its last values and gets NO_REPLY."""
-        got = self.bus.sync_read(self.config.ids, 56, 4)
-        q, qd, bits = self._last.q.copy(), self._last.qd.copy(), self._last.bits | NO_REPLY
-        for k, i in enumerate(self.config.ids):
-            if i in got:
-                r = got[i]
-                q[k] = (decode("present_position", r.data) - self._zero[k]) * self._sign[k] * RAD_PER_STEP
-                qd[k] = decode("present_speed", r.data[2:]) * self._sign[k] * RAD_PER_STEP
-                bits[k] = r.bits
-        self._last = Measurement(q, qd, bits)
+        got = self.bus.sync_read(self._ids, *self._state)
+        now = self.bus.port.now_ns()
+        n = len(self.config.ids)
+        bits = np.array([self._bits(k, got.get(i)) for k, i in enumerate(self._ids)], np.uint8)
+        if len(got) == len(self._ids):
+            self._raw = [got[i].data for i in self._ids]
+        else:
+            self._raw = [got[i].data if i in got else self._raw[k] for k, i in enumerate(self._ids)]
+        words = self._words.unpack(b"".join(self._raw))
+        if self._speed_first:
+            speed, steps = np.array(words[0::2], float), np.array(words[1::2], float)
+        else:  # sign-magnitude; plain integers are quicker than arrays of six
+            signed = [w if w < 0x8000 else 0x8000 - w for w in words]
+            steps, speed = np.array(signed[0::2], float), np.array(signed[1::2], float)
+        every = (steps - self._zero) * self._rad
+        q, qd = every, speed * self._speed
+        if len(every) > n:
+            q, qd = every[:n], qd[:n]
+            apart = np.abs(every[n:] - q[self._joint[n:]]) > TWIN_RAD
+            np.bitwise_or.at(bits, self._joint[n:], bits[n:] | np.where(apart, TWIN, 0).astype(np.uint8))
+            bits = bits[:n]
+        self._last = self._trust(now, q, qd, bits, len(got) < len(self._ids))
         return self._last
 
+    def _trust(self, now: int, q: np.ndarray, qd: np.ndarray, bits: np.ndarray, partial: bool) -> Measurement:
+        """Keep the last good values of joints that were silent, or that jumped as no motor can."""
+        jumped = self.watchful and bool((np.abs(q - self._last.q) > JUMP_RAD).any())
+        if not partial and not jumped:
+            self._now_ns = now
+            return Measurement(q, qd, bits)
+        stale = (bits & NO_REPLY) > 0
+        if jumped:
+            dt = min(max(now - self._now_ns, 0) * 1e-9, 0.1)  # a position that stays absurd does not become likely
+            doubt = ~stale & (np.abs(q - self._last.q) > self._reach * dt + JUMP_RAD)
+            bits = bits | np.where(doubt, DOUBTED, 0).astype(np.uint8)
+            stale = stale | doubt
+        if not stale.any():
+            self._now_ns = now
+        return Measurement(np.where(stale, self._last.q, q), np.where(stale, self._last.qd, qd), bits)
+
+    def _bits(self, k: int, reply: Reply | None) -> int:
+        """Condition bits of a reply; a Dynamixel only raises a flag, and its register 70 is read in the next turn."""
+        if reply is None:
+            return NO_REPLY
+        if not self.bus.dynamixel:
+            return reply.bits & ~(TWIN | DOUBTED | NO_REPLY)
+        if reply.bits & 0x80 and not self._errors[k]:
+            self._turn = 2 * (k % len(self.config.ids))
+        elif not reply.bits & 0x80:
+            self._errors[k] = 0
+        return int(self._errors[k])
+
     def read_telemetry(self) -> None:
-        """Voltage, temperature and current of one servo a call, round-robin."""
-        k = self._telemetry % len(self.config.ids)
-        self._telemetry += 1
-        r = self.bus.read(self.config.ids[k], 62, 9, retries=0)
-        if r is not None:
-            self.voltage[k], self.temperature[k] = r.data[0] * VOLTAGE_V, r.data[1]
-            self.current[k] = decode("present_current", r.data[7:9]) * CURRENT_A
+        """Torque state, voltage, temperature and current of one servo a call, in turn; a silent one keeps its last values."""
+        n, m = len(self.config.ids), self.model
+        if not self.bus.dynamixel:
+            k = self._turn % n
+            self._take(k, "torque_enable", "present_current" if m.current_a else "status")
+        else:  # two short blocks instead of a long one
+            k = self._turn // 2 % n
+            if self._turn % 2 == 0:
+                self._take(k, "torque_enable", "watchdog")
+            else:
+                self._take(k, "present_current" if self.models[k].current_a else "present_load", "present_temperature")
+        self._turn += 1
+
+    def _take(self, k: int, first: str, last: str) -> None:
+        """Read the block of registers from `first` to `last` of joint k's servo and keep what it tells."""
+        address, size = self.models[k].span(first, last)
+        reply = self.bus.read(self.config.ids[k], address, size, retries=0)
+        if reply is None:
+            return
+        m = self.models[k]
+
+        def value(name: str) -> int | None:
+            r = m.registers.get(name)
+            inside = r is not None and address <= r.address and r.address + r.size <= address + len(reply.data)
+            return m.decode(name, reply.data, r.address - address) if r is not None and inside else None
+
+        torque, volt, warm = value("torque_enable"), value("present_voltage"), value("present_temperature")
+        current, error = value("present_current"), value("hardware_error")
+        if torque is not None:
+            self.limp[k] = torque != 1 or value("watchdog") == -1  # a tripped watchdog refuses goals
+        if volt is not None:
+            self.voltage[k] = volt / 10
+        if warm is not None:
+            self.temperature[k] = warm
+        if current is not None:
+            self.current[k] = current * m.current_a
+        if error is not None:
+            self._errors[k] = dxl_conditions(error)
 
     def write_goals(self, rad: np.ndarray) -> None:
         """Goal positions of all joints in one sync write."""
-        steps = self.to_steps(rad)
-        self.bus.sync_write(
-            42, {i: encode("goal_position", int(s)) for i, s in zip(self.config.ids, steps, strict=True)}
-        )
+        goals = rad.tolist()
+        wide, data = self._goal.size == 4, {}
+        put = self._put.pack
+        for i, j, unit, zero in self._map:
+            s = round(goals[j] / unit + zero)
+            data[i] = put(s if wide or s >= 0 else 0x8000 - s)
+        self.bus.sync_write(self._goal.address, data)
+
+    # ---- torque --------------------------------------------------------------------------------------------------------------
+    def _write_all(self, name: str, value: int) -> None:
+        r = self.model.registers[name]
+        self.bus.sync_write(r.address, dict.fromkeys(self._ids, self.model.encode(name, value)))
+
+    def _read_all(self, name: str, retries: int = 2) -> dict[int, int]:
+        r = self.model.registers[name]
+        got = self.bus.sync_read(self._ids, r.address, r.size, retries)
+        return {i: self.model.decode(name, reply.data) for i, reply in got.items()}
 
     def energised(self) -> bool:
         """Whether any servo has its torque on already (an arm that somebody left standing)."""
-        got = self.bus.sync_read(self.config.ids, 40, 1, retries=2)
-        return any(r.data[0] == 1 for r in got.values())
+        return any(v == 1 for v in self._read_all("torque_enable").values())
 
     def torque_on(self) -> None:
-        """Goal := present position, then full torque: the arm stiffens where it is. An energised arm keeps its torque throughout."""
+        """Goal := present position, then full torque: the arm stiffens where it is. An energised arm keeps its torque throughout.
+
+        Raises ArmError when a servo stays limp. Dynamixel's bus watchdog is set to 200 ms as a second line of defence.
+        """
+        self.watchful = False
+        if self.bus.dynamixel:
+            self._write_all("watchdog", 0)
         self.write_goals(self.read().q)
-        self.bus.sync_write(48, {i: encode("torque_limit", 1000) for i in self.config.ids})
-        self.bus.sync_write(40, dict.fromkeys(self.config.ids, b"\x01"))
-        got = self.bus.sync_read(self.config.ids, 40, 1, retries=2)
-        limp = [i for i in self.config.ids if i not in got or got[i].data[0] != 1]
+        self._write_all("torque_limit", self.model.full_torque)
+        self._write_all("torque_enable", 1)
+        held = self._read_all("torque_enable")
+        limp = [i for i in self._ids if held.get(i) != 1]
         if limp:
             raise ArmError(
                 f"servo {', '.join(map(str, limp))} did not switch its torque on: power the arm off and on, then try again."
             )
+        if self.bus.dynamixel:
+            self._write_all("watchdog", 10)
+        self.limp[:] = False
+        self.watchful = True
+
+    def calm(self) -> None:
+        """After another master died: clear Dynamixel's watchdog, whose trip makes goals read-only, with the goal where the arm is."""
+        if self.bus.dynamixel:
+            self._write_all("watchdog", 0)
+            measured = self.read()
+            if not (measured.bits & NO_REPLY).any():
+                self.write_goals(measured.q)
 
     def set_torque(self, share: float) -> None:
         """Torque limit of all servos, 0..1 of their maximum; unacknowledged, so that one servo that refuses stops nobody."""
-        self.bus.sync_write(
-            48, {i: encode("torque_limit", int(1000 * min(max(share, 0.0), 1.0))) for i in self.config.ids}
-        )
+        self._write_all("torque_limit", int(self.model.full_torque * min(max(share, 0.0), 1.0)))
 
     def torque_share(self) -> float:
         """The highest torque limit on the arm now, 0..1; 1 when no servo answers."""
-        got = self.bus.sync_read(self.config.ids, 48, 2, retries=2)
-        return max((decode("torque_limit", r.data) / 1000 for r in got.values()), default=1.0)
+        return max((v / self.model.full_torque for v in self._read_all("torque_limit").values()), default=1.0)
 
     def torque_off(self) -> list[int]:
         """Release every servo, those first that refuse to listen together; returns the ids that still hold."""
+        self.watchful = False
+        enable = self.model.registers["torque_enable"]
+        if self.bus.dynamixel:
+            self._write_all("watchdog", 0)
+        holding: list[int] = []
         for _ in range(3):
-            self.bus.sync_write(40, dict.fromkeys(self.config.ids, b"\x00"))
-            got = self.bus.sync_read(self.config.ids, 40, 1)
-            holding = [i for i in self.config.ids if i not in got or got[i].data[0] != 0]
+            self._write_all("torque_enable", 0)
+            off = self._read_all("torque_enable", retries=1)
+            holding = [i for i in self._ids if off.get(i) != 0]
             if not holding:
                 break
             for i in holding:
-                self.bus.write(i, 40, b"\x00")
+                self.bus.write(i, enable.address, b"\x00")
         return holding

@@ -8,11 +8,12 @@ their checksum, never by the header alone. Source: ftservo memory tables, SCS pr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 BROADCAST = 0xFE
 PING, READ, WRITE, REG_WRITE, ACTION, SYNC_READ, SYNC_WRITE = 1, 2, 3, 4, 5, 0x82, 0x83
 MAX_PACKET = 250
+STATUS_BYTES = 6
 
 
 class PacketError(ValueError):
@@ -58,12 +59,10 @@ def sync_read(servos: Sequence[int], address: int, size: int) -> bytes:
 
 def sync_write(address: int, data: Mapping[int, bytes]) -> bytes:
     """`data`: servo id -> equally long bytes."""
-    sizes = {len(d) for d in data.values()}
-    if len(sizes) != 1:
+    size = len(next(iter(data.values()), b""))
+    if not size or any(len(d) != size for d in data.values()):
         raise PacketError("a sync write carries the same number of bytes for every servo")
-    return packet(
-        BROADCAST, SYNC_WRITE, bytes([address, sizes.pop()]) + b"".join(bytes([i]) + d for i, d in data.items())
-    )
+    return packet(BROADCAST, SYNC_WRITE, bytes((address, size)) + b"".join([b"%c" % i + d for i, d in data.items()]))
 
 
 def status(servo: int, error: int, data: bytes = b"") -> bytes:
@@ -71,21 +70,7 @@ def status(servo: int, error: int, data: bytes = b"") -> bytes:
     return packet(servo, error, data)
 
 
-def encode_sign(value: int, bit: int) -> int:
-    """Sign-magnitude with the sign at `bit`; raises PacketError when the magnitude does not fit."""
-    if abs(value) >= 1 << bit:
-        raise PacketError(f"{value} does not fit into {bit} bits and a sign")
-    return value if value >= 0 else -value | (1 << bit)
-
-
-def decode_sign(raw: int, bit: int) -> int:
-    """Inverse of `encode_sign`; minus zero reads as zero."""
-    magnitude = raw & ((1 << bit) - 1)
-    return -magnitude if raw >> bit & 1 else magnitude
-
-
-@dataclass(frozen=True)
-class Packet:
+class Packet(NamedTuple):
     """One valid packet: a status from a servo (`code` = condition bits) or a request (`code` = instruction)."""
 
     servo: int
@@ -94,10 +79,14 @@ class Packet:
 
 
 class Parser:
-    """Incremental reader of any byte stream; what fails its checksum is skipped one byte at a time and counted."""
+    """Incremental reader of any byte stream; what fails its checksum is skipped one byte at a time and counted.
 
-    def __init__(self) -> None:
+    `longest` is the longest packet that may come: a damaged length must not swallow the packets behind it.
+    """
+
+    def __init__(self, longest: int = MAX_PACKET) -> None:
         self._buffer = bytearray()
+        self.longest = longest
         self.skipped = 0
 
     def feed(self, data: bytes) -> list[Packet]:
@@ -105,37 +94,75 @@ class Parser:
         b = self._buffer
         b += data
         out: list[Packet] = []
+        at = 0  # what lies before it has been dealt with
         while True:
-            start = b.find(b"\xff\xff")
+            start = b.find(b"\xff\xff", at)
             if start < 0:  # keep one FF: it may be half a header
-                keep = 1 if b[-1:] == b"\xff" else 0
-                self.skipped += len(b) - keep
-                del b[: len(b) - keep]
-                return out
-            if start:
-                self.skipped += start
-                del b[:start]
-            if len(b) < 4:
-                if len(b) == 3 and b[2] == 0xFF:  # FF FF FF: the header starts one later
+                start = len(b) - (len(b) > at and b[-1] == 0xFF)
+                self.skipped += start - at
+                at = start
+                break
+            self.skipped += start - at
+            at = start
+            if len(b) - at < 4:
+                if len(b) - at == 3 and b[at + 2] == 0xFF:  # FF FF FF: the header starts one later
                     self.skipped += 1
-                    del b[:1]
+                    at += 1
                     continue
-                return out
-            servo, length = b[2], b[3]
-            if servo == 0xFF or not 2 <= length <= MAX_PACKET - 4:
+                break
+            servo, length = b[at + 2], b[at + 3]
+            end = at + length + 4
+            if servo == 0xFF or not 2 <= length <= self.longest - 4:
                 self.skipped += 1
-                del b[:1]
-                continue
-            if len(b) < length + 4:
-                return out
-            if ~sum(b[2 : length + 3]) & 0xFF == b[length + 3]:
-                out.append(Packet(servo, b[4], bytes(b[5 : length + 3])))
-                del b[: length + 4]
+                at += 1
+            elif end > len(b):
+                break
+            elif ~sum(b[at + 2 : end - 1]) & 0xFF == b[end - 1]:
+                out.append(Packet(servo, b[at + 4], bytes(b[at + 5 : end - 1])))
+                at = end
             else:
                 self.skipped += 1
-                del b[:1]
+                at += 1
+        del b[:at]
+        return out
+
+    def flush(self) -> list[Packet]:
+        """No more bytes will come: give up what is unfinished, and return the packets that lay behind its header."""
+        out: list[Packet] = []
+        while self._buffer:
+            self.skipped += 1
+            del self._buffer[:1]
+            out += self.feed(b"")
+            if len(self._buffer) < 6:
+                self.reset()
+        return out
 
     def reset(self) -> None:
         """Forget an unfinished packet (before a new request)."""
         self.skipped += len(self._buffer)
         self._buffer.clear()
+
+
+def block(data: bytes, servos: Sequence[int], size: int) -> list[tuple[int, bytes]] | None:
+    """(condition bits, data) of each servo when `data` is exactly the undamaged answer to a sync read, else None. Cheap."""
+    step = size + STATUS_BYTES
+    if len(data) != step * len(servos):
+        return None
+    out, at = [], 0
+    for i in servos:
+        end = at + step
+        # With the checksum, id and all that follows add up to FF.
+        if data[at : at + 4] != b"\xff\xff%c%c" % (i, size + 2) or sum(data[at + 2 : end]) & 0xFF != 0xFF:
+            return None
+        out.append((data[at + 4], data[at + 5 : end - 1]))
+        at = end
+    return out
+
+
+def new_parser() -> Parser:
+    return Parser()
+
+
+def answer(packet: Packet) -> tuple[int, bytes] | None:
+    """Condition bits and data of a status; a request has the same form, so what comes from the broadcast id is none."""
+    return (packet.code, packet.params) if packet.servo != BROADCAST else None

@@ -20,20 +20,22 @@ from pathlib import Path
 from firmware_bridge.arm import Arm, ArmConfig, ArmError
 from firmware_bridge.bus import Bus
 from firmware_bridge.messages import JointState, SafetyState
-from firmware_bridge.motor import EXIT_FAULT, EXIT_SAFE_STOP, STATE_SLOT
-from firmware_bridge.port import Port, PortError
+from firmware_bridge.motor import EXIT_FAULT, EXIT_PORT_LOST, EXIT_SAFE_STOP, STATE_SLOT
+from firmware_bridge.port import BY_ID, Port, PortError, lasting_name
 from firmware_bridge.slots import SlotError, SlotReader
 
 LOG = "guard.log"  # what the guard says, in the folder of the slots
 STALL_S = 0.25
 START_S = 5.0
+REPLUG_S = 60.0  # so long the adapter may stay away
 EXIT_STOPPED_BY_GUARD = 5
 FINISHED = (0, EXIT_SAFE_STOP, EXIT_FAULT)  # exit codes of a motor process that has released the arm, or never armed it
 
 
 def release(port: Port, config: ArmConfig) -> list[int]:
     """Ramp the torque of every servo down from where it is and switch it off; returns ids that still hold."""
-    arm = Arm(Bus(port, config.baud), config)
+    arm = Arm(Bus(port, config.baud, protocol=config.protocol), config)
+    arm.calm()
     share, steps = arm.torque_share(), 30
     for k in range(steps):
         arm.set_torque(share * (1.0 - (k + 1) / steps))
@@ -71,31 +73,63 @@ def watch(child: subprocess.Popen[bytes], slots: Path) -> str:
             return f"gave no sign for {STALL_S} s"
 
 
+def reopen(name: str, config: ArmConfig, fingerprint: str) -> Port:
+    """Wait for the adapter to come back, on whatever path; raises PortError when it stays away, ArmError when it is not this arm."""
+    deadline = time.monotonic() + REPLUG_S
+    while True:
+        try:
+            port = Port.open(name, config.baud)
+            arm = Arm(Bus(port, config.baud, protocol=config.protocol), config)
+            arm.check()
+        except (PortError, ArmError):  # servos may need a moment more than the adapter
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+            continue
+        if arm.fingerprint() != fingerprint:
+            raise ArmError(f"another arm answers on {name}: plug the first one in again, or start anew for this one.")
+        return port
+
+
 def guard(
-    port_path: str, config: ArmConfig, arm_file: Path, slots: Path, priority: int = 0, core: int | None = None
-) -> int:
+    port_path: str, config: ArmConfig, arm_file: Path, slots: Path, priority: int = 0, core: int | None = None, by_id: Path = BY_ID
+) -> int:  # fmt: skip
     """Run the motor process to its end; returns its exit code, or EXIT_STOPPED_BY_GUARD.
 
     When it fails, torque that it switched on is let down in a ramp; an arm that stood energised before and was not armed stays so.
+    When the port is lost, the same arm is awaited on the same adapter, and then waits to be armed again or lowered.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     port = Port.open(port_path, config.baud)
-    arm = Arm(Bus(port, config.baud), config)
+    name = lasting_name(port_path, by_id)
+    arm = Arm(Bus(port, config.baud, protocol=config.protocol), config)
     arm.check()
-    found_energised = arm.energised()
-    (slots / STATE_SLOT).unlink(missing_ok=True)
-    os.set_inheritable(port.fd, True)
-    command = [
-        sys.executable, "-m", "firmware_bridge.motor", "--fd", str(port.fd), "--port", port_path, "--arm", str(arm_file),
-        "--slots", str(slots), "--guard", str(os.getpid()), "--priority", str(priority),
-        *(["--core", str(core)] if core is not None else []),
-    ]  # fmt: skip
-    child = subprocess.Popen(command, pass_fds=[port.fd])
-    failure = watch(child, slots)
-    if not failure:
-        return child.returncode
-    child.kill()
-    child.wait()
+    fingerprint = arm.fingerprint()
+    found_energised, left_energised = arm.energised(), False
+    while True:
+        (slots / STATE_SLOT).unlink(missing_ok=True)
+        os.set_inheritable(port.fd, True)
+        command = [
+            sys.executable, "-m", "firmware_bridge.motor", "--fd", str(port.fd), "--port", port_path, "--arm", str(arm_file),
+            "--slots", str(slots), "--guard", str(os.getpid()), "--priority", str(priority),
+            *(["--core", str(core)] if core is not None else []), *(["--energised"] if left_energised else []),
+        ]  # fmt: skip
+        child = subprocess.Popen(command, pass_fds=[port.fd])
+        failure = watch(child, slots)
+        if not failure:
+            return child.returncode
+        child.kill()
+        child.wait()
+        if child.returncode != EXIT_PORT_LOST:
+            break
+        tell(f"the port was lost: a servo with torque on holds its last goal until {name} is back or its power is off")
+        armed = is_armed(slots)
+        port.close()
+        port = reopen(name, config, fingerprint)
+        left_energised = (armed or left_energised) and Arm(
+            Bus(port, config.baud, protocol=config.protocol), config
+        ).energised()
+        tell("the same arm is back: arm it again, or lower it")
     if found_energised and not is_armed(slots):
         tell(f"motor process {failure}: the arm is energised as it was found; support it, then switch its power off")
         return EXIT_STOPPED_BY_GUARD
@@ -111,7 +145,7 @@ def tell(sentence: str) -> None:
 
 
 def start(
-    port: str, config: ArmConfig, slots: Path, priority: int = 0, core: int | None = None
+    port: str, config: ArmConfig, slots: Path, priority: int = 0, core: int | None = None, by_id: Path = BY_ID
 ) -> subprocess.Popen[bytes]:
     """Start a guard as a session of its own: a Ctrl-C in the terminal does not reach it; it survives its caller."""
     slots.mkdir(parents=True, exist_ok=True)
@@ -120,7 +154,7 @@ def start(
     (slots / STATE_SLOT).unlink(missing_ok=True)
     command = [
         sys.executable, "-m", "firmware_bridge.guard", "--port", port, "--arm", str(arm_file), "--slots", str(slots),
-        "--priority", str(priority), *(["--core", str(core)] if core is not None else []),
+        "--priority", str(priority), "--by-id", str(by_id), *(["--core", str(core)] if core is not None else []),
     ]  # fmt: skip
     with open(slots / LOG, "w") as log:
         return subprocess.Popen(command, start_new_session=True, stderr=log)
@@ -159,10 +193,11 @@ def main() -> int:
     parser.add_argument("--slots", type=Path, required=True, help="folder of the slots")
     parser.add_argument("--priority", type=int, default=0, help="SCHED_FIFO priority of the motor process, 0 for none")
     parser.add_argument("--core", type=int, help="core of the motor process")
+    parser.add_argument("--by-id", type=Path, default=BY_ID, help="folder of the ports' lasting names")
     args = parser.parse_args()
     try:
         config = ArmConfig.from_dict(json.loads(args.arm.read_text()))
-        return guard(args.port, config, args.arm, args.slots, args.priority, args.core)
+        return guard(args.port, config, args.arm, args.slots, args.priority, args.core, args.by_id)
     except (PortError, ArmError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

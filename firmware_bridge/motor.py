@@ -10,58 +10,60 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 
-from firmware_bridge.arm import Arm, ArmConfig, ArmError, Measurement
+from firmware_bridge.arm import Arm, ArmConfig, ArmError
 from firmware_bridge.bus import Bus
 from firmware_bridge.clock import Ticker, real_time
+from firmware_bridge.estop import EStop, EStopError
 from firmware_bridge.messages import JOINT_STATE_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.port import Port, PortError
 from firmware_bridge.safety import Safety
 from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
+from firmware_bridge.stamps import StampWriter
 
 STATE_SLOT, COMMAND_SLOT, REQUEST_SLOT = "state.slot", "command.slot", "request.slot"
-EXIT_SAFE_STOP, EXIT_FAULT = 3, 4
+EXIT_SAFE_STOP, EXIT_FAULT, EXIT_PORT_LOST = 3, 4, 6
+RELEASE_NS = 100_000_000
+INSIST_NS = 3_000_000_000  # so long a servo that does not let go is told again: a stalled bus may come back
 LOOK_EVERY = 10  # ticks between looks for new slots
 
 
 class MotorLoop:
     """One arm, one safety machine. `tick(now, command, request)` does one period's work and says what was done."""
 
-    def __init__(self, arm: Arm):
+    def __init__(self, arm: Arm, energised: bool = False):
         self.arm, self.config = arm, arm.config
-        self.safety = Safety(arm.config)
+        self.safety = Safety(arm.config, energised)
         self.ticks = 0
         self.finished = False
         self.holding: list[int] = []  # servos that could not be released at the end
-        self._jump_limit = np.array(arm.config.max_velocity) * 1.5 / arm.config.motor_hz + 0.12
-        self._doubted = 0
-        self._trusted: Measurement | None = None
+        self._period_ns = int(1e9 / arm.config.motor_hz)
         self._torque: float | None = None
+        self._releasing_ns = 0
         self._sent = (0, 0, 0)  # newest command on the wire: sequence, capture time, first time on the wire
 
-    def _measure(self) -> Measurement:
-        """The newest measurement; a jump that no motor can make is disbelieved up to three times running."""
-        m = self.arm.read()
-        if self._trusted is not None and self._doubted < 3:
-            jump = np.abs(m.q - self._trusted.q) > self._jump_limit
-            if jump.any():
-                self._doubted += 1
-                return Measurement(self._trusted.q, self._trusted.qd, m.bits)
-        self._doubted, self._trusted = 0, m
-        return m
-
-    def tick(self, now_ns: int, command: Command | None, request: RequestKind, missed: int = 0) -> JointState:
-        measured = self._measure()
-        d = self.safety.step(now_ns, command, request, measured, self.arm.temperature)
+    def tick(
+        self, now_ns: int, command: Command | None, request: RequestKind, missed: int = 0, pressed: bool = False
+    ) -> JointState:
+        """`pressed`: the emergency stop. Raises PortError when the port is lost, ArmError when a servo does not take its torque."""
+        bus = self.arm.bus
+        began = bus.port.now_ns()
+        bus.until_ns = began + self._period_ns // 4  # a retry must leave room for the goals
+        measured = self.arm.read()
+        d = self.safety.step(now_ns, command, request, measured, self.arm.telemetry, pressed)
         if d.arm:
+            bus.until_ns = None
             self.arm.torque_on()
         elif d.release:
             if not self.finished:
+                bus.until_ns = began + RELEASE_NS  # the guard must not take it for a stall
                 self.holding = self.arm.torque_off()
-            self.finished = True
+                self._releasing_ns = self._releasing_ns or now_ns
+                self.finished = not self.holding or now_ns - self._releasing_ns > INSIST_NS
         else:
             if d.torque is not None and (self._torque is None or abs(d.torque - self._torque) > 0.02):
                 self.arm.set_torque(d.torque)
@@ -69,8 +71,9 @@ class MotorLoop:
             if d.goal is not None:
                 self.arm.write_goals(d.goal)
                 if command is not None and d.state == SafetyState.ACTIVE and command.seq != self._sent[0]:
-                    self._sent = (command.seq, command.t_capture_ns, self.arm.bus.port.now_ns())
-        self.arm.read_telemetry()
+                    self._sent = (command.seq, command.t_capture_ns, bus.port.now_ns())
+        if bus.port.now_ns() - began < self._period_ns // 2:  # it may wait for the next tick
+            self.arm.read_telemetry()
         self.ticks += 1
         goal = self.safety.goal if d.state != SafetyState.DISARMED else measured.q
         return JointState(
@@ -128,8 +131,9 @@ def as_request(raw: bytes | None) -> RequestKind:
 
 
 def run(
-    port: Port, config: ArmConfig, slots: Path, priority: int = 0, core: int | None = None, guard: int | None = None
-) -> int:
+    port: Port, config: ArmConfig, slots: Path, priority: int = 0, core: int | None = None, guard: int | None = None,
+    energised: bool = False,
+) -> int:  # fmt: skip
     """Serve until the arm has been lowered or has stopped; returns the exit code.
 
     Without its `guard` (a process id), or told by SIGTERM, it lowers the arm by itself: nobody would catch its own death.
@@ -137,13 +141,16 @@ def run(
     told: list[int] = []
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
-    loop = MotorLoop(Arm(Bus(port, config.baud), config))
+    stop = EStop.open(config.estop) if config.estop else None
+    loop = MotorLoop(Arm(Bus(port, config.baud, protocol=config.protocol), config), energised)
     commands, requests = Latest(slots / COMMAND_SLOT), Latest(slots / REQUEST_SLOT)
     states = SlotWriter(slots / STATE_SLOT, JOINT_STATE_BYTES)
+    stamps = StampWriter(loop.arm, slots, config.motor_hz)
     ticker = Ticker(config.motor_hz)
     real_time(priority, core)
     while True:
         now = ticker.wait()
+        began = time.monotonic_ns()
         if loop.ticks % LOOK_EVERY == 0:
             commands.look()
             requests.look()
@@ -151,16 +158,19 @@ def run(
                 print("the guard is gone: lowering the arm", file=sys.stderr, flush=True)
                 told.append(0)
         request = RequestKind.LOWER if told else as_request(requests.read())
-        state = loop.tick(now, as_command(commands.read()), request, ticker.missed)
+        pressed = stop is not None and stop.pressed()
+        state = loop.tick(now, as_command(commands.read()), request, ticker.missed, pressed)
         states.write(state.pack())
-        if loop.holding:
+        driven = state.safety in (SafetyState.HOLD, SafetyState.ACTIVE)
+        stamps.write(loop.ticks, now, began, state.goal_rad if driven else None)
+        if loop.holding and loop.finished:
             ids = ", ".join(map(str, loop.holding))
             print(f"servo {ids} still holds: switch the arm's power off.", file=sys.stderr, flush=True)
         if loop.finished:
             if request == RequestKind.LOWER:
                 return 0
             return EXIT_FAULT if state.safety == SafetyState.FAULT else EXIT_SAFE_STOP
-        if request == RequestKind.LOWER and state.safety == SafetyState.DISARMED:
+        if request == RequestKind.LOWER and state.safety == SafetyState.DISARMED and not energised:
             return 0
 
 
@@ -175,14 +185,18 @@ def main() -> int:
     parser.add_argument("--guard", type=int, help="process id of the guard; when it is gone the arm is lowered")
     parser.add_argument("--priority", type=int, default=0, help="SCHED_FIFO priority, 0 for none")
     parser.add_argument("--core", type=int, help="pin to this core")
+    parser.add_argument("--energised", action="store_true", help="the arm holds a pose after its port was lost")
     args = parser.parse_args()
     config = ArmConfig.from_dict(json.loads(args.arm.read_text()))
     try:
         port = Port(args.fd, args.port) if args.fd is not None else Port.open(args.port, config.baud)
         if args.fd is not None:
             os.set_blocking(args.fd, False)
-        return run(port, config, args.slots, args.priority, args.core, args.guard)
-    except (PortError, ArmError) as e:
+        return run(port, config, args.slots, args.priority, args.core, args.guard, args.energised)
+    except PortError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return EXIT_PORT_LOST
+    except (ArmError, EStopError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import grp
 import os
 import select
 import time
+from pathlib import Path
 from typing import Protocol
 
-from firmware_bridge.virtual_bus import VirtualBus
+from firmware_bridge.virtual_bus import Line, VirtualBus
 
 
 class PortError(Exception):
@@ -25,8 +27,28 @@ class Transport(Protocol):
     def read(self, deadline_ns: int) -> bytes:
         """At least one byte, or nothing once the deadline has passed."""
 
-    def drain(self) -> int:
-        """Throw away what has arrived unasked; returns how many bytes."""
+    def drain(self) -> bytes:
+        """Take out of the line what has arrived unasked."""
+
+
+BY_ID = Path("/dev/serial/by-id")
+
+
+def lasting_name(path: str, by_id: Path = BY_ID) -> str:
+    """The name of a port that survives unplugging: the link with the adapter's serial number, or `path` where there is none."""
+    try:
+        device = Path(path).resolve(strict=True)
+        return next((str(link) for link in sorted(by_id.iterdir()) if link.resolve() == device), path)
+    except OSError:
+        return path
+
+
+def owner(path: str) -> str:
+    """Group that a device belongs to."""
+    try:
+        return grp.getgrgid(os.stat(path).st_gid).gr_name
+    except (OSError, KeyError):
+        return "dialout"
 
 
 class Port:
@@ -34,6 +56,8 @@ class Port:
 
     def __init__(self, fd: int, path: str):
         self.fd, self.path = fd, path
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
         self._serial: object | None = None  # keeps pyserial's object, and with it the lock, alive
 
     @classmethod
@@ -50,8 +74,9 @@ class Port:
                     f"serial port {path} does not exist: plug the adapter in, or name the port with --port (see `ls /dev/serial/by-id`)."
                 ) from e
             if code == errno.EACCES:
+                group = owner(path)
                 raise PortError(
-                    f"serial port {path} may not be opened by this user: run `sudo usermod -aG dialout $USER` and log in again."
+                    f"serial port {path} may be opened by the group {group} only: run `sudo usermod -aG {group} $USER` and log in again."
                 ) from e
             if code in (errno.EBUSY, errno.EAGAIN) or "lock" in str(e).lower():
                 raise PortError(
@@ -97,17 +122,17 @@ class Port:
             )
         return data
 
-    def drain(self) -> int:
-        n = 0
-        while select.select([self.fd], [], [], 0)[0]:
+    def drain(self) -> bytes:
+        late = b""
+        while self._poll.poll(0):
             try:
                 data = os.read(self.fd, 4096)
             except OSError:
-                return n
+                break
             if not data:
-                return n
-            n += len(data)
-        return n
+                break
+            late += data
+        return late
 
     def close(self) -> None:
         if self._serial is not None:
@@ -117,21 +142,35 @@ class Port:
 
 
 class MemoryPort:
-    """The virtual bus without a pseudo-terminal: the same bytes, no waiting. Whoever drives virtual time sets `time_ns`."""
+    """The virtual bus without a pseudo-terminal: the same bytes, no waiting. Whoever drives virtual time sets `time_ns`; while the
+    master waits for an answer, virtual time passes as far as the line's pace (none by default) demands."""
 
-    def __init__(self, bus: VirtualBus):
-        self.bus, self.time_ns, self._arrived = bus, 0, b""
+    def __init__(self, bus: VirtualBus, baud: int = 0, latency_ns: int = 0):
+        self.line, self.time_ns, self._arrived = Line(bus, baud, latency_ns), 0, b""
+        self.path = "the virtual bus"
+        self.lost = False  # unplugged
 
     def now_ns(self) -> int:
         return self.time_ns
 
     def write(self, data: bytes) -> None:
-        self._arrived += self.bus.handle(data, self.time_ns)
+        if self.lost:
+            raise PortError("the virtual bus was unplugged: plug it in, then start again.")
+        self.line.send(data, self.time_ns)
 
     def read(self, deadline_ns: int) -> bytes:
-        data, self._arrived = self._arrived, b""
-        return data
+        if self.lost:
+            raise PortError("the virtual bus was unplugged: plug it in, then start again.")
+        while True:
+            data = self._arrived + self.line.receive(self.time_ns)
+            self._arrived = b""
+            due = self.line.next_ns()
+            if data or due is None or due > deadline_ns:
+                if not data and self.line.baud:
+                    self.time_ns = max(self.time_ns, deadline_ns)
+                return data
+            self.time_ns = max(self.time_ns, due)
 
-    def drain(self) -> int:
-        n, self._arrived = len(self._arrived), b""
-        return n
+    def drain(self) -> bytes:
+        data, self._arrived = self._arrived + self.line.receive(self.time_ns), b""
+        return data

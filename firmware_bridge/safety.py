@@ -1,45 +1,64 @@
-"""The last gate before the motors: a state machine and a limiter, pure functions of time and inputs.
+"""The last gate before the motors: a state machine over a limiter, pure functions of time and inputs.
 
-DISARMED -> ARMING -> HOLD <-> ACTIVE -> SAFE_STOP (latched), and FAULT (latched) from anywhere. What comes out is finite, in
-range, and within velocity and acceleration of the last goal sent. This is a protective function, not a certified one.
+DISARMED -> ARMING -> HOLD <-> ACTIVE -> SAFE_STOP (latched), and FAULT (latched) from anywhere. What comes out is finite, in range, and
+within velocity, acceleration and jerk of the goals sent before. This is a protective function, not a certified one.
+
+SAFE_STOP moves to the rest pose and lets the torque down in a ramp; FAULT trusts no position, so it brakes where it is and ramps down.
 """
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
 import numpy as np
 
-from firmware_bridge.arm import NO_REPLY, ArmConfig, Measurement
+from firmware_bridge.arm import DOUBTED, NO_REPLY, TWIN, ArmConfig, Measurement, Telemetry
+from firmware_bridge.limits import Limiter
 from firmware_bridge.messages import Command, RequestKind, SafetyState
 
-TEMPERATURE_SLOW, TEMPERATURE_STOP = 60.0, 65.0  # deg C; the servo's own limit is 70
-SILENT_S = 0.3  # a servo that says nothing for so long is a fault
-OVERLOAD_S = 0.5
-OVERLOAD = 1 << 5
+TEMPERATURE_WARN, TEMPERATURE_SLOW, TEMPERATURE_STOP = 55.0, 60.0, 65.0  # deg C; the servo's own limit is 70
+DROOP_WARN, DROOP_SLOW, DROOP_STOP, SURGE_STOP = 0.88, 0.8, 0.7, 1.2  # of the supply voltage at the beginning
+SLOW_SCALE = 0.4  # of the velocity limits
+STALL_SHARE, STALL_SPEED, STALL_S = 0.6, 0.05, 1.0  # that share of follow_rad behind, and not moving (rad/s)
 BLEND_S = 0.6  # after arming, limits grow from a fifth to full
 FIRST_COMMAND_S = 10.0  # an armed arm that nobody commands is lowered
+MAX_LIFE_S = 1.0  # a command that claims to be good for longer is rejected
 REST_TOLERANCE, REST_TIMEOUT_S = 0.06, 6.0
+VOLTAGE, ENCODER, TEMPERATURE, CURRENT, OVERLOAD = 1, 2, 4, 8, 32  # condition bits
 
 
-def limit_step(
-    target: np.ndarray, last: np.ndarray, last_velocity: np.ndarray, dt: float, velocity: np.ndarray, acceleration: np.ndarray,
-    lower: np.ndarray, upper: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Next goal and its velocity: towards `target`, within the limits of the last goal sent, able to stop at the target.
+class Level(enum.IntEnum):
+    """What a condition leads to."""
 
-    A move that starts at v and brakes by a*dt a tick stops after n ticks and n*v*dt - a*dt^2*n*(n-1)/2; solved for v with the
-    smallest n that covers the distance, that is the exact speed limit near a target (no overshoot, no harder braking).
-    """
-    away = np.clip(target, lower, upper) - last
-    quantum = acceleration * dt * dt
-    n = np.maximum(np.ceil(0.5 * (np.sqrt(1 + 8 * np.abs(away) / quantum) - 1)), 1)
-    braking = np.abs(away) / (n * dt) + 0.5 * acceleration * dt * (n - 1)
-    want = np.sign(away) * np.minimum(braking, velocity)
-    v = np.clip(want, last_velocity - acceleration * dt, last_velocity + acceleration * dt)
-    v = np.clip(v, -velocity, velocity)
-    goal = np.clip(last + v * dt, np.minimum(lower, last), np.maximum(upper, last))
-    return goal, (goal - last) / dt
+    FAULT = 0
+    STOP = 1
+    SLOW = 2
+    WARN = 3
+
+
+# Condition: what it leads to, how long it must last (s), what is said of the joint. The order is that of the masks in `_masks`.
+CONDITIONS = (
+    (Level.FAULT, 0.3, "does not answer"),
+    (Level.FAULT, 0.05, "reports a position that it cannot have reached"),
+    (Level.FAULT, 0.1, "and its second servo stand apart"),
+    (Level.FAULT, 0.1, "reports an encoder fault"),
+    (Level.FAULT, 0.15, "has lost its torque"),
+    (Level.FAULT, 0.0, "does not follow its goal"),  # lasting: ArmConfig.follow_s
+    (Level.FAULT, STALL_S, "is blocked"),
+    (Level.STOP, 0.2, "is too hot"),
+    (Level.STOP, 0.2, "reports overheating"),
+    (Level.STOP, 0.2, "has too little voltage"),
+    (Level.STOP, 0.2, "has too much voltage"),
+    (Level.STOP, 0.3, "reports a voltage out of range"),
+    (Level.STOP, 0.5, "reports too much current"),
+    (Level.STOP, 0.5, "is overloaded"),
+    (Level.SLOW, 0.2, "is hot"),
+    (Level.SLOW, 0.2, "has low voltage"),
+    (Level.WARN, 0.2, "is warm"),
+    (Level.WARN, 0.2, "has a sagging voltage"),
+)
+FOLLOW_ROW = 5
 
 
 @dataclass(frozen=True)
@@ -55,132 +74,180 @@ class Decision:
 
 
 class Safety:
-    """`step` is called once a tick and is the only place where goals are made."""
+    """`step` is called once a tick and is the only place where goals are made.
 
-    def __init__(self, config: ArmConfig):
-        self.config = config
-        self.dt = 1.0 / config.motor_hz
-        self.lower, self.upper = np.array(config.lower), np.array(config.upper)
-        self.velocity, self.acceleration = np.array(config.max_velocity), np.array(config.max_acceleration)
+    `energised`: the arm holds a pose that nobody commands (the port was lost and is back): it waits to be armed or lowered.
+    """
+
+    def __init__(self, config: ArmConfig, energised: bool = False):
+        self.config, self.energised = config, energised
+        self.velocity = np.array(config.max_velocity)
         self.rest = np.array(config.rest)
-        n = len(config.joints)
+        self.limiter = Limiter(
+            1.0 / config.motor_hz, np.array(config.max_acceleration), np.array(config.jerk),
+            np.array(config.lower), np.array(config.upper),
+        )  # fmt: skip
         self.state, self.reason = SafetyState.DISARMED, "not armed"
-        self.goal, self.goal_velocity = np.zeros(n), np.zeros(n)
         self.rejected = 0
-        self._armed_ns = self._held_ns = self._stop_ns = self._ramp_ns = 0
-        self._silent_ns: np.ndarray = np.zeros(n, np.int64)
-        self._overload_ns: np.ndarray = np.zeros(n, np.int64)
+        self._began_ns = self._armed_ns = self._held_ns = self._stop_ns = self._ramp_ns = 0
+        self._lasting_ns = np.array([int(s * 1e9) for _, s, _ in CONDITIONS])[:, None]
+        self._lasting_ns[FOLLOW_ROW] = int(config.follow_s * 1e9)
+        self._since_ns: np.ndarray = np.zeros((len(CONDITIONS), len(config.joints)))
+        self._supply_v: np.ndarray = np.zeros(len(config.joints))
         self._was_active = False
+
+    @property
+    def goal(self) -> np.ndarray:
+        """The goal that was made last, float64[J] rad."""
+        return self.limiter.goal
 
     def _enter(self, state: SafetyState, reason: str, now_ns: int) -> None:
         if state == SafetyState.HOLD and self.state != SafetyState.HOLD:
             self._held_ns = now_ns
-        if state in (SafetyState.SAFE_STOP, SafetyState.FAULT) and self.state not in (
-            SafetyState.SAFE_STOP,
-            SafetyState.FAULT,
-        ):
-            self._stop_ns, self._ramp_ns = now_ns, 0
+        if state == SafetyState.SAFE_STOP:
+            self._stop_ns = now_ns
         self.state, self.reason = state, reason
 
     def valid(self, command: Command) -> bool:
-        """Finite and of the right size; anything else is rejected whole, never repaired."""
-        n = len(self.lower)
+        """Finite, of the right size, and not good for longer than a second; anything else is rejected whole, never repaired."""
+        n = len(self.velocity)
         q, qd = command.q_rad, command.qd_rad_s
-        return q.shape == (n,) and qd.shape == (n,) and bool(np.isfinite(q).all() and np.isfinite(qd).all())
+        return (
+            q.shape == (n,)
+            and qd.shape == (n,)
+            and bool(np.isfinite(q).all() and np.isfinite(qd).all())
+            and command.t_stale_ns - command.t_apply_ns <= MAX_LIFE_S * 1e9
+        )
 
-    def _health(self, now_ns: int, measured: Measurement, temperature: np.ndarray) -> str:
-        """Reason to stop, or nothing."""
-        silent = (measured.bits & NO_REPLY) > 0
-        self._silent_ns = np.where(silent, np.where(self._silent_ns == 0, now_ns, self._silent_ns), 0)
-        loaded = ~silent & ((measured.bits & OVERLOAD) > 0)
-        self._overload_ns = np.where(loaded, np.where(self._overload_ns == 0, now_ns, self._overload_ns), 0)
-        names = self.config.joints
-        lost = (self._silent_ns > 0) & (now_ns - self._silent_ns > SILENT_S * 1e9)
-        if lost.any():
-            return f"{names[int(lost.argmax())]} does not answer"
-        if (temperature >= TEMPERATURE_STOP).any():
-            return f"{names[int(temperature.argmax())]} is at {temperature.max():.0f} C"
-        over = (self._overload_ns > 0) & (now_ns - self._overload_ns > OVERLOAD_S * 1e9)
-        if over.any():
-            return f"{names[int(over.argmax())]} is overloaded"
-        return ""
+    def _masks(self, measured: Measurement, telemetry: Telemetry) -> np.ndarray:
+        """bool[condition, joint]: what is wrong at this moment."""
+        bits, warm, volt = measured.bits, telemetry.temperature, telemetry.voltage
+        self._supply_v = np.where(
+            self._supply_v > 0, self._supply_v, volt
+        )  # the first that was read; arms may have two supplies
+        behind = np.abs(self.goal - measured.q)
+        behind[-1] = 0.0  # a gripper that holds something lags, and should
+        still = np.abs(measured.qd) < STALL_SPEED
+        return np.array(
+            [
+                (bits & (NO_REPLY | DOUBTED)) != 0,
+                (bits & DOUBTED) != 0,
+                (bits & TWIN) != 0,
+                (bits & ENCODER) != 0,
+                telemetry.limp,
+                behind > self.config.follow_rad,
+                (behind > self.config.follow_rad * STALL_SHARE) & still,
+                warm >= TEMPERATURE_STOP,
+                (bits & TEMPERATURE) != 0,
+                volt < DROOP_STOP * self._supply_v,
+                volt > SURGE_STOP * self._supply_v,
+                (bits & VOLTAGE) != 0,
+                (bits & CURRENT) != 0,
+                (bits & OVERLOAD) != 0,
+                warm >= TEMPERATURE_SLOW,
+                volt < DROOP_SLOW * self._supply_v,
+                warm >= TEMPERATURE_WARN,
+                volt < DROOP_WARN * self._supply_v,
+            ]
+        )
+
+    def _health(self, now_ns: int, measured: Measurement, telemetry: Telemetry) -> tuple[Level | None, str]:
+        """The worst condition that has lasted long enough, and its sentence."""
+        masks = self._masks(measured, telemetry)
+        self._since_ns = np.where(masks, np.where(self._since_ns > 0, self._since_ns, now_ns), 0)
+        lasting = masks & (now_ns - self._since_ns >= self._lasting_ns)
+        if not lasting.any():
+            return None, ""
+        row = int(lasting.any(axis=1).argmax())
+        level, _, says = CONDITIONS[row]
+        return level, f"{self.config.joints[int(lasting[row].argmax())]} {says}"
 
     def step(
-        self, now_ns: int, command: Command | None, request: RequestKind, measured: Measurement, temperature: np.ndarray
-    ) -> Decision:
-        """One tick: `command` and `request` are the newest there are (stale ones included)."""
+        self, now_ns: int, command: Command | None, request: RequestKind, measured: Measurement, telemetry: Telemetry,
+        pressed: bool = False,
+    ) -> Decision:  # fmt: skip
+        """One tick: `command` and `request` are the newest there are (stale ones included); `pressed`: the emergency stop."""
         if self.state == SafetyState.DISARMED:
-            if request != RequestKind.ARM:
-                return Decision(None, self.state, self.reason)
-            if (measured.bits & NO_REPLY).any():
-                self.reason = "cannot arm: a servo does not answer"
-                return Decision(None, self.state, self.reason)
-            self.goal, self.goal_velocity = measured.q.copy(), np.zeros_like(measured.q)
-            self._armed_ns = now_ns
-            self._enter(SafetyState.ARMING, "torque on at the measured pose", now_ns)
-            return Decision(self.goal, self.state, self.reason, arm=True, torque=1.0)
-        trouble = self._health(now_ns, measured, temperature)
-        if trouble and self.state not in (SafetyState.SAFE_STOP, SafetyState.FAULT):
-            self._enter(SafetyState.FAULT if "answer" in trouble else SafetyState.SAFE_STOP, trouble, now_ns)
-        if request == RequestKind.LOWER and self.state not in (SafetyState.SAFE_STOP, SafetyState.FAULT):
-            self._enter(SafetyState.SAFE_STOP, "lowering on request", now_ns)
+            return self._disarmed(now_ns, request, measured, pressed)
+        level, trouble = self._health(now_ns, measured, telemetry)
+        if pressed:
+            level, trouble = Level.FAULT, "emergency stop pressed"
+        if self.state != SafetyState.FAULT and level == Level.FAULT and self._ramp_ns == 0:
+            self._enter(SafetyState.FAULT, trouble, now_ns)
+        if self.state not in (SafetyState.SAFE_STOP, SafetyState.FAULT):
+            if level == Level.STOP:
+                self._enter(SafetyState.SAFE_STOP, trouble, now_ns)
+            elif request == RequestKind.LOWER:
+                self._enter(SafetyState.SAFE_STOP, "lowering on request", now_ns)
         if self.state in (SafetyState.SAFE_STOP, SafetyState.FAULT):
             return self._stop(now_ns, measured)
-        return self._follow(now_ns, command, request, measured, temperature)
+        return self._follow(now_ns, command, request, measured, level, trouble)
+
+    def _disarmed(self, now_ns: int, request: RequestKind, measured: Measurement, pressed: bool) -> Decision:
+        self._began_ns = self._began_ns or now_ns
+        forgotten = now_ns - self._began_ns > FIRST_COMMAND_S * 1e9
+        lower = self.energised and (request == RequestKind.LOWER or forgotten)
+        if request != RequestKind.ARM and not lower:
+            return Decision(None, self.state, self.reason)
+        if pressed or (measured.bits & (NO_REPLY | TWIN)).any():
+            why = (
+                "the emergency stop is pressed" if pressed else "a servo does not answer, or two of a joint stand apart"
+            )
+            self.reason = f"cannot arm: {why}"
+            return Decision(None, self.state, self.reason)
+        self.limiter.reset(measured.q)
+        self._armed_ns = now_ns
+        if lower:
+            self._enter(SafetyState.SAFE_STOP, "lowering an arm that was left energised", now_ns)
+        else:
+            self._enter(SafetyState.ARMING, "torque on at the measured pose", now_ns)
+        return Decision(self.goal, self.state, self.reason, arm=True)
 
     def _follow(
-        self, now_ns: int, command: Command | None, request: RequestKind, measured: Measurement, temperature: np.ndarray
-    ) -> Decision:
-        usable = command is not None and now_ns < command.t_stale_ns and request != RequestKind.HOLD
-        if usable and command is not None and not self.valid(command):
+        self, now_ns: int, command: Command | None, request: RequestKind, measured: Measurement, level: Level | None, trouble: str
+    ) -> Decision:  # fmt: skip
+        blind = bool((measured.bits & (NO_REPLY | DOUBTED)).all())
+        why = (
+            "held on request"
+            if request == RequestKind.HOLD
+            else "no command yet"
+            if command is None
+            else "command is stale"
+            if now_ns >= command.t_stale_ns
+            else "no servo answers"
+            if blind
+            else ""
+        )
+        if not why and command is not None and not self.valid(command):
             self.rejected += 1
-            usable = False
-        if usable and command is not None:
-            self._enter(SafetyState.ACTIVE, "", now_ns)
-            self._was_active = True
-            ahead = min(max((now_ns - command.t_apply_ns) * 1e-9, 0.0), 0.1)
-            target = command.q_rad.astype(float) + command.qd_rad_s.astype(float) * ahead
-        else:
-            why = (
-                "held on request"
-                if request == RequestKind.HOLD
-                else "no command yet"
-                if command is None
-                else "command is stale or was rejected"
-            )
+            why = "command was rejected"
+        if why or command is None:
             self._enter(SafetyState.HOLD, why, now_ns)
             patience_s = self.config.stop_after_s if self._was_active else FIRST_COMMAND_S
             if request != RequestKind.HOLD and now_ns - self._held_ns > patience_s * 1e9:
                 self._enter(SafetyState.SAFE_STOP, f"no command for {patience_s:.1f} s", now_ns)
                 return self._stop(now_ns, measured)
-            # Where it comes to rest when it brakes now.
-            v = self.goal_velocity
-            target = self.goal + np.sign(v) * v * v / (2 * self.acceleration)
-        scale = min(1.0, 0.2 + 0.8 * (now_ns - self._armed_ns) * 1e-9 / BLEND_S)
-        if (temperature >= TEMPERATURE_SLOW).any():
-            scale *= 0.4
+            return Decision(self.limiter.brake(), self.state, self.reason)
+        self._enter(SafetyState.ACTIVE, f"warning: {trouble}" if trouble else "", now_ns)
+        self._was_active = True
+        ahead = min(max((now_ns - command.t_apply_ns) * 1e-9 + self.limiter.lag_s, 0.0), 0.1)
+        target = command.q_rad.astype(float) + command.qd_rad_s.astype(float) * ahead
         target = np.clip(target, measured.q - self.config.max_lead, measured.q + self.config.max_lead)
-        self._move(target, np.maximum(self.velocity * scale, np.abs(self.goal_velocity) - self.acceleration * self.dt))
-        return Decision(self.goal, self.state, self.reason)
-
-    def _move(self, target: np.ndarray, velocity: np.ndarray) -> None:
-        self.goal, self.goal_velocity = limit_step(
-            target, self.goal, self.goal_velocity, self.dt, velocity, self.acceleration, self.lower, self.upper
-        )
+        scale = min(1.0, 0.2 + 0.8 * (now_ns - self._armed_ns) * 1e-9 / BLEND_S)
+        if level == Level.SLOW:
+            scale *= SLOW_SCALE
+        return Decision(self.limiter.step(target, self.velocity * scale), self.state, self.reason)
 
     def _stop(self, now_ns: int, measured: Measurement) -> Decision:
-        """Down to the rest pose (not blindly: a FAULT has no trustworthy positions and stays where it is), then let go in a ramp."""
-        elapsed = (now_ns - self._stop_ns) * 1e-9
-        there = bool((np.abs(measured.q - self.rest)[:-1] < REST_TOLERANCE).all())
-        if self._ramp_ns == 0 and self.state == SafetyState.SAFE_STOP and not there and elapsed < REST_TIMEOUT_S:
-            slow = np.full_like(self.velocity, self.config.lower_speed)
-            self._move(
-                self.rest,
-                np.maximum(np.minimum(slow, self.velocity), np.abs(self.goal_velocity) - self.acceleration * self.dt),
-            )
-            return Decision(self.goal, self.state, self.reason)
-        if self._ramp_ns == 0:
-            self._ramp_ns = now_ns
+        """SAFE_STOP: down to the rest pose first. FAULT: brake first. Then the torque goes down in a ramp, and off."""
+        if self._ramp_ns == 0 and self.state == SafetyState.SAFE_STOP:
+            there = bool((np.abs(measured.q - self.rest)[:-1] < REST_TOLERANCE).all())
+            if not there and now_ns - self._stop_ns < REST_TIMEOUT_S * 1e9:
+                slow = np.minimum(self.velocity, self.config.lower_speed)
+                return Decision(self.limiter.step(self.rest, slow), self.state, self.reason)
+        if self._ramp_ns == 0 and not self.limiter.at_rest:
+            return Decision(self.limiter.brake(), self.state, self.reason)
+        self._ramp_ns = self._ramp_ns or now_ns
         share = 1.0 - (now_ns - self._ramp_ns) * 1e-9 / self.config.release_s
         if share > 0:
             return Decision(None, self.state, self.reason, torque=share)

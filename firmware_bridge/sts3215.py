@@ -1,38 +1,25 @@
-"""Register table of the STS3215: one line a register. Source: LeRobot tables, ftservo wiki, STS memory table."""
+"""Register tables of the Feetech STS3215 (and of its big-endian cousin SCS0009): one entry a register.
+
+Source: LeRobot tables, ftservo wiki (memory-sms-sts), STS and SCS memory tables.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
-from firmware_bridge.feetech import decode_sign, encode_sign
+from firmware_bridge.registers import Model, Register
 
-MODEL = 777
+NUMBER = 777
 STEPS = 4096
 RAD_PER_STEP = 2 * math.pi / STEPS
-SPEED_UNIT = 1.0  # step/s, with Phase bit 2 clear
 CURRENT_A = 0.0065
 VOLTAGE_V = 0.1
 
-
-@dataclass(frozen=True)
-class Register:
-    """`sign` is the bit that holds the sign of a sign-magnitude number, None for unsigned."""
-
-    name: str
-    address: int
-    size: int
-    default: int = 0
-    writable: bool = True
-    eeprom: bool = False
-    sign: int | None = None
-
-
-REGISTERS = {
+_TABLE = {
     r.name: r
     for r in (
         Register("firmware_major", 0, 1, 3, False, True), Register("firmware_minor", 1, 1, 10, False, True),
-        Register("model", 3, 2, MODEL, False, True), Register("id", 5, 1, 1, True, True), Register("baud", 6, 1, 0, True, True),
+        Register("model", 3, 2, NUMBER, False, True), Register("id", 5, 1, 1, True, True), Register("baud", 6, 1, 0, True, True),
         Register("return_delay", 7, 1, 0, True, True), Register("response_level", 8, 1, 1, True, True),
         Register("min_position", 9, 2, 0, True, True), Register("max_position", 11, 2, 4095, True, True),
         Register("max_temperature", 13, 1, 70, True, True), Register("max_voltage", 14, 1, 80, True, True),
@@ -51,21 +38,29 @@ REGISTERS = {
     )
 }  # fmt: skip
 
+STS3215 = Model("STS3215", NUMBER, "feetech", _TABLE)
+REGISTERS, encode, decode = STS3215.registers, STS3215.encode, STS3215.decode
+
+_SCS = {
+    r.name: r
+    for r in (
+        Register("firmware_major", 0, 1, 3, False, True), Register("firmware_minor", 1, 1, 10, False, True),
+        Register("model", 3, 2, 1284, False, True), Register("id", 5, 1, 1, True, True), Register("baud", 6, 1, 0, True, True),
+        Register("return_delay", 7, 1, 0, True, True), Register("response_level", 8, 1, 1, True, True),
+        Register("min_position", 9, 2, 0, True, True), Register("max_position", 11, 2, 1023, True, True),
+        Register("max_temperature", 13, 1, 70, True, True), Register("max_voltage", 14, 1, 80, True, True),
+        Register("min_voltage", 15, 1, 40, True, True), Register("max_torque", 16, 2, 1000, True, True),
+        Register("torque_enable", 40, 1), Register("goal_position", 42, 2, 0, sign=15), Register("goal_time", 44, 2),
+        Register("goal_speed", 46, 2, 0, sign=15), Register("lock", 48, 1, 1),
+        Register("present_position", 56, 2, 0, False, sign=15), Register("present_speed", 58, 2, 0, False, sign=15),
+        Register("present_load", 60, 2, 0, False, sign=10), Register("present_voltage", 62, 1, 74, False),
+        Register("present_temperature", 63, 1, 30, False), Register("status", 65, 1, 0, False), Register("moving", 66, 1, 0, False),
+    )
+}  # fmt: skip
+
+SCS0009 = Model("SCS0009", 1284, "feetech", _SCS, steps=1024, current_a=0.0, byteorder="big", sync_read=False)
+
 CONDITIONS = {0: "voltage", 1: "encoder", 2: "temperature", 3: "current", 5: "overload"}
-
-
-def encode(name: str, value: int) -> bytes:
-    """Register bytes of a value."""
-    r = REGISTERS[name]
-    raw = encode_sign(value, r.sign) if r.sign is not None else value
-    return raw.to_bytes(r.size, "little")
-
-
-def decode(name: str, data: bytes) -> int:
-    """Value of a register's bytes."""
-    r = REGISTERS[name]
-    raw = int.from_bytes(data[: r.size], "little")
-    return decode_sign(raw, r.sign) if r.sign is not None else raw
 
 
 def conditions(bits: int) -> list[str]:

@@ -1,13 +1,15 @@
-"""Virtual STS3215 servos that answer at byte level, and the pseudo-terminal that serves them.
+"""Virtual servos that answer at byte level, the line between them and the host, and the pseudo-terminal that serves it.
 
-`VirtualBus.handle(bytes, now)` is pure protocol over register tables; `PtyBus` gives it a serial port with the pace of the
-wire. A master cannot tell it from hardware: same port class, same bytes.
+A master cannot tell it from hardware: same port class, same bytes, the pace of the wire, and every fault of `faults.py` by name.
 """
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
 import select
+import struct
 import threading
 import time
 import tty
@@ -16,159 +18,259 @@ from pathlib import Path
 
 import numpy as np
 
+from firmware_bridge import dynamixel as dxl
 from firmware_bridge import feetech as fs
+from firmware_bridge.faults import Faults
+from firmware_bridge.models import codec
 from firmware_bridge.plant import Plant
-from firmware_bridge.sts3215 import CURRENT_A, REGISTERS, decode, encode
+from firmware_bridge.registers import Model
+from firmware_bridge.sts3215 import STS3215
+from firmware_bridge.virtual_servo import VirtualServo
 
-RAM_START = 40
-FIRST_READ_ONLY, PRESENT_END = 56, 71
-GOAL = REGISTERS["goal_position"]
+SAG_V = 0.15  # of the supply for each servo at full load
 
 
 class VirtualBus:
-    """Servos `ids` over one `Plant`. `silent` ids do not answer; `drop` swallows the next n replies."""
+    """Servos `ids` of `models` (default: STS3215) over one `Plant`; all of one protocol."""
 
-    def __init__(self, ids: Sequence[int], plant: Plant):
+    def __init__(self, ids: Sequence[int], plant: Plant, models: Sequence[Model] | None = None):
         self.ids = list(ids)
         self.plant = plant
-        self.memory = {i: bytearray(128) for i in self.ids}
-        for i in self.ids:
-            for r in REGISTERS.values():
-                self.memory[i][r.address : r.address + r.size] = encode(r.name, i if r.name == "id" else r.default)
-        self._pending: dict[int, tuple[int, bytes]] = {}
-        self._parser = fs.Parser()
-        self.silent: set[int] = set()
-        self.drop = 0
-        self.corrupt = 0  # the next n replies arrive with one bit turned over
+        models = models or [STS3215] * len(self.ids)
+        self.protocol = models[0].protocol
+        self.codec = codec(self.protocol)
+        self.servos = {i: VirtualServo(i, m) for i, m in zip(self.ids, models, strict=True)}
+        self.faults = Faults(self)
+        self.delay_ns = 0  # return delays of the answers since somebody asked
+        self._index = {i: k for k, i in enumerate(self.ids)}
+        self._parser = self.codec.new_parser()
         self._settings: tuple[np.ndarray, ...] | None = None
         position, _, _ = plant.present(0)
         for k, i in enumerate(self.ids):
-            self.put(i, "goal_position", round(float(position[k])))
-        self._drive()
+            s = self.servos[i]
+            s.put("goal_position", s.shown(float(position[k])))
+        self.drive()
 
     def put(self, servo: int, name: str, value: int) -> None:
-        """Set a register as if the servo had it so (for tests: call `_drive` to let it act)."""
-        self._settings = None
-        r = REGISTERS[name]
-        self.memory[servo][r.address : r.address + r.size] = encode(name, value)
+        """Set a register as if the servo had it so; it acts at once."""
+        self.servos[servo].put(name, value)
+        self.drive(True)
 
     def get(self, servo: int, name: str) -> int:
         """Value of a register as it stands (for tests and displays)."""
-        r = REGISTERS[name]
-        return decode(name, bytes(self.memory[servo][r.address : r.address + r.size]))
+        return self.servos[servo].get(name)
 
-    def _refresh(self, now_ns: int, servos: Iterable[int]) -> None:
-        """Present registers of `servos` from the plant."""
+    def refresh(self, now_ns: int, servos: Iterable[int] | None = None) -> None:
+        """Present registers of `servos` (default: all) from the plant."""
         position, velocity, load = self.plant.present(now_ns)
-        for i in servos:
-            m, k = self.memory[i], self.ids.index(i)
-            offset = self.get(i, "homing_offset")
-            load_k = max(-1.0, min(1.0, float(load[k])))
-            speed = max(-32767, min(32767, round(float(velocity[k]))))
-            m[56:58] = encode("present_position", round(float(position[k])) - offset)
-            m[58:60] = encode("present_speed", speed)
-            m[60:62] = encode("present_load", int(1000 * load_k))
-            m[66] = 1 if abs(speed) > 2 else 0
-            m[69:71] = encode("present_current", int(1.2 * load_k / CURRENT_A))
+        sag = SAG_V * float(np.abs(load).sum())
+        changed = False
+        for i in self.ids if servos is None else servos:
+            k = self._index[i]
+            changed |= self.servos[i].refresh(now_ns, float(position[k]), float(velocity[k]), float(load[k]), sag)
+        if changed:
+            self.drive(True)
 
-    def _drive(self) -> None:
+    def drive(self, changed: bool = False) -> None:
         """Hand what the registers ask for to the plant. All but the goal is read again only after something else was written."""
-        if self._settings is None:
+        every = [self.servos[i] for i in self.ids]
+        if self._settings is None or changed:
             self._settings = (
-                np.array([self.get(i, "homing_offset") for i in self.ids], float),
-                np.array([self.get(i, "min_position") for i in self.ids]),
-                np.array([self.get(i, "max_position") for i in self.ids]),
-                np.array([self.get(i, "torque_enable") == 1 for i in self.ids]),
-                np.array([abs(self.get(i, "goal_speed")) for i in self.ids], float),
-                np.array([self.get(i, "torque_limit") / 1000 for i in self.ids]),
+                np.array([s.actual(0) for s in every], float),
+                np.array([s.get("min_position") for s in every]),
+                np.array([s.get("max_position") for s in every]),
+                np.array([s.torque() for s in every]),
+                np.array([abs(s.get("goal_speed")) if s.feetech else 0 for s in every], float),
+                np.array([s.share() for s in every]),
             )
         offset, low, high, torque, speed, limit = self._settings
-        goal = np.array([self.get(i, "goal_position") for i in self.ids]) + offset
+        goal = np.array([s.get("goal_position") for s in every]) + offset
         self.plant.drive(np.clip(goal, low, high), torque, speed, limit)
 
-    def _write(self, servo: int, address: int, data: bytes) -> None:
-        m = self.memory[servo]
-        if (address, len(data)) != (GOAL.address, GOAL.size):
-            self._settings = None
-        for k, byte in enumerate(data):
-            at = address + k
-            if at >= FIRST_READ_ONLY and at < PRESENT_END or at < 5 or at >= len(m):
-                continue  # read-only: accepted and ignored, as the servo does
-            m[at] = byte
-        if address <= 40 < address + len(data) and m[40] == 128:  # take the present position as the middle
-            self.put(servo, "homing_offset", max(-2047, min(2047, self.get(servo, "present_position") - 2048)))
-            m[40] = 0
-
     def handle(self, data: bytes, now_ns: int) -> bytes:
-        """Everything the servos send back for `data`, in wire order."""
-        out = bytearray()
-        for p in self._parser.feed(data):
-            out += self._answer(p, now_ns)
-        return bytes(out)
+        """Everything the servos send back for `data`, in wire order, without delays."""
+        return b"".join(raw for _, raw in self.serve(data, now_ns))
 
-    def _reply(self, servo: int, data: bytes) -> bytes:
-        if servo in self.silent:
-            return b""
-        if self.drop > 0:
-            self.drop -= 1
-            return b""
-        raw = fs.status(servo, self.memory[servo][65], data)
-        if self.corrupt > 0:
-            self.corrupt -= 1
-            raw = raw[:-1] + bytes([raw[-1] ^ 0x10])
-        return raw
+    def serve(self, data: bytes, now_ns: int) -> list[tuple[int, bytes]]:
+        """Replies to `data` in wire order, each with the nanoseconds by which it is late."""
+        self.faults.update(now_ns)
+        out: list[tuple[int, bytes]] = []
+        packets = self._parser.feed(data)
+        if packets and self.protocol == "dynamixel":
+            self._watch(now_ns)
+        for p in packets:
+            out += self.faults.damage(self._answer(p, now_ns), now_ns)
+        return self.faults.around(data, out, now_ns) if self.faults.now else out
 
-    def _answer(self, p: fs.Packet, now_ns: int) -> bytes:
-        everyone = p.servo == fs.BROADCAST
-        if p.code == fs.SYNC_WRITE and everyone and len(p.params) >= 2:
-            address, size = p.params[0], p.params[1]
-            for k in range(2, len(p.params), size + 1):
-                if p.params[k] in self.memory:
-                    self._write(p.params[k], address, p.params[k + 1 : k + 1 + size])
-            self._drive()
-            return b""
-        if p.code == fs.SYNC_READ and everyone and len(p.params) >= 2:
-            self._refresh(now_ns, [i for i in p.params[2:] if i in self.memory])
-            address, size = p.params[0], p.params[1]
-            return b"".join(
-                self._reply(i, bytes(self.memory[i][address : address + size]))
-                for i in p.params[2:]
-                if i in self.memory
-            )
-        targets = self.ids if everyone else [p.servo] if p.servo in self.memory else []
-        if p.code == fs.PING:
-            return b"".join(self._reply(i, b"") for i in targets[:1])
-        if p.code == fs.READ and not everyone and targets and len(p.params) == 2:
-            self._refresh(now_ns, [p.servo])
-            return self._reply(p.servo, bytes(self.memory[p.servo][p.params[0] : p.params[0] + p.params[1]]))
-        if p.code == fs.WRITE and p.params:
-            self._refresh(now_ns, targets)
+    def _watch(self, now_ns: int) -> None:
+        """The bus watchdogs count the time to the last instruction packet of anybody."""
+        if any(s.get("watchdog") > 0 for s in self.servos.values()):
+            self.refresh(now_ns)
+        for s in self.servos.values():
+            s.heard_ns = now_ns
+
+    def _status(self, servo: int, data: bytes, error: int = 0) -> tuple[int, bytes]:
+        bits = self.servos[servo].bits() | error
+        self.delay_ns += self.servos[servo].get("return_delay") * 2000
+        module = dxl if self.protocol == "dynamixel" else fs
+        return servo, module.status(servo, bits, data)
+
+    def _write(self, servo: int, address: int, data: bytes) -> int:
+        s = self.servos[servo]
+        error = s.write(address, data)
+        if (new := s.get("id")) != servo:  # it answers to another id from now on
+            self.servos[new] = self.servos.pop(servo)
+            self.ids[self._index[servo]] = new
+            self._index[new] = self._index.pop(servo)
+        if (address, len(data)) != (
+            s.model.registers["goal_position"].address,
+            s.model.registers["goal_position"].size,
+        ):
+            self._settings = None
+        elif self.faults.goal_enables_torque:
+            s.put("torque_enable", 1)
+            self._settings = None
+        return error
+
+    def _memory(self, servo: int, address: int, size: int) -> bytes:
+        return bytes(self.servos[servo].memory[address : address + size]).ljust(size, b"\0")
+
+    def _answer(self, p: fs.Packet, now_ns: int) -> list[tuple[int, bytes]]:
+        """(servo id, status packet) of each answer; a fast sync read's joint answer comes from the broadcast id."""
+        wide = 2 if self.protocol == "dynamixel" else 1  # bytes of an address
+        everyone, code, params = p.servo == fs.BROADCAST, p.code, p.params
+        address = int.from_bytes(params[:wide], "little")
+        body = params[wide:]
+        if everyone and code in (fs.SYNC_READ, fs.SYNC_WRITE, dxl.FAST_SYNC_READ):
+            if len(body) < wide:
+                return []
+            size, rest = int.from_bytes(body[:wide], "little"), body[wide:]
+            if code == fs.SYNC_WRITE:
+                for k in range(0, len(rest), size + 1):
+                    if rest[k] in self.servos:
+                        self._write(rest[k], address, rest[k + 1 : k + 1 + size])
+                self.drive()
+                return []
+            asked = [i for i in rest if i in self.servos]
+            self.refresh(now_ns, asked)
+            if code == dxl.FAST_SYNC_READ:
+                if len(asked) < len(rest) or any(self.faults.mute(i) for i in asked):
+                    return []  # the chain breaks at the silent servo: no valid packet comes
+                joint = [(i, self.servos[i].bits(), self._memory(i, address, size)) for i in asked]
+                return [(fs.BROADCAST, dxl.fast_status(joint))]
+            return [self._status(i, self._memory(i, address, size)) for i in asked]
+        targets = self.ids if everyone else [p.servo] if p.servo in self.servos else []
+        if code == fs.PING:
+            if self.protocol == "dynamixel":
+                return [self._status(i, self._memory(i, 0, 2) + self._memory(i, 6, 1)) for i in targets]
+            return [self._status(i, b"") for i in targets[:1]]
+        if code == fs.READ and not everyone and targets and len(body) == wide:
+            self.refresh(now_ns, targets)
+            return [self._status(p.servo, self._memory(p.servo, address, int.from_bytes(body, "little")))]
+        error = 0
+        if code == fs.WRITE and params:
+            self.refresh(now_ns, targets)
+            for i in [*targets]:
+                error = self._write(i, address, body)
+            self.drive()
+        elif code == fs.REG_WRITE and params:
             for i in targets:
-                self._write(i, p.params[0], p.params[1:])
-            self._drive()
-        elif p.code == fs.REG_WRITE and p.params:
+                self.servos[i].pending = (address, body)
+        elif code == fs.ACTION:
             for i in targets:
-                self._pending[i] = (p.params[0], p.params[1:])
-        elif p.code == fs.ACTION:
+                pending, self.servos[i].pending = self.servos[i].pending, None
+                if pending is not None:
+                    self._write(i, *pending)
+            self.drive()
+        elif code == dxl.REBOOT and self.protocol == "dynamixel":
             for i in targets:
-                if i in self._pending:
-                    self._write(i, *self._pending.pop(i))
-            self._drive()
+                self.power_cycle(i, now_ns)
         else:
+            return []
+        if everyone or not targets:
+            return []
+        who = p.servo if p.servo in self.servos else body[0]  # its id was changed
+        return [self._status(who, b"", error)] if self.get(who, "response_level") else []
+
+    def power_cycle(self, servo: int, now_ns: int) -> None:
+        """The servo starts anew, where it stands."""
+        self.servos[servo].power_on(float(self.plant.present(now_ns)[0][self._index[servo]]))
+        self.drive(True)
+
+
+class Line:
+    """The wire and the USB adapter between host and servos: when bytes arrive. `baud` 0: at once.
+
+    Answers to one request reach the host together, when the last of them has crossed the wire, as through a USB adapter.
+    """
+
+    def __init__(self, bus: VirtualBus, baud: int = 0, latency_ns: int = 0):
+        self.bus, self.baud, self.latency_ns = bus, baud, latency_ns
+        self._out: list[tuple[int, bytes]] = []  # on their way to the servos
+        self._in: list[tuple[int, bytes]] = []  # and to the host
+        self._free_ns = 0  # the wire is busy until then
+        self.wire_ns = 0  # time that the wire was busy, all in all
+
+    def send(self, data: bytes, now_ns: int) -> None:
+        self._out.append((self.bus.faults.stalled_until(now_ns), data))
+        self._pass(now_ns)
+
+    def _pass(self, now_ns: int) -> None:
+        while self._out and self._out[0][0] <= now_ns:
+            _, data = self._out.pop(0)
+            replies = self.bus.serve(data, now_ns)
+            length = sum(len(raw) for _, raw in replies)
+            wire = (len(data) + length) * 10_000_000_000 // self.baud if self.baud else 0
+            wire, self.bus.delay_ns = wire + self.bus.delay_ns if self.baud else 0, 0
+            self._free_ns = max(now_ns, self._free_ns) + wire
+            self.wire_ns += wire
+            latency = self.latency_ns + self.bus.faults.latency_ns
+            joined: list[tuple[int, bytes]] = []
+            for late, raw in replies:
+                at = self._free_ns + latency + late
+                at = max(at, self._in[-1][0]) if self._in else at  # a line keeps the order
+                if joined and joined[-1][0] == at:
+                    joined[-1] = (at, joined[-1][1] + raw)
+                else:
+                    joined.append((at, raw))
+            self._in += joined
+
+    def receive(self, now_ns: int) -> bytes:
+        """What has arrived at the host by `now_ns`."""
+        self._pass(now_ns)
+        if now_ns < self.bus.faults.stalled_until(now_ns):
             return b""
-        quiet = everyone or not targets or self.get(p.servo, "response_level") == 0
-        return b"" if quiet else self._reply(p.servo, b"")
+        data = b""
+        while self._in and self._in[0][0] <= now_ns:
+            data += self._in.pop(0)[1]
+        return data + self.bus.faults.babble(now_ns)
+
+    def next_ns(self) -> int | None:
+        """When something will happen next."""
+        return self.bus.faults.next_ns([q[0][0] for q in (self._out, self._in) if q])
+
+
+TCGETS2 = 0x802C542A
+
+
+def host_baud(fd: int) -> int:
+    """Baud rate that was set on a terminal, also one that has no constant (struct termios2, asm-generic)."""
+    raw = bytearray(44)
+    fcntl.ioctl(fd, TCGETS2, raw)
+    return int(struct.unpack_from("I", raw, 40)[0])
 
 
 class PtyBus:
-    """Serves a VirtualBus on a pseudo-terminal from a thread; `path` is the port to open.
+    """Serves a VirtualBus on a pseudo-terminal from a thread, at the pace of the wire; `path` is the port to open.
 
-    Replies are held back until the request and they themselves would have crossed the wire at `baud` (10 bits a byte), plus
-    `latency_s` for the USB adapter.
+    A host that sets another baud rate is not understood, as on a wire.
+
+    `link`: a symbolic link to the terminal, as udev makes under /dev/serial/by-id.
     """
 
     def __init__(self, bus: VirtualBus, baud: int = 1_000_000, latency_s: float = 0.0002, link: Path | None = None):
-        self.bus, self.baud, self.latency_s = bus, baud, latency_s
+        self.bus = bus
+        self.line = Line(bus, baud, int(latency_s * 1e9))
         self._master, self._slave = os.openpty()
         tty.setraw(self._master)
         tty.setraw(self._slave)
@@ -184,22 +286,22 @@ class PtyBus:
         self._thread.start()
 
     def _serve(self) -> None:
+        ctypes.CDLL(None).prctl(29, 1, 0, 0, 0)  # PR_SET_TIMERSLACK: sleeps end when they should
+        line, master = self.line, self._master
         while not self._stop.is_set():
-            ready, _, _ = select.select([self._master], [], [], 0.1)
-            if not ready:
-                continue
+            due = line.next_ns()
+            wait = 0.1 if due is None else (due - time.monotonic_ns()) * 1e-9
+            ready, _, _ = select.select([master], [], [], min(max(wait, 0.0), 0.1))
             try:
-                data = os.read(self._master, 4096)
+                if ready:
+                    data = os.read(master, 4096)
+                    if line.baud in (0, host_baud(self._slave)):
+                        line.send(data, time.monotonic_ns())
+                arrived = line.receive(time.monotonic_ns())
+                if arrived:
+                    os.write(master, arrived)
             except OSError:
                 return
-            began = time.monotonic_ns()
-            reply = self.bus.handle(data, began)
-            if reply:
-                wire = (len(data) + len(reply)) * 10 / self.baud + self.latency_s
-                rest = wire - (time.monotonic_ns() - began) * 1e-9
-                if rest > 0:
-                    time.sleep(rest)
-                os.write(self._master, reply)
 
     def close(self) -> None:
         self._stop.set()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -38,6 +39,9 @@ MENDABLE = {
     "ExportError",
     "SlotError",
     "SimulatorError",
+    "FaultError",
+    "EStopError",
+    "LogError",
 }
 EXTRAS = {
     "mujoco": "sim",
@@ -46,6 +50,8 @@ EXTRAS = {
     "imageio_ffmpeg": "sim",
     "torch": "export",
     "onnx": "export",
+    "pyarrow": "export",
+    "av": "export",
 }
 
 
@@ -77,7 +83,7 @@ def write_json(path: Path | None, data: Any) -> None:
 
 
 json_option = click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Also write the numbers to this file."
+    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Also write the numbers to this file."
 )
 bundle_option = click.option(
     "--bundle", type=click.Path(path_type=Path), default=Path("out/so101.bundle"), show_default=True
@@ -85,7 +91,28 @@ bundle_option = click.option(
 robot_option = click.option("--robot", default="sim_so101", show_default=True, help="A shipped robot or a robot file.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Verbs(click.Group):
+    """Commands, and the verb groups that live in modules of their own, imported when asked for."""
+
+    groups: ClassVar = {
+        "bus": "harmowam.bus",
+        "calibrate": "harmowam.calibrate",
+        "doctor": "harmowam.doctor",
+        "profile": "harmowam.profile",
+        "replay": "harmowam.replay",
+    }
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *self.groups])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self.groups:
+            group: click.Command = getattr(importlib.import_module(self.groups[cmd_name]), cmd_name)
+            return group
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(harmowam.__version__)
 def main() -> None:
     """Take a HarmoWAM world-action model from the workstation to a Jetson Orin arm."""
@@ -95,26 +122,9 @@ def say(line: str) -> None:
     click.echo(f"  {line}", err=True)
 
 
-def print_timing(report: dict[str, Any]) -> None:
-    """The profile table."""
-    click.echo(
-        f"fast {report['fast_hz']:.1f} Hz on new frames (+{report['repeat_hz']:.2f} Hz repeats), slow {report['slow_hz']:.1f} Hz, "
-        f"{report['deadline_misses']} of {report['ticks']} ticks missed, motor ticks missed {report['motor_missed_ticks']}"
-    )
-    click.echo(f"{'':26}{'p50':>9}{'p99':>9}{'max':>9}{'budget':>9}  ms")
-    for name in ("observation_to_wire_ms", "prior_age_ms"):
-        row = report[name]
-        click.echo(
-            f"{name.removesuffix('_ms').replace('_', ' '):26}{row['p50']:9.2f}{row['p99']:9.2f}{row['max']:9.2f}"
-        )
-    for name, row in sorted(report["stages"].items()):
-        click.echo(f"{name:26}{row['p50_ms']:9.2f}{row['p99_ms']:9.2f}{row['max_ms']:9.2f}{row['budget_ms']:9.1f}")
-    click.echo(f"first command after {report['time_to_first_command_s']} s, runtime processes {report['rss_mb']} MB")
-
-
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("data/pick_place"), show_default=True)
-@click.option("--episodes", default=400, show_default=True)
+@click.option("--episodes", type=click.IntRange(min=1), default=400, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @json_option
 @errors
@@ -160,7 +170,7 @@ def train(dataset: Path, run_folder: Path, out: Path, steps: str, seed: int, jso
                 name: (n, *getattr(plan, name)[1:]) for name, n in zip(STAGES, counts, strict=True)
             }
         except ValueError as e:
-            raise UserError(f"--steps {steps} is not three numbers: write for example --steps 1500,3500,4500.") from e
+            raise UserError(f"--steps {steps} is not three numbers: write for example --steps 1500,3500,3000.") from e
         plan = dataclasses.replace(plan, **changed)
     note = train(dataset, run_folder, out, plan)
     pick_samples(load(dataset), samples_path(out))
@@ -192,13 +202,13 @@ def export(checkpoint: Path | None, out: Path, samples: Path | None, fp32: bool,
 
 @main.command()
 @bundle_option
-@click.option("--episodes", default=50, show_default=True)
+@click.option("--episodes", type=click.IntRange(min=1), default=50, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--policy", default="gated", show_default=True, help="gated, reactive, predictive; several with commas.")
 @click.option("--task", help="One instruction (default: drawn from the seed).")
 @click.option("--latency", multiple=True, metavar="STAGE=MS", help="slow=MS or fast=MS: virtual latency of an engine.")
-@click.option("--camera-fps", default=25.0, show_default=True)
-@click.option("--workers", type=int)
+@click.option("--camera-fps", type=click.FloatRange(min=1), default=25.0, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1))
 @json_option
 @errors
 def evaluate(
@@ -253,6 +263,12 @@ def evaluate(
 @click.option("--seed", default=0, show_default=True, help="Start of the simulated robot.")
 @click.option("--policy", type=click.Choice(["gated", "reactive", "predictive"]), default="gated", show_default=True)
 @click.option("--record", type=click.Path(path_type=Path), help="Folder for the recorded episode and its report.")
+@click.option(
+    "--fault", multiple=True, metavar="NAME@SECONDS", help="Inject a fault into the virtual bus (see bus campaign)."
+)
+@click.option(
+    "--log", type=click.Path(path_type=Path), help="MCAP log for `harmowam replay`: every frame, input and command."
+)
 @json_option
 @errors
 def run(
@@ -264,12 +280,20 @@ def run(
     seed: int,
     policy: str,
     record: Path | None,
+    fault: tuple[str, ...],
+    log: Path | None,
     json_path: Path | None,
 ) -> None:
     """Drive an arm in real time. Ctrl-C lowers it to rest and releases the torque in a ramp."""
+    from firmware_bridge.faults import parse
     from harmowam.live import live, process_began_s
+    from harmowam.profile import print_timing
     from runtime.robot import load_robot
 
+    if fault and not load_robot(robot).simulated:
+        raise UserError("--fault acts on the virtual servo bus only: use --robot sim_so101.")
+    for f in fault:
+        parse(f)
     done = live(
         bundle,
         load_robot(robot),
@@ -279,10 +303,14 @@ def run(
         seed=seed,
         policy=policy,
         record=record,
+        log=log,
         say=say,
         began_s=process_began_s(),
+        faults=fault,
     )
     print_timing(done.report)
+    if "success" in done.report:
+        click.echo(f"task: {done.report['task']}: {'done' if done.report['success'] else 'not done'}")
     if record is not None:
         from runtime.report import write_report
 
@@ -294,27 +322,6 @@ def run(
 
 
 @main.command()
-@bundle_option
-@robot_option
-@click.option("--seconds", default=60.0, show_default=True)
-@click.option("--task", help="Instruction; a simulated robot draws one from --seed.")
-@click.option("--port", help="Serial port (default: the robot file's).")
-@click.option("--seed", default=0, show_default=True)
-@json_option
-@errors
-def profile(
-    bundle: Path, robot: str, seconds: float, task: str | None, port: str | None, seed: int, json_path: Path | None
-) -> None:
-    """Where each millisecond goes: the same loop as `run`, with the table of its stages."""
-    from harmowam.live import live, process_began_s
-    from runtime.robot import load_robot
-
-    done = live(bundle, load_robot(robot), task, seconds, port=port, seed=seed, say=say, began_s=process_began_s())
-    print_timing(done.report)
-    write_json(json_path, done.report)
-
-
-@main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--seconds", default=20.0, show_default=True, help="At most; the run ends with success.")
@@ -323,6 +330,7 @@ def profile(
 def demo(out: Path, seed: int, seconds: float, json_path: Path | None) -> None:
     """Export the shipped checkpoint to INT8, let it drive the simulated arm in real time, and report."""
     from harmowam.demo import demo
+    from harmowam.profile import print_timing
 
     result = demo(out, seed, seconds, say)
     print_timing(result)

@@ -8,19 +8,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calibration.camera import Camera, parallax
 from firmware_bridge import guard
 from firmware_bridge.messages import RequestKind
 from firmware_bridge.motor import REQUEST_SLOT
 from firmware_bridge.slots import SlotWriter
+from harmowam.calibration_rig import refuse_moved
 from runtime.bundle import Bundle
 from runtime.cameras import CameraSource, calibrations, open_cameras
+from runtime.profile import timing_report
 from runtime.robot import Robot
-from runtime.two_rate import Policy, RunError, timing_report
+from runtime.two_rate import Policy, RunError
 from sim import server
 
 
@@ -79,13 +82,26 @@ def live(
     say: Callable[[str], None] = lambda line: None,
     real_time_priority: int = 20,
     began_s: float | None = None,
+    faults: tuple[str, ...] = (),
+    inject: Mapping[str, float] | None = None,
+    compensate: bool = True,
+    log: Path | None = None,
 ) -> LiveRun:
     """Run the two-rate loop on `robot` for `seconds`; the arm is lowered and released whatever happens, and what was recorded
-    up to then is kept in `record`. `began_s`: what the time to the first command is counted from (default: now).
+    up to then is kept in `record`. `faults`: NAME@SECONDS
+    each, for the virtual servo bus. `began_s`: what the time to the first command is counted from (default: now).
 
     Raises BundleError, RobotError, CameraError, CalibrationError, ArmError or RunError, each one sentence and a next step.
     """
     began = time.monotonic() if began_s is None else began_s
+    if not 0 < seconds < float("inf"):
+        raise RunError(f"a run of {seconds} s makes no sense: give --seconds a positive number.")
+    if robot.simulated and port is not None:
+        raise RunError(
+            "the simulated robot brings its own bus: to drive an arm, copy runtime/robots/so101.toml and name it with --robot."
+        )
+    if record is not None and record.exists() and not record.is_dir():
+        raise RunError(f"{record} is a file: name a folder with --record.")
     bundle = Bundle.load(bundle_path)
     if task is not None:
         bundle.task(task)
@@ -108,15 +124,24 @@ def live(
                 say("starting the simulated robot")
                 fps = max(c.fps for c in robot.cameras.values())
                 started = time.monotonic()
-                simulator, info = server.start(slots, seed, task, fps)
+                simulator, info = server.start(slots, seed, task, fps, faults=faults)
                 simulation_s = time.monotonic() - started
                 port, task = port or info["port"], info["instruction"]
             assert task is not None
             keeper = guard.start(port or robot.port, robot.arm, slots, real_time_priority)
             cameras = open_cameras(robot, bundle.manifest.cameras, slots)
             known_cameras = calibrations(robot, slots)
-            driver = Policy(bundle, task, cameras, known_cameras, slots, robot.fast_hz, robot.slow_hz, policy)
-            driver.recorder.frames = record is not None
+            refuse_moved(robot, cameras, say)
+            for name, dst in bundle.manifest.cameras.items():
+                if (lean := parallax(known_cameras[name], Camera.from_json(dst))) > 0.001:
+                    say(
+                        f"camera '{name}' stands elsewhere than in training: 5 cm above the table it shows things {1000 * lean:.0f} mm off"
+                    )
+            driver = Policy(
+                bundle, task, cameras, known_cameras, slots, robot.fast_hz, robot.slow_hz, policy, inject=inject,
+                compensate=compensate, log=log,
+            )  # fmt: skip
+            driver.recorder.frames = driver.recorder.on = record is not None
             driver.warm_up()
             state_slot = guard.wait_for_state(keeper, slots)
 
@@ -125,7 +150,7 @@ def live(
                 assert driver is not None
                 driver.stop()
 
-            old = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
+            old = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
             say(f"task: {task}")
             armed = True  # from here on it may be
             driver.arm(state_slot)
@@ -161,6 +186,7 @@ def live(
                 rss_mb=memory,
                 time_to_first_command_s=round(first_ns * 1e-9 - began - simulation_s, 3) if first_ns else None,
                 real_time=driver.granted,
+                motor_drift_ms=round((counts.motor_ns - counts.motor_ticks * round(1e9 / robot.arm.motor_hz)) / 1e6, 3),
             )
             if robot.simulated:
                 report["success"] = bool(truth["success"])

@@ -116,7 +116,8 @@ class Bundle:
         path = Path(path)
         if not (path / "manifest.json").is_file():
             raise BundleError(
-                f"{path} is not a bundle (no manifest.json): make one with `harmowam export CHECKPOINT --out {path}`."
+                f"{path} is not a bundle (no manifest.json): make one with `harmowam export --out out/so101.bundle`, "
+                "or name another with --bundle."
             )
         again = "copy it again from the workstation, or export it again."
         try:

@@ -1,4 +1,8 @@
-"""Cameras: newest frame only, stamped at capture. Slots (the simulator, other processes) and OpenCV devices."""
+"""Cameras: newest frame only, stamped at capture, a thread each, opened again when they come back.
+
+Sources (`source` in the robot file): "sim", "slot:PATH" (another process), "/dev/videoN" or a number (V4L2), "gst:PIPELINE"
+(GStreamer, ends in an appsink), a video file (played at its rate, over and over), a URL (RTSP, HTTP).
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,21 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from calibration.camera import CalibrationError, Camera, load_camera
-from firmware_bridge.clock import prefer
+from firmware_bridge.clock import Ticker, prefer
 from firmware_bridge.slots import SlotError, SlotReader
 from runtime.robot import CameraConfig, Robot
 
 FRAME_HEAD = struct.Struct("<qII")  # capture time (monotonic ns), width, height; then RGB bytes
 
 CAMERA_PRIORITY = 11  # above the loop that waits for its pictures
+FAILURES = 5  # reads that fail in a row before a device is opened again
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 2.0  # between attempts to open it
+LOOK_AGAIN_S = 0.2  # without a new picture: has a slot's writer been replaced?
 
 
 class CameraError(Exception):
@@ -50,7 +57,9 @@ def slot_path(folder: Path, camera: str) -> Path:
 
 
 class SlotCamera:
-    """A camera that another process writes into a slot."""
+    """A camera that another process writes into a slot; a writer that was started again is followed."""
+
+    noisy = False  # the simulator's table may stand still
 
     def __init__(self, config: CameraConfig, path: Path):
         try:
@@ -59,11 +68,23 @@ class SlotCamera:
             raise CameraError(
                 f"camera '{config.name}' is missing ({path} has no frames): start its writer, or correct 'source' in the robot file."
             ) from e
-        self._name = config.name
+        self._path, self._before = path, 0
+        self._looked, self._last = time.monotonic(), -1
 
     @property
     def seq(self) -> int:
-        return self._slot.newest
+        newest = self._slot.newest
+        now = time.monotonic()
+        if newest != self._last:
+            self._last, self._looked = newest, now
+        elif now - self._looked > LOOK_AGAIN_S:
+            self._looked = now
+            if self._slot.replaced:
+                try:
+                    self._slot, self._before = SlotReader(self._path), self._before + newest
+                except SlotError:  # gone for good, or not there yet
+                    pass
+        return self._before + self._slot.newest
 
     def newest(self) -> Frame | None:
         got = self._slot.read()
@@ -71,50 +92,104 @@ class SlotCamera:
             return None
         t_ns, width, height = FRAME_HEAD.unpack_from(got[0])
         image = np.frombuffer(got[0], np.uint8, width * height * 3, FRAME_HEAD.size).reshape(height, width, 3)
-        return Frame(t_ns, image, got[1])
+        return Frame(t_ns, image, self._before + got[1])
 
     def close(self) -> None:
         self._slot.close()
 
 
 class DeviceCamera:
-    """V4L2 device (path or number), video file or URL through OpenCV, read by a thread. Stamped when the frame has been handed over.
+    """V4L2, GStreamer, file or URL through OpenCV, read by a thread; opened again with growing pauses when it fails.
 
-    That is later than the exposure by the transfer time (about one frame period for USB cameras); the driver's own stamp is
-    not offered by OpenCV.
+    Stamps: the driver's own for V4L2 (CLOCK_MONOTONIC, start of the transfer for most USB cameras: add the exposure), else the time
+    of hand-over less `delay_ms` of the robot file.
     """
 
-    def __init__(self, config: CameraConfig):
-        import cv2
+    noisy = True
 
-        source: str | int = int(config.source) if config.source.isdigit() else config.source
-        if config.source.startswith("/dev/video") and not Path(config.source).exists():
+    def __init__(self, config: CameraConfig):
+        self.config = config
+        self.file = "://" not in config.source and Path(config.source).is_file()
+        self.noisy = not self.file
+        self.reconnects = 0
+        self._v4l2 = config.source.isdigit() or config.source.startswith("/dev/video")
+        self._capture = self._open()
+        if self._capture is None:
+            gone = config.source.startswith("/dev/video") and not Path(config.source).exists()
+            why = "is missing" if gone else "cannot be opened"
             raise CameraError(
-                f"camera '{config.name}' is missing ({config.source}): plug it in, or correct 'source' in the robot file."
+                f"camera '{config.name}' {why} ({config.source}): plug it in, or correct 'source' in the robot file."
             )
-        self._capture = cv2.VideoCapture(source)
-        if not self._capture.isOpened():
-            raise CameraError(
-                f"camera '{config.name}' cannot be opened ({config.source}): plug it in, or correct 'source' in the robot file."
-            )
-        self._capture.set(cv2.CAP_PROP_FRAME_WIDTH, config.width)
-        self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, config.height)
-        self._capture.set(cv2.CAP_PROP_FPS, config.fps)
         self._frame: Frame | None = None
         self._count = 0
         self._stop = False
         self._thread = threading.Thread(target=self._run, name=f"camera-{config.name}", daemon=True)
         self._thread.start()
 
+    def _open(self) -> Any:
+        """A working capture, or None."""
+        import cv2
+
+        c = self.config
+        if c.source.startswith("gst:"):
+            capture = cv2.VideoCapture(c.source.removeprefix("gst:"), cv2.CAP_GSTREAMER)
+        elif self._v4l2:
+            if c.source.startswith("/dev/video") and not Path(c.source).exists():
+                return None
+            capture = cv2.VideoCapture(int(c.source) if c.source.isdigit() else c.source, cv2.CAP_V4L2)
+            capture.set(cv2.CAP_PROP_FRAME_WIDTH, c.width)
+            capture.set(cv2.CAP_PROP_FRAME_HEIGHT, c.height)
+            capture.set(cv2.CAP_PROP_FPS, c.fps)
+            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest frame, no queue
+        else:
+            capture = cv2.VideoCapture(c.source)
+        if capture.isOpened():
+            return capture
+        capture.release()
+        return None
+
+    def _stamp(self) -> int:
+        now = time.monotonic_ns()
+        if self._v4l2:
+            import cv2
+
+            driver = int(self._capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
+            if 0 <= now - driver < 1_000_000_000:  # some drivers stamp by another clock, or not at all
+                return driver
+        return now - int(self.config.delay_ms * 1e6)
+
+    def _again(self) -> None:
+        """Open what has failed, with pauses of 0.1 s to 2 s; returns when it is open or the camera is closed."""
+        self._capture.release()
+        pause = FIRST_PAUSE_S
+        while not self._stop:
+            capture = self._open()
+            if capture is not None:
+                self._capture = capture
+                self.reconnects += not self.file  # a film starts again
+                return
+            time.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE_S)
+
     def _run(self) -> None:
         prefer(CAMERA_PRIORITY)
+        ticker, failed = Ticker(self.config.fps), 0
         while not self._stop:
+            if self.file:
+                ticker.wait()
             ok, bgr = self._capture.read()
             if not ok:
-                time.sleep(0.05)
+                failed += 1
+                if self.file or failed >= FAILURES:
+                    failed = 0
+                    self._again()
+                else:
+                    time.sleep(0.01)
                 continue
+            failed = 0
+            stamp = self._stamp()
+            self._frame = Frame(stamp, np.ascontiguousarray(bgr[..., ::-1]), self._count + 1)
             self._count += 1
-            self._frame = Frame(time.monotonic_ns(), np.ascontiguousarray(bgr[..., ::-1]), self._count)
 
     @property
     def seq(self) -> int:
@@ -125,7 +200,7 @@ class DeviceCamera:
 
     def close(self) -> None:
         self._stop = True
-        self._thread.join(1.0)
+        self._thread.join(3.0)
         self._capture.release()
 
 
@@ -176,12 +251,21 @@ def open_cameras(robot: Robot, wanted: Iterable[str], slots: Path) -> dict[str, 
     return cameras
 
 
+def serial(source: str) -> str | None:
+    """The USB serial number behind a device such as /dev/video0; None where there is none (file, slot, simulator)."""
+    try:
+        device = Path("/sys/class/video4linux") / Path(source).resolve().name / "device"
+        return (device.resolve().parent / "serial").read_text().strip() or None
+    except OSError:
+        return None
+
+
 def calibrations(robot: Robot, slots: Path) -> dict[str, Camera]:
     """Each camera's calibration, checked against the resolution it is used at; raises CalibrationError."""
     out = {}
     for name, config in robot.cameras.items():
         path = slots / f"{name}.json" if config.calibration == "sim" else robot.path.parent / config.calibration
-        camera = load_camera(path)
+        camera = load_camera(path, {"serial": serial(config.source)})
         if (camera.width, camera.height) != (config.width, config.height):
             raise CalibrationError(
                 f"camera '{name}' is calibrated at {camera.width}x{camera.height} ({path}) and used at "

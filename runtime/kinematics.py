@@ -97,3 +97,12 @@ def tool_rotation(pan: float | np.ndarray, pitch: float | np.ndarray, roll: floa
     ry = np.stack([c(pitch), zero, s(pitch), zero, one, zero, -s(pitch), zero, c(pitch)], -1).reshape(*pan.shape, 3, 3)
     rx = np.stack([one, zero, zero, zero, c(roll), -s(roll), zero, s(roll), c(roll)], -1).reshape(*pan.shape, 3, 3)
     return rz @ ry @ rx
+
+
+def so101_tool(q: np.ndarray, links: So101Links = So101Links()) -> np.ndarray:
+    """`T_base_from_tool` float64[4,4] of joint angles [>=5] (rad); tool axes as in `tool_rotation`."""
+    pose = so101_forward(q, links)
+    T = np.eye(4)
+    T[:3, :3] = tool_rotation(float(q[0]), float(pose[3]), float(pose[4]))
+    T[:3, 3] = pose[:3]
+    return T

@@ -52,6 +52,7 @@ class Recorder:
 
     def __init__(self, frames: bool = True) -> None:
         self.frames = frames
+        self.on = True  # off: nothing is kept at all
         self.dropped = 0
         self._rows: np.ndarray = np.zeros(MAX_TICKS, TICK)  # pages come into being when they are written to
         self._count = 0
@@ -67,6 +68,8 @@ class Recorder:
 
     def tick(self, obs: Observation, tick: FastTick, command: Command | None, state: JointState) -> None:
         """One turn of the fast loop. The frames of `obs` are kept by reference: nobody may write to them afterwards."""
+        if not self.on:
+            return
         if self._count < MAX_TICKS:
             self._rows[self._count] = (
                 tick.t_ns, obs.t_capture_ns, tick.prior_age_ns, state.t_wire_ns, state.t_command_capture_ns, state.command_seq,

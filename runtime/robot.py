@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calibration.joints import JointCalibration
+from calibration.store import Store
 from firmware_bridge.arm import ArmConfig
+from firmware_bridge.models import MODELS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,8 +27,8 @@ class RobotError(Exception):
 
 @dataclass(frozen=True)
 class CameraConfig:
-    """`source`: "sim", slot:PATH (a slot that another program writes), a device such as /dev/video0, a video file or a URL.
-    `calibration`: a file beside the robot file."""
+    """`source`: "sim", slot:PATH (a slot that another program writes), a device such as /dev/video0, gst:PIPELINE, a video file or
+    a URL. `calibration`: a file beside the robot file. `delay_ms`: from capture to hand-over where no driver stamps the frames."""
 
     name: str
     source: str
@@ -33,6 +36,8 @@ class CameraConfig:
     height: int
     fps: float
     calibration: str
+    marker: str = ""  # board fixed to the table or base, looked at before every run (`harmowam calibrate check`)
+    delay_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Robot:
 
 
 _JOINT = {"name": str, "id": int, "lower": float, "upper": float, "zero_step": int, "direction": int}
+_EEPROM = ("homing_offset", "min_position", "max_position")  # of a joint's servo, verified at start when given
 _TOP = {"name", "family", "simulated", "bus", "arm", "rates", "camera"}
 
 
@@ -96,7 +102,10 @@ def _table(value: Any, where: str) -> dict[str, Any]:
 
 
 def load_robot(name_or_path: str) -> Robot:
-    """A shipped robot by name ("sim_so101", "so101") or any robot file by path; raises RobotError."""
+    """A shipped robot by name ("sim_so101", "so101") or any robot file by path.
+
+    Raises RobotError, or CalibrationError for its joint calibration.
+    """
     path = SHIPPED / f"{name_or_path}.toml"
     if not path.is_file():
         path = Path(name_or_path)
@@ -115,7 +124,21 @@ def load_robot(name_or_path: str) -> Robot:
     _known(bus, {"port", "baud"}, f"{where} [bus]")
     _known(
         arm,
-        {"rest", "max_velocity", "max_acceleration", "joint", "stop_after_s", "lower_speed", "release_s", "max_lead"},
+        {
+            "rest",
+            "max_velocity",
+            "max_acceleration",
+            "joint",
+            "stop_after_s",
+            "lower_speed",
+            "release_s",
+            "max_lead",
+            "max_jerk",
+            "follow_rad",
+            "follow_s",
+            "estop",
+            "calibration",
+        },
         f"{where} [arm]",
     )
     _known(rates, {"fast_hz", "slow_hz", "motor_hz"}, f"{where} [rates]")
@@ -123,7 +146,7 @@ def load_robot(name_or_path: str) -> Robot:
     rows = []
     for k, j in enumerate(joints):
         at = f"{where} [[arm.joint]] number {k + 1}"
-        _known(_table(j, at), set(_JOINT), at)
+        _known(_table(j, at), {*_JOINT, *_EEPROM, "model"}, at)
         rows.append(
             {key: _take(j, key, kind, at, {"zero_step": 2048, "direction": 1}.get(key)) for key, kind in _JOINT.items()}
         )
@@ -139,7 +162,7 @@ def load_robot(name_or_path: str) -> Robot:
         raise RobotError(f"{where}: two joints share a servo id: give each its own.")
     if len({r["name"] for r in rows}) != n:
         raise RobotError(f"{where}: two joints share a name: give each its own.")
-    tuning = ("stop_after_s", "lower_speed", "release_s", "max_lead")
+    tuning = ("stop_after_s", "lower_speed", "release_s", "max_lead", "follow_rad", "follow_s")
     optional = {k: _positive(arm, k, float, f"{where} [arm]") for k in tuning if k in arm}
     rest, velocity, acceleration = (
         _vector(arm, k, n, f"{where} [arm]") for k in ("rest", "max_velocity", "max_acceleration")
@@ -151,6 +174,17 @@ def load_robot(name_or_path: str) -> Robot:
             raise RobotError(
                 f"{where} [arm]: {r['name']} needs a velocity and an acceleration above zero: correct them."
             )
+    jerk = _vector(arm, "max_jerk", n, f"{where} [arm]") if "max_jerk" in arm else ()
+    if jerk and min(jerk) <= 0:
+        raise RobotError(f"{where} [arm]: every 'max_jerk' must be greater than zero: correct it.")
+    models = tuple(_take(j, "model", str, where, "STS3215") for j in joints)
+    unknown = [m for m in models if m not in MODELS]
+    if unknown or len({MODELS[m].protocol for m in models}) > 1:
+        raise RobotError(
+            f"{where}: servo model '{unknown[0] if unknown else models}' cannot be driven: "
+            f"use models of one protocol ({', '.join(MODELS)})."
+        )
+    held = tuple((r["id"], k, _take(j, k, int, where)) for r, j in zip(rows, joints) for k in _EEPROM if k in j)
     config = ArmConfig(
         joints=tuple(r["name"] for r in rows),
         ids=tuple(r["id"] for r in rows),
@@ -163,12 +197,20 @@ def load_robot(name_or_path: str) -> Robot:
         max_acceleration=acceleration,
         baud=_positive(bus, "baud", int, f"{where} [bus]", 1_000_000),
         motor_hz=_positive(rates, "motor_hz", float, f"{where} [rates]"),
+        max_jerk=jerk,
+        models=models,
+        eeprom=held,
+        estop=_take(arm, "estop", str, f"{where} [arm]", ""),
         **optional,
     )
+    if "calibration" in arm:  # a store's "joints" folder: measured zeros and ranges
+        folder = path.parent / _take(arm, "calibration", str, f"{where} [arm]")
+        record = Store(folder.parent).get(folder.name, kind="joints")
+        config = JointCalibration.from_json(record["result"], str(folder)).apply(config)
     cameras = {}
     for key, c in _take(raw, "camera", dict, where).items():
         at = f"{where} [camera.{key}]"
-        _known(_table(c, at), {"source", "width", "height", "fps", "calibration"}, at)
+        _known(_table(c, at), {"source", "width", "height", "fps", "calibration", "marker", "delay_ms"}, at)
         cameras[key] = CameraConfig(
             key,
             _take(c, "source", str, at),
@@ -176,6 +218,8 @@ def load_robot(name_or_path: str) -> Robot:
             _positive(c, "height", int, at),
             _positive(c, "fps", float, at),
             _take(c, "calibration", str, at),
+            _take(c, "marker", str, at, ""),
+            _take(c, "delay_ms", float, at, 0.0),
         )
     family = _take(raw, "family", str, where)
     if family != "so101":

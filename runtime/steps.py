@@ -272,12 +272,13 @@ class FastStep:
         dt = 0.0 if self.last_ns is None else min((now_ns - self.last_ns) * 1e-9, 0.1)
         reactive, gate, mass = self._heard(now_ns, obs, prior)
         expert = self._choose(gate, age_ns * 1e-9)
+        self.trace.mark("fast.gate")
         if expert == Expert.PREDICTIVE:
             self._follow_plan(now_ns, prior, fresh=self.expert != Expert.PREDICTIVE)
         else:
             self._transit(dt, reactive)
         self.expert, self.last_ns = expert, now_ns
-        self.trace.mark("fast.decide")
+        self.trace.mark("fast.handover")
         q, _ = so101_inverse(self.pose[:5], self.links)
         h = 0.02
         ahead, _ = so101_inverse(self.pose[:5] + h * self.velocity[:5], self.links)

@@ -1,6 +1,6 @@
 """The two-rate loop on the wall clock: fast loop in the main thread, slow loop in a thread, motors in another process.
 
-Both loops call the pure steps of `runtime.steps`; what is here is only time, slots and counting.
+Both loops call the pure steps of `runtime.steps`; what is here is only time, slots, counting and health.
 
     python -m runtime.two_rate --help
 """
@@ -8,34 +8,39 @@ Both loops call the pure steps of `runtime.steps`; what is here is only time, sl
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import signal
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from calibration.camera import CalibrationError, Camera
 from firmware_bridge.clock import Ticker, prefer, real_time
-from firmware_bridge.messages import COMMAND_BYTES, JointState, RequestKind, SafetyState
+from firmware_bridge.messages import COMMAND_BYTES, Command, Expert, JointState, RequestKind, SafetyState
 from firmware_bridge.motor import COMMAND_SLOT, REQUEST_SLOT, STATE_SLOT
 from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
+from firmware_bridge.stamps import StampReader
 from runtime.bundle import Bundle, BundleError
+from runtime.camera_watch import CameraWatch, apart
 from runtime.cameras import CameraError, CameraSource, Frame, calibrations, open_cameras
-from runtime.contracts import Observation, Prior
+from runtime.contracts import FastTick, Observation, Prior
+from runtime.delay import Lead, roll_forward
 from runtime.engine import EngineError
+from runtime.health import Health, HealthLimits, HealthMonitor, Signs, board_temperature, output_fault
+from runtime.log import LogError, LogWriter
+from runtime.profile import timing_report
 from runtime.recorder import Recorder
+from runtime.replay import run_meta
 from runtime.robot import RobotError, load_robot
 from runtime.steps import FastStep, SlowStep
-from runtime.trace import StageTrace, summary
+from runtime.trace import StageTrace
 
-CAMERA_SILENT_S = 0.5  # without a new picture; the motor process has held the arm for most of that time
 FAST_PRIORITY, SLOW_PRIORITY = (
     10,
     5,
@@ -43,6 +48,14 @@ FAST_PRIORITY, SLOW_PRIORITY = (
 MOTOR_SILENT_S = 0.6  # the guard acts after 0.25 s
 PHASE_NS = 1_000_000  # the fast clock is led to tick so long before a picture comes,
 PHASE_STEP_NS = 200_000  # by at most so much a tick
+KEEP_AFTER_S = 0.3  # after so long without targets the arm has come to rest: from then on it is told to stay there
+STALE_NS = 75_000_000  # lifetime of such a command
+FAST_STAGES = (
+    "fast.take", "fast.preprocess", "fast.engine", "fast.gate", "fast.handover", "fast.command", "fast.slot",
+    "fast.period_error", "observation.age", "prior.age", "wire", "wire.observation", "wire.overhead",
+)  # fmt: skip
+SLOW_STAGES = ("slow.preprocess", "slow.world_model", "slow.predictive")
+MOTOR_STAGES = ("motor.read", "motor.write", "motor.telemetry", "motor.wake")
 
 
 class RunError(Exception):
@@ -58,34 +71,65 @@ class Counts:
     repeats: int = 0
     misses: int = 0
     slow: int = 0
-    prior_age_ms: deque[float] = field(default_factory=lambda: deque(maxlen=1 << 17))
-    wire_ms: deque[float] = field(default_factory=lambda: deque(maxlen=1 << 17))
     began_ns: int = 0
     ended_ns: int = 0
     first_command_ns: int = 0
+    jerk_rms: float = 0.0  # of the motor process's goals, rad/s^3
+    jerk_max: float = 0.0
+    motor_ns: int = 0  # by the motor process's clock, from the first to the last tick that was seen, and
+    motor_ticks: int = 0  # how many periods that should be
+    faults_seen: int = 0  # outputs of a model that were refused
 
 
 class Policy:
-    """Owns the engines, both loops and the slots to the motor process. `state` is that process's slot."""
+    """Owns the engines, both loops and the slots to the motor process. `state` is that process's slot.
+
+    `inject` (stage -> ms) slows stages down; `compensate` False takes the state and the time of a command as they are now, not
+    as they will be when it arrives; `log` records every input of the engines.
+    """
 
     def __init__(
         self, bundle: Bundle, task: str, cameras: dict[str, CameraSource], calibrations: dict[str, Camera], slots: Path,
-        fast_hz: float, slow_hz: float, policy: str = "gated",
+        fast_hz: float, slow_hz: float, policy: str = "gated", *, inject: Mapping[str, float] | None = None,
+        compensate: bool = True, log: Path | None = None, limits: HealthLimits | None = None,
     ):  # fmt: skip
         self.cameras, self.fast_hz, self.slow_hz = cameras, fast_hz, slow_hz
-        self.fast_trace, self.slow_trace = StageTrace(), StageTrace()
+        self.fast_trace = StageTrace(stages=FAST_STAGES, inject=inject)
+        self.slow_trace = StageTrace(stages=SLOW_STAGES, capacity=1 << 14, inject=inject)
+        self.motor_trace = StageTrace(stages=MOTOR_STAGES)
         self.slow = SlowStep(bundle, task, calibrations, trace=self.slow_trace)
         self.fast = FastStep(bundle, calibrations, trace=self.fast_trace, policy=policy)
         self.counts = Counts()
+        self.health = HealthMonitor(fast_hz, limits)
         self.recorder = Recorder()
+        self.log: LogWriter | None = None
+        if log is not None:
+            rates = {"fast_hz": fast_hz, "slow_hz": slow_hz, "compensate": compensate}
+            self.log = LogWriter(log, run_meta(bundle, task, policy, calibrations, **rates))
+        self.compensate, self.lead = compensate, Lead()
+        joints = bundle.manifest.joints
+        self._lower, self._upper = (np.array([j[k] for j in joints]) for k in ("lower", "upper"))
         self._commands = SlotWriter(slots / COMMAND_SLOT, COMMAND_BYTES)
         self._requests = SlotWriter(slots / REQUEST_SLOT, 16)
+        self._slots = slots
         self._state_slot: SlotReader | None = None
         self._stop = threading.Event()
         self._seen = dict.fromkeys(cameras, 0)  # newest picture that the fast loop has used
+        self._arrived_ns = dict.fromkeys(cameras, 0)
+        self._watches = {n: CameraWatch(n, fast_hz, noisy=getattr(c, "noisy", False)) for n, c in cameras.items()}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._newest: Observation | None = None
         self._prior: Prior | None = None
         self._failure: BaseException | None = None
+        self._slow_fault = ""
+        self._camera_faults: tuple[str, ...] = ()
+        self._temperature = 0.0
+        self._sent: Command | None = None
+        self._made: dict[
+            int, tuple[int, int, int]
+        ] = {}  # command -> frames taken, in its slot, time in the step; all ns
+        self._reset = True
+        self._last_ns = 0
         self.granted: dict[str, bool] = {}
 
     def warm_up(self) -> None:
@@ -106,6 +150,12 @@ class Policy:
             frame = camera.newest()
             if frame is None:
                 raise RunError(f"camera '{name}' stopped giving frames: check its cable.")
+            shape = self._shapes.setdefault(name, frame.image.shape)
+            if frame.image.shape != shape:
+                raise RunError(
+                    f"camera '{name}' changed from {shape[1]}x{shape[0]} to {frame.image.shape[1]}x{frame.image.shape[0]} while "
+                    "driving: stop the program that did it, then start again."
+                )
             frames[name] = frame
         return frames
 
@@ -136,20 +186,27 @@ class Policy:
     def _slow_loop(self) -> None:
         prefer(SLOW_PRIORITY)
         try:
-            ticker = Ticker(self.slow_hz)
+            ticker, made_from, looked = Ticker(self.slow_hz), -1, 0.0
             while not self._stop.is_set():
                 obs = self._newest
-                if obs is None:
+                if obs is None or obs.seq == made_from:  # no news: the Prior may grow old
                     time.sleep(0.002)
                     continue
                 self.slow_trace.begin()
-                made = self.slow.step(time.monotonic_ns(), obs)
-                ready = time.monotonic_ns()
-                self._prior = Prior(
-                    made.t_capture_ns, ready, made.task, made.tokens, made.future, made.chunk, made.grid_ns, made.seq
-                )
-                self.counts.slow += 1
-                self.recorder.prior(self._prior)
+                began = time.monotonic_ns()
+                made = dataclasses.replace(self.slow.step(began, obs), t_ready_ns=time.monotonic_ns())
+                made_from = obs.seq
+                if np.isfinite(made.chunk).all() and np.isfinite(made.future).all():
+                    if self.log is not None:
+                        self.log.prior(made, obs, began)
+                    self._prior, self._slow_fault = made, ""
+                    self.counts.slow += 1
+                    self.recorder.prior(made)
+                else:
+                    self._slow_fault = "the slow engine gave numbers that are not finite"
+                    self.counts.faults_seen += 1
+                if time.monotonic() - looked > 1.0:
+                    looked, self._temperature = time.monotonic(), board_temperature()
                 ticker.wait()
         except BaseException as e:  # whatever it was, the fast loop must end and the arm be lowered
             self._failure = e
@@ -174,61 +231,151 @@ class Policy:
             )
         return state
 
-    def _missing_camera(self) -> RunError:
-        late = [name for name, camera in self.cameras.items() if camera.seq <= self._seen[name]]
-        return RunError(
-            f"camera '{(late or list(self.cameras))[0]}' stopped giving frames: check its cable, then start again."
-        )
+    def _observe(self, frames: dict[str, Frame], state: JointState, now: int) -> Observation:
+        stamps = {name: f.t_capture_ns for name, f in frames.items()}
+        found = [fault for n, f in frames.items() for fault in self._watches[n].look(now, f.t_capture_ns, f.image)]
+        self._camera_faults = (*found, *apart(stamps, int(1e9 / self.fast_hz)))
+        captured = min(stamps.values())
+        self.fast_trace.add("observation.age", now - captured, captured)
+        images = {name: f.image for name, f in frames.items()}
+        return Observation(captured, images, state.q_rad, state.qd_rad_s, self.counts.ticks)
 
-    def _fast_tick(self, due: int, period: int, state: JointState) -> None:
-        """One turn of the fast loop on new pictures."""
-        c = self.counts
+    def _fast_tick(self, due: int, period: int, state: JointState) -> str:
+        """One turn of the fast loop on new pictures; returns what was wrong with the model's output, or nothing."""
+        c, trace = self.counts, self.fast_trace
+        began = time.monotonic_ns()
+        trace.begin()
         frames = self._frames()
+        if self._last_ns:
+            # Skipped periods are misses; how evenly the loop runs is told by the others.
+            trace.add("fast.period_error", abs((began - self._last_ns + period // 2) % period - period // 2), began)
+        self._last_ns = began
         self._seen = {name: frame.seq for name, frame in frames.items()}
-        captured = min(f.t_capture_ns for f in frames.values())
-        obs = Observation(captured, {k: f.image for k, f in frames.items()}, state.q_rad, state.qd_rad_s, c.ticks)
+        self._arrived_ns = dict.fromkeys(frames, began)
+        obs = self._observe(frames, state, began)
         self._newest = obs
         prior = self._prior
-        self.fast_trace.begin()
-        command, tick = self.fast.step(time.monotonic_ns(), obs, prior)
-        if command is not None:
-            self._commands.write(command.pack())
-            c.first_command_ns = c.first_command_ns or time.monotonic_ns()
-        self.fast_trace.mark("fast.slot")
+        now = time.monotonic_ns()
+        if self.compensate:
+            now += self.lead.ns
+            obs = dataclasses.replace(obs, q_rad=roll_forward(state, self._sent, now))
+        trace.mark("fast.take")
+        engine_ns = time.monotonic_ns()
+        command, tick = self.fast.step(now, obs, prior)
+        engine_ns = time.monotonic_ns() - engine_ns
+        fault = "" if command is None else output_fault(command, self._lower, self._upper, tick.sent_target)
+        reset, self._reset = self._reset, False
+        if fault:
+            c.faults_seen += 1
+            self._reset = True
+            self.fast.reset()  # a number that is not finite must not live on in its memory
+        elif command is not None and self._temperature < self.health.limits.hottest_c:
+            self._send(command, began, engine_ns)
+        trace.mark("fast.slot")
         c.new_frames += 1
-        if time.monotonic_ns() > due + period:
-            c.misses += 1
         if prior is not None:
-            c.prior_age_ms.append((tick.t_ns - prior.t_capture_ns) / 1e6)
+            trace.add("prior.age", now - prior.t_capture_ns, prior.t_capture_ns)
         self.recorder.tick(obs, tick, command, state)
+        self._record(now, obs, prior, command, tick, reset=reset, sent=command is not None and not fault)
+        return fault
+
+    def _record(
+        self, now: int, obs: Observation, prior: Prior | None, command: Command | None, tick: FastTick, *, reset: bool, sent: bool
+    ) -> None:  # fmt: skip
+        if self.log is not None:
+            targets = np.stack([tick.reactive_target, tick.predictive_target, tick.sent_target])
+            number = -1 if prior is None else prior.seq
+            self.log.tick(now, obs, self._seen, number, command, targets, reset=reset, sent=sent)
+
+    def _send(self, command: Command, taken_ns: int, engine_ns: int) -> None:
+        self._commands.write(command.pack())
+        now = time.monotonic_ns()
+        self._sent = command
+        self._made[command.seq] = (taken_ns, now, engine_ns)
+        if len(self._made) > 64:
+            del self._made[next(iter(self._made))]
+        self.counts.first_command_ns = self.counts.first_command_ns or now
+
+    def _stay(self, state: JointState, now: int) -> None:
+        """Keep the arm where it came to rest: without commands the motor process would lower it. Expires like any command."""
+        still = np.zeros_like(state.goal_rad)
+        stay = Command(now, now + STALE_NS, state.goal_rad, still, Expert.NONE)
+        self._commands.write(stay.pack())
+        self._sent = None
+
+    def _wire(self, state: JointState, stamps: StampReader, seen: int) -> int:
+        """Book what the motor process did since the last look; returns the number of the newest command on the wire."""
+        if state.command_seq != seen and state.t_wire_ns:
+            seen = state.command_seq
+            taken_ns, slot_ns, engine_ns = self._made.get(seen, (0, 0, 0))
+            if slot_ns:
+                total = state.t_wire_ns - state.t_command_capture_ns
+                self.fast_trace.add("wire", state.t_wire_ns - slot_ns, slot_ns)
+                self.fast_trace.add("wire.observation", total, state.t_command_capture_ns)
+                self.fast_trace.add("wire.overhead", state.t_wire_ns - taken_ns - engine_ns, taken_ns)
+                self.lead.see(state, slot_ns)
+        new = stamps.newest()
+        if new is not None:
+            for name, (start, duration) in new.spans.items():
+                self.motor_trace.add(f"motor.{name}", duration, start)
+            self.motor_trace.add("motor.wake", new.began_ns - new.due_ns, new.due_ns)
+            self.counts.jerk_rms, self.counts.jerk_max = new.jerk_rms, new.jerk_max
+        return seen
+
+    def _judge(self, now: int, fault: str, commanded: bool, misses: int) -> Health:
+        prior = self._prior
+        signs = Signs(
+            camera_age_s={name: (now - t) * 1e-9 for name, t in self._arrived_ns.items()},
+            camera_faults=self._camera_faults,
+            prior_age_s=-1.0 if prior is None else (now - prior.t_capture_ns) * 1e-9,
+            output_fault=fault or self._slow_fault, commanded=commanded, misses=misses, temperature_c=self._temperature,
+            recording_fault="" if self.log is None else self.log.fault,
+        )  # fmt: skip
+        before = len(self.health.history)
+        health = self.health.step(now, signs)
+        if self.log is not None:
+            for change in self.health.history[before:]:
+                self.log.event(now, "health", state=change.state.name, reasons=change.reasons)
+        return health
 
     def _drive(self, end_ns: int, until: Callable[[], bool] | None) -> None:
         c = self.counts
-        ticker = Ticker(self.fast_hz)
+        ticker, stamps = Ticker(self.fast_hz), StampReader(self._slots)
         period = ticker.period_ns
-        asked_ns = picture_ns = c.began_ns
-        wire_seq = 0
+        asked_ns = targets_ns = c.began_ns
+        self._arrived_ns = dict.fromkeys(self.cameras, c.began_ns)
+        wire_seq, fault, misses = 0, "", 0
+        first = self.joint_state()
         while not self._stop.is_set():
             due = ticker.wait()
             if due > end_ns:
                 break
-            c.ticks, c.misses = c.ticks + 1 + ticker.missed, c.misses + ticker.missed
+            c.ticks, misses = c.ticks + 1 + ticker.missed, ticker.missed
             ticker.missed = 0
             new = self._wait_for_frames(due + period // 2)
             state = self._look()
             now = time.monotonic_ns()
             if new:
-                picture_ns = now
                 # A picture that waits for the tick only grows old: let the clock's phase follow the cameras.
                 ticker.next_ns += min(max((now - due - PHASE_NS) // 4, -PHASE_STEP_NS), PHASE_STEP_NS)
-                self._fast_tick(due, period, state)
+                fault = self._fast_tick(due, period, state)
+                misses += time.monotonic_ns() > due + period
             else:
                 c.repeats += 1
-                if now - picture_ns > CAMERA_SILENT_S * 1e9:
-                    raise self._missing_camera()
-            if state.command_seq != wire_seq and state.t_wire_ns:
-                wire_seq = state.command_seq
-                c.wire_ms.append((state.t_wire_ns - state.t_command_capture_ns) / 1e6)
+            c.misses += misses
+            if self.log is not None:
+                self.log.state(state)
+            health = self._judge(now, fault, c.first_command_ns > 0, misses)
+            if health == Health.STOPPED:
+                mend = "check its cable" if self.health.reasons[0].startswith("camera") else "look at `harmowam doctor`"
+                raise RunError(f"{self.health.reasons[0]}: {mend}, then start again.")
+            if health != Health.HOLDING:
+                targets_ns = now
+            elif now - targets_ns > KEEP_AFTER_S * 1e9:
+                self._stay(state, now)
+            wire_seq = self._wire(state, stamps, wire_seq)
+            c.motor_ns = state.t_ns - first.t_ns
+            c.motor_ticks = state.tick + state.missed_ticks - first.tick - first.missed_ticks
             if until is not None and now - asked_ns > 100_000_000:
                 asked_ns = now
                 if until():
@@ -252,6 +399,8 @@ class Policy:
             self._stop.set()
             slow.join(2.0)
             prefer(0)
+            if self.log is not None:
+                self.log.close()
         if self._failure is not None:
             raise self._failure
         return c
@@ -271,33 +420,6 @@ class Policy:
         return state
 
 
-def percentiles(values: Any) -> dict[str, float]:
-    """p50, p99, max of a series; zeros when it is empty."""
-    v = np.asarray(values, float)
-    if not len(v):
-        return {"p50": 0.0, "p99": 0.0, "max": 0.0}
-    return {
-        "p50": round(float(np.percentile(v, 50)), 3),
-        "p99": round(float(np.percentile(v, 99)), 3),
-        "max": round(float(v.max()), 3),
-    }
-
-
-def timing_report(policy: Policy) -> dict[str, Any]:
-    """The `profile` JSON shape: rates, misses, ages and stages of a finished run."""
-    c = policy.counts
-    seconds = max((c.ended_ns - c.began_ns) * 1e-9, 1e-9)
-    budgets = {"fast": 1000 / policy.fast_hz, "slow": 1000 / policy.slow_hz}
-    stages = summary({**policy.fast_trace.durations_ms(), **policy.slow_trace.durations_ms()})
-    for name, row in stages.items():
-        row["budget_ms"] = round(budgets[name.split(".")[0]], 3)
-    return {
-        "seconds": round(seconds, 2), "fast_hz": round(c.new_frames / seconds, 3), "repeat_hz": round(c.repeats / seconds, 3),
-        "slow_hz": round(c.slow / seconds, 3), "ticks": c.ticks, "deadline_misses": c.misses,
-        "prior_age_ms": percentiles(c.prior_age_ms), "observation_to_wire_ms": percentiles(c.wire_ms), "stages": stages,
-    }  # fmt: skip
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description="Policy process: both loops of a robot whose guard already runs on the same slots. "
@@ -309,13 +431,14 @@ def main() -> int:
     parser.add_argument("--slots", type=Path, required=True, help="folder of the slots")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--record", type=Path, help="folder for the recorded episode")
+    parser.add_argument("--log", type=Path, help="MCAP file for every input and output of the engines")
     args = parser.parse_args()
     cameras: dict[str, CameraSource] = {}
     try:
         bundle, robot = Bundle.load(args.bundle), load_robot(args.robot)
         cameras = open_cameras(robot, bundle.manifest.cameras, args.slots)
         known = calibrations(robot, args.slots)
-        policy = Policy(bundle, args.task, cameras, known, args.slots, robot.fast_hz, robot.slow_hz)
+        policy = Policy(bundle, args.task, cameras, known, args.slots, robot.fast_hz, robot.slow_hz, log=args.log)
         policy.recorder.frames = args.record is not None
         policy.warm_up()
         state_slot = SlotReader(args.slots / STATE_SLOT)
@@ -330,7 +453,7 @@ def main() -> int:
         if args.record is not None:
             policy.recorder.save(args.record, report)
         print(json.dumps(report, indent=1, sort_keys=True))
-    except (BundleError, RobotError, CameraError, CalibrationError, EngineError, RunError, SlotError) as e:
+    except (BundleError, RobotError, CameraError, CalibrationError, EngineError, LogError, RunError, SlotError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     finally:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from firmware_bridge.clock import Ticker, prefer, real_time
+from firmware_bridge.faults import parse as parse_fault
 from firmware_bridge.slots import SlotReader, SlotWriter
 from firmware_bridge.virtual_bus import PtyBus, VirtualBus
 from runtime.cameras import FRAME_HEAD, slot_path
@@ -35,8 +36,11 @@ class SimulatorError(Exception):
     """A simulator that does not start; one sentence and the next step."""
 
 
-def serve(slots: Path, seed: int, task: str | None, fps: float) -> int:
-    """Physics on the wall clock and the bus on a pseudo-terminal, until SIGTERM or the death of the parent."""
+def serve(slots: Path, seed: int, task: str | None, fps: float, faults: tuple[str, ...] = ()) -> int:
+    """Physics on the wall clock and the bus on a pseudo-terminal, until SIGTERM or the death of the parent.
+
+    `faults`: NAME@SECONDS each, injected into the bus so long after the torque was first switched on.
+    """
     from sim.plant import MujocoPlant
     from sim.tasks import sample_layout
     from sim.world import SERVO_DT, J, World
@@ -70,9 +74,14 @@ def serve(slots: Path, seed: int, task: str | None, fps: float) -> int:
     began = time.monotonic_ns()
     first_success = 0
     announced = False
+    pending = [parse_fault(f) for f in faults]
     while not stop and os.getppid() == parent and cameras.poll() is None:
         now = ticker.wait()
         world.advance((now - began) * 1e-9 - world.time_s)
+        if pending and bus.bus.get(1, "torque_enable"):
+            for name, seconds in pending:
+                bus.bus.faults.inject(name, now + int(seconds * 1e9))
+            pending = []
         success = world.success()
         first_success = first_success or (now if success else 0)
         truth.write(_TRUTH.pack(now, first_success, world.time_s, success), world.visible)
@@ -121,14 +130,15 @@ def read_truth(slots: Path) -> dict[str, float | bool]:
 
 
 def start(
-    slots: Path, seed: int, task: str | None, fps: float, timeout_s: float = 30.0
+    slots: Path, seed: int, task: str | None, fps: float, timeout_s: float = 30.0, faults: tuple[str, ...] = ()
 ) -> tuple[subprocess.Popen[str], dict[str, str]]:
     """Start the simulated robot; returns the process and {"port", "instruction"} once cameras and bus are up."""
     slots.mkdir(parents=True, exist_ok=True)
     for name in ("front", "wrist"):
         slot_path(slots, name).unlink(missing_ok=True)
     command = [sys.executable, "-m", "sim.server", "--slots", str(slots), "--seed", str(seed), "--fps", str(fps)]
-    process = subprocess.Popen(command + (["--task", task] if task else []), stdout=subprocess.PIPE, text=True)
+    command += [*(["--task", task] if task else []), *(x for f in faults for x in ("--fault", f))]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], timeout_s)
     line = process.stdout.readline() if ready else ""
@@ -150,10 +160,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="start layout")
     parser.add_argument("--task", choices=list(INSTRUCTIONS), help="instruction; default: drawn from the seed")
     parser.add_argument("--fps", type=float, default=50.0)
+    parser.add_argument("--fault", action="append", default=[], help="NAME@SECONDS after the torque went on")
     parser.add_argument("--cameras", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.slots.mkdir(parents=True, exist_ok=True)
-    return (serve_cameras if args.cameras else serve)(args.slots, args.seed, args.task, args.fps)
+    if args.cameras:
+        return serve_cameras(args.slots, args.seed, args.task, args.fps)
+    return serve(args.slots, args.seed, args.task, args.fps, tuple(args.fault))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ class SlotCameras:
         capacity = FRAME_HEAD.size + size[0] * size[1] * 3
         self._slots = [SlotWriter(slot_path(slots, name), capacity) for name in ("front", "wrist")]
         self.stop = threading.Event()
+        self.unplugged = False
         self._write(0)
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -46,7 +47,8 @@ class SlotCameras:
         while not self.stop.is_set():
             ticker.wait()
             k += 1
-            self._write(k)
+            if not self.unplugged:
+                self._write(k)
 
     def close(self) -> None:
         self.stop.set()

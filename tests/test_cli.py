@@ -130,7 +130,7 @@ def test_what_is_missing_busy_or_silent_is_refused(bench, bundle, tmp_path):
     assert "no servo answers on" in refusal(*drive(bench, bundle, "--port", os.ttyname(slave)))
     os.close(master)
     os.close(slave)
-    bench.servos.silent = {4}
+    bench.servos.faults.inject("silent-servo", servo=4)
     assert "servo 4 (wrist_flex) does not answer" in refusal(*drive(bench, bundle))
 
 
@@ -182,3 +182,12 @@ def test_the_simulated_robot_is_driven_end_to_end(bundle, tmp_path):
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "p.json").read_text())
     assert report["fast_hz"] > 25 and report["slow_hz"] > 4 and report["success"] in (True, False)
+
+
+def test_runs_that_make_no_sense_are_refused_before_the_arm_is_touched(bench, bundle, tmp_path):
+    for seconds in ("0", "-1", "nan"):
+        assert "makes no sense" in refusal(*drive(bench, bundle, "--seconds", seconds))
+    (tmp_path / "file").touch()
+    assert "name a folder with --record" in refusal(*drive(bench, bundle, "--record", tmp_path / "file"))
+    assert "brings its own bus" in refusal("run", "--bundle", bundle, "--port", bench.server.path)
+    assert bench.torque() == [0] * 6

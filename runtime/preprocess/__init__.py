@@ -17,10 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.camera import Camera
+from calibration.camera import CalibrationError, Camera
 from runtime.preprocess.build import KernelError, library
 
 __all__ = ["KernelError", "Warp", "warp_all"]
+
+LAYOUTS = ("rgb", "bgr", "yuyv", "nv12")  # in the order of warp.cuh's enums
+DTYPES = ("float32", "uint8", "float16", "int8")
 
 
 class _Geometry(ctypes.Structure):
@@ -28,14 +31,15 @@ class _Geometry(ctypes.Structure):
         ("H", ctypes.c_double * 9),
         *((n, ctypes.c_double) for n in ("fx", "fy", "cx", "cy")),
         ("D", ctypes.c_double * 8),
+        ("r2_max", ctypes.c_double),
     ]
 
 
 class _Pass(ctypes.Structure):
-    """Mirrors `Pass` in host.cpp."""
+    """Mirrors `Pass` in warp.cuh."""
 
     _fields_ = [
-        *((n, ctypes.c_int32) for n in ("src_w", "src_h", "n", "kw", "kh", "bgr", "as_uint8")),
+        *((n, ctypes.c_int32) for n in ("src_w", "src_h", "n", "kw", "kh", "format", "type")),
         *((n, ctypes.c_void_p) for n in ("origin", "weights", "packed")),
         ("scale", ctypes.c_float * 3),
         ("bias", ctypes.c_float * 3),
@@ -75,6 +79,21 @@ def plane_homography(src: Camera, dst: Camera, plane_z: float) -> np.ndarray:
     return (T_src_from_dst[:3, :3] + np.outer(T_src_from_dst[:3, 3], normal) / distance) @ inverse
 
 
+def fold_radius(D: Sequence[float]) -> float:
+    """Up to which undistorted radius (in focal lengths) the distorted one grows; 1e6 when it always does.
+
+    Beyond, a barrel polynomial decreases again and would show parts of the picture a second time, mirrored. `D` as in OpenCV's
+    rational model, eight coefficients.
+    """
+    if not np.any(D):
+        return 1e6
+    r = np.linspace(0.0, 4.0, 16001)
+    r2 = r * r
+    radial = (1 + D[0] * r2 + D[1] * r2**2 + D[4] * r2**3) / (1 + D[5] * r2 + D[6] * r2**2 + D[7] * r2**3)
+    falling = np.flatnonzero(np.diff(r * radial) <= 0)
+    return float(r[falling[0]]) if len(falling) else 1e6
+
+
 @dataclass(frozen=True)
 class _Table:
     """Footprints of all output pixels: window (columns, rows), its origin int32[n,2] and its weights uint16[n,rows*columns].
@@ -95,7 +114,7 @@ def _table(
     H: tuple[float, ...], camera: tuple[float, ...], D: tuple[float, ...], sizes: tuple[int, int, int, int]
 ) -> _Table:
     """Slow and fast loop share it."""
-    g = _Geometry((ctypes.c_double * 9)(*H), *camera, (ctypes.c_double * 8)(*D))
+    g = _Geometry((ctypes.c_double * 9)(*H), *camera, (ctypes.c_double * 8)(*D), fold_radius(D) ** 2)
     n = sizes[2] * sizes[3]
     for full in (0, 1):
         w, h = ctypes.c_int(), ctypes.c_int()
@@ -116,16 +135,28 @@ def _table(
 class Warp:
     """The fixed map from camera `src` to training camera `dst`.
 
-    `dtype` "float32": (value / 255 - mean) / std; "uint8": the same pixels, rounded, not normalised (for datasets).
+    `dtype` "float32" or "float16": (value / 255 - mean) / std; "int8": that in steps of `step` (the engine's quantisation scale),
+    nearest, clipped; "uint8": the same pixels, rounded, not normalised (for datasets). `layout` of a frame: "rgb" and "bgr"
+    uint8[H,W,3], "yuyv" uint8[H,W,2], "nv12" uint8[H*3/2,W] (BT.601, studio range); the last two need even sizes.
     `coverage` is the share of the output that the source sees; the rest is black. Instances may be shared between threads.
     """
 
     def __init__(
         self, src: Camera, dst: Camera, *, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5),
-        layout: str = "rgb", dtype: str = "float32", plane_z: float = 0.0,
+        layout: str = "rgb", dtype: str = "float32", plane_z: float = 0.0, step: float = 1.0,
     ):  # fmt: skip
-        if layout not in ("rgb", "bgr") or dtype not in ("float32", "uint8"):
-            raise ValueError(f"layout is rgb or bgr and dtype float32 or uint8, not {layout} and {dtype}")
+        if src.model == "fisheye":
+            raise CalibrationError(
+                f"camera '{src.name}' is calibrated as a fisheye, which the kernel does not know: calibrate it with --model rational."
+            )
+        if layout not in LAYOUTS or dtype not in DTYPES:
+            raise ValueError(
+                f"layout is one of {', '.join(LAYOUTS)} and dtype one of {', '.join(DTYPES)}, not {layout} and {dtype}"
+            )
+        if layout in ("yuyv", "nv12") and (src.width % 2 or src.height % 2):
+            raise ValueError(f"{layout} needs an even width and height, not {src.width}x{src.height}")
+        if not 0 < step < float("inf"):
+            raise ValueError(f"step is a positive number, not {step}")
         if len(src.D) not in (0, 4, 5, 8):
             raise ValueError(
                 f"camera '{src.name}' has {len(src.D)} distortion coefficients; 0, 4, 5 or 8 are understood"
@@ -147,15 +178,21 @@ class Warp:
         self.window, self.weights, self.coverage = table.window, table.weights, table.coverage
         self._table = table  # keeps the arrays alive that the kernel points to
         self._pass = _Pass(
-            src.width, src.height, dst.width * dst.height, *table.window, layout == "bgr", dtype == "uint8",
+            src.width, src.height, dst.width * dst.height, *table.window, LAYOUTS.index(layout), DTYPES.index(dtype),
             table.origin.ctypes.data, table.weights.ctypes.data, None if table.packed is None else table.packed.ctypes.data,
-            tuple((1.0 / (255.0 * 32768.0 * s)).astype(np.float32)), tuple((-m / s).astype(np.float32)),
+            tuple((1.0 / (255.0 * 32768.0 * s * step)).astype(np.float32)), tuple((-m / (s * step)).astype(np.float32)),
         )  # fmt: skip
         self._call = functools.partial(_kernel().warp_run, ctypes.byref(self._pass))
-        self._frame_shape, self._out_shape = (src.height, src.width, 3), (3, dst.height, dst.width)
+        self._frame_shape: tuple[int, ...] = {
+            "yuyv": (src.height, src.width, 2), "nv12": (src.height * 3 // 2, src.width),
+        }.get(layout, (src.height, src.width, 3))  # fmt: skip
+        self._out_shape = (3, dst.height, dst.width)
+        # Strides of a frame whose pixels lie side by side; its rows may be further apart.
+        self._inner = tuple(np.empty(self._frame_shape, np.uint8).strides[1:])
+        self._row = int(np.prod(self._frame_shape[1:]))
 
     def __call__(self, frame: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """uint8[H,W,3] to `dtype`[3,h,w]; raises ValueError for a frame of another size or type."""
+        """A frame of the layout to `dtype`[3,h,w]; raises ValueError for a frame of another size or type."""
         frame, out = self._checked(frame, out)
         self._call(_pointer(frame), frame.strides[0], _pointer(out))
         return out
@@ -166,7 +203,7 @@ class Warp:
                 f"camera '{self.src.name}' gave a frame {frame.shape} of {frame.dtype}, its calibration is for "
                 f"{self._frame_shape} of uint8: set the camera to that resolution or calibrate it again."
             )
-        if frame.strides[1:] != (3, 1) or frame.strides[0] < 3 * frame.shape[1]:
+        if frame.strides[1:] != self._inner or frame.strides[0] < self._row:
             frame = np.ascontiguousarray(frame)
         if out is None:
             out = np.empty(self._out_shape, self.dtype)

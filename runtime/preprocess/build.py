@@ -11,11 +11,44 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SOURCES = ("warp.cuh", "host.cpp")
+DEVICE_SOURCES = ("warp.cuh", "device.cu")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC")
+# Orin, Hopper, and PTX that the driver compiles for anything newer.
+DEVICE_FLAGS = (
+    "-std=c++17", "-O3", "--fmad=false", "-fatbin", "-gencode=arch=compute_87,code=sm_87", "-gencode=arch=compute_90,code=sm_90",
+    "-gencode=arch=compute_87,code=compute_87",
+)  # fmt: skip
 
 
 class KernelError(Exception):
     """The kernel cannot be built; the text says what to install."""
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler, or None: everything but pre-processing on a GPU works without it."""
+    return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+
+def fatbin(folder: Path | None = None) -> Path:
+    """Path of the compiled device kernel, built now if it is not there. Raises KernelError without nvcc."""
+    text = b"".join((HERE / s).read_bytes() for s in DEVICE_SOURCES) + " ".join(DEVICE_FLAGS).encode()
+    out = (folder or HERE / "_build") / f"warp-{hashlib.sha256(text).hexdigest()[:16]}.fatbin"
+    if out.exists():
+        return out
+    compiler = nvcc()
+    if compiler is None:
+        raise KernelError(
+            "pre-processing on a GPU needs nvcc: run `sudo apt-get install nvidia-jetpack` (Jetson) or install CUDA."
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f"{out.stem}.{os.getpid()}.partial")
+    command = [compiler, *DEVICE_FLAGS, str(HERE / "device.cu"), "-o", str(partial)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        partial.unlink(missing_ok=True)
+        raise KernelError(f"nvcc failed on the pre-processing kernel: {done.stderr.strip()[:400]}")
+    os.replace(partial, out)
+    return out
 
 
 def library() -> Path:

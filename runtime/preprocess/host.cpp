@@ -11,14 +11,7 @@
 
 using warp::Geometry;
 
-// Everything about one camera that does not change from frame to frame. Mirrored by `_Pass` in __init__.py.
-struct Pass {
-  int32_t src_w, src_h, n, kw, kh, bgr, as_uint8;
-  const int32_t* origin;
-  const uint16_t* weights;
-  const int16_t* packed;  // null: no vector pass for this table
-  float scale[3], bias[3];
-};
+using warp::Pass;
 
 namespace {
 constexpr int kSamples = 16;  // sub-samples a side: the integral over an output pixel's footprint
@@ -95,14 +88,14 @@ inline void gather_packed(const uint8_t* p, int stride, int groups, int kh, cons
 #endif
 }
 
-// One frame. `write(sum, channel)` makes the output value: another output type is another `write`. Another pixel format
-// (YUYV, NV12) is another gather beside warp::gather, on the same table.
+// One frame. `write(sum, channel)` makes the output value: another output type is another `write`.
 template <class Out, class Write>
 void run(const Pass& pass, const uint8_t* src, int stride, Write write, Out* out) {
   constexpr int kBlock = 64;
-  const int groups = (pass.kw + 3) / 4, window = pass.kw * pass.kh;
+  const int groups = (pass.kw + 3) / 4;
   const int packed_window = groups * 24 * ((pass.kh + 1) / 2);
-  const int first = pass.bgr ? 2 : 0, last = 2 - first;
+  const int first = pass.format == warp::kBgr ? 2 : 0, last = 2 - first;
+  const bool packed = pass.packed && pass.format <= warp::kBgr;
   uint32_t sums[3][kBlock];
   for (int i0 = 0; i0 < pass.n; i0 += kBlock) {
     const int count = std::min(kBlock, pass.n - i0);
@@ -110,16 +103,18 @@ void run(const Pass& pass, const uint8_t* src, int stride, Write write, Out* out
       const int i = i0 + k, x0 = pass.origin[2 * i], y0 = pass.origin[2 * i + 1];
       // Reading past a row's end is harmless (weight zero) unless it is the last row.
       const bool roomy = y0 + pass.kh < pass.src_h || 3 * x0 + 12 * groups + 4 <= 3 * pass.src_w;
-      uint32_t sum[3];
-      if (pass.packed && roomy) {
+      uint32_t sum[3], column[3];
+      if (packed && roomy) {
         gather_packed(src + static_cast<int64_t>(y0) * stride + 3 * x0, stride, groups, pass.kh,
                       pass.packed + static_cast<int64_t>(i) * packed_window, sum);
+        column[0] = sum[first];
+        column[1] = sum[1];
+        column[2] = sum[last];
       } else {
-        warp::gather(src, stride, x0, y0, pass.kw, pass.kh, pass.weights + static_cast<int64_t>(i) * window, false, sum);
+        warp::pixel(pass, src, stride, i, sum);
+        std::copy(sum, sum + 3, column);
       }
-      sums[0][k] = sum[first];
-      sums[1][k] = sum[1];
-      sums[2][k] = sum[last];
+      for (int c = 0; c < 3; ++c) sums[c][k] = column[c];
     }
     for (int c = 0; c < 3; ++c)
       for (int k = 0; k < count; ++k) out[static_cast<int64_t>(c) * pass.n + i0 + k] = write(sums[c][k], c);
@@ -197,10 +192,17 @@ int warp_pack(int n, int kw, int kh, const uint16_t* weights, int16_t* packed) {
 }
 
 void warp_run(const Pass* pass, const uint8_t* src, int stride, void* out) {
-  if (pass->as_uint8)
-    run(*pass, src, stride, [](uint32_t sum, int) { return warp::rounded(sum); }, static_cast<uint8_t*>(out));
-  else
-    run(*pass, src, stride, [pass](uint32_t sum, int c) { return warp::normalised(sum, pass->scale[c], pass->bias[c]); }, static_cast<float*>(out));
+  const auto value = [pass](uint32_t sum, int c) { return warp::normalised(sum, pass->scale[c], pass->bias[c]); };
+  switch (pass->type) {
+    case warp::kUint8:
+      return run(*pass, src, stride, [](uint32_t sum, int) { return warp::rounded(sum); }, static_cast<uint8_t*>(out));
+    case warp::kFloat16:
+      return run(*pass, src, stride, [value](uint32_t sum, int c) { return warp::half_of(value(sum, c)); }, static_cast<uint16_t*>(out));
+    case warp::kInt8:
+      return run(*pass, src, stride, [value](uint32_t sum, int c) { return warp::int8_of(value(sum, c)); }, static_cast<int8_t*>(out));
+    default:
+      return run(*pass, src, stride, value, static_cast<float*>(out));
+  }
 }
 
 // Several cameras in one call.

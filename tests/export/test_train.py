@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from export.config import Config
-from export.data import DataError, collect, load
+from export.data import collect, load
+from export.lerobot import DataError
 from export.train import CheckpointError, Labels, Plan, Trainer, load_checkpoint, save_checkpoint
 
 SMALL = Config(

@@ -44,7 +44,7 @@ def test_sync_read_and_write_over_a_real_port(pty):
 
 def test_one_silent_servo_costs_only_its_own_value(pty):
     servos, _, master, _ = pty
-    servos.silent = {3}
+    servos.faults.inject("silent-servo", servo=3)
     m = Arm(master, CONFIG).read()
     assert (m.bits & NO_REPLY).astype(bool).tolist() == [False, False, True, False, False, False]
     assert master.errors[3, "no reply"] == 1
@@ -52,9 +52,9 @@ def test_one_silent_servo_costs_only_its_own_value(pty):
 
 def test_a_lost_and_a_damaged_reply_are_asked_for_again(pty):
     servos, _, master, _ = pty
-    servos.drop = 1
+    servos.faults.inject("drop", count=1)
     assert len(master.sync_read(CONFIG.ids, 56, 2)) == 6
-    servos.corrupt = 1
+    servos.faults.inject("flip-checksum", count=1)
     assert len(master.sync_read(CONFIG.ids, 56, 2)) == 6
     assert not [k for k in master.errors if k[1] == "no reply"]
 
@@ -74,7 +74,6 @@ def test_a_late_reply_is_never_taken_for_the_next_answer():
 def test_torque_on_starts_at_the_measured_pose_and_an_energised_arm_is_not_dropped():
     servos, plant = bus()
     servos.put(2, "torque_enable", 1)
-    servos._drive()
     arm = Arm(Bus(MemoryPort(servos)), CONFIG)
     assert arm.energised()
     arm.torque_on()
@@ -87,18 +86,19 @@ def test_torque_off_is_tried_on_every_servo_even_if_one_refuses():
     servos, _ = bus()
     arm = Arm(Bus(MemoryPort(servos)), CONFIG)
     arm.torque_on()
-    servos.silent = {2}
+    servos.faults.inject("silent-servo", servo=2)
     assert arm.torque_off() == [2]
     assert all(servos.get(i, "torque_enable") == 0 for i in CONFIG.ids)
 
 
 def test_missing_servos_are_named():
     servos, _ = bus()
-    servos.silent = {3, 5}
+    servos.faults.inject("silent-servo", servo=3)
+    servos.faults.inject("silent-servo", servo=5)
     arm = Arm(Bus(MemoryPort(servos)), CONFIG)
     with pytest.raises(ArmError, match=r"3 \(elbow_flex\), 5 \(wrist_roll\)"):
         arm.check()
-    servos.silent = set(CONFIG.ids)
+    servos.faults.inject("silent-all")
     with pytest.raises(ArmError, match="power supply"):
         arm.check()
 

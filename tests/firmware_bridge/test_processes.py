@@ -12,6 +12,7 @@ import pytest
 
 from firmware_bridge import guard
 from firmware_bridge.arm import ArmError
+from firmware_bridge.campaign_live import LiveRig, campaign_live
 from firmware_bridge.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.motor import COMMAND_SLOT, EXIT_SAFE_STOP, REQUEST_SLOT
 from firmware_bridge.slots import SlotWriter
@@ -140,7 +141,6 @@ def test_an_energised_arm_is_held_when_the_motor_process_takes_over(tmp_path):
     servos, plant = bus((0.3, -0.5, 0.5, 0.5, 0.0, 0.5))
     for i in CONFIG.ids:
         servos.put(i, "torque_enable", 1)
-    servos._drive()
     server = PtyBus(servos, link=tmp_path / "arm")
     keeper = guard.start(server.path, CONFIG, tmp_path)
     slot = guard.wait_for_state(keeper, tmp_path)
@@ -165,11 +165,11 @@ def test_missing_busy_and_silent_ports_and_missing_servos_are_refused_with_the_n
     assert "does not exist" in refusal(tmp_path / "none", tmp_path)
     servos, _ = bus()
     server = PtyBus(servos, link=tmp_path / "arm")
-    servos.silent = {4}
+    servos.faults.inject("silent-servo", servo=4)
     assert "servo 4 (wrist_flex) does not answer" in refusal(server.path, tmp_path)
-    servos.silent = set(CONFIG.ids)
+    servos.faults.inject("silent-all")
     assert "no servo answers" in refusal(server.path, tmp_path)
-    servos.silent = set()
+    servos.faults.clear()
     first = guard.start(server.path, CONFIG, tmp_path / "a")
     guard.wait_for_state(first, tmp_path / "a")
     assert "in use by another process" in refusal(server.path, tmp_path)
@@ -266,7 +266,6 @@ def test_an_arm_that_stood_energised_is_not_dropped_by_a_motor_process_that_neve
     servos, _ = bus((0.3, -0.5, 0.5, 0.5, 0.0, 0.5))
     for i in CONFIG.ids:
         servos.put(i, "torque_enable", 1)
-    servos._drive()
     server = PtyBus(servos, link=tmp_path / "arm")
     keeper = guard.start(server.path, CONFIG, tmp_path)
     guard.wait_for_state(keeper, tmp_path)
@@ -276,3 +275,29 @@ def test_an_arm_that_stood_energised_is_not_dropped_by_a_motor_process_that_neve
     assert [servos.get(i, "torque_enable") for i in CONFIG.ids] == [1] * 6
     assert "energised as it was found" in (tmp_path / guard.LOG).read_text()
     server.close()
+
+
+def test_the_arm_is_known_again_after_replugging_on_another_path_and_moves_only_when_armed_again(tmp_path):
+    (row,) = campaign_live(tmp_path, "replug on another path")
+    assert row["safe"], row
+    assert row["time_to_safe_ms"] < 2000
+
+
+def test_a_servo_that_falls_silent_ends_in_a_fault_that_the_guard_does_not_take_for_a_stall(tmp_path):
+    (row,) = campaign_live(tmp_path, "silent-servo")
+    assert row["safe"], row
+
+
+def test_another_arm_on_the_same_adapter_is_refused(tmp_path):
+    (row,) = campaign_live(tmp_path, "another arm")
+    assert row["safe"], row
+
+
+def test_an_arm_whose_port_came_back_is_lowered_on_request(tmp_path):
+    rig = LiveRig(tmp_path)
+    rig.arm()
+    rig.replug()
+    assert rig.wait_for(lambda: rig.state() is not None and rig.state().safety == SafetyState.DISARMED, 5) < 5
+    assert rig.torque() == [1] * 6
+    rig.close()
+    assert rig.torque() == [0] * 6 and rig.keeper.returncode == 0

@@ -1,13 +1,17 @@
 """The last gate before the motors: what comes out is finite, in range, slow enough, and stops when it should."""
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firmware_bridge.arm import NO_REPLY, Measurement
+from firmware_bridge.arm import DOUBTED, NO_REPLY, TWIN, Measurement, Telemetry
+from firmware_bridge.limits import Limiter, limit_step
 from firmware_bridge.messages import Command, RequestKind, SafetyState
-from firmware_bridge.safety import Safety, limit_step
+from firmware_bridge.safety import Safety
 from tests.firmware_bridge.so101 import CONFIG, LOWER, UPPER
 
 S = 1_000_000_000
@@ -20,24 +24,35 @@ V, A, DT = np.full(6, 4.0), np.full(6, 30.0), 0.01
 class Bench:
     """A safety machine with an arm that goes exactly where it is told."""
 
-    def __init__(self, start=(0.0, -0.5, 0.5, 0.5, 0.0, 0.5)):
-        self.safety, self.now, self.q = Safety(CONFIG), S, np.array(start)
+    def __init__(self, start=(0.0, -0.5, 0.5, 0.5, 0.0, 0.5), config=CONFIG, **settings):
+        self.safety, self.now = Safety(config, **settings), S
+        self.q: Any = np.array(start)
         self.bits = np.zeros(6, np.uint8)
+        self.volt: Any = np.full(6, 7.4)
+        self.limp: Any = np.zeros(6, bool)
+        self.qd: Any = np.zeros(6)
+        self.temperature: Any = COOL
+        self.pressed = False
         self.goals = []
+        self.stuck = False
 
-    def tick(self, q=None, request=RequestKind.ARM, age_ns=0, life_ns=75_000_000, qd=None, temperature=COOL):
+    def tick(self, q=None, request=RequestKind.ARM, age_ns=0, life_ns=75_000_000, qd=None):
         self.now += TICK
         command = None
         if q is not None:
             applied = self.now - age_ns
-            command = Command(
-                applied, applied + life_ns, np.asarray(q, np.float32), np.zeros(6, np.float32) if qd is None else qd
-            )
-        d = self.safety.step(self.now, command, request, Measurement(self.q, np.zeros(6), self.bits), temperature)
+            q = np.asarray(q, np.float32)
+            command = Command(applied, applied + life_ns, q, np.zeros(6, np.float32) if qd is None else qd)
+        measured = Measurement(self.q, self.qd, self.bits)
+        seen = Telemetry(np.zeros(6), self.temperature, self.volt, self.limp)
+        d = self.safety.step(self.now, command, request, measured, seen, self.pressed)
         if d.goal is not None:
-            self.q = d.goal.copy()
+            self.q = self.q if self.stuck else d.goal.copy()
             self.goals.append(d.goal.copy())
         return d
+
+    def ticks(self, n, *args, **kwargs):
+        return [self.tick(*args, **kwargs) for _ in range(n)]
 
 
 targets = st.lists(st.lists(st.floats(-4, 4), min_size=6, max_size=6), min_size=3, max_size=40)
@@ -150,35 +165,453 @@ def test_safe_stop_is_latched():
         assert bench.tick(np.ones(6)).state == SafetyState.SAFE_STOP
 
 
-@pytest.mark.parametrize(("temperature", "state"), [(59.0, SafetyState.ACTIVE), (66.0, SafetyState.SAFE_STOP)])
-def test_a_hot_servo_stops_the_arm(temperature, state):
-    bench = Bench()
-    bench.tick()
-    hot = COOL.copy()
-    hot[1] = temperature
-    assert bench.tick(bench.q, temperature=hot).state == state
+def wrong(joint=3, **values):
+    """Make a bench whose arm shows `values` at `joint`."""
+
+    def act(bench):
+        for name, value in values.items():
+            array = np.array(getattr(bench, name))
+            array[joint] = value
+            setattr(bench, name, array)
+
+    return act
 
 
-def test_a_silent_servo_is_a_fault_after_0_3_s_and_the_arm_stays():
+def lag(rad):
+    def act(bench):
+        bench.stuck = True
+        bench.q = bench.safety.goal.copy()
+        bench.q[1] -= rad
+
+    return act
+
+
+FAULT, STOP = SafetyState.FAULT, SafetyState.SAFE_STOP
+# what goes wrong, what it leads to, after how many ticks, what is said
+TROUBLE = {
+    "silent": (wrong(bits=NO_REPLY), FAULT, 30, "wrist_flex does not answer"),
+    "jump": (wrong(bits=DOUBTED), FAULT, 5, "wrist_flex reports a position that it cannot have reached"),
+    "twin": (wrong(bits=TWIN), FAULT, 10, "wrist_flex and its second servo stand apart"),
+    "encoder": (wrong(bits=2), FAULT, 10, "wrist_flex reports an encoder fault"),
+    "limp": (wrong(limp=True), FAULT, 15, "wrist_flex has lost its torque"),
+    "hot": (wrong(temperature=65.0), STOP, 20, "wrist_flex is too hot"),
+    "servo says hot": (wrong(bits=4), STOP, 20, "wrist_flex reports overheating"),
+    "sag": (wrong(volt=5.1), STOP, 20, "wrist_flex has too little voltage"),
+    "surge": (wrong(volt=8.9), STOP, 20, "wrist_flex has too much voltage"),
+    "servo says voltage": (wrong(bits=1), STOP, 30, "wrist_flex reports a voltage out of range"),
+    "current": (wrong(bits=8), STOP, 50, "wrist_flex reports too much current"),
+    "overload": (wrong(bits=32), STOP, 50, "wrist_flex is overloaded"),
+    "behind": (lag(0.31), FAULT, 40, "shoulder_lift does not follow its goal"),
+    "blocked": (lag(0.19), FAULT, 100, "shoulder_lift is blocked"),
+}
+
+
+@pytest.mark.parametrize("name", TROUBLE)
+def test_what_goes_wrong_stops_the_arm_in_its_own_time_and_says_so(name):
+    act, state, ticks, says = TROUBLE[name]
+    bench = Bench()
+    bench.ticks(60, (0.0, -0.5, 0.5, 0.5, 0.0, 0.5))
+    act(bench)
+    states = [bench.tick(bench.safety.goal).state for _ in range(ticks + 20)]
+    assert states.index(state) == ticks and set(states[: states.index(state)]) == {SafetyState.ACTIVE}
+    assert bench.safety.reason == says
+    assert set(states[states.index(state) :]) == {state}  # latched
+
+
+@pytest.mark.parametrize("name", TROUBLE)
+def test_what_passes_by_stops_nothing(name):
+    act, _, ticks, _ = TROUBLE[name]
+    bench = Bench()
+    bench.ticks(60, bench.q)
+    for _ in range(3):
+        act(bench)
+        bench.ticks(ticks - 1, bench.safety.goal)
+        bench.q, bench.stuck = bench.safety.goal.copy(), False
+        bench.bits, bench.limp, bench.temperature, bench.volt = (
+            np.zeros(6, np.uint8),
+            np.zeros(6, bool),
+            COOL,
+            np.full(6, 7.4),
+        )
+        assert bench.tick(bench.q).state == SafetyState.ACTIVE
+
+
+def test_just_inside_the_limits_nothing_is_said():
     bench = Bench()
     bench.tick()
+    for act in (wrong(temperature=54.9), wrong(2, volt=6.52), wrong(1, volt=8.8), lag(0.179)):
+        act(bench)
+    assert {d.state for d in bench.ticks(150, bench.safety.goal)} == {SafetyState.ACTIVE}
+    assert bench.safety.reason == ""
+
+
+@pytest.mark.parametrize(
+    ("act", "says", "slow"),
+    [
+        (wrong(temperature=55.0), "warning: wrist_flex is warm", False),
+        (wrong(volt=6.5), "warning: wrist_flex has a sagging voltage", False),
+        (wrong(temperature=60.0), "warning: wrist_flex is hot", True),
+        (wrong(volt=5.9), "warning: wrist_flex has low voltage", True),
+    ],
+)
+def test_heat_and_low_voltage_warn_and_then_slow_the_arm(act, says, slow):
+    bench = Bench()
+    bench.ticks(100, bench.q)
+    act(bench)
+    bench.ticks(21, bench.q)
+    target = bench.q + np.array([1.5, 0, 0, 0, 0, 0])
+    bench.ticks(60, target)
+    fastest = np.abs(np.diff(np.array(bench.goals), axis=0)).max() / DT
+    assert bench.safety.reason == says
+    assert fastest == pytest.approx(4.0 * 0.4 if slow else 4.0, rel=0.02)
+
+
+def test_a_gripper_may_lag_for_it_holds_something():
+    bench = Bench()
+    bench.ticks(60, bench.q)
+    bench.stuck = True
+    target = bench.q.copy()
+    target[5] -= 0.5
+    assert {d.state for d in bench.ticks(200, target)} == {SafetyState.ACTIVE}
+
+
+def test_the_emergency_stop_brakes_and_lets_the_torque_down_wherever_the_arm_is():
+    bench = Bench((-1.0, -0.5, 0.5, 0.5, 0.0, 0.5))
+    bench.tick()
+    run_to_speed(bench)
+    bench.pressed = True
+    d = bench.tick(bench.q)
+    assert d.state == FAULT and d.reason == "emergency stop pressed"
+    bench.pressed = False  # letting go of it moves nothing
+    decisions = bench.ticks(80, bench.q)
+    v = np.diff(np.array([*bench.goals, bench.goals[-1]]), axis=0) / DT
+    assert np.abs(np.diff(v, axis=0)).max() <= 30 * DT + 1e-6 and not v[-1].any()
+    assert decisions[-1].release and {d.state for d in decisions} == {FAULT}
+
+
+def test_the_emergency_stop_also_ends_a_lowering_and_forbids_arming():
+    bench = Bench()
+    bench.pressed = True
+    assert (
+        bench.tick().state == SafetyState.DISARMED
+        and bench.safety.reason == "cannot arm: the emergency stop is pressed"
+    )
+    bench.pressed = False
+    bench.tick()
+    bench.tick(request=RequestKind.LOWER)
+    bench.pressed = True
+    assert bench.tick().state == FAULT
+
+
+def test_a_silent_servo_while_lowering_is_a_fault_but_not_while_the_torque_goes_down():
+    bench = Bench()
+    bench.tick()
+    bench.tick(request=RequestKind.LOWER)
     bench.bits[3] = NO_REPLY
-    states = [bench.tick(np.zeros(6)).state for _ in range(40)]
-    assert states[20] == SafetyState.ACTIVE and states[-1] == SafetyState.FAULT
-    assert "wrist_flex" in bench.safety.reason
+    assert bench.ticks(40)[-1].state == FAULT
+    bench = Bench(CONFIG.rest)
+    bench.tick()
+    assert bench.tick(request=RequestKind.LOWER).goal is None or bench.tick().torque is not None
+    bench.ticks(3)
+    bench.bits[3] = NO_REPLY
+    assert bench.ticks(31)[-1].state == STOP
+
+
+def test_when_no_servo_answers_the_goals_come_to_a_stop_at_once():
+    bench = Bench((-1.0, -0.5, 0.5, 0.5, 0.0, 0.5))
+    bench.tick()
+    run_to_speed(bench)
+    bench.bits[:] = NO_REPLY
+    at = bench.goals[-1]
+    d = bench.ticks(25, np.ones(6))[-1]
+    assert d.state == SafetyState.HOLD and d.reason == "no servo answers"
+    assert np.abs(bench.goals[-1] - at).max() < 4.0 * 0.1
+    bench.bits[:] = 0
+    assert bench.tick(bench.q).state == SafetyState.ACTIVE  # a short stall is got over
+
+
+def test_a_command_that_claims_to_be_good_for_ever_is_rejected():
+    bench = Bench()
+    bench.tick()
+    assert bench.tick(bench.q, life_ns=S).state == SafetyState.ACTIVE
+    assert bench.tick(bench.q, life_ns=S + 1).state == SafetyState.HOLD
+    assert bench.safety.rejected == 1 and bench.safety.reason == "command was rejected"
+
+
+def test_an_arm_whose_port_came_back_waits_to_be_armed_or_lowered():
+    bench = Bench(energised=True)
+    d = bench.tick(np.ones(6), request=RequestKind.NONE)
+    assert d.state == SafetyState.DISARMED and d.goal is None
+    d = bench.tick(request=RequestKind.ARM)
+    assert d.state == SafetyState.ARMING and d.arm
+    bench = Bench(energised=True)
+    d = bench.tick(request=RequestKind.LOWER)
+    assert d.state == STOP and d.arm and d.reason == "lowering an arm that was left energised"
+    assert np.allclose(d.goal, bench.q)
+    assert bench.ticks(900)[-1].release
+    bench = Bench(energised=True)
+    states = [d.state for d in bench.ticks(1010, request=RequestKind.NONE)]
+    assert states[999] == SafetyState.DISARMED and states[1005] == STOP
+    assert Bench().tick(request=RequestKind.LOWER).goal is None  # an arm that was never energised is left alone
+
+
+def test_torque_goes_down_in_a_ramp_and_off_when_the_time_is_over():
+    bench = Bench(CONFIG.rest)
+    bench.tick()
+    bench.tick(request=RequestKind.LOWER)
+    decisions = bench.ticks(45)
+    ramp = [d.torque for d in decisions if d.torque is not None]
+    assert ramp == pytest.approx([1 - 0.01 * k / 0.4 for k in range(1, 40)], abs=0.03) and decisions[-1].release
+    assert decisions[-1].torque is None and decisions[-1].goal is None
+
+
+def test_an_arm_that_cannot_reach_its_rest_pose_is_let_down_where_it_is():
+    bench = Bench(config=dataclasses.replace(CONFIG, follow_rad=9.0))
+    bench.tick()
+    bench.stuck = True
+    decisions = bench.ticks(700, request=RequestKind.LOWER)
+    first = next(k for k, d in enumerate(decisions) if d.torque is not None)
+    assert 600 <= first <= 603 and decisions[-1].release and decisions[-1].state == STOP
 
 
 def test_the_goal_never_leads_the_measured_arm_by_more_than_max_lead():
-    bench = Bench()
+    bench = Bench(config=dataclasses.replace(CONFIG, follow_rad=9.0))
     bench.tick()
-    stuck = bench.q.copy()
-    for _ in range(200):
-        d = bench.tick(stuck + 1.2)
-        bench.q = stuck.copy()
-        assert np.all(np.abs(d.goal - stuck) <= CONFIG.max_lead + 0.05)
+    bench.stuck = True
+    start = bench.q.copy()
+    for d in bench.ticks(200, start + 1.2):
+        assert np.all(np.abs(d.goal - start) <= CONFIG.max_lead + 1e-9)
+    assert np.allclose(np.abs(d.goal - start)[[0, 1, 2, 4]], CONFIG.max_lead, atol=1e-3)
+
+
+def test_a_command_is_read_at_the_time_it_applies_to_and_no_further_than_100_ms():
+    for age_ms, ahead in ((0, 0.015), (20, 0.035), (70, 0.085), (95, 0.1), (-50, 0.0)):
+        bench = Bench()
+        bench.tick()
+        rate = np.array([1.0, 0, 0, 0, 0, 0], np.float32)
+        for _ in range(100):
+            bench.tick((0.1, -0.5, 0.5, 0.5, 0.0, 0.5), age_ns=age_ms * 1_000_000, life_ns=200_000_000, qd=rate)
+        assert bench.goals[-1][0] == pytest.approx(0.1 + ahead, abs=2e-3)
+
+
+everything = st.tuples(
+    st.lists(st.floats(-4, 4), min_size=6, max_size=6),
+    st.lists(st.floats(-40, 40), min_size=6, max_size=6),
+    st.sampled_from(
+        [RequestKind.ARM, RequestKind.ARM, RequestKind.ARM, RequestKind.HOLD, RequestKind.NONE, RequestKind.LOWER]
+    ),
+    st.sampled_from([0, 0, 0, 50, 200]),  # age of the command, ms
+    st.sampled_from([0, 0, 0, 1, 32, 64, 128]),  # status bits
+    st.floats(20, 70),
+    st.floats(4, 9),
+    st.integers(1, 12),  # ticks
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(everything, min_size=2, max_size=12))
+def test_whatever_comes_in_the_goals_stay_within_position_velocity_acceleration_and_jerk(inputs):
+    bench = Bench()
+    bench.ticks(2)
+    for q, qd, request, age, bits, warm, volt, n in inputs:
+        bench.bits[2], bench.temperature, bench.volt[4] = bits, np.full(6, warm), volt
+        bench.ticks(n, q, request=request, age_ns=age * 1_000_000, qd=np.array(qd, np.float32))
+    goals = np.array([bench.goals[0], *bench.goals])
+    v = np.diff(goals, axis=0) / DT
+    a = np.diff(v, axis=0) / DT
+    j = np.diff(a, axis=0) / DT
+    assert np.all(goals >= LOW - 1e-9) and np.all(goals <= HIGH + 1e-9)
+    assert np.all(np.abs(v) <= V + 1e-9)
+    assert np.all(np.abs(a) <= A + 1e-6)
+    assert np.all(np.abs(j) <= np.array(CONFIG.jerk) + 1e-3)
+
+
+@given(st.floats(5, 60), st.floats(100, 5000), st.sampled_from([50.0, 100.0, 250.0]))
+def test_the_jerk_limit_holds_for_any_arm(acceleration, jerk, hz):
+    """A full reversal is the hardest that can be asked."""
+    dt, one = 1 / hz, np.ones(1)
+    limiter = Limiter(dt, acceleration * one, jerk * one, -one, one)
+    goals = [limiter.goal, limiter.goal]
+    for k in range(int(2 * hz)):
+        goals.append(limiter.step(one * (1 if k // int(hz / 5) % 2 else -1), 4 * one))
+    assert np.abs(np.diff(goals, 3, axis=0)).max() / dt**3 <= jerk * (1 + 1e-6) + 1e-2
+    while not limiter.at_rest:
+        limiter.brake()
+    assert np.abs(limiter.goal) <= 1 + 1e-9
 
 
 def test_an_armed_arm_that_nobody_commands_is_lowered_after_ten_seconds():
     bench = Bench()
     states = [bench.tick().state for _ in range(1100)]
     assert states[900] == SafetyState.HOLD and states[-1] == SafetyState.SAFE_STOP
+
+
+def test_what_is_said_while_nothing_is_wrong():
+    bench = Bench()
+    assert bench.tick(request=RequestKind.NONE).reason == "not armed"
+    assert bench.tick().reason == "torque on at the measured pose"
+    assert bench.tick().reason == "no command yet"
+    assert bench.tick(bench.q).reason == ""
+    assert bench.tick(bench.q, age_ns=100_000_000).reason == "command is stale"
+    assert bench.tick(bench.q, request=RequestKind.HOLD).reason == "held on request"
+    decisions = bench.ticks(900, request=RequestKind.LOWER)
+    assert {d.reason for d in decisions} == {"lowering on request"} and decisions[-1].release
+
+
+def test_a_held_arm_is_sent_its_goal_and_may_be_held_for_ever():
+    bench = Bench()
+    bench.ticks(2)
+    held = bench.ticks(1500, request=RequestKind.HOLD)
+    assert all(d.state == SafetyState.HOLD and np.array_equal(d.goal, bench.q) for d in held)
+    bench.tick(bench.q)
+    held = bench.ticks(200, request=RequestKind.HOLD)
+    assert {d.state for d in held} == {SafetyState.HOLD}
+
+
+def test_a_command_ends_at_its_very_nanosecond_and_patience_at_its_tick():
+    bench = Bench()
+    bench.ticks(2)
+    assert bench.tick(bench.q, age_ns=74_999_999).state == SafetyState.ACTIVE
+    assert bench.tick(bench.q, age_ns=75_000_000).state == SafetyState.HOLD
+    states = [d.state for d in bench.ticks(60, bench.q, age_ns=75_000_000)]
+    assert states.index(SafetyState.SAFE_STOP) == 50  # stop_after_s = 0.5, counted from the first tick on hold
+    assert bench.safety.reason == "no command for 0.5 s"
+    again = Bench()
+    again.ticks(2)
+    for _ in range(4):  # each hold is counted anew
+        assert {d.state for d in again.ticks(45)} == {SafetyState.HOLD}
+        again.tick(again.q)
+
+
+def test_every_rejected_command_is_counted():
+    bench = Bench()
+    bench.tick()
+    bench.ticks(7, np.full(6, np.nan))
+    assert bench.safety.rejected == 7
+
+
+def test_speed_grows_from_a_fifth_to_full_in_0_6_s_after_arming():
+    bench = Bench(
+        (-1.9, -0.5, 0.5, 0.5, 0.0, 0.5),
+        dataclasses.replace(CONFIG, max_lead=9.0, max_jerk=(1e9,) * 6, max_acceleration=(400.0,) * 6),
+    )
+    bench.ticks(2)
+    bench.ticks(70, (1.9, -0.5, 0.5, 0.5, 0.0, 0.5))
+    speed = np.diff(np.array(bench.goals)[:, 0]) / DT
+    ticks = np.arange(2, len(speed) + 1)
+    assert speed[1:61] == pytest.approx(4.0 * np.minimum(1.0, 0.2 + 0.8 * ticks[:60] * DT / 0.6), rel=1e-6)
+    assert speed[65] == pytest.approx(4.0)
+
+
+def test_a_hot_arm_is_slow_also_while_the_speed_still_grows():
+    bench = Bench(config=dataclasses.replace(CONFIG, max_jerk=(1e9,) * 6, max_acceleration=(400.0,) * 6))
+    bench.temperature = np.full(6, 61.0)
+    bench.ticks(25)
+    bench.ticks(2, bench.q + 0.5)
+    assert (bench.goals[-1] - bench.goals[-2])[0] / DT == pytest.approx(4.0 * 0.4 * (0.2 + 0.8 * 0.26 / 0.6), rel=1e-6)
+
+
+def test_both_sides_of_the_lead_are_limited():
+    bench = Bench(config=dataclasses.replace(CONFIG, follow_rad=9.0))
+    bench.tick()
+    bench.stuck = True
+    start = bench.q.copy()
+    d = bench.ticks(200, start - 1.2)[-1]
+    assert np.allclose((start - d.goal)[[0, 1, 3, 4]], CONFIG.max_lead, atol=1e-3)
+
+
+def test_voltages_that_were_not_read_yet_mean_nothing_and_each_joint_has_its_own_supply():
+    bench = Bench()
+    bench.volt = np.zeros(6)
+    bench.tick()
+    bench.ticks(50, bench.q)
+    assert bench.safety.reason == ""
+    bench.volt = np.array([12.0, 12.0, 5.0, 5.0, 0.9, 0.0])
+    bench.ticks(50, bench.q)
+    assert bench.safety.reason == ""
+    bench.volt = np.array([12.0, 12.0, 5.0, 4.3, 0.9, 5.0])
+    bench.ticks(30, bench.q)
+    assert bench.safety.reason == "warning: wrist_flex has a sagging voltage"
+
+
+def test_a_moving_joint_that_lags_a_little_is_not_blocked():
+    bench = Bench()
+    bench.ticks(60, bench.q)
+    lag(0.25)(bench)
+    bench.qd = np.full(6, 0.05)
+    assert {d.state for d in bench.ticks(150, bench.safety.goal)} == {SafetyState.ACTIVE}
+
+
+def test_exactly_at_a_threshold_it_is_not_yet_wrong():
+    config = dataclasses.replace(CONFIG, follow_rad=0.5, lower=(-4.0,) * 6, upper=(4.0,) * 6)
+    bench = Bench((0.0,) * 6, config)
+    bench.volt = np.full(6, 10.0)
+    bench.ticks(60, bench.q)
+    bench.volt = np.full(6, 0.88 * 10)
+    assert bench.ticks(30, bench.q)[-1].reason == ""
+    bench.volt = np.full(6, 0.8 * 10)
+    assert "sagging" in bench.ticks(30, bench.q)[-1].reason
+    bench.volt = np.full(6, 0.7 * 10)
+    assert bench.ticks(30, bench.q)[-1].state == SafetyState.ACTIVE
+    bench.volt = np.full(6, 1.2 * 10)
+    assert bench.ticks(30, bench.q)[-1].state == SafetyState.ACTIVE
+    bench.volt = np.full(6, 10.0)
+    bench.stuck, bench.q = True, np.array([0.5, 0, 0, 0, 0, 0])  # exactly follow_rad away from the goal at zero
+    bench.qd = np.ones(6)
+    assert bench.ticks(100, np.zeros(6))[-1].state == SafetyState.ACTIVE
+    bench.qd, bench.q = np.zeros(6), np.array([0.5 * 0.6, 0, 0, 0, 0, 0])
+    assert bench.ticks(150, np.zeros(6))[-1].state == SafetyState.ACTIVE
+
+
+def test_only_the_gripper_need_not_be_at_rest_and_rest_has_a_tolerance():
+    near = np.add(CONFIG.rest, [0.059, -0.059, 0.059, 0.059, 0.059, 0.5])
+    bench = Bench(near)
+    bench.ticks(2, request=RequestKind.ARM)
+    bench.tick(request=RequestKind.LOWER)
+    assert bench.tick(request=RequestKind.LOWER).torque is not None
+    for joint in (0, 4):
+        far = np.array(CONFIG.rest)
+        far[joint] += 0.061
+        bench = Bench(far)
+        bench.ticks(2)
+        assert bench.tick(request=RequestKind.LOWER).goal is not None
+
+
+def test_a_lowering_moves_no_faster_than_it_should():
+    bench = Bench((1.5, 1.0, -1.0, -1.0, 1.0, 1.0))
+    bench.tick()
+    bench.ticks(300, request=RequestKind.LOWER)
+    assert np.abs(np.diff(np.array(bench.goals), axis=0)).max() / DT == pytest.approx(CONFIG.lower_speed, rel=1e-3)
+
+
+def test_a_fault_brakes_before_the_torque_goes_down_and_keeps_its_reason():
+    bench = Bench((-1.0, -0.5, 0.5, 0.5, 0.0, 0.5))
+    bench.tick()
+    run_to_speed(bench)
+    bench.pressed = True
+    decisions = bench.ticks(80, bench.q)
+    assert [d.goal is not None for d in decisions[:5]] == [True] * 5
+    assert {d.reason for d in decisions} == {"emergency stop pressed"}
+    first = next(k for k, d in enumerate(decisions) if d.torque is not None)
+    assert decisions[first].torque == 1.0 and decisions[first + 20].torque == pytest.approx(0.5)
+    assert decisions[first + 39].torque is not None and decisions[first + 40].release
+
+
+def test_an_energised_arm_that_cannot_be_seen_is_neither_armed_nor_lowered():
+    for bits in (NO_REPLY, TWIN):
+        bench = Bench(energised=True)
+        bench.bits[2] = bits
+        for request in (RequestKind.ARM, RequestKind.LOWER):
+            d = bench.tick(request=request)
+            assert d.goal is None and d.reason == "cannot arm: a servo does not answer, or two of a joint stand apart"
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_a_target_beyond_the_limits_is_approached_like_the_limit_itself(side):
+    goal, velocity = np.zeros(6), np.zeros(6)
+    limit = HIGH if side > 0 else LOW
+    for _ in range(300):
+        goal, v = limit_step(np.full(6, 9.0 * side), goal, velocity, DT, V, A, LOW, HIGH)
+        assert np.all(np.abs(v - velocity) <= A * DT + 1e-6)
+        velocity = v
+    assert np.allclose(goal, limit) and np.allclose(velocity, 0, atol=1e-9)

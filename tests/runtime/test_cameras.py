@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import socket
+import threading
 import time
 
 import cv2
@@ -10,7 +12,7 @@ import pytest
 
 from calibration.camera import CalibrationError
 from firmware_bridge.slots import SlotWriter
-from runtime.cameras import FRAME_HEAD, CameraError, calibrations, open_camera, open_cameras, slot_path
+from runtime.cameras import FRAME_HEAD, CameraError, DeviceCamera, calibrations, open_camera, open_cameras, slot_path
 from runtime.robot import CameraConfig, load_robot
 from tests.tiny import FRONT, WRIST
 
@@ -68,6 +70,8 @@ def test_a_device_is_read_in_rgb_by_a_thread_of_its_own(tmp_path):
     frame = camera.newest()
     assert before < frame.t_capture_ns < time.monotonic_ns() and frame.image.shape == (48, 64, 3)
     assert np.abs(frame.image.reshape(-1, 3).mean(0) - (220, 0, 0)).max() < 6
+    time.sleep(0.4)
+    assert 8 <= camera.seq <= 16  # its own rate, and over again at its end
     camera.close()
     with pytest.raises(CameraError, match="gives 64x48, the robot file says 32x48"):
         open_camera(dataclasses.replace(config, width=32), tmp_path)
@@ -89,3 +93,79 @@ def test_a_calibration_at_another_resolution_is_refused(tmp_path):
     (tmp_path / "wrist.json").unlink()
     with pytest.raises(CalibrationError, match="cannot be read"):
         calibrations(robot, tmp_path)
+
+
+def test_a_stream_that_breaks_off_is_opened_again_with_growing_pauses(tmp_path, monkeypatch):
+    """A real stream over HTTP (motion JPEG), whose server goes away and comes back."""
+    server = Stream()
+    config = CameraConfig("front", f"http://127.0.0.1:{server.port}/a.mjpg", 64, 48, 30.0, "front.json")
+    camera = open_camera(config, tmp_path, timeout_s=8)
+    server.close()
+    time.sleep(0.8)
+    before = camera.seq
+    time.sleep(0.3)
+    assert camera.seq == before
+    server = Stream(server.port)
+    deadline = time.monotonic() + 10
+    assert isinstance(camera, DeviceCamera)
+    while camera.seq <= before + 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert camera.reconnects >= 1
+    camera.close()
+    server.close()
+
+
+class Stream:
+    """Serves pictures as multipart/x-mixed-replace, one client at a time."""
+
+    def __init__(self, port=0):
+        ok, jpeg = cv2.imencode(".jpg", np.full((48, 64, 3), 128, np.uint8))
+        self.jpeg = jpeg.tobytes()
+        self.listener = socket.create_server(("127.0.0.1", port))
+        self.listener.settimeout(0.1)
+        self.port = self.listener.getsockname()[1]
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        while not self.stop.is_set():
+            try:
+                client, _ = self.listener.accept()
+            except TimeoutError:
+                continue
+            with client:
+                client.recv(4096)
+                head = b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=b\r\n\r\n"
+                part = b"--b\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % len(self.jpeg)
+                try:
+                    client.sendall(head)
+                    while not self.stop.is_set():
+                        client.sendall(part + self.jpeg + b"\r\n")
+                        time.sleep(0.03)
+                except OSError:
+                    pass
+
+    def close(self):
+        self.stop.set()
+        self.thread.join()
+        self.listener.close()
+
+
+def test_a_writer_that_was_started_again_is_followed(tmp_path, slot):
+    write(slot, 11, 1)
+    camera = open_camera(SIM, tmp_path)
+    write(slot, 22, 2)
+    before = camera.seq
+    again = SlotWriter(slot_path(tmp_path, "front"), FRAME_HEAD.size + 8 * 6 * 3)
+    write(again, 33, 3)
+    time.sleep(0.25)
+    assert camera.seq == before + 1 and camera.newest().t_capture_ns == 33
+    camera.close()
+
+
+def test_gstreamer_pipelines_are_passed_on_and_refused_where_opencv_has_none(tmp_path):
+    config = dataclasses.replace(SIM, source="gst:nvarguscamerasrc ! appsink")
+    with pytest.raises(CameraError, match=r"cannot be opened \(gst:nvarguscamerasrc"):
+        open_camera(config, tmp_path)

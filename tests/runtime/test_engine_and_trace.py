@@ -1,10 +1,14 @@
 """Engines check what they are fed; the trace books time to stages."""
 
+import gc
+import json
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from runtime.engine import EngineError, OrtEngine
-from runtime.trace import StageTrace, summary
+from runtime.trace import StageTrace, summary, write_perfetto
 from tests.tiny import INPUTS, outputs, write_engine
 
 
@@ -64,7 +68,7 @@ def test_stages_get_the_time_since_the_mark_before():
     trace.add("c", 3_000_000)
     rows = summary(trace.durations_ms())
     assert set(rows) == {"a", "b", "c"}
-    assert rows["c"] == {"p50_ms": 3.0, "p99_ms": 3.0, "max_ms": 3.0, "count": 1}
+    assert rows["c"] == {"p50_ms": 3.0, "p90_ms": 3.0, "p99_ms": 3.0, "p999_ms": 3.0, "max_ms": 3.0, "count": 1}
     trace.clear()
     assert summary(trace.durations_ms()) == {}
 
@@ -73,4 +77,39 @@ def test_a_full_trace_keeps_the_newest():
     trace = StageTrace(capacity=4)
     for ms in range(10):
         trace.add("a", ms * 1_000_000)
-    assert sorted(trace.durations_ms()["a"]) == [6, 7, 8, 9]
+    assert trace.durations_ms()["a"].tolist() == [6, 7, 8, 9]
+
+
+def test_an_injected_delay_is_real_and_lands_in_its_stage():
+    trace = StageTrace(inject={"slow.world_model": 20.0})
+    trace.begin()
+    trace.mark("slow.preprocess")
+    trace.mark("slow.world_model")
+    ms = trace.durations_ms()
+    assert ms["slow.world_model"][0] >= 20 and ms["slow.preprocess"][0] < 10
+
+
+def test_stamps_take_no_memory():
+    trace = StageTrace(capacity=64, stages=("a", "b"))
+    for name in ("a", "b"):
+        trace.mark(name)
+    gc.disable()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for _ in range(2000):
+        trace.mark("a")
+        trace.mark("b")
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    gc.enable()
+    assert grown < 1000
+
+
+def test_a_perfetto_trace_holds_every_span_on_its_track(tmp_path):
+    spans = {"fast loop": {"fast.engine": np.array([[1_000_000, 5_000_000], [2_000, 3_000]])}}
+    write_perfetto(tmp_path / "trace.json", spans)
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert [e["args"]["name"] for e in events if e["ph"] == "M"] == ["harmowam", "fast loop"]
+    assert [(e["name"], e["ts"], e["dur"]) for e in events if e["ph"] == "X"] == [
+        ("fast.engine", 1000.0, 2.0), ("fast.engine", 5000.0, 3.0),
+    ]  # fmt: skip

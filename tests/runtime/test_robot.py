@@ -20,6 +20,8 @@ CASES = {
     "two servos with one id": (("id = 2", "id = 1"), "share a servo id"),
     "limits the wrong way round": (("lower = -1.69", "lower = 2.0"), "impossible limits"),
     "another family": (('family = "so101"', 'family = "viperx"'), "is not known"),
+    "servo of another protocol": (("id = 2", 'id = 2\nmodel = "XL430-W250"'), "cannot be driven"),
+    "jerk below zero": (("max_jerk = [20000.0", "max_jerk = [0.0"), "'max_jerk' must be greater"),
     "no TOML": (("[rates]", "[rates"), "is not TOML"),
 }
 
@@ -34,6 +36,14 @@ def test_a_bad_robot_file_is_refused(tmp_path, case):
     with pytest.raises(RobotError, match=sentence) as e:
         load_robot(str(path))
     assert "robot.toml" in str(e.value)
+
+
+def test_what_the_servos_must_hold_is_handed_to_the_arm(tmp_path):
+    path = tmp_path / "robot.toml"
+    path.write_text(
+        (SHIPPED / "so101.toml").read_text().replace("id = 3", "id = 3\nhoming_offset = -85\nmax_position = 3600", 1)
+    )
+    assert load_robot(str(path)).arm.eeprom == ((3, "homing_offset", -85), (3, "max_position", 3600))
 
 
 def test_an_absent_robot_file_names_the_shipped_ones():

@@ -16,9 +16,12 @@ from firmware_bridge.clock import prefer
 from firmware_bridge.messages import Expert, JointState, SafetyState
 from runtime.bundle import Bundle
 from runtime.cameras import calibrations, open_cameras
+from runtime.health import Health, HealthLimits
+from runtime.log import LogWriter
+from runtime.profile import timing_report
 from runtime.recorder import load_episode, wire_ms
 from runtime.robot import load_robot
-from runtime.two_rate import Policy, RunError, timing_report
+from runtime.two_rate import Policy, RunError
 from tests.rig import Bench, undo_real_time
 from tests.tiny import TASK, tiny_bundle
 
@@ -77,6 +80,7 @@ def test_both_loops_drive_the_arm_and_leave_it_at_rest_without_torque(run, tmp_p
 
 def test_a_camera_that_stops_ends_the_run(run):
     counts = run.policy.counts
+    run.policy.health.limits = HealthLimits(camera_lost_s=1.0)
 
     def pull_the_plug():
         if counts.new_frames > 20:
@@ -87,8 +91,71 @@ def test_a_camera_that_stops_ends_the_run(run):
     with pytest.raises(RunError, match="camera 'front' stopped giving frames: check its cable"):
         run.policy.run(20, pull_the_plug)
     assert time.monotonic() - began < 5 and counts.repeats > 10
-    assert run.policy.joint_state().safety in (SafetyState.HOLD, SafetyState.SAFE_STOP)
+    assert run.policy.joint_state().safety not in (SafetyState.SAFE_STOP, SafetyState.FAULT)
+    assert run.policy.health.state == Health.STOPPED
     assert run.torque() == [1] * 6
+
+
+def states(run):
+    return [c.state for c in run.policy.health.history]
+
+
+def test_a_camera_that_is_plugged_in_again_lets_the_run_go_on_and_the_arm_stays_where_it_was(run):
+    counts, held = run.policy.counts, []
+
+    def unplug_for_two_seconds():
+        t = (time.monotonic_ns() - counts.began_ns) * 1e-9
+        run.cameras.unplugged = 1.0 < t < 3.0
+        if 1.8 < t < 3.0:
+            held.append(run.policy.joint_state().q_rad)
+        return False
+
+    run.policy.run(4.0, unplug_for_two_seconds)
+    assert states(run)[-2:] == [Health.HOLDING, Health.RUNNING] and run.policy.health.state == Health.RUNNING
+    assert np.ptp(held, axis=0).max() < 0.01
+    assert counts.new_frames > 60  # it drives again
+
+
+def test_outputs_that_are_not_finite_hold_the_arm_and_are_forgotten(run):
+    counts, engine = run.policy.counts, run.policy.fast.engine
+    whole = engine.run
+
+    def spoiled(feeds):
+        out = whole(feeds)
+        if 30 < counts.new_frames < 45:
+            out["reach"] = np.full_like(out["reach"], np.nan)
+        return out
+
+    engine.run = spoiled
+    safety = []
+    run.policy.run(2.0, lambda: safety.append(run.policy.joint_state().safety))
+    assert states(run)[-2:] == [Health.HOLDING, Health.RUNNING] and counts.faults_seen == 14
+    assert "not finite" in next(c for c in run.policy.health.history if c.state == Health.HOLDING).reasons[0]
+    assert SafetyState.HOLD in safety[5:] and safety[-1] == SafetyState.ACTIVE
+
+
+def test_a_slow_engine_that_hangs_degrades_then_holds_then_stops_the_run(run):
+    run.policy.health.limits = HealthLimits(prior_late_s=0.3, prior_lost_s=0.6, engine_lost_s=0.5)
+    step = run.policy.slow.step
+
+    def hang(now_ns, obs):
+        if run.policy.counts.slow > 3:
+            time.sleep(3.0)
+        return step(now_ns, obs)
+
+    run.policy.slow.step = hang
+    with pytest.raises(RunError, match="the slow engine is overdue"):
+        run.policy.run(20)
+    assert states(run)[-3:] == [Health.DEGRADED, Health.HOLDING, Health.STOPPED]
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_run(run, tmp_path):
+    log = LogWriter(tmp_path / "full" / "run.mcap", {"task": TASK}, reserve_bytes=1 << 62)
+    run.policy.log = log
+    safety: list[SafetyState] = []
+    counts = run.policy.run(1.0, lambda: safety.append(run.policy.joint_state().safety))
+    assert "recording stopped" in log.fault and counts.new_frames > 25
+    assert run.policy.health.state == Health.DEGRADED and safety[-1] == SafetyState.ACTIVE
 
 
 def test_a_motor_process_that_dies_ends_the_run_and_the_guard_lets_the_arm_down(run):
@@ -110,7 +177,7 @@ def test_a_motor_process_that_dies_ends_the_run_and_the_guard_lets_the_arm_down(
 def test_a_servo_that_falls_silent_stops_the_run_with_its_name(run):
     def unplug():
         if run.policy.counts.new_frames > 20:
-            run.servos.silent = {3}
+            run.servos.faults.inject("silent-servo", servo=3)
         return False
 
     with pytest.raises(RunError, match="elbow_flex does not answer"):

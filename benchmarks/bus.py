@@ -1,0 +1,138 @@
+"""Bus master against the paced virtual bus, and side by side with other SDKs: `python benchmarks/bus.py` (peers: ./build.sh peers).
+
+The virtual servos run in a process of their own. Paced: cycle = read all + write all of six STS servos at 1 Mbaud, against the time that
+the bytes need on the wire. Not paced: sync reads of six positions a second, each SDK in its turn, several rounds, best and median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from firmware_bridge import feetech as fs
+from firmware_bridge.arm import Arm
+from firmware_bridge.bus import Bus
+from firmware_bridge.campaign import KOCH, SO101
+from firmware_bridge.clock import prefer, real_time
+from firmware_bridge.models import MODELS
+from firmware_bridge.plant import KinematicPlant
+from firmware_bridge.port import Port
+from firmware_bridge.virtual_bus import PtyBus, VirtualBus
+
+PEERS = Path(".venv-peers/bin/python")
+CONFIGS = {"feetech": SO101, "dynamixel": dataclasses.replace(KOCH, models=("XL430-W250",) * 6)}
+
+
+def serve(protocol: str, baud: int) -> None:
+    """Virtual servos until stdin closes; prints the port."""
+    config = CONFIGS[protocol]
+    servos = VirtualBus(config.ids, KinematicPlant(np.full(6, 2048.0)), [MODELS[m] for m in config.model_names])
+    for i in config.ids:
+        servos.put(i, "return_delay", 0)
+    real_time(10)
+    print(PtyBus(servos, baud, latency_s=0.0).path, flush=True)
+    sys.stdin.read()
+
+
+def start(protocol: str, baud: int) -> tuple[subprocess.Popen[str], str]:
+    command = [sys.executable, __file__, "--serve", protocol, "--baud", str(baud)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+def paced(cycles: int) -> None:
+    process, path = start("feetech", 1_000_000)
+    port = Port.open(path)
+    arm = Arm(Bus(port, margin_s=0.1), SO101)
+    goal = arm.read().q
+    real_time(20)
+    wire = (14 + 6 * 10 + 26) * 10e-6 * 1e3  # sync read request, six replies of 4 bytes, sync write of 2
+    times, began = [], time.process_time()
+    for _ in range(cycles):
+        t = time.perf_counter()
+        arm.read()
+        arm.write_goals(goal)
+        times.append((time.perf_counter() - t) * 1e3)
+    cpu = (time.process_time() - began) / cycles * 1e6
+    p50, p99 = np.percentile(times[100:], (50, 99))
+    print(f"paced, {cycles} cycles of read all + write all: wire {wire:.3f} ms, p50 {p50:.3f} ms ({p50 / wire:.2f} x), "
+          f"p99 {p99:.3f} ms ({p99 / wire:.2f} x), CPU {cpu:.0f} us a cycle, errors {dict(arm.bus.errors)}")  # fmt: skip
+    port.write(
+        fs.sync_read(SO101.ids, 56, 4)
+    )  # the same bytes with no master at all: what this machine's terminal costs
+    floor = []
+    for _ in range(cycles // 2):
+        t, got = time.perf_counter(), 0
+        while got < 60:
+            got += len(port.read(time.monotonic_ns() + 10**9))
+        port.write(fs.sync_write(42, dict.fromkeys(SO101.ids, b"\x00\x08")))
+        port.write(fs.sync_read(SO101.ids, 56, 4))
+        floor.append((time.perf_counter() - t) * 1e3)
+    p50, p99 = np.percentile(floor[100:], (50, 99))
+    print(
+        f"  the same bytes written and read without a master: p50 {p50:.3f} ms ({p50 / wire:.2f} x), p99 {p99:.3f} ms ({p99 / wire:.2f} x)"
+    )
+    prefer(0)
+    port.close()
+    process.communicate("")
+
+
+def ours(path: str, protocol: str, seconds: float) -> tuple[float, float]:
+    port = Port.open(path)
+    bus = Bus(port, margin_s=0.1, protocol=protocol)
+    address, size = (56, 2) if protocol == "feetech" else (132, 4)
+    n, end, cpu = 0, time.perf_counter() + seconds, time.process_time()
+    while time.perf_counter() < end:
+        assert len(bus.sync_read(SO101.ids, address, size)) == 6
+        n += 1
+    port.close()
+    return n / seconds, (time.process_time() - cpu) / n * 1e6
+
+
+def rates(rounds: int, seconds: float) -> None:
+    rows = [("ours (STS)", "feetech", ""), ("rustypot (STS)", "feetech", "rustypot"), ("scservo_sdk (STS)", "feetech", "scservo_sdk"),
+            ("ours (Dynamixel)", "dynamixel", ""), ("rustypot (Dynamixel)", "dynamixel", "rustypot_dxl"),
+            ("dynamixel_sdk (Dynamixel)", "dynamixel", "dynamixel_sdk")]  # fmt: skip
+    servers = {protocol: start(protocol, 0) for protocol in CONFIGS}
+    got: dict[str, list[tuple[float, float]]] = {name: [] for name, _, _ in rows}
+    for _ in range(rounds):
+        for name, protocol, peer in rows:
+            path = servers[protocol][1]
+            if not peer:
+                got[name].append(ours(path, protocol, seconds))
+            elif PEERS.exists():
+                command = [str(PEERS), str(Path(__file__).with_name("bus_peers.py")), peer, path, str(seconds)]
+                said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+                got[name].append((float(said[0]), float(said[1])))
+    print(f"{'six servos, not paced':28}{'median /s':>12}{'best /s':>12}{'CPU us':>10}")
+    for name, values in got.items():
+        if values:
+            rate = [v[0] for v in values]
+            print(
+                f"{name:28}{statistics.median(rate):12.0f}{max(rate):12.0f}{statistics.median(v[1] for v in values):10.0f}"
+            )
+    for process, _ in servers.values():
+        process.communicate("")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--serve")
+    parser.add_argument("--baud", type=int, default=0)
+    parser.add_argument("--cycles", type=int, default=5000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.5)
+    args = parser.parse_args()
+    if args.serve:
+        serve(args.serve, args.baud)
+    else:
+        paced(args.cycles)
+        rates(args.rounds, args.seconds)

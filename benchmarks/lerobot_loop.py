@@ -1,0 +1,178 @@
+"""LeRobot's own control loop on our simulated robot, with our engines as its policy.
+
+    PYTHONPATH=. .venv-peers/bin/python benchmarks/lerobot_loop.py --seconds 60 --fps 50
+    harmowam profile --seconds 60 --fps 50 --seed 3                                      # ours, in the same sitting
+
+Real on its side: `record_loop` (nothing is stored), `SOFollower`, its Feetech bus (scservo_sdk) over the pseudo-terminal of
+`sim.server`, `predict_action` with torch. Its policy is our fast step with the newest of our slow steps, made beforehand; the time
+inside it is taken off. Cameras are our slots behind the two methods that its loop calls: no decoding, no conversion, in its favour.
+
+Against it on a small machine: the simulated hardware runs with real-time priority, as for us, and its loop asks for none. With
+`--priority 10`, or with hardware of ordinary priority, its bus gives up ("There is no status packet", no retry) within seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from firmware_bridge.clock import prefer
+from runtime.bundle import Bundle
+from runtime.cameras import SlotCamera, calibrations, slot_path
+from runtime.contracts import Observation
+from runtime.robot import CameraConfig, load_robot
+from runtime.steps import FastStep, SlowStep
+from runtime.trace import percentiles
+
+JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+
+
+class Timed:
+    """When the newest tick did what, ns."""
+
+    captured = taken = engine = 0
+
+
+class Eye:
+    """A camera as `SOFollower` calls it."""
+
+    is_connected = True
+
+    def __init__(self, config: CameraConfig, slots: Path, now: Timed):
+        self.slot, self.now = SlotCamera(config, slot_path(slots, config.name)), now
+
+    def read_latest(self) -> np.ndarray:
+        frame = self.slot.newest()
+        assert frame is not None
+        self.now.captured = min(self.now.captured, frame.t_capture_ns) if self.now.captured else frame.t_capture_ns
+        self.now.taken = time.monotonic_ns()
+        return frame.image
+
+
+class Ours:
+    """Our engines as a LeRobot policy: holds the arm where it is, whatever they say."""
+
+    config = SimpleNamespace(device="cpu", use_amp=False)
+
+    def __init__(self, fast: FastStep, prior: Any, now: Timed):
+        self.fast, self.prior, self.now = fast, prior, now
+
+    def reset(self) -> None:
+        self.fast.reset()
+
+    def select_action(self, batch: dict[str, Any]) -> Any:
+        began = time.monotonic_ns()
+        frames = {
+            n: np.ascontiguousarray(
+                (batch[f"observation.images.{n}"][0].numpy().transpose(1, 2, 0) * 255).astype(np.uint8)
+            )
+            for n in ("front", "wrist")
+        }
+        q = np.zeros(6, np.float32)
+        prior = dataclasses.replace(self.prior, t_capture_ns=began)
+        converted = time.monotonic_ns()  # floats back to bytes is our own need, not its loop's: taken off as well
+        self.fast.step(converted, Observation(began, frames, q, q), prior)
+        self.now.engine = time.monotonic_ns() - began
+        return batch["observation.state"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--fps", type=int, default=50)
+    parser.add_argument("--bundle", type=Path, default=Path("out/so101.bundle"))
+    parser.add_argument("--python", default=".venv/bin/python", help="of the environment that has the simulator")
+    parser.add_argument("--priority", type=int, default=0, help="SCHED_FIFO for its loop; it asks for none itself")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    import torch
+    from lerobot.motors import MotorCalibration
+    from lerobot.processor import make_default_processors
+    from lerobot.robots.so_follower.config_so_follower import SOFollowerRobotConfig
+    from lerobot.robots.so_follower.so_follower import SOFollower
+    from lerobot.scripts.lerobot_record import record_loop
+
+    with tempfile.TemporaryDirectory(prefix="harmowam-", dir="/dev/shm") as folder:
+        slots, now = Path(folder), Timed()
+        command = [args.python, "-m", "sim.server", "--slots", folder, "--seed", "3", "--fps", str(args.fps)]
+        simulator = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            assert simulator.stdout is not None
+            info = json.loads(simulator.stdout.readline())
+            described, bundle = load_robot("sim_so101"), Bundle.load(args.bundle)
+            known = calibrations(described, slots)
+            robot = SOFollower(SOFollowerRobotConfig(id="bench", port=info["port"], cameras={}))
+            robot.bus.calibration = {n: MotorCalibration(k + 1, 0, 0, 0, 4095) for k, n in enumerate(JOINTS)}
+            robot.bus.connect(handshake=False)
+            robot.bus.sync_write("Torque_Enable", dict.fromkeys(JOINTS, 1), normalize=False)
+            robot.cameras = {n: Eye(c, slots, now) for n, c in described.cameras.items()}
+            fast = FastStep(bundle, known)
+            q = np.zeros(6, np.float32)
+            first = Observation(time.monotonic_ns(), {n: e.read_latest() for n, e in robot.cameras.items()}, q, q)
+            prior = SlowStep(bundle, info["instruction"], known).step(first.t_capture_ns, first)
+            torch.set_num_threads(args.threads)
+            prefer(args.priority)
+            rows: list[tuple[int, int, int]] = []
+            starts: list[int] = []
+            look, send = robot.get_observation, robot.send_action
+
+            def get_observation() -> Any:
+                starts.append(time.monotonic_ns())
+                now.captured = 0
+                return look()
+
+            def send_action(action: Any) -> Any:
+                sent = send(action)
+                wire = time.monotonic_ns()
+                rows.append((wire - now.captured, wire - now.taken - now.engine, wire - starts[-1] - now.engine))
+                return sent
+
+            robot.get_observation, robot.send_action = get_observation, send_action
+            names = [f"{j}.pos" for j in JOINTS]
+            image = {"dtype": "image", "shape": (240, 320, 3), "names": ["height", "width", "channels"]}
+            state = {"dtype": "float32", "shape": (6,), "names": names}
+            features = {
+                "observation.state": state, "action": state, "observation.images.front": image, "observation.images.wrist": image,
+            }  # fmt: skip
+            dataset = SimpleNamespace(fps=args.fps, features=features, add_frame=lambda frame: None)
+
+            class Same:  # its processors, without a model's statistics
+                def reset(self) -> None:
+                    pass
+
+                def __call__(self, value: Any) -> Any:
+                    return value
+
+            teleop, action, observation = make_default_processors()
+            record_loop(
+                robot, {"exit_early": False}, args.fps, teleop, action, observation, dataset=dataset, policy=Ours(fast, prior, now),
+                preprocessor=Same(), postprocessor=Same(), control_time_s=args.seconds, single_task=info["instruction"],
+            )  # fmt: skip
+        finally:
+            simulator.terminate()
+            simulator.wait()
+    v = np.array(rows[20:]) / 1e6
+    period = np.diff(starts[20:]) / 1e6
+    drift = (starts[-1] - starts[20]) / 1e6 - (len(starts) - 21) * 1000 / args.fps
+    result = {
+        "ticks": len(v), "hz": round(1000 / float(period.mean()), 3), "drift_ms": round(drift, 1),
+        "period_error_ms": percentiles(np.abs(period - 1000 / args.fps)), "observation_to_wire_ms": percentiles(v[:, 0]),
+        "overhead_ms": percentiles(v[:, 1]), "overhead_with_servo_read_ms": percentiles(v[:, 2]),
+    }  # fmt: skip
+    print(json.dumps(result, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""Calibration boards: ChArUco and chessboard, from one line of text; detection, and true-size PDF and PNG.
+
+    charuco:11x8:0.030:0.022:4x4_50          squares, square and marker edge in metres, dictionary (append ":legacy" for boards
+                                             printed with OpenCV before 4.6)
+    chessboard:9x6:0.025                     inner corners, square edge
+
+Board frame: x along the columns, y down the rows, z away from the viewer, origin at the first square's outer corner (charuco) or
+the first inner corner (chessboard).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from calibration.camera import CalibrationError
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Corner ids int64[n] and pixels float64[n,2] of one picture."""
+
+    ids: np.ndarray
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Board:
+    """One board; lengths in metres. `text` is the line that it was made from."""
+
+    text: str
+    kind: str
+    columns: int
+    rows: int
+    square: float
+    marker: float = 0.0
+    dictionary: str = ""
+    legacy: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Board:
+        """Raises CalibrationError for a line that names no board."""
+        parts = text.split(":")
+        shape = "charuco:COLUMNSxROWS:SQUARE:MARKER:DICTIONARY or chessboard:COLUMNSxROWS:SQUARE (metres)"
+        try:
+            columns, rows = (int(v) for v in parts[1].split("x"))
+            square = float(parts[2])
+            if parts[0] == "chessboard" and len(parts) == 3:
+                board = cls(text, "chessboard", columns, rows, square)
+            elif parts[0] == "charuco" and len(parts) in (5, 6) and parts[5:] in ([], ["legacy"]):
+                board = cls(text, "charuco", columns, rows, square, float(parts[3]), parts[4].upper(), len(parts) == 6)
+            else:
+                raise ValueError(text)
+        except (ValueError, IndexError) as e:
+            raise CalibrationError(f"board '{text}' is not understood: write {shape}.") from e
+        if not (3 <= columns <= 40 and 3 <= rows <= 40 and 0.002 <= square <= 0.5):
+            raise CalibrationError(f"board '{text}' is impossible: 3 to 40 squares a side, 0.002 to 0.5 m a square.")
+        if board.kind == "charuco":
+            if not 0.3 * square < board.marker < 0.95 * square:
+                raise CalibrationError(f"board '{text}': markers must be 0.3 to 0.95 of a square: correct their size.")
+            if not hasattr(cv2.aruco, f"DICT_{board.dictionary}"):
+                raise CalibrationError(f"board '{text}': no dictionary {parts[4]}: use for example 4x4_50 or 5x5_100.")
+            if columns * rows // 2 > len(board._dictionary().bytesList):
+                raise CalibrationError(f"board '{text}' needs {columns * rows // 2} markers, {parts[4]} has fewer.")
+        elif columns == rows or columns % 2 == rows % 2:
+            raise CalibrationError(f"chessboard '{text}' looks the same upside down: use an odd and an even number.")
+        return board
+
+    def _dictionary(self) -> cv2.aruco.Dictionary:
+        return cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, f"DICT_{self.dictionary}"))
+
+    def _charuco(self, legacy: bool | None = None) -> cv2.aruco.CharucoBoard:
+        made = cv2.aruco.CharucoBoard((self.columns, self.rows), self.square, self.marker, self._dictionary())
+        made.setLegacyPattern(self.legacy if legacy is None else legacy)
+        return made
+
+    def points(self) -> np.ndarray:
+        """Corners in the board frame, float64[n,3] (m), by id."""
+        if self.kind == "charuco":
+            return np.asarray(self._charuco().getChessboardCorners(), float)
+        x, y = np.meshgrid(np.arange(self.columns), np.arange(self.rows))
+        return np.stack([x, y, 0 * x], -1).reshape(-1, 3) * self.square
+
+    def size(self) -> tuple[float, float]:
+        """Width and height of the pattern, m, without its white border."""
+        extra = 0 if self.kind == "charuco" else 1
+        return (self.columns + extra) * self.square, (self.rows + extra) * self.square
+
+    def origin(self) -> tuple[float, float]:
+        """Where the pattern's top-left corner lies in the board frame, m."""
+        return (0.0, 0.0) if self.kind == "charuco" else (-self.square, -self.square)
+
+    def detect(self, grey: np.ndarray) -> Detection:
+        """Corners of one picture uint8[H,W]; empty where the board is not seen."""
+        none = Detection(np.zeros(0, int), np.zeros((0, 2)))
+        if self.kind == "chessboard":
+            flags = cv2.CALIB_CB_ADAPTIVE_THRESH | cv2.CALIB_CB_NORMALIZE_IMAGE
+            # The quick look misses small squares; the long one takes seconds on a large picture without a board.
+            quick = cv2.CALIB_CB_FAST_CHECK if grey.shape[1] > 640 else 0
+            found, corners = cv2.findChessboardCorners(grey, (self.columns, self.rows), flags=flags | quick)
+            if not found:
+                return none
+            p = corners.reshape(self.rows, self.columns, 2)
+            gap = min(np.linalg.norm(np.diff(p, axis=a), axis=-1).min() for a in (0, 1))
+            half = int(np.clip(gap / 3, 2, 9))  # a window that holds one corner and no neighbour
+            criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 50, 0.002)
+            refined = cv2.cornerSubPix(grey, corners, (half, half), (-1, -1), criteria)
+            return Detection(np.arange(self.columns * self.rows), refined.reshape(-1, 2).astype(float))
+        corners, ids = self._detector(self.legacy).detectBoard(grey)[:2]
+        if ids is None or len(ids) < 4:
+            return none
+        return Detection(ids.ravel().astype(int), corners.reshape(-1, 2).astype(float))
+
+    def _detector(self, legacy: bool) -> Any:  # OpenCV's own types do not say that results may be None
+        parameters = cv2.aruco.DetectorParameters()
+        parameters.cornerRefinementMethod = cv2.aruco.CORNER_REFINE_SUBPIX
+        return cv2.aruco.CharucoDetector(self._charuco(legacy), cv2.aruco.CharucoParameters(), parameters)
+
+    def why_unseen(self, grey: np.ndarray) -> str:
+        """The likeliest reason that `detect` found nothing."""
+        if self.kind == "chessboard":
+            return "board not found or partly hidden"
+        detector: Any = cv2.aruco.ArucoDetector(self._dictionary())
+        _, ids = detector.detectMarkers(grey)[:2]
+        count = 0 if ids is None else len(ids)
+        _, mirrored = detector.detectMarkers(np.ascontiguousarray(grey[:, ::-1]))[:2]
+        if mirrored is not None and len(mirrored) > 2 * count + 2:
+            return "mirrored picture"
+        if ids is None or not count:
+            return "board not found"
+        other = self._detector(not self.legacy).detectBoard(grey)[1]
+        if other is not None and len(other) >= 4:
+            return (
+                "legacy board layout (append ':legacy')"
+                if not self.legacy
+                else "board is not legacy (remove ':legacy')"
+            )
+        if ids.max() >= self.columns * self.rows // 2:
+            return "markers of another board"
+        return "too few corners (partly hidden or blurred)"
+
+    def rectangles(self) -> list[tuple[float, float, float, float]]:
+        """All black rectangles (x, y, width, height), m, from the pattern's top-left corner: what a printer needs."""
+        width, height = self.size()
+        s, out = self.square, []
+        dark = 0
+        if self.kind == "charuco":
+            # Corner (0, 0) of the first marker's square says which squares are white.
+            first = np.asarray(self._charuco().getObjPoints()[0]).min(0)[:2]
+            dark = (
+                round((first[0] - (s - self.marker) / 2) / s) + round((first[1] - (s - self.marker) / 2) / s) + 1
+            ) % 2
+        for r in range(round(height / s)):
+            for c in range(round(width / s)):
+                if (r + c) % 2 == dark:
+                    out.append((c * s, r * s, s, s))
+        if self.kind == "charuco":
+            board = self._charuco()
+            for marker, corners in zip(np.asarray(board.getIds()).ravel(), board.getObjPoints(), strict=True):
+                x0, y0 = np.asarray(corners).min(0)[:2]
+                cells = self._dictionary().markerSize + 2
+                bits = cv2.aruco.generateImageMarker(self._dictionary(), int(marker), cells)
+                step = self.marker / cells
+                for r, c in zip(*np.nonzero(bits == 0), strict=True):
+                    out.append((x0 + c * step, y0 + r * step, step, step))
+        return out
+
+    def texture(self, pixels_per_metre: float, border: float | None = None) -> np.ndarray:
+        """uint8[h,w] picture of the board with a white border (m, default half a square)."""
+        border = self.square / 2 if border is None else border
+        width, height = self.size()
+        shape = (round((height + 2 * border) * pixels_per_metre), round((width + 2 * border) * pixels_per_metre))
+        image = np.full(shape, 255, np.uint8)
+        for x, y, w, h in self.rectangles():
+            edges = np.rint((np.array([x, y, x + w, y + h]) + border) * pixels_per_metre).astype(int)
+            image[edges[1] : edges[3], edges[0] : edges[2]] = 0
+        return image
+
+    def png(self, dpi: int = 600) -> bytes:
+        """A PNG that carries its resolution (pHYs), so that it prints at true size."""
+        per_metre = dpi / 0.0254
+        data = cv2.imencode(".png", self.texture(per_metre))[1].tobytes()
+        body = b"pHYs" + struct.pack(">IIB", round(per_metre), round(per_metre), 1)
+        chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+        return data[:33] + chunk + data[33:]  # after IHDR
+
+    def pdf(self, margin: float = 0.012) -> bytes:
+        """A one-page vector PDF in true size, with a 100 mm line to hold a ruler against."""
+        point = 72 / 0.0254
+        width, height = self.size()
+        page = (max(width, 0.1) + 2 * margin, height + 2 * margin + 0.01)
+        top = page[1] - margin
+        draw = ["0 g"]
+        for x, y, w, h in self.rectangles():
+            draw.append(f"{(margin + x) * point:.4f} {(top - y - h) * point:.4f} {w * point:.4f} {h * point:.4f} re f")
+        y0 = (margin * 0.6) * point
+        draw.append(f"0.5 w {margin * point:.4f} {y0:.4f} m {(margin + 0.1) * point:.4f} {y0:.4f} l S")
+        text = f"{self.text}   the line is 100 mm: print at 100 %".replace("(", "").replace(")", "")
+        draw.append(f"BT /F 7 Tf {margin * point:.4f} {y0 + 4:.4f} Td ({text}) Tj ET")
+        stream = "\n".join(draw).encode()
+        box = f"[0 0 {page[0] * point:.4f} {page[1] * point:.4f}]"
+        objects = [
+            b"<</Type/Catalog/Pages 2 0 R>>",
+            b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+            f"<</Type/Page/Parent 2 0 R/MediaBox{box}/Contents 4 0 R/Resources<</Font<</F 5 0 R>>>>>>".encode(),
+            b"<</Length %d>>stream\n%s\nendstream" % (len(stream), stream),
+            b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+        ]
+        out, offsets = bytearray(b"%PDF-1.4\n"), []
+        for k, item in enumerate(objects):
+            offsets.append(len(out))
+            out += b"%d 0 obj\n%s\nendobj\n" % (k + 1, item)
+        table = len(out)
+        out += b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
+        out += b"".join(b"%010d 00000 n \n" % o for o in offsets)
+        out += b"trailer<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, table)
+        return bytes(out)

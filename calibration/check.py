@@ -1,0 +1,191 @@
+"""Has the camera moved? A marker fixed to the table answers in a second; one on the arm tells "camera moved" from "arm off".
+
+`learn` looks at the marker while all is well and keeps where its corners are and how much they jitter. `check` compares: the
+smallest camera rotation that explains the corners' displacement is found, and both its size and its significance count, so that
+thresholds come from the camera's own noise and not from a table. Corner noise has a common part (the camera shakes, light changes),
+which learning from whole pictures includes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from calibration.board import Board
+from calibration.camera import CalibrationError
+
+FRAMES = 10  # pictures whose median is judged
+LEARN_FRAMES = 40
+MIN_SHARE = 0.5  # of the reference's corners that must be seen
+WARN_FLOOR_PX = 0.10  # below, nothing is said whatever the noise: a twentieth of a millimetre at arm's length
+WARN_SIGMA, BLOCK_PX = 6.0, 3.0  # BLOCK_PX at 1280 columns; scaled with the picture
+ARM_SIGMA = 3.5
+
+OK, WARN, BLOCK = "ok", "warn", "block"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Median corners float64[n,2] of a marker by id, and the spread of a median of FRAMES pictures: `noise` px: RMS over
+    such medians of the corners' median shift. `arm` is the same of a marker on the arm at
+    the rest pose, with the arm's own repeatability in px."""
+
+    board: str
+    width: int
+    height: int
+    ids: np.ndarray
+    corners: np.ndarray
+    noise: float
+    arm_board: str = ""
+    arm_ids: np.ndarray | None = None
+    arm_corners: np.ndarray | None = None
+    arm_noise: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        out: dict[str, Any] = {
+            "board": self.board, "width": self.width, "height": self.height, "ids": self.ids.tolist(),
+            "corners": self.corners.tolist(), "noise": self.noise,
+        }  # fmt: skip
+        if self.arm_ids is not None and self.arm_corners is not None:
+            out.update(
+                arm_board=self.arm_board,
+                arm_ids=self.arm_ids.tolist(),
+                arm_corners=self.arm_corners.tolist(),
+                arm_noise=self.arm_noise,
+            )
+        return out
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Reference:
+        """Raises CalibrationError when `data` is no reference."""
+        try:
+            arm: tuple[Any, ...] = ()
+            if "arm_ids" in data:
+                ids, corners = np.array(data["arm_ids"], int), np.array(data["arm_corners"], float)
+                arm = (data["arm_board"], ids, corners, float(data["arm_noise"]))
+            return cls(
+                data["board"], int(data["width"]), int(data["height"]), np.array(data["ids"], int),
+                np.array(data["corners"], float).reshape(-1, 2), float(data["noise"]),
+                *arm,
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as e:
+            raise CalibrationError(
+                f"the drift reference is damaged ({e!r}): run `harmowam calibrate check --learn`."
+            ) from e
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`level` ok, warn or block; what happened; median shift of the base marker (px) and the limits that it was held against."""
+
+    level: str
+    reason: str
+    shift_px: float
+    warn_px: float
+    block_px: float
+    arm_shift_px: float | None = None
+    shift: np.ndarray | None = None  # [n,2] px a corner seen, for the report
+    corners: np.ndarray | None = None  # [n,2] where those corners were, px
+
+
+def median_corners(frames: list[np.ndarray], board: Board) -> tuple[np.ndarray, np.ndarray]:
+    """Corner ids int64[n] and median pixels float64[n,2] of the corners seen in most of the pictures (grey or RGB)."""
+    seen: dict[int, list[np.ndarray]] = {}
+    for frame in frames:
+        found = board.detect(frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
+        for i, p in zip(found.ids, found.pixels, strict=True):
+            seen.setdefault(int(i), []).append(p)
+    ids = sorted(i for i, ps in seen.items() if len(ps) > len(frames) / 2)
+    return np.array(ids, int), np.array([np.median(seen[i], axis=0) for i in ids]).reshape(-1, 2)
+
+
+def learn(
+    frames: list[np.ndarray],
+    board: Board,
+    arm_frames: list[list[np.ndarray]] | None = None,
+    arm_board: Board | None = None,
+) -> Reference:
+    """A reference from at least 2 * FRAMES pictures of the standing camera. `arm_frames`: pictures of the arm's marker after each of
+    several returns to the rest pose, so that the arm's repeatability is in its noise. Raises CalibrationError."""
+    if len(frames) < 2 * FRAMES:
+        raise CalibrationError(f"{len(frames)} pictures are too few to learn the camera's noise: take {LEARN_FRAMES}.")
+    ids, corners = median_corners(frames, board)
+    if len(ids) < 6:
+        raise CalibrationError(
+            f"the marker {board.text} is not seen ({len(ids)} corners): aim the camera at it, or correct the board."
+        )
+    height, width = frames[0].shape[:2]
+    shifts = []
+    for start in range(0, len(frames) - FRAMES + 1, FRAMES // 2):
+        part_ids, part = median_corners(frames[start : start + FRAMES], board)
+        common = np.isin(ids, part_ids)
+        d = part[np.isin(part_ids, ids)] - corners[common]
+        shifts.append(float(np.median(np.linalg.norm(d, axis=1))))  # the very measure that is judged later
+    noise = float(np.sqrt(np.mean(np.square(shifts))))
+    if noise > 0.02 * width / 10:
+        raise CalibrationError(
+            f"the marker does not stand still ({noise:.1f} px): fix camera and marker, then learn again."
+        )
+    arm: tuple[Any, ...] = ()
+    if arm_frames and arm_board:
+        each = [median_corners(f, arm_board) for f in arm_frames]
+        common_ids = np.array(sorted(set.intersection(*(set(i.tolist()) for i, _ in each))), int)
+        if len(common_ids) < 6:
+            raise CalibrationError(
+                f"the arm's marker {arm_board.text} is not seen at the rest pose: turn it to the camera."
+            )
+        stack = np.array([c[np.isin(i, common_ids)] for i, c in each])
+        middle = np.median(stack, axis=0)
+        arm = (arm_board.text, common_ids, middle, float(np.sqrt(((stack - middle) ** 2).sum(-1).mean())))
+    return Reference(board.text, width, height, ids, corners, noise, *arm)
+
+
+def check(reference: Reference, frames: list[np.ndarray], arm_frames: list[np.ndarray] | None = None) -> Verdict:
+    """Judge at least one picture (FRAMES are good) against the reference. Raises CalibrationError for pictures that cannot be judged.
+
+    ok: shift within WARN_SIGMA of the camera's own noise. block: more than BLOCK_PX (at 1280 columns), or another shift together with
+    the arm's marker. Marker on the arm only: "arm off".
+    """
+    height, width = frames[0].shape[:2]
+    if (width, height) != (reference.width, reference.height):
+        raise CalibrationError(
+            f"the camera gives {width}x{height}, the drift reference is for {reference.width}x{reference.height}: "
+            "set the resolution back, or calibrate the camera again."
+        )
+    warn_px = max(WARN_FLOOR_PX * width / 1280, WARN_SIGMA * reference.noise)
+    block_px = max(BLOCK_PX * width / 1280, 2 * warn_px)
+    ids, corners = median_corners(frames, Board.parse(reference.board))
+    common = np.isin(reference.ids, ids)
+    if common.sum() < MIN_SHARE * len(reference.ids):
+        return Verdict(
+            BLOCK,
+            f"the base marker is hidden or out of sight ({common.sum()} of {len(reference.ids)} corners): "
+            "clear the view, then check again",
+            float("nan"), warn_px, block_px,
+        )  # fmt: skip
+    shift = corners[np.isin(ids, reference.ids)] - reference.corners[common]
+    size = float(np.median(np.linalg.norm(shift, axis=1)))
+    moved = size > warn_px
+    arm_size: float | None = None
+    arm_off = False
+    if arm_frames and reference.arm_corners is not None and reference.arm_ids is not None:
+        arm_ids, arm = median_corners(arm_frames, Board.parse(reference.arm_board))
+        seen = np.isin(reference.arm_ids, arm_ids)
+        if seen.sum() >= 4:
+            d = arm[np.isin(arm_ids, reference.arm_ids)] - reference.arm_corners[seen]
+            arm_size = float(np.median(np.linalg.norm(d, axis=1)))
+            arm_off = arm_size > max(ARM_SIGMA * reference.arm_noise, warn_px)
+    level = BLOCK if size > block_px else WARN if moved else OK
+    if moved and arm_size is not None and not arm_off and size > ARM_SIGMA * reference.arm_noise:
+        reason = f"the base marker is {size:.2f} px off, the arm's is not: the marker was moved; fix it and run check --learn"
+    elif moved:
+        reason = f"the camera has moved: the base marker is {size:.2f} px off (limit {warn_px:.2f}); run `harmowam calibrate hand-eye`"
+    elif arm_off:
+        level = BLOCK
+        reason = f"the arm is off, the camera is not: its marker is {arm_size:.1f} px off at rest; run `harmowam calibrate joints`"
+    else:
+        reason = f"the camera stands where it was calibrated ({size:.3f} px, limit {warn_px:.2f})"
+    return Verdict(level, reason, size, warn_px, block_px, arm_size, shift, reference.corners[common])

@@ -1,0 +1,227 @@
+"""Joint calibration: where each servo's zero is, how far each joint goes, and what the servo's EEPROM said then.
+
+LeRobot keeps the same facts in another form, one JSON object a joint: `homing_offset` is written to the servo (register 31), which then
+reports `position - homing_offset`; `range_min` and `range_max` are such reported steps; 0 degrees is the middle of the range. This
+project never writes EEPROM: it reads the offsets, keeps them, and refuses to drive an arm whose offsets have changed since.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration.camera import CalibrationError
+from firmware_bridge.arm import Arm, ArmConfig
+from firmware_bridge.sts3215 import RAD_PER_STEP, STEPS, decode
+
+MARGIN = 0.035  # rad kept free at each end of the measured range
+MIN_RANGE = 0.5  # rad; less, and the joint was hardly moved
+
+
+@dataclass(frozen=True)
+class Joint:
+    """One joint, servo steps as the servo reports them. `zero_step` is 0 rad; `direction` +1 or -1; `homing_offset` is the EEPROM's."""
+
+    name: str
+    id: int
+    zero_step: int
+    direction: int
+    range_min: int
+    range_max: int
+    homing_offset: int
+
+
+@dataclass(frozen=True)
+class JointCalibration:
+    joints: tuple[Joint, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"joints": [dataclasses.asdict(j) for j in self.joints]}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], source: str = "joint calibration") -> JointCalibration:
+        """Raises CalibrationError when `data` is none, or holds impossible numbers."""
+        try:
+            made = cls(tuple(Joint(**j) for j in data["joints"]))
+        except (KeyError, TypeError) as e:
+            raise CalibrationError(
+                f"{source} is damaged ({e!r}): restore it or run `harmowam calibrate joints`."
+            ) from e
+        for j in made.joints:
+            _sane(j, source)
+        return made
+
+    def apply(self, config: ArmConfig) -> ArmConfig:
+        """The bridge's ArmConfig with these zeros, directions and ranges; limits become the narrower of file and measurement.
+
+        Raises CalibrationError when joints or ids differ, or when the rest pose is out of range.
+        """
+        by_name = {j.name: j for j in self.joints}
+        if set(by_name) != set(config.joints) or any(
+            by_name[n].id != i for n, i in zip(config.joints, config.ids, strict=True)
+        ):
+            raise CalibrationError(
+                "the joint calibration is for other joints or servo ids than the robot file: run `harmowam calibrate joints` for this arm."
+            )
+        ordered = [by_name[n] for n in config.joints]
+        limits = [self.limits(j) for j in ordered]
+        lower = tuple(max(a, b) for a, (b, _) in zip(config.lower, limits, strict=True))
+        upper = tuple(min(a, b) for a, (_, b) in zip(config.upper, limits, strict=True))
+        for name, low, high, rest in zip(config.joints, lower, upper, config.rest, strict=True):
+            if not low <= rest <= high:
+                raise CalibrationError(
+                    f"the rest pose puts {name} at {rest:.2f} rad, outside its measured range {low:.2f} to {high:.2f}: "
+                    "correct 'rest' in the robot file."
+                )
+        return dataclasses.replace(
+            config,
+            lower=lower,
+            upper=upper,
+            zero_step=tuple(j.zero_step for j in ordered),
+            direction=tuple(j.direction for j in ordered),
+        )
+
+    @staticmethod
+    def limits(joint: Joint) -> tuple[float, float]:
+        """Measured range in rad, MARGIN inside the stops."""
+        ends = sorted(
+            (s - joint.zero_step) * joint.direction * RAD_PER_STEP for s in (joint.range_min, joint.range_max)
+        )
+        return ends[0] + MARGIN, ends[1] - MARGIN
+
+
+def _sane(j: Joint, source: str) -> None:
+    numbers: tuple[Any, ...] = (j.id, j.zero_step, j.direction, j.range_min, j.range_max, j.homing_offset)
+    if not all(isinstance(v, int) and not isinstance(v, bool) for v in numbers):
+        raise CalibrationError(
+            f"{source}: joint '{j.name}' holds something other than whole steps: calibrate it again."
+        )
+    if not (
+        0 <= j.range_min < j.range_max <= STEPS - 1
+        and abs(j.homing_offset) <= 2047
+        and j.direction in (1, -1)
+        and 0 <= j.id <= 252
+    ):
+        raise CalibrationError(f"{source}: joint '{j.name}' has impossible steps or id: calibrate it again.")
+    if (j.range_max - j.range_min) * RAD_PER_STEP < MIN_RANGE:
+        raise CalibrationError(
+            f"{source}: joint '{j.name}' was moved over {(j.range_max - j.range_min) * RAD_PER_STEP:.2f} rad only: "
+            "move it from stop to stop."
+        )
+
+
+class RangeRecorder:
+    """Watches limp joints that a person moves from stop to stop. Feed `add` with reported steps; `missing` says what is left to do."""
+
+    def __init__(self, config: ArmConfig):
+        self.config = config
+        n = len(config.ids)
+        self.low: np.ndarray = np.full(n, STEPS)
+        self.high: np.ndarray = np.full(n, -1)
+        self._last: np.ndarray | None = None
+
+    def add(self, steps: np.ndarray) -> None:
+        """int[J]. Raises CalibrationError when a joint runs over the encoder's end (0/4095): its range would be the wrong side."""
+        if self._last is not None and (np.abs(steps - self._last) > STEPS // 2).any():
+            k = int(np.abs(steps - self._last).argmax())
+            raise CalibrationError(
+                f"{self.config.joints[k]} passes the end of its encoder inside its range: set its servo's middle "
+                "(harmowam bus, or LeRobot's own calibration), then calibrate again."
+            )
+        self._last = steps.copy()
+        self.low, self.high = np.minimum(self.low, steps), np.maximum(self.high, steps)
+
+    def missing(self) -> list[str]:
+        """Names of joints not yet moved far enough."""
+        far = (self.high - self.low) * RAD_PER_STEP >= MIN_RANGE
+        return [n for n, ok in zip(self.config.joints, far, strict=True) if not ok]
+
+    def finish(self, zero_step: np.ndarray, offsets: dict[int, int]) -> JointCalibration:
+        """`zero_step` int[J]: reported steps at the zero pose; `offsets`: EEPROM homing offsets by id. Raises CalibrationError."""
+        c = self.config
+        made = JointCalibration(tuple(
+            Joint(c.joints[k], c.ids[k], int(zero_step[k]), c.direction[k], int(self.low[k]), int(self.high[k]), int(offsets[c.ids[k]]))
+            for k in range(len(c.ids))
+        ))  # fmt: skip
+        for j in made.joints:
+            _sane(j, "this calibration")
+        return made
+
+
+def eeprom_offsets(arm: Arm) -> dict[int, int]:
+    """Homing offset of every servo, by id; raises CalibrationError when one does not answer."""
+    got = arm.bus.sync_read(arm.config.ids, 31, 2, retries=3)
+    silent = [i for i in arm.config.ids if i not in got]
+    if silent:
+        raise CalibrationError(f"servo {silent[0]} does not answer: check its cable and the arm's power.")
+    return {i: decode("homing_offset", r.data) for i, r in got.items()}
+
+
+def reported_steps(arm: Arm) -> np.ndarray:
+    """int64[J] as the servos report them; raises CalibrationError when one does not answer."""
+    got = arm.bus.sync_read(arm.config.ids, 56, 2, retries=3)
+    silent = [i for i in arm.config.ids if i not in got]
+    if silent:
+        raise CalibrationError(f"servo {silent[0]} does not answer: check its cable and the arm's power.")
+    return np.array([decode("present_position", got[i].data) for i in arm.config.ids])
+
+
+def compare(calibration: JointCalibration, offsets: dict[int, int]) -> list[str]:
+    """What differs between the calibration and the servos' EEPROM now; empty when nothing does."""
+    return [
+        f"{j.name} (servo {j.id}): homing offset {offsets.get(j.id)} in EEPROM, {j.homing_offset} when calibrated"
+        for j in calibration.joints
+        if offsets.get(j.id) != j.homing_offset
+    ]
+
+
+def to_lerobot(calibration: JointCalibration) -> dict[str, dict[str, int]]:
+    """LeRobot's calibration JSON (MotorCalibration a joint). Zeros that are not the middle of the range are lost: LeRobot has no place
+    for them."""
+    return {
+        j.name: {"id": j.id, "drive_mode": int(j.direction < 0), "homing_offset": j.homing_offset,
+            "range_min": j.range_min, "range_max": j.range_max}
+        for j in calibration.joints
+    }  # fmt: skip
+
+
+def from_lerobot(path: Path, config: ArmConfig) -> JointCalibration:
+    """A LeRobot calibration file for the joints of `config`; 0 rad is the middle of the range as in LeRobot, but for the gripper, whose
+    closed end it is. Raises CalibrationError for a file that is damaged or for another arm."""
+    try:
+        data = json.loads(Path(path).read_text())
+        rows = {
+            name: {k: row[k] for k in ("id", "drive_mode", "homing_offset", "range_min", "range_max")}
+            for name, row in data.items()
+        }
+    except OSError as e:
+        raise CalibrationError(f"{path} cannot be read ({e.strerror}): check the path.") from e
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise CalibrationError(
+            f"{path} is no LeRobot calibration ({e!r}): give the JSON that lerobot-calibrate wrote."
+        ) from e
+    if list(rows) != list(config.joints) and set(rows) != set(config.joints):
+        raise CalibrationError(
+            f"{path} is for joints {', '.join(rows)}, the robot has {', '.join(config.joints)}: give this arm's file."
+        )
+    joints = []
+    for k, name in enumerate(config.joints):
+        r = rows[name]
+        if r["id"] != config.ids[k]:
+            raise CalibrationError(
+                f"{path}: {name} is servo {r['id']}, the robot file says {config.ids[k]}: correct one of them."
+            )
+        direction = -1 if r["drive_mode"] else config.direction[k]
+        middle = (r["range_min"] + r["range_max"]) // 2
+        closed = r["range_min"] if direction > 0 else r["range_max"]
+        zero = middle if k < len(config.joints) - 1 else closed - round(config.lower[k] / RAD_PER_STEP) * direction
+        joints.append(Joint(name, r["id"], int(zero), direction, r["range_min"], r["range_max"], r["homing_offset"]))
+    made = JointCalibration(tuple(joints))
+    for j in made.joints:
+        _sane(j, str(path))
+    return made

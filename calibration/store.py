@@ -1,0 +1,226 @@
+"""Where calibrations live: immutable files named by their content, and one pointer that is switched atomically.
+
+    STORE/front/3f9a...json   a record: schema, kind, camera identity, result, uncertainty, raw corners, parents
+    STORE/front/current       the hash in use
+    STORE/front/log.jsonl     every move of the pointer, and why
+
+Nothing is ever overwritten: a new result is a new file, `rollback` moves the pointer, and a full disk leaves both as they were.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from calibration.camera import CalibrationError
+
+SCHEMA = 1
+KINDS = ("camera", "reference", "joints")
+
+
+def content_hash(record: dict[str, Any]) -> str:
+    """SHA-256 of the record without its own "hash", as canonical JSON (sorted keys, no blanks, no NaN)."""
+    plain = {k: v for k, v in record.items() if k != "hash"}
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def new_record(
+    kind: str, name: str, result: dict[str, Any], *, identity: dict[str, Any], parents: list[str],
+    uncertainty: dict[str, Any], evidence: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """A record ready for `Store.put`; `evidence` holds what the result was computed from (raw corners, joint angles)."""
+    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return {
+        "schema": SCHEMA, "kind": kind, "name": name, "created": created, "identity": identity, "parents": parents,
+        "result": result, "uncertainty": uncertainty, "evidence": evidence,
+    }  # fmt: skip
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Beside, fsync, rename, fsync the folder: after a power cut there is the old file or the new one. Raises OSError."""
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.chmod(partial, mode)
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class Store:
+    """One folder of calibrations: a sub-folder per camera name, "NAME.reference" for drift references, and "joints"."""
+
+    def __init__(self, root: Path):
+        self.root = Path(root)
+
+    def _folder(self, name: str) -> Path:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+            raise CalibrationError(f"'{name}' is no name for a calibration: use letters, digits, '_', '-' and '.'.")
+        return self.root / name
+
+    def put(self, record: dict[str, Any]) -> str:
+        """Write a record; returns its hash. The pointer stays where it is. Raises CalibrationError when it cannot be written."""
+        digest = content_hash(record)
+        folder = self._folder(record["name"])
+        text = json.dumps({**record, "hash": digest}, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / f"{digest}.json", text.encode(), 0o444)
+        except OSError as e:
+            raise CalibrationError(
+                f"calibration could not be written to {folder} ({e.strerror}): the stored one is untouched; make room and repeat."
+            ) from e
+        return digest
+
+    def current_hash(self, name: str) -> str | None:
+        try:
+            return (self._folder(name) / "current").read_text().strip()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as e:
+            raise CalibrationError(
+                f"the pointer {self._folder(name) / 'current'} cannot be read ({e}): run `harmowam calibrate rollback {name}`."
+            ) from e
+
+    def resolve(self, name: str, prefix: str) -> str:
+        """The full hash for an unambiguous beginning of one."""
+        found = [p.stem for p in self._folder(name).glob("*.json") if p.stem.startswith(prefix)]
+        if len(found) != 1:
+            what = "does not exist" if not found else "fits several"
+            raise CalibrationError(
+                f"calibration {prefix} of '{name}' {what}: see `harmowam calibrate history {name}` for the hashes."
+            )
+        return found[0]
+
+    def get(self, name: str, digest: str | None = None, kind: str | None = None) -> dict[str, Any]:
+        """The record `digest` (default: the current one); raises CalibrationError when absent, damaged, newer or of another kind."""
+        digest = digest or self.current_hash(name)
+        if digest is None:
+            verb = {"reference": "check --learn", "joints": "joints"}.get(kind or "", "intrinsics")
+            raise CalibrationError(f"'{name}' has no calibration in {self.root}: run `harmowam calibrate {verb}`.")
+        path = self._folder(name) / f"{digest}.json"
+        mend = f"run `harmowam calibrate rollback {name}` or calibrate again."
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError) as e:
+            raise CalibrationError(f"calibration {path} is missing or damaged ({e}): {mend}") from e
+        if not isinstance(record, dict) or not isinstance(record.get("schema"), int):
+            raise CalibrationError(f"{path} is no calibration record: {mend}")
+        if record["schema"] > SCHEMA:
+            raise CalibrationError(
+                f"{path} has schema {record['schema']}, this version reads {SCHEMA}: upgrade harmowam, or {mend}"
+            )
+        try:
+            intact = content_hash(record) == digest == record.get("hash")
+        except ValueError:
+            intact = False
+        if not intact:
+            raise CalibrationError(f"calibration {path} was changed or damaged (its hash does not fit): {mend}")
+        if kind is not None and record.get("kind") != kind:
+            raise CalibrationError(f"{path} is a {record.get('kind')} calibration, not a {kind} one: name another.")
+        return record
+
+    def set_current(self, name: str, digest: str, why: str) -> None:
+        """Switch the pointer to an intact record; the move is logged first, so that no switch is without its reason."""
+        self.get(name, digest)
+        folder = self._folder(name)
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        line = json.dumps({"at": now, "to": digest, "from": self.current_hash(name), "why": why})
+        try:
+            with open(folder / "log.jsonl", "a") as log:
+                log.write(line + "\n")
+                log.flush()
+                os.fsync(log.fileno())
+            write_atomically(folder / "current", (digest + "\n").encode())
+        except OSError as e:
+            raise CalibrationError(
+                f"the pointer in {folder} could not be switched ({e.strerror}): the stored calibration is untouched."
+            ) from e
+
+    def moves(self, name: str) -> list[dict[str, Any]]:
+        """Every move of the pointer, oldest first; half a last line (power cut) is passed over."""
+        try:
+            lines = (self._folder(name) / "log.jsonl").read_text().splitlines()
+        except OSError:
+            return []
+        out = []
+        for line in lines:
+            try:
+                out.append(json.loads(line))
+            except ValueError:
+                continue
+        return out
+
+    def names(self) -> list[str]:
+        return sorted(p.name for p in self.root.iterdir() if p.is_dir()) if self.root.is_dir() else []
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        """All records of `name`, oldest first: hash, created, kind, current, what is wrong with it ("" if nothing), summary."""
+        current = self.current_hash(name)
+        rows = []
+        for path in self._folder(name).glob("*.json"):
+            row: dict[str, Any] = {
+                "hash": path.stem,
+                "current": path.stem == current,
+                "created": "",
+                "kind": "",
+                "summary": "",
+            }
+            try:
+                record = self.get(name, path.stem)
+                quality = record["uncertainty"]
+                row.update(created=record["created"], kind=record["kind"], parents=record["parents"], error="")
+                row["summary"] = ", ".join(f"{k} {v:.3g}" for k, v in quality.items() if isinstance(v, (int, float)))
+            except CalibrationError as e:
+                row["error"] = str(e)
+            rows.append(row)
+        return sorted(rows, key=lambda r: (r["created"], r["hash"]))
+
+    def rollback(self, name: str, prefix: str | None = None) -> str:
+        """Point at an earlier record: the named one, or the newest intact one that was in use before the current one."""
+        current = self.current_hash(name)
+        if prefix is not None:
+            digest = self.resolve(name, prefix)
+            self.set_current(name, digest, "rollback")
+            return digest
+        # A move that was undone is not offered again: follow "from" back along the moves that led here.
+        moves = self.moves(name)
+        at, seen = current, {current}
+        while True:
+            earlier = [m["from"] for m in moves if m["to"] == at and m["why"] != "rollback"]
+            at = earlier[-1] if earlier else None
+            if at is None or at in seen:
+                raise CalibrationError(f"'{name}' has no earlier intact calibration to go back to: calibrate it again.")
+            seen.add(at)
+            try:
+                self.set_current(name, at, "rollback")
+                return at
+            except CalibrationError:
+                continue
+
+
+def refuse_other_camera(record: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raises CalibrationError when the record was made with another camera, resolution or focus; keys absent on one side pass."""
+    for key, meaning in (("serial", "camera"), ("width", "width"), ("height", "height"), ("focus", "focus")):
+        was, now = record["identity"].get(key), identity.get(key)
+        if was is not None and now is not None and was != now:
+            raise CalibrationError(
+                f"calibration of '{record['name']}' is for {meaning} {was}, this camera has {now}: "
+                "set the camera back or calibrate it again."
+            )

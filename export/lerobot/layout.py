@@ -1,0 +1,107 @@
+"""What writer and reader share: names, types, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from calibration.camera import Camera
+
+VERSION, SCHEMA = "v3.0", 1
+JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+INFO, OURS = "meta/info.json", "meta/harmowam.json"
+EXTRA = "harmowam/"  # prefix of our columns in the episode table
+PICTURES = "observation.images."
+VECTORS = ("observation.state", "action")
+
+
+class DataError(Exception):
+    """A dataset that cannot be used; the text says why and what to do next."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One demonstration of T rows at the dataset's rate.
+
+    `images`: camera name -> uint8[T,H,W,3] (RGB); `state`: float32[T,6] measured joint positions and `action`: float32[T,6] joint
+    goals, rad, gripper last; `task`: the instruction; `extra`: what else is to be kept of it, one value a name.
+    """
+
+    images: dict[str, np.ndarray]
+    state: np.ndarray
+    action: np.ndarray
+    task: str
+    extra: dict[str, float | int | str]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All N rows of a dataset end to end, in memory (pictures may be a read-only memory map)."""
+
+    images: dict[str, np.ndarray]  # camera -> uint8[N,3,96,96], RGB
+    state: np.ndarray  # float32[N,6], rad
+    action: np.ndarray  # float32[N,6], rad
+    episode: np.ndarray  # int32[N], from 0
+    last: np.ndarray  # int32[N]: last row of the same episode
+    tasks: list[str]  # the instruction of each episode
+    extra: dict[str, np.ndarray]  # name -> one value an episode
+    cameras: dict[str, Camera]  # the geometry of `images`
+    fps: float
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write beside, flush to the disk, rename: the old file or the new one, also when the power goes."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    except OSError as e:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"{path} cannot be written ({e.strerror}): mend that and run the same command again.") from e
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    out = io.BytesIO()
+    pq.write_table(table, out)
+    write(path, out.getvalue())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The whole table, or these columns of it; raises DataError where they are not there."""
+    try:
+        with pq.ParquetFile(path) as file:
+            if missing := [c for c in columns or () if c not in file.schema_arrow.names]:
+                raise DataError(f"{path} has no column '{missing[0]}': restore it or collect again.")
+            return file.read(columns=None if columns is None else list(columns))
+    except (OSError, pa.ArrowException) as e:
+        raise DataError(f"{path} cannot be read ({e}): restore it or collect again.") from e
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise DataError(f"{path} cannot be read ({e}): restore it or collect again.") from e
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is damaged (no object): restore it or collect again.")
+    return content

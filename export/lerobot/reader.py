@@ -1,0 +1,251 @@
+"""Reading: one dataset as arrays, or one sentence about why not."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from calibration.camera import Camera, load_camera
+from export.lerobot.layout import (
+    EXTRA,
+    INFO,
+    JOINTS,
+    OURS,
+    PICTURES,
+    SCHEMA,
+    VECTORS,
+    DataError,
+    Dataset,
+    read_json,
+    read_table,
+)  # fmt: skip
+from export.lerobot.pictures import Pictures, geometry_of
+from runtime.kinematics import SO101_LOWER, SO101_UPPER
+
+Row = Mapping[str, Any]  # of the episode table
+
+
+def load(
+    folder: Path, cameras: Sequence[str] = ("front", "wrist"), *, fps: float | None = None, split: str | None = None,
+    units: str | None = None, calibration: Mapping[str, Camera] | None = None, cache: Path | None = None, workers: int | None = None,
+) -> Dataset:  # fmt: skip
+    """Read a dataset of an SO-101, ours or one that lerobot recorded.
+
+    `fps`: refuse any other rate. `split`: only the episodes of that split.
+    A dataset without meta/harmowam.json (lerobot recorded it) says neither its units nor its cameras: give `units`, "degrees" (the
+    joints; the gripper from 0, shut, to 100, open) or "rad", and `calibration`, the `Camera` of each stored picture (`read_cameras`).
+    Pictures of another size than 96x96 or with lens distortion go through the robot's pre-processing to the central square.
+    `cache`: keep decoded pictures in that folder and map them into memory: the next load, or another process, takes no time and no
+    memory of its own. `workers`: threads that decode, one a processor if not given.
+    Raises DataError for whatever cannot be used, and CalibrationError for a camera that is none.
+    """
+    folder = Path(folder)
+    info = _read_info(folder, fps)
+    _check_features(folder, info, cameras)
+    stored = _stored_cameras(folder, info, cameras, units, calibration or {})
+    table = _episode_table(folder, cameras)
+    chosen = [table[i] for i in _split(folder, info, split, len(table))]
+    if not chosen:
+        raise DataError(f"{folder} holds no episodes{f' in split {split!r}' if split else ''}: collect or record some.")
+    state, action = _read_rows(folder, info, chosen)
+    _check_units(folder, units, state, action)
+    if units == "degrees":
+        state, action = _radians(state), _radians(action)
+    images: dict[str, np.ndarray] = {}
+    geometry: dict[str, Camera] = {}
+    with tqdm(total=len(state) * len(cameras), unit=" pictures", desc=f"reading {folder}", delay=1) as bar:
+        for name in cameras:
+            geometry[name], convert = geometry_of(stored[name])
+            pictures = Pictures(folder, info, name, chosen, convert, workers or os.cpu_count() or 1, bar)
+            digest = json.dumps([stored[name].to_json(), geometry[name].to_json()])
+            images[name] = pictures.cached(Path(cache), digest) if cache else pictures.decoded()
+    lengths = np.array([e["length"] for e in chosen])
+    return Dataset(
+        images, state, action, np.repeat(np.arange(len(chosen)), lengths).astype(np.int32),
+        np.repeat(np.cumsum(lengths) - 1, lengths).astype(np.int32), [e["tasks"][0] for e in chosen],
+        {k.removeprefix(EXTRA): np.array([e[k] for e in chosen]) for k in chosen[0] if k.startswith(EXTRA)},
+        geometry, float(info["fps"]),
+    )  # fmt: skip
+
+
+def read_cameras(folder: Path) -> dict[str, Camera]:
+    """The calibrations `front.json`, `wrist.json`, ... in a folder, by name; raises CalibrationError, DataError if there is none."""
+    found = {path.stem: load_camera(path) for path in sorted(Path(folder).glob("*.json"))}
+    if not found:
+        raise DataError(f"{folder} holds no camera calibrations: put front.json and wrist.json there.")
+    return found
+
+
+def _read_info(folder: Path, fps: float | None) -> dict[str, Any]:
+    if not (folder / INFO).exists():
+        raise DataError(f"{folder} holds no finished dataset: collect one with `harmowam collect --out {folder}`.")
+    info = read_json(folder / INFO)
+    version = info.get("codebase_version")
+    if not str(version).startswith("v3."):
+        raise DataError(
+            f"{folder} is LeRobotDataset {version}, v3 is read here: convert it with lerobot's script for that."
+        )
+    kinds = {"fps": (int, float), "features": dict, "data_path": str, "video_path": str}
+    if wrong := [k for k, kind in kinds.items() if not isinstance(info.get(k), kind)]:  # type: ignore[arg-type]
+        raise DataError(
+            f"{folder / INFO} is damaged ('{wrong[0]}' is {info.get(wrong[0])}): restore it or collect again."
+        )
+    if fps is not None and not math.isclose(info["fps"], fps, rel_tol=1e-6):
+        raise DataError(f"{folder} has {info['fps']} rows/s and {fps:g} are asked for: record it at that rate.")
+    return info
+
+
+def _check_features(folder: Path, info: Mapping[str, Any], cameras: Sequence[str]) -> None:
+    features = info["features"]
+    wanted = [f"{j}.pos" for j in JOINTS]
+    for k in VECTORS:
+        names = features.get(k, {}).get("names")
+        if isinstance(names, dict):  # as converted from older versions: {"motors": [...]}
+            names = next(iter(names.values()), None)
+        if names != wanted:
+            raise DataError(
+                f"'{k}' of {folder} is {names}, not {wanted}: use a dataset of an SO-101, joints in this order."
+            )
+    stored = {k.removeprefix(PICTURES): f.get("dtype") for k, f in features.items() if k.startswith(PICTURES)}
+    for name in cameras:
+        if name not in stored:
+            raise DataError(
+                f"{folder} has no camera '{name}', only {', '.join(stored) or 'none'}: record it with a camera of that name."
+            )
+        if stored[name] != "video":
+            raise DataError(f"camera '{name}' of {folder} is stored as {stored[name]}: record it with videos.")
+
+
+def _stored_cameras(
+    folder: Path, info: Mapping[str, Any], cameras: Sequence[str], units: str | None, calibration: Mapping[str, Camera]
+) -> dict[str, Camera]:
+    found: dict[str, Camera] = {}
+    path = folder / OURS
+    if path.exists():
+        ours = read_json(path)
+        if (
+            not isinstance(ours.get("schema"), int)
+            or ours["schema"] > SCHEMA
+            or not isinstance(ours.get("cameras"), dict)
+        ):
+            raise DataError(f"{path} has schema {ours.get('schema')}, this version reads {SCHEMA}: upgrade harmowam.")
+        if ours.get("units") != "rad" or units not in (None, "rad"):
+            raise DataError(
+                f"{path} says units {ours.get('units')}, asked for are {units or 'rad'}: leave --units away."
+            )
+        found |= {k: Camera.from_json(v, str(path)) for k, v in ours["cameras"].items()}
+    elif units not in ("degrees", "rad"):
+        raise DataError(
+            f"{folder} was not recorded by harmowam and does not say its units: add --units degrees (lerobot's SO-101) or --units rad, "
+            f"and --cameras FOLDER with the calibration of each camera."
+        )
+    found |= calibration
+    for name in cameras:
+        if name not in found:
+            raise DataError(
+                f"camera '{name}' of {folder} has no calibration: put {name}.json into a folder for --cameras."
+            )
+        height, width = info["features"][PICTURES + name]["shape"][:2]
+        if (found[name].height, found[name].width) != (height, width):
+            raise DataError(
+                f"camera '{name}' of {folder} stored {width}x{height} and its calibration is for {found[name].width}x"
+                f"{found[name].height}: calibrate it at the stored size."
+            )
+    return {name: found[name] for name in cameras}
+
+
+def _episode_table(folder: Path, cameras: Sequence[str]) -> list[Row]:
+    rows: list[dict[str, Any]] = []
+    for path in sorted((folder / "meta/episodes").glob("*/*.parquet")):
+        table = read_table(path)
+        rows += table.select([k for k in table.column_names if not k.startswith("stats/")]).to_pylist()
+    needed = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
+    times = [f"videos/{PICTURES}{c}/from_timestamp" for c in cameras]
+    needed += times + [f"videos/{PICTURES}{c}/{k}_index" for c in cameras for k in ("chunk", "file")]
+    for row in rows:
+        wrong = [k for k in needed if row.get(k) in (None, [])] + [k for k in times if not 0 <= (row.get(k) or 0) < 1e6]
+        if wrong or row["length"] < 1:
+            raise DataError(
+                f"the episode table of {folder} has no usable '{[*wrong, 'length'][0]}': restore it or collect again."
+            )
+    return sorted(rows, key=lambda row: row["episode_index"])
+
+
+def _split(folder: Path, info: Mapping[str, Any], split: str | None, count: int) -> range:
+    if split is None:
+        return range(count)
+    splits = info.get("splits") or {}
+    try:
+        first, last = (int(v) for v in splits[split].split(":"))
+    except (KeyError, ValueError, AttributeError) as e:
+        raise DataError(
+            f"{folder} has no split '{split}', only {', '.join(splits) or 'none'}: choose one of these."
+        ) from e
+    return range(first, min(last, count))
+
+
+def _read_rows(folder: Path, info: Mapping[str, Any], chosen: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """State and action float32[N,6] of the chosen episodes, in their order."""
+    files: dict[Path, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+    parts = []
+    for e in chosen:
+        path = folder / info["data_path"].format(chunk_index=e["data/chunk_index"], file_index=e["data/file_index"])
+        if path not in files:
+            files[path] = _rows_by_episode(path)
+        rows = files[path].get(e["episode_index"], (np.empty((0, 6)),) * 2)
+        if len(rows[0]) != e["length"]:
+            raise DataError(
+                f"{path} has {len(rows[0])} rows of episode {e['episode_index']} instead of {e['length']}: restore it or collect again."
+            )
+        for what, x in zip(VECTORS, rows):
+            bad = np.flatnonzero(~np.isfinite(x).all(1))
+            if len(bad):
+                raise DataError(
+                    f"'{what}' in row {bad[0]} of episode {e['episode_index']} of {folder} is not a number: remove that "
+                    f"episode or record it again."
+                )
+        parts.append(rows)
+    return np.concatenate([s for s, _ in parts]), np.concatenate([a for _, a in parts])
+
+
+def _rows_by_episode(path: Path) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    table = read_table(path, [*VECTORS, "episode_index", "frame_index"])
+    episode, frame = (table[c].to_numpy() for c in ("episode_index", "frame_index"))
+    order = np.lexsort((frame, episode))
+    values = []
+    for c in VECTORS:
+        flat = np.concatenate(
+            [np.zeros(0), *(chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table[c].chunks)]
+        )
+        if len(flat) != len(order) * len(JOINTS):
+            raise DataError(
+                f"'{c}' of {path} does not hold {len(JOINTS)} numbers in each row: restore it or record again."
+            )
+        values.append(flat.astype(np.float32).reshape(-1, len(JOINTS))[order])
+    numbers, first = np.unique(episode[order], return_index=True)
+    return {int(n): (values[0][a:b], values[1][a:b]) for n, a, b in zip(numbers, first, [*first[1:], len(order)])}
+
+
+def _check_units(folder: Path, units: str | None, *vectors: np.ndarray) -> None:
+    """Half a turn tells the two apart: no joint of the arm goes further, and in degrees that is next to nothing."""
+    furthest = max(float(np.abs(x[:, :-1]).max()) for x in vectors)
+    if units == "degrees" and furthest <= np.pi:
+        raise DataError(f"no joint in {folder} goes beyond {furthest:.1f}, these are no degrees: give --units rad.")
+    if units != "degrees" and furthest > 2 * np.pi:
+        raise DataError(
+            f"joints in {folder} reach {furthest:.0f}, these are no radians: give --units degrees or record it again."
+        )
+
+
+def _radians(joints: np.ndarray) -> np.ndarray:
+    """lerobot's SO-101 (`use_degrees`, the default): degrees, and 0 (shut) to 100 (open) for the gripper."""
+    out = np.radians(joints)
+    out[:, -1] = SO101_LOWER[-1] + joints[:, -1] / 100 * (SO101_UPPER[-1] - SO101_LOWER[-1])
+    return out.astype(np.float32)

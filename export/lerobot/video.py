@@ -1,0 +1,91 @@
+"""Pictures to H.264 and back, through PyAV.
+
+Settings were chosen by measurement on rendered 96x96 pictures (`python -m benchmarks.dataset`, docs/data.md): no chroma
+subsampling, because small coloured objects are what the policy looks for; a key frame every 10, so that a reader that
+wants one picture decodes ten at most; no B-frames, so that pictures are stored in the order in which they are shown.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+PIXELS = "yuv444p"
+OPTIONS = {"crf": "10", "g": "10", "bf": "0", "preset": "veryfast"}
+COLOUR = {"colorspace": "smpte170m", "color_range": "tv"}  # what libswscale makes of RGB, said to whoever decodes
+
+
+def rate(fps: float) -> Fraction:
+    """`fps` as the fraction that a container stores; exact for whole numbers and for 30000/1001."""
+    return Fraction(fps).limit_denominator(1001)
+
+
+def encode(pictures: Iterable[np.ndarray], fps: float, options: dict[str, str] | None = None) -> bytes:
+    """An mp4 of pictures uint8[H,W,3] (RGB); picture i is shown at i / fps seconds."""
+    out, reformat = io.BytesIO(), VideoReformatter()
+    with av.open(out, "w", format="mp4") as container:
+        stream = None
+        for i, picture in enumerate(pictures):
+            if stream is None:
+                stream = container.add_stream("libx264", rate=rate(fps))
+                stream.height, stream.width = picture.shape[:2]
+                stream.pix_fmt, stream.options = PIXELS, (options or OPTIONS) | COLOUR
+                stream.codec_context.thread_count = 1  # several workers write at the same time
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = reformat.reformat(frame, format=PIXELS)
+            frame.pts, frame.time_base = i, 1 / rate(fps)
+            container.mux(stream.encode(frame))
+        if stream is None:
+            raise ValueError("a video needs at least one picture")
+        container.mux(stream.encode())
+    return out.getvalue()
+
+
+def _planar(frame: av.VideoFrame, reformat: VideoReformatter, out: np.ndarray) -> None:
+    height, width = out.shape[1:]
+    for channel, plane in zip((1, 2, 0), reformat.reformat(frame, format="gbrp").planes, strict=True):
+        out[channel] = np.frombuffer(bytes(plane), np.uint8).reshape(height, plane.line_size)[:, :width]
+
+
+def decode(
+    path: Path, fps: float, place: np.ndarray, out: np.ndarray, *,
+    convert: Callable[[np.ndarray, np.ndarray], object] | None = None, threads: int = 1, progress: Callable[[int], object] = lambda n: None,
+) -> np.ndarray:  # fmt: skip
+    """Decode one file; the picture shown at i / fps seconds goes to `out[place[i]]` (planar RGB) where `place[i]` >= 0.
+
+    `convert` gets uint8[H,W,3] and the slot to fill; without it the stored size must be that of `out`. Returns bool[len(place)]:
+    which pictures came; damaged ones count as not there. Raises OSError or av.FFmpegError where nothing can be read and
+    ValueError for pictures of another size.
+    """
+    seen, reformat, fresh = np.zeros(len(place), bool), VideoReformatter(), 0
+    with av.open(str(path)) as container:
+        if not container.streams.video:
+            raise ValueError("it holds no video")
+        stream = container.streams.video[0]
+        if convert is None and (stream.height, stream.width) != out.shape[2:]:
+            raise ValueError(f"pictures of {stream.width}x{stream.height} instead of {out.shape[3]}x{out.shape[2]}")
+        stream.thread_type, stream.codec_context.thread_count = "AUTO" if threads > 1 else "SLICE", threads
+        try:
+            for frame in container.decode(stream):
+                if frame.pts is None or frame.is_corrupt:
+                    continue
+                i = round(frame.pts * frame.time_base * rate(fps))
+                if 0 <= i < len(place) and place[i] >= 0:
+                    if convert is None:
+                        _planar(frame, reformat, out[place[i]])
+                    else:
+                        convert(reformat.reformat(frame, format="rgb24").to_ndarray(), out[place[i]])
+                    seen[i] = True
+                    fresh += 1
+                    if fresh % 500 == 0:
+                        progress(500)
+        except av.error.InvalidDataError:
+            pass  # the caller sees by `seen` what is missing
+        progress(fresh % 500)
+    return seen

@@ -1,0 +1,247 @@
+"""Writing: parts by several processes, then one pass that makes them a dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from calibration.camera import Camera
+from export.lerobot import stats, video
+from export.lerobot.layout import (
+    DATA,
+    EPISODES,
+    EXTRA,
+    INFO,
+    OURS,
+    PICTURES,
+    SCHEMA,
+    VECTORS,
+    VERSION,
+    VIDEO,
+    DataError,
+    Episode,
+    read_table,
+    write,
+    write_json,
+    write_table,
+)  # fmt: skip
+
+CHUNK_SIZE = 1000  # files a folder, as lerobot has it
+
+
+def part_exists(folder: Path, part: int) -> bool:
+    """Whether `write_part` finished this part: its episode table comes last."""
+    return (Path(folder) / EPISODES.format(chunk_index=0, file_index=part)).exists()
+
+
+def write_part(folder: Path, part: int, episodes: Sequence[Episode], fps: float, joint_names: Sequence[str]) -> None:
+    """Write `episodes` as part `part` (0..999) of the dataset in `folder`; a part that is complete there is kept as it is.
+
+    Several processes may write, each its own parts. Keep a part below 1,000 s: lerobot compares picture times in float32
+    with a tolerance of 0.1 ms. Raises DataError for what cannot be stored.
+    """
+    folder = Path(folder)
+    if not 0 <= part < CHUNK_SIZE:
+        raise DataError(f"part {part} is not within 0..{CHUNK_SIZE - 1}: put more episodes into a part.")
+    if part_exists(folder, part):
+        return
+    _check(episodes, len(joint_names))
+    lengths = np.array([len(e.state) for e in episodes])
+    first, total = np.cumsum(lengths) - lengths, int(lengths.sum())
+    frame = np.arange(total) - np.repeat(first, lengths)
+
+    def vectors(parts: Sequence[np.ndarray]) -> pa.Array:
+        return pa.FixedSizeListArray.from_arrays(np.concatenate(parts).astype(np.float32).ravel(), len(joint_names))
+
+    where = {"chunk_index": 0, "file_index": part}
+    for name in episodes[0].images:
+        pictures = (picture for e in episodes for picture in e.images[name])
+        write(folder / VIDEO.format(video_key=PICTURES + name, **where), video.encode(pictures, fps))
+    rows = {
+        "observation.state": vectors([e.state for e in episodes]), "action": vectors([e.action for e in episodes]),
+        "timestamp": (frame / fps).astype(np.float32), "frame_index": frame, "index": np.arange(total),
+        "episode_index": np.repeat(np.arange(len(episodes)), lengths), "task_index": np.zeros(total, np.int64),
+    }  # fmt: skip
+    write_table(folder / DATA.format(**where), pa.table(rows))
+    table = [_episode_row(e, i, int(first[i]), where, fps) for i, e in enumerate(episodes)]
+    sizes = {name: list(x.shape[1:]) for name, x in episodes[0].images.items()}
+    note = json.dumps({"fps": fps, "joints": list(joint_names), "pictures": sizes}, sort_keys=True)
+    write_table(
+        folder / EPISODES.format(**where), pa.Table.from_pylist(table).replace_schema_metadata({"harmowam": note})
+    )
+
+
+def _check(episodes: Sequence[Episode], joints: int) -> None:
+    if not episodes:
+        raise DataError("a part without episodes cannot be written: collect at least one.")
+    like = episodes[0]
+    for i, e in enumerate(episodes):
+        who, n = f"episode {i} of the part ('{e.task}')", len(e.state)
+        if n == 0 or e.state.shape != (n, joints) or e.action.shape != (n, joints):
+            raise DataError(
+                f"{who} has state {e.state.shape} and action {e.action.shape}: give T x {joints} each, T > 0."
+            )
+        if not (np.isfinite(e.state).all() and np.isfinite(e.action).all()):
+            raise DataError(f"{who} holds joint positions that are not numbers: record it again.")
+        if e.images.keys() != like.images.keys() or e.extra.keys() != like.extra.keys():
+            raise DataError(f"{who} has other cameras or extra columns than the first: give each the same.")
+        for name, x in e.images.items():
+            if x.dtype != np.uint8 or x.shape != (n, *like.images[name].shape[1:3], 3):
+                raise DataError(
+                    f"{who}, camera '{name}': {x.dtype}{list(x.shape)} is not {n} RGB pictures of one size."
+                )
+
+
+def _episode_row(e: Episode, i: int, first: int, where: Mapping[str, int], fps: float) -> dict[str, Any]:
+    n = len(e.state)
+    row: dict[str, Any] = {"episode_index": i, "tasks": [e.task], "length": n}
+    row |= {f"data/{k}": v for k, v in where.items()}
+    row |= {"dataset_from_index": first, "dataset_to_index": first + n}
+    for name in e.images:
+        video_row = {**where, "from_timestamp": first / fps, "to_timestamp": (first + n) / fps}
+        row |= {f"videos/{PICTURES}{name}/{k}": v for k, v in video_row.items()}
+    row |= {f"meta/episodes/{k}": v for k, v in where.items()}
+    row |= {f"{EXTRA}{k}": v for k, v in e.extra.items()}
+    measured = {"observation.state": stats.of_vectors(e.state), "action": stats.of_vectors(e.action)}
+    measured |= {PICTURES + name: stats.of_pictures(x) for name, x in e.images.items()}
+    return row | {f"stats/{feature}/{k}": v for feature, s in measured.items() for k, v in s.items()}
+
+
+def finish(
+    folder: Path, fps: float, robot_type: str, joint_names: Sequence[str], cameras: Mapping[str, Camera]
+) -> None:
+    """Number the parts in `folder` through and write what is one a dataset. May be run again after more parts came.
+
+    `cameras` took the pictures: `Camera` of the stored size. Raises DataError when parts are missing or do not belong together.
+    """
+    folder = Path(folder)
+    paths = sorted((folder / "meta/episodes").glob("chunk-*/file-*.parquet"))
+    if not paths:
+        raise DataError(f"{folder} holds no finished part: collect with `harmowam collect --out {folder}`.")
+    (folder / INFO).unlink(missing_ok=True)  # until it is back, this is no dataset
+    for left in folder.rglob(".*.partial"):  # by a worker that was killed
+        left.unlink()
+    tables = [read_table(p) for p in paths]
+    note = _common_note(folder, paths, tables)
+    if note["fps"] != fps or note["joints"] != list(joint_names) or note["pictures"].keys() != cameras.keys():
+        raise DataError(
+            f"the parts in {folder} have another rate, other joints or cameras than asked for: use a new folder."
+        )
+    for name, (height, width, _) in note["pictures"].items():
+        if (cameras[name].height, cameras[name].width) != (height, width):
+            raise DataError(
+                f"camera '{name}' stored {width}x{height} and its geometry is of {cameras[name].width}x{cameras[name].height}: "
+                f"give the geometry of the stored pictures."
+            )
+    parts = [t.to_pylist() for t in tables]
+    everything = [row for part in parts for row in part]
+    _same_types(folder, everything)
+    instructions = {task: i for i, task in enumerate(dict.fromkeys(row["tasks"][0] for row in everything))}
+    episode = index = 0
+    for path, part, table in zip(paths, parts, tables):
+        _number_rows(folder, path, part, episode, index, instructions)
+        for row in part:
+            row |= {"episode_index": episode, "dataset_from_index": index, "dataset_to_index": index + row["length"]}
+            episode, index = episode + 1, index + row["length"]
+        write_table(path, pa.Table.from_pylist(part).replace_schema_metadata(table.schema.metadata))
+
+    features = _features(fps, joint_names, note["pictures"])
+    measured = {
+        feature: stats.merged([{k: row[f"stats/{feature}/{k}"] for k in stats.NAMES} for row in everything])
+        for feature in (*VECTORS, *(PICTURES + name for name in note["pictures"]))
+    }
+    write_json(folder / "meta/stats.json", measured)
+    write_table(folder / "meta/tasks.parquet", _task_table(list(instructions)))
+    ours = {"schema": SCHEMA, "units": "rad", "cameras": {k: c.to_json() for k, c in cameras.items()}}
+    write_json(folder / OURS, ours)
+    info = {
+        "codebase_version": VERSION, "robot_type": robot_type, "total_episodes": episode, "total_frames": index,
+        "total_tasks": len(instructions), "chunks_size": CHUNK_SIZE, "data_files_size_in_mb": 100, "video_files_size_in_mb": 200,
+        "fps": _whole(fps), "splits": {"train": f"0:{episode}"}, "data_path": DATA, "video_path": VIDEO, "features": features,
+    }  # fmt: skip
+    write_json(folder / INFO, info)
+
+
+def _common_note(folder: Path, paths: Sequence[Path], tables: Sequence[pa.Table]) -> dict[str, Any]:
+    """What `write_part` noted beside the episodes, which must be the same in every part."""
+    notes = [(t.schema.metadata or {}).get(b"harmowam") for t in tables]
+    for path, note in zip(paths, notes):
+        if note is None:
+            raise DataError(f"{path} is not by harmowam: collect into a new folder.")
+        if note != notes[0]:
+            raise DataError(
+                f"{path} was collected with other settings than {paths[0].name}: delete it or use a new folder."
+            )
+    return json.loads(notes[0] or b"{}")
+
+
+def _same_types(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """A column has one type in all files: a number that is whole in one part and not in another is a float in both."""
+    for k in sorted({k for row in rows for k in row if k.startswith(EXTRA)}):
+        kinds = {type(row.get(k)) for row in rows}
+        if kinds == {int, float}:
+            for row in rows:
+                row[k] = float(row[k])
+        elif len(kinds) > 1:
+            raise DataError(
+                f"the column '{k}' is missing or of another type in some parts of {folder}: use a new folder."
+            )
+
+
+def _number_rows(
+    folder: Path, path: Path, part: Sequence[Mapping[str, Any]], episode: int, index: int, instructions: Mapping[str, int]
+) -> None:  # fmt: skip
+    data_path = folder / DATA.format(chunk_index=0, file_index=part[0]["data/file_index"])
+    data, lengths = read_table(data_path), [row["length"] for row in part]
+    if data.num_rows != sum(lengths):
+        raise DataError(
+            f"{data_path} has {data.num_rows} rows instead of {sum(lengths)}: delete {path} and collect again."
+        )
+    columns = {
+        "episode_index": np.repeat(np.arange(episode, episode + len(part)), lengths),
+        "index": np.arange(index, index + data.num_rows),
+        "task_index": np.repeat([instructions[row["tasks"][0]] for row in part], lengths),
+    }
+    for k, v in columns.items():
+        data = data.set_column(data.schema.get_field_index(k), k, pa.array(v))
+    write_table(data_path, data)
+
+
+def _whole(fps: float) -> float:
+    return int(fps) if float(fps).is_integer() else float(fps)
+
+
+def _features(fps: float, joint_names: Sequence[str], pictures: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    names = [f"{j.removesuffix('.pos')}.pos" for j in joint_names]
+    features: dict[str, Any] = {k: {"dtype": "float32", "shape": [len(names)], "names": names} for k in VECTORS}
+    for name, shape in pictures.items():
+        info = {
+            "video.height": shape[0], "video.width": shape[1], "video.channels": shape[2], "video.fps": _whole(fps),
+            "video.codec": "h264", "video.pix_fmt": video.PIXELS, "video.is_depth_map": False, "has_audio": False,
+        }  # fmt: skip
+        features[PICTURES + name] = {
+            "dtype": "video", "shape": list(shape), "names": ["height", "width", "channels"], "info": info,
+        }  # fmt: skip
+    features["timestamp"] = {"dtype": "float32", "shape": [1], "names": None}
+    counters = ("frame_index", "episode_index", "index", "task_index")
+    return features | {k: {"dtype": "int64", "shape": [1], "names": None} for k in counters}
+
+
+def _task_table(instructions: Sequence[str]) -> pa.Table:
+    """lerobot reads it with pandas and looks tasks up by the index: the metadata says which column that is."""
+    index = "__index_level_0__"
+    kinds = ((None, index, "unicode", "object"), ("task_index", "task_index", "int64", "int64"))
+    note = {
+        "index_columns": [index], "column_indexes": [],
+        "columns": [
+            {"name": name, "field_name": field, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
+            for name, field, kind, numpy in kinds
+        ],
+    }  # fmt: skip
+    table = pa.table({"task_index": np.arange(len(instructions)), index: list(instructions)})
+    return table.replace_schema_metadata({"pandas": json.dumps(note)})

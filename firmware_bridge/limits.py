@@ -1,0 +1,71 @@
+"""Limits on what is sent to the motors: position, velocity, acceleration and jerk, whatever comes in.
+
+Two stages. `limit_step` is exact in discrete time for position, velocity and acceleration. A moving average over its last n goals then
+limits the jerk: an average of goals lies within their range, its velocity and acceleration are averages of theirs, and its
+acceleration changes by (newest - oldest) / n <= 2 a_max / n a tick. So every limit holds by construction, at a delay of (n - 1) / 2 ticks.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+
+def limit_step(
+    target: np.ndarray, last: np.ndarray, last_velocity: np.ndarray, dt: float, velocity: np.ndarray, acceleration: np.ndarray,
+    lower: np.ndarray, upper: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Next goal and its velocity: towards `target`, within the limits of the last goal sent, able to stop at the target.
+
+    A move that starts at v and brakes by a*dt a tick stops after n ticks and n*v*dt - a*dt^2*n*(n-1)/2; solved for v with the
+    smallest n that covers the distance, that is the exact speed limit near a target (no overshoot, no harder braking).
+    """
+    away = np.clip(target, lower, upper) - last
+    quantum = acceleration * dt * dt
+    n = np.maximum(np.ceil(0.5 * (np.sqrt(1 + 8 * np.abs(away) / quantum) - 1)), 1)
+    braking = np.abs(away) / (n * dt) + 0.5 * acceleration * dt * (n - 1)
+    want = np.sign(away) * np.minimum(braking, velocity)
+    v = np.clip(want, last_velocity - acceleration * dt, last_velocity + acceleration * dt)
+    goal = np.clip(last + v * dt, np.minimum(lower, last), np.maximum(upper, last))
+    return goal, (goal - last) / dt
+
+
+class Limiter:
+    """Makes goals out of targets, one a tick; float64[J] arrays, rad, rad/s, rad/s^2, rad/s^3."""
+
+    def __init__(self, dt: float, acceleration: np.ndarray, jerk: np.ndarray, lower: np.ndarray, upper: np.ndarray):
+        self.dt, self.acceleration = dt, acceleration
+        self.lower, self.upper = lower, upper
+        self.window = max(1, int(np.ceil(2 * acceleration / (jerk * dt) - 1e-9).max()))
+        self.lag_s = (self.window - 1) / 2 * dt
+        self.reset(np.zeros_like(acceleration))
+
+    def reset(self, q: np.ndarray) -> None:
+        """Start anew, at rest at `q`."""
+        self._ahead, self._rate = q.copy(), np.zeros_like(q)  # first stage: goal and velocity
+        self._recent = deque([q.copy()] * self.window, self.window)
+        self.goal: np.ndarray = q.copy()
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the goal stands still and would go on doing so."""
+        return not self._rate.any() and bool((self._recent[0] == self._recent[-1]).all())
+
+    def step(self, target: np.ndarray, velocity: np.ndarray) -> np.ndarray:
+        """Next goal towards `target`, no faster than `velocity` as soon as braking has brought it there."""
+        self._ahead, self._rate = limit_step(
+            target, self._ahead, self._rate, self.dt, velocity, self.acceleration, self.lower, self.upper
+        )
+        self._recent.append(self._ahead)
+        self.goal = np.add.reduce(self._recent) / self.window
+        return self.goal
+
+    def brake(self) -> np.ndarray:
+        """Next goal on the shortest way to a standstill."""
+        slower = np.maximum(np.abs(self._rate) - self.acceleration * self.dt, 0.0)
+        self._ahead = self._ahead + np.sign(self._rate) * slower * self.dt
+        self._rate = np.sign(self._rate) * slower
+        self._recent.append(self._ahead)
+        self.goal = np.add.reduce(self._recent) / self.window
+        return self.goal

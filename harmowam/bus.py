@@ -1,0 +1,209 @@
+"""`harmowam bus`: find servos, watch them, give one an id, and run the fault campaign."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harmowam.cli import UserError, errors, json_option, robot_option, write_json
+
+
+@click.group()
+def bus() -> None:
+    """The servo bus: scan, monitor, set-id, campaign."""
+
+
+port_option = click.option("--port", required=True, help="Serial port, best by its name under /dev/serial/by-id.")
+baud_option = click.option(
+    "--baud", type=int, multiple=True, help="Only this baud rate (default: all that servos have)."
+)
+protocol_option = click.option(
+    "--protocol", type=click.Choice(["feetech", "dynamixel", "both"]), default="both", show_default=True
+)
+
+
+def protocols(name: str) -> tuple[str, ...]:
+    return ("feetech", "dynamixel") if name == "both" else (name,)
+
+
+def id_range(text: str) -> list[int]:
+    try:
+        first, _, last = text.partition("-")
+        ids = list(range(int(first), int(last or first) + 1))
+    except ValueError as e:
+        raise UserError(f"--ids {text} is not understood: write for example 0-20.") from e
+    if not ids or ids[0] < 0 or ids[-1] > 252:
+        raise UserError(f"--ids {text} is outside 0..252: write for example 0-20.")
+    return ids
+
+
+def table(rows: list[list[Any]], head: list[str]) -> list[str]:
+    """Lines of a table with right-aligned columns."""
+    cells = [[str(c) for c in r] for r in [head, *rows]]
+    widths = [max(len(r[k]) for r in cells) for k in range(len(head))]
+    return ["  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in cells]
+
+
+@bus.command()
+@port_option
+@baud_option
+@protocol_option
+@click.option("--ids", default="0-20", show_default=True, help="Ids to ask, at most 0-252.")
+@json_option
+@errors
+def scan(port: str, baud: tuple[int, ...], protocol: str, ids: str, json_path: Path | None) -> None:
+    """Every servo that answers. Only reads; the arm is not touched."""
+    from firmware_bridge.service import scan
+
+    found = scan(port, id_range(ids), protocols(protocol), baud, lambda line: click.echo(f"  {line}", err=True))
+    rows = []
+    for f in found:
+        v = f.values
+        rows.append(
+            [f.servo, f.model.name if f.model else f"model {f.number}", f.baud, v.get("firmware", v.get("firmware_major", "?")),
+             "on" if v.get("torque_enable") else "off", v.get("present_position", "?"), v.get("present_voltage", 0) / 10,
+             v.get("present_temperature", "?"), v.get("homing_offset", "-"), f"{v.get('min_position', '?')}..{v.get('max_position', '?')}",
+             "two servos share this id" if f.double else ""]
+        )  # fmt: skip
+    if not rows:
+        raise UserError(f"no servo answers on {port}: check the arm's power supply, the cable, and --ids.")
+    for line in table(rows, ["id", "model", "baud", "fw", "torque", "position", "V", "C", "offset", "limits", ""]):
+        click.echo(line.rstrip())
+    write_json(
+        json_path,
+        {
+            "servos": [
+                {
+                    "id": f.servo,
+                    "model": f.number,
+                    "protocol": f.protocol,
+                    "baud": f.baud,
+                    "double": f.double,
+                    **f.values,
+                }
+                for f in found
+            ]
+        },
+    )
+
+
+@bus.command()
+@robot_option
+@click.option("--port", help="Serial port (default: the robot file's).")
+@click.option("--seconds", type=float, help="Stop after so long (default: Ctrl-C).")
+@errors
+def monitor(robot: str, port: str | None, seconds: float | None) -> None:
+    """Live table of every joint. Only reads; works with the torque off and the arm moved by hand."""
+    import numpy as np
+
+    from firmware_bridge.arm import NO_REPLY, Arm
+    from firmware_bridge.bus import Bus
+    from firmware_bridge.port import Port
+    from firmware_bridge.sts3215 import conditions
+    from runtime.robot import load_robot
+
+    config = load_robot(robot).arm
+    opened = Port.open(port or load_robot(robot).port, config.baud)
+    arm = Arm(Bus(opened, config.baud, protocol=config.protocol), config)
+    end = time.monotonic() + (seconds if seconds is not None else 1e9)
+    drawn, ticks, began = 0, 0, time.monotonic()
+    try:
+        while time.monotonic() < end:
+            m = arm.read()
+            arm.read_telemetry()
+            ticks += 1
+            if ticks % 10 == 0:
+                rows = []
+                for k, name in enumerate(config.joints):
+                    bits = int(m.bits[k])
+                    said = "no reply" if bits & NO_REPLY else " ".join(conditions(bits)) or "ok"
+                    lost = sum(n for (i, _), n in arm.bus.errors.items() if i == config.ids[k])
+                    rows.append(
+                        [name, config.ids[k], f"{m.q[k]:+.3f}", f"{np.degrees(m.q[k]):+.1f}", f"{m.qd[k]:+.2f}",
+                         f"{arm.current[k]:+.2f}", f"{arm.voltage[k]:.1f}", f"{arm.temperature[k]:.0f}",
+                         "off" if arm.limp[k] else "on", lost, said]
+                    )  # fmt: skip
+                lines = table(rows, ["joint", "id", "rad", "deg", "rad/s", "A", "V", "C", "torque", "errors", "state"])
+                lines.append(f"{ticks / (time.monotonic() - began):.0f} readings a second; Ctrl-C ends")
+                if drawn and sys.stdout.isatty():
+                    click.echo(f"\x1b[{drawn}A", nl=False)
+                click.echo("\n".join(f"\x1b[K{line}" if sys.stdout.isatty() else line for line in lines))
+                drawn = len(lines)
+            time.sleep(0.01)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        opened.close()
+
+
+@bus.command("set-id")
+@port_option
+@baud_option
+@protocol_option
+@click.option("--to", "new", type=click.IntRange(0, 252), prompt="New id", help="The id that the servo shall have.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@errors
+def set_id(port: str, baud: tuple[int, ...], protocol: str, new: int, yes: bool) -> None:
+    """Give one servo a new id: connect it alone, and confirm."""
+    from firmware_bridge import service
+    from firmware_bridge.bus import Bus
+    from firmware_bridge.port import Port
+
+    if not yes:
+        click.pause("Connect the one servo that shall get a new id, and nothing else; then press a key.")
+    found = service.scan(port, range(253), protocols(protocol), baud, lambda line: click.echo(f"  {line}", err=True), 2)
+    if len(found) != 1 or found[0].double:
+        many = "more than one servo answers" if found else "no servo answers"
+        raise UserError(f"{many} on {port}: connect the one servo alone, and switch its power on.")
+    (servo,) = found
+    name = servo.model.name if servo.model else f"model {servo.number}"
+    if not yes and not click.confirm(
+        f"{name} with id {servo.servo} at {servo.baud} baud: write id {new} to its EEPROM?"
+    ):
+        return
+    opened = Port.open(port, servo.baud)
+    try:
+        service.set_id(Bus(opened, servo.baud, protocol=servo.protocol), servo, new)
+    finally:
+        opened.close()
+    click.echo(f"{name}: id {servo.servo} is now {new}")
+
+
+@bus.command()
+@click.option("--only", default="", help="Faults whose name contains this.")
+@click.option("--virtual", is_flag=True, help="Leave out what needs processes and ports.")
+@click.option(
+    "--markdown", type=click.Path(path_type=Path), help="Write the table of docs/firmware_bridge.md to this file."
+)
+@json_option
+@errors
+def campaign(only: str, virtual: bool, markdown: Path | None, json_path: Path | None) -> None:
+    """Every known fault against a moving (virtual) arm: what it was detected as, and how soon the arm was safe."""
+    from firmware_bridge.campaign import campaign
+    from firmware_bridge.campaign_live import campaign_live
+
+    rows = campaign(only)
+    if not virtual:
+        with tempfile.TemporaryDirectory(prefix="harmowam-") as folder:
+            rows = sorted(rows + campaign_live(Path(folder), only), key=lambda r: (r["group"], r["name"]))
+    if not rows:
+        raise UserError(f"no fault's name contains '{only}': leave --only out to see all.")
+    head = ["group", "fault", "safe after ms", "limit ms", "state", "torque", "recovery", "", "detected as"]
+    cells = [[r["group"], r["name"], r["time_to_safe_ms"], r["limit_ms"], r["final_state"], r["torque"], r["recovery"],
+              "ok" if r["safe"] else "NOT SAFE", r["detected_as"]] for r in rows]  # fmt: skip
+    for line in table([c[:-1] for c in cells], head[:-1]):
+        click.echo(line)
+    if markdown is not None:
+        lines = ["| " + " | ".join(head[:7] + head[8:]) + " |", "|" + "---|" * 8]
+        lines += ["| " + " | ".join(str(x) for x in c[:7] + c[8:]) + " |" for c in cells]
+        markdown.write_text("\n".join(lines) + "\n")
+    unsafe = [r for r in rows if not r["safe"]]
+    click.echo(f"{len(rows)} faults in {len({r['group'] for r in rows})} groups, {len(unsafe)} not safe")
+    write_json(json_path, {"faults": rows})
+    if unsafe:
+        sys.exit(1)

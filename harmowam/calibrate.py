@@ -1,0 +1,341 @@
+"""`harmowam calibrate`: boards, intrinsics, hand-eye, drift check, joints, and the store's history."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harmowam.cli import UserError, errors, json_option, robot_option, say, write_json
+
+BOARD = "charuco:11x8:0.024:0.018:4x4_50"  # fills an A4 sheet
+
+store_option = click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    help="Folder of calibrations (default: calibration/ beside the robot file).",
+)
+camera_option = click.option("--camera", default="front", show_default=True, help="Camera of the robot file.")
+report_option = click.option(
+    "--report", type=click.Path(path_type=Path), help="HTML report (default: out/calibrate/...)."
+)
+images_option = click.option("--images", help="Pictures in a folder, as a quoted pattern, in place of the live camera.")
+
+
+@click.group()
+def calibrate() -> None:
+    """Recalibrate cameras and joints, and know when it is needed."""
+
+
+def _store(store: Path | None, robot: str) -> Any:
+    from calibration.store import Store
+    from harmowam.calibration_rig import default_store
+    from runtime.robot import load_robot
+
+    return Store(store or default_store(load_robot(robot)))
+
+
+@contextlib.contextmanager
+def _camera(robot: Any, name: str) -> Iterator[Any]:
+    """An open live camera of the robot file."""
+    from runtime.cameras import open_camera
+
+    if name not in robot.cameras:
+        raise UserError(f"{robot.path} has no camera '{name}': give one of {', '.join(robot.cameras)}.")
+    if robot.cameras[name].source == "sim":
+        raise UserError(
+            "the simulated robot's cameras show no board: give --images, or a robot file with a real camera."
+        )
+    with tempfile.TemporaryDirectory() as slots:
+        source = open_camera(robot.cameras[name], Path(slots))
+        try:
+            yield source
+        finally:
+            source.close()
+
+
+def _pictures(pattern: str) -> list[tuple[str, Any]]:
+    """(name, uint8[H,W]) of every picture that fits the pattern."""
+    import cv2
+
+    out = []
+    for path in sorted(glob.glob(pattern)):
+        image = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
+        out.append((Path(path).name, image))
+    if not out:
+        raise UserError(f"no picture fits '{pattern}': check the folder, and quote the pattern.")
+    return out
+
+
+@calibrate.command()
+@click.argument("out", type=click.Path(path_type=Path), default=Path("board.pdf"))
+@click.option("--board", "text", default=BOARD, show_default=True)
+@json_option
+@errors
+def board(out: Path, text: str, json_path: Path | None) -> None:
+    """Write a board in true size, as .pdf or .png. Print at 100 %, glue it to something flat, measure the line."""
+    from calibration.board import Board
+    from calibration.store import write_atomically
+
+    made = Board.parse(text)
+    if out.suffix not in (".pdf", ".png"):
+        raise UserError(f"{out} is neither .pdf nor .png: give one of these endings.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, made.pdf() if out.suffix == ".pdf" else made.png())
+    width, height = made.size()
+    click.echo(f"{out}: {1000 * width:.0f} x {1000 * height:.0f} mm. For OpenCV: --board {text}")
+    write_json(json_path, {"board": text, "width_m": width, "height_m": height})
+
+
+@calibrate.command()
+@robot_option
+@camera_option
+@images_option
+@click.option("--board", "text", default=BOARD, show_default=True)
+@click.option("--model", type=click.Choice(["pinhole", "rational", "fisheye"]), default="rational", show_default=True)
+@click.option(
+    "--mount",
+    type=click.Choice(["base", "arm"]),
+    help="Fixed to the base, or riding on the arm (default: as stored, or base).",
+)
+@click.option("--views", default=30, show_default=True, help="Views that the guided capture collects.")
+@click.option(
+    "--page", default=8765, show_default=True, help="Port of the capture's page, on this machine only; 0 for none."
+)
+@click.option("--dry-run", is_flag=True, help="Compute and report, store nothing.")
+@store_option
+@report_option
+@json_option
+@errors
+def intrinsics(
+    robot: str, camera: str, images: str | None, text: str, model: str, mount: str | None, views: int, page: int, dry_run: bool,
+    store: Path | None, report: Path | None, json_path: Path | None,
+) -> None:  # fmt: skip
+    """Focal length, centre and distortion, from views of a board."""
+    from calibration.board import Board
+    from harmowam.calibration_jobs import find_views, run_intrinsics
+    from runtime.cameras import serial
+    from runtime.robot import load_robot
+
+    made, loaded = Board.parse(text), load_robot(robot)
+    where = _store(store, robot)
+    identity: dict[str, Any] = {}
+    if images is not None:
+        seen, size, rejected = find_views(_pictures(images), made)
+    else:
+        from harmowam.capture_page import capture
+
+        with _camera(loaded, camera) as source:
+            seen, size = capture(source, made, views, page, say)
+        rejected = []
+        identity["serial"] = serial(loaded.cameras[camera].source)
+    result = run_intrinsics(
+        where,
+        camera,
+        seen,
+        size,
+        rejected,
+        model,
+        mount,
+        text,
+        identity,
+        report or Path(f"out/calibrate/{camera}-intrinsics.html"),
+        dry_run,
+    )
+    for line in result.pop("said"):
+        click.echo(line)
+    write_json(json_path, result)
+    if not result["accepted"]:
+        sys.exit(1)
+
+
+@calibrate.command(name="hand-eye")
+@robot_option
+@camera_option
+@click.option("--board", "text", default="charuco:7x5:0.020:0.015:4x4_50", show_default=True)
+@click.option("--mount", type=click.Choice(["base", "arm"]), default="base", show_default=True)
+@click.option("--poses", default=15, show_default=True)
+@click.option("--precision", default="0.5,2", show_default=True, help="The arm's own precision: degrees, mm.")
+@click.option("--offsets", default=0.5, show_default=True, help="Joint zero errors to estimate, degrees; 0: none.")
+@click.option("--port", help="Serial port (default: the robot file's).")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--dry-run", is_flag=True, help="Compute and report, store nothing.")
+@store_option
+@report_option
+@json_option
+@errors
+def hand_eye(
+    robot: str, camera: str, text: str, mount: str, poses: int, precision: str, offsets: float, port: str | None, seed: int, dry_run: bool,
+    store: Path | None, report: Path | None, json_path: Path | None,
+) -> None:  # fmt: skip
+    """Where the camera is: the arm drives through safe poses while the camera watches a board."""
+    from calibration.board import Board
+    from calibration.hand_eye import ArmNoise
+    from harmowam.calibration_jobs import run_hand_eye
+    from runtime.robot import load_robot
+
+    try:
+        degrees, mm = (float(v) for v in precision.split(","))
+    except ValueError as e:
+        raise UserError(f"--precision {precision} is not two numbers: write DEGREES,MM, for example 0.5,2.") from e
+    if poses < 8 or degrees <= 0 or mm <= 0 or offsets < 0:
+        raise UserError("--poses must be 8 or more, --precision above zero and --offsets not negative: correct them.")
+    result = run_hand_eye(
+        load_robot(robot), _store(store, robot), camera, Board.parse(text), mount, poses, ArmNoise(degrees, mm / 1000, offsets), port, seed,
+        report or Path(f"out/calibrate/{camera}-hand-eye.html"), dry_run, say,
+    )  # fmt: skip
+    for line in result.pop("said"):
+        click.echo(line)
+    write_json(json_path, result)
+
+
+@calibrate.command()
+@robot_option
+@camera_option
+@images_option
+@click.option("--marker", help="Board fixed to the table or base (default: the robot file's).")
+@click.option("--learn", is_flag=True, help="Remember how the marker looks now, while all is well.")
+@click.option("--arm-marker", help="Board on the arm; tells 'camera moved' from 'arm off'.")
+@click.option("--arm-images", help="Pictures of the arm's marker at rest (with --learn: after each return to rest).")
+@store_option
+@report_option
+@json_option
+@errors
+def check(
+    robot: str, camera: str, images: str | None, marker: str | None, learn: bool, arm_marker: str | None, arm_images: str | None,
+    store: Path | None, report: Path | None, json_path: Path | None,
+) -> None:  # fmt: skip
+    """Has the camera moved? ok, warn, or block (exit code 1), in a few seconds."""
+    from calibration.board import Board
+    from calibration.check import FRAMES, LEARN_FRAMES
+    from harmowam.calibration_jobs import run_check, run_learn
+    from harmowam.calibration_rig import marker_board, take
+    from runtime.robot import load_robot
+
+    loaded, where = load_robot(robot), _store(store, robot)
+    base = marker_board(loaded, camera, marker) if learn or marker else None
+    if images is not None:
+        frames = [i for _, i in _pictures(images) if i is not None]
+    else:
+        with _camera(loaded, camera) as source:
+            frames = take(source, LEARN_FRAMES if learn else FRAMES)
+    arm = [i for _, i in _pictures(arm_images) if i is not None] if arm_images else None
+    if learn:
+        assert base is not None
+        result = run_learn(where, camera, frames, base, arm, Board.parse(arm_marker) if arm_marker else None)
+    else:
+        result = run_check(where, camera, frames, arm, report or Path(f"out/calibrate/{camera}-check.html"))
+    click.echo(result["said"])
+    write_json(json_path, result)
+    if result.get("level") == "block":
+        sys.exit(1)
+
+
+@calibrate.command()
+@robot_option
+@click.option("--port", help="Serial port (default: the robot file's).")
+@click.option("--import-lerobot", "imported", type=click.Path(path_type=Path), help="Take LeRobot's calibration JSON.")
+@click.option(
+    "--export-lerobot",
+    "exported",
+    type=click.Path(path_type=Path),
+    help="Write the stored calibration in LeRobot's form.",
+)
+@click.option("--check", "compare_only", is_flag=True, help="Compare the stored calibration with the servos' EEPROM.")
+@store_option
+@json_option
+@errors
+def joints(
+    robot: str,
+    port: str | None,
+    imported: Path | None,
+    exported: Path | None,
+    compare_only: bool,
+    store: Path | None,
+    json_path: Path | None,
+) -> None:
+    """Zeros and ranges of the joints, by moving the limp arm by hand; or from and to LeRobot's file."""
+    from harmowam import calibration_joints as work
+    from runtime.robot import load_robot
+
+    loaded, where = load_robot(robot), _store(store, robot)
+    if exported is not None:
+        result = work.export_lerobot(where, exported)
+    elif imported is not None:
+        result = work.import_lerobot(loaded, where, imported)
+    elif compare_only:
+        result = work.compare_eeprom(loaded, where, port or loaded.port)
+    else:
+        result = work.guided(
+            loaded, where, port or loaded.port, lambda text: click.prompt(text, default="", show_default=False), say
+        )
+    click.echo(result["said"])
+    write_json(json_path, result)
+    if result.get("differs"):
+        sys.exit(1)
+
+
+@calibrate.command()
+@click.argument("name", required=False)
+@robot_option
+@store_option
+@json_option
+@errors
+def history(name: str | None, robot: str, store: Path | None, json_path: Path | None) -> None:
+    """Every calibration of NAME (default: of all), oldest first; * marks the one in use."""
+    where = _store(store, robot)
+    names = [name] if name else where.names()
+    rows = {n: where.history(n) for n in names}
+    if not any(rows.values()):
+        raise UserError(f"no calibration of {name or 'anything'} in {where.root}: run `harmowam calibrate intrinsics`.")
+    for n, found in rows.items():
+        for r in found:
+            click.echo(
+                f"{'*' if r['current'] else ' '} {n:18} {r['hash'][:10]}  {r['created']}  {r['error'] or r['summary']}"
+            )
+    write_json(json_path, rows)
+
+
+@calibrate.command()
+@click.argument("name")
+@click.option("--to", help="Hash or its beginning (default: the one in use before).")
+@robot_option
+@store_option
+@json_option
+@errors
+def rollback(name: str, to: str | None, robot: str, store: Path | None, json_path: Path | None) -> None:
+    """Go back to an earlier calibration of NAME. Nothing is deleted."""
+    digest = _store(store, robot).rollback(name, to)
+    click.echo(f"{name} is {digest[:10]} again")
+    write_json(json_path, {"name": name, "current": digest})
+
+
+@calibrate.command()
+@click.argument("name")
+@click.argument("old")
+@click.argument("new", required=False)
+@robot_option
+@store_option
+@json_option
+@errors
+def diff(name: str, old: str, new: str | None, robot: str, store: Path | None, json_path: Path | None) -> None:
+    """What changed from OLD to NEW (default: the one in use): pixels, millimetres, degrees."""
+    from harmowam.calibration_jobs import compare_records
+
+    where = _store(store, robot)
+    a = where.get(name, where.resolve(name, old))
+    b = where.get(name, where.resolve(name, new) if new else None)
+    changes = compare_records(a, b)
+    for key, value in changes.items():
+        click.echo(
+            f"{key.replace('_', ' '):32}{value:.4f}"
+            if isinstance(value, float)
+            else f"{key.replace('_', ' '):32}{value}"
+        )
+    write_json(json_path, changes)

@@ -1,0 +1,452 @@
+"""The calibrations as jobs: views in, record in the store and report out. No terminal, no argument parsing."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from calibration import hand_eye, intrinsics, lens, report
+from calibration.board import Board
+from calibration.camera import CalibrationError, Camera
+from calibration.check import FRAMES, Reference, check, learn
+from calibration.hand_eye import ArmNoise, ArmView, inverse
+from calibration.intrinsics import View
+from calibration.store import Store, new_record
+from runtime.robot import Robot
+
+Size = tuple[int, int]
+
+
+def find_views(
+    pictures: Sequence[tuple[str, np.ndarray | None]], board: Board
+) -> tuple[list[View], Size, list[tuple[str, str]]]:
+    """Detected views, the resolution that most pictures have, and name, reason of every picture left out."""
+    sizes = [i.shape[::-1] for _, i in pictures if i is not None]
+    if not sizes:
+        raise CalibrationError("no picture can be read: give PNG or JPEG files.")
+    size: Size = max(set(sizes), key=sizes.count)
+    views, rejected = [], []
+    for name, image in pictures:
+        if image is None:
+            rejected.append((name, "not a readable picture"))
+        elif image.shape[::-1] != size:
+            rejected.append(
+                (name, f"resolution {image.shape[1]}x{image.shape[0]}, the others have {size[0]}x{size[1]}")
+            )
+        else:
+            found = board.detect(image)
+            if len(found.ids) < intrinsics.MIN_CORNERS:
+                rejected.append((name, board.why_unseen(image)))
+            else:
+                views.append(View(name, board.points()[found.ids], found.pixels))
+    legacy = [r for _, r in rejected if "legacy" in r]
+    if len(legacy) > len(views):
+        raise CalibrationError(f"the pictures show a {legacy[0]}: correct --board.")
+    return views, size, rejected
+
+
+def _camera_of(record: dict[str, Any]) -> Camera:
+    return Camera.from_json(record["result"], record["name"])
+
+
+def _theta(camera: Camera) -> tuple[np.ndarray, str]:
+    return lens.parameters(camera.K, camera.D, camera.model), camera.model
+
+
+def _current(store: Store, name: str) -> dict[str, Any] | None:
+    """The record in use, None where there is none or it is damaged (a new calibration is the cure for that)."""
+    try:
+        return store.get(name, kind="camera")
+    except CalibrationError:
+        return None
+
+
+def run_intrinsics(
+    store: Store, name: str, views: list[View], size: Size, rejected: list[tuple[str, str]], model: str, mount: str | None, board: str,
+    identity: dict[str, Any], page: Path, dry_run: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Calibrate, judge, store if it is better than what is in use, and report. Returns the design's `calibrate intrinsics` JSON and
+    "accepted", "hash", "said". Raises CalibrationError; the stored calibration is untouched then."""
+    done = intrinsics.calibrate(views, size, model)
+    fit, q = done.fit, done.quality()
+    verdict, old = done.verdict(), _current(store, name)
+    said, before, pose, parents = [], None, None, []
+    if old is not None:
+        parents = [store.current_hash(name) or ""]
+        camera = _camera_of(old)
+        mount = mount or old["identity"].get("mount")
+        if (camera.width, camera.height) == size:
+            theta, old_model = _theta(camera)
+            pixels, _ = lens.grid(*size)
+            before = lens.difference(theta, fit.theta, old_model, model, pixels, done.used)
+            stored = intrinsics.heldout_rms(theta, old_model, fit.views, fit.sigma)
+            said.append(f"stored lens on these views: {stored:.3f} px, new one held out: {q['heldout_px']:.3f} px")
+            if stored < q["heldout_px"] * 1.001:
+                verdict.append(
+                    f"the stored calibration explains these views better ({stored:.3f} px) "
+                    f"than the new one held out ({q['heldout_px']:.3f} px)"
+                )
+            # The pose was found through the old lens: it holds as long as the lenses agree.
+            if camera.T_base_from_cam is not None and float(np.nanmedian(before[done.used])) < 0.5:
+                pose = camera.T_base_from_cam
+    D = fit.theta[4:]
+    camera = Camera(name, *size, lens.matrix(fit.theta), D, pose, "fisheye" if model == "fisheye" else "rational")
+    report.intrinsics_page(page, name, done, before, verdict)
+    left_out = [*rejected, *done.rejected]
+    result: dict[str, Any] = {
+        "K": camera.K.tolist(), "D": D.tolist(), "model": model, "rms_px": q["rms_px"], "heldout_px": q["heldout_px"],
+        "crossval_px": {"median": q["crossval_median_px"], "p90": q["crossval_p90_px"]},
+        "uncertainty_px": {"median": q["uncertainty_median_px"], "p90": q["uncertainty_p90_px"]},
+        "views_used": len(fit.views), "views_rejected": [{"view": v, "reason": r} for v, r in left_out],
+        "accepted": not verdict, "refused": verdict, "report": str(page), "hash": None,
+    }  # fmt: skip
+    mount = mount or "base"
+    if not verdict and not dry_run:
+        evidence = {
+            "board": board,
+            "views": [{"name": v.name, "points": v.points.tolist(), "pixels": np.round(v.pixels, 4).tolist()} for v in views],
+        }  # fmt: skip
+        kept = {k: v for k, v in identity.items() if v is not None}
+        result["hash"] = store.put(new_record(
+            "camera", name, camera.to_json(), identity={**kept, "width": size[0], "height": size[1], "mount": mount}, parents=parents,
+            uncertainty=q, evidence=evidence,
+        ))  # fmt: skip
+        store.set_current(name, result["hash"], "intrinsics")
+    said += [f"left out: {v}: {r}" for v, r in left_out]
+    said.append(
+        f"{len(fit.views)} views: held-out {q['heldout_px']:.3f} px, "
+        f"halves differ by {q['crossval_median_px']:.3f} px (90 %: {q['crossval_p90_px']:.3f})"
+    )
+    said += [f"refused: {v}" for v in verdict]
+    if result["hash"]:
+        said.append(f"stored as {result['hash'][:10]} in {store.root}")
+        if pose is None and mount == "base":
+            said.append("next: harmowam calibrate hand-eye")
+    said.append(f"report: {page}")
+    return {**result, "said": said}
+
+
+def run_hand_eye(
+    robot: Robot, store: Store, name: str, board: Board, mount: str, count: int, noise: ArmNoise, port: str | None, seed: int, page: Path,
+    dry_run: bool, say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Drive, look, solve, compare halves, store. A simulated robot brings its own camera, lens and board."""
+    from runtime.kinematics import so101_tool
+
+    if robot.simulated:
+        from sim.calibration_rig import BOARD, ArmBench, webcam
+
+        board = BOARD
+        old = _current(store, name) or new_record(
+            "camera",
+            name,
+            webcam(None).to_json(),
+            identity={"width": 1280, "height": 720, "mount": mount},
+            parents=[],
+            uncertainty={},
+            evidence={},
+        )
+        bench: Any = ArmBench(mount, np.random.default_rng(seed), noise)
+    else:
+        old = store.get(name, kind="camera")
+        bench = None
+    camera = _camera_of(old)
+    theta, model = _theta(camera)
+    lower, upper = np.array(robot.arm.lower[:-1]), np.array(robot.arm.upper[:-1])
+    rng = np.random.default_rng(seed)
+    with _rig(robot, bench, name, port, seed) as (move_to, picture):
+        if bench is not None:
+            visible = bench.visible
+        else:
+            say("hold the arm where the camera sees the board until it stiffens; it then moves by itself")
+            X, Z = _first_guess(camera, theta, model, board, move_to, picture, so101_tool, robot, mount)
+            visible = _board_in_view(
+                X, Z, board, theta, model, (camera.width, camera.height), so101_tool, on_arm=mount == "arm"
+            )
+        views = []
+        # A board in the gripper must clear the table however it is turned, on the way as well.
+        floor = max(0.09, 0.02 + float(np.hypot(*board.size())) / 2) if mount == "base" else 0.09
+        last: np.ndarray | None = None
+        for k, q in enumerate(hand_eye.propose(rng, so101_tool, lower, upper, visible, count, floor)):
+            if last is not None and not hand_eye.clear_path(so101_tool, last, q, floor - 0.02):
+                say(f"pose {k + 1} of {count}: passed over, the way there is too close to the table")
+                continue
+            last, measured = q, move_to(q)
+            image = picture()
+            found = board.detect(image)
+            say(f"pose {k + 1} of {count}: {len(found.ids)} corners")
+            views.append(ArmView(f"pose-{k:02d}", board.points()[found.ids], found.pixels, measured))
+    return finish_hand_eye(store, name, old, views, mount, noise, page, dry_run, board.text, so101_tool)
+
+
+def finish_hand_eye(
+    store: Store, name: str, old: dict[str, Any], views: list[ArmView], mount: str, noise: ArmNoise, page: Path, dry_run: bool, board: str,
+    forward: hand_eye.Forward,
+) -> dict[str, Any]:  # fmt: skip
+    """Solve and store: the same lens as `old` with a new pose. Raises CalibrationError; what is in use stays then."""
+    camera = _camera_of(old)
+    theta, model = _theta(camera)
+    sigma = max(float(old["uncertainty"].get("corner_noise_px", 0.15)), 0.05)
+    h, halves = hand_eye.calibrate(mount, views, theta, model, forward, noise, sigma)
+    degrees, metres = h.sd
+    pose = h.X if mount == "base" else None
+    result = Camera(name, camera.width, camera.height, camera.K, camera.D, pose, camera.model).to_json()
+    if mount == "arm":
+        result["T_tool_from_cam"] = h.X.tolist()
+    was = (
+        camera.T_base_from_cam
+        if mount == "base"
+        else np.array(old["result"]["T_tool_from_cam"])
+        if "T_tool_from_cam" in old["result"]
+        else None
+    )
+    before = None if was is None else hand_eye.distance(was, h.X)
+    refused = ""
+    if was is not None and old["uncertainty"].get("pose_sd_mm", np.inf) <= 1000 * metres:
+        d = hand_eye.log(inverse(h.X) @ was)
+        if float(d @ np.linalg.solve(h.covariance, d)) < 12.6:  # 95 % of chi-square with six degrees of freedom
+            refused = "it fits these views as well, and was known more exactly"
+    good = [v for v in views if v.name in h.kept]
+    corners, residuals = [], []
+    for v in good:
+        A = forward(v.q + h.offsets)
+        T = inverse(h.X) @ (A if mount == "base" else inverse(A)) @ h.Z
+        uv = lens.project(v.points, theta, model, cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
+        corners.append(v.pixels)
+        residuals.append(v.pixels - uv - np.median(v.pixels - uv, axis=0))
+    report.hand_eye_page(
+        page,
+        name,
+        h,
+        halves,
+        (camera.width, camera.height),
+        np.concatenate(corners),
+        np.concatenate(residuals),
+        before,
+        [],
+    )
+    quality = {
+        **{k: v for k, v in old["uncertainty"].items() if k.endswith("_px")},
+        "pose_sd_mm": 1000 * metres,
+        "pose_sd_deg": degrees,
+        **halves,
+    }
+    out: dict[str, Any] = {
+        "X": h.X.tolist(), "mount": mount, "sd_mm": 1000 * metres, "sd_deg": degrees, **halves, "poses_used": len(h.kept),
+        "poses_rejected": [{"pose": v, "reason": r} for v, r in h.rejected], "joint_offsets_deg": np.degrees(h.offsets).tolist(),
+        "joint_offsets_sd_deg": np.degrees(h.offsets_sd).tolist(), "pixel_rms": h.pixel_rms, "report": str(page), "hash": None,
+    }  # fmt: skip
+    out["accepted"], out["refused"] = not refused, [refused] if refused else []
+    if before is not None:
+        out.update(moved_deg=before[0], moved_mm=1000 * before[1])
+    if not dry_run and not refused:
+        evidence = {
+            "board": board, "lens": store.current_hash(name), "covariance": h.covariance.tolist(),
+            "views": [
+                {"name": v.name, "points": v.points.tolist(), "pixels": np.round(v.pixels, 4).tolist(), "q": v.q.tolist()} for v in views
+            ],
+        }  # fmt: skip
+        current = store.current_hash(name)
+        out["hash"] = store.put(new_record(
+            "camera", name, result, identity={**old["identity"], "mount": mount}, parents=[current] if current else [],
+            uncertainty=quality, evidence=evidence,
+        ))  # fmt: skip
+        store.set_current(name, out["hash"], "hand-eye")
+    out["said"] = [
+        *(f"left out: {v}: {r}" for v, r in h.rejected),
+        f"camera at {', '.join(f'{v:.3f}' for v in h.X[:3, 3])} m, standard deviation {1000 * metres:.1f} mm and {degrees:.2f} degrees",
+        f"halves differ by {halves['halves_mm']:.1f} mm and {halves['halves_deg']:.2f} degrees",
+        *([f"kept the stored pose: {refused}"] if refused else []),
+        *(
+            [f"stored as {out['hash'][:10]} in {store.root}", "next: harmowam calibrate check --learn"]
+            if out["hash"]
+            else []
+        ),
+        f"report: {page}",
+    ]
+    return out
+
+
+@contextlib.contextmanager
+def _rig(
+    robot: Robot, bench: Any, name: str, port: str | None, seed: int
+) -> Iterator[tuple[Callable[[np.ndarray], np.ndarray], Callable[[], np.ndarray]]]:
+    """(move_to, picture) of the simulated or the real arm."""
+    if bench is not None:
+        from sim.calibration_rig import ServoRig
+
+        rig = ServoRig(bench, seed)
+        try:
+            yield rig.move_to, rig.picture
+        finally:
+            rig.world.close()
+        return
+    from harmowam.calibration_rig import LiveRig, take
+    from runtime.cameras import open_camera
+
+    with tempfile.TemporaryDirectory() as folder, LiveRig(robot, Path(folder), port) as live:
+        source = open_camera(robot.cameras[name], Path(folder))
+        try:
+            yield live.move_to, lambda: cv2.cvtColor(take(source, 2)[-1], cv2.COLOR_RGB2GRAY)
+        finally:
+            source.close()
+
+
+def _first_guess(
+    camera: Camera, theta: np.ndarray, model: str, board: Board, move_to: Callable[[np.ndarray], np.ndarray],
+    picture: Callable[[], np.ndarray], forward: hand_eye.Forward, robot: Robot, mount: str,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Rough X and Z from small wiggles about where the operator left the arm, board in view; enough to plan wide poses."""
+    first = move_to(
+        np.clip(_now(move_to), np.array(robot.arm.lower[:-1]) + 0.05, np.array(robot.arm.upper[:-1]) - 0.05)
+    )
+    lower, upper = np.array(robot.arm.lower[:-1]) + 0.05, np.array(robot.arm.upper[:-1]) - 0.05
+    arms, boards = [], []
+    for d in (
+        [0, 0, 0, 0, 0],
+        [0.15, 0, 0, 0.15, 0.2],
+        [-0.15, 0, 0, -0.15, 0.2],
+        [0.1, 0, 0, 0.2, -0.25],
+        [-0.1, 0, 0, -0.2, -0.25],
+        [0, -0.1, 0, 0.25, 0.4],
+    ):
+        q = move_to(np.clip(first + np.array(d), lower, upper))
+        found = board.detect(picture())
+        if len(found.ids) >= 6:
+            arms.append(forward(q))
+            boards.append(hand_eye._board_pose(ArmView("", board.points()[found.ids], found.pixels, q), theta, model))
+    if len(arms) < 4:
+        raise CalibrationError(
+            "the board is not seen where the arm stands: move the arm by hand so that the camera sees the board, then repeat."
+        )
+    return hand_eye._park(mount, arms, boards)
+
+
+def _now(move_to: Any) -> np.ndarray:
+    """Where the live arm stands."""
+    return np.asarray(move_to.__self__.state().q_rad[:-1], float)
+
+
+def _board_in_view(
+    X: np.ndarray,
+    Z: np.ndarray,
+    board: Board,
+    theta: np.ndarray,
+    model: str,
+    size: Size,
+    forward: hand_eye.Forward,
+    on_arm: bool = False,
+) -> Callable[[np.ndarray], bool]:
+    """Whether a pose shows most of the board, from in front, by the rough calibration."""
+
+    def visible(q: np.ndarray) -> bool:
+        A = forward(q)
+        T = inverse(X) @ (inverse(A) if on_arm else A) @ Z
+        if T[2, 3] < 0.08 or T[:3, 2] @ T[:3, 3] / np.linalg.norm(T[:3, 3]) < 0.5:
+            return False
+        uv = lens.project(board.points(), theta, model, cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
+        return bool(((uv > 0.05 * np.array(size)) & (uv < 0.95 * np.array(size))).all(1).mean() > 0.7)
+
+    return visible
+
+
+def run_learn(
+    store: Store,
+    name: str,
+    frames: list[np.ndarray],
+    board: Board,
+    arm: list[np.ndarray] | None,
+    arm_board: Board | None,
+) -> dict[str, Any]:
+    """Learn the drift reference of the calibration in use and store it beside it."""
+    camera = store.get(name, kind="camera")
+    # Pictures of the arm's marker come one a return to rest.
+    reference = learn(frames, board, [[a] for a in arm] if arm else None, arm_board)
+    if (reference.width, reference.height) != (camera["identity"]["width"], camera["identity"]["height"]):
+        raise CalibrationError(
+            f"the camera gives {reference.width}x{reference.height}, its calibration is for {camera['identity']['width']}x"
+            f"{camera['identity']['height']}: set the resolution back or calibrate again."
+        )
+    digest = store.put(new_record(
+        "reference", f"{name}.reference", reference.to_json(), identity=camera["identity"], parents=[store.current_hash(name) or ""],
+        uncertainty={"noise_px": reference.noise}, evidence={},
+    ))  # fmt: skip
+    store.set_current(f"{name}.reference", digest, "learn")
+    return {
+        "noise_px": reference.noise,
+        "corners": len(reference.ids),
+        "hash": digest,
+        "said": f"learnt {len(reference.ids)} corners, noise {reference.noise:.3f} px",
+    }
+
+
+def run_check(
+    store: Store, name: str, frames: list[np.ndarray], arm: list[np.ndarray] | None, page: Path
+) -> dict[str, Any]:
+    """Judge pictures against the stored reference, and report."""
+    from harmowam.calibration_rig import stored_reference
+
+    reference: Reference = stored_reference(store, name)
+    v = check(reference, frames[-max(FRAMES, 1) :], arm)
+    parts = [
+        report.table(
+            [
+                ("verdict", v.level),
+                ("shift", f"{v.shift_px:.3f} px"),
+                ("warns above", f"{v.warn_px:.3f} px"),
+                ("blocks above", f"{v.block_px:.3f} px"),
+            ]
+        )
+    ]
+    if v.shift is not None and v.corners is not None:
+        magnify = 0.04 * reference.width / max(float(np.abs(v.shift).max()), 0.01)
+        parts.append(
+            report.figure(
+                report.arrows((reference.width, reference.height), v.corners, v.shift, magnify),
+                f"Where the marker's corners went, {magnify:.0f} times as far.",
+            )
+        )
+    report.page(page, f"Drift check of camera {name}", [] if v.level == "ok" else [v.reason], parts)
+    return {
+        "level": v.level, "reason": v.reason, "shift_px": None if np.isnan(v.shift_px) else v.shift_px, "warn_px": v.warn_px,
+        "block_px": v.block_px, "arm_shift_px": v.arm_shift_px, "report": str(page), "said": f"{v.level}: {v.reason}",
+    }  # fmt: skip
+
+
+def compare_records(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """What changed between two records of one name."""
+    out: dict[str, Any] = {"from": a["created"], "to": b["created"]}
+    if a["kind"] != b["kind"]:
+        raise CalibrationError(f"a {a['kind']} and a {b['kind']} calibration cannot be compared: name two of one kind.")
+    if a["kind"] == "joints":
+        for x, y in zip(a["result"]["joints"], b["result"]["joints"], strict=True):
+            out.update({f"{x['name']}_{k}": f"{x[k]} -> {y[k]}" for k in x if x[k] != y.get(k)})
+        return out
+    if a["kind"] == "camera":
+        old, new = _camera_of(a), _camera_of(b)
+        for k, (x, y) in {
+            "fx": (old.K[0, 0], new.K[0, 0]),
+            "fy": (old.K[1, 1], new.K[1, 1]),
+            "cx": (old.K[0, 2], new.K[0, 2]),
+            "cy": (old.K[1, 2], new.K[1, 2]),
+        }.items():
+            out[k] = f"{x:.3f} -> {y:.3f}"
+        if (old.width, old.height) == (new.width, new.height):
+            pixels, _ = lens.grid(old.width, old.height)
+            d = lens.difference(
+                _theta(old)[0], _theta(new)[0], old.model, new.model, pixels, np.ones(len(pixels), bool)
+            )
+            out.update(projection_median_px=float(np.nanmedian(d)), projection_p90_px=float(np.nanquantile(d, 0.9)))
+        if old.T_base_from_cam is not None and new.T_base_from_cam is not None:
+            degrees, metres = hand_eye.distance(old.T_base_from_cam, new.T_base_from_cam)
+            out.update(pose_mm=1000 * metres, pose_deg=degrees)
+    for k, v in b["uncertainty"].items():
+        if k in a["uncertainty"]:
+            out[k] = f"{a['uncertainty'][k]:.4g} -> {v:.4g}"
+    return out

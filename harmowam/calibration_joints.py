@@ -1,0 +1,117 @@
+"""`harmowam calibrate joints` as jobs: guided motion, EEPROM comparison, LeRobot's file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import select
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from calibration import joints
+from calibration.camera import CalibrationError
+from calibration.joints import JointCalibration
+from calibration.store import Store, new_record, write_atomically
+from firmware_bridge.arm import Arm
+from firmware_bridge.bus import Bus
+from firmware_bridge.port import Port
+from runtime.robot import Robot
+
+NAME = "joints"
+
+
+def _save(store: Store, made: JointCalibration, why: str) -> str:
+    current = store.current_hash(NAME)
+    digest = store.put(new_record(
+        "joints", NAME, made.to_json(), identity={"ids": [j.id for j in made.joints]}, parents=[current] if current else [],
+        uncertainty={}, evidence={"how": why},
+    ))  # fmt: skip
+    store.set_current(NAME, digest, why)
+    return digest
+
+
+def _stored(store: Store) -> JointCalibration:
+    return JointCalibration.from_json(store.get(NAME, kind="joints")["result"])
+
+
+def guided(
+    robot: Robot,
+    store: Store,
+    port: str,
+    ask: Callable[[str], object],
+    say: Callable[[str], None],
+    poll_s: float = 0.02,
+) -> dict[str, Any]:
+    """A person moves the limp arm: to the zero pose, then every joint from stop to stop. An energised arm is refused, never dropped."""
+    if robot.simulated and port == robot.port:
+        raise CalibrationError(
+            "the simulated arm needs no joint calibration: give --port with the servos' serial port."
+        )
+    with contextlib.closing(Port.open(port, robot.arm.baud)) as opened:
+        arm = Arm(Bus(opened, robot.arm.baud), robot.arm)
+        arm.check()
+        if arm.energised():
+            raise CalibrationError(
+                "the arm is energised and would not move by hand: lower it (`harmowam run` does at its end), then repeat."
+            )
+        offsets = joints.eeprom_offsets(arm)
+        ask(
+            "Put every joint at its zero (upper arm up, forearm level, gripper level and closed at its zero mark), then press Enter"
+        )
+        zero = joints.reported_steps(arm)
+        recorder = joints.RangeRecorder(robot.arm)
+        say("move every joint from stop to stop, then press Enter")
+        while True:
+            recorder.add(joints.reported_steps(arm))
+            if _enter_pressed(poll_s):
+                if not recorder.missing():
+                    break
+                say(f"not moved far enough yet: {', '.join(recorder.missing())}")
+        made = recorder.finish(zero, offsets)
+    made.apply(robot.arm)
+    digest = _save(store, made, "guided")
+    return {
+        "hash": digest,
+        **made.to_json(),
+        "said": f'joints stored as {digest[:10]}; name it in the robot file: [arm] calibration = "calibration/joints"',
+    }
+
+
+def _enter_pressed(wait_s: float) -> bool:
+    ready, _, _ = select.select([sys.stdin], [], [], wait_s)
+    if not ready:
+        return False
+    if not sys.stdin.readline():
+        time.sleep(wait_s)  # end of input: whoever feeds us has nothing more to say
+        raise CalibrationError("the joints were not all moved from stop to stop before the input ended: repeat.")
+    return True
+
+
+def compare_eeprom(robot: Robot, store: Store, port: str) -> dict[str, Any]:
+    """Stored offsets against the servos' own."""
+    made = _stored(store)
+    with contextlib.closing(Port.open(port, robot.arm.baud)) as opened:
+        differs = joints.compare(made, joints.eeprom_offsets(Arm(Bus(opened, robot.arm.baud), robot.arm)))
+    said = (
+        "EEPROM and joint calibration agree"
+        if not differs
+        else "; ".join(differs) + ": run `harmowam calibrate joints`"
+    )
+    return {"differs": differs, "said": said}
+
+
+def import_lerobot(robot: Robot, store: Store, path: Path) -> dict[str, Any]:
+    made = joints.from_lerobot(path, robot.arm)
+    made.apply(robot.arm)
+    digest = _save(store, made, f"import of {path.name}")
+    return {"hash": digest, **made.to_json(), "said": f"joints of {path} stored as {digest[:10]}"}
+
+
+def export_lerobot(store: Store, path: Path) -> dict[str, Any]:
+    data = joints.to_lerobot(_stored(store))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(data, indent=4) + "\n").encode())
+    return {"joints": data, "said": f"wrote {path}"}

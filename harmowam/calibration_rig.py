@@ -1,0 +1,148 @@
+"""What calibration needs of a live robot: pictures of its cameras, an arm that moves through the safety module, the check at start."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from calibration.board import Board
+from calibration.camera import CalibrationError
+from calibration.check import BLOCK, FRAMES, OK, Reference, Verdict, check
+from calibration.store import Store
+from firmware_bridge import guard
+from firmware_bridge.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
+from firmware_bridge.motor import COMMAND_SLOT, REQUEST_SLOT
+from firmware_bridge.slots import SlotWriter
+from runtime.cameras import CameraSource
+from runtime.robot import Robot, RobotError
+
+
+def take(source: CameraSource, count: int, timeout_s: float = 5.0) -> list[np.ndarray]:
+    """`count` new pictures uint8[H,W,3]; raises CalibrationError when the camera falls silent."""
+    out: list[np.ndarray] = []
+    seen = source.seq
+    deadline = time.monotonic() + timeout_s
+    while len(out) < count:
+        if source.seq != seen and (frame := source.newest()) is not None:
+            seen = frame.seq
+            out.append(frame.image)
+            deadline = time.monotonic() + timeout_s
+        elif time.monotonic() > deadline:
+            raise CalibrationError(
+                "the camera gives no new pictures: check its cable and that no other program uses it."
+            )
+        else:
+            time.sleep(0.002)
+    return out
+
+
+def stored_reference(store: Store, name: str) -> Reference:
+    """The drift reference of camera `name`; raises CalibrationError when there is none, or the camera was calibrated since."""
+    record = store.get(f"{name}.reference", kind="reference")
+    if record["parents"][:1] != [store.current_hash(name) or ""]:
+        raise CalibrationError(
+            f"camera '{name}' was calibrated or rolled back after its drift reference was learnt: run `harmowam calibrate check --learn`."
+        )
+    return Reference.from_json(record["result"])
+
+
+def refuse_moved(robot: Robot, cameras: Mapping[str, CameraSource], say: Callable[[str], None]) -> dict[str, Verdict]:
+    """The check at start: every camera with a marker in the robot file. Raises CalibrationError where the verdict is block."""
+    verdicts = {}
+    for name, source in cameras.items():
+        config = robot.cameras[name]
+        if not config.marker:
+            continue
+        folder = robot.path.parent / config.calibration
+        verdict = check(stored_reference(Store(folder.parent), folder.name), take(source, FRAMES))
+        verdicts[name] = verdict
+        if verdict.level == BLOCK:
+            raise CalibrationError(f"camera '{name}' must not be used: {verdict.reason}.")
+        if verdict.level != OK:
+            say(f"warning: camera '{name}': {verdict.reason}")
+    return verdicts
+
+
+class LiveRig:
+    """The real arm, through guard and motor process. Use as a context: it is lowered and released whatever happens."""
+
+    def __init__(self, robot: Robot, slots: Path, port: str | None = None):
+        self.robot, self.slots = robot, slots
+        self._keeper = guard.start(port or robot.port, robot.arm, slots)
+        self._state = guard.wait_for_state(self._keeper, slots)
+        self._commands = SlotWriter(slots / COMMAND_SLOT, COMMAND_BYTES)
+        self._requests = SlotWriter(slots / REQUEST_SLOT, 16)
+
+    def __enter__(self) -> LiveRig:
+        deadline = time.monotonic() + 5
+        while self.state().safety == SafetyState.DISARMED:
+            self._requests.write(bytes([RequestKind.ARM]))
+            if time.monotonic() > deadline:
+                self.__exit__()
+                raise CalibrationError(f"the arm does not arm ({self.state().reason}): check its power and try again.")
+            time.sleep(0.02)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        from harmowam.live import end_guard
+
+        end_guard(self._keeper, self.slots)
+
+    def state(self) -> JointState:
+        got = self._state.read()
+        if got is None:
+            raise CalibrationError("the motor process is silent: check the arm's power, then repeat.")
+        return JointState.unpack(got[0])
+
+    def move_to(self, q: np.ndarray, velocity: float = 0.5) -> np.ndarray:
+        """Drive slowly to joint angles [J-1] (the gripper stays), wait until it stands; returns the measured angles, rad [J-1].
+
+        Raises CalibrationError when safety stops the arm."""
+        start = self.state().goal_rad.astype(float)
+        goal = np.append(np.asarray(q, float), start[-1])
+        seconds = max(0.3, float(np.abs(goal - start).max()) / velocity)
+        began = time.monotonic()
+        while (share := (time.monotonic() - began) / seconds) < 1 + 0.8 / seconds:
+            now = time.monotonic_ns()
+            # Smooth at both ends, so that the limiter has nothing to do.
+            s = min(share, 1.0)
+            at = start + (goal - start) * s * s * (3 - 2 * s)
+            rate = (goal - start) * 6 * s * (1 - s) / seconds
+            self._commands.write(Command(now, now + 200_000_000, at.astype(np.float32), rate.astype(np.float32)).pack())
+            state = self.state()
+            if state.safety in (SafetyState.SAFE_STOP, SafetyState.FAULT):
+                raise CalibrationError(f"the arm stopped ({state.reason}): clear its way, then repeat.")
+            time.sleep(0.02)
+        return np.mean([self._look() for _ in range(10)], axis=0)
+
+    def _look(self) -> np.ndarray:
+        """A measured pose, rad [J-1], while the last goal is held on."""
+        state = self.state()
+        now = time.monotonic_ns()
+        self._commands.write(Command(now, now + 200_000_000, state.goal_rad, np.zeros_like(state.goal_rad)).pack())
+        time.sleep(0.02)
+        return state.q_rad[:-1].astype(float)
+
+
+def default_store(robot: Robot) -> Path:
+    """Beside the robot file; for a shipped robot, `calibration/` here."""
+    from runtime.robot import SHIPPED
+
+    return (
+        Path("calibration-store") / robot.path.stem
+        if robot.path.parent == SHIPPED
+        else robot.path.parent / "calibration"
+    )
+
+
+def marker_board(robot: Robot, camera: str, text: str | None) -> Board:
+    """The marker named on the command line or in the robot file; raises RobotError when there is none."""
+    chosen = text or (robot.cameras[camera].marker if camera in robot.cameras else "")
+    if not chosen:
+        raise RobotError(
+            f'no marker is configured: add marker = "charuco:..." under [camera.{camera}] in {robot.path}, or give --marker.'
+        )
+    return Board.parse(chosen)

@@ -1,0 +1,106 @@
+"""Guided capture without a desktop: a page on this machine's own address, and the same words in the terminal."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import cv2
+import numpy as np
+
+from calibration.board import Board
+from calibration.guide import Guide
+from calibration.intrinsics import View
+from harmowam.calibration_rig import take
+from runtime.cameras import CameraSource
+
+PAGE = """<!doctype html><meta charset=utf-8><meta name=viewport content="width=device-width"><title>Calibration</title>
+<style>body{margin:0;background:#111;color:#eee;font:20px system-ui;text-align:center}
+img{max-width:100vw;max-height:85vh}p{margin:.4em}</style>
+<img id=i alt="camera"><p id=t>waiting for the camera</p>
+<script>async function step(){try{const s=await(await fetch('status')).json();t.textContent=s.kept+' of '+s.wanted+' kept. '
++s.said+'. '+s.next;
+i.src='picture?'+Date.now();if(s.done){t.textContent='Done: the calibration is being computed.';return}}
+catch(e){t.textContent='The capture has ended.';return}
+setTimeout(step,250)}step()</script>"""
+
+
+class CapturePage:
+    """Serves the newest picture and status on 127.0.0.1 (reach it from afar through ssh -L). Use as a context."""
+
+    def __init__(self, port: int):
+        self.picture, self.status = b"", b"{}"
+        page = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                path = self.path.split("?")[0]
+                found = {
+                    "/": ("text/html", PAGE.encode()),
+                    "/picture": ("image/jpeg", page.picture),
+                    "/status": ("application/json", page.status),
+                }
+                kind, body = found.get(path, ("", b""))
+                self.send_response(200 if kind else 404)
+                self.send_header("Content-Type", kind or "text/plain")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.address = f"http://127.0.0.1:{self._server.server_port}/"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def show(self, image: np.ndarray, guide: Guide, said: str) -> None:
+        picture = guide.picture(image, said)
+        if picture.shape[1] > 960:
+            picture = cv2.resize(
+                picture, (960, round(960 * picture.shape[0] / picture.shape[1])), interpolation=cv2.INTER_AREA
+            )
+        self.picture = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
+        self.status = json.dumps(
+            {
+                "kept": len(guide.views),
+                "wanted": guide.wanted,
+                "said": said,
+                "next": guide.next_step(),
+                "done": guide.done,
+            }
+        ).encode()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def capture(
+    source: CameraSource, board: Board, wanted: int, port: int, say: Callable[[str], None]
+) -> tuple[list[View], tuple[int, int]]:
+    """Collect `wanted` good views; Ctrl-C ends earlier with what there is. Raises CalibrationError when the camera falls silent."""
+    guide = Guide(board, wanted)
+    page = CapturePage(port) if port else None
+    if page is not None:
+        say(f"open {page.address}")
+    size, last = (0, 0), ""
+    try:
+        while not guide.done:
+            image = take(source, 1)[0]
+            size = (image.shape[1], image.shape[0])
+            said = guide.add(image)
+            if page is not None:
+                page.show(image, guide, said)
+            line = f"{len(guide.views)}/{wanted}  {said}; {guide.next_step()}"
+            if line != last:
+                say(line)
+                last = line
+    except KeyboardInterrupt:
+        say("capture ended by hand")
+    finally:
+        if page is not None:
+            page.close()
+    return guide.views, size

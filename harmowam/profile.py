@@ -1,0 +1,137 @@
+"""`harmowam profile`: where each millisecond goes, as table, JSON, page and Perfetto trace; compared with another run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harmowam.cli import UserError, bundle_option, errors, json_option, robot_option, say, write_json
+
+
+def print_timing(report: dict[str, Any]) -> None:
+    """The profile table."""
+    click.echo(
+        f"fast {report['fast_hz']:.1f} Hz on new frames (+{report['repeat_hz']:.2f} Hz repeats), slow {report['slow_hz']:.1f} Hz, "
+        f"{report['deadline_misses']} of {report['ticks']} ticks missed, motor ticks missed {report['motor_missed_ticks']}"
+    )
+    click.echo(f"{'':26}{'p50':>9}{'p90':>9}{'p99':>9}{'p99.9':>9}{'max':>9}{'budget':>9}  ms")
+    for name in ("observation_to_wire_ms", "overhead_ms", "prior_age_ms", "period_error_ms"):
+        row = report[name]
+        cells = "".join(f"{row[p]:9.2f}" for p in ("p50", "p90", "p99", "p999", "max"))
+        click.echo(f"{name.removesuffix('_ms').replace('_', ' '):26}{cells}")
+    for name, row in report["stages"].items():
+        cells = "".join(f"{row[p + '_ms']:9.2f}" for p in ("p50", "p90", "p99", "p999", "max"))
+        click.echo(f"{name:26}{cells}{row['budget_ms']:9.1f}")
+    health = report["health"]
+    click.echo(
+        f"health: {health['state']}, {len(health['changes'])} changes; goals' jerk rms {report['goal_jerk_rad_s3']['rms']:.0f} rad/s^3"
+    )
+    click.echo(f"first command after {report['time_to_first_command_s']} s, runtime processes {report['rss_mb']} MB")
+
+
+def _print_comparison(compared: dict[str, Any]) -> None:
+    click.echo(f"{'':34}{'before':>10}{'now':>10}{'ratio':>8}")
+    for row in compared["rows"]:
+        if row["verdict"] != "same":
+            ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+            click.echo(f"{row['name']:34}{row['before']:10.3f}{row['now']:10.3f}{ratio:>8}  {row['verdict']}")
+    click.echo(f"verdict: {compared['verdict']}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+        if isinstance(found, dict) and {"stages", "fast_hz", "ticks"} <= set(found):
+            return found
+    except (OSError, ValueError):
+        pass
+    raise UserError(f"{path} is no profile: give a file that `harmowam profile --json` wrote.")
+
+
+def _injected(items: tuple[str, ...]) -> dict[str, float]:
+    from runtime.two_rate import FAST_STAGES, SLOW_STAGES
+
+    known = [s for s in FAST_STAGES + SLOW_STAGES if s.startswith(("fast.", "slow.")) and s != "fast.period_error"]
+    out = {}
+    for item in items:
+        stage, _, ms = item.partition("=")
+        if stage not in known or not ms.replace(".", "", 1).isdigit():
+            raise UserError(f"--inject {item} is not understood: write STAGE=MS with one of {', '.join(known)}.")
+        out[stage] = float(ms)
+    return out
+
+
+@click.command()
+@bundle_option
+@robot_option
+@click.option("--seconds", default=60.0, show_default=True)
+@click.option("--task", help="Instruction; a simulated robot draws one from --seed.")
+@click.option("--port", help="Serial port (default: the robot file's).")
+@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--fps", type=float, help="Rate of a simulated robot's cameras and of the fast loop (default: the robot file's)."
+)
+@click.option("--camera-fps", type=float, help="Rate of a simulated robot's cameras alone.")
+@click.option(
+    "--inject", multiple=True, metavar="STAGE=MS", help="What if this stage took so much longer? Really waits."
+)
+@click.option("--no-compensate", is_flag=True, help="Without delay compensation, for comparison.")
+@click.option(
+    "--log", type=click.Path(path_type=Path), help="Also record an MCAP log (what recording costs shows up here)."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for profile.html, profile.json and trace.json (Perfetto)."
+)
+@click.option(
+    "--against", type=click.Path(path_type=Path), help="An earlier profile's JSON; exit code 1 when this run is worse."
+)
+@json_option
+@errors
+def profile(
+    bundle: Path, robot: str, seconds: float, task: str | None, port: str | None, seed: int, fps: float | None,
+    camera_fps: float | None, inject: tuple[str, ...], no_compensate: bool, log: Path | None, out: Path | None,
+    against: Path | None, json_path: Path | None,
+) -> None:  # fmt: skip
+    """Where each millisecond goes: the same loop as `run`, with every stage stamped by one clock."""
+    from harmowam.live import live, process_began_s
+    from runtime.profile import board, compare, hints, tracks
+    from runtime.profile_page import page, write_page
+    from runtime.robot import load_robot
+    from runtime.trace import write_perfetto
+
+    other = None if against is None else _read(against)
+    described = load_robot(robot)
+    if fps is not None or camera_fps is not None:
+        if not described.simulated:
+            raise UserError("--fps and --camera-fps are for a simulated robot: set the rates in the robot file.")
+        cameras = {k: dataclasses.replace(c, fps=camera_fps or fps or c.fps) for k, c in described.cameras.items()}
+        described = dataclasses.replace(described, fast_hz=fps or described.fast_hz, cameras=cameras)
+    before = board()
+    done = live(
+        bundle, described, task, seconds, port=port, seed=seed, say=say, began_s=process_began_s(), inject=_injected(inject),
+        compensate=not no_compensate, log=log,
+    )  # fmt: skip
+    report = {**done.report, "board": {**board(), "temperature_before_c": before.get("temperature_c", {})}}
+    if inject:
+        report["injected"] = list(inject)
+    compared = None if other is None else compare(report, other)
+    print_timing(report)
+    for hint in hints(report):
+        click.echo(f"look: {hint}")
+    if compared is not None:
+        _print_comparison(compared)
+        report["against"] = {"file": str(against), "verdict": compared["verdict"], "worse": compared["worse"]}
+    if out is not None:
+        found = tracks(done.policy)
+        write_perfetto(out / "trace.json", found)
+        write_page(out / "profile.html", page(report, found, compared))
+        write_json(out / "profile.json", report)
+        click.echo(f"page: {out / 'profile.html'}, trace for ui.perfetto.dev: {out / 'trace.json'}")
+    write_json(json_path, report)
+    if compared is not None and compared["verdict"] == "worse":
+        sys.exit(1)

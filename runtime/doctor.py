@@ -1,0 +1,363 @@
+"""What on this machine stands in the way of deadlines, and the command that mends each. Looks only; changes nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import grp
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.robot import Robot
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: `state` ok, warn (works, but not as well as it could) or bad (will not work); `mend` is what to type."""
+
+    name: str
+    state: str
+    found: str
+    mend: str = ""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to look; another `root` for tests."""
+
+    root: Path = Path("/")
+
+    def path(self, absolute: str) -> Path:
+        return self.root / absolute.lstrip("/")
+
+    def read(self, absolute: str) -> str:
+        try:
+            return self.path(absolute).read_text().strip("\0\n ")
+        except OSError:
+            return ""
+
+    @property
+    def jetson(self) -> bool:
+        return self.path("/etc/nv_tegra_release").exists() or "tegra" in self.read("/proc/device-tree/compatible")
+
+
+LIMITS = "/etc/security/limits.d/90-harmowam.conf"
+
+
+def _fifo() -> bool:
+    """Whether this user may use SCHED_FIFO; tried in a child, so that this process stays as it is."""
+    code = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(20))"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def realtime(machine: Machine) -> Iterator[Finding]:
+    """SCHED_FIFO, locked memory, its throttling, and whether the cores are enough."""
+    limits = f"run `echo '@realtime - rtprio 60\n@realtime - memlock unlimited' | sudo tee {LIMITS}`, `sudo groupadd -f realtime`, "
+    limits += "`sudo usermod -aG realtime $USER`, and log in again"
+    if _fifo():
+        yield Finding("real-time scheduling", "ok", "SCHED_FIFO is allowed")
+    else:
+        yield Finding(
+            "real-time scheduling",
+            "warn",
+            "SCHED_FIFO is not allowed: ordinary work delays the loops by milliseconds",
+            limits,
+        )
+    soft = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    if soft == resource.RLIM_INFINITY or os.geteuid() == 0 or soft > 1 << 29:
+        yield Finding("locked memory", "ok", "mlockall is allowed")
+    else:
+        yield Finding(
+            "locked memory",
+            "warn",
+            f"only {soft // 1024} kB may be locked: a page that comes from the disk costs a deadline",
+            limits,
+        )
+    if ctypes.CDLL(None).mlockall is None:  # pragma: no cover  (every Linux has it)
+        yield Finding("mlockall", "bad", "the C library has no mlockall")
+    share = machine.read("/proc/sys/kernel/sched_rt_runtime_us")
+    if share and share != "-1" and int(share) < 950_000:
+        yield Finding(
+            "real-time share",
+            "warn",
+            f"real-time threads get {int(share) / 10_000:.0f} % of a core",
+            "`sudo sysctl kernel.sched_rt_runtime_us=950000`",
+        )
+    allowed = len(os.sched_getaffinity(0))
+    if allowed < 2:
+        yield Finding(
+            "cores",
+            "warn",
+            "one core for the loops, the motors and the cameras",
+            "give it two: `taskset -c 0-1 harmowam ...`",
+        )
+    else:
+        yield Finding("cores", "ok", f"{allowed} cores")
+    load = float((machine.read("/proc/loadavg") or "0").split()[0])
+    if load > allowed:
+        yield Finding("load", "warn", f"load {load:.1f} on {allowed} cores", "stop what is not needed: `top -o %CPU`")
+    swappiness = machine.read("/proc/sys/vm/swappiness")
+    swaps = machine.read("/proc/swaps").splitlines()[1:]
+    if swaps and swappiness and int(swappiness) > 20:
+        yield Finding("swap", "warn", f"swap is on, swappiness {swappiness}", "`sudo sysctl vm.swappiness=1`")
+
+
+def clocks(machine: Machine) -> Iterator[Finding]:
+    """CPU governor, clock source and, on a Jetson, power mode and locked clocks."""
+    governors = {
+        p.read_text().strip()
+        for p in machine.path("/sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor")
+    }
+    slow = governors - {"performance"}
+    if slow and not machine.jetson:
+        mend = (
+            "`for g in /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor; do echo performance | sudo tee $g; done`"
+        )
+        yield Finding(
+            "CPU clock",
+            "warn",
+            f"governor {', '.join(sorted(slow))}: the first milliseconds of each tick run slowly",
+            mend,
+        )
+    elif governors and not slow:
+        yield Finding("CPU clock", "ok", "governor performance")
+    source = machine.read("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+    if source in ("hpet", "acpi_pm"):
+        yield Finding(
+            "clock source",
+            "warn",
+            f"{source}: a time stamp costs a microsecond",
+            "boot with `clocksource=tsc` if the processor's is stable",
+        )
+    elif source:
+        yield Finding("clock source", "ok", source)
+    if not machine.jetson:
+        return
+    mode = machine.read("/var/lib/nvpmodel/status")
+    if not mode:
+        yield Finding("power mode", "warn", "unknown", "`sudo nvpmodel -q`")
+    elif re.search(r"\b0*0$", mode.replace(":", " ")) or "MAXN" in mode:
+        yield Finding("power mode", "ok", mode)
+    else:
+        yield Finding(
+            "power mode", "warn", f"{mode}: not the fastest", "`sudo nvpmodel -m 0` (needs cooling; docs/jetson.md)"
+        )
+    for gpu in machine.path("/sys/class/devfreq").glob("*ga10b*"):
+        low, high = ((gpu / f).read_text().strip() for f in ("min_freq", "max_freq"))
+        if low != high:
+            yield Finding(
+                "GPU clock",
+                "warn",
+                f"floats between {int(low) // 10**6} and {int(high) // 10**6} MHz",
+                "`sudo jetson_clocks`",
+            )
+        else:
+            yield Finding("GPU clock", "ok", f"locked at {int(high) // 10**6} MHz")
+    if "PREEMPT_RT" not in platform.version():
+        yield Finding(
+            "kernel",
+            "warn",
+            "not a PREEMPT_RT kernel: single delays of milliseconds remain",
+            "see docs/jetson.md, Real-time kernel",
+        )
+
+
+def serial_port(machine: Machine, port: str) -> Iterator[Finding]:
+    """Existence, rights, latency timer and USB autosuspend of a servo adapter."""
+    if port == "sim":
+        return
+    node = machine.path(port)
+    if not node.exists():
+        yield Finding(
+            "servo port",
+            "bad",
+            f"{port} does not exist",
+            "plug the adapter in, look with `ls -l /dev/serial/by-id`, and correct [bus] port",
+        )
+        return
+    name = os.path.realpath(node).rsplit("/", 1)[-1]
+    if os.access(node, os.R_OK | os.W_OK):
+        yield Finding("servo port", "ok", f"{port} may be opened")
+    else:
+        try:
+            group = grp.getgrgid(node.stat().st_gid).gr_name
+        except KeyError:
+            group = "dialout"
+        yield Finding(
+            "servo port",
+            "bad",
+            f"{port} may not be opened",
+            f"`sudo usermod -aG {group} $USER` and log in again, or install the udev rule of docs/jetson.md",
+        )
+    timer = machine.read(f"/sys/bus/usb-serial/devices/{name}/latency_timer")
+    if timer and int(timer) > 1:
+        rule = f"`echo 1 | sudo tee /sys/bus/usb-serial/devices/{name}/latency_timer` (for good: the udev rule of docs/jetson.md)"
+        yield Finding("USB latency timer", "bad", f"{timer} ms: each answer of a servo waits for it", rule)
+    elif timer:
+        yield Finding("USB latency timer", "ok", "1 ms")
+    device = machine.path(f"/sys/class/tty/{name}/device")
+    for parent in (device / "../power/control", device / "../../power/control"):
+        if parent.exists() and parent.read_text().strip() == "auto":
+            yield Finding(
+                "USB autosuspend",
+                "warn",
+                "the adapter may be put to sleep",
+                f"`echo on | sudo tee {os.path.normpath(os.path.realpath(parent))}`",
+            )
+            break
+    if shutil.which("systemctl") and machine.path("/usr/lib/systemd/system/ModemManager.service").exists():
+        done = subprocess.run(["systemctl", "is-active", "ModemManager"], capture_output=True, text=True, check=False)
+        if done.stdout.strip() == "active":
+            yield Finding(
+                "ModemManager",
+                "warn",
+                "probes serial adapters when they are plugged in",
+                "`sudo systemctl disable --now ModemManager`",
+            )
+
+
+def cameras(machine: Machine, robot: Robot) -> Iterator[Finding]:
+    """Devices that exist and may be opened, exposure that may stretch a frame, two cameras on one USB bus, GStreamer in OpenCV."""
+    import cv2
+
+    for name, camera in robot.cameras.items():
+        source = camera.source
+        if source.startswith("/dev/video"):
+            node = machine.path(source)
+            if not node.exists():
+                yield Finding(
+                    f"camera {name}",
+                    "bad",
+                    f"{source} does not exist",
+                    "plug it in, look with `v4l2-ctl --list-devices`, and correct 'source'",
+                )
+                continue
+            if not os.access(node, os.R_OK | os.W_OK):
+                yield Finding(
+                    f"camera {name}",
+                    "bad",
+                    f"{source} may not be opened",
+                    "`sudo usermod -aG video $USER` and log in again",
+                )
+                continue
+            yield Finding(f"camera {name}", "ok", f"{source}, {camera.width}x{camera.height} at {camera.fps:g} fps")
+            if shutil.which("v4l2-ctl"):
+                command = ["v4l2-ctl", "-d", source, "--get-ctrl", "exposure_dynamic_framerate"]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.stdout.strip().endswith(": 1"):
+                    yield Finding(
+                        f"camera {name}",
+                        "warn",
+                        "lowers its rate in dim light",
+                        f"`v4l2-ctl -d {source} -c exposure_dynamic_framerate=0`",
+                    )
+        elif source.startswith("gst:"):
+            if "GStreamer:                   YES" not in cv2.getBuildInformation():
+                yield Finding(
+                    f"camera {name}",
+                    "bad",
+                    "this OpenCV has no GStreamer",
+                    "use the system's: see docs/jetson.md, OpenCV",
+                )
+            else:
+                yield Finding(f"camera {name}", "ok", "GStreamer pipeline")
+        if camera.calibration != "sim" and not (robot.path.parent / camera.calibration).is_file():
+            yield Finding(
+                f"calibration {name}",
+                "bad",
+                f"{camera.calibration} is missing beside {robot.path.name}",
+                "`harmowam calibrate intrinsics --help`",
+            )
+        if camera.fps < robot.fast_hz:
+            yield Finding(
+                f"camera {name}",
+                "warn",
+                f"gives {camera.fps:g} frames a second, the fast loop wants {robot.fast_hz:g}",
+                "a faster mode: `v4l2-ctl --list-formats-ext`, or lower fast_hz",
+            )
+
+
+def engines(machine: Machine) -> Iterator[Finding]:
+    """An inference engine that really runs where it is meant to, and the tools that pre-processing is built with."""
+    try:
+        import onnxruntime
+
+        providers = onnxruntime.get_available_providers()
+        gpu = [p for p in providers if p.startswith(("CUDA", "Tensorrt"))]
+        yield Finding(
+            "inference",
+            "ok",
+            f"ONNX Runtime {onnxruntime.__version__} ({', '.join(p.removesuffix('ExecutionProvider') for p in providers)})",
+        )
+        if machine.jetson and not gpu:
+            yield Finding(
+                "inference", "warn", "ONNX Runtime runs on the CPU only", "`./build.sh jetson` builds TensorRT engines"
+            )
+    except ImportError:
+        yield Finding(
+            "inference",
+            "bad",
+            "no inference engine is installed",
+            "`pip install 'harmowam-edge[cpu]'`, or `./build.sh jetson`",
+        )
+    if machine.jetson:
+        for module, mend in (
+            ("tensorrt", "`sudo apt-get install python3-libnvinfer`, and a .venv made with --system-site-packages"),
+            ("pycuda", "`./build.sh jetson`"),
+        ):
+            done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, check=False)
+            yield Finding(
+                module,
+                "ok" if done.returncode == 0 else "bad",
+                "imports" if done.returncode == 0 else "does not import",
+                "" if done.returncode == 0 else mend,
+            )
+    if shutil.which("g++") or shutil.which("clang++") or os.environ.get("CXX"):
+        yield Finding("C++ compiler", "ok", "found")
+    else:
+        yield Finding("C++ compiler", "bad", "none: pre-processing cannot be compiled", "`sudo apt-get install g++`")
+    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if machine.jetson and not nvcc:
+        yield Finding(
+            "nvcc", "warn", "not found: pre-processing runs on the CPU", "`sudo apt-get install nvidia-jetpack`"
+        )
+
+
+def storage(machine: Machine) -> Iterator[Finding]:
+    """Room for slots and for logs."""
+    shm = machine.path("/dev/shm")
+    if not os.access(shm, os.W_OK):
+        yield Finding(
+            "/dev/shm", "warn", "not writable: slots would lie on a disk", "`sudo mount -t tmpfs tmpfs /dev/shm`"
+        )
+    elif shutil.disk_usage(shm).free < 32_000_000:
+        yield Finding(
+            "/dev/shm", "warn", "less than 32 MB free", "remove what a killed run left: `rm -r /dev/shm/harmowam-*`"
+        )
+    free = shutil.disk_usage(".").free
+    if free < 2_000_000_000:
+        yield Finding(
+            "disk",
+            "warn",
+            f"{free / 1e9:.1f} GB free here: a log takes 1.4 GB a minute",
+            "free some, or log elsewhere with --log",
+        )
+    else:
+        yield Finding("disk", "ok", f"{free / 1e9:.0f} GB free")
+
+
+def examine(robot: Robot, machine: Machine | None = None) -> list[Finding]:
+    """Every check, in the order in which one would mend them."""
+    m = machine or Machine()
+    checks: list[Callable[[], Iterator[Finding]]] = [
+        lambda: engines(m), lambda: serial_port(m, robot.port), lambda: cameras(m, robot), lambda: realtime(m), lambda: clocks(m),
+        lambda: storage(m),
+    ]  # fmt: skip
+    return [finding for check in checks for finding in check()]

@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# What an Orin needs beside this project: packages, rights, serial timing, power mode. Prints everything that it does.
+#
+#   runtime/jetson/setup.sh --dry-run    only print
+#   sudo runtime/jetson/setup.sh USER    do it, for that user
+set -euo pipefail
+
+dry=
+if [[ ${1:-} == --dry-run ]]; then
+  dry=yes
+  shift
+fi
+user=${1:-${SUDO_USER:-$(id -un)}}
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+
+say() { printf '\n# %s\n' "$*"; }
+run() {
+  printf '+'
+  printf ' %q' "$@"
+  printf '\n'
+  if [[ -z $dry ]]; then
+    "$@"
+  fi
+}
+write() { # FILE, text on stdin
+  local text
+  text=$(cat)
+  printf '+ write %s:\n%s\n' "$1" "$text"
+  if [[ -z $dry ]]; then
+    printf '%s\n' "$text" >"$1.partial"
+    mv "$1.partial" "$1"
+  fi
+}
+
+if [[ -z $dry && $(id -u) != 0 ]]; then
+  printf 'setup.sh: run it with sudo, or with --dry-run to see what it would do.\n' >&2
+  exit 2
+fi
+if [[ -z $dry && ! -e /etc/nv_tegra_release ]]; then
+  printf 'setup.sh: this is not a Jetson (no /etc/nv_tegra_release). Use --dry-run to see what it would do.\n' >&2
+  exit 2
+fi
+
+say "Packages: TensorRT for Python, CUDA compiler, OpenCV with GStreamer, camera tools"
+run apt-get update
+run apt-get install -y --no-install-recommends python3-venv python3-dev g++ python3-libnvinfer python3-opencv v4l-utils nvidia-jetpack
+
+say "Rights: serial ports, cameras, real-time scheduling, locked memory"
+run groupadd -f realtime
+run usermod -aG dialout,video,realtime "$user"
+write /etc/security/limits.d/90-harmowam.conf <<'LIMITS'
+@realtime - rtprio 60
+@realtime - memlock unlimited
+LIMITS
+
+say "Serial adapters: rights and a latency timer of 1 ms"
+run install -m 0644 "$here/70-harmowam.rules" /etc/udev/rules.d/70-harmowam.rules
+run udevadm control --reload
+run udevadm trigger --subsystem-match=usb-serial --subsystem-match=tty --subsystem-match=usb --action=add
+
+say "Full speed: power mode 0, clocks locked (needs the fan)"
+run nvpmodel -m 0
+run jetson_clocks
+
+say "Done. Log in again, then: ./build.sh jetson && .venv/bin/harmowam doctor --robot my_arm.toml"

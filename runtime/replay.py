@@ -1,0 +1,155 @@
+"""Run the same engines again on the recorded inputs: the actions must be identical, bit for bit."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calibration.camera import Camera
+from firmware_bridge.messages import Command
+from runtime.bundle import Bundle, sha256
+from runtime.contracts import Observation, Prior
+from runtime.log import FrameRecord, LogError, PriorRecord, TickRecord, digest, read_log, read_meta
+from runtime.steps import FastStep, SlowStep
+
+KEPT = 256  # newest observations and Priors: a slow step may look back that far
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first thing that came out otherwise than recorded. `number` counts fast steps or Priors of the log."""
+
+    what: str
+    number: int
+    t_s: float  # since the first step
+    recorded: list[float]
+    replayed: list[float]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What was compared and what differed first, if anything. `gap`: where records are missing and comparing had to end."""
+
+    steps: int
+    priors: int
+    difference: Difference | None
+    gap: str = ""
+
+    @property
+    def identical(self) -> bool:
+        return self.difference is None and self.steps > 0
+
+
+def bundle_digest(bundle: Bundle) -> str:
+    """SHA-256 of the bundle's manifest, which holds the hash of every engine."""
+    return sha256(bundle.path / "manifest.json")
+
+
+def run_meta(bundle: Bundle, task: str, policy: str, cameras: dict[str, Camera], **more: Any) -> dict[str, Any]:
+    """What a log must know about its run so that it can be replayed."""
+    calibrations = {name: camera.to_json() for name, camera in cameras.items()}
+    return {
+        "task": task, "policy": policy, "bundle": str(bundle.path), "bundle_sha256": bundle_digest(bundle),
+        "calibrations": calibrations, **more,
+    }  # fmt: skip
+
+
+def _floats(command: bytes) -> list[float]:
+    return Command.unpack(command).q_rad.tolist() if command else []
+
+
+class _Player:
+    def __init__(self, bundle: Bundle, meta: dict[str, Any]):
+        cameras = {name: Camera.from_json(c) for name, c in meta["calibrations"].items()}
+        self.slow = SlowStep(bundle, meta["task"], cameras)
+        self.fast = FastStep(bundle, cameras, policy=meta["policy"])
+        self.frames: dict[str, FrameRecord] = {}
+        self.observations: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
+        self.priors: OrderedDict[int, Prior] = OrderedDict()
+        self.began_ns = 0
+
+    def _seconds(self, t_ns: int) -> float:
+        self.began_ns = self.began_ns or t_ns
+        return round((t_ns - self.began_ns) * 1e-9, 3)
+
+    def prior(self, r: PriorRecord) -> Difference | None:
+        """Raises KeyError when its observation is not in the log."""
+        frames = self.observations[r.observation]
+        obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.observation)
+        self.slow.seq = r.number - 1
+        made = self.slow.step(r.t_ns, obs)
+        self.priors[r.number] = made
+        while len(self.priors) > KEPT:
+            self.priors.popitem(last=False)
+        if made.chunk.tobytes() != r.chunk.tobytes():
+            return Difference(
+                "Prior's chunk", r.number, self._seconds(r.t_ns), r.chunk[0].tolist(), made.chunk[0].tolist()
+            )
+        if digest(made) != r.digest:
+            return Difference("Prior's tokens or predicted future", r.number, self._seconds(r.t_ns), [], [])
+        return None
+
+    def step(self, r: TickRecord) -> Difference | None:
+        """Raises KeyError when a frame or the Prior is not in the log."""
+        frames = {name: self.frames[name].image for name in r.frames}
+        for name, seq in r.frames.items():
+            if self.frames[name].seq != seq & 0xFFFFFFFF:
+                raise KeyError(name)
+        self.observations[r.number] = frames
+        while len(self.observations) > KEPT:
+            self.observations.popitem(last=False)
+        prior = self.priors[r.prior] if r.prior >= 0 else None
+        if r.reset:
+            self.fast.reset()
+        if r.command:
+            self.fast.seq = Command.unpack(r.command).seq - 1  # a run's warming up has counted, too
+        obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.number)
+        command, tick = self.fast.step(r.t_ns, obs, prior)
+        packed = b"" if command is None else command.pack()
+        if packed != r.command:
+            return Difference("command", r.number, self._seconds(r.t_ns), _floats(r.command), _floats(packed))
+        targets = np.stack([tick.reactive_target, tick.predictive_target, tick.sent_target])
+        if targets.astype("<f4").tobytes() != r.targets.tobytes():
+            return Difference(
+                "target", r.number, self._seconds(r.t_ns), r.targets.ravel().tolist(), targets.ravel().tolist()
+            )
+        self._seconds(r.t_ns)
+        return None
+
+
+def replay(log: Path, bundle_path: Path | None = None) -> Replay:
+    """Every recorded step once more, through the bundle of the run or `bundle_path`; stops at the first difference.
+
+    Raises LogError when the log cannot be read or was made with another bundle, BundleError when the bundle cannot.
+    """
+    meta = read_meta(log)
+    bundle = Bundle.load(bundle_path or Path(meta["bundle"]))
+    if bundle_path is None and bundle_digest(bundle) != meta["bundle_sha256"]:
+        raise LogError(
+            f"{meta['bundle']} is not the bundle that {log} was recorded with (another hash): name that one with --bundle, "
+            "or this one to see where its actions differ."
+        )
+    player = _Player(bundle, meta)
+    steps = priors = 0
+    for record in read_log(log):
+        try:
+            if isinstance(record, FrameRecord):
+                player.frames[record.camera] = record
+            elif isinstance(record, PriorRecord):
+                difference = player.prior(record)
+                if difference:
+                    return Replay(steps, priors, difference)
+                priors += 1
+            elif isinstance(record, TickRecord):
+                difference = player.step(record)
+                if difference:
+                    return Replay(steps, priors, difference)
+                steps += 1
+        except KeyError:
+            number = record.number if isinstance(record, (PriorRecord, TickRecord)) else 0
+            return Replay(steps, priors, None, f"records before number {number} are missing (the disk was too slow)")
+    return Replay(steps, priors, None)

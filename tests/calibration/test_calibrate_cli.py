@@ -1,0 +1,266 @@
+"""`harmowam calibrate` as a user meets it: pictures in, record and report out; refusals in one sentence; the check before a run."""
+
+import json
+import urllib.request
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from calibration import hand_eye, lens
+from calibration.board import Board
+from calibration.camera import CalibrationError, load_camera
+from calibration.guide import Guide
+from calibration.store import Store
+from harmowam.calibration_jobs import finish_hand_eye
+from harmowam.calibration_rig import LiveRig, refuse_moved
+from harmowam.capture_page import CapturePage
+from harmowam.cli import main
+from runtime.cameras import open_cameras
+from runtime.kinematics import so101_tool
+from runtime.robot import load_robot
+from sim.boards import look_at_board, render
+from sim.calibration_rig import ArmBench, webcam
+from tests.rig import Bench, undo_real_time
+
+BOARD = "charuco:11x8:0.030:0.022:4x4_50"
+SHEET = Board.parse(BOARD)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(1)
+    for k in range(14):
+        cv2.imwrite(
+            str(folder / f"{k:02d}.png"), render(webcam(None), look_at_board(rng, SHEET, webcam(None)), SHEET, rng)
+        )
+    return folder
+
+
+def calibrate(*args):
+    return CliRunner().invoke(main, ["calibrate", *map(str, args)])
+
+
+@pytest.fixture
+def bench(tmp_path):
+    b = Bench(tmp_path / "bench")
+    yield b
+    b.close()
+    undo_real_time()
+
+
+def test_from_pictures_to_a_camera_that_the_runtime_loads(pictures, tmp_path):
+    store, out = tmp_path / "store", tmp_path / "out.json"
+    options = ("--store", store, "--report", tmp_path / "r.html", "--board", BOARD)
+    done = calibrate("intrinsics", "--images", pictures / "*.png", *options, "--json", out)
+    assert done.exit_code == 0, done.output
+    said = json.loads(out.read_text())
+    assert {"K", "D", "model", "rms_px", "heldout_px", "crossval_px", "views_used", "views_rejected"} <= set(said)
+    assert abs(said["K"][0][0] / 920 - 1) < 0.001
+    page = (tmp_path / "r.html").read_text()
+    assert "Accepted" in page and page.count("<svg") == 4 and "<script" not in page and "http" not in page
+    # Fewer views of the same lens are no better: what is stored stays.
+    first = Store(store).current_hash("front")
+    again = calibrate("intrinsics", "--images", pictures / "0*.png", *options)
+    assert again.exit_code == 1 and "refused" in again.output and Store(store).current_hash("front") == first
+    # The pose makes it complete.
+    rig = ArmBench("base", np.random.default_rng(0))
+    views = [rig.view(str(k), q) for k, q in enumerate(rig.poses(15))]
+    finish_hand_eye(
+        Store(store),
+        "front",
+        Store(store).get("front"),
+        views,
+        "base",
+        hand_eye.ArmNoise(),
+        tmp_path / "h.html",
+        False,
+        "x",
+        so101_tool,
+    )
+    camera = load_camera(store / "front")
+    assert camera.T_base_from_cam is not None
+    assert hand_eye.distance(camera.T_base_from_cam, rig.X)[1] < 0.01
+    listed = calibrate("history", "front", "--store", store)
+    assert listed.exit_code == 0 and listed.output.count("front") == 2 and "pose_sd_mm" in listed.output
+    assert "pose" not in calibrate("diff", "front", first[:10], "--store", store).output.split("projection")[0]
+    assert (
+        calibrate("rollback", "front", "--store", store).exit_code == 0 and Store(store).current_hash("front") == first
+    )
+
+
+def test_the_hand_eye_result_must_be_better_than_what_is_stored(tmp_path):
+    store, rig = Store(tmp_path), ArmBench("base", np.random.default_rng(0))
+    many = [rig.view(str(k), q) for k, q in enumerate(rig.poses(30))]
+    from calibration.store import new_record
+
+    old = new_record(
+        "camera", "front", webcam(None).to_json(), identity={"mount": "base"}, parents=[], uncertainty={}, evidence={}
+    )
+    job = (hand_eye.ArmNoise(), tmp_path / "h.html", False, "x", so101_tool)
+    first = finish_hand_eye(store, "front", old, many, "base", *job)
+    second = finish_hand_eye(store, "front", store.get("front"), many[:12], "base", *job)
+    assert first["accepted"] and not second["accepted"] and store.current_hash("front") == first["hash"]
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (("intrinsics", "--images", "/nowhere/*.png"), "no picture fits"),
+        (("intrinsics", "--board", "charuco:1"), "is not understood"),
+        (("intrinsics",), "show no board"),
+        (("hand-eye", "--precision", "x"), "is not two numbers"),
+        (("check",), "calibrate check --learn|show no board"),
+        (("history",), "run `harmowam calibrate intrinsics`"),
+        (("rollback", "front"), "no earlier"),
+        (("board", "x.jpg"), "neither .pdf nor .png"),
+        (("joints",), "needs no joint calibration"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_sentence(args, sentence, tmp_path):
+    import re
+
+    extra = () if args[0] == "board" else ("--store", tmp_path / "store")
+    result = calibrate(*args, *extra)
+    assert result.exit_code == 2, result.output
+    assert re.search(sentence, result.stderr) and result.stderr.startswith("error: ")
+
+
+def test_a_run_is_refused_when_the_marker_is_not_where_it_was(bench):
+    """The robot file names a marker; the bench's cameras show a bar instead."""
+    from calibration.check import Reference
+    from calibration.store import new_record
+
+    store = Store(bench.folder / "calibration")
+    for name in ("front", "wrist"):
+        r = json.loads((bench.folder / f"{name}.json").read_text())
+        mount = "base" if name == "front" else "arm"
+        record = new_record(
+            "camera",
+            name,
+            r,
+            identity={"width": 320, "height": 240, "mount": mount},
+            parents=[],
+            uncertainty={},
+            evidence={},
+        )
+        store.set_current(name, store.put(record), "test")
+    text = bench.robot_file.read_text().replace(
+        'calibration = "front.json"', 'calibration = "calibration/front"\nmarker = "chessboard:6x5:0.015"'
+    )
+    bench.robot_file.write_text(text)
+    robot = load_robot(str(bench.robot_file))
+    cameras = open_cameras(robot, ["front"], bench.folder)
+    with pytest.raises(CalibrationError, match="no calibration"):
+        refuse_moved(robot, cameras, print)
+    seen = Reference("chessboard:6x5:0.015", 320, 240, np.arange(30), np.full((30, 2), 100.0), 0.02)
+    parents = [store.current_hash("front") or ""]
+    reference = new_record(
+        "reference", "front.reference", seen.to_json(), identity={}, parents=parents, uncertainty={}, evidence={}
+    )
+    store.set_current("front.reference", store.put(reference), "test")
+    with pytest.raises(CalibrationError, match=r"must not be used.*hidden"):
+        refuse_moved(robot, cameras, print)
+    for c in cameras.values():
+        c.close()
+
+
+def test_the_arm_is_driven_through_guard_and_motor_process_and_put_down(bench, tmp_path):
+    robot = load_robot(str(bench.robot_file))
+    with LiveRig(robot, tmp_path / "slots") as rig:
+        start = rig.state().q_rad[:-1].astype(float)
+        goal = start + np.array([0.2, 0.1, 0, -0.1, 0.2])
+        assert np.abs(rig.move_to(goal, velocity=1.5) - goal).max() < 0.02
+        assert all(bench.torque())
+    assert not any(bench.torque())
+
+
+def test_guided_capture_keeps_what_helps_and_says_what_to_do():
+    rng, guide = np.random.default_rng(2), Guide(SHEET, wanted=6)
+    camera = webcam(None)
+    blank = np.full((720, 1280), 90, np.uint8)
+    assert guide.add(blank) == "board not found"
+    T = look_at_board(rng, SHEET, camera)
+    sharp = render(camera, T, SHEET, rng)
+    assert "moving" in guide.add(sharp) and guide.add(sharp) == "kept"
+    assert "like one" in guide.add(sharp)
+    assert guide.add(cv2.GaussianBlur(sharp, (0, 0), 4)).startswith(("blurred", "too few", "board"))
+    for _ in range(4):
+        image = render(camera, look_at_board(rng, SHEET, camera), SHEET, rng)
+        guide.add(image)
+        guide.add(image)
+    assert len(guide.views) == 5 and guide.coverage.any() and not guide.done
+    assert guide.next_step().startswith(("tilt", "move", "close-ups"))
+    page = CapturePage(0)
+    page.show(image, guide, "kept")
+    with urllib.request.urlopen(page.address + "status") as got:
+        assert json.load(got)["kept"] == 5
+    with urllib.request.urlopen(page.address + "picture") as got:
+        assert cv2.imdecode(np.frombuffer(got.read(), np.uint8), 1).shape == (540, 960, 3)
+    page.close()
+
+
+def test_the_fisheye_is_refused_by_the_kernel_that_does_not_know_it():
+    import dataclasses
+
+    from runtime.preprocess import Warp
+
+    fish = dataclasses.replace(webcam(None), model="fisheye", D=np.zeros(4))
+    with pytest.raises(CalibrationError, match="--model rational"):
+        Warp(fish, dataclasses.replace(webcam(None), D=np.zeros(0)))
+    assert lens.COEFFICIENTS["fisheye"] == 4
+
+
+def test_parallax_of_the_homography_is_nothing_on_the_table_and_grows_with_height():
+    from calibration.camera import parallax
+    from sim.calibration_rig import look_at
+
+    target = np.array([0.2, 0, 0.0])
+    a, b = (webcam(look_at(np.array(eye), target)) for eye in ([0.62, 0.0, 0.45], [0.62, 0.03, 0.45]))
+    assert parallax(a, b, 0.0) < 1e-9 and parallax(a, a) == 0.0
+    assert 0.002 < parallax(a, b, 0.05) < 0.006 and parallax(a, b, 0.05) > 1.5 * parallax(a, b, 0.025)
+
+
+def test_joints_are_calibrated_by_moving_the_limp_arm(bench, tmp_path, monkeypatch):
+    """A hand moves the virtual servos from stop to stop; the result is compared with their EEPROM."""
+    import os
+    import sys
+    import threading
+    import time
+
+    from harmowam import calibration_joints
+
+    read, write = os.pipe()
+    typed = os.fdopen(read)
+    monkeypatch.setattr(sys, "stdin", typed)
+    plant = bench.servos.plant
+
+    def hand():
+        time.sleep(0.4)  # the zero pose is read first
+        for share in [*np.linspace(0, 1, 12), *np.linspace(1, 0, 12)]:
+            plant.position[:] = 900 + 2300 * share
+            time.sleep(0.03)
+        os.write(write, b"\n")
+
+    mover = threading.Thread(target=hand)
+    plant.position[:] = 2048
+    robot, store = load_robot(str(bench.robot_file)), Store(tmp_path / "store")
+    done = calibration_joints.guided(robot, store, robot.port, lambda text: mover.start(), print, poll_s=0.005)
+    mover.join()
+    typed.close()
+    os.close(write)
+    assert all(
+        abs(j["zero_step"] - 2048) < 3 and j["range_min"] < 950 and j["range_max"] > 3150 for j in done["joints"]
+    )
+    assert calibration_joints.compare_eeprom(robot, store, robot.port)["differs"] == []
+    bench.servos.put(2, "homing_offset", 55)
+    assert "servo 2" in calibration_joints.compare_eeprom(robot, store, robot.port)["said"]
+    bench.servos.put(4, "torque_enable", 1)
+    with pytest.raises(CalibrationError, match="energised"):
+        calibration_joints.guided(robot, store, robot.port, print, print)
+    # The robot file may name it.
+    bench.robot_file.write_text(
+        bench.robot_file.read_text().replace("[arm]", f'[arm]\ncalibration = "{store.root}/joints"')
+    )
+    assert load_robot(str(bench.robot_file)).arm.zero_step == tuple(j["zero_step"] for j in done["joints"])

@@ -1,0 +1,90 @@
+"""Hand-eye calibration with the errors of a real SO-101, and everything that must be refused."""
+
+import numpy as np
+import pytest
+
+from calibration import hand_eye
+from calibration.camera import CalibrationError
+from calibration.hand_eye import ArmView, distance, inverse, log, transform
+from runtime.kinematics import so101_tool
+from sim.calibration_rig import ArmBench, ServoRig
+
+
+def shots(bench, count=15):
+    return [bench.view(f"pose-{k}", q) for k, q in enumerate(bench.poses(count))]
+
+
+def solve(bench, views, **kw):
+    return hand_eye.calibrate(bench.mount, views, bench.theta, "rational", so101_tool, sigma=0.1, **kw)
+
+
+@pytest.mark.parametrize("mount", ["base", "arm"])
+def test_a_cheap_arm_gives_millimetres_and_says_how_many(mount):
+    rows: list[list[float]] = []
+    for seed in range(4):
+        bench = ArmBench(mount, np.random.default_rng(seed))
+        done, _ = solve(bench, shots(bench))
+        degrees, metres = distance(done.X, bench.X)
+        error = log(inverse(done.X) @ bench.X)
+        rows.append([1000 * metres, degrees, float(error @ np.linalg.solve(done.covariance, error)) / 6])
+    mm, degrees, nees = np.median(rows, axis=0)
+    assert mm < 2.5 and degrees < 0.5 and 0.3 < nees < 2.0
+
+
+def test_a_perfect_arm_gives_the_exact_pose():
+    bench = ArmBench("base", np.random.default_rng(0), hand_eye.ArmNoise(1e-9, 1e-12, 0.0), corner_noise=0.0)
+    done, _ = solve(bench, shots(bench), noise=hand_eye.ArmNoise(0.1, 0.0005, 0.0))
+    degrees, metres = distance(done.X, bench.X)
+    assert degrees < 1e-3 and metres < 1e-5
+
+
+def test_the_simulated_arm_drives_through_safety_to_each_pose():
+    bench = ArmBench("base", np.random.default_rng(3))
+    rig = ServoRig(bench, 3)
+    for q in bench.poses(8)[:2]:
+        said = rig.move_to(q)
+        assert np.abs(said - q).max() < 0.05
+        assert np.abs(rig.world.q[:5] - bench.offsets - said).max() < 0.01
+        assert len(bench.board.detect(rig.picture()).ids) >= 6
+    rig.world.close()
+
+
+def test_planar_motion_and_too_few_poses_are_refused():
+    bench = ArmBench("base", np.random.default_rng(1))
+    q = bench.poses(8)[0]
+    turned = [bench.view(f"{k}", q + np.array([0.03 * k, 0, 0, 0, 0])) for k in range(10)]
+    with pytest.raises(CalibrationError, match="one axis only"):
+        solve(bench, turned)
+    with pytest.raises(CalibrationError, match="only 5 usable arm poses"):
+        solve(bench, shots(bench, 8)[:5])
+
+
+def test_a_wrong_square_size_is_found():
+    bench = ArmBench("base", np.random.default_rng(2))
+    wrong = [ArmView(v.name, v.points * 1.1, v.pixels, v.q) for v in shots(bench)]
+    with pytest.raises(CalibrationError, match=r"0\.9.. times as large|do not belong together"):
+        solve(bench, wrong)
+
+
+def test_one_moved_picture_is_left_out_and_a_moved_board_refused():
+    bench = ArmBench("base", np.random.default_rng(4))
+    views = shots(bench)
+    Z = bench.Z
+    bench.Z = Z @ transform(np.array([0, 0, 0.5]), np.array([0.02, 0.02, 0]))
+    moved = [bench.view(v.name, v.q) for v in views]
+    done, _ = solve(bench, [*views[:7], moved[7], *views[8:]])
+    assert [n for n, _ in done.rejected] == ["pose-7"] and distance(done.X, bench.X)[1] < 0.006
+    with pytest.raises(CalibrationError, match=r"do not belong together|disagree|moved|contradicts"):
+        solve(bench, [*views[:8], *moved[8:]])
+
+
+def test_proposed_poses_keep_their_distance_from_limits_and_table():
+    bench = ArmBench("base", np.random.default_rng(5))
+    from runtime.kinematics import SO101_LOWER, SO101_UPPER
+
+    poses = bench.poses(15)
+    assert (poses > SO101_LOWER[:5] + 0.05).all() and (poses < SO101_UPPER[:5] - 0.05).all()
+    assert min(so101_tool(q)[2, 3] for q in poses) > 0.09
+    assert hand_eye.rotation_spread([so101_tool(q) for q in poses])[1] > hand_eye.MIN_ROTATION
+    with pytest.raises(CalibrationError, match="safe arm poses"):
+        hand_eye.propose(bench.rng, so101_tool, SO101_LOWER[:5], SO101_UPPER[:5], lambda q: False, tries=200)

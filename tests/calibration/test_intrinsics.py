@@ -1,0 +1,159 @@
+"""Boards and intrinsics against ray-cast ground truth; bad views are named, bad data refused."""
+
+import re
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from calibration import intrinsics, lens
+from calibration.board import Board
+from calibration.camera import CalibrationError, Camera
+from calibration.intrinsics import View
+from harmowam.calibration_jobs import find_views
+from sim.boards import look_at_board, render
+from sim.calibration_rig import webcam
+
+SHEET = Board.parse("charuco:11x8:0.030:0.022:4x4_50")
+SIZE = (1280, 720)
+CAMERA = webcam(None)
+THETA = lens.parameters(CAMERA.K, CAMERA.D, "rational")
+FISHEYE = np.array([560.0, 559, 640, 360, 0.02, -0.01, 0.004, -0.001])
+
+
+def exact(rng, count, noise=0.1, theta=THETA, model="rational", tilt=(0, 45)):
+    """Corners by exact projection plus noise: fast, for statistics."""
+    out: list[View] = []
+    while len(out) < count:
+        T = look_at_board(rng, SHEET, Camera("c", *SIZE, lens.matrix(theta), np.zeros(0)), tilt)
+        uv = lens.project(SHEET.points(), theta, model, cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
+        seen = ((uv > 0) & (uv < np.array(SIZE) - 1)).all(1)
+        if seen.sum() > 20:
+            out.append(View(f"view-{len(out)}", SHEET.points()[seen], (uv + rng.normal(0, noise, uv.shape))[seen]))
+    return out
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(1)
+    return [(f"{k}", render(CAMERA, look_at_board(rng, SHEET, CAMERA), SHEET, rng)) for k in range(30)]
+
+
+def test_thirty_pictures_give_the_lens_to_a_thousandth(pictures):
+    views, size, rejected = find_views(pictures, SHEET)
+    done = intrinsics.calibrate(views, size)
+    pixels, _ = lens.grid(*SIZE)
+    error = lens.difference(done.fit.theta, THETA, "rational", "rational", pixels, done.used)[done.used]
+    assert abs(done.fit.theta[0] / THETA[0] - 1) < 0.001 and abs(done.fit.theta[1] / THETA[1] - 1) < 0.001
+    assert np.median(error) < 0.10 and np.quantile(error, 0.9) < 0.30
+    assert not rejected and not done.verdict()
+
+
+def test_a_fisheye_is_found_too():
+    done = intrinsics.calibrate(exact(np.random.default_rng(2), 25, theta=FISHEYE, model="fisheye"), SIZE, "fisheye")
+    assert np.allclose(done.fit.theta[:4], FISHEYE[:4], atol=1.0) and not done.verdict()
+
+
+def test_predicted_uncertainty_is_honest():
+    rng = np.random.default_rng(3)
+    pixels, _ = lens.grid(*SIZE, 12)
+    used = np.ones(len(pixels), bool)
+    actual, predicted = [], []
+    for _ in range(20):
+        fit = intrinsics.adjust(exact(rng, 15, noise=0.2), SIZE, "pinhole")
+        actual.append(lens.difference(fit.theta, THETA[:9], "pinhole", "pinhole", pixels, used))
+        predicted.append(intrinsics.projection_sd(fit, pixels, used))
+    ratio = np.sqrt(np.mean(np.square(predicted)) / np.nanmean(np.square(actual)))
+    assert 0.8 < ratio < 1.2
+
+
+def test_wild_corners_are_left_out_and_a_blurred_view_is_named():
+    rng = np.random.default_rng(4)
+    views = exact(rng, 20)
+    views[3].pixels[5] += 8.0
+    views[7].pixels[:] += rng.normal(0, 3, views[7].pixels.shape)
+    done = intrinsics.calibrate(views, SIZE)
+    kept = dict(zip([v.name for v in done.fit.views], done.fit.inlier, strict=True))
+    assert not kept["view-3"][5] and [n for n, _ in done.rejected] == ["view-7"]
+    assert abs(done.fit.theta[0] / THETA[0] - 1) < 0.001
+
+
+def test_bad_pictures_are_excluded_by_name(pictures):
+    blurred = cv2.GaussianBlur(pictures[3][1], (0, 0), 9)
+    mirrored = np.ascontiguousarray(pictures[4][1][:, ::-1])
+    hidden = pictures[5][1].copy()
+    hidden[:, :] = np.where(np.arange(1280) < 1200, 90, hidden)
+    spoilt = [
+        ("blurred", blurred),
+        ("mirrored", mirrored),
+        ("hidden", hidden),
+        ("small", pictures[6][1][::2, ::2]),
+        ("text", None),
+    ]
+    views, size, rejected = find_views([*pictures[10:20], *spoilt], SHEET)
+    why = dict(rejected)
+    assert len(views) == 10 and size == SIZE
+    assert "mirrored" in why["mirrored"] and "resolution 640x360" in why["small"] and "readable" in why["text"]
+    assert {"blurred", "hidden"} < set(why)
+    _, again = intrinsics.screen([*views, View("twin", views[0].points, views[0].pixels + 0.3)], SIZE)
+    assert again == [("twin", f"duplicate of {views[0].name}")]
+
+
+def test_a_legacy_board_is_recognised():
+    even = Board.parse("charuco:8x6:0.030:0.022:4x4_50:legacy")
+    rng = np.random.default_rng(6)
+    shots = [("a", render(CAMERA, look_at_board(rng, even, CAMERA), even, rng)) for _ in range(3)]
+    with pytest.raises(CalibrationError, match="legacy board layout"):
+        find_views(shots, Board.parse("charuco:8x6:0.030:0.022:4x4_50"))
+
+
+def test_what_cannot_give_a_lens_is_refused():
+    rng = np.random.default_rng(7)
+    with pytest.raises(CalibrationError, match="only 5 usable views"):
+        intrinsics.calibrate(exact(rng, 5), SIZE)
+    with pytest.raises(CalibrationError, match="hardly tilted"):
+        intrinsics.calibrate(exact(rng, 12, tilt=(0, 2)), SIZE)
+    with pytest.raises(CalibrationError, match=r"contradict|agree|settle"):
+        intrinsics.calibrate(
+            [View(v.name, v.points, rng.uniform(0, 700, v.pixels.shape)) for v in exact(rng, 12)], SIZE
+        )
+
+
+def test_few_noisy_views_are_not_accepted_whatever_their_rms():
+    done = intrinsics.calibrate(exact(np.random.default_rng(8), 8, noise=0.6), SIZE)
+    assert done.quality()["rms_px"] < 1 and any("halves" in v for v in done.verdict())
+
+
+@given(st.floats(0, 1279), st.floats(0, 719), st.sampled_from(["rational", "fisheye"]))
+def test_a_ray_projects_back_to_its_pixel(u, v, model):
+    theta = FISHEYE if model == "fisheye" else THETA
+    rays, good = lens.unproject(np.array([[u, v]]), theta, model)
+    assert good[0] and abs(np.linalg.norm(rays) - 1) < 1e-9
+    assert np.allclose(lens.project(rays / rays[:, 2:], theta, model)[0], [[u, v]], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "charuco:11x8:0.030", "chessboard:9x7:0.02", "charuco:11x8:30:22:4x4_50", "charuco:11x8:0.03:0.02:9x9_9",
+        "charuco:20x20:0.03:0.02:4x4_50",
+    ],
+)  # fmt: skip
+def test_impossible_boards_are_refused(text):
+    with pytest.raises(CalibrationError, match="board"):
+        Board.parse(text)
+
+
+@pytest.mark.parametrize("text", ["charuco:11x8:0.024:0.018:4x4_50", "chessboard:9x6:0.025"])
+def test_the_printed_board_is_the_detected_one_in_true_size(text):
+    board = Board.parse(text)
+    seen = board.detect(board.texture(4000))
+    assert len(seen.ids) == len(board.points())
+    step = np.linalg.norm(seen.pixels[1] - seen.pixels[0]) / 4000
+    assert abs(step - board.square) < 1e-4
+    box = re.search(rb"MediaBox\[0 0 ([\d.]+) ([\d.]+)\]", board.pdf())
+    assert abs(float(box[1]) / 72 * 0.0254 - (board.size()[0] + 0.024)) < 1e-6
+    png = board.png(300)
+    assert cv2.imdecode(np.frombuffer(png, np.uint8), 0) is not None and b"pHYs" in png[:60]

@@ -1,0 +1,119 @@
+"""The store never loses a calibration: immutable records, one atomic pointer, refusals by name."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+
+from calibration.camera import CalibrationError, Camera, load_camera
+from calibration.store import Store, content_hash, new_record, refuse_other_camera
+
+K = np.array([[300.0, 0, 160], [0, 300, 120], [0, 0, 1]])
+
+
+def record(fx=300.0, parents=(), pose=None, **identity):
+    k = K.copy()
+    k[0, 0] = fx
+    return new_record(
+        "camera", "front", Camera("front", 320, 240, k, np.zeros(5), pose).to_json(),
+        identity={"width": 320, "height": 240, "mount": "base", **identity}, parents=list(parents), uncertainty={"heldout_px": 0.1},
+        evidence={},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "calibration")
+
+
+def use(store, r):
+    digest = store.put(r)
+    store.set_current("front", digest, "test")
+    return digest
+
+
+def test_a_record_is_named_by_its_content_and_cannot_be_written_to(store):
+    digest = use(store, record())
+    path = store.root / "front" / f"{digest}.json"
+    assert digest == content_hash(json.loads(path.read_text())) and not path.stat().st_mode & 0o222
+    assert store.get("front")["result"]["K"][0][0] == 300.0
+
+
+def test_rollback_goes_back_in_time_and_not_in_circles(store):
+    a, b, c = (use(store, record(fx)) for fx in (300.0, 301.0, 302.0))
+    assert store.rollback("front") == b
+    assert store.rollback("front") == a
+    with pytest.raises(CalibrationError, match="no earlier"):
+        store.rollback("front")
+    assert store.rollback("front", c[:8]) == c
+    assert [r["hash"] for r in store.history("front") if r["current"]] == [c]
+
+
+def test_rollback_passes_over_a_damaged_record(store):
+    a, b, _ = (use(store, record(fx)) for fx in (300.0, 301.0, 302.0))
+    path = store.root / "front" / f"{b}.json"
+    path.chmod(0o644)
+    path.write_text(path.read_text()[:100])
+    assert store.rollback("front") == a
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda t: t[: len(t) // 2], "missing or damaged"),
+        (lambda t: t.replace("300.0", "310.0"), "hash does not fit"),
+        (lambda t: t.replace('"schema": 1,\n "uncertainty"', '"schema": 2,\n "uncertainty"'), "upgrade harmowam"),
+        (lambda t: "[]", "no calibration record"),
+    ],
+)
+def test_what_is_damaged_or_newer_is_refused(store, damage, sentence):
+    digest = use(store, record())
+    path = store.root / "front" / f"{digest}.json"
+    path.chmod(0o644)
+    changed = damage(path.read_text())
+    assert changed != path.read_text()
+    path.write_text(changed)
+    with pytest.raises(CalibrationError, match=sentence):
+        store.get("front")
+    assert store.history("front")[0]["error"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_stored_calibration_in_use(store, monkeypatch, step):
+    digest = use(store, record())
+    before = sorted(p.name for p in (store.root / "front").iterdir())
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, step, full)
+    with pytest.raises(CalibrationError, match=r"No space left.*untouched"):
+        store.put(record(305.0))
+    monkeypatch.undo()
+    assert store.current_hash("front") == digest and sorted(p.name for p in (store.root / "front").iterdir()) == before
+
+
+def test_another_camera_resolution_or_focus_is_refused():
+    r = record(serial="A1", focus=30)
+    refuse_other_camera(r, {"serial": "A1", "width": 320, "height": 240})
+    for other in ({"serial": "B2"}, {"width": 640}, {"height": 480}, {"focus": 31}):
+        with pytest.raises(CalibrationError, match="set the camera back or calibrate it again"):
+            refuse_other_camera(r, other)
+
+
+def test_the_runtime_loads_the_record_in_use_and_refuses_one_without_a_pose(store):
+    use(store, record())
+    with pytest.raises(CalibrationError, match=r"no pose yet.*hand-eye"):
+        load_camera(store.root / "front")
+    use(store, record(301.0, pose=np.eye(4), serial="A1"))
+    assert load_camera(store.root / "front", {"serial": "A1"}).K[0, 0] == 301.0
+    with pytest.raises(CalibrationError, match="for camera A1"):
+        load_camera(store.root / "front", {"serial": "B2"})
+
+
+@pytest.mark.parametrize("name", ["../x", "", ".hidden", "a/b"])
+def test_names_cannot_leave_the_store(store, name):
+    with pytest.raises(CalibrationError, match="no name"):
+        store.current_hash(name)

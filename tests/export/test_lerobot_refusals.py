@@ -1,0 +1,160 @@
+"""Datasets that cannot be used: one sentence each, with the next step."""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from export.lerobot import JOINTS, DataError, Episode, finish, load, video, write_part
+from tests.dataset import CAMERAS, FPS, PARTS, camera, edit_column, edit_json, film, write_all
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lerobot") / "set"
+    write_all(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(written, tmp_path):
+    return Path(shutil.copytree(written, tmp_path / "set"))
+
+
+def without(path: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / path).unlink()
+
+
+def shortened(path: str, share: float) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / path, int((folder / path).stat().st_size * share))
+
+
+def features(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        info = json.loads((folder / "meta/info.json").read_text())
+        change(info["features"])
+        (folder / "meta/info.json").write_text(json.dumps(info))
+
+    return apply
+
+
+def shorter_film(folder: Path) -> None:
+    (folder / FRONT).write_bytes(video.encode(film(20, 0), FPS))
+
+
+def other_size(folder: Path) -> None:
+    (folder / FRONT).write_bytes(video.encode(film(40, 0, 64, 64), FPS))
+
+
+def not_a_number(column: str) -> Callable[[Path], None]:
+    def change(values: list[Any]) -> list[Any]:
+        values[7][2] = float("nan")
+        return values
+
+    return lambda folder: edit_column(folder / "data/chunk-000/file-000.parquet", column, change)
+
+
+def fewer_rows(folder: Path) -> None:
+    path = folder / "data/chunk-000/file-001.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 30), path)
+
+
+FRONT = "videos/observation.images.front/chunk-000/file-000.mp4"
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "nothing there": (shutil.rmtree, "holds no finished dataset: collect one"),
+    "not finished": (without("meta/info.json"), "holds no finished dataset: collect one"),
+    "older format": (lambda f: edit_json(f / "meta/info.json", codebase_version="v2.1"), "is LeRobotDataset v2.1, v3 is read"),
+    "info damaged": (shortened("meta/info.json", 0.5), "info.json cannot be read"),
+    "info without rate": (lambda f: edit_json(f / "meta/info.json", fps=None), "'fps' is None"),
+    "camera missing": (features(lambda x: x.pop("observation.images.wrist")), "no camera 'wrist', only front: record it with"),
+    "camera as pictures": (features(lambda x: x["observation.images.wrist"].update(dtype="image")), "is stored as image"),
+    "no action": (features(lambda x: x.pop("action")), "'action' of .* is None, not"),
+    "other arm": (features(lambda x: x["action"].update(names=["waist.pos"], shape=[1])), r"is \['waist.pos'\], not"),
+    "newer schema": (lambda f: edit_json(f / "meta/harmowam.json", schema=9), "has schema 9, this version reads 1: upgrade"),
+    "no episodes": (lambda f: shutil.rmtree(f / "meta/episodes"), "holds no episodes: collect"),
+    "video missing": (without(FRONT), "file-000.mp4 cannot be read .No such file.*: restore it"),
+    "video truncated": (shortened(FRONT, 0.6), "file-000.mp4 cannot be read"),
+    "video empty": (shortened(FRONT, 0), "file-000.mp4 cannot be read"),
+    "video too short": (shorter_film, "file-000.mp4 is truncated, 15 of 35 pictures are missing: restore it"),
+    "video of another size": (other_size, "pictures of 64x64 instead of 96x96"),
+    "state not a number": (not_a_number("observation.state"), "'observation.state' in row 7 of episode 0 .* is not a number"),
+    "action not a number": (not_a_number("action"), "'action' in row 7 of episode 0 .* is not a number: remove that episode"),
+    "rows missing": (fewer_rows, "30 rows of episode 2 instead of 31: restore"),
+    "table damaged": (shortened("data/chunk-000/file-000.parquet", 0.5), "file-000.parquet cannot be read"),
+    "table missing": (without("data/chunk-000/file-004.parquet"), "file-004.parquet cannot be read"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_dataset_that_cannot_be_used_is_said_in_one_sentence(copy, case):
+    damage, sentence = BAD[case]
+    damage(copy)
+    with pytest.raises(DataError, match=sentence) as raised:
+        load(copy)
+    assert "\n" not in str(raised.value) and ": " in str(raised.value)
+
+
+def test_another_rate_than_asked_for_is_refused(written):
+    with pytest.raises(DataError, match="has 20 rows/s and 30 are asked for: record it at that rate"):
+        load(written, fps=30)
+
+
+def test_flipped_bits_in_a_video_are_said_or_harmless(copy):
+    whole, rng, said = (copy / FRONT).read_bytes(), np.random.default_rng(0), []
+    for _ in range(30):
+        content = bytearray(whole)
+        for at in rng.integers(0, len(whole), 3):
+            content[at] ^= int(rng.integers(1, 256))
+        (copy / FRONT).write_bytes(content)
+        try:
+            load(copy, cameras=("front",))
+        except DataError as e:
+            said.append(str(e))
+    assert said and all("file-000.mp4" in sentence for sentence in said)
+
+
+def changed(e: Episode, **fields: Any) -> Episode:
+    return dataclasses.replace(e, **fields)
+
+
+@pytest.mark.parametrize(
+    ("episodes", "sentence"),
+    [
+        ([], "without episodes"),
+        ([changed(PARTS[0][0], state=np.full((23, 6), np.nan, np.float32))], "not numbers: record it again"),
+        ([changed(PARTS[0][0], action=np.zeros((22, 6), np.float32))], r"state \(23, 6\) and action \(22, 6\)"),
+        ([changed(PARTS[0][0], images={"front": film(22, 0)})], "camera 'front': uint8.* is not 23 RGB pictures"),
+        ([PARTS[0][0], changed(PARTS[0][1], extra={})], "other cameras or extra columns"),
+    ],
+)
+def test_episodes_that_cannot_be_stored_are_refused_before_anything_is_written(tmp_path, episodes, sentence):
+    with pytest.raises(DataError, match=sentence):
+        write_part(tmp_path, 0, episodes, FPS, JOINTS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_that_do_not_belong_together_are_refused(tmp_path):
+    with pytest.raises(DataError, match="no finished part: collect"):
+        finish(tmp_path, FPS, "so101_follower", JOINTS, CAMERAS)
+    write_part(tmp_path, 0, PARTS[0], FPS, JOINTS)
+    for wrong in ({"fps": 10.0}, {"joint_names": JOINTS[:5]}, {"cameras": {"front": CAMERAS["front"]}}):
+        given: dict[str, Any] = {
+            "fps": FPS,
+            "robot_type": "so101_follower",
+            "joint_names": JOINTS,
+            "cameras": CAMERAS,
+        } | wrong
+        with pytest.raises(DataError, match="other joints or cameras than asked for"):
+            finish(tmp_path, **given)
+    with pytest.raises(DataError, match="camera 'wrist' stored 96x96 and its geometry is of 640x480"):
+        finish(tmp_path, FPS, "so101_follower", JOINTS, CAMERAS | {"wrist": camera("wrist", 640, 480)})
+    write_part(tmp_path, 1, PARTS[1], 10.0, JOINTS)
+    with pytest.raises(DataError, match=r"file-001\.parquet was collected with other settings"):
+        finish(tmp_path, FPS, "so101_follower", JOINTS, CAMERAS)

@@ -1,0 +1,241 @@
+"""Other arms than the SO-101 on the same code: Koch (two supplies), ViperX (second servos), SCS (big-endian); EEPROM is left alone."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firmware_bridge import feetech as fs
+from firmware_bridge.arm import DOUBTED, TWIN, Arm, ArmConfig, ArmError
+from firmware_bridge.bus import Bus
+from firmware_bridge.campaign import KOCH, MIDDLE, SO101
+from firmware_bridge.estop import _EVENT, EStop, EStopError
+from firmware_bridge.models import MODELS
+from firmware_bridge.plant import KinematicPlant
+from firmware_bridge.port import MemoryPort, PortError
+from firmware_bridge.service import Found, look, set_id
+from firmware_bridge.virtual_bus import VirtualBus
+
+# ViperX 300: second servos on shoulder and elbow turn the other way; the gripper is geared.
+VIPERX = ArmConfig(
+    joints=("waist", "shoulder", "elbow", "wrist_angle", "wrist_rotate", "gripper"), ids=(1, 2, 4, 6, 8, 9), lower=(-1.5,) * 6,
+    upper=(1.5,) * 6, direction=(1, 1, -1, 1, 1, 1), zero_step=(2048,) * 6, rest=(0.0,) * 6, max_velocity=(3.0,) * 6,
+    max_acceleration=(20.0,) * 6, models=("XM540-W270",) * 4 + ("XM430-W350",) * 2, gear=(1.0,) * 5 + (2.0,),
+    shadows=((3, 1, -1, 2048), (5, 2, 1, 2048)),
+)  # fmt: skip
+
+
+def virtual(config: ArmConfig, start: Any = MIDDLE) -> tuple[Any, Any]:
+    ids = [*config.ids, *(s[0] for s in config.shadows)]
+    models = [MODELS[m] for m in config.model_names] + [MODELS[config.model_names[s[1]]] for s in config.shadows]
+    plant = KinematicPlant(np.full(len(ids), 2048.0))
+    servos = VirtualBus(ids, plant, models)
+    arm = Arm(Bus(MemoryPort(servos), protocol=config.protocol), config)
+    plant.position = arm.to_steps(np.array(start)).astype(float)
+    return arm, servos
+
+
+def settle(arm):
+    for _ in range(40):  # a Dynamixel that hears nothing for 0.2 s stops
+        arm.bus.port.time_ns += 50_000_000
+        m = arm.read()
+    return m
+
+
+@pytest.mark.parametrize("config", [SO101, KOCH, VIPERX], ids=["so101", "koch", "viperx"])
+def test_every_arm_is_checked_moved_measured_and_released(config):
+    arm, servos = virtual(config)
+    arm.check()
+    assert np.allclose(arm.read().q, MIDDLE, atol=2e-3)
+    arm.torque_on()
+    arm.write_goals(np.full(6, 0.25))
+    assert np.allclose(settle(arm).q, 0.25, atol=2e-3)
+    for _ in range(12):
+        arm.read_telemetry()
+    volts = [MODELS[m].registers["present_voltage"].default / 10 for m in config.model_names]
+    assert np.allclose(arm.voltage, volts) and np.allclose(arm.temperature, 30) and not arm.limp.any()
+    assert arm.torque_off() == [] and not arm.energised()
+    assert not [k for k in arm.bus.errors if k[1] != "no reply"] and not arm.bus.errors
+
+
+def test_the_second_servo_of_a_joint_goes_its_own_way_round_and_is_watched():
+    arm, servos = virtual(VIPERX, np.zeros(6))
+    arm.torque_on()
+    arm.write_goals(np.array([0, 0.4, 0.4, 0, 0, 0.5]))
+    settle(arm)
+    step = {i: servos.get(i, "present_position") - 2048 for i in servos.ids}
+    assert step[2] == -step[3] == 261 and step[4] == -step[5] == -261 and step[9] == 652
+    assert not arm.read().bits.any()
+    servos.faults.inject("jump", servo=3)
+    assert arm.read().bits.tolist() == [0, TWIN, 0, 0, 0, 0]
+
+
+def test_fast_sync_read_gives_the_same_and_falls_back_when_a_servo_is_silent():
+    arm, servos = virtual(KOCH)
+    slow = arm.bus.sync_read(KOCH.ids, 128, 8)
+    arm.bus.fast = True
+    assert arm.bus.sync_read(KOCH.ids, 128, 8) == slow
+    servos.faults.inject("silent-servo", servo=4)
+    assert sorted(arm.bus.sync_read(KOCH.ids, 128, 8)) == [1, 2, 3, 5, 6]
+    assert sorted(arm.bus.sync_read(KOCH.ids, 128, 8)) == [1, 2, 3, 5, 6]
+    servos.faults.clear()
+    assert len(arm.bus.sync_read(KOCH.ids, 128, 8)) == 6
+
+
+def test_big_endian_servos_without_sync_read():
+    config = dataclasses.replace(SO101, models=("SCS0009",) * 6, eeprom=(), zero_step=(512,) * 6)
+    arm, servos = virtual(config, np.zeros(6))
+    arm.bus.sync = False
+    arm.check()
+    servos.plant.position = np.full(6, 700.0)
+    assert np.allclose(arm.read().q, (700 - 512) * 2 * np.pi / 1024)
+    assert arm.bus.read(1, 56, 2).data == (700).to_bytes(2, "big")
+
+
+def test_eeprom_that_differs_from_the_file_is_named_and_left_alone():
+    arm, servos = virtual(SO101)
+    servos.put(2, "homing_offset", -85)
+    with pytest.raises(ArmError, match=r"servo 2 \(shoulder_lift\) holds homing_offset -85, the robot file says 0"):
+        arm.check()
+    assert arm.fingerprint() != virtual(SO101)[0].fingerprint() == virtual(SO101)[0].fingerprint()
+
+
+def test_an_alert_is_looked_up_at_once():
+    arm, servos = virtual(KOCH)
+    arm.torque_on()
+    servos.faults.inject("dxl-alert", servo=5)
+    arm.read()
+    arm.read_telemetry()
+    assert arm.read().bits[4] == 4  # temperature
+
+
+def test_a_position_that_jumps_is_doubted_and_one_that_was_silent_for_long_is_not_guessed():
+    arm, servos = virtual(SO101)
+    arm.torque_on()
+    for _ in range(30):
+        arm.bus.port.time_ns += 10_000_000
+        arm.read()
+    servos.faults.inject("jump", servo=3)
+    for _ in range(40):
+        arm.bus.port.time_ns += 10_000_000
+        m = arm.read()
+        assert m.bits[2] == DOUBTED and m.q[2] == pytest.approx(MIDDLE[2], abs=2e-3)
+    servos.faults.clear()
+    assert not arm.read().bits.any()
+
+
+@given(st.lists(st.sampled_from(["position", "voltage", "temperature", "write"]), min_size=1, max_size=12), st.data())
+def test_a_reply_of_any_lateness_is_never_taken_for_anothers(questions, data):
+    """Each answer is held back or let go at will, in order; whatever is accepted must answer the question that was asked."""
+    _, servos = virtual(SO101)
+    servos.refresh(0)
+    truth = {56: servos.servos[1].memory[56:58], 62: servos.servos[1].memory[62:63], 63: servos.servos[1].memory[63:64]}
+
+    class Lazy(MemoryPort):
+        held = b""
+
+        def write(self, data_):
+            self.held += servos.handle(data_, 0)
+
+        def read(self, deadline_ns):
+            parts = fs.Parser().feed(self.held)
+            n = data.draw(st.integers(0, len(parts)))
+            out = b"".join(fs.packet(*p) for p in parts[:n])
+            self.held = b"".join(fs.packet(*p) for p in parts[n:])
+            return out
+
+        def drain(self):
+            return b""  # the worst line: nothing can be thrown away
+
+    bus = Bus(Lazy(servos))
+    for q in questions:
+        if q == "write":
+            value = data.draw(st.integers(0, 200)).to_bytes(1, "little")
+            if bus.write(1, 41, value, retries=0):
+                assert servos.get(1, "acceleration") == value[0]
+        else:
+            address, size = {"position": (56, 2), "voltage": (62, 1), "temperature": (63, 1)}[q]
+            r = bus.read(1, address, size, retries=0)
+            assert r is None or r.data == bytes(truth[address])
+
+
+def test_a_servo_gets_a_new_id_and_keeps_it_only_because_it_was_unlocked():
+    servos = VirtualBus([7], KinematicPlant(np.full(1, 2048.0)))
+    master = Bus(MemoryPort(servos))
+    found = look(master, 7)
+    assert (
+        found is not None
+        and found.model.name == "STS3215"
+        and found.values["present_voltage"] == 74
+        and not found.double
+    )
+    assert look(master, 8) is None
+    servos.handle(fs.write(7, 13, b"\x50"), 0)  # locked: gone after the next power-on
+    set_id(master, found, 9)
+    assert servos.ids == [9] and servos.servos[9].stored[5] == 9 and servos.get(9, "lock") == 1
+    servos.power_cycle(9, 0)
+    assert servos.get(9, "max_temperature") == 70 and servos.get(9, "id") == 9
+    for new, why in ((300, "none of 0..252"), (9, "taken")):
+        with pytest.raises(ArmError, match=why):
+            set_id(master, found, new)
+    with pytest.raises(ArmError, match="not known"):
+        set_id(master, Found(1, 4321, "feetech", 1_000_000, {}), 2)
+
+
+def test_a_dynamixel_shuts_down_refuses_and_comes_back_by_reboot():
+    arm, servos = virtual(KOCH)
+    arm.torque_on()
+    servos.servos[3].temperature = 75.0
+    servos.refresh(10**9)
+    assert servos.get(3, "torque_enable") == 0 and servos.get(3, "hardware_error") == 4
+    assert arm.bus.write(3, 64, b"\x01") and servos.get(3, "torque_enable") == 0  # taken, without effect
+    assert not arm.bus.write(1, 11, b"\x04")  # EEPROM while torque is on: access error
+    assert arm.bus.errors[1, "refused (access)"]
+    servos.servos[3].temperature = 40.0
+    arm.bus.reboot(3)
+    assert (
+        servos.get(3, "hardware_error") == 0 and arm.bus.write(3, 64, b"\x01") and servos.get(3, "torque_enable") == 1
+    )
+
+
+def test_a_feetech_overload_latches_until_the_next_goal():
+    _, servos = virtual(SO101)
+    s = servos.servos[2]
+    for k in range(40):
+        s.refresh(k * 100_000_000, 2048, 0, 0.95, 0.0)
+    assert s.latched and s.share() == 0.2 and s.bits() & 32
+    s.write(42, b"\x00\x08")
+    assert not s.latched and s.share() == 1.0
+
+
+def test_an_unplugged_bus_is_said():
+    arm, _ = virtual(SO101)
+    arm.bus.port.lost = True
+    with pytest.raises(PortError, match="unplugged"):
+        arm.read()
+
+
+def test_an_emergency_key_latches_and_what_cannot_be_read_counts_as_pressed(tmp_path):
+    import os
+
+    path = tmp_path / "key"
+    os.mkfifo(path)
+    stop = EStop.open(f"key:{path}")
+    writer = os.open(path, os.O_WRONLY)
+    assert not stop.pressed()
+    os.write(writer, _EVENT.pack(0, 0, 0, 0, 0))  # a synchronisation event
+    assert not stop.pressed()
+    os.write(writer, _EVENT.pack(0, 0, 1, 30, 1) + _EVENT.pack(0, 0, 1, 30, 0))
+    assert stop.pressed() and stop.pressed()
+    stop.close()
+    again = EStop.open(f"key:{path}")
+    os.close(writer)  # pulled out
+    assert again.pressed()
+    again.close()
+    assert again.pressed()
+    for where in ("key:/nowhere", "gpio:/dev/gpiochip99:4", "gpio:x", "bell:1"):
+        with pytest.raises(EStopError):
+            EStop.open(where)

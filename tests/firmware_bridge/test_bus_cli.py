@@ -1,0 +1,83 @@
+"""`harmowam bus` as a user meets it: real ports, one sentence for what the user can mend."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from firmware_bridge.plant import KinematicPlant
+from firmware_bridge.virtual_bus import PtyBus, VirtualBus
+from harmowam.cli import main
+from tests.firmware_bridge.so101 import bus
+
+
+def harmowam(*args):
+    return CliRunner().invoke(main, ["bus", *map(str, args)])
+
+
+@pytest.fixture
+def served(tmp_path):
+    servos, _ = bus()
+    server = PtyBus(servos, link=tmp_path / "arm")
+    yield servos, server
+    server.close()
+
+
+def test_scan_lists_every_servo_and_touches_none(served, tmp_path):
+    servos, server = served
+    servos.faults.inject("wrong-model", servo=5)
+    before = [bytes(s.memory[:56]) for s in servos.servos.values()]
+    out = tmp_path / "scan.json"
+    result = harmowam(
+        "scan", "--port", server.path, "--protocol", "feetech", "--baud", 1_000_000, "--ids", "1-8", "--json", out
+    )
+    assert result.exit_code == 0 and result.output.count("STS3215") == 5 and "model 778" in result.output, result.output
+    found = json.loads(out.read_text())["servos"]
+    assert [s["id"] for s in found] == [1, 2, 3, 4, 5, 6] and found[0]["present_voltage"] == 74
+    assert [bytes(s.memory[:56]) for s in servos.servos.values()][:4] == before[:4]
+
+
+def test_another_baud_rate_finds_nobody_and_is_said(served):
+    result = harmowam("scan", "--port", served[1].path, "--protocol", "feetech", "--baud", 115_200, "--ids", "1-3")
+    assert result.exit_code == 2 and "no servo answers" in result.output
+    assert harmowam("scan", "--port", served[1].path, "--ids", "x").exit_code == 2
+    assert harmowam("scan", "--port", served[1].path, "--ids", "0-300").exit_code == 2
+
+
+def test_monitor_shows_every_joint(served):
+    result = harmowam("monitor", "--robot", "so101", "--port", served[1].path, "--seconds", 1)
+    assert result.exit_code == 0, result.output
+    assert (
+        "shoulder_lift" in result.output
+        and "-0.500" in result.output
+        and "7.4" in result.output
+        and "off" in result.output
+    )
+
+
+def test_set_id_takes_one_servo_at_a_time(served, tmp_path):
+    several = harmowam(
+        "set-id", "--port", served[1].path, "--protocol", "feetech", "--baud", 1_000_000, "--to", 9, "--yes"
+    )
+    assert (
+        several.exit_code == 2
+        and "more than one servo answers" in several.output
+        and served[0].ids == [1, 2, 3, 4, 5, 6]
+    )
+    lone = VirtualBus([1], KinematicPlant(np.full(1, 2048.0)))
+    server = PtyBus(lone, link=tmp_path / "lone")
+    done = harmowam("set-id", "--port", server.path, "--protocol", "feetech", "--baud", 1_000_000, "--to", 4, "--yes")
+    assert done.exit_code == 0 and "id 1 is now 4" in done.output, done.output
+    assert lone.ids == [4]
+    server.close()
+
+
+def test_campaign_tabulates_and_fails_when_a_fault_is_not_safe(tmp_path):
+    out, table = tmp_path / "c.json", tmp_path / "c.md"
+    result = harmowam("campaign", "--virtual", "--only", "flip-id", "--json", out, "--markdown", table)
+    assert result.exit_code == 0 and "2 faults in 1 groups, 0 not safe" in result.output, result.output
+    row = json.loads(out.read_text())["faults"][0]
+    shape = {"group", "name", "detected_as", "time_to_safe_ms", "limit_ms", "final_state", "torque", "recovery", "safe"}
+    assert shape <= set(row) and table.read_text().startswith("| group | fault |")
+    assert harmowam("campaign", "--only", "gremlin").exit_code == 2

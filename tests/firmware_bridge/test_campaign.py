@@ -1,0 +1,39 @@
+"""Every known fault against a moving arm: detected in its time, the arm safe, no EEPROM written. (Those with processes: test_processes.)"""
+
+import pytest
+
+from firmware_bridge.campaign import CASES, START, at_start, dead_master, play
+from firmware_bridge.faults import NAMES, FaultError
+from tests.firmware_bridge.so101 import bus
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.group} {c.name} {c.config.protocol}")
+def test_the_arm_is_safe(case):
+    row = play(case)
+    assert row["safe"], row
+
+
+@pytest.mark.parametrize("start", START, ids=lambda s: s[0])
+def test_an_arm_that_is_not_as_the_file_says_is_refused_untouched(start):
+    row = at_start(*start)
+    assert row["safe"], row
+
+
+@pytest.mark.parametrize("model", ["XL430-W250", "XL330-M288"])
+def test_the_bus_watchdog_stops_a_dynamixel_whose_master_died_but_is_not_trusted_on_small_ones(model):
+    assert dead_master(model)["safe"]
+
+
+def test_every_group_and_every_fault_has_its_row():
+    groups = {c.group for c in CASES} | {22, 23}
+    assert groups == set(range(1, 24))
+    played = {c.name.removesuffix(" once").removesuffix(" for ever").removesuffix(" at full speed") for c in CASES} | {
+        s[1] for s in START
+    }
+    assert set(NAMES) - played == {"drop", "goal-enables-torque"}
+
+
+def test_an_unknown_fault_is_refused():
+    servos, _ = bus()
+    with pytest.raises(FaultError, match="use one of"):
+        servos.faults.inject("gremlin")

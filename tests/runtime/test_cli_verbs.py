@@ -1,0 +1,76 @@
+"""profile, replay and doctor from the command line: figures, files, verdicts, refusals."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from harmowam.cli import main
+from tests.rig import Bench, undo_real_time
+from tests.tiny import TASK, tiny_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return tiny_bundle(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def bench(tmp_path):
+    b = Bench(tmp_path / "bench")
+    yield b
+    b.close()
+    undo_real_time()
+
+
+def harmowam(*args):
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+def test_a_profile_is_written_recorded_replayed_and_compared(bench, bundle, tmp_path):
+    drive = ["profile", "--bundle", bundle, "--robot", bench.robot_file, "--task", TASK]
+    out, log = tmp_path / "out", tmp_path / "run.mcap"
+    first = harmowam(*drive, "--seconds", 2, "--out", out, "--log", log)
+    assert first.exit_code == 0, first.output
+    report = json.loads((out / "profile.json").read_text())
+    assert {"fast.engine", "motor.read", "motor.write", "wire"} <= set(report["stages"])
+    assert report["stages"]["fast.engine"]["p999_ms"] <= report["stages"]["fast.engine"]["max_ms"]
+    assert report["log"]["dropped"] == 0 and report["health"]["state"] in ("running", "degraded")
+    events = json.loads((out / "trace.json").read_text())["traceEvents"]
+    assert {"fast.engine", "slow.world_model", "motor.read"} <= {e["name"] for e in events}
+    assert (out / "profile.html").read_text().startswith("<!doctype html>")
+
+    again = harmowam("replay", log, "--json", tmp_path / "replay.json")
+    assert again.exit_code == 0 and "identical, bit for bit" in again.output
+    assert json.loads((tmp_path / "replay.json").read_text())["steps"] == pytest.approx(report["fast_hz"] * 2, abs=5)
+
+
+def test_a_slower_stage_is_worse_than_the_run_before(bench, bundle, tmp_path):
+    drive = ["profile", "--bundle", bundle, "--robot", bench.robot_file, "--task", TASK, "--seconds", 1.5]
+    before = tmp_path / "before.json"
+    rates = {"fast_hz": 50.0, "slow_hz": 8.0, "deadline_misses": 0, "ticks": 75}
+    quick = {"fast.engine": {"p50_ms": 1.0, "p99_ms": 1.5}}
+    before.write_text(json.dumps({**rates, "stages": quick}))
+    done = harmowam(*drive, "--inject", "fast.engine=8", "--against", before)
+    assert done.exit_code == 1 and "verdict: worse" in done.output and "fast.engine p50" in done.output
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["profile", "--against", "none.json"], "is no profile"),
+        (["profile", "--inject", "warp=9"], "write STAGE=MS with one of fast.take"),
+        (["profile", "--robot", "so101", "--fps", "100"], "are for a simulated robot"),
+        (["replay", "none.mcap"], "cannot be read"),
+        (["doctor", "--robot", "none.toml"], "cannot be read"),
+    ],
+)
+def test_what_the_user_can_mend_is_refused_in_one_sentence(args, words):
+    result = harmowam(*args)
+    assert result.exit_code == 2 and words in result.stderr and "Traceback" not in result.output
+
+
+def test_the_doctor_says_what_to_type(tmp_path):
+    done = harmowam("doctor", "--robot", "so101", "--json", tmp_path / "d.json")
+    assert done.exit_code == 1 and "mend: " in done.output
+    assert json.loads((tmp_path / "d.json").read_text())["bad"] >= 1

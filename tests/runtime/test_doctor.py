@@ -1,0 +1,91 @@
+"""The doctor names what stands in the way, with the command that mends it, on machines made of files."""
+
+import dataclasses
+
+import pytest
+
+from runtime import doctor
+from runtime.doctor import Machine, cameras, clocks, examine, realtime, serial_port, storage
+from runtime.robot import load_robot
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+def put(machine, path, text=""):
+    file = machine.path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return file
+
+
+def named(findings, name):
+    return next(f for f in findings if f.name == name)
+
+
+def test_a_usb_adapter_with_a_slow_latency_timer_is_bad(machine):
+    put(machine, "/dev/ttyUSB0")
+    put(machine, "/sys/bus/usb-serial/devices/ttyUSB0/latency_timer", "16\n")
+    found = named(serial_port(machine, "/dev/ttyUSB0"), "USB latency timer")
+    assert found.state == "bad" and "16 ms" in found.found and "echo 1 | sudo tee" in found.mend
+    put(machine, "/sys/bus/usb-serial/devices/ttyUSB0/latency_timer", "1\n")
+    assert named(serial_port(machine, "/dev/ttyUSB0"), "USB latency timer").state == "ok"
+
+
+def test_a_missing_port_ends_the_look_at_the_port(machine):
+    assert [f.state for f in serial_port(machine, "/dev/ttyACM9")] == ["bad"]
+    assert list(serial_port(machine, "sim")) == []
+
+
+def test_an_orin_that_does_not_run_at_full_speed(machine, monkeypatch):
+    put(machine, "/etc/nv_tegra_release", "# R36 (release)")
+    put(machine, "/var/lib/nvpmodel/status", "pmode:0002")
+    put(machine, "/sys/class/devfreq/17000000.ga10b/min_freq", "306000000")
+    put(machine, "/sys/class/devfreq/17000000.ga10b/max_freq", "1300500000")
+    found = list(clocks(machine))
+    assert named(found, "power mode").state == "warn" and "nvpmodel -m 0" in named(found, "power mode").mend
+    assert (
+        named(found, "GPU clock").mend == "`sudo jetson_clocks`" and "306 and 1300" in named(found, "GPU clock").found
+    )
+    put(machine, "/var/lib/nvpmodel/status", "pmode:0000")
+    put(machine, "/sys/class/devfreq/17000000.ga10b/min_freq", "1300500000")
+    assert {named(clocks(machine), n).state for n in ("power mode", "GPU clock")} == {"ok"}
+
+
+def test_a_governor_that_saves_power_and_a_slow_clock_source(machine):
+    put(machine, "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "powersave")
+    put(machine, "/sys/devices/system/clocksource/clocksource0/current_clocksource", "hpet")
+    found = list(clocks(machine))
+    assert {f.name: f.state for f in found} == {"CPU clock": "warn", "clock source": "warn"}
+    assert "performance" in named(found, "CPU clock").mend
+
+
+def test_without_rights_to_real_time_the_limits_file_is_given(machine, monkeypatch):
+    monkeypatch.setattr(doctor, "_fifo", lambda: False)
+    found = named(realtime(machine), "real-time scheduling")
+    assert found.state == "warn" and "/etc/security/limits.d/90-harmowam.conf" in found.mend
+
+
+def test_cameras_that_are_missing_or_slower_than_the_loop(machine):
+    robot = load_robot("so101")
+    found = list(cameras(machine, robot))
+    assert {f.state for f in found if f.name.startswith("camera")} == {"bad"} and "v4l2-ctl --list-devices" in found[
+        0
+    ].mend
+    put(machine, "/dev/video0")
+    slow = dataclasses.replace(robot, fast_hz=50.0)
+    found = list(cameras(machine, slow))
+    assert any("gives 30 frames a second, the fast loop wants 50" in f.found for f in found)
+    assert named(found, "calibration front").state == "bad"
+    pipeline = dataclasses.replace(robot.cameras["front"], source="gst:nvarguscamerasrc ! appsink")
+    csi = dataclasses.replace(robot, cameras={"front": pipeline})
+    assert "docs/jetson.md" in named(cameras(machine, csi), "camera front").mend
+
+
+def test_everything_is_examined_on_this_machine_and_nothing_raises():
+    findings = examine(load_robot("sim_so101"))
+    assert {"inference", "C++ compiler", "cores"} <= {f.name for f in findings}
+    assert all(f.mend for f in findings if f.state != "ok")
+    assert list(storage(Machine()))

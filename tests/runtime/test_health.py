@@ -1,0 +1,135 @@
+"""Each thing that can go wrong leads to its state, in bounded time; STOPPED is final."""
+
+import numpy as np
+import pytest
+
+from firmware_bridge.messages import Command
+from runtime.camera_watch import BLACK_MEAN, FROZEN_FRAMES, CameraWatch, apart
+from runtime.health import Health, HealthLimits, HealthMonitor, Signs, output_fault
+
+HZ = 50
+FINE = {"camera_age_s": {"front": 0.02}, "prior_age_s": 0.1, "commanded": True}
+
+
+class Run:
+    """A monitor that lives at 50 Hz."""
+
+    def __init__(self, **limits):
+        self.monitor, self.now = HealthMonitor(HZ, HealthLimits(**limits)), 1
+
+    def go(self, seconds, **signs):
+        for _ in range(round(seconds * HZ)):
+            self.now += 1_000_000_000 // HZ
+            self.monitor.step(self.now, Signs(**{**FINE, **signs}))
+        return self.monitor.state
+
+
+def test_a_run_starts_and_stops_when_no_command_ever_comes():
+    assert Run().go(1, commanded=False) == Health.STARTING
+    assert Run().go(0.1) == Health.RUNNING
+    run = Run(start_s=2.0)
+    assert run.go(2.5, commanded=False) == Health.STOPPED and "no command within 2 s" in run.monitor.reasons[0]
+    assert run.go(1) == Health.STOPPED
+
+
+CASES = [
+    ({"camera_age_s": {"front": 0.2}}, Health.HOLDING, "camera 'front' stopped giving frames"),
+    ({"camera_age_s": {"front": 0.01, "wrist": 11.0}}, Health.STOPPED, "camera 'wrist' stopped"),
+    ({"camera_faults": ("camera 'front' is black",)}, Health.DEGRADED, "is black"),
+    ({"prior_age_s": 0.7}, Health.DEGRADED, "the slow engine is late"),
+    ({"prior_age_s": 2.0}, Health.HOLDING, "the slow engine is overdue"),
+    ({"output_fault": "the model gave a number that is not finite"}, Health.HOLDING, "not finite"),
+    ({"temperature_c": 95.0}, Health.DEGRADED, "the board is at 95 C"),
+    ({"temperature_c": 103.0}, Health.HOLDING, "the board is at 103 C"),
+    ({"recording_fault": "recording stopped: no space"}, Health.DEGRADED, "recording stopped"),
+    ({"misses": 1}, Health.DEGRADED, "of the deadlines were missed"),
+]
+
+
+@pytest.mark.parametrize(("signs", "state", "reason"), CASES)
+def test_what_goes_wrong_has_a_name_within_a_fifth_of_a_second_and_heals(signs, state, reason):
+    run = Run()
+    run.go(2)
+    assert run.go(0.2, **signs) == state
+    assert any(reason in r for r in run.monitor.reasons)
+    if state != Health.STOPPED:
+        assert run.go(1.1) == Health.RUNNING and run.monitor.reasons == ()
+
+
+def test_holding_for_want_of_an_engine_ends_in_a_stop_but_a_short_one_does_not_add_up():
+    run = Run(engine_lost_s=1.0)
+    run.go(1)
+    for _ in range(5):
+        assert run.go(0.6, prior_age_s=2.0) == Health.HOLDING
+        assert run.go(0.1) == Health.RUNNING
+    assert run.go(1.2, prior_age_s=2.0) == Health.STOPPED
+
+
+def test_history_names_changes_and_stays_small():
+    run = Run()
+    for _ in range(400):
+        run.go(0.02, camera_age_s={"front": 0.3})
+        run.go(0.02)
+    history = run.monitor.history
+    assert len(history) == 256 and [c.state for c in history[:3]] == [Health.HOLDING, Health.RUNNING, Health.HOLDING]
+    assert [c.at_s for c in history] == sorted(c.at_s for c in history)
+
+
+ONE = np.ones(6, np.float32)
+TARGET = np.array([0.2, 0.0, 0.05, 1.4, 0.0, 1.0])
+
+
+def command(q=ONE * 0, qd=ONE * 0, gate=0.5):
+    return Command(0, 1, np.asarray(q, np.float32), np.asarray(qd, np.float32), gate=gate)
+
+
+@pytest.mark.parametrize(
+    ("made", "target", "fault"),
+    [
+        (command(), TARGET, ""),
+        (command(q=ONE * np.nan), TARGET, "not finite"),
+        (command(qd=ONE * np.inf), TARGET, "not finite"),
+        (command(), TARGET * np.nan, "not finite"),
+        (command(gate=np.nan), TARGET, "no probability"),
+        (command(gate=1.2), TARGET, "no probability"),
+        (command(), TARGET + np.array([5, 0, 0, 0, 0, 0]), "out of the arm's reach"),
+        (command(), TARGET + np.array([0, 0, -0.5, 0, 0, 0]), "out of the arm's reach"),
+        (command(q=[0, 0, 1.5, 0, 0, 0]), TARGET, "joint 3 far out of its range"),
+    ],
+)
+def test_outputs_of_a_model_are_checked(made, target, fault):
+    said = output_fault(made, -ONE, ONE, target)
+    assert (fault in said) if fault else said == ""
+
+
+def picture(seed=0, level=120.0, noise=3.0):
+    rng = np.random.default_rng(seed)
+    return np.clip(rng.normal(level, noise, (240, 320, 3)), 0, 255).astype(np.uint8)
+
+
+def feed(watch, frames, age_ns=1_000_000, step_ns=20_000_000):
+    said: tuple[str, ...] = ()
+    for k, frame in enumerate(frames):
+        said = watch.look(k * step_ns + age_ns, k * step_ns, frame)
+    return said
+
+
+def test_frozen_black_and_late_pictures_are_noticed():
+    fresh = [picture(k) for k in range(40)]
+    assert feed(CameraWatch("front", 50), fresh) == ()
+    same = [picture()] * (FROZEN_FRAMES + 2)
+    assert feed(CameraWatch("front", 50), same) == ("camera 'front' is frozen",)
+    assert feed(CameraWatch("front", 50, noisy=False), same) == ()  # a simulated table may stand still
+    dark = [picture(k, BLACK_MEAN / 3, 0.5) for k in range(3)]
+    assert feed(CameraWatch("front", 50), dark) == ("camera 'front' is black",)
+    assert feed(CameraWatch("front", 50), fresh[:3], age_ns=80_000_000) == ("camera 'front' is late",)
+    watch = CameraWatch("front", 50, noisy=False)
+    for frame in fresh[:5]:
+        said = watch.look(1, 1, frame)  # numbers go on, the stamp stands still
+    assert said == ("camera 'front' is frozen",)
+
+
+def test_cameras_out_of_step_are_named():
+    assert apart({"front": 0, "wrist": 15}, 20) == ()
+    assert apart({"front": 0, "wrist": 25}, 20) == ("cameras 'front' and 'wrist' are out of step",)
+    assert apart({"front": 0}, 20) == ()

@@ -1,0 +1,150 @@
+"""A recorded run gives the same actions again, bit for bit; what differs is found; a log that was cut short can be read."""
+
+import resource
+import shutil
+import time
+
+import numpy as np
+import pytest
+
+from calibration.camera import Camera
+from firmware_bridge.messages import JointState
+from runtime.bundle import Bundle, BundleError
+from runtime.contracts import Observation
+from runtime.log import FrameRecord, LogError, LogWriter, PriorRecord, TickRecord, read_log, read_meta
+from runtime.replay import replay, run_meta
+from runtime.steps import FastStep, SlowStep
+from tests.rig import START
+from tests.tiny import FRONT, TASK, WRIST, tiny_bundle
+
+MS = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return Bundle.load(tiny_bundle(tmp_path_factory.mktemp("tiny"), gate=0.6))
+
+
+def record(path, bundle, ticks=40, reset_at=25):
+    """A run without a clock: pictures with noise, a Prior every six ticks."""
+    cameras = {"front": Camera.from_json(FRONT), "wrist": Camera.from_json(WRIST)}
+    slow, fast = SlowStep(bundle, TASK, cameras), FastStep(bundle, cameras)
+    log = LogWriter(path, run_meta(bundle, TASK, "gated", cameras), reserve_bytes=0)
+    rng, prior = np.random.default_rng(0), None
+    for k in range(ticks):
+        t = 1_000 * MS + k * 20 * MS
+        frames = {n: rng.integers(0, 255, (96, 96, 3)).astype(np.uint8) for n in cameras}
+        q = (np.array(START) + rng.normal(0, 0.01, 6)).astype(np.float32)
+        obs = Observation(t, frames, q, np.zeros(6, np.float32), k)
+        if k == reset_at:
+            fast.reset()
+        command, tick = fast.step(t + 5 * MS, obs, prior)
+        targets = np.stack([tick.reactive_target, tick.predictive_target, tick.sent_target])
+        number = -1 if prior is None else prior.seq
+        log.tick(
+            t + 5 * MS,
+            obs,
+            dict.fromkeys(frames, k + 1),
+            number,
+            command,
+            targets,
+            reset=k == reset_at,
+            sent=command is not None,
+        )
+        if k % 6 == 0:
+            prior = slow.step(t, obs)
+            log.prior(prior, obs, t)
+        while len(log._waiting) > 100:  # a real run waits between ticks
+            time.sleep(0.001)
+    log.event(0, "health", state="RUNNING", reasons=[])
+    log.close()
+    assert log.dropped == 0 and not log.fault
+    return path
+
+
+@pytest.fixture(scope="module")
+def log(bundle, tmp_path_factory):
+    return record(tmp_path_factory.mktemp("log") / "run.mcap", bundle)
+
+
+def test_a_log_holds_what_the_engines_got_and_gave(log, bundle):
+    records = list(read_log(log))
+    ticks = [r for r in records if isinstance(r, TickRecord)]
+    assert read_meta(log)["task"] == TASK and len(ticks) == 40
+    assert sum(isinstance(r, PriorRecord) for r in records) == 7
+    frames = [r for r in records if isinstance(r, FrameRecord)]
+    assert len(frames) == 80 and frames[0].image.shape == (96, 96, 3)
+    assert ticks[0].prior == -1 and ticks[0].command == b"" and ticks[30].sent and ticks[25].reset
+    assert [r["state"] for r in records if isinstance(r, dict) and r.get("kind") == "health"] == ["RUNNING"]
+
+
+def test_replay_is_identical_bit_for_bit(log):
+    result = replay(log)
+    assert result.identical and (result.steps, result.priors, result.gap) == (40, 7, "")
+
+
+def test_the_first_difference_is_reported(log, bundle, tmp_path):
+    other = tiny_bundle(tmp_path, gate=0.1)
+    with pytest.raises(LogError, match=r"is not the bundle that .* was recorded with"):
+        moved = tmp_path / "moved.mcap"
+        shutil.copy(log, moved)
+        swapped = shutil.copytree(bundle.path, tmp_path / "kept")
+        shutil.rmtree(bundle.path)
+        shutil.copytree(other, bundle.path)
+        try:
+            replay(moved)
+        finally:
+            shutil.rmtree(bundle.path)
+            shutil.copytree(swapped, bundle.path)
+    result = replay(log, other)
+    assert not result.identical and result.difference.what == "command" and result.difference.number == 1
+    assert result.steps == 1 and len(result.difference.recorded) == 6
+
+
+def test_a_log_that_was_cut_short_replays_up_to_the_cut(log, tmp_path):
+    raw = log.read_bytes()
+    (tmp_path / "cut.mcap.partial").write_bytes(raw[: len(raw) * 2 // 3])
+    records = list(read_log(tmp_path / "cut.mcap"))
+    assert 0 <= len(records) < 130
+
+
+def test_what_is_no_log_is_refused(tmp_path, bundle):
+    with pytest.raises(LogError, match="cannot be read"):
+        replay(tmp_path / "none.mcap")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(LogError, match="is not a log of harmowam"):
+        replay(tmp_path / "text")
+    with pytest.raises(LogError, match="cannot be written"):
+        LogWriter(tmp_path / "text" / "run.mcap", {})
+    with pytest.raises(BundleError):
+        replay(record(tmp_path / "run.mcap", bundle, ticks=2), tmp_path / "gone.bundle")
+
+
+def test_a_disk_that_fills_up_stops_the_recording_and_keeps_what_fitted(tmp_path):
+    """The operating system refuses to let the file grow, as on a full disk."""
+    z = np.zeros(6, np.float32)
+    state = JointState(0, z, z, z, z, z, z, np.zeros(6, np.uint8))
+    rng = np.random.default_rng(0)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = LogWriter(tmp_path / "run.mcap", {"task": TASK}, reserve_bytes=0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, old[1]))
+    try:
+        for k in range(60):
+            frame = rng.integers(0, 255, (240, 320, 3)).astype(np.uint8)
+            obs = Observation(k, {"front": frame}, state.q_rad, state.q_rad, k)
+            log.tick(k, obs, {"front": k}, -1, None, np.zeros((3, 6)), reset=False, sent=False)
+            while log._waiting and not log.fault:
+                time.sleep(0.001)
+        log.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert log.fault == "recording stopped: File too large"
+    kept = [r for r in read_log(tmp_path / "run.mcap") if isinstance(r, TickRecord)]
+    assert [t.number for t in kept] == list(range(len(kept))) and 5 <= len(kept) <= 14
+
+
+def test_a_nearly_full_disk_is_left_alone(tmp_path):
+    log = LogWriter(tmp_path / "run.mcap", {"task": TASK}, reserve_bytes=1 << 62)
+    log.event(0, "health")
+    log.close()
+    assert "are left on the disk" in log.fault and read_meta(tmp_path / "run.mcap")["task"] == TASK

@@ -1,0 +1,108 @@
+"""What stamps say: percentiles, comparison with a verdict, hints, a page; and delay compensation."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from firmware_bridge.messages import Command, JointState
+from runtime.delay import MOST_RAD, Lead, roll_forward
+from runtime.profile import STAGES, board, compare, hints
+from runtime.profile_page import page, timeline, worst_instant
+from runtime.trace import percentiles, summary
+
+ZERO = np.zeros(6, np.float32)
+MS = 1_000_000
+
+
+def report(scale=1.0, misses=0, fast=50.0):
+    rng = np.random.default_rng(1)
+    series = {s: rng.gamma(4.0, 0.5 * scale, 500) for s in STAGES}
+    stages = {s: {**row, "budget_ms": 20.0} for s, row in summary(series).items()}
+    rows = percentiles(rng.gamma(4.0, 3.0 * scale, 500))
+    return {
+        "seconds": 10.0, "fast_hz": fast, "repeat_hz": 0.0, "slow_hz": 8.0, "ticks": 500, "deadline_misses": misses,
+        "prior_age_ms": rows, "observation_to_wire_ms": rows, "overhead_ms": rows, "period_error_ms": rows, "stages": stages,
+        "goal_jerk_rad_s3": {"rms": 1.0, "max": 2.0}, "health": {"state": "running", "changes": []},
+    }  # fmt: skip
+
+
+def test_percentiles_of_a_known_series():
+    rows = percentiles(np.arange(1001))
+    assert rows == {"p50": 500.0, "p90": 900.0, "p99": 990.0, "p999": 999.0, "max": 1000.0}
+    assert percentiles([]) == {"p50": 0.0, "p90": 0.0, "p99": 0.0, "p999": 0.0, "max": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("now", "verdict", "names"),
+    [
+        (report(), "same", []),
+        (report(scale=1.1), "same", []),
+        (report(scale=1.6), "worse", ["fast.engine p50"]),
+        (report(scale=0.5), "better", []),
+        (report(misses=2), "worse", ["deadline misses"]),
+        (report(fast=40.0), "worse", ["fast_hz"]),
+    ],
+)
+def test_two_runs_are_compared_with_a_verdict(now, verdict, names):
+    found = compare(now, report())
+    assert found["verdict"] == verdict and set(names) <= set(found["worse"])
+
+
+def test_a_stage_that_one_run_lacks_is_left_out():
+    before = copy.deepcopy(report())
+    del before["stages"]["fast.engine"]
+    assert not any(r["name"].startswith("fast.engine") for r in compare(report(), before)["rows"])
+
+
+def test_hints_name_the_stage_to_look_at():
+    assert hints(report()) == [h for h in hints(report()) if "motor ticks" in h]  # the series' motor.wake is late
+    slow = report(misses=20)
+    slow["stages"]["fast.engine"]["p99_ms"] = 99.0
+    assert "4.00% of the deadlines were missed; fast.engine takes 99.0 ms" in hints(slow)[0]
+
+
+def test_the_page_shows_stages_timeline_and_comparison():
+    starts = np.arange(50) * 20 * MS
+    spans = {
+        "fast loop": {s: np.stack([starts + k * MS, np.full(50, MS)]) for k, s in enumerate(s for s in STAGES if s.startswith("fast"))},
+        "slow loop": {s: np.stack([starts, np.full(50, MS)]) for s in STAGES if s.startswith("slow")},
+        "motor process": {s: np.stack([starts, np.full(50, MS)]) for s in STAGES if s.startswith("motor")},
+        "age: wire": {s: np.stack([starts, np.full(50, MS)]) for s in ("wire", "observation.age")},
+    }  # fmt: skip
+    spans["fast loop"]["fast.slot"][1, 30] = 15 * MS
+    assert abs(worst_instant(spans) - starts[30]) < 20 * MS
+    text = page(report(), spans, compare(report(1.6), report()))
+    assert (
+        all(s in text for s in STAGES)
+        and "Against the other run: worse" in text
+        and text.count("<svg") == len(STAGES) + 1
+    )
+    assert "<script" not in text and timeline({}, 0, {}).startswith("<svg")
+
+
+def test_the_board_is_described_without_root():
+    assert board()["cores"] >= 1 and board()["model"]
+
+
+def state(goal=ZERO, q=ZERO, seq=0, wire_ns=0):
+    return JointState(0, q, ZERO, goal, ZERO, ZERO, ZERO, np.zeros(6, np.uint8), t_wire_ns=wire_ns, command_seq=seq)
+
+
+def test_the_state_is_rolled_forward_by_the_commands_in_flight():
+    q = np.full(6, 0.5, np.float32)
+    assert np.array_equal(roll_forward(state(q=q), None, 0), q)
+    flying = Command(0, 75 * MS, ZERO + 0.06, ZERO + 1.0)
+    assert roll_forward(state(goal=ZERO + 0.05, q=q), flying, 20 * MS) == pytest.approx(0.5 + 0.01 + 0.02, abs=1e-6)
+    far = Command(0, 75 * MS, ZERO + 2.0, ZERO)
+    assert roll_forward(state(q=q), far, 0) == pytest.approx(0.5 + MOST_RAD)
+    assert np.array_equal(roll_forward(state(q=q), far, 80 * MS), q)  # it has expired
+
+
+def test_the_lead_settles_at_the_median_delay_and_ignores_outliers():
+    lead, rng = Lead(), np.random.default_rng(0)
+    for k in range(1, 400):
+        delay = 400 * MS if k % 20 == 0 else int(rng.normal(8, 1) * MS)
+        lead.see(state(seq=k, wire_ns=k * 20 * MS + delay), k * 20 * MS)
+        lead.see(state(seq=k, wire_ns=k * 20 * MS + delay), k * 20 * MS)  # each counts once
+    assert lead.ns == pytest.approx(8 * MS, abs=1.5 * MS)
