@@ -22,12 +22,14 @@ RISE = 0.09  # m, hover over a stack or a post with something in the jaws
 
 @dataclass(frozen=True)
 class Segment:
-    """Move to `goal` [6] (pose and jaw) in `seconds`; `noise` scales the disturbance; `event`: the jaw moves at once."""
+    """Move to `goal` [6] (pose and jaw) in `seconds`; `noise` scales the disturbance; `event`: the jaw moves at once; `precise`: the
+    disturbance has died away at the end."""
 
     goal: np.ndarray
     seconds: float
     noise: float
     event: bool = False
+    precise: bool = False
 
 
 def pan(x: float, y: float) -> float:
@@ -69,7 +71,7 @@ def pick(world: World, rng: np.random.Generator, item: str, z: float, offset: fl
     hover = _pose(hx, hy, HOVER, roll, OPEN)
     return [
         Segment(hover, _travel(start, hover), 1.0),
-        Segment(_pose(x, y, z, roll, OPEN), 0.75, 0.5),
+        Segment(_pose(x, y, z, roll, OPEN), 0.75, 0.5, precise=True),
         Segment(_pose(x, y, z, roll, CLOSED), 0.45, 0.0, event=True),
         Segment(_pose(x, y, RISE if z < 0.012 or z > 0.03 else HOVER, roll, CLOSED), 0.5, 0.2),
     ]
@@ -97,7 +99,7 @@ def plan_place(world: World, rng: np.random.Generator) -> list[Segment]:
     return [
         *up,
         Segment(over, _travel(lift, over), 1.0),
-        Segment(_pose(px, py, task.place_z, turn, CLOSED), 0.75, 0.4),
+        Segment(_pose(px, py, task.place_z, turn, CLOSED), 0.75, 0.4, precise=True),
         Segment(_pose(px, py, task.place_z, turn, OPEN), 0.30, 0.0, event=True),
         Segment(_pose(px, py, RISE, turn, OPEN), 0.45, 0.2),
         Segment(np.append(HOME, OPEN), 0.6, 0.6),
@@ -113,7 +115,7 @@ def plan_press(world: World, rng: np.random.Generator) -> list[Segment]:
         hover = _pose(hx, hy, HOVER, 0.0, CLOSED)
         out += [
             Segment(hover, _travel(at, hover), 1.0),
-            Segment(_pose(x, y, TASKS["press"].grasp_z, 0.0, CLOSED), 0.7, 0.5),
+            Segment(_pose(x, y, TASKS["press"].grasp_z, 0.0, CLOSED), 0.7, 0.5, precise=True),
             Segment(_pose(x, y, HOVER, 0.0, CLOSED), 0.5, 0.3),
         ]
         at = out[-1].goal
@@ -200,6 +202,9 @@ class Follower:
         s = t / seg.seconds
         ease = s**3 * (10 - 15 * s + 6 * s * s)
         target = start + ease * (seg.goal - start)
+        if seg.precise:  # first above it, then down to it
+            r = min(1.0, s / 0.55)
+            target[:2] = start[:2] + r**3 * (10 - 15 * r + 6 * r * r) * (seg.goal[:2] - start[:2])
         target[5] = seg.goal[5] if seg.event else start[5]  # the jaw is told at once; the limiter makes it smooth
         return target
 
@@ -214,7 +219,9 @@ class Follower:
         seg = self.segments[min(self.index, len(self.segments) - 1)]
         tau = 0.35
         self._ou += -self._ou * dt / tau + np.sqrt(2 * dt / tau) * self.rng.normal(size=6)
-        self._gain += (seg.noise - self._gain) * min(1.0, dt / 0.15)
+        # The disturbance dies away before a precise end: what follows it (closing, opening) happens where it was meant to.
+        left = 1.0 - self.t / seg.seconds if seg.precise else 1.0
+        self._gain += (seg.noise * min(1.0, max(0.0, 2.0 * left - 0.5)) - self._gain) * min(1.0, dt / 0.1)
         return self.clean() + self._ou * self._scale * self._gain, done
 
 

@@ -20,7 +20,7 @@ SEEN = ((0.162, -0.125), (0.260, 0.030))  # (x, y) of two corners, m
 UNSEEN = ((0.162, 0.045), (0.260, 0.125))
 REACH = 0.225  # m from the pan axis, tool pointing down
 PAN_X = 0.0388353
-OPEN, CLOSED = 1.0, 0.05  # jaw angles, rad
+OPEN, CLOSED = 0.6, 0.05  # jaw angles, rad
 TOOL_PITCH = 1.40  # rad; 10 degrees off vertical keeps the wrist inside its limits over the whole table
 HOME = np.array([0.17, 0.0, 0.09, TOOL_PITCH, 0.0])
 N_DISTRACTORS = 8
@@ -46,7 +46,7 @@ class Task:
     grasp_z: float = 0.014
     place_z: float = 0.022
     # From the item's centre to the tool, sideways, m. The moving jaw pushes everything against the fixed one, 18 mm from the tool.
-    grasp_offset: float = 0.003
+    grasp_offset: float = -0.002
     place_offset: float = 0.0055
 
 
@@ -63,8 +63,8 @@ TASKS = {
             {f"stack the {a} cube on the {b} cube": (f"{a}_cube", f"{b}_cube") for a, b in (("red", "blue"), ("blue", "red"))},
             place_z=0.040,
         ),
-        Task("peg", (Prop("peg", 0.030), Prop("block", 0.042)), {"put the peg into the hole": ("peg", "block")}, 0.032, 0.036, 0.007, 0.010),
-        Task("slot", (Prop("bar", 0.038), Prop("tray", 0.045)), {"lay the bar into the tray": ("bar", "tray")}, 0.013, 0.016, 0.007, 0.010),
+        Task("peg", (Prop("peg", 0.030), Prop("block", 0.042)), {"put the peg into the hole": ("peg", "block")}, 0.028, 0.034, 0.003, 0.010),
+        Task("slot", (Prop("bar", 0.038), Prop("tray", 0.045)), {"lay the bar into the tray": ("bar", "tray")}, 0.013, 0.021, 0.003, 0.010),
         Task("ring", (Prop("ring", 0.036), Prop("post", 0.036)), {"hang the ring on the post": ("ring", "post")}, 0.010, 0.016, 0.0315, 0.0345),
         Task(
             "press", tuple(Prop(f"{c}_button", 0.022, 0.0) for c in ("red", "green", "blue")),
