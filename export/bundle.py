@@ -40,7 +40,8 @@ def samples_path(checkpoint: Path) -> Path:
 
 def pick_samples(data: Demonstrations, path: Path, count: int = OBSERVATIONS, seed: int = 0) -> None:
     """Store `count` real observations, spread over all episodes, as the calibration set (<= 5 MB)."""
-    rows = np.sort(np.random.default_rng(seed).choice(len(data.pose), count, replace=False))
+    candidates = np.flatnonzero(~data.play)
+    rows = np.sort(np.random.default_rng(seed).choice(candidates, min(count, len(candidates)), replace=False))
     np.savez_compressed(
         path,
         front=data.front[rows],

@@ -1,16 +1,16 @@
-"""Demonstrations: collecting them with the scripted expert, and reading them back as arrays.
+"""Demonstrations and play: collecting them with the scripted expert, and what the training reads back.
 
-A dataset is a folder of shards (`shard-000.npz`) plus `meta.json`. A row is one control step at `rate_hz`: both views as
-the pre-processing kernel gives them (uint8 planar RGB, 96x96), the measured pose, the expert's clean target, and the
-frame index of the next gripper event.
+A dataset is a LeRobotDataset v3 folder (`export.lerobot`). A row is one control step at `rate_hz`: both views as the
+pre-processing kernel gives them (96x96), the measured joint positions, and the joint goals of the expert's clean plan. Task
+demonstrations are kept only when they succeed; play is kept whatever comes of it, with a text that says in hindsight what was done.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import multiprocessing as mp
 import os
-import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +19,18 @@ from tqdm import tqdm
 
 from calibration.camera import Camera
 from export.config import Config
-from export.lerobot import DataError
+from export.lerobot import JOINTS, Episode, finish, load, part_exists, write_part
+from runtime.kinematics import so101_forward
 from runtime.preprocess import Warp
-from sim.expert import Follower, joints_for, plan_pick_place
-from sim.world import World, sample_layout
+from sim.expert import Follower, joints_for, plan, plan_play
+from sim.tasks import CLOSED, OPEN, TASKS, Layout, sample_layout
+from sim.world import World
 
 CONTROL_HZ = 50.0
+PER_PART = 25
+VIEWS = ("front", "wrist")
+MISSED = 0.2  # of the demonstrations begin where a failed grasp would have ended: the policy must learn to try again
+TOUCH_M = 0.055  # a lowest point of the tool below this is an event even when the jaw does not move (pressing a button)
 
 
 def policy_camera(native: Camera, size: int = 96) -> Camera:
@@ -36,166 +42,183 @@ def policy_camera(native: Camera, size: int = 96) -> Camera:
     return Camera(native.name, side, side, K, np.zeros(0), native.T_base_from_cam).scaled(size, size)
 
 
+def simulated_warps(world: World) -> dict[str, Warp]:
+    """One uint8 warp per view, from the simulated camera to the training geometry."""
+    return {
+        c: Warp(world.camera(c), policy_camera(world.camera(c)), mean=(0, 0, 0), std=(1, 1, 1), dtype="uint8")
+        for c in VIEWS
+    }
+
+
+def after_a_miss(world: World, layout: Layout, rng: np.random.Generator) -> Layout:
+    """The same start with the gripper shut beside the item, as a failed grasp leaves it."""
+    task = TASKS[layout.task]
+    if task.name == "press":
+        return layout
+    x, y, _ = layout.places[layout.roles[0]]
+    start = layout.start.copy()
+    start[:2] = np.array([x, y]) + rng.normal(0, 0.015, 2)
+    start[2] = rng.uniform(max(0.045, task.grasp_z + 0.03), 0.085)
+    return dataclasses.replace(layout, start=start, jaw=CLOSED)
+
+
 def record_episode(
-    world: World, warps: dict[str, Warp], seed: int, rate_hz: float
-) -> tuple[dict[str, np.ndarray], bool]:
-    """One demonstration on `world`; arrays of its rows, and whether it succeeded."""
-    rng = np.random.default_rng([seed, 1])
-    world.reset(sample_layout(rng))
-    follower = Follower(world, plan_pick_place(world, rng), rng)
+    world: World, warps: Mapping[str, Warp], rng: np.random.Generator, layout: Layout, rate_hz: float, play: bool = False
+) -> tuple[Episode, bool]:
+    """One episode on `world` from `layout`: its rows, and whether the instruction was fulfilled."""
+    world.reset(layout)
+    segments, text = plan_play(world, rng) if play else (plan(world, rng), layout.instruction)
+    follower = Follower(world, segments, rng)
     every = round(CONTROL_HZ / rate_hz)
     dt = 1.0 / CONTROL_HZ
-    rows: dict[str, list[np.ndarray]] = {k: [] for k in ("front", "wrist", "pose", "target")}
-    clean: list[np.ndarray] = []
-    events: list[int] = []
+    images: dict[str, list[np.ndarray]] = {c: [] for c in VIEWS}
+    state: list[np.ndarray] = []
+    action: list[np.ndarray] = []
     tick, done, success = 0, False, False
     while not done:
         if tick % every == 0:
-            rows["front"].append(warps["front"](world.render("front")))
-            rows["wrist"].append(warps["wrist"](world.render("wrist")))
-            rows["pose"].append(world.pose)
-            rows["target"].append(follower.clean())
-        executed, event, done = follower.step(dt)
-        if event:
-            events.append(len(rows["front"]) - 1)
-        clean.append(follower.clean())
+            for c in VIEWS:
+                images[c].append(warps[c](world.render(c)).transpose(1, 2, 0).copy())
+            state.append(world.measured)
+            action.append(joints_for(follower.clean()))
+        executed, done = follower.step(dt)
         world.set_goals(joints_for(executed))
         world.advance(dt)
         success = success or world.success()
         tick += 1
-    n = len(rows["front"])
-    next_event = np.full(n, n - 1)
-    for e in reversed(events):
-        next_event[:e] = e
-    out = {
-        "front": np.stack(rows["front"]), "wrist": np.stack(rows["wrist"]),
-        "pose": np.stack(rows["pose"]).astype(np.float32), "target": np.stack(rows["target"]).astype(np.float32),
-        "next_event": next_event.astype(np.int32), "events": np.array(events, np.int32),
-    }  # fmt: skip
-    return out, success
+    extra: dict[str, float | int | str] = {"task": layout.task, "play": int(play), "environment": layout.environment}
+    pictures = {c: np.stack(p) for c, p in images.items()}
+    return Episode(pictures, np.array(state, np.float32), np.array(action, np.float32), text, extra), success
 
 
-def _worker(args: tuple[int, int, int, str, float]) -> tuple[int, int, int]:
-    """Collect `count` successful episodes from seeds `first`, `first + 1`, ...; write one shard."""
-    shard, first, count, folder, rate_hz = args
+@dataclass(frozen=True)
+class Part:
+    """A file's worth of episodes: of one task, or of play in all scenes (`task` None)."""
+
+    number: int
+    task: str | None
+    episodes: int
+
+
+def parts_of(episodes: int, play: int) -> list[Part]:
+    """Which parts make `episodes` demonstrations of each task and `play` episodes of play."""
+    out: list[Part] = []
+    for task, count in [*((t, episodes) for t in TASKS), (None, play)]:
+        out += [Part(len(out) + i, task, min(PER_PART, count - n)) for i, n in enumerate(range(0, count, PER_PART))]
+    return out
+
+
+def _worker(args: tuple[Part, int, str, float]) -> tuple[int, int]:
+    """Collect and write one part; how many episodes were kept and tried."""
+    part, seed, folder, rate_hz = args
     world = World(0)
-    warps = {
-        c: Warp(world.camera(c), policy_camera(world.camera(c)), mean=(0, 0, 0), std=(1, 1, 1), dtype="uint8")
-        for c in ("front", "wrist")
-    }
-    episodes: list[dict[str, np.ndarray]] = []
-    instructions: list[str] = []
-    tried, seed = 0, first
-    while len(episodes) < count:
-        rows, success = record_episode(world, warps, seed, rate_hz)
-        tried, seed = tried + 1, seed + 1
-        if success:
-            episodes.append(rows)
-            instructions.append(world.instruction)
+    warps = simulated_warps(world)
+    kept: list[Episode] = []
+    tried = 0
+    while len(kept) < part.episodes:
+        rng = np.random.default_rng([seed, part.number, tried, 1])  # seeds of different parts never meet
+        tried += 1
+        layout = sample_layout(rng, task=part.task, environment="seen" if part.task else "play")
+        if part.task is None and rng.random() < 0.3:  # also with shut jaws
+            layout = dataclasses.replace(layout, jaw=CLOSED)
+        elif part.task and rng.random() < MISSED:
+            layout = after_a_miss(world, layout, rng)
+        episode, success = record_episode(world, warps, rng, layout, rate_hz, play=part.task is None)
+        if success or part.task is None:
+            kept.append(episode)
     world.close()
-    lengths = np.array([len(e["front"]) for e in episodes], np.int32)
-    offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    stacked = {k: np.concatenate([e[k] for e in episodes]) for k in ("front", "wrist", "pose", "target")}
-    stacked["next_event"] = np.concatenate(
-        [e["next_event"] + o for e, o in zip(episodes, offsets, strict=True)]
-    ).astype(np.int32)
-    stacked["events"] = np.concatenate([e["events"] + o for e, o in zip(episodes, offsets, strict=True)]).astype(
-        np.int32
-    )
-    path = Path(folder) / f"shard-{shard:03d}.npz"
-    partial = path.with_suffix(".partial.npz")
-    np.savez(partial, lengths=lengths, instructions=np.array(instructions), **stacked)
-    os.replace(partial, path)
-    return shard, count, tried
+    write_part(Path(folder), part.number, kept, rate_hz, JOINTS)
+    return len(kept), tried
 
 
 def collect(
-    folder: Path, episodes: int, seed: int = 0, workers: int | None = None, rate_hz: float = Config.rate_hz
+    folder: Path,
+    episodes: int,
+    play: int,
+    seed: int = 0,
+    workers: int | None = None,
+    rate_hz: float = Config.rate_hz,
 ) -> dict[str, int]:
-    """Collect `episodes` successful demonstrations into `folder`; returns how many were kept and tried. Shards that exist are kept."""
+    """Collect `episodes` demonstrations of each task and `play` episodes of play into `folder`; parts that exist are kept.
+
+    Returns how many were kept and tried. Raises DataError when the folder holds something else.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    per_shard = 20
-    jobs = []
-    for shard in range((episodes + per_shard - 1) // per_shard):
-        if not (folder / f"shard-{shard:03d}.npz").exists():
-            # Seeds of different shards never meet, however many tries fail.
-            jobs.append(
-                (
-                    shard,
-                    seed * 10_000_000 + shard * 1000,
-                    min(per_shard, episodes - shard * per_shard),
-                    str(folder),
-                    rate_hz,
-                )
-            )
+    jobs = [(p, seed, str(folder), rate_hz) for p in parts_of(episodes, play) if not part_exists(folder, p.number)]
     kept = tried = 0
     with (
         mp.get_context("spawn").Pool(workers or os.cpu_count()) as pool,
-        tqdm(total=sum(j[2] for j in jobs), unit="episode") as bar,
+        tqdm(total=sum(j[0].episodes for j in jobs), unit="episode") as bar,
     ):
-        for _, count, n in pool.imap_unordered(_worker, jobs):
-            kept, tried = kept + count, tried + n
-            bar.update(count)
+        for n, m in pool.imap_unordered(_worker, jobs):
+            kept, tried = kept + n, tried + m
+            bar.update(n)
     world = World(0)
-    cameras = {c: policy_camera(world.camera(c)).to_json() for c in ("front", "wrist")}
-    meta = {"schema": 1, "rate_hz": rate_hz, "seed": seed, "episodes": episodes, "cameras": cameras}
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True))
+    finish(folder, rate_hz, "so101_follower", JOINTS, {c: policy_camera(world.camera(c)) for c in VIEWS})
+    world.close()
     return {"kept": kept, "tried": tried}
 
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """All rows of a dataset, end to end; `episode` int32[N] numbers them, `last` int32[N] is the last row of the same episode."""
+    """All N rows of a dataset, end to end, as the losses need them. Poses are [x, y, z, pitch, roll, jaw] in the base frame."""
 
     front: np.ndarray  # uint8[N,3,96,96]
     wrist: np.ndarray
-    pose: np.ndarray  # float32[N,6]
-    target: np.ndarray  # float32[N,6]
-    next_event: np.ndarray  # int32[N]
+    pose: np.ndarray  # float32[N,6], measured
+    target: np.ndarray  # float32[N,6], commanded
+    next_event: np.ndarray  # int32[N]: row of the next event of the episode, else its last row
     events: np.ndarray  # int32[E]
-    episode: np.ndarray
-    last: np.ndarray
+    episode: np.ndarray  # int32[N]
+    last: np.ndarray  # int32[N]: last row of the same episode
     instructions: list[str]  # one an episode
+    play: np.ndarray  # bool[N]
     cameras: dict[str, Camera]
     rate_hz: float
 
+    @property
+    def task_instructions(self) -> list[str]:
+        """What the demonstrations were told to do, each text once; the hindsight texts of play are not among them."""
+        played = set(self.episode[self.play].tolist())
+        return sorted({text for i, text in enumerate(self.instructions) if i not in played})
 
-def _shard(path: Path) -> dict[str, np.ndarray]:
-    with open(path, "rb") as f, np.load(f) as arrays:  # np.load leaves a damaged file open when it opens it itself
-        return dict(arrays)
+
+def find_events(pose: np.ndarray, target: np.ndarray, last: np.ndarray, rate_hz: float) -> np.ndarray:
+    """Rows int32[E] where the gripper opens or closes, or touches something from above; from proprioception and commands alone."""
+    n = len(pose)
+    shut = target[:, 5] < 0.5 * (OPEN + CLOSED)
+    same = last[1:] == last[:-1]
+    flips = np.flatnonzero((shut[1:] != shut[:-1]) & same) + 1
+    reach = round(0.6 * rate_hz)
+    dips = []
+    z = pose[:, 2]
+    for i in np.flatnonzero((z[1:-1] < TOUCH_M) & (z[1:-1] <= z[:-2]) & (z[1:-1] < z[2:])) + 1:
+        a, b = max(0, i - reach), min(n, i + reach + 1)
+        window = (last[a:b] == last[i])
+        lowest = z[i] <= z[a:b][window].min()
+        if lowest and not ((flips >= a) & (flips < b)).any():
+            dips.append(i)
+    return np.unique(np.concatenate([flips, np.array(dips, int)])).astype(np.int32)
 
 
-def load(folder: Path) -> Demonstrations:
-    """Read a dataset; raises DataError when it is absent, empty or damaged."""
-    folder = Path(folder)
-    shards = sorted(p for p in folder.glob("shard-*.npz") if ".partial" not in p.name)
-    if not shards or not (folder / "meta.json").exists():
-        raise DataError(f"{folder} holds no demonstrations: collect some with `harmowam collect --out {folder}`.")
-    try:
-        meta = json.loads((folder / "meta.json").read_text())
-        parts = [_shard(p) for p in shards]
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
-        raise DataError(
-            f"a shard of {folder} is damaged ({e}): delete it and run `harmowam collect --out {folder}` again."
-        ) from e
-    base = episodes = 0
-    fields: dict[str, list[np.ndarray]] = {
-        k: [] for k in ("front", "wrist", "pose", "target", "next_event", "events", "episode", "last")
-    }
-    instructions: list[str] = []
-    for part in parts:
-        for k in ("front", "wrist", "pose", "target"):
-            fields[k].append(part[k])
-        for k in ("next_event", "events"):
-            fields[k].append(part[k] + base)
-        lengths = part["lengths"]
-        fields["episode"].append(np.repeat(np.arange(len(lengths)) + episodes, lengths))
-        fields["last"].append(np.repeat(np.cumsum(lengths) - 1 + base, lengths))
-        instructions += [str(s) for s in part["instructions"]]
-        base, episodes = base + int(lengths.sum()), episodes + len(lengths)
-    arrays = {k: np.concatenate(v) for k, v in fields.items()}
-    if not all(np.isfinite(arrays[k]).all() for k in ("pose", "target")):
-        raise DataError(f"{folder} holds poses or targets that are not numbers: collect it again.")
-    cameras = {k: Camera.from_json(v, f"{folder}/meta.json") for k, v in meta["cameras"].items()}
-    return Demonstrations(**arrays, instructions=instructions, cameras=cameras, rate_hz=float(meta["rate_hz"]))
+def load_demonstrations(
+    folder: Path,
+    cache: Path | None = None,
+    rate_hz: float = Config.rate_hz,
+    units: str | None = None,
+    calibration: Mapping[str, Camera] | None = None,
+) -> Demonstrations:
+    """Read a LeRobotDataset of an SO-101, ours or another's (`export.lerobot.load`); raises DataError when it cannot be used."""
+    data = load(folder, VIEWS, fps=rate_hz, cache=cache, units=units, calibration=calibration)
+    pose, target = (
+        np.concatenate([np.array([so101_forward(q) for q in x]), x[:, 5:]], 1).astype(np.float32)
+        for x in (data.state, data.action)
+    )
+    events = find_events(pose, target, data.last, data.fps)
+    at = np.searchsorted(events, np.arange(len(pose)), side="right")
+    following = np.append(events, len(pose))[at]
+    play = data.extra.get("play", np.zeros(len(data.tasks), int)).astype(bool)[data.episode]
+    return Demonstrations(
+        data.images["front"], data.images["wrist"], pose, target, np.minimum(following, data.last).astype(np.int32), events,
+        data.episode, data.last, data.tasks, play, data.cameras, data.fps,
+    )  # fmt: skip

@@ -26,10 +26,11 @@ from tqdm import tqdm
 
 from calibration.camera import Camera
 from export.config import Config
-from export.data import Demonstrations, load
+from export.data import Demonstrations, load_demonstrations
 from export.models import HarmoWam
 from export.text import ngrams
 from runtime.decode import heatmap_cell, proprio, relative_chunk
+from sim.tasks import CLOSED, OPEN
 
 STAGES = ("tokeniser", "world", "experts")
 SAVE_EVERY_S = 60.0
@@ -125,7 +126,7 @@ class Labels:
             near[max(e - window, 0) : min(e + window + 1, int(data.last[e]) + 1)] = True
         same = data.episode[np.maximum(rows - window, 0)]  # a window never reaches back into the episode before
         self.gate = ((near & (same <= data.episode)) | (data.pose[:, 2] < cfg.gate_height_m)).astype(np.float32)
-        self.jaw_open = (data.target[:, 5] > 0.5).astype(np.float32)
+        self.jaw_open = (data.target[:, 5] > 0.5 * (OPEN + CLOSED)).astype(np.float32)
         self.text = np.stack([ngrams(s, cfg.text_ngrams) for s in data.instructions])[data.episode]
 
 
@@ -149,7 +150,8 @@ class Trainer:
     def _normalise(self) -> None:
         for m in (self.model, self.average):
             chunk, pro, reach = (
-                torch.from_numpy(a) for a in (self.labels.chunk, self.labels.proprio, self.labels.reach)
+                torch.from_numpy(a)
+                for a in (self.labels.chunk[~self.data.play], self.labels.proprio, self.labels.reach)
             )
             m.action_mean.copy_(chunk.mean(0))
             m.action_std.copy_(chunk.std(0).clamp_min(torch.tensor([2e-3, 2e-3, 2e-3, 2e-2, 2e-2, 5e-2])))
@@ -340,12 +342,12 @@ class Trainer:
             mids.append(mid.half())
             generated.append(x.half())
         self.mids, self.generated = torch.cat(mids), torch.cat(generated)
-        weight = np.where(self.labels.gate > 0.5, 3.0, 1.0)
+        # The predictive expert learns from demonstrations of tasks alone, and three times as often where they touch things.
+        weight = np.where(self.labels.gate > 0.5, 3.0, 1.0) * ~self.data.play
         self.sampling = np.cumsum(weight / weight.sum())
 
     def _experts_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
         m, lab = self.model, self.labels
-        # Predictive expert: interaction rows three times as often as transit.
         rows = np.minimum(np.searchsorted(self.sampling, rng.random(batch)), len(lab.gate) - 1)
         chunk = (self._row(lab.chunk, rows) - m.action_mean) / m.action_std
         t = torch.from_numpy((1 - rng.beta(1.5, 1.0, len(rows))).astype(np.float32)).to(self.device)
@@ -353,17 +355,22 @@ class Trainer:
         x = (1 - t)[:, None, None] * noise + t[:, None, None] * chunk
         wrist = augment(images(self.data.wrist[rows]).to(self.device), rng)
         state = self._state(rows)
-        now = self.latents[rows].float()
+        now, mids = displace(self.latents[rows].float(), self.mids[rows].float(), lab.gate[rows] > 0.5, rng)
         state = state + 0.03 * torch.randn_like(state)
         with self._cast():
-            memory = m.predictive.context(wrist, now, m.world.tokens(self.mids[rows].float()), state)
+            memory = m.predictive.context(wrist, now, m.world.tokens(mids), state)
             velocity = m.predictive.velocity(x, t, memory)
         predictive = ((velocity.float() - (chunk - noise)) ** 2).mean()
-        # Gate, on the same rows.
+        # The gate learns from play too; what the jaw should do, only a task says.
+        rows = rng.integers(len(lab.gate), size=batch // 2)
+        wrist = augment(images(self.data.wrist[rows]).to(self.device), rng)
+        state = self._state(rows)
         with self._cast():
-            logits = m.gate(wrist, now, state)
+            logits = m.gate(wrist, self.latents[rows].float(), state + 0.03 * torch.randn_like(state))
         target = torch.stack([self._row(lab.gate, rows), self._row(lab.jaw_open, rows)], 1)
-        gate = F.binary_cross_entropy_with_logits(logits.float(), target)
+        told = torch.ones_like(target)
+        told[:, 1] = self._row(~self.data.play, rows).float()
+        gate = (F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none") * told).mean()
         # Reactive expert: half true, half generated futures; the newest frame may be up to 0.4 s younger than the Prior's.
         rows = rng.integers(len(lab.gate), size=batch // 2)
         newest = np.minimum(rows + rng.integers(0, 9, len(rows)), self.data.next_event[rows])
@@ -388,6 +395,28 @@ class Trainer:
         return {"predictive": predictive, "reactive": 0.1 * (heat_loss + reach_loss), "gate": 0.05 * gate}
 
 
+def displace(now: Tensor, mids: Tensor, near: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Move what the front camera shows by whole token cells, for the rows that are `near` a contact: what a grasp looks like
+    from close by does not depend on where on the table it happens, and the targets are the tool's own.
+
+    `now` [B,C,12,12], `mids` [B,36,D] on a 6x6 grid; a quarter of the near rows lose the tokens altogether.
+    """
+    side = math.isqrt(mids.shape[1])
+    ratio = now.shape[-1] // side
+    here = torch.from_numpy(near).to(now.device)
+    dx, dy = (int(v) for v in rng.integers(-2, 3, 2))
+    grid = mids.transpose(1, 2).reshape(len(mids), -1, side, side)
+
+    def moved(x: Tensor, by: int) -> Tensor:
+        pad = 2 * by
+        padded = F.pad(x, (pad, pad, pad, pad), mode="replicate")
+        return torch.roll(padded, (dy * by, dx * by), (2, 3))[:, :, pad:-pad, pad:-pad]
+
+    lost = here & torch.from_numpy(rng.random(len(near)) < 0.25).to(now.device)
+    shifted = torch.where(here[:, None, None, None], moved(grid, 1), grid).flatten(2).transpose(1, 2)
+    return torch.where(here[:, None, None, None], moved(now, ratio), now), shifted * ~lost[:, None, None]
+
+
 def augment(x: Tensor, rng: np.random.Generator) -> Tensor:
     """Small shifts (up to 3 pixels) and changes of light for the wrist view: the camera will never sit exactly so again."""
     dx, dy = (int(v) for v in rng.integers(-3, 4, 2))
@@ -396,9 +425,10 @@ def augment(x: Tensor, rng: np.random.Generator) -> Tensor:
     return (x + 1) * gain - 1
 
 
-def train(dataset: Path, run: Path, out: Path, plan: Plan = Plan(), cfg: Config = Config()) -> dict[str, object]:
+def train(
+    data: Demonstrations, run: Path, out: Path, plan: Plan = Plan(), cfg: Config = Config()
+) -> dict[str, object]:
     """Train (or go on training) in folder `run` and write the checkpoint to `out`; returns its note."""
-    data = load(dataset)
     trainer = Trainer(data, run, plan, cfg)
     model = trainer.train()
     note: dict[str, object] = {
@@ -406,5 +436,5 @@ def train(dataset: Path, run: Path, out: Path, plan: Plan = Plan(), cfg: Config 
         "train_minutes": round(trainer.seconds / 60, 1), "torch": torch.__version__,
     }  # fmt: skip
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(Path(out), model, data.cameras, sorted(set(data.instructions)), note)
+    save_checkpoint(Path(out), model, data.cameras, data.task_instructions, note)
     return note

@@ -123,22 +123,25 @@ def say(line: str) -> None:
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("data/pick_place"), show_default=True)
-@click.option("--episodes", type=click.IntRange(min=1), default=400, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("data/table_top"), show_default=True)
+@click.option("--episodes", type=click.IntRange(min=0), default=100, show_default=True, help="Demonstrations of each task.")
+@click.option("--play", type=click.IntRange(min=0), default=600, show_default=True, help="Task-agnostic episodes.")
 @click.option("--seed", default=0, show_default=True)
 @json_option
 @errors
-def collect(out: Path, episodes: int, seed: int, json_path: Path | None) -> None:
-    """Record demonstrations of the scripted expert in simulation."""
+def collect(out: Path, episodes: int, play: int, seed: int, json_path: Path | None) -> None:
+    """Record the scripted expert in simulation as a LeRobotDataset: demonstrations of the six tasks, and play."""
     from export.data import collect
 
-    result = collect(out, episodes, seed)
-    click.echo(f"kept {result['kept']} of {result['tried']} demonstrations in {out}")
+    result = collect(out, episodes, play, seed)
+    click.echo(f"kept {result['kept']} of {result['tried']} episodes in {out}")
     write_json(json_path, result)
 
 
 @main.command()
-@click.option("--dataset", type=click.Path(path_type=Path), default=Path("data/pick_place"), show_default=True)
+@click.option("--dataset", type=click.Path(path_type=Path), default=Path("data/table_top"), show_default=True)
+@click.option("--units", type=click.Choice(["degrees", "rad"]), help="Of a dataset that lerobot recorded.")
+@click.option("--cameras", type=click.Path(path_type=Path), help="Calibrations of such a dataset's cameras: front.json, wrist.json.")
 @click.option(
     "--run",
     "run_folder",
@@ -154,12 +157,15 @@ def collect(out: Path, episodes: int, seed: int, json_path: Path | None) -> None
 @click.option("--seed", default=0, show_default=True)
 @json_option
 @errors
-def train(dataset: Path, run_folder: Path, out: Path, steps: str, seed: int, json_path: Path | None) -> None:
+def train(
+    dataset: Path, units: str | None, cameras: Path | None, run_folder: Path, out: Path, steps: str, seed: int, json_path: Path | None
+) -> None:  # fmt: skip
     """Train tokeniser, world model, experts and gate; a killed run is resumed by the same command."""
     import dataclasses
 
     from export.bundle import pick_samples, samples_path
-    from export.data import load
+    from export.data import load_demonstrations
+    from export.lerobot import read_cameras
     from export.train import STAGES, Plan, train
 
     plan = Plan(seed=seed)
@@ -172,8 +178,10 @@ def train(dataset: Path, run_folder: Path, out: Path, steps: str, seed: int, jso
         except ValueError as e:
             raise UserError(f"--steps {steps} is not three numbers: write for example --steps 1500,3500,3000.") from e
         plan = dataclasses.replace(plan, **changed)
-    note = train(dataset, run_folder, out, plan)
-    pick_samples(load(dataset), samples_path(out))
+    calibration = read_cameras(cameras) if cameras else None
+    data = load_demonstrations(dataset, run_folder / "pictures", units=units, calibration=calibration)
+    note = train(data, run_folder, out, plan)
+    pick_samples(data, samples_path(out))
     click.echo(f"{out}: {note['train_minutes']} min of training on {note['episodes']} demonstrations")
     write_json(json_path, note)
 

@@ -123,7 +123,7 @@ class FastSettings:
     chunk_age_s: float = 0.55  # a Prior older than this gives no more predictive targets
     prior_age_s: float = 1.5  # a Prior older than this gives no targets at all: hold
     stale_s: float = 0.075  # lifetime of a Command beyond the tick it applies to
-    jaw_open: float = 1.0
+    jaw_open: float = 0.6
     jaw_closed: float = 0.05
 
 

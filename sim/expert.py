@@ -63,17 +63,27 @@ def _beside(x: float, y: float, roll: float, offset: float) -> tuple[float, floa
 def pick(world: World, rng: np.random.Generator, item: str, z: float, offset: float, start: np.ndarray) -> list[Segment]:
     """Hover, descend, close, lift. The entry to the descent is left a little to the side: the transit expert will not be exact either."""
     x, y, _ = world.position(item)
-    symmetry = math.pi if item == "bar" else math.pi / 4 if item == "ring" else math.pi / 2
+    round_ring = item == "ring" and world.layout.environment != "object"
+    symmetry = math.pi if item == "bar" else math.pi / 4 if round_ring else math.pi / 2
     # A bar is taken across: its length runs along the tool's forward axis.
     roll = jaw_roll(world.yaw(item), x, y, symmetry)
     x, y = _beside(x, y, roll, offset)
     hx, hy = np.array([x, y]) + rng.normal(0, 0.008, 2)
     hover = _pose(hx, hy, HOVER, roll, OPEN)
+    first: list[Segment] = []
+    if start[5] < 0.5 * (OPEN + CLOSED):  # after a miss: open before anything else
+        up = start.copy()
+        up[2] = max(up[2], z + 0.035)
+        opened = up.copy()
+        opened[5] = OPEN
+        first = [Segment(up, 0.25, 0.2), Segment(opened, 0.25, 0.2, event=True)]
+        start = opened
     return [
+        *first,
         Segment(hover, _travel(start, hover), 1.0),
         Segment(_pose(x, y, z, roll, OPEN), 0.75, 0.5, precise=True),
         Segment(_pose(x, y, z, roll, CLOSED), 0.45, 0.0, event=True),
-        Segment(_pose(x, y, RISE if z < 0.012 or z > 0.03 else HOVER, roll, CLOSED), 0.5, 0.2),
+        Segment(_pose(x, y, HOVER, roll, CLOSED), 0.5, 0.2),
     ]
 
 
@@ -145,7 +155,7 @@ def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], st
     for _ in range(int(rng.integers(0, 2))):
         out.append(Segment(somewhere((0.05, 0.11)), 0.0, 1.0))
     free = world._free(target) is not None
-    if free and jaw == OPEN:
+    if free:
         task = TASKS[world.layout.task]
         start = out[-1].goal if out else at
         out += pick(world, rng, target, task.grasp_z, task.grasp_offset, start)

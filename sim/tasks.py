@@ -65,7 +65,7 @@ TASKS = {
         ),
         Task("peg", (Prop("peg", 0.030), Prop("block", 0.042)), {"put the peg into the hole": ("peg", "block")}, 0.028, 0.034, 0.003, 0.010),
         Task("slot", (Prop("bar", 0.038), Prop("tray", 0.045)), {"lay the bar into the tray": ("bar", "tray")}, 0.013, 0.021, 0.003, 0.010),
-        Task("ring", (Prop("ring", 0.036), Prop("post", 0.036)), {"hang the ring on the post": ("ring", "post")}, 0.010, 0.016, 0.0315, 0.0345),
+        Task("ring", (Prop("ring", 0.036), Prop("post", 0.036)), {"hang the ring on the post": ("ring", "post")}, 0.0135, 0.018, 0.0315, 0.0345),
         Task(
             "press", tuple(Prop(f"{c}_button", 0.022, 0.0) for c in ("red", "green", "blue")),
             {
@@ -89,6 +89,7 @@ class Look:
     ambient: float = 0.35
     light: tuple[float, float, float] = (-0.1, -0.4, -1.0)
     clutter: tuple[tuple[int, float, float, float], ...] = ()
+    tint: int = 0  # of the things, drawn from this seed; 0 leaves them as they are
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def sample_look(rng: np.random.Generator, environment: str, places: dict[str, tu
     light = (float(rng.uniform(-0.6, 0.4)), float(rng.uniform(-0.6, 0.6)), -1.0)
     return Look(
         table, (float(base[0]), float(base[1]), float(base[2])), float(rng.uniform(0.30, 0.60)), float(rng.uniform(0.25, 0.45)),
-        light, tuple(clutter),
+        light, tuple(clutter), int(rng.integers(1, 2**31)) if environment == "play" else 0,
     )  # fmt: skip
 
 

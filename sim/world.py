@@ -44,12 +44,15 @@ class Scene:
         self.renderer: mujoco.Renderer | None = None
         m = self.model
         names = [m.geom(i).name for i in range(m.ngeom)]
-        swapped = {n.split("@")[0] for n in names if n.endswith("@unseen")}
-        self.seen = [i for i, n in enumerate(names) if n in swapped]
+        swapped = {n.split("@")[0].rstrip("0123456789") for n in names if n.endswith("@unseen")}
+        self.seen = [i for i, n in enumerate(names) if n.rstrip("0123456789") in swapped]
         self.unseen = [i for i, n in enumerate(names) if n.endswith("@unseen")]
         self.contype, self.conaffinity = m.geom_contype.copy(), m.geom_conaffinity.copy()
         self.rgba, self.force = m.geom_rgba.copy(), m.actuator_forcerange.copy()
         self.jaws = {m.geom(g).id for g in ("fixed_jaw", "moving_jaw")}
+        arm = {"world", "base", "shoulder", "upper_arm", "lower_arm", "wrist", "gripper", "jaw"}
+        bodies = [m.body(int(b)).name for b in m.geom_bodyid]
+        self.things = [i for i, b in enumerate(bodies) if b not in arm and not b.startswith("distractor")]
         self.buttons = [m.joint(i).name for i in range(m.njnt) if m.joint(i).name.endswith("_button")]
 
     def dress(self, unseen: bool) -> None:
@@ -62,6 +65,9 @@ class Scene:
 
     def look(self, look: Look) -> None:
         m = self.model
+        if look.tint:
+            change = np.random.default_rng(look.tint).uniform(-0.10, 0.10, (m.nbody, 3))
+            m.geom_rgba[self.things, :3] = np.clip(m.geom_rgba[self.things, :3] + change[m.geom_bodyid[self.things]], 0, 1)
         table = m.geom("table").id
         m.geom_matid[table] = m.material(look.table).id if look.table else -1
         m.geom_rgba[table, :3] = (1, 1, 1) if look.table else look.colour
