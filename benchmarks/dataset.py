@@ -15,7 +15,8 @@ import numpy as np
 from export.data import policy_camera
 from export.lerobot import JOINTS, Episode, finish, load, video, write_part
 from runtime.preprocess import Warp
-from sim.world import World, sample_layout
+from sim.tasks import sample_layout
+from sim.world import World
 
 ROWS, EPISODES, FPS = 120, 6, 20.0
 CAMERAS = ("front", "wrist")

@@ -24,7 +24,8 @@ from sim.boards import look_at_board, render
 from sim.calibration_rig import ArmBench, ServoRig
 from sim.evaluate import wilson
 from sim.virtual_time import Schedule, run_episode
-from sim.world import CAMERA_SIZE, World, sample_layout
+from sim.tasks import Layout, sample_layout
+from sim.world import CAMERA_SIZE, World
 
 BUMP = transform(np.radians(5.0) * np.array([0.6, 0.64, 0.48]), 0.03 * np.array([0.6, -0.48, 0.64]))  # 5 degrees, 3 cm
 K = np.array([[290.0, 0, 162.5], [0, 288.5, 117.5], [0, 0, 1]])
@@ -38,26 +39,33 @@ WIDE = (520, 390)  # the pinhole picture that the lens is applied to
 class BumpedWorld(World):
     """The same world, seen by a front camera that was moved by BUMP and has another lens."""
 
-    def __init__(self, seed: int = 0):
+    def reset(self, layout: Layout) -> None:
+        """Start an episode; the scene's front camera is moved the first time."""
+        super().reset(layout)
+        self._true = bumped(super().camera("front")) if not hasattr(self, "_true") else self._true
+        if layout.task in self._wide:
+            return
         import mujoco  # not before sim.world has chosen the renderer
 
-        super().__init__(seed)
-        true = bumped(super().camera("front"))
-        rotation = true.T_base_from_cam[:3, :3] @ np.diag([1, -1, -1.0])  # type: ignore[index]
-        self._true = true
+        assert self._true.T_base_from_cam is not None
+        rotation = self._true.T_base_from_cam[:3, :3] @ np.diag([1, -1, -1.0])
         mujoco.mju_mat2Quat(self.model.camera("front").quat, rotation.ravel())
-        self.model.camera("front").pos[:] = true.T_base_from_cam[:3, 3]  # type: ignore[index]
+        self.model.camera("front").pos[:] = self._true.T_base_from_cam[:3, 3]
         f = float(K[1, 1])
         self.model.camera("front").fovy[:] = math.degrees(2 * math.atan(WIDE[1] / 2 / f))
-        pixels = np.stack(np.meshgrid(np.arange(CAMERA_SIZE[0]), np.arange(CAMERA_SIZE[1])), -1).reshape(-1, 2)
-        rays, _ = lens.unproject(pixels, lens.parameters(K, D, "pinhole"), "pinhole")
-        xy = rays[:, :2] / rays[:, 2:] * f + (np.array(WIDE) - 1) / 2
         mujoco.mj_forward(self.model, self.data)
         self.model.vis.global_.offwidth, self.model.vis.global_.offheight = WIDE
-        self._wide = mujoco.Renderer(self.model, WIDE[1], WIDE[0])
-        self._wide.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
-        self._wide.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        wide = self._wide[layout.task] = mujoco.Renderer(self.model, WIDE[1], WIDE[0])
+        wide.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+        wide.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+
+    def __init__(self, seed: int = 0):
+        self._wide: dict[str, Any] = {}
+        pixels = np.stack(np.meshgrid(np.arange(CAMERA_SIZE[0]), np.arange(CAMERA_SIZE[1])), -1).reshape(-1, 2)
+        rays, _ = lens.unproject(pixels, lens.parameters(K, D, "pinhole"), "pinhole")
+        xy = rays[:, :2] / rays[:, 2:] * float(K[1, 1]) + (np.array(WIDE) - 1) / 2
         self._map = xy.reshape(CAMERA_SIZE[1], CAMERA_SIZE[0], 2).astype(np.float32)
+        super().__init__(seed)
 
     def camera(self, name: str) -> Camera:
         """The true calibration; for the front camera the bumped one's."""
@@ -67,11 +75,13 @@ class BumpedWorld(World):
         """uint8[240,320,3] RGB through the other lens."""
         if camera != "front":
             return super().render(camera)
-        self._wide.update_scene(self.data, camera)
-        return cv2.remap(self._wide.render(), self._map[..., 0], self._map[..., 1], cv2.INTER_LINEAR)
+        wide = self._wide[self.layout.task]
+        wide.update_scene(self.data, camera)
+        return cv2.remap(wide.render(), self._map[..., 0], self._map[..., 1], cv2.INTER_LINEAR)
 
     def close(self) -> None:
-        self._wide.close()
+        for wide in self._wide.values():
+            wide.close()
         super().close()
 
 

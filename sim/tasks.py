@@ -229,4 +229,4 @@ def success(world: World) -> bool:
         "slot": lambda: off < 0.014 and p[2] < 0.013 and up > 0.9,
         "ring": lambda: off < 0.012 and p[2] < 0.011,
     }[layout.task]
-    return placed() and world.at_rest(roles[0]) and not world.touched(roles[0])
+    return bool(placed() and world.at_rest(roles[0]) and not world.touched(roles[0]))

@@ -11,7 +11,8 @@ from runtime.contracts import Observation
 from runtime.steps import FastStep, SlowStep, pose_of
 from sim.plant import virtual_motor
 from sim.virtual_time import Schedule, run_episode
-from sim.world import World, sample_layout
+from sim.tasks import sample_layout
+from sim.world import World
 
 S = 1_000_000_000
 

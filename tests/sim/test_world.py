@@ -1,10 +1,11 @@
-"""The simulated robot behaves like the one it stands for, and the task is solved by physics, not by script."""
+"""The simulated robot behaves like the one it stands for."""
 
 import numpy as np
 import pytest
 
-from sim.expert import Follower, joints_for, plan_pick_place
-from sim.world import INSTRUCTIONS, LATENCY_TICKS, SERVO_DT, SERVO_SPEED, STEP_RAD, Layout, World, sample_layout
+from sim.expert import Follower, joints_for, plan
+from sim.tasks import sample_layout
+from sim.world import LATENCY_TICKS, SERVO_DT, SERVO_SPEED, STEP_RAD, World
 
 
 @pytest.fixture(scope="module")
@@ -12,37 +13,6 @@ def world():
     w = World(0)
     yield w
     w.close()
-
-
-def solve(world, seed, noise):
-    rng = np.random.default_rng(seed)
-    world.reset(sample_layout(rng))
-    follower = Follower(world, plan_pick_place(world, rng), rng, noise)
-    done = success = False
-    while not done:
-        target, _, done = follower.step(0.02)
-        world.set_goals(joints_for(target))
-        world.advance(0.02)
-        success |= world.success()
-    return success
-
-
-def test_scripted_expert_solves_at_least_95_percent(world):
-    assert sum(solve(world, s, 0.0) for s in range(1000, 1060)) >= 57
-
-
-def test_success_needs_the_named_cube_released_on_the_plate(world):
-    layout = Layout(
-        ((0.20, 0.05, 0.0), (0.20, -0.05, 0.0)),
-        (0.20, 0.05),
-        "put the blue cube on the plate",
-        np.array([0.17, 0, 0.09, 1.4, 0]),
-    )
-    world.reset(layout)
-    assert not world.success()  # the red cube stands where the plate is; blue was asked for
-    world.reset(Layout(layout.cubes, (0.20, -0.05), layout.instruction, layout.start))
-    world.advance(0.3)
-    assert world.success()
 
 
 def test_servos_have_latency_speed_and_resolution(world):
@@ -61,25 +31,45 @@ def test_servos_have_latency_speed_and_resolution(world):
     assert np.allclose(steps, np.round(steps), atol=1e-9)
 
 
-def test_an_episode_is_a_function_of_its_seed():
+def test_an_episode_is_a_function_of_its_seed_whatever_was_played_before():
     ends = []
-    for _ in range(2):
+    for before in ((), ("press", "ring")):
         w = World(5)
-        solve(w, 5, 0.008)
-        ends.append(np.concatenate([w.q, w.cube("red_cube"), w.render("front").ravel()[::97]]))
+        for task in before:
+            w.reset(sample_layout(np.random.default_rng(0), task=task, environment="background"))
+            w.advance(0.1)
+        rng = np.random.default_rng(5)
+        w.reset(sample_layout(rng, task="plate"))
+        follower = Follower(w, plan(w, rng), rng, 0.008)
+        for _ in range(150):
+            w.set_goals(joints_for(follower.step(0.02)[0]))
+            w.advance(0.02)
+        ends.append(np.concatenate([w.q, w.position("red_cube"), w.render("front").ravel()[::97]]))
         w.close()
     assert np.array_equal(*ends)
 
 
 def test_cameras_see_where_they_say_they_look(world):
     """The named cube's colour stands at the pixel that the calibration projects it to."""
-    world.reset(sample_layout(np.random.default_rng(11)))
+    world.reset(sample_layout(np.random.default_rng(11), task="stack"))
     picture = world.render("front").astype(int)
     for name, channel in (("red_cube", 0), ("blue_cube", 2)):
-        u, v = np.round(world.camera("front").project(world.cube(name))).astype(int)
+        u, v = np.round(world.camera("front").project(world.position(name))).astype(int)
         pixel = picture[v, u]
         assert pixel[channel] == pixel.max() and pixel[channel] > 2 * np.sort(pixel)[1]
 
 
-def test_instructions_are_distinct_and_name_a_cube():
-    assert set(INSTRUCTIONS.values()) == {"red_cube", "blue_cube"}
+def test_pictures_can_be_made_elsewhere_from_what_is_visible(world):
+    """The camera process has its own copy of the scene and gets only `visible`: it must show the same, lit buttons included."""
+    rng = np.random.default_rng(1)
+    layout = sample_layout(rng, task="press")
+    world.reset(layout)
+    follower = Follower(world, plan(world, rng), rng, 0.0)
+    while not world.pressed:
+        world.set_goals(joints_for(follower.step(0.02)[0]))
+        world.advance(0.02)
+    other = World(layout=layout)
+    there, here = other.render_visible(world.visible)["front"].astype(int), world.render("front").astype(int)
+    # Physics renders the kinematics of its last sub-step's beginning: edges of what moves may differ, a lamp would not.
+    assert (np.abs(there - here).max(-1) > 30).mean() < 0.001
+    other.close()
