@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import shutil
 import tempfile
@@ -13,12 +15,12 @@ import numpy as np
 import torch
 
 from calibration.camera import Camera
+from export.checkpoint import load_checkpoint, write_whole
 from export.data import Demonstrations
 from export.models import HarmoWam
 from export.onnx import engines, export_engine
 from export.quantise import Feeds, load_recipe, quantise
-from export.text import ngrams
-from export.train import load_checkpoint
+from export.text import Encoder, encoder_of
 from runtime.bundle import EngineFiles, Manifest, save_bundle
 from runtime.decode import proprio
 from runtime.engine import Engine, OrtEngine
@@ -42,13 +44,15 @@ def pick_samples(data: Demonstrations, path: Path, count: int = OBSERVATIONS, se
     """Store `count` real observations, spread over all episodes, as the calibration set (<= 5 MB)."""
     candidates = np.flatnonzero(~data.play)
     rows = np.sort(np.random.default_rng(seed).choice(candidates, min(count, len(candidates)), replace=False))
+    stored = io.BytesIO()
     np.savez_compressed(
-        path,
+        stored,
         front=data.front[rows],
         wrist=data.wrist[rows],
         pose=data.pose[rows],
         instruction=np.array([data.instructions[e] for e in data.episode[rows]]),
     )
+    write_whole(path, stored.getvalue())
 
 
 def observation_feeds(samples: Path, tasks: dict[str, np.ndarray]) -> list[Feeds]:
@@ -129,12 +133,9 @@ def fixed_noise(world_shape: tuple[int, ...], action_shape: tuple[int, ...]) -> 
     }
 
 
-def task_embeddings(model: HarmoWam, instructions: list[str]) -> dict[str, np.ndarray]:
+def task_embeddings(model: HarmoWam, instructions: list[str], encode: Encoder) -> dict[str, np.ndarray]:
     with torch.no_grad():
-        return {
-            s: model.world.embed(torch.from_numpy(ngrams(s, model.cfg.text_ngrams))[None])[0].numpy()
-            for s in instructions
-        }
+        return {s: model.world.embed(torch.from_numpy(encode(s))[None])[0].numpy() for s in instructions}
 
 
 def manifest_for(
@@ -173,13 +174,26 @@ def export_bundle(
     samples: Path | None = None,
     int8: bool = True,
     say: Callable[[str], None] = lambda line: None,
+    world_steps: int | None = None,
+    action_steps: int | None = None,
+    text_encoder: Path | None = None,
 ) -> dict[str, Any]:
-    """Write the bundle `out`; returns the parity report. With `int8` False the engines stay FP32 (the reference)."""
+    """Write the bundle `out`; returns the parity report. With `int8` False the engines stay FP32 (the reference).
+
+    `world_steps`, `action_steps`: other numbers of Euler steps than the checkpoint's own (the undistilled control of a student, say).
+    `text_encoder`: folder of the sentence encoder, where the checkpoint was trained with another than the default.
+    """
     model, cameras, instructions, note = load_checkpoint(checkpoint)
-    tasks = task_embeddings(model, instructions)
+    model.cfg = dataclasses.replace(
+        model.cfg, world_steps=world_steps or model.cfg.world_steps, action_steps=action_steps or model.cfg.action_steps
+    )
+    tasks = task_embeddings(model, instructions, encoder_of(model.cfg, text_encoder))
     observations = observation_feeds(samples or samples_path(checkpoint), tasks)
     recipe = load_recipe()
-    report: dict[str, Any] = {"checkpoint": note, "observations": len(observations), "engines": {}}
+    report: dict[str, Any] = {
+        "checkpoint": note, "observations": len(observations), "engines": {},
+        "steps": {"world": model.cfg.world_steps, "action": model.cfg.action_steps},
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         specs = engines(model)

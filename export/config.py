@@ -20,7 +20,8 @@ class Config:
     token_channels: int = 96
     token_size: int = 6
     condition: int = 192
-    text_ngrams: int = 512
+    text_encoder: str = "ngrams"  # export/text.py
+    text_ngrams: int = 512  # width of a sentence's vector
     text_dim: int = 32
     world_steps: int = 2
     # proprioception given to the models: no absolute position

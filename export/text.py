@@ -1,10 +1,36 @@
-"""Instruction embedding without a model hub: hashed character n-grams, projected by the world model's learnt layer."""
+"""Instruction embedding: a sentence encoder makes a vector of the text, the world model's learnt layer projects it.
+
+The default needs no model hub: hashed character n-grams. Any sentence encoder of Hugging Face can stand in, as a folder on the disk.
+Encoders work in training and export only; the robot looks projected vectors up.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+
+from export.config import Config
+
+
+class EncoderError(Exception):
+    """A sentence encoder that cannot be used; the text says why and what to do next."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """`encoder(text)` is a unit-length float32[size]; `name` goes into the checkpoint and tells whether the right one is at hand."""
+
+    name: str
+    size: int
+    embed: Callable[[str], np.ndarray]
+
+    def __call__(self, text: str) -> np.ndarray:
+        return self.embed(text)
 
 
 def ngrams(text: str, size: int) -> np.ndarray:
@@ -16,3 +42,56 @@ def ngrams(text: str, size: int) -> np.ndarray:
         h = zlib.crc32(piece.encode())
         out[h % size] += 1.0 if h & 0x80000000 else -1.0
     return out / max(float(np.linalg.norm(out)), 1e-6)
+
+
+def encoder_of(cfg: Config, folder: Path | None = None) -> Encoder:
+    """The encoder that a model with this configuration was trained with; `folder` where that is a Hugging Face one.
+
+    Raises EncoderError when it is another, or not given.
+    """
+    if folder is not None:
+        encoder = hugging_face(folder)
+        if encoder.name != cfg.text_encoder:
+            raise EncoderError(
+                f"{folder} is sentence encoder {encoder.name} and the model was trained with {cfg.text_encoder}: "
+                + ("leave --text-encoder away." if cfg.text_encoder == Config.text_encoder else "give that one.")
+            )
+        return encoder
+    if cfg.text_encoder != Config.text_encoder:
+        raise EncoderError(
+            f"the model was trained with sentence encoder {cfg.text_encoder}: add --text-encoder FOLDER with its files."
+        )
+    return Encoder(cfg.text_encoder, cfg.text_ngrams, lambda text: ngrams(text, cfg.text_ngrams))
+
+
+def hugging_face(folder: Path) -> Encoder:
+    """The encoder in a folder as `save_pretrained` writes it (config.json, model.safetensors, tokenizer.json): mean over tokens.
+
+    Nothing is downloaded and no code of the folder is run. Raises EncoderError, and ModuleNotFoundError without `transformers`.
+    """
+    folder = Path(folder)
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise EncoderError(
+                f"{folder} has no {name}: give the folder of a Hugging Face sentence encoder, as save_pretrained() writes it."
+            )
+    import torch
+    from transformers import AutoModel, AutoTokenizer  # only for those who ask for it
+
+    try:
+        tokenise = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        model = AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True).eval()
+    except (OSError, ValueError, KeyError) as e:
+        raise EncoderError(f"{folder} cannot be read ({e}): copy it again.") from e
+    digest = hashlib.sha256()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt"):
+        if (folder / name).is_file():
+            digest.update((folder / name).read_bytes())
+
+    def embed(text: str) -> np.ndarray:
+        with torch.no_grad():
+            tokens = tokenise(" ".join(text.lower().split()), return_tensors="pt", truncation=True)
+            mean = model(**tokens).last_hidden_state[0].mean(0).float().numpy()
+        return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-6), np.float32)
+
+    return Encoder(f"{folder.resolve().name}-{digest.hexdigest()[:12]}", int(model.config.hidden_size), embed)

@@ -1,112 +1,55 @@
 """Training: tokeniser, then world model, then experts and gate. Resumable, deterministic given a seed.
 
-Every step draws its batch from a generator keyed by (seed, stage, step), so a run that was killed goes on exactly where its
-last saved state stood. The loss of the last stage is the paper's: L_predictive + 0.1 L_reactive + 0.05 L_gate.
+How steps are taken, saved and resumed: `export/loop.py`. The loss of the last stage is the paper's: L_predictive + 0.1 L_reactive +
+0.05 L_gate.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
-import os
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
 
 import numpy as np
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from calibration.camera import Camera
+from export.checkpoint import save_checkpoint
 from export.config import Config
-from export.data import Demonstrations, load_demonstrations
+from export.data import Demonstrations
+from export.lerobot import DataError
+from export.loop import Loop, Stage, images
 from export.models import HarmoWam
-from export.text import ngrams
+from export.text import Encoder, encoder_of
 from runtime.decode import heatmap_cell, proprio, relative_chunk
 from sim.tasks import CLOSED, OPEN
 
 STAGES = ("tokeniser", "world", "experts")
-SAVE_EVERY_S = 60.0
-
-
-class CheckpointError(Exception):
-    """A checkpoint that cannot be used; the text says why and what to do next."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps, batch and peak learning rate of each stage."""
+    """Steps, batch and peak learning rate of each stage; in how many shards a batch is drawn (`export/loop.py`).
 
-    tokeniser: tuple[int, int, float] = (1500, 48, 8e-4)
-    world: tuple[int, int, float] = (3500, 64, 6e-4)
-    experts: tuple[int, int, float] = (3000, 96, 7e-4)
+    `bf16`: None is what the device does best.
+    """
+
+    tokeniser: Stage = (1500, 48, 8e-4)
+    world: Stage = (3500, 64, 6e-4)
+    experts: Stage = (3000, 96, 7e-4)
     seed: int = 0
-
-
-def save_checkpoint(
-    path: Path, model: HarmoWam, cameras: dict[str, Camera], instructions: list[str], note: dict[str, object]
-) -> None:
-    """One safetensors file with everything an export needs: weights, configuration, training cameras, instructions."""
-    # Half precision halves the file; the export reads these very numbers, so nothing is lost after this point.
-    tensors = {k: v.detach().to(torch.float16).contiguous().cpu() for k, v in model.state_dict().items()}
-    metadata = {
-        "config": json.dumps(dataclasses.asdict(model.cfg), sort_keys=True),
-        "cameras": json.dumps({k: c.to_json() for k, c in cameras.items()}, sort_keys=True),
-        "instructions": json.dumps(sorted(instructions)),
-        "note": json.dumps(note, sort_keys=True),
-    }
-    partial = path.with_suffix(".partial")
-    safetensors.torch.save_file(tensors, str(partial), metadata)
-    with open(partial, "rb+") as f:
-        os.fsync(f.fileno())
-    os.replace(partial, path)
-
-
-def load_checkpoint(path: Path) -> tuple[HarmoWam, dict[str, Camera], list[str], dict[str, object]]:
-    """Model in evaluation mode, training cameras, instructions, note; raises CheckpointError."""
-    try:
-        with safetensors.safe_open(str(path), "pt") as f:
-            metadata = f.metadata() or {}
-            tensors = {k: f.get_tensor(k).float() for k in f.keys()}  # noqa: SIM118  (not a dict)
-        raw = json.loads(metadata["config"])
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-        cfg = Config(**settings)
-        cameras = {k: Camera.from_json(v, str(path)) for k, v in json.loads(metadata["cameras"]).items()}
-        instructions, note = json.loads(metadata["instructions"]), json.loads(metadata["note"])
-    except FileNotFoundError as e:
-        raise CheckpointError(
-            f"checkpoint {path} does not exist: train one with `harmowam train` or name another."
-        ) from e
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as e:
-        raise CheckpointError(
-            f"checkpoint {path} is damaged or from another version ({e}): restore it or train again."
-        ) from e
-    model = HarmoWam(cfg)
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as e:
-        raise CheckpointError(
-            f"checkpoint {path} does not fit its own configuration: restore it or train again."
-        ) from e
-    return model.eval(), cameras, instructions, note
-
-
-def images(raw: np.ndarray) -> Tensor:
-    """uint8[B,3,96,96] to float32 in [-1, 1], as the robot's pre-processing gives them."""
-    return torch.from_numpy(raw).float().div_(127.5).sub_(1.0)
+    shards: int = 2
+    bf16: bool | None = None
 
 
 class Labels:
     """Everything the losses need, derived once from the demonstrations."""
 
-    def __init__(self, data: Demonstrations, cfg: Config):
+    def __init__(self, data: Demonstrations, cfg: Config, encode: Encoder | None = None):
+        encode = encode or encoder_of(cfg)
         n = len(data.pose)
         rows = np.arange(n)
         ahead = [np.minimum(rows + round(h * data.rate_hz), data.last) for h in cfg.horizon_s]
@@ -127,171 +70,62 @@ class Labels:
         same = data.episode[np.maximum(rows - window, 0)]  # a window never reaches back into the episode before
         self.gate = ((near & (same <= data.episode)) | (data.pose[:, 2] < cfg.gate_height_m)).astype(np.float32)
         self.jaw_open = (data.target[:, 5] > 0.5 * (OPEN + CLOSED)).astype(np.float32)
-        self.text = np.stack([ngrams(s, cfg.text_ngrams) for s in data.instructions])[data.episode]
+        self.text = np.stack([encode(s) for s in data.instructions])[data.episode]
 
 
-class Trainer:
-    """Owns the model, its moving average, the optimiser of the stage at hand, and the state file of the run."""
+@torch.no_grad()
+def normalise(m: HarmoWam, data: Demonstrations, labels: Labels) -> None:
+    """Set the scale of what goes in and comes out: actions by the demonstrations, the rest by all rows."""
+    chunk, pro, reach = (torch.from_numpy(a) for a in (labels.chunk[~data.play], labels.proprio, labels.reach))
+    m.action_mean.copy_(chunk.mean(0))
+    m.action_std.copy_(chunk.std(0).clamp_min(torch.tensor([2e-3, 2e-3, 2e-3, 2e-2, 2e-2, 5e-2])))
+    m.proprio_mean.copy_(pro.mean(0))
+    m.proprio_std.copy_(pro.std(0).clamp_min(1e-2))
+    m.reach_mean.copy_(reach.mean(0))
+    m.reach_std.copy_(reach.std(0).clamp_min(5e-3))
 
-    def __init__(self, data: Demonstrations, run: Path, plan: Plan, cfg: Config):
-        self.data, self.run, self.plan, self.cfg = data, Path(run), plan, cfg
-        self.run.mkdir(parents=True, exist_ok=True)
-        self.labels = Labels(data, cfg)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+class Trainer(Loop):
+    """The three stages on one dataset: tokeniser, world model, experts and gate."""
+
+    stages = STAGES
+
+    def __init__(self, data: Demonstrations, run: Path, plan: Plan, cfg: Config, encode: Encoder | None = None):
+        labels = Labels(data, cfg, encode)
         torch.manual_seed(plan.seed)
-        self.model = HarmoWam(cfg).to(self.device)
-        self.average = HarmoWam(cfg).to(self.device).eval()
-        self.average.load_state_dict(self.model.state_dict())
-        self._normalise()
-        self.stage, self.step, self.seconds = 0, 0, 0.0
-        self.optimiser: torch.optim.Optimizer | None = None
-        self._load()
+        model = HarmoWam(cfg)
+        normalise(model, data, labels)
+        schedule = {s: getattr(plan, s) for s in STAGES}
+        super().__init__(run, model, data, labels, schedule, plan.seed, plan.shards, plan.bf16)
 
-    def _normalise(self) -> None:
-        for m in (self.model, self.average):
-            chunk, pro, reach = (
-                torch.from_numpy(a)
-                for a in (self.labels.chunk[~self.data.play], self.labels.proprio, self.labels.reach)
-            )
-            m.action_mean.copy_(chunk.mean(0))
-            m.action_std.copy_(chunk.std(0).clamp_min(torch.tensor([2e-3, 2e-3, 2e-3, 2e-2, 2e-2, 5e-2])))
-            m.proprio_mean.copy_(pro.mean(0))
-            m.proprio_std.copy_(pro.std(0).clamp_min(1e-2))
-            m.reach_mean.copy_(reach.mean(0))
-            m.reach_std.copy_(reach.std(0).clamp_min(5e-3))
-
-    @property
-    def _fingerprint(self) -> str:
-        raw = json.dumps([dataclasses.asdict(self.cfg), dataclasses.asdict(self.plan), len(self.data.pose)])
-        return hashlib.sha256(raw.encode()).hexdigest()[:16]
-
-    def _load(self) -> None:
-        path = self.run / "state.pt"
-        if not path.exists():
-            return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["fingerprint"] != self._fingerprint:
-            raise CheckpointError(
-                f"{path} belongs to a run with other settings or data: choose another --run folder or delete it."
-            )
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.stage, self.step, self.seconds = state["stage"], state["step"], state["seconds"]
-        self._optimiser_state = state["optimiser"]
-
-    def _save(self) -> None:
-        state = {
-            "fingerprint": self._fingerprint, "model": self.model.state_dict(), "average": self.average.state_dict(),
-            "stage": self.stage, "step": self.step, "seconds": self.seconds,
-            "optimiser": self.optimiser.state_dict() if self.optimiser else None,
-        }  # fmt: skip
-        partial = self.run / "state.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.run / "state.pt")
-
-    def _rng(self, step: int) -> np.random.Generator:
-        return np.random.default_rng([self.plan.seed, self.stage, step])
-
-    def train(self) -> HarmoWam:
-        """Run the stages that are left; returns the averaged model."""
-        with open(self.run / "log.jsonl", "a", buffering=1) as log:
-            while self.stage < len(STAGES):
-                self._train_stage(log)
-        return self.average
-
-    def _train_stage(self, log: TextIO) -> None:
-        """One stage to its end, from wherever the state stood."""
-        name = STAGES[self.stage]
-        total, batch, peak = getattr(self.plan, name)
-        parameters = self._begin(name)
-        self.optimiser = torch.optim.AdamW(parameters, lr=peak, weight_decay=1e-4, betas=(0.9, 0.98))
-        if getattr(self, "_optimiser_state", None):
-            self.optimiser.load_state_dict(self._optimiser_state)
-        self._optimiser_state = None
-        saved = began = time.monotonic()
-        with tqdm(total=total, initial=self.step, desc=name, mininterval=5) as bar:
-            while self.step < total:
-                rng = self._rng(self.step)
-                torch.manual_seed(int(rng.integers(2**31)))
-                warm = min(1.0, (self.step + 1) / 100)
-                for group in self.optimiser.param_groups:
-                    group["lr"] = peak * warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * self.step / total)))
-                losses = getattr(self, f"_{name}_loss")(rng, batch)
-                loss = sum(losses.values())
-                self.optimiser.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, 1.0)
-                self.optimiser.step()
-                decay = min(0.998, (self.step + 1) / (self.step + 20))
-                with torch.no_grad():
-                    for a, b in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                        if b.requires_grad:
-                            a.lerp_(b, 1 - decay)
-                self.step += 1
-                bar.update()
-                if self.step % 50 == 0:
-                    row = {k: round(float(v), 5) for k, v in losses.items()}
-                    bar.set_postfix(row, refresh=False)
-                    log.write(json.dumps({"stage": name, "step": self.step, **row}) + "\n")
-                if time.monotonic() - saved > SAVE_EVERY_S:
-                    self.seconds += time.monotonic() - began
-                    saved = began = time.monotonic()
-                    self._save()
-        self.seconds += time.monotonic() - began
-        self._finish(name)
-        self.stage, self.step, self.optimiser = self.stage + 1, 0, None
-        self._save()
-
-    def _begin(self, name: str) -> list[nn.Parameter]:
-        """Freeze everything but the stage's own parts; cache what the frozen parts give."""
+    def _begin(self, name: str) -> None:
+        """Let the stage's own parts learn; cache what the frozen parts give."""
         m = self.model
         parts: dict[str, list[nn.Module]] = {
             "tokeniser": [m.tokeniser],
             "world": [m.world],
             "experts": [m.predictive, m.reactive, m.gate, m.world.tokens],
         }
-        m.requires_grad_(False)
         for part in parts[name]:
             part.requires_grad_(True)
         if name == "tokeniser":
             front = self.data.front
             self.background = (
                 torch.from_numpy(np.median(front[:: max(1, len(front) // 400)], 0)).float().div(127.5).sub(1.0)
-            )
+            ).to(self.device)
         if name in ("world", "experts") and not hasattr(self, "latents"):
-            self.latents = torch.cat([self.average.tokeniser.encode(x).half() for x in self._chunks(self.data.front)])
+            self._encode_all()
         if name == "world":
             m.world.tokens.requires_grad_(False)
         if name == "experts":
             self._imagine_all()
-        return [p for p in m.parameters() if p.requires_grad]
 
-    @torch.no_grad()
     def _finish(self, name: str) -> None:
         if name == "tokeniser":  # unit-variance latents for the flow
             sample = self.data.front[:: max(1, len(self.data.front) // 3000)]
             raw = torch.cat([self.average.tokeniser.encoder(x) for x in self._chunks(sample)])
             self.average.tokeniser.mean.copy_(raw.mean((0, 2, 3), keepdim=True))
             self.average.tokeniser.std.copy_(raw.std((0, 2, 3), keepdim=True))
-        # Later stages stand on the averaged weights.
-        self.model.load_state_dict(self.average.state_dict())
-
-    def _chunks(self, raw: np.ndarray, size: int = 256) -> Iterator[Tensor]:
-        with torch.no_grad():
-            for i in tqdm(range(0, len(raw), size), desc="encode", mininterval=5, leave=False):
-                yield images(raw[i : i + size]).to(self.device)
-
-    def _row(self, array: np.ndarray, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(array[rows]).to(self.device)
-
-    def _state(self, rows: np.ndarray) -> Tensor:
-        return (self._row(self.labels.proprio, rows) - self.model.proprio_mean) / self.model.proprio_std
-
-    def _future(self, rows: np.ndarray) -> Tensor:
-        return self.latents[torch.from_numpy(self.labels.future[rows])].flatten(1, 2).float()
-
-    def _cast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16)
 
     # -- the losses, one a stage ----------------------------------------------------------------------------------------
 
@@ -324,7 +158,7 @@ class Trainer:
         """Mid-layer features and generated futures of every row, by the frozen world model at one noise each."""
         m, n = self.average, len(self.data.pose)
         mids, generated = [], []
-        generator = torch.Generator(self.device).manual_seed(self.plan.seed)
+        generator = torch.Generator(self.device).manual_seed(self.seed)
         for i in tqdm(range(0, n, 128), desc="imagine", mininterval=5, leave=False):
             rows = np.arange(i, min(i + 128, n))
             now = self.latents[rows].float()
@@ -425,16 +259,29 @@ def augment(x: Tensor, rng: np.random.Generator) -> Tensor:
     return (x + 1) * gain - 1
 
 
+def check_rate(data: Demonstrations, cfg: Config) -> None:
+    """Raises DataError unless a row of the dataset is a step of the chunk."""
+    if abs(cfg.chunk_dt_s * data.rate_hz - 1) > 1e-6:
+        raise DataError(
+            f"the dataset has {data.rate_hz:g} rows/s and the model's actions are {1 / cfg.chunk_dt_s:g} a second: record it at that rate."
+        )
+
+
 def train(
-    data: Demonstrations, run: Path, out: Path, plan: Plan = Plan(), cfg: Config = Config()
-) -> dict[str, object]:
-    """Train (or go on training) in folder `run` and write the checkpoint to `out`; returns its note."""
-    trainer = Trainer(data, run, plan, cfg)
+    data: Demonstrations, run: Path, out: Path, plan: Plan = Plan(), cfg: Config = Config(), encode: Encoder | None = None
+) -> dict[str, object]:  # fmt: skip
+    """Train (or go on training) in folder `run` and write the checkpoint to `out`; returns its note.
+
+    Raises DataError for a dataset of another rate, CheckpointError for anything else that prevents it; what was saved then stays.
+    """
+    check_rate(data, cfg)
+    trainer = Trainer(data, run, plan, cfg, encode)
     model = trainer.train()
     note: dict[str, object] = {
         "episodes": len(data.instructions), "rows": len(data.pose), "plan": dataclasses.asdict(plan),
         "train_minutes": round(trainer.seconds / 60, 1), "torch": torch.__version__,
+        "processes": trainer.processes, "bf16": trainer.bf16,
     }  # fmt: skip
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(Path(out), model, data.cameras, data.task_instructions, note)
+    if trainer.rank == 0:
+        save_checkpoint(Path(out), model, data.cameras, data.task_instructions, note)
     return note

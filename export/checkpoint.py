@@ -1,0 +1,95 @@
+"""Checkpoints: one safetensors file with everything an export needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from calibration.camera import Camera
+from export.config import Config
+from export.models import HarmoWam
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be used; the text says why and what to do next."""
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write beside, flush to the disk, rename: the old file or the new one, also when the disk is full or the power goes.
+
+    Raises CheckpointError; what was there before is then untouched.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too
+        finally:
+            os.close(folder)
+    except OSError as e:
+        if partial.is_file():
+            partial.unlink()
+        kept = "the file saved before is untouched" if path.exists() else "nothing was saved before"
+        raise CheckpointError(
+            f"{path} cannot be written ({e.strerror}), {kept}: make room there and run the same command again."
+        ) from e
+
+
+def save_checkpoint(
+    path: Path, model: HarmoWam, cameras: dict[str, Camera], instructions: list[str], note: dict[str, object]
+) -> None:
+    """One safetensors file with everything an export needs: weights, configuration, training cameras, instructions.
+
+    Raises CheckpointError when it cannot be written.
+    """
+    # Half precision halves the file; the export reads these very numbers, so nothing is lost after this point.
+    tensors = {k: v.detach().to(torch.float16).contiguous().cpu() for k, v in model.state_dict().items()}
+    metadata = {
+        "config": json.dumps(dataclasses.asdict(model.cfg), sort_keys=True),
+        "cameras": json.dumps({k: c.to_json() for k, c in cameras.items()}, sort_keys=True),
+        "instructions": json.dumps(sorted(instructions)),
+        "note": json.dumps(note, sort_keys=True),
+    }
+    write_whole(path, safetensors.torch.save(tensors, metadata))
+
+
+def load_checkpoint(path: Path) -> tuple[HarmoWam, dict[str, Camera], list[str], dict[str, object]]:
+    """Model in evaluation mode, training cameras, instructions, note; raises CheckpointError."""
+    try:
+        with safetensors.safe_open(str(path), "pt") as f:
+            metadata = f.metadata() or {}
+            tensors = {k: f.get_tensor(k).float() for k in f.keys()}  # noqa: SIM118  (not a dict)
+        raw = json.loads(metadata["config"])
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        cfg = Config(**settings)
+        cameras = {k: Camera.from_json(v, str(path)) for k, v in json.loads(metadata["cameras"]).items()}
+        instructions, note = json.loads(metadata["instructions"]), json.loads(metadata["note"])
+    except FileNotFoundError as e:
+        raise CheckpointError(
+            f"checkpoint {path} does not exist: train one with `harmowam train` or name another."
+        ) from e
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as e:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged or from another version ({e}): restore it or train again."
+        ) from e
+    model = HarmoWam(cfg)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as e:
+        raise CheckpointError(
+            f"checkpoint {path} does not fit its own configuration: restore it or train again."
+        ) from e
+    return model.eval(), cameras, instructions, note

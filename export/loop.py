@@ -1,0 +1,411 @@
+"""The training loop: stages of steps, a moving average, a state that survives a kill, one process or several.
+
+A step is the mean over `shards` sub-batches, each drawn from a generator keyed by (seed, stage, step, shard). Processes (torchrun) share
+the shards out and add up their gradients, so that two processes take the step that one takes, up to the order of a sum, and a run that was
+killed goes on exactly where its last saved state stood.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from export.checkpoint import CheckpointError
+from export.data import Demonstrations
+from export.models import HarmoWam
+from export.state import (
+    ROUND_EVERY,
+    difference,
+    load_state,
+    pack_finished,
+    pack_running,
+    round_finished,
+    round_running,
+    save_state,
+    unpack_running,
+)
+
+if TYPE_CHECKING:
+    from export.train import Labels
+
+SAVE_EVERY_S = 60.0
+SCHEMA = 1  # of the state file
+
+Stage = tuple[int, int, float]  # steps, batch, peak learning rate
+
+
+def digest_of(data: Demonstrations) -> str:
+    """Tells one dataset from another by what the arm did; pictures are left out, they take long."""
+    texts = "\n".join(data.instructions).encode()
+    return hashlib.sha256(data.pose.tobytes() + data.target.tobytes() + texts).hexdigest()[:16]
+
+
+def images(raw: np.ndarray) -> Tensor:
+    """uint8[B,3,96,96] to float32 in [-1, 1], as the robot's pre-processing gives them."""
+    return torch.from_numpy(raw).float().div_(127.5).sub_(1.0)
+
+
+def leads() -> bool:
+    """Whether this process is the one that saves, logs and speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def rounds_bf16(device: torch.device) -> bool:
+    """Whether autocast to bfloat16 saves time here: 1.7 times on a CPU with its instructions, a loss on one without."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+class Loop:
+    """Owns the model, its moving average, the optimiser of the stage at hand, and the state file of the run.
+
+    A child names its `stages`, and for each there is a `_NAME_loss(rng, batch) -> dict of scalar tensors`; `_begin(name)` freezes all
+    but the stage's own parts and makes what the stage needs again and again, `_finish(name)` rounds the stage off.
+    """
+
+    stages: tuple[str, ...]
+
+    def __init__(
+        self, run: Path, model: HarmoWam, data: Demonstrations, labels: Labels, schedule: Mapping[str, Stage], seed: int, shards: int,
+        bf16: bool | None, **settings: Any,
+    ) -> None:  # fmt: skip
+        """`bf16`: None is what the device does best (or the state began with). `settings`: what else must be the same to go on.
+
+        Raises CheckpointError for a plan that makes no sense, a run folder of other settings, and one that cannot be written.
+        """
+        self.run, self.schedule, self.seed, self.shards = Path(run), dict(schedule), seed, shards
+        self.data, self.labels, self.cfg = data, labels, model.cfg
+        self._join()
+        self._check_plan()
+        try:
+            self.run.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise CheckpointError(f"{self.run} cannot be made ({e.strerror}): choose another --run folder.") from e
+        self.model = model.to(self.device).requires_grad_(False)
+        round_finished(self.model.state_dict())
+        self.average = copy.deepcopy(self.model).eval()
+        self.initial = {k: v.clone() for k, v in self.model.state_dict().items()}
+        self.kept: dict[str, Tensor] = {}  # what a later stage needs of an earlier one besides the weights
+        self.stage, self.step, self.seconds = 0, 0, 0.0
+        self.optimiser: torch.optim.Optimizer | None = None
+        self.bf16 = rounds_bf16(self.device) if bf16 is None else bf16
+        digest = hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in self.initial.values())).hexdigest()[:16]
+        everything = {
+            **settings, "config": dataclasses.asdict(model.cfg), "data": digest_of(data), "start": digest, "schema": SCHEMA,
+            "plan": {**self.schedule, "seed": seed, "shards": shards}, "round_every": ROUND_EVERY,
+        }  # fmt: skip
+        self.settings = json.loads(json.dumps(everything))  # as it is read back: no tuples
+        self._resume(bf16)
+        self._check_room()
+
+    # -- processes ------------------------------------------------------------------------------------------------------
+
+    def _join(self) -> None:
+        """Meet the other processes of torchrun, if there are any."""
+        cuda = torch.cuda.is_available()
+        self.rank, self.processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+        if cuda:
+            torch.cuda.set_device(self.device)
+            torch.backends.cudnn.deterministic = True  # a resumed run is to end like an unbroken one
+        if self.processes > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if cuda else "gloo")
+
+    def _together(self, gradients: list[Tensor]) -> None:
+        """Add up what the processes found, in place: one message a step."""
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            g.copy_(part.reshape(g.shape))
+
+    def _check_plan(self) -> None:
+        if self.shards < 1 or self.shards % self.processes:
+            raise CheckpointError(
+                f"{self.shards} shards of a batch cannot be shared out evenly to {self.processes} processes: add --shards "
+                f"{self.processes * max(1, self.shards // self.processes)}."
+            )
+        for name, (steps, batch, rate) in self.schedule.items():
+            if steps < 1 or batch < 2 * self.shards or batch % self.shards or not 0 < rate < 1:
+                raise CheckpointError(
+                    f"stage {name} of {steps} steps of batch {batch} at rate {rate:g} makes no sense: give at least one step, a batch "
+                    f"of at least {2 * self.shards} that {self.shards} divides (--shards), and a rate between 0 and 1."
+                )
+
+    # -- the state ------------------------------------------------------------------------------------------------------
+
+    @property
+    def state_path(self) -> Path:
+        return self.run / "state.safetensors"
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Have the run folder to ourselves: two runs in one would overwrite each other's state."""
+        if self.rank:
+            yield
+            return
+        with open(self.run / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as e:
+                raise CheckpointError(
+                    f"another process trains in {self.run}: wait for it, or choose another --run folder."
+                ) from e
+            yield
+
+    def _check_room(self) -> None:
+        """A disk that is full after an hour is known to be full now."""
+        needed = 2 * 12 * sum(p.numel() for p in self.model.parameters())
+        free = shutil.disk_usage(self.run).free if self.rank == 0 else needed
+        if free < needed:
+            raise CheckpointError(
+                f"{self.run} has room for {free / 1e6:.0f} MB and the run needs {needed / 1e6:.0f} MB: free some, or choose another --run "
+                f"folder."
+            )
+
+    def _resume(self, bf16: bool | None) -> None:
+        self._running: dict[str, dict[str, Tensor]] = {}
+        if self.state_path.exists():
+            tensors, about = load_state(self.state_path)
+            differs = difference(about.get("settings"), self.settings)
+            if differs is None and bf16 not in (None, about["bf16"]):
+                differs = f"bf16 {about['bf16']}, now {bf16}"
+            if differs:
+                raise CheckpointError(
+                    f"{self.state_path} belongs to another run ({differs}): repeat its settings, choose another --run folder or delete it."
+                )
+            self.stage, self.step, self.seconds, self.bf16 = (about[k] for k in ("stage", "step", "seconds", "bf16"))
+            for key, value in tensors.items():
+                kind, _, name = key.partition("/")
+                if kind == "finished":
+                    self.model.state_dict()[name].copy_(value)
+                elif kind == "kept":
+                    self.kept[name] = value.to(self.device)
+                else:
+                    self._running.setdefault(name, {})[kind] = value
+            self.average.load_state_dict(self.model.state_dict())
+        if self.processes > 1:
+            dist.barrier()  # all have read before one writes
+
+    def _take_up(self, trained: Mapping[str, nn.Parameter]) -> None:
+        """Put the stored running values into model, average and optimiser of the stage that has begun."""
+        assert self.optimiser is not None
+        averages = dict(self.average.named_parameters())
+        with torch.no_grad():
+            for name, stored in self._running.items():
+                p = trained[name]
+                weight, average, moments = unpack_running(stored, p.shape)
+                p.copy_(weight)
+                averages[name].copy_(average)
+                self.optimiser.state[p] = {
+                    "step": torch.tensor(float(self.step)), **{k: v.reshape(p.shape).to(p) for k, v in moments.items()}
+                }  # fmt: skip
+        self._running = {}
+
+    def _running_values(self) -> Iterator[tuple[str, nn.Parameter, Tensor, dict[str, Tensor]]]:
+        """Name, weight, average and moments of every parameter that is being trained."""
+        averages = dict(self.average.named_parameters())
+        for name, p in self.model.named_parameters():
+            if self.optimiser is not None and p in self.optimiser.state:
+                yield name, p, averages[name], self.optimiser.state[p]
+
+    def save(self) -> None:
+        """Write the state; the running values must be rounded. Raises CheckpointError, the state before is then untouched."""
+        if self.rank:
+            return
+        tensors: dict[str, Tensor] = {f"kept/{k}": v.cpu() for k, v in self.kept.items()}
+        running = set()
+        for name, p, average, moments in self._running_values():
+            tensors |= {f"{kind}/{name}": v for kind, v in pack_running(p, average, moments).items()}
+            running.add(name)
+        for name, v in self.model.state_dict().items():
+            if name not in running and not torch.equal(v, self.initial[name]):
+                tensors[f"finished/{name}"] = pack_finished(v)
+        save_state(
+            self.state_path,
+            tensors,
+            {
+                "settings": self.settings,
+                "stage": self.stage,
+                "step": self.step,
+                "seconds": self.seconds,
+                "bf16": self.bf16,
+            },
+        )
+
+    # -- the loop -------------------------------------------------------------------------------------------------------
+
+    def train(self) -> HarmoWam:
+        """Run the stages that are left; returns the averaged model. Raises CheckpointError when it cannot go on."""
+        with self._alone():
+            while self.stage < len(self.stages):
+                self._train_stage()
+        if self.processes > 1:
+            dist.destroy_process_group()
+        return self.average
+
+    def _train_stage(self) -> None:
+        """One stage to its end, from wherever the state stood."""
+        name = self.stages[self.stage]
+        total, _, peak = self.schedule[name]
+        before = sum(self.schedule[s][0] for s in self.stages[: self.stage])
+        self.model.requires_grad_(False)
+        self._begin(name)
+        trained = {k: p for k, p in self.model.named_parameters() if p.requires_grad}
+        self.optimiser = torch.optim.AdamW(trained.values(), lr=peak, weight_decay=1e-4, betas=(0.9, 0.98))
+        self._take_up(trained)
+        saved = began = time.monotonic()
+        log = Log(self.run, before + self.step) if self.rank == 0 else None
+        with tqdm(total=total, initial=self.step, desc=name, mininterval=5, disable=self.rank > 0) as bar:
+            while self.step < total:
+                for group in self.optimiser.param_groups:
+                    group["lr"] = learning_rate(self.step, total, peak)
+                losses = self._gradients(name, list(trained.values()))
+                norm = nn.utils.clip_grad_norm_(trained.values(), 1.0)
+                self.optimiser.step()
+                self._follow(trained)
+                self.step += 1
+                bar.update()
+                if self.step % ROUND_EVERY and self.step < total:
+                    continue
+                row = {k: float(v) for k, v in losses.items()}
+                if not math.isfinite(sum(row.values())):
+                    raise CheckpointError(
+                        f"{name} diverged before step {self.step} ({row}): the state in {self.run} is older; lower its rate with --plan."
+                    )
+                for _, p, average, moments in self._running_values():
+                    round_running(p, average, moments)
+                if log is not None:
+                    bar.set_postfix({k: f"{v:.4f}" for k, v in row.items()}, refresh=False)
+                    rate = self.optimiser.param_groups[0]["lr"]
+                    log.scalars(name, {**row, "learning_rate": rate, "gradient_norm": float(norm)}, before + self.step)
+                if time.monotonic() - saved >= SAVE_EVERY_S and self.step < total:
+                    self.seconds += time.monotonic() - began
+                    began = time.monotonic()
+                    self.save()
+                    saved = time.monotonic()
+                    if log is not None:
+                        log.flush()
+        if log is not None:
+            log.close()
+        self.seconds += time.monotonic() - began
+        with torch.no_grad():
+            self._finish(name)
+            round_finished(self.average.state_dict())
+            self.model.load_state_dict(self.average.state_dict())  # later stages stand on the averaged weights
+        self.stage, self.step, self.optimiser = self.stage + 1, 0, None
+        self.save()
+
+    def _gradients(self, name: str, trained: list[nn.Parameter]) -> dict[str, Tensor]:
+        """Fill in the gradients of one step; the losses, averaged over the shards of this process."""
+        mine = range(self.rank, self.shards, self.processes)
+        means: dict[str, Tensor] = {}
+        for p in trained:
+            p.grad = torch.zeros_like(p)
+        for shard in mine:
+            rng = np.random.default_rng([self.seed, self.stage, self.step, shard])
+            torch.manual_seed(int(rng.integers(2**31)))
+            losses = getattr(self, f"_{name}_loss")(rng, self.schedule[name][1] // self.shards)
+            (torch.stack(list(losses.values())).sum() / self.shards).backward()
+            for k, v in losses.items():
+                means[k] = means.get(k, torch.zeros_like(v)) + v.detach() / len(mine)
+        if self.processes > 1:
+            self._together([p.grad for p in trained if p.grad is not None])
+        return means
+
+    @torch.no_grad()
+    def _follow(self, trained: Mapping[str, nn.Parameter]) -> None:
+        """The moving average; it forgets the beginning sooner."""
+        decay = min(0.998, (self.step + 1) / (self.step + 20))
+        averages = dict(self.average.named_parameters())
+        for name, p in trained.items():
+            averages[name].lerp_(p, 1 - decay)
+
+    def _begin(self, name: str) -> None:
+        """Let the stage's own parts learn (all are frozen when this is called); may look at no weight that the stage changes."""
+        raise NotImplementedError
+
+    def _finish(self, name: str) -> None:
+        """Anything to set in `average` once a stage is over."""
+
+    # -- the data --------------------------------------------------------------------------------------------------------
+
+    def _chunks(self, raw: np.ndarray, size: int = 256) -> Iterator[Tensor]:
+        with torch.no_grad():
+            for i in tqdm(range(0, len(raw), size), desc="encode", mininterval=5, leave=False, disable=self.rank > 0):
+                yield images(raw[i : i + size]).to(self.device)
+
+    @torch.no_grad()
+    def _encode_all(self) -> None:
+        """The latent of every front picture: made again after a resume, not stored."""
+        self.latents = torch.cat([self.average.tokeniser.encode(x).half() for x in self._chunks(self.data.front)])
+
+    def _row(self, array: np.ndarray, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(array[rows]).to(self.device)
+
+    def _state(self, rows: np.ndarray) -> Tensor:
+        return (self._row(self.labels.proprio, rows) - self.model.proprio_mean) / self.model.proprio_std
+
+    def _future(self, rows: np.ndarray) -> Tensor:
+        return self.latents[torch.from_numpy(self.labels.future[rows])].flatten(1, 2).float()
+
+    def _cast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def learning_rate(step: int, total: int, peak: float) -> float:
+    """A hundred steps of warm-up, then half a cosine down to 3 % of the peak."""
+    warm = min(1.0, (step + 1) / 100)
+    return peak * warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / total)))
+
+
+class Log:
+    """TensorBoard scalars `STAGE/NAME` over the steps of the whole run; what an earlier life wrote beyond `step` is hidden."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a second to import, and only training needs it
+
+        try:
+            # Written when the state is: a full disk is then met by the state, which says it better.
+            self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step, max_queue=1000, flush_secs=3600)
+        except OSError as e:
+            raise CheckpointError(f"{run} cannot be written ({e.strerror}): choose another --run folder.") from e
+
+    def scalars(self, stage: str, row: Mapping[str, float], step: int) -> None:
+        def write() -> None:
+            for k, v in row.items():
+                self.writer.add_scalar(f"{stage}/{k}", v, step)
+
+        self._try(write)
+
+    def flush(self) -> None:
+        self._try(self.writer.flush)
+
+    def close(self) -> None:
+        self._try(self.writer.close)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except OSError as e:
+            raise CheckpointError(
+                f"the TensorBoard log cannot be written ({e.strerror}), the state saved before is untouched: make room and run the same "
+                f"command again."
+            ) from e
