@@ -59,7 +59,7 @@ def digest_of(data: Demonstrations) -> str:
 
 def images(raw: np.ndarray) -> Tensor:
     """uint8[B,3,96,96] to float32 in [-1, 1], as the robot's pre-processing gives them."""
-    return torch.from_numpy(raw).float().div_(127.5).sub_(1.0)
+    return torch.from_numpy(np.require(raw, requirements="W")).float().div_(127.5).sub_(1.0)
 
 
 def leads() -> bool:

@@ -35,6 +35,7 @@ MENDABLE = {
     "EngineError",
     "KernelError",
     "DataError",
+    "EncoderError",
     "CheckpointError",
     "ExportError",
     "SlotError",
@@ -52,6 +53,8 @@ EXTRAS = {
     "onnx": "export",
     "pyarrow": "export",
     "av": "export",
+    "tensorboard": "export",
+    "transformers": "text",
 }
 
 
@@ -97,9 +100,11 @@ class Verbs(click.Group):
     groups: ClassVar = {
         "bus": "harmowam.bus",
         "calibrate": "harmowam.calibrate",
+        "distill": "harmowam.distill",
         "doctor": "harmowam.doctor",
         "profile": "harmowam.profile",
         "replay": "harmowam.replay",
+        "train": "harmowam.train",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -124,7 +129,9 @@ def say(line: str) -> None:
 
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("data/table_top"), show_default=True)
-@click.option("--episodes", type=click.IntRange(min=0), default=100, show_default=True, help="Demonstrations of each task.")
+@click.option(
+    "--episodes", type=click.IntRange(min=0), default=100, show_default=True, help="Demonstrations of each task."
+)
 @click.option("--play", type=click.IntRange(min=0), default=600, show_default=True, help="Task-agnostic episodes.")
 @click.option("--seed", default=0, show_default=True)
 @json_option
@@ -139,67 +146,44 @@ def collect(out: Path, episodes: int, play: int, seed: int, json_path: Path | No
 
 
 @main.command()
-@click.option("--dataset", type=click.Path(path_type=Path), default=Path("data/table_top"), show_default=True)
-@click.option("--units", type=click.Choice(["degrees", "rad"]), help="Of a dataset that lerobot recorded.")
-@click.option("--cameras", type=click.Path(path_type=Path), help="Calibrations of such a dataset's cameras: front.json, wrist.json.")
-@click.option(
-    "--run",
-    "run_folder",
-    type=click.Path(path_type=Path),
-    default=Path("runs/default"),
-    show_default=True,
-    help="State and log; goes on where it stopped.",
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs/default/harmowam-so101.safetensors"), show_default=True
-)
-@click.option("--steps", default="", help="Steps of tokeniser,world,experts (default: as shipped).")
-@click.option("--seed", default=0, show_default=True)
-@json_option
-@errors
-def train(
-    dataset: Path, units: str | None, cameras: Path | None, run_folder: Path, out: Path, steps: str, seed: int, json_path: Path | None
-) -> None:  # fmt: skip
-    """Train tokeniser, world model, experts and gate; a killed run is resumed by the same command."""
-    import dataclasses
-
-    from export.bundle import pick_samples, samples_path
-    from export.data import load_demonstrations
-    from export.lerobot import read_cameras
-    from export.train import STAGES, Plan, train
-
-    plan = Plan(seed=seed)
-    if steps:
-        try:
-            counts = [int(s) for s in steps.split(",")]
-            changed: dict[str, Any] = {
-                name: (n, *getattr(plan, name)[1:]) for name, n in zip(STAGES, counts, strict=True)
-            }
-        except ValueError as e:
-            raise UserError(f"--steps {steps} is not three numbers: write for example --steps 1500,3500,3000.") from e
-        plan = dataclasses.replace(plan, **changed)
-    calibration = read_cameras(cameras) if cameras else None
-    data = load_demonstrations(dataset, run_folder / "pictures", units=units, calibration=calibration)
-    note = train(data, run_folder, out, plan)
-    pick_samples(data, samples_path(out))
-    click.echo(f"{out}: {note['train_minutes']} min of training on {note['episodes']} demonstrations")
-    write_json(json_path, note)
-
-
-@main.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/so101.bundle"), show_default=True)
 @click.option(
     "--samples", type=click.Path(path_type=Path), help="Calibration observations (default: beside the checkpoint)."
 )
 @click.option("--fp32", is_flag=True, help="Do not quantise (the reference).")
+@click.option(
+    "--world-steps", type=click.IntRange(1, 100), help="Euler steps of the world model (default: the checkpoint's)."
+)
+@click.option("--action-steps", type=click.IntRange(1, 100), help="Of the predictive expert, likewise.")
+@click.option(
+    "--text-encoder", type=click.Path(path_type=Path), help="The sentence encoder's folder, if trained with one."
+)
 @json_option
 @errors
-def export(checkpoint: Path | None, out: Path, samples: Path | None, fp32: bool, json_path: Path | None) -> None:
+def export(
+    checkpoint: Path | None,
+    out: Path,
+    samples: Path | None,
+    fp32: bool,
+    world_steps: int | None,
+    action_steps: int | None,
+    text_encoder: Path | None,
+    json_path: Path | None,
+) -> None:
     """Turn a checkpoint into an INT8 bundle (default: the shipped checkpoint)."""
     from export.bundle import CHECKPOINT, export_bundle
 
-    report = export_bundle(checkpoint or CHECKPOINT, out, samples, int8=not fp32, say=say)
+    report = export_bundle(
+        checkpoint or CHECKPOINT,
+        out,
+        samples,
+        int8=not fp32,
+        say=say,
+        world_steps=world_steps,
+        action_steps=action_steps,
+        text_encoder=text_encoder,
+    )
     click.echo(f"{'engine':14}{'tensor':10}{'cosine':>9}{'rms':>10}{'MB':>7}")
     for name, engine in report["engines"].items():
         for tensor, row in engine["parity"].items():

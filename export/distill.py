@@ -1,0 +1,244 @@
+"""Distillation: a student that imagines in one pass and acts in one or two, from a teacher that takes many.
+
+Three stages, world model and expert apart (naive joint distillation of both streams collapses: Flash-WAM, 91 % to 24-36 %):
+
+* world: one Euler step of the student lands where N steps of the teacher land from the same noise (pseudo-Huber), also as the reactive
+  expert's stem sees it, with a tenth of the true future and of the teacher's tokens;
+* shift: the predictive expert, on the student's tokens, by flow matching with the time shifted to high noise, where few steps begin;
+* predictive: its own endpoint in few steps lands where that of N steps lands, with a small anchor of flow matching.
+
+Beside it belongs the control: the teacher's weights at the student's steps, `harmowam export TEACHER --world-steps 1 --action-steps 1`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from export.checkpoint import load_checkpoint, save_checkpoint
+from export.data import Demonstrations
+from export.loop import Loop, Stage, images
+from export.models import HarmoWam, PredictiveExpert
+from export.text import encoder_of
+from export.train import Labels, augment, check_rate, displace
+
+STAGES = ("world", "shift", "predictive")
+HUBER = (
+    0.1  # where the pseudo-Huber loss turns from square to straight, in standard deviations of a latent or an action
+)
+TRUTH, TOKENS, ANCHOR = 0.1, 0.1, 0.1  # weights of what keeps the student near the data and the teacher's tokens
+TEST_ROWS = 256
+
+
+@dataclass(frozen=True)
+class DistilPlan:
+    """Steps, batch and peak learning rate of each stage; how many Euler steps the teacher and the student's expert take.
+
+    `alpha`: noise level s of flow matching becomes alpha s / (1 + (alpha - 1) s). The rest as in `Plan`.
+    """
+
+    world: Stage = (1500, 64, 2e-4)
+    shift: Stage = (600, 96, 2e-4)
+    predictive: Stage = (1000, 96, 2e-4)
+    teacher_steps: int = 8
+    action_steps: int = 1
+    alpha: float = 4.0
+    seed: int = 0
+    shards: int = 2
+    bf16: bool | None = None
+
+
+def pseudo_huber(difference: Tensor) -> Tensor:
+    return torch.sqrt(difference**2 + HUBER**2) - HUBER
+
+
+def shifted_time(uniform: Tensor, alpha: float) -> Tensor:
+    """Flow time (0 is noise, 1 is data) of uniform numbers, crowded towards the noise: alpha 1 leaves it uniform."""
+    noise = alpha * uniform / (1 + (alpha - 1) * uniform)
+    return 1 - noise
+
+
+class Distiller(Loop):
+    """`teacher` stays as it came; model and average begin as the teacher's weights and become the student."""
+
+    stages = STAGES
+
+    def __init__(self, data: Demonstrations, run: Path, plan: DistilPlan, teacher: HarmoWam, labels: Labels):
+        self.plan = plan
+        student = copy.deepcopy(teacher)
+        student.cfg = dataclasses.replace(teacher.cfg, world_steps=1, action_steps=plan.action_steps)
+        schedule = {s: getattr(plan, s) for s in STAGES}
+        super().__init__(
+            run, student, data, labels, schedule, plan.seed, plan.shards, plan.bf16,
+            teacher_steps=plan.teacher_steps, action_steps=plan.action_steps, alpha=plan.alpha,
+        )  # fmt: skip
+        self.teacher = teacher.to(self.device).eval().requires_grad_(False)
+        # What a demonstration is to the expert: task rows alone, three times as often where things are touched (as in Trainer).
+        weight = np.where(labels.gate > 0.5, 3.0, 1.0) * ~data.play
+        self.sampling = np.cumsum(weight / weight.sum())
+
+    def _begin(self, name: str) -> None:
+        if not hasattr(self, "latents"):
+            self._encode_all()
+        if name == "world":
+            self.model.world.requires_grad_(True)
+            self.model.world.tokens.requires_grad_(False)
+        else:
+            self.model.predictive.requires_grad_(True)
+        if name == "predictive":
+            self.coach = PredictiveExpert(self.cfg).to(self.device).eval().requires_grad_(False)
+            self.coach.load_state_dict({k: v.float() for k, v in self.kept.items()})
+
+    def _finish(self, name: str) -> None:
+        # The last stage learns from what the second left; by then the weights have gone on.
+        self.kept = {k: v.half() for k, v in self.average.predictive.state_dict().items()} if name == "shift" else {}
+
+    # -- the losses, one a stage ----------------------------------------------------------------------------------------
+
+    def _world_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
+        rows = rng.integers(len(self.data.pose), size=batch)
+        now, future = self.latents[rows].float(), self._future(rows)
+        noise = torch.randn_like(future)
+        goal, tokens = self._imagine(self.teacher, rows, noise, self.plan.teacher_steps)
+        guess, ours = self._imagine(self.model, rows, noise, 1)
+        still = now.repeat(1, self.cfg.futures, 1, 1)
+        weight = 1 + 3 * (goal - still).abs().clamp(0, 1)
+        stem = self.teacher.reactive.stem
+        with self._cast():
+            seen, wanted = (stem(torch.cat([x, x - still], 1)).float() for x in (guess, goal))
+        return {
+            "endpoint": (weight * pseudo_huber(guess - goal)).mean(),
+            "reactive": ((seen - wanted) ** 2).mean() / (wanted**2).mean().clamp_min(1e-6),
+            "truth": TRUTH * (weight * pseudo_huber(guess - future)).mean(),
+            "tokens": TOKENS * ((ours - tokens) ** 2).mean() / tokens.var().clamp_min(1e-6),
+        }
+
+    def _shift_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
+        rows, situation = self._situation(rng, batch)
+        memory = self._memory(self.model.predictive, situation)
+        return {"flow": self._flow(memory, rows, rng)}
+
+    def _predictive_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
+        rows, situation = self._situation(rng, batch)
+        noise = torch.randn(batch, self.cfg.chunk, 6, device=self.device)
+        with torch.no_grad():
+            goal = self._act(self.coach, self._memory(self.coach, situation), noise, self.plan.teacher_steps)
+        memory = self._memory(self.model.predictive, situation)
+        guess = self._act(self.model.predictive, memory, noise, self.plan.action_steps)
+        return {
+            "endpoint": pseudo_huber(guess - goal).mean(),
+            "anchor": ANCHOR * self._flow(memory, rows, rng),
+        }
+
+    def _imagine(self, model: HarmoWam, rows: np.ndarray, noise: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Futures and tokens of `rows` by `model`; gradients only through what learns."""
+        with self._cast():
+            text = model.world.embed(self._row(self.labels.text, rows))
+            future, tokens = model.world.imagine(noise, self.latents[rows].float(), text, self._state(rows), steps)
+        return future.float(), tokens.float()
+
+    def _situation(self, rng: np.random.Generator, batch: int) -> tuple[np.ndarray, tuple[Tensor, ...]]:
+        """Rows of demonstrations; and wrist view, front latent, tokens of the student's world model, proprioception, as in Trainer."""
+        rows = np.minimum(np.searchsorted(self.sampling, rng.random(batch)), len(self.sampling) - 1)
+        wrist = augment(images(self.data.wrist[rows]).to(self.device), rng)
+        now = self.latents[rows].float()
+        state = self._state(rows)
+        world = self.average.world
+        with torch.no_grad(), self._cast():
+            noise = torch.randn(batch, self.cfg.futures * now.shape[1], *now.shape[2:], device=self.device)
+            text = world.embed(self._row(self.labels.text, rows))
+            _, mids = world(noise, torch.zeros(batch, device=self.device), now, text, state)
+            now, mids = displace(now, mids.float(), self.labels.gate[rows] > 0.5, rng)
+            tokens = world.tokens(mids)
+        return rows, (wrist, now, tokens, state + 0.03 * torch.randn_like(state))
+
+    def _memory(self, expert: PredictiveExpert, situation: tuple[Tensor, ...]) -> Tensor:
+        with self._cast():
+            return expert.context(*situation)
+
+    def _act(self, expert: PredictiveExpert, memory: Tensor, noise: Tensor, steps: int) -> Tensor:
+        with self._cast():
+            return expert.generate(noise, memory, steps).float()
+
+    def _flow(self, memory: Tensor, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """Flow matching of the true chunk at shifted times."""
+        chunk = (self._row(self.labels.chunk, rows) - self.model.action_mean) / self.model.action_std
+        uniform = torch.from_numpy(rng.random(len(rows)).astype(np.float32)).to(self.device)
+        t = shifted_time(uniform, self.plan.alpha)
+        noise = torch.randn_like(chunk)
+        x = (1 - t)[:, None, None] * noise + t[:, None, None] * chunk
+        with self._cast():
+            velocity = self.model.predictive.velocity(x, t, memory)
+        return ((velocity.float() - (chunk - noise)) ** 2).mean()
+
+    # -- how good it became ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def compare(self) -> dict[str, dict[str, float]]:
+        """Root mean square distances, in standard deviations, over rows spread through the dataset: student and control (the teacher's
+        weights at the student's steps) to the teacher's endpoint from the same noise, and all three to what really happened."""
+        rows = np.unique(np.linspace(0, len(self.data.pose) - 1, TEST_ROWS).astype(int))
+        now, future = self.latents[rows].float(), self._future(rows)
+        generator = torch.Generator().manual_seed(self.seed)
+        noise = torch.randn(future.shape, generator=generator).to(self.device)
+        teacher, told = self._imagine(self.teacher, rows, noise, self.plan.teacher_steps)
+        student, ours = self._imagine(self.average, rows, noise, 1)
+        control, _ = self._imagine(self.teacher, rows, noise, 1)
+        wrist, state = images(self.data.wrist[rows]).to(self.device), self._state(rows)
+        chunk = (self._row(self.labels.chunk, rows) - self.model.action_mean) / self.model.action_std
+        start = torch.randn(chunk.shape, generator=generator).to(self.device)
+
+        def act(model: HarmoWam, tokens: Tensor, steps: int) -> Tensor:
+            return self._act(
+                model.predictive, self._memory(model.predictive, (wrist, now, tokens, state)), start, steps
+            )
+
+        return {
+            "world": distances(student, control, teacher, future),
+            "predictive": distances(
+                act(self.average, ours, self.plan.action_steps), act(self.teacher, told, self.plan.action_steps),
+                act(self.teacher, told, self.plan.teacher_steps), chunk,
+            ),
+        }  # fmt: skip
+
+
+def distances(student: Tensor, control: Tensor, teacher: Tensor, truth: Tensor) -> dict[str, float]:
+    pairs = {
+        "student_to_teacher": (student, teacher), "control_to_teacher": (control, teacher), "student_to_truth": (student, truth),
+        "control_to_truth": (control, truth), "teacher_to_truth": (teacher, truth),
+    }  # fmt: skip
+    return {k: round(float((a - b).pow(2).mean().sqrt()), 4) for k, (a, b) in pairs.items()}
+
+
+def distil(
+    checkpoint: Path, data: Demonstrations, run: Path, out: Path, plan: DistilPlan = DistilPlan(), text_encoder: Path | None = None
+) -> dict[str, object]:  # fmt: skip
+    """Distil `checkpoint` (or go on with it) in folder `run` and write the student to `out`; returns its note.
+
+    Raises CheckpointError, DataError and EncoderError for what prevents it; what was saved then stays.
+    """
+    teacher, cameras, instructions, note = load_checkpoint(checkpoint)
+    check_rate(data, teacher.cfg)
+    labels = Labels(data, teacher.cfg, encoder_of(teacher.cfg, text_encoder))
+    distiller = Distiller(data, run, plan, teacher, labels)
+    student = distiller.train()
+    if not hasattr(distiller, "latents"):  # the run had ended before
+        distiller._encode_all()
+    made: dict[str, object] = {
+        "teacher": {
+            "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(), "world_steps": teacher.cfg.world_steps,
+            "action_steps": teacher.cfg.action_steps, "note": note,
+        },
+        "plan": dataclasses.asdict(plan), "distance": distiller.compare(),
+        "train_minutes": round(distiller.seconds / 60, 1), "torch": torch.__version__,
+    }  # fmt: skip
+    if distiller.rank == 0:
+        save_checkpoint(Path(out), student, cameras, instructions, made)
+    return made

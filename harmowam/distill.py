@@ -1,0 +1,68 @@
+"""`harmowam distill`: a student of one step from a teacher of many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from harmowam.cli import errors, json_option, write_json
+from harmowam.train import PATH, changed, read, training_options
+
+
+@click.command()
+@click.argument("checkpoint", type=PATH)
+@training_options
+@click.option("--out", type=PATH, required=True, help="The student's checkpoint.")
+@click.option("--run", "run_folder", type=PATH, default=Path("runs/distill"), show_default=True, help="State and log.")
+@click.option(
+    "--teacher-steps", type=click.IntRange(2, 100), default=8, show_default=True, help="Euler steps of the teacher."
+)
+@click.option(
+    "--action-steps", type=click.IntRange(1, 2), default=1, show_default=True, help="Of the student's expert."
+)
+@json_option
+@errors
+def distill(
+    checkpoint: Path,
+    dataset: Path,
+    units: str | None,
+    cameras: Path | None,
+    stages: tuple[str, ...],
+    shards: int,
+    bf16: bool | None,
+    text_encoder: Path | None,
+    seed: int,
+    out: Path,
+    run_folder: Path,
+    teacher_steps: int,
+    action_steps: int,
+    json_path: Path | None,
+) -> None:
+    """Teach a student to imagine in one step and to act in one or two what CHECKPOINT does in many.
+
+    A killed run is resumed by the same command.
+    """
+    from export.bundle import pick_samples, samples_path
+    from export.checkpoint import load_checkpoint
+    from export.distill import STAGES, DistilPlan, distil
+    from export.loop import leads
+
+    plan = DistilPlan(teacher_steps=teacher_steps, action_steps=action_steps, seed=seed, shards=shards, bf16=bf16)
+    plan = changed(plan, stages, STAGES)
+    load_checkpoint(checkpoint)  # before the dataset, which takes longer
+    data = read(dataset, run_folder, units, cameras)
+    note = distil(checkpoint, data, run_folder, out, plan, text_encoder)
+    if not leads():
+        return
+    pick_samples(data, samples_path(out))
+    click.echo(f"{'distance (rms) to':20}{'teacher':>10}{'truth':>10}")
+    for part, row in cast("dict[str, dict[str, Any]]", note["distance"]).items():
+        for who in ("student", "control", "teacher"):
+            to = f"{row[f'{who}_to_teacher']:10.4f}" if who != "teacher" else f"{'':10}"
+            click.echo(f"{part + ', ' + who:20}{to}{row[f'{who}_to_truth']:10.4f}")
+    click.echo(
+        f"{out}: 1 step of the world model, {action_steps} of the predictive expert, {note['train_minutes']} min"
+    )
+    write_json(json_path, note)

@@ -1,0 +1,131 @@
+"""`harmowam train`: a dataset to a checkpoint, in one process or, under torchrun, in several."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from harmowam.cli import UserError, errors, json_option, write_json
+
+if TYPE_CHECKING:
+    from export.data import Demonstrations
+    from export.distill import DistilPlan
+    from export.train import Plan
+
+PlanT = TypeVar("PlanT", "Plan", "DistilPlan")
+PATH = click.Path(path_type=Path)
+
+
+def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What training and distillation have in common."""
+    for option in reversed(
+        [
+            click.option("--dataset", type=PATH, default=Path("data/table_top"), show_default=True),
+            click.option("--units", type=click.Choice(["degrees", "rad"]), help="Of a dataset that lerobot recorded."),
+            click.option(
+                "--cameras", type=PATH, help="Calibrations of such a dataset's cameras: front.json, wrist.json."
+            ),
+            click.option(
+                "--plan",
+                "stages",
+                multiple=True,
+                metavar="STAGE=STEPS[,BATCH[,RATE]]",
+                help="Another length, batch or peak learning rate of a stage.",
+            ),
+            click.option(
+                "--shards",
+                type=click.IntRange(min=1),
+                default=2,
+                show_default=True,
+                help="Parts of a batch; processes share them.",
+            ),
+            click.option("--bf16/--fp32", default=None, help="Arithmetic (default: bf16 where the processor has it)."),
+            click.option("--text-encoder", type=PATH, help="Folder of a Hugging Face sentence encoder."),
+            click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def changed(plan: PlanT, stages: Sequence[str], names: Sequence[str]) -> PlanT:
+    """The plan with the stages that `--plan` names; raises UserError."""
+    for item in stages:
+        name, _, rest = item.partition("=")
+        numbers = rest.split(",")
+        if name not in names:
+            raise UserError(f"--plan {item}: there is no stage '{name}', choose {', '.join(names)}.")
+        usual: tuple[int, int, float] = getattr(plan, name)
+        try:
+            given: list[float] = [kind(n) for kind, n in zip((int, int, float), numbers, strict=False)]
+        except ValueError:
+            given = []
+        if not given or len(numbers) > 3:
+            example = ",".join(f"{n:g}" for n in usual)
+            raise UserError(f"--plan {item} is not understood: write for example --plan {name}={example}.")
+        stage: dict[str, Any] = {name: (*given, *usual[len(given) :])}
+        plan = dataclasses.replace(plan, **stage)
+    return plan
+
+
+def read(dataset: Path, run: Path, units: str | None, cameras: Path | None) -> Demonstrations:
+    """The dataset; its decoded pictures stay in the run's folder, where the next start and other processes find them."""
+    from export.data import load_demonstrations
+    from export.lerobot import read_cameras
+
+    calibration = read_cameras(cameras) if cameras else None
+    return load_demonstrations(dataset, run / "pictures", units=units, calibration=calibration)
+
+
+@click.command()
+@training_options
+@click.option(
+    "--run",
+    "run_folder",
+    type=PATH,
+    default=Path("runs/default"),
+    show_default=True,
+    help="State and log; goes on where it stopped.",
+)
+@click.option("--out", type=PATH, help="The checkpoint (default: harmowam-so101.safetensors in the run's folder).")
+@json_option
+@errors
+def train(
+    dataset: Path,
+    units: str | None,
+    cameras: Path | None,
+    stages: tuple[str, ...],
+    shards: int,
+    bf16: bool | None,
+    text_encoder: Path | None,
+    seed: int,
+    run_folder: Path,
+    out: Path | None,
+    json_path: Path | None,
+) -> None:
+    """Train tokeniser, world model, experts and gate; a killed run is resumed by the same command.
+
+    Several processes: torchrun --nproc-per-node 2 -m harmowam.cli train ...
+    """
+    from export.bundle import pick_samples, samples_path
+    from export.config import Config
+    from export.loop import leads
+    from export.text import hugging_face
+    from export.train import STAGES, Plan, train
+
+    plan = changed(Plan(seed=seed, shards=shards, bf16=bf16), stages, STAGES)
+    cfg, encode = Config(), None
+    if text_encoder is not None:
+        encode = hugging_face(text_encoder)
+        cfg = dataclasses.replace(cfg, text_encoder=encode.name, text_ngrams=encode.size)
+    out = out or run_folder / "harmowam-so101.safetensors"
+    data = read(dataset, run_folder, units, cameras)
+    note = train(data, run_folder, out, plan, cfg, encode)
+    if leads():
+        pick_samples(data, samples_path(out))
+        click.echo(f"{out}: {note['train_minutes']} min of training on {note['episodes']} episodes")
+        write_json(json_path, note)
