@@ -384,7 +384,7 @@ class Log:
 
         try:
             # Written when the state is: a full disk is then met by the state, which says it better.
-            self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step, max_queue=1000, flush_secs=3600)
+            self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1, max_queue=1000, flush_secs=3600)
         except OSError as e:
             raise CheckpointError(f"{run} cannot be written ({e.strerror}): choose another --run folder.") from e
 

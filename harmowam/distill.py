@@ -15,7 +15,15 @@ from harmowam.train import PATH, changed, read, training_options
 @click.argument("checkpoint", type=PATH)
 @training_options
 @click.option("--out", type=PATH, required=True, help="The student's checkpoint.")
-@click.option("--run", "run_folder", type=PATH, default=Path("runs/distill"), show_default=True, help="State and log.")
+@click.option(
+    "--run",
+    "--run-folder",  # torchrun takes --run for its own
+    "run_folder",
+    type=PATH,
+    default=Path("runs/distill"),
+    show_default=True,
+    help="State and log; goes on where it stopped.",
+)
 @click.option(
     "--teacher-steps", type=click.IntRange(2, 100), default=8, show_default=True, help="Euler steps of the teacher."
 )

@@ -85,6 +85,7 @@ def read(dataset: Path, run: Path, units: str | None, cameras: Path | None) -> D
 @training_options
 @click.option(
     "--run",
+    "--run-folder",  # torchrun takes --run for its own
     "run_folder",
     type=PATH,
     default=Path("runs/default"),
@@ -109,7 +110,7 @@ def train(
 ) -> None:
     """Train tokeniser, world model, experts and gate; a killed run is resumed by the same command.
 
-    Several processes: torchrun --nproc-per-node 2 -m harmowam.cli train ...
+    Several processes: torchrun --nproc-per-node 2 -m harmowam.cli train --run-folder RUN ...
     """
     from export.bundle import pick_samples, samples_path
     from export.config import Config

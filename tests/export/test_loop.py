@@ -1,0 +1,264 @@
+"""The training loop: a run that is killed, split over processes or short of disk ends as the unbroken one does, or says why not."""
+
+import dataclasses
+import fcntl
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from export.checkpoint import CheckpointError
+from export.config import Config
+from export.data import load_demonstrations
+from export.state import MOMENTS, load_state, pack_finished, pack_running, round_finished, round_running, unpack_running
+from export.train import Plan, Trainer, train
+from tests.dataset import write_all
+from tests.training import PLAN, SMALL, plan_options, save_always
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the processes below have one each, and sums depend on it
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "drawn"
+    write_all(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(dataset):
+    return load_demonstrations(dataset)
+
+
+@pytest.fixture(scope="module")
+def unbroken(data, tmp_path_factory):
+    """Folder of a run that nothing happened to; its checkpoint is `m.safetensors`."""
+    run = tmp_path_factory.mktemp("unbroken")
+    with pytest.MonkeyPatch.context() as patch:
+        save_always(patch)
+        train(data, run, run / "m.safetensors", PLAN, SMALL)
+    return run
+
+
+def same(a, b):
+    x, y = load_file(a), load_file(b)
+    return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+
+
+def command(*args, processes=1):
+    launch = [sys.executable, "-m", "tests.training"]
+    if processes > 1:
+        launch = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc-per-node={processes}",
+            "-m",
+            "tests.training",
+        ]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*launch, *map(str, args)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def progress(run):
+    try:
+        return load_state(run / "state.safetensors")[1]
+    except (CheckpointError, FileNotFoundError):
+        return {"stage": 0, "step": 0}
+
+
+def scalars(run):
+    log = EventAccumulator(str(run / "tensorboard"))
+    log.Reload()
+    return {tag: log.Scalars(tag) for tag in log.Tags()["scalars"]}
+
+
+def test_a_run_that_is_killed_twice_ends_where_the_unbroken_one_does(dataset, data, unbroken, tmp_path, monkeypatch):
+    for stage in (1, 2):  # in the midst of the world model, then of the experts
+        process = command("train", "--dataset", dataset, "--run", tmp_path, *plan_options())
+        while (at := progress(tmp_path))["stage"] < stage or at["step"] < 4:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert progress(tmp_path)["stage"] == stage
+    save_always(monkeypatch)
+    train(data, tmp_path, tmp_path / "m.safetensors", PLAN, SMALL)
+    assert same(tmp_path / "m.safetensors", unbroken / "m.safetensors")
+    for tag, events in scalars(unbroken).items():
+        assert [(e.step, e.value) for e in scalars(tmp_path)[tag]] == [(e.step, e.value) for e in events]
+
+
+def test_two_processes_take_the_steps_of_one(dataset, unbroken, tmp_path):
+    out = tmp_path / "m.safetensors"
+    process = command(
+        "train", "--dataset", dataset, "--run-folder", tmp_path, "--out", out, *plan_options(), processes=2
+    )
+    said, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert said.count("min of training") == 1  # one process speaks
+    one, two = load_file(unbroken / "m.safetensors"), load_file(out)
+    assert max(float((one[k] - two[k]).abs().max()) for k in one) < 1e-3
+    with safe_open(str(out), "pt") as f:
+        assert '"processes": 2' in f.metadata()["note"]
+
+
+def test_steps_differ_from_seed_to_seed(data, unbroken, tmp_path):
+    """What the two tests above call equal is not equal by accident: nothing else moves weights by that much."""
+    train(data, tmp_path, tmp_path / "m.safetensors", dataclasses.replace(PLAN, seed=1), SMALL)
+    one, other = load_file(unbroken / "m.safetensors"), load_file(tmp_path / "m.safetensors")
+    assert max(float((one[k] - other[k]).abs().max()) for k in one) > 1e-2
+
+
+def test_a_full_disk_keeps_the_state_before(data, unbroken, tmp_path, monkeypatch):
+    save_always(monkeypatch)
+    trainer = Trainer(data, tmp_path, PLAN, SMALL)
+    path, size = tmp_path / "state.safetensors", 0
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    save = trainer.save
+
+    def fills_up():
+        """From the world model on no file may grow beyond what the state has: the kernel refuses, as for a full disk."""
+        nonlocal size
+        if trainer.stage == 1 and trainer.step == 8:
+            size = path.stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        save()
+
+    monkeypatch.setattr(trainer, "save", fills_up)
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"cannot be written \(File too large\), the file saved before is untouched"
+        ):
+            trainer.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert path.stat().st_size == size and not list(tmp_path.glob("*.partial"))
+    assert (progress(tmp_path)["stage"], progress(tmp_path)["step"]) == (1, 4)
+    train(data, tmp_path, tmp_path / "m.safetensors", PLAN, SMALL)
+    assert same(tmp_path / "m.safetensors", unbroken / "m.safetensors")
+
+
+def test_packing_loses_nothing_of_rounded_values():
+    rng = np.random.default_rng(0)
+    scale = torch.from_numpy((10.0 ** rng.uniform(-12, 2, (1000, 3))).astype(np.float32))
+    weight, average, first, second = (
+        scale * torch.from_numpy(rng.normal(size=(1000, 3)).astype(np.float32)) for _ in range(4)
+    )
+    weight[0], average[1], first[2], second[3] = 0, 0, 0, 0
+    original = weight.clone()
+    moments = dict(zip(MOMENTS, (first, second.abs())))
+    round_running(weight, average, moments)
+    assert float(((weight - original) / original.abs().clamp_min(1e-30)).abs().nan_to_num().max()) < 2**-16
+    stored = pack_running(weight, average, moments)
+    assert sum(v.numel() * v.element_size() for v in stored.values()) == 9 * weight.numel()
+    back = unpack_running(stored, weight.shape)
+    assert torch.equal(back[0], weight) and torch.equal(back[1], average)
+    assert all(torch.equal(back[2][k], moments[k].flatten().reshape(1000, 3)) for k in MOMENTS)
+    finished = {"a": original.clone()}
+    round_finished(finished)
+    assert pack_finished(finished["a"]).dtype == torch.float16
+    assert torch.equal(pack_finished(original), original)  # what does not fit stays as it is
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_the_state_of_the_full_model_fits_40_megabytes(data, tmp_path, monkeypatch):
+    """In the midst of the stage that trains most: the world model."""
+    save_always(monkeypatch)
+    monkeypatch.setattr("export.loop.ROUND_EVERY", 1)
+
+    class Watched(Trainer):
+        def _finish(self, name):
+            if name == "world":
+                raise Stopped
+            super()._finish(name)
+
+    plan = Plan(tokeniser=(1, 4, 1e-3), world=(2, 4, 1e-3))
+    with pytest.raises(Stopped):
+        Watched(data, tmp_path, plan, Config()).train()
+    assert (progress(tmp_path)["stage"], progress(tmp_path)["step"]) == (1, 1)
+    assert 10e6 < (tmp_path / "state.safetensors").stat().st_size <= 40e6
+
+
+def test_tensorboard_shows_every_loss_once(unbroken):
+    assert {"tokeniser/reconstruction", "world/learning_rate", "experts/gate"} <= set(scalars(unbroken))
+    assert [e.step for e in scalars(unbroken)["world/flow"]] == list(range(16, 37, 4))  # steps of the whole run
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 1}, r"belongs to another run \(plan.seed 0, now 1\).*another --run folder"),
+        ({"world": (99, 4, 1e-2)}, r"plan.world \[24, 4, 0.01\], now \[99, 4, 0.01\]"),
+        ({"bf16": "other"}, "bf16 "),
+        ({"shards": 3}, "batch of at least 6 that 3 divides"),
+        ({"world": (0, 4, 1e-2)}, "makes no sense"),
+    ],
+)
+def test_a_plan_that_does_not_fit_is_refused(data, unbroken, changes, said):
+    if "bf16" in changes:
+        changes = {"bf16": not progress(unbroken)["bf16"]}
+    with pytest.raises(CheckpointError, match=said), pytest.MonkeyPatch.context() as patch:
+        save_always(patch)
+        Trainer(data, unbroken, dataclasses.replace(PLAN, **changes), SMALL)
+
+
+def test_another_configuration_or_dataset_is_refused(data, unbroken, monkeypatch):
+    save_always(monkeypatch)
+    with pytest.raises(CheckpointError, match=r"config.layers 1, now 2"):
+        Trainer(data, unbroken, PLAN, dataclasses.replace(SMALL, layers=2))
+    moved = dataclasses.replace(data, target=data.target + 0.01)
+    with pytest.raises(CheckpointError, match=r"\(data [0-9a-f]+, now"):
+        Trainer(moved, unbroken, PLAN, SMALL)
+
+
+def test_what_else_can_be_wrong_with_a_run_folder_is_said(data, tmp_path, monkeypatch):
+    trainer = Trainer(data, tmp_path, PLAN, SMALL)
+    with open(tmp_path / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(CheckpointError, match="another process trains in"):
+            trainer.train()
+    trainer.save()
+    whole = (tmp_path / "state.safetensors").read_bytes()
+    (tmp_path / "state.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"is damaged .*delete it"):
+        Trainer(data, tmp_path, PLAN, SMALL)
+    with pytest.raises(CheckpointError, match=r"cannot be made .*another --run folder"):
+        Trainer(data, tmp_path / "lock" / "inside", PLAN, SMALL)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(CheckpointError, match="has room for 0 MB and the run needs"):
+        Trainer(data, tmp_path / "new", PLAN, SMALL)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_not_the_state(data, tmp_path, monkeypatch):
+    save_always(monkeypatch)
+    trainer = Trainer(data, tmp_path, PLAN, SMALL)
+    loss = trainer._world_loss
+    monkeypatch.setattr(
+        trainer, "_world_loss", lambda rng, n: {k: v / (trainer.step < 6) for k, v in loss(rng, n).items()}
+    )
+    with pytest.raises(CheckpointError, match="world diverged before step 8"):
+        trainer.train()
+    at = progress(tmp_path)
+    assert (at["stage"], at["step"]) == (1, 4)
