@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from calibration.camera import Camera
 from export.config import Config
-from export.data import Demonstrations, load_demonstrations
+from export.data import Demonstrations
 from export.models import HarmoWam
 from export.text import ngrams
 from runtime.decode import heatmap_cell, proprio, relative_chunk
@@ -425,9 +425,7 @@ def augment(x: Tensor, rng: np.random.Generator) -> Tensor:
     return (x + 1) * gain - 1
 
 
-def train(
-    data: Demonstrations, run: Path, out: Path, plan: Plan = Plan(), cfg: Config = Config()
-) -> dict[str, object]:
+def train(data: Demonstrations, run: Path, out: Path, plan: Plan = Plan(), cfg: Config = Config()) -> dict[str, object]:
     """Train (or go on training) in folder `run` and write the checkpoint to `out`; returns its note."""
     trainer = Trainer(data, run, plan, cfg)
     model = trainer.train()

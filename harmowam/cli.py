@@ -124,7 +124,9 @@ def say(line: str) -> None:
 
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("data/table_top"), show_default=True)
-@click.option("--episodes", type=click.IntRange(min=0), default=100, show_default=True, help="Demonstrations of each task.")
+@click.option(
+    "--episodes", type=click.IntRange(min=0), default=100, show_default=True, help="Demonstrations of each task."
+)
 @click.option("--play", type=click.IntRange(min=0), default=600, show_default=True, help="Task-agnostic episodes.")
 @click.option("--seed", default=0, show_default=True)
 @json_option
@@ -141,7 +143,11 @@ def collect(out: Path, episodes: int, play: int, seed: int, json_path: Path | No
 @main.command()
 @click.option("--dataset", type=click.Path(path_type=Path), default=Path("data/table_top"), show_default=True)
 @click.option("--units", type=click.Choice(["degrees", "rad"]), help="Of a dataset that lerobot recorded.")
-@click.option("--cameras", type=click.Path(path_type=Path), help="Calibrations of such a dataset's cameras: front.json, wrist.json.")
+@click.option(
+    "--cameras",
+    type=click.Path(path_type=Path),
+    help="Calibrations of such a dataset's cameras: front.json, wrist.json.",
+)
 @click.option(
     "--run",
     "run_folder",

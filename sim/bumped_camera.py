@@ -23,8 +23,8 @@ from runtime.steps import FastStep, SlowStep
 from sim.boards import look_at_board, render
 from sim.calibration_rig import ArmBench, ServoRig
 from sim.evaluate import wilson
-from sim.virtual_time import Schedule, run_episode
 from sim.tasks import Layout, sample_layout
+from sim.virtual_time import Schedule, run_episode
 from sim.world import CAMERA_SIZE, World
 
 BUMP = transform(np.radians(5.0) * np.array([0.6, 0.64, 0.48]), 0.03 * np.array([0.6, -0.48, 0.64]))  # 5 degrees, 3 cm

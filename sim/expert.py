@@ -60,7 +60,9 @@ def _beside(x: float, y: float, roll: float, offset: float) -> tuple[float, floa
     return x + offset * math.cos(a), y + offset * math.sin(a)
 
 
-def pick(world: World, rng: np.random.Generator, item: str, z: float, offset: float, start: np.ndarray) -> list[Segment]:
+def pick(
+    world: World, rng: np.random.Generator, item: str, z: float, offset: float, start: np.ndarray
+) -> list[Segment]:
     """Hover, descend, close, lift. The entry to the descent is left a little to the side: the transit expert will not be exact either."""
     x, y, _ = world.position(item)
     round_ring = item == "ring" and world.layout.environment != "object"

@@ -24,7 +24,11 @@ OPEN, CLOSED = 0.6, 0.05  # jaw angles, rad
 TOOL_PITCH = 1.40  # rad; 10 degrees off vertical keeps the wrist inside its limits over the whole table
 HOME = np.array([0.17, 0.0, 0.09, TOOL_PITCH, 0.0])
 N_DISTRACTORS = 8
-TABLES = {"seen": ("",), "play": ("", "train0", "train1", "train2", "train3", "train4"), "background": ("test0", "test1", "test2", "test3")}
+TABLES = {
+    "seen": ("",),
+    "play": ("", "train0", "train1", "train2", "train3", "train4"),
+    "background": ("test0", "test1", "test2", "test3"),
+}
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,10 @@ class Scene:
         arm = {"world", "base", "shoulder", "upper_arm", "lower_arm", "wrist", "gripper", "jaw"}
         bodies = [m.body(int(b)).name for b in m.geom_bodyid]
         self.things = [i for i, b in enumerate(bodies) if b not in arm and not b.startswith("distractor")]
+        # An instruction that names a colour must stay true; a ring, a tray or a peg may have any.
+        self.tinted = np.array(
+            [0.12 if m.body(b).name.startswith(("red", "green", "blue")) else 0.45 for b in range(m.nbody)]
+        )
         self.buttons = [m.joint(i).name for i in range(m.njnt) if m.joint(i).name.endswith("_button")]
 
     def dress(self, unseen: bool) -> None:
@@ -66,8 +70,10 @@ class Scene:
     def look(self, look: Look) -> None:
         m = self.model
         if look.tint:
-            change = np.random.default_rng(look.tint).uniform(-0.10, 0.10, (m.nbody, 3))
-            m.geom_rgba[self.things, :3] = np.clip(m.geom_rgba[self.things, :3] + change[m.geom_bodyid[self.things]], 0, 1)
+            change = np.random.default_rng(look.tint).uniform(-1, 1, (m.nbody, 3)) * self.tinted[:, None]
+            m.geom_rgba[self.things, :3] = np.clip(
+                m.geom_rgba[self.things, :3] + change[m.geom_bodyid[self.things]], 0, 1
+            )
         table = m.geom("table").id
         m.geom_matid[table] = m.material(look.table).id if look.table else -1
         m.geom_rgba[table, :3] = (1, 1, 1) if look.table else look.colour
@@ -261,7 +267,9 @@ class World:
 
     def yaw(self, body: str) -> float:
         """True heading of a body, rad."""
-        w, x, y, z = self.data.qpos[self._free(body) + 3 :][:4] if self._free(body) is not None else self.model.body(body).quat
+        w, x, y, z = (
+            self.data.qpos[self._free(body) + 3 :][:4] if self._free(body) is not None else self.model.body(body).quat
+        )
         return math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
 
     def upright(self, body: str) -> float:

@@ -64,7 +64,9 @@ def test_demonstrations_never_show_what_the_position_environment_asks_for(task):
 
 def test_environments_change_what_they_say_and_nothing_else():
     for task in TASKS:
-        a, b, c = (sample_layout(np.random.default_rng(4), task=task, environment=e) for e in ("seen", "background", "object"))
+        a, b, c = (
+            sample_layout(np.random.default_rng(4), task=task, environment=e) for e in ("seen", "background", "object")
+        )
         assert a.places == b.places == c.places and a.instruction == b.instruction == c.instruction
         assert 5 <= len(b.look.clutter) <= 8 and not a.look.clutter and b.look.table.startswith("test")
         assert a.look == c.look
@@ -99,7 +101,14 @@ CASES = [
     ("plate", "put the blue cube on the plate", "blue_cube", "plate", (0.06, 0.0, 0.013), False),  # beside it
     ("stack", "stack the red cube on the blue cube", "red_cube", "blue_cube", (0.003, 0.003, 0.038), True),
     ("stack", "stack the red cube on the blue cube", "red_cube", "blue_cube", (0.009, 0.0, 0.038), False),  # askew
-    ("stack", "stack the blue cube on the red cube", "red_cube", "blue_cube", (0.003, 0.003, 0.038), False),  # upside down
+    (
+        "stack",
+        "stack the blue cube on the red cube",
+        "red_cube",
+        "blue_cube",
+        (0.003, 0.003, 0.038),
+        False,
+    ),  # upside down
     ("peg", "put the peg into the hole", "peg", "block", (0.002, 0.0, 0.030), True),
     ("peg", "put the peg into the hole", "peg", "block", (0.020, 0.0, 0.052), False),  # stands on the rim, or falls
     ("slot", "lay the bar into the tray", "bar", "tray", (0.0, 0.003, 0.012), True),
@@ -118,7 +127,12 @@ def test_success_is_judged_by_where_things_are(world, task, instruction, item, g
 
 def test_buttons_must_be_pressed_in_order(world):
     layout = sample_layout(np.random.default_rng(1), "press the red button and then the green button")
-    for order, done in ((("red", "green"), True), (("green", "red"), False), (("red", "blue"), False), (("red",), False)):
+    for order, done in (
+        (("red", "green"), True),
+        (("green", "red"), False),
+        (("red", "blue"), False),
+        (("red",), False),
+    ):
         world.reset(layout)
         for colour in order:
             world.data.joint(f"{colour}_button").qpos[0] = -0.006  # a finger from above
