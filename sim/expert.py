@@ -156,7 +156,7 @@ def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], st
     at = world.pose
     for _ in range(int(rng.integers(0, 2))):
         out.append(Segment(somewhere((0.05, 0.11)), 0.0, 1.0))
-    free = world._free(target) is not None
+    free = world.free_joint(target) is not None
     if free:
         task = TASKS[world.layout.task]
         start = out[-1].goal if out else at

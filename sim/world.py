@@ -112,7 +112,7 @@ class World:
         for name, (x, y, yaw) in layout.places.items():
             turned = (math.cos(yaw / 2), 0, 0, math.sin(yaw / 2))
             body = self.model.body(name)
-            at = self._free(name)
+            at = self.free_joint(name)
             if at is None:
                 body.pos[:2], body.quat[:] = (x, y), turned
             else:
@@ -131,7 +131,7 @@ class World:
             mujoco.mj_step(self.model, self.data, 20)
         self.data.time = 0.0
 
-    def _free(self, name: str) -> int | None:
+    def free_joint(self, name: str) -> int | None:
         """Where a free body's pose begins in qpos; None for a fixed one."""
         joint = int(self.model.body(name).jntadr[0])
         if joint < 0 or self.model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_FREE:
@@ -262,19 +262,20 @@ class World:
 
     def position(self, body: str) -> np.ndarray:
         """True centre of a body [3], m (a fixed one: its foot)."""
-        at = self._free(body)
+        at = self.free_joint(body)
         return self.data.qpos[at : at + 3].copy() if at is not None else self.model.body(body).pos.copy()
 
     def yaw(self, body: str) -> float:
         """True heading of a body, rad."""
-        w, x, y, z = (
-            self.data.qpos[self._free(body) + 3 :][:4] if self._free(body) is not None else self.model.body(body).quat
-        )
+        at = self.free_joint(body)
+        w, x, y, z = self.model.body(body).quat if at is None else self.data.qpos[at + 3 : at + 7]
         return math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
 
     def upright(self, body: str) -> float:
         """Cosine of a free body's tilt."""
-        x, y = self.data.qpos[self._free(body) + 4 :][:2]
+        at = self.free_joint(body)
+        assert at is not None, body
+        x, y = self.data.qpos[at + 4 : at + 6]
         return float(1 - 2 * (x * x + y * y))
 
     def at_rest(self, body: str) -> bool:

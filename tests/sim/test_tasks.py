@@ -88,7 +88,8 @@ def put(world: World, task: str, instruction: str, moved: dict[str, tuple[float,
     places = {p.name: (0.18 + 0.03 * (i % 2), -0.11 + 0.08 * i, 0.0) for i, p in enumerate(TASKS[task].props)}
     world.reset(Layout(task, instruction, places, START))
     for name, xyz in moved.items():
-        at = world._free(name)
+        at = world.free_joint(name)
+        assert at is not None
         world.data.qpos[at : at + 3] = xyz
     world.advance(0.4)
     return world.success()
@@ -118,7 +119,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("task, instruction, item, goal, offset, done", CASES)
+@pytest.mark.parametrize(("task", "instruction", "item", "goal", "offset", "done"), CASES)
 def test_success_is_judged_by_where_things_are(world, task, instruction, item, goal, offset, done):
     i = [p.name for p in TASKS[task].props].index(goal)
     base = np.array([0.18 + 0.03 * (i % 2), -0.11 + 0.08 * i, 0.0])
