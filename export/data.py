@@ -63,7 +63,12 @@ def after_a_miss(world: World, layout: Layout, rng: np.random.Generator) -> Layo
 
 
 def record_episode(
-    world: World, warps: Mapping[str, Warp], rng: np.random.Generator, layout: Layout, rate_hz: float, play: bool = False
+    world: World,
+    warps: Mapping[str, Warp],
+    rng: np.random.Generator,
+    layout: Layout,
+    rate_hz: float,
+    play: bool = False,
 ) -> tuple[Episode, bool]:
     """One episode on `world` from `layout`: its rows, and whether the instruction was fulfilled."""
     world.reset(layout)
@@ -194,7 +199,7 @@ def find_events(pose: np.ndarray, target: np.ndarray, last: np.ndarray, rate_hz:
     z = pose[:, 2]
     for i in np.flatnonzero((z[1:-1] < TOUCH_M) & (z[1:-1] <= z[:-2]) & (z[1:-1] < z[2:])) + 1:
         a, b = max(0, i - reach), min(n, i + reach + 1)
-        window = (last[a:b] == last[i])
+        window = last[a:b] == last[i]
         lowest = z[i] <= z[a:b][window].min()
         if lowest and not ((flips >= a) & (flips < b)).any():
             dips.append(i)

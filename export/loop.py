@@ -31,7 +31,6 @@ from export.checkpoint import CheckpointError
 from export.data import Demonstrations
 from export.models import HarmoWam
 from export.state import (
-    ROUND_EVERY,
     difference,
     load_state,
     pack_finished,
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from export.train import Labels
 
 SAVE_EVERY_S = 60.0
+ROUND_EVERY = 20  # steps; only then may a state be written (export/state.py)
 SCHEMA = 1  # of the state file
 
 Stage = tuple[int, int, float]  # steps, batch, peak learning rate

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from export.checkpoint import CheckpointError, write_whole
 
-ROUND_EVERY = 20
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names
 
 

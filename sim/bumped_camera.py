@@ -23,8 +23,8 @@ from runtime.steps import FastStep, SlowStep
 from sim.boards import look_at_board, render
 from sim.calibration_rig import ArmBench, ServoRig
 from sim.evaluate import wilson
-from sim.virtual_time import Schedule, run_episode
 from sim.tasks import Layout, sample_layout
+from sim.virtual_time import Schedule, run_episode
 from sim.world import CAMERA_SIZE, World
 
 BUMP = transform(np.radians(5.0) * np.array([0.6, 0.64, 0.48]), 0.03 * np.array([0.6, -0.48, 0.64]))  # 5 degrees, 3 cm
@@ -39,10 +39,20 @@ WIDE = (520, 390)  # the pinhole picture that the lens is applied to
 class BumpedWorld(World):
     """The same world, seen by a front camera that was moved by BUMP and has another lens."""
 
+    def __init__(self, seed: int = 0):
+        self._wide: dict[str, Any] = {}  # task -> the renderer of its scene
+        self._true: Camera | None = None
+        pixels = np.stack(np.meshgrid(np.arange(CAMERA_SIZE[0]), np.arange(CAMERA_SIZE[1])), -1).reshape(-1, 2)
+        rays, _ = lens.unproject(pixels, lens.parameters(K, D, "pinhole"), "pinhole")
+        xy = rays[:, :2] / rays[:, 2:] * float(K[1, 1]) + (np.array(WIDE) - 1) / 2
+        self._map = xy.reshape(CAMERA_SIZE[1], CAMERA_SIZE[0], 2).astype(np.float32)
+        super().__init__(seed)
+
     def reset(self, layout: Layout) -> None:
         """Start an episode; the scene's front camera is moved the first time."""
         super().reset(layout)
-        self._true = bumped(super().camera("front")) if not hasattr(self, "_true") else self._true
+        if self._true is None:
+            self._true = bumped(super().camera("front"))
         if layout.task in self._wide:
             return
         import mujoco  # not before sim.world has chosen the renderer
@@ -59,17 +69,9 @@ class BumpedWorld(World):
         wide.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
         wide.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
 
-    def __init__(self, seed: int = 0):
-        self._wide: dict[str, Any] = {}
-        pixels = np.stack(np.meshgrid(np.arange(CAMERA_SIZE[0]), np.arange(CAMERA_SIZE[1])), -1).reshape(-1, 2)
-        rays, _ = lens.unproject(pixels, lens.parameters(K, D, "pinhole"), "pinhole")
-        xy = rays[:, :2] / rays[:, 2:] * float(K[1, 1]) + (np.array(WIDE) - 1) / 2
-        self._map = xy.reshape(CAMERA_SIZE[1], CAMERA_SIZE[0], 2).astype(np.float32)
-        super().__init__(seed)
-
     def camera(self, name: str) -> Camera:
         """The true calibration; for the front camera the bumped one's."""
-        return self._true if name == "front" and hasattr(self, "_true") else super().camera(name)
+        return self._true if name == "front" and self._true is not None else super().camera(name)
 
     def render(self, camera: str) -> np.ndarray:
         """uint8[240,320,3] RGB through the other lens."""

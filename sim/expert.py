@@ -60,7 +60,9 @@ def _beside(x: float, y: float, roll: float, offset: float) -> tuple[float, floa
     return x + offset * math.cos(a), y + offset * math.sin(a)
 
 
-def pick(world: World, rng: np.random.Generator, item: str, z: float, offset: float, start: np.ndarray) -> list[Segment]:
+def pick(
+    world: World, rng: np.random.Generator, item: str, z: float, offset: float, start: np.ndarray
+) -> list[Segment]:
     """Hover, descend, close, lift. The entry to the descent is left a little to the side: the transit expert will not be exact either."""
     x, y, _ = world.position(item)
     round_ring = item == "ring" and world.layout.environment != "object"
@@ -154,7 +156,7 @@ def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], st
     at = world.pose
     for _ in range(int(rng.integers(0, 2))):
         out.append(Segment(somewhere((0.05, 0.11)), 0.0, 1.0))
-    free = world._free(target) is not None
+    free = world.free_joint(target) is not None
     if free:
         task = TASKS[world.layout.task]
         start = out[-1].goal if out else at

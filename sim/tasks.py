@@ -15,6 +15,9 @@ import numpy as np
 if TYPE_CHECKING:
     from sim.world import World
 
+Region = tuple[tuple[float, float], tuple[float, float]]  # (x, y) of two corners, m
+Places = dict[str, tuple[float, float, float]]  # body -> x, y (m), heading (rad)
+
 ENVIRONMENTS = ("seen", "background", "position", "object")
 SEEN = ((0.162, -0.125), (0.260, 0.030))  # (x, y) of two corners, m
 UNSEEN = ((0.162, 0.045), (0.260, 0.125))
@@ -24,7 +27,11 @@ OPEN, CLOSED = 0.6, 0.05  # jaw angles, rad
 TOOL_PITCH = 1.40  # rad; 10 degrees off vertical keeps the wrist inside its limits over the whole table
 HOME = np.array([0.17, 0.0, 0.09, TOOL_PITCH, 0.0])
 N_DISTRACTORS = 8
-TABLES = {"seen": ("",), "play": ("", "train0", "train1", "train2", "train3", "train4"), "background": ("test0", "test1", "test2", "test3")}
+TABLES = {
+    "seen": ("",),
+    "play": ("", "train0", "train1", "train2", "train3", "train4"),
+    "background": ("test0", "test1", "test2", "test3"),
+}
 
 
 @dataclass(frozen=True)
@@ -51,9 +58,10 @@ class Task:
 
 
 RED, BLUE = Prop("red_cube", 0.032), Prop("blue_cube", 0.032)
+COLOURS = ("red", "green", "blue")
 TASKS = {
-    t.name: t
-    for t in (
+    task.name: task
+    for task in (
         Task(
             "plate", (RED, BLUE, Prop("plate", 0.043, 0.0)),
             {f"put the {c} cube on the plate": (f"{c}_cube", "plate") for c in ("red", "blue")},
@@ -63,11 +71,20 @@ TASKS = {
             {f"stack the {a} cube on the {b} cube": (f"{a}_cube", f"{b}_cube") for a, b in (("red", "blue"), ("blue", "red"))},
             place_z=0.040,
         ),
-        Task("peg", (Prop("peg", 0.030), Prop("block", 0.042)), {"put the peg into the hole": ("peg", "block")}, 0.028, 0.034, 0.003, 0.010),
-        Task("slot", (Prop("bar", 0.038), Prop("tray", 0.045)), {"lay the bar into the tray": ("bar", "tray")}, 0.013, 0.021, 0.003, 0.010),
-        Task("ring", (Prop("ring", 0.036), Prop("post", 0.036)), {"hang the ring on the post": ("ring", "post")}, 0.0135, 0.018, 0.0315, 0.0345),
         Task(
-            "press", tuple(Prop(f"{c}_button", 0.022, 0.0) for c in ("red", "green", "blue")),
+            "peg", (Prop("peg", 0.030), Prop("block", 0.042)), {"put the peg into the hole": ("peg", "block")},
+            grasp_z=0.028, place_z=0.034, grasp_offset=0.003, place_offset=0.010,
+        ),
+        Task(
+            "slot", (Prop("bar", 0.038), Prop("tray", 0.045)), {"lay the bar into the tray": ("bar", "tray")},
+            grasp_z=0.013, place_z=0.021, grasp_offset=0.003, place_offset=0.010,
+        ),
+        Task(
+            "ring", (Prop("ring", 0.036), Prop("post", 0.036)), {"hang the ring on the post": ("ring", "post")},
+            grasp_z=0.0135, place_z=0.018, grasp_offset=0.0315, place_offset=0.0345,
+        ),
+        Task(
+            "press", tuple(Prop(f"{c}_button", 0.022, 0.0) for c in COLOURS),
             {
                 f"press the {a} button and then the {b} button": (f"{a}_button", f"{b}_button")
                 for a, b in (("red", "green"), ("green", "blue"), ("blue", "red"))
@@ -98,7 +115,7 @@ class Layout:
 
     task: str
     instruction: str
-    places: dict[str, tuple[float, float, float]]
+    places: Places
     start: np.ndarray
     jaw: float = OPEN
     environment: str = "seen"
@@ -109,7 +126,7 @@ class Layout:
         return TASKS[self.task].instructions.get(self.instruction, ())
 
 
-def _spot(rng: np.random.Generator, region: tuple[tuple[float, float], tuple[float, float]]) -> np.ndarray:
+def _spot(rng: np.random.Generator, region: Region) -> np.ndarray:
     while True:
         p = rng.uniform(*region)
         if math.hypot(p[0] - PAN_X, p[1]) < REACH:
@@ -117,10 +134,10 @@ def _spot(rng: np.random.Generator, region: tuple[tuple[float, float], tuple[flo
 
 
 def _scatter(
-    rng: np.random.Generator, props: tuple[Prop, ...], regions: dict[str, tuple[tuple[float, float], tuple[float, float]]]
-) -> dict[str, tuple[float, float, float]] | None:  # fmt: skip
+    rng: np.random.Generator, props: tuple[Prop, ...], regions: dict[str, Region]
+) -> Places | None:  # fmt: skip
     """Places for all props, apart from one another; None when they found no room."""
-    placed: dict[str, tuple[float, float, float]] = {}
+    placed: Places = {}
     for prop in props:
         for _ in range(60):
             p = _spot(rng, regions[prop.name])
@@ -136,18 +153,18 @@ def _scatter(
     return placed
 
 
-def _row(rng: np.random.Generator, region: tuple[tuple[float, float], tuple[float, float]]) -> dict[str, tuple[float, float, float]]:  # fmt: skip
+def _row(rng: np.random.Generator, region: Region) -> Places:  # fmt: skip
     """Three buttons in a row, their colours in any order."""
     while True:
         centre, turn = _spot(rng, region), rng.uniform(-0.5, 0.5)
         along = np.array([math.cos(turn), math.sin(turn)]) * 0.046
         spots = [centre - along, centre, centre + along]
         if all(math.hypot(p[0] - PAN_X, p[1]) < REACH + 0.005 and p[0] > 0.125 and abs(p[1]) < 0.13 for p in spots):
-            names = [f"{c}_button" for c in ("red", "green", "blue")]
+            names = [f"{c}_button" for c in COLOURS]
             return {names[i]: (float(p[0]), float(p[1]), 0.0) for i, p in zip(rng.permutation(3), spots, strict=True)}
 
 
-def sample_look(rng: np.random.Generator, environment: str, places: dict[str, tuple[float, float, float]]) -> Look:
+def sample_look(rng: np.random.Generator, environment: str, places: Places) -> Look:
     """What the table looks like: plain for "seen", "position" and "object"; other top, light and clutter for "background" and "play"."""
     if environment not in ("background", "play"):
         return Look()

@@ -53,6 +53,10 @@ class Scene:
         arm = {"world", "base", "shoulder", "upper_arm", "lower_arm", "wrist", "gripper", "jaw"}
         bodies = [m.body(int(b)).name for b in m.geom_bodyid]
         self.things = [i for i, b in enumerate(bodies) if b not in arm and not b.startswith("distractor")]
+        # An instruction that names a colour must stay true; a ring, a tray or a peg may have any.
+        self.tinted = np.array(
+            [0.12 if m.body(b).name.startswith(("red", "green", "blue")) else 0.45 for b in range(m.nbody)]
+        )
         self.buttons = [m.joint(i).name for i in range(m.njnt) if m.joint(i).name.endswith("_button")]
 
     def dress(self, unseen: bool) -> None:
@@ -66,8 +70,10 @@ class Scene:
     def look(self, look: Look) -> None:
         m = self.model
         if look.tint:
-            change = np.random.default_rng(look.tint).uniform(-0.10, 0.10, (m.nbody, 3))
-            m.geom_rgba[self.things, :3] = np.clip(m.geom_rgba[self.things, :3] + change[m.geom_bodyid[self.things]], 0, 1)
+            change = np.random.default_rng(look.tint).uniform(-1, 1, (m.nbody, 3)) * self.tinted[:, None]
+            m.geom_rgba[self.things, :3] = np.clip(
+                m.geom_rgba[self.things, :3] + change[m.geom_bodyid[self.things]], 0, 1
+            )
         table = m.geom("table").id
         m.geom_matid[table] = m.material(look.table).id if look.table else -1
         m.geom_rgba[table, :3] = (1, 1, 1) if look.table else look.colour
@@ -106,7 +112,7 @@ class World:
         for name, (x, y, yaw) in layout.places.items():
             turned = (math.cos(yaw / 2), 0, 0, math.sin(yaw / 2))
             body = self.model.body(name)
-            at = self._free(name)
+            at = self.free_joint(name)
             if at is None:
                 body.pos[:2], body.quat[:] = (x, y), turned
             else:
@@ -125,7 +131,7 @@ class World:
             mujoco.mj_step(self.model, self.data, 20)
         self.data.time = 0.0
 
-    def _free(self, name: str) -> int | None:
+    def free_joint(self, name: str) -> int | None:
         """Where a free body's pose begins in qpos; None for a fixed one."""
         joint = int(self.model.body(name).jntadr[0])
         if joint < 0 or self.model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_FREE:
@@ -256,17 +262,20 @@ class World:
 
     def position(self, body: str) -> np.ndarray:
         """True centre of a body [3], m (a fixed one: its foot)."""
-        at = self._free(body)
+        at = self.free_joint(body)
         return self.data.qpos[at : at + 3].copy() if at is not None else self.model.body(body).pos.copy()
 
     def yaw(self, body: str) -> float:
         """True heading of a body, rad."""
-        w, x, y, z = self.data.qpos[self._free(body) + 3 :][:4] if self._free(body) is not None else self.model.body(body).quat
+        at = self.free_joint(body)
+        w, x, y, z = self.model.body(body).quat if at is None else self.data.qpos[at + 3 : at + 7]
         return math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
 
     def upright(self, body: str) -> float:
         """Cosine of a free body's tilt."""
-        x, y = self.data.qpos[self._free(body) + 4 :][:2]
+        at = self.free_joint(body)
+        assert at is not None, body
+        x, y = self.data.qpos[at + 4 : at + 6]
         return float(1 - 2 * (x * x + y * y))
 
     def at_rest(self, body: str) -> bool:

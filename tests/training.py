@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 import export.loop
 import export.train
 from export.config import Config
@@ -23,7 +25,7 @@ def plan_options(plan: Plan = PLAN) -> list[str]:
     ]
 
 
-def save_always(monkeypatch) -> None:
+def save_always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.loop.SAVE_EVERY_S", 0.0)
     monkeypatch.setattr("export.loop.ROUND_EVERY", 4)
 

@@ -8,6 +8,7 @@ from export.bundle import CHECKPOINT, ExportError, cosine, export_bundle, sample
 from export.quantise import load_recipe
 from export.text import ngrams
 from runtime.bundle import Bundle
+from sim.tasks import INSTRUCTIONS
 
 
 def test_int8_stays_close_to_fp32(exported):
@@ -43,7 +44,7 @@ def test_no_paths_and_no_names_of_machines_in_the_bundle(bundle_path):
 
 def test_the_bundle_knows_its_tasks_cameras_and_recipe(bundle_path):
     m = Bundle.load(bundle_path).manifest
-    assert set(m.tasks) == {"put the red cube on the plate", "put the blue cube on the plate"}
+    assert set(m.tasks) == set(INSTRUCTIONS)
     assert m.quantization["recipe"] == load_recipe()
     assert m.cameras["front"]["T_base_from_cam"] is not None and m.cameras["wrist"]["T_base_from_cam"] is None
 

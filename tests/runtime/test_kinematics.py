@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.kinematics import SO101_LOWER, SO101_UPPER, so101_forward, so101_inverse, tool_rotation
-from sim.world import ASSET, TOOL_PITCH
+from sim.tasks import TOOL_PITCH
+from sim.world import ASSETS
 
 
 @pytest.fixture(scope="module")
 def arm():
-    model = mujoco.MjModel.from_xml_path(str(ASSET))
+    model = mujoco.MjModel.from_xml_path(str(ASSETS / "plate.xml"))
     return model, mujoco.MjData(model)
 
 

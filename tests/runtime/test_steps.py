@@ -10,8 +10,8 @@ from runtime.bundle import Bundle
 from runtime.contracts import Observation
 from runtime.steps import FastStep, SlowStep, pose_of
 from sim.plant import virtual_motor
-from sim.virtual_time import Schedule, run_episode
 from sim.tasks import sample_layout
+from sim.virtual_time import Schedule, run_episode
 from sim.world import World
 
 S = 1_000_000_000

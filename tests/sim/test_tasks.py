@@ -64,7 +64,9 @@ def test_demonstrations_never_show_what_the_position_environment_asks_for(task):
 
 def test_environments_change_what_they_say_and_nothing_else():
     for task in TASKS:
-        a, b, c = (sample_layout(np.random.default_rng(4), task=task, environment=e) for e in ("seen", "background", "object"))
+        a, b, c = (
+            sample_layout(np.random.default_rng(4), task=task, environment=e) for e in ("seen", "background", "object")
+        )
         assert a.places == b.places == c.places and a.instruction == b.instruction == c.instruction
         assert 5 <= len(b.look.clutter) <= 8 and not a.look.clutter and b.look.table.startswith("test")
         assert a.look == c.look
@@ -86,7 +88,8 @@ def put(world: World, task: str, instruction: str, moved: dict[str, tuple[float,
     places = {p.name: (0.18 + 0.03 * (i % 2), -0.11 + 0.08 * i, 0.0) for i, p in enumerate(TASKS[task].props)}
     world.reset(Layout(task, instruction, places, START))
     for name, xyz in moved.items():
-        at = world._free(name)
+        at = world.free_joint(name)
+        assert at is not None
         world.data.qpos[at : at + 3] = xyz
     world.advance(0.4)
     return world.success()
@@ -99,7 +102,14 @@ CASES = [
     ("plate", "put the blue cube on the plate", "blue_cube", "plate", (0.06, 0.0, 0.013), False),  # beside it
     ("stack", "stack the red cube on the blue cube", "red_cube", "blue_cube", (0.003, 0.003, 0.038), True),
     ("stack", "stack the red cube on the blue cube", "red_cube", "blue_cube", (0.009, 0.0, 0.038), False),  # askew
-    ("stack", "stack the blue cube on the red cube", "red_cube", "blue_cube", (0.003, 0.003, 0.038), False),  # upside down
+    (
+        "stack",
+        "stack the blue cube on the red cube",
+        "red_cube",
+        "blue_cube",
+        (0.003, 0.003, 0.038),
+        False,
+    ),  # upside down
     ("peg", "put the peg into the hole", "peg", "block", (0.002, 0.0, 0.030), True),
     ("peg", "put the peg into the hole", "peg", "block", (0.020, 0.0, 0.052), False),  # stands on the rim, or falls
     ("slot", "lay the bar into the tray", "bar", "tray", (0.0, 0.003, 0.012), True),
@@ -109,7 +119,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("task, instruction, item, goal, offset, done", CASES)
+@pytest.mark.parametrize(("task", "instruction", "item", "goal", "offset", "done"), CASES)
 def test_success_is_judged_by_where_things_are(world, task, instruction, item, goal, offset, done):
     i = [p.name for p in TASKS[task].props].index(goal)
     base = np.array([0.18 + 0.03 * (i % 2), -0.11 + 0.08 * i, 0.0])
@@ -118,7 +128,12 @@ def test_success_is_judged_by_where_things_are(world, task, instruction, item, g
 
 def test_buttons_must_be_pressed_in_order(world):
     layout = sample_layout(np.random.default_rng(1), "press the red button and then the green button")
-    for order, done in ((("red", "green"), True), (("green", "red"), False), (("red", "blue"), False), (("red",), False)):
+    for order, done in (
+        (("red", "green"), True),
+        (("green", "red"), False),
+        (("red", "blue"), False),
+        (("red",), False),
+    ):
         world.reset(layout)
         for colour in order:
             world.data.joint(f"{colour}_button").qpos[0] = -0.006  # a finger from above
