@@ -19,40 +19,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from export.checkpoint import CheckpointError
 from export.config import Config
-from export.data import load_demonstrations
 from export.state import MOMENTS, load_state, pack_finished, pack_running, round_finished, round_running, unpack_running
 from export.train import Plan, Trainer, train
-from tests.dataset import write_all
 from tests.training import PLAN, SMALL, plan_options, save_always
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # the processes below have one each, and sums depend on it
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "drawn"
-    write_all(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(dataset):
-    return load_demonstrations(dataset)
-
-
-@pytest.fixture(scope="module")
-def unbroken(data, tmp_path_factory):
+def unbroken(drawn, one_thread, tmp_path_factory):
     """Folder of a run that nothing happened to; its checkpoint is `m.safetensors`."""
     run = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
         save_always(patch)
-        train(data, run, run / "m.safetensors", PLAN, SMALL)
+        train(drawn, run, run / "m.safetensors", PLAN, SMALL)
     return run
 
 
@@ -91,9 +71,11 @@ def scalars(run):
     return {tag: log.Scalars(tag) for tag in log.Tags()["scalars"]}
 
 
-def test_a_run_that_is_killed_twice_ends_where_the_unbroken_one_does(dataset, data, unbroken, tmp_path, monkeypatch):
+def test_a_run_that_is_killed_twice_ends_where_the_unbroken_one_does(
+    dataset_folder, drawn, unbroken, tmp_path, monkeypatch
+):
     for stage in (1, 2):  # in the midst of the world model, then of the experts
-        process = command("train", "--dataset", dataset, "--run", tmp_path, *plan_options())
+        process = command("train", "--dataset", dataset_folder, "--run", tmp_path, *plan_options())
         while (at := progress(tmp_path))["stage"] < stage or at["step"] < 4:
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
@@ -101,16 +83,16 @@ def test_a_run_that_is_killed_twice_ends_where_the_unbroken_one_does(dataset, da
         process.communicate()
         assert progress(tmp_path)["stage"] == stage
     save_always(monkeypatch)
-    train(data, tmp_path, tmp_path / "m.safetensors", PLAN, SMALL)
+    train(drawn, tmp_path, tmp_path / "m.safetensors", PLAN, SMALL)
     assert same(tmp_path / "m.safetensors", unbroken / "m.safetensors")
     for tag, events in scalars(unbroken).items():
         assert [(e.step, e.value) for e in scalars(tmp_path)[tag]] == [(e.step, e.value) for e in events]
 
 
-def test_two_processes_take_the_steps_of_one(dataset, unbroken, tmp_path):
+def test_two_processes_take_the_steps_of_one(dataset_folder, unbroken, tmp_path):
     out = tmp_path / "m.safetensors"
     process = command(
-        "train", "--dataset", dataset, "--run-folder", tmp_path, "--out", out, *plan_options(), processes=2
+        "train", "--dataset", dataset_folder, "--run-folder", tmp_path, "--out", out, *plan_options(), processes=2
     )
     said, errors = process.communicate()
     assert process.returncode == 0, errors
@@ -121,16 +103,16 @@ def test_two_processes_take_the_steps_of_one(dataset, unbroken, tmp_path):
         assert '"processes": 2' in f.metadata()["note"]
 
 
-def test_steps_differ_from_seed_to_seed(data, unbroken, tmp_path):
+def test_steps_differ_from_seed_to_seed(drawn, unbroken, tmp_path):
     """What the two tests above call equal is not equal by accident: nothing else moves weights by that much."""
-    train(data, tmp_path, tmp_path / "m.safetensors", dataclasses.replace(PLAN, seed=1), SMALL)
+    train(drawn, tmp_path, tmp_path / "m.safetensors", dataclasses.replace(PLAN, seed=1), SMALL)
     one, other = load_file(unbroken / "m.safetensors"), load_file(tmp_path / "m.safetensors")
     assert max(float((one[k] - other[k]).abs().max()) for k in one) > 1e-2
 
 
-def test_a_full_disk_keeps_the_state_before(data, unbroken, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_state_before(drawn, unbroken, tmp_path, monkeypatch):
     save_always(monkeypatch)
-    trainer = Trainer(data, tmp_path, PLAN, SMALL)
+    trainer = Trainer(drawn, tmp_path, PLAN, SMALL)
     path, size = tmp_path / "state.safetensors", 0
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     save = trainer.save
@@ -153,7 +135,7 @@ def test_a_full_disk_keeps_the_state_before(data, unbroken, tmp_path, monkeypatc
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert path.stat().st_size == size and not list(tmp_path.glob("*.partial"))
     assert (progress(tmp_path)["stage"], progress(tmp_path)["step"]) == (1, 4)
-    train(data, tmp_path, tmp_path / "m.safetensors", PLAN, SMALL)
+    train(drawn, tmp_path, tmp_path / "m.safetensors", PLAN, SMALL)
     assert same(tmp_path / "m.safetensors", unbroken / "m.safetensors")
 
 
@@ -183,7 +165,7 @@ class Stopped(Exception):
     pass
 
 
-def test_the_state_of_the_full_model_fits_40_megabytes(data, tmp_path, monkeypatch):
+def test_the_state_of_the_full_model_fits_40_megabytes(drawn, tmp_path, monkeypatch):
     """In the midst of the stage that trains most: the world model."""
     save_always(monkeypatch)
     monkeypatch.setattr("export.loop.ROUND_EVERY", 1)
@@ -196,7 +178,7 @@ def test_the_state_of_the_full_model_fits_40_megabytes(data, tmp_path, monkeypat
 
     plan = Plan(tokeniser=(1, 4, 1e-3), world=(2, 4, 1e-3))
     with pytest.raises(Stopped):
-        Watched(data, tmp_path, plan, Config()).train()
+        Watched(drawn, tmp_path, plan, Config()).train()
     assert (progress(tmp_path)["stage"], progress(tmp_path)["step"]) == (1, 1)
     assert 10e6 < (tmp_path / "state.safetensors").stat().st_size <= 40e6
 
@@ -216,25 +198,25 @@ def test_tensorboard_shows_every_loss_once(unbroken):
         ({"world": (0, 4, 1e-2)}, "makes no sense"),
     ],
 )
-def test_a_plan_that_does_not_fit_is_refused(data, unbroken, changes, said):
+def test_a_plan_that_does_not_fit_is_refused(drawn, unbroken, changes, said):
     if "bf16" in changes:
         changes = {"bf16": not progress(unbroken)["bf16"]}
     with pytest.raises(CheckpointError, match=said), pytest.MonkeyPatch.context() as patch:
         save_always(patch)
-        Trainer(data, unbroken, dataclasses.replace(PLAN, **changes), SMALL)
+        Trainer(drawn, unbroken, dataclasses.replace(PLAN, **changes), SMALL)
 
 
-def test_another_configuration_or_dataset_is_refused(data, unbroken, monkeypatch):
+def test_another_configuration_or_dataset_is_refused(drawn, unbroken, monkeypatch):
     save_always(monkeypatch)
     with pytest.raises(CheckpointError, match=r"config.layers 1, now 2"):
-        Trainer(data, unbroken, PLAN, dataclasses.replace(SMALL, layers=2))
-    moved = dataclasses.replace(data, target=data.target + 0.01)
+        Trainer(drawn, unbroken, PLAN, dataclasses.replace(SMALL, layers=2))
+    moved = dataclasses.replace(drawn, target=drawn.target + 0.01)
     with pytest.raises(CheckpointError, match=r"\(data [0-9a-f]+, now"):
         Trainer(moved, unbroken, PLAN, SMALL)
 
 
-def test_what_else_can_be_wrong_with_a_run_folder_is_said(data, tmp_path, monkeypatch):
-    trainer = Trainer(data, tmp_path, PLAN, SMALL)
+def test_what_else_can_be_wrong_with_a_run_folder_is_said(drawn, tmp_path, monkeypatch):
+    trainer = Trainer(drawn, tmp_path, PLAN, SMALL)
     with open(tmp_path / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(CheckpointError, match="another process trains in"):
@@ -243,17 +225,17 @@ def test_what_else_can_be_wrong_with_a_run_folder_is_said(data, tmp_path, monkey
     whole = (tmp_path / "state.safetensors").read_bytes()
     (tmp_path / "state.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match=r"is damaged .*delete it"):
-        Trainer(data, tmp_path, PLAN, SMALL)
+        Trainer(drawn, tmp_path, PLAN, SMALL)
     with pytest.raises(CheckpointError, match=r"cannot be made .*another --run folder"):
-        Trainer(data, tmp_path / "lock" / "inside", PLAN, SMALL)
+        Trainer(drawn, tmp_path / "lock" / "inside", PLAN, SMALL)
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(CheckpointError, match="has room for 0 MB and the run needs"):
-        Trainer(data, tmp_path / "new", PLAN, SMALL)
+        Trainer(drawn, tmp_path / "new", PLAN, SMALL)
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_not_the_state(data, tmp_path, monkeypatch):
+def test_a_loss_that_is_no_number_ends_the_run_and_not_the_state(drawn, tmp_path, monkeypatch):
     save_always(monkeypatch)
-    trainer = Trainer(data, tmp_path, PLAN, SMALL)
+    trainer = Trainer(drawn, tmp_path, PLAN, SMALL)
     loss = trainer._world_loss
     monkeypatch.setattr(
         trainer, "_world_loss", lambda rng, n: {k: v / (trainer.step < 6) for k, v in loss(rng, n).items()}

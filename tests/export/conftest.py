@@ -1,0 +1,29 @@
+"""What tests of training share: one small dataset of drawn pictures a session."""
+
+import pytest
+
+from export.data import load_demonstrations
+from tests.dataset import write_all
+
+
+@pytest.fixture(scope="session")
+def dataset_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "drawn"
+    write_all(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawn(dataset_folder):
+    return load_demonstrations(dataset_folder)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Sums depend on the number of threads, and processes of a test have one each."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

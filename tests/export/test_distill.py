@@ -1,0 +1,79 @@
+"""Distillation: a student that lands in one step where the teacher lands in many, resumable like any training."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from export.checkpoint import load_checkpoint
+from export.distill import Distiller, DistilPlan, distil, shifted_time
+from export.onnx import engines
+from export.text import encoder_of
+from export.train import Labels, Plan, train
+from tests.training import SMALL
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PLAN = DistilPlan(world=(60, 8, 2e-3), shift=(6, 4, 1e-3), predictive=(10, 4, 1e-3), action_steps=2)
+
+
+@pytest.fixture(scope="module")
+def teacher(drawn, one_thread, tmp_path_factory):
+    run = tmp_path_factory.mktemp("teacher")
+    plan = Plan(tokeniser=(20, 8, 3e-3), world=(150, 8, 3e-3), experts=(10, 4, 1e-3))
+    train(drawn, run, run / "t.safetensors", plan, SMALL)
+    return run / "t.safetensors"
+
+
+@pytest.fixture(scope="module")
+def student(drawn, teacher, tmp_path_factory):
+    run = tmp_path_factory.mktemp("student")
+    return run / "s.safetensors", distil(teacher, drawn, run, run / "s.safetensors", PLAN)
+
+
+def test_the_student_lands_nearer_to_the_teacher_than_the_teacher_itself_in_one_step(student):
+    world = student[1]["distance"]["world"]
+    assert world["student_to_teacher"] < 0.8 * world["control_to_teacher"]
+
+
+def test_the_student_says_its_steps_and_its_teacher(student, teacher):
+    model, _, instructions, note = load_checkpoint(student[0])
+    old, _, same, _ = load_checkpoint(teacher)
+    assert (model.cfg.world_steps, model.cfg.action_steps) == (1, 2) and instructions == same
+    assert engines(model)["world_model"][0].steps == 1 and engines(model)["predictive"][0].steps == 2
+    assert note["teacher"]["world_steps"] == old.cfg.world_steps and len(note["teacher"]["sha256"]) == 64
+    # Only the world model and the predictive expert learn; what the others stand on stays.
+    changed = {k.partition(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, old.state_dict()[k])}
+    assert changed == {"world", "predictive"}
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_distillation_that_was_killed_ends_where_the_unbroken_one_does(
+    drawn, teacher, student, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("export.loop.SAVE_EVERY_S", 0.0)
+    model = load_checkpoint(teacher)[0]
+    for stage in ("world", "predictive"):
+        labels = Labels(drawn, model.cfg, encoder_of(model.cfg))
+        distiller = Distiller(drawn, tmp_path, PLAN, model, labels)
+        loss = getattr(distiller, f"_{stage}_loss")
+
+        def dies(rng, batch, loss=loss, distiller=distiller):
+            if distiller.step == (50 if distiller.stage == 0 else 5):
+                raise Killed
+            return loss(rng, batch)
+
+        monkeypatch.setattr(distiller, f"_{stage}_loss", dies)
+        with pytest.raises(Killed):
+            distiller.train()
+    distil(teacher, drawn, tmp_path, tmp_path / "s.safetensors", PLAN)
+    one, other = load_file(student[0]), load_file(tmp_path / "s.safetensors")
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_shifted_time_crowds_towards_the_noise():
+    uniform = torch.linspace(0, 1, 101)
+    assert torch.allclose(shifted_time(uniform, 1.0), 1 - uniform)
+    assert float(shifted_time(uniform, 4.0)[50]) == pytest.approx(0.2)  # the median is at 80 % noise
+    assert float(shifted_time(uniform, 4.0)[0]) == 1 and float(shifted_time(uniform, 4.0)[100]) == 0
