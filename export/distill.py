@@ -24,8 +24,9 @@ from torch import Tensor
 
 from export.checkpoint import load_checkpoint, save_checkpoint
 from export.data import Demonstrations
-from export.loop import Loop, Stage, images
+from export.loop import Loop, Stage
 from export.models import HarmoWam, PredictiveExpert
+from export.rows import images
 from export.text import encoder_of
 from export.train import Labels, augment, check_rate, displace
 

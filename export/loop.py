@@ -29,7 +29,9 @@ from tqdm import tqdm
 
 from export.checkpoint import CheckpointError
 from export.data import Demonstrations
+from export.log import Log
 from export.models import HarmoWam
+from export.rows import digest_of, images, make_blocks, read_blocks
 from export.state import (
     difference,
     load_state,
@@ -49,17 +51,6 @@ ROUND_EVERY = 20  # steps; only then may a state be written (export/state.py)
 SCHEMA = 1  # of the state file
 
 Stage = tuple[int, int, float]  # steps, batch, peak learning rate
-
-
-def digest_of(data: Demonstrations) -> str:
-    """Tells one dataset from another by what the arm did; pictures are left out, they take long."""
-    texts = "\n".join(data.instructions).encode()
-    return hashlib.sha256(data.pose.tobytes() + data.target.tobytes() + texts).hexdigest()[:16]
-
-
-def images(raw: np.ndarray) -> Tensor:
-    """uint8[B,3,96,96] to float32 in [-1, 1], as the robot's pre-processing gives them."""
-    return torch.from_numpy(np.require(raw, requirements="W")).float().div_(127.5).sub_(1.0)
 
 
 def leads() -> bool:
@@ -155,6 +146,11 @@ class Loop:
     def state_path(self) -> Path:
         return self.run / "state.safetensors"
 
+    @property
+    def cache(self) -> Path:
+        """What can be made again, at the cost of minutes; not needed on another machine."""
+        return self.run / "cache"
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Have the run folder to ourselves: two runs in one would overwrite each other's state."""
@@ -172,7 +168,9 @@ class Loop:
 
     def _check_room(self) -> None:
         """A disk that is full after an hour is known to be full now."""
-        needed = 2 * 12 * sum(p.numel() for p in self.model.parameters())
+        c = self.cfg
+        row = 2 * (1 + c.futures) * c.latent_channels * c.latent_size**2 + 2 * c.unet_channels[1] * c.token_size**2
+        needed = 2 * 12 * sum(p.numel() for p in self.model.parameters()) + row * len(self.data.pose)
         free = shutil.disk_usage(self.run).free if self.rank == 0 else needed
         if free < needed:
             raise CheckpointError(
@@ -257,6 +255,8 @@ class Loop:
         with self._alone():
             while self.stage < len(self.stages):
                 self._train_stage()
+            if self.rank == 0:
+                shutil.rmtree(self.cache, ignore_errors=True)
         if self.processes > 1:
             dist.destroy_process_group()
         return self.average
@@ -267,11 +267,11 @@ class Loop:
         total, _, peak = self.schedule[name]
         before = sum(self.schedule[s][0] for s in self.stages[: self.stage])
         self.model.requires_grad_(False)
+        saved = began = time.monotonic()
         self._begin(name)
         trained = {k: p for k, p in self.model.named_parameters() if p.requires_grad}
         self.optimiser = torch.optim.AdamW(trained.values(), lr=peak, weight_decay=1e-4, betas=(0.9, 0.98))
         self._take_up(trained)
-        saved = began = time.monotonic()
         log = Log(self.run, before + self.step) if self.rank == 0 else None
         with tqdm(total=total, initial=self.step, desc=name, mininterval=5, disable=self.rank > 0) as bar:
             while self.step < total:
@@ -305,11 +305,11 @@ class Loop:
                         log.flush()
         if log is not None:
             log.close()
-        self.seconds += time.monotonic() - began
         with torch.no_grad():
             self._finish(name)
             round_finished(self.average.state_dict())
             self.model.load_state_dict(self.average.state_dict())  # later stages stand on the averaged weights
+        self.seconds += time.monotonic() - began
         self.stage, self.step, self.optimiser = self.stage + 1, 0, None
         self.save()
 
@@ -347,15 +347,25 @@ class Loop:
 
     # -- the data --------------------------------------------------------------------------------------------------------
 
-    def _chunks(self, raw: np.ndarray, size: int = 256) -> Iterator[Tensor]:
-        with torch.no_grad():
-            for i in tqdm(range(0, len(raw), size), desc="encode", mininterval=5, leave=False, disable=self.rank > 0):
-                yield images(raw[i : i + size]).to(self.device)
-
-    @torch.no_grad()
     def _encode_all(self) -> None:
-        """The latent of every front picture: made again after a resume, not stored."""
-        self.latents = torch.cat([self.average.tokeniser.encode(x).half() for x in self._chunks(self.data.front)])
+        """The latent of every front picture."""
+
+        def encode(rows: np.ndarray) -> tuple[Tensor]:
+            return (self.average.tokeniser.encode(images(self.data.front[rows]).to(self.device)),)
+
+        (self.latents,) = self._every_row("encode", encode, [self.average.tokeniser])
+
+    def _every_row(
+        self, name: str, make: Callable[[np.ndarray], tuple[Tensor, ...]], by: list[nn.Module]
+    ) -> tuple[Tensor, ...]:
+        """What frozen parts `by` make of all rows, from the cache where it is there (`export/rows.py`)."""
+        weights = b"".join(v.cpu().numpy().tobytes() for m in by for v in m.state_dict().values())
+        key = hashlib.sha256(weights + self.settings["data"].encode()).hexdigest()[:12]
+        folder = self.cache / f"{name}-{key}"
+        make_blocks(folder, name, make, len(self.data.pose), self.rank, self.processes)
+        if self.processes > 1:
+            dist.barrier()
+        return read_blocks(folder, len(self.data.pose), self.device)
 
     def _row(self, array: np.ndarray, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(array[rows]).to(self.device)
@@ -374,38 +384,3 @@ def learning_rate(step: int, total: int, peak: float) -> float:
     """A hundred steps of warm-up, then half a cosine down to 3 % of the peak."""
     warm = min(1.0, (step + 1) / 100)
     return peak * warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / total)))
-
-
-class Log:
-    """TensorBoard scalars `STAGE/NAME` over the steps of the whole run; what an earlier life wrote beyond `step` is hidden."""
-
-    def __init__(self, run: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a second to import, and only training needs it
-
-        try:
-            # Written when the state is: a full disk is then met by the state, which says it better.
-            self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1, max_queue=1000, flush_secs=3600)
-        except OSError as e:
-            raise CheckpointError(f"{run} cannot be written ({e.strerror}): choose another --run folder.") from e
-
-    def scalars(self, stage: str, row: Mapping[str, float], step: int) -> None:
-        def write() -> None:
-            for k, v in row.items():
-                self.writer.add_scalar(f"{stage}/{k}", v, step)
-
-        self._try(write)
-
-    def flush(self) -> None:
-        self._try(self.writer.flush)
-
-    def close(self) -> None:
-        self._try(self.writer.close)
-
-    def _try(self, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except OSError as e:
-            raise CheckpointError(
-                f"the TensorBoard log cannot be written ({e.strerror}), the state saved before is untouched: make room and run the same "
-                f"command again."
-            ) from e

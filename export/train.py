@@ -15,14 +15,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from export.checkpoint import save_checkpoint
 from export.config import Config
 from export.data import Demonstrations
 from export.lerobot import DataError
-from export.loop import Loop, Stage, images
+from export.loop import Loop, Stage
 from export.models import HarmoWam
+from export.rows import images
 from export.text import Encoder, encoder_of
 from runtime.decode import heatmap_cell, proprio, relative_chunk
 from sim.tasks import CLOSED, OPEN
@@ -123,7 +123,8 @@ class Trainer(Loop):
     def _finish(self, name: str) -> None:
         if name == "tokeniser":  # unit-variance latents for the flow
             sample = self.data.front[:: max(1, len(self.data.front) // 3000)]
-            raw = torch.cat([self.average.tokeniser.encoder(x) for x in self._chunks(sample)])
+            pictures = (images(sample[i : i + 256]).to(self.device) for i in range(0, len(sample), 256))
+            raw = torch.cat([self.average.tokeniser.encoder(x) for x in pictures])
             self.average.tokeniser.mean.copy_(raw.mean((0, 2, 3), keepdim=True))
             self.average.tokeniser.std.copy_(raw.std((0, 2, 3), keepdim=True))
 
@@ -153,15 +154,13 @@ class Trainer(Loop):
             velocity, _ = self.model.world(x, t, now, text, self._state(rows))
         return {"flow": (weight * (velocity.float() - (future - noise)) ** 2).mean()}
 
-    @torch.no_grad()
     def _imagine_all(self) -> None:
         """Mid-layer features and generated futures of every row, by the frozen world model at one noise each."""
-        m, n = self.average, len(self.data.pose)
-        mids, generated = [], []
-        generator = torch.Generator(self.device).manual_seed(self.seed)
-        for i in tqdm(range(0, n, 128), desc="imagine", mininterval=5, leave=False):
-            rows = np.arange(i, min(i + 128, n))
+        m = self.average
+
+        def imagine(rows: np.ndarray) -> tuple[Tensor, Tensor]:
             now = self.latents[rows].float()
+            generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + int(rows[0]))
             noise = torch.randn(
                 len(rows), self.cfg.futures * now.shape[1], *now.shape[2:], generator=generator, device=self.device
             )
@@ -173,9 +172,9 @@ class Trainer(Loop):
                     v, features = m.world(x, t, now, text, self._state(rows))
                     mid = features if k == 0 else mid
                     x = x + v.float() / self.cfg.world_steps
-            mids.append(mid.half())
-            generated.append(x.half())
-        self.mids, self.generated = torch.cat(mids), torch.cat(generated)
+            return mid, x
+
+        self.mids, self.generated = self._every_row("imagine", imagine, [m.tokeniser, m.world])
         # The predictive expert learns from demonstrations of tasks alone, and three times as often where they touch things.
         weight = np.where(self.labels.gate > 0.5, 3.0, 1.0) * ~self.data.play
         self.sampling = np.cumsum(weight / weight.sum())

@@ -1,0 +1,43 @@
+"""The training log, for TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from export.checkpoint import CheckpointError
+
+
+class Log:
+    """TensorBoard scalars `STAGE/NAME` over the steps of the whole run; what an earlier life wrote beyond `step` is hidden."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a second to import, and only training needs it
+
+        try:
+            # Written when the state is: a full disk is then met by the state, which says it better.
+            self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1, max_queue=1000, flush_secs=3600)
+        except OSError as e:
+            raise CheckpointError(f"{run} cannot be written ({e.strerror}): choose another --run folder.") from e
+
+    def scalars(self, stage: str, row: Mapping[str, float], step: int) -> None:
+        def write() -> None:
+            for k, v in row.items():
+                self.writer.add_scalar(f"{stage}/{k}", v, step)
+
+        self._try(write)
+
+    def flush(self) -> None:
+        self._try(self.writer.flush)
+
+    def close(self) -> None:
+        self._try(self.writer.close)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except OSError as e:
+            raise CheckpointError(
+                f"the TensorBoard log cannot be written ({e.strerror}), the state saved before is untouched: make room and run the same "
+                f"command again."
+            ) from e

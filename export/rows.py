@@ -1,0 +1,68 @@
+"""The rows of a dataset as tensors, and what frozen parts of a model make of them, kept on the disk.
+
+Encoding and imagining every row takes minutes. It is done in blocks, each a file in the run's folder: a run that was killed takes up what
+is there, and processes share the work. Nothing is lost with the files but the time to make them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from export.checkpoint import CheckpointError, write_whole
+from export.data import Demonstrations
+
+BLOCK, PIECE = 4096, 128  # rows of a file, and of one pass through a network
+
+
+def digest_of(data: Demonstrations) -> str:
+    """Tells one dataset from another by what the arm did; pictures are left out, they take long."""
+    texts = "\n".join(data.instructions).encode()
+    return hashlib.sha256(data.pose.tobytes() + data.target.tobytes() + texts).hexdigest()[:16]
+
+
+def images(raw: np.ndarray) -> Tensor:
+    """uint8[B,3,96,96] to float32 in [-1, 1], as the robot's pre-processing gives them."""
+    return torch.from_numpy(np.require(raw, requirements="W")).float().div_(127.5).sub_(1.0)
+
+
+def _blocks(folder: Path, n: int) -> list[tuple[Path, np.ndarray]]:
+    return [(folder / f"{i // BLOCK:05d}.safetensors", np.arange(i, min(i + BLOCK, n))) for i in range(0, n, BLOCK)]
+
+
+@torch.no_grad()
+def make_blocks(
+    folder: Path, name: str, make: Callable[[np.ndarray], tuple[Tensor, ...]], n: int, rank: int = 0, processes: int = 1
+) -> None:  # fmt: skip
+    """Write the blocks of `make(rows)`, rows first, float16, that this process owes and that are not there.
+
+    `make` must depend on the rows that it is given and on nothing else. Raises CheckpointError when the disk is full.
+    """
+    owed = [b for b in _blocks(folder, n)[rank::processes] if not b[0].exists()]
+    for path, rows in tqdm(owed, desc=name, mininterval=5, leave=False, disable=rank > 0 or len(owed) < 2):
+        pieces = [make(r) for r in np.split(rows, range(PIECE, len(rows), PIECE))]
+        parts = {str(k): torch.cat(x).half().cpu().contiguous() for k, x in enumerate(zip(*pieces, strict=True))}
+        write_whole(path, safetensors.torch.save(parts))
+
+
+def read_blocks(folder: Path, n: int, device: torch.device) -> tuple[Tensor, ...]:
+    """All blocks end to end; raises CheckpointError for a damaged one."""
+    out: dict[str, Tensor] = {}
+    for path, rows in _blocks(folder, n):
+        try:
+            parts = safetensors.torch.load_file(str(path))
+        except (OSError, safetensors.SafetensorError) as e:
+            raise CheckpointError(f"{path} is damaged ({e}): delete it, it will be made again.") from e
+        for k, v in parts.items():
+            if k not in out:
+                out[k] = torch.empty(n, *v.shape[1:], dtype=v.dtype, device=device)
+            out[k][rows[0] : rows[-1] + 1] = v.to(device)
+    return tuple(out[k] for k in sorted(out))
