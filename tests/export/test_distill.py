@@ -4,12 +4,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from export.checkpoint import load_checkpoint
+from export.checkpoint import load_checkpoint, save_checkpoint
 from export.distill import Distiller, DistilPlan, distil, shifted_time
+from export.models import HarmoWam
 from export.onnx import engines
-from export.text import encoder_of
 from export.train import Labels, Plan, train
-from tests.training import SMALL
+from tests.training import SMALL, save_always
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLAN = DistilPlan(world=(60, 8, 2e-3), shift=(6, 4, 1e-3), predictive=(10, 4, 1e-3), action_steps=2)
@@ -49,26 +49,27 @@ class Killed(Exception):
     pass
 
 
-def test_a_distillation_that_was_killed_ends_where_the_unbroken_one_does(
-    drawn, teacher, student, tmp_path, monkeypatch
-):
-    monkeypatch.setattr("export.loop.SAVE_EVERY_S", 0.0)
+def test_a_distillation_that_was_killed_ends_where_the_unbroken_one_does(drawn, tmp_path, monkeypatch):
+    save_always(monkeypatch)
+    plan = DistilPlan(world=(6, 4, 1e-2), shift=(6, 4, 1e-2), predictive=(6, 4, 1e-2), teacher_steps=2)
+    teacher = tmp_path / "t.safetensors"  # what it can do does not matter here
+    save_checkpoint(teacher, HarmoWam(SMALL), drawn.cameras, drawn.instructions, {})
+    distil(teacher, drawn, tmp_path / "whole", tmp_path / "whole.safetensors", plan)
     model = load_checkpoint(teacher)[0]
     for stage in ("world", "predictive"):
-        labels = Labels(drawn, model.cfg, encoder_of(model.cfg))
-        distiller = Distiller(drawn, tmp_path, PLAN, model, labels)
+        distiller = Distiller(drawn, tmp_path / "broken", plan, model, Labels(drawn, SMALL))
         loss = getattr(distiller, f"_{stage}_loss")
 
         def dies(rng, batch, loss=loss, distiller=distiller):
-            if distiller.step == (50 if distiller.stage == 0 else 5):
+            if distiller.step == 5:
                 raise Killed
             return loss(rng, batch)
 
         monkeypatch.setattr(distiller, f"_{stage}_loss", dies)
         with pytest.raises(Killed):
             distiller.train()
-    distil(teacher, drawn, tmp_path, tmp_path / "s.safetensors", PLAN)
-    one, other = load_file(student[0]), load_file(tmp_path / "s.safetensors")
+    distil(teacher, drawn, tmp_path / "broken", tmp_path / "broken.safetensors", plan)
+    one, other = load_file(tmp_path / "whole.safetensors"), load_file(tmp_path / "broken.safetensors")
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
