@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import click
 
 import harmowam
+from harmowam.baseline import baseline_options, train_baseline
 
 
 class UserError(click.ClickException):
@@ -35,6 +36,7 @@ MENDABLE = {
     "EngineError",
     "KernelError",
     "DataError",
+    "ActError",
     "EvaluationError",
     "CheckpointError",
     "ExportError",
@@ -162,13 +164,15 @@ def collect(out: Path, episodes: int, play: int, seed: int, json_path: Path | No
     "--out", type=click.Path(path_type=Path), default=Path("runs/default/harmowam-so101.safetensors"), show_default=True
 )
 @click.option("--steps", default="", help="Steps of tokeniser,world,experts (default: as shipped).")
+@baseline_options
 @click.option("--seed", default=0, show_default=True)
 @json_option
 @errors
 def train(
-    dataset: Path, units: str | None, cameras: Path | None, run_folder: Path, out: Path, steps: str, seed: int, json_path: Path | None
+    dataset: Path, units: str | None, cameras: Path | None, run_folder: Path, out: Path, steps: str, seed: int, json_path: Path | None,
+    **baseline: Any,
 ) -> None:  # fmt: skip
-    """Train tokeniser, world model, experts and gate; a killed run is resumed by the same command."""
+    """Train tokeniser, world model, experts and gate (or a baseline); a killed run is resumed by the same command."""
     import dataclasses
 
     from export.bundle import pick_samples, samples_path
@@ -188,6 +192,9 @@ def train(
         plan = dataclasses.replace(plan, **changed)
     calibration = read_cameras(cameras) if cameras else None
     data = load_demonstrations(dataset, run_folder / "pictures", units=units, calibration=calibration)
+    if baseline["baseline"]:
+        write_json(json_path, train_baseline(data, run_folder, out, seed, **baseline))
+        return
     note = train(data, run_folder, out, plan)
     pick_samples(data, samples_path(out))
     click.echo(f"{out}: {note['train_minutes']} min of training on {note['episodes']} demonstrations")
