@@ -25,7 +25,7 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     "--policy",
     default="gated",
     show_default=True,
-    help="gated, reactive, predictive, average, oracle, bc, bc_play; several with commas.",
+    help="gated, reactive, predictive, average, oracle, true_future, bc, bc_play; several with commas.",
 )
 @click.option(
     "--environment",

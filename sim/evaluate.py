@@ -10,8 +10,8 @@ import dataclasses
 import json
 import multiprocessing as mp
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,18 @@ from sim.phases import interaction
 from sim.plant import virtual_motor
 from sim.score import Score
 from sim.tasks import TASKS, Layout, sample_layout
+from sim.true_future import TrueFutureStep
 from sim.virtual_time import Episode, Schedule, run_episode
 from sim.world import World
 
-POLICIES = ("gated", "reactive", "predictive", "average", "oracle", "bc", "bc_play")
+POLICIES = ("gated", "reactive", "predictive", "average", "oracle", "true_future", "bc", "bc_play")
 BASELINES = ("bc", "bc_play")  # behaviour cloning, on task data and on task and play data
+ACTS_AS = {
+    "oracle": "gated",
+    "true_future": "reactive",
+    "bc": "predictive",
+    "bc_play": "predictive",
+}  # in the fast loop
 STARTS = ("home", "near")
 # The last word of every seed. Collecting uses 1: no start of a demonstration is ever evaluated, and none of development ever reported.
 SPLITS = {"development": 2, "test": 3}
@@ -57,7 +64,7 @@ class Job:
     seed: int
     split: str = "development"
     start: str = "home"
-    schedule: Schedule = Schedule()
+    schedule: Schedule = field(default_factory=Schedule)
 
     @property
     def key(self) -> str:
@@ -77,7 +84,7 @@ def digest(path: Path) -> str:
 _cache: dict[str, Any] = {}
 
 
-def _prepare(job: Job) -> tuple[World, SlowStep | ChunkStep, FastStep]:
+def _prepare(job: Job) -> tuple[World, SlowStep | ChunkStep | TrueFutureStep, FastStep]:
     """World and steps are built once a process and reused."""
     if "world" not in _cache:
         _cache["world"] = World(0)
@@ -92,7 +99,12 @@ def _prepare(job: Job) -> tuple[World, SlowStep | ChunkStep, FastStep]:
         if job.loop not in _cache:
             _cache[job.loop] = FastStep(Bundle.load(Path(job.loop)), cameras)
         _cache[job.bundle, job.loop] = slow
-    return world, _cache[job.bundle, job.loop], _cache[job.loop]
+    made = _cache[job.bundle, job.loop]
+    if job.policy == "true_future":
+        ghost = _cache.setdefault("ghost", None) or World(0)
+        _cache["ghost"] = ghost
+        made = TrueFutureStep(made, world, ghost)
+    return world, made, _cache[job.loop]
 
 
 def start_of(world: World, job: Job) -> Layout:
@@ -121,7 +133,7 @@ def run_and_keep(
     world.reset(start_of(world, job))
     slow.set_task(world.instruction)
     score = Score(world)
-    fast.policy = {"oracle": "gated", "bc": "predictive", "bc_play": "predictive"}.get(job.policy, job.policy)
+    fast.policy = ACTS_AS.get(job.policy, job.policy)
     fast.other_gate = score.oracle if job.policy == "oracle" else None
     fast.listens = fast.policy != "predictive" or look is not None
 
@@ -187,17 +199,17 @@ def _open_rows(path: Path) -> Any:
 
 def jobs_for(
     bundle: Path,
-    policies: Iterable[str],
-    environments: Iterable[str],
-    tasks: Iterable[str],
-    seeds: Iterable[int],
+    policies: Sequence[str],
+    environments: Sequence[str],
+    tasks: Sequence[str],
+    seeds: Sequence[int],
     *,
     split: str = "development",
-    starts: Iterable[str] = ("home",),
+    starts: Sequence[str] = ("home",),
     schedule: Schedule = Schedule(),
     baselines: dict[str, Path] | None = None,
 ) -> list[Job]:
-    """All episodes, those with the same scene next to each other. `tasks` are names of tasks, or instructions.
+    """All episodes. `tasks` are names of tasks, or instructions.
 
     Raises BundleError for an instruction that the bundle does not know, EvaluationError for a baseline without its bundle.
     """
@@ -210,7 +222,7 @@ def jobs_for(
             chosen.append((task, known or tuple(TASKS[task].instructions)))
         else:
             name = next((n for n, t in TASKS.items() if task in t.instructions), "")
-            opened.task(task if name else task)
+            opened.task(task)
             chosen.append((name, (task,)))
     for _, texts in chosen:
         opened.task(texts[0])
@@ -227,8 +239,9 @@ def jobs_for(
             for _, texts in chosen:
                 baseline.task(texts[0])
         own[policy] = (str(path), digest(path))
-    for task, texts in chosen:
-        for seed in seeds:
+    # Seeds outermost: a run that is stopped half way has seen as much of every cell.
+    for seed in seeds:
+        for task, texts in chosen:
             for environment in environments:
                 for start in starts:
                     out += [

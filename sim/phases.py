@@ -1,4 +1,4 @@
-"""Transit or interaction, told in hindsight from proprioception and commands alone: the rule that the gate is trained by and scored with."""
+"""Transit or interaction, told in hindsight from proprioception and commands: the rule that the gate is trained by and scored with."""
 
 from __future__ import annotations
 

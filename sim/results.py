@@ -122,10 +122,11 @@ def table(rows: list[Row]) -> list[list[str]]:
         rate, (low, high) = success_rate(mine), m["wilson95"]
         seen = total.get(policy, {}).get("seen")
         drop = relative_drop(seen, rate) if seen is not None and rate is not None and environment != "seen" else None
+        switches = m["switches_per_episode"]
         out.append([
             policy, environment, str(m["episodes"]), _percent(m["transit"]), _percent(m["interaction_given_transit"]),
             _percent(m["interaction_near"]), "-" if rate is None else f"{_percent(rate)} ({_percent(low)[:-2]}-{_percent(high)[:-2]})",
-            _percent(drop), _percent(m["gate_accuracy"], 1), "-" if m["switches_per_episode"] is None else f"{m['switches_per_episode']:.1f}",
+            _percent(drop), _percent(m["gate_accuracy"], 1), "-" if switches is None else f"{switches:.1f}",
         ])  # fmt: skip
     return out
 
