@@ -164,6 +164,7 @@ class FastStep:
         self.last_ns: int | None = None
         self.pose: np.ndarray = np.zeros(A)
         self.velocity: np.ndarray = np.zeros(A)
+        self.transit_velocity: np.ndarray = np.zeros(A)  # the reactive expert's own, where both are averaged
         self.target: np.ndarray | None = None  # smoothed reactive target
         self.expert = Expert.NONE
         self.plan_seq = -1
@@ -265,11 +266,11 @@ class FastStep:
 
     def _average(self, now_ns: int, dt: float, target: np.ndarray, prior: Prior) -> None:
         """The mean of where either expert, from the commanded pose of now, would be `dt` later (a comparison of the paper)."""
-        here = self.pose
+        here, self.velocity = self.pose, self.transit_velocity
         self._transit(dt, target)
+        self.transit_velocity = self.velocity
         plan, plan_velocity = self._plan(prior, now_ns)
-        velocity = plan_velocity + (plan - here) / self.set.blend_s
-        self.velocity = 0.5 * (self.velocity + velocity)
+        self.velocity = 0.5 * (self.velocity + plan_velocity + (plan - here) / self.set.blend_s)
         self.pose = here + self.velocity * dt
         self.pose[5], self.velocity[5] = 0.5 * (target[5] + plan[5]), 0.0
 
