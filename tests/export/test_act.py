@@ -6,8 +6,9 @@ import torch
 
 from export.act import Act, ActConfig, ActError, ActTrainer, run_time_parameters, train_act
 from export.data import Demonstrations
-from runtime.bundle import Bundle
+from runtime.bundle import Bundle, BundleError
 from runtime.contracts import Observation
+from runtime.steps import pose_of
 from sim.baseline import ChunkStep
 from sim.evaluate import jobs_for
 from tests.dataset import camera
@@ -46,7 +47,6 @@ def test_a_killed_run_goes_on_where_it_stood(data, tmp_path):
     """Four steps at once, and two, a stop, and two more: the same weights (the rate depends on steps here, not on the clock)."""
     whole = ActTrainer(data, tmp_path / "whole", SMALL, False).train(1e6, steps=4)
     first = ActTrainer(data, tmp_path / "parts", SMALL, False)
-    first.losses_seen = 0
     saved = first.losses
 
     def stop_after_two(rng):
@@ -74,7 +74,15 @@ def test_its_bundle_says_what_the_model_says_and_drives_the_loop(data, tmp_path)
     q = np.array([0.2, -1.2, 1.2, 1.0, 0.1, 0.5], np.float32)
     prior = step.step(7, Observation(7, frames, q, np.zeros(6, np.float32), 1))
     assert prior.chunk.shape == (16, 6) and prior.chunk.dtype == np.float32 and len(prior.grid_ns) == 16
-    with pytest.raises(Exception, match="does not know the task"):
+    model = ActTrainer(data, tmp_path / "run", SMALL, play=False).average
+    views = {
+        k: torch.from_numpy(v) for k, v in step.views(Observation(7, frames, q, np.zeros(6, np.float32), 1)).items()
+    }
+    pose = torch.from_numpy(pose_of(q, step.links).astype(np.float32))[None]
+    with torch.no_grad():
+        said = model(views["front"], views["wrist"], torch.from_numpy(step.text), pose)[0].numpy()
+    assert np.allclose(prior.chunk, said, atol=1e-4)
+    with pytest.raises(BundleError, match="does not know the task"):
         step.set_task("take the peg away")
     tiny = tiny_bundle(tmp_path)
     job = jobs_for(tiny, ("bc",), ("seen",), (TASK,), range(1), baselines={"bc": tmp_path / "act.bundle"})[0]

@@ -14,7 +14,7 @@ from runtime.steps import FastStep, SlowStep
 from sim import evaluate as ev
 from sim.expert import HOVER
 from sim.plant import virtual_motor
-from sim.tasks import SEEN, UNSEEN, sample_layout
+from sim.tasks import ENVIRONMENTS, SEEN, UNSEEN, sample_layout
 from sim.virtual_time import Schedule, run_episode
 from sim.world import World
 from tests.tiny import TASK, tiny_bundle
@@ -134,12 +134,12 @@ def test_what_was_run_is_not_run_again_and_a_cut_line_is(bundle, tmp_path, monke
     rows.write_bytes(text[:-20])  # killed while writing
     assert len(ev.read_rows(rows)) == 1
 
-    def fork_bomb(*_):
+    def not_again(*_):
         raise AssertionError("nothing was left to run")
 
     again = ev.run_jobs(want, rows, workers=1)
     assert again == first and sorted(rows.read_bytes().splitlines()) == sorted(text.splitlines())
-    monkeypatch.setattr(ev.mp, "get_context", fork_bomb)
+    monkeypatch.setattr(ev.mp, "get_context", not_again)
     assert ev.run_jobs(want, rows) == first
 
 
@@ -217,7 +217,7 @@ def write_rows(path, jobs, won):
 
 
 def test_the_page_names_what_was_missed(bundle, tmp_path):
-    every = jobs(bundle, ("gated", "reactive", "predictive"), ev_environments(), 5, split="test")
+    every = jobs(bundle, ("gated", "reactive", "predictive"), ENVIRONMENTS, 5, split="test")
     curves = {ms: jobs(bundle, count=5, split="test", schedule=Schedule(world_model_ms=ms)) for ms in (0, 500)}
     write_rows(
         tmp_path / "rows.jsonl",
@@ -232,9 +232,3 @@ def test_the_page_names_what_was_missed(bundle, tmp_path):
     assert "| gated, mean of the three unseen | >= 80 % | 80.0 % |" in text and "+40.0" in text
     assert "| placed it badly | 1 / 3 | 3 / 9 | 3 / 9 |" in text
     assert {p.name for p in tmp_path.glob("*.png")} == {"results_policies.png", "results_latency.png"}
-
-
-def ev_environments():
-    from sim.tasks import ENVIRONMENTS
-
-    return ENVIRONMENTS

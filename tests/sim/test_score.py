@@ -1,10 +1,12 @@
 """What became of an episode, told of episodes whose story is known: the scripted expert's, and what befalls things by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from sim.expert import Follower, joints_for, plan
-from sim.phases import LOW_M, WINDOW_S, interaction
+from sim.expert import Follower, Segment, joints_for, plan
+from sim.phases import LOW_M, WINDOW_S, find_events, interaction
 from sim.score import Score
 from sim.tasks import sample_layout
 from sim.true_future import go_on, next_event_s, remaining
@@ -56,17 +58,15 @@ def test_what_the_expert_does_is_transit_and_interaction(world, task):
 
 def test_waiting_is_stuck_and_never_got_to_the_item(world):
     segments = start(world, "plate")
-    score, frames, ended = play(world, segments[:0] or [segments[0].__class__(world.pose, 4.0, 0.0)])
+    score, frames, ended = play(world, [Segment(world.pose, 4.0, 0.0)])
     assert ended == "stuck" and frames[-1][0] < 3.5
     assert score.failure(ended) == "never got to the item" and not score.transit(False)
 
 
 def test_closing_beside_the_item_is_a_failed_grasp(world):
     segments = start(world, "plate")
-    moved = [
-        s.__class__(s.goal + [0, 0.022, 0.03, 0, 0, 0], s.seconds, s.noise, s.event, s.precise) for s in segments[:4]
-    ]
-    score, _, ended = play(world, moved)
+    beside = [dataclasses.replace(s, goal=s.goal + np.array([0, 0.022, 0.03, 0, 0, 0])) for s in segments[:4]]
+    score, _, ended = play(world, beside)
     assert score.reached[0] and score.transit(False) and score.failure(ended) == "grasped nothing"
 
 
@@ -74,15 +74,14 @@ def test_what_slips_on_the_way_is_the_interactions_fault(world):
     segments = start(world, "plate")
     lift = segments[3].goal
     opened = [*lift[:5], 0.6]
-    score, _, ended = play(world, [*segments[:4], segments[2].__class__(np.array(opened), 0.6, 0.0, event=True)])
+    score, _, ended = play(world, [*segments[:4], Segment(np.array(opened), 0.6, 0.0, event=True)])
     assert score.dropped and score.transit(False) and score.failure(ended) == "dropped on the way"
 
 
 def test_taking_the_other_cube_is_told_from_missing(world):
     start(world, "plate", instruction="put the red cube on the plate")
     layout = world.layout
-    start(world, "plate", instruction="put the red cube on the plate")
-    world.layout = layout.__class__(**{**vars(layout), "instruction": "put the blue cube on the plate"})
+    world.layout = dataclasses.replace(layout, instruction="put the blue cube on the plate")
     segments = plan(world, np.random.default_rng(1))
     world.layout = layout
     score, _, ended = play(world, segments[:4])
@@ -110,7 +109,7 @@ def test_the_phase_is_told_as_in_the_gates_labels():
     from tests.dataset import CAMERAS
 
     cfg, rate = Config(), 20.0
-    assert (WINDOW_S, LOW_M) == (cfg.gate_window_s, cfg.gate_height_m)
+    assert (cfg.gate_window_s, cfg.gate_height_m) == (WINDOW_S, LOW_M)
     rng = np.random.default_rng(2)
     lengths = (90, 60)
     n = sum(lengths)
@@ -120,8 +119,6 @@ def test_the_phase_is_told_as_in_the_gates_labels():
     target[:, 5] = np.where((np.arange(n) // 37) % 2, 0.05, 0.6)
     last = np.repeat(np.cumsum(lengths) - 1, lengths).astype(np.int32)
     episode = np.repeat(np.arange(2), lengths).astype(np.int32)
-    from sim.phases import find_events
-
     events = find_events(pose, target, last, rate)
     pictures = np.zeros((n, 3, 1, 1), np.uint8)
     data = Demonstrations(
