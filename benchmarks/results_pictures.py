@@ -13,10 +13,10 @@ from runtime.bundle import Bundle
 from runtime.contracts import Observation
 from sim.evaluate import Job, run_and_keep
 from sim.phases import find_events
-from sim.results import UNSEEN, Row, grouped
+from sim.results import Row, grouped
 from sim.statistics import wilson
+from sim.tasks import ENVIRONMENTS
 
-ENVIRONMENTS = ("seen", *UNSEEN)
 FILM = (("seen", 0.9), ("background", 0.9), ("position", 0.9), ("object", 0.9))  # environment, s after the start
 SIDE, GAP, TOP = 144, 4, 20  # pixels
 HEADS = ("now", "+0.4 s, predicted", "real", "+0.8 s, predicted", "real", "next event, predicted", "real")

@@ -128,14 +128,15 @@ def run_job(job: Job) -> dict[str, Any]:
 def run_and_keep(
     job: Job, look: Callable[[int, Observation], None] | None = None
 ) -> tuple[dict[str, Any], Episode, World]:
-    """One episode: its row, all that happened, and the world at its end. `look` is called with every frame (for pictures)."""
+    """One episode: its row, all that happened, and the world at its end. `look` is called at every frame (for
+    pictures; a policy that does not listen leaves most of them empty)."""
     world, slow, fast = _prepare(job)
     world.reset(start_of(world, job))
     slow.set_task(world.instruction)
     score = Score(world)
     fast.policy = ACTS_AS.get(job.policy, job.policy)
     fast.other_gate = score.oracle if job.policy == "oracle" else None
-    fast.listens = fast.policy != "predictive" or look is not None
+    fast.listens = fast.policy != "predictive"
 
     def watch(now_ns: int, obs: Observation) -> str:
         if look is not None:

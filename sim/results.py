@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from sim.statistics import paired_difference, relative_drop, wilson
+from sim.tasks import ENVIRONMENTS
 
 Row = dict[str, Any]
-UNSEEN = ("background", "position", "object")
+UNSEEN = ENVIRONMENTS[1:]
 SINGLE = ("reactive", "predictive")
 CLONING = ("bc", "bc_play")
 
@@ -117,7 +118,10 @@ def table(rows: list[Row]) -> list[list[str]]:
     """The rows of the paper's table below COLUMNS: policy by environment, all tasks together."""
     total = summary(rows)["policies"]
     out = []
-    for (policy, environment), mine in grouped(rows, "policy", "environment").items():
+    by = grouped(rows, "policy", "environment")
+    policies = list(dict.fromkeys(p for p, _ in by))
+    for policy, environment in sorted(by, key=lambda k: (policies.index(k[0]), ENVIRONMENTS.index(k[1]))):
+        mine = by[policy, environment]
         m = measures(mine)
         rate, (low, high) = success_rate(mine), m["wilson95"]
         seen = total.get(policy, {}).get("seen")

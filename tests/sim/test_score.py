@@ -57,7 +57,7 @@ def test_what_the_expert_does_is_transit_and_interaction(world, task):
 
 
 def test_waiting_is_stuck_and_never_got_to_the_item(world):
-    segments = start(world, "plate")
+    start(world, "plate")
     score, frames, ended = play(world, [Segment(world.pose, 4.0, 0.0)])
     assert ended == "stuck" and frames[-1][0] < 3.5
     assert score.failure(ended) == "never got to the item" and not score.transit(False)
