@@ -89,22 +89,20 @@ def _prepare(job: Job) -> tuple[World, SlowStep | ChunkStep | TrueFutureStep, Fa
     if "world" not in _cache:
         _cache["world"] = World(0)
     world: World = _cache["world"]
-    if (job.bundle, job.loop) not in _cache:
-        cameras = {name: world.camera(name) for name in ("front", "wrist")}
-        own = Bundle.load(Path(job.bundle))
-        if job.policy in BASELINES:
-            slow: SlowStep | ChunkStep = ChunkStep(own, cameras)
-        else:
-            slow = SlowStep(own, next(iter(own.manifest.tasks)), cameras)
-        if job.loop not in _cache:
-            _cache[job.loop] = FastStep(Bundle.load(Path(job.loop)), cameras)
-        _cache[job.bundle, job.loop] = slow
-    made = _cache[job.bundle, job.loop]
+    cameras = {name: world.camera(name) for name in ("front", "wrist")}
+    own, loop = f"slow of {job.bundle}", f"fast of {job.loop}"
+    if own not in _cache:
+        bundle = Bundle.load(Path(job.bundle))
+        first = next(iter(bundle.manifest.tasks))
+        _cache[own] = ChunkStep(bundle, cameras) if job.policy in BASELINES else SlowStep(bundle, first, cameras)
+    if loop not in _cache:
+        _cache[loop] = FastStep(Bundle.load(Path(job.loop)), cameras)
+    slow: SlowStep | ChunkStep | TrueFutureStep = _cache[own]
     if job.policy == "true_future":
-        ghost = _cache.setdefault("ghost", None) or World(0)
-        _cache["ghost"] = ghost
-        made = TrueFutureStep(made, world, ghost)
-    return world, made, _cache[job.loop]
+        if "ghost" not in _cache:
+            _cache["ghost"] = World(0)
+        slow = TrueFutureStep(_cache[own], world, _cache["ghost"])
+    return world, slow, _cache[loop]
 
 
 def start_of(world: World, job: Job) -> Layout:
