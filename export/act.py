@@ -268,7 +268,7 @@ class ActTrainer:
                 self.step += 1
                 bar.update()
                 if self.step % 50 == 0:
-                    row = {k: round(float(v), 5) for k, v in losses.items()}
+                    row = {k: round(float(v.detach()), 5) for k, v in losses.items()}
                     bar.set_postfix(row, refresh=False)
                     log.write(json.dumps({"stage": "act", "step": self.step, **row}) + "\n")
                 if time.monotonic() - saved > SAVE_EVERY_S:
