@@ -23,14 +23,14 @@ from export.lerobot import JOINTS, Episode, finish, load, part_exists, write_par
 from runtime.kinematics import so101_forward
 from runtime.preprocess import Warp
 from sim.expert import Follower, joints_for, plan, plan_play
-from sim.tasks import CLOSED, OPEN, TASKS, Layout, sample_layout
+from sim.phases import find_events
+from sim.tasks import CLOSED, TASKS, Layout, sample_layout
 from sim.world import World
 
 CONTROL_HZ = 50.0
 PER_PART = 25
 VIEWS = ("front", "wrist")
 MISSED = 0.2  # of the demonstrations begin where a failed grasp would have ended: the policy must learn to try again
-TOUCH_M = 0.055  # a lowest point of the tool below this is an event even when the jaw does not move (pressing a button)
 
 
 def policy_camera(native: Camera, size: int = 96) -> Camera:
@@ -177,6 +177,7 @@ class Demonstrations:
     episode: np.ndarray  # int32[N]
     last: np.ndarray  # int32[N]: last row of the same episode
     instructions: list[str]  # one an episode
+    scenes: list[str]  # task whose things stand on the table, one an episode; "" when the dataset does not say
     play: np.ndarray  # bool[N]
     cameras: dict[str, Camera]
     rate_hz: float
@@ -186,24 +187,6 @@ class Demonstrations:
         """What the demonstrations were told to do, each text once; the hindsight texts of play are not among them."""
         played = set(self.episode[self.play].tolist())
         return sorted({text for i, text in enumerate(self.instructions) if i not in played})
-
-
-def find_events(pose: np.ndarray, target: np.ndarray, last: np.ndarray, rate_hz: float) -> np.ndarray:
-    """Rows int32[E] where the gripper opens or closes, or touches something from above; from proprioception and commands alone."""
-    n = len(pose)
-    shut = target[:, 5] < 0.5 * (OPEN + CLOSED)
-    same = last[1:] == last[:-1]
-    flips = np.flatnonzero((shut[1:] != shut[:-1]) & same) + 1
-    reach = round(0.6 * rate_hz)
-    dips = []
-    z = pose[:, 2]
-    for i in np.flatnonzero((z[1:-1] < TOUCH_M) & (z[1:-1] <= z[:-2]) & (z[1:-1] < z[2:])) + 1:
-        a, b = max(0, i - reach), min(n, i + reach + 1)
-        window = last[a:b] == last[i]
-        lowest = z[i] <= z[a:b][window].min()
-        if lowest and not ((flips >= a) & (flips < b)).any():
-            dips.append(i)
-    return np.unique(np.concatenate([flips, np.array(dips, int)])).astype(np.int32)
 
 
 def load_demonstrations(
@@ -222,8 +205,9 @@ def load_demonstrations(
     events = find_events(pose, target, data.last, data.fps)
     at = np.searchsorted(events, np.arange(len(pose)), side="right")
     following = np.append(events, len(pose))[at]
+    scenes = [str(t) for t in data.extra.get("task", [""] * len(data.tasks))]
     play = data.extra.get("play", np.zeros(len(data.tasks), int)).astype(bool)[data.episode]
     return Demonstrations(
         data.images["front"], data.images["wrist"], pose, target, np.minimum(following, data.last).astype(np.int32), events,
-        data.episode, data.last, data.tasks, play, data.cameras, data.fps,
+        data.episode, data.last, data.tasks, scenes, play, data.cameras, data.fps,
     )  # fmt: skip

@@ -25,7 +25,7 @@ from export.models import HarmoWam
 from export.rows import images
 from export.text import Encoder, encoder_of
 from runtime.decode import heatmap_cell, proprio, relative_chunk
-from sim.tasks import CLOSED, OPEN
+from sim.tasks import CLOSED, INSTRUCTIONS, OPEN, TASKS
 
 STAGES = ("tokeniser", "world", "experts")
 
@@ -37,9 +37,9 @@ class Plan:
     `bf16`: None is what the device does best.
     """
 
-    tokeniser: Stage = (1500, 48, 8e-4)
-    world: Stage = (3500, 64, 6e-4)
-    experts: Stage = (3000, 96, 7e-4)
+    tokeniser: Stage = (3000, 48, 8e-4)
+    world: Stage = (5000, 64, 6e-4)
+    experts: Stage = (8000, 96, 7e-4)
     seed: int = 0
     shards: int = 2
     bf16: bool | None = None
@@ -71,6 +71,33 @@ class Labels:
         self.gate = ((near & (same <= data.episode)) | (data.pose[:, 2] < cfg.gate_height_m)).astype(np.float32)
         self.jaw_open = (data.target[:, 5] > 0.5 * (OPEN + CLOSED)).astype(np.float32)
         self.text = np.stack([encode(s) for s in data.instructions])[data.episode]
+        told = hindsight(data)
+        asked = sorted({t for t in told if t})
+        self.asked = np.stack([encode(t) for t in [*asked, ""]])
+        self.other = np.array([asked.index(t) if t else -1 for t in told])[data.episode]
+        self.other[data.next_event > grasps(data)[data.episode]] = -1
+
+
+def grasps(data: Demonstrations) -> np.ndarray:
+    """Row int64[episodes] where each episode first takes or touches something with the jaw shut; -1 where none does."""
+    out = np.full(len(data.instructions), -1)
+    shut = data.target[data.events, 5] < 0.5 * (OPEN + CLOSED)
+    for e in data.events[shut][::-1]:
+        out[data.episode[e]] = e
+    return out
+
+
+def hindsight(data: Demonstrations) -> list[str]:
+    """For each episode of play, an instruction whose first part it would have been, or "": reaching for the ring is the same
+    whether the ring is then hung on the post or just taken away (hindsight relabelling: Andrychowicz et al. 2017)."""
+    out = []
+    for e, (text, scene) in enumerate(zip(data.instructions, data.scenes, strict=True)):
+        words = text.split()
+        name = "_".join(words[2:-1] if words[0] == "take" else words[2:])
+        fitting = [t for t, roles in TASKS[scene].instructions.items() if roles[0] == name] if scene in TASKS else []
+        fitting = fitting if words[0] == "take" or scene == "press" else []
+        out.append(fitting[e % len(fitting)] if fitting and text not in INSTRUCTIONS else "")
+    return out
 
 
 @torch.no_grad()
@@ -108,11 +135,6 @@ class Trainer(Loop):
         }
         for part in parts[name]:
             part.requires_grad_(True)
-        if name == "tokeniser":
-            front = self.data.front
-            self.background = (
-                torch.from_numpy(np.median(front[:: max(1, len(front) // 400)], 0)).float().div(127.5).sub(1.0)
-            ).to(self.device)
         if name in ("world", "experts") and not hasattr(self, "latents"):
             self._encode_all()
         if name == "world":
@@ -132,8 +154,9 @@ class Trainer(Loop):
 
     def _tokeniser_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
         x = images(self.data.front[rng.integers(len(self.data.front), size=batch)]).to(self.device)
-        # What differs from the still background (arm, cubes, plate) is a few per cent of the pixels and all of the matter.
-        weight = 1 + 8 * ((x - self.background).abs().amax(1, keepdim=True) * 3).clamp(0, 1)
+        # What stands out from its surroundings (arm, things) is a few per cent of the pixels and all of the matter.
+        around = F.avg_pool2d(F.pad(x, (12, 12, 12, 12), mode="replicate"), 25, 1)
+        weight = 1 + 8 * ((x - around).abs().amax(1, keepdim=True) * 3).clamp(0, 1)
         with self._cast():
             y = self.model.tokeniser.decode(self.model.tokeniser.encode(x))
         error = y.float() - x
@@ -149,8 +172,11 @@ class Trainer(Loop):
         noise = torch.randn_like(future)
         x = (1 - t)[:, None, None, None] * noise + t[:, None, None, None] * future
         weight = 1 + 3 * (future - now.repeat(1, self.cfg.futures, 1, 1)).abs().clamp(0, 1)
+        lab = self.labels
+        relabelled = (lab.other[rows] >= 0) & (rng.random(batch) < 0.5)
+        said = np.where(relabelled[:, None], lab.asked[lab.other[rows]], lab.text[rows])
         with self._cast():
-            text = self.model.world.embed(self._row(self.labels.text, rows))
+            text = self.model.world.embed(torch.from_numpy(said).to(self.device))
             velocity, _ = self.model.world(x, t, now, text, self._state(rows))
         return {"flow": (weight * (velocity.float() - (future - noise)) ** 2).mean()}
 
@@ -188,7 +214,12 @@ class Trainer(Loop):
         x = (1 - t)[:, None, None] * noise + t[:, None, None] * chunk
         wrist = augment(images(self.data.wrist[rows]).to(self.device), rng)
         state = self._state(rows)
-        now, mids = displace(self.latents[rows].float(), self.mids[rows].float(), lab.gate[rows] > 0.5, rng)
+        now, mids = displace(
+            self.latents[rows].float(),
+            self.mids[rows].float(),
+            (lab.gate[rows] > 0.5) & (rng.random(len(rows)) < 0.5),
+            rng,
+        )
         state = state + 0.03 * torch.randn_like(state)
         with self._cast():
             memory = m.predictive.context(wrist, now, m.world.tokens(mids), state)
@@ -245,7 +276,7 @@ def displace(now: Tensor, mids: Tensor, near: np.ndarray, rng: np.random.Generat
         padded = F.pad(x, (pad, pad, pad, pad), mode="replicate")
         return torch.roll(padded, (dy * by, dx * by), (2, 3))[:, :, pad:-pad, pad:-pad]
 
-    lost = here & torch.from_numpy(rng.random(len(near)) < 0.25).to(now.device)
+    lost = here & torch.from_numpy(rng.random(len(near)) < 0.2).to(now.device)
     shifted = torch.where(here[:, None, None, None], moved(grid, 1), grid).flatten(2).transpose(1, 2)
     return torch.where(here[:, None, None, None], moved(now, ratio), now), shifted * ~lost[:, None, None]
 

@@ -36,6 +36,8 @@ MENDABLE = {
     "KernelError",
     "DataError",
     "EncoderError",
+    "ActError",
+    "EvaluationError",
     "CheckpointError",
     "ExportError",
     "SlotError",
@@ -102,6 +104,7 @@ class Verbs(click.Group):
         "calibrate": "harmowam.calibrate",
         "distill": "harmowam.distill",
         "doctor": "harmowam.doctor",
+        "evaluate": "harmowam.evaluate",
         "profile": "harmowam.profile",
         "replay": "harmowam.replay",
         "train": "harmowam.train",
@@ -198,60 +201,6 @@ def export(
     click.echo("\n".join(table(report["orin"])))
     click.echo(f"bundle: {out}")
     write_json(json_path, report)
-
-
-@main.command()
-@bundle_option
-@click.option("--episodes", type=click.IntRange(min=1), default=50, show_default=True)
-@click.option("--seed", default=0, show_default=True)
-@click.option("--policy", default="gated", show_default=True, help="gated, reactive, predictive; several with commas.")
-@click.option("--task", help="One instruction (default: drawn from the seed).")
-@click.option("--latency", multiple=True, metavar="STAGE=MS", help="slow=MS or fast=MS: virtual latency of an engine.")
-@click.option("--camera-fps", type=click.FloatRange(min=1), default=25.0, show_default=True)
-@click.option("--workers", type=click.IntRange(min=1))
-@json_option
-@errors
-def evaluate(
-    bundle: Path,
-    episodes: int,
-    seed: int,
-    policy: str,
-    task: str | None,
-    latency: tuple[str, ...],
-    camera_fps: float,
-    workers: int | None,
-    json_path: Path | None,
-) -> None:
-    """Success over seeded starts, in virtual time."""
-    import dataclasses
-
-    from runtime.bundle import Bundle
-    from sim.evaluate import POLICIES, evaluate
-    from sim.virtual_time import Schedule
-
-    opened = Bundle.load(bundle)
-    if task is not None:
-        opened.task(task)
-    policies = tuple(policy.split(","))
-    unknown = [p for p in policies if p not in POLICIES]
-    if unknown:
-        raise UserError(f"policy '{unknown[0]}' does not exist: use {', '.join(POLICIES)}.")
-    schedule = Schedule(camera_hz=camera_fps)
-    for item in latency:
-        stage, _, ms = item.partition("=")
-        if stage not in ("slow", "fast") or not ms.replace(".", "", 1).isdigit():
-            raise UserError(f"--latency {item} is not understood: write slow=MS or fast=MS.")
-        schedule = dataclasses.replace(schedule, **{f"{stage}_ms": float(ms)})
-    result = evaluate(bundle, episodes, seed, policies, schedule, task, workers)
-    for cell in result["cells"]:
-        low, high = cell["wilson95"]
-        share = cell["successes"] / cell["episodes"]
-        click.echo(
-            f"{cell['policy']:12}{cell['successes']:4} of {cell['episodes']}  ({share:.0%}, 95 % {low:.0%} to {high:.0%})  "
-            f"{cell['switches_per_episode']} switches an episode, median {cell['median_seconds']} s"
-        )
-    click.echo(f"{result['episodes_per_second']:.2f} episodes a second with {result['workers']} processes")
-    write_json(json_path, result)
 
 
 @main.command()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from harmowam.baseline import baseline_options, train_baseline
 from harmowam.cli import UserError, errors, json_option, write_json
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def read(dataset: Path, run: Path, units: str | None, cameras: Path | None) -> D
     show_default=True,
     help="State and log; goes on where it stopped.",
 )
+@baseline_options
 @click.option("--out", type=PATH, help="The checkpoint (default: harmowam-so101.safetensors in the run's folder).")
 @json_option
 @errors
@@ -107,8 +109,9 @@ def train(
     run_folder: Path,
     out: Path | None,
     json_path: Path | None,
+    **baseline: Any,
 ) -> None:
-    """Train tokeniser, world model, experts and gate; a killed run is resumed by the same command.
+    """Train tokeniser, world model, experts and gate, or a baseline; a killed run is resumed by the same command.
 
     Several processes: torchrun --nproc-per-node 2 -m harmowam.cli train --run-folder RUN ...
     """
@@ -125,6 +128,9 @@ def train(
         cfg = dataclasses.replace(cfg, text_encoder=encode.name, text_ngrams=encode.size)
     out = out or run_folder / "harmowam-so101.safetensors"
     data = read(dataset, run_folder, units, cameras)
+    if baseline["baseline"]:
+        write_json(json_path, train_baseline(data, run_folder, out, seed, **baseline))
+        return
     note = train(data, run_folder, out, plan, cfg, encode)
     if leads():
         pick_samples(data, samples_path(out))

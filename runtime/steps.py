@@ -6,6 +6,7 @@ Command (reactive expert, gate, hand-over, inverse kinematics). No sleeping, no 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -130,7 +131,8 @@ class FastSettings:
 class FastStep:
     """Reactive expert and gate on the newest frame, choice of expert, continuous hand-over, joint targets.
 
-    `policy` is "gated", "reactive" or "predictive"; the last two pin the choice for comparisons.
+    For comparisons, `policy` can be "reactive" or "predictive" (the choice is pinned) or "average" (both at once) instead of "gated";
+    `other_gate` replaces P(interaction), and without `listens` the fast engine is not run (a pinned predictive expert needs none).
     """
 
     def __init__(
@@ -151,6 +153,8 @@ class FastStep:
         self.side = int(m.reactive["heatmap"])
         self.on, self.off = float(m.gate["on"]), float(m.gate["off"])
         self.set = settings or FastSettings()
+        self.other_gate: Callable[[], float] | None = None
+        self.listens = True
         self.no_future = np.zeros(self.engine.inputs["future"].shape, np.float32)
         self.seq = 0
         self.reset()
@@ -160,6 +164,7 @@ class FastStep:
         self.last_ns: int | None = None
         self.pose: np.ndarray = np.zeros(A)
         self.velocity: np.ndarray = np.zeros(A)
+        self.transit_velocity: np.ndarray = np.zeros(A)  # the reactive expert's own, where both are averaged
         self.target: np.ndarray | None = None  # smoothed reactive target
         self.expert = Expert.NONE
         self.plan_seq = -1
@@ -200,7 +205,7 @@ class FastStep:
 
     def _choose(self, gate: float, age_s: float) -> Expert:
         if self.policy != "gated":
-            want = Expert.REACTIVE if self.policy == "reactive" else Expert.PREDICTIVE
+            want = Expert.PREDICTIVE if self.policy == "predictive" else Expert.REACTIVE
         elif self.expert == Expert.PREDICTIVE:
             want = Expert.REACTIVE if gate < self.off else Expert.PREDICTIVE
         else:
@@ -259,6 +264,16 @@ class FastStep:
         self.pose = self.pose + self.velocity * dt
         self.pose[5], self.velocity[5] = target[5], 0.0
 
+    def _average(self, now_ns: int, dt: float, target: np.ndarray, prior: Prior) -> None:
+        """The mean of where either expert, from the commanded pose of now, would be `dt` later (a comparison of the paper)."""
+        here, self.velocity = self.pose, self.transit_velocity
+        self._transit(dt, target)
+        self.transit_velocity = self.velocity
+        plan, plan_velocity = self._plan(prior, now_ns)
+        self.velocity = 0.5 * (self.velocity + plan_velocity + (plan - here) / self.set.blend_s)
+        self.pose = here + self.velocity * dt
+        self.pose[5], self.velocity[5] = 0.5 * (target[5] + plan[5]), 0.0
+
     def step(self, now_ns: int, obs: Observation, prior: Prior | None) -> tuple[Command | None, FastTick]:
         """The command for this instant, or None while there is nothing to act on (the motor process then holds)."""
         nothing = np.zeros(A, np.float32)
@@ -270,11 +285,14 @@ class FastStep:
             self.velocity = np.zeros(A)
             return None, FastTick(now_ns, age_ns, 0.0, int(Expert.NONE), nothing, nothing, nothing, notes=("no prior",))
         dt = 0.0 if self.last_ns is None else min((now_ns - self.last_ns) * 1e-9, 0.1)
-        reactive, gate, mass = self._heard(now_ns, obs, prior)
+        reactive, gate, mass = self._heard(now_ns, obs, prior) if self.listens else (self.pose, 1.0, 0.0)
+        gate = gate if self.other_gate is None else self.other_gate()
         expert = self._choose(gate, age_ns * 1e-9)
         self.trace.mark("fast.gate")
         if expert == Expert.PREDICTIVE:
             self._follow_plan(now_ns, prior, fresh=self.expert != Expert.PREDICTIVE)
+        elif self.policy == "average":
+            self._average(now_ns, dt, reactive, prior)
         else:
             self._transit(dt, reactive)
         self.expert, self.last_ns = expert, now_ns

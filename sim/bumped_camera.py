@@ -22,7 +22,7 @@ from runtime.kinematics import so101_tool
 from runtime.steps import FastStep, SlowStep
 from sim.boards import look_at_board, render
 from sim.calibration_rig import ArmBench, ServoRig
-from sim.evaluate import wilson
+from sim.statistics import wilson
 from sim.tasks import Layout, sample_layout
 from sim.virtual_time import Schedule, run_episode
 from sim.world import CAMERA_SIZE, World

@@ -1,16 +1,17 @@
-"""Evaluation: seeded episodes in virtual time, several processes, success with a Wilson interval.
+"""Evaluation: seeded episodes in virtual time, several processes, one row an episode.
 
-The same bundle, steps, motor tick and servo bytes as on a robot; only the clock is virtual. Seeds of different policies are
-the same, so that results are paired.
+The same bundle, steps, motor tick and servo bytes as on a robot; only the clock is virtual. All policies start from the same
+seeds, so that results are paired. Rows are appended to a file as they come; episodes that it holds already are not run again.
 """
 
 from __future__ import annotations
 
-import math
+import dataclasses
+import json
 import multiprocessing as mp
 import os
-import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,98 +19,261 @@ import numpy as np
 from tqdm import tqdm
 
 from firmware_bridge.messages import Expert
-from runtime.bundle import Bundle
+from runtime.bundle import Bundle, sha256
+from runtime.contracts import Observation
 from runtime.steps import FastStep, SlowStep
-from sim.virtual_time import Schedule, run_episode
-from sim.world import TASKS, World, sample_layout
+from sim.baseline import ChunkStep
+from sim.expert import plan
+from sim.phases import interaction
+from sim.plant import virtual_motor
+from sim.score import Score
+from sim.tasks import TASKS, Layout, sample_layout
+from sim.true_future import TrueFutureStep
+from sim.virtual_time import Episode, Schedule, run_episode
+from sim.world import World
 
-POLICIES = ("gated", "reactive", "predictive")
+POLICIES = ("gated", "reactive", "predictive", "average", "oracle", "true_future", "bc", "bc_play")
+BASELINES = ("bc", "bc_play")  # behaviour cloning, on task data and on task and play data
+ACTS_AS = {
+    "oracle": "gated",
+    "true_future": "reactive",
+    "bc": "predictive",
+    "bc_play": "predictive",
+}  # in the fast loop
+STARTS = ("home", "near")
+# The last word of every seed. Collecting uses 1: no start of a demonstration is ever evaluated, and none of development ever reported.
+SPLITS = {"development": 2, "test": 3}
+LIMIT_S = 12.0  # demonstrations take 4 to 7 s: time for a second try
+
+
+class EvaluationError(Exception):
+    """An evaluation that cannot be run or continued; one sentence and the next step."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One episode: everything that a worker must know."""
+    """One episode: everything that a worker must know. `bundle` is the policy's own; `loop` gives camera geometry and the fast engine."""
 
     bundle: str
+    digest: str
+    loop: str
     policy: str
+    environment: str
+    task: str
+    instructions: tuple[str, ...]
     seed: int
-    schedule: Schedule
-    task: str | None  # None: drawn from the seed
+    split: str = "development"
+    start: str = "home"
+    schedule: Schedule = field(default_factory=Schedule)
+
+    @property
+    def key(self) -> str:
+        """What makes this episode the same as another."""
+        s = self.schedule
+        latency = f"{s.camera_hz:g}/{s.slow_hz:g}/{s.world_model_ms:g}/{s.predictive_ms:g}/{s.fast_ms:g}"
+        asked = self.task if len(self.instructions) > 1 else self.instructions[0]
+        parts = (self.digest, self.policy, self.environment, asked, self.split, self.seed, self.start, latency)
+        return " ".join(map(str, parts))
+
+
+def digest(path: Path) -> str:
+    """First 12 hexadecimal digits of the manifest's hash, which covers every file of the bundle."""
+    return sha256(Path(path) / "manifest.json")[:12]
 
 
 _cache: dict[str, Any] = {}
 
 
-def _prepare(job: Job) -> tuple[World, SlowStep, FastStep]:
+def _prepare(job: Job) -> tuple[World, SlowStep | ChunkStep | TrueFutureStep, FastStep]:
     """World and steps are built once a process and reused."""
-    if _cache.get("bundle") != job.bundle:
+    if "world" not in _cache:
+        _cache["world"] = World(0)
+    world: World = _cache["world"]
+    cameras = {name: world.camera(name) for name in ("front", "wrist")}
+    own, loop = f"slow of {job.bundle}", f"fast of {job.loop}"
+    if own not in _cache:
         bundle = Bundle.load(Path(job.bundle))
-        world = World(0)
-        cameras = {name: world.camera(name) for name in ("front", "wrist")}
-        _cache.update(
-            bundle=job.bundle, world=world, slow=SlowStep(bundle, TASKS[0], cameras), fast=FastStep(bundle, cameras)
-        )
-    return _cache["world"], _cache["slow"], _cache["fast"]
+        first = next(iter(bundle.manifest.tasks))
+        _cache[own] = ChunkStep(bundle, cameras) if job.policy in BASELINES else SlowStep(bundle, first, cameras)
+    if loop not in _cache:
+        _cache[loop] = FastStep(Bundle.load(Path(job.loop)), cameras)
+    slow: SlowStep | ChunkStep | TrueFutureStep = _cache[own]
+    if job.policy == "true_future":
+        if "ghost" not in _cache:
+            _cache["ghost"] = World(0)
+        slow = TrueFutureStep(_cache[own], world, _cache["ghost"])
+    return world, slow, _cache[loop]
+
+
+def start_of(world: World, job: Job) -> Layout:
+    """The layout of a job's seed: the same for every policy. "near" begins at hover above the first subgoal, as demonstrations do."""
+    code = (job.seed, list(TASKS).index(job.task), SPLITS[job.split])
+    rng = np.random.default_rng([code[0], code[1], 0, code[2]])
+    text = job.instructions[int(rng.integers(len(job.instructions)))]
+    layout = sample_layout(rng, text, environment=job.environment)
+    if job.start == "near":
+        world.reset(layout)
+        hover = plan(world, rng)[0].goal
+        layout = dataclasses.replace(layout, start=hover[:5], jaw=float(hover[5]))
+    return layout
 
 
 def run_job(job: Job) -> dict[str, Any]:
     """One episode's row."""
-    from sim.plant import virtual_motor
+    return run_and_keep(job)[0]
 
+
+def run_and_keep(
+    job: Job, look: Callable[[int, Observation], None] | None = None
+) -> tuple[dict[str, Any], Episode, World]:
+    """One episode: its row, all that happened, and the world at its end. `look` is called at every frame (for
+    pictures; a policy that does not listen leaves most of them empty)."""
     world, slow, fast = _prepare(job)
-    rng = np.random.default_rng([job.seed, 7])  # never the seeds of the demonstrations
-    world.reset(sample_layout(rng, job.task))
+    world.reset(start_of(world, job))
     slow.set_task(world.instruction)
-    fast.policy = job.policy
-    episode = run_episode(world, slow, fast, virtual_motor(world), job.schedule)
+    score = Score(world)
+    fast.policy = ACTS_AS.get(job.policy, job.policy)
+    fast.other_gate = score.oracle if job.policy == "oracle" else None
+    fast.listens = fast.policy != "predictive"
+
+    def watch(now_ns: int, obs: Observation) -> str:
+        if look is not None:
+            look(now_ns, obs)
+        return score.watch(now_ns)
+
+    episode = run_episode(world, slow, fast, virtual_motor(world), job.schedule, LIMIT_S, watch)
     experts = [t.expert for t in episode.ticks if t.expert != Expert.NONE]
-    switches = sum(a != b for a, b in zip(experts, experts[1:], strict=False))
-    return {
-        "policy": job.policy, "seed": job.seed, "task": world.instruction, "success": episode.success,
-        "seconds": episode.seconds, "switches": switches,
+    row: dict[str, Any] = {
+        "key": job.key, "policy": job.policy, "environment": job.environment, "task": job.task, "seed": job.seed, "split": job.split,
+        "start": job.start, "instruction": world.instruction, "success": episode.success, "seconds": round(episode.seconds, 2),
+        "ended": episode.ended, "transit": score.transit(episode.success),
+        "failure": "" if episode.success else score.failure(episode.ended),
+        "switches": sum(a != b for a, b in zip(experts, experts[1:], strict=False)),
     }  # fmt: skip
+    if job.policy == "gated":
+        row["gate_right"], row["gate_frames"] = gate_score(score.pose, episode, job.schedule.camera_hz)
+    return row, episode, world
 
 
-def wilson(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    p = successes / n
-    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+def gate_score(pose: list[np.ndarray], episode: Episode, rate_hz: float) -> tuple[int, int]:
+    """Frames in which the choice of expert equals the rule of the gate's labels, applied in hindsight to the episode's own
+    proprioception and commands; and all frames in which there was a choice."""
+    n = len(episode.ticks)  # a frame that ended the episode was not acted upon
+    chosen = np.array([t.expert for t in episode.ticks])
+    sent = np.array([t.sent_target for t in episode.ticks])
+    sent[chosen == Expert.NONE] = np.array(pose[:n])[chosen == Expert.NONE]
+    wanted = interaction(np.array(pose[:n]), sent, rate_hz)
+    acted = chosen != Expert.NONE
+    return int(((chosen == Expert.PREDICTIVE) == wanted)[acted].sum()), int(acted.sum())
 
 
-def evaluate(
-    bundle: Path,
-    episodes: int,
-    seed: int = 0,
-    policies: tuple[str, ...] = ("gated",),
-    schedule: Schedule = Schedule(),
-    task: str | None = None,
-    workers: int | None = None,
-) -> dict[str, Any]:
-    """Run `episodes` seeded starts a policy; returns the `evaluate` JSON shape of the design."""
-    jobs = [Job(str(bundle), p, seed + i, schedule, task) for p in policies for i in range(episodes)]
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of an earlier run; a last line that was cut off is left out. Raises EvaluationError for a file of something else."""
+    if not path.exists():
+        return []
     rows: list[dict[str, Any]] = []
-    began = time.monotonic()
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
-    with mp.get_context("spawn").Pool(workers) as pool, tqdm(total=len(jobs), unit="episode") as bar:
-        for row in pool.imap_unordered(run_job, jobs):
-            rows.append(row)
-            bar.update()
-            bar.set_postfix(success=f"{sum(r['success'] for r in rows)}/{len(rows)}", refresh=False)
-    wall = time.monotonic() - began
-    cells = []
+    lines = path.read_bytes().split(b"\n")
+    for i, line in enumerate(lines):
+        try:
+            if line:
+                row = json.loads(line)
+                rows.append(row | {"key": str(row["key"])})
+        except (ValueError, KeyError, TypeError) as e:
+            if i < len(lines) - 1:
+                raise EvaluationError(
+                    f"{path} line {i + 1} is no row of an evaluation: name another file with --rows."
+                ) from e
+    return rows
+
+
+def _open_rows(path: Path) -> Any:
+    """For appending, after cutting off a half-written last line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    f = open(path, "ab+")  # noqa: SIM115  (the caller closes it)
+    f.seek(0)
+    data = f.read()
+    f.truncate(data.rfind(b"\n") + 1)
+    return f
+
+
+def jobs_for(
+    bundle: Path,
+    policies: Sequence[str],
+    environments: Sequence[str],
+    tasks: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    split: str = "development",
+    starts: Sequence[str] = ("home",),
+    schedule: Schedule = Schedule(),
+    baselines: dict[str, Path] | None = None,
+) -> list[Job]:
+    """All episodes. `tasks` are names of tasks, or instructions.
+
+    Raises BundleError for an instruction that the bundle does not know, EvaluationError for a baseline without its bundle.
+    """
+    opened = Bundle.load(bundle)
+    out = []
+    chosen: list[tuple[str, tuple[str, ...]]] = []
+    for task in tasks:
+        if task in TASKS:
+            known = tuple(t for t in TASKS[task].instructions if t in opened.manifest.tasks)
+            chosen.append((task, known or tuple(TASKS[task].instructions)))
+        else:
+            name = next((n for n, t in TASKS.items() if task in t.instructions), "")
+            opened.task(task)
+            chosen.append((name, (task,)))
+    for _, texts in chosen:
+        opened.task(texts[0])
+    own: dict[str, tuple[str, str]] = {}
     for policy in policies:
-        mine = [r for r in rows if r["policy"] == policy]
-        k = sum(r["success"] for r in mine)
-        cells.append({
-            "task": task or "pick_place", "environment": "seen", "policy": policy, "episodes": len(mine), "successes": k,
-            "wilson95": [round(v, 4) for v in wilson(k, len(mine))],
-            "switches_per_episode": round(float(np.mean([r["switches"] for r in mine])), 2),
-            "median_seconds": round(float(np.median([r["seconds"] for r in mine])), 2),
-        })  # fmt: skip
-    return {
-        "bundle": Path(bundle).name, "seed": seed, "cells": cells, "episodes_per_second": round(len(jobs) / wall, 3), "workers": workers,
-        "failed_seeds": {p: sorted(r["seed"] for r in rows if r["policy"] == p and not r["success"]) for p in policies},
-    }  # fmt: skip
+        path = (baselines or {}).get(policy, bundle)
+        if policy in BASELINES and path == bundle:
+            raise EvaluationError(
+                f"policy '{policy}' needs its own bundle: train one with `harmowam train --baseline act` and name it with "
+                f"--{policy.replace('_', '-')}."
+            )
+        if policy in BASELINES:
+            baseline = Bundle.load(path)
+            for _, texts in chosen:
+                baseline.task(texts[0])
+        own[policy] = (str(path), digest(path))
+    # Seeds outermost: a run that is stopped half way has seen as much of every cell.
+    for seed in seeds:
+        for task, texts in chosen:
+            for environment in environments:
+                for start in starts:
+                    out += [
+                        Job(p, d, str(bundle), policy, environment, task, texts, seed, split, start, schedule)
+                        for policy, (p, d) in own.items()
+                    ]
+    return out
+
+
+def run_jobs(jobs: list[Job], rows: Path | None = None, workers: int | None = None) -> list[dict[str, Any]]:
+    """Rows of all `jobs`: those that the file `rows` holds are read, the others are run and appended to it."""
+    done = {r["key"]: r for r in read_rows(rows)} if rows else {}
+    left = [j for j in jobs if j.key not in done]
+    workers = max(1, min(workers or os.cpu_count() or 1, len(left)))
+    file = _open_rows(rows) if rows else None
+    right = 0
+    try:
+        if left:
+            with (
+                mp.get_context("spawn").Pool(workers) as pool,
+                tqdm(total=len(jobs), initial=len(jobs) - len(left), unit="episode", smoothing=0.05) as bar,
+            ):
+                for row in pool.imap_unordered(run_job, left, chunksize=2):
+                    done[row["key"]] = row
+                    if file is not None:
+                        file.write((json.dumps(row) + "\n").encode())
+                        file.flush()
+                    right += row["success"]
+                    bar.update()
+                    bar.set_postfix(success=right, refresh=False)
+    finally:
+        if file is not None:
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+    return [done[j.key] for j in jobs]

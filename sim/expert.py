@@ -83,7 +83,7 @@ def pick(
     return [
         *first,
         Segment(hover, _travel(start, hover), 1.0),
-        Segment(_pose(x, y, z, roll, OPEN), 0.75, 0.5, precise=True),
+        Segment(_pose(x, y, z, roll, OPEN), 0.75, 0.8, precise=True),
         Segment(_pose(x, y, z, roll, CLOSED), 0.45, 0.0, event=True),
         Segment(_pose(x, y, HOVER, roll, CLOSED), 0.5, 0.2),
     ]
@@ -111,7 +111,7 @@ def plan_place(world: World, rng: np.random.Generator) -> list[Segment]:
     return [
         *up,
         Segment(over, _travel(lift, over), 1.0),
-        Segment(_pose(px, py, task.place_z, turn, CLOSED), 0.75, 0.4, precise=True),
+        Segment(_pose(px, py, task.place_z, turn, CLOSED), 0.75, 0.7, precise=True),
         Segment(_pose(px, py, task.place_z, turn, OPEN), 0.30, 0.0, event=True),
         Segment(_pose(px, py, RISE, turn, OPEN), 0.45, 0.2),
         Segment(np.append(HOME, OPEN), 0.6, 0.6),
@@ -233,7 +233,7 @@ class Follower:
         self._ou += -self._ou * dt / tau + np.sqrt(2 * dt / tau) * self.rng.normal(size=6)
         # The disturbance dies away before a precise end: what follows it (closing, opening) happens where it was meant to.
         left = 1.0 - self.t / seg.seconds if seg.precise else 1.0
-        self._gain += (seg.noise * min(1.0, max(0.0, 2.0 * left - 0.5)) - self._gain) * min(1.0, dt / 0.1)
+        self._gain += (seg.noise * min(1.0, max(0.0, (left - 0.15) / 0.35)) - self._gain) * min(1.0, dt / 0.1)
         return self.clean() + self._ou * self._scale * self._gain, done
 
 

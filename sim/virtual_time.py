@@ -6,61 +6,78 @@ Computing takes no virtual time; each engine's latency is given, so that success
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
-
-import numpy as np
+from typing import Protocol
 
 from firmware_bridge.messages import Command, JointState
 from runtime.contracts import FastTick, Observation, Prior
-from runtime.steps import FastStep, SlowStep
+from runtime.steps import FastStep
 from sim.world import World
 
 S = 1_000_000_000
+MS = 1_000_000
+REST_NS = S // 5  # success must last this long
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Rates (Hz) and latencies (ms) of the virtual robot. The defaults are what the real-time loop shows on two cores."""
+    """Rates (Hz) and latencies (ms) of the virtual robot. The defaults are what the real-time loop shows on two cores.
+
+    The slow loop begins at `slow_hz`, or when it is done with what it began before if that is later.
+    """
 
     camera_hz: float = 25.0
     slow_hz: float = 8.0
     motor_hz: float = 100.0
-    slow_ms: float = 40.0
+    world_model_ms: float = 35.0
+    predictive_ms: float = 5.0
     fast_ms: float = 8.0
 
 
 @dataclass
 class Episode:
-    """What happened in one virtual episode."""
+    """What happened in one virtual episode. `ended`: "success", "time", or why the watcher stopped it."""
 
     success: bool = False
     seconds: float = 0.0
+    ended: str = "time"
     ticks: list[FastTick] = field(default_factory=list)
     states: list[JointState] = field(default_factory=list)
     priors: list[Prior] = field(default_factory=list)
-    distance: list[float] = field(
-        default_factory=list
-    )  # tool to goal object, for the gate's score; never seen by the policy
+
+
+class Slow(Protocol):
+    """Observation -> Prior: `runtime.steps.SlowStep`, or another policy's."""
+
+    def step(self, now_ns: int, obs: Observation) -> Prior: ...
 
 
 MotorTick = Callable[[int, Command | None], JointState]
+Watcher = Callable[[int, Observation], str]  # called at every frame, before the policy; a text ends the episode
 
 
 def run_episode(
     world: World,
-    slow: SlowStep,
+    slow: Slow,
     fast: FastStep,
     motor_tick: MotorTick,
     schedule: Schedule = Schedule(),
-    limit_s: float = 10.0,
+    limit_s: float = 12.0,
+    watch: Watcher | None = None,
 ) -> Episode:
-    """Drive `world` (already reset) to success or `limit_s` of virtual time. `motor_tick(now, newest command)` moves the servos."""
+    """Drive `world` (already reset) to success or `limit_s` of virtual time. `motor_tick(now, newest command)` moves the servos.
+
+    Pictures are rendered only when a step will look at them: a fast step that does not listen leaves most frames to nobody.
+    """
     out = Episode()
     fast.reset()
     start = 1 * S  # virtual clocks do not start at zero: a zero time means "none" on the wire
     end = start + int(limit_s * S)
+    frame_ns, slow_ns, motor_ns = (int(S / hz) for hz in (schedule.camera_hz, schedule.slow_hz, schedule.motor_hz))
+    busy_ns = int((schedule.world_model_ms + schedule.predictive_ms) * MS)
     queue: list[tuple[int, int, str, object]] = []
     order = 0
 
@@ -78,7 +95,8 @@ def run_episode(
     held_ns = 0
     push(start, "motor")
     push(start, "camera")
-    push(start + 1, "slow")
+    next_slow = start + 1
+    push(next_slow, "slow")
     while queue:
         at, _, kind, value = heapq.heappop(queue)
         if at > end:
@@ -88,47 +106,35 @@ def run_episode(
             now = at
         if kind == "camera":
             seq += 1
-            obs = Observation(
-                now, {"front": world.render("front"), "wrist": world.render("wrist")}, state.q_rad, state.qd_rad_s, seq
-            )
+            seen = fast.listens or next_slow < now + frame_ns
+            frames = {"front": world.render("front"), "wrist": world.render("wrist")} if seen else {}
+            obs = Observation(now, frames, state.q_rad, state.qd_rad_s, seq)
+            out.ended = watch(now, obs) if watch is not None else ""
+            if out.ended:
+                break
             made, tick = fast.step(now, obs, prior)
             out.ticks.append(tick)
             if made is not None:
-                push(now + int(schedule.fast_ms * 1e6), "command", made)
-            push(now + int(S / schedule.camera_hz), "camera")
+                push(now + int(schedule.fast_ms * MS), "command", made)
+            push(now + frame_ns, "camera")
         elif kind == "slow":
             if obs is not None:
-                push(now + int(schedule.slow_ms * 1e6), "prior", slow.step(now, obs))
-            push(now + int(S / schedule.slow_hz), "slow")
+                push(now + busy_ns, "prior", slow.step(now, obs))
+            next_slow = now + max(slow_ns, busy_ns)
+            push(next_slow, "slow")
         elif kind == "prior" and isinstance(value, Prior):
-            prior = Prior(
-                value.t_capture_ns, now, value.task, value.tokens, value.future, value.chunk, value.grid_ns, value.seq
-            )
+            prior = dataclasses.replace(value, t_ready_ns=now)
             out.priors.append(prior)
         elif kind == "command" and isinstance(value, Command):
             command = value
         elif kind == "motor":
             state = motor_tick(now, command)
             out.states.append(state)
-            held_ns = held_ns + int(S / schedule.motor_hz) if world.success() else 0
-            if held_ns >= S // 5:  # the cube has rested on the plate for 0.2 s
-                out.success = True
+            held_ns = held_ns + motor_ns if world.success() else 0
+            if held_ns >= REST_NS:
+                out.success, out.ended = True, "success"
                 break
-            push(now + int(S / schedule.motor_hz), "motor")
+            push(now + motor_ns, "motor")
+    out.ended = out.ended or "time"
     out.seconds = (now - start) / S
     return out
-
-
-def direct_motor(world: World) -> MotorTick:
-    """Servos without a bus, for tests of the loop alone: the extrapolated command goes straight to the goal registers."""
-
-    def tick(now_ns: int, command: Command | None) -> JointState:
-        if command is not None and now_ns < command.t_stale_ns:
-            world.set_goals(command.q_rad + command.qd_rad_s * ((now_ns - command.t_apply_ns) / S))
-        zero = np.zeros(6, np.float32)
-        return JointState(
-            now_ns, world.measured.astype(np.float32), world.qd.astype(np.float32), world._goal.astype(np.float32), zero, zero, zero,
-            np.zeros(6, np.uint8),
-        )  # fmt: skip
-
-    return tick

@@ -1,0 +1,160 @@
+"""`harmowam evaluate`: the paper's table, in simulation and virtual time."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from harmowam.cli import UserError, bundle_option, errors, json_option, write_json
+
+
+def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    """The comma-separated names in `text`; "all" is all of them."""
+    names = known if text == "all" else tuple(text.split(","))
+    unknown = [n for n in names if n not in known]
+    if unknown:
+        raise UserError(f"--{option} '{unknown[0]}' does not exist: use {', '.join(known)} or all.")
+    return tuple(dict.fromkeys(names))
+
+
+@click.command()
+@bundle_option
+@click.option(
+    "--policy",
+    default="gated",
+    show_default=True,
+    help="gated, reactive, predictive, average, oracle, true_future, bc, bc_play; several with commas.",
+)
+@click.option(
+    "--environment",
+    default="seen",
+    show_default=True,
+    help="seen, background, position, object; several with commas, or all.",
+)
+@click.option("--task", default="all", show_default=True, help="Names of tasks with commas, or one instruction.")
+@click.option(
+    "--episodes",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Of each task, in each environment, with each policy.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of the first episode; the next ones count on.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(["development", "test"]),
+    default="development",
+    show_default=True,
+    help="Keep `test` for what is reported.",
+)
+@click.option(
+    "--start",
+    type=click.Choice(["home", "near", "both"]),
+    default="home",
+    show_default=True,
+    help="near: at hover above the first subgoal.",
+)
+@click.option(
+    "--latency",
+    multiple=True,
+    metavar="ENGINE=MS",
+    help="world_model, predictive or fast: virtual latency of an engine.",
+)
+@click.option("--camera-fps", type=click.FloatRange(min=1), default=25.0, show_default=True)
+@click.option(
+    "--bc", type=click.Path(path_type=Path), help="Bundle of the behaviour-cloning baseline, trained on task data."
+)
+@click.option("--bc-play", type=click.Path(path_type=Path), help="The same, trained on task and play data.")
+@click.option(
+    "--rows",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Append each episode here as a JSON line; what it holds is not run again.",
+)
+@click.option(
+    "--shard",
+    default="1/1",
+    show_default=True,
+    metavar="I/N",
+    help="Run every N-th episode only, beginning with the I-th.",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes (default: one a core).")
+@json_option
+@errors
+def evaluate(
+    bundle: Path,
+    policy: str,
+    environment: str,
+    task: str,
+    episodes: int,
+    seed: int,
+    split: str,
+    start: str,
+    latency: tuple[str, ...],
+    camera_fps: float,
+    bc: Path | None,
+    bc_play: Path | None,
+    rows: Path | None,
+    shard: str,
+    workers: int | None,
+    json_path: Path | None,
+) -> None:
+    """Success over seeded starts, in virtual time: policies by environments, on the same starts."""
+    import dataclasses
+
+    from sim.evaluate import POLICIES, STARTS, digest, jobs_for, run_jobs
+    from sim.results import COLUMNS, cells, sentences, summary, table
+    from sim.tasks import ENVIRONMENTS, INSTRUCTIONS, TASKS
+    from sim.virtual_time import Schedule
+
+    schedule = Schedule(camera_hz=camera_fps)
+    for item in latency:
+        engine, _, ms = item.partition("=")
+        if engine not in ("world_model", "predictive", "fast") or not ms.replace(".", "", 1).isdigit():
+            raise UserError(f"--latency {item} is not understood: write world_model=MS, predictive=MS or fast=MS.")
+        schedule = dataclasses.replace(schedule, **{f"{engine}_ms": float(ms)})
+    part, _, parts = shard.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise UserError(f"--shard {shard} is not understood: write for example 1/4 for the first of four parts.")
+    single = task in INSTRUCTIONS or " " in task
+    jobs = jobs_for(
+        bundle,
+        _chosen("policy", policy, POLICIES),
+        _chosen("environment", environment, ENVIRONMENTS),
+        (task,) if single else _chosen("task", task, tuple(TASKS)),
+        range(seed, seed + episodes),
+        split=split,
+        starts=STARTS if start == "both" else (start,),
+        schedule=schedule,
+        baselines={k: v for k, v in (("bc", bc), ("bc_play", bc_play)) if v is not None},
+    )[int(part) - 1 :: int(parts)]
+    began = time.monotonic()
+    found = run_jobs(jobs, rows, workers)
+    wall = time.monotonic() - began
+    print_table([list(COLUMNS), *table(found)])
+    for line in sentences(found):
+        click.echo(line)
+    click.echo(f"{len(found)} episodes of the {split} seeds in {wall:.0f} s ({len(found) / wall:.2f} a second)")
+    write_json(json_path, {
+        "bundle": bundle.name, "hash": digest(bundle), "seed": seed, "split": split, "cells": cells(found), "summary": summary(found),
+        "schedule": dataclasses.asdict(schedule),
+    })  # fmt: skip
+
+
+def print_table(lines: list[list[str]]) -> None:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    for k, line in enumerate(lines):
+        click.echo(
+            "  ".join(
+                c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+        )
+        if k == 0:
+            click.echo("  ".join("-" * w for w in widths))

@@ -1,0 +1,152 @@
+"""From rows of episodes to the table: cells, means over tasks, relative drops, paired differences."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+import numpy as np
+
+from sim.statistics import paired_difference, relative_drop, wilson
+from sim.tasks import ENVIRONMENTS
+
+Row = dict[str, Any]
+UNSEEN = ENVIRONMENTS[1:]
+SINGLE = ("reactive", "predictive")
+CLONING = ("bc", "bc_play")
+
+
+def _share(rows: list[Row], good: Callable[[Row], bool]) -> float | None:
+    return round(sum(map(good, rows)) / len(rows), 4) if rows else None
+
+
+def measures(rows: list[Row]) -> dict[str, Any]:
+    """What is counted of some episodes of one policy; None where nothing could be counted."""
+    home = [r for r in rows if r["start"] == "home"]
+    near = [r for r in rows if r["start"] == "near"]
+    arrived = [r for r in home if r["transit"]]
+    frames = sum(r.get("gate_frames", 0) for r in home)
+    wins = sum(r["success"] for r in home)
+    return {
+        "episodes": len(home),
+        "successes": wins,
+        "wilson95": [round(v, 4) for v in wilson(wins, len(home))],
+        "transit": _share(home, lambda r: r["transit"]),
+        "interaction_given_transit": _share(arrived, lambda r: r["success"]),
+        "near_episodes": len(near),
+        "interaction_near": _share(near, lambda r: r["success"]),
+        "near_wilson95": [round(v, 4) for v in wilson(sum(r["success"] for r in near), len(near))],
+        "gate_accuracy": round(sum(r.get("gate_right", 0) for r in home) / frames, 4) if frames else None,
+        "switches_per_episode": round(float(np.mean([r["switches"] for r in home])), 2) if home else None,
+        "median_seconds": round(float(np.median([r["seconds"] for r in home if r["success"]])), 2) if wins else None,
+        "failures": dict(Counter(r["failure"] for r in home if not r["success"]).most_common()),
+    }
+
+
+def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple[str, ...], list[Row]]:
+    out: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for r in rows:
+        out[tuple(str(r[k]) for k in keys)].append(r)
+    return dict(out)
+
+
+def cells(rows: list[Row]) -> list[dict[str, Any]]:
+    """One for every task, environment and policy, in the `evaluate` JSON shape of the design."""
+    by = grouped(rows, "task", "environment", "policy")
+    return [{"task": t, "environment": e, "policy": p, **measures(mine)} for (t, e, p), mine in by.items()]
+
+
+def success_rate(rows: list[Row]) -> float | None:
+    """Mean over tasks of the success from home; every task counts alike."""
+    by = grouped([r for r in rows if r["start"] == "home"], "task")
+    return float(np.mean([np.mean([r["success"] for r in mine]) for mine in by.values()])) if by else None
+
+
+def difference(rows: list[Row], a: str, b: str, environments: tuple[str, ...] = UNSEEN) -> dict[str, float] | None:
+    """Success of policy `a` minus `b` on the same starts; None where they share none. See `statistics.paired_difference`.
+
+    The three environments of a seed count as one observation of it: the thing that was drawn is the start.
+    """
+    won: dict[tuple[str, str], dict[tuple[Hashable, ...], bool]] = defaultdict(dict)
+    for r in rows:
+        if r["policy"] in (a, b) and r["environment"] in environments:
+            won[r["task"], r["policy"]][r["environment"], r["seed"], r["start"]] = r["success"]
+    strata: dict[Hashable, list[float]] = {}
+    for task in {t for t, _ in won}:
+        first, second = won[task, a], won[task, b]
+        by_seed: dict[Hashable, list[int]] = defaultdict(list)
+        for key in first.keys() & second.keys():
+            by_seed[key[1:]].append(int(first[key]) - int(second[key]))
+        strata[task] = [float(np.mean(d)) for d in by_seed.values()]
+    return paired_difference(strata) if any(strata.values()) else None
+
+
+def summary(rows: list[Row]) -> dict[str, Any]:
+    """Per policy: success where training was and elsewhere, relative drop; and the gated policy against the better of the others."""
+    home = [r for r in rows if r["start"] == "home"]
+    by = grouped(home, "policy", "environment")
+    policies: dict[str, dict[str, Any]] = {}
+    for policy in dict.fromkeys(p for p, _ in by):
+        rates = {e: success_rate(by.get((policy, e), [])) for e in ("seen", *UNSEEN)}
+        unseen = [v for e in UNSEEN if (v := rates[e]) is not None]
+        mean = float(np.mean(unseen)) if unseen else None
+        seen = rates["seen"]
+        policies[policy] = {
+            **rates, "unseen": mean, "relative_drop": None if seen is None or mean is None else relative_drop(seen, mean),
+        }  # fmt: skip
+    paired = {}
+    for name, rivals in (("better single expert", SINGLE), ("better behaviour cloning", CLONING)):
+        there = [p for p in rivals if policies.get(p, {}).get("unseen") is not None]
+        if "gated" in policies and there:
+            best = max(there, key=lambda p: policies[p]["unseen"])
+            paired[name] = {"policy": best, **(difference(home, "gated", best) or {})}
+    return {"policies": policies, "gated_minus": paired}
+
+
+def _percent(value: float | None, digits: int = 0) -> str:
+    return "-" if value is None else f"{100 * value:.{digits}f} %"
+
+
+COLUMNS = (
+    "policy", "environment", "episodes", "transit", "interaction given transit", "interaction, near start", "success (95 %)",
+    "relative drop", "gate accuracy", "switches",
+)  # fmt: skip
+
+
+def table(rows: list[Row]) -> list[list[str]]:
+    """The rows of the paper's table below COLUMNS: policy by environment, all tasks together."""
+    total = summary(rows)["policies"]
+    out = []
+    by = grouped(rows, "policy", "environment")
+    policies = list(dict.fromkeys(p for p, _ in by))
+    for policy, environment in sorted(by, key=lambda k: (policies.index(k[0]), ENVIRONMENTS.index(k[1]))):
+        mine = by[policy, environment]
+        m = measures(mine)
+        rate, (low, high) = success_rate(mine), m["wilson95"]
+        seen = total.get(policy, {}).get("seen")
+        drop = relative_drop(seen, rate) if seen is not None and rate is not None and environment != "seen" else None
+        switches = m["switches_per_episode"]
+        out.append([
+            policy, environment, str(m["episodes"]), _percent(m["transit"]), _percent(m["interaction_given_transit"]),
+            _percent(m["interaction_near"]), "-" if rate is None else f"{_percent(rate)} ({_percent(low)[:-2]}-{_percent(high)[:-2]})",
+            _percent(drop), _percent(m["gate_accuracy"], 1), "-" if switches is None else f"{switches:.1f}",
+        ])  # fmt: skip
+    return out
+
+
+def sentences(rows: list[Row]) -> list[str]:
+    """What the summary says, in words."""
+    s = summary(rows)
+    out = [
+        f"{p}: seen {_percent(v['seen'], 1)}, mean of unseen {_percent(v['unseen'], 1)}, relative drop {_percent(v['relative_drop'], 1)}"
+        for p, v in s["policies"].items()
+        if v["unseen"] is not None
+    ]
+    for name, d in s["gated_minus"].items():
+        if "difference" in d:
+            out.append(
+                f"gated minus {name} ({d['policy']}), mean of unseen, paired: {100 * d['difference']:+.1f} points "
+                f"(95 % {100 * d['low']:+.1f} to {100 * d['high']:+.1f}; {d['pairs']} starts)"
+            )
+    return out

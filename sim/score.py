@@ -1,0 +1,144 @@
+"""What became of an episode, seen with privileged eyes: transit, interaction, how it failed, and the oracle's choice of expert.
+
+An episode is a sequence of subgoals: the item and then the goal, or one button after the other. The next is faced when the last is
+done (the item is held, the button is down). *Reached* means that the tool stayed for 0.2 s (longer than a fly-over at transit
+speed takes) within 25 mm of where the subgoal wants it (sideways): the demonstrations enter their descent with a spread of 8 mm, so
+this is three standard deviations, the range in which the precise expert was taught to take over. On the way to the goal it is the
+item in the jaws that must get there. *Transit* succeeded when every subgoal that was faced was reached, or what was carried fell on
+the way; what fails after that is the interaction's. So success = transit x (interaction given transit).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from sim.tasks import TASKS
+from sim.world import World
+
+REACHED_M = 0.025
+DWELL_NS = 200_000_000
+LEAVE = 1.6  # the oracle changes back only this many times further away
+SURE_NS = 100_000_000  # a grip or a loss counts when it lasts this long
+STUCK_NS = 2_500_000_000  # nothing at all has moved for this long: equal pictures give equal commands for ever
+STILL_RAD, STILL_M = 0.004, 0.0005
+OFF_TABLE_M = -0.01
+FAR_M = 0.32  # from the base: no arm pose gets a grip there
+
+
+class Score:
+    """Watches one episode of `world`; `watch` is called at every frame."""
+
+    def __init__(self, world: World):
+        self.world, self.layout = world, world.layout
+        self.task, self.roles = TASKS[world.layout.task], world.layout.roles
+        self.press = world.layout.task == "press"
+        self.count = len(self.roles)
+        self.faced = 0  # index of the furthest subgoal that was faced
+        self.reached = [False] * self.count
+        self.held = False
+        self.dropped = False  # before the goal was reached
+        self.wrong = False  # took, or pressed, what was not asked for
+        self.near = False  # the oracle's choice
+        self._since: int | None = None  # the tool has been at the subgoal that is due
+        self._grip_since: int | None = None
+        self._still: tuple[int, np.ndarray] | None = None
+        self._others = [
+            p.name for p in self.task.props if p.name not in self.roles and world._free(p.name) is not None
+        ]  # fmt: skip
+        self.pose: list[np.ndarray] = []  # measured, one a frame
+
+    def _due(self) -> int:
+        """Which subgoal is due now."""
+        if self.press:
+            done = 0
+            while (
+                done < self.count - 1
+                and done < len(self.world.pressed)
+                and self.world.pressed[done] == self.roles[done]
+            ):
+                done += 1
+            return done
+        return int(self.held)
+
+    def distance(self) -> float:
+        """How far (m, sideways) the tool is from where the subgoal that is due wants it."""
+        w = self.world
+        tool = w.pose[:2]
+        if self.press:
+            return float(np.linalg.norm(tool - np.array(self.layout.places[self.roles[self._due()]][:2])))
+        item = w.position(self.roles[0])[:2]
+        if self.held:
+            return float(np.linalg.norm(item - w.position(self.roles[1])[:2]))
+        return abs(float(np.linalg.norm(tool - item)) - abs(self.task.grasp_offset))
+
+    def oracle(self) -> float:
+        """P(interaction) of one who knows: 1 near the subgoal that is due, else 0."""
+        return float(self.near)
+
+    def watch(self, now_ns: int) -> str:
+        """Take note of this instant; a text says why going on is hopeless."""
+        w = self.world
+        self.pose.append(w.pose)
+        before = self._due()
+        if not self.press:
+            self._grip(now_ns)
+            self.wrong = self.wrong or any(w.holds(o) for o in self._others)
+        due = self._due()
+        self.faced = max(self.faced, due)
+        away = self.distance()
+        self.near = away < REACHED_M * (LEAVE if self.near else 1.0)
+        if away > REACHED_M or due != before:
+            self._since = None
+        else:
+            self._since = now_ns if self._since is None else self._since
+            self.reached[due] = self.reached[due] or now_ns - self._since >= DWELL_NS
+        return self._hopeless(now_ns)
+
+    def _grip(self, now_ns: int) -> None:
+        holds = self.world.holds(self.roles[0])
+        if holds == self.held:
+            self._grip_since = None
+            return
+        self._grip_since = now_ns if self._grip_since is None else self._grip_since
+        if now_ns - self._grip_since >= SURE_NS:
+            self.dropped = self.dropped or (self.held and not self.reached[1])
+            self.held, self._grip_since = holds, None
+
+    def _hopeless(self, now_ns: int) -> str:
+        w = self.world
+        if self.press:
+            if w.pressed != list(self.roles[: len(w.pressed)]):
+                self.wrong = True
+                return "wrong button"
+        else:
+            for name in self.roles:
+                x, y, z = w.position(name)
+                if z < OFF_TABLE_M or (not self.held and math.hypot(x, y) > FAR_M):
+                    return "out of reach"
+        state = np.append(w.q, [v for r in self.roles for v in w.position(r)])
+        limit = np.append(np.full(len(w.q), STILL_RAD), np.full(len(state) - len(w.q), STILL_M))
+        if self._still is None or (np.abs(state - self._still[1]) > limit).any():
+            self._still = (now_ns, state)
+        return "stuck" if now_ns - self._still[0] > STUCK_NS else ""
+
+    def transit(self, success: bool) -> bool:
+        return success or self.dropped or all(self.reached[: self.faced + 1])
+
+    def failure(self, ended: str) -> str:
+        """Which kind of failure it was."""
+        thing = "button" if self.press else ("item", "goal")[self.faced]
+        if self.wrong:
+            return f"took the wrong {'button' if self.press else 'item'}"
+        if ended == "out of reach":
+            return "pushed out of reach"
+        if self.dropped:
+            return "dropped on the way"
+        if not self.reached[self.faced]:
+            return f"never got to the {thing}"
+        if self.press:
+            return "did not press it home"
+        if self.faced == 0:
+            return "grasped nothing"
+        return "never let go" if self.held else "placed it badly"

@@ -1,0 +1,43 @@
+"""Intervals of what was counted: one proportion, and the difference of two that were counted on the same starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+
+import numpy as np
+
+Z95 = 1.959964  # two-sided 95 %
+Z95_ONE_SIDED = 1.644854
+
+
+def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))
+
+
+def paired_difference(strata: Mapping[Hashable, Sequence[float]]) -> dict[str, float]:
+    """Mean of paired differences with its 95 % interval; every stratum (a task) counts alike.
+
+    A stratum holds one difference per start: +1, 0 or -1, or their mean over the environments that share the start, so that what
+    is equal in them is not counted twice. With one stratum this is the Wald interval of matched pairs (Agresti, Categorical Data
+    Analysis, 10.1). `lower95` is the one-sided bound. Raises ValueError without any pair.
+    """
+    groups = [np.asarray(d, float) for d in strata.values() if len(d)]
+    if not groups:
+        raise ValueError("nothing was paired: run both policies on the same seeds")
+    mean = float(np.mean([g.mean() for g in groups]))
+    error = math.sqrt(sum(g.var() / len(g) for g in groups)) / len(groups)
+    return {
+        "difference": mean, "low": mean - Z95 * error, "high": mean + Z95 * error, "lower95": mean - Z95_ONE_SIDED * error,
+        "pairs": sum(len(g) for g in groups),
+    }  # fmt: skip
+
+
+def relative_drop(seen: float, unseen: float) -> float | None:
+    """Share of the seen success that is lost elsewhere; None where nothing succeeded to begin with."""
+    return None if seen <= 0 else 1.0 - unseen / seen

@@ -1,0 +1,96 @@
+"""The oracle future: what the world model should have predicted, from a scripted expert that goes on from the present state.
+
+It tells apart a bad prediction from a bad use of it: with the true future in place of the predicted one, what still fails is the
+reactive expert's. Privileged; for evaluation only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import mujoco
+import numpy as np
+
+from runtime.contracts import Observation, Prior
+from runtime.decode import proprio
+from runtime.steps import SlowStep, pose_of
+from sim.expert import Follower, Segment, joints_for, plan
+from sim.tasks import CLOSED, OPEN
+from sim.world import World
+
+DT = 0.02  # s, of the expert's control
+HORIZON_S = (0.4, 0.8)  # and the next event, as the world model predicts them
+MOST_S = 6.0
+
+
+def go_on(ghost: World, world: World) -> None:
+    """Put `ghost` into the state of `world`: bodies, servos, buttons."""
+    ghost.reset(world.layout)
+    ghost.data.qpos[:], ghost.data.qvel[:], ghost.data.ctrl[:] = world.data.qpos, world.data.qvel, world.data.ctrl
+    ghost._goal, ghost._profile = world._goal.copy(), world._profile.copy()
+    ghost._delay = [d.copy() for d in world._delay]
+    ghost.pressed = list(world.pressed)
+    for name in ghost.pressed:
+        ghost._light(name)
+    mujoco.mj_forward(ghost.model, ghost.data)
+
+
+def remaining(ghost: World) -> list[Segment]:
+    """The expert's way-points from the ghost's state: what has been done already is left out."""
+    segments = plan(ghost, np.random.default_rng(0))
+    if ghost.layout.task == "press":
+        return segments[3 * min(len(ghost.pressed), len(ghost.layout.roles) - 1) :]
+    if ghost.holds(ghost.layout.roles[0]):
+        first_close = next(i for i, s in enumerate(segments) if s.event and s.goal[5] < 0.5 * (OPEN + CLOSED))
+        return segments[first_close + 2 :]
+    return segments
+
+
+def next_event_s(segments: list[Segment]) -> float:
+    """Seconds to the next opening, closing or press."""
+    t = 0.0
+    for s in segments:
+        if s.event:
+            return t
+        t += s.seconds
+        if s.precise and s.goal[5] < 0.5 * (OPEN + CLOSED) and not any(o.event for o in segments):
+            return t
+    return t
+
+
+class TrueFutureStep:
+    """Stands in for `SlowStep`: the same Priors, but with the tokeniser's latents of the true future."""
+
+    def __init__(self, slow: SlowStep, world: World, ghost: World):
+        self.slow, self.world, self.ghost = slow, world, ghost
+
+    def set_task(self, task: str) -> None:
+        self.slow.set_task(task)
+
+    def _latent(self, obs: Observation) -> np.ndarray:
+        """The front picture in the tokeniser's code, float32[C,h,w]."""
+        s = self.slow
+        feeds = {"front": s.views(obs)["front"], "text": s.text, "noise": s.world_noise}
+        return s.world.run({**feeds, "proprio": proprio(pose_of(obs.q_rad, s.links))[None]})["latent"][0].copy()
+
+    def step(self, now_ns: int, obs: Observation) -> Prior:
+        prior = self.slow.step(now_ns, obs)
+        go_on(self.ghost, self.world)
+        segments = remaining(self.ghost)
+        event = min(max(next_event_s(segments), DT), MOST_S)
+        follower = Follower(self.ghost, segments, np.random.default_rng(0), noise_m=0.0)
+        follower.start[5] = self.world._goal[5]
+        wanted = {"a": HORIZON_S[0], "b": HORIZON_S[1], "event": event}
+        found: dict[str, np.ndarray] = {}
+        t = 0.0
+        while len(found) < len(wanted):
+            target, _ = follower.step(DT)
+            self.ghost.set_goals(joints_for(target))
+            self.ghost.advance(DT)
+            t += DT
+            due = [k for k, at in wanted.items() if k not in found and t >= at - 1e-9]
+            if due:
+                frames = {name: self.ghost.render(name) for name in ("front", "wrist")}
+                latent = self._latent(dataclasses.replace(obs, frames=frames))
+                found.update(dict.fromkeys(due, latent))
+        return dataclasses.replace(prior, future=np.stack([found[k] for k in wanted]).astype(np.float32))

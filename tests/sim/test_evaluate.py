@@ -1,0 +1,234 @@
+"""Evaluation on toy engines: who starts where, what is run again, and what the loop does in virtual time."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import results
+from firmware_bridge.messages import Expert
+from harmowam.cli import main
+from runtime.bundle import Bundle
+from runtime.steps import FastStep, SlowStep
+from sim import evaluate as ev
+from sim.expert import HOVER
+from sim.plant import virtual_motor
+from sim.tasks import ENVIRONMENTS, SEEN, UNSEEN, sample_layout
+from sim.virtual_time import Schedule, run_episode
+from sim.world import World
+from tests.tiny import TASK, tiny_bundle
+
+S = 1_000_000_000
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return tiny_bundle(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def rig(bundle):
+    world = World(0)
+    cameras = {name: world.camera(name) for name in ("front", "wrist")}
+    opened = Bundle.load(bundle)
+    yield world, SlowStep(opened, TASK, cameras), FastStep(opened, cameras)
+    world.close()
+
+
+def episode(rig, policy="gated", schedule=Schedule(), limit_s=1.5, **settings):
+    world, slow, fast = rig
+    world.reset(sample_layout(np.random.default_rng(3), TASK))
+    fast.policy, fast.listens, fast.other_gate = policy, True, None
+    for name, value in settings.items():
+        setattr(fast, name, value)
+    return run_episode(world, slow, fast, virtual_motor(world), schedule, limit_s)
+
+
+def jobs(bundle, policies=("gated",), environments=("seen",), count=2, tasks=("plate",), **more):
+    return ev.jobs_for(bundle, policies, environments, tasks, range(count), **more)
+
+
+# -- the loop in virtual time ---------------------------------------------------------------------------------------------
+
+
+def test_the_slow_loop_never_overlaps_itself(rig):
+    slow = [p.t_ready_ns for p in episode(rig, schedule=Schedule(world_model_ms=300.0), limit_s=2.0).priors]
+    assert np.diff(slow).min() >= 0.305 * S and len(slow) == 6
+    assert len(episode(rig).priors) == 12  # 8 Hz when it is quick
+
+
+def test_frames_that_nobody_looks_at_are_not_rendered(rig, monkeypatch):
+    world, looked = rig[0], []
+    render = world.render
+    monkeypatch.setattr(world, "render", lambda name: looked.append(name) or render(name))
+    quick = episode(rig, "predictive", listens=False)
+    assert len(looked) == 2 * 13 and len(quick.ticks) == 38  # 13 slow steps begin
+    assert all(t.expert in (Expert.NONE, Expert.PREDICTIVE) for t in quick.ticks)
+
+
+def test_who_does_not_listen_drives_as_before(rig):
+    """A pinned predictive expert needs no fast engine: with and without it, the commands are the same."""
+    a, b = (episode(rig, "predictive", listens=on) for on in (True, False))
+    assert np.array_equal([t.sent_target for t in a.ticks], [t.sent_target for t in b.ticks])
+
+
+def test_the_gate_can_be_replaced(rig):
+    for value, expert in ((0.0, Expert.REACTIVE), (1.0, Expert.PREDICTIVE)):
+        ticks = episode(rig, other_gate=lambda value=value: value).ticks
+        assert {t.expert for t in ticks[8:]} == {expert}
+
+
+def test_the_average_is_half_of_either(rig):
+    """The toy's predictive expert stays where it is: the average goes where the reactive one goes, at half its speed."""
+
+    def way(policy):
+        sent = np.array([t.sent_target for t in episode(rig, policy, limit_s=0.4).ticks if t.expert != Expert.NONE])
+        return np.linalg.norm(sent[-1, :2] - sent[0, :2])
+
+    assert way("predictive") < 0.1 * way("reactive")
+    assert 0.4 < way("average") / way("reactive") < 0.6
+
+
+# -- starts ---------------------------------------------------------------------------------------------------------------
+
+
+def test_all_policies_start_alike_and_no_two_splits_do(rig, bundle):
+    world = rig[0]
+
+    def places(**more):
+        return [ev.start_of(world, j).places for j in jobs(bundle, **more)]
+
+    both = places(policies=("gated", "reactive"), count=1)
+    assert both[0] == both[1]
+    assert places(split="test") != places(split="development")
+    assert places(environments=("background",)) == places() == places(environments=("object",))
+    collected = sample_layout(np.random.default_rng([0, 0, 0, 1]), task="plate").places
+    assert collected not in places(count=5) + places(count=5, split="test")
+
+
+def test_the_position_environment_is_outside_what_was_seen(rig, bundle):
+    for j in jobs(bundle, environments=("position",), count=5):
+        layout = ev.start_of(rig[0], j)
+        y = layout.places[layout.roles[0]][1]
+        assert y >= UNSEEN[0][1] > SEEN[1][1]
+
+
+def test_near_is_at_hover_above_the_first_subgoal(rig, bundle):
+    for j in jobs(bundle, starts=("near",), count=3):
+        layout = ev.start_of(rig[0], j)
+        assert layout.start[2] == HOVER and layout.environment == "seen"
+        assert np.linalg.norm(layout.start[:2] - layout.places[layout.roles[0]][:2]) < 0.03
+
+
+# -- rows -----------------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_run_is_not_run_again_and_a_cut_line_is(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(ev, "LIMIT_S", 0.5)
+    rows, want = tmp_path / "rows.jsonl", jobs(bundle)
+    first = ev.run_jobs(want, rows, workers=1)
+    assert [r["key"] for r in first] == [j.key for j in want] and all(r["failure"] for r in first)
+    assert {"transit", "success", "switches", "gate_right", "gate_frames"} <= set(first[0])
+    text = rows.read_bytes()
+    rows.write_bytes(text[:-20])  # killed while writing
+    assert len(ev.read_rows(rows)) == 1
+
+    def not_again(*_):
+        raise AssertionError("nothing was left to run")
+
+    again = ev.run_jobs(want, rows, workers=1)
+    assert again == first and sorted(rows.read_bytes().splitlines()) == sorted(text.splitlines())
+    monkeypatch.setattr(ev.mp, "get_context", not_again)
+    assert ev.run_jobs(want, rows) == first
+
+
+def test_rows_of_something_else_are_refused(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"b": 2}\n')
+    with pytest.raises(ev.EvaluationError, match="line 1 is no row"):
+        ev.read_rows(tmp_path / "rows.jsonl")
+
+
+def test_what_makes_an_episode_another_makes_its_key_another(bundle):
+    a = jobs(bundle, count=1)[0]
+    more = [
+        *jobs(bundle, policies=("reactive",), count=1), *jobs(bundle, environments=("object",), count=1), jobs(bundle)[1],
+        *jobs(bundle, split="test", count=1), *jobs(bundle, starts=("near",), count=1), *jobs(bundle, tasks=(TASK,), count=1),
+        *jobs(bundle, schedule=Schedule(world_model_ms=250), count=1),
+    ]  # fmt: skip
+    assert len({a.key, *(j.key for j in more)}) == len(more) + 1
+
+
+# -- the command, and the page --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--policy", "best"], "--policy 'best' does not exist: use gated, reactive"),
+        (["--environment", "mars"], "--environment 'mars' does not exist: use seen, background"),
+        (["--latency", "gpu=3"], "write world_model=MS"),
+        (["--policy", "bc"], "policy 'bc' needs its own bundle"),
+        (["--task", "stack"], "does not know the task 'stack the red cube on the blue cube'"),
+        (["--shard", "3/2"], "--shard 3/2 is not understood"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused_in_a_sentence(bundle, options, sentence):
+    result = CliRunner().invoke(main, ["evaluate", "--bundle", str(bundle), "--task", "plate", *options])
+    assert result.exit_code == 2 and sentence in result.output
+
+
+def test_the_table_and_the_json(bundle, tmp_path):
+    """Rows are made up, so that nothing is run: 3 of 4 won when seen, 2 of 4 in another position."""
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "e.json"
+    write_rows(
+        rows,
+        jobs(bundle, ("gated", "reactive"), ("seen", "position"), 4),
+        lambda j: j.seed < {"seen": 3, "position": 2}[j.environment] - (j.policy != "gated"),
+    )
+    result = CliRunner().invoke(main, [
+        "evaluate", "--bundle", str(bundle), "--task", "plate", "--policy", "gated,reactive", "--environment", "seen,position",
+        "--episodes", "4", "--rows", str(rows), "--json", str(out),
+    ])  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "75 % (30-95)" in result.output and "33 %" in result.output  # 1 - 2/3
+    assert "gated minus better single expert (reactive), mean of unseen, paired: +25.0 points" in result.output
+    said = json.loads(out.read_text())
+    cell = next(c for c in said["cells"] if c["policy"] == "gated" and c["environment"] == "seen")
+    assert {k: cell[k] for k in ("task", "episodes", "successes", "transit")} == {
+        "task": "plate",
+        "episodes": 4,
+        "successes": 3,
+        "transit": 1.0,
+    }
+    assert {"wilson95", "interaction_given_transit", "gate_accuracy", "switches_per_episode"} <= set(cell)
+
+
+def write_rows(path, jobs, won):
+    lines = []
+    for j in jobs:
+        success = bool(won(j))
+        lines.append(json.dumps({
+            "key": j.key, "policy": j.policy, "environment": j.environment, "task": j.task, "seed": j.seed, "split": j.split,
+            "start": j.start, "success": success, "transit": True, "seconds": 5.0, "switches": 2,
+            "failure": "" if success else "placed it badly", "gate_right": 97, "gate_frames": 100,
+        }))  # fmt: skip
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_the_page_names_what_was_missed(bundle, tmp_path):
+    every = jobs(bundle, ("gated", "reactive", "predictive"), ENVIRONMENTS, 5, split="test")
+    curves = {ms: jobs(bundle, count=5, split="test", schedule=Schedule(world_model_ms=ms)) for ms in (0, 500)}
+    write_rows(
+        tmp_path / "rows.jsonl",
+        [*every, *curves[0], *curves[500]],
+        lambda j: j.seed < (4 if j.policy == "gated" else 2),
+    )
+    have = {r["key"]: r for r in ev.read_rows(tmp_path / "rows.jsonl")}
+    checkpoint = tmp_path / "c.safetensors"
+    checkpoint.write_bytes(b"weights")
+    text = results.page(results.Work(every, [], curves, {}), have, checkpoint, "python -m benchmarks.results", tmp_path)
+    assert "60 of 60 episodes" in text and "| gated, seen | >= 90 % | **80.0 %, missed** |" in text
+    assert "| gated, mean of the three unseen | >= 80 % | 80.0 % |" in text and "+40.0" in text
+    assert "| placed it badly | 1 / 3 | 3 / 9 | 3 / 9 |" in text
+    assert {p.name for p in tmp_path.glob("*.png")} == {"results_policies.png", "results_latency.png"}
