@@ -220,12 +220,12 @@ class ActTrainer:
         inside = torch.from_numpy(steps <= d.last[rows][:, None]).to(self.device)
         actions = self._normal(d.target[np.minimum(steps, d.last[rows][:, None])])
         pose = self._normal(d.pose[rows])
-        pictures = [jitter(raw[rows], rng, self.device) for raw in (d.front, d.wrist)]
+        front, wrist = (jitter(raw[rows], rng, self.device) for raw in (d.front, d.wrist))
         with torch.autocast(self.device.type, torch.bfloat16):
             text = m.embed(torch.from_numpy(self.text[d.episode[rows]]).to(self.device))
             mean, log_variance = (x.float() for x in m.encode_style(pose, actions))
             style = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
-            said = m.chunk(*pictures, text, pose, style)
+            said = m.chunk(front, wrist, text, pose, style)
         error = ((said.float() - actions).abs().mean(-1) * inside).sum() / inside.sum()
         kl = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(-1).mean()
         return {"l1": error, "kl": cfg.kl_weight * kl}

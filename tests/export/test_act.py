@@ -43,7 +43,7 @@ def test_play_is_left_out_unless_asked_for(data, tmp_path):
     assert len(ActTrainer(data, tmp_path / "b", SMALL, play=True).rows) == 60
 
 
-def test_a_killed_run_goes_on_where_it_stood(data, tmp_path):
+def test_a_killed_run_goes_on_where_it_stood(data, tmp_path, monkeypatch):
     """Four steps at once, and two, a stop, and two more: the same weights (the rate depends on steps here, not on the clock)."""
     whole = ActTrainer(data, tmp_path / "whole", SMALL, False).train(1e6, steps=4)
     first = ActTrainer(data, tmp_path / "parts", SMALL, False)
@@ -55,7 +55,7 @@ def test_a_killed_run_goes_on_where_it_stood(data, tmp_path):
             raise KeyboardInterrupt
         return saved(rng)
 
-    first.losses = stop_after_two
+    monkeypatch.setattr(first, "losses", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         first.train(1e6, steps=4)
     again = ActTrainer(data, tmp_path / "parts", SMALL, False)

@@ -61,7 +61,12 @@ def test_the_slow_loop_never_overlaps_itself(rig):
 def test_frames_that_nobody_looks_at_are_not_rendered(rig, monkeypatch):
     world, looked = rig[0], []
     render = world.render
-    monkeypatch.setattr(world, "render", lambda name: looked.append(name) or render(name))
+
+    def noted(name):
+        looked.append(name)
+        return render(name)
+
+    monkeypatch.setattr(world, "render", noted)
     quick = episode(rig, "predictive", listens=False)
     assert len(looked) == 2 * 13 and len(quick.ticks) == 38  # 13 slow steps begin
     assert all(t.expert in (Expert.NONE, Expert.PREDICTIVE) for t in quick.ticks)
@@ -139,7 +144,7 @@ def test_what_was_run_is_not_run_again_and_a_cut_line_is(bundle, tmp_path, monke
 
     again = ev.run_jobs(want, rows, workers=1)
     assert again == first and sorted(rows.read_bytes().splitlines()) == sorted(text.splitlines())
-    monkeypatch.setattr(ev.mp, "get_context", not_again)
+    monkeypatch.setattr("multiprocessing.get_context", not_again)
     assert ev.run_jobs(want, rows) == first
 
 

@@ -113,7 +113,7 @@ def test_the_phase_is_told_as_in_the_gates_labels():
     rng = np.random.default_rng(2)
     lengths = (90, 60)
     n = sum(lengths)
-    pose = np.tile(np.float32([0.2, 0, 0.08, 1.4, 0, 0.6]), (n, 1))
+    pose = np.tile(np.array([0.2, 0, 0.08, 1.4, 0, 0.6], np.float32), (n, 1))
     pose[:, 2] += 0.04 * np.sin(np.arange(n) / 6).astype(np.float32) + rng.normal(0, 0.001, n).astype(np.float32)
     target = pose.copy()
     target[:, 5] = np.where((np.arange(n) // 37) % 2, 0.05, 0.6)
