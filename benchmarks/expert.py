@@ -1,6 +1,7 @@
 """How often the scripted expert does what it is told: every task in every environment.
 
-`python -m benchmarks.expert [STARTS [NOISE_M]]` (0.008 is the disturbance that demonstrations are made with; default 40 a cell, about two minutes on 2 cores; goal >= 95 % a task).
+`python -m benchmarks.expert [STARTS [NOISE_M]]` (default 40 a cell, about two minutes on 2 cores; goal >= 95 % a task). Demonstrations
+are made with a disturbance of 0.008 m.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Score:
         self._grip_since: int | None = None
         self._still: tuple[int, np.ndarray] | None = None
         self._others = [
-            p.name for p in self.task.props if p.name not in self.roles and world._free(p.name) is not None
+            p.name for p in self.task.props if p.name not in self.roles and world.free_joint(p.name) is not None
         ]  # fmt: skip
         self.pose: list[np.ndarray] = []  # measured, one a frame
 

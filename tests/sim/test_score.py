@@ -95,7 +95,7 @@ def test_a_wrong_button_and_a_lost_item_end_the_episode(world):
 
     def push(w, t):
         if t > 0.5:
-            w.data.qpos[w._free(w.layout.roles[0])] = 0.5
+            w.data.qpos[w.free_joint(w.layout.roles[0])] = 0.5
 
     score, _, ended = play(world, start(world, "peg"), meddle=push)
     assert ended == "out of reach" and score.failure(ended) == "pushed out of reach"
