@@ -82,7 +82,7 @@ class Distiller(Loop):
         )  # fmt: skip
         self.teacher = teacher.to(self.device).eval().requires_grad_(False)
         # What a demonstration is to the expert: task rows alone, three times as often where things are touched (as in Trainer).
-        weight = np.where(labels.gate > 0.5, 3.0, 1.0) * ~data.play
+        weight = np.where(labels.gate > 0.5, 3.0, 1.0) * labels.skilled
         self.sampling = np.cumsum(weight / weight.sum())
 
     def _begin(self, name: str) -> None:
@@ -141,7 +141,7 @@ class Distiller(Loop):
     def _imagine(self, model: HarmoWam, rows: np.ndarray, noise: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Futures and tokens of `rows` by `model`; gradients only through what learns."""
         with self._cast():
-            text = model.world.embed(self._row(self.labels.text, rows))
+            text = model.world.embed(self._row(self.labels.said, rows))
             future, tokens = model.world.imagine(noise, self.latents[rows].float(), text, self._state(rows), steps)
         return future.float(), tokens.float()
 
@@ -154,7 +154,7 @@ class Distiller(Loop):
         world = self.average.world
         with torch.no_grad(), self._cast():
             noise = torch.randn(batch, self.cfg.futures * now.shape[1], *now.shape[2:], device=self.device)
-            text = world.embed(self._row(self.labels.text, rows))
+            text = world.embed(self._row(self.labels.said, rows))
             _, mids = world(noise, torch.zeros(batch, device=self.device), now, text, state)
             now, mids = displace(now, mids.float(), self.labels.gate[rows] > 0.5, rng)
             tokens = world.tokens(mids)

@@ -90,7 +90,8 @@ class Loop:
             self.run.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise CheckpointError(f"{self.run} cannot be made ({e.strerror}): choose another --run folder.") from e
-        self.model = model.to(self.device).requires_grad_(False)
+        # Channels last: a sixth to a fifth less time for every stage on a CPU with bf16.
+        self.model = model.to(self.device, memory_format=torch.channels_last).requires_grad_(False)
         round_finished(self.model.state_dict())
         self.average = copy.deepcopy(self.model).eval()
         self.initial = {k: v.clone() for k, v in self.model.state_dict().items()}
@@ -228,7 +229,7 @@ class Loop:
         """Write the state; the running values must be rounded. Raises CheckpointError, the state before is then untouched."""
         if self.rank:
             return
-        tensors: dict[str, Tensor] = {f"kept/{k}": v.cpu() for k, v in self.kept.items()}
+        tensors: dict[str, Tensor] = {f"kept/{k}": v.cpu().contiguous() for k, v in self.kept.items()}
         running = set()
         for name, p, average, moments in self._running_values():
             tensors |= {f"{kind}/{name}": v for kind, v in pack_running(p, average, moments).items()}

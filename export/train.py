@@ -39,7 +39,7 @@ class Plan:
 
     tokeniser: Stage = (3000, 48, 8e-4)
     world: Stage = (5000, 64, 6e-4)
-    experts: Stage = (8000, 96, 7e-4)
+    experts: Stage = (9000, 96, 7e-4)
     seed: int = 0
     shards: int = 2
     bf16: bool | None = None
@@ -76,6 +76,10 @@ class Labels:
         self.asked = np.stack([encode(t) for t in [*asked, ""]])
         self.other = np.array([asked.index(t) if t else -1 for t in told])[data.episode]
         self.other[data.next_event > grasps(data)[data.episode]] = -1
+        # What a robot would have been told here.
+        self.said = np.where((self.other >= 0)[:, None], self.asked[self.other], self.text)
+        # A task's contacts, and those of play that one of the tasks could have asked for.
+        self.skilled = ~data.play | ((self.other >= 0) & (self.gate > 0.5))
 
 
 def grasps(data: Demonstrations) -> np.ndarray:
@@ -155,7 +159,8 @@ class Trainer(Loop):
     def _tokeniser_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
         x = images(self.data.front[rng.integers(len(self.data.front), size=batch)]).to(self.device)
         # What stands out from its surroundings (arm, things) is a few per cent of the pixels and all of the matter.
-        around = F.avg_pool2d(F.pad(x, (12, 12, 12, 12), mode="replicate"), 25, 1)
+        padded = F.pad(x, (12, 12, 12, 12), mode="replicate")
+        around = F.avg_pool2d(F.avg_pool2d(padded, (1, 25), 1), (25, 1), 1)
         weight = 1 + 8 * ((x - around).abs().amax(1, keepdim=True) * 3).clamp(0, 1)
         with self._cast():
             y = self.model.tokeniser.decode(self.model.tokeniser.encode(x))
@@ -174,7 +179,7 @@ class Trainer(Loop):
         weight = 1 + 3 * (future - now.repeat(1, self.cfg.futures, 1, 1)).abs().clamp(0, 1)
         lab = self.labels
         relabelled = (lab.other[rows] >= 0) & (rng.random(batch) < 0.5)
-        said = np.where(relabelled[:, None], lab.asked[lab.other[rows]], lab.text[rows])
+        said = np.where(relabelled[:, None], lab.said[rows], lab.text[rows])
         with self._cast():
             text = self.model.world.embed(torch.from_numpy(said).to(self.device))
             velocity, _ = self.model.world(x, t, now, text, self._state(rows))
@@ -191,7 +196,7 @@ class Trainer(Loop):
                 len(rows), self.cfg.futures * now.shape[1], *now.shape[2:], generator=generator, device=self.device
             )
             with self._cast():
-                text = m.world.embed(self._row(self.labels.text, rows))
+                text = m.world.embed(self._row(self.labels.said, rows))
                 x, mid = noise, noise
                 for k in range(self.cfg.world_steps):
                     t = torch.full((len(rows),), k / self.cfg.world_steps, device=self.device)
@@ -201,8 +206,8 @@ class Trainer(Loop):
             return mid, x
 
         self.mids, self.generated = self._every_row("imagine", imagine, [m.tokeniser, m.world])
-        # The predictive expert learns from demonstrations of tasks alone, and three times as often where they touch things.
-        weight = np.where(self.labels.gate > 0.5, 3.0, 1.0) * ~self.data.play
+        # The predictive expert learns what tasks ask for, and three times as often where things are touched.
+        weight = np.where(self.labels.gate > 0.5, 3.0, 1.0) * self.labels.skilled
         self.sampling = np.cumsum(weight / weight.sum())
 
     def _experts_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
@@ -236,7 +241,7 @@ class Trainer(Loop):
         told[:, 1] = self._row(~self.data.play, rows).float()
         gate = (F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none") * told).mean()
         # Reactive expert: half true, half generated futures; the newest frame may be up to 0.4 s younger than the Prior's.
-        rows = rng.integers(len(lab.gate), size=batch // 2)
+        rows = rng.integers(len(lab.gate), size=batch // 4)
         newest = np.minimum(rows + rng.integers(0, 9, len(rows)), self.data.next_event[rows])
         futures = torch.where(
             torch.from_numpy(rng.random(len(rows)) < 0.5).to(self.device)[:, None, None, None],

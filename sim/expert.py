@@ -180,11 +180,11 @@ def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], st
         hover[:2] += rng.normal(0, 0.006, 2)
         low = hover.copy()
         low[:3] = x, y, {"press": 0.016}.get(world.layout.task, 0.05)
-        out += [Segment(hover, 0.0, 1.0), Segment(low, 0.7, 0.5), Segment(hover, 0.5, 0.3)]
+        out += [Segment(hover, 0.0, 1.0), Segment(low, 0.7, 0.5, precise=True), Segment(hover, 0.5, 0.3)]
         text = f"touch the {said}"
     timed, before = [], at
     for s in out:
-        timed.append(Segment(s.goal, s.seconds or _travel(before, s.goal), s.noise, s.event))
+        timed.append(Segment(s.goal, s.seconds or _travel(before, s.goal), s.noise, s.event, s.precise))
         before = s.goal
     return timed, text
 
