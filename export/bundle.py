@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,13 @@ def observation_feeds(samples: Path, tasks: dict[str, np.ndarray]) -> list[Feeds
         raise ExportError(
             f"no calibration observations at {samples}: collect some with `harmowam collect` and pass --dataset; random data is never used."
         )
-    raw = np.load(samples)
+    try:
+        with np.load(samples) as arrays:
+            raw = {k: arrays[k] for k in ("front", "wrist", "pose", "instruction")}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+        raise ExportError(
+            f"{samples} holds no calibration observations ({e}): take those that lie beside the checkpoint."
+        ) from e
     out = []
     for i in range(len(raw["pose"])):
         views = {k: (raw[k][i][None].astype(np.float32) / 127.5 - 1.0).astype(np.float32) for k in ("front", "wrist")}

@@ -112,7 +112,7 @@ class Verbs(click.Group):
         return super().get_command(ctx, cmd_name)
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(harmowam.__version__)
 def main() -> None:
     """Take a HarmoWAM world-action model from the workstation to a Jetson Orin arm."""
@@ -123,7 +123,9 @@ def say(line: str) -> None:
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("data/pick_place"), show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("data/pick_place"), show_default=True
+)
 @click.option("--episodes", type=click.IntRange(min=1), default=400, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @json_option
@@ -322,7 +324,7 @@ def run(
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out/demo"), show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--seconds", default=20.0, show_default=True, help="At most; the run ends with success.")
 @json_option

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,14 @@ def memory_folder() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed runs left in `folder`: slots of processes that are gone."""
+    for left in folder.glob("harmowam-*-*"):
+        owner = left.name.split("-")[1]
+        if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def process_began_s() -> float:
     """When this process was started, on the monotonic clock: what a user waits for includes the imports."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
@@ -108,7 +117,10 @@ def live(
     elif not robot.simulated:
         known = ", ".join(f"'{t}'" for t in bundle.manifest.tasks)
         raise RunError(f"no task was given: name one with --task ({known}).")
-    with tempfile.TemporaryDirectory(prefix="harmowam-", dir=memory_folder(), ignore_cleanup_errors=True) as folder:
+    sweep(Path(memory_folder() or tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(
+        prefix=f"harmowam-{os.getpid()}-", dir=memory_folder(), ignore_cleanup_errors=True
+    ) as folder:
         slots = Path(folder)
         simulator: subprocess.Popen[str] | None = None
         keeper: subprocess.Popen[bytes] | None = None

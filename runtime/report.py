@@ -130,7 +130,7 @@ def plot_gate(episode: dict[str, np.ndarray]) -> str:
     a.axhline(0.5, color=INK, lw=0.6, ls=":")
     a.set_ylabel("P(interaction)", fontsize=8)
     a.set_ylim(-0.03, 1.03)
-    a.legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
+    a.legend(fontsize=8, frameon=False, loc="lower right", ncols=2, bbox_to_anchor=(1, 1), borderaxespad=0)
     b.plot(t, episode["sent_target"][:, 2] * 1000, color=INK, lw=1.1)
     b.set_ylabel("tool height, mm", fontsize=8)
     b.set_xlabel("s", fontsize=8)

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from firmware_bridge.port import Port
 from harmowam.cli import main
+from harmowam.live import sweep
 from runtime.recorder import load_episode
 from runtime.report import write_report
 from tests.rig import Bench, SlotCameras, undo_real_time
@@ -191,3 +192,15 @@ def test_runs_that_make_no_sense_are_refused_before_the_arm_is_touched(bench, bu
     assert "name a folder with --record" in refusal(*drive(bench, bundle, "--record", tmp_path / "file"))
     assert "brings its own bus" in refusal("run", "--bundle", bundle, "--port", bench.server.path)
     assert bench.torque() == [0] * 6
+
+
+def test_what_killed_runs_left_in_memory_is_swept_and_nothing_else(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name in (f"harmowam-{dead.pid}-x", f"harmowam-{os.getpid()}-x", "harmowam-abc-x", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.slot").write_bytes(b"x")
+    sweep(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [f"harmowam-{os.getpid()}-x", "harmowam-abc-x", "other"]
+    )
