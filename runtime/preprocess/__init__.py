@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calibration.camera import CalibrationError, Camera
+from calibration.camera import Camera
 from runtime.preprocess.build import KernelError, library
 
 __all__ = ["KernelError", "Warp", "warp_all"]
@@ -32,6 +32,7 @@ class _Geometry(ctypes.Structure):
         *((n, ctypes.c_double) for n in ("fx", "fy", "cx", "cy")),
         ("D", ctypes.c_double * 8),
         ("r2_max", ctypes.c_double),
+        ("fisheye", ctypes.c_int32),
     ]
 
 
@@ -79,14 +80,19 @@ def plane_homography(src: Camera, dst: Camera, plane_z: float) -> np.ndarray:
     return (T_src_from_dst[:3, :3] + np.outer(T_src_from_dst[:3, 3], normal) / distance) @ inverse
 
 
-def fold_radius(D: Sequence[float]) -> float:
+def fold_radius(D: Sequence[float], fisheye: bool = False) -> float:
     """Up to which undistorted radius (in focal lengths) the distorted one grows; 1e6 when it always does.
 
     Beyond, a barrel polynomial decreases again and would show parts of the picture a second time, mirrored. `D` as in OpenCV's
-    rational model, eight coefficients.
+    rational model, eight coefficients, or the first four of them as in its fisheye model.
     """
     if not np.any(D):
         return 1e6
+    if fisheye:
+        t = np.linspace(0.0, np.pi / 2 - 1e-6, 16001)
+        bent = t * (1 + t**2 * (D[0] + t**2 * (D[1] + t**2 * (D[2] + t**2 * D[3]))))
+        falling = np.flatnonzero(np.diff(bent) <= 0)
+        return float(np.tan(t[falling[0]])) if len(falling) else 1e6
     r = np.linspace(0.0, 4.0, 16001)
     r2 = r * r
     radial = (1 + D[0] * r2 + D[1] * r2**2 + D[4] * r2**3) / (1 + D[5] * r2 + D[6] * r2**2 + D[7] * r2**3)
@@ -111,10 +117,14 @@ class _Table:
 
 @functools.lru_cache(maxsize=8)
 def _table(
-    H: tuple[float, ...], camera: tuple[float, ...], D: tuple[float, ...], sizes: tuple[int, int, int, int]
+    H: tuple[float, ...],
+    camera: tuple[float, ...],
+    D: tuple[float, ...],
+    sizes: tuple[int, int, int, int],
+    fisheye: bool,
 ) -> _Table:
     """Slow and fast loop share it."""
-    g = _Geometry((ctypes.c_double * 9)(*H), *camera, (ctypes.c_double * 8)(*D), fold_radius(D) ** 2)
+    g = _Geometry((ctypes.c_double * 9)(*H), *camera, (ctypes.c_double * 8)(*D), fold_radius(D, fisheye) ** 2, fisheye)
     n = sizes[2] * sizes[3]
     for full in (0, 1):
         w, h = ctypes.c_int(), ctypes.c_int()
@@ -145,10 +155,6 @@ class Warp:
         self, src: Camera, dst: Camera, *, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5),
         layout: str = "rgb", dtype: str = "float32", plane_z: float = 0.0, step: float = 1.0,
     ):  # fmt: skip
-        if src.model == "fisheye":
-            raise CalibrationError(
-                f"camera '{src.name}' is calibrated as a fisheye, which the kernel does not know: calibrate it with --model rational."
-            )
         if layout not in LAYOUTS or dtype not in DTYPES:
             raise ValueError(
                 f"layout is one of {', '.join(LAYOUTS)} and dtype one of {', '.join(DTYPES)}, not {layout} and {dtype}"
@@ -157,6 +163,11 @@ class Warp:
             raise ValueError(f"{layout} needs an even width and height, not {src.width}x{src.height}")
         if not 0 < step < float("inf"):
             raise ValueError(f"step is a positive number, not {step}")
+        fisheye = src.model == "fisheye"
+        if fisheye and len(src.D) != 4:
+            raise ValueError(
+                f"camera '{src.name}' is a fisheye with {len(src.D)} distortion coefficients; 4 are understood"
+            )
         if len(src.D) not in (0, 4, 5, 8):
             raise ValueError(
                 f"camera '{src.name}' has {len(src.D)} distortion coefficients; 0, 4, 5 or 8 are understood"
@@ -174,6 +185,7 @@ class Warp:
             (src.K[0, 0], src.K[1, 1], src.K[0, 2], src.K[1, 2]),
             tuple(D),
             (src.width, src.height, dst.width, dst.height),
+            fisheye,
         )
         self.window, self.weights, self.coverage = table.window, table.weights, table.coverage
         self._table = table  # keeps the arrays alive that the kernel points to

@@ -22,8 +22,9 @@ constexpr int kWeightBits = 15;
 struct Geometry {
   double H[9];
   double fx, fy, cx, cy;
-  double D[8];  // k1 k2 p1 p2 k3 k4 k5 k6, OpenCV's rational model
+  double D[8];  // k1 k2 p1 p2 k3 k4 k5 k6, OpenCV's rational model; k1..k4 of its fisheye model
   double r2_max;  // squared radius up to which the model grows with the radius; beyond, the polynomial folds the picture back
+  int32_t fisheye;  // 1: the equidistant model (Kannala and Brandt 2006)
 };
 
 WARP_HD void source_of(const Geometry& g, double u, double v, double* x, double* y, bool* front) {
@@ -33,6 +34,14 @@ WARP_HD void source_of(const Geometry& g, double u, double v, double* x, double*
   const double b = (g.H[3] * u + g.H[4] * v + g.H[5]) / w;
   const double r2 = a * a + b * b;
   *front = *front && r2 <= g.r2_max;
+  if (g.fisheye) {
+    const double r = sqrt(r2), t = atan(r), t2 = t * t;
+    const double bent = t * (1 + t2 * (g.D[0] + t2 * (g.D[1] + t2 * (g.D[2] + t2 * g.D[3]))));
+    const double radial = r > 1e-9 ? bent / r : 1.0;
+    *x = g.fx * a * radial + g.cx;
+    *y = g.fy * b * radial + g.cy;
+    return;
+  }
   const double r4 = r2 * r2, r6 = r4 * r2;
   const double radial = (1 + g.D[0] * r2 + g.D[1] * r4 + g.D[4] * r6) / (1 + g.D[5] * r2 + g.D[6] * r4 + g.D[7] * r6);
   *x = g.fx * (a * radial + 2 * g.D[2] * a * b + g.D[3] * (r2 + 2 * a * a)) + g.cx;

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from calibration import hand_eye, lens
+from calibration import hand_eye
 from calibration.board import Board
 from calibration.camera import CalibrationError, load_camera
 from calibration.guide import Guide
@@ -199,17 +199,6 @@ def test_guided_capture_keeps_what_helps_and_says_what_to_do():
     with urllib.request.urlopen(page.address + "picture") as got:
         assert cv2.imdecode(np.frombuffer(got.read(), np.uint8), 1).shape == (540, 960, 3)
     page.close()
-
-
-def test_the_fisheye_is_refused_by_the_kernel_that_does_not_know_it():
-    import dataclasses
-
-    from runtime.preprocess import Warp
-
-    fish = dataclasses.replace(webcam(None), model="fisheye", D=np.zeros(4))
-    with pytest.raises(CalibrationError, match="--model rational"):
-        Warp(fish, dataclasses.replace(webcam(None), D=np.zeros(0)))
-    assert lens.COEFFICIENTS["fisheye"] == 4
 
 
 def test_parallax_of_the_homography_is_nothing_on_the_table_and_grows_with_height():

@@ -1,5 +1,6 @@
 """The pre-processing kernel against independent references: a float64 map and OpenCV."""
 
+import dataclasses
 import hashlib
 import shutil
 from typing import Any
@@ -56,7 +57,8 @@ def reference(img, src, dst, n=16):
             else:
                 cam = np.concatenate([(p - dst.K[:2, 2]) / [dst.K[0, 0], dst.K[1, 1]], np.ones_like(p[..., :1])], -1)
             D = src.D if len(src.D) else np.zeros(4)
-            xy = cv2.projectPoints(cam.reshape(-1, 1, 3), np.zeros(3), np.zeros(3), src.K, D)[0].reshape(p.shape)
+            project = cv2.fisheye.projectPoints if src.model == "fisheye" else cv2.projectPoints
+            xy = project(cam.reshape(-1, 1, 3), np.zeros(3), np.zeros(3), src.K, D)[0].reshape(p.shape)
             x, y = xy[..., 0], xy[..., 1]
             x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
             fx, fy = (x - x0)[..., None], (y - y0)[..., None]
@@ -70,6 +72,9 @@ CASES = {
     "crop and shrink": (camera(320, 240, 330), camera(96, 96, 132)),
     "distorted": (camera(640, 480, 500, (-0.28, 0.08, 0.001, -0.0005, 0.01)), camera(96, 96, 95)),
     "rational": (camera(640, 480, 420, (0.1, 0.02, 0.0003, 0.0002, 0.001, 0.3, 0.05, 0.002)), camera(96, 96, 80)),
+    "fisheye": (
+        dataclasses.replace(camera(640, 480, 280, (0.05, -0.02, 0.004, -0.001)), model="fisheye"), camera(96, 96, 44),
+    ),
     "moved camera": (
         camera(640, 480, 560, (-0.1, 0.02, 0, 0, 0), looking(0.53, 0.40, 0.85, 0.05)), camera(96, 96, 110, (), looking(0.5, 0.36, 0.83)),
     ),
@@ -320,6 +325,8 @@ def test_a_barrel_lens_does_not_fold_the_picture_back():
     v, u = np.mgrid[:96, :96]
     radius = np.hypot(u - 47.5, v - 47.5) / 24
     assert (out[:, radius > turn + 0.05] == 0).all() and (out[:, radius < 0.5] == 200).all()
+    # The equidistant model turns round too: theta (1 - 0.4 theta^2) does at theta = 0.913.
+    assert fold_radius((-0.4, 0.0, 0.0, 0.0), fisheye=True) == pytest.approx(np.tan((1 / 1.2) ** 0.5), abs=1e-3)
     assert fold_radius((0.0,) * 8) == 1e6 and fold_radius((0.1, 0.02, 0, 0, 0, 0, 0, 0)) == 1e6
 
 
