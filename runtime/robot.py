@@ -101,6 +101,17 @@ def _table(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
+def _shadow(joint: dict[str, Any], k: int, where: str) -> tuple[int, int, int, int]:
+    """The second servo of joint `k`, as ArmConfig has it: id, joint, direction, step at 0 rad."""
+    where = f"{where} shadow"
+    table = _table(joint["shadow"], where)
+    _known(table, {"id", "direction", "zero_step"}, where)
+    servo, direction = _take(table, "id", int, where), _take(table, "direction", int, where, -1)
+    if direction not in (1, -1) or not 0 <= servo <= 252:
+        raise RobotError(f"{where} has an impossible direction or id: correct it.")
+    return servo, k, direction, _take(table, "zero_step", int, where, 2048)
+
+
 def load_robot(name_or_path: str) -> Robot:
     """A shipped robot by name ("sim_so101", "so101") or any robot file by path.
 
@@ -146,7 +157,7 @@ def load_robot(name_or_path: str) -> Robot:
     rows = []
     for k, j in enumerate(joints):
         at = f"{where} [[arm.joint]] number {k + 1}"
-        _known(_table(j, at), {*_JOINT, *_EEPROM, "model"}, at)
+        _known(_table(j, at), {*_JOINT, *_EEPROM, "model", "gear", "shadow"}, at)
         rows.append(
             {key: _take(j, key, kind, at, {"zero_step": 2048, "direction": 1}.get(key)) for key, kind in _JOINT.items()}
         )
@@ -158,7 +169,11 @@ def load_robot(name_or_path: str) -> Robot:
     for r in rows:
         if not r["lower"] < r["upper"] or r["direction"] not in (1, -1) or not 0 <= r["id"] <= 252:
             raise RobotError(f"{where}: joint '{r['name']}' has impossible limits, direction or id: correct it.")
-    if len({r["id"] for r in rows}) != n:
+    gear = tuple(_positive(j, "gear", float, where, 1.0) for j in joints)
+    shadows = tuple(
+        _shadow(j, k, f"{where} [[arm.joint]] number {k + 1}") for k, j in enumerate(joints) if "shadow" in j
+    )
+    if len({r["id"] for r in rows} | {s[0] for s in shadows}) != n + len(shadows):
         raise RobotError(f"{where}: two joints share a servo id: give each its own.")
     if len({r["name"] for r in rows}) != n:
         raise RobotError(f"{where}: two joints share a name: give each its own.")
@@ -199,6 +214,8 @@ def load_robot(name_or_path: str) -> Robot:
         motor_hz=_positive(rates, "motor_hz", float, f"{where} [rates]"),
         max_jerk=jerk,
         models=models,
+        gear=gear if any(g != 1.0 for g in gear) else (),
+        shadows=shadows,
         eeprom=held,
         estop=_take(arm, "estop", str, f"{where} [arm]", ""),
         **optional,

@@ -18,6 +18,12 @@ CASES = {
     "wrong kind": (("fast_hz = 50", 'fast_hz = "fast"'), "'fast_hz' must be float"),
     "wrong length": (("rest = [0.0, ", "rest = ["), "'rest' must hold 6 numbers"),
     "two servos with one id": (("id = 2", "id = 1"), "share a servo id"),
+    "a second servo with a first one's id": (("id = 2", "id = 2\nshadow = { id = 1 }"), "share a servo id"),
+    "a second servo that turns sideways": (
+        ("id = 2", "id = 2\nshadow = { id = 9, direction = 2 }"),
+        "shadow has an impossible",
+    ),
+    "a gear of nothing": (("id = 2", "id = 2\ngear = 0"), "'gear' must be greater"),
     "limits the wrong way round": (("lower = -1.69", "lower = 2.0"), "impossible limits"),
     "another family": (('family = "so101"', 'family = "viperx"'), "is not known"),
     "servo of another protocol": (("id = 2", 'id = 2\nmodel = "XL430-W250"'), "cannot be driven"),
@@ -49,3 +55,13 @@ def test_what_the_servos_must_hold_is_handed_to_the_arm(tmp_path):
 def test_an_absent_robot_file_names_the_shipped_ones():
     with pytest.raises(RobotError, match="sim_so101"):
         load_robot("nothing")
+
+
+def test_gears_and_second_servos_are_handed_to_the_arm(tmp_path):
+    """As on a ViperX: two servos on the shoulder, mounted face to face."""
+    text = (SHIPPED / "so101.toml").read_text()
+    path = tmp_path / "robot.toml"
+    path.write_text(text.replace("id = 2\n", "id = 2\ngear = 2.5\nshadow = { id = 12, zero_step = 2040 }\n"))
+    arm = load_robot(str(path)).arm
+    assert arm.gear == (1.0, 2.5, 1.0, 1.0, 1.0, 1.0) and arm.shadows == ((12, 1, -1, 2040),)
+    assert load_robot("so101").arm.gear == load_robot("so101").arm.shadows == ()
