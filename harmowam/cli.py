@@ -196,6 +196,12 @@ def export(checkpoint: Path | None, out: Path, samples: Path | None, fp32: bool,
     for name, engine in report["engines"].items():
         for tensor, row in engine["parity"].items():
             click.echo(f"{name:14}{tensor:10}{row['cosine']:9.4f}{row['rms']:10.5f}{engine['megabytes']:7.2f}")
+    from export.roofline import calibration_errors, predicted, table
+
+    report["orin"] = predicted({name: out / "onnx" / f"{name}.onnx" for name in report["engines"]})
+    off = max(abs(e) for e in calibration_errors().values())
+    click.echo(f"\nTensorRT on a Jetson Orin, by a roofline that is up to {100 * off:.0f} % off on published figures:")
+    click.echo("\n".join(table(report["orin"])))
     click.echo(f"bundle: {out}")
     write_json(json_path, report)
 
