@@ -95,6 +95,7 @@ class Verbs(click.Group):
     """Commands, and the verb groups that live in modules of their own, imported when asked for."""
 
     groups: ClassVar = {
+        "build": "harmowam.build",
         "bus": "harmowam.bus",
         "calibrate": "harmowam.calibrate",
         "doctor": "harmowam.doctor",
@@ -187,17 +188,58 @@ def train(dataset: Path, run_folder: Path, out: Path, steps: str, seed: int, jso
     "--samples", type=click.Path(path_type=Path), help="Calibration observations (default: beside the checkpoint)."
 )
 @click.option("--fp32", is_flag=True, help="Do not quantise (the reference).")
+@click.option("--target", type=click.Choice(["onnxruntime", "tensorrt"]), default="onnxruntime", show_default=True)
+@click.option("--force", is_flag=True, help="Write the bundle, marked as failed, although it misses a gate.")
+@click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False), help="A recipe that --search wrote.")
+@click.option("--search", is_flag=True, help="Find a recipe: error and time of each group of layers, into OUT.search/.")
+@click.option("--certify", is_flag=True, help="Play paired episodes, INT8 against FP32, with the bundle at OUT.")
+@click.option("--episodes", type=click.IntRange(min=1), default=400, show_default=True, help="Of --certify.")
 @json_option
 @errors
-def export(checkpoint: Path | None, out: Path, samples: Path | None, fp32: bool, json_path: Path | None) -> None:
-    """Turn a checkpoint into an INT8 bundle (default: the shipped checkpoint)."""
+def export(
+    checkpoint: Path | None, out: Path, samples: Path | None, fp32: bool, target: str, force: bool, recipe: Path | None,
+    search: bool, certify: bool, episodes: int, json_path: Path | None,
+) -> None:  # fmt: skip
+    """Turn a checkpoint into an INT8 bundle (default: the shipped checkpoint); refused when it strays from FP32."""
     from export.bundle import CHECKPOINT, export_bundle
+    from export.quantise import load_recipe
 
-    report = export_bundle(checkpoint or CHECKPOINT, out, samples, int8=not fp32, say=say)
+    if search:
+        from export.search import search as find
+
+        folder = out.with_name(out.name + ".search")
+        write_json(json_path, find(checkpoint or CHECKPOINT, folder, target, say=say))
+        click.echo(f"recipe: {folder / 'recipe.json'} (use it with --recipe), measurements: {folder / 'search.json'}")
+        return
+    if certify:
+        from export.certify import certify as play
+
+        result = play(checkpoint or CHECKPOINT, out, episodes)
+        click.echo(
+            f"INT8 {result['int8_successes']}, FP32 {result['fp32_successes']} of {result['pairs']}: difference "
+            f"{100 * result['difference']:+.1f} points, one-sided 95 % bound {100 * result['lower_bound']:+.1f}"
+        )
+        write_json(json_path, result)
+        return
+    own = load_recipe(target, recipe) if recipe else None
+    report = export_bundle(checkpoint or CHECKPOINT, out, samples, not fp32, say, target, force, own)
     click.echo(f"{'engine':14}{'tensor':10}{'cosine':>9}{'rms':>10}{'MB':>7}")
     for name, engine in report["engines"].items():
         for tensor, row in engine["parity"].items():
             click.echo(f"{name:14}{tensor:10}{row['cosine']:9.4f}{row['rms']:10.5f}{engine['megabytes']:7.2f}")
+    joints = report["joints_deg"]
+    click.echo(
+        f"joint goals apart: median {joints['p50']:.2f}, p99 {joints['p99']:.2f}, worst {joints['max']:.2f} degrees"
+    )
+    for name, engine in report["engines"].items():
+        took = engine["time"]
+        click.echo(
+            f"{name:14}FP32 {took['fp32_ms']:7.2f} ms, shipped {took['ms']:7.2f} ms: {took['speedup']:.2f}x (CPU, 1 thread)"
+        )
+    small, large = (sum(e[k] for e in report["engines"].values()) for k in ("weight_bytes", "fp32_weight_bytes"))
+    click.echo(f"weights: {small / 1e6:.2f} of {large / 1e6:.2f} MB ({small / large:.3f}); {report['seconds']} s")
+    for line in report["missed"]:
+        click.echo(f"GATE MISSED: {line}", err=True)
     from export.roofline import calibration_errors, predicted, table
 
     report["orin"] = predicted({name: out / "onnx" / f"{name}.onnx" for name in report["engines"]})

@@ -1,0 +1,104 @@
+"""Does the arm still do the task with INT8 engines? Paired episodes in the simulator, same seeds, INT8 against FP32."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing as mp
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from export.bundle import export_bundle
+from export.gates import ExportError
+from runtime.bundle import Bundle, sha256
+from sim.evaluate import Job, run_job
+from sim.virtual_time import Schedule
+
+Z_ONE_SIDED_95 = 1.6449
+LEAST = -0.03  # of the lower bound: at most 3 points of success may be lost
+
+
+def paired_lower_bound(better: int, worse: int, pairs: int, z: float = Z_ONE_SIDED_95) -> float:
+    """Lower confidence bound of a difference of paired proportions by Tango's score interval (Statistics in Medicine 17, 1998).
+
+    `better`: pairs that only the candidate won; `worse`: that only the reference won. Unlike a normal interval it does not
+    collapse to a point when no pair differs.
+    """
+
+    def score(d: float) -> float:
+        a, c = 2.0 * pairs, -worse * d * (1 - d)
+        b = -better - worse + (2 * pairs - better + worse) * d
+        q = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
+        variance = pairs * (2 * q + d * (1 - d))
+        gap = better - worse - pairs * d
+        return gap / math.sqrt(variance) if variance > 1e-12 else math.copysign(math.inf, gap)
+
+    low, high = -1.0 + 1e-9, (better - worse) / pairs
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if score(middle) > z else (low, middle)
+    return low
+
+
+def read_rows(path: Path, key: str) -> dict[tuple[str, int], bool]:
+    """(side, seed) -> success of earlier runs on the very same engines; a half-written last line is left out."""
+    rows: dict[tuple[str, int], bool] = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+            if row["key"] == key:
+                rows[row["side"], row["seed"]] = row["success"]
+        except (ValueError, KeyError):
+            continue
+    return rows
+
+
+def certify(checkpoint: Path, bundle: Path, episodes: int, seed: int = 0, workers: int | None = None) -> dict[str, Any]:
+    """Play `episodes` starts with the engines of `bundle` and with FP32 ones; write `reports/certificate.json` into the bundle.
+
+    Killed and called again, it goes on where it was (`reports/certify.jsonl`). Raises ExportError when the bound is missed.
+    """
+    opened = Bundle.load(bundle)
+    reports = bundle / "reports"
+    reports.mkdir(exist_ok=True)
+    log = reports / "certify.jsonl"
+    key = sha256(bundle / "manifest.json")[:16] + "-" + sha256(checkpoint)[:16]
+    rows = read_rows(log, key)
+    with tempfile.TemporaryDirectory() as folder:
+        fp32 = Path(folder) / "fp32.bundle"
+        wanted = [
+            (side, seed + i) for side in ("int8", "fp32") for i in range(episodes) if (side, seed + i) not in rows
+        ]
+        if wanted:
+            export_bundle(checkpoint, fp32, bundle / "samples.npz", int8=False)
+            where = {"int8": str(bundle.resolve()), "fp32": str(fp32)}
+            jobs = [Job(bundle=where[s], policy="gated", seed=i, schedule=Schedule(), task=None) for s, i in wanted]
+            count = min(workers or os.cpu_count() or 1, len(jobs))
+            with mp.get_context("spawn").Pool(count) as pool, open(log, "a") as out:
+                done = zip(wanted, pool.imap(run_job, jobs), strict=True)
+                for (side, i), row in tqdm(done, total=len(jobs), unit="episode"):
+                    rows[side, i] = bool(row["success"])
+                    out.write(json.dumps({"key": key, "side": side, "seed": i, "success": rows[side, i]}) + "\n")
+                    out.flush()
+    pairs = [(rows["int8", seed + i], rows["fp32", seed + i]) for i in range(episodes)]
+    better, worse = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+    result = {
+        "pairs": episodes, "int8_successes": sum(a for a, _ in pairs), "fp32_successes": sum(b for _, b in pairs),
+        "only_int8": better, "only_fp32": worse, "difference": round((better - worse) / episodes, 4),
+        "lower_bound": round(paired_lower_bound(better, worse, episodes), 4), "least": LEAST, "bundle": opened.manifest.name,
+    }  # fmt: skip
+    result["passed"] = result["lower_bound"] >= LEAST
+    partial = reports / "certificate.json.partial"
+    partial.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+    partial.replace(reports / "certificate.json")
+    if not result["passed"]:
+        raise ExportError(
+            f"INT8 is not certified: {result['int8_successes']} against {result['fp32_successes']} successes of {episodes}, "
+            f"the lower bound of the difference is {100 * result['lower_bound']:.1f} points, {100 * LEAST:.0f} is needed: "
+            "play more --episodes, or find another recipe with --search."
+        )
+    return result
