@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def weight_bytes(path: Path) -> int:
 
 
 def joint_error(
-    reference: dict[str, Engine], candidate: dict[str, Engine], world: list[Feeds], predictive: list[Feeds], poses: np.ndarray
+    reference: Mapping[str, Engine], candidate: Mapping[str, Engine], world: list[Feeds], predictive: list[Feeds], poses: np.ndarray
 ) -> dict[str, float]:  # fmt: skip
     """Degrees between the joint goals of both, through world model, predictive expert and inverse kinematics: {"p50", "p99", "max"}.
 
