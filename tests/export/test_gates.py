@@ -8,6 +8,7 @@ import pytest
 from export import bundle as room
 from export.bundle import CHECKPOINT, export_bundle, observation_feeds, samples_path
 from export.gates import ExportError, cosine, missed
+from export.onnx import engines
 from runtime.bundle import Bundle
 
 
@@ -49,7 +50,7 @@ def test_a_missed_gate_writes_nothing_and_force_marks_the_bundle(tmp_path, monke
     assert "FAILED the gates" in caplog.text
 
 
-ENGINES = room.engines
+ENGINES = engines
 
 
 def _samples(tmp_path, **changes):
