@@ -193,7 +193,7 @@ def export_bundle(
         complaints = [f"{name}: {c}" for name, path in shipped.items() for c in lint(path, target)]
         if complaints:
             raise ExportError(f"{complaints[0]} ({len(complaints)} complaints in all): mend the model or the recipe.")
-        candidate = {name: OrtEngine(path) for name, path in shipped.items()}
+        candidate = {name: OrtEngine(path) for name, path in shipped.items()} if int8 else reference
         for name, path in shipped.items():
             say(f"{name}: compared with FP32")
             report["engines"][name] = {

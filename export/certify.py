@@ -86,7 +86,7 @@ def certify(checkpoint: Path, bundle: Path, episodes: int, seed: int = 0, worker
                     out.flush()
     pairs = [(rows["int8", seed + i], rows["fp32", seed + i]) for i in range(episodes)]
     better, worse = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
-    result = {
+    result: dict[str, Any] = {
         "pairs": episodes, "int8_successes": sum(a for a, _ in pairs), "fp32_successes": sum(b for _, b in pairs),
         "only_int8": better, "only_fp32": worse, "difference": round((better - worse) / episodes, 4),
         "lower_bound": round(paired_lower_bound(better, worse, episodes), 4), "least": LEAST, "bundle": opened.manifest.name,

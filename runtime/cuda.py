@@ -108,4 +108,4 @@ class Cuda:
         self.call("cuMemHostAlloc", ctypes.byref(out), size, PORTABLE)
         assert out.value is not None
         raw = (ctypes.c_char * size).from_address(out.value)
-        return out, np.frombuffer(raw, kind).reshape(shape)
+        return out, np.ndarray(shape, kind, buffer=memoryview(raw))

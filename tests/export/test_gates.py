@@ -8,6 +8,7 @@ import pytest
 from export import bundle as room
 from export.bundle import CHECKPOINT, export_bundle, observation_feeds, samples_path
 from export.gates import ExportError, cosine, missed
+from export.onnx import engines
 from runtime.bundle import Bundle
 
 
@@ -35,20 +36,21 @@ def test_each_gate_is_missed_by_what_it_is_for(exported, change, says):
     assert [says in m for m in missed(report, speed=True)] == [True]
 
 
-def test_a_missed_gate_writes_nothing_and_force_marks_the_bundle(tmp_path, monkeypatch, exported, caplog):
-    """Real export of toy size: the engines are read back from the session's bundle instead of being traced anew."""
+def test_a_missed_gate_writes_nothing_and_force_marks_the_bundle(tmp_path, monkeypatch, caplog):
+    """A real export of two engines from 32 observations."""
     monkeypatch.setattr("export.gates.JOINT_MAX_DEG", -1.0)  # no model is better than that
     monkeypatch.setattr(room, "engines", lambda model: {k: ENGINES(model)[k] for k in ("world_model", "predictive")})
+    few = _samples(tmp_path, **dict.fromkeys(("front", "wrist", "pose", "instruction"), lambda a: a[:32]))
     out = tmp_path / "b.bundle"
     with pytest.raises(ExportError, match="nothing was written"):
-        export_bundle(CHECKPOINT, out, int8=False)
-    assert not out.exists() and list(tmp_path.iterdir()) == []
-    export_bundle(CHECKPOINT, out, int8=False, force=True)
+        export_bundle(CHECKPOINT, out, few, int8=False)
+    assert list(tmp_path.iterdir()) == [few]
+    export_bundle(CHECKPOINT, out, few, int8=False, force=True)
     assert Bundle.load(out).manifest.quantization["failed"]
     assert "FAILED the gates" in caplog.text
 
 
-ENGINES = room.engines
+ENGINES = engines
 
 
 def _samples(tmp_path, **changes):

@@ -23,6 +23,11 @@ def first(graph, kind, **wanted):
     raise AssertionError(kind)
 
 
+def quantised_conv(graph):
+    between = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    return next(n for n in graph.node if n.op_type == "Conv" and set(n.input[:2]) <= between)
+
+
 def replace(graph, name, array):
     stored = next(i for i in graph.initializer if i.name == name)
     stored.CopyFrom(numpy_helper.from_array(array, name))
@@ -43,13 +48,13 @@ def unsigned(m):
 
 
 def one_scale(m):
-    weight = next(n for n in m.graph.node if n.op_type == "Conv").input[1]
+    weight = quantised_conv(m.graph).input[1]
     dq = next(n for n in m.graph.node if n.output[0] == weight)
     replace(m.graph, dq.input[1], value(m.graph, dq.input[1])[:1])
 
 
 def half_quantised(m):
-    conv = next(n for n in m.graph.node if n.op_type == "Conv")
+    conv = quantised_conv(m.graph)
     dq = next(n for n in m.graph.node if n.output[0] == conv.input[0])
     q = next(n for n in m.graph.node if n.output[0] == dq.input[0])
     conv.input[0] = q.input[0]
