@@ -6,6 +6,7 @@ whatever it does not name (normalisation, softmax, skip additions, heads, the ac
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -65,6 +66,18 @@ def chosen_nodes(model: onnx.ModelProto, patterns: list[str], min_channels: int)
     return [n for n, w in layer_weights(model).items() if wanted.search(w) and min(shapes[w][:2]) >= min_channels]
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The library advises, through the root logger, pre-processing that was just done."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
 def quantise(source: Path, target: Path, engine: str, recipe: dict[str, Any], feeds: list[Feeds]) -> dict[str, Any]:
     """Write `target`, the INT8 Q/DQ form of `source`; returns how many layers became int8 and how many there were.
 
@@ -72,8 +85,7 @@ def quantise(source: Path, target: Path, engine: str, recipe: dict[str, Any], fe
     """
     if not feeds:
         raise ValueError("quantisation needs calibration observations; random data is never used")
-    logging.getLogger().setLevel(logging.ERROR)  # the library advises pre-processing that was just done
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_optimization=True, skip_symbolic_shape=True)
         model = onnx.load(prepared)
