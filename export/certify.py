@@ -71,7 +71,7 @@ def certify(checkpoint: Path, bundle: Path, episodes: int, seed: int = 0, worker
     with tempfile.TemporaryDirectory() as folder:
         fp32 = Path(folder) / "fp32.bundle"
         wanted = [
-            (side, seed + i) for side in ("int8", "fp32") for i in range(episodes) if (side, seed + i) not in rows
+            (side, seed + i) for i in range(episodes) for side in ("int8", "fp32") if (side, seed + i) not in rows
         ]
         if wanted:
             export_bundle(checkpoint, fp32, bundle / "samples.npz", int8=False)
