@@ -192,7 +192,6 @@ cmd_jetson() {
   make_venv .venv --system-site-packages
   install cpu,jetson
   kernel
-  .venv/bin/harmowam build --help >/dev/null 2>&1 || die "The environment is ready. Building TensorRT engines (harmowam build) is not part of this version yet; until then the bundle runs on the CPU with: harmowam run"
   run .venv/bin/harmowam build "$@"
 }
 

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,8 @@ import torch
 from calibration.camera import Camera
 from export.checkpoint import load_checkpoint, write_whole
 from export.data import Demonstrations
+from export.gates import ExportError, joint_error, missed, parity, race, weight_bytes
+from export.lint import lint
 from export.models import HarmoWam
 from export.onnx import engines, export_engine
 from export.quantise import Feeds, load_recipe, quantise
@@ -29,11 +32,8 @@ from runtime.kinematics import SO101_LOWER, SO101_UPPER, So101Links
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "harmowam-so101.safetensors"
 OBSERVATIONS = 256
+LEAST = 32
 JOINT_NAMES = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
-
-
-class ExportError(Exception):
-    """An export that must not leave the workstation; the text says why and what to do next."""
 
 
 def samples_path(checkpoint: Path) -> Path:
@@ -69,6 +69,13 @@ def observation_feeds(samples: Path, tasks: dict[str, np.ndarray]) -> list[Feeds
         raise ExportError(
             f"{samples} holds no calibration observations ({e}): take those that lie beside the checkpoint."
         ) from e
+    if len(raw["pose"]) < LEAST:
+        raise ExportError(
+            f"{samples} holds {len(raw['pose'])} observations, {LEAST} are the least that an INT8 range can be taken from: collect more."
+        )
+    bad = [k for k in ("front", "wrist", "pose") if not np.isfinite(raw[k]).all()]
+    if bad:
+        raise ExportError(f"'{bad[0]}' in {samples} holds values that are not finite: record the observations again.")
     out = []
     for i in range(len(raw["pose"])):
         views = {k: (raw[k][i][None].astype(np.float32) / 127.5 - 1.0).astype(np.float32) for k in ("front", "wrist")}
@@ -101,33 +108,6 @@ def engine_feeds(world: Engine, observations: list[Feeds], noise: dict[str, np.n
             {"front": o["front"], "wrist": o["wrist"], "future": made["future"], "proprio": o["proprio"]}
         )
         out["decoder"].append({"future": made["future"]})
-    return out
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Cosine of two stacks [N, ...] after subtracting the first one's mean over N: a shared offset proves nothing."""
-    centre = a.mean(0, keepdims=True)
-    x, y = (a - centre).ravel().astype(float), (b - centre).ravel().astype(float)
-    return float(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-12))
-
-
-def parity(reference: Engine, candidate: Engine, feeds: list[Feeds]) -> dict[str, dict[str, float]]:
-    """Per output tensor: cosine, largest absolute error, root mean square error."""
-    pairs: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {k: ([], []) for k in reference.outputs}
-    for feed in feeds:
-        a = {k: v.copy() for k, v in reference.run(feed).items()}
-        b = candidate.run(feed)
-        for k, (x, y) in pairs.items():
-            x.append(a[k].copy())
-            y.append(b[k].copy())
-    out = {}
-    for k, (x, y) in pairs.items():
-        p, q = np.stack(x), np.stack(y)
-        out[k] = {
-            "cosine": round(cosine(p, q), 6),
-            "max_abs": round(float(np.abs(p - q).max()), 6),
-            "rms": round(float(np.sqrt(((p - q) ** 2).mean())), 6),
-        }
     return out
 
 
@@ -181,54 +161,84 @@ def export_bundle(
     samples: Path | None = None,
     int8: bool = True,
     say: Callable[[str], None] = lambda line: None,
+    target: str = "onnxruntime",
+    force: bool = False,
+    recipe: dict[str, Any] | None = None,
     world_steps: int | None = None,
     action_steps: int | None = None,
     text_encoder: Path | None = None,
 ) -> dict[str, Any]:
-    """Write the bundle `out`; returns the parity report. With `int8` False the engines stay FP32 (the reference).
+    """Write the bundle `out`; returns the report. With `int8` False the engines stay FP32 (the reference).
 
     `world_steps`, `action_steps`: other numbers of Euler steps than the checkpoint's own (the undistilled control of a student, say).
     `text_encoder`: folder of the sentence encoder, where the checkpoint was trained with another than the default.
+    Raises ExportError, and writes nothing, when a gate of `export.gates` is missed or `export.lint` objects; with `force` the
+    bundle is written all the same and its manifest lists what failed.
     """
+    began = time.monotonic()
     model, cameras, instructions, note = load_checkpoint(checkpoint)
     model.cfg = dataclasses.replace(
         model.cfg, world_steps=world_steps or model.cfg.world_steps, action_steps=action_steps or model.cfg.action_steps
     )
     tasks = task_embeddings(model, instructions, encoder_of(model.cfg, text_encoder))
-    observations = observation_feeds(samples or samples_path(checkpoint), tasks)
-    recipe = load_recipe()
+    source = samples or samples_path(checkpoint)
+    observations = observation_feeds(source, tasks)
+    recipe = recipe or load_recipe(target)
     report: dict[str, Any] = {
-        "checkpoint": note, "observations": len(observations), "engines": {},
+        "checkpoint": note, "observations": len(observations), "target": target, "engines": {},
         "steps": {"world": model.cfg.world_steps, "action": model.cfg.action_steps},
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         specs = engines(model)
+        float_files = {name: work / f"{name}.fp32.onnx" for name in specs}
         for name, (module, inputs, outputs) in specs.items():
             say(f"{name}: torch to ONNX")
-            export_engine(module, inputs, outputs, work / f"{name}.fp32.onnx")
+            export_engine(module, inputs, outputs, float_files[name])
         noise = fixed_noise(specs["world_model"][1]["noise"], specs["predictive"][1]["noise"])
-        reference = {name: OrtEngine(work / f"{name}.fp32.onnx") for name in specs}
+        reference = {name: OrtEngine(path) for name, path in float_files.items()}
         feeds = engine_feeds(reference["world_model"], observations, noise)
-        files: dict[str, Path] = {}
-        counts = {}
-        for name in specs:
-            path = work / f"{name}.fp32.onnx"
-            if int8:
-                say(f"{name}: INT8 from {len(observations)} observations, parity against FP32")
-                path = work / f"{name}.int8.onnx"
-                counts[name] = quantise(work / f"{name}.fp32.onnx", path, name, recipe, feeds[name][::4])
-            files[f"onnx/{name}.onnx"] = path
+        shipped, counts = dict(float_files), {}
+        for name in specs if int8 else ():
+            say(f"{name}: INT8 from {len(observations)} observations")
+            shipped[name] = work / f"{name}.int8.onnx"
+            counts[name] = quantise(float_files[name], shipped[name], name, recipe, feeds[name][::4])
+        complaints = [f"{name}: {c}" for name, path in shipped.items() for c in lint(path, target)]
+        if complaints:
+            raise ExportError(f"{complaints[0]} ({len(complaints)} complaints in all): mend the model or the recipe.")
+        candidate = {name: OrtEngine(path) for name, path in shipped.items()} if int8 else reference
+        for name, path in shipped.items():
+            say(f"{name}: compared with FP32")
             report["engines"][name] = {
                 **counts.get(name, {}),
                 "megabytes": round(path.stat().st_size / 1e6, 2),
-                "fp32_megabytes": round((work / f"{name}.fp32.onnx").stat().st_size / 1e6, 2),
-                "parity": parity(reference[name], OrtEngine(path), feeds[name][::2]),
+                "fp32_megabytes": round(float_files[name].stat().st_size / 1e6, 2),
+                "weight_bytes": weight_bytes(path),
+                "fp32_weight_bytes": weight_bytes(float_files[name]),
+                "parity": parity(reference[name], candidate[name], feeds[name][::2]),
+                "time": race(reference[name], candidate[name], feeds[name][0]),
             }
-        quantisation = {"format": "int8 qdq", "recipe": recipe, "layers": counts} if int8 else {"format": "fp32"}
-        stored = work / "samples.npz"
-        shutil.copy(samples or samples_path(checkpoint), stored)
-        files["samples.npz"] = stored
+        with np.load(source) as stored:
+            poses = stored["pose"][::2]
+        report["joints_deg"] = joint_error(
+            reference, candidate, feeds["world_model"][::2], feeds["predictive"][::2], poses
+        )
+        report["missed"] = missed(report, speed=int8 and target == "onnxruntime")
+        if report["missed"] and not force:
+            raise ExportError(
+                f"{report['missed'][0]} ({len(report['missed'])} gates missed, nothing was written): find another recipe with "
+                "`harmowam export --search`, or write it marked as failed with --force."
+            )
+        quantisation: dict[str, Any] = {"format": "fp32"}
+        if int8:
+            quantisation = {"format": "int8 qdq", "target": target, "recipe": recipe, "layers": counts}
+        # Times differ from run to run, so only what repeats exactly may enter the hashed manifest.
+        if report["missed"]:
+            quantisation["failed"] = True
+        files = {f"onnx/{name}.onnx": path for name, path in shipped.items()}
+        files["samples.npz"] = work / "samples.npz"
+        shutil.copy(source, files["samples.npz"])
+        report["seconds"] = round(time.monotonic() - began, 1)
         report_path = work / "parity.json"
         report_path.write_text(json.dumps(report, indent=1, sort_keys=True))
         save_bundle(out, manifest_for(model, cameras, tasks, quantisation), files, reports={"parity.json": report_path})

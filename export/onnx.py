@@ -6,6 +6,7 @@ import logging
 import warnings
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -117,7 +118,33 @@ def export_engine(module: nn.Module, inputs: dict[str, tuple[int, ...]], outputs
             verbose=False,
         )
     assert program is not None
-    onnx.save(clean(program.model_proto), str(path))
+    onnx.save(clean(fold_transposed_weights(program.model_proto)), str(path))
+
+
+def fold_transposed_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Store the weight of a Linear as its MatMul reads it: torch leaves a Transpose node, which hides the weight from quantisers.
+
+    A folded weight keeps its name with `.T` added. In place.
+    """
+    graph = model.graph
+    weights = {i.name: i for i in graph.initializer}
+    folded: dict[str, str] = {}
+    for node in [n for n in graph.node if n.op_type == "Transpose" and n.input[0] in weights]:
+        order = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
+        name = f"{node.input[0]}.T"
+        if name not in weights:
+            array = onnx.numpy_helper.to_array(weights[node.input[0]])
+            weights[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(array.transpose(order)), name)
+            graph.initializer.append(weights[name])
+        folded[node.output[0]] = name
+        graph.node.remove(node)
+    for node in graph.node:
+        for i, value in enumerate(node.input):
+            node.input[i] = folded.get(value, value)
+    used = {v for n in graph.node for v in n.input}
+    for unused in [i for i in graph.initializer if i.name not in used]:
+        graph.initializer.remove(unused)
+    return model
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:

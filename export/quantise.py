@@ -6,6 +6,7 @@ whatever it does not name (normalisation, softmax, skip additions, heads, the ac
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -32,40 +33,72 @@ class _Reader(CalibrationDataReader):
         return next(self._feeds, None)
 
 
-def load_recipe(path: Path = Path(__file__).parent / "recipe.json") -> dict[str, Any]:
-    return dict(json.loads(path.read_text()))
+RECIPE = Path(__file__).parent / "recipe.json"
+LAYERS = ("Conv", "Gemm", "MatMul")
+CALIBRATORS = {
+    "minmax": CalibrationMethod.MinMax,
+    "percentile": CalibrationMethod.Percentile,
+    "entropy": CalibrationMethod.Entropy,
+}
+
+
+def load_recipe(target: str = "onnxruntime", path: Path = RECIPE) -> dict[str, Any]:
+    """The committed recipe for one inference engine: {"target", "calibration", "min_channels", "quantise": {engine: patterns}}.
+
+    Raises ValueError for a target that the file does not know.
+    """
+    raw = json.loads(path.read_text())
+    if target not in raw["targets"]:
+        raise ValueError(f"{path.name} has no recipe for '{target}': it knows {', '.join(raw['targets'])}")
+    return {**{k: v for k, v in raw.items() if k != "targets"}, "target": target, "quantise": raw["targets"][target]}
+
+
+def layer_weights(model: onnx.ModelProto) -> dict[str, str]:
+    """Node name -> weight name of every Conv, Gemm and MatMul that has constant weights."""
+    weights = {i.name for i in model.graph.initializer}
+    return {n.name: n.input[1] for n in model.graph.node if n.op_type in LAYERS and n.input[1] in weights}
 
 
 def chosen_nodes(model: onnx.ModelProto, patterns: list[str], min_channels: int) -> list[str]:
-    """Names of the Conv nodes whose weight matches a pattern and has at least `min_channels` channels on both sides."""
+    """Names of the layers whose weight matches a pattern and has at least `min_channels` channels on both sides."""
     shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
-    wanted = re.compile("|".join(patterns))
-    names = []
-    for node in model.graph.node:
-        weight = node.input[1] if node.op_type == "Conv" else ""
-        if weight in shapes and wanted.search(weight) and min(shapes[weight][:2]) >= min_channels:
-            names.append(node.name)
-    return names
+    wanted = re.compile("|".join(patterns) or "$^")
+    return [n for n, w in layer_weights(model).items() if wanted.search(w) and min(shapes[w][:2]) >= min_channels]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The library advises, through the root logger, pre-processing that was just done."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
 
 
 def quantise(source: Path, target: Path, engine: str, recipe: dict[str, Any], feeds: list[Feeds]) -> dict[str, Any]:
-    """Write `target`, the INT8 Q/DQ form of `source`; returns how many layers became int8 and how many there were."""
+    """Write `target`, the INT8 Q/DQ form of `source`; returns how many layers became int8 and how many there were.
+
+    Raises ValueError when there are no feeds or the recipe matches no layer.
+    """
     if not feeds:
         raise ValueError("quantisation needs calibration observations; random data is never used")
-    logging.getLogger().setLevel(logging.ERROR)  # the library advises pre-processing that was just done
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_optimization=True, skip_symbolic_shape=True)
         model = onnx.load(prepared)
         nodes = chosen_nodes(model, recipe["quantise"][engine], recipe["min_channels"])
-        total = sum(n.op_type in ("Conv", "Gemm", "MatMul") for n in model.graph.node)
+        total = len(layer_weights(model))
         if not nodes:
             raise ValueError(f"recipe quantises nothing in engine '{engine}': its patterns match no weight")
         quantize_static(
-            str(prepared), str(target), _Reader(feeds), quant_format=QuantFormat.QDQ, op_types_to_quantize=["Conv"],
+            str(prepared), str(target), _Reader(feeds), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(LAYERS),
             nodes_to_quantize=nodes, per_channel=True, activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "CalibMovingAverage": False},
+            calibrate_method=CALIBRATORS[recipe["calibration"]],
+            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "CalibMovingAverage": False,
+                           "QuantizeBias": recipe["target"] == "onnxruntime"},
         )  # fmt: skip
     onnx.save(clean(onnx.load(target)), str(target))
     return {"int8_layers": len(nodes), "layers": total}

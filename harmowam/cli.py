@@ -100,11 +100,13 @@ class Verbs(click.Group):
     """Commands, and the verb groups that live in modules of their own, imported when asked for."""
 
     groups: ClassVar = {
+        "build": "harmowam.build",
         "bus": "harmowam.bus",
         "calibrate": "harmowam.calibrate",
         "distill": "harmowam.distill",
         "doctor": "harmowam.doctor",
         "evaluate": "harmowam.evaluate",
+        "export": "harmowam.export",
         "profile": "harmowam.profile",
         "replay": "harmowam.replay",
         "train": "harmowam.train",
@@ -148,59 +150,6 @@ def collect(out: Path, episodes: int, play: int, seed: int, json_path: Path | No
     result = collect(out, episodes, play, seed)
     click.echo(f"kept {result['kept']} of {result['tried']} episodes in {out}")
     write_json(json_path, result)
-
-
-@main.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path), required=False)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("out/so101.bundle"), show_default=True)
-@click.option(
-    "--samples", type=click.Path(path_type=Path), help="Calibration observations (default: beside the checkpoint)."
-)
-@click.option("--fp32", is_flag=True, help="Do not quantise (the reference).")
-@click.option(
-    "--world-steps", type=click.IntRange(1, 100), help="Euler steps of the world model (default: the checkpoint's)."
-)
-@click.option("--action-steps", type=click.IntRange(1, 100), help="Of the predictive expert, likewise.")
-@click.option(
-    "--text-encoder", type=click.Path(path_type=Path), help="The sentence encoder's folder, if trained with one."
-)
-@json_option
-@errors
-def export(
-    checkpoint: Path | None,
-    out: Path,
-    samples: Path | None,
-    fp32: bool,
-    world_steps: int | None,
-    action_steps: int | None,
-    text_encoder: Path | None,
-    json_path: Path | None,
-) -> None:
-    """Turn a checkpoint into an INT8 bundle (default: the shipped checkpoint)."""
-    from export.bundle import CHECKPOINT, export_bundle
-
-    report = export_bundle(
-        checkpoint or CHECKPOINT,
-        out,
-        samples,
-        int8=not fp32,
-        say=say,
-        world_steps=world_steps,
-        action_steps=action_steps,
-        text_encoder=text_encoder,
-    )
-    click.echo(f"{'engine':14}{'tensor':10}{'cosine':>9}{'rms':>10}{'MB':>7}")
-    for name, engine in report["engines"].items():
-        for tensor, row in engine["parity"].items():
-            click.echo(f"{name:14}{tensor:10}{row['cosine']:9.4f}{row['rms']:10.5f}{engine['megabytes']:7.2f}")
-    from export.roofline import calibration_errors, predicted, table
-
-    report["orin"] = predicted({name: out / "onnx" / f"{name}.onnx" for name in report["engines"]})
-    off = max(abs(e) for e in calibration_errors().values())
-    click.echo(f"\nTensorRT on a Jetson Orin, by a roofline that is up to {100 * off:.0f} % off on published figures:")
-    click.echo("\n".join(table(report["orin"])))
-    click.echo(f"bundle: {out}")
-    write_json(json_path, report)
 
 
 @main.command()

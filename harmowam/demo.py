@@ -19,7 +19,10 @@ def demo(out: Path, seed: int, seconds: float, say: Callable[[str], None]) -> di
     out.mkdir(parents=True, exist_ok=True)
     say("1 of 3: export the shipped checkpoint to INT8")
     # In a process of its own: torch must not be in memory when the runtime is measured.
-    subprocess.run([sys.executable, "-m", "harmowam.cli", "export", "--out", str(bundle)], check=True)
+    export = [sys.executable, "-m", "harmowam.cli", "export", "--out", str(bundle)]
+    if subprocess.run(export, check=False).returncode == 2:  # on a machine where INT8 brings nothing, say
+        say("a gate was missed on this machine: going on with a bundle that is marked as failed")
+        subprocess.run([*export, "--force"], check=True)
     say("2 of 3: run the two-rate loop against the simulated arm, in real time")
     record = out / "episode"
     robot = load_robot("sim_so101")

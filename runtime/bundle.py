@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -149,6 +150,11 @@ class Bundle:
         unhashed = [e.file for e in manifest.engines.values() if e.file not in manifest.files]
         if unhashed:
             raise BundleError(f"{path}/manifest.json names {unhashed[0]} without a hash: {again}")
+        if manifest.quantization.get("failed"):
+            logging.getLogger("harmowam").warning(
+                "WARNING: %s FAILED the gates of its export and was written with --force: keep it off a real arm "
+                "(what failed is in reports/parity.json under 'missed').", path,
+            )  # fmt: skip
         return cls(path, manifest)
 
     def task(self, text: str) -> np.ndarray:
@@ -161,13 +167,18 @@ class Bundle:
             )
         return np.array(self.manifest.tasks[text], np.float32)
 
-    def engine(self, name: str, threads: int = 1) -> Engine:
-        """Load an engine; raises BundleError when it is absent or does not have the manifest's tensors."""
+    def engine(self, name: str, threads: int = 1, backend: str | None = None) -> Engine:
+        """Load an engine; raises BundleError when it is absent or does not have the manifest's tensors.
+
+        `backend`: "cpu" or "cuda" (ONNX Runtime), or "tensorrt" (engines of `harmowam build`); by default what the environment
+        variable HARMOWAM_ENGINE names, else "cpu". What is asked for runs, or an error says why not: nothing falls back.
+        """
         spec = self.manifest.engines.get(name)
         if spec is None:
             raise BundleError(f"{self.path} holds no engine '{name}': export the bundle again.")
+        backend = backend or os.environ.get("HARMOWAM_ENGINE", "cpu")
         try:
-            engine = OrtEngine(self.path / spec.file, threads)
+            engine = self._open(name, spec, threads, backend)
         except EngineError as e:
             raise BundleError(f"{self.path}: {e}") from e
         if {k: list(v.shape) for k, v in engine.inputs.items()} != spec.inputs or list(engine.outputs) != spec.outputs:
@@ -175,6 +186,17 @@ class Bundle:
                 f"{self.path}/{spec.file} does not have the tensors that its manifest names: export the bundle again."
             )
         return engine
+
+    def _open(self, name: str, spec: EngineFiles, threads: int, backend: str) -> Engine:
+        if backend == "tensorrt":
+            from runtime.tensorrt_build import URGENT, built_engine, this_board
+            from runtime.tensorrt_engine import TensorRTEngine
+
+            return TensorRTEngine(built_engine(self, name, this_board()), urgent=name in URGENT)
+        providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+        if backend not in providers:
+            raise EngineError(f"HARMOWAM_ENGINE={backend} is unknown: use cpu, cuda or tensorrt.")
+        return OrtEngine(self.path / spec.file, threads, providers[backend])
 
 
 def save_bundle(out: Path, manifest: Manifest, files: dict[str, Path], reports: dict[str, Path] | None = None) -> None:

@@ -30,6 +30,20 @@ class Engine(Protocol):
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
 
+def check_feeds(inputs: dict[str, TensorSpec], feeds: dict[str, np.ndarray]) -> None:
+    """Raises EngineError for a missing, misshapen, mistyped or unknown input."""
+    for name, spec in inputs.items():
+        given = feeds.get(name)
+        if given is None or given.shape != spec.shape or given.dtype != spec.dtype:
+            got = "nothing" if given is None else f"{given.dtype}{list(given.shape)}"
+            raise EngineError(
+                f"input '{name}' must be {spec.dtype}{list(spec.shape)}, got {got}: export the bundle again."
+            )
+    if len(feeds) != len(inputs):
+        extra = sorted(set(feeds) - set(inputs))[0]
+        raise EngineError(f"'{extra}' is no input ({', '.join(inputs)} are): export the bundle again.")
+
+
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int8)": "int8", "tensor(int64)": "int64"}
 
 
@@ -55,7 +69,7 @@ class OrtEngine:
                 f"engine {Path(path).name} cannot be loaded ({str(e).splitlines()[0][:200]}): export the bundle again."
             ) from e
         running = self._session.get_providers()
-        if provider not in running:
+        if running[0] != provider:  # ONNX Runtime only warns and falls back to the CPU
             raise EngineError(
                 f"engine {Path(path).name} was asked to run on {provider} and runs on {running[0]}: install onnxruntime for this board."
             )
@@ -69,14 +83,5 @@ class OrtEngine:
 
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Raises EngineError for a missing, misshapen, mistyped or unknown input."""
-        for name, spec in self.inputs.items():
-            given = feeds.get(name)
-            if given is None or given.shape != spec.shape or given.dtype != spec.dtype:
-                got = "nothing" if given is None else f"{given.dtype}{list(given.shape)}"
-                raise EngineError(
-                    f"input '{name}' must be {spec.dtype}{list(spec.shape)}, got {got}: export the bundle again."
-                )
-        if len(feeds) != len(self.inputs):
-            extra = sorted(set(feeds) - set(self.inputs))[0]
-            raise EngineError(f"'{extra}' is no input ({', '.join(self.inputs)} are): export the bundle again.")
+        check_feeds(self.inputs, feeds)
         return dict(zip(self._names, self._session.run(self._names, feeds), strict=True))

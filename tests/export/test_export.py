@@ -4,7 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
-from export.bundle import CHECKPOINT, ExportError, cosine, export_bundle, samples_path
+from export.bundle import CHECKPOINT, export_bundle, samples_path
+from export.gates import ExportError, cosine
 from export.quantise import load_recipe
 from export.text import ngrams
 from runtime.bundle import Bundle

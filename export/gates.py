@@ -1,0 +1,136 @@
+"""The gates of an export: does the INT8 model behave like the model it came from, and is it worth it?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from export.quantise import Feeds
+from runtime.decode import absolute_chunk
+from runtime.engine import Engine
+from runtime.kinematics import so101_inverse
+
+# Least cosine after subtracting the mean over observations. The Prior's tensors feed other networks, the chunk moves the arm.
+COSINE = {
+    "latent": 0.99, "tokens": 0.99, "future": 0.99, "chunk": 0.995, "heat": 0.99, "reach": 0.99, "gate": 0.99, "frames": 0.99,
+}  # fmt: skip
+# World model and predictive expert together. 2 degrees at a joint are up to 10 mm at the fingers of a stretched SO-101.
+JOINT_P99_DEG = 2.0
+JOINT_MAX_DEG = 5.0
+JAW_P99_DEG = 5.0  # the jaw is told to be open or shut: near the switch the two may differ by one step of the chunk
+# Share of observations on which the gate may choose another expert or the jaw another side.
+FLIPS = 0.02
+THRESHOLD = 0.5
+SLOWEST = 0.9  # FP32 time over INT8 time of one engine: less cannot be the noise of a shared machine
+
+
+class ExportError(Exception):
+    """An export that must not leave the workstation; the text says why and what to do next."""
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine of two stacks [N, ...] after subtracting the first one's mean over N: a shared offset proves nothing."""
+    centre = a.mean(0, keepdims=True)
+    x, y = (a - centre).ravel().astype(float), (b - centre).ravel().astype(float)
+    return float(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-12))
+
+
+def parity(reference: Engine, candidate: Engine, feeds: list[Feeds]) -> dict[str, dict[str, float]]:
+    """Per output tensor: cosine, largest absolute error, root mean square error; of the gate also the share of flipped decisions."""
+    pairs: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {k: ([], []) for k in reference.outputs}
+    for feed in feeds:
+        a, b = reference.run(feed), candidate.run(feed)
+        for k, (x, y) in pairs.items():
+            x.append(a[k].copy())
+            y.append(b[k].copy())
+    out = {}
+    for k, (x, y) in pairs.items():
+        p, q = np.stack(x), np.stack(y)
+        out[k] = {
+            "cosine": round(cosine(p, q), 6),
+            "max_abs": round(float(np.abs(p - q).max()), 6),
+            "rms": round(float(np.sqrt(((p - q) ** 2).mean())), 6),
+        }
+        if k == "gate":
+            out[k]["flips"] = round(float(((p > THRESHOLD) != (q > THRESHOLD)).mean()), 4)
+    return out
+
+
+def weight_bytes(path: Path) -> int:
+    """Bytes of all stored weights and constants of an ONNX file."""
+    return sum(numpy_helper.to_array(i).nbytes for i in onnx.load(path).graph.initializer)
+
+
+def joint_error(
+    reference: Mapping[str, Engine], candidate: Mapping[str, Engine], world: list[Feeds], predictive: list[Feeds], poses: np.ndarray
+) -> dict[str, float]:  # fmt: skip
+    """Degrees between the joint goals of both, through world model, predictive expert and inverse kinematics: {"p50", "p99", "max"}.
+
+    Each side's expert is fed by its own world model, as on the robot. `poses` float[N, 6]; the jaw is told apart: {"jaw_p99", "jaw_max"}.
+    """
+    goals = []
+    for side in (reference, candidate):
+        joints = []
+        for w, p, pose in zip(world, predictive, poses, strict=True):
+            made = side["world_model"].run(w)
+            feed = {**p, "latent": made["latent"].copy(), "tokens": made["tokens"].copy()}
+            chunk = absolute_chunk(pose.astype(float), side["predictive"].run(feed)["chunk"][0].astype(float))
+            joints.append([np.append(so101_inverse(target[:5])[0], target[5]) for target in chunk])
+        goals.append(np.array(joints))
+    # Roll and pan may be a whole turn apart and yet the same.
+    apart = np.degrees(np.abs((goals[0] - goals[1] + np.pi) % (2 * np.pi) - np.pi))
+    arm, jaw = apart[..., :5], apart[..., 5]
+    figures = {"p50": np.percentile(arm, 50), "p99": np.percentile(arm, 99), "max": arm.max()}
+    figures |= {"jaw_p99": np.percentile(jaw, 99), "jaw_max": jaw.max()}
+    return {k: round(float(v), 4) for k, v in figures.items()}
+
+
+def race(reference: Engine, candidate: Engine, feed: Feeds, rounds: int = 40) -> dict[str, float]:
+    """Milliseconds of both, taken in turns so that a busy machine slows both; the fastest round counts, one thread each."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for engine in (reference, candidate):
+        engine.run(feed)
+    for _ in range(rounds):
+        for engine, taken in zip((reference, candidate), times, strict=True):
+            began = time.perf_counter()
+            engine.run(feed)
+            taken.append(1e3 * (time.perf_counter() - began))
+    fp32, shipped = min(times[0]), min(times[1])
+    if shipped >= fp32 and rounds < 200 and candidate is not reference:  # once more and longer before it is called slow
+        return race(reference, candidate, feed, 200)
+    return {"fp32_ms": round(fp32, 3), "ms": round(shipped, 3), "speedup": round(fp32 / shipped, 3)}
+
+
+def missed(report: dict[str, Any], speed: bool) -> list[str]:
+    """One sentence for each gate that `report` misses. `speed` also asks that INT8 brings something on this machine: no engine
+    clearly slower than in FP32, and the robot's engines together faster."""
+    out = []
+    for name, engine in report["engines"].items():
+        for tensor, row in engine["parity"].items():
+            least = COSINE.get(tensor, 0.99)
+            if not row["cosine"] >= least:  # also catches NaN
+                out.append(f"{name}: cosine of {tensor} is {row['cosine']:.4f}, {least} is needed")
+            if row.get("flips", 0.0) > FLIPS:
+                out.append(f"{name}: {row['flips']:.1%} of the gate's decisions flip, {FLIPS:.0%} may")
+        if speed and engine["time"]["speedup"] < SLOWEST:
+            out.append(
+                f"{name}: INT8 takes {engine['time']['ms']} ms, FP32 {engine['time']['fp32_ms']} ms: it only costs"
+            )
+    shipped, fp32 = (
+        sum(e["time"][k] for n, e in report["engines"].items() if n != "decoder") for k in ("ms", "fp32_ms")
+    )
+    if speed and shipped >= fp32:
+        out.append(
+            f"a slow and a fast tick take {shipped:.2f} ms in INT8, {fp32:.2f} ms in FP32: it brings nothing here"
+        )
+    joints = report["joints_deg"]
+    for key, most in (("p99", JOINT_P99_DEG), ("max", JOINT_MAX_DEG), ("jaw_p99", JAW_P99_DEG)):
+        if not joints[key] <= most:
+            out.append(f"joint goals are {joints[key]:.2f} degrees apart ({key}), {most} are allowed")
+    return out

@@ -1,0 +1,125 @@
+"""`harmowam export`: a checkpoint to a bundle that was checked against it; the search for a recipe, and the certificate."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harmowam.cli import UserError, errors, json_option, say, write_json
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("checkpoint", type=PATH, required=False)
+@click.option("--out", type=PATH, default=Path("out/so101.bundle"), show_default=True)
+@click.option("--samples", type=PATH, help="Calibration observations (default: beside the checkpoint).")
+@click.option("--dataset", type=PATH, help="Or a LeRobotDataset of yours to draw 256 of them from.")
+@click.option("--fp32", is_flag=True, help="Do not quantise (the reference).")
+@click.option(
+    "--world-steps", type=click.IntRange(1, 100), help="Euler steps of the world model (default: the checkpoint's)."
+)
+@click.option("--action-steps", type=click.IntRange(1, 100), help="Of the predictive expert, likewise.")
+@click.option("--text-encoder", type=PATH, help="The sentence encoder's folder, if trained with one.")
+@click.option("--target", type=click.Choice(["onnxruntime", "tensorrt"]), default="onnxruntime", show_default=True)
+@click.option("--force", is_flag=True, help="Write the bundle, marked as failed, although it misses a gate.")
+@click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False), help="A recipe that --search wrote.")
+@click.option("--search", is_flag=True, help="Find a recipe: error and time of each group of layers, into OUT.search/.")
+@click.option("--certify", is_flag=True, help="Play paired episodes, INT8 against FP32, with the bundle at OUT.")
+@click.option("--episodes", type=click.IntRange(min=1), default=400, show_default=True, help="Of --certify.")
+@json_option
+@errors
+def export(
+    checkpoint: Path | None,
+    out: Path,
+    samples: Path | None,
+    dataset: Path | None,
+    fp32: bool,
+    world_steps: int | None,
+    action_steps: int | None,
+    text_encoder: Path | None,
+    target: str,
+    force: bool,
+    recipe: Path | None,
+    search: bool,
+    certify: bool,
+    episodes: int,
+    json_path: Path | None,
+) -> None:
+    """Turn a checkpoint into an INT8 bundle (default: the shipped checkpoint); refused when it strays from FP32."""
+    from export.bundle import CHECKPOINT, export_bundle, pick_samples
+    from export.quantise import load_recipe
+
+    if samples and dataset:
+        raise UserError("--samples and --dataset both say where observations come from: give one of them.")
+    checkpoint = checkpoint or CHECKPOINT
+    how: dict[str, Any] = {"world_steps": world_steps, "action_steps": action_steps, "text_encoder": text_encoder}
+    if certify:
+        from export.certify import certify as play
+
+        result = play(checkpoint, out, episodes, **how)
+        click.echo(
+            f"INT8 {result['int8_successes']}, FP32 {result['fp32_successes']} of {result['pairs']}: difference "
+            f"{100 * result['difference']:+.1f} points, one-sided 95 % bound {100 * result['lower_bound']:+.1f}"
+        )
+        write_json(json_path, result)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        if dataset:
+            from export.data import load_demonstrations
+
+            samples = Path(folder) / "samples.npz"
+            pick_samples(load_demonstrations(dataset), samples)
+        if search:
+            from export.search import search as find
+
+            into = out.with_name(out.name + ".search")
+            found = find(checkpoint, into, target, say=say, samples=samples, text_encoder=text_encoder)
+            write_json(json_path, found)
+            click.echo(f"recipe: {into / 'recipe.json'} (use it with --recipe), measurements: {into / 'search.json'}")
+            return
+        report = export_bundle(
+            checkpoint,
+            out,
+            samples,
+            int8=not fp32,
+            say=say,
+            target=target,
+            force=force,
+            recipe=load_recipe(target, recipe) if recipe else None,
+            **how,
+        )
+    print_report(report, out)
+    write_json(json_path, report)
+
+
+def print_report(report: dict[str, Any], out: Path) -> None:
+    """Parity, joints, times, weights, missed gates; what a Jetson Orin would need, which goes into `report`, too."""
+    from export.roofline import calibration_errors, predicted, table
+
+    engines = report["engines"]
+    click.echo(f"{'engine':14}{'tensor':10}{'cosine':>9}{'rms':>10}{'MB':>7}")
+    for name, engine in engines.items():
+        for tensor, row in engine["parity"].items():
+            click.echo(f"{name:14}{tensor:10}{row['cosine']:9.4f}{row['rms']:10.5f}{engine['megabytes']:7.2f}")
+    joints = report["joints_deg"]
+    click.echo(
+        f"joint goals apart: median {joints['p50']:.2f}, p99 {joints['p99']:.2f}, worst {joints['max']:.2f} degrees"
+    )
+    for name, engine in engines.items():
+        took = engine["time"]
+        click.echo(
+            f"{name:14}FP32 {took['fp32_ms']:7.2f} ms, shipped {took['ms']:7.2f} ms: {took['speedup']:.2f}x (CPU, 1 thread)"
+        )
+    small, large = (sum(e[k] for e in engines.values()) for k in ("weight_bytes", "fp32_weight_bytes"))
+    click.echo(f"weights: {small / 1e6:.2f} of {large / 1e6:.2f} MB ({small / large:.3f}); {report['seconds']} s")
+    for line in report["missed"]:
+        click.echo(f"GATE MISSED: {line}", err=True)
+    report["orin"] = predicted({name: out / "onnx" / f"{name}.onnx" for name in engines})
+    off = max(abs(e) for e in calibration_errors().values())
+    click.echo(f"\nTensorRT on a Jetson Orin, by a roofline that is up to {100 * off:.0f} % off on published figures:")
+    click.echo("\n".join(table(report["orin"])))
+    click.echo(f"bundle: {out}")

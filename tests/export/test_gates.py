@@ -1,0 +1,86 @@
+"""No bundle leaves that strays from FP32, brings nothing, or was made from bad observations."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from export import bundle as room
+from export.bundle import CHECKPOINT, export_bundle, observation_feeds, samples_path
+from export.gates import ExportError, cosine, missed
+from export.onnx import engines
+from runtime.bundle import Bundle
+
+
+def test_the_shipped_checkpoint_passes_every_gate(exported):
+    path, report = exported
+    assert report["missed"] == [] and "failed" not in Bundle.load(path).manifest.quantization
+    weights = [sum(e[k] for e in report["engines"].values()) for k in ("weight_bytes", "fp32_weight_bytes")]
+    assert weights[0] <= 0.35 * weights[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda r: r["engines"]["world_model"]["parity"]["tokens"].update(cosine=0.9899), "cosine of tokens is 0.9899"),
+        (lambda r: r["engines"]["predictive"]["parity"]["chunk"].update(cosine=0.994), "cosine of chunk"),
+        (lambda r: r["engines"]["predictive"]["parity"]["chunk"].update(cosine=float("nan")), "cosine of chunk"),
+        (lambda r: r["engines"]["fast"]["parity"]["gate"].update(flips=0.05), "decisions flip"),
+        (lambda r: r["engines"]["fast"]["time"].update(speedup=0.89), "only costs"),
+        (lambda r: r["engines"]["world_model"]["time"].update(ms=1e3), "brings nothing here"),
+        (lambda r: r["joints_deg"].update(max=9.0), "degrees apart"),
+    ],
+)
+def test_each_gate_is_missed_by_what_it_is_for(exported, change, says):
+    report = copy.deepcopy(exported[1])
+    change(report)
+    assert [says in m for m in missed(report, speed=True)] == [True]
+
+
+def test_a_missed_gate_writes_nothing_and_force_marks_the_bundle(tmp_path, monkeypatch, caplog):
+    """A real export of two engines from 32 observations."""
+    monkeypatch.setattr("export.gates.JOINT_MAX_DEG", -1.0)  # no model is better than that
+    monkeypatch.setattr(room, "engines", lambda model: {k: ENGINES(model)[k] for k in ("world_model", "predictive")})
+    few = _samples(tmp_path, **dict.fromkeys(("front", "wrist", "pose", "instruction"), lambda a: a[:32]))
+    out = tmp_path / "b.bundle"
+    with pytest.raises(ExportError, match="nothing was written"):
+        export_bundle(CHECKPOINT, out, few, int8=False)
+    assert list(tmp_path.iterdir()) == [few]
+    export_bundle(CHECKPOINT, out, few, int8=False, force=True)
+    assert Bundle.load(out).manifest.quantization["failed"]
+    assert "FAILED the gates" in caplog.text
+
+
+ENGINES = engines
+
+
+def _samples(tmp_path, **changes):
+    with np.load(samples_path(CHECKPOINT)) as raw:
+        arrays = {k: raw[k] for k in raw.files}
+    arrays.update({k: f(arrays[k]) for k, f in changes.items()})
+    np.savez(tmp_path / "s.npz", **arrays)
+    return tmp_path / "s.npz"
+
+
+def test_observations_that_are_not_numbers_are_refused(tmp_path):
+    def spoil(pose):
+        pose = pose.copy()
+        pose[3, 1] = np.nan
+        return pose
+
+    with pytest.raises(ExportError, match=r"'pose' .* not finite"):
+        observation_feeds(_samples(tmp_path, pose=spoil), {})
+
+
+def test_too_few_observations_are_refused(tmp_path):
+    few = _samples(tmp_path, **dict.fromkeys(("front", "wrist", "pose", "instruction"), lambda a: a[:31]))
+    with pytest.raises(ExportError, match="holds 31 observations, 32 are the least"):
+        observation_feeds(few, {})
+
+
+def test_cosine_sees_noise_that_a_shared_offset_hides():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(50, 4))
+    b = a + rng.normal(size=a.shape)
+    plain = float(((a + 100) * (b + 100)).sum() / np.linalg.norm(a + 100) / np.linalg.norm(b + 100))
+    assert plain > 0.999 and cosine(a + 100, b + 100) < 0.8

@@ -1,0 +1,126 @@
+"""Each rule is broken on the graph that really ships, one at a time."""
+
+import re
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from export.lint import lint
+
+
+@pytest.fixture(scope="module")
+def real(exported):
+    return onnx.load(exported[0] / "onnx" / "fast.onnx")
+
+
+def first(graph, kind, **wanted):
+    constants = {i.name for i in graph.initializer}
+    for n in graph.node:
+        if n.op_type == kind and (not wanted or (n.input[0] in constants) == wanted["weight"]):
+            return n
+    raise AssertionError(kind)
+
+
+def quantised_conv(graph):
+    between = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
+    return next(n for n in graph.node if n.op_type == "Conv" and set(n.input[:2]) <= between)
+
+
+def replace(graph, name, array):
+    stored = next(i for i in graph.initializer if i.name == name)
+    stored.CopyFrom(numpy_helper.from_array(array, name))
+
+
+def value(graph, name):
+    return numpy_helper.to_array(next(i for i in graph.initializer if i.name == name))
+
+
+def zero_point(m):
+    q = first(m.graph, "QuantizeLinear")
+    replace(m.graph, q.input[2], np.full_like(value(m.graph, q.input[2]), 3))
+
+
+def unsigned(m):
+    q = first(m.graph, "QuantizeLinear")
+    replace(m.graph, q.input[2], value(m.graph, q.input[2]).astype(np.uint8))
+
+
+def one_scale(m):
+    weight = quantised_conv(m.graph).input[1]
+    dq = next(n for n in m.graph.node if n.output[0] == weight)
+    replace(m.graph, dq.input[1], value(m.graph, dq.input[1])[:1])
+
+
+def half_quantised(m):
+    conv = quantised_conv(m.graph)
+    dq = next(n for n in m.graph.node if n.output[0] == conv.input[0])
+    q = next(n for n in m.graph.node if n.output[0] == dq.input[0])
+    conv.input[0] = q.input[0]
+
+
+def lonely(m):
+    q = first(m.graph, "QuantizeLinear")
+    for n in m.graph.node:
+        if n.op_type == "DequantizeLinear" and n.input[0] == q.output[0]:
+            n.input[0] = q.input[0]
+
+
+def apart(m):
+    x = m.graph.input[0].name
+    m.graph.node.extend([
+        helper.make_node("ReduceMean", [x], ["lint.mean"]), helper.make_node("Sub", [x, "lint.mean"], ["lint.less"]),
+        helper.make_node("Mul", ["lint.less", "lint.less"], ["lint.square"]), helper.make_node("ReduceMean", ["lint.square"], ["lint.var"]),
+    ])  # fmt: skip
+
+
+def unknown(m):
+    m.graph.node.append(helper.make_node("NonMaxSuppression", ["a", "b"], ["c"], name="nms"))
+
+
+def foreign(m):
+    m.graph.node.append(helper.make_node("FusedConv", ["a"], ["c"], domain="com.microsoft"))
+
+
+def loose(m):
+    m.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+def metadata(m):
+    p = m.metadata_props.add()
+    p.key, p.value = "source", "/home/someone/model.py"
+
+
+BREAKS = [
+    (zero_point, "zero point other than 0"), (unsigned, "is not int8"), (one_scale, "one scale for|one for each output channel"),
+    (half_quantised, "one quantised input"), (lonely, "not followed by a Dequantize|follows no Quantize"), (apart, "taken apart"),
+    (unknown, "NonMaxSuppression .* not among"), (foreign, "com.microsoft.FusedConv"), (loose, "no fixed shape"), (metadata, "metadata"),
+    (lambda m: setattr(m.opset_import[0], "version", 17), "opset 17"),
+]  # fmt: skip
+
+
+def test_what_ships_has_no_complaints(exported):
+    for file in sorted((exported[0] / "onnx").glob("*.onnx")):
+        assert lint(file, "onnxruntime") == [], file.name
+
+
+@pytest.mark.parametrize(("spoil", "says"), BREAKS, ids=[s for _, s in BREAKS])
+def test_a_broken_rule_is_found(real, tmp_path, spoil, says):
+    model = onnx.ModelProto()
+    model.CopyFrom(real)
+    spoil(model)
+    onnx.save(model, tmp_path / "spoilt.onnx")
+    assert any(re.search(says, c) for c in lint(tmp_path / "spoilt.onnx", "onnxruntime"))
+
+
+def test_int32_biases_are_for_onnxruntime_only(exported):
+    complaints = lint(exported[0] / "onnx" / "fast.onnx", "tensorrt")
+    assert complaints and all("--target tensorrt" in c for c in complaints)
+
+
+def test_layer_normalisation_is_whole_and_weights_are_int8(exported):
+    for name in ("world_model", "predictive"):
+        graph = onnx.load(exported[0] / "onnx" / f"{name}.onnx").graph
+        assert any(n.op_type == "LayerNormalization" for n in graph.node)
+        assert any(i.data_type == TensorProto.INT8 and len(i.dims) == 4 for i in graph.initializer)
