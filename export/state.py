@@ -48,7 +48,7 @@ def round_finished(tensors: Mapping[str, Tensor]) -> None:
 
 def pack_running(weight: Tensor, average: Tensor, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The values of one parameter as stored; they must be rounded."""
-    raw = weight.detach().cpu().contiguous().view(-1, 1).view(torch.uint8)
+    raw = weight.detach().cpu().flatten().view(torch.uint8).reshape(-1, 4)
     stored = {"weight": raw[:, 1:].contiguous(), "average": (average - weight).detach().half().cpu().contiguous()}
     return stored | {k: moments[k].bfloat16().cpu().contiguous() for k in MOMENTS}
 
