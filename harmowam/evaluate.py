@@ -68,6 +68,9 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     metavar="ENGINE=MS",
     help="world_model, predictive or fast: virtual latency of an engine.",
 )
+@click.option(
+    "--board", metavar="NAME:MODE", help="Latencies that TensorRT is predicted to have there, e.g. orin-nano-8gb:25w."
+)
 @click.option("--camera-fps", type=click.FloatRange(min=1), default=25.0, show_default=True)
 @click.option(
     "--bc", type=click.Path(path_type=Path), help="Bundle of the behaviour-cloning baseline, trained on task data."
@@ -98,6 +101,7 @@ def evaluate(
     split: str,
     start: str,
     latency: tuple[str, ...],
+    board: str | None,
     camera_fps: float,
     bc: Path | None,
     bc_play: Path | None,
@@ -115,6 +119,8 @@ def evaluate(
     from sim.virtual_time import Schedule
 
     schedule = Schedule(camera_hz=camera_fps)
+    if board:
+        schedule = dataclasses.replace(schedule, **predicted_latency(bundle, board))
     for item in latency:
         engine, _, ms = item.partition("=")
         if engine not in ("world_model", "predictive", "fast") or not ms.replace(".", "", 1).isdigit():
@@ -146,6 +152,20 @@ def evaluate(
         "bundle": bundle.name, "hash": digest(bundle), "seed": seed, "split": split, "cells": cells(found), "summary": summary(found),
         "schedule": dataclasses.asdict(schedule),
     })  # fmt: skip
+
+
+def predicted_latency(bundle: Path, name: str) -> dict[str, float]:
+    """Fields of a Schedule, ms: the engines alone, by `export.roofline`; pre-processing and transfers are not in them."""
+    from export.roofline import board_named, predicted
+    from runtime.bundle import Bundle
+
+    try:
+        board = board_named(name)
+    except ValueError as e:
+        raise UserError(str(e)) from e
+    files = {e: bundle / Bundle.load(bundle).manifest.engines[e].file for e in ("world_model", "predictive", "fast")}
+    row = predicted(files, [board])[0]
+    return {f"{e}_ms": float(row[e]) for e in files}
 
 
 def print_table(lines: list[list[str]]) -> None:

@@ -1,5 +1,6 @@
 """Evaluation on toy engines: who starts where, what is run again, and what the loop does in virtual time."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 from benchmarks import results
 from firmware_bridge.messages import Expert
 from harmowam.cli import main
+from harmowam.evaluate import predicted_latency
 from runtime.bundle import Bundle
 from runtime.steps import FastStep, SlowStep
 from sim import evaluate as ev
@@ -173,6 +175,7 @@ def test_what_makes_an_episode_another_makes_its_key_another(bundle):
         (["--policy", "best"], "--policy 'best' does not exist: use gated, reactive"),
         (["--environment", "mars"], "--environment 'mars' does not exist: use seen, background"),
         (["--latency", "gpu=3"], "write world_model=MS"),
+        (["--board", "pi"], "board 'pi' is not known: use one of orin-nano-8gb:7w, "),
         (["--policy", "bc"], "policy 'bc' needs its own bundle"),
         (["--task", "stack"], "does not know the task 'stack the red cube on the blue cube'"),
         (["--shard", "3/2"], "--shard 3/2 is not understood"),
@@ -181,6 +184,12 @@ def test_what_makes_an_episode_another_makes_its_key_another(bundle):
 def test_an_evaluation_that_cannot_be_is_refused_in_a_sentence(bundle, options, sentence):
     result = CliRunner().invoke(main, ["evaluate", "--bundle", str(bundle), "--task", "plate", *options])
     assert result.exit_code == 2 and sentence in result.output
+
+
+def test_a_slower_board_makes_every_engine_later(bundle):
+    fast, slow = (predicted_latency(bundle, f"Orin Nano 8GB:{mode}") for mode in ("MAXN_SUPER", "7W"))
+    assert set(fast) == {"world_model_ms", "predictive_ms", "fast_ms"} <= {f.name for f in dataclasses.fields(Schedule)}
+    assert all(0 < fast[k] < slow[k] for k in fast)
 
 
 def test_the_table_and_the_json(bundle, tmp_path):
