@@ -118,7 +118,26 @@ def export_engine(module: nn.Module, inputs: dict[str, tuple[int, ...]], outputs
             verbose=False,
         )
     assert program is not None
-    onnx.save(clean(fold_transposed_weights(program.model_proto)), str(path))
+    model = name_folded_weights(fold_transposed_weights(program.model_proto), module)
+    onnx.save(clean(model), str(path))
+
+
+def name_folded_weights(model: onnx.ModelProto, module: nn.Module) -> onnx.ModelProto:
+    """Give weights that the exporter transposed by itself, and renamed, the parameter's name with `.T` added, in place: recipes and
+    the search know layers by it."""
+    known = {k: p.detach().numpy().T for k, p in module.named_parameters() if p.ndim == 2}
+    names: dict[str, str] = {}
+    for stored in model.graph.initializer:
+        if stored.name.startswith("val_") and len(stored.dims) == 2:
+            array = onnx.numpy_helper.to_array(stored)
+            found = next((k for k, p in known.items() if p.shape == array.shape and np.array_equal(p, array)), None)
+            if found is not None:
+                names[stored.name] = f"{found}.T"
+                stored.name = f"{found}.T"
+    for node in model.graph.node:
+        for i, value in enumerate(node.input):
+            node.input[i] = names.get(value, value)
+    return model
 
 
 def fold_transposed_weights(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,0 +1,63 @@
+"""The search for a recipe and the TensorRT form, on a model of toy size."""
+
+import json
+
+import onnx
+import pytest
+import torch
+
+from export.bundle import export_bundle, pick_samples, samples_path
+from export.checkpoint import save_checkpoint
+from export.gates import COSINE
+from export.lint import lint
+from export.models import HarmoWam
+from export.onnx import engines, export_engine
+from export.quantise import load_recipe
+from export.search import groups, search
+from runtime.bundle import Bundle
+from tests.training import SMALL
+
+
+@pytest.fixture(scope="module")
+def untrained(drawn, tmp_path_factory):
+    path = tmp_path_factory.mktemp("untrained") / "small.safetensors"
+    torch.manual_seed(0)
+    save_checkpoint(path, HarmoWam(SMALL), drawn.cameras, drawn.task_instructions, {})
+    pick_samples(drawn, samples_path(path))
+    return path
+
+
+def test_what_leaves_for_tensorrt_is_what_tensorrt_takes(untrained, tmp_path):
+    """--force: nothing was trained, so the gates have nothing to hold on to."""
+    export_bundle(untrained, tmp_path / "b", target="tensorrt", force=True)
+    manifest = Bundle.load(tmp_path / "b").manifest
+    assert manifest.quantization["target"] == "tensorrt"
+    int8 = 0
+    for engine in manifest.engines.values():
+        model = onnx.load(tmp_path / "b" / engine.file)
+        kinds = {i.data_type for i in model.graph.initializer}
+        assert onnx.TensorProto.INT32 not in kinds and lint(tmp_path / "b" / engine.file, "tensorrt") == []
+        int8 += onnx.TensorProto.INT8 in kinds
+    assert int8 == len(manifest.engines)
+
+
+@pytest.mark.slow
+def test_the_search_names_groups_measures_them_and_writes_a_recipe_that_export_takes(untrained, tmp_path):
+    found = search(untrained, tmp_path / "s", observations=8)
+    assert found == json.loads((tmp_path / "s" / "search.json").read_text())
+    recipe = load_recipe("onnxruntime", tmp_path / "s" / "recipe.json")
+    for name, engine in found["engines"].items():
+        assert engine["groups"], name
+        for row in engine["groups"].values():
+            assert row["layers"] > 0 and row["speedup"] > 0 and set(row["cosine"]) <= set(COSINE) | set(row["cosine"])
+        assert set(engine["chosen"]) <= set(engine["groups"])
+        assert len(recipe["quantise"][name]) == len(engine["chosen"])
+
+
+@pytest.mark.parametrize("name", ["world_model", "predictive"])
+def test_every_layer_belongs_to_a_group_that_says_where_it_is(name, tmp_path):
+    torch.manual_seed(0)
+    module, inputs, outputs = engines(HarmoWam(SMALL))[name]
+    export_engine(module, inputs, outputs, tmp_path / "e.onnx")
+    named = groups(onnx.load(tmp_path / "e.onnx"))
+    assert named and all(g.startswith(("tokeniser.", "world.", "predictive.")) for g in named), named
