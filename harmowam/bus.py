@@ -23,7 +23,11 @@ baud_option = click.option(
     "--baud", type=int, multiple=True, help="Only this baud rate (default: all that servos have)."
 )
 protocol_option = click.option(
-    "--protocol", type=click.Choice(["feetech", "dynamixel", "both"]), default="both", show_default=True
+    "--protocol",
+    type=click.Choice(["feetech", "dynamixel", "both"]),
+    default="both",
+    show_default=True,
+    help="Which servos to look for.",
 )
 
 

@@ -75,7 +75,9 @@ def _pictures(pattern: str) -> list[tuple[str, Any]]:
 
 @calibrate.command()
 @click.argument("out", type=click.Path(path_type=Path), default=Path("board.pdf"))
-@click.option("--board", "text", default=BOARD, show_default=True)
+@click.option(
+    "--board", "text", default=BOARD, show_default=True, help="KIND:COLUMNSxROWS:SQUARE[:MARKER:DICTIONARY], metres."
+)
 @json_option
 @errors
 def board(out: Path, text: str, json_path: Path | None) -> None:
@@ -97,8 +99,16 @@ def board(out: Path, text: str, json_path: Path | None) -> None:
 @robot_option
 @camera_option
 @images_option
-@click.option("--board", "text", default=BOARD, show_default=True)
-@click.option("--model", type=click.Choice(["pinhole", "rational", "fisheye"]), default="rational", show_default=True)
+@click.option(
+    "--board", "text", default=BOARD, show_default=True, help="KIND:COLUMNSxROWS:SQUARE[:MARKER:DICTIONARY], metres."
+)
+@click.option(
+    "--model",
+    type=click.Choice(["pinhole", "rational", "fisheye"]),
+    default="rational",
+    show_default=True,
+    help="Of the lens.",
+)
 @click.option(
     "--mount",
     type=click.Choice(["base", "arm"]),
@@ -158,13 +168,21 @@ def intrinsics(
 @calibrate.command(name="hand-eye")
 @robot_option
 @camera_option
-@click.option("--board", "text", default="charuco:7x5:0.020:0.015:4x4_50", show_default=True)
-@click.option("--mount", type=click.Choice(["base", "arm"]), default="base", show_default=True)
-@click.option("--poses", default=15, show_default=True)
+@click.option(
+    "--board",
+    "text",
+    default="charuco:7x5:0.020:0.015:4x4_50",
+    show_default=True,
+    help="On the table, or in the gripper.",
+)
+@click.option(
+    "--mount", type=click.Choice(["base", "arm"]), default="base", show_default=True, help="Where the camera sits."
+)
+@click.option("--poses", default=15, show_default=True, help="How many the arm visits.")
 @click.option("--precision", default="0.5,2", show_default=True, help="The arm's own precision: degrees, mm.")
 @click.option("--offsets", default=0.5, show_default=True, help="Joint zero errors to estimate, degrees; 0: none.")
 @click.option("--port", help="Serial port (default: the robot file's).")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of the poses.")
 @click.option("--dry-run", is_flag=True, help="Compute and report, store nothing.")
 @store_option
 @report_option

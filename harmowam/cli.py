@@ -91,7 +91,11 @@ json_option = click.option(
     "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Also write the numbers to this file."
 )
 bundle_option = click.option(
-    "--bundle", type=click.Path(path_type=Path), default=Path("out/so101.bundle"), show_default=True
+    "--bundle",
+    type=click.Path(path_type=Path),
+    default=Path("out/so101.bundle"),
+    show_default=True,
+    help="What `harmowam export` wrote.",
 )
 robot_option = click.option("--robot", default="sim_so101", show_default=True, help="A shipped robot or a robot file.")
 
@@ -132,15 +136,19 @@ def say(line: str) -> None:
     click.echo(f"  {line}", err=True)
 
 
-@main.command()
+@main.command(short_help="Record the scripted expert in simulation as a dataset.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("data/table_top"), show_default=True
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("data/table_top"),
+    show_default=True,
+    help="Folder of the dataset; parts that are there are kept.",
 )
 @click.option(
     "--episodes", type=click.IntRange(min=0), default=100, show_default=True, help="Demonstrations of each task."
 )
 @click.option("--play", type=click.IntRange(min=0), default=600, show_default=True, help="Task-agnostic episodes.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Of all starts and disturbances.")
 @json_option
 @errors
 def collect(out: Path, episodes: int, play: int, seed: int, json_path: Path | None) -> None:
@@ -156,10 +164,16 @@ def collect(out: Path, episodes: int, play: int, seed: int, json_path: Path | No
 @bundle_option
 @robot_option
 @click.option("--task", help="Instruction; a simulated robot draws one from --seed.")
-@click.option("--seconds", default=20.0, show_default=True)
+@click.option("--seconds", default=20.0, show_default=True, help="How long to drive.")
 @click.option("--port", help="Serial port (default: the robot file's).")
 @click.option("--seed", default=0, show_default=True, help="Start of the simulated robot.")
-@click.option("--policy", type=click.Choice(["gated", "reactive", "predictive"]), default="gated", show_default=True)
+@click.option(
+    "--policy",
+    type=click.Choice(["gated", "reactive", "predictive"]),
+    default="gated",
+    show_default=True,
+    help="Both experts and the gate, or one expert throughout.",
+)
 @click.option("--record", type=click.Path(path_type=Path), help="Folder for the recorded episode and its report.")
 @click.option(
     "--fault", multiple=True, metavar="NAME@SECONDS", help="Inject a fault into the virtual bus (see bus campaign)."
@@ -219,9 +233,15 @@ def run(
         sys.exit(130)
 
 
-@main.command()
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out/demo"), show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@main.command(short_help="Export, drive the simulated arm, write a report and a film.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("out/demo"),
+    show_default=True,
+    help="Folder of report and film.",
+)
+@click.option("--seed", default=0, show_default=True, help="Start of the simulated robot.")
 @click.option("--seconds", default=20.0, show_default=True, help="At most; the run ends with success.")
 @json_option
 @errors

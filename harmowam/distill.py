@@ -11,7 +11,7 @@ from harmowam.cli import errors, json_option, write_json
 from harmowam.train import PATH, changed, read, training_options
 
 
-@click.command()
+@click.command(short_help="Teach a student to imagine in one step.")
 @click.argument("checkpoint", type=PATH)
 @training_options
 @click.option("--out", type=PATH, required=True, help="The student's checkpoint.")

@@ -13,7 +13,7 @@ from harmowam.cli import errors, json_option, robot_option, write_json
 MARKS = {"ok": "  ok  ", "warn": " warn ", "bad": " BAD  "}
 
 
-@click.command()
+@click.command(short_help="Check what this machine needs to drive an arm.")
 @robot_option
 @click.option("--strict", is_flag=True, help="Exit code 1 for warnings, too.")
 @json_option

@@ -19,7 +19,7 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-@click.command()
+@click.command(short_help="Count successes in simulation, by policy and environment.")
 @bundle_option
 @click.option(
     "--policy",
@@ -71,7 +71,7 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 @click.option(
     "--board", metavar="NAME:MODE", help="Latencies that TensorRT is predicted to have there, e.g. orin-nano-8gb:25w."
 )
-@click.option("--camera-fps", type=click.FloatRange(min=1), default=25.0, show_default=True)
+@click.option("--camera-fps", type=click.FloatRange(min=1), default=25.0, show_default=True, help="Of both cameras.")
 @click.option(
     "--bc", type=click.Path(path_type=Path), help="Bundle of the behaviour-cloning baseline, trained on task data."
 )

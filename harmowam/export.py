@@ -13,9 +13,9 @@ from harmowam.cli import UserError, errors, json_option, say, write_json
 PATH = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(short_help="Turn a checkpoint into a checked INT8 bundle.")
 @click.argument("checkpoint", type=PATH, required=False)
-@click.option("--out", type=PATH, default=Path("out/so101.bundle"), show_default=True)
+@click.option("--out", type=PATH, default=Path("out/so101.bundle"), show_default=True, help="Folder of the bundle.")
 @click.option("--samples", type=PATH, help="Calibration observations (default: beside the checkpoint).")
 @click.option("--dataset", type=PATH, help="Or a LeRobotDataset of yours to draw 256 of them from.")
 @click.option("--fp32", is_flag=True, help="Do not quantise (the reference).")
@@ -24,7 +24,13 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--action-steps", type=click.IntRange(1, 100), help="Of the predictive expert, likewise.")
 @click.option("--text-encoder", type=PATH, help="The sentence encoder's folder, if trained with one.")
-@click.option("--target", type=click.Choice(["onnxruntime", "tensorrt"]), default="onnxruntime", show_default=True)
+@click.option(
+    "--target",
+    type=click.Choice(["onnxruntime", "tensorrt"]),
+    default="onnxruntime",
+    show_default=True,
+    help="Who runs it.",
+)
 @click.option("--force", is_flag=True, help="Write the bundle, marked as failed, although it misses a gate.")
 @click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False), help="A recipe that --search wrote.")
 @click.option("--search", is_flag=True, help="Find a recipe: error and time of each group of layers, into OUT.search/.")
@@ -57,6 +63,10 @@ def export(
         raise UserError("--samples and --dataset both say where observations come from: give one of them.")
     checkpoint = checkpoint or CHECKPOINT
     how: dict[str, Any] = {"world_steps": world_steps, "action_steps": action_steps, "text_encoder": text_encoder}
+    try:
+        own = load_recipe(target, recipe) if recipe else None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{recipe} is no recipe ({e}): take one that `harmowam export --search` wrote.") from e
     if certify:
         from export.certify import certify as play
 
@@ -89,7 +99,7 @@ def export(
             say=say,
             target=target,
             force=force,
-            recipe=load_recipe(target, recipe) if recipe else None,
+            recipe=own,
             **how,
         )
     print_report(report, out)

@@ -66,13 +66,13 @@ def _injected(items: tuple[str, ...]) -> dict[str, float]:
     return out
 
 
-@click.command()
+@click.command(short_help="Where each millisecond goes.")
 @bundle_option
 @robot_option
-@click.option("--seconds", default=60.0, show_default=True)
+@click.option("--seconds", default=60.0, show_default=True, help="How long to drive.")
 @click.option("--task", help="Instruction; a simulated robot draws one from --seed.")
 @click.option("--port", help="Serial port (default: the robot file's).")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, help="Start of the simulated robot.")
 @click.option(
     "--fps", type=float, help="Rate of a simulated robot's cameras and of the fast loop (default: the robot file's)."
 )

@@ -11,7 +11,7 @@ import click
 from harmowam.cli import errors, json_option, write_json
 
 
-@click.command()
+@click.command(short_help="Run a log's inputs through the same engines again.")
 @click.argument("log", type=click.Path(path_type=Path))
 @click.option(
     "--bundle", type=click.Path(path_type=Path), help="Another bundle than the run's: where do its actions differ?"

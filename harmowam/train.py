@@ -25,7 +25,9 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What training and distillation have in common."""
     for option in reversed(
         [
-            click.option("--dataset", type=PATH, default=Path("data/table_top"), show_default=True),
+            click.option(
+                "--dataset", type=PATH, default=Path("data/table_top"), show_default=True, help="LeRobotDataset v3."
+            ),
             click.option("--units", type=click.Choice(["degrees", "rad"]), help="Of a dataset that lerobot recorded."),
             click.option(
                 "--cameras", type=PATH, help="Calibrations of such a dataset's cameras: front.json, wrist.json."
@@ -46,7 +48,13 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option("--bf16/--fp32", default=None, help="Arithmetic (default: bf16 where the processor has it)."),
             click.option("--text-encoder", type=PATH, help="Folder of a Hugging Face sentence encoder."),
-            click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+            click.option(
+                "--seed",
+                type=click.IntRange(min=0),
+                default=0,
+                show_default=True,
+                help="Of weights, batches and noise.",
+            ),
         ]
     ):
         command = option(command)
@@ -82,7 +90,7 @@ def read(dataset: Path, run: Path, units: str | None, cameras: Path | None) -> D
     return load_demonstrations(dataset, run / "pictures", units=units, calibration=calibration)
 
 
-@click.command()
+@click.command(short_help="Train the model, or a baseline, on a dataset.")
 @training_options
 @click.option(
     "--run",

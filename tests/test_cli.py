@@ -12,6 +12,7 @@ import threading
 import time
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -204,3 +205,22 @@ def test_what_killed_runs_left_in_memory_is_swept_and_nothing_else(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
         [f"harmowam-{os.getpid()}-x", "harmowam-abc-x", "other"]
     )
+
+
+def verbs(command, path=()):
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            yield from verbs(command.get_command(context, name), (*path, name))
+    else:
+        yield path, command
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), list(verbs(main)), ids=lambda x: " ".join(x) if isinstance(x, tuple) else ""
+)
+def test_every_verb_and_option_says_what_it_is(path, command):
+    assert command.get_short_help_str(200)
+    assert not [p.opts for p in command.params if isinstance(p, click.Option) and not p.help]
+    if len(path) == 1:  # `harmowam --help` shows it whole on a terminal of 80 columns
+        assert len(command.get_short_help_str(200)) <= 66 and not command.get_short_help_str(66).endswith("...")

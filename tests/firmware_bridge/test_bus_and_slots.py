@@ -222,7 +222,7 @@ def test_a_command_between_two_ticks_is_on_the_wire_before_the_next():
         return loop.tick(now, command, RequestKind.ARM)
 
     def command(q, seq):
-        return Command(now, now + 75_000_000, np.float32(q), np.zeros(6, np.float32), seq=seq)
+        return Command(now, now + 75_000_000, np.asarray(q, np.float32), np.zeros(6, np.float32), seq=seq)
 
     for _ in range(80):
         state = tick()

@@ -89,7 +89,9 @@ def test_commands_that_correct_a_tick_keep_the_limits_between_ticks(sequence, da
         d = bench.tick(np.clip(target, LOW, HIGH))
         assert d.state == SafetyState.ACTIVE
         if data.draw(st.booleans()):
-            late = Command(bench.now, bench.now + S // 10, np.float32(np.roll(target, 1)), np.zeros(6, np.float32))
+            late = Command(
+                bench.now, bench.now + S // 10, np.roll(target, 1).astype(np.float32), np.zeros(6, np.float32)
+            )
             bench.q = bench.safety.revise(bench.now, late, Measurement(bench.q, bench.qd, bench.bits))
         kept.append(bench.safety.goal.copy())
     v, a, j = (np.diff(kept, n, axis=0) / DT**n for n in (1, 2, 3))
