@@ -92,6 +92,9 @@ class WorldModel(nn.Module):
         d = cfg.condition
         channels = cfg.latent_channels
         self.text = nn.Linear(cfg.text_ngrams, cfg.text_dim)
+        nn.init.normal_(
+            self.text.weight
+        )  # sentences are unit vectors that differ in a word: else all would begin alike
         self.condition = nn.Sequential(
             nn.Linear(64 + cfg.text_dim + len(cfg.proprio), d), nn.SiLU(), nn.Linear(d, d), nn.SiLU()
         )

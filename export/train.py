@@ -78,6 +78,11 @@ class Labels:
         self.other[data.next_event > grasps(data)[data.episode]] = -1
         # What a robot would have been told here.
         self.said = np.where((self.other >= 0)[:, None], self.asked[self.other], self.text)
+        # Rows in which the words decide what comes next: more than one thing could be meant, and none is held yet.
+        several = np.array([s in TASKS and len(TASKS[s].instructions) > 1 for s in data.scenes])[data.episode]
+        pressing = np.array([s == "press" for s in data.scenes])[data.episode] & ~data.play
+        begun = data.next_event > grasps(data)[data.episode]
+        self.ambiguous = several & (pressing | ~begun) & (~data.play | (self.other >= 0))
         # A task's contacts, and those of play that one of the tasks could have asked for.
         self.skilled = ~data.play | ((self.other >= 0) & (self.gate > 0.5))
 
@@ -148,6 +153,8 @@ class Trainer(Loop):
             self._encode_all()
         if name == "world":
             m.world.tokens.requires_grad_(False)
+            weight = np.where(self.labels.ambiguous, 3.0, 1.0)  # else the words would matter in a quarter of the rows
+            self.asked_for = np.cumsum(weight / weight.sum())
         if name == "experts":
             self._imagine_all()
 
@@ -173,7 +180,7 @@ class Trainer(Loop):
         return {"reconstruction": (weight * (error.abs() + 2 * error**2)).mean()}
 
     def _world_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
-        rows = rng.integers(len(self.data.pose), size=batch)
+        rows = np.minimum(np.searchsorted(self.asked_for, rng.random(batch)), len(self.data.pose) - 1)
         now, future = self.latents[rows].float(), self._future(rows)
         # Few Euler steps at run time: half of the batch trains where they start, at pure noise.
         t = torch.from_numpy(np.where(rng.random(batch) < 0.4, 0.0, rng.random(batch)).astype(np.float32)).to(
@@ -249,7 +256,7 @@ class Trainer(Loop):
         told[:, 1] = self._row(~self.data.play, rows).float()
         gate = (F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none") * told).mean()
         # Reactive expert: half true, half generated futures; the newest frame may be up to 0.4 s younger than the Prior's.
-        rows = rng.integers(len(lab.gate), size=batch // 4)
+        rows = rng.integers(len(lab.gate), size=max(1, batch // 4))
         newest = np.minimum(rows + rng.integers(0, 9, len(rows)), self.data.next_event[rows])
         futures = torch.where(
             torch.from_numpy(rng.random(len(rows)) < 0.5).to(self.device)[:, None, None, None],

@@ -6,10 +6,13 @@ import torch
 
 from export.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from export.config import Config
-from export.data import collect, load_demonstrations
+from export.data import Demonstrations, collect, load_demonstrations
 from export.lerobot import DataError
-from export.train import Labels, Trainer
+from export.models import HarmoWam
+from export.text import ngrams
+from export.train import Labels, Trainer, normalise
 from sim.tasks import INSTRUCTIONS
+from tests.dataset import camera
 from tests.training import PLAN, SMALL
 
 
@@ -75,3 +78,44 @@ def test_datasets_that_are_absent_or_of_another_rate_are_said(dataset, tmp_path)
         load_demonstrations(tmp_path)
     with pytest.raises(DataError, match="rows/s"):
         load_demonstrations(dataset, rate_hz=10.0)
+
+
+def played(text, scene, jaw=0.05, play=True):
+    """One episode of 40 rows on the table of `scene`: down at row 20 and up again, the jaw shut from row 20 on."""
+    n = 40
+    pose = np.tile(np.array([0.2, 0.0, 0.09, 1.4, 0.0, 0.6], np.float32), (n, 1))
+    pose[14:26, 2] = 0.02
+    target = pose.copy()
+    target[20:, 5] = jaw
+    following = np.where(np.arange(n) < 20, 20, n - 1).astype(np.int32)
+    pictures = np.zeros((n, 3, 96, 96), np.uint8)
+    rows = np.zeros(n, np.int32)
+    return Demonstrations(
+        pictures, pictures, pose, target, following, np.array([20], np.int32), rows, np.full(n, n - 1), [text], [scene],
+        np.full(n, play), {n: camera(n) for n in ("front", "wrist")}, 20.0,
+    )  # fmt: skip
+
+
+def test_play_that_a_task_could_have_asked_for_teaches_contacts_up_to_the_grasp():
+    labels = Labels(played("take the red cube away", "plate"), Config())
+    taught = np.flatnonzero(labels.skilled)
+    assert taught.min() == 14 - 1 and taught.max() == 19  # the gate's window, to the row before the grasp
+    asked = ngrams("put the red cube on the plate", 512)
+    assert np.array_equal(labels.said[0], asked) and not np.array_equal(labels.text[0], asked)
+    assert np.array_equal(labels.said[30], labels.text[30])  # what was done with it then, no task asks for
+
+
+def test_other_play_teaches_no_contacts():
+    for text, scene in (("touch the plate", "plate"), ("take the red cube away", "")):
+        labels = Labels(played(text, scene), Config())
+        assert not labels.skilled.any() and np.array_equal(labels.said, labels.text)
+    assert Labels(played("put the red cube on the plate", "plate", play=False), Config()).skilled.all()
+
+
+def test_actions_are_scaled_by_what_is_done_near_things(data):
+    labels = Labels(data, Config())
+    model = HarmoWam(SMALL)
+    normalise(model, data, labels)
+    near = ~data.play & (labels.gate > 0.5)
+    assert np.allclose(model.action_std[7, 1:3], labels.chunk[near][:, 7, 1:3].std(0), rtol=0.01)
+    assert (model.action_std[7, 1:3] < torch.from_numpy(labels.chunk[~data.play][:, 7, 1:3].std(0))).all()
