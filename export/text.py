@@ -34,13 +34,18 @@ class Encoder:
 
 
 def ngrams(text: str, size: int) -> np.ndarray:
-    """Unit-length float32[size] of hashed word and 3- to 5-character n-gram counts."""
-    padded = f" {' '.join(text.lower().split())} "
-    pieces = padded.split() + [padded[i : i + n] for n in (3, 4, 5) for i in range(len(padded) - n + 1)]
+    """Unit-length float32[size] of hashed counts: 3- to 5-character n-grams, and, three times as heavy, one to three words in a row.
+
+    Without the rows of words "stack the red cube on the blue cube" and "stack the blue cube on the red cube" would be one vector.
+    """
+    words = text.lower().split()
+    padded = f" {' '.join(words)} "
+    pieces = [(" ".join(words[i : i + n]), 3.0) for n in (1, 2, 3) for i in range(len(words) - n + 1)]
+    pieces += [(padded[i : i + n], 1.0) for n in (3, 4, 5) for i in range(len(padded) - n + 1)]
     out = np.zeros(size, np.float32)
-    for piece in pieces:
+    for piece, weight in pieces:
         h = zlib.crc32(piece.encode())
-        out[h % size] += 1.0 if h & 0x80000000 else -1.0
+        out[h % size] += weight if h & 0x80000000 else -weight
     return out / max(float(np.linalg.norm(out)), 1e-6)
 
 
