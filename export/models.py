@@ -111,6 +111,8 @@ class WorldModel(nn.Module):
         self.attention_norm = nn.LayerNorm(c2)
         self.mid2 = Residual(c2, c2, d)
         self.tokens = nn.Sequential(nn.LayerNorm(c2), nn.Linear(c2, cfg.token_channels))
+        # Trained beside the flow and not exported: where on a 24x24 map the gripper acts next. Pixels say little of what words mean.
+        self.where = nn.Sequential(nn.LayerNorm(c2), nn.Linear(c2, 16))
         self.up = conv(c2, c1)
         self.up1 = Residual(2 * c1, c1, d)
         self.up2 = Residual(c1, c1, d)
@@ -121,6 +123,11 @@ class WorldModel(nn.Module):
     def embed(self, ngrams: Tensor) -> Tensor:
         """Instruction embedding [B, text_dim] of hashed n-gram counts [B, text_ngrams]; at run time only looked up."""
         return torch.tanh(self.text(ngrams))
+
+    def acts_next(self, mid: Tensor) -> Tensor:
+        """Logits [B, 576] of a 24x24 map, from mid-layer features [B, 36, c2]."""
+        side = self.cfg.token_size
+        return F.pixel_shuffle(self.where(mid).transpose(1, 2).reshape(-1, 16, side, side), 4).flatten(1)
 
     def forward(self, future: Tensor, t: Tensor, now: Tensor, text: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
         """Velocity [B, futures*C, 12, 12] and mid-layer features [B, 36, c2]."""

@@ -38,8 +38,8 @@ class Plan:
     """
 
     tokeniser: Stage = (3000, 48, 8e-4)
-    world: Stage = (5000, 64, 6e-4)
-    experts: Stage = (9000, 96, 7e-4)
+    world: Stage = (4500, 64, 6e-4)
+    experts: Stage = (10000, 96, 7e-4)
     seed: int = 0
     shards: int = 2
     bf16: bool | None = None
@@ -194,8 +194,15 @@ class Trainer(Loop):
         said = np.where(relabelled[:, None], lab.said[rows], lab.text[rows])
         with self._cast():
             text = self.model.world.embed(torch.from_numpy(said).to(self.device))
-            velocity, _ = self.model.world(x, t, now, text, self._state(rows))
-        return {"flow": (weight * (velocity.float() - (future - noise)) ** 2).mean()}
+            velocity, mid = self.model.world(x, t, now, text, self._state(rows))
+            where = self.model.world.acts_next(mid)
+        # The words move a few cells of the picture: asking where the gripper will act teaches them far sooner than pixels do.
+        asked = (t == 0).float()  # later the noisy future itself shows it
+        place = heat_loss(where, self._row(lab.cell, rows), self.cfg.heatmap)
+        return {
+            "flow": (weight * (velocity.float() - (future - noise)) ** 2).mean(),
+            "where": 0.1 * (place * asked).sum() / asked.sum().clamp_min(1),
+        }
 
     def _imagine_all(self) -> None:
         """Mid-layer features and generated futures of every row, by the frozen world model at one noise each."""
@@ -264,19 +271,24 @@ class Trainer(Loop):
         )  # fmt: skip
         with self._cast():
             heat, reach = m.reactive(self.latents[newest].float(), futures)
-        side = self.cfg.heatmap
-        grid = torch.arange(side, device=self.device, dtype=torch.float32)
-        cell = self._row(lab.cell, rows)
-        spread = torch.exp(
-            -((grid[None, None, :] - cell[:, 0, None, None]) ** 2 + (grid[None, :, None] - cell[:, 1, None, None]) ** 2)
-            / (2 * 0.8**2)
-        )
-        spread = spread.flatten(1) / spread.sum((1, 2))[:, None].clamp_min(1e-6)
-        heat_loss = -(spread * F.log_softmax(heat.float(), -1)).sum(-1).mean()
+        place = heat_loss(heat, self._row(lab.cell, rows), self.cfg.heatmap).mean()
         reach_loss = F.smooth_l1_loss(
             reach.float(), (self._row(lab.reach, rows) - m.reach_mean) / m.reach_std, beta=0.1
         )
-        return {"predictive": predictive, "reactive": 0.1 * (heat_loss + reach_loss), "gate": 0.05 * gate}
+        return {"predictive": predictive, "reactive": 0.1 * (place + reach_loss), "gate": 0.05 * gate}
+
+
+def heat_loss(logits: Tensor, cell: Tensor, side: int) -> Tensor:
+    """Cross-entropy [B] of a square map's logits [B, n*n] against a spot round `cell` [B, 2] (column, row of a side x side map)."""
+    n = math.isqrt(logits.shape[1])
+    at = (cell + 0.5) * (n / side) - 0.5
+    grid = torch.arange(n, device=logits.device, dtype=torch.float32)
+    spot = torch.exp(
+        -((grid[None, None, :] - at[:, 0, None, None]) ** 2 + (grid[None, :, None] - at[:, 1, None, None]) ** 2)
+        / (2 * 0.8**2)
+    ).flatten(1)
+    spot = spot / spot.sum(1, keepdim=True).clamp_min(1e-6)
+    return -(spot * F.log_softmax(logits.float(), -1)).sum(-1)
 
 
 def displace(now: Tensor, mids: Tensor, near: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
