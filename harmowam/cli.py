@@ -67,6 +67,9 @@ def errors(command: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            click.echo("stopped", err=True)
+            sys.exit(130)
         except ModuleNotFoundError as e:
             if e.name not in EXTRAS:
                 raise

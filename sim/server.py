@@ -138,10 +138,16 @@ def start(
         slot_path(slots, name).unlink(missing_ok=True)
     command = [sys.executable, "-m", "sim.server", "--slots", str(slots), "--seed", str(seed), "--fps", str(fps)]
     command += [*(["--task", task] if task else []), *(x for f in faults for x in ("--fault", f))]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # Its own session: Ctrl-C is the parent's, who ends it; a child that is still importing would answer with a traceback.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], timeout_s)
-    line = process.stdout.readline() if ready else ""
+    try:
+        ready, _, _ = select.select([process.stdout], [], [], timeout_s)
+        line = process.stdout.readline() if ready else ""
+    except BaseException:
+        process.terminate()
+        process.communicate()
+        raise
     if not line:
         process.terminate()
         process.communicate()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -176,6 +177,22 @@ def test_ctrl_c_lowers_the_arm_and_lets_go_in_a_ramp(bench, bundle):
     assert len(limits) > 5  # in a ramp, not dropped
     assert "lowering the arm" in driver.stdout.read()
     driver.stdout.close()
+
+
+def test_ctrl_c_while_the_simulator_starts_ends_quietly_and_leaves_nothing(bundle):
+    command = [sys.executable, "-m", "harmowam.cli", "run", "--bundle", str(bundle), "--seconds", "60"]
+    group = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    for line in group.stdout:
+        if "starting the simulated robot" in line:
+            break
+    time.sleep(0.3)  # it is still importing
+    children = [int(p) for p in Path(f"/proc/{group.pid}/task/{group.pid}/children").read_text().split()]
+    os.killpg(group.pid, signal.SIGINT)  # what a terminal does
+    said, _ = group.communicate(timeout=20)
+    assert children and group.returncode == 130 and "Traceback" not in said
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
 
 def test_the_simulated_robot_is_driven_end_to_end(bundle, tmp_path):
