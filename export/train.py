@@ -39,7 +39,7 @@ class Plan:
 
     tokeniser: Stage = (3000, 48, 8e-4)
     world: Stage = (4500, 64, 6e-4)
-    experts: Stage = (10000, 96, 7e-4)
+    experts: Stage = (8000, 96, 7e-4)
     seed: int = 0
     shards: int = 2
     bf16: bool | None = None
