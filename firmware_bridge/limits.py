@@ -45,7 +45,6 @@ class Limiter:
         """Start anew, at rest at `q`."""
         self._ahead, self._rate = q.copy(), np.zeros_like(q)  # first stage: goal and velocity
         self._recent = deque([q.copy()] * self.window, self.window)
-        self._before = (self._ahead, self._rate, self._recent[0])
         self.goal: np.ndarray = q.copy()
 
     @property
@@ -55,27 +54,18 @@ class Limiter:
 
     def step(self, target: np.ndarray, velocity: np.ndarray) -> np.ndarray:
         """Next goal towards `target`, no faster than `velocity` as soon as braking has brought it there."""
-        ahead, rate = limit_step(
+        self._ahead, self._rate = limit_step(
             target, self._ahead, self._rate, self.dt, velocity, self.acceleration, self.lower, self.upper
         )
-        return self._take(ahead, rate)
-
-    def undo(self) -> None:
-        """Forget the last step (one, not more): the next one starts where it started, so the limits hold between what is kept."""
-        self._ahead, self._rate, oldest = self._before
-        self._recent.pop()
-        self._recent.appendleft(oldest)
-        self.goal = np.add.reduce(self._recent) / self.window
-
-    def _take(self, ahead: np.ndarray, rate: np.ndarray) -> np.ndarray:
-        self._before = (self._ahead, self._rate, self._recent[0])
-        self._ahead, self._rate = ahead, rate
-        self._recent.append(ahead)
+        self._recent.append(self._ahead)
         self.goal = np.add.reduce(self._recent) / self.window
         return self.goal
 
     def brake(self) -> np.ndarray:
         """Next goal on the shortest way to a standstill."""
         slower = np.maximum(np.abs(self._rate) - self.acceleration * self.dt, 0.0)
-        rate = np.sign(self._rate) * slower
-        return self._take(self._ahead + rate * self.dt, rate)
+        self._ahead = self._ahead + np.sign(self._rate) * slower * self.dt
+        self._rate = np.sign(self._rate) * slower
+        self._recent.append(self._ahead)
+        self.goal = np.add.reduce(self._recent) / self.window
+        return self.goal

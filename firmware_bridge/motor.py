@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from firmware_bridge.arm import NO_REPLY, Arm, ArmConfig, ArmError, Measurement
+from firmware_bridge.arm import Arm, ArmConfig, ArmError
 from firmware_bridge.bus import Bus
 from firmware_bridge.clock import Ticker, real_time
 from firmware_bridge.estop import EStop, EStopError
@@ -30,15 +30,10 @@ EXIT_SAFE_STOP, EXIT_FAULT, EXIT_PORT_LOST = 3, 4, 6
 RELEASE_NS = 100_000_000
 INSIST_NS = 3_000_000_000  # so long a servo that does not let go is told again: a stalled bus may come back
 LOOK_EVERY = 10  # ticks between looks for new slots
-ROOM_NS = 700_000  # before a tick: a goal that is corrected later than this might still be on the wire
 
 
 class MotorLoop:
-    """One arm, one safety machine. `tick(now, command, request)` does one period's work and says what was done.
-
-    A tick writes first and reads then: a command that is there does not wait for six servos to answer. What it decides by was read
-    one period ago.
-    """
+    """One arm, one safety machine. `tick(now, command, request)` does one period's work and says what was done."""
 
     def __init__(self, arm: Arm, energised: bool = False):
         self.arm, self.config = arm, arm.config
@@ -50,9 +45,6 @@ class MotorLoop:
         self._torque: float | None = None
         self._releasing_ns = 0
         self._sent = (0, 0, 0)  # newest command on the wire: sequence, capture time, first time on the wire
-        self._now_ns = 0
-        n = len(arm.config.ids)
-        self._measured = Measurement(np.zeros(n), np.zeros(n), np.full(n, NO_REPLY, np.uint8))
 
     def tick(
         self, now_ns: int, command: Command | None, request: RequestKind, missed: int = 0, pressed: bool = False
@@ -60,10 +52,9 @@ class MotorLoop:
         """`pressed`: the emergency stop. Raises PortError when the port is lost, ArmError when a servo does not take its torque."""
         bus = self.arm.bus
         began = bus.port.now_ns()
-        limp = self.safety.state == SafetyState.DISARMED
-        if limp:  # nothing to write, and the pose to arm at must be the present one
-            self._read(began)
-        d = self.safety.step(now_ns, command, request, self._measured, self.arm.telemetry, pressed)
+        bus.until_ns = began + self._period_ns // 4  # a retry must leave room for the goals
+        measured = self.arm.read()
+        d = self.safety.step(now_ns, command, request, measured, self.arm.telemetry, pressed)
         if d.arm:
             bus.until_ns = None
             self.arm.torque_on()
@@ -78,34 +69,18 @@ class MotorLoop:
                 self.arm.set_torque(d.torque)
                 self._torque = d.torque
             if d.goal is not None:
-                self._write(d.goal, command if d.state == SafetyState.ACTIVE else None)
-            if not limp:
-                self._read(began)
+                self.arm.write_goals(d.goal)
+                if command is not None and d.state == SafetyState.ACTIVE and command.seq != self._sent[0]:
+                    self._sent = (command.seq, command.t_capture_ns, bus.port.now_ns())
         if bus.port.now_ns() - began < self._period_ns // 2:  # it may wait for the next tick
             self.arm.read_telemetry()
-        self.ticks, self._now_ns = self.ticks + 1, now_ns
-        measured = self._measured
+        self.ticks += 1
         goal = self.safety.goal if d.state != SafetyState.DISARMED else measured.q
         return JointState(
             now_ns, measured.q.astype(np.float32), measured.qd.astype(np.float32), np.asarray(goal, np.float32), self.arm.current,
             self.arm.temperature, self.arm.voltage, measured.bits, d.state, d.reason,
             self._sent[2], self._sent[1], self._sent[0], self.ticks, missed,
         )  # fmt: skip
-
-    def revise(self, command: Command) -> None:
-        """Between two ticks: a command that has just come corrects the goal of the tick before instead of waiting for the next one."""
-        goal = self.safety.revise(self._now_ns, command, self._measured)
-        if goal is not None:
-            self._write(goal, command)
-
-    def _read(self, began_ns: int) -> None:
-        self.arm.bus.until_ns = began_ns + self._period_ns // 2  # a retry must not delay the next tick
-        self._measured = self.arm.read()
-
-    def _write(self, goal: np.ndarray, command: Command | None) -> None:
-        self.arm.write_goals(goal)
-        if command is not None and command.seq != self._sent[0]:
-            self._sent = (command.seq, command.t_capture_ns, self.arm.bus.port.now_ns())
 
 
 # What a record that cannot be decoded stands for: a command that the safety machine rejects.
@@ -137,15 +112,6 @@ class Latest:
             return None
         got = self._reader.read()
         return got[0] if got is not None else None
-
-    def wait(self, until_ns: int) -> bool:
-        """Whether a value comes until then (monotonic) that `read` has not given yet; returns as soon as it does."""
-        while (rest := until_ns - time.monotonic_ns()) > 0:
-            if self._reader is None:
-                time.sleep(rest * 1e-9)
-            elif self._reader.wait(self._reader.given, rest):
-                return True
-        return False
 
 
 def as_command(raw: bytes | None) -> Command | None:
@@ -182,7 +148,6 @@ def run(
     stamps = StampWriter(loop.arm, slots, config.motor_hz)
     ticker = Ticker(config.motor_hz)
     real_time(priority, core)
-    goal: np.ndarray | None = None  # of the tick before, corrections included
     while True:
         now = ticker.wait()
         began = time.monotonic_ns()
@@ -197,7 +162,7 @@ def run(
         state = loop.tick(now, as_command(commands.read()), request, ticker.missed, pressed)
         states.write(state.pack())
         driven = state.safety in (SafetyState.HOLD, SafetyState.ACTIVE)
-        stamps.write(loop.ticks, now, began, goal)
+        stamps.write(loop.ticks, now, began, state.goal_rad if driven else None)
         if loop.holding and loop.finished:
             ids = ", ".join(map(str, loop.holding))
             print(f"servo {ids} still holds: switch the arm's power off.", file=sys.stderr, flush=True)
@@ -207,11 +172,6 @@ def run(
             return EXIT_FAULT if state.safety == SafetyState.FAULT else EXIT_SAFE_STOP
         if request == RequestKind.LOWER and state.safety == SafetyState.DISARMED and not energised:
             return 0
-        if state.safety == SafetyState.ACTIVE and commands.wait(ticker.next_ns - ROOM_NS):
-            late = as_command(commands.read())
-            if late is not None:
-                loop.revise(late)
-        goal = loop.safety.goal if driven else None
 
 
 def main() -> int:

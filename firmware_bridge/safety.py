@@ -95,7 +95,6 @@ class Safety:
         self._since_ns: np.ndarray = np.zeros((len(CONDITIONS), len(config.joints)))
         self._supply_v: np.ndarray = np.zeros(len(config.joints))
         self._was_active = False
-        self._scale = 1.0  # of the velocity limits in the tick at hand
 
     @property
     def goal(self) -> np.ndarray:
@@ -231,28 +230,13 @@ class Safety:
             return Decision(self.limiter.brake(), self.state, self.reason)
         self._enter(SafetyState.ACTIVE, f"warning: {trouble}" if trouble else "", now_ns)
         self._was_active = True
-        self._scale = min(1.0, 0.2 + 0.8 * (now_ns - self._armed_ns) * 1e-9 / BLEND_S)
-        if level == Level.SLOW:
-            self._scale *= SLOW_SCALE
-        return Decision(self._towards(now_ns, command, measured), self.state, self.reason)
-
-    def _towards(self, now_ns: int, command: Command, measured: Measurement) -> np.ndarray:
-        """The tick's goal, within all limits of the goals before."""
         ahead = min(max((now_ns - command.t_apply_ns) * 1e-9 + self.limiter.lag_s, 0.0), 0.1)
         target = command.q_rad.astype(float) + command.qd_rad_s.astype(float) * ahead
         target = np.clip(target, measured.q - self.config.max_lead, measured.q + self.config.max_lead)
-        return self.limiter.step(target, self.velocity * self._scale)
-
-    def revise(self, now_ns: int, command: Command, measured: Measurement) -> np.ndarray | None:
-        """The goal of the tick at `now_ns` made again for a `command` that came after it; to be called once a tick at most.
-
-        It starts from the goal before that tick: between the goals of ticks every limit holds as if the command had come in time.
-        None where the arm follows no commands at present, or cannot follow this one: the next tick then says so.
-        """
-        if self.state != SafetyState.ACTIVE or now_ns >= command.t_stale_ns or not self.valid(command):
-            return None
-        self.limiter.undo()
-        return self._towards(now_ns, command, measured)
+        scale = min(1.0, 0.2 + 0.8 * (now_ns - self._armed_ns) * 1e-9 / BLEND_S)
+        if level == Level.SLOW:
+            scale *= SLOW_SCALE
+        return Decision(self.limiter.step(target, self.velocity * scale), self.state, self.reason)
 
     def _stop(self, now_ns: int, measured: Measurement) -> Decision:
         """SAFE_STOP: down to the rest pose first. FAULT: brake first. Then the torque goes down in a ramp, and off."""

@@ -1,7 +1,6 @@
 """Bus master, arm and slots against virtual servos: real bytes, on a pseudo-terminal where timing matters."""
 
 import multiprocessing as mp
-import threading
 import time
 
 import numpy as np
@@ -9,8 +8,7 @@ import pytest
 
 from firmware_bridge.arm import NO_REPLY, Arm, ArmError
 from firmware_bridge.bus import Bus
-from firmware_bridge.messages import Command, Expert, JointState, RequestKind, SafetyState
-from firmware_bridge.motor import MotorLoop
+from firmware_bridge.messages import Command, Expert, JointState, SafetyState
 from firmware_bridge.port import MemoryPort, Port, PortError
 from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
 from firmware_bridge.virtual_bus import PtyBus
@@ -193,48 +191,3 @@ def test_slot_errors(tmp_path):
     frame = np.arange(8, dtype=np.uint8)
     writer.write(frame)
     assert SlotReader(tmp_path / "s").read() == (frame.tobytes(), 1)
-
-
-def test_a_sleeping_reader_is_woken_by_the_writer_and_by_the_clock(tmp_path):
-    writer = SlotWriter(tmp_path / "s", 8)
-    reader = SlotReader(tmp_path / "s")
-    assert not reader.wait(0, 2_000_000)  # nothing came
-    writer.write(b"a")
-    assert reader.wait(reader.given, 10**9) and reader.read() == (b"a", 1) and reader.given == 1
-    later = threading.Timer(0.05, writer.write, [b"b"])
-    later.start()
-    began = time.monotonic()
-    while not reader.wait(reader.given, 10 * 10**9):
-        pass
-    assert time.monotonic() - began < 5 and reader.read() == (b"b", 2)
-    later.join()
-
-
-def test_a_command_between_two_ticks_is_on_the_wire_before_the_next():
-    servos, _ = bus()
-    port = MemoryPort(servos)
-    loop = MotorLoop(Arm(Bus(port), CONFIG))
-    now = 1_000_000_000
-
-    def tick(command=None):
-        nonlocal now
-        now = port.time_ns = now + 10_000_000
-        return loop.tick(now, command, RequestKind.ARM)
-
-    def command(q, seq):
-        return Command(now, now + 75_000_000, np.asarray(q, np.float32), np.zeros(6, np.float32), seq=seq)
-
-    for _ in range(80):
-        state = tick()
-    start = state.q_rad.astype(float)
-    for k in range(10):
-        state = tick(command(start, k + 1))
-    assert (state.command_seq, state.t_wire_ns) == (10, now)
-    goal = loop.safety.goal.copy()
-    late = command(start + 0.2, 11)
-    port.time_ns = now + 4_000_000
-    loop.revise(late)
-    assert not np.array_equal(loop.safety.goal, goal)
-    before = now
-    state = tick(late)
-    assert (state.command_seq, state.t_wire_ns) == (11, before + 4_000_000)

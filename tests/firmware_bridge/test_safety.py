@@ -79,59 +79,6 @@ def test_a_still_target_is_reached_without_overshoot():
     assert np.allclose(goal, target, atol=1e-4) and np.allclose(velocity, 0, atol=1e-3)
 
 
-@given(targets, st.data())
-def test_commands_that_correct_a_tick_keep_the_limits_between_ticks(sequence, data):
-    bench = Bench()
-    bench.ticks(70)  # armed, and no longer gentle
-    q = bench.q.copy()
-    kept = [q.copy()] * 4
-    for target in sequence:
-        d = bench.tick(np.clip(target, LOW, HIGH))
-        assert d.state == SafetyState.ACTIVE
-        if data.draw(st.booleans()):
-            late = Command(
-                bench.now, bench.now + S // 10, np.roll(target, 1).astype(np.float32), np.zeros(6, np.float32)
-            )
-            bench.q = bench.safety.revise(bench.now, late, Measurement(bench.q, bench.qd, bench.bits))
-        kept.append(bench.safety.goal.copy())
-    v, a, j = (np.diff(kept, n, axis=0) / DT**n for n in (1, 2, 3))
-    assert np.all(np.abs(v) <= np.array(CONFIG.max_velocity) + 1e-6)
-    assert np.all(np.abs(a) <= np.array(CONFIG.max_acceleration) + 1e-4)
-    assert np.all(np.abs(j) <= np.array(CONFIG.jerk) + 1e-2)
-
-
-def test_a_correction_gives_the_goal_that_the_command_would_have_had_in_time():
-    early, late = Bench(), Bench()
-    for bench in (early, late):
-        bench.ticks(70)
-        bench.ticks(5, np.zeros(6))
-    early.tick(np.full(6, 0.3))
-    late.tick(np.zeros(6))
-    command = Command(late.now, late.now + S // 10, np.full(6, 0.3, np.float32), np.zeros(6, np.float32))
-    late.safety.revise(late.now, command, Measurement(late.q, late.qd, late.bits))
-    assert np.array_equal(early.safety.goal, late.safety.goal)
-    early.tick(np.full(6, 0.3))
-    late.tick(np.full(6, 0.3))
-    assert np.array_equal(early.safety.goal, late.safety.goal)
-
-
-def test_only_an_arm_that_follows_commands_is_corrected_and_only_by_sound_ones():
-    bench = Bench()
-    measured = Measurement(bench.q, bench.qd, bench.bits)
-
-    def command(q, life_ns=S // 10):
-        return Command(bench.now, bench.now + life_ns, np.asarray(q, np.float32), np.zeros(6, np.float32))
-
-    bench.tick()  # armed, and no command yet
-    assert bench.safety.revise(bench.now, command(np.zeros(6)), measured) is None
-    bench.tick(bench.q)
-    goal = bench.safety.goal.copy()
-    assert bench.safety.revise(bench.now, command(np.full(6, np.nan)), measured) is None
-    assert bench.safety.revise(bench.now, command(np.zeros(6), life_ns=0), measured) is None
-    assert bench.safety.revise(bench.now, command(np.zeros(6), life_ns=2 * S), measured) is None
-    assert np.array_equal(bench.safety.goal, goal)
-
-
 bad = st.sampled_from([np.nan, np.inf, -np.inf])
 
 
