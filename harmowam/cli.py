@@ -225,7 +225,10 @@ def run(
     )
     print_timing(done.report)
     if "success" in done.report:
-        click.echo(f"task: {done.report['task']}: {'done' if done.report['success'] else 'not done'}")
+        undone = done.report["success"] and not done.report["success_at_end"]
+        click.echo(
+            f"task: {done.report['task']}: {'done' if done.report['success'] else 'not done'}{', and undone since' if undone else ''}"
+        )
     if record is not None:
         from runtime.report import write_report
 
@@ -244,16 +247,17 @@ def run(
     show_default=True,
     help="Folder of report and film.",
 )
+@click.option("--task", default="put the red cube on the plate", show_default=True, help="Instruction (docs/tasks.md).")
 @click.option("--seed", default=0, show_default=True, help="Start of the simulated robot.")
 @click.option("--seconds", default=20.0, show_default=True, help="At most; the run ends with success.")
 @json_option
 @errors
-def demo(out: Path, seed: int, seconds: float, json_path: Path | None) -> None:
+def demo(out: Path, task: str, seed: int, seconds: float, json_path: Path | None) -> None:
     """Export the shipped checkpoint to INT8, let it drive the simulated arm in real time, and report."""
     from harmowam.demo import demo
     from harmowam.profile import print_timing
 
-    result = demo(out, seed, seconds, say)
+    result = demo(out, task, seed, seconds, say)
     print_timing(result)
     click.echo(f"task: {result['task']}: {'done' if result['success'] else 'not done'}")
     click.echo(f"report: {out / 'report.html'}\nvideo:  {out / 'episode.mp4'}")

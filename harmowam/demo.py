@@ -13,7 +13,7 @@ from runtime.report import write_report
 from runtime.robot import load_robot
 
 
-def demo(out: Path, seed: int, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
+def demo(out: Path, task: str, seed: int, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
     """Returns the report that it wrote to `out`."""
     bundle = out / "so101.bundle"
     out.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,7 @@ def demo(out: Path, seed: int, seconds: float, say: Callable[[str], None]) -> di
     say("2 of 3: run the two-rate loop against the simulated arm, in real time")
     record = out / "episode"
     robot = load_robot("sim_so101")
-    done = live(bundle, robot, None, seconds, seed=seed, record=record, stop_at_success=True, say=say)
+    done = live(bundle, robot, task, seconds, seed=seed, record=record, stop_at_success=True, say=say)
     say("3 of 3: report")
     write_report(bundle, record, out, done.report)
     return done.report

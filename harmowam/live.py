@@ -201,7 +201,8 @@ def live(
                 motor_drift_ms=round((counts.motor_ns - counts.motor_ticks * round(1e9 / robot.arm.motor_hz)) / 1e6, 3),
             )
             if robot.simulated:
-                report["success"] = bool(truth["success"])
+                report["success"] = bool(truth["success_after_s"])
+                report["success_at_end"] = bool(truth["success"])
             return LiveRun(driver, report, truth, bool(interrupted))
         except Exception as e:
             report["error"] = str(e)

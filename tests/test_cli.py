@@ -180,7 +180,7 @@ def test_ctrl_c_lowers_the_arm_and_lets_go_in_a_ramp(bench, bundle):
 
 
 def test_ctrl_c_while_the_simulator_starts_ends_quietly_and_leaves_nothing(bundle):
-    command = [sys.executable, "-m", "harmowam.cli", "run", "--bundle", str(bundle), "--seconds", "60"]
+    command = [sys.executable, "-m", "harmowam.cli", "run", "--bundle", str(bundle), "--task", TASK, "--seconds", "60"]
     group = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -196,7 +196,7 @@ def test_ctrl_c_while_the_simulator_starts_ends_quietly_and_leaves_nothing(bundl
 
 
 def test_the_simulated_robot_is_driven_end_to_end(bundle, tmp_path):
-    result = harmowam("profile", "--bundle", bundle, "--seconds", 5, "--seed", 3, "--json", tmp_path / "p.json")
+    result = harmowam("profile", "--bundle", bundle, "--task", TASK, "--seconds", 5, "--seed", 3, "--json", tmp_path / "p.json")
     undo_real_time()
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "p.json").read_text())
