@@ -1,14 +1,12 @@
 """Every figure of docs/calibration.md: `python -m benchmarks.calibration PART [--json FILE]`, PART one of intrinsics, honest, hand-eye,
-drift, samples, mrcal, before-after."""
+drift, samples, before-after."""
 
 from __future__ import annotations
 
 import argparse
 import glob
 import json
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -236,59 +234,6 @@ def part_samples(folder: str) -> dict[str, Any]:
     return out
 
 
-def part_mrcal(repeats: int) -> dict[str, Any]:
-    """The same corners to mrcal and to us: whose lens is nearer to the truth, and whose uncertainty is what it says."""
-    rows, columns = SHEET.rows - 1, SHEET.columns - 1
-    pixels, _ = lens.grid(*SIZE, 16)
-    found: dict[str, list[list[float]]] = {"ours": [], "mrcal": []}
-    apart = []
-    for seed in range(repeats):
-        seen = views(np.random.default_rng([seed, 5]), 30)
-        corners = np.full((len(seen), rows * columns, 3), -1.0)
-        for view, out in zip(seen, corners, strict=True):
-            at = np.rint(view.points[:, :2] / SHEET.square).astype(int) - 1
-            index = at[:, 1] * columns + at[:, 0]
-            out[index, :2], out[index, 2] = view.pixels, 1.0
-        with tempfile.TemporaryDirectory() as folder:
-            np.savez(
-                f"{folder}/in.npz",
-                corners=corners.reshape(len(seen), rows, columns, 3),
-                spacing=SHEET.square,
-                size=SIZE,
-                pixels=pixels,
-            )
-            peer = Path(__file__).with_name("mrcal_peer.py")
-            subprocess.run(
-                ["/usr/bin/python3", str(peer), f"{folder}/in.npz", f"{folder}/out.npz"], check=True, stdout=2
-            )
-            theirs = dict(np.load(f"{folder}/out.npz"))
-        fit = intrinsics.adjust(seen, SIZE, "rational")
-        used = intrinsics.used_area(seen, pixels, SIZE)
-        for name, theta, sd in (
-            ("ours", fit.theta, intrinsics.projection_sd(fit, pixels, used)), ("mrcal", theirs["theta"], theirs["sd"]),
-        ):  # fmt: skip
-            error = lens.difference(theta, truth(), "rational", "rational", pixels, used)[used]
-            found[name].append(
-                [
-                    float(np.median(error)),
-                    float(np.quantile(error, 0.9)),
-                    float((error**2).mean()),
-                    float((sd[used] ** 2).mean()),
-                ]
-            )
-        apart.append(
-            float(np.median(lens.difference(fit.theta, theirs["theta"], "rational", "rational", pixels, used)[used]))
-        )
-    out: dict[str, Any] = {"median_apart_px": round(float(np.median(apart)), 4)}
-    for name, values in found.items():
-        median, high, squared, predicted = np.array(values).T
-        out[name] = {
-            "error_median_px": round(float(np.median(median)), 4), "error_p90_px": round(float(np.median(high)), 4),
-            "predicted_to_actual": round(float(np.sqrt(predicted.mean() / squared.mean())), 3),
-        }  # fmt: skip
-    return out
-
-
 def part_before_after(bundle: Path, episodes: int) -> dict[str, Any]:
     """The front camera moved by 3 cm and 5 degrees, with another lens."""
     from sim.bumped_camera import CONDITIONS, bumped, drift, recalibrate, success
@@ -314,9 +259,7 @@ def part_before_after(bundle: Path, episodes: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "part", choices=["intrinsics", "honest", "hand-eye", "drift", "samples", "mrcal", "before-after"]
-    )
+    parser.add_argument("part", choices=["intrinsics", "honest", "hand-eye", "drift", "samples", "before-after"])
     parser.add_argument("--repeats", type=int, help="repeats, trials or episodes")
     parser.add_argument("--samples", default="/usr/share/doc/opencv-doc/examples/data")
     parser.add_argument("--bundle", type=Path, default=Path("out/so101.bundle"))
@@ -326,7 +269,7 @@ def main() -> None:
     result = {
         "intrinsics": lambda: part_intrinsics(n or 10), "honest": lambda: part_honest(n or 100), "hand-eye": lambda: part_hand_eye(n or 60),
         "drift": lambda: part_drift(n or 500), "samples": lambda: part_samples(args.samples),
-        "mrcal": lambda: part_mrcal(n or 20), "before-after": lambda: part_before_after(args.bundle, n or 50),
+        "before-after": lambda: part_before_after(args.bundle, n or 50),
     }[args.part]()  # fmt: skip
     text = json.dumps(result, indent=1, default=float)
     print(text)
