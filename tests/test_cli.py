@@ -181,22 +181,27 @@ def test_ctrl_c_lowers_the_arm_and_lets_go_in_a_ramp(bench, bundle):
 
 def test_ctrl_c_while_the_simulator_starts_ends_quietly_and_leaves_nothing(bundle):
     command = [sys.executable, "-m", "harmowam.cli", "run", "--bundle", str(bundle), "--task", TASK, "--seconds", "60"]
-    group = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    for line in group.stdout:
-        if "starting the simulated robot" in line:
-            break
-    time.sleep(0.3)  # it is still importing
-    children = [int(p) for p in Path(f"/proc/{group.pid}/task/{group.pid}/children").read_text().split()]
-    os.killpg(group.pid, signal.SIGINT)  # what a terminal does
-    said, _ = group.communicate(timeout=20)
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    ) as group:  # fmt: skip
+        assert any("starting the simulated robot" in line for line in group.stdout)
+        time.sleep(0.3)  # it is still importing
+        children = [int(p) for p in Path(f"/proc/{group.pid}/task/{group.pid}/children").read_text().split()]
+        os.killpg(group.pid, signal.SIGINT)  # what a terminal does
+        try:
+            said, _ = group.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            group.kill()
+            raise
     assert children and group.returncode == 130 and "Traceback" not in said
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
 
 def test_the_simulated_robot_is_driven_end_to_end(bundle, tmp_path):
-    result = harmowam("profile", "--bundle", bundle, "--task", TASK, "--seconds", 5, "--seed", 3, "--json", tmp_path / "p.json")
+    result = harmowam(
+        "profile", "--bundle", bundle, "--task", TASK, "--seconds", 5, "--seed", 3, "--json", tmp_path / "p.json"
+    )
     undo_real_time()
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "p.json").read_text())
