@@ -251,7 +251,7 @@ def page(work: Work, have: dict[str, Row], checkpoint: Path, command: str, image
         ("World-model latency", "injected latency, ms", "results_latency", work.latency, ("gated",)),
     ):
         lines = curve({x: rows_of(jobs) for x, jobs in parts.items()}, policies)
-        if lines:
+        if any(len(points) > 1 for points in lines.values()):  # one point is no curve
             plot_line(lines, first, images / f"{name}.png")
             out += [f"## {title}\n", curve_table(first, lines), "", f"![success against {first}](images/{name}.png)\n"]
     true = rows_of(work.true_future)
