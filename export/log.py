@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from export.checkpoint import CheckpointError
+
+
+def wait_for_a_later_name(folder: Path) -> None:
+    """Until a new event file would sort behind those there: readers go by name, which holds whole seconds and then the process id.
+
+    A life that begins in the second in which the one before it began could else be read first, and its purge would hide the wrong rows.
+    """
+    stamps = [int(p.name.split(".")[3]) for p in folder.glob("events.out.tfevents.*")]
+    for _ in range(40):  # not for ever: a clock may have been set back
+        if not stamps or int(time.time()) > max(stamps):  # noqa: TID251  (what the names hold)
+            return
+        time.sleep(0.05)
 
 
 class Log:
@@ -14,6 +27,7 @@ class Log:
     def __init__(self, run: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second to import, and only training needs it
 
+        wait_for_a_later_name(run / "tensorboard")
         try:
             # Written when the state is: a full disk is then met by the state, which says it better.
             self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1, max_queue=1000, flush_secs=3600)
