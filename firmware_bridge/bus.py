@@ -98,10 +98,8 @@ class Bus:
     def _replies(self, data: bytes, servos: Sequence[int], size: int) -> dict[int, Reply]:
         """Undamaged answers, one after another, taken apart."""
         at, step = self.codec.DATA_AT, self.codec.STATUS_BYTES + size
-        return {
-            i: Reply(data[k + at - 1], data[k + at : k + at + size])
-            for i, k in zip(servos, range(0, len(data), step), strict=True)
-        }
+        parts = [data[k : k + size] for k in range(at, len(data), step)]
+        return dict(zip(servos, map(Reply, data[at - 1 :: step], parts), strict=True))
 
     def _collect(
         self, request: bytes, servos: Sequence[int], size: int, deadline: int, data: bytes = b"", fast: bool = False, linger: bool = False
