@@ -52,14 +52,14 @@ def paced(cycles: int) -> None:
     process, path = start("feetech", 1_000_000)
     port = Port.open(path)
     arm = Arm(Bus(port, margin_s=0.1), SO101)
+    arm.torque_on()
     goal = arm.read().q
     real_time(20)
     wire = (14 + 6 * 10 + 26) * 10e-6 * 1e3  # sync read request, six replies of 4 bytes, sync write of 2
     times, began = [], time.process_time()
     for _ in range(cycles):
         t = time.perf_counter()
-        arm.read()
-        arm.write_goals(goal)
+        arm.exchange(goal)  # as the motor process does
         times.append((time.perf_counter() - t) * 1e3)
     cpu = (time.process_time() - began) / cycles * 1e6
     p50, p99 = np.percentile(times[100:], (50, 99))
@@ -73,8 +73,7 @@ def paced(cycles: int) -> None:
         t, got = time.perf_counter(), 0
         while got < 60:
             got += len(port.read(time.monotonic_ns() + 10**9))
-        port.write(fs.sync_write(42, dict.fromkeys(SO101.ids, b"\x00\x08")))
-        port.write(fs.sync_read(SO101.ids, 56, 4))
+        port.write(fs.sync_write(42, dict.fromkeys(SO101.ids, b"\x00\x08")) + fs.sync_read(SO101.ids, 56, 4))
         floor.append((time.perf_counter() - t) * 1e3)
     p50, p99 = np.percentile(floor[100:], (50, 99))
     print(

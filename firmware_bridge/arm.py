@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -82,8 +83,7 @@ class ArmConfig:
         return cls(**{k: plain(v) for k, v in data.items()})
 
 
-@dataclass(frozen=True)
-class Measurement:
+class Measurement(NamedTuple):
     """float64[J] position (rad) and velocity (rad/s), uint8[J] status bits (with NO_REPLY, DOUBTED, TWIN)."""
 
     q: np.ndarray
@@ -110,7 +110,7 @@ class Arm:
         self.models = [MODELS[m] for m in config.model_names]
         self.model = self.models[0]  # addresses are the same within a family
         joint = np.array([*range(n), *(s[1] for s in config.shadows)])
-        self._ids = [*config.ids, *(s[0] for s in config.shadows)]  # every servo, second ones last
+        self._ids = (*config.ids, *(s[0] for s in config.shadows))  # every servo, second ones last
         self._joint = joint
         sign = np.array([*config.direction, *(s[2] for s in config.shadows)], float)
         gear = np.array(config.gear or (1.0,) * n)[joint]
@@ -121,23 +121,35 @@ class Arm:
         self._reach = np.array(config.max_velocity) * 1.5
         order = self.model.registers["present_position"].address > self.model.registers["present_speed"].address
         first, last = ("present_speed", "present_position") if order else ("present_position", "present_speed")
-        self._state, self._speed_first = self.model.span(first, last), order
-        self._raw = [bytes(self._state[1])] * len(self._ids)
-        self._words = struct.Struct(
-            ("<" if self.model.byteorder == "little" else ">") + ("ii" if order else "HH") * len(self._ids)
-        )
+        self._state = self.model.span(first, last)
+        ends, words = "<" if self.model.byteorder == "little" else ">", "ii" if order else "HH"
+        self._pair = struct.Struct(ends + words)  # position and speed of one servo
+        before, behind = bus.codec.DATA_AT, bus.codec.STATUS_BYTES - bus.codec.DATA_AT
+        # the same of all servos, as they come off the wire
+        self._block = struct.Struct(ends + f"{before}x{words}{behind}x" * len(self._ids))
+        self._words: tuple[int, ...] = (0, 0) * len(self._ids)  # the last that were heard
+        self._top = 1 << 32 if order else 0x8000  # words from here on are negative: sign and magnitude
+        self._no_bits: np.ndarray = np.zeros(len(self._ids), np.uint8)  # no servo complains of anything
+        self._no_bits.flags.writeable = False
         self._goal = self.model.registers["goal_position"]
-        self._put = struct.Struct(
-            ("<" if self.model.byteorder == "little" else ">") + ("i" if self._goal.size == 4 else "H")
-        )
+        self._rows = struct.Struct(ends + ("Bi" if self._goal.size == 4 else "BH") * len(self._ids))
         self._map = list(zip(self._ids, joint.tolist(), self._rad.tolist(), self._zero.tolist(), strict=True))
+        # a servo's number, where its position and its speed stand among the words, and what turns them into rad and rad/s
+        rows = [
+            (k, 2 * k + order, 2 * k + (not order), *scale)
+            for k, scale in enumerate(zip(self._zero.tolist(), self._rad.tolist(), self._speed.tolist(), strict=True))
+        ]
+        self._scale, self._seconds = rows[:n], rows[n:]
+        self._numbers = struct.Struct(f"{2 * n}d")
         self._now_ns = 0
         self._last = Measurement(np.zeros(n), np.zeros(n), np.full(n, NO_REPLY, np.uint8))
+        self._position = [0.0] * n  # that of `_last`
         self.watchful = False  # positions that jump are doubted (while torque is on)
         zeros = np.zeros(n, np.float32)
         self.current, self.temperature, self.voltage = zeros.copy(), zeros.copy(), zeros.copy()
         self.limp: np.ndarray = np.zeros(n, bool)
         self._errors: np.ndarray = np.zeros(len(self._ids), np.uint8)  # Dynamixel: hardware errors, as condition bits
+        self._alerted = False  # there has been one: flags that are down have to be seen from then on
         self._turn = 0
 
     @property
@@ -209,36 +221,65 @@ class Arm:
     # ---- every tick ----------------------------------------------------------------------------------------------------------
     def read(self) -> Measurement:
         """Positions and velocities in one sync read; a silent servo keeps its last values and gets NO_REPLY."""
-        got = self.bus.sync_read(self._ids, *self._state)
-        now = self.bus.port.now_ns()
-        n = len(self.config.ids)
-        bits = np.array([self._bits(k, got.get(i)) for k, i in enumerate(self._ids)], np.uint8)
-        if len(got) == len(self._ids):
-            self._raw = [got[i].data for i in self._ids]
+        return self._measure(self.bus.exchange(b"", self._ids, *self._state))
+
+    def exchange(self, rad: np.ndarray) -> Measurement:
+        """`write_goals` and `read` in one write to the port: a way through the adapter less. The goals go first."""
+        return self._measure(self.bus.exchange(self._goals(rad), self._ids, *self._state))
+
+    def _measure(self, got: bytes | dict[int, Reply]) -> Measurement:
+        """What the servos' answers say. Every tick comes here from a sleep, with cold caches: so one plain loop and few arrays."""
+        now = self.bus.sent_ns
+        if isinstance(got, bytes):  # every servo has answered and nothing is wrong
+            words, partial = self._block.unpack(got), False
+            flags = got[self.bus.codec.DATA_AT - 1 :: self.bus.codec.STATUS_BYTES + self._state[1]]
+            bits = (
+                np.array([self._bits(k, b) for k, b in enumerate(flags)], np.uint8)
+                if any(flags) or self._alerted
+                else self._no_bits
+            )
         else:
-            self._raw = [got[i].data if i in got else self._raw[k] for k, i in enumerate(self._ids)]
-        words = self._words.unpack(b"".join(self._raw))
-        if self._speed_first:
-            speed, steps = np.array(words[0::2], float), np.array(words[1::2], float)
-        else:  # sign-magnitude; plain integers are quicker than arrays of six
-            signed = [w if w < 0x8000 else 0x8000 - w for w in words]
-            steps, speed = np.array(signed[0::2], float), np.array(signed[1::2], float)
-        every = (steps - self._zero) * self._rad
-        q, qd = every, speed * self._speed
-        if len(every) > n:
-            q, qd = every[:n], qd[:n]
-            apart = np.abs(every[n:] - q[self._joint[n:]]) > TWIN_RAD
-            np.bitwise_or.at(bits, self._joint[n:], bits[n:] | np.where(apart, TWIN, 0).astype(np.uint8))
-            bits = bits[:n]
-        self._last = self._trust(now, q, qd, bits, len(got) < len(self._ids))
+            held, partial = list(self._words), len(got) < len(self._ids)
+            for k, i in enumerate(self._ids):
+                if i in got:
+                    held[2 * k : 2 * k + 2] = self._pair.unpack(got[i].data)
+            words = tuple(held)
+            bits = np.array(
+                [self._bits(k, got[i].bits) if i in got else NO_REPLY for k, i in enumerate(self._ids)], np.uint8
+            )
+        self._words = words
+        top, jumped, before = self._top, False, self._position
+        position, velocity = [], []
+        for k, p, v, zero, unit, rate in self._scale:
+            step, speed = words[p], words[v]
+            at = ((step if step < top else 0x8000 - step) - zero) * unit
+            if not -JUMP_RAD <= at - before[k] <= JUMP_RAD:
+                jumped = self.watchful
+            position.append(at)
+            velocity.append((speed if speed < top else 0x8000 - speed) * rate)
+        if self._seconds:
+            bits = self._twins(bits, words, position)
+        both = np.frombuffer(self._numbers.pack(*position, *velocity))  # an array of a list costs ten times that
+        q, qd = both[: len(position)], both[len(position) :]
+        if not partial and not jumped:
+            self._now_ns, self._position = now, position
+            self._last = Measurement(q, qd, bits)
+        else:
+            self._last = self._trust(now, q, qd, bits, jumped)
+            self._position = self._last.q.tolist()
         return self._last
 
-    def _trust(self, now: int, q: np.ndarray, qd: np.ndarray, bits: np.ndarray, partial: bool) -> Measurement:
+    def _twins(self, bits: np.ndarray, words: Sequence[int], position: Sequence[float]) -> np.ndarray:
+        """Status bits of the joints, with those of their second servos, and TWIN where the two stand apart."""
+        joined = bits[: len(position)].copy()
+        for k, p, _, zero, unit, _ in self._seconds:
+            j, step = int(self._joint[k]), words[p]
+            at = ((step if step < self._top else 0x8000 - step) - zero) * unit
+            joined[j] |= bits[k] | (TWIN if abs(at - position[j]) > TWIN_RAD else 0)
+        return joined
+
+    def _trust(self, now: int, q: np.ndarray, qd: np.ndarray, bits: np.ndarray, jumped: bool) -> Measurement:
         """Keep the last good values of joints that were silent, or that jumped as no motor can."""
-        jumped = self.watchful and bool((np.abs(q - self._last.q) > JUMP_RAD).any())
-        if not partial and not jumped:
-            self._now_ns = now
-            return Measurement(q, qd, bits)
         stale = (bits & NO_REPLY) > 0
         if jumped:
             dt = min(max(now - self._now_ns, 0) * 1e-9, 0.1)  # a position that stays absurd does not become likely
@@ -249,15 +290,13 @@ class Arm:
             self._now_ns = now
         return Measurement(np.where(stale, self._last.q, q), np.where(stale, self._last.qd, qd), bits)
 
-    def _bits(self, k: int, reply: Reply | None) -> int:
-        """Condition bits of a reply; a Dynamixel only raises a flag, and its register 70 is read in the next turn."""
-        if reply is None:
-            return NO_REPLY
+    def _bits(self, k: int, error: int) -> int:
+        """Condition bits of a reply's error byte; a Dynamixel only raises a flag, and its register 70 is read in the next turn."""
         if not self.bus.dynamixel:
-            return reply.bits & ~(TWIN | DOUBTED | NO_REPLY)
-        if reply.bits & 0x80 and not self._errors[k]:
-            self._turn = 2 * (k % len(self.config.ids))
-        elif not reply.bits & 0x80:
+            return error & ~(TWIN | DOUBTED | NO_REPLY)
+        if error & 0x80 and not self._errors[k]:
+            self._turn, self._alerted = 2 * (k % len(self.config.ids)), True
+        elif not error & 0x80:
             self._errors[k] = 0
         return int(self._errors[k])
 
@@ -302,14 +341,18 @@ class Arm:
             self._errors[k] = dxl_conditions(error)
 
     def write_goals(self, rad: np.ndarray) -> None:
-        """Goal positions of all joints in one sync write."""
+        """Goal positions of all joints, rad, in one sync write."""
+        self.bus.send(self._goals(rad))
+
+    def _goals(self, rad: np.ndarray) -> bytes:
+        """The packet of `write_goals`."""
         goals = rad.tolist()
-        wide, data = self._goal.size == 4, {}
-        put = self._put.pack
+        wide = self._goal.size == 4
+        rows: list[int] = []
         for i, j, unit, zero in self._map:
             s = round(goals[j] / unit + zero)
-            data[i] = put(s if wide or s >= 0 else 0x8000 - s)
-        self.bus.sync_write(self._goal.address, data)
+            rows += (i, s if wide or s >= 0 else 0x8000 - s)
+        return self.bus.codec.sync_write_rows(self._goal.address, self._goal.size, self._rows.pack(*rows))
 
     # ---- torque --------------------------------------------------------------------------------------------------------------
     def _write_all(self, name: str, value: int) -> None:

@@ -41,15 +41,22 @@ class Bus:
     ):  # fmt: skip
         self.port, self.baud, self.margin_ns = port, baud, int(margin_s * 1e9)
         self.dynamixel = protocol == "dynamixel"
-        self.return_delay_s = (0.0005 if self.dynamixel else 0.0) if return_delay_s is None else return_delay_s
+        self._byte_ns = 10_000_000_000 // baud
+        self._delay_ns = int(1e9 * ((0.0005 if self.dynamixel else 0.0) if return_delay_s is None else return_delay_s))
         self.codec = codec(protocol)
         self.until_ns: int | None = None
         self.fast, self.sync = False, True
         self._fast_failures = 0
-        self._requests: dict[tuple[int, ...], bytes] = {}  # sync reads that were asked before
+        self._requests: dict[
+            tuple[int, int, tuple[int, ...], bool], tuple[bytes, int]
+        ] = {}  # sync reads that were made
+        self.sent_ns = 0  # when the last request was handed to the port (its clock)
+        self.told_ns = 0  # and the last packet that nobody answers
         self.errors: Counter[tuple[int, str]] = Counter()  # (servo id, kind); id -1 for the bus itself
         self._parser = self.codec.new_parser()
-        self._owed: dict[tuple[int, int], int] = {}  # (servo, size of the answer) -> when it was asked for
+        self._owed: dict[
+            int, list[tuple[int, int]]
+        ] = {}  # servo -> its owed answers in order: size, when it was asked for
 
     def _send(self, request: bytes) -> None:
         """Drain, then send: what is still in the line belongs to an earlier request and must not answer this one."""
@@ -58,36 +65,54 @@ class Bus:
             self.errors[-1, "late or unasked bytes"] += len(late)
             for p in self.codec.new_parser().feed(late):
                 self._late(p.servo, self.codec.answer(p))
-        self._parser.reset()
         self.port.write(request)
+        self.sent_ns = self.port.now_ns()
 
     def _late(self, servo: int, answer: tuple[int, bytes] | None) -> bool:
         """Whether this answer was owed by an earlier request; if so the debt is settled."""
-        if answer is None or self._owed.pop((servo, len(answer[1])), None) is None:
+        if answer is None or not self._settle(servo, len(answer[1])):
             return False
         self.errors[servo, "late reply"] += 1
         return True
 
+    def _settle(self, servo: int, size: int) -> bool:
+        """Take the first owed answer of `size` bytes for come, and those before it for lost: a servo keeps the order. False: none was."""
+        debts = self._owed.get(servo, [])
+        sizes = [n for n, _ in debts]
+        if size not in sizes:
+            return False
+        del debts[: sizes.index(size) + 1]
+        if not debts:
+            del self._owed[servo]
+        return True
+
+    def _deadline(self, request: bytes, wire_ns: int, patient: bool) -> int:
+        """When to give up waiting for answers that take `wire_ns` to the request that was sent last."""
+        margin = PATIENCE_NS if patient else self.margin_ns
+        return self.sent_ns + len(request) * self._byte_ns + wire_ns + margin
+
+    def _answers_ns(self, n: int, size: int) -> int:
+        """What `n` answers of `size` data bytes take on the wire, with the servos' return delays."""
+        return n * ((size + self.codec.STATUS_BYTES) * self._byte_ns + self._delay_ns)
+
+    def _replies(self, data: bytes, servos: Sequence[int], size: int) -> dict[int, Reply]:
+        """Undamaged answers, one after another, taken apart."""
+        at, step = self.codec.DATA_AT, self.codec.STATUS_BYTES + size
+        parts = [data[k : k + size] for k in range(at, len(data), step)]
+        return dict(zip(servos, map(Reply, data[at - 1 :: step], parts), strict=True))
+
     def _collect(
-        self, request: bytes, servos: Sequence[int], size: int, fast: bool = False, linger: bool = False
-    ) -> dict[int, Reply]:
+        self, request: bytes, servos: Sequence[int], size: int, deadline: int, data: bytes = b"", fast: bool = False, linger: bool = False
+    ) -> dict[int, Reply]:  # fmt: skip
         """Replies of `servos` with exactly `size` data bytes, in the order asked, until all are in or the deadline has passed.
 
-        `fast`: the joint answer to a fast sync read. `linger`: wait out the deadline in any case, to hear a second servo with the same id.
+        `data`: what has been read of them. `fast`: the joint answer to a fast sync read. `linger`: wait out the deadline in any case, to
+        hear a second servo with the same id.
         """
         n = len(servos)
         answer, parser, errors = self.codec.answer, self._parser, self.errors
+        parser.reset()
         parser.longest = self.codec.STATUS_BYTES + size + (size + 2) // 3 if not fast else dxl.MAX_PACKET
-        wire_ns = int((len(request) + n * (size + self.codec.STATUS_BYTES)) * 10 / self.baud * 1e9)
-        margin = PATIENCE_NS if self.until_ns is None and not linger else self.margin_ns
-        deadline = self.port.now_ns() + wire_ns + int(n * self.return_delay_s * 1e9) + margin
-        if not self._owed and not linger and not fast:
-            data = self.port.read(deadline)
-            whole = self.codec.block(data, servos, size)
-            if whole is not None and data != request:  # (an echo of a short read looks like an answer)
-                return {i: Reply(*r) for i, r in zip(servos, whole, strict=True)}
-        else:
-            data = b""
         got: dict[int, Reply] = {}
         spoiled: set[int] = set()
         order = -1
@@ -136,30 +161,35 @@ class Bus:
             if not data:
                 break
             data = b""
-        if self._owed:
-            for key in [k for k in self._owed if k[0] in got]:
-                del self._owed[key]
+        now = self.port.now_ns()
+        for i in [i for i in self._owed if i in got]:
+            if self._settle(
+                i, size
+            ):  # (a write, which cannot ask for another length) then its own answer may be still to come
+                self._owed.setdefault(i, []).append((size, now))
+            else:  # no other answer has this length: all older ones are lost
+                del self._owed[i]
         if len(got) < n:
             for i, after in zip(servos, servos[1:], strict=False):
                 cut = i in got and after not in got and b"\xff\xff" in got[i].data
                 if cut:  # its data are the rest of a cut packet and the next one's head
                     errors[i, "overlapping packets"] += 1
                     del got[i]
-            now = self.port.now_ns()
             for i in servos:
                 if i not in got:
-                    self._owed[i, size] = now
+                    self._owed.setdefault(i, []).append((size, now))
         return got
 
-    def _extra(self, servos: Sequence[int], size: int) -> tuple[list[int], int]:
+    def _extra(self, servos: Sequence[int], size: int) -> tuple[Sequence[int], int]:
         """Who may be asked now, and for how many bytes more, so that no answer can be one that is owed."""
         if not self._owed:
-            return list(servos), 0
+            return servos, 0
         now = self.port.now_ns()
-        self._owed = {k: t for k, t in self._owed.items() if now - t < OWED_NS}
-        debts = Counter(i for i, _ in self._owed)
-        free = [i for i in servos if debts[i] < MAX_OWED]
-        taken = {n for i, n in self._owed if i in free}
+        standing = {i: [(n, t) for n, t in debts if now - t < OWED_NS] for i, debts in self._owed.items()}
+        self._owed = {i: debts for i, debts in standing.items() if debts}
+        sizes = {i: {n for n, _ in debts} for i, debts in self._owed.items()}
+        free = [i for i in servos if len(sizes.get(i, ())) < MAX_OWED]
+        taken = {n for i in free for n in sizes.get(i, ())}
         extra = 0
         while size + extra in taken:
             extra += 1
@@ -167,26 +197,63 @@ class Bus:
 
     def sync_read(self, servos: Sequence[int], address: int, size: int, retries: int = 1) -> dict[int, Reply]:
         """Partial results: a servo that stayed silent is absent and counted."""
+        got = self.exchange(b"", servos, address, size, retries)
+        return self._replies(got, servos, size) if isinstance(got, bytes) else got
+
+    def exchange(
+        self, before: bytes, servos: Sequence[int], address: int, size: int, retries: int = 1
+    ) -> bytes | dict[int, Reply]:
+        """A sync read in one write with the packet `before`, which goes first and which nobody answers (goals, or nothing).
+
+        Returns the answers as they came, one status packet after another, when nothing is wrong with them (`codec.whole`); otherwise
+        partial results: a servo that stayed silent is absent and counted.
+        """
+        if self._owed or self.fast or not self.sync:
+            return self._piecemeal(before, servos, address, size, 1 + retries)
+        request, wire_ns = self._sync_request(address, size, tuple(servos))
+        request = before + request
+        self._send(request)
+        if before:
+            self.told_ns = self.sent_ns
+        deadline = self._deadline(request, wire_ns, self.until_ns is None)
+        data = self.port.read(deadline)
+        while data and len(data) < len(servos) * (size + self.codec.STATUS_BYTES):  # adapters hand over in parts
+            more = self.port.read(deadline)
+            if not more:
+                break
+            data += more
+        if self.codec.whole(data, servos, size):
+            return data
+        got = self._collect(request, servos, size, deadline, data)
+        return got if len(got) == len(servos) else self._piecemeal(b"", servos, address, size, retries, got)
+
+    def _piecemeal(
+        self, before: bytes, servos: Sequence[int], address: int, size: int, attempts: int, got: dict[int, Reply] | None = None
+    ) -> dict[int, Reply]:  # fmt: skip
+        """Answers of those who are not in `got` yet, in so many attempts and as far as the time allows."""
         if not self.sync:
-            alone = {i: self.read(i, address, size, retries) for i in servos}
+            if before:
+                self.send(before)
+            alone = {i: self.read(i, address, size, attempts - 1) for i in servos}
             return {i: r for i, r in alone.items() if r is not None}
-        got: dict[int, Reply] = {}
-        missing: Sequence[int] = servos
-        for attempt in range(1 + retries):
-            if attempt and self.until_ns is not None and self.port.now_ns() > self.until_ns:
+        first, got = got is None, got or {}
+        missing = [i for i in servos if i not in got]
+        for _ in range(attempts):
+            if not first and self.until_ns is not None and self.port.now_ns() > self.until_ns:
                 break
             ask, extra = self._extra(missing, size)
             if not ask:
                 break
             front = extra if extra <= address else 0  # longer at its beginning: registers below exist
-            fast = self.fast and attempt == 0 and not extra
-            make = dxl.fast_sync_read if fast else self.codec.sync_read
-            key = (fast, address - front, size + extra, *ask)
-            request = self._requests.get(key) or make(ask, address - front, size + extra)
-            if not extra:
-                self._requests[key] = request
+            fast = self.fast and first and not extra
+            first = False
+            request, wire_ns = self._sync_request(address - front, size + extra, tuple(ask), fast)
+            request = before + request
             self._send(request)
-            answers = self._collect(request, ask, size + extra, fast)
+            if before:
+                self.told_ns, before = self.sent_ns, b""
+            deadline = self._deadline(request, wire_ns, self.until_ns is None)
+            answers = self._collect(request, ask, size + extra, deadline, fast=fast)
             if fast:
                 self._fast_failures = 0 if answers else self._fast_failures + 1
                 self.fast = (
@@ -197,13 +264,41 @@ class Bus:
             missing = [i for i in servos if i not in got]
             if not missing:
                 break
+        if before:  # nobody could be asked
+            self.send(before)
         for i in missing:
             self.errors[i, "no reply"] += 1
         return got
 
+    def _sync_request(self, address: int, size: int, servos: tuple[int, ...], fast: bool = False) -> tuple[bytes, int]:
+        """The request of a sync read, and the time in ns that its answers take; made once."""
+        key = (address, size, servos, fast)
+        known = self._requests.get(key)
+        if known is None:
+            make = dxl.fast_sync_read if fast else self.codec.sync_read
+            known = make(servos, address, size), self._answers_ns(len(servos), size)
+            self._requests[key] = known
+        return known
+
     def sync_write(self, address: int, data: Mapping[int, bytes]) -> None:
         """Not acknowledged by the servos: read back what matters."""
-        self.port.write(self.codec.sync_write(address, data))  # nothing to drain for: nobody answers
+        self.send(self.codec.sync_write(address, data))
+
+    def send(self, packet: bytes) -> None:
+        """A packet that nobody answers: nothing to drain for."""
+        self.port.write(packet)
+        self.told_ns = self.port.now_ns()
+
+    def _ask(self, request: bytes, servo: int, size: int, linger: bool = False) -> dict[int, Reply]:
+        """Send `request` to one servo and collect its answer of `size` data bytes."""
+        self._send(request)
+        deadline = self._deadline(request, self._answers_ns(1, size), self.until_ns is None and not linger)
+        data = b""
+        if not self._owed and not linger:
+            data = self.port.read(deadline)
+            if self.codec.whole(data, (servo,), size) and data != request:  # (an echo looks like an answer)
+                return self._replies(data, (servo,), size)
+        return self._collect(request, [servo], size, deadline, data, linger=linger)
 
     def read(self, servo: int, address: int, size: int, retries: int = 1) -> Reply | None:
         """One servo's bytes, or None (counted)."""
@@ -214,9 +309,7 @@ class Bus:
             if not ask:
                 break
             front = extra if extra <= address else 0
-            request = self.codec.read(servo, address - front, size + extra)
-            self._send(request)
-            r = self._collect(request, [servo], size + extra).get(servo)
+            r = self._ask(self.codec.read(servo, address - front, size + extra), servo, size + extra).get(servo)
             if r is not None:
                 return Reply(r.bits, r.data[front : front + size]) if extra else r
         self.errors[servo, "no reply"] += 1
@@ -225,10 +318,8 @@ class Bus:
     def write(self, servo: int, address: int, data: bytes, retries: int = 1) -> bool:
         """True when the servo acknowledged, or, where its word is missing or could be an old one, when it holds `data`."""
         for _ in range(1 + retries):
-            doubtful = (servo, 0) in self._owed
-            request = self.codec.write(servo, address, data)
-            self._send(request)
-            r = self._collect(request, [servo], 0).get(servo)
+            doubtful = any(n == 0 for n, _ in self._owed.get(servo, ()))
+            r = self._ask(self.codec.write(servo, address, data), servo, 0).get(servo)
             if r is not None and self.dynamixel and r.bits & 0x7F:
                 self.errors[servo, f"refused ({dxl.ERRORS.get(r.bits & 0x7F, r.bits & 0x7F)})"] += 1
                 return False
@@ -242,19 +333,15 @@ class Bus:
 
     def ping(self, servo: int) -> bool:
         """Whether somebody answers as `servo`. (On an adapter that echoes, a ping comes back like an answer: then it reads.)"""
-        request = self.codec.ping(servo)
-        self._send(request)
         size = 3 if self.dynamixel else 0
-        return servo in self._collect(request, [servo], size) or (
+        return servo in self._ask(self.codec.ping(servo), servo, size) or (
             bool(self.errors[-1, "echo"]) and self.read(servo, 0 if self.dynamixel else 3, 2) is not None
         )
 
     def count(self, servo: int, address: int, size: int) -> int:
         """How many servos answer as `servo` (2 stands for two or more); waits out the deadline to hear a second one."""
         before = self.errors[servo, "duplicate id"]
-        request = self.codec.read(servo, address, size)
-        self._send(request)
-        got = self._collect(request, [servo], size, linger=True)
+        got = self._ask(self.codec.read(servo, address, size), servo, size, linger=True)
         return 2 if self.errors[servo, "duplicate id"] > before else len(got)
 
     def reboot(self, servo: int) -> None:

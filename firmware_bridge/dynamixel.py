@@ -17,6 +17,7 @@ PING, READ, WRITE, REG_WRITE, ACTION, FACTORY_RESET, REBOOT, CLEAR = 1, 2, 3, 4,
 STATUS, SYNC_READ, SYNC_WRITE, FAST_SYNC_READ, BULK_READ = 0x55, 0x82, 0x83, 0x8A, 0x92
 HEADER = b"\xff\xff\xfd\x00"
 STATUS_BYTES = 11
+DATA_AT = 9  # in a status packet without stuffing; the error byte lies before it
 MAX_PACKET = 1024
 ALERT = 0x80  # bit of the error byte: read Hardware Error Status
 ERRORS = {1: "result failed", 2: "instruction", 3: "CRC", 4: "range", 5: "length", 6: "limit", 7: "access"}
@@ -103,8 +104,12 @@ def sync_write(address: int, data: Mapping[int, bytes]) -> bytes:
     sizes = {len(d) for d in data.values()}
     if len(sizes) != 1:
         raise PacketError("a sync write carries the same number of bytes for every servo")
-    body = b"".join(bytes([i]) + d for i, d in data.items())
-    return packet(BROADCAST, SYNC_WRITE, _word(address) + _word(sizes.pop()) + body)
+    return sync_write_rows(address, sizes.pop(), b"".join(bytes([i]) + d for i, d in data.items()))
+
+
+def sync_write_rows(address: int, size: int, rows: bytes) -> bytes:
+    """`rows`: servo id and `size` bytes, for one servo after another."""
+    return packet(BROADCAST, SYNC_WRITE, _word(address) + _word(size) + rows)
 
 
 def status(servo: int, error: int, data: bytes = b"") -> bytes:
@@ -203,20 +208,23 @@ def _head(servo: int, size: int) -> tuple[bytes, int]:
     return head, crc16(head)
 
 
-def block(data: bytes, servos: Sequence[int], size: int) -> list[tuple[int, bytes]] | None:
-    """(error, data) of each servo when `data` is exactly the undamaged and unstuffed answer to a sync read, else None."""
+def whole(data: bytes, servos: Sequence[int], size: int) -> bool:
+    """Whether `data` is exactly the undamaged and unstuffed answer of `servos` to a sync read of `size` bytes."""
     step = size + STATUS_BYTES
     if len(data) != step * len(servos):
-        return None
-    out, at = [], 0
+        return False
+    table, at = _CRC, 0
     for i in servos:
         end = at + step
         head, crc = _head(i, size)
-        if not data.startswith(head, at) or crc16(data[at + 8 : end - 2], crc) != data[end - 2] | data[end - 1] << 8:
-            return None
-        out.append((data[at + 8], data[at + 9 : end - 2]))
+        if not data.startswith(head, at):
+            return False
+        for byte in data[at + 8 : end - 2]:  # `crc16`, without the calls
+            crc = (crc << 8 & 0xFFFF) ^ table[(crc >> 8) ^ byte]
+        if crc != data[end - 2] | data[end - 1] << 8:
+            return False
         at = end
-    return out
+    return True
 
 
 def new_parser() -> Parser:

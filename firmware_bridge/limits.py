@@ -45,6 +45,7 @@ class Limiter:
         """Start anew, at rest at `q`."""
         self._ahead, self._rate = q.copy(), np.zeros_like(q)  # first stage: goal and velocity
         self._recent = deque([q.copy()] * self.window, self.window)
+        self._before = (self._ahead, self._rate, self._recent[0])
         self.goal: np.ndarray = q.copy()
 
     @property
@@ -54,18 +55,26 @@ class Limiter:
 
     def step(self, target: np.ndarray, velocity: np.ndarray) -> np.ndarray:
         """Next goal towards `target`, no faster than `velocity` as soon as braking has brought it there."""
-        self._ahead, self._rate = limit_step(
+        ahead, rate = limit_step(
             target, self._ahead, self._rate, self.dt, velocity, self.acceleration, self.lower, self.upper
         )
-        self._recent.append(self._ahead)
+        return self._take(ahead, rate)
+
+    def undo(self) -> None:
+        """Forget the last step, to make another one from where it started at once: the limits hold between what is kept."""
+        self._ahead, self._rate, oldest = self._before
+        self._recent.pop()
+        self._recent.appendleft(oldest)
+
+    def _take(self, ahead: np.ndarray, rate: np.ndarray) -> np.ndarray:
+        self._before = (self._ahead, self._rate, self._recent[0])
+        self._ahead, self._rate = ahead, rate
+        self._recent.append(ahead)
         self.goal = np.add.reduce(self._recent) / self.window
         return self.goal
 
     def brake(self) -> np.ndarray:
         """Next goal on the shortest way to a standstill."""
         slower = np.maximum(np.abs(self._rate) - self.acceleration * self.dt, 0.0)
-        self._ahead = self._ahead + np.sign(self._rate) * slower * self.dt
-        self._rate = np.sign(self._rate) * slower
-        self._recent.append(self._ahead)
-        self.goal = np.add.reduce(self._recent) / self.window
-        return self.goal
+        rate = np.sign(self._rate) * slower
+        return self._take(self._ahead + rate * self.dt, rate)

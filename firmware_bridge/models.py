@@ -31,6 +31,7 @@ class Codec(Protocol):
 
     BROADCAST: int
     STATUS_BYTES: int  # a status packet without data
+    DATA_AT: int  # where in it the data begin; the error byte lies before them
 
     def ping(self, servo: int) -> bytes: ...
 
@@ -42,10 +43,13 @@ class Codec(Protocol):
 
     def sync_write(self, address: int, data: Mapping[int, bytes]) -> bytes: ...
 
+    def sync_write_rows(self, address: int, size: int, rows: bytes) -> bytes:
+        """`rows`: servo id and `size` bytes, for one servo after another."""
+
     def new_parser(self) -> Parser: ...
 
-    def block(self, data: bytes, servos: Sequence[int], size: int) -> list[tuple[int, bytes]] | None:
-        """The whole answer to a sync read, taken apart at once when nothing is wrong with it."""
+    def whole(self, data: bytes, servos: Sequence[int], size: int) -> bool:
+        """Whether `data` is the answer to a sync read with nothing wrong, missing or too much."""
 
     def answer(self, packet: feetech.Packet) -> tuple[int, bytes] | None:
         """Error byte and data when `packet` is a status, else None."""

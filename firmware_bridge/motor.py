@@ -1,4 +1,4 @@
-"""The motor process: read, decide, write, on an absolute clock. `MotorLoop.tick` is the same in virtual time.
+"""The motor process: decide, write, read, on an absolute clock. `MotorLoop.tick` is the same in virtual time.
 
 python -m firmware_bridge.motor --help
 """
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from firmware_bridge.arm import Arm, ArmConfig, ArmError
+from firmware_bridge.arm import NO_REPLY, Arm, ArmConfig, ArmError, Measurement
 from firmware_bridge.bus import Bus
 from firmware_bridge.clock import Ticker, real_time
 from firmware_bridge.estop import EStop, EStopError
 from firmware_bridge.messages import JOINT_STATE_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.port import Port, PortError
-from firmware_bridge.safety import Safety
+from firmware_bridge.safety import Safety, blind
 from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
 from firmware_bridge.stamps import StampWriter
 
@@ -30,10 +30,17 @@ EXIT_SAFE_STOP, EXIT_FAULT, EXIT_PORT_LOST = 3, 4, 6
 RELEASE_NS = 100_000_000
 INSIST_NS = 3_000_000_000  # so long a servo that does not let go is told again: a stalled bus may come back
 LOOK_EVERY = 10  # ticks between looks for new slots
+TELEMETRY_EVERY = 10  # ticks: it waits for one with room, but no longer than this (nine servos that dawdle leave none)
+ROOM_NS = 700_000  # before a tick: a goal that is corrected later than this might still be on the wire
 
 
 class MotorLoop:
-    """One arm, one safety machine. `tick(now, command, request)` does one period's work and says what was done."""
+    """One arm, one safety machine. `tick(now, command, request)` does one period's work and says what was done.
+
+    A tick decides by what was read at the end of the tick before, then writes the goals and asks all servos in one write to the port: a
+    command that is there does not wait for six servos to answer. It reads first where nothing is armed, so that arming starts from the
+    pose of that instant, and after a tick in which nobody answered.
+    """
 
     def __init__(self, arm: Arm, energised: bool = False):
         self.arm, self.config = arm, arm.config
@@ -45,16 +52,21 @@ class MotorLoop:
         self._torque: float | None = None
         self._releasing_ns = 0
         self._sent = (0, 0, 0)  # newest command on the wire: sequence, capture time, first time on the wire
+        self._now_ns = 0
+        n = len(arm.config.ids)
+        self._measured = Measurement(np.zeros(n), np.zeros(n), np.full(n, NO_REPLY, np.uint8))
 
     def tick(
         self, now_ns: int, command: Command | None, request: RequestKind, missed: int = 0, pressed: bool = False
     ) -> JointState:
         """`pressed`: the emergency stop. Raises PortError when the port is lost, ArmError when a servo does not take its torque."""
         bus = self.arm.bus
-        began = bus.port.now_ns()
-        bus.until_ns = began + self._period_ns // 4  # a retry must leave room for the goals
-        measured = self.arm.read()
-        d = self.safety.step(now_ns, command, request, measured, self.arm.telemetry, pressed)
+        began, self._now_ns = bus.port.now_ns(), now_ns
+        bus.until_ns = began + self._period_ns * 4 // 10  # a retry must not delay the next tick
+        read_first = self.safety.state == SafetyState.DISARMED or blind(self._measured)
+        if read_first:
+            self._measured = self.arm.read()
+        d = self.safety.step(now_ns, command, request, self._measured, self.arm.telemetry, pressed)
         if d.arm:
             bus.until_ns = None
             self.arm.torque_on()
@@ -64,23 +76,44 @@ class MotorLoop:
                 self.holding = self.arm.torque_off()
                 self._releasing_ns = self._releasing_ns or now_ns
                 self.finished = not self.holding or now_ns - self._releasing_ns > INSIST_NS
-        else:
-            if d.torque is not None and (self._torque is None or abs(d.torque - self._torque) > 0.02):
-                self.arm.set_torque(d.torque)
-                self._torque = d.torque
-            if d.goal is not None:
+        elif d.torque is not None and (self._torque is None or abs(d.torque - self._torque) > 0.02):
+            self.arm.set_torque(d.torque)
+            self._torque = d.torque
+        if d.goal is not None and not d.arm:
+            if read_first:
                 self.arm.write_goals(d.goal)
-                if command is not None and d.state == SafetyState.ACTIVE and command.seq != self._sent[0]:
-                    self._sent = (command.seq, command.t_capture_ns, bus.port.now_ns())
-        if bus.port.now_ns() - began < self._period_ns // 2:  # it may wait for the next tick
+            else:
+                self._measured = self.arm.exchange(d.goal)
+            if command is not None and d.state == SafetyState.ACTIVE:
+                self._book(command)
+                if blind(self._measured):  # brake now, not a tick later
+                    self.revise(command)
+        elif not read_first:
+            self._measured = self.arm.read()
+        measured = self._measured
+        room = bus.port.now_ns() - began < self._period_ns * 6 // 10 or self.ticks % TELEMETRY_EVERY == 0
+        if room and not (measured.bits & NO_REPLY).any():  # on a bus that fails it would only make the next tick late
             self.arm.read_telemetry()
         self.ticks += 1
-        goal = self.safety.goal if d.state != SafetyState.DISARMED else measured.q
+        state, reason = self.safety.state, self.safety.reason
+        goal = self.safety.goal if state != SafetyState.DISARMED else measured.q
         return JointState(
             now_ns, measured.q.astype(np.float32), measured.qd.astype(np.float32), np.asarray(goal, np.float32), self.arm.current,
-            self.arm.temperature, self.arm.voltage, measured.bits, d.state, d.reason,
+            self.arm.temperature, self.arm.voltage, measured.bits, state, reason,
             self._sent[2], self._sent[1], self._sent[0], self.ticks, missed,
         )  # fmt: skip
+
+    def revise(self, command: Command) -> None:
+        """Correct the goal of the last tick: a command has come since, which need not wait for the next one, or nobody answered."""
+        goal = self.safety.revise(self._now_ns, command, self._measured)
+        if goal is not None:
+            self.arm.write_goals(goal)
+            self._book(command)
+
+    def _book(self, command: Command) -> None:
+        """Goals made for `command` have just been handed to the port."""
+        if command.seq != self._sent[0]:
+            self._sent = (command.seq, command.t_capture_ns, self.arm.bus.told_ns)
 
 
 # What a record that cannot be decoded stands for: a command that the safety machine rejects.
@@ -112,6 +145,15 @@ class Latest:
             return None
         got = self._reader.read()
         return got[0] if got is not None else None
+
+    def wait(self, until_ns: int) -> bool:
+        """Whether a value comes until then (monotonic) that `read` has not given yet; returns as soon as it does."""
+        while (rest := until_ns - time.monotonic_ns()) > 0:
+            if self._reader is None:
+                time.sleep(rest * 1e-9)
+            elif self._reader.wait(self._reader.given, rest):
+                return True
+        return False
 
 
 def as_command(raw: bytes | None) -> Command | None:
@@ -148,6 +190,7 @@ def run(
     stamps = StampWriter(loop.arm, slots, config.motor_hz)
     ticker = Ticker(config.motor_hz)
     real_time(priority, core)
+    goal: np.ndarray | None = None  # of the tick before, corrections included
     while True:
         now = ticker.wait()
         began = time.monotonic_ns()
@@ -162,7 +205,7 @@ def run(
         state = loop.tick(now, as_command(commands.read()), request, ticker.missed, pressed)
         states.write(state.pack())
         driven = state.safety in (SafetyState.HOLD, SafetyState.ACTIVE)
-        stamps.write(loop.ticks, now, began, state.goal_rad if driven else None)
+        stamps.write(loop.ticks, now, began, goal)
         if loop.holding and loop.finished:
             ids = ", ".join(map(str, loop.holding))
             print(f"servo {ids} still holds: switch the arm's power off.", file=sys.stderr, flush=True)
@@ -172,6 +215,11 @@ def run(
             return EXIT_FAULT if state.safety == SafetyState.FAULT else EXIT_SAFE_STOP
         if request == RequestKind.LOWER and state.safety == SafetyState.DISARMED and not energised:
             return 0
+        if state.safety == SafetyState.ACTIVE and commands.wait(ticker.next_ns - ROOM_NS):
+            late = as_command(commands.read())
+            if late is not None and not (stop is not None and stop.pressed()):
+                loop.revise(late)
+        goal = loop.safety.goal if driven else None
 
 
 def main() -> int:

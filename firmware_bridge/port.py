@@ -31,6 +31,7 @@ class Transport(Protocol):
         """Take out of the line what has arrived unasked."""
 
 
+MS = 1_000_000
 BY_ID = Path("/dev/serial/by-id")
 
 
@@ -104,9 +105,11 @@ class Port:
             ) from e
 
     def read(self, deadline_ns: int) -> bytes:
-        wait = (deadline_ns - time.monotonic_ns()) * 1e-9
-        ready, _, _ = select.select([self.fd], [], [], max(wait, 0.0))
-        if not ready:
+        wait = deadline_ns - time.monotonic_ns()
+        # `poll` is the cheaper call but counts in milliseconds: `select` waits for what is left.
+        if (wait < MS or not self._poll.poll(wait // MS)) and not select.select(
+            [self.fd], [], [], max(deadline_ns - time.monotonic_ns(), 0) * 1e-9
+        )[0]:
             return b""
         try:
             data = os.read(self.fd, 4096)

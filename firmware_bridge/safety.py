@@ -73,8 +73,13 @@ class Decision:
     release: bool = False  # torque off, finished
 
 
+def blind(measured: Measurement) -> bool:
+    """Whether no servo's word can be taken."""
+    return bool((measured.bits & (NO_REPLY | DOUBTED)).all())
+
+
 class Safety:
-    """`step` is called once a tick and is the only place where goals are made.
+    """`step` is called once a tick, `revise` when something new is known before the next: goals are made nowhere else.
 
     `energised`: the arm holds a pose that nobody commands (the port was lost and is back): it waits to be armed or lowered.
     """
@@ -95,6 +100,7 @@ class Safety:
         self._since_ns: np.ndarray = np.zeros((len(CONDITIONS), len(config.joints)))
         self._supply_v: np.ndarray = np.zeros(len(config.joints))
         self._was_active = False
+        self._scale = 1.0  # of the velocity limits in the tick at hand
 
     @property
     def goal(self) -> np.ndarray:
@@ -206,7 +212,6 @@ class Safety:
     def _follow(
         self, now_ns: int, command: Command | None, request: RequestKind, measured: Measurement, level: Level | None, trouble: str
     ) -> Decision:  # fmt: skip
-        blind = bool((measured.bits & (NO_REPLY | DOUBTED)).all())
         why = (
             "held on request"
             if request == RequestKind.HOLD
@@ -215,7 +220,7 @@ class Safety:
             else "command is stale"
             if now_ns >= command.t_stale_ns
             else "no servo answers"
-            if blind
+            if blind(measured)
             else ""
         )
         if not why and command is not None and not self.valid(command):
@@ -230,13 +235,32 @@ class Safety:
             return Decision(self.limiter.brake(), self.state, self.reason)
         self._enter(SafetyState.ACTIVE, f"warning: {trouble}" if trouble else "", now_ns)
         self._was_active = True
+        self._scale = min(1.0, 0.2 + 0.8 * (now_ns - self._armed_ns) * 1e-9 / BLEND_S)
+        if level == Level.SLOW:
+            self._scale *= SLOW_SCALE
+        return Decision(self._towards(now_ns, command, measured), self.state, self.reason)
+
+    def _towards(self, now_ns: int, command: Command, measured: Measurement) -> np.ndarray:
+        """The tick's goal, within all limits of the goals before."""
         ahead = min(max((now_ns - command.t_apply_ns) * 1e-9 + self.limiter.lag_s, 0.0), 0.1)
         target = command.q_rad.astype(float) + command.qd_rad_s.astype(float) * ahead
         target = np.clip(target, measured.q - self.config.max_lead, measured.q + self.config.max_lead)
-        scale = min(1.0, 0.2 + 0.8 * (now_ns - self._armed_ns) * 1e-9 / BLEND_S)
-        if level == Level.SLOW:
-            scale *= SLOW_SCALE
-        return Decision(self.limiter.step(target, self.velocity * scale), self.state, self.reason)
+        return self.limiter.step(target, self.velocity * self._scale)
+
+    def revise(self, now_ns: int, command: Command, measured: Measurement) -> np.ndarray | None:
+        """The goal of the tick at `now_ns` made again, for a `command` that came after it or for what was `measured` since.
+
+        It starts from the goal before that tick, so the goals that stand at the end of each tick keep every limit as if the command had
+        come in time; what it takes back is never more than j_max dt^3. When no servo answers any more it brakes. None where the arm follows
+        no commands at present, or cannot follow this one: the next tick then says so.
+        """
+        if self.state != SafetyState.ACTIVE or now_ns >= command.t_stale_ns or not self.valid(command):
+            return None
+        self.limiter.undo()
+        if blind(measured):
+            self._enter(SafetyState.HOLD, "no servo answers", now_ns)
+            return self.limiter.brake()
+        return self._towards(now_ns, command, measured)
 
     def _stop(self, now_ns: int, measured: Measurement) -> Decision:
         """SAFE_STOP: down to the rest pose first. FAULT: brake first. Then the torque goes down in a ramp, and off."""

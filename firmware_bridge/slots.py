@@ -6,16 +6,29 @@ A writer never waits; a reader gets the newest whole value and how many it has s
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
+import platform
 import struct
+import time
 import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 _HEAD = struct.Struct("<4sIQ")  # magic, capacity, newest sequence
 _CELL = struct.Struct("<QII")  # sequence, length, CRC-32
 _MAGIC = b"HSL1"
+_FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine())  # number of the system call; None: readers poll
+_WAIT, _WAKE = 0, 1
+_POLL_S = 0.0003
+_libc = ctypes.CDLL(None)
+
+
+class _Time(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
 
 
 class SlotError(Exception):
@@ -34,6 +47,11 @@ def _word(mapped: mmap.mmap) -> memoryview:
     return memoryview(mapped)[8:16].cast("Q")
 
 
+def _address(mapped: mmap.mmap) -> int:
+    """Where the low half of that word lies: what sleeping readers and a writer that wakes them agree upon."""
+    return int(np.frombuffer(mapped, np.uint8).ctypes.data) + 8
+
+
 class SlotWriter:
     """Creates (or takes over) the slot at `path` for payloads of up to `capacity` bytes. One writer a slot."""
 
@@ -49,7 +67,7 @@ class SlotWriter:
             os.close(fd)
         self._capacity, self.seq = capacity, 0
         _HEAD.pack_into(self._map, 0, _MAGIC, capacity, 0)
-        self._newest = _word(self._map)
+        self._newest, self._where = _word(self._map), _address(self._map)
         os.replace(partial, path)
 
     def write(self, *parts: Any) -> int:
@@ -67,6 +85,8 @@ class SlotWriter:
             end += len(v)
         _CELL.pack_into(self._map, at, seq, length, crc)
         self._newest[0] = seq
+        if _FUTEX is not None:
+            _libc.syscall(_FUTEX, ctypes.c_void_p(self._where), _WAKE, 1 << 30, None, None, 0)
         self.seq = seq
         return seq
 
@@ -91,7 +111,7 @@ class SlotReader:
         magic, self._capacity, _ = _HEAD.unpack_from(self._map, 0)
         if magic != _MAGIC:
             raise SlotError(f"{path} is not a slot")
-        self._newest = _word(self._map)
+        self._newest, self._where = _word(self._map), _address(self._map)
         self.torn = 0
         self._last: tuple[bytes, int] | None = None
 
@@ -107,6 +127,22 @@ class SlotReader:
     def newest(self) -> int:
         """Sequence number of the newest value, 0 before the first: cheap, for polling."""
         return self._newest[0]
+
+    @property
+    def given(self) -> int:
+        """Sequence number of the value that `read` gave last, 0 before."""
+        return self._last[1] if self._last is not None else 0
+
+    def wait(self, seq: int, timeout_ns: int) -> bool:
+        """Sleep until there is another value than number `seq`, `timeout_ns` at most; whether there is. May return early without."""
+        if self.newest == seq and timeout_ns > 0:
+            if _FUTEX is None:
+                time.sleep(min(_POLL_S, timeout_ns * 1e-9))
+            else:
+                rest = _Time(*divmod(timeout_ns, 1_000_000_000))
+                low = ctypes.c_uint32(seq & 0xFFFFFFFF)
+                _libc.syscall(_FUTEX, ctypes.c_void_p(self._where), _WAIT, low, ctypes.byref(rest), None, 0)
+        return self.newest != seq
 
     def read(self) -> tuple[bytes, int] | None:
         """Newest payload and its sequence number; None before the first. After a torn read the last good value again."""

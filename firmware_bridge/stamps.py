@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from firmware_bridge.arm import Arm
+from firmware_bridge.arm import Arm, Measurement
 from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
 
 STAMP_SLOT = "motor-stamps.slot"
@@ -38,7 +38,7 @@ class MotorStamps:
 
 
 class StampWriter:
-    """Times the three calls of `arm` that talk on the bus; `write` once a tick. About 3 us a tick."""
+    """Times the calls of `arm` that talk on the bus; `write` once a tick. About 3 us a tick."""
 
     def __init__(self, arm: Arm, slots: Path, motor_hz: float):
         self._slot = SlotWriter(slots / STAMP_SLOT, _RECORD.size)
@@ -48,12 +48,27 @@ class StampWriter:
         self._fresh, self._count, self._square, self._most = 0, 0, 0.0, 0.0
         for span, name in (("read", "read"), ("write", "write_goals"), ("telemetry", "read_telemetry")):
             setattr(arm, name, self._timed(span, getattr(arm, name)))
+        arm.exchange = self._timed_exchange(arm, arm.exchange)  # type: ignore[assignment, method-assign]
 
     def _timed(self, span: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any) -> Any:
             began = time.monotonic_ns()
             result = call(*args)
             self._spans[span] = (began, time.monotonic_ns() - began)
+            return result
+
+        return timed
+
+    def _timed_exchange(
+        self, arm: Arm, call: Callable[[np.ndarray], Measurement]
+    ) -> Callable[[np.ndarray], Measurement]:
+        """Written until the port had it all, read from then on."""
+
+        def timed(rad: np.ndarray) -> Measurement:
+            began = time.monotonic_ns()
+            result = call(rad)
+            told = arm.bus.told_ns
+            self._spans["write"], self._spans["read"] = (began, told - began), (told, time.monotonic_ns() - told)
             return result
 
         return timed

@@ -27,6 +27,7 @@ from firmware_bridge.registers import Model
 from firmware_bridge.sts3215 import STS3215
 from firmware_bridge.virtual_servo import VirtualServo
 
+SPIN_NS = 80_000  # a sleep may end that much late, the line must not: the last bit of the way to a due time is waited for awake
 SAG_V = 0.15  # of the supply for each servo at full load
 
 
@@ -290,8 +291,10 @@ class PtyBus:
         line, master = self.line, self._master
         while not self._stop.is_set():
             due = line.next_ns()
-            wait = 0.1 if due is None else (due - time.monotonic_ns()) * 1e-9
+            wait = 0.1 if due is None else (due - SPIN_NS - time.monotonic_ns()) * 1e-9
             ready, _, _ = select.select([master], [], [], min(max(wait, 0.0), 0.1))
+            while not ready and due is not None and time.monotonic_ns() < due < time.monotonic_ns() + SPIN_NS:
+                pass
             try:
                 if ready:
                     data = os.read(master, 4096)

@@ -1,18 +1,26 @@
 """Bus master, arm and slots against virtual servos: real bytes, on a pseudo-terminal where timing matters."""
 
+import dataclasses
+import errno
+import grp
 import multiprocessing as mp
+import threading
 import time
 
 import numpy as np
 import pytest
+import serial
 
+from firmware_bridge import feetech as fs
 from firmware_bridge.arm import NO_REPLY, Arm, ArmError
 from firmware_bridge.bus import Bus
-from firmware_bridge.messages import Command, Expert, JointState, SafetyState
+from firmware_bridge.messages import Command, Expert, JointState, RequestKind, SafetyState
+from firmware_bridge.motor import MotorLoop
 from firmware_bridge.port import MemoryPort, Port, PortError
 from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
 from firmware_bridge.virtual_bus import PtyBus
 from tests.firmware_bridge.so101 import CONFIG, bus
+from tests.firmware_bridge.test_arms import VIPERX, virtual
 
 
 @pytest.fixture
@@ -110,6 +118,19 @@ def test_ports_that_are_missing_or_busy(pty, tmp_path):
         Port.open(pty[3].path)
 
 
+def test_a_port_without_permission_names_the_group_that_has_it(tmp_path, monkeypatch):
+    path = tmp_path / "port"
+    path.touch()
+
+    def denied(*args, **kwargs):
+        raise serial.SerialException(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(serial, "Serial", denied)
+    group = grp.getgrgid(path.stat().st_gid).gr_name
+    with pytest.raises(PortError, match=rf"group {group} only: run `sudo usermod -aG {group} \$USER`"):
+        Port.open(str(path))
+
+
 def test_a_port_that_goes_away_is_said(tmp_path):
     servos, _ = bus()
     server = PtyBus(servos)
@@ -191,3 +212,129 @@ def test_slot_errors(tmp_path):
     frame = np.arange(8, dtype=np.uint8)
     writer.write(frame)
     assert SlotReader(tmp_path / "s").read() == (frame.tobytes(), 1)
+
+
+def test_a_sleeping_reader_is_woken_by_the_writer_and_by_the_clock(tmp_path):
+    writer = SlotWriter(tmp_path / "s", 8)
+    reader = SlotReader(tmp_path / "s")
+    assert not reader.wait(0, 2_000_000)  # nothing came
+    writer.write(b"a")
+    assert reader.wait(reader.given, 10**9) and reader.read() == (b"a", 1) and reader.given == 1
+    later = threading.Timer(0.05, writer.write, [b"b"])
+    later.start()
+    began = time.monotonic()
+    while not reader.wait(reader.given, 10 * 10**9):
+        pass
+    assert time.monotonic() - began < 5 and reader.read() == (b"b", 2)
+    later.join()
+
+
+class Tapped(MemoryPort):
+    """Keeps what each write said."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.written: list[bytes] = []
+
+    def write(self, data):
+        self.written.append(data)
+        super().write(data)
+
+
+class Ticks:
+    """A motor loop on a paced virtual bus, tick by tick; `written` holds what each write to the port said."""
+
+    def __init__(self, config=CONFIG, servos=None, baud=1_000_000):
+        self.servos = servos or bus()[0]
+        self.port = Tapped(self.servos, baud)
+        self.written = self.port.written
+        self.loop = MotorLoop(Arm(Bus(self.port, protocol=config.protocol), config))
+        self.now = 1_000_000_000
+
+    def tick(self, command=None):
+        self.written.clear()
+        self.now = self.port.time_ns = max(self.now + 10_000_000, self.port.time_ns)
+        return self.loop.tick(self.now, command, RequestKind.ARM)
+
+    def command(self, q, seq):
+        return Command(
+            self.now, self.now + 75_000_000, np.asarray(q, np.float32), np.zeros(len(q), np.float32), seq=seq
+        )
+
+    def moving(self):
+        for _ in range(80):
+            state = self.tick()
+        start = state.q_rad.astype(float)
+        for k in range(10):
+            state = self.tick(self.command(start + 0.02 * k, k + 1))
+        assert state.safety == SafetyState.ACTIVE
+        return state
+
+
+def test_goals_and_the_request_leave_in_one_write_goals_first():
+    rig = Ticks()
+    state = rig.moving()
+    assert (state.command_seq, state.t_wire_ns) == (10, rig.now)
+    exchange, telemetry = rig.written
+    goals, request = fs.Parser().feed(exchange)
+    assert (goals.code, goals.params[0], len(goals.params)) == (fs.SYNC_WRITE, 42, 2 + 6 * 3)
+    assert exchange.endswith(fs.sync_read(CONFIG.ids, 56, 4)) and request.code == fs.SYNC_READ
+    assert fs.Parser().feed(telemetry)[0].code == fs.READ
+    assert not rig.loop.arm.bus.errors
+
+
+def test_a_command_between_two_ticks_is_on_the_wire_before_the_next():
+    rig = Ticks()
+    state = rig.moving()
+    goal = rig.loop.safety.goal.copy()
+    late = rig.command(state.q_rad + 0.2, 11)
+    at = rig.port.time_ns = rig.now + 4_000_000
+    rig.loop.revise(late)
+    assert not np.array_equal(rig.loop.safety.goal, goal)
+    state = rig.tick(late)
+    assert (state.command_seq, state.t_wire_ns) == (11, at)
+
+
+def test_when_nobody_answers_the_arm_brakes_in_the_same_tick():
+    rig = Ticks()
+    state = rig.moving()
+    rig.servos.faults.inject("silent-all")
+    state = rig.tick(rig.command(state.q_rad + 0.2, 11))
+    assert (state.safety, state.reason) == (SafetyState.HOLD, "no servo answers")
+    ahead, brake = (p for raw in rig.written for p in fs.Parser().feed(raw) if p.code == fs.SYNC_WRITE)
+    assert ahead != brake and rig.port.time_ns < rig.now + 10_000_000  # and no telemetry: the next tick is in time
+    rig.servos.faults.clear()
+    state = rig.tick(rig.command(state.q_rad + 0.2, 12))
+    request, goals = (p for raw in rig.written[:2] for p in fs.Parser().feed(raw))
+    assert (request.code, goals.code) == (fs.SYNC_READ, fs.SYNC_WRITE)  # it looks before it goes on
+    assert (state.safety, state.command_seq) == (SafetyState.ACTIVE, 12)
+
+
+def test_goals_go_out_even_when_nobody_may_be_asked():
+    rig = Ticks()
+    rig.moving()
+    master = rig.loop.arm.bus
+    master._owed = {i: [(n, rig.now) for n in range(100, 130)] for i in CONFIG.ids}  # answers that everybody owes
+    rig.loop.arm.exchange(np.zeros(6))
+    assert [p.code for p in fs.Parser().feed(rig.written[-1])] == [fs.SYNC_WRITE]
+    assert rig.servos.get(3, "goal_position") == 2048 and master.told_ns == rig.port.time_ns
+
+
+def test_telemetry_waits_for_room_but_not_for_ever():
+    slow = dataclasses.replace(
+        VIPERX, shadows=(*VIPERX.shadows, (7, 3, 1, 2048))
+    )  # nine servos with 0.5 ms of delay each
+    _, servos = virtual(slow)
+    rig = Ticks(slow, servos)
+    for _ in range(140):
+        rig.tick()
+    assert rig.port.time_ns - rig.now < 10_000_000
+    assert np.allclose(rig.loop.arm.temperature, 30) and not rig.loop.arm.bus.errors
+
+
+def test_an_answer_in_parts_is_put_together():
+    servos, _ = bus()
+    port = MemoryPort(servos, 1_000_000)
+    servos.faults.inject("split")
+    answer = Bus(port).exchange(b"", CONFIG.ids, 56, 4)
+    assert isinstance(answer, bytes) and fs.whole(answer, CONFIG.ids, 4)

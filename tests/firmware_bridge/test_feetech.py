@@ -101,6 +101,8 @@ def test_minus_zero_is_zero_and_too_much_is_refused():
         encode_sign(1 << 15, 15)
     with pytest.raises(fs.PacketError):
         fs.packet(1, fs.WRITE, bytes(250))
+    with pytest.raises(fs.PacketError, match="rows"):
+        fs.sync_write(42, {i: bytes(8) for i in range(1, 30)})
 
 
 def test_the_register_table_has_no_overlaps():

@@ -79,6 +79,94 @@ def test_a_still_target_is_reached_without_overshoot():
     assert np.allclose(goal, target, atol=1e-4) and np.allclose(velocity, 0, atol=1e-3)
 
 
+@given(targets, st.data())
+def test_commands_that_correct_a_tick_keep_the_limits_between_ticks(sequence, data):
+    bench = Bench()
+    bench.ticks(70)  # armed, and no longer gentle
+    q = bench.q.copy()
+    kept = [q.copy()] * 4
+    for target in sequence:
+        d = bench.tick(np.clip(target, LOW, HIGH))
+        assert d.state == SafetyState.ACTIVE
+        for shift in range(data.draw(st.integers(0, 2))):
+            late = Command(
+                bench.now,
+                bench.now + S // 10,
+                np.asarray(np.roll(target, 1 + shift), np.float32),
+                np.zeros(6, np.float32),
+            )
+            bench.q = bench.safety.revise(bench.now, late, Measurement(bench.q, bench.qd, bench.bits))
+            assert np.all(
+                np.abs(bench.q - d.goal) <= np.array(CONFIG.jerk) * DT**3 + 1e-9
+            )  # what was sent and taken back
+            assert np.all(bench.q >= LOW) and np.all(bench.q <= HIGH)
+        kept.append(bench.safety.goal.copy())
+    v, a, j = (np.diff(kept, n, axis=0) / DT**n for n in (1, 2, 3))
+    assert np.all(np.abs(v) <= np.array(CONFIG.max_velocity) + 1e-6)
+    assert np.all(np.abs(a) <= np.array(CONFIG.max_acceleration) + 1e-4)
+    assert np.all(np.abs(j) <= np.array(CONFIG.jerk) + 1e-2)
+
+
+def test_a_correction_gives_the_goal_that_the_command_would_have_had_in_time():
+    early, late = Bench(), Bench()
+    for bench in (early, late):
+        bench.ticks(70)
+        bench.ticks(5, np.zeros(6))
+    early.tick(np.full(6, 0.3))
+    late.tick(np.zeros(6))
+    command = Command(late.now, late.now + S // 10, np.full(6, 0.3, np.float32), np.zeros(6, np.float32))
+    late.safety.revise(late.now, command, Measurement(late.q, late.qd, late.bits))
+    assert np.array_equal(early.safety.goal, late.safety.goal)
+    early.tick(np.full(6, 0.3))
+    late.tick(np.full(6, 0.3))
+    assert np.array_equal(early.safety.goal, late.safety.goal)
+
+
+def test_when_no_servo_answers_any_more_the_goal_of_the_same_tick_is_a_braking_one():
+    bench, other = Bench((-1.0, -0.5, 0.5, 0.5, 0.0, 0.5)), Bench((-1.0, -0.5, 0.5, 0.5, 0.0, 0.5))
+    for b in (bench, other):
+        b.tick()
+        run_to_speed(b, 60)
+    before = bench.safety.goal.copy()
+    target = np.array([1.0, -0.5, 0.5, 0.5, 0.0, 0.5])
+    bench.tick(target)
+    silent = Measurement(bench.q, bench.qd, np.full(6, NO_REPLY, np.uint8))
+    command = Command(bench.now, bench.now + S // 10, target.astype(np.float32), np.zeros(6, np.float32))
+    goal = bench.safety.revise(bench.now, command, silent)
+    assert (bench.safety.state, bench.safety.reason) == (SafetyState.HOLD, "no servo answers")
+    other.tick()  # no command: it brakes
+    assert goal is not None and np.array_equal(goal, other.safety.goal) and not np.array_equal(goal, before)
+    assert bench.safety.revise(bench.now, command, silent) is None  # once is enough
+    assert bench.tick().state == SafetyState.HOLD  # and the time for which it may hold runs
+
+
+def test_one_servo_that_still_answers_is_followed():
+    bench = Bench()
+    bench.tick()
+    bench.tick(np.zeros(6))
+    bits = np.array([NO_REPLY] * 3 + [DOUBTED] * 2 + [0], np.uint8)
+    command = Command(bench.now, bench.now + S // 10, np.zeros(6, np.float32), np.zeros(6, np.float32))
+    assert bench.safety.revise(bench.now, command, Measurement(bench.q, bench.qd, bits)) is not None
+    assert bench.safety.state == SafetyState.ACTIVE
+
+
+def test_only_an_arm_that_follows_commands_is_corrected_and_only_by_sound_ones():
+    bench = Bench()
+    measured = Measurement(bench.q, bench.qd, bench.bits)
+
+    def command(q, life_ns=S // 10):
+        return Command(bench.now, bench.now + life_ns, np.asarray(q, np.float32), np.zeros(6, np.float32))
+
+    bench.tick()  # armed, and no command yet
+    assert bench.safety.revise(bench.now, command(np.zeros(6)), measured) is None
+    bench.tick(bench.q)
+    goal = bench.safety.goal.copy()
+    assert bench.safety.revise(bench.now, command(np.full(6, np.nan)), measured) is None
+    assert bench.safety.revise(bench.now, command(np.zeros(6), life_ns=0), measured) is None
+    assert bench.safety.revise(bench.now, command(np.zeros(6), life_ns=2 * S), measured) is None
+    assert np.array_equal(bench.safety.goal, goal)
+
+
 bad = st.sampled_from([np.nan, np.inf, -np.inf])
 
 

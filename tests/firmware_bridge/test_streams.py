@@ -34,6 +34,24 @@ def test_no_single_bit_flip_or_truncation_is_accepted_as_another_packet(module, 
             assert parse(module, raw[:n]) == []
 
 
+@pytest.mark.parametrize("module", [fs, dxl], ids=["feetech", "dynamixel"])
+def test_only_the_whole_undamaged_answer_of_the_servos_asked_takes_the_short_way(module):
+    ids, rng = (1, 2, 3, 4, 5, 6), random.Random(3)
+    packets = [module.status(i, 0x80 if i == 4 else 0, rng.randbytes(4)) for i in ids]
+    raw = b"".join(packets)
+    assert module.whole(raw, ids, 4)
+    assert [raw[k * len(packets[0]) + module.DATA_AT - 1] for k in range(6)] == [0, 0, 0, 0x80, 0, 0]
+    for k in range(len(raw) * 8):
+        flipped = bytearray(raw)
+        flipped[k // 8] ^= 1 << k % 8
+        assert not module.whole(bytes(flipped), ids, 4)
+    for n in range(len(raw)):
+        assert not module.whole(raw[:n], ids, 4) and not module.whole(raw + raw[: n + 1], ids, 4)
+    other = b"".join([*packets[:4], packets[5], packets[4]])  # in another order, of others, of another length
+    assert not module.whole(other, ids, 4) and not module.whole(raw, (1, 2, 3, 4, 5, 7), 4)
+    assert not module.whole(raw, ids, 3) and not module.whole(raw, ids[:5], 4)
+
+
 @pytest.mark.parametrize(("module", "vectors"), PROTOCOLS)
 def test_a_packet_behind_any_cut_packet_is_read_when_the_line_is_quiet(module, vectors):
     raws = [raw for raw, _ in vectors.values()]
