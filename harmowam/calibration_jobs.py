@@ -85,7 +85,7 @@ def run_intrinsics(
             theta, old_model = _theta(camera)
             pixels, _ = lens.grid(*size)
             before = lens.difference(theta, fit.theta, old_model, model, pixels, done.used)
-            stored = intrinsics.heldout_rms(theta, old_model, fit.views, fit.sigma)
+            stored = intrinsics.heldout_rms(theta, old_model, fit.on_true_board(fit.views), fit.sigma)
             said.append(f"stored lens on these views: {stored:.3f} px, new one held out: {q['heldout_px']:.3f} px")
             if stored < q["heldout_px"] * 1.001:
                 verdict.append(
