@@ -1,5 +1,5 @@
 """Every figure of docs/calibration.md: `python -m benchmarks.calibration PART [--json FILE]`, PART one of intrinsics, honest, board,
-hand-eye, drift, samples, before-after."""
+hand-eye, drift, samples, mrcal, before-after."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import argparse
 import functools
 import glob
 import json
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -304,6 +306,50 @@ def part_samples(folder: str, halvings: int = 24) -> dict[str, Any]:
     return out
 
 
+MRCAL_PYTHON = "/usr/bin/python3"  # Debian's mrcal is for the system's own
+
+
+def has_mrcal() -> bool:
+    """Whether the system's Python imports mrcal (Debian `python3-mrcal`)."""
+    try:
+        return subprocess.run([MRCAL_PYTHON, "-c", "import mrcal"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def part_mrcal(repeats: int) -> dict[str, Any]:
+    """The same ray-cast corners to mrcal and to us: whose lens is nearer to the truth, and how far both are apart (px, used area)."""
+    if not has_mrcal():
+        raise SystemExit("mrcal is not installed: apt install python3-mrcal, then repeat.")
+    rows, columns = SHEET.rows - 1, SHEET.columns - 1
+    pixels, _ = lens.grid(*SIZE, 16)
+    found: dict[str, list[np.ndarray]] = {"ours": [], "mrcal": [], "apart": []}
+    for seed in range(repeats):
+        seen = views(np.random.default_rng([seed, 5]), 30)
+        corners = np.full((len(seen), rows, columns, 3), -1.0)  # weight -1: not seen
+        for view, seat in zip(seen, corners, strict=True):
+            column, row = (np.rint(view.points[:, :2] / SHEET.square).astype(int) - 1).T
+            seat[row, column] = np.column_stack([view.pixels, np.ones(len(row))])
+        with tempfile.TemporaryDirectory() as folder:
+            np.savez(f"{folder}/in.npz", corners=corners, spacing=SHEET.square, size=SIZE)
+            peer = Path(__file__).with_name("mrcal_peer.py")
+            subprocess.run(
+                [MRCAL_PYTHON, str(peer), f"{folder}/in.npz", f"{folder}/out.npy"], check=True, stdout=sys.stderr
+            )
+            theirs = np.load(f"{folder}/out.npy")
+        ours = intrinsics.adjust(seen, SIZE, "rational").theta
+        used = intrinsics.used_area(seen, pixels, SIZE)
+        for name, a, b in (("ours", ours, truth()), ("mrcal", theirs, truth()), ("apart", ours, theirs)):
+            found[name].append(lens.difference(a, b, "rational", "rational", pixels, used)[used])
+    return {
+        name: {
+            "median_px": round(float(np.median([np.median(e) for e in each])), 4),
+            "p90_px": round(float(np.median([np.quantile(e, 0.9) for e in each])), 4),
+        }
+        for name, each in found.items()
+    }
+
+
 def part_before_after(bundle: Path, episodes: int) -> dict[str, Any]:
     """The front camera moved by 3 cm and 5 degrees, with another lens."""
     from sim.bumped_camera import CONDITIONS, bumped, drift, recalibrate, success
@@ -330,7 +376,7 @@ def part_before_after(bundle: Path, episodes: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "part", choices=["intrinsics", "honest", "board", "hand-eye", "drift", "samples", "before-after"]
+        "part", choices=["intrinsics", "honest", "board", "hand-eye", "drift", "samples", "mrcal", "before-after"]
     )
     parser.add_argument("--repeats", type=int, help="repeats, trials, halvings or episodes")
     parser.add_argument("--samples", default="/usr/share/doc/opencv-doc/examples/data")
@@ -341,7 +387,7 @@ def main() -> None:
     result = {
         "intrinsics": lambda: part_intrinsics(n or 10), "honest": lambda: part_honest(n or 100), "hand-eye": lambda: part_hand_eye(n or 60),
         "board": lambda: part_board(n or 40), "drift": lambda: part_drift(n or 500), "samples": lambda: part_samples(args.samples, n or 24),
-        "before-after": lambda: part_before_after(args.bundle, n or 50),
+        "mrcal": lambda: part_mrcal(n or 10), "before-after": lambda: part_before_after(args.bundle, n or 50),
     }[args.part]()  # fmt: skip
     text = json.dumps(result, indent=1, default=float)
     print(text)
