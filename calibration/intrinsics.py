@@ -242,7 +242,7 @@ def adjust(
             before = stray
             found = np.sqrt((state.shape**2).sum(0) / determined)
             stray = np.full(3, guess) if k == 0 else np.clip(found, least, most)  # the noise is not known before
-            settled &= bool((np.abs(np.log(stray / before)) < 0.1).all())
+            settled &= bool((np.abs(np.log(stray / before)) < 0.35).all())  # the spread of a prior: roughly will do
         sigma, inlier = max(spread, 1e-3), new
         if settled:
             break
