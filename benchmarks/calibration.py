@@ -386,7 +386,7 @@ def main() -> None:
     n = args.repeats
     result = {
         "intrinsics": lambda: part_intrinsics(n or 10), "honest": lambda: part_honest(n or 100), "hand-eye": lambda: part_hand_eye(n or 60),
-        "board": lambda: part_board(n or 40), "drift": lambda: part_drift(n or 500), "samples": lambda: part_samples(args.samples, n or 24),
+        "board": lambda: part_board(n or 20), "drift": lambda: part_drift(n or 500), "samples": lambda: part_samples(args.samples, n or 24),
         "mrcal": lambda: part_mrcal(n or 10), "before-after": lambda: part_before_after(args.bundle, n or 50),
     }[args.part]()  # fmt: skip
     text = json.dumps(result, indent=1, default=float)

@@ -52,7 +52,10 @@ class Fit:
     sigma: float
     clustered: np.ndarray  # covariance of theta by views
     corners: np.ndarray  # float64[m,3] the board's corners as described, m
-    shape: np.ndarray  # float64[m,3] how far each is from there in truth, m (zero for a board that was taken as exact)
+    shape: (
+        np.ndarray
+    )  # float64[m,3] how far each is from there in truth, m (next to nothing for a board that was taken as exact)
+    stray: np.ndarray  # float64[3] standard deviation of that by axis, m
 
     @property
     def rms(self) -> float:
@@ -203,12 +206,13 @@ def adjust(
     views: list[View],
     size: tuple[int, int],
     model: str = "rational",
-    start: np.ndarray | None = None,
+    start: Fit | None = None,
     robust: bool = True,
     exact_board: bool = False,
 ) -> Fit:
     """Bundle adjustment of one lens, a pose for each view, and (unless `exact_board`) the board's shape.
 
+    `start`: a fit of other views, or of more, by the same model; it saves time and changes nothing but the starting point.
     Raises CalibrationError when it does not settle."""
     corners, rows = np.unique(np.round(np.concatenate([v.points for v in views]), 7), axis=0, return_inverse=True)
     index = np.split(np.ravel(rows), np.cumsum([len(v.points) for v in views])[:-1])
@@ -224,8 +228,10 @@ def adjust(
             rough = _levenberg(known, _State(theta, poses, shape)).state
             theta, poses = np.concatenate([rough.theta, np.zeros(3)]), rough.poses
     else:
-        theta, poses = start.copy(), np.array([_pose(v, start, model) for v in views])
-    state, sigma, n = _State(theta, poses, shape), 1.0, len(theta)
+        known_poses = {id(v): p for v, p in zip(start.views, start.poses, strict=True)}
+        theta, stray = start.theta.copy(), start.stray.copy()
+        poses = np.array([known_poses[id(v)] if id(v) in known_poses else _pose(v, theta, model) for v in views])
+    state, sigma, n = _State(theta, poses, shape), 1.0 if start is None else start.sigma, len(theta)
     fitted: _Fitted
     for k in range(8 if robust else 2):
         fitted = _levenberg(_Known(views, index, inlier, size, model, sigma, stray), state)
@@ -241,7 +247,8 @@ def adjust(
         if not exact_board:
             before = stray
             found = np.sqrt((state.shape**2).sum(0) / determined)
-            stray = np.full(3, guess) if k == 0 else np.clip(found, least, most)  # the noise is not known before
+            # The noise is not known in the first round of a new fit, and nothing else can be told from it.
+            stray = np.full(3, guess) if k == 0 and start is None else np.clip(found, least, most)
             settled &= bool((np.abs(np.log(stray / before)) < 0.35).all())  # the spread of a prior: roughly will do
         sigma, inlier = max(spread, 1e-3), new
         if settled:
@@ -256,7 +263,7 @@ def adjust(
     covariance = inverse[:n, :n] * (chi / sigma) ** 2
     return Fit(
         model, size, state.theta, covariance, state.poses, tuple(views), tuple(fitted.residuals), tuple(inlier), chi,
-        _clustered(fitted, index, inverse, n), corners, state.shape,
+        _clustered(fitted, index, inverse, n), corners, state.shape, stray,
     )  # fmt: skip
 
 
@@ -468,7 +475,7 @@ def calibrate(views: list[View], size: tuple[int, int], model: str = "rational")
             raise CalibrationError(
                 f"only {len(views)} views agree with one another, at least {MIN_VIEWS} are needed: take more."
             )
-        fit = adjust(views, size, model, start=fit.theta)
+        fit = adjust(views, size, model, start=fit)
     spread = tilt_spread(fit.poses)
     if spread < 15:
         raise CalibrationError(
@@ -477,13 +484,13 @@ def calibrate(views: list[View], size: tuple[int, int], model: str = "rational")
     pixels, shape = lens.grid(*size)
     used = used_area(views, pixels, size)
     # Neighbouring pictures are alike: halves and folds take every second, every fourth.
-    halves = [adjust(views[k::2], size, model, start=fit.theta) for k in (0, 1)]
+    halves = [adjust(views[k::2], size, model, start=fit) for k in (0, 1)]
     crossval = lens.difference(halves[0].theta, halves[1].theta, model, model, pixels, used)
     squares, count = 0.0, 0
     for k in range(4):
         train = [v for i, v in enumerate(views) if i % 4 != k]
         test = views[k::4]
-        part = adjust(train, size, model, start=fit.theta)
+        part = adjust(train, size, model, start=fit)
         corners = sum(len(v.pixels) for v in test)
         test = part.on_true_board(test)  # as the other views tell it
         squares, count = squares + heldout_rms(part.theta, model, test, fit.sigma) ** 2 * corners, count + corners

@@ -243,7 +243,7 @@ def joints_page(path: Path, made: JointCalibration, before: JointCalibration | N
         )
     for k, joint in enumerate(made.joints):
         y = step * k + 12
-        body.append(f'<text x="0" y="{y + 18}" font-size="15">{html.escape(joint.name)}</text>')
+        body.append(f'<text x="8" y="{y + 18}" font-size="15">{html.escape(joint.name)}</text>')
         for j, ink, top, tall in ((old.get(joint.name), "#bbb", y + 20, 6), (joint, "#1f5fa8", y + 4, 14)):
             if j is not None:
                 a, b = made.limits(j)
