@@ -2,8 +2,9 @@
 
 The camera's parameters, one pose a view and the true places of the board's corners are fitted by Levenberg-Marquardt; poses are
 eliminated block by block (Schur complement), so that 100 views take seconds. No sheet is printed and glued exactly: on OpenCV's sample
-images the corners are 0.08 mm off, seen alike by both cameras, and a board taken as exact makes two halves of the views disagree
-twice or three times as much (Strobl and Hirzinger 2011). How far corners stray is itself estimated, so that an exact board stays exact.
+images the corners are 0.08 mm off, seen alike by both cameras; taken as exact, such a board doubles the error of the projection, and one
+that is bowed by 0.5 mm makes it thirty times as large (docs/calibration.md; Strobl and Hirzinger 2011). How far corners stray is itself
+estimated, so that an exact board stays exact.
 Corners that disagree are weighed down (Huber), then left out. Weak priors say what any camera is like (square pixels, principal
 point near the middle, small coefficients): data overrule them wherever there are data, and they keep the lens tame where there are
 none. Uncertainty is propagated to pixels, rotation of the camera apart (Kojima, mrcal: "projection uncertainty"); a fit is judged by
