@@ -1,13 +1,17 @@
-"""Every figure of docs/calibration.md: `python -m benchmarks.calibration PART [--json FILE]`, PART one of intrinsics, honest, hand-eye,
-drift, samples, before-after."""
+"""Every figure of docs/calibration.md: `python -m benchmarks.calibration PART [--json FILE]`, PART one of intrinsics, honest, board,
+hand-eye, drift, samples, mrcal, before-after."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import glob
 import json
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +180,73 @@ def part_drift(trials: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def part_samples(folder: str) -> dict[str, Any]:
-    """OpenCV's own sample images: our calibration beside OpenCV's recipe (cornerSubPix 11x11, calibrateCamera), one measure for both."""
+def part_board(repeats: int) -> dict[str, Any]:
+    """A sheet that is not as described: corners strayed by 0.08 mm (as in `samples`), or bowed by 0.5 mm; 30 views, corners by
+    exact projection with 0.1 px of noise. "exact" takes the board at its word, as OpenCV does; "found" estimates its shape."""
+    out: dict[str, Any] = {}
+    pixels, _ = lens.grid(*SIZE, 16)
+    for sheet, stray, bow in (("as printed", 0.0, 0.0), ("strayed 0.08 mm", 8e-5, 0.0), ("bowed 0.5 mm", 0.0, 5e-4)):
+        rng = np.random.default_rng(13)
+        rows: dict[str, list[list[np.ndarray]]] = {"exact": [], "found": []}
+        for _ in range(repeats):
+            seen = uneven_views(rng, 30, stray, bow)
+            used = intrinsics.used_area(seen, pixels, SIZE)
+            for name in rows:
+                fit = intrinsics.adjust(seen, SIZE, exact_board=name == "exact")
+                error = lens.difference(fit.theta, truth(), "rational", "rational", pixels, used)
+                rows[name].append(
+                    [np.where(used, v, np.nan) for v in (error, intrinsics.projection_sd(fit, pixels, used))]
+                )
+        for name, pairs in rows.items():
+            error, predicted = np.array(pairs).transpose(1, 0, 2)
+            actual = np.sqrt(np.nanmean(error**2, 0))
+            out[f"{sheet}, {name}"] = {
+                "error_median_px": round(float(np.nanmedian(error)), 3), "error_p90_px": round(float(np.nanquantile(error, 0.9)), 3),
+                "predicted_over_actual": round(float(np.nanmedian(np.sqrt(np.nanmean(predicted**2, 0)) / actual)), 2),
+            }  # fmt: skip
+    return out
+
+
+def uneven_views(rng: np.random.Generator, count: int, stray: float, bow: float) -> list[intrinsics.View]:
+    """Views of a sheet whose corners are off by `stray` (m, each axis) and which sags by `bow` (m) from its middle to its corners."""
+    points = SHEET.points()
+    r2 = ((points - points.mean(0)) ** 2).sum(1)
+    true = points + rng.normal(0, stray, points.shape) + np.outer(bow * r2 / r2.max(), [0, 0, 1.0])
+    out: list[intrinsics.View] = []
+    while len(out) < count:
+        T = look_at_board(rng, SHEET, webcam(None))
+        uv = lens.project(true, truth(), "rational", cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
+        seen = ((uv > 0) & (uv < np.array(SIZE) - 1)).all(1)
+        if seen.sum() > 20:
+            out.append(intrinsics.View(str(len(out)), points[seen], (uv + rng.normal(0, 0.1, uv.shape))[seen]))
+    return out
+
+
+Solved = tuple[
+    np.ndarray, Callable[[list[intrinsics.View]], list[intrinsics.View]]
+]  # theta; views on the board as found
+
+
+def _opencv(part: list[intrinsics.View], size: tuple[int, int]) -> Solved:
+    K0: Any = None
+    _, K, D, _, _ = cv2.calibrateCamera(
+        [v.points.astype(np.float32) for v in part], [v.pixels.astype(np.float32) for v in part], size, K0, K0
+    )
+    return lens.parameters(K, D.ravel(), "pinhole"), lambda views: views
+
+
+def _own(part: list[intrinsics.View], size: tuple[int, int], exact_board: bool) -> Solved:
+    fit = intrinsics.adjust(part, size, "pinhole", exact_board=exact_board)
+    return fit.theta, fit.on_true_board
+
+
+def part_samples(folder: str, halvings: int = 24) -> dict[str, Any]:
+    """OpenCV's own sample images: our calibration beside OpenCV's recipe (cornerSubPix 11x11, calibrateCamera), one measure for all.
+
+    Two halves of 13 views differ by luck as well: the same `halvings` random ones for every contender."""
     board = Board.parse("chessboard:9x6:0.025")
     out: dict[str, Any] = {}
+    shapes = []
     for side in ("left", "right"):
         pictures: list[Any] = [
             cv2.imread(p, cv2.IMREAD_GRAYSCALE) for p in sorted(glob.glob(f"{folder}/{side}[0-9][0-9].jpg"))
@@ -202,36 +269,85 @@ def part_samples(folder: str) -> dict[str, Any]:
             theirs.append(intrinsics.View(str(k), board.points(), corners.reshape(-1, 2).astype(float)))
         pixels, _ = lens.grid(*size)
         used = intrinsics.used_area(ours, pixels, size)
-
-        def opencv(part: list[intrinsics.View], size: tuple[int, int] = size) -> np.ndarray:
-            K0: Any = None
-            _, K, D, _, _ = cv2.calibrateCamera(
-                [v.points.astype(np.float32) for v in part], [v.pixels.astype(np.float32) for v in part], size, K0, K0
-            )
-            return lens.parameters(K, D.ravel(), "pinhole")
-
-        def own(part: list[intrinsics.View], size: tuple[int, int] = size) -> np.ndarray:
-            return intrinsics.adjust(part, size, "pinhole").theta
-
-        for name, solve, data in (
-            ("opencv recipe", opencv, theirs),
-            ("opencv, our corners", opencv, ours),
-            ("ours", own, ours),
+        rng = np.random.default_rng(0)
+        orders = [rng.permutation(len(ours)) for _ in range(halvings)]
+        shapes.append(intrinsics.adjust(ours, size, "pinhole").shape)
+        for name, data in (
+            ("opencv recipe", theirs),
+            ("opencv, our corners", ours),
+            ("ours, board exact", ours),
+            ("ours", ours),
         ):
-            held = [
-                intrinsics.heldout_rms(solve([v for i, v in enumerate(data) if i % 4 != k]), "pinhole", data[k::4])
-                for k in range(4)
-            ]
-            halves = solve(data[::2]), solve(data[1::2])
-            cross = lens.difference(*halves, "pinhole", "pinhole", pixels, used)[used]
-            rays, good = lens.unproject(pixels[used], halves[0], "pinhole")
-            raw = np.linalg.norm(lens.project(rays / rays[:, 2:], halves[1], "pinhole")[0] - pixels[used], axis=1)[good]
+            solve = _opencv if name.startswith("opencv") else functools.partial(_own, exact_board=name != "ours")
+            squares = []
+            for k in range(4):
+                theta, correct = solve([v for i, v in enumerate(data) if i % 4 != k], size)
+                squares.append(intrinsics.heldout_rms(theta, "pinhole", correct(data[k::4])) ** 2)
+            median, high = [], []
+            for order in orders:
+                a, b = (solve([data[i] for i in sorted(order[k::2])], size)[0] for k in (0, 1))
+                cross = lens.difference(a, b, "pinhole", "pinhole", pixels, used)[used]
+                median.append(float(np.median(cross)))
+                high.append(float(np.quantile(cross, 0.9)))
             out[f"{side}, {name}"] = {
-                "views": len(data), "heldout_px": round(float(np.sqrt(np.mean(np.square(held)))), 3),
-                "crossval_median_px": round(float(np.median(cross)), 3),
-                "crossval_p90_px": round(float(np.quantile(cross, 0.9)), 3), "without_rotation_median_px": round(float(np.median(raw)), 3),
+                "views": len(data), "heldout_px": round(float(np.sqrt(np.mean(squares))), 3),
+                "crossval_median_px": round(float(np.median(median)), 3),
+                "crossval_quartiles_px": [round(float(q), 3) for q in np.quantile(median, [0.25, 0.75])],
+                "crossval_worst_px": round(max(median), 3), "crossval_p90_px": round(float(np.median(high)), 3),
             }  # fmt: skip
+        out[f"{side}, crossval to opencv recipe's"] = round(
+            out[f"{side}, ours"]["crossval_median_px"] / out[f"{side}, opencv recipe"]["crossval_median_px"], 3
+        )
+    # Two cameras, one board: what they find of its shape is either the board's or chance.
+    out["board_shape_rms_mm"] = [[round(1000 * float(v), 3) for v in np.sqrt((s**2).mean(0))] for s in shapes]
+    out["board_shape_correlation"] = [
+        round(float(np.corrcoef(shapes[0][:, k], shapes[1][:, k])[0, 1]), 3) for k in range(3)
+    ]
     return out
+
+
+MRCAL_PYTHON = "/usr/bin/python3"  # Debian's mrcal is for the system's own
+
+
+def has_mrcal() -> bool:
+    """Whether the system's Python imports mrcal (Debian `python3-mrcal`)."""
+    try:
+        return subprocess.run([MRCAL_PYTHON, "-c", "import mrcal"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def part_mrcal(repeats: int) -> dict[str, Any]:
+    """The same ray-cast corners to mrcal and to us: whose lens is nearer to the truth, and how far both are apart (px, used area)."""
+    if not has_mrcal():
+        raise SystemExit("mrcal is not installed: apt install python3-mrcal, then repeat.")
+    rows, columns = SHEET.rows - 1, SHEET.columns - 1
+    pixels, _ = lens.grid(*SIZE, 16)
+    found: dict[str, list[np.ndarray]] = {"ours": [], "mrcal": [], "apart": []}
+    for seed in range(repeats):
+        seen = views(np.random.default_rng([seed, 5]), 30)
+        corners = np.full((len(seen), rows, columns, 3), -1.0)  # weight -1: not seen
+        for view, seat in zip(seen, corners, strict=True):
+            column, row = (np.rint(view.points[:, :2] / SHEET.square).astype(int) - 1).T
+            seat[row, column] = np.column_stack([view.pixels, np.ones(len(row))])
+        with tempfile.TemporaryDirectory() as folder:
+            np.savez(f"{folder}/in.npz", corners=corners, spacing=SHEET.square, size=SIZE)
+            peer = Path(__file__).with_name("mrcal_peer.py")
+            subprocess.run(
+                [MRCAL_PYTHON, str(peer), f"{folder}/in.npz", f"{folder}/out.npy"], check=True, stdout=sys.stderr
+            )
+            theirs = np.load(f"{folder}/out.npy")
+        ours = intrinsics.adjust(seen, SIZE, "rational").theta
+        used = intrinsics.used_area(seen, pixels, SIZE)
+        for name, a, b in (("ours", ours, truth()), ("mrcal", theirs, truth()), ("apart", ours, theirs)):
+            found[name].append(lens.difference(a, b, "rational", "rational", pixels, used)[used])
+    return {
+        name: {
+            "median_px": round(float(np.median([np.median(e) for e in each])), 4),
+            "p90_px": round(float(np.median([np.quantile(e, 0.9) for e in each])), 4),
+        }
+        for name, each in found.items()
+    }
 
 
 def part_before_after(bundle: Path, episodes: int) -> dict[str, Any]:
@@ -259,8 +375,10 @@ def part_before_after(bundle: Path, episodes: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["intrinsics", "honest", "hand-eye", "drift", "samples", "before-after"])
-    parser.add_argument("--repeats", type=int, help="repeats, trials or episodes")
+    parser.add_argument(
+        "part", choices=["intrinsics", "honest", "board", "hand-eye", "drift", "samples", "mrcal", "before-after"]
+    )
+    parser.add_argument("--repeats", type=int, help="repeats, trials, halvings or episodes")
     parser.add_argument("--samples", default="/usr/share/doc/opencv-doc/examples/data")
     parser.add_argument("--bundle", type=Path, default=Path("out/so101.bundle"))
     parser.add_argument("--json", type=Path)
@@ -268,8 +386,8 @@ def main() -> None:
     n = args.repeats
     result = {
         "intrinsics": lambda: part_intrinsics(n or 10), "honest": lambda: part_honest(n or 100), "hand-eye": lambda: part_hand_eye(n or 60),
-        "drift": lambda: part_drift(n or 500), "samples": lambda: part_samples(args.samples),
-        "before-after": lambda: part_before_after(args.bundle, n or 50),
+        "board": lambda: part_board(n or 20), "drift": lambda: part_drift(n or 500), "samples": lambda: part_samples(args.samples, n or 24),
+        "mrcal": lambda: part_mrcal(n or 10), "before-after": lambda: part_before_after(args.bundle, n or 50),
     }[args.part]()  # fmt: skip
     text = json.dumps(result, indent=1, default=float)
     print(text)

@@ -73,6 +73,13 @@ class HandEye:
             np.sqrt(np.trace(self.covariance[3:, 3:]))
         )
 
+    def ray_sd(self, rays: np.ndarray, distance: float) -> np.ndarray:
+        """Standard deviation (m) across each unit ray float64[n,3] of the camera, of where it passes at `distance` (m)."""
+        J = np.concatenate([-_skew(rays * distance), np.broadcast_to(np.eye(3), (len(rays), 3, 3))], axis=2)
+        across = np.eye(3) - rays[:, :, None] * rays[:, None, :]
+        J = across @ J
+        return np.asarray(np.sqrt(np.einsum("nij,jk,nik->n", J, self.covariance, J)))
+
 
 def transform(rvec: np.ndarray, tvec: np.ndarray) -> np.ndarray:
     T = np.eye(4)

@@ -1,10 +1,14 @@
 """Intrinsics from pictures of a board: robust bundle adjustment, its covariance, and cross-validation.
 
-The cameras' parameters and one pose a view are fitted to the corners by Levenberg-Marquardt; poses are eliminated block by block
-(Schur complement), so that 100 views take seconds. Corners that disagree are weighed down (Huber), then left out. Weak priors say
-what any camera is like (square pixels, principal point near the middle, small coefficients): data overrule them wherever there
-are data, and they keep the lens tame where there are none. Uncertainty is propagated to pixels, rotation of the camera apart
-(Kojima, mrcal: "projection uncertainty"); a fit is judged by held-out views and by two halves, never by its own RMS.
+The camera's parameters, one pose a view and the true places of the board's corners are fitted by Levenberg-Marquardt; poses are
+eliminated block by block (Schur complement), so that 100 views take seconds. No sheet is printed and glued exactly: on OpenCV's sample
+images the corners are 0.08 mm off, seen alike by both cameras; taken as exact, such a board doubles the error of the projection, and one
+that is bowed by 0.5 mm makes it thirty times as large (docs/calibration.md; Strobl and Hirzinger 2011). How far corners stray is itself
+estimated, so that an exact board stays exact.
+Corners that disagree are weighed down (Huber), then left out. Weak priors say what any camera is like (square pixels, principal
+point near the middle, small coefficients): data overrule them wherever there are data, and they keep the lens tame where there are
+none. Uncertainty is propagated to pixels, rotation of the camera apart (Kojima, mrcal: "projection uncertainty"); a fit is judged by
+held-out views and by two halves, never by its own RMS.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ MIN_VIEWS, MIN_CORNERS = 8, 8
 HUBER = 1.5  # standard deviations
 REJECT = 4.0  # standard deviations: beyond, a corner is left out
 BAD_VIEW = 3.0  # a view whose corners are so many times worse than the median view's is left out
+STRAY = (1e-6, 2e-3, 2e-2)  # of the board's diagonal: how far its corners stray at least, as a first guess, and at most
 
 
 @dataclass(frozen=True)
@@ -47,11 +52,25 @@ class Fit:
     inlier: tuple[np.ndarray, ...]
     sigma: float
     clustered: np.ndarray  # covariance of theta by views
+    corners: np.ndarray  # float64[m,3] the board's corners as described, m
+    shape: (
+        np.ndarray
+    )  # float64[m,3] how far each is from there in truth, m (next to nothing for a board that was taken as exact)
+    stray: np.ndarray  # float64[3] standard deviation of that by axis, m
 
     @property
     def rms(self) -> float:
         r = np.concatenate([r[k] for r, k in zip(self.residuals, self.inlier, strict=True)])
         return float(np.sqrt((r**2).sum(1).mean()))
+
+    def on_true_board(self, views: list[View] | tuple[View, ...]) -> list[View]:
+        """The same views with the board's corners where this fit found them; a corner that it has not seen stays as described."""
+        out = []
+        for v in views:
+            far = np.linalg.norm(v.points[:, None] - self.corners, axis=2)
+            shape = np.where(far.min(1)[:, None] < 1e-6, self.shape[far.argmin(1)], 0.0)
+            out.append(View(v.name, v.points + shape, v.pixels))
+        return out
 
 
 @dataclass(frozen=True)
@@ -74,6 +93,7 @@ class Calibration:
             "rms_px": self.fit.rms, "heldout_px": self.heldout, "crossval_median_px": float(np.median(v)),
             "crossval_p90_px": float(np.quantile(v, 0.9)), "uncertainty_median_px": float(np.median(u)),
             "uncertainty_p90_px": float(np.quantile(u, 0.9)), "corner_noise_px": self.fit.sigma,
+            "board_rms_mm": 1000 * float(np.sqrt((self.fit.shape**2).sum(1).mean())),
         }  # fmt: skip
 
     def verdict(self) -> list[str]:
@@ -148,131 +168,209 @@ def _pose(view: View, theta: np.ndarray, model: str) -> np.ndarray:
     return np.concatenate([r.ravel(), t.ravel()])
 
 
+@dataclass
+class _State:
+    """What is fitted: `theta`, `poses` float64[views,6], `shape` float64[m,3] (m, deviations of the board's corners)."""
+
+    theta: np.ndarray
+    poses: np.ndarray
+    shape: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is given: the views, each view's corners as rows of `shape`, which are used, the corner noise (px), and the standard
+    deviation of `shape` by axis float64[3] (m)."""
+
+    views: list[View]
+    index: list[np.ndarray]
+    inlier: list[np.ndarray]
+    size: tuple[int, int]
+    model: str
+    sigma: float
+    stray: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A minimum: residuals px, derivatives and weights by view, the normal matrix [n+3m,n+3m] of theta and shape with the poses
+    eliminated, and by view what takes the poses out of a gradient, [views,n+3m,6]."""
+
+    state: _State
+    residuals: list[np.ndarray]
+    parts: list[tuple[np.ndarray, ...]]
+    normal: np.ndarray
+    through_pose: np.ndarray
+
+
 def adjust(
     views: list[View],
     size: tuple[int, int],
     model: str = "rational",
-    start: np.ndarray | None = None,
+    start: Fit | None = None,
     robust: bool = True,
+    exact_board: bool = False,
 ) -> Fit:
-    """Bundle adjustment of one lens and a pose for each view. Raises CalibrationError when it does not settle."""
+    """Bundle adjustment of one lens, a pose for each view, and (unless `exact_board`) the board's shape.
+
+    `start`: a fit of other views, or of more, by the same model; it saves time and changes nothing but the starting point.
+    Raises CalibrationError when it does not settle."""
+    corners, rows = np.unique(np.round(np.concatenate([v.points for v in views]), 7), axis=0, return_inverse=True)
+    index = np.split(np.ravel(rows), np.cumsum([len(v.points) for v in views])[:-1])
+    inlier = [np.ones(len(v.pixels), bool) for v in views]
+    diagonal = float(np.linalg.norm(np.ptp(corners, axis=0)))
+    least, guess, most = (s * diagonal for s in STRAY)
+    stray = np.full(3, least)
+    shape = np.zeros_like(corners)
     if start is None:
         theta, poses = _start(views, size, "pinhole" if model == "rational" else model)
         if model == "rational":  # walk up: five coefficients first, then eight
-            rough = _levenberg(views, size, "pinhole", theta, poses, [np.ones(len(v.pixels), bool) for v in views], 1.0)
-            theta, poses = np.concatenate([rough[0], np.zeros(3)]), rough[1]
+            known = _Known(views, index, inlier, size, "pinhole", 1.0, stray)
+            rough = _levenberg(known, _State(theta, poses, shape)).state
+            theta, poses = np.concatenate([rough.theta, np.zeros(3)]), rough.poses
     else:
-        theta, poses = start.copy(), np.array([_pose(v, start, model) for v in views])
-    inlier = [np.ones(len(v.pixels), bool) for v in views]
-    sigma = 1.0
-    residuals: list[np.ndarray] = []
-    normal = clustered = np.eye(len(theta))
-    for _ in range(4 if robust else 2):
-        theta, poses, residuals, normal, clustered = _levenberg(views, size, model, theta, poses, inlier, sigma)
-        used = np.concatenate([r[k].ravel() for r, k in zip(residuals, inlier, strict=True)])
-        dof = max(1, len(used) - 6 * len(views) - len(theta))
+        known_poses = {id(v): p for v, p in zip(start.views, start.poses, strict=True)}
+        theta, stray = start.theta.copy(), start.stray.copy()
+        poses = np.array([known_poses[id(v)] if id(v) in known_poses else _pose(v, theta, model) for v in views])
+    state, sigma, n = _State(theta, poses, shape), 1.0 if start is None else start.sigma, len(theta)
+    fitted: _Fitted
+    for k in range(8 if robust else 2):
+        fitted = _levenberg(_Known(views, index, inlier, size, model, sigma, stray), state)
+        state = fitted.state
+        variances = np.diag(np.linalg.inv(fitted.normal))[n:].reshape(-1, 3)
+        # How many of the shape's numbers the data have determined (MacKay 1992): they stray by as much as those do.
+        determined = np.maximum((1 - variances / stray**2).sum(0), 1e-3)
+        used = np.concatenate([r[k].ravel() for r, k in zip(fitted.residuals, inlier, strict=True)])
+        dof = max(1.0, len(used) - 6 * len(views) - n - float(determined.sum()))
         spread = 1.4826 * np.median(np.abs(used)) * np.sqrt(len(used) / dof)
-        new = [np.linalg.norm(r, axis=1) < REJECT * 1.5 * spread for r in residuals] if robust else inlier
+        new = [np.linalg.norm(r, axis=1) < REJECT * 1.5 * spread for r in fitted.residuals] if robust else inlier
         settled = all((a == b).all() for a, b in zip(new, inlier, strict=True)) and abs(spread / sigma - 1) < 0.05
+        if not exact_board:
+            before = stray
+            found = np.sqrt((state.shape**2).sum(0) / determined)
+            # The noise is not known in the first round of a new fit, and nothing else can be told from it.
+            stray = np.full(3, guess) if k == 0 and start is None else np.clip(found, least, most)
+            settled &= bool((np.abs(np.log(stray / before)) < 0.35).all())  # the spread of a prior: roughly will do
         sigma, inlier = max(spread, 1e-3), new
         if settled:
             break
-    used = np.concatenate([r[k].ravel() for r, k in zip(residuals, inlier, strict=True)])
-    chi = float(np.sqrt((used**2).sum() / max(1, len(used) - 6 * len(views) - len(theta))))
-    if not np.isfinite(theta).all() or not (0.1 < theta[0] / size[0] < 30):
+    used = np.concatenate([r[k].ravel() for r, k in zip(fitted.residuals, inlier, strict=True)])
+    chi = float(np.sqrt((used**2).sum() / max(1.0, len(used) - 6 * len(views) - n - float(determined.sum()))))
+    if not np.isfinite(state.theta).all() or not (0.1 < state.theta[0] / size[0] < 30):
         raise CalibrationError(
             "the calibration does not settle: check the board's description, and take more tilted views."
         )
-    covariance = np.linalg.inv(normal) * (chi / sigma) ** 2
-    return Fit(model, size, theta, covariance, poses, tuple(views), tuple(residuals), tuple(inlier), chi, clustered)
+    inverse = np.linalg.inv(fitted.normal)
+    covariance = inverse[:n, :n] * (chi / sigma) ** 2
+    return Fit(
+        model, size, state.theta, covariance, state.poses, tuple(views), tuple(fitted.residuals), tuple(inlier), chi,
+        _clustered(fitted, index, inverse, n), corners, state.shape, stray,
+    )  # fmt: skip
 
 
-def _levenberg(
-    views: list[View], size: tuple[int, int], model: str, theta: np.ndarray, poses: np.ndarray, inlier: list[np.ndarray], sigma: float,
-    rounds: int = 60,
-) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], np.ndarray, np.ndarray]:  # fmt: skip
-    """Minimise Huber(residual / sigma) + priors. Returns theta, poses, residuals, the marginal normal matrix of theta, and its
-    covariance by views."""
-    mean, spread, aspect = _prior(model, size)
-    weight0 = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1) ** 2, 0.0)
-    n = len(theta)
+def _levenberg(known: _Known, state: _State, rounds: int = 60) -> _Fitted:
+    """Minimise Huber(residual / sigma) + priors over theta, poses and shape, from `state`."""
+    mean, spread, aspect = _prior(known.model, known.size)
+    n, m = len(state.theta), len(state.shape)
+    weak = np.concatenate(
+        [np.where(spread > 0, 1 / np.where(spread > 0, spread, 1) ** 2, 0.0), np.tile(1 / known.stray**2, m)]
+    )
+    mean = np.concatenate([mean, np.zeros(3 * m)])
 
-    def cost_of(theta: np.ndarray, poses: np.ndarray) -> tuple[float, list[np.ndarray], list[tuple[np.ndarray, ...]]]:
-        total = float((weight0 * (theta - mean) ** 2).sum() + ((theta[0] / theta[1] - 1) / aspect) ** 2)
+    def cost_of(s: _State) -> tuple[float, list[np.ndarray], list[tuple[np.ndarray, ...]]]:
+        total = float((weak * (_vector(s) - mean) ** 2).sum() + ((s.theta[0] / s.theta[1] - 1) / aspect) ** 2)
         residuals: list[np.ndarray] = []
         parts: list[tuple[np.ndarray, ...]] = []
-        for v, p, keep in zip(views, poses, inlier, strict=True):
-            uv, j_theta, j_pose = lens.project(v.points, theta, model, p[:3], p[3:])
+        for v, at, p, keep in zip(known.views, known.index, s.poses, known.inlier, strict=True):
+            uv, j_theta, j_pose = lens.project(v.points + s.shape[at], s.theta, known.model, p[:3], p[3:])
             r = v.pixels - uv
-            size_r = np.linalg.norm(r, axis=1) / sigma
+            size_r = np.linalg.norm(r, axis=1) / known.sigma
             w = np.where(size_r > HUBER * 1.5, HUBER * 1.5 / np.maximum(size_r, 1e-12), 1.0)
             total += float((np.where(w < 1, 2 * HUBER * 1.5 * size_r - (HUBER * 1.5) ** 2, size_r**2) * keep).sum())
             residuals.append(r)
-            parts.append((j_theta, j_pose, w * keep / sigma**2))
+            j_shape = j_pose[..., 3:] @ cv2.Rodrigues(p[:3])[0]
+            parts.append((j_theta, j_pose, j_shape, w * keep / known.sigma**2))
         return total, residuals, parts
 
-    cost, residuals, parts = cost_of(theta, poses)
+    def blocks_of(
+        residuals: list[np.ndarray], parts: list[tuple[np.ndarray, ...]]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Normal matrix and gradient of theta and shape; a view's pose block [6,6], its coupling [n+3m,6] and gradient [6]."""
+        A, g = np.diag(weak), weak * (mean - _vector(state))
+        ratio = np.array([1 / state.theta[1], -state.theta[0] / state.theta[1] ** 2])
+        A[:2, :2] += np.outer(ratio, ratio) / aspect**2
+        g[:2] -= ratio * (state.theta[0] / state.theta[1] - 1) / aspect**2
+        P, C, h = np.zeros((len(parts), 6, 6)), np.zeros((len(parts), n + 3 * m, 6)), np.zeros((len(parts), 6))
+        for k, (r, (jt, jp, js, w), at) in enumerate(zip(residuals, parts, known.index, strict=True)):
+            columns = n + 3 * at[:, None] + np.arange(3)  # each corner moves with three numbers of its own
+            wt, wp, ws, e = jt * w[:, None, None], jp * w[:, None, None], js * w[:, None, None], r.ravel()
+            A[:n, :n] += wt.reshape(-1, n).T @ jt.reshape(-1, n)
+            cross = np.einsum("kij,kil->kjl", ws, jt)
+            A[columns, :n] += cross
+            A[:n, columns] += cross.transpose(2, 0, 1)
+            A[columns[:, :, None], columns[:, None, :]] += np.einsum("kij,kil->kjl", ws, js)
+            g[:n] += wt.reshape(-1, n).T @ e
+            g[columns] += np.einsum("kij,ki->kj", ws, r)
+            P[k], h[k] = wp.reshape(-1, 6).T @ jp.reshape(-1, 6), wp.reshape(-1, 6).T @ e
+            C[k, :n] = wt.reshape(-1, n).T @ jp.reshape(-1, 6)
+            C[k, columns] = np.einsum("kij,kil->kjl", ws, jp)
+        return A, g, P, C, h
+
+    cost, residuals, parts = cost_of(state)
     damping = 1e-4
     for _ in range(rounds):
-        A, g = np.diag(weight0), weight0 * (mean - theta)
-        ratio = np.zeros(n)
-        ratio[0], ratio[1] = 1 / theta[1], -theta[0] / theta[1] ** 2
-        A += np.outer(ratio, ratio) / aspect**2
-        g -= ratio * (theta[0] / theta[1] - 1) / aspect**2
-        blocks = []
-        for r, (j_theta, j_pose, w) in zip(residuals, parts, strict=True):
-            jt, jp, e = j_theta.reshape(-1, n), j_pose.reshape(-1, 6), r.ravel()
-            ww = np.repeat(w, 2)
-            A += (jt * ww[:, None]).T @ jt
-            g += jt.T @ (ww * e)
-            blocks.append(((jp * ww[:, None]).T @ jp, (jt * ww[:, None]).T @ jp, jp.T @ (ww * e)))
+        A, g, P, C, h = blocks_of(residuals, parts)
         improved = False
         for _ in range(8):
-            S, b = A + damping * np.diag(np.diag(A)), g.copy()
-            inverses = []
-            for P, C, h in blocks:
-                inverse = np.linalg.inv(P + damping * np.diag(np.diag(P)) + 1e-12 * np.eye(6))
-                S -= C @ inverse @ C.T
-                b -= C @ inverse @ h
-                inverses.append(inverse)
-            step = np.linalg.solve(S, b)
-            moves = np.array([i @ (h - C.T @ step) for i, (P, C, h) in zip(inverses, blocks, strict=True)])
-            if theta[0] + step[0] > 1 and theta[1] + step[1] > 1:
-                new_cost, new_residuals, new_parts = cost_of(theta + step, poses + moves)
+            inverses = _inverse(P * (1 + damping * np.eye(6)))
+            CP = C @ inverses
+            S = A + damping * np.diag(np.diag(A)) - np.concatenate(CP, 1) @ np.concatenate(C, 1).T
+            step = np.linalg.solve(S, g - np.einsum("vij,vj->i", CP, h))
+            moves = np.einsum("vij,vj->vi", inverses, h - np.einsum("vij,i->vj", C, step))
+            if state.theta[0] + step[0] > 1 and state.theta[1] + step[1] > 1:
+                new = _State(state.theta + step[:n], state.poses + moves, state.shape + step[n:].reshape(-1, 3))
+                new_cost, new_residuals, new_parts = cost_of(new)
                 if np.isfinite(new_cost) and new_cost <= cost:
                     improved = cost - new_cost > 1e-7 * cost
-                    theta, poses, cost, residuals, parts = (
-                        theta + step,
-                        poses + moves,
-                        new_cost,
-                        new_residuals,
-                        new_parts,
-                    )
+                    state, cost, residuals, parts = new, new_cost, new_residuals, new_parts
                     damping = max(damping / 10, 1e-10)
                     break
             damping = min(damping * 10, 1e6)
         if not improved:
             break
-    S = A.copy()
-    scores, shares = [], []
-    for r, (j_theta, j_pose, w) in zip(residuals, parts, strict=True):
-        jt, jp, ww = j_theta.reshape(-1, n), j_pose.reshape(-1, 6), np.repeat(w, 2)
-        free = jt - jp @ np.linalg.solve((jp * ww[:, None]).T @ jp + 1e-12 * np.eye(6), (jp * ww[:, None]).T @ jt)
-        scores.append(free.T @ (ww * r.ravel()))
-        shares.append((free * ww[:, None]).T @ free)
-    for P, C, _ in blocks:
-        S -= C @ np.linalg.inv(P + 1e-12 * np.eye(6)) @ C.T
-    return theta, poses, residuals, S, _clustered(S, np.array(scores), np.array(shares))
+    A, _, P, C, _ = blocks_of(residuals, parts)
+    CP = C @ _inverse(P)
+    return _Fitted(state, residuals, parts, A - np.concatenate(CP, 1) @ np.concatenate(C, 1).T, CP)
 
 
-def _clustered(normal: np.ndarray, scores: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Covariance of theta from what the views say, each taken as a whole (Liang and Zeger 1986): corners of one picture err alike,
+def _inverse(P: np.ndarray) -> np.ndarray:
+    """Of normal matrices [...,6,6]; finite for a view that has lost so many corners that its pose is free."""
+    trace = np.trace(P, axis1=-2, axis2=-1)[..., None, None]
+    return np.linalg.inv(P + 1e-12 * (1 + trace) * np.eye(6))
+
+
+def _vector(state: _State) -> np.ndarray:
+    return np.concatenate([state.theta, state.shape.ravel()])
+
+
+def _clustered(fitted: _Fitted, index: list[np.ndarray], inverse: np.ndarray, n: int) -> np.ndarray:
+    """Covariance [n,n] of theta from what the views say, each taken as a whole (Liang and Zeger 1986): corners of one picture err alike,
     which the residuals' size alone does not show. Corrected for what the fit itself takes out of the scores."""
-    inverse = np.linalg.inv(normal)
-    data = inverse @ shares.sum(0)
-    taken = sum(float(np.trace(inverse @ v @ inverse @ v)) for v in shares)
-    correction = np.trace(data) / max(np.trace(data) - taken, 0.2 * np.trace(data))
-    return inverse @ (scores.T @ scores) @ inverse * correction
+    scores, data, taken = [], np.zeros((n, n)), np.zeros((n, n))
+    for r, (jt, jp, js, w), at, out in zip(fitted.residuals, fitted.parts, index, fitted.through_pose, strict=True):
+        full = np.zeros((len(r), 2, len(inverse)))
+        full[..., :n] = jt
+        full[np.arange(len(r))[:, None, None], np.arange(2)[:, None], n + 3 * at[:, None, None] + np.arange(3)] = js
+        free = full.reshape(-1, len(inverse)) - jp.reshape(-1, 6) @ out.T
+        weighted = free * np.repeat(w, 2)[:, None]
+        scores.append(weighted.T @ r.ravel())
+        through = weighted.T @ (free @ inverse[:, :n])  # this view's information on its way to theta
+        data += inverse[:n] @ through
+        taken += through.T @ inverse @ through
+    precision = np.linalg.inv(inverse[:n, :n])
+    whole, lost = float(np.trace(precision @ data)), float(np.trace(precision @ taken))
+    influence = np.array(scores) @ inverse[:, :n]
+    return influence.T @ influence * (whole / max(whole - lost, 0.2 * whole))
 
 
 def used_area(views: tuple[View, ...] | list[View], pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -378,7 +476,7 @@ def calibrate(views: list[View], size: tuple[int, int], model: str = "rational")
             raise CalibrationError(
                 f"only {len(views)} views agree with one another, at least {MIN_VIEWS} are needed: take more."
             )
-        fit = adjust(views, size, model, start=fit.theta)
+        fit = adjust(views, size, model, start=fit)
     spread = tilt_spread(fit.poses)
     if spread < 15:
         raise CalibrationError(
@@ -387,14 +485,15 @@ def calibrate(views: list[View], size: tuple[int, int], model: str = "rational")
     pixels, shape = lens.grid(*size)
     used = used_area(views, pixels, size)
     # Neighbouring pictures are alike: halves and folds take every second, every fourth.
-    halves = [adjust(views[k::2], size, model, start=fit.theta) for k in (0, 1)]
+    halves = [adjust(views[k::2], size, model, start=fit) for k in (0, 1)]
     crossval = lens.difference(halves[0].theta, halves[1].theta, model, model, pixels, used)
     squares, count = 0.0, 0
     for k in range(4):
         train = [v for i, v in enumerate(views) if i % 4 != k]
         test = views[k::4]
-        part = adjust(train, size, model, start=fit.theta)
+        part = adjust(train, size, model, start=fit)
         corners = sum(len(v.pixels) for v in test)
+        test = part.on_true_board(test)  # as the other views tell it
         squares, count = squares + heldout_rms(part.theta, model, test, fit.sigma) ** 2 * corners, count + corners
     return Calibration(
         fit, tuple(rejected), float(np.sqrt(squares / count)), crossval, projection_sd(fit, pixels, used), used, shape,

@@ -10,7 +10,8 @@ import numpy as np
 
 from calibration import intrinsics
 from calibration.hand_eye import HandEye
-from calibration.store import write_atomically
+from calibration.joints import JointCalibration
+from calibration.store import write_result
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .9em .25em 0;text-align:left;border-bottom:1px solid #ddd}
@@ -97,20 +98,39 @@ def page(path: Path, title: str, verdict: list[str], parts: Sequence[str]) -> No
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1>{judged}{''.join(parts)}</html>"
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.encode())
+    write_result(path, text.encode())
+
+
+def _coverage(size: tuple[int, int], grid: tuple[int, int], corners: np.ndarray) -> str:
+    """Figure of how many of `corners` float64[n,2] px lie in each part of the picture."""
+    counts, _, _ = np.histogram2d(corners[:, 1], corners[:, 0], bins=grid, range=((0, size[1]), (0, size[0])))
+    picture = heat(size, grid, np.where(counts > 0, counts, np.nan).ravel(), float(counts.max()), "corners")
+    return figure(picture, "Coverage: corners seen in each part of the picture.")
+
+
+def _board(corners: np.ndarray, shape: np.ndarray) -> str:
+    """Figure of where the board's corners float64[m,3] (m) are in truth, `shape` further."""
+    rms = 1000 * np.sqrt((shape**2).mean(0))
+    extent = np.ptp(corners, axis=0)[:2]
+    scale = 560 / float(extent.max())
+    at = (corners[:, :2] - corners[:, :2].min(0)) * scale + 40
+    magnify = max(1.0, 0.4 * float(extent.max()) / len(corners) ** 0.5 / max(float(np.abs(shape[:, :2]).max()), 1e-5))
+    picture = arrows((640, round(float(extent[1]) * scale) + 80), at, shape[:, :2] * scale, magnify)
+    return figure(
+        picture,
+        f"The board as found: its corners are {rms[0]:.3f}, {rms[1]:.3f} and {rms[2]:.3f} mm off (x, y, out of its plane; RMS). "
+        f"Arrows {magnify:.0f} times as long.",
+    )
 
 
 def intrinsics_page(
-    path: Path, name: str, c: intrinsics.Calibration, before: np.ndarray | None, verdict: list[str]
-) -> None:
-    """`before`: px float64[grid] by which the new lens differs from the stored one, None without one."""
+    path: Path, name: str, c: intrinsics.Calibration, before: np.ndarray | None, verdict: list[str], left_out: Sequence[tuple[str, str]],
+) -> None:  # fmt: skip
+    """`before`: px float64[grid] by which the new lens differs from the stored one, None without one; `left_out`: view, reason.
+    Raises CalibrationError when the page cannot be written."""
     fit, size, q = c.fit, c.fit.size, c.quality()
     at = np.concatenate([v.pixels for v in fit.views])
     residual, kept = np.concatenate(fit.residuals), np.concatenate(fit.inlier)
-    rows, columns = c.grid
-    counts, _, _ = np.histogram2d(at[:, 1], at[:, 0], bins=(rows, columns), range=((0, size[1]), (0, size[0])))
-    coverage = np.where(counts > 0, counts, np.nan).ravel()
     sd = np.sqrt(np.diag(fit.covariance))
     labels = [
         "fx",
@@ -119,21 +139,22 @@ def intrinsics_page(
         "cy",
         *(["k1", "k2", "k3", "k4"] if fit.model == "fisheye" else ["k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"]),
     ]
-    numbers = [(n, f"{v:.4f} ± {s:.4f}") for n, v, s in zip(labels, fit.theta, sd, strict=False)]
+    numbers = [(n, f"{v:.4f} ± {s:.2g}") for n, v, s in zip(labels, fit.theta, sd, strict=False)]
     top = max(float(np.nanquantile(c.predicted[c.used], 0.98)), float(np.nanquantile(c.crossval[c.used], 0.98)), 0.02)
     magnify = 0.03 * size[0] / max(float(np.quantile(np.linalg.norm(residual, axis=1), 0.95)), 0.01)
     parts = [
         table([
             ("camera", f"{name}, {size[0]} x {size[1]}, {fit.model}"),
-            ("views", f"{len(fit.views)} used, {len(c.rejected)} left out; {int((~kept).sum())} of {len(kept)} corners left out"),
+            ("views", f"{len(fit.views)} used, {len(left_out)} left out; {int((~kept).sum())} of {len(kept)} corners left out"),
             ("tilt spread", f"{intrinsics.tilt_spread(fit.poses):.0f} degrees"),
             *((k.replace("_", " "), f"{v:.3f}") for k, v in q.items()),
         ]),
         '<div class="row">',
         figure(heat(size, c.grid, c.predicted, top, "px", c.used), "Predicted uncertainty of the projection (one sd). Pale: no corners."),
         figure(heat(size, c.grid, c.crossval, top, "px", c.used), "Cross-validation: how far two halves of the views disagree."),
-        figure(heat(size, c.grid, coverage, float(np.nanmax(coverage)), "corners"), "Coverage: corners seen in each part of the picture."),
+        _coverage(size, c.grid, at),
         figure(arrows(size, at, residual, magnify, kept), f"Residuals, {magnify:.0f} times as long as they are; red ones are left out."),
+        _board(fit.corners, fit.shape),
         "</div>",
     ]  # fmt: skip
     if before is not None and np.isfinite(before).any():
@@ -145,16 +166,18 @@ def intrinsics_page(
             )
         )
     parts += ["<h2>Parameters</h2>", table(numbers)]
-    if c.rejected:
-        parts += ["<h2>Views left out</h2>", table(list(c.rejected))]
+    if left_out:
+        parts += ["<h2>Views left out</h2>", table(list(left_out))]
     page(path, f"Intrinsics of camera {name}", verdict, parts)
 
 
 def hand_eye_page(
     path: Path, name: str, h: HandEye, halves: dict[str, float], size: tuple[int, int], corners: np.ndarray, residuals: np.ndarray,
-    before: tuple[float, float] | None, verdict: list[str],
+    grid: tuple[int, int], ray_sd_mm: np.ndarray, before: tuple[float, float] | None, before_px: np.ndarray | None, verdict: list[str],
 ) -> None:  # fmt: skip
-    """`before`: how far (deg, m) the new pose is from the stored one."""
+    """`ray_sd_mm` float64[grid]: `HandEye.ray_sd` of the grid's pixels. `before`: how far (deg, m) the new pose is from the stored one,
+    `before_px` float64[n,2]: from where a corner is seen to where it would be seen by that one.
+    Raises CalibrationError when the page cannot be written."""
     degrees, metres = h.sd
     magnify = 0.03 * size[0] / max(float(np.quantile(np.linalg.norm(residuals, axis=1), 0.95)), 0.01)
     rows = [
@@ -182,11 +205,58 @@ def hand_eye_page(
         rows.append(("moved since the stored pose", f"{1000 * before[1]:.1f} mm, {before[0]:.2f} degrees"))
     parts = [
         table(rows),
+        '<div class="row">',
+        figure(
+            heat(size, grid, ray_sd_mm, float(np.nanmax(ray_sd_mm)), "mm"),
+            "Predicted uncertainty: how far the ray of a pixel may pass from where it seems to, at the board's distance (one sd).",
+        ),
+        _coverage(size, grid, corners),
         figure(
             arrows(size, corners, residuals, magnify),
             f"Residuals after the arm's errors are taken out, {magnify:.0f} times as long.",
         ),
     ]
+    if before_px is not None:
+        caption = "Before and after: where the stored pose would have put these corners (true length)."
+        parts.append(figure(arrows(size, corners, before_px, 1.0), caption))
+    parts.append("</div>")
     if h.rejected:
         parts += ["<h2>Poses left out</h2>", table(list(h.rejected))]
     page(path, f"Pose of camera {name}", verdict, parts)
+
+
+def joints_page(path: Path, made: JointCalibration, before: JointCalibration | None) -> None:
+    """Ranges and zeros of the joints, beside those stored before. Raises CalibrationError when the page cannot be written."""
+    old = {j.name: j for j in before.joints} if before else {}
+    low, high = -np.pi, np.pi
+    step, left, width = 46, 150, 960
+    body = []
+
+    def x(rad: float) -> float:
+        return left + (float(np.clip(rad, low, high)) - low) / (high - low) * (width - left - 20)
+
+    for degrees in range(-180, 181, 45):
+        at, foot = x(np.radians(degrees)), step * len(made.joints) + 10
+        body.append(f'<line x1="{at:.1f}" y1="0" x2="{at:.1f}" y2="{foot}" stroke="#ddd"/>')
+        body.append(
+            f'<text x="{at:.1f}" y="{foot + 18}" font-size="14" text-anchor="middle" fill="#555">{degrees}°</text>'
+        )
+    for k, joint in enumerate(made.joints):
+        y = step * k + 12
+        body.append(f'<text x="8" y="{y + 18}" font-size="15">{html.escape(joint.name)}</text>')
+        for j, ink, top, tall in ((old.get(joint.name), "#bbb", y + 20, 6), (joint, "#1f5fa8", y + 4, 14)):
+            if j is not None:
+                a, b = made.limits(j)
+                body.append(f'<rect x="{x(a):.1f}" y="{top}" width="{x(b) - x(a):.1f}" height="{tall}" fill="{ink}"/>')
+        body.append(f'<line x1="{x(0):.1f}" y1="{y}" x2="{x(0):.1f}" y2="{y + 28}" stroke="#c22" stroke-width="2"/>')
+    rows = []
+    for j in made.joints:
+        a, b = np.degrees(made.limits(j))
+        text = f"{a:.0f} to {b:.0f} degrees, zero at step {j.zero_step}, homing offset {j.homing_offset} in EEPROM"
+        if j.name in old and (was := old[j.name]) != j:
+            moved = (j.zero_step - was.zero_step) * 360 / 4096
+            text += f"; zero moved by {moved:+.1f} degrees, homing offset was {was.homing_offset}"
+        rows.append((j.name, text))
+    picture = _svg((width, step * len(made.joints) + 40), body)
+    caption = "Range of each joint inside its stops (blue), as stored before (grey), and its zero (red)."
+    page(path, "Joints", [], [figure(picture, caption), table(rows)])

@@ -63,6 +63,17 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
         os.close(folder)
 
 
+def write_result(path: Path, data: bytes) -> None:
+    """A report or another file for people, its folder made if need be. Raises CalibrationError when it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as e:
+        raise CalibrationError(
+            f"{path} cannot be written ({e.strerror}): make room or name another place; the stored calibration is untouched."
+        ) from e
+
+
 class Store:
     """One folder of calibrations: a sub-folder per camera name, "NAME.reference" for drift references, and "joints"."""
 

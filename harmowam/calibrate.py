@@ -83,13 +83,12 @@ def _pictures(pattern: str) -> list[tuple[str, Any]]:
 def board(out: Path, text: str, json_path: Path | None) -> None:
     """Write a board in true size, as .pdf or .png. Print at 100 %, glue it to something flat, measure the line."""
     from calibration.board import Board
-    from calibration.store import write_atomically
+    from calibration.store import write_result
 
     made = Board.parse(text)
     if out.suffix not in (".pdf", ".png"):
         raise UserError(f"{out} is neither .pdf nor .png: give one of these endings.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, made.pdf() if out.suffix == ".pdf" else made.png())
+    write_result(out, made.pdf() if out.suffix == ".pdf" else made.png())
     width, height = made.size()
     click.echo(f"{out}: {1000 * width:.0f} x {1000 * height:.0f} mm. For OpenCV: --board {text}")
     write_json(json_path, {"board": text, "width_m": width, "height_m": height})
@@ -130,7 +129,7 @@ def intrinsics(
     """Focal length, centre and distortion, from views of a board."""
     from calibration.board import Board
     from harmowam.calibration_jobs import find_views, run_intrinsics
-    from runtime.cameras import serial
+    from runtime.cameras import focus, serial
     from runtime.robot import load_robot
 
     made, loaded = Board.parse(text), load_robot(robot)
@@ -141,10 +140,16 @@ def intrinsics(
     else:
         from harmowam.capture_page import capture
 
+        if camera in loaded.cameras and focus(loaded.cameras[camera].source) == "auto":
+            raise UserError(
+                f"camera '{camera}' focuses by itself, which changes its lens: switch that off "
+                f"(`v4l2-ctl -d {loaded.cameras[camera].source} -c focus_automatic_continuous=0`), then repeat."
+            )
         with _camera(loaded, camera) as source:
             seen, size = capture(source, made, views, page, say)
         rejected = []
-        identity["serial"] = serial(loaded.cameras[camera].source)
+        source_name = loaded.cameras[camera].source
+        identity.update(serial=serial(source_name), focus=focus(source_name))
     result = run_intrinsics(
         where,
         camera,
@@ -267,6 +272,7 @@ def check(
 )
 @click.option("--check", "compare_only", is_flag=True, help="Compare the stored calibration with the servos' EEPROM.")
 @store_option
+@report_option
 @json_option
 @errors
 def joints(
@@ -276,6 +282,7 @@ def joints(
     exported: Path | None,
     compare_only: bool,
     store: Path | None,
+    report: Path | None,
     json_path: Path | None,
 ) -> None:
     """Zeros and ranges of the joints, by moving the limp arm by hand; or from and to LeRobot's file."""
@@ -283,15 +290,21 @@ def joints(
     from runtime.robot import load_robot
 
     loaded, where = load_robot(robot), _store(store, robot)
+    page = report or Path("out/calibrate/joints.html")
     if exported is not None:
         result = work.export_lerobot(where, exported)
     elif imported is not None:
-        result = work.import_lerobot(loaded, where, imported)
+        result = work.import_lerobot(loaded, where, imported, page)
     elif compare_only:
         result = work.compare_eeprom(loaded, where, port or loaded.port)
     else:
         result = work.guided(
-            loaded, where, port or loaded.port, lambda text: click.prompt(text, default="", show_default=False), say
+            loaded,
+            where,
+            port or loaded.port,
+            page,
+            lambda text: click.prompt(text, default="", show_default=False),
+            say,
         )
     click.echo(result["said"])
     write_json(json_path, result)

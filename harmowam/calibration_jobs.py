@@ -85,7 +85,7 @@ def run_intrinsics(
             theta, old_model = _theta(camera)
             pixels, _ = lens.grid(*size)
             before = lens.difference(theta, fit.theta, old_model, model, pixels, done.used)
-            stored = intrinsics.heldout_rms(theta, old_model, fit.views, fit.sigma)
+            stored = intrinsics.heldout_rms(theta, old_model, fit.on_true_board(fit.views), fit.sigma)
             said.append(f"stored lens on these views: {stored:.3f} px, new one held out: {q['heldout_px']:.3f} px")
             if stored < q["heldout_px"] * 1.001:
                 verdict.append(
@@ -97,8 +97,8 @@ def run_intrinsics(
                 pose = camera.T_base_from_cam
     D = fit.theta[4:]
     camera = Camera(name, *size, lens.matrix(fit.theta), D, pose, "fisheye" if model == "fisheye" else "rational")
-    report.intrinsics_page(page, name, done, before, verdict)
     left_out = [*rejected, *done.rejected]
+    report.intrinsics_page(page, name, done, before, verdict, left_out)
     result: dict[str, Any] = {
         "K": camera.K.tolist(), "D": D.tolist(), "model": model, "rms_px": q["rms_px"], "heldout_px": q["heldout_px"],
         "crossval_px": {"median": q["crossval_median_px"], "p90": q["crossval_p90_px"]},
@@ -213,13 +213,18 @@ def finish_hand_eye(
         if float(d @ np.linalg.solve(h.covariance, d)) < 12.6:  # 95 % of chi-square with six degrees of freedom
             refused = "it fits these views as well, and was known more exactly"
     good = [v for v in views if v.name in h.kept]
-    corners, residuals = [], []
+    corners, residuals, depths, shifts = [], [], [], []
     for v in good:
         A = forward(v.q + h.offsets)
         T = inverse(h.X) @ (A if mount == "base" else inverse(A)) @ h.Z
-        uv = lens.project(v.points, theta, model, cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
+        uv = _seen(v.points, T, theta, model)
         corners.append(v.pixels)
+        depths.append(float(np.linalg.norm(T[:3, 3])))
+        if was is not None:
+            shifts.append(_seen(v.points, inverse(was) @ h.X @ T, theta, model) - uv)
         residuals.append(v.pixels - uv - np.median(v.pixels - uv, axis=0))
+    pixels, grid = lens.grid(camera.width, camera.height)
+    rays, seen = lens.unproject(pixels, theta, model)
     report.hand_eye_page(
         page,
         name,
@@ -228,7 +233,10 @@ def finish_hand_eye(
         (camera.width, camera.height),
         np.concatenate(corners),
         np.concatenate(residuals),
+        grid,
+        np.where(seen, 1000 * h.ray_sd(rays, float(np.median(depths))), np.nan),
         before,
+        np.concatenate(shifts) if shifts else None,
         [],
     )
     quality = {
@@ -271,6 +279,12 @@ def finish_hand_eye(
         f"report: {page}",
     ]
     return out
+
+
+def _seen(points: np.ndarray, T_cam_from_board: np.ndarray, theta: np.ndarray, model: str) -> np.ndarray:
+    """Pixels float64[n,2] of board points float64[n,3]."""
+    T = T_cam_from_board
+    return lens.project(points, theta, model, cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
 
 
 @contextlib.contextmanager

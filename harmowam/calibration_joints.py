@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from calibration import joints
+from calibration import joints, report
 from calibration.camera import CalibrationError
 from calibration.joints import JointCalibration
-from calibration.store import Store, new_record, write_atomically
+from calibration.store import Store, new_record, write_result
 from firmware_bridge.arm import Arm
 from firmware_bridge.bus import Bus
 from firmware_bridge.port import Port
@@ -23,8 +23,13 @@ from runtime.robot import Robot
 NAME = "joints"
 
 
-def _save(store: Store, made: JointCalibration, why: str) -> str:
+def _save(store: Store, made: JointCalibration, why: str, page: Path) -> str:
     current = store.current_hash(NAME)
+    try:
+        before = _stored(store)
+    except CalibrationError:  # none yet, or damaged: a new one is the cure
+        before = None
+    report.joints_page(page, made, before)
     digest = store.put(new_record(
         "joints", NAME, made.to_json(), identity={"ids": [j.id for j in made.joints]}, parents=[current] if current else [],
         uncertainty={}, evidence={"how": why},
@@ -41,6 +46,7 @@ def guided(
     robot: Robot,
     store: Store,
     port: str,
+    page: Path,
     ask: Callable[[str], object],
     say: Callable[[str], None],
     poll_s: float = 0.02,
@@ -72,11 +78,12 @@ def guided(
                 say(f"not moved far enough yet: {', '.join(recorder.missing())}")
         made = recorder.finish(zero, offsets)
     made.apply(robot.arm)
-    digest = _save(store, made, "guided")
+    digest = _save(store, made, "guided", page)
     return {
         "hash": digest,
         **made.to_json(),
-        "said": f'joints stored as {digest[:10]}; name it in the robot file: [arm] calibration = "calibration/joints"',
+        "report": str(page),
+        "said": f'joints stored as {digest[:10]}; name it in the robot file: [arm] calibration = "calibration/joints"\nreport: {page}',
     }
 
 
@@ -103,15 +110,16 @@ def compare_eeprom(robot: Robot, store: Store, port: str) -> dict[str, Any]:
     return {"differs": differs, "said": said}
 
 
-def import_lerobot(robot: Robot, store: Store, path: Path) -> dict[str, Any]:
+def import_lerobot(robot: Robot, store: Store, path: Path, page: Path) -> dict[str, Any]:
+    """Store LeRobot's file `path` as this arm's joint calibration. Raises CalibrationError for a file of another arm."""
     made = joints.from_lerobot(path, robot.arm)
     made.apply(robot.arm)
-    digest = _save(store, made, f"import of {path.name}")
-    return {"hash": digest, **made.to_json(), "said": f"joints of {path} stored as {digest[:10]}"}
+    digest = _save(store, made, f"import of {path.name}", page)
+    said = f"joints of {path} stored as {digest[:10]}\nreport: {page}"
+    return {"hash": digest, **made.to_json(), "report": str(page), "said": said}
 
 
 def export_lerobot(store: Store, path: Path) -> dict[str, Any]:
     data = joints.to_lerobot(_stored(store))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(data, indent=4) + "\n").encode())
+    write_result(path, (json.dumps(data, indent=4) + "\n").encode())
     return {"joints": data, "said": f"wrote {path}"}

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from calibration.board import Board
+from calibration.camera import CalibrationError
 from calibration.guide import Guide
 from calibration.intrinsics import View
 from harmowam.calibration_rig import take
@@ -81,7 +82,8 @@ class CapturePage:
 def capture(
     source: CameraSource, board: Board, wanted: int, port: int, say: Callable[[str], None]
 ) -> tuple[list[View], tuple[int, int]]:
-    """Collect `wanted` good views; Ctrl-C ends earlier with what there is. Raises CalibrationError when the camera falls silent."""
+    """Collect `wanted` good views; Ctrl-C ends earlier with what there is. Raises CalibrationError when the camera falls silent
+    or changes its resolution."""
     guide = Guide(board, wanted)
     page = CapturePage(port) if port else None
     if page is not None:
@@ -90,6 +92,11 @@ def capture(
     try:
         while not guide.done:
             image = take(source, 1)[0]
+            if size not in ((0, 0), (image.shape[1], image.shape[0])):
+                raise CalibrationError(
+                    f"the camera changed from {size[0]}x{size[1]} to {image.shape[1]}x{image.shape[0]} during the capture: "
+                    "keep other programs from it, then repeat."
+                )
             size = (image.shape[1], image.shape[0])
             said = guide.add(image)
             if page is not None:

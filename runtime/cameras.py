@@ -6,6 +6,8 @@ Sources (`source` in the robot file): "sim", "slot:PATH" (another process), "/de
 
 from __future__ import annotations
 
+import fcntl
+import os
 import struct
 import threading
 import time
@@ -22,6 +24,10 @@ from firmware_bridge.slots import SlotError, SlotReader
 from runtime.robot import CameraConfig, Robot
 
 FRAME_HEAD = struct.Struct("<qII")  # capture time (monotonic ns), width, height; then RGB bytes
+
+CONTROL = struct.Struct("<Ii")  # struct v4l2_control: id, value (linux/videodev2.h, as all of these)
+VIDIOC_G_CTRL = 0xC008561B
+FOCUS_ABSOLUTE, FOCUS_AUTO = 0x009A090A, 0x009A090C
 
 CAMERA_PRIORITY = 11  # above the loop that waits for its pictures
 FAILURES = 5  # reads that fail in a row before a device is opened again
@@ -260,12 +266,36 @@ def serial(source: str) -> str | None:
         return None
 
 
+def focus(source: str) -> int | str | None:
+    """Focus position of a V4L2 device, "auto" while it focuses by itself; None where it has no such control (most have none) or is no
+    device."""
+    node = f"/dev/video{source}" if source.isdigit() else source
+    if not node.startswith("/dev/video"):
+        return None
+    try:
+        device = os.open(node, os.O_RDWR | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        return "auto" if _control(device, FOCUS_AUTO) else _control(device, FOCUS_ABSOLUTE)
+    finally:
+        os.close(device)
+
+
+def _control(device: int, control: int) -> int | None:
+    """Value of a V4L2 control, None where the device has none."""
+    try:
+        return int(CONTROL.unpack(fcntl.ioctl(device, VIDIOC_G_CTRL, CONTROL.pack(control, 0)))[1])
+    except OSError:
+        return None
+
+
 def calibrations(robot: Robot, slots: Path) -> dict[str, Camera]:
     """Each camera's calibration, checked against the resolution it is used at; raises CalibrationError."""
     out = {}
     for name, config in robot.cameras.items():
         path = slots / f"{name}.json" if config.calibration == "sim" else robot.path.parent / config.calibration
-        camera = load_camera(path, {"serial": serial(config.source)})
+        camera = load_camera(path, {"serial": serial(config.source), "focus": focus(config.source)})
         if (camera.width, camera.height) != (config.width, config.height):
             raise CalibrationError(
                 f"camera '{name}' is calibrated at {camera.width}x{camera.height} ({path}) and used at "

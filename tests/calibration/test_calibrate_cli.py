@@ -59,7 +59,7 @@ def test_from_pictures_to_a_camera_that_the_runtime_loads(pictures, tmp_path):
     assert {"K", "D", "model", "rms_px", "heldout_px", "crossval_px", "views_used", "views_rejected"} <= set(said)
     assert abs(said["K"][0][0] / 920 - 1) < 0.001
     page = (tmp_path / "r.html").read_text()
-    assert "Accepted" in page and page.count("<svg") == 4 and "<script" not in page and "http" not in page
+    assert "Accepted" in page and page.count("<svg") == 5 and "<script" not in page and "http" not in page
     # Fewer views of the same lens are no better: what is stored stays.
     first = Store(store).current_hash("front")
     again = calibrate("intrinsics", "--images", pictures / "0*.png", *options)
@@ -82,6 +82,7 @@ def test_from_pictures_to_a_camera_that_the_runtime_loads(pictures, tmp_path):
     camera = load_camera(store / "front")
     assert camera.T_base_from_cam is not None
     assert hand_eye.distance(camera.T_base_from_cam, rig.X)[1] < 0.01
+    assert (tmp_path / "h.html").read_text().count("<svg") == 3
     listed = calibrate("history", "front", "--store", store)
     assert listed.exit_code == 0 and listed.output.count("front") == 2 and "pose_sd_mm" in listed.output
     assert "pose" not in calibrate("diff", "front", first[:10], "--store", store).output.split("projection")[0]
@@ -234,22 +235,79 @@ def test_joints_are_calibrated_by_moving_the_limp_arm(bench, tmp_path, monkeypat
 
     mover = threading.Thread(target=hand)
     plant.position[:] = 2048
-    robot, store = load_robot(str(bench.robot_file)), Store(tmp_path / "store")
-    done = calibration_joints.guided(robot, store, robot.port, lambda text: mover.start(), print, poll_s=0.005)
+    robot, store, page = load_robot(str(bench.robot_file)), Store(tmp_path / "store"), tmp_path / "joints.html"
+    done = calibration_joints.guided(robot, store, robot.port, page, lambda text: mover.start(), print, poll_s=0.005)
     mover.join()
     typed.close()
     os.close(write)
     assert all(
         abs(j["zero_step"] - 2048) < 3 and j["range_min"] < 950 and j["range_max"] > 3150 for j in done["joints"]
     )
+    assert "shoulder_pan" in page.read_text() and "<svg" in page.read_text()
     assert calibration_joints.compare_eeprom(robot, store, robot.port)["differs"] == []
     bench.servos.put(2, "homing_offset", 55)
     assert "servo 2" in calibration_joints.compare_eeprom(robot, store, robot.port)["said"]
     bench.servos.put(4, "torque_enable", 1)
     with pytest.raises(CalibrationError, match="energised"):
-        calibration_joints.guided(robot, store, robot.port, print, print)
+        calibration_joints.guided(robot, store, robot.port, page, print, print)
     # The robot file may name it.
     bench.robot_file.write_text(
         bench.robot_file.read_text().replace("[arm]", f'[arm]\ncalibration = "{store.root}/joints"')
     )
     assert load_robot(str(bench.robot_file)).arm.zero_step == tuple(j["zero_step"] for j in done["joints"])
+
+
+def test_a_report_that_cannot_be_written_leaves_the_store_as_it_was(pictures, tmp_path):
+    (tmp_path / "file").write_text("")
+    where = ("--store", tmp_path / "store", "--board", BOARD, "--report", tmp_path / "file" / "r.html")
+    done = calibrate("intrinsics", "--images", pictures / "*.png", *where)
+    assert done.exit_code == 2 and "cannot be written" in done.stderr and "untouched" in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_cameras_focus_is_part_of_its_identity(monkeypatch, tmp_path):
+    import fcntl
+    import os
+
+    from runtime import cameras
+
+    controls = {cameras.FOCUS_ABSOLUTE: 30, cameras.FOCUS_AUTO: 1}
+
+    def ioctl(device, request, packed):
+        assert request == cameras.VIDIOC_G_CTRL
+        number = cameras.CONTROL.unpack(packed)[0]
+        if number not in controls:
+            raise OSError(22, "Invalid argument")
+        return cameras.CONTROL.pack(number, controls[number])
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    monkeypatch.setattr(os, "open", lambda path, flags: 99)
+    monkeypatch.setattr(os, "close", lambda device: None)
+    assert cameras.focus("/dev/video7") == "auto"
+    controls[cameras.FOCUS_AUTO] = 0
+    assert cameras.focus("7") == 30
+    controls.clear()
+    assert cameras.focus("/dev/video7") is None and cameras.focus("slot:x") is None and cameras.focus("sim") is None
+
+
+def test_a_camera_that_changes_its_resolution_while_capturing_is_refused():
+    from harmowam.capture_page import capture
+    from runtime.cameras import Frame
+
+    class Fickle:
+        count = 0
+
+        @property
+        def seq(self):
+            self.count += 1
+            return self.count
+
+        def newest(self):
+            size = 1 if self.count < 4 else 2
+            return Frame(0, np.zeros((96 * size, 128 * size, 3), np.uint8), self.count)
+
+        def close(self):
+            pass
+
+    with pytest.raises(CalibrationError, match=r"changed from 128x96 to 256x192"):
+        capture(Fickle(), SHEET, 5, 0, lambda line: None)

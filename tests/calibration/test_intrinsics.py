@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.calibration import uneven_views
 from calibration import intrinsics, lens
 from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
@@ -67,6 +68,27 @@ def test_predicted_uncertainty_is_honest():
         predicted.append(intrinsics.projection_sd(fit, pixels, used))
     ratio = np.sqrt(np.mean(np.square(predicted)) / np.nanmean(np.square(actual)))
     assert 0.8 < ratio < 1.2
+
+
+@pytest.mark.parametrize(("stray", "bow", "gain"), [(8e-5, 0.0, 1.2), (0.0, 5e-4, 5.0)])
+def test_a_sheet_that_is_not_as_described_is_found_out(stray, bow, gain):
+    rng = np.random.default_rng(9)
+    pixels, _ = lens.grid(*SIZE, 12)
+    errors: list[list[float]] = []
+    for _ in range(3):
+        views = uneven_views(rng, 15, stray, bow)
+        used = intrinsics.used_area(views, pixels, SIZE)
+        fits = [intrinsics.adjust(views, SIZE, "pinhole", exact_board=e) for e in (False, True)]
+        errors.append(
+            [float(np.median(lens.difference(f.theta, THETA, "pinhole", "rational", pixels, used)[used])) for f in fits]
+        )
+    found, exact_board = np.mean(errors, axis=0)
+    assert exact_board > gain * found and found < 0.15
+
+
+def test_an_exact_board_stays_exact():
+    fit = intrinsics.adjust(exact(np.random.default_rng(10), 20), SIZE, "pinhole")
+    assert np.sqrt((fit.shape**2).mean()) < 1e-5
 
 
 def test_wild_corners_are_left_out_and_a_blurred_view_is_named():
