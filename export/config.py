@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -33,6 +34,9 @@ class Config:
     layers: int = 3
     heads: int = 4
     action_steps: int = 4
+    contact_map: int = 24  # cells a side, over the wrist view
+    # How the wrist camera sits on the SO-101's gripper, seen from the tool's centre: m forward, m up, rad tilted down. For labels only.
+    wrist_mount: tuple[float, float, float] = (-0.0861, 0.058, math.pi / 6)
     # reactive expert
     heatmap: int = 48
     # data

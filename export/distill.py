@@ -162,7 +162,7 @@ class Distiller(Loop):
 
     def _memory(self, expert: PredictiveExpert, situation: tuple[Tensor, ...]) -> Tensor:
         with self._cast():
-            return expert.context(*situation)
+            return expert.context(*situation)[0]
 
     def _act(self, expert: PredictiveExpert, memory: Tensor, noise: Tensor, steps: int) -> Tensor:
         with self._cast():

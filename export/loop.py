@@ -136,9 +136,9 @@ class Loop:
                 f"{self.processes * max(1, self.shards // self.processes)}."
             )
         for name, (steps, batch, rate) in self.schedule.items():
-            if steps < 1 or batch < 2 * self.shards or batch % self.shards or not 0 < rate < 1:
+            if steps < 0 or batch < 2 * self.shards or batch % self.shards or not 0 < rate < 1:
                 raise CheckpointError(
-                    f"stage {name} of {steps} steps of batch {batch} at rate {rate:g} makes no sense: give at least one step, a batch "
+                    f"stage {name} of {steps} steps of batch {batch} at rate {rate:g} makes no sense: give no or some steps, a batch "
                     f"of at least {2 * self.shards} that {self.shards} divides (--shards), and a rate between 0 and 1."
                 )
 
@@ -256,7 +256,10 @@ class Loop:
         """Run the stages that are left; returns the averaged model. Raises CheckpointError when it cannot go on."""
         with self._alone():
             while self.stage < len(self.stages):
-                self._train_stage()
+                if self.schedule[self.stages[self.stage]][0]:
+                    self._train_stage()
+                else:
+                    self.stage += 1
             if self.rank == 0:
                 shutil.rmtree(self.cache, ignore_errors=True)
         if self.processes > 1:
@@ -358,16 +361,17 @@ class Loop:
         (self.latents,) = self._every_row("encode", encode, [self.average.tokeniser])
 
     def _every_row(
-        self, name: str, make: Callable[[np.ndarray], tuple[Tensor, ...]], by: list[nn.Module]
-    ) -> tuple[Tensor, ...]:
-        """What frozen parts `by` make of all rows, from the cache where it is there (`export/rows.py`)."""
+        self, name: str, make: Callable[[np.ndarray], tuple[Tensor, ...]], by: list[nn.Module], rows: np.ndarray | None = None
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """What frozen parts `by` make of `rows` (None: of all), from the cache where it is there (`export/rows.py`)."""
+        rows = np.arange(len(self.data.pose)) if rows is None else rows
         weights = b"".join(v.cpu().numpy().tobytes() for m in by for v in m.state_dict().values())
         key = hashlib.sha256(weights + self.settings["data"].encode()).hexdigest()[:12]
         folder = self.cache / f"{name}-{key}"
-        make_blocks(folder, name, make, len(self.data.pose), self.rank, self.processes)
+        make_blocks(folder, name, lambda at: make(rows[at]), len(rows), self.rank, self.processes)
         if self.processes > 1:
             dist.barrier()
-        return read_blocks(folder, len(self.data.pose), self.device)
+        return read_blocks(folder, len(rows), self.device)
 
     def _row(self, array: np.ndarray, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(array[rows]).to(self.device)

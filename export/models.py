@@ -200,7 +200,12 @@ class PredictiveExpert(nn.Module):
 
     Sees the wrist view (its own small CNN), the current front latent, proprioception without absolute position, and the
     world-model tokens. Actions are relative to the current pose, in the tool frame, normalised to unit variance.
+
+    A contact map over the wrist view says where the tool will be when the gripper next acts; it is trained by cross-entropy,
+    also on play, and what lies under it is one token of the memory. Regressing actions alone grounds small things late.
     """
+
+    grid: Tensor
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -210,6 +215,13 @@ class PredictiveExpert(nn.Module):
             conv(3, 32, 3, 2), nn.ReLU(), conv(32, 64, 3, 2), nn.ReLU(), conv(64, 96, 3, 2), nn.ReLU(),
             conv(96, 96, 3, 2), nn.ReLU(), conv(96, d, 1),
         )  # fmt: skip
+        self.aim = nn.Linear(d, 2 * 64)
+        self.spot_in, self.spot = conv(96, 64), nn.Sequential(conv(64, 64), nn.ReLU(), conv(64, 4, 1))
+        self.contact = nn.Sequential(nn.Linear(96 + 2, d), nn.SiLU(), nn.Linear(d, d))
+        silence(self.aim)
+        line = torch.linspace(-1, 1, cfg.contact_map)
+        yy, xx = torch.meshgrid(line, line, indexing="ij")
+        self.register_buffer("grid", torch.stack([xx, yy], -1).reshape(-1, 2))
         self.front = nn.Sequential(conv(cfg.latent_channels, 64, 3, 2), nn.ReLU(), conv(64, d, 1))
         self.world = nn.Linear(cfg.token_channels, d)
         self.proprio = nn.Sequential(nn.Linear(len(cfg.proprio), d), nn.SiLU(), nn.Linear(d, d))
@@ -221,13 +233,20 @@ class PredictiveExpert(nn.Module):
         self.norm = nn.LayerNorm(d)
         self.memory_norm = nn.LayerNorm(d)
 
-    def context(self, wrist: Tensor, now: Tensor, tokens: Tensor, proprio: Tensor) -> Tensor:
-        """Memory [B, 109, width]."""
+    def context(self, wrist: Tensor, now: Tensor, tokens: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
+        """Memory [B, 110, width], and logits [B, 24*24] of the contact map."""
+        fine = self.wrist[:6](wrist)  # [B, 96, 12, 12]
+        world, state = self.world(tokens), self.proprio(proprio)
+        scale, shift = self.aim(world.mean(1) + state)[:, :, None, None].chunk(2, 1)
+        logits = F.pixel_shuffle(self.spot(F.relu(self.spot_in(fine) * (1 + scale) + shift)), 2).flatten(1)
+        side = self.cfg.contact_map
+        p = torch.softmax(logits, -1)
+        under = F.avg_pool2d(p.reshape(-1, 1, side, side), 2) * 4 * fine
+        contact = self.contact(torch.cat([under.sum((2, 3)), p @ self.grid], -1))
         parts = [
-            self.wrist(wrist).flatten(2).transpose(1, 2), self.front(now).flatten(2).transpose(1, 2), self.world(tokens),
-            self.proprio(proprio)[:, None],
+            self.wrist[6:](fine).flatten(2).transpose(1, 2), self.front(now).flatten(2).transpose(1, 2), world, state[:, None],
         ]  # fmt: skip
-        return self.memory_norm(torch.cat(parts, 1) + self.place)
+        return self.memory_norm(torch.cat([torch.cat(parts, 1) + self.place, contact[:, None]], 1)), logits
 
     def velocity(self, x: Tensor, t: Tensor, memory: Tensor) -> Tensor:
         h = self.action_in(x) + self.position

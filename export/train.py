@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.checkpoint import save_checkpoint
+from calibration.camera import Camera
+from export.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from export.config import Config
 from export.data import Demonstrations
 from export.lerobot import DataError
@@ -85,6 +86,26 @@ class Labels:
         self.ambiguous = several & (pressing | ~begun) & (~data.play | (self.other >= 0))
         # A task's contacts, and those of play that one of the tasks could have asked for.
         self.skilled = ~data.play | ((self.other >= 0) & (self.gate > 0.5))
+        # Where in the wrist view the gripper acts next. Not where play lets go of a thing anywhere: nothing in the picture tells.
+        self.contact, inside = contact_cell(data.pose, event_pose, data.cameras["wrist"], cfg)
+        anywhere = np.array([p.startswith("take ") for p in data.instructions])[data.episode] & data.play & begun
+        self.in_view = inside & ~anywhere & np.isin(data.next_event, data.events)
+
+
+def contact_cell(pose: np.ndarray, then: np.ndarray, wrist: Camera, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
+    """Where on the contact map the tool stands at poses `then` [N, 6], as the wrist camera sees it from `pose` [N, 6]:
+    cells float32[N, 2] (column, row), and which of them bool[N] lie on the map."""
+    forward, up, tilt = cfg.wrist_mount
+    x, y, z = relative_chunk(pose.astype(float), then[:, None].astype(float))[:, 0, :3].T - np.array(
+        [[forward], [0.0], [up]]
+    )
+    depth = x * math.cos(tilt) - z * math.sin(tilt)
+    down = -x * math.sin(tilt) - z * math.cos(tilt)
+    K = wrist.scaled(cfg.contact_map, cfg.contact_map).K
+    ahead = np.maximum(depth, 0.01)
+    cell = np.stack([K[0, 2] - K[0, 0] * y / ahead, K[1, 2] + K[1, 1] * down / ahead], 1)
+    inside = (depth > 0.03) & (cell > -0.5).all(1) & (cell < cfg.contact_map - 0.5).all(1)
+    return cell.astype(np.float32), inside
 
 
 def grasps(data: Demonstrations) -> np.ndarray:
@@ -101,10 +122,10 @@ def hindsight(data: Demonstrations) -> list[str]:
     whether the ring is then hung on the post or just taken away (hindsight relabelling: Andrychowicz et al. 2017)."""
     out = []
     for e, (text, scene) in enumerate(zip(data.instructions, data.scenes, strict=True)):
-        words = text.split()
-        name = "_".join(words[2:-1] if words[0] == "take" else words[2:])
+        verb, _, *rest = text.split()
+        name = "_".join(rest[:-1] if verb == "take" else rest[: rest.index("to")] if "to" in rest else rest)
         fitting = [t for t, roles in TASKS[scene].instructions.items() if roles[0] == name] if scene in TASKS else []
-        fitting = fitting if words[0] == "take" or scene == "press" else []
+        fitting = fitting if verb in ("take", "put") or scene == "press" else []
         out.append(fitting[e % len(fitting)] if fitting and text not in INSTRUCTIONS else "")
     return out
 
@@ -131,11 +152,16 @@ class Trainer(Loop):
 
     stages = STAGES
 
-    def __init__(self, data: Demonstrations, run: Path, plan: Plan, cfg: Config, encode: Encoder | None = None):
+    def __init__(
+        self, data: Demonstrations, run: Path, plan: Plan, cfg: Config, encode: Encoder | None = None, start: HarmoWam | None = None
+    ):  # fmt: skip
+        """`start`: go on from this trained model and its normalisation, instead of from weights drawn from the seed."""
         labels = Labels(data, cfg, encode)
         torch.manual_seed(plan.seed)
         model = HarmoWam(cfg)
         normalise(model, data, labels)
+        if start is not None:
+            model.load_state_dict(start.state_dict())
         schedule = {s: getattr(plan, s) for s in STAGES}
         super().__init__(run, model, data, labels, schedule, plan.seed, plan.shards, plan.bf16)
 
@@ -205,8 +231,12 @@ class Trainer(Loop):
         }
 
     def _imagine_all(self) -> None:
-        """Mid-layer features and generated futures of every row, by the frozen world model at one noise each."""
+        """Mid-layer features and generated futures by the frozen world model at one noise each, of every second row of an episode:
+        that is 10 a second, and a robot's slow loop makes 8. `imagined` tells where a row's newest are."""
         m = self.average
+        first = np.searchsorted(self.data.episode, self.data.episode)
+        every_other = (np.arange(len(first)) - first) % 2 == 0
+        self.imagined = torch.from_numpy(np.cumsum(every_other) - 1)
 
         def imagine(rows: np.ndarray) -> tuple[Tensor, Tensor]:
             now = self.latents[rows].float()
@@ -224,9 +254,12 @@ class Trainer(Loop):
                     x = x + v.float() / self.cfg.world_steps
             return mid, x
 
-        self.mids, self.generated = self._every_row("imagine", imagine, [m.tokeniser, m.world])
-        # The predictive expert learns what tasks ask for, and three times as often where things are touched.
-        weight = np.where(self.labels.gate > 0.5, 3.0, 1.0) * self.labels.skilled
+        self.mids, self.generated = self._every_row(
+            "imagine", imagine, [m.tokeniser, m.world], np.flatnonzero(every_other)
+        )
+        # The predictive expert learns actions from what tasks ask for, three times as often where things are touched, and what to look
+        # at from all of play.
+        weight = np.where(self.labels.skilled, np.where(self.labels.gate > 0.5, 3.0, 1.0), 0.7 * self.labels.in_view)
         self.sampling = np.cumsum(weight / weight.sum())
 
     def _experts_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
@@ -240,18 +273,20 @@ class Trainer(Loop):
         state = self._state(rows)
         now, mids = displace(
             self.latents[rows].float(),
-            self.mids[rows].float(),
+            self.mids[self.imagined[rows]].float(),
             (lab.gate[rows] > 0.5) & (rng.random(len(rows)) < 0.5),
             rng,
         )
         state = state + 0.03 * torch.randn_like(state)
         with self._cast():
-            memory = m.predictive.context(wrist, now, m.world.tokens(mids), state)
+            memory, where = m.predictive.context(wrist, now, m.world.tokens(mids), state)
             velocity = m.predictive.velocity(x, t, memory)
-        matters = torch.where(
-            self._row(lab.gate, rows) > 0.5, 1.0, 0.3
-        )  # transit is large on this scale, and not its job
+        # Transit is large on this scale, and not its job.
+        matters = torch.where(self._row(lab.gate, rows) > 0.5, 1.0, 0.3) * self._row(lab.skilled, rows)
         predictive = (matters[:, None, None] * (velocity.float() - (chunk - noise)) ** 2).mean()
+        in_view = self._row(lab.in_view, rows).float()
+        place = heat_loss(where, self._row(lab.contact, rows), self.cfg.contact_map)
+        contact = (in_view * place).sum() / in_view.sum().clamp_min(1)
         # The gate learns from play too; what the jaw should do, only a task says.
         rows = rng.integers(len(lab.gate), size=batch // 2)
         wrist = augment(images(self.data.wrist[rows]).to(self.device), rng)
@@ -267,7 +302,7 @@ class Trainer(Loop):
         newest = np.minimum(rows + rng.integers(0, 9, len(rows)), self.data.next_event[rows])
         futures = torch.where(
             torch.from_numpy(rng.random(len(rows)) < 0.5).to(self.device)[:, None, None, None],
-            self.generated[rows].float(), self._future(rows),
+            self.generated[self.imagined[rows]].float(), self._future(rows),
         )  # fmt: skip
         with self._cast():
             heat, reach = m.reactive(self.latents[newest].float(), futures)
@@ -275,7 +310,12 @@ class Trainer(Loop):
         reach_loss = F.smooth_l1_loss(
             reach.float(), (self._row(lab.reach, rows) - m.reach_mean) / m.reach_std, beta=0.1
         )
-        return {"predictive": predictive, "reactive": 0.1 * (place + reach_loss), "gate": 0.05 * gate}
+        return {
+            "predictive": predictive,
+            "contact": 0.1 * contact,
+            "reactive": 0.1 * (place + reach_loss),
+            "gate": 0.05 * gate,
+        }
 
 
 def heat_loss(logits: Tensor, cell: Tensor, side: int) -> Tensor:
@@ -314,12 +354,17 @@ def displace(now: Tensor, mids: Tensor, near: np.ndarray, rng: np.random.Generat
 
 
 def augment(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """Shifts by a pixel (1.6 mm at the jaws' tips: more would be more than a peg's play) and changes of light for the wrist view:
-    the camera will never sit exactly so again."""
+    """The wrist view shifted by up to a pixel (1.6 mm at the jaws' tips: more would be more than a peg's play), in another light, and
+    with another row's picture shining through: task demonstrations know one table only (random overlay: Hansen and Wang 2021)."""
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return torch.from_numpy(rng.uniform(low, high, (len(x), *shape)).astype(np.float32)).to(x.device)
+
     dx, dy = (int(v) for v in rng.integers(-1, 2, 2))
     x = torch.roll(F.pad(x, (1, 1, 1, 1), mode="replicate"), (dy, dx), (2, 3))[:, :, 1:-1, 1:-1]
-    gain = torch.from_numpy(rng.uniform(0.9, 1.1, (len(x), 1, 1, 1)).astype(np.float32)).to(x.device)
-    return (x + 1) * gain - 1
+    share = uniform(0.05, 0.35, 1, 1, 1) * (uniform(0, 1, 1, 1, 1) < 0.3)
+    x = x + share * (x.roll(1, 0) - x)
+    return (x + 1) * uniform(0.8, 1.2, 1, 1, 1) * uniform(0.88, 1.12, 3, 1, 1) - 1 + uniform(-0.12, 0.12, 3, 1, 1)
 
 
 def check_rate(data: Demonstrations, cfg: Config) -> None:
@@ -331,19 +376,33 @@ def check_rate(data: Demonstrations, cfg: Config) -> None:
 
 
 def train(
-    data: Demonstrations, run: Path, out: Path, plan: Plan = Plan(), cfg: Config = Config(), encode: Encoder | None = None
+    data: Demonstrations, run: Path, out: Path, plan: Plan = Plan(), cfg: Config = Config(), encode: Encoder | None = None,
+    start: Path | None = None,
 ) -> dict[str, object]:  # fmt: skip
     """Train (or go on training) in folder `run` and write the checkpoint to `out`; returns its note.
+
+    `start` is a checkpoint to fine-tune: its configuration must be `cfg`, and stages may have no steps.
 
     Raises DataError for a dataset of another rate, CheckpointError for anything else that prevents it; what was saved then stays.
     """
     check_rate(data, cfg)
-    trainer = Trainer(data, run, plan, cfg, encode)
+    model = before = None
+    if start is not None:
+        model, _, _, before = load_checkpoint(start)
+        if model.cfg != cfg:
+            raise CheckpointError(
+                f"{start} has another configuration than this training: name a checkpoint made with these settings."
+            )
+    elif not all(getattr(plan, s)[0] for s in STAGES):
+        raise CheckpointError(
+            "a stage without steps leaves its part untrained: give it steps, or a trained checkpoint with --from."
+        )
+    trainer = Trainer(data, run, plan, cfg, encode, model)
     model = trainer.train()
     note: dict[str, object] = {
         "episodes": len(data.instructions), "rows": len(data.pose), "plan": dataclasses.asdict(plan),
         "train_minutes": round(trainer.seconds / 60, 1), "torch": torch.__version__,
-        "processes": trainer.processes, "bf16": trainer.bf16,
+        "processes": trainer.processes, "bf16": trainer.bf16, **({"from": before} if before is not None else {}),
     }  # fmt: skip
     if trainer.rank == 0:
         save_checkpoint(Path(out), model, data.cameras, data.task_instructions, note)

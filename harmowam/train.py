@@ -101,6 +101,9 @@ def read(dataset: Path, run: Path, units: str | None, cameras: Path | None) -> D
     show_default=True,
     help="State and log; goes on where it stopped.",
 )
+@click.option(
+    "--from", "start", type=PATH, help="Fine-tune this checkpoint; `--plan tokeniser=0` leaves a part as it is."
+)
 @baseline_options
 @click.option("--out", type=PATH, help="The checkpoint (default: harmowam-so101.safetensors in the run's folder).")
 @json_option
@@ -115,6 +118,7 @@ def train(
     text_encoder: Path | None,
     seed: int,
     run_folder: Path,
+    start: Path | None,
     out: Path | None,
     json_path: Path | None,
     **baseline: Any,
@@ -139,7 +143,7 @@ def train(
     if baseline["baseline"]:
         write_json(json_path, train_baseline(data, run_folder, out, seed, **baseline))
         return
-    note = train(data, run_folder, out, plan, cfg, encode)
+    note = train(data, run_folder, out, plan, cfg, encode, start)
     if leads():
         pick_samples(data, samples_path(out))
         click.echo(f"{out}: {note['train_minutes']} min of training on {note['episodes']} episodes")

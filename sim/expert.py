@@ -139,8 +139,28 @@ def plan(world: World, rng: np.random.Generator) -> list[Segment]:
     return plan_press(world, rng) if world.layout.task == "press" else plan_place(world, rng)
 
 
+def _next_to(world: World, item: str, other: str, side: str) -> tuple[float, float, str] | None:
+    """Where the tool puts `item` down on the table to one side of `other`, as far off as both need room; None where it cannot."""
+    props = {p.name: p for p in TASKS[world.layout.task].props}
+    x, y, _ = world.position(other)
+    apart = props[item].room + props[other].room + 0.004
+    y += apart if side == "left" else -apart
+    if not (SEEN[0][1] <= y <= UNSEEN[1][1] and math.hypot(x - PAN_X, y) < REACH):
+        return None
+    for name in props:
+        if (
+            name not in (item, other)
+            and np.hypot(*(world.position(name)[:2] - (x, y))) < props[item].room + props[name].room
+        ):
+            return None
+    return x, y, side
+
+
 def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], str]:
-    """Task-agnostic play: wander, approach things, and often grasp one and let it go elsewhere. Also says, in hindsight, what with."""
+    """Task-agnostic play: wander, touch things, and often grasp one and let it go somewhere, or next to another thing.
+
+    Also says, in hindsight, what was done.
+    """
     names = list(world.layout.places)
     target = names[int(rng.integers(len(names)))]
     said = target.replace("_", " ")
@@ -162,6 +182,14 @@ def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], st
         start = out[-1].goal if out else at
         out += pick(world, rng, target, task.grasp_z, task.grasp_offset, start)
         drop = somewhere((0.03, 0.05))
+        text = f"take the {said} away"
+        others = [n for n in names if n != target]
+        if others and rng.random() < 0.6:
+            other = others[int(rng.integers(len(others)))]
+            spot = _next_to(world, target, other, "left" if rng.random() < 0.5 else "right")
+            if spot is not None:
+                drop[:2], drop[2] = spot[:2], task.grasp_z + 0.004
+                text = f"put the {said} to the {spot[2]} of the {other.replace('_', ' ')}"
         drop[5] = CLOSED
         hover = drop.copy()
         hover[2] = HOVER
@@ -173,7 +201,6 @@ def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], st
             Segment(hover, _travel(out[-1].goal, hover), 1.0), Segment(drop, 0.5, 0.4),
             Segment(opened, 0.3, 0.0, event=True), Segment(leave, 0.45, 0.3),
         ]  # fmt: skip
-        text = f"take the {said} away"
     else:
         x, y, _ = world.position(target)
         hover = _pose(x, y, HOVER, float(rng.uniform(-0.3, 0.3)), jaw)

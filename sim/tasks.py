@@ -29,7 +29,7 @@ HOME = np.array([0.17, 0.0, 0.09, TOOL_PITCH, 0.0])
 N_DISTRACTORS = 8
 TABLES = {
     "seen": ("",),
-    "play": ("", "train0", "train1", "train2", "train3", "train4"),
+    "play": ("", "train0", "train1", "train2", "train3", "train4", *["drawn"] * 9),
     "background": ("test0", "test1", "test2", "test3"),
 }
 
@@ -106,7 +106,9 @@ class Look:
     ambient: float = 0.35
     light: tuple[float, float, float] = (-0.1, -0.4, -1.0)
     clutter: tuple[tuple[int, float, float, float], ...] = ()
-    tint: int = 0  # of the things, drawn from this seed; 0 leaves them as they are
+    tint: int = (
+        0  # colours and shapes of the things, and a table top "drawn", come from this seed; 0 leaves them as they are
+    )
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def sample_look(rng: np.random.Generator, environment: str, places: Places) -> L
         return Look()
     table = str(rng.choice(TABLES[environment]))
     clutter: list[tuple[int, float, float, float]] = []
-    count = int(rng.integers(5, 9)) if environment == "background" else int(rng.integers(0, 5))
+    count = int(rng.integers(5, 9)) if environment == "background" else int(rng.integers(0, 8))
     for k in rng.permutation(N_DISTRACTORS)[:count]:
         for _ in range(60):
             x, y = rng.uniform([0.10, -0.19], [0.36, 0.19])
@@ -180,7 +182,8 @@ def sample_look(rng: np.random.Generator, environment: str, places: Places) -> L
                 clutter.append((int(k), float(x), float(y), float(rng.uniform(-math.pi, math.pi))))
                 break
     shade = rng.uniform(0.75, 1.2)
-    base = np.clip(np.array(Look().colour) * shade + rng.uniform(-0.06, 0.06, 3), 0, 1)
+    spread = 0.15 if environment == "play" else 0.06
+    base = np.clip(np.array(Look().colour) * shade + rng.uniform(-spread, spread, 3), 0, 1)
     light = (float(rng.uniform(-0.6, 0.4)), float(rng.uniform(-0.6, 0.6)), -1.0)
     return Look(
         table, (float(base[0]), float(base[1]), float(base[2])), float(rng.uniform(0.30, 0.60)), float(rng.uniform(0.25, 0.45)),

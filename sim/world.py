@@ -22,6 +22,7 @@ import mujoco
 from calibration.camera import Camera
 from runtime.kinematics import SO101_LOWER, SO101_UPPER, so101_forward, so101_inverse
 from sim.tasks import N_DISTRACTORS, Layout, Look, sample_layout, success
+from sim.variety import BOX, CYLINDER, draw_table_top, vary_shapes
 
 ASSETS = Path(__file__).parent / "assets"
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
@@ -55,14 +56,23 @@ class Scene:
         self.things = [i for i, b in enumerate(bodies) if b not in arm and not b.startswith("distractor")]
         # An instruction that names a colour must stay true; a ring, a tray or a peg may have any.
         self.tinted = np.array(
-            [0.12 if m.body(b).name.startswith(("red", "green", "blue")) else 0.45 for b in range(m.nbody)]
+            [0.25 if m.body(b).name.startswith(("red", "green", "blue")) else 0.45 for b in range(m.nbody)]
         )
+        self.foreign = [i for i, b in enumerate(bodies) if b.startswith("distractor")]
+        self.shapes = tuple(a.copy() for a in (m.geom_type, m.geom_size, m.geom_aabb, m.geom_rbound))
+        # Bodies of one or two simple geoms; what is put together from several (ring, tray, block) keeps its shape.
+        self.simple: dict[int, list[int]] = {}
+        for i in self.things:
+            if i not in self.unseen and m.geom_type[i] in (BOX, CYLINDER):
+                self.simple.setdefault(int(m.geom_bodyid[i]), []).append(i)
+        self.simple = {b: g for b, g in self.simple.items() if len(g) <= 2}
         self.buttons = [m.joint(i).name for i in range(m.njnt) if m.joint(i).name.endswith("_button")]
 
     def dress(self, unseen: bool) -> None:
         """Show (and let collide) the seen or the unseen variant of every geom that has two."""
         m = self.model
         m.geom_contype[:], m.geom_conaffinity[:], m.geom_rgba[:] = self.contype, self.conaffinity, self.rgba
+        m.geom_type[:], m.geom_size[:], m.geom_aabb[:], m.geom_rbound[:] = self.shapes
         hidden = self.seen if unseen else self.unseen
         m.geom_contype[hidden] = m.geom_conaffinity[hidden] = 0
         m.geom_rgba[hidden, 3] = 0.0
@@ -70,10 +80,14 @@ class Scene:
     def look(self, look: Look) -> None:
         m = self.model
         if look.tint:
-            change = np.random.default_rng(look.tint).uniform(-1, 1, (m.nbody, 3)) * self.tinted[:, None]
-            m.geom_rgba[self.things, :3] = np.clip(
-                m.geom_rgba[self.things, :3] + change[m.geom_bodyid[self.things]], 0, 1
-            )
+            rng = np.random.default_rng(look.tint)
+            change = rng.uniform(-1, 1, (m.nbody, 3)) * self.tinted[:, None]
+            coloured = [*self.things, *self.foreign]
+            m.geom_rgba[coloured, :3] = np.clip(m.geom_rgba[coloured, :3] + change[m.geom_bodyid[coloured]], 0, 1)
+            if rng.random() < 0.6:
+                vary_shapes(m, self.simple, rng)
+            if look.table == "drawn":
+                self._draw_table(rng)
         table = m.geom("table").id
         m.geom_matid[table] = m.material(look.table).id if look.table else -1
         m.geom_rgba[table, :3] = (1, 1, 1) if look.table else look.colour
@@ -85,6 +99,16 @@ class Scene:
         for k, x, y, yaw in look.clutter:
             body = m.body(f"distractor{k}")
             body.pos[:], body.quat[:] = (x, y, 0), (math.cos(yaw / 2), 0, 0, math.sin(yaw / 2))
+
+    def _draw_table(self, rng: np.random.Generator) -> None:
+        """Give the material "drawn" another picture."""
+        m, texture = self.model, self.model.texture("drawn")
+        size, at = int(texture.height[0]), int(texture.adr[0])
+        m.tex_data[at : at + 3 * size * size] = draw_table_top(rng, size).ravel()
+        m.mat_texrepeat[m.material("drawn").id] = rng.uniform(1.0, 6.0)
+        if self.renderer is not None:
+            self.renderer._gl_context.make_current()
+            mujoco.mjr_uploadTexture(m, self.renderer._mjr_context, texture.id)
 
 
 class World:

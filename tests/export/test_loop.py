@@ -17,8 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from export.checkpoint import CheckpointError
+from export.checkpoint import CheckpointError, save_checkpoint
 from export.config import Config
+from export.models import HarmoWam
 from export.state import MOMENTS, load_state, pack_finished, pack_running, round_finished, round_running, unpack_running
 from export.train import Plan, Trainer, train
 from tests.training import PLAN, SMALL, plan_options, save_always
@@ -195,7 +196,7 @@ def test_tensorboard_shows_every_loss_once(unbroken):
         ({"world": (99, 4, 1e-2)}, r"plan.world \[24, 4, 0.01\], now \[99, 4, 0.01\]"),
         ({"bf16": "other"}, "bf16 "),
         ({"shards": 3}, "batch of at least 6 that 3 divides"),
-        ({"world": (0, 4, 1e-2)}, "makes no sense"),
+        ({"world": (-1, 4, 1e-2)}, "makes no sense"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(drawn, unbroken, changes, said):
@@ -244,3 +245,28 @@ def test_a_loss_that_is_no_number_ends_the_run_and_not_the_state(drawn, tmp_path
         trainer.train()
     at = progress(tmp_path)
     assert (at["stage"], at["step"]) == (1, 4)
+
+
+def test_a_checkpoint_is_fine_tuned_and_what_gets_no_steps_stays_as_it_is(drawn, unbroken, tmp_path):
+    start = unbroken / "m.safetensors"
+    plan = dataclasses.replace(PLAN, tokeniser=(0, 4, 1e-2), world=(0, 4, 1e-2), experts=(4, 4, 1e-2))
+    note = train(drawn, tmp_path / "run", tmp_path / "m.safetensors", plan, SMALL, start=start)
+    one, two = load_file(start), load_file(tmp_path / "m.safetensors")
+    moved = {k.split(".")[0] for k in one if not torch.equal(one[k], two[k])}
+    assert moved == {"predictive", "reactive", "gate", "world"} and note["from"]["plan"]["world"] == [24, 4, 1e-2]
+    assert {k for k in one if k.startswith("world") and not torch.equal(one[k], two[k])} <= {
+        k for k in one if k.startswith("world.tokens")
+    }
+
+
+def test_a_part_that_was_never_trained_needs_steps_or_a_checkpoint(drawn, tmp_path):
+    with pytest.raises(CheckpointError, match="leaves its part untrained"):
+        train(drawn, tmp_path, tmp_path / "m.safetensors", dataclasses.replace(PLAN, world=(0, 4, 1e-2)), SMALL)
+    with pytest.raises(CheckpointError, match="another configuration"):
+        train(drawn, tmp_path, tmp_path / "m.safetensors", PLAN, Config(), start=_checkpoint_of(drawn, tmp_path))
+
+
+def _checkpoint_of(drawn, folder):
+    path = folder / "other.safetensors"
+    save_checkpoint(path, HarmoWam(SMALL), drawn.cameras, drawn.task_instructions, {})
+    return path

@@ -6,12 +6,14 @@ import torch
 
 from export.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from export.config import Config
-from export.data import Demonstrations, collect, load_demonstrations
+from export.data import Demonstrations, collect, load_demonstrations, policy_camera
 from export.lerobot import DataError
 from export.models import HarmoWam
 from export.text import ngrams
-from export.train import Labels, Trainer, normalise
-from sim.tasks import INSTRUCTIONS
+from export.train import Labels, Trainer, contact_cell, normalise
+from runtime.kinematics import so101_forward
+from sim.tasks import INSTRUCTIONS, sample_layout
+from sim.world import World
 from tests.dataset import camera
 from tests.training import PLAN, SMALL
 
@@ -44,7 +46,7 @@ def test_events_are_found_in_what_the_arm_did(data):
         rows = np.flatnonzero(data.episode == episode)
         events = data.events[(data.events >= rows[0]) & (data.events <= rows[-1])]
         if data.play[rows[0]]:
-            assert text.startswith(("take the ", "touch the "))
+            assert text.startswith(("take the ", "touch the ", "put the "))
             continue
         jaw = data.target[events, 5] > 0.3
         if text.startswith("press"):
@@ -119,3 +121,20 @@ def test_actions_are_scaled_by_what_is_done_near_things(data):
     near = ~data.play & (labels.gate > 0.5)
     assert np.allclose(model.action_std[7, 1:3], labels.chunk[near][:, 7, 1:3].std(0), rtol=0.01)
     assert (model.action_std[7, 1:3] < torch.from_numpy(labels.chunk[~data.play][:, 7, 1:3].std(0))).all()
+
+
+def test_the_contact_map_is_where_the_simulated_wrist_camera_sees_the_next_event():
+    """`Config.wrist_mount` against MuJoCo's own camera: the tool's centre of one pose, seen from another."""
+    world = World(0)
+    world.reset(sample_layout(np.random.default_rng(3), task="plate"))
+    camera = policy_camera(world.camera("wrist"))
+    pose = np.append(so101_forward(world.q), world.q[5])
+    event = pose + np.array([0.012, -0.02, -0.05, 0.05, 0.3, 0.0])
+    mounted = world.data.camera("wrist")
+    point = mounted.xmat.reshape(3, 3).T @ (event[:3] - mounted.xpos) * [1, -1, -1]
+    world.close()
+    cfg = Config()
+    small = camera.scaled(cfg.contact_map, cfg.contact_map)
+    wanted = small.K[:2, :2].diagonal() * point[:2] / point[2] + small.K[:2, 2]
+    cell, inside = contact_cell(pose[None], event[None], camera, cfg)
+    assert inside.all() and np.allclose(cell[0], wanted, atol=0.05)

@@ -155,4 +155,37 @@ def test_play_says_in_hindsight_what_it_did_and_never_a_task(world):
         world.reset(sample_layout(rng, environment="play"))
         segments, text = plan_play(world, rng)
         assert segments and text not in INSTRUCTIONS
-        assert text.startswith(("take the ", "touch the "))
+        assert text.startswith(("take the ", "touch the ")) or " of the " in text
+
+
+def test_play_puts_things_next_to_others_and_clear_of_them(world):
+    sides = set()
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        layout = sample_layout(rng, environment="play")
+        world.reset(layout)
+        segments, text = plan_play(world, rng)
+        if " of the " not in text:
+            continue
+        side, other = text.split(" to the ")[1].split(" of the ")
+        low = next(s.goal for s in segments if s.event and s.goal[5] > 0.3 and s.goal[2] < 0.06)
+        x, y, _ = layout.places[other.replace(" ", "_")]
+        assert abs(low[0] - x) < 1e-4 and (low[1] > y) == (side == "left")
+        assert abs(low[1] - y) > 0.06 and math.hypot(low[0] - PAN_X, low[1]) < REACH
+        sides.add(side)
+    assert sides == {"left", "right"}
+
+
+def test_play_never_looks_the_same_and_leaves_nothing_behind(world):
+    """Shapes, colours and table top of an episode of play are gone with it."""
+    plain = sample_layout(np.random.default_rng(5), task="stack")
+    world.reset(plain)
+    before = world.render("front").copy()
+    seen = []
+    for seed in range(6):
+        layout = sample_layout(np.random.default_rng([seed, 1]), task="stack", environment="play")
+        world.reset(dataclasses.replace(layout, look=dataclasses.replace(layout.look, table="drawn")))
+        seen.append(world.render("front").astype(int))
+    assert all(np.abs(a - b).mean() > 4 for i, a in enumerate(seen) for b in seen[:i])
+    world.reset(plain)
+    assert np.array_equal(world.render("front"), before)
