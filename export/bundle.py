@@ -166,11 +166,13 @@ def export_bundle(
     world_steps: int | None = None,
     action_steps: int | None = None,
     text_encoder: Path | None = None,
+    timed: bool = True,
 ) -> dict[str, Any]:
     """Write the bundle `out`; returns the report. With `int8` False the engines stay FP32 (the reference).
 
     `world_steps`, `action_steps`: other numbers of Euler steps than the checkpoint's own (the undistilled control of a student, say).
     `text_encoder`: folder of the sentence encoder, where the checkpoint was trained with another than the default.
+    `timed` False judges only what repeats exactly, not speed: tests must not fail because a machine is busy or has no INT8 instructions.
     Raises ExportError, and writes nothing, when a gate of `export.gates` is missed or `export.lint` objects; with `force` the
     bundle is written all the same and its manifest lists what failed.
     """
@@ -222,7 +224,7 @@ def export_bundle(
         report["joints_deg"] = joint_error(
             reference, candidate, feeds["world_model"][::2], feeds["predictive"][::2], poses
         )
-        report["missed"] = missed(report, speed=int8 and target == "onnxruntime")
+        report["missed"] = missed(report, speed=timed and int8 and target == "onnxruntime")
         if report["missed"] and not force:
             raise ExportError(
                 f"{report['missed'][0]} ({len(report['missed'])} gates missed, nothing was written): find another recipe with "

@@ -14,11 +14,11 @@ hypothesis.settings.load_profile("shared")
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """Path of the bundle and its parity report, exported as `harmowam export` does."""
+    """Path of the bundle and its parity report, exported as `harmowam export` does, but for the gate of speed."""
     from export.bundle import CHECKPOINT, export_bundle
 
     path = tmp_path_factory.mktemp("bundle") / "so101.bundle"
-    return path, export_bundle(CHECKPOINT, path)
+    return path, export_bundle(CHECKPOINT, path, timed=False)
 
 
 @pytest.fixture(scope="session")
