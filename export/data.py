@@ -113,9 +113,9 @@ def parts_of(episodes: int, play: int) -> list[Part]:
     return out
 
 
-def _worker(args: tuple[Part, int, str, float]) -> tuple[int, int]:
+def _worker(args: tuple[Part, int, str, float, str]) -> tuple[int, int]:
     """Collect and write one part; how many episodes were kept and tried."""
-    part, seed, folder, rate_hz = args
+    part, seed, folder, rate_hz, environment = args
     world = World(0)
     warps = simulated_warps(world)
     kept: list[Episode] = []
@@ -123,7 +123,7 @@ def _worker(args: tuple[Part, int, str, float]) -> tuple[int, int]:
     while len(kept) < part.episodes:
         rng = np.random.default_rng([seed, part.number, tried, 1])  # seeds of different parts never meet
         tried += 1
-        layout = sample_layout(rng, task=part.task, environment="seen" if part.task else "play")
+        layout = sample_layout(rng, task=part.task, environment=environment if part.task else "play")
         if part.task is None and rng.random() < 0.3:  # also with shut jaws
             layout = dataclasses.replace(layout, jaw=CLOSED)
         elif part.task and rng.random() < MISSED:
@@ -143,13 +143,18 @@ def collect(
     seed: int = 0,
     workers: int | None = None,
     rate_hz: float = Config.rate_hz,
+    environment: str = "seen",
 ) -> dict[str, int]:
     """Collect `episodes` demonstrations of each task and `play` episodes of play into `folder`; parts that exist are kept.
 
-    Returns how many were kept and tried. Raises DataError when the folder holds something else.
+    Tasks are shown in `environment`: training sees "seen" only, the others are for measuring (`benchmarks/bottleneck.py`). Returns how many were kept and tried. Raises DataError when the folder holds something else.
     """
     folder = Path(folder)
-    jobs = [(p, seed, str(folder), rate_hz) for p in parts_of(episodes, play) if not part_exists(folder, p.number)]
+    jobs = [
+        (p, seed, str(folder), rate_hz, environment)
+        for p in parts_of(episodes, play)
+        if not part_exists(folder, p.number)
+    ]
     kept = tried = 0
     with (
         mp.get_context("spawn").Pool(workers or os.cpu_count()) as pool,

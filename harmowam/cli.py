@@ -152,13 +152,17 @@ def say(line: str) -> None:
 )
 @click.option("--play", type=click.IntRange(min=0), default=600, show_default=True, help="Task-agnostic episodes.")
 @click.option("--seed", default=0, show_default=True, help="Of all starts and disturbances.")
+@click.option(
+    "--environment", type=click.Choice(["seen", "background", "position", "object"]), default="seen", show_default=True,
+    help="Where tasks are shown. Training sees 'seen' only; the others are for measuring.",
+)
 @json_option
 @errors
-def collect(out: Path, episodes: int, play: int, seed: int, json_path: Path | None) -> None:
+def collect(out: Path, episodes: int, play: int, seed: int, environment: str, json_path: Path | None) -> None:
     """Record the scripted expert in simulation as a LeRobotDataset: demonstrations of the six tasks, and play."""
     from export.data import collect
 
-    result = collect(out, episodes, play, seed)
+    result = collect(out, episodes, play, seed, environment=environment)
     click.echo(f"kept {result['kept']} of {result['tried']} episodes in {out}")
     write_json(json_path, result)
 

@@ -1,0 +1,123 @@
+"""Which model errs where training never went? `python -m benchmarks.bottleneck` measures each on demonstrations of each environment.
+
+Open loop, so that errors do not add up: every row is a state that the scripted expert was in, on starts that no training and no test has.
+The distances are on the table, from where the gripper acted next (closed, opened, pressed) to where a model says that it will.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from export.bundle import CHECKPOINT
+from export.checkpoint import load_checkpoint
+from export.data import Demonstrations, collect, load_demonstrations
+from export.models import HarmoWam
+from export.rows import images
+from export.text import encoder_of
+from export.train import Labels, grasps
+from runtime.decode import heatmap_point
+from sim.tasks import ENVIRONMENTS
+
+SEED = 77_000  # training collects with 0
+
+
+@torch.no_grad()
+def everything(m: HarmoWam, data: Demonstrations, labels: Labels, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """What the models say at `rows`: heat maps (from the world model, from the reactive expert with predicted and with true frames),
+    contact maps, action chunks, gate."""
+    state = (torch.from_numpy(labels.proprio) - m.proprio_mean) / m.proprio_std
+    generator = torch.Generator().manual_seed(0)
+    out: dict[str, list[Tensor]] = {}
+    for part in tqdm(np.array_split(rows, max(1, len(rows) // 96)), mininterval=5, leave=False):
+        now = m.tokeniser.encode(images(data.front[part]))
+        wrist = images(data.wrist[part])
+        noise = torch.randn(len(part), m.cfg.futures * now.shape[1], *now.shape[2:], generator=generator)
+        text = m.world.embed(torch.from_numpy(labels.text[part]))
+        _, mid = m.world(noise, torch.zeros(len(part)), now, text, state[part])
+        future, tokens = m.world.imagine(noise, now, text, state[part], m.cfg.world_steps)
+        true = torch.cat([m.tokeniser.encode(images(data.front[labels.future[part, k]])) for k in range(m.cfg.futures)], 1)
+        (heat, reach), (heat_true, reach_true) = m.reactive(now, future), m.reactive(now, true)
+        memory, contact = m.predictive.context(wrist, now, tokens, state[part])
+        noise = torch.randn(len(part), m.cfg.chunk, 6, generator=generator)
+        chunk = m.predictive.generate(noise, memory, m.cfg.action_steps) * m.action_std + m.action_mean
+        said = {
+            "where": m.world.acts_next(mid), "heat": heat, "z": reach[:, 0], "heat_true": heat_true, "z_true": reach_true[:, 0],
+            "contact": contact, "chunk": chunk, "gate": m.gate(wrist, now, state[part])[:, 0],
+        }  # fmt: skip
+        for name, x in said.items():
+            out.setdefault(name, []).append(x)
+    return {name: torch.cat(x).numpy() for name, x in out.items()}
+
+
+def off_mm(data: Demonstrations, rows: np.ndarray, logits: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Distance on the table from each heat map's point to where the gripper acted next, mm."""
+    event = data.pose[data.next_event[rows], :3]
+    side = round(logits.shape[1] ** 0.5)
+    points = [heatmap_point(data.cameras["front"], h, side, float(v))[0] for h, v in zip(logits, z, strict=True)]
+    return 1000 * np.hypot(*(np.array(points) - event)[:, :2].T)
+
+
+def peak(logits: np.ndarray, side: int) -> np.ndarray:
+    return np.stack([logits.argmax(1) % side, logits.argmax(1) // side], 1)
+
+
+def report(m: HarmoWam, data: Demonstrations, labels: Labels, every: int) -> dict[str, str]:
+    """One table row: medians, and the share within 15 mm."""
+    rows = np.arange(0, len(data.pose), every)
+    rows = rows[np.isin(data.next_event[rows], data.events)]
+    said = everything(m, data, labels, rows)
+    transit, near = labels.gate[rows] < 0.5, labels.gate[rows] > 0.5
+    first = data.next_event[rows] <= grasps(data)[data.episode[rows]]
+    event_z = data.pose[data.next_event[rows], 2]
+    z = {k: said[k] * float(m.reach_std[0]) + float(m.reach_mean[0]) for k in ("z", "z_true")}
+
+    def share(logits: str, z: np.ndarray, which: np.ndarray) -> str:
+        off = off_mm(data, rows[which], said[logits][which], z[which])
+        return f"{np.median(off):.0f} mm, {np.mean(off < 15):.0%}"
+
+    seen = near & labels.in_view[rows]
+    cells = np.linalg.norm(peak(said["contact"], m.cfg.contact_map) - labels.contact[rows], axis=1)
+    chunk = 1000 * np.linalg.norm((said["chunk"] - labels.chunk[rows])[:, -1, :2], axis=1)
+    return {
+        "world model, to the item": share("where", event_z, transit & first),
+        "world model, to the goal": share("where", event_z, transit & ~first),
+        "reactive, to the item": share("heat", z["z"], transit & first),
+        "reactive, to the goal": share("heat", z["z"], transit & ~first),
+        "reactive, true frames": share("heat_true", z["z_true"], transit),
+        "contact map": f"{np.median(cells[seen]):.1f} cells, {np.mean(cells[seen] < 2):.0%}",
+        "chunk's end, item": f"{np.median(chunk[near & first]):.1f} / {np.percentile(chunk[near & first], 90):.0f} mm",
+        "chunk's end, goal": f"{np.median(chunk[near & ~first]):.1f} / {np.percentile(chunk[near & ~first], 90):.0f} mm",
+        "gate": f"{np.mean((said['gate'] > 0) == near):.0%}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--episodes", type=int, default=10, help="demonstrations of each task in each environment")
+    parser.add_argument("--out", type=Path, default=Path("out/held_out"), help="where they are collected")
+    parser.add_argument("--every", type=int, default=3, help="of the rows, judge each n-th")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    m, _, _, _ = load_checkpoint(args.checkpoint)
+    m.eval()
+    table: dict[str, dict[str, str]] = {}
+    for i, environment in enumerate(ENVIRONMENTS):
+        folder = args.out / environment
+        collect(folder, args.episodes, 0, SEED + i, environment=environment)
+        data = load_demonstrations(folder)
+        table[environment] = report(m, data, Labels(data, m.cfg, encoder_of(m.cfg)), args.every)
+    print("| |", " | ".join(ENVIRONMENTS), "|")
+    print("|---|" + "---|" * len(ENVIRONMENTS))
+    for name in table["seen"]:
+        print(f"| {name} |", " | ".join(table[e][name] for e in ENVIRONMENTS), "|")
+
+
+if __name__ == "__main__":
+    main()
