@@ -41,7 +41,9 @@ def everything(m: HarmoWam, data: Demonstrations, labels: Labels, rows: np.ndarr
         text = m.world.embed(torch.from_numpy(labels.text[part]))
         _, mid = m.world(noise, torch.zeros(len(part)), now, text, state[part])
         future, tokens = m.world.imagine(noise, now, text, state[part], m.cfg.world_steps)
-        true = torch.cat([m.tokeniser.encode(images(data.front[labels.future[part, k]])) for k in range(m.cfg.futures)], 1)
+        true = torch.cat(
+            [m.tokeniser.encode(images(data.front[labels.future[part, k]])) for k in range(m.cfg.futures)], 1
+        )
         (heat, reach), (heat_true, reach_true) = m.reactive(now, future), m.reactive(now, true)
         memory, contact = m.predictive.context(wrist, now, tokens, state[part])
         noise = torch.randn(len(part), m.cfg.chunk, 6, generator=generator)
@@ -69,8 +71,7 @@ def peak(logits: np.ndarray, side: int) -> np.ndarray:
 
 def report(m: HarmoWam, data: Demonstrations, labels: Labels, every: int) -> dict[str, str]:
     """One table row: medians, and the share within 15 mm."""
-    rows = np.arange(0, len(data.pose), every)
-    rows = rows[np.isin(data.next_event[rows], data.events)]
+    rows = np.flatnonzero(np.isin(data.next_event, data.events))[::every]
     said = everything(m, data, labels, rows)
     transit, near = labels.gate[rows] < 0.5, labels.gate[rows] > 0.5
     first = data.next_event[rows] <= grasps(data)[data.episode[rows]]

@@ -147,7 +147,8 @@ def collect(
 ) -> dict[str, int]:
     """Collect `episodes` demonstrations of each task and `play` episodes of play into `folder`; parts that exist are kept.
 
-    Tasks are shown in `environment`: training sees "seen" only, the others are for measuring (`benchmarks/bottleneck.py`). Returns how many were kept and tried. Raises DataError when the folder holds something else.
+    Tasks are shown in `environment`: training sees "seen" only, the others are for measuring (`benchmarks/bottleneck.py`).
+    Returns how many were kept and tried. Raises DataError when the folder holds something else.
     """
     folder = Path(folder)
     jobs = [

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calibration.camera import Camera
+from export.backdrop import with_other_tables
 from export.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from export.config import Config
 from export.data import Demonstrations
@@ -35,12 +36,13 @@ STAGES = ("tokeniser", "world", "experts")
 class Plan:
     """Steps, batch and peak learning rate of each stage; in how many shards a batch is drawn (`export/loop.py`).
 
-    `bf16`: None is what the device does best.
+    `tables`: share of demonstrations that get another table top (`export/backdrop.py`). `bf16`: None is what the device does best.
     """
 
     tokeniser: Stage = (3000, 48, 8e-4)
     world: Stage = (4500, 64, 6e-4)
     experts: Stage = (8000, 96, 7e-4)
+    tables: float = 0.0
     seed: int = 0
     shards: int = 2
     bf16: bool | None = None
@@ -72,24 +74,26 @@ class Labels:
         self.gate = ((near & (same <= data.episode)) | (data.pose[:, 2] < cfg.gate_height_m)).astype(np.float32)
         self.jaw_open = (data.target[:, 5] > 0.5 * (OPEN + CLOSED)).astype(np.float32)
         self.text = np.stack([encode(s) for s in data.instructions])[data.episode]
-        told = hindsight(data)
+        told, throughout = hindsight(data)
         asked = sorted({t for t in told if t})
         self.asked = np.stack([encode(t) for t in [*asked, ""]])
         self.other = np.array([asked.index(t) if t else -1 for t in told])[data.episode]
-        self.other[data.next_event > grasps(data)[data.episode]] = -1
+        begun = data.next_event > grasps(data)[data.episode]
+        self.other[begun & ~np.array(throughout)[data.episode]] = -1
         # What a robot would have been told here.
         self.said = np.where((self.other >= 0)[:, None], self.asked[self.other], self.text)
         # Rows in which the words decide what comes next: more than one thing could be meant, and none is held yet.
         several = np.array([s in TASKS and len(TASKS[s].instructions) > 1 for s in data.scenes])[data.episode]
         pressing = np.array([s == "press" for s in data.scenes])[data.episode] & ~data.play
-        begun = data.next_event > grasps(data)[data.episode]
         self.ambiguous = several & (pressing | ~begun) & (~data.play | (self.other >= 0))
-        # A task's contacts, and those of play that one of the tasks could have asked for.
-        self.skilled = ~data.play | ((self.other >= 0) & (self.gate > 0.5))
-        # Where in the wrist view the gripper acts next. Not where play lets go of a thing anywhere: nothing in the picture tells.
+        # A task's contacts, and the grasps of play that one of the tasks could have asked for: how play lets go is no example.
+        self.skilled = ~data.play | ((self.other >= 0) & (self.gate > 0.5) & ~begun)
+        # Where in the wrist view the gripper acts next. Not where play lets go of a thing: nothing in the picture tells exactly.
         self.contact, inside = contact_cell(data.pose, event_pose, data.cameras["wrist"], cfg)
-        anywhere = np.array([p.startswith("take ") for p in data.instructions])[data.episode] & data.play & begun
-        self.in_view = inside & ~anywhere & np.isin(data.next_event, data.events)
+        careless = (
+            np.array([p.startswith(("take ", "drop ")) for p in data.instructions])[data.episode] & data.play & begun
+        )
+        self.in_view = inside & ~careless & np.isin(data.next_event, data.events)
 
 
 def contact_cell(pose: np.ndarray, then: np.ndarray, wrist: Camera, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -117,17 +121,23 @@ def grasps(data: Demonstrations) -> np.ndarray:
     return out
 
 
-def hindsight(data: Demonstrations) -> list[str]:
-    """For each episode of play, an instruction whose first part it would have been, or "": reaching for the ring is the same
-    whether the ring is then hung on the post or just taken away (hindsight relabelling: Andrychowicz et al. 2017)."""
-    out = []
+def hindsight(data: Demonstrations) -> tuple[list[str], list[bool]]:
+    """For each episode of play, an instruction whose first part it would have been, or "", and whether it would have been all of it:
+    reaching for the ring is the same whether the ring is then hung on the post or just taken away (hindsight relabelling:
+    Andrychowicz et al. 2017); dropping it onto the post goes to the same place as hanging it there."""
+    texts, throughout = [], []
     for e, (text, scene) in enumerate(zip(data.instructions, data.scenes, strict=True)):
         verb, _, *rest = text.split()
-        name = "_".join(rest[:-1] if verb == "take" else rest[: rest.index("to")] if "to" in rest else rest)
-        fitting = [t for t, roles in TASKS[scene].instructions.items() if roles[0] == name] if scene in TASKS else []
-        fitting = fitting if verb in ("take", "put") or scene == "press" else []
-        out.append(fitting[e % len(fitting)] if fitting and text not in INSTRUCTIONS else "")
-    return out
+        whole = verb == "drop" and "onto" in rest
+        ends = [rest.index(w) for w in ("to", "onto") if w in rest] + ([len(rest) - 1] if verb == "take" else [])
+        name = "_".join(rest[: ends[0]] if ends else rest)
+        known = scene in TASKS and text not in INSTRUCTIONS and (verb in ("take", "put", "drop") or scene == "press")
+        fitting = [t for t, roles in TASKS[scene].instructions.items() if roles[0] == name] if known else []
+        goal = "_".join(rest[rest.index("onto") + 2 :]) if whole else ""
+        same = [t for t in fitting if TASKS[scene].instructions[t][1] == goal]
+        texts.append((same or fitting)[e % len(same or fitting)] if fitting else "")
+        throughout.append(bool(same))
+    return texts, throughout
 
 
 @torch.no_grad()
@@ -156,6 +166,7 @@ class Trainer(Loop):
         self, data: Demonstrations, run: Path, plan: Plan, cfg: Config, encode: Encoder | None = None, start: HarmoWam | None = None
     ):  # fmt: skip
         """`start`: go on from this trained model and its normalisation, instead of from weights drawn from the seed."""
+        data = with_other_tables(data, plan.tables, plan.seed, cfg)
         labels = Labels(data, cfg, encode)
         torch.manual_seed(plan.seed)
         model = HarmoWam(cfg)
@@ -163,7 +174,7 @@ class Trainer(Loop):
         if start is not None:
             model.load_state_dict(start.state_dict())
         schedule = {s: getattr(plan, s) for s in STAGES}
-        super().__init__(run, model, data, labels, schedule, plan.seed, plan.shards, plan.bf16)
+        super().__init__(run, model, data, labels, schedule, plan.seed, plan.shards, plan.bf16, tables=plan.tables)
 
     def _begin(self, name: str) -> None:
         """Let the stage's own parts learn; cache what the frozen parts give."""

@@ -153,7 +153,10 @@ def say(line: str) -> None:
 @click.option("--play", type=click.IntRange(min=0), default=600, show_default=True, help="Task-agnostic episodes.")
 @click.option("--seed", default=0, show_default=True, help="Of all starts and disturbances.")
 @click.option(
-    "--environment", type=click.Choice(["seen", "background", "position", "object"]), default="seen", show_default=True,
+    "--environment",
+    type=click.Choice(["seen", "background", "position", "object"]),
+    default="seen",
+    show_default=True,
     help="Where tasks are shown. Training sees 'seen' only; the others are for measuring.",
 )
 @json_option

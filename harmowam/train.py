@@ -104,6 +104,13 @@ def read(dataset: Path, run: Path, units: str | None, cameras: Path | None) -> D
 @click.option(
     "--from", "start", type=PATH, help="Fine-tune this checkpoint; `--plan tokeniser=0` leaves a part as it is."
 )
+@click.option(
+    "--tables",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Share of demonstrations that get another table top; they must have been recorded on one plain table.",
+)
 @baseline_options
 @click.option("--out", type=PATH, help="The checkpoint (default: harmowam-so101.safetensors in the run's folder).")
 @json_option
@@ -119,6 +126,7 @@ def train(
     seed: int,
     run_folder: Path,
     start: Path | None,
+    tables: float,
     out: Path | None,
     json_path: Path | None,
     **baseline: Any,
@@ -127,13 +135,14 @@ def train(
 
     Several processes: torchrun --nproc-per-node 2 -m harmowam.cli train --run-folder RUN ...
     """
+    from export.backdrop import with_other_tables
     from export.bundle import pick_samples, samples_path
     from export.config import Config
     from export.loop import leads
     from export.text import hugging_face
     from export.train import STAGES, Plan, train
 
-    plan = changed(Plan(seed=seed, shards=shards, bf16=bf16), stages, STAGES)
+    plan = changed(Plan(tables=tables, seed=seed, shards=shards, bf16=bf16), stages, STAGES)
     cfg, encode = Config(), None
     if text_encoder is not None:
         encode = hugging_face(text_encoder)
@@ -141,6 +150,7 @@ def train(
     out = out or run_folder / "harmowam-so101.safetensors"
     data = read(dataset, run_folder, units, cameras)
     if baseline["baseline"]:
+        data = with_other_tables(data, tables, seed, cfg)
         write_json(json_path, train_baseline(data, run_folder, out, seed, **baseline))
         return
     note = train(data, run_folder, out, plan, cfg, encode, start)

@@ -157,7 +157,7 @@ def _next_to(world: World, item: str, other: str, side: str) -> tuple[float, flo
 
 
 def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], str]:
-    """Task-agnostic play: wander, touch things, and often grasp one and let it go somewhere, or next to another thing.
+    """Task-agnostic play: wander, touch things, and often grasp one and let it go somewhere, next to another thing, or on top of it.
 
     Also says, in hindsight, what was done.
     """
@@ -184,19 +184,24 @@ def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], st
         drop = somewhere((0.03, 0.05))
         text = f"take the {said} away"
         others = [n for n in names if n != target]
-        if others and rng.random() < 0.6:
+        if others and rng.random() < 0.75:
             other = others[int(rng.integers(len(others)))]
+            name = other.replace("_", " ")
             spot = _next_to(world, target, other, "left" if rng.random() < 0.5 else "right")
-            if spot is not None:
+            if rng.random() < 0.6:  # on top of it, carelessly: no heading is sought, and nothing need fit
+                drop[:2] = world.position(other)[:2] + rng.normal(0, 0.005, 2)
+                drop[2] = max(task.place_z, task.grasp_z + 0.012)
+                text = f"drop the {said} onto the {name}"
+            elif spot is not None:
                 drop[:2], drop[2] = spot[:2], task.grasp_z + 0.004
-                text = f"put the {said} to the {spot[2]} of the {other.replace('_', ' ')}"
+                text = f"put the {said} to the {spot[2]} of the {name}"
         drop[5] = CLOSED
         hover = drop.copy()
-        hover[2] = HOVER
+        hover[2] = RISE if text.startswith("drop") else HOVER
         opened = drop.copy()
         opened[5] = OPEN
-        leave = opened.copy()
-        leave[2] = HOVER
+        leave = hover.copy()
+        leave[5] = OPEN
         out += [
             Segment(hover, _travel(out[-1].goal, hover), 1.0), Segment(drop, 0.5, 0.4),
             Segment(opened, 0.3, 0.0, event=True), Segment(leave, 0.45, 0.3),

@@ -57,3 +57,14 @@ def vary_shapes(m: mujoco.MjModel, bodies: dict[int, list[int]], rng: np.random.
             m.geom_size[g] = half if becomes == BOX else (half[0], half[2], 0.0)
             m.geom_aabb[g, 3:] = half
             m.geom_rbound[g] = np.linalg.norm(half)
+
+
+def scale_bodies(m: mujoco.MjModel, bodies: dict[int, list[int]], rng: np.random.Generator) -> None:
+    """Make bodies of several geoms (a ring, a tray) wider or narrower as a whole; `bodies` maps body id -> its geoms."""
+    for geoms in bodies.values():
+        factor = rng.uniform(0.9, 1.1)
+        for g in geoms:
+            m.geom_pos[g, :2] *= factor
+            m.geom_size[g, :2] *= factor
+            m.geom_aabb[g, 3:5] *= factor
+            m.geom_rbound[g] *= max(factor, 1.0)

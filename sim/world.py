@@ -22,7 +22,7 @@ import mujoco
 from calibration.camera import Camera
 from runtime.kinematics import SO101_LOWER, SO101_UPPER, so101_forward, so101_inverse
 from sim.tasks import N_DISTRACTORS, Layout, Look, sample_layout, success
-from sim.variety import BOX, CYLINDER, draw_table_top, vary_shapes
+from sim.variety import BOX, CYLINDER, draw_table_top, scale_bodies, vary_shapes
 
 ASSETS = Path(__file__).parent / "assets"
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
@@ -59,12 +59,13 @@ class Scene:
             [0.25 if m.body(b).name.startswith(("red", "green", "blue")) else 0.45 for b in range(m.nbody)]
         )
         self.foreign = [i for i, b in enumerate(bodies) if b.startswith("distractor")]
-        self.shapes = tuple(a.copy() for a in (m.geom_type, m.geom_size, m.geom_aabb, m.geom_rbound))
-        # Bodies of one or two simple geoms; what is put together from several (ring, tray, block) keeps its shape.
+        self.shapes = tuple(a.copy() for a in (m.geom_type, m.geom_size, m.geom_pos, m.geom_aabb, m.geom_rbound))
+        # Bodies of one or two geoms may change their proportions, what is put together from several (ring, tray, block) its width.
         self.simple: dict[int, list[int]] = {}
         for i in self.things:
             if i not in self.unseen and m.geom_type[i] in (BOX, CYLINDER):
                 self.simple.setdefault(int(m.geom_bodyid[i]), []).append(i)
+        self.composed = {b: g for b, g in self.simple.items() if len(g) > 2}
         self.simple = {b: g for b, g in self.simple.items() if len(g) <= 2}
         self.buttons = [m.joint(i).name for i in range(m.njnt) if m.joint(i).name.endswith("_button")]
 
@@ -72,7 +73,7 @@ class Scene:
         """Show (and let collide) the seen or the unseen variant of every geom that has two."""
         m = self.model
         m.geom_contype[:], m.geom_conaffinity[:], m.geom_rgba[:] = self.contype, self.conaffinity, self.rgba
-        m.geom_type[:], m.geom_size[:], m.geom_aabb[:], m.geom_rbound[:] = self.shapes
+        m.geom_type[:], m.geom_size[:], m.geom_pos[:], m.geom_aabb[:], m.geom_rbound[:] = self.shapes
         hidden = self.seen if unseen else self.unseen
         m.geom_contype[hidden] = m.geom_conaffinity[hidden] = 0
         m.geom_rgba[hidden, 3] = 0.0
@@ -86,6 +87,7 @@ class Scene:
             m.geom_rgba[coloured, :3] = np.clip(m.geom_rgba[coloured, :3] + change[m.geom_bodyid[coloured]], 0, 1)
             if rng.random() < 0.6:
                 vary_shapes(m, self.simple, rng)
+                scale_bodies(m, self.composed, rng)
             if look.table == "drawn":
                 self._draw_table(rng)
         table = m.geom("table").id

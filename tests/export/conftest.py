@@ -2,7 +2,7 @@
 
 import pytest
 
-from export.data import load_demonstrations
+from export.data import collect, load_demonstrations
 from tests.dataset import write_all
 
 
@@ -16,6 +16,14 @@ def dataset_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def drawn(dataset_folder):
     return load_demonstrations(dataset_folder)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory):
+    """What `harmowam collect` makes: one demonstration of each task, and two episodes of play."""
+    folder = tmp_path_factory.mktemp("collected")
+    assert collect(folder, episodes=1, play=2, seed=0, workers=1)["kept"] == 8
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -1,28 +1,23 @@
 """What training is given: labels in hindsight, datasets and checkpoints that are what they say."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from export.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from export.config import Config
-from export.data import Demonstrations, collect, load_demonstrations, policy_camera
+from export.data import Demonstrations, load_demonstrations, policy_camera
 from export.lerobot import DataError
 from export.models import HarmoWam
 from export.text import ngrams
-from export.train import Labels, Trainer, contact_cell, normalise
+from export.train import Labels, Trainer, contact_cell, hindsight, normalise
 from runtime.kinematics import so101_forward
 from sim.tasks import INSTRUCTIONS, sample_layout
 from sim.world import World
 from tests.dataset import camera
 from tests.training import PLAN, SMALL
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    assert collect(folder, episodes=1, play=2, seed=0, workers=1)["kept"] == 8
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +41,30 @@ def test_events_are_found_in_what_the_arm_did(data):
         rows = np.flatnonzero(data.episode == episode)
         events = data.events[(data.events >= rows[0]) & (data.events <= rows[-1])]
         if data.play[rows[0]]:
-            assert text.startswith(("take the ", "touch the ", "put the "))
+            assert text.startswith(("take the ", "touch the ", "put the ", "drop the "))
             continue
         jaw = data.target[events, 5] > 0.3
         if text.startswith("press"):
             assert len(events) == 2 and not jaw.any() and (data.pose[events, 2] < 0.03).all()
         else:
             assert list(jaw[-2:]) == [False, True] and len(events) in (2, 3)
+
+
+def test_what_play_did_is_told_as_an_instruction_would_have(data):
+    """Of an episode of play: the instruction that it began to follow, and whether it followed the whole of it."""
+    told = {
+        "drop the ring onto the post": ("ring", ("hang the ring on the post", True)),
+        "drop the red cube onto the plate": ("plate", ("put the red cube on the plate", True)),
+        "drop the red cube onto the blue cube": ("plate", ("put the red cube on the plate", False)),
+        "put the peg to the left of the block": ("peg", ("put the peg into the hole", False)),
+        "take the bar away": ("slot", ("lay the bar into the tray", False)),
+        "touch the red button": ("press", ("press the red button and then the green button", False)),
+        "touch the plate": ("plate", ("", False)),
+        "hang the ring on the post": ("ring", ("", False)),
+    }
+    scenes = [scene for scene, _ in told.values()]
+    texts, throughout = hindsight(dataclasses.replace(data, instructions=list(told), scenes=scenes))
+    assert list(zip(texts, throughout, strict=True)) == [answer for _, answer in told.values()]
 
 
 def test_play_carries_no_task_and_tasks_carry_no_play(data):

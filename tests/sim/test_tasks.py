@@ -155,7 +155,7 @@ def test_play_says_in_hindsight_what_it_did_and_never_a_task(world):
         world.reset(sample_layout(rng, environment="play"))
         segments, text = plan_play(world, rng)
         assert segments and text not in INSTRUCTIONS
-        assert text.startswith(("take the ", "touch the ")) or " of the " in text
+        assert text.startswith(("take the ", "touch the ")) or " of the " in text or " onto the " in text
 
 
 def test_play_puts_things_next_to_others_and_clear_of_them(world):
@@ -174,6 +174,21 @@ def test_play_puts_things_next_to_others_and_clear_of_them(world):
         assert abs(low[1] - y) > 0.06 and math.hypot(low[0] - PAN_X, low[1]) < REACH
         sides.add(side)
     assert sides == {"left", "right"}
+
+
+def test_play_drops_things_onto_others_without_the_care_that_a_task_takes(world):
+    off = []
+    for seed in range(150):
+        rng = np.random.default_rng(seed)
+        layout = sample_layout(rng, environment="play")
+        world.reset(layout)
+        segments, text = plan_play(world, rng)
+        if " onto the " not in text:
+            continue
+        low = next(s.goal for s in segments if s.event and s.goal[5] > 0.3 and not s.precise)
+        off.append(low[:2] - layout.places[text.split(" onto the ")[1].replace(" ", "_")][:2])
+    spread = np.std(off, 0)
+    assert len(off) > 10 and (spread > 0.003).all() and (spread < 0.007).all()
 
 
 def test_play_never_looks_the_same_and_leaves_nothing_behind(world):

@@ -1,0 +1,143 @@
+"""Other table tops under recorded demonstrations: what was recorded on one plain table trains for many.
+
+The plain table is told from what lies on it by its colour, as a green screen is (GreenAug: Teoh et al., arXiv 2407.07868), and
+replaced by a drawn one, which both views show from where they are: the front camera by its calibration, the wrist camera by the arm's
+pose and `Config.wrist_mount`. Pictures of a table that is not plain are left as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from calibration.camera import Camera
+from export.config import Config
+from export.data import Demonstrations
+from runtime.kinematics import tool_rotation
+from sim.tasks import PAN_X
+from sim.variety import draw_table_top
+
+LOW, HIGH = (-0.3, -0.7), (0.9, 0.7)  # corners of the drawn table, m in the base frame
+CELL = 0.0025  # m a pixel of the drawn table
+CLEAR = 0.05  # m that clutter keeps from where the gripper acts
+TOLD_APART = (10.0, 24.0)  # grey levels off the plain table: surely table, surely a thing
+PLAIN = 45.0  # grey levels round the table's colour within which a picture's usual pixel is table
+
+
+def with_other_tables(data: Demonstrations, share: float, seed: int, cfg: Config) -> Demonstrations:
+    """The same rows, a `share` of the demonstrations' episodes (never of play) on a drawn table each; drawn from `seed`.
+
+    Row for row the arm, the things and all labels stay. The arrays given are not written to.
+    """
+    rng = np.random.default_rng([seed, 5])
+    plain = np.flatnonzero(~data.play)
+    if not share or not len(plain):
+        return data
+    shown = np.sort(rng.choice(plain, min(len(plain), 400), replace=False))
+    pictures = {"front": _own(data.front), "wrist": _own(data.wrist)}
+    empty = {view: empty_table(x[shown]) for view, x in pictures.items()}
+    rays = {view: _rays(data.cameras[view]) for view in pictures}
+    front = data.cameras["front"].T_base_from_cam
+    assert front is not None
+    stands = _on_table(rays["front"], front)
+    for e in tqdm(np.unique(data.episode[plain]), desc="other tables", unit="episode", mininterval=5):
+        if rng.random() >= share:
+            continue
+        rows = np.flatnonzero(data.episode == e)
+        events = data.pose[data.events[(data.events >= rows[0]) & (data.events <= rows[-1])], :2]
+        top = draw_table(rng, events)
+        light = (rng.uniform(0.75, 1.2) * rng.uniform(0.95, 1.05, 3)).astype(np.float32)
+        under = _look(top, stands, empty["front"])
+        for i in rows:
+            front_view, wrist_view = pictures["front"], pictures["wrist"]
+            front_view[i] = _replaced(front_view[i], empty["front"], under, light)
+            at = _on_table(rays["wrist"], wrist_pose(data.pose[i], cfg))
+            wrist_view[i] = _replaced(wrist_view[i], empty["wrist"], _look(top, at, empty["wrist"]), light)
+    return dataclasses.replace(data, front=pictures["front"], wrist=pictures["wrist"])
+
+
+def empty_table(pictures: np.ndarray) -> np.ndarray:
+    """What a view shows where nothing is on the plain table, float32[3, H, W], from many of its pictures uint8[N, 3, H, W].
+
+    That is their median; where it is not the table's colour (jaws, what they hold), a smooth surface through the rest goes on.
+    """
+    usual = np.median(pictures, 0)
+    colour = np.median(usual, (1, 2))  # the commonest: the table's
+    table = np.abs(usual - colour[:, None, None]).max(0) < PLAIN
+    v, u = np.mgrid[-1 : 1 : usual.shape[1] * 1j, -1 : 1 : usual.shape[2] * 1j]
+    terms = np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], -1)
+    smooth = (terms @ np.linalg.lstsq(terms[table], usual[:, table].T, rcond=None)[0]).transpose(2, 0, 1)
+    return np.where(np.abs(usual - smooth).max(0) < TOLD_APART[0] / 2, usual, smooth).astype(np.float32)
+
+
+def draw_table(rng: np.random.Generator, keep_clear: np.ndarray) -> np.ndarray:
+    """A table top float32[rows, columns, 3] in grey levels, `CELL` m a pixel, with flat clutter away from `keep_clear` [N, 2] (m)."""
+    height, width = (round((b - a) / CELL) for a, b in zip(LOW, HIGH, strict=True))
+    tile = draw_table_top(rng, 128)
+    side = round(rng.uniform(0.12, 0.8) / CELL)
+    tile = cv2.resize(tile, (side, side), interpolation=cv2.INTER_AREA if side < 128 else cv2.INTER_LINEAR)
+    top = np.tile(tile, (height // side + 1, width // side + 1, 1))[:height, :width].copy()
+    for _ in range(int(rng.integers(0, 8))):
+        at, size, turn = rng.uniform([0.10, -0.19], [0.36, 0.19]), rng.uniform(0.009, 0.02), rng.uniform(0, math.pi)
+        colour = [int(c) for c in rng.integers(20, 235, 3)]
+        if len(keep_clear) and np.hypot(*(keep_clear - at).T).min() < CLEAR:
+            continue
+        corners = 4 if rng.random() < 0.6 else 16
+        angle = turn + np.arange(corners) * 2 * math.pi / corners
+        ring = at + size * np.stack([np.cos(angle), np.sin(angle)], 1) * [1.0, rng.uniform(0.6, 1.0)]
+        cv2.fillPoly(top, [np.round((ring - LOW)[:, ::-1] / CELL).astype(np.int32)], colour)
+    return top.astype(np.float32)
+
+
+def wrist_pose(pose: np.ndarray, cfg: Config) -> np.ndarray:
+    """Where the wrist camera is when the tool stands at `pose` [6]: T float64[4, 4], base from camera (x right, y down, z ahead)."""
+    forward, up, tilt = cfg.wrist_mount
+    tool = tool_rotation(np.arctan2(pose[1], pose[0] - PAN_X), pose[3], pose[4])
+    axes = np.array([[0.0, -math.sin(tilt), math.cos(tilt)], [-1.0, 0.0, 0.0], [0.0, -math.cos(tilt), -math.sin(tilt)]])
+    T = np.eye(4)
+    T[:3, :3] = tool @ axes
+    T[:3, 3] = pose[:3] + tool @ np.array([forward, 0.0, up])
+    return T
+
+
+def _rays(camera: Camera) -> np.ndarray:
+    """Directions float32[H, W, 3] of the pixels in the camera's frame."""
+    v, u = np.mgrid[0 : camera.height, 0 : camera.width]
+    K = camera.K
+    return np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], np.ones_like(u, float)], -1).astype(np.float32)
+
+
+def _on_table(rays: np.ndarray, T: np.ndarray) -> np.ndarray:
+    """Where on the drawn table (row, column; float32[H, W, 2]) the rays of a camera at T meet it; NaN where they do not."""
+    out = rays @ T[:3, :3].T.astype(np.float32)
+    down = np.where(out[..., 2] < -0.02, out[..., 2], np.float32("nan"))
+    start = ((T[:2, 3] - LOW) / CELL).astype(np.float32)
+    return start - np.float32(T[2, 3] / CELL) * out[..., :2] / down[..., None]
+
+
+def _look(top: np.ndarray, at: np.ndarray, empty: np.ndarray) -> np.ndarray:
+    """The drawn table float32[3, H, W] as a view sees it, shaded as the plain one; NaN where there is none."""
+    new = cv2.remap(top, at[..., 1], at[..., 0], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101).transpose(2, 0, 1)
+    new = new * (empty / np.median(empty, (1, 2), keepdims=True))
+    new[:, np.isnan(at[..., 0])] = np.nan
+    return new
+
+
+def _replaced(picture: np.ndarray, empty: np.ndarray, under: np.ndarray, light: np.ndarray) -> np.ndarray:
+    """`picture` uint8[3, H, W] with `under` in place of the empty table, in another light."""
+    x = picture.astype(np.float32)
+    low, high = TOLD_APART
+    thing = ((np.abs(x - empty).max(0) - low) / (high - low)).clip(0, 1)
+    out = np.where(np.isnan(under), x, under + thing * (x - under))
+    return (out * light[:, None, None]).clip(0, 255).astype(np.uint8)
+
+
+def _own(x: np.ndarray) -> np.ndarray:
+    """A copy that may be written to; of a mapped file, pages are copied as they are written."""
+    if isinstance(x, np.memmap) and x.filename is not None:
+        return np.memmap(x.filename, x.dtype, "c", x.offset, x.shape)
+    return x.copy()

@@ -1,0 +1,77 @@
+"""Other table tops under demonstrations: only the table changes, and both views show the same one."""
+
+import numpy as np
+import pytest
+
+from export.backdrop import CELL, LOW, draw_table, empty_table, with_other_tables, wrist_pose
+from export.config import Config
+from export.data import load_demonstrations
+from sim.tasks import sample_layout
+from sim.world import World
+
+
+@pytest.fixture(scope="module")
+def data(dataset):
+    return load_demonstrations(dataset)
+
+
+@pytest.fixture(scope="module")
+def other(data):
+    return with_other_tables(data, 1.0, 0, Config())
+
+
+def test_the_table_changes_and_what_stands_on_it_does_not(data, other):
+    shown = np.flatnonzero(~data.play)[::15]
+    for view in ("front", "wrist"):
+        before, after = getattr(data, view)[shown].astype(float), getattr(other, view)[shown].astype(float)
+        empty = empty_table(getattr(data, view)[~data.play])
+        off = np.abs(before - empty).max(1)
+        table, thing = off < 8, off > 60
+        assert 0.5 < table.mean() < 0.95 and thing.mean() > 0.02
+        assert np.median(np.abs(after - before).max(1)[table]) > 15
+        # Things keep their colour but for the light, which is one factor for a picture's channel.
+        for b, a, mask in zip(before, after, thing, strict=True):
+            bright = mask & (b.min(0) > 20) & (b.max(0) < 200)
+            ratio = a[:, bright] / b[:, bright]
+            assert ratio.std(1).max() < 0.05
+
+
+def test_play_and_labels_stay_and_nothing_given_is_written_to(data, other):
+    assert np.array_equal(other.front[data.play], data.front[data.play])
+    assert np.array_equal(other.wrist[data.play], data.wrist[data.play])
+    assert other.pose is data.pose and other.target is data.target and other.instructions is data.instructions
+    again = with_other_tables(data, 1.0, 0, Config())
+    assert np.array_equal(again.wrist, other.wrist)
+    assert with_other_tables(data, 0.0, 0, Config()) is data
+
+
+def test_the_share_is_kept(data):
+    some = with_other_tables(data, 0.5, 1, Config())
+    changed = [
+        e
+        for e in np.unique(data.episode)
+        if not np.array_equal(some.front[data.episode == e], data.front[data.episode == e])
+    ]
+    assert 0 < len(changed) < len(np.unique(data.episode[~data.play]))
+
+
+def test_the_wrist_camera_is_where_the_simulated_one_is():
+    world = World(0)
+    for seed in range(5):
+        world.reset(sample_layout(np.random.default_rng(seed), task="plate"))
+        camera = world.data.camera("wrist")
+        T = wrist_pose(world.pose, Config())
+        assert np.allclose(T[:3, 3], camera.xpos, atol=0.002)
+        assert np.allclose(T[:3, :3], camera.xmat.reshape(3, 3) @ np.diag([1, -1, -1]), atol=0.02)
+    world.close()
+
+
+def test_clutter_keeps_away_from_where_the_gripper_acts():
+    spot = np.array([[0.2, 0.0]])
+    row, column = np.round((spot[0] - LOW) / CELL).astype(int)
+    everywhere = spot + 0.01 * np.stack(np.meshgrid(range(-20, 21), range(-20, 21)), -1).reshape(-1, 2)
+    for seed in range(30):
+        bare = draw_table(np.random.default_rng(seed), everywhere)
+        top = draw_table(np.random.default_rng(seed), spot)
+        around = np.s_[row - 4 : row + 5, column - 4 : column + 5]
+        assert np.array_equal(top[around], bare[around])
