@@ -22,7 +22,7 @@ from export.rows import images
 from export.text import encoder_of
 from export.train import Labels, grasps
 from runtime.decode import heatmap_point
-from sim.tasks import ENVIRONMENTS
+from sim.tasks import ENVIRONMENTS, TASKS
 
 SEED = 77_000  # training collects with 0
 
@@ -69,33 +69,48 @@ def peak(logits: np.ndarray, side: int) -> np.ndarray:
     return np.stack([logits.argmax(1) % side, logits.argmax(1) // side], 1)
 
 
-def report(m: HarmoWam, data: Demonstrations, labels: Labels, every: int) -> dict[str, str]:
-    """One table row: medians, and the share within 15 mm."""
+def report(m: HarmoWam, data: Demonstrations, labels: Labels, every: int) -> tuple[dict[str, str], dict[str, str]]:
+    """What each model is off by (median, and a share), and task by task the share of transits that the reactive expert would end within
+    15 mm."""
     rows = np.flatnonzero(np.isin(data.next_event, data.events))[::every]
     said = everything(m, data, labels, rows)
     transit, near = labels.gate[rows] < 0.5, labels.gate[rows] > 0.5
     first = data.next_event[rows] <= grasps(data)[data.episode[rows]]
-    event_z = data.pose[data.next_event[rows], 2]
     z = {k: said[k] * float(m.reach_std[0]) + float(m.reach_mean[0]) for k in ("z", "z_true")}
+    where = off_mm(data, rows, said["where"], data.pose[data.next_event[rows], 2])
+    heat, heat_true = off_mm(data, rows, said["heat"], z["z"]), off_mm(data, rows, said["heat_true"], z["z_true"])
 
-    def share(logits: str, z: np.ndarray, which: np.ndarray) -> str:
-        off = off_mm(data, rows[which], said[logits][which], z[which])
+    def share(off: np.ndarray) -> str:
         return f"{np.median(off):.0f} mm, {np.mean(off < 15):.0%}"
+
+    def chunk_mm(which: np.ndarray) -> str:
+        """How far from the demonstration's the chunk's targets are at the moment when the gripper acts, sideways."""
+        k = (data.next_event - np.arange(len(data.pose)))[rows] - 1
+        which = which & near & (k >= 0) & (k < m.cfg.chunk)
+        at = np.flatnonzero(which)
+        off = (said["chunk"][at] - labels.chunk[rows[at]])[np.arange(len(at)), k[at], :2]
+        off = 1000 * np.linalg.norm(off, axis=1)
+        return f"{np.median(off):.1f} / {np.percentile(off, 90):.0f} mm"
 
     seen = near & labels.in_view[rows]
     cells = np.linalg.norm(peak(said["contact"], m.cfg.contact_map) - labels.contact[rows], axis=1)
-    chunk = 1000 * np.linalg.norm((said["chunk"] - labels.chunk[rows])[:, -1, :2], axis=1)
-    return {
-        "world model, to the item": share("where", event_z, transit & first),
-        "world model, to the goal": share("where", event_z, transit & ~first),
-        "reactive, to the item": share("heat", z["z"], transit & first),
-        "reactive, to the goal": share("heat", z["z"], transit & ~first),
-        "reactive, true frames": share("heat_true", z["z_true"], transit),
+    models = {
+        "world model, to the item": share(where[transit & first]),
+        "world model, to the goal": share(where[transit & ~first]),
+        "reactive, to the item": share(heat[transit & first]),
+        "reactive, to the goal": share(heat[transit & ~first]),
+        "reactive, true frames": share(heat_true[transit]),
         "contact map": f"{np.median(cells[seen]):.1f} cells, {np.mean(cells[seen] < 2):.0%}",
-        "chunk's end, item": f"{np.median(chunk[near & first]):.1f} / {np.percentile(chunk[near & first], 90):.0f} mm",
-        "chunk's end, goal": f"{np.median(chunk[near & ~first]):.1f} / {np.percentile(chunk[near & ~first], 90):.0f} mm",
+        "chunk at the contact, item": chunk_mm(first),
+        "chunk at the contact, goal": chunk_mm(~first),
         "gate": f"{np.mean((said['gate'] > 0) == near):.0%}",
     }
+    scene = np.array(data.scenes)[data.episode[rows]]
+    tasks = {
+        task: " / ".join(f"{np.mean(heat[transit & (scene == task) & part] < 15):.0%}" for part in (first, ~first))
+        for task in TASKS
+    }
+    return models, tasks
 
 
 def main() -> None:
@@ -108,16 +123,20 @@ def main() -> None:
     torch.manual_seed(0)
     m, _, _, _ = load_checkpoint(args.checkpoint)
     m.eval()
-    table: dict[str, dict[str, str]] = {}
+    tables: tuple[dict[str, dict[str, str]], ...] = ({}, {})
     for i, environment in enumerate(ENVIRONMENTS):
         folder = args.out / environment
         collect(folder, args.episodes, 0, SEED + i, environment=environment)
         data = load_demonstrations(folder)
-        table[environment] = report(m, data, Labels(data, m.cfg, encoder_of(m.cfg)), args.every)
-    print("| |", " | ".join(ENVIRONMENTS), "|")
-    print("|---|" + "---|" * len(ENVIRONMENTS))
-    for name in table["seen"]:
-        print(f"| {name} |", " | ".join(table[e][name] for e in ENVIRONMENTS), "|")
+        for table, part in zip(
+            tables, report(m, data, Labels(data, m.cfg, encoder_of(m.cfg)), args.every), strict=True
+        ):
+            table[environment] = part
+    for table in tables:
+        print("\n| |", " | ".join(ENVIRONMENTS), "|")
+        print("|---|" + "---|" * len(ENVIRONMENTS))
+        for name in table["seen"]:
+            print(f"| {name} |", " | ".join(table[e][name] for e in ENVIRONMENTS), "|")
 
 
 if __name__ == "__main__":
