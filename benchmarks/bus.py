@@ -50,6 +50,14 @@ def start(protocol: str, baud: int) -> tuple[subprocess.Popen[str], str]:
     return process, process.stdout.readline().strip()
 
 
+def ask(process: subprocess.Popen[str], line: str) -> str:
+    """Say `line` to a process and wait for its answer."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(line)
+    process.stdin.flush()
+    return process.stdout.readline()
+
+
 def paced(cycles: int) -> None:
     process, path = start("feetech", 1_000_000)
     port = Port.open(path)
@@ -101,13 +109,11 @@ def rates(rounds: int, seconds: float) -> None:
             servers.append(server)
             command = [str(python), str(Path(__file__).with_name("bus_peers.py")), function, path]
             masters[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            assert masters[name].stdout.readline() == "ready\n"
+            assert ask(masters[name], "") == "ready\n"
     got: dict[str, list[list[float]]] = {name: [] for name in masters}
     for _ in range(rounds):
         for name, master in masters.items():
-            master.stdin.write(f"{seconds}\n")
-            master.stdin.flush()
-            got[name].append([float(x) for x in master.stdout.readline().split()])
+            got[name].append([float(x) for x in ask(master, f"{seconds}\n").split()])
     for process in (*masters.values(), *servers):
         process.communicate("")
     print(f"{'six servos, not paced':28}{'median /s':>12}{'best /s':>12}{'CPU us':>10}{'ours ahead in':>16}")

@@ -4,6 +4,7 @@ Each line on stdin is a turn of so many seconds; the answer is reads a second an
 Other people's SDKs run in .venv-peers.
 """
 
+import struct
 import sys
 import time
 from collections.abc import Callable
@@ -12,16 +13,25 @@ from typing import Any
 IDS = [1, 2, 3, 4, 5, 6]
 
 
-def ours(port: str, protocol: str = "feetech", address: int = 56, size: int = 2) -> Callable[[], Any]:
+def ours(
+    port: str, protocol: str = "feetech", address: int = 56, size: int = 2, layout: str = "<5xHx"
+) -> Callable[[], Any]:
     from firmware_bridge.bus import Bus
     from firmware_bridge.port import Port
 
-    bus = Bus(Port.open(port), margin_s=0.1, protocol=protocol)
-    return lambda: [int.from_bytes(r.data, "little") for r in bus.sync_read(IDS, address, size).values()]
+    bus, ids, numbers = Bus(Port.open(port), margin_s=0.1, protocol=protocol), tuple(IDS), struct.Struct(layout)
+
+    def read() -> Any:
+        got = bus.exchange(b"", ids, address, size)  # as a tick does
+        if isinstance(got, bytes):
+            return [n for (n,) in numbers.iter_unpack(got)]
+        return [int.from_bytes(r.data, "little") for r in got.values()]
+
+    return read
 
 
 def ours_dxl(port: str) -> Callable[[], Any]:
-    return ours(port, "dynamixel", 132, 4)
+    return ours(port, "dynamixel", 132, 4, "<9xI2x")
 
 
 def rustypot(port: str) -> Callable[[], Any]:

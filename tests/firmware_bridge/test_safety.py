@@ -624,7 +624,7 @@ def test_voltages_that_were_not_read_yet_mean_nothing_and_each_joint_has_its_own
 
 def test_the_first_voltage_that_was_read_counts_however_low_it_is():
     bench = Bench()
-    bench.volt = np.array([7.4] * 5 + [0.9])  # with torque on: a reading that means nothing, or a supply that is not yet up
+    bench.volt = np.array([7.4] * 5 + [0.9])  # a reading that means nothing, or a supply that is not yet up
     bench.tick()
     bench.ticks(5, bench.q)
     bench.volt = np.full(6, 7.4)
