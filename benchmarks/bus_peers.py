@@ -1,11 +1,37 @@
-"""Sync reads a second of other people's SDKs, for `benchmarks/bus.py`. Runs in .venv-peers: python bus_peers.py NAME PORT SECONDS."""
+"""Sync reads of six positions by our bus master and by other people's SDKs, for `benchmarks/bus.py`: python bus_peers.py NAME PORT.
 
+Each line on stdin is a turn of so many seconds; the answer is reads a second and CPU microseconds a read. All read numbers, not bytes.
+Other people's SDKs run in .venv-peers.
+"""
+
+import struct
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 IDS = [1, 2, 3, 4, 5, 6]
+
+
+def ours(
+    port: str, protocol: str = "feetech", address: int = 56, size: int = 2, layout: str = "<5xHx"
+) -> Callable[[], Any]:
+    from firmware_bridge.bus import Bus
+    from firmware_bridge.port import Port
+
+    bus, ids, numbers = Bus(Port.open(port), margin_s=0.1, protocol=protocol), tuple(IDS), struct.Struct(layout)
+
+    def read() -> Any:
+        got = bus.exchange(b"", ids, address, size)  # as a tick does
+        if isinstance(got, bytes):
+            return [n for (n,) in numbers.iter_unpack(got)]
+        return [int.from_bytes(r.data, "little") for r in got.values()]
+
+    return read
+
+
+def ours_dxl(port: str) -> Callable[[], Any]:
+    return ours(port, "dynamixel", 132, 4, "<9xI2x")
 
 
 def rustypot(port: str) -> Callable[[], Any]:
@@ -32,8 +58,7 @@ def scservo_sdk(port: str) -> Callable[[], Any]:
         group.addParam(i)
 
     def read() -> Any:
-        assert group.txRxPacket() == 0
-        return [group.getData(i, 56, 2) for i in IDS]
+        return [] if group.txRxPacket() else [group.getData(i, 56, 2) for i in IDS]
 
     return read
 
@@ -48,18 +73,18 @@ def dynamixel_sdk(port: str) -> Callable[[], Any]:
         group.addParam(i)
 
     def read() -> Any:
-        assert group.txRxPacket() == 0
-        return [group.getData(i, 132, 4) for i in IDS]
+        return [] if group.txRxPacket() else [group.getData(i, 132, 4) for i in IDS]
 
     return read
 
 
 if __name__ == "__main__":
     read = globals()[sys.argv[1]](sys.argv[2])
-    seconds = float(sys.argv[3])
-    assert list(read())[:3] == [2048, 2048, 2048], read()
-    n, end, cpu = 0, time.perf_counter() + seconds, time.process_time()
-    while time.perf_counter() < end:
-        read()
-        n += 1
-    print(n / seconds, (time.process_time() - cpu) / n * 1e6)
+    assert list(read()) == [2048] * 6
+    print("ready", flush=True)
+    for line in sys.stdin:
+        n, cpu, began = 0, time.process_time(), time.perf_counter()
+        end = began + float(line)
+        while (now := time.perf_counter()) < end or not n:
+            n += len(read()) == 6  # on a busy machine an SDK's own timeout may strike
+        print(n / (now - began), (time.process_time() - cpu) / n * 1e6, flush=True)

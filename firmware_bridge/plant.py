@@ -40,9 +40,8 @@ class KinematicPlant:
     def present(self, now_ns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         dt = 0.0 if self._then is None else max(now_ns - self._then, 0) * 1e-9
         self._then = now_ns
-        move = np.clip(self.goal - self.position, -self.speed * dt, self.speed * dt) * (
-            self.torque & (self.limit > 0.02)
-        )
+        reach = self.speed * dt * (self.torque & (self.limit > 0.02))
+        move = np.minimum(np.maximum(self.goal - self.position, -reach), reach)
         self.position = self.position + move
         velocity = move / dt if dt > 0 else np.zeros_like(move)
         return self.position, velocity, np.zeros_like(move)

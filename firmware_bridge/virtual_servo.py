@@ -22,6 +22,9 @@ class VirtualServo:
     def __init__(self, servo: int, model: Model):
         self.model = model
         self.memory = bytearray(256)
+        self._known: dict[
+            str, int
+        ] = {}  # what `memory` is known to hold: values are asked for far more often than changed
         for r in model.registers.values():
             self._store(r.name, servo if r.name == "id" else r.default)
         self.stored = bytes(self.memory)  # EEPROM and power-on values
@@ -46,8 +49,10 @@ class VirtualServo:
         self._first_present = min(r.address for r in model.registers.values() if r.name.startswith("present"))
 
     def _store(self, name: str, value: int) -> None:
-        r = self.model.registers[name]
-        self.memory[r.address : r.address + r.size] = self.model.encode(name, value)
+        if self._known.get(name) != value:
+            r = self.model.registers[name]
+            self.memory[r.address : r.address + r.size] = self.model.encode(name, value)
+            self._known[name] = value
 
     def put(self, name: str, value: int, keep: bool = True) -> None:
         """Set a register as if the servo had it so, for EEPROM registers also in the EEPROM."""
@@ -57,7 +62,10 @@ class VirtualServo:
             self._keep(r.address, r.address + r.size)
 
     def get(self, name: str) -> int:
-        return self.model.decode(name, self.memory, self.model.registers[name].address)
+        value = self._known.get(name)
+        if value is None:
+            value = self._known[name] = self.model.decode(name, self.memory, self.model.registers[name].address)
+        return value
 
     def _keep(self, a: int, b: int) -> None:
         self.stored = self.stored[:a] + bytes(self.memory[a:b]) + self.stored[b:]
@@ -65,6 +73,7 @@ class VirtualServo:
     def power_on(self, position: float) -> None:
         """Brown-out, reset or reboot: RAM at its defaults, EEPROM as stored, goal at the present position."""
         self.memory[:] = self.stored
+        self._known.clear()
         self.latched, self._over_since, self.pending = False, None, None
         self._store("torque_enable", self.torque_at_power_on)
         self._store("goal_position", self.shown(position))
@@ -118,6 +127,7 @@ class VirtualServo:
             return 0  # after a shutdown goals are taken and do nothing
         before = self.get("torque_enable")
         self.memory[address:end] = data
+        self._known.clear()
         if self.get("torque_enable") and self.get("hardware_error"):
             self._store("torque_enable", 0)
         if before and not self.get("torque_enable") and self.keeps_torque:
@@ -136,12 +146,13 @@ class VirtualServo:
             m[at] = byte
             if at < 40 and unlocked:
                 self._keep(at, at + 1)
+        self._known.clear()
         if before and not m[40] and self.keeps_torque:
-            m[40] = before
+            self._store("torque_enable", before)
         if address <= 40 < address + len(data) and m[40] == 128:  # take the present position as the middle
             shown = self.get("present_position")
             self.put("homing_offset", max(-2047, min(2047, self.get("homing_offset") + shown - self.model.steps // 2)))
-            m[40] = 0
+            self._store("torque_enable", 0)
 
     # ---- what time does ------------------------------------------------------------------------------------------------------
     def refresh(self, now_ns: int, position: float, velocity: float, load: float, sag_v: float) -> bool:
@@ -164,10 +175,10 @@ class VirtualServo:
         volt = self.nominal_v - sag_v if self.supply_v is None else self.supply_v
         self._store("present_voltage", round(volt * 10))
         if self.feetech:
-            self.memory[66] = 1 if abs(speed) > 2 else 0
+            self._store("moving", int(abs(speed) > 2))
             low, high = self.get("min_voltage") / 10, self.get("max_voltage") / 10
             hot = warm >= self.get("max_temperature")
-            self.memory[65] = (0 if low <= volt <= high else VOLTAGE) | (TEMPERATURE if hot else 0)
+            self._store("status", (0 if low <= volt <= high else VOLTAGE) | (TEMPERATURE if hot else 0))
             return self._overload(now_ns, load)
         return self._shutdown(now_ns, load, warm, volt)
 
