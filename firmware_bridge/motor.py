@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +44,15 @@ class MotorLoop:
     command that is there does not wait for six servos to answer. It reads first where nothing is armed, so that arming starts from the
     pose of that instant, and after a tick in which nobody answered.
 
-    `apart`: the caller calls `telemetry` itself, when no command is expected.
+    `late` gives a command that has come since `tick` was called, if any; who has one calls `telemetry` himself, when no command is
+    expected.
     """
 
-    def __init__(self, arm: Arm, energised: bool = False, apart: bool = False):
+    def __init__(self, arm: Arm, energised: bool = False, late: Callable[[], Command | None] | None = None):
         self.arm, self.config = arm, arm.config
         self.safety = Safety(arm.config, energised)
         self.ticks = 0
-        self._apart = apart
+        self._late = late
         self.finished = False
         self.holding: list[int] = []  # servos that could not be released at the end
         self._period_ns = int(1e9 / arm.config.motor_hz)
@@ -86,10 +88,14 @@ class MotorLoop:
             self.arm.set_torque(d.torque)
             self._torque = d.torque
         if d.goal is not None and not d.arm:
+            goal = d.goal
+            late = self._late() if self._late is not None else None  # deciding takes its time
+            if late is not None and (revised := self.safety.revise(now_ns, late, self._measured)) is not None:
+                goal, command = revised, late
             if read_first:
-                self.arm.write_goals(d.goal)
+                self.arm.write_goals(goal)
             else:
-                self._measured = self.arm.exchange(d.goal)
+                self._measured = self.arm.exchange(goal)
             if command is not None and d.state == SafetyState.ACTIVE:
                 self._book(command)
                 if blind(self._measured):  # brake now, not a tick later
@@ -97,7 +103,7 @@ class MotorLoop:
         elif not read_first:
             self._measured = self.arm.read()
         measured = self._measured
-        if not self._apart:
+        if self._late is None:
             self.telemetry()
         self.ticks += 1
         state, reason = self.safety.state, self.safety.reason
@@ -157,6 +163,11 @@ class Latest:
         got = self._reader.read()
         return got[0] if got is not None else None
 
+    @property
+    def fresh(self) -> bool:
+        """Whether there is a value that `read` has not given yet."""
+        return self._reader is not None and self._reader.newest not in (self._earlier, self._reader.given)
+
     def wait(self, until_ns: int) -> bool:
         """Whether a value comes until then (monotonic) that `read` has not given yet; returns as soon as it does."""
         while (rest := until_ns - time.monotonic_ns()) > 0:
@@ -195,8 +206,13 @@ def run(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     stop = EStop.open(config.estop) if config.estop else None
-    loop = MotorLoop(Arm(Bus(port, config.baud, protocol=config.protocol), config), energised, apart=True)
     commands, requests = Latest(slots / COMMAND_SLOT), Latest(slots / REQUEST_SLOT)
+
+    def late() -> Command | None:
+        """A command that has not been read yet."""
+        return as_command(commands.read()) if commands.fresh else None
+
+    loop = MotorLoop(Arm(Bus(port, config.baud, protocol=config.protocol), config), energised, late)
     states = SlotWriter(slots / STATE_SLOT, JOINT_STATE_BYTES)
     stamps = StampWriter(loop.arm, slots, config.motor_hz)
     ticker = Ticker(config.motor_hz)
@@ -210,9 +226,9 @@ def run(
         if loop.safety.state != SafetyState.ACTIVE or not commands.wait(until_ns):
             return False
         usual_ns = time.monotonic_ns() - now
-        late = as_command(commands.read())
-        if late is not None and not (stop is not None and stop.pressed()):
-            loop.revise(late)
+        newest = as_command(commands.read())
+        if newest is not None and not (stop is not None and stop.pressed()):
+            loop.revise(newest)
         return True
 
     while True:
