@@ -38,7 +38,9 @@ class SimulatorError(Exception):
     """A simulator that does not start; one sentence and the next step."""
 
 
-def serve(slots: Path, seed: int, task: str | None, fps: float, faults: tuple[str, ...] = (), terminal: bool = True) -> int:
+def serve(
+    slots: Path, seed: int, task: str | None, fps: float, faults: tuple[str, ...] = (), terminal: bool = True
+) -> int:
     """Physics on the wall clock and the bus on a pseudo-terminal (or a socket), until SIGTERM or the death of the parent.
 
     `faults`: NAME@SECONDS each, injected into the bus so long after the torque was first switched on.
@@ -133,7 +135,13 @@ def read_truth(slots: Path) -> dict[str, float | bool]:
 
 
 def start(
-    slots: Path, seed: int, task: str | None, fps: float, timeout_s: float = 30.0, faults: tuple[str, ...] = (), terminal: bool = True,
+    slots: Path,
+    seed: int,
+    task: str | None,
+    fps: float,
+    timeout_s: float = 30.0,
+    faults: tuple[str, ...] = (),
+    terminal: bool = True,
 ) -> tuple[subprocess.Popen[str], dict[str, str]]:
     """Start the simulated robot; returns the process and {"port", "instruction"} once cameras and bus are up."""
     slots.mkdir(parents=True, exist_ok=True)
@@ -171,7 +179,9 @@ def main() -> int:
     parser.add_argument("--task", choices=list(INSTRUCTIONS), help="instruction; default: drawn from the seed")
     parser.add_argument("--fps", type=float, default=50.0)
     parser.add_argument("--fault", action="append", default=[], help="NAME@SECONDS after the torque went on")
-    parser.add_argument("--socket", action="store_true", help="the servo bus on a Unix socket instead of a pseudo-terminal")
+    parser.add_argument(
+        "--socket", action="store_true", help="the servo bus on a Unix socket instead of a pseudo-terminal"
+    )
     parser.add_argument("--cameras", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.slots.mkdir(parents=True, exist_ok=True)
