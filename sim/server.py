@@ -27,9 +27,9 @@ from runtime.cameras import FRAME_HEAD, slot_path
 
 # Whoever starts the simulator or reads its truth needs no MuJoCo in memory: only the two processes below load it.
 
-# Hardware competes with nobody for the processor. Servos answer whatever the loops are at (only the motor process comes first);
-# rendering, which takes a quarter of a core, is above ordinary work only.
-SERVO_PRIORITY, CAMERA_PRIORITY = 15, 3
+# Hardware competes with nobody for the processor, but takes nothing from the fast loop either: servos above the slow loop and below
+# the fast one find a core as soon as they are asked; rendering, a quarter of a core, is above ordinary work only.
+SERVO_PRIORITY, CAMERA_PRIORITY = 7, 3
 TRUTH_SLOT = "truth.slot"
 _TRUTH = struct.Struct("<qqdB")  # time, first success (0: not yet), simulated seconds, success now
 
