@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ INSIST_NS = 3_000_000_000  # so long a servo that does not let go is told again:
 LOOK_EVERY = 10  # ticks between looks for new slots
 TELEMETRY_EVERY = 10  # ticks: it waits for one with room, but no longer than this (nine servos that dawdle leave none)
 ROOM_NS = 700_000  # before a tick: a goal that is corrected later than this might still be on the wire
+ASIDE_NS = 2_000_000  # telemetry makes way for a command that is expected within this
+LATE_NS = 1_000_000  # after its usual time a command is no longer waited for
 
 
 class MotorLoop:
@@ -40,19 +43,23 @@ class MotorLoop:
     A tick decides by what was read at the end of the tick before, then writes the goals and asks all servos in one write to the port: a
     command that is there does not wait for six servos to answer. It reads first where nothing is armed, so that arming starts from the
     pose of that instant, and after a tick in which nobody answered.
+
+    `late` gives a command that has come since `tick` was called, if any; who has one calls `telemetry` himself, when no command is
+    expected.
     """
 
-    def __init__(self, arm: Arm, energised: bool = False):
+    def __init__(self, arm: Arm, energised: bool = False, late: Callable[[], Command | None] | None = None):
         self.arm, self.config = arm, arm.config
         self.safety = Safety(arm.config, energised)
         self.ticks = 0
+        self._late = late
         self.finished = False
         self.holding: list[int] = []  # servos that could not be released at the end
         self._period_ns = int(1e9 / arm.config.motor_hz)
         self._torque: float | None = None
         self._releasing_ns = 0
         self._sent = (0, 0, 0)  # newest command on the wire: sequence, capture time, first time on the wire
-        self._now_ns = 0
+        self._now_ns = self._began_ns = 0
         n = len(arm.config.ids)
         self._measured = Measurement(np.zeros(n), np.zeros(n), np.full(n, NO_REPLY, np.uint8))
 
@@ -61,7 +68,8 @@ class MotorLoop:
     ) -> JointState:
         """`pressed`: the emergency stop. Raises PortError when the port is lost, ArmError when a servo does not take its torque."""
         bus = self.arm.bus
-        began, self._now_ns = bus.port.now_ns(), now_ns
+        began = self._began_ns = bus.port.now_ns()
+        self._now_ns = now_ns
         bus.until_ns = began + self._period_ns * 4 // 10  # a retry must not delay the next tick
         read_first = self.safety.state == SafetyState.DISARMED or blind(self._measured)
         if read_first:
@@ -80,10 +88,14 @@ class MotorLoop:
             self.arm.set_torque(d.torque)
             self._torque = d.torque
         if d.goal is not None and not d.arm:
+            goal = d.goal
+            late = self._late() if self._late is not None else None  # deciding takes its time
+            if late is not None and (revised := self.safety.revise(now_ns, late, self._measured)) is not None:
+                goal, command = revised, late
             if read_first:
-                self.arm.write_goals(d.goal)
+                self.arm.write_goals(goal)
             else:
-                self._measured = self.arm.exchange(d.goal)
+                self._measured = self.arm.exchange(goal)
             if command is not None and d.state == SafetyState.ACTIVE:
                 self._book(command)
                 if blind(self._measured):  # brake now, not a tick later
@@ -91,9 +103,8 @@ class MotorLoop:
         elif not read_first:
             self._measured = self.arm.read()
         measured = self._measured
-        room = bus.port.now_ns() - began < self._period_ns * 6 // 10 or self.ticks % TELEMETRY_EVERY == 0
-        if room and not (measured.bits & NO_REPLY).any():  # on a bus that fails it would only make the next tick late
-            self.arm.read_telemetry()
+        if self._late is None:
+            self.telemetry()
         self.ticks += 1
         state, reason = self.safety.state, self.safety.reason
         goal = self.safety.goal if state != SafetyState.DISARMED else measured.q
@@ -102,6 +113,16 @@ class MotorLoop:
             self.arm.temperature, self.arm.voltage, measured.bits, state, reason,
             self._sent[2], self._sent[1], self._sent[0], self.ticks, missed,
         )  # fmt: skip
+
+    def telemetry(self) -> None:
+        """Ask one servo how it is, if the tick leaves room for it."""
+        room = (
+            self.arm.bus.port.now_ns() - self._began_ns < self._period_ns * 6 // 10 or self.ticks % TELEMETRY_EVERY == 0
+        )
+        if (
+            room and not (self._measured.bits & NO_REPLY).any()
+        ):  # on a bus that fails it would only make the next tick late
+            self.arm.read_telemetry()
 
     def revise(self, command: Command) -> None:
         """Correct the goal of the last tick: a command has come since, which need not wait for the next one, or nobody answered."""
@@ -146,6 +167,11 @@ class Latest:
         got = self._reader.read()
         return got[0] if got is not None else None
 
+    @property
+    def fresh(self) -> bool:
+        """Whether there is a value that `read` has not given yet."""
+        return self._reader is not None and self._reader.newest not in (self._earlier, self._reader.given)
+
     def wait(self, until_ns: int) -> bool:
         """Whether a value comes until then (monotonic) that `read` has not given yet; returns as soon as it does."""
         while (rest := until_ns - time.monotonic_ns()) > 0:
@@ -184,13 +210,31 @@ def run(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     stop = EStop.open(config.estop) if config.estop else None
-    loop = MotorLoop(Arm(Bus(port, config.baud, protocol=config.protocol), config), energised)
     commands, requests = Latest(slots / COMMAND_SLOT), Latest(slots / REQUEST_SLOT)
+
+    def late() -> Command | None:
+        """A command that has not been read yet."""
+        return as_command(commands.read()) if commands.fresh else None
+
+    loop = MotorLoop(Arm(Bus(port, config.baud, protocol=config.protocol), config), energised, late)
     states = SlotWriter(slots / STATE_SLOT, JOINT_STATE_BYTES)
     stamps = StampWriter(loop.arm, slots, config.motor_hz)
     ticker = Ticker(config.motor_hz)
     real_time(priority, core)
     goal: np.ndarray | None = None  # of the tick before, corrections included
+    usual_ns = 0  # when within a tick the last command came
+
+    def correct(until_ns: int) -> bool:
+        """Whether a command came until then; it is on the wire at once."""
+        nonlocal usual_ns
+        if loop.safety.state != SafetyState.ACTIVE or not commands.wait(until_ns):
+            return False
+        usual_ns = time.monotonic_ns() - now
+        newest = as_command(commands.read())
+        if newest is not None and not (stop is not None and stop.pressed()):
+            loop.revise(newest)
+        return True
+
     while True:
         now = ticker.wait()
         began = time.monotonic_ns()
@@ -215,10 +259,11 @@ def run(
             return EXIT_FAULT if state.safety == SafetyState.FAULT else EXIT_SAFE_STOP
         if request == RequestKind.LOWER and state.safety == SafetyState.DISARMED and not energised:
             return 0
-        if state.safety == SafetyState.ACTIVE and commands.wait(ticker.next_ns - ROOM_NS):
-            late = as_command(commands.read())
-            if late is not None and not (stop is not None and stop.pressed()):
-                loop.revise(late)
+        if time.monotonic_ns() + ASIDE_NS > now + usual_ns:  # telemetry must not be under way when a command comes
+            correct(min(now + usual_ns + LATE_NS, ticker.next_ns - ASIDE_NS))
+        loop.telemetry()
+        while correct(ticker.next_ns - ROOM_NS):
+            pass
         goal = loop.safety.goal if driven else None
 
 

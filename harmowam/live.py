@@ -136,7 +136,7 @@ def live(
                 say("starting the simulated robot")
                 fps = max(c.fps for c in robot.cameras.values())
                 started = time.monotonic()
-                simulator, info = server.start(slots, seed, task, fps, faults=faults)
+                simulator, info = server.start(slots, seed, task, fps, faults=faults, terminal=False)
                 simulation_s = time.monotonic() - started
                 port, task = port or info["port"], info["instruction"]
             assert task is not None

@@ -214,10 +214,12 @@ class Policy:
 
     def _wait_for_frames(self, until_ns: int) -> bool:
         """Whether every camera gave a new picture before `until_ns`; the fast loop takes it the moment it is there."""
-        while any(camera.seq <= self._seen[name] for name, camera in self.cameras.items()):
-            if time.monotonic_ns() >= until_ns:
-                return False
-            time.sleep(0.0004)
+        for name, camera in self.cameras.items():
+            while camera.seq <= self._seen[name]:
+                if time.monotonic_ns() >= until_ns:
+                    return False
+                time.sleep(0.0004)
+            camera.newest()  # out of its slot while the others are still to come
         return True
 
     def _look(self) -> JointState:
@@ -231,11 +233,14 @@ class Policy:
             )
         return state
 
-    def _observe(self, frames: dict[str, Frame], state: JointState, now: int) -> Observation:
+    def _watch(self, frames: dict[str, Frame], now: int) -> None:
+        """Look for faults of the pictures that came at `now`; they change the health, no command, and so can wait for it."""
         stamps = {name: f.t_capture_ns for name, f in frames.items()}
         found = [fault for n, f in frames.items() for fault in self._watches[n].look(now, f.t_capture_ns, f.image)]
         self._camera_faults = (*found, *apart(stamps, int(1e9 / self.fast_hz)))
-        captured = min(stamps.values())
+
+    def _observe(self, frames: dict[str, Frame], state: JointState, now: int) -> Observation:
+        captured = min(f.t_capture_ns for f in frames.values())
         self.fast_trace.add("observation.age", now - captured, captured)
         images = {name: f.image for name, f in frames.items()}
         return Observation(captured, images, state.q_rad, state.qd_rad_s, self.counts.ticks)
@@ -272,6 +277,7 @@ class Policy:
         elif command is not None and self._temperature < self.health.limits.hottest_c:
             self._send(command, began, engine_ns)
         trace.mark("fast.slot")
+        self._watch(frames, began)
         c.new_frames += 1
         if prior is not None:
             trace.add("prior.age", now - prior.t_capture_ns, prior.t_capture_ns)

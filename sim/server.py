@@ -22,12 +22,14 @@ import numpy as np
 from firmware_bridge.clock import Ticker, prefer, real_time
 from firmware_bridge.faults import parse as parse_fault
 from firmware_bridge.slots import SlotReader, SlotWriter
-from firmware_bridge.virtual_bus import PtyBus, VirtualBus
+from firmware_bridge.virtual_bus import PtyBus, SocketBus, VirtualBus
 from runtime.cameras import FRAME_HEAD, slot_path
 
 # Whoever starts the simulator or reads its truth needs no MuJoCo in memory: only the two processes below load it.
 
-PRIORITY = 3  # hardware competes with nobody for the processor: above ordinary work, below all of the runtime
+# Hardware competes with nobody for the processor, but takes nothing from the fast loop either: servos above the slow loop and below
+# the fast one find a core as soon as they are asked; rendering, a quarter of a core, is above ordinary work only.
+SERVO_PRIORITY, CAMERA_PRIORITY = 7, 3
 TRUTH_SLOT = "truth.slot"
 _TRUTH = struct.Struct("<qqdB")  # time, first success (0: not yet), simulated seconds, success now
 
@@ -36,8 +38,10 @@ class SimulatorError(Exception):
     """A simulator that does not start; one sentence and the next step."""
 
 
-def serve(slots: Path, seed: int, task: str | None, fps: float, faults: tuple[str, ...] = ()) -> int:
-    """Physics on the wall clock and the bus on a pseudo-terminal, until SIGTERM or the death of the parent.
+def serve(
+    slots: Path, seed: int, task: str | None, fps: float, faults: tuple[str, ...] = (), terminal: bool = True
+) -> int:
+    """Physics on the wall clock and the bus on a pseudo-terminal (or a socket), until SIGTERM or the death of the parent.
 
     `faults`: NAME@SECONDS each, injected into the bus so long after the torque was first switched on.
     """
@@ -67,8 +71,9 @@ def serve(slots: Path, seed: int, task: str | None, fps: float, faults: tuple[st
         str(fps),
     ]
     cameras = subprocess.Popen(command + (["--task", task] if task else []))
-    prefer(PRIORITY)
-    bus = PtyBus(VirtualBus(range(1, J + 1), MujocoPlant(world)), link=slots / "servo-bus")
+    prefer(SERVO_PRIORITY)
+    servos = VirtualBus(range(1, J + 1), MujocoPlant(world))
+    bus = PtyBus(servos, link=slots / "servo-bus") if terminal else SocketBus(servos, slots / "servo-bus")
     real_time()
     ticker = Ticker(1 / SERVO_DT)
     began = time.monotonic_ns()
@@ -105,7 +110,7 @@ def serve_cameras(slots: Path, seed: int, task: str | None, fps: float) -> int:
     truth = SlotReader(slots / TRUTH_SLOT)
     width, height = CAMERA_SIZE
     writers: dict[str, SlotWriter] = {}
-    prefer(PRIORITY)
+    prefer(CAMERA_PRIORITY)
     ticker = Ticker(fps)
     while os.getppid() == parent:
         got = truth.read()
@@ -130,7 +135,13 @@ def read_truth(slots: Path) -> dict[str, float | bool]:
 
 
 def start(
-    slots: Path, seed: int, task: str | None, fps: float, timeout_s: float = 30.0, faults: tuple[str, ...] = ()
+    slots: Path,
+    seed: int,
+    task: str | None,
+    fps: float,
+    timeout_s: float = 30.0,
+    faults: tuple[str, ...] = (),
+    terminal: bool = True,
 ) -> tuple[subprocess.Popen[str], dict[str, str]]:
     """Start the simulated robot; returns the process and {"port", "instruction"} once cameras and bus are up."""
     slots.mkdir(parents=True, exist_ok=True)
@@ -138,6 +149,7 @@ def start(
         slot_path(slots, name).unlink(missing_ok=True)
     command = [sys.executable, "-m", "sim.server", "--slots", str(slots), "--seed", str(seed), "--fps", str(fps)]
     command += [*(["--task", task] if task else []), *(x for f in faults for x in ("--fault", f))]
+    command += [] if terminal else ["--socket"]
     # Its own session: Ctrl-C is the parent's, who ends it; a child that is still importing would answer with a traceback.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
@@ -167,12 +179,15 @@ def main() -> int:
     parser.add_argument("--task", choices=list(INSTRUCTIONS), help="instruction; default: drawn from the seed")
     parser.add_argument("--fps", type=float, default=50.0)
     parser.add_argument("--fault", action="append", default=[], help="NAME@SECONDS after the torque went on")
+    parser.add_argument(
+        "--socket", action="store_true", help="the servo bus on a Unix socket instead of a pseudo-terminal"
+    )
     parser.add_argument("--cameras", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.slots.mkdir(parents=True, exist_ok=True)
     if args.cameras:
         return serve_cameras(args.slots, args.seed, args.task, args.fps)
-    return serve(args.slots, args.seed, args.task, args.fps, tuple(args.fault))
+    return serve(args.slots, args.seed, args.task, args.fps, tuple(args.fault), not args.socket)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from firmware_bridge.messages import Command, Expert, JointState, RequestKind, S
 from firmware_bridge.motor import MotorLoop
 from firmware_bridge.port import MemoryPort, Port, PortError
 from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
-from firmware_bridge.virtual_bus import PtyBus
+from firmware_bridge.virtual_bus import PtyBus, SocketBus, connect
 from tests.firmware_bridge.so101 import CONFIG, bus
 from tests.firmware_bridge.test_arms import VIPERX, virtual
 
@@ -293,6 +293,37 @@ def test_a_command_between_two_ticks_is_on_the_wire_before_the_next():
     assert not np.array_equal(rig.loop.safety.goal, goal)
     state = rig.tick(late)
     assert (state.command_seq, state.t_wire_ns) == (11, at)
+
+
+def test_a_command_that_comes_while_the_tick_decides_goes_out_with_it():
+    rig = Ticks()
+    state = rig.moving()
+    on_time, late = rig.command(state.q_rad + 0.2, 11), rig.command(state.q_rad - 0.2, 12)
+    other = Ticks()
+    other.moving()
+    other.tick(late)
+    rig.loop._late = lambda: late
+    state = rig.tick(on_time)
+    assert len(rig.written) == 1  # and telemetry is the caller's
+    assert (state.command_seq, state.t_wire_ns) == (12, rig.now)
+    assert np.array_equal(rig.loop.safety.goal, other.loop.safety.goal)  # as if it had come in time
+    rig.loop._late = lambda: dataclasses.replace(late, q_rad=np.full(6, np.nan, np.float32), seq=13)
+    assert rig.tick(late).command_seq == 12  # one that is refused changes nothing
+
+
+def test_the_bus_on_a_socket_answers_as_on_a_terminal(tmp_path):
+    servos, _ = bus()
+    server = SocketBus(servos, tmp_path / "arm")
+    try:
+        for _ in range(2):  # one host after another
+            descriptor = connect(server.path)
+            assert descriptor is not None
+            port = Port(descriptor, server.path)
+            assert not (Arm(Bus(port), CONFIG).read().bits & NO_REPLY).any()
+            port.close()
+    finally:
+        server.close()
+    assert connect(str(tmp_path)) is None and not (tmp_path / "arm").exists()
 
 
 def test_when_nobody_answers_the_arm_brakes_in_the_same_tick():
