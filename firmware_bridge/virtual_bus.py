@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 import tty
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +262,29 @@ def host_baud(fd: int) -> int:
     return int(struct.unpack_from("I", raw, 40)[0])
 
 
+def answer(line: Line, host: int, stop: threading.Event, understood: Callable[[], bool] = lambda: True) -> None:
+    """Carry bytes between descriptor `host` and the bus at the pace of the wire, until `stop` or the host hangs up."""
+    ctypes.CDLL(None).prctl(29, 1, 0, 0, 0)  # PR_SET_TIMERSLACK: sleeps end when they should
+    while not stop.is_set():
+        due = line.next_ns()
+        wait = 0.1 if due is None else (due - SPIN_NS - time.monotonic_ns()) * 1e-9
+        ready, _, _ = select.select([host], [], [], min(max(wait, 0.0), 0.1))
+        while not ready and due is not None and time.monotonic_ns() < due < time.monotonic_ns() + SPIN_NS:
+            pass
+        try:
+            if ready:
+                data = os.read(host, 4096)
+                if not data:
+                    return
+                if understood():
+                    line.send(data, time.monotonic_ns())
+            arrived = line.receive(time.monotonic_ns())
+            if arrived:
+                os.write(host, arrived)
+        except OSError:
+            return
+
+
 class PtyBus:
     """Serves a VirtualBus on a pseudo-terminal from a thread, at the pace of the wire; `path` is the port to open.
 
@@ -284,30 +307,10 @@ class PtyBus:
             link.symlink_to(self.path)
             self.path = str(link)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._serve, name="virtual-bus", daemon=True)
+        self._thread = threading.Thread(
+            target=answer, args=(self.line, self._master, self._stop, self._understood), name="virtual-bus", daemon=True
+        )
         self._thread.start()
-
-    def _serve(self) -> None:
-        ctypes.CDLL(None).prctl(29, 1, 0, 0, 0)  # PR_SET_TIMERSLACK: sleeps end when they should
-        line, master = self.line, self._master
-        while not self._stop.is_set():
-            due = line.next_ns()
-            wait = 0.1 if due is None else (due - SPIN_NS - time.monotonic_ns()) * 1e-9
-            ready, _, _ = select.select([master], [], [], min(max(wait, 0.0), 0.1))
-            while not ready and due is not None and time.monotonic_ns() < due < time.monotonic_ns() + SPIN_NS:
-                pass
-            try:
-                if ready:
-                    data = os.read(master, 4096)
-                    if not data:  # the host has hung up
-                        return
-                    if self._understood():
-                        line.send(data, time.monotonic_ns())
-                arrived = line.receive(time.monotonic_ns())
-                if arrived:
-                    os.write(master, arrived)
-            except OSError:
-                return
 
     def _understood(self) -> bool:
         return self.line.baud in (0, host_baud(self._slave))
@@ -321,7 +324,7 @@ class PtyBus:
             self.link.unlink(missing_ok=True)
 
 
-class SocketBus(PtyBus):
+class SocketBus:
     """The same behind a Unix socket at `path`, one host at a time; `connect` there.
 
     Bytes in a pseudo-terminal are handed on by a kernel worker of ordinary priority, twice an exchange: beside loops with SCHED_FIFO on
@@ -329,7 +332,7 @@ class SocketBus(PtyBus):
     """
 
     def __init__(self, bus: VirtualBus, path: Path, baud: int = 1_000_000, latency_s: float = 0.0002):
-        self.bus, self.path, self.link = bus, str(path), path
+        self.bus, self.path = bus, str(path)
         self.line = Line(bus, baud, int(latency_s * 1e9))
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.path)
@@ -346,11 +349,7 @@ class SocketBus(PtyBus):
             except TimeoutError:
                 continue
             with host:
-                self._master = host.fileno()
-                super()._serve()
-
-    def _understood(self) -> bool:
-        return True
+                answer(self.line, host.fileno(), self._stop)
 
     def close(self) -> None:
         self._stop.set()
