@@ -6,6 +6,7 @@ import pytest
 from export.backdrop import CELL, LOW, draw_table, empty_table, with_other_tables, wrist_pose
 from export.config import Config
 from export.data import load_demonstrations
+from export.rows import digest_of
 from sim.tasks import sample_layout
 from sim.world import World
 
@@ -43,6 +44,7 @@ def test_play_and_labels_stay_and_nothing_given_is_written_to(data, other):
     again = with_other_tables(data, 1.0, 0, Config())
     assert np.array_equal(again.wrist, other.wrist)
     assert with_other_tables(data, 0.0, 0, Config()) is data
+    assert digest_of(other) != digest_of(data)  # what was encoded of the one is not taken for the other
 
 
 def test_the_share_is_kept(data):
