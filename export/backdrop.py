@@ -17,6 +17,7 @@ from tqdm import tqdm
 from calibration.camera import Camera
 from export.config import Config
 from export.data import Demonstrations
+from export.lerobot import DataError
 from runtime.kinematics import tool_rotation
 from sim.tasks import PAN_X
 from sim.variety import draw_table_top
@@ -31,7 +32,8 @@ PLAIN = 45.0  # grey levels round the table's colour within which a picture's us
 def with_other_tables(data: Demonstrations, share: float, seed: int, cfg: Config) -> Demonstrations:
     """The same rows, a `share` of the demonstrations' episodes (never of play) on a drawn table each; drawn from `seed`.
 
-    Row for row the arm, the things and all labels stay. The arrays given are not written to.
+    Row for row the arm, the things and all labels stay. The arrays given are not written to. Raises DataError for a front camera without
+    a pose.
     """
     rng = np.random.default_rng([seed, 5])
     plain = np.flatnonzero(~data.play)
@@ -42,7 +44,10 @@ def with_other_tables(data: Demonstrations, share: float, seed: int, cfg: Config
     empty = {view: empty_table(x[shown]) for view, x in pictures.items()}
     rays = {view: _rays(data.cameras[view]) for view in pictures}
     front = data.cameras["front"].T_base_from_cam
-    assert front is not None
+    if front is None:
+        raise DataError(
+            "other tables need to know where the front camera stands: calibrate it hand-eye, or leave --tables out."
+        )
     stands = _on_table(rays["front"], front)
     for e in tqdm(np.unique(data.episode[plain]), desc="other tables", unit="episode", mininterval=5):
         if rng.random() >= share:

@@ -23,7 +23,6 @@ from firmware_bridge.messages import JointState, SafetyState
 from firmware_bridge.motor import EXIT_FAULT, EXIT_PORT_LOST, EXIT_SAFE_STOP, STATE_SLOT
 from firmware_bridge.port import BY_ID, Port, PortError, lasting_name
 from firmware_bridge.slots import SlotError, SlotReader
-from firmware_bridge.virtual_bus import connect
 
 LOG = "guard.log"  # what the guard says, in the folder of the slots
 STALL_S = 0.25
@@ -101,8 +100,7 @@ def guard(
     When the port is lost, the same arm is awaited on the same adapter, and then waits to be armed again or lowered.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    simulated = connect(port_path)
-    port = Port.open(port_path, config.baud) if simulated is None else Port(simulated, port_path)
+    port = Port.open(port_path, config.baud)
     name = lasting_name(port_path, by_id)
     arm = Arm(Bus(port, config.baud, protocol=config.protocol), config)
     arm.check()

@@ -116,12 +116,10 @@ class MotorLoop:
 
     def telemetry(self) -> None:
         """Ask one servo how it is, if the tick leaves room for it."""
-        room = (
-            self.arm.bus.port.now_ns() - self._began_ns < self._period_ns * 6 // 10 or self.ticks % TELEMETRY_EVERY == 0
-        )
-        if (
-            room and not (self._measured.bits & NO_REPLY).any()
-        ):  # on a bus that fails it would only make the next tick late
+        spent_ns = self.arm.bus.port.now_ns() - self._began_ns
+        room = spent_ns < self._period_ns * 6 // 10 or self.ticks % TELEMETRY_EVERY == 0
+        failing = (self._measured.bits & NO_REPLY).any()  # there it would only make the next tick late
+        if room and not failing:
             self.arm.read_telemetry()
 
     def revise(self, command: Command) -> None:

@@ -1,4 +1,4 @@
-"""One owner of the serial port. pyserial opens it, `select` waits, deadlines are monotonic."""
+"""One owner of the serial port. pyserial opens it, `select` waits, deadlines are monotonic. A simulated bus may stand behind a socket."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import grp
 import os
 import select
+import socket
 import time
 from pathlib import Path
 from typing import Protocol
@@ -52,6 +53,20 @@ def owner(path: str) -> str:
         return "dialout"
 
 
+def _connect(path: str) -> int:
+    """Descriptor of the socket of a simulated bus (`virtual_bus.SocketBus`), not blocking; raises PortError."""
+    host = socket.socket(socket.AF_UNIX)
+    try:
+        host.connect(path)
+    except OSError as e:
+        host.close()
+        raise PortError(
+            f"the simulated bus {path} does not answer ({e.strerror}): start the simulated robot again."
+        ) from e
+    host.setblocking(False)
+    return host.detach()
+
+
 class Port:
     """A serial port by file descriptor: opened here, or inherited from the guard that locked it."""
 
@@ -63,7 +78,9 @@ class Port:
 
     @classmethod
     def open(cls, path: str, baud: int = 1_000_000) -> Port:
-        """Exclusive open. Raises PortError when the port is missing, busy or not permitted."""
+        """Exclusive open of a serial port, or the way to a `SocketBus`. Raises PortError when it is missing, busy or not permitted."""
+        if Path(path).is_socket():
+            return cls(_connect(path), path)
         import serial
 
         try:

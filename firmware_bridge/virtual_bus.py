@@ -325,7 +325,7 @@ class PtyBus:
 
 
 class SocketBus:
-    """The same behind a Unix socket at `path`, one host at a time; `connect` there.
+    """The same behind a Unix socket at `path`, one host at a time; `Port.open` finds the way.
 
     Bytes in a pseudo-terminal are handed on by a kernel worker of ordinary priority, twice an exchange: beside loops with SCHED_FIFO on
     all cores it comes too late, and it is not the servos that are measured then. A socket hands over in the writer's own time.
@@ -356,13 +356,3 @@ class SocketBus:
         self._thread.join(1.0)
         self._listener.close()
         Path(self.path).unlink(missing_ok=True)
-
-
-def connect(path: str) -> int | None:
-    """Descriptor of a SocketBus, not blocking; None when `path` is no socket."""
-    if not Path(path).is_socket():
-        return None
-    host = socket.socket(socket.AF_UNIX)
-    host.connect(path)
-    host.setblocking(False)
-    return host.detach()

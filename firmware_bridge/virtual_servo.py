@@ -22,9 +22,8 @@ class VirtualServo:
     def __init__(self, servo: int, model: Model):
         self.model = model
         self.memory = bytearray(256)
-        self._known: dict[
-            str, int
-        ] = {}  # what `memory` is known to hold: values are asked for far more often than changed
+        # What `memory` is known to hold: values are asked for far more often than changed.
+        self._known: dict[str, int] = {}
         for r in model.registers.values():
             self._store(r.name, servo if r.name == "id" else r.default)
         self.stored = bytes(self.memory)  # EEPROM and power-on values

@@ -1,11 +1,14 @@
 """Other table tops under demonstrations: only the table changes, and both views show the same one."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from export.backdrop import CELL, LOW, draw_table, empty_table, with_other_tables, wrist_pose
 from export.config import Config
 from export.data import load_demonstrations
+from export.lerobot import DataError
 from export.rows import digest_of
 from sim.tasks import sample_layout
 from sim.world import World
@@ -45,6 +48,12 @@ def test_play_and_labels_stay_and_nothing_given_is_written_to(data, other):
     assert np.array_equal(again.wrist, other.wrist)
     assert with_other_tables(data, 0.0, 0, Config()) is data
     assert digest_of(other) != digest_of(data)  # what was encoded of the one is not taken for the other
+
+
+def test_a_front_camera_without_a_place_is_said_in_one_sentence(data):
+    nowhere = {**data.cameras, "front": dataclasses.replace(data.cameras["front"], T_base_from_cam=None)}
+    with pytest.raises(DataError, match="calibrate it hand-eye"):
+        with_other_tables(dataclasses.replace(data, cameras=nowhere), 0.5, 0, Config())
 
 
 def test_the_share_is_kept(data):

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import grp
 import multiprocessing as mp
+import socket
 import threading
 import time
 
@@ -18,7 +19,7 @@ from firmware_bridge.messages import Command, Expert, JointState, RequestKind, S
 from firmware_bridge.motor import MotorLoop
 from firmware_bridge.port import MemoryPort, Port, PortError
 from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
-from firmware_bridge.virtual_bus import PtyBus, SocketBus, connect
+from firmware_bridge.virtual_bus import PtyBus, SocketBus
 from tests.firmware_bridge.so101 import CONFIG, bus
 from tests.firmware_bridge.test_arms import VIPERX, virtual
 
@@ -316,14 +317,20 @@ def test_the_bus_on_a_socket_answers_as_on_a_terminal(tmp_path):
     server = SocketBus(servos, tmp_path / "arm")
     try:
         for _ in range(2):  # one host after another
-            descriptor = connect(server.path)
-            assert descriptor is not None
-            port = Port(descriptor, server.path)
+            port = Port.open(server.path)
             assert not (Arm(Bus(port), CONFIG).read().bits & NO_REPLY).any()
             port.close()
     finally:
         server.close()
-    assert connect(str(tmp_path)) is None and not (tmp_path / "arm").exists()
+    with pytest.raises(PortError, match="does not exist"):
+        Port.open(server.path)
+
+
+def test_a_simulated_bus_that_nobody_serves_is_said_in_one_sentence(tmp_path):
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(tmp_path / "arm"))
+    with pytest.raises(PortError, match="start the simulated robot again"):
+        Port.open(str(tmp_path / "arm"))
 
 
 def test_when_nobody_answers_the_arm_brakes_in_the_same_tick():

@@ -149,22 +149,24 @@ def test_the_subgoal_follows_what_has_been_done(world):
     assert np.allclose(subgoal(world)[:2], layout.places["green_button"][:2])
 
 
-def test_play_says_in_hindsight_what_it_did_and_never_a_task(world):
-    for seed in range(20):
+def plays(world, count):
+    """Layout, segments and text of so many episodes of play."""
+    for seed in range(count):
         rng = np.random.default_rng(seed)
-        world.reset(sample_layout(rng, environment="play"))
-        segments, text = plan_play(world, rng)
+        layout = sample_layout(rng, environment="play")
+        world.reset(layout)
+        yield layout, *plan_play(world, rng)
+
+
+def test_play_says_in_hindsight_what_it_did_and_never_a_task(world):
+    for _, segments, text in plays(world, 20):
         assert segments and text not in INSTRUCTIONS
         assert text.startswith(("take the ", "touch the ")) or " of the " in text or " onto the " in text
 
 
 def test_play_puts_things_next_to_others_and_clear_of_them(world):
     sides = set()
-    for seed in range(150):
-        rng = np.random.default_rng(seed)
-        layout = sample_layout(rng, environment="play")
-        world.reset(layout)
-        segments, text = plan_play(world, rng)
+    for layout, segments, text in plays(world, 150):
         if " of the " not in text:
             continue
         side, other = text.split(" to the ")[1].split(" of the ")
@@ -178,11 +180,7 @@ def test_play_puts_things_next_to_others_and_clear_of_them(world):
 
 def test_play_drops_things_onto_others_without_the_care_that_a_task_takes(world):
     off = []
-    for seed in range(150):
-        rng = np.random.default_rng(seed)
-        layout = sample_layout(rng, environment="play")
-        world.reset(layout)
-        segments, text = plan_play(world, rng)
+    for layout, segments, text in plays(world, 150):
         if " onto the " not in text:
             continue
         low = next(s.goal for s in segments if s.event and s.goal[5] > 0.3 and not s.precise)
