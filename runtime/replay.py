@@ -70,6 +70,8 @@ class _Player:
         self.frames: dict[str, FrameRecord] = {}
         self.observations: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
         self.priors: OrderedDict[int, Prior] = OrderedDict()
+        self.waiting: list[PriorRecord] = []
+        self.newest = -1  # number of the newest fast step
         self.began_ns = 0
 
     def _seconds(self, t_ns: int) -> float:
@@ -77,7 +79,13 @@ class _Player:
         return round((t_ns - self.began_ns) * 1e-9, 3)
 
     def prior(self, r: PriorRecord) -> Difference | None:
-        """Raises KeyError when its observation is not in the log."""
+        """Raises KeyError when its observation is not in the log.
+
+        A quick slow step may be in the log before the fast step that took its pictures, which is written once its command is out.
+        """
+        if r.observation > self.newest:
+            self.waiting.append(r)
+            return None
         frames = self.observations[r.observation]
         obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.observation)
         self.slow.seq = r.number - 1
@@ -102,6 +110,10 @@ class _Player:
         self.observations[r.number] = frames
         while len(self.observations) > KEPT:
             self.observations.popitem(last=False)
+        self.newest = r.number
+        while self.waiting and self.waiting[0].observation <= r.number:
+            if difference := self.prior(self.waiting.pop(0)):
+                return difference
         prior = self.priors[r.prior] if r.prior >= 0 else None
         if r.reset:
             self.fast.reset()

@@ -83,6 +83,25 @@ def test_replay_is_identical_bit_for_bit(log):
     assert result.identical and (result.steps, result.priors, result.gap) == (40, 7, "")
 
 
+def test_a_prior_that_was_made_before_its_fast_step_was_written_is_replayed_too(log, monkeypatch):
+    """A quick slow loop is done while the fast step that took the picture is still checking it."""
+    records = list(read_log(log))
+    for prior in [r for r in records if isinstance(r, PriorRecord)]:
+        records.remove(prior)
+        of = next(i for i, r in enumerate(records) if isinstance(r, TickRecord) and r.number == prior.observation)
+        records.insert(of, prior)
+    monkeypatch.setattr("runtime.replay.read_log", lambda path: iter(records))
+    result = replay(log)
+    assert result.identical and (result.steps, result.priors, result.gap) == (40, 7, "")
+
+
+def test_a_fast_step_that_is_missing_ends_the_comparison_where_it_is_needed(log, monkeypatch):
+    records = [r for r in read_log(log) if not (isinstance(r, TickRecord) and r.number == 12)]
+    monkeypatch.setattr("runtime.replay.read_log", lambda path: iter(records))
+    result = replay(log)
+    assert result.steps == 12 and result.difference is None and "before number 13" in result.gap
+
+
 def test_the_first_difference_is_reported(log, bundle, tmp_path):
     other = tiny_bundle(tmp_path, gate=0.1)
     with pytest.raises(LogError, match=r"is not the bundle that .* was recorded with"):
