@@ -17,6 +17,7 @@ from sim.tasks import CLOSED, HOME, OPEN, PAN_X, REACH, SEEN, TASKS, TOOL_PITCH,
 from sim.world import World
 
 HOVER = 0.070  # m, tool height in transit
+ENTRY_ROLL = 0.15  # rad, spread of the heading with which a descent begins
 RISE = 0.09  # m, hover over a stack or a post with something in the jaws
 
 
@@ -63,15 +64,15 @@ def _beside(x: float, y: float, roll: float, offset: float) -> tuple[float, floa
 def pick(
     world: World, rng: np.random.Generator, item: str, z: float, offset: float, start: np.ndarray
 ) -> list[Segment]:
-    """Hover, descend, close, lift. The entry to the descent is left a little to the side: the transit expert will not be exact either."""
+    """Hover, descend, close, lift. The descent begins a little to the side and turned: the transit expert will not be exact either."""
     x, y, _ = world.position(item)
     round_ring = item == "ring" and world.layout.environment != "object"
     symmetry = math.pi if item == "bar" else math.pi / 4 if round_ring else math.pi / 2
-    # A bar is taken across: its length runs along the tool's forward axis.
-    roll = jaw_roll(world.yaw(item), x, y, symmetry)
+    # A bar is taken across: its length runs along the tool's forward axis. A round thing has a heading that nobody can see.
+    roll = 0.0 if world.is_round(item) else jaw_roll(world.yaw(item), x, y, symmetry)
     x, y = _beside(x, y, roll, offset)
     hx, hy = np.array([x, y]) + rng.normal(0, 0.008, 2)
-    hover = _pose(hx, hy, HOVER, roll, OPEN)
+    hover = _pose(hx, hy, HOVER, roll + rng.normal(0, ENTRY_ROLL), OPEN)
     first: list[Segment] = []
     if start[5] < 0.5 * (OPEN + CLOSED):  # after a miss: open before anything else
         up = start.copy()
@@ -102,12 +103,12 @@ def plan_place(world: World, rng: np.random.Generator) -> list[Segment]:
         turn = roll
     else:  # what is in the jaws has the heading it had, turned with them: bring it into line with the goal
         x, y, _ = world.position(item)
-        held = world.yaw(item) - (pan(x, y) - roll)  # heading in the jaws
+        held = 0.0 if world.is_round(item) else world.yaw(item) - (pan(x, y) - roll)  # heading in the jaws
         symmetry = math.pi if task.name == "slot" else math.pi / 2
-        turn = jaw_roll(world.yaw(goal) - held, px, py, symmetry)
+        turn = roll if world.is_round(goal) else jaw_roll(world.yaw(goal) - held, px, py, symmetry)
     px, py = _beside(px, py, turn, task.place_offset)
     lx, ly = np.array([px, py]) + rng.normal(0, 0.008, 2)
-    over = _pose(lx, ly, high, turn, CLOSED)
+    over = _pose(lx, ly, high, turn + rng.normal(0, ENTRY_ROLL), CLOSED)
     return [
         *up,
         Segment(over, _travel(lift, over), 1.0),
@@ -246,9 +247,10 @@ class Follower:
         s = t / seg.seconds
         ease = s**3 * (10 - 15 * s + 6 * s * s)
         target = start + ease * (seg.goal - start)
-        if seg.precise:  # first above it, then down to it
+        if seg.precise:  # first above it and turned to it, then down to it
             r = min(1.0, s / 0.55)
-            target[:2] = start[:2] + r**3 * (10 - 15 * r + 6 * r * r) * (seg.goal[:2] - start[:2])
+            first = [0, 1, 4]
+            target[first] = start[first] + r**3 * (10 - 15 * r + 6 * r * r) * (seg.goal[first] - start[first])
         target[5] = seg.goal[5] if seg.event else start[5]  # the jaw is told at once; the limiter makes it smooth
         return target
 

@@ -1,7 +1,7 @@
 """What play is given to look at: table tops drawn at random, and things of other proportions.
 
 Task demonstrations see one table and one family of objects; play stands for the wide experience that the paper's world model
-brings along (1.9 M trajectories), so that its table tops and shapes never repeat.
+brings along (1.9 M trajectories), so that its table tops, colours and shapes never repeat.
 """
 
 from __future__ import annotations
@@ -41,6 +41,16 @@ def draw_table_top(rng: np.random.Generator, size: int) -> np.ndarray:
             share[at : at + width] = share[:, at : at + width] = 1.0
     colours = base + share[..., None] * (other - base)
     return np.round(255 * np.clip(colours, 0, 1)).astype(np.uint8)
+
+
+def draw_colour(rng: np.random.Generator, usual: np.ndarray, named: int | None) -> np.ndarray:
+    """Another colour float[3] for a thing that usually has `usual`: one near it or any at all; where an instruction names the colour by its
+    strongest channel (`named`: 0 red, 1 green, 2 blue), one of which that stays true."""
+    while True:
+        near = usual + rng.uniform(-0.45, 0.45, 3)
+        colour = np.clip(near if named is not None or rng.random() < 0.5 else rng.uniform(0, 1, 3), 0, 1)
+        if named is None or colour[named] > np.delete(colour, named).max() + 0.2:
+            return colour
 
 
 def vary_shapes(m: mujoco.MjModel, bodies: dict[int, list[int]], rng: np.random.Generator) -> None:

@@ -22,7 +22,7 @@ import mujoco
 from calibration.camera import Camera
 from runtime.kinematics import SO101_LOWER, SO101_UPPER, so101_forward, so101_inverse
 from sim.tasks import N_DISTRACTORS, Layout, Look, sample_layout, success
-from sim.variety import BOX, CYLINDER, draw_table_top, scale_bodies, vary_shapes
+from sim.variety import BOX, CYLINDER, draw_colour, draw_table_top, scale_bodies, vary_shapes
 
 ASSETS = Path(__file__).parent / "assets"
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
@@ -34,6 +34,11 @@ LATENCY_TICKS = 3  # goal register to motion: 12 ms
 CAMERA_SIZE = (320, 240)
 PRESS_M = 0.004  # travel at which a button lights up
 LIT = (1.0, 0.97, 0.75, 1.0)
+
+
+def _named_channel(part: str) -> int | None:
+    """Which of red, green and blue a part is called by, if any; a button's base is just a base."""
+    return None if part.endswith("_base") else {"red": 0, "green": 1, "blue": 2}.get(part.split("_")[0])
 
 
 class Scene:
@@ -54,11 +59,13 @@ class Scene:
         arm = {"world", "base", "shoulder", "upper_arm", "lower_arm", "wrist", "gripper", "jaw"}
         bodies = [m.body(int(b)).name for b in m.geom_bodyid]
         self.things = [i for i, b in enumerate(bodies) if b not in arm and not b.startswith("distractor")]
-        # An instruction that names a colour must stay true; a ring, a tray or a peg may have any.
-        self.tinted = np.array(
-            [0.25 if m.body(b).name.startswith(("red", "green", "blue")) else 0.45 for b in range(m.nbody)]
-        )
-        self.foreign = [i for i, b in enumerate(bodies) if b.startswith("distractor")]
+        foreign = [i for i, b in enumerate(bodies) if b.startswith("distractor")]
+        # What has one colour: the walls of a tray, the cap of a button, its base. A hole stays dark, and a red cap red: it is called so.
+        parts: dict[tuple[str, str], list[int]] = {}
+        for i in [*self.things, *foreign]:
+            if i not in self.unseen and names[i] not in ("hole", "floor_of_tray"):
+                parts.setdefault((bodies[i], names[i].rstrip("0123456789")), []).append(i)
+        self.coloured = [(geoms, _named_channel(part or body)) for (body, part), geoms in parts.items()]
         self.shapes = tuple(a.copy() for a in (m.geom_type, m.geom_size, m.geom_pos, m.geom_aabb, m.geom_rbound))
         # Bodies of one or two geoms may change their proportions, what is put together from several (ring, tray, block) its width.
         self.simple: dict[int, list[int]] = {}
@@ -82,9 +89,8 @@ class Scene:
         m = self.model
         if look.tint:
             rng = np.random.default_rng(look.tint)
-            change = rng.uniform(-1, 1, (m.nbody, 3)) * self.tinted[:, None]
-            coloured = [*self.things, *self.foreign]
-            m.geom_rgba[coloured, :3] = np.clip(m.geom_rgba[coloured, :3] + change[m.geom_bodyid[coloured]], 0, 1)
+            for geoms, named in self.coloured:
+                m.geom_rgba[geoms, :3] = draw_colour(rng, m.geom_rgba[geoms[0], :3], named)
             if rng.random() < 0.6:
                 vary_shapes(m, self.simple, rng)
                 scale_bodies(m, self.composed, rng)
@@ -296,6 +302,12 @@ class World:
         at = self.free_joint(body)
         w, x, y, z = self.model.body(body).quat if at is None else self.data.qpos[at + 3 : at + 7]
         return math.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+
+    def is_round(self, body: str) -> bool:
+        """Whether the body looks the same from all sides: upright cylinders only."""
+        m = self.model
+        own = (m.geom_bodyid == m.body(body).id) & (m.geom_rgba[:, 3] > 0)
+        return bool((m.geom_type[own] == CYLINDER).all())
 
     def upright(self, body: str) -> float:
         """Cosine of a free body's tilt."""

@@ -189,6 +189,45 @@ def test_play_drops_things_onto_others_without_the_care_that_a_task_takes(world)
     assert len(off) > 10 and (spread > 0.003).all() and (spread < 0.007).all()
 
 
+def test_play_paints_things_in_any_colour_but_the_one_they_are_called_by(world):
+    caps, bases = [], []
+    for seed in range(50):
+        world.reset(sample_layout(np.random.default_rng([seed, 2]), task="press", environment="play"))
+        m = world.model
+        caps.append([m.geom(f"{c}_cap").rgba[:3].argmax() for c in ("red", "green", "blue")])
+        bases.append(m.geom("red_base").rgba[:3].copy())
+    assert np.array_equal(caps, [[0, 1, 2]] * 50)
+    assert (np.min(bases, 0) < 0.2).all() and (np.max(bases, 0) > 0.7).all()
+
+
+@pytest.mark.parametrize("task", [t for t in TASKS if t != "press"])
+def test_nothing_is_in_the_jaws_way_where_the_expert_lets_go(world, task):
+    """Else a policy would see a jaw that was told to open and did not, and wait for it: what it holds looks just so."""
+    for seed in range(4):
+        rng = np.random.default_rng([seed, 97])
+        world.reset(sample_layout(rng, task=task))
+        follower = Follower(world, plan(world, rng), rng, 0.0)
+        release = max(i for i, s in enumerate(follower.segments) if s.event)
+        while follower.index <= release:
+            world.set_goals(joints_for(follower.step(0.02)[0]))
+            world.advance(0.02)
+        assert world.q[5] > 0.55
+
+
+def test_a_descent_begins_turned_and_ends_as_the_thing_lies(world):
+    """So that demonstrations show how a heading is put right, which transit leaves 10 to 30 degrees off."""
+    entry = []
+    for seed in range(12):
+        rng = np.random.default_rng([seed, 96])
+        world.reset(sample_layout(rng, task="slot"))
+        hover, down = plan(world, rng)[:2]
+        x, y, _ = world.position("bar")
+        across = world.yaw("bar") - math.atan2(y, x - PAN_X)
+        assert abs(down.goal[4] + across) < 1e-6
+        entry.append(hover.goal[4] - down.goal[4])
+    assert 0.08 < np.std(entry) < 0.25
+
+
 def test_play_never_looks_the_same_and_leaves_nothing_behind(world):
     """Shapes, colours and table top of an episode of play are gone with it."""
     plain = sample_layout(np.random.default_rng(5), task="stack")
