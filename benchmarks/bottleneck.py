@@ -45,12 +45,12 @@ def everything(m: HarmoWam, data: Demonstrations, labels: Labels, rows: np.ndarr
             [m.tokeniser.encode(images(data.front[labels.future[part, k]])) for k in range(m.cfg.futures)], 1
         )
         (heat, reach), (heat_true, reach_true) = m.reactive(now, future), m.reactive(now, true)
-        memory, contact = m.predictive.context(wrist, now, tokens, state[part])
+        memory, contact, turn = m.predictive.context(wrist, now, tokens, state[part])
         noise = torch.randn(len(part), m.cfg.chunk, 6, generator=generator)
         chunk = m.predictive.generate(noise, memory, m.cfg.action_steps) * m.action_std + m.action_mean
         said = {
-            "where": m.world.acts_next(mid), "heat": heat, "z": reach[:, 0], "heat_true": heat_true, "z_true": reach_true[:, 0],
-            "contact": contact, "chunk": chunk, "gate": m.gate(wrist, now, state[part])[:, 0],
+            "where": m.world.acts_next(mid), "heat": heat, "z": reach[:, 0], "roll": reach[:, 2], "heat_true": heat_true, "z_true": reach_true[:, 0],
+            "contact": contact, "turn": turn, "chunk": chunk, "gate": m.gate(wrist, now, state[part])[:, 0],
         }  # fmt: skip
         for name, x in said.items():
             out.setdefault(name, []).append(x)
@@ -88,11 +88,20 @@ def report(m: HarmoWam, data: Demonstrations, labels: Labels, every: int) -> tup
         k = (data.next_event - np.arange(len(data.pose)))[rows] - 1
         which = which & near & (k >= 0) & (k < m.cfg.chunk)
         at = np.flatnonzero(which)
-        off = (said["chunk"][at] - labels.chunk[rows[at]])[np.arange(len(at)), k[at], :2]
-        off = 1000 * np.linalg.norm(off, axis=1)
-        return f"{np.median(off):.1f} / {np.percentile(off, 90):.0f} mm"
+        off = np.abs(said["chunk"][at] - labels.chunk[rows[at]])[np.arange(len(at)), k[at]]
+        side, turned = 1000 * np.linalg.norm(off[:, :2], axis=1), np.rad2deg(off[:, 4])
+        return " ".join(
+            f"{np.median(x):.1f} / {np.percentile(x, 90):.0f} {unit}" for x, unit in ((side, "mm"), (turned, "deg"))
+        )
+
+    def heading(which: np.ndarray) -> str:
+        """How far the reactive expert's heading is from the one at the contact; only bars and what is square have one."""
+        off = np.abs(said["roll"] * float(m.reach_std[2]) + float(m.reach_mean[2]) - labels.reach[rows, 2])
+        return f"{np.median(np.rad2deg(off[which])):.0f} / {np.percentile(np.rad2deg(off[which]), 90):.0f} deg"
 
     seen = near & labels.in_view[rows]
+    shown = near & labels.turns[rows]
+    bins = np.abs(said["turn"].argmax(1) - labels.turn[rows]) * (2 * np.rad2deg(m.cfg.heading_range) / m.cfg.headings)
     cells = np.linalg.norm(peak(said["contact"], m.cfg.contact_map) - labels.contact[rows], axis=1)
     models = {
         "world model, to the item": share(where[transit & first]),
@@ -100,7 +109,10 @@ def report(m: HarmoWam, data: Demonstrations, labels: Labels, every: int) -> tup
         "reactive, to the item": share(heat[transit & first]),
         "reactive, to the goal": share(heat[transit & ~first]),
         "reactive, true frames": share(heat_true[transit]),
+        "reactive, heading to the item": heading(transit & first),
+        "reactive, heading to the goal": heading(transit & ~first),
         "contact map": f"{np.median(cells[seen]):.1f} cells, {np.mean(cells[seen] < 2):.0%}",
+        "turn to the contact": f"{np.median(bins[shown]):.1f} / {np.percentile(bins[shown], 90):.0f} deg",
         "chunk at the contact, item": chunk_mm(first),
         "chunk at the contact, goal": chunk_mm(~first),
         "gate": f"{np.mean((said['gate'] > 0) == near):.0%}",

@@ -35,6 +35,8 @@ class Config:
     heads: int = 4
     action_steps: int = 4
     contact_map: int = 24  # cells a side, over the wrist view
+    headings: int = 24  # bins of the turn from the present heading to the one at the contact
+    heading_range: float = math.pi / 3  # rad, to either side
     # How the wrist camera sits on the SO-101's gripper, seen from the tool's centre: m forward, m up, rad tilted down. For labels only.
     wrist_mount: tuple[float, float, float] = (-0.0861, 0.058, math.pi / 6)
     # reactive expert

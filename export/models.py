@@ -202,7 +202,8 @@ class PredictiveExpert(nn.Module):
     world-model tokens. Actions are relative to the current pose, in the tool frame, normalised to unit variance.
 
     A contact map over the wrist view says where the tool will be when the gripper next acts; it is trained by cross-entropy,
-    also on play, and what lies under it is one token of the memory. Regressing actions alone grounds small things late.
+    also on play, and what lies under it is one token of the memory. So is how far the tool will have turned by then: a bar and its tray
+    are a few pixels wide. Regressing actions alone grounds small things late, and headings hardly at all.
     """
 
     grid: Tensor
@@ -218,7 +219,10 @@ class PredictiveExpert(nn.Module):
         self.aim = nn.Linear(d, 2 * 64)
         self.spot_in, self.spot = conv(96, 64), nn.Sequential(conv(64, 64), nn.ReLU(), conv(64, 4, 1))
         self.contact = nn.Sequential(nn.Linear(96 + 2, d), nn.SiLU(), nn.Linear(d, d))
+        self.turn = nn.Sequential(conv(64, 64), nn.ReLU(), conv(64, 64), nn.ReLU(), conv(64, cfg.headings, 1))
+        self.turned = nn.Linear(cfg.headings, d)
         silence(self.aim)
+        silence(self.turned)
         line = torch.linspace(-1, 1, cfg.contact_map)
         yy, xx = torch.meshgrid(line, line, indexing="ij")
         self.register_buffer("grid", torch.stack([xx, yy], -1).reshape(-1, 2))
@@ -233,20 +237,23 @@ class PredictiveExpert(nn.Module):
         self.norm = nn.LayerNorm(d)
         self.memory_norm = nn.LayerNorm(d)
 
-    def context(self, wrist: Tensor, now: Tensor, tokens: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
-        """Memory [B, 110, width], and logits [B, 24*24] of the contact map."""
+    def context(self, wrist: Tensor, now: Tensor, tokens: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Memory [B, 110, width], logits [B, 24*24] of the contact map and [B, headings] of the turn until then."""
         fine = self.wrist[:6](wrist)  # [B, 96, 12, 12]
         world, state = self.world(tokens), self.proprio(proprio)
         scale, shift = self.aim(world.mean(1) + state)[:, :, None, None].chunk(2, 1)
-        logits = F.pixel_shuffle(self.spot(F.relu(self.spot_in(fine) * (1 + scale) + shift)), 2).flatten(1)
+        told = F.relu(self.spot_in(fine) * (1 + scale) + shift)
+        logits = F.pixel_shuffle(self.spot(told), 2).flatten(1)
         side = self.cfg.contact_map
         p = torch.softmax(logits, -1)
-        under = F.avg_pool2d(p.reshape(-1, 1, side, side), 2) * 4 * fine
-        contact = self.contact(torch.cat([under.sum((2, 3)), p @ self.grid], -1))
+        there = F.avg_pool2d(p.reshape(-1, 1, side, side), 2) * 4
+        turn = (there * self.turn(told)).sum((2, 3))
+        contact = self.contact(torch.cat([(there * fine).sum((2, 3)), p @ self.grid], -1))
+        contact = contact + self.turned(torch.softmax(turn, -1))
         parts = [
             self.wrist[6:](fine).flatten(2).transpose(1, 2), self.front(now).flatten(2).transpose(1, 2), world, state[:, None],
         ]  # fmt: skip
-        return self.memory_norm(torch.cat([torch.cat(parts, 1) + self.place, contact[:, None]], 1)), logits
+        return self.memory_norm(torch.cat([torch.cat(parts, 1) + self.place, contact[:, None]], 1)), logits, turn
 
     def velocity(self, x: Tensor, t: Tensor, memory: Tensor) -> Tensor:
         h = self.action_in(x) + self.position

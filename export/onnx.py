@@ -41,7 +41,7 @@ class PredictiveEngine(nn.Module):
     def forward(self, wrist: Tensor, latent: Tensor, tokens: Tensor, proprio: Tensor, noise: Tensor) -> Tensor:
         m = self.m
         state = (proprio - m.proprio_mean) / m.proprio_std
-        memory, _ = m.predictive.context(wrist, latent, tokens, state)
+        memory, _, _ = m.predictive.context(wrist, latent, tokens, state)
         return m.predictive.generate(noise, memory, self.steps) * m.action_std + m.action_mean
 
 

@@ -94,6 +94,11 @@ class Labels:
             np.array([p.startswith(("take ", "drop ")) for p in data.instructions])[data.episode] & data.play & begun
         )
         self.in_view = inside & ~careless & np.isin(data.next_event, data.events)
+        # How far the tool turns until then, in bins; not where play touches or puts down: there it has any heading.
+        turn = event_pose[:, 4] - data.pose[:, 4]
+        self.turn = ((turn / cfg.heading_range + 1) * cfg.headings / 2 - 0.5).astype(np.float32)
+        takes = np.array([not p.startswith("touch ") for p in data.instructions])[data.episode] & ~begun
+        self.turns = self.in_view & (np.abs(turn) < cfg.heading_range) & (takes | ~data.play)
 
 
 def contact_cell(pose: np.ndarray, then: np.ndarray, wrist: Camera, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -290,7 +295,7 @@ class Trainer(Loop):
         )
         state = state + 0.03 * torch.randn_like(state)
         with self._cast():
-            memory, where = m.predictive.context(wrist, now, m.world.tokens(mids), state)
+            memory, where, turn = m.predictive.context(wrist, now, m.world.tokens(mids), state)
             velocity = m.predictive.velocity(x, t, memory)
         # Transit is large on this scale, and not its job.
         matters = torch.where(self._row(lab.gate, rows) > 0.5, 1.0, 0.3) * self._row(lab.skilled, rows)
@@ -298,6 +303,8 @@ class Trainer(Loop):
         in_view = self._row(lab.in_view, rows).float()
         place = heat_loss(where, self._row(lab.contact, rows), self.cfg.contact_map)
         contact = (in_view * place).sum() / in_view.sum().clamp_min(1)
+        turns = self._row(lab.turns, rows).float()
+        heading = (turns * bin_loss(turn, self._row(lab.turn, rows))).sum() / turns.sum().clamp_min(1)
         # The gate learns from play too; what the jaw should do, only a task says.
         rows = rng.integers(len(lab.gate), size=batch // 2)
         wrist = augment(images(self.data.wrist[rows]).to(self.device), rng)
@@ -324,6 +331,7 @@ class Trainer(Loop):
         return {
             "predictive": predictive,
             "contact": 0.1 * contact,
+            "heading": 0.1 * heading,
             "reactive": 0.1 * (place + reach_loss),
             "gate": 0.05 * gate,
         }
@@ -340,6 +348,13 @@ def heat_loss(logits: Tensor, cell: Tensor, side: int) -> Tensor:
     ).flatten(1)
     spot = spot / spot.sum(1, keepdim=True).clamp_min(1e-6)
     return -(spot * F.log_softmax(logits.float(), -1)).sum(-1)
+
+
+def bin_loss(logits: Tensor, at: Tensor) -> Tensor:
+    """Cross-entropy [B] of logits [B, n] against a bump, one bin wide, round the bins `at` [B] (centres at whole numbers)."""
+    bins = torch.arange(logits.shape[1], device=logits.device, dtype=torch.float32)
+    bump = torch.softmax(-((bins - at[:, None]) ** 2) / 2, 1)
+    return -(bump * F.log_softmax(logits.float(), -1)).sum(1)
 
 
 def displace(now: Tensor, mids: Tensor, near: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

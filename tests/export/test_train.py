@@ -12,7 +12,7 @@ from export.data import Demonstrations, load_demonstrations, policy_camera
 from export.lerobot import DataError
 from export.models import HarmoWam
 from export.text import ngrams
-from export.train import Labels, Trainer, contact_cell, hindsight, normalise
+from export.train import Labels, Trainer, bin_loss, contact_cell, hindsight, normalise
 from runtime.kinematics import so101_forward
 from sim.tasks import INSTRUCTIONS, sample_layout
 from sim.world import World
@@ -124,6 +124,25 @@ def test_other_play_teaches_no_contacts():
         labels = Labels(played(text, scene), Config())
         assert not labels.skilled.any() and np.array_equal(labels.said, labels.text)
     assert Labels(played("put the red cube on the plate", "plate", play=False), Config()).skilled.all()
+
+
+def test_turns_are_taught_where_the_picture_shows_them():
+    """Bins of the turn from the present heading to the one at the contact; not where play touches, or lets go in any heading."""
+    cfg = Config()
+    data = played("take the red cube away", "plate")
+    data.pose[:21, 4] = np.linspace(-0.4, 0.2, 21)
+    labels = Labels(data, cfg)
+    width = 2 * cfg.heading_range / cfg.headings
+    middle = cfg.headings / 2 - 0.5  # no turn lies between the middle bins
+    assert labels.turn[10] - middle == pytest.approx((data.pose[20, 4] - data.pose[10, 4]) / width, abs=1e-4)
+    assert labels.turns[15] and not labels.turns[20:].any()
+    assert not Labels(played("touch the plate", "plate"), cfg).turns.any()
+
+
+def test_a_bin_loss_is_least_where_the_bin_is():
+    at = torch.tensor([3.0, 7.4])
+    losses = torch.stack([bin_loss(10.0 * torch.eye(12)[[k, k]], at) for k in range(12)])
+    assert losses.argmin(0).tolist() == [3, 7]
 
 
 def test_actions_are_scaled_by_what_is_done_near_things(data):

@@ -1,0 +1,146 @@
+"""Ways of making INT8 engines, side by side: our recipe, ONNX Runtime's static quantiser as it comes, NVIDIA's modelopt as it comes.
+
+`python -m benchmarks.quantisers [--json FILE]` (ten minutes; modelopt needs `./build.sh peers`, another interpreter is named by
+--peers). Each way sees every second stored observation; errors are those on the others. Errors and file sizes hold anywhere; times are
+ONNX Runtime's on this processor, one thread, all ways and FP32 in turns, fastest round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from export.bundle import CHECKPOINT, engine_feeds, fixed_noise, observation_feeds, samples_path, task_embeddings
+from export.checkpoint import load_checkpoint
+from export.gates import COSINE, parity, weight_bytes
+from export.lint import lint
+from export.onnx import engines, export_engine
+from export.quantise import Feeds, _quiet, _Reader, load_recipe, quantise
+from export.text import encoder_of
+from runtime.engine import OrtEngine
+
+ENGINES = ("world_model", "predictive", "fast")
+MODELOPT = """
+import sys, numpy as np
+from modelopt.onnx.quantization import quantize
+source, feeds, out, how = sys.argv[1:]
+quantize(onnx_path=source, quantize_mode="int8", calibration_data=dict(np.load(feeds)), calibration_method=how,
+         calibration_eps=["cpu"], high_precision_dtype="fp32", output_path=out)
+"""
+
+
+def runtime_static(source: Path, target: Path, feeds: list[Feeds]) -> None:
+    """ONNX Runtime's static quantiser with its own defaults, but int8 activations: every operator that it knows, one scale a tensor."""
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        quantize_static(
+            str(prepared), str(target), _Reader(feeds), quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+        )  # fmt: skip
+
+
+def modelopt(source: Path, target: Path, feeds: list[Feeds], peers: Path, method: str) -> None:
+    """modelopt's PTQ with its own choice of layers, in the peers' environment; raises CalledProcessError."""
+    stacked = target.with_suffix(".npz")
+    np.savez(stacked, **{k: np.concatenate([f[k] for f in feeds]) for k in feeds[0]})  # type: ignore[arg-type]
+    command = [str(peers), "-c", MODELOPT, str(source), str(stacked), str(target), method]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+def fastest(ways: dict[str, OrtEngine], feed: Feeds, rounds: int) -> dict[str, float]:
+    """Fastest of `rounds` runs of each engine, ms, in turns."""
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(rounds + 3):
+        for name, engine in ways.items():
+            began = time.perf_counter()
+            engine.run(feed)
+            best[name] = min(best[name], 1e3 * (time.perf_counter() - began))
+    return best
+
+
+def compare(checkpoint: Path, peers: Path, rounds: int) -> dict[str, Any]:
+    model, _, instructions, _ = load_checkpoint(checkpoint)
+    tasks = task_embeddings(model, instructions, encoder_of(model.cfg))
+    seen = observation_feeds(samples_path(checkpoint), tasks)
+    out: dict[str, Any] = {"observations": len(seen), "engines": {}}
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        work = Path(folder)
+        specs = engines(model)
+        for name in ENGINES:
+            export_engine(*specs[name], work / f"{name}.onnx")
+        noise = fixed_noise(specs["world_model"][1]["noise"], specs["predictive"][1]["noise"])
+        feeds = engine_feeds(OrtEngine(work / "world_model.onnx"), seen, noise)
+        for name in ENGINES:
+            source, shown, held_out = work / f"{name}.onnx", feeds[name][::2], feeds[name][1::2]
+
+            def recipe(target: Path, to: str, engine: str = name, f: Path = source, s: list[Feeds] = shown) -> None:
+                quantise(f, target, engine, load_recipe(to), s)
+
+            ways = {
+                "recipe, onnxruntime": lambda t, r=recipe: r(t, "onnxruntime"),
+                "recipe, tensorrt": lambda t, r=recipe: r(t, "tensorrt"),
+                "ORT static": lambda t, f=source, s=shown: runtime_static(f, t, s),
+                "modelopt, max": lambda t, f=source, s=shown: modelopt(f, t, s, peers, "max"),
+                "modelopt, entropy": lambda t, f=source, s=shown: modelopt(f, t, s, peers, "entropy"),
+            }
+            made = {"FP32": OrtEngine(source)}
+            rows: dict[str, dict[str, Any]] = {}
+            for way, make in ways.items():
+                target = work / f"{name}.{way.replace(', ', '-').replace(' ', '-')}.onnx"
+                try:
+                    make(target)
+                    made[way] = OrtEngine(target)
+                except (subprocess.CalledProcessError, OSError, RuntimeError, ValueError) as e:
+                    said = str(getattr(e, "stderr", "") or e).strip().splitlines()
+                    rows[way] = {"failed": said[-1] if said else type(e).__name__}
+                    continue
+                rows[way] = {
+                    "cosine": {k: r["cosine"] for k, r in parity(made["FP32"], made[way], held_out).items()},
+                    "weights": round(weight_bytes(target) / weight_bytes(source), 3),
+                    "tensorrt_lint": lint(target),
+                }  # fmt: skip
+            times = fastest(made, held_out[0], rounds)
+            for way, row in rows.items():
+                if way in times:
+                    row["speedup"] = round(times["FP32"] / times[way], 2)
+            out["engines"][name] = {"fp32_ms": round(times["FP32"], 2), "ways": rows}
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"))
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    result = compare(given.checkpoint, given.peers, given.rounds)
+    print("| engine | way | worst cosine (least allowed) | weights | times FP32 | complaints of the TensorRT linter |")
+    print("|---|---|---|---|---|---|")
+    for name, engine in result["engines"].items():
+        for way, row in engine["ways"].items():
+            if "failed" in row:
+                print(f"| {name} | {way} | failed: {row['failed']} | | | |")
+                continue
+            tensor, worst = min(row["cosine"].items(), key=lambda kv: kv[1] - COSINE.get(kv[0], 0.99))
+            print(
+                f"| {name} | {way} | {tensor} {worst:.4f} ({COSINE.get(tensor, 0.99)}) | {row['weights']} | {row['speedup']}x "
+                f"| {len(row['tensorrt_lint'])} |"
+            )
+    if given.json:
+        given.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
