@@ -49,8 +49,8 @@ def everything(m: HarmoWam, data: Demonstrations, labels: Labels, rows: np.ndarr
         noise = torch.randn(len(part), m.cfg.chunk, 6, generator=generator)
         chunk = m.predictive.generate(noise, memory, m.cfg.action_steps) * m.action_std + m.action_mean
         said = {
-            "where": m.world.acts_next(mid), "heat": heat, "z": reach[:, 0], "roll": reach[:, 2], "heat_true": heat_true, "z_true": reach_true[:, 0],
-            "contact": contact, "turn": turn, "chunk": chunk, "gate": m.gate(wrist, now, state[part])[:, 0],
+            "where": m.world.acts_next(mid), "heat": heat, "z": reach[:, 0], "roll": reach[:, 2], "heat_true": heat_true,
+            "z_true": reach_true[:, 0], "contact": contact, "turn": turn, "chunk": chunk, "gate": m.gate(wrist, now, state[part])[:, 0],
         }  # fmt: skip
         for name, x in said.items():
             out.setdefault(name, []).append(x)
