@@ -12,6 +12,8 @@ import json
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,12 @@ quantize(onnx_path=source, quantize_mode="int8", calibration_data=dict(np.load(f
 """
 
 
-def runtime_static(source: Path, target: Path, feeds: list[Feeds]) -> None:
+def by_recipe(to: str, engine: str, source: Path, feeds: list[Feeds], target: Path) -> None:
+    """What `harmowam export --target` makes."""
+    quantise(source, target, engine, load_recipe(to), feeds)
+
+
+def runtime_static(source: Path, feeds: list[Feeds], target: Path) -> None:
     """ONNX Runtime's static quantiser with its own defaults, but int8 activations: every operator that it knows, one scale a tensor."""
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"
@@ -50,7 +57,7 @@ def runtime_static(source: Path, target: Path, feeds: list[Feeds]) -> None:
         )  # fmt: skip
 
 
-def modelopt(source: Path, target: Path, feeds: list[Feeds], peers: Path, method: str) -> None:
+def modelopt(peers: Path, method: str, source: Path, feeds: list[Feeds], target: Path) -> None:
     """modelopt's PTQ with its own choice of layers, in the peers' environment; raises CalledProcessError."""
     stacked = target.with_suffix(".npz")
     np.savez(stacked, **{k: np.concatenate([f[k] for f in feeds]) for k in feeds[0]})  # type: ignore[arg-type]
@@ -83,16 +90,12 @@ def compare(checkpoint: Path, peers: Path, rounds: int) -> dict[str, Any]:
         feeds = engine_feeds(OrtEngine(work / "world_model.onnx"), seen, noise)
         for name in ENGINES:
             source, shown, held_out = work / f"{name}.onnx", feeds[name][::2], feeds[name][1::2]
-
-            def recipe(target: Path, to: str, engine: str = name, f: Path = source, s: list[Feeds] = shown) -> None:
-                quantise(f, target, engine, load_recipe(to), s)
-
-            ways = {
-                "recipe, onnxruntime": lambda t, r=recipe: r(t, "onnxruntime"),
-                "recipe, tensorrt": lambda t, r=recipe: r(t, "tensorrt"),
-                "ORT static": lambda t, f=source, s=shown: runtime_static(f, t, s),
-                "modelopt, max": lambda t, f=source, s=shown: modelopt(f, t, s, peers, "max"),
-                "modelopt, entropy": lambda t, f=source, s=shown: modelopt(f, t, s, peers, "entropy"),
+            ways: dict[str, Callable[[Path], object]] = {
+                "recipe, onnxruntime": partial(by_recipe, "onnxruntime", name, source, shown),
+                "recipe, tensorrt": partial(by_recipe, "tensorrt", name, source, shown),
+                "ORT static": partial(runtime_static, source, shown),
+                "modelopt, max": partial(modelopt, peers, "max", source, shown),
+                "modelopt, entropy": partial(modelopt, peers, "entropy", source, shown),
             }
             made = {"FP32": OrtEngine(source)}
             rows: dict[str, dict[str, Any]] = {}
