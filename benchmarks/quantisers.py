@@ -60,7 +60,7 @@ def runtime_static(source: Path, feeds: list[Feeds], target: Path) -> None:
 def modelopt(peers: Path, method: str, source: Path, feeds: list[Feeds], target: Path) -> None:
     """modelopt's PTQ with its own choice of layers, in the peers' environment; raises CalledProcessError."""
     stacked = target.with_suffix(".npz")
-    np.savez(stacked, **{k: np.concatenate([f[k] for f in feeds]) for k in feeds[0]})  # type: ignore[arg-type]
+    np.savez(stacked, **{k: np.concatenate([f[k] for f in feeds]) for k in feeds[0]})
     command = [str(peers), "-c", MODELOPT, str(source), str(stacked), str(target), method]
     subprocess.run(command, check=True, capture_output=True, text=True)
 
