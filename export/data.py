@@ -30,7 +30,7 @@ from sim.world import World
 CONTROL_HZ = 50.0
 PER_PART = 25
 VIEWS = ("front", "wrist")
-MISSED = 0.2  # of the demonstrations begin where a failed grasp would have ended: the policy must learn to try again
+MISSED = 0.2  # of the demonstrations begin where something went wrong: the policy must learn to try again
 
 
 def policy_camera(native: Camera, size: int = 96) -> Camera:
@@ -51,12 +51,15 @@ def simulated_warps(world: World) -> dict[str, Warp]:
 
 
 def after_a_miss(world: World, layout: Layout, rng: np.random.Generator) -> Layout:
-    """The same start with the gripper shut beside the item, as a failed grasp leaves it."""
+    """The same start with the gripper shut beside the item, as a failed grasp leaves it; of a row of buttons with the first one lit and the
+    gripper near it or at rest, as a policy leaves it that forgot the second."""
     task = TASKS[layout.task]
-    if task.name == "press":
-        return layout
     x, y, _ = layout.places[layout.roles[0]]
     start = layout.start.copy()
+    if task.name == "press":
+        if rng.random() < 0.5:
+            start[:3] = *(np.array([x, y]) + rng.normal(0, 0.015, 2)), rng.uniform(0.05, 0.09)
+        return dataclasses.replace(layout, start=start, pressed=layout.roles[:1])
     start[:2] = np.array([x, y]) + rng.normal(0, 0.015, 2)
     start[2] = rng.uniform(max(0.045, task.grasp_z + 0.03), 0.085)
     return dataclasses.replace(layout, start=start, jaw=CLOSED)

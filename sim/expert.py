@@ -120,9 +120,9 @@ def plan_place(world: World, rng: np.random.Generator) -> list[Segment]:
 
 
 def plan_press(world: World, rng: np.random.Generator) -> list[Segment]:
-    """Way-points of the button row: hover, press, hover; the jaw stays closed."""
+    """Way-points of the button row: hover, press, hover, for each that is not lit yet; the jaw stays closed."""
     at, out = world.pose, []
-    for name in world.layout.roles:
+    for name in [r for r in world.layout.roles if r not in world.pressed]:
         x, y, _ = world.layout.places[name]
         hx, hy = np.array([x, y]) + rng.normal(0, 0.006, 2)
         hover = _pose(hx, hy, HOVER, 0.0, CLOSED)

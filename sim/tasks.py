@@ -114,7 +114,8 @@ class Look:
 
 @dataclass(frozen=True)
 class Layout:
-    """One start. `places` maps body -> (x, y, yaw); `start` is the end-effector pose [5], `jaw` its opening (rad)."""
+    """One start. `places` maps body -> (x, y, yaw); `start` is the end-effector pose [5], `jaw` its opening (rad); `pressed` are the
+    buttons that are lit already."""
 
     task: str
     instruction: str
@@ -123,6 +124,7 @@ class Layout:
     jaw: float = OPEN
     environment: str = "seen"
     look: Look = field(default_factory=Look)
+    pressed: tuple[str, ...] = ()
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -140,7 +140,9 @@ class World:
         self.layout = layout
         scene.dress(layout.environment == "object")
         scene.look(layout.look)
-        self.pressed: list[str] = []
+        self.pressed = list(layout.pressed)
+        for button in self.pressed:
+            self._light(button)
         for name, (x, y, yaw) in layout.places.items():
             turned = (math.cos(yaw / 2), 0, 0, math.sin(yaw / 2))
             body = self.model.body(name)

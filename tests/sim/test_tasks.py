@@ -189,6 +189,21 @@ def test_play_drops_things_onto_others_without_the_care_that_a_task_takes(world)
     assert len(off) > 10 and (spread > 0.003).all() and (spread < 0.007).all()
 
 
+def test_a_row_of_buttons_can_be_found_half_pressed(world):
+    """The first is lit from the start, the expert presses the second only, and that is success; the next start knows nothing of it."""
+    rng = np.random.default_rng(9)
+    layout = sample_layout(rng, task="press")
+    world.reset(layout)
+    dark = world.render("front").astype(int)
+    half = dataclasses.replace(layout, pressed=layout.roles[:1])
+    world.reset(half)
+    assert not world.success() and (np.abs(world.render("front") - dark).max(-1) > 60).sum() > 20
+    assert len([s for s in plan(world, rng) if s.precise]) == 1
+    assert solve(world, half, rng)
+    world.reset(layout)
+    assert world.pressed == [] and np.array_equal(world.render("front"), dark)
+
+
 def test_play_paints_things_in_any_colour_but_the_one_they_are_called_by(world):
     caps, bases = [], []
     for seed in range(50):
