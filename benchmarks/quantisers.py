@@ -2,7 +2,7 @@
 
 `python -m benchmarks.quantisers [--json FILE]` (ten minutes; modelopt needs `./build.sh peers`, another interpreter is named by
 --peers). Each way sees every second stored observation; errors are those on the others. Errors and file sizes hold anywhere; times are
-ONNX Runtime's on this processor, one thread, all ways and FP32 in turns, fastest round.
+ONNX Runtime's on this processor, one thread, each way and FP32 in turns, fastest round.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import argparse
 import json
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,10 +23,10 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from export.bundle import CHECKPOINT, engine_feeds, fixed_noise, observation_feeds, samples_path, task_embeddings
 from export.checkpoint import load_checkpoint
-from export.gates import COSINE, parity, weight_bytes
+from export.gates import COSINE, parity, race, weight_bytes
 from export.lint import lint
 from export.onnx import engines, export_engine
-from export.quantise import Feeds, _quiet, _Reader, load_recipe, quantise
+from export.quantise import Feeds, Observations, load_recipe, quantise, quiet
 from export.text import encoder_of
 from runtime.engine import OrtEngine
 
@@ -48,11 +47,11 @@ def by_recipe(to: str, engine: str, source: Path, feeds: list[Feeds], target: Pa
 
 def runtime_static(source: Path, feeds: list[Feeds], target: Path) -> None:
     """ONNX Runtime's static quantiser with its own defaults, but int8 activations: every operator that it knows, one scale a tensor."""
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         quantize_static(
-            str(prepared), str(target), _Reader(feeds), quant_format=QuantFormat.QDQ,
+            str(prepared), str(target), Observations(feeds), quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
         )  # fmt: skip
 
@@ -63,17 +62,6 @@ def modelopt(peers: Path, method: str, source: Path, feeds: list[Feeds], target:
     np.savez(stacked, **{k: np.concatenate([f[k] for f in feeds]) for k in feeds[0]})
     command = [str(peers), "-c", MODELOPT, str(source), str(stacked), str(target), method]
     subprocess.run(command, check=True, capture_output=True, text=True)
-
-
-def fastest(ways: dict[str, OrtEngine], feed: Feeds, rounds: int) -> dict[str, float]:
-    """Fastest of `rounds` runs of each engine, ms, in turns."""
-    best = dict.fromkeys(ways, float("inf"))
-    for _ in range(rounds + 3):
-        for name, engine in ways.items():
-            began = time.perf_counter()
-            engine.run(feed)
-            best[name] = min(best[name], 1e3 * (time.perf_counter() - began))
-    return best
 
 
 def compare(checkpoint: Path, peers: Path, rounds: int) -> dict[str, Any]:
@@ -97,27 +85,24 @@ def compare(checkpoint: Path, peers: Path, rounds: int) -> dict[str, Any]:
                 "modelopt, max": partial(modelopt, peers, "max", source, shown),
                 "modelopt, entropy": partial(modelopt, peers, "entropy", source, shown),
             }
-            made = {"FP32": OrtEngine(source)}
+            reference = OrtEngine(source)
             rows: dict[str, dict[str, Any]] = {}
             for way, make in ways.items():
                 target = work / f"{name}.{way.replace(', ', '-').replace(' ', '-')}.onnx"
                 try:
                     make(target)
-                    made[way] = OrtEngine(target)
+                    candidate = OrtEngine(target)
                 except (subprocess.CalledProcessError, OSError, RuntimeError, ValueError) as e:
                     said = str(getattr(e, "stderr", "") or e).strip().splitlines()
                     rows[way] = {"failed": said[-1] if said else type(e).__name__}
                     continue
                 rows[way] = {
-                    "cosine": {k: r["cosine"] for k, r in parity(made["FP32"], made[way], held_out).items()},
+                    "cosine": {k: r["cosine"] for k, r in parity(reference, candidate, held_out).items()},
                     "weights": round(weight_bytes(target) / weight_bytes(source), 3),
+                    "time": race(reference, candidate, held_out[0], rounds),
                     "tensorrt_lint": lint(target),
                 }  # fmt: skip
-            times = fastest(made, held_out[0], rounds)
-            for way, row in rows.items():
-                if way in times:
-                    row["speedup"] = round(times["FP32"] / times[way], 2)
-            out["engines"][name] = {"fp32_ms": round(times["FP32"], 2), "ways": rows}
+            out["engines"][name] = rows
     return out
 
 
@@ -132,13 +117,13 @@ def main() -> None:
     print("| engine | way | worst cosine (least allowed) | weights | times FP32 | complaints of the TensorRT linter |")
     print("|---|---|---|---|---|---|")
     for name, engine in result["engines"].items():
-        for way, row in engine["ways"].items():
+        for way, row in engine.items():
             if "failed" in row:
                 print(f"| {name} | {way} | failed: {row['failed']} | | | |")
                 continue
             tensor, worst = min(row["cosine"].items(), key=lambda kv: kv[1] - COSINE.get(kv[0], 0.99))
             print(
-                f"| {name} | {way} | {tensor} {worst:.4f} ({COSINE.get(tensor, 0.99)}) | {row['weights']} | {row['speedup']}x "
+                f"| {name} | {way} | {tensor} {worst:.4f} ({COSINE.get(tensor, 0.99)}) | {row['weights']} | {row['time']['speedup']}x "
                 f"| {len(row['tensorrt_lint'])} |"
             )
     if given.json:

@@ -25,7 +25,7 @@ from export.onnx import clean
 Feeds = dict[str, np.ndarray]
 
 
-class _Reader(CalibrationDataReader):
+class Observations(CalibrationDataReader):
     def __init__(self, feeds: Iterable[Feeds]):
         self._feeds: Iterator[Feeds] = iter(feeds)
 
@@ -67,7 +67,7 @@ def chosen_nodes(model: onnx.ModelProto, patterns: list[str], min_channels: int)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The library advises, through the root logger, pre-processing that was just done."""
     root = logging.getLogger()
     level = root.level
@@ -85,7 +85,7 @@ def quantise(source: Path, target: Path, engine: str, recipe: dict[str, Any], fe
     """
     if not feeds:
         raise ValueError("quantisation needs calibration observations; random data is never used")
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_optimization=True, skip_symbolic_shape=True)
         model = onnx.load(prepared)
@@ -94,7 +94,7 @@ def quantise(source: Path, target: Path, engine: str, recipe: dict[str, Any], fe
         if not nodes:
             raise ValueError(f"recipe quantises nothing in engine '{engine}': its patterns match no weight")
         quantize_static(
-            str(prepared), str(target), _Reader(feeds), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(LAYERS),
+            str(prepared), str(target), Observations(feeds), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(LAYERS),
             nodes_to_quantize=nodes, per_channel=True, activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
             calibrate_method=CALIBRATORS[recipe["calibration"]],
             extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "CalibMovingAverage": False,

@@ -8,12 +8,13 @@ import torch
 
 from export.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from export.config import Config
-from export.data import Demonstrations, load_demonstrations, policy_camera
+from export.data import Demonstrations, load_demonstrations, policy_camera, record_episode, simulated_warps
 from export.lerobot import DataError
 from export.models import HarmoWam
 from export.text import ngrams
 from export.train import Labels, Trainer, bin_loss, contact_cell, hindsight, normalise
 from runtime.kinematics import so101_forward
+from sim.phases import find_events
 from sim.tasks import INSTRUCTIONS, sample_layout
 from sim.world import World
 from tests.dataset import camera
@@ -49,6 +50,18 @@ def test_events_are_found_in_what_the_arm_did(data):
             assert len(events) in (1, 2) and not jaw.any() and (data.pose[events, 2] < 0.03).all()
         else:
             assert list(jaw[-2:]) == [False, True] and len(events) in (2, 3)
+
+
+def test_a_half_pressed_row_is_one_touch_and_a_dark_one_two():
+    world = World(0)
+    layout = sample_layout(np.random.default_rng(5), task="press")
+    for pressed, touches in ((layout.roles[:1], 1), ((), 2)):
+        start = dataclasses.replace(layout, pressed=pressed)
+        episode, success = record_episode(world, simulated_warps(world), np.random.default_rng(5), start, 20.0)
+        pose = np.array([np.append(so101_forward(q), q[5]) for q in episode.state])
+        target = np.array([np.append(so101_forward(q), q[5]) for q in episode.action])
+        assert success and len(find_events(pose, target, np.full(len(pose), len(pose) - 1), 20.0)) == touches
+    world.close()
 
 
 def test_what_play_did_is_told_as_an_instruction_would_have(data):
