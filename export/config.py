@@ -46,3 +46,4 @@ class Config:
     # the gate's labels, from proprioception alone
     gate_window_s: float = 0.35
     gate_height_m: float = 0.062
+    gate_radius_m: float = 0.030

@@ -27,6 +27,7 @@ from export.models import HarmoWam
 from export.rows import images
 from export.text import Encoder, encoder_of
 from runtime.decode import heatmap_cell, proprio, relative_chunk
+from sim.phases import interaction
 from sim.tasks import CLOSED, INSTRUCTIONS, OPEN, TASKS
 
 STAGES = ("tokeniser", "world", "experts")
@@ -66,12 +67,8 @@ class Labels:
         event_pose = data.pose[data.next_event]
         self.cell = heatmap_cell(data.cameras["front"], event_pose[:, :3], cfg.heatmap).astype(np.float32)
         self.reach = event_pose[:, 2:5].astype(np.float32)
-        near = np.zeros(n, bool)
-        window = round(cfg.gate_window_s * data.rate_hz)
-        for e in data.events:
-            near[max(e - window, 0) : min(e + window + 1, int(data.last[e]) + 1)] = True
-        same = data.episode[np.maximum(rows - window, 0)]  # a window never reaches back into the episode before
-        self.gate = ((near & (same <= data.episode)) | (data.pose[:, 2] < cfg.gate_height_m)).astype(np.float32)
+        rule = (cfg.gate_window_s, cfg.gate_height_m, cfg.gate_radius_m)
+        self.gate = interaction(data.pose, data.events, data.last, data.rate_hz, *rule).astype(np.float32)
         self.jaw_open = (data.target[:, 5] > 0.5 * (OPEN + CLOSED)).astype(np.float32)
         self.text = np.stack([encode(s) for s in data.instructions])[data.episode]
         told, throughout = hindsight(data)
@@ -94,6 +91,10 @@ class Labels:
             np.array([p.startswith(("take ", "drop ")) for p in data.instructions])[data.episode] & data.play & begun
         )
         self.in_view = inside & ~careless & np.isin(data.next_event, data.events)
+        # Nor does it tell the gate that one has come near to such a place.
+        self.gate_told = (
+            ~careless | interaction(data.pose, data.events, data.last, data.rate_hz, *rule[:2], 0.0) | (self.gate < 0.5)
+        )
         # How far the tool turns until then, in bins; not where play touches or puts down: there it has any heading.
         turn = event_pose[:, 4] - data.pose[:, 4]
         self.turn = ((turn / cfg.heading_range + 1) * cfg.headings / 2 - 0.5).astype(np.float32)
@@ -312,8 +313,7 @@ class Trainer(Loop):
         with self._cast():
             logits = m.gate(wrist, self.latents[rows].float(), state + 0.03 * torch.randn_like(state))
         target = torch.stack([self._row(lab.gate, rows), self._row(lab.jaw_open, rows)], 1)
-        told = torch.ones_like(target)
-        told[:, 1] = self._row(~self.data.play, rows).float()
+        told = torch.stack([self._row(lab.gate_told, rows), self._row(~self.data.play, rows)], 1).float()
         gate = (F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none") * told).mean()
         # Reactive expert: half true, half generated futures; the newest frame may be up to 0.4 s younger than the Prior's.
         rows = rng.integers(len(lab.gate), size=max(1, batch // 4))

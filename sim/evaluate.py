@@ -24,7 +24,7 @@ from runtime.contracts import Observation
 from runtime.steps import FastStep, SlowStep
 from sim.baseline import ChunkStep
 from sim.expert import plan
-from sim.phases import interaction
+from sim.phases import find_events, interaction
 from sim.plant import virtual_motor
 from sim.score import Score
 from sim.tasks import TASKS, Layout, sample_layout
@@ -162,7 +162,8 @@ def gate_score(pose: list[np.ndarray], episode: Episode, rate_hz: float) -> tupl
     chosen = np.array([t.expert for t in episode.ticks])
     sent = np.array([t.sent_target for t in episode.ticks])
     sent[chosen == Expert.NONE] = np.array(pose[:n])[chosen == Expert.NONE]
-    wanted = interaction(np.array(pose[:n]), sent, rate_hz)
+    been, last = np.array(pose[:n]), np.full(n, n - 1)
+    wanted = interaction(been, find_events(been, sent, last, rate_hz), last, rate_hz)
     acted = chosen != Expert.NONE
     return int(((chosen == Expert.PREDICTIVE) == wanted)[acted].sum()), int(acted.sum())
 

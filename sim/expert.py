@@ -17,7 +17,8 @@ from sim.tasks import CLOSED, HOME, OPEN, PAN_X, REACH, SEEN, TASKS, TOOL_PITCH,
 from sim.world import World
 
 HOVER = 0.070  # m, tool height in transit
-ENTRY_ROLL = 0.15  # rad, spread of the heading with which a descent begins
+ENTRY_ROLL = 0.15  # rad, spread of the heading with which a descent begins,
+ENTRY_M, FAR_ENTRY_M, FAR_ENTRIES = 0.008, 0.018, 0.3  # m, and of its place; the far ones are so many of all
 RISE = 0.09  # m, hover over a stack or a post with something in the jaws
 
 
@@ -61,17 +62,22 @@ def _beside(x: float, y: float, roll: float, offset: float) -> tuple[float, floa
     return x + offset * math.cos(a), y + offset * math.sin(a)
 
 
+def entry(rng: np.random.Generator, x: float, y: float) -> np.ndarray:
+    """Where the descent to (x, y) begins: a little to the side, sometimes far, for the transit expert will not be exact either."""
+    return np.array([x, y]) + rng.normal(0, FAR_ENTRY_M if rng.random() < FAR_ENTRIES else ENTRY_M, 2)
+
+
 def pick(
     world: World, rng: np.random.Generator, item: str, z: float, offset: float, start: np.ndarray
 ) -> list[Segment]:
-    """Hover, descend, close, lift. The descent begins a little to the side and turned: the transit expert will not be exact either."""
+    """Hover, descend, close, lift. The descent begins to the side (`entry`) and turned."""
     x, y, _ = world.position(item)
     round_ring = item == "ring" and world.layout.environment != "object"
     symmetry = math.pi if item == "bar" else math.pi / 4 if round_ring else math.pi / 2
     # A bar is taken across: its length runs along the tool's forward axis. A round thing has a heading that nobody can see.
     roll = 0.0 if world.is_round(item) else jaw_roll(world.yaw(item), x, y, symmetry)
     x, y = _beside(x, y, roll, offset)
-    hx, hy = np.array([x, y]) + rng.normal(0, 0.008, 2)
+    hx, hy = entry(rng, x, y)
     hover = _pose(hx, hy, HOVER, roll + rng.normal(0, ENTRY_ROLL), OPEN)
     first: list[Segment] = []
     if start[5] < 0.5 * (OPEN + CLOSED):  # after a miss: open before anything else
@@ -107,7 +113,7 @@ def plan_place(world: World, rng: np.random.Generator) -> list[Segment]:
         symmetry = math.pi if task.name == "slot" else math.pi / 2
         turn = roll if world.is_round(goal) else jaw_roll(world.yaw(goal) - held, px, py, symmetry)
     px, py = _beside(px, py, turn, task.place_offset)
-    lx, ly = np.array([px, py]) + rng.normal(0, 0.008, 2)
+    lx, ly = entry(rng, px, py)
     over = _pose(lx, ly, high, turn + rng.normal(0, ENTRY_ROLL), CLOSED)
     return [
         *up,
@@ -124,7 +130,7 @@ def plan_press(world: World, rng: np.random.Generator) -> list[Segment]:
     at, out = world.pose, []
     for name in [r for r in world.layout.roles if r not in world.pressed]:
         x, y, _ = world.layout.places[name]
-        hx, hy = np.array([x, y]) + rng.normal(0, 0.006, 2)
+        hx, hy = entry(rng, x, y)
         hover = _pose(hx, hy, HOVER, 0.0, CLOSED)
         out += [
             Segment(hover, _travel(at, hover), 1.0),
@@ -164,6 +170,8 @@ def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], st
     """
     names = list(world.layout.places)
     target = names[int(rng.integers(len(names)))]
+    if world.free_joint(target) is None:  # what can be taken shows more than what can only be touched
+        target = names[int(rng.integers(len(names)))]
     said = target.replace("_", " ")
     jaw = world.layout.jaw
     out: list[Segment] = []

@@ -7,10 +7,9 @@ import numpy as np
 from sim.tasks import CLOSED, OPEN
 
 TOUCH_M = 0.055  # a lowest point of the tool below this is an event even when the jaw does not move (pressing a button)
-WINDOW_S, LOW_M = (
-    0.35,
-    0.062,
-)  # as `export.config.Config` has them: time round an event, and height, that are interaction
+# As `export.config.Config` has them: time round an event, height, and distance (sideways) from where the next event will be, that are
+# interaction.
+WINDOW_S, LOW_M, NEAR_M = 0.35, 0.062, 0.030
 
 
 def find_events(pose: np.ndarray, target: np.ndarray, last: np.ndarray, rate_hz: float) -> np.ndarray:
@@ -34,11 +33,25 @@ def find_events(pose: np.ndarray, target: np.ndarray, last: np.ndarray, rate_hz:
     return np.unique(np.concatenate([flips, np.array(dips, int)])).astype(np.int32)
 
 
-def interaction(pose: np.ndarray, target: np.ndarray, rate_hz: float) -> np.ndarray:
-    """bool[N]: the phase of every row of one episode; `pose` and `target` as in `find_events`."""
-    n = len(pose)
-    near = np.zeros(n, bool)
-    window = round(WINDOW_S * rate_hz)
-    for e in find_events(pose, target, np.full(n, n - 1), rate_hz):
-        near[max(e - window, 0) : e + window + 1] = True
-    return near | (pose[:, 2] < LOW_M)
+def next_events(events: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Row int32[N] of each row's next event, or where its episode ends without one; `events`, `last` as in `find_events`."""
+    at = np.searchsorted(events, np.arange(len(last)), side="right")
+    return np.minimum(np.append(events, len(last))[at], last).astype(np.int32)
+
+
+def interaction(
+    pose: np.ndarray, events: np.ndarray, last: np.ndarray, rate_hz: float,
+    window_s: float = WINDOW_S, low_m: float = LOW_M, near_m: float = NEAR_M,
+) -> np.ndarray:  # fmt: skip
+    """bool[N]: the phase of every row of whole episodes, `pose`, `events` and `last` as in `find_events`.
+
+    The tool is low, or something happens about now, or it is above the place where the next thing will: what is left to do is precise.
+    """
+    near = pose[:, 2] < low_m
+    window = round(window_s * rate_hz)
+    for e in events:
+        a, b = max(0, e - window), e + window + 1
+        near[a:b] |= last[a:b] == last[e]
+    following = next_events(events, last)
+    aside = np.linalg.norm(pose[:, :2] - pose[following, :2], axis=1)
+    return near | ((aside < near_m) & np.isin(following, events))

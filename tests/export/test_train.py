@@ -125,12 +125,27 @@ def played(text, scene, jaw=0.05, play=True):
 
 
 def test_play_that_a_task_could_have_asked_for_teaches_contacts_up_to_the_grasp():
-    labels = Labels(played("take the red cube away", "plate"), Config())
+    data = played("take the red cube away", "plate")
+    data.pose[:21, 0] += 0.01 * np.arange(20, -1, -1)  # comes from the side
+    labels = Labels(data, Config())
     taught = np.flatnonzero(labels.skilled)
     assert taught.min() == 14 - 1 and taught.max() == 19  # the gate's window, to the row before the grasp
     asked = ngrams("put the red cube on the plate", 512)
     assert np.array_equal(labels.said[0], asked) and not np.array_equal(labels.text[0], asked)
     assert np.array_equal(labels.said[30], labels.text[30])  # what was done with it then, no task asks for
+
+
+def test_the_gate_is_not_told_that_it_is_near_where_nothing_shows_it():
+    """Above a thing that play goes on to take the gate is to wake up; above a bare place where it will let go it cannot know."""
+    data = played("take the red cube away", "plate")
+    data.pose[:, 2] = 0.08
+    let_go = np.array([20, 39], np.int32)
+    data = dataclasses.replace(data, events=let_go, next_event=let_go[(np.arange(40) >= 20).astype(int)])
+    labels = Labels(data, Config())
+    assert labels.gate.all() and labels.gate_told[:21].all()
+    assert np.flatnonzero(~labels.gate_told).tolist() == list(
+        range(28, 32)
+    )  # neither the grasp nor letting go is about now
 
 
 def test_other_play_teaches_no_contacts():

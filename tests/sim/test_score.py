@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sim.expert import Follower, Segment, joints_for, plan
-from sim.phases import LOW_M, WINDOW_S, find_events, interaction
+from sim.phases import LOW_M, NEAR_M, WINDOW_S, find_events, interaction
 from sim.score import Score
 from sim.tasks import sample_layout
 from sim.true_future import go_on, next_event_s, remaining
@@ -101,31 +101,34 @@ def test_a_wrong_button_and_a_lost_item_end_the_episode(world):
     assert ended == "out of reach" and score.failure(ended) == "pushed out of reach"
 
 
-def test_the_phase_is_told_as_in_the_gates_labels():
-    """The rule is written twice, for whole data sets in export.train: it must stay the same one."""
+def test_the_phase_is_told_as_the_configuration_says():
     from export.config import Config
-    from export.data import Demonstrations
-    from export.train import Labels
-    from tests.dataset import CAMERAS
 
-    cfg, rate = Config(), 20.0
-    assert (cfg.gate_window_s, cfg.gate_height_m) == (WINDOW_S, LOW_M)
-    rng = np.random.default_rng(2)
+    cfg = Config()
+    assert (cfg.gate_window_s, cfg.gate_height_m, cfg.gate_radius_m) == (WINDOW_S, LOW_M, NEAR_M)
+
+
+def test_what_is_low_or_about_to_act_or_above_what_comes_next_is_interaction():
+    rate = 20.0
     lengths = (90, 60)
     n = sum(lengths)
-    pose = np.tile(np.array([0.2, 0, 0.08, 1.4, 0, 0.6], np.float32), (n, 1))
-    pose[:, 2] += 0.04 * np.sin(np.arange(n) / 6).astype(np.float32) + rng.normal(0, 0.001, n).astype(np.float32)
-    target = pose.copy()
-    target[:, 5] = np.where((np.arange(n) // 37) % 2, 0.05, 0.6)
     last = np.repeat(np.cumsum(lengths) - 1, lengths).astype(np.int32)
-    episode = np.repeat(np.arange(2), lengths).astype(np.int32)
+    pose = np.tile(np.array([0.2, 0, 0.08, 1.4, 0, 0.6]), (n, 1))
+    pose[:, 0] = 0.1 + 0.0021 * np.arange(n)  # 4.2 cm/s
+    pose[70:75, 2] = 0.06
+    target = pose.copy()
+    target[40:, 5] = 0.05  # shuts at row 40, and never again
     events = find_events(pose, target, last, rate)
-    pictures = np.zeros((n, 3, 1, 1), np.uint8)
-    data = Demonstrations(
-        pictures, pictures, pose, target, last, events, episode, last, ["a b c", "d e f"], ["", ""], np.zeros(n, bool), CAMERAS, rate
-    )  # fmt: skip
-    said = np.concatenate([interaction(pose[episode == e], target[episode == e], rate) for e in (0, 1)])
-    assert np.array_equal(said, Labels(data, cfg).gate > 0.5) and 0.2 < said.mean() < 0.95
+    assert events.tolist() == [40]
+    said = np.flatnonzero(interaction(pose, events, last, rate))
+    before, after = 40 - 14, 40 + 7  # 3 cm and more than 0.35 s before; 0.35 s after
+    assert said.tolist() == [*range(before, after + 1), *range(70, 75)]
+    assert np.flatnonzero(interaction(pose, events, last, rate, near_m=0.0)).tolist() == [
+        *range(33, 48),
+        *range(70, 75),
+    ]
+    lone = np.array([85], np.int32)  # nothing reaches over into the next episode
+    assert interaction(pose, lone, last, rate)[[89, 90]].tolist() == [True, False]
 
 
 def test_the_true_future_starts_from_the_present(world):
