@@ -23,7 +23,7 @@ from export.gates import ExportError, joint_error, missed, parity, race, weight_
 from export.lint import lint
 from export.models import HarmoWam
 from export.onnx import engines, export_engine
-from export.quantise import Feeds, load_recipe, quantise
+from export.quantise import Feeds, left_in_float, load_recipe, quantise
 from export.text import Encoder, encoder_of
 from runtime.bundle import EngineFiles, Manifest, save_bundle
 from runtime.decode import proprio
@@ -207,6 +207,10 @@ def export_bundle(
         complaints = [f"{name}: {c}" for name, path in shipped.items() for c in lint(path, target)]
         if complaints:
             raise ExportError(f"{complaints[0]} ({len(complaints)} complaints in all): mend the model or the recipe.")
+        if int8 and target == "onnxruntime" and (idle := [w for path in shipped.values() for w in left_in_float(path)]):
+            raise ExportError(
+                f"ONNX Runtime would compute {idle[0]} ({len(idle)} layers in all) in float: leave them out of the recipe."
+            )
         candidate = {name: OrtEngine(path) for name, path in shipped.items()} if int8 else reference
         for name, path in shipped.items():
             say(f"{name}: compared with FP32")

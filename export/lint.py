@@ -39,11 +39,12 @@ PATHS = re.compile(rb"(/(home|root|tmp|usr|work|opt|mnt|Users)/[\w.-]+|site-pack
 
 
 def lint(path: Path, target: str = "tensorrt") -> list[str]:
-    """Complaints about the model at `path`, none if it may ship. For "onnxruntime", int32 biases between Q/DQ are welcome."""
+    """Complaints about the model at `path`, none if it may ship. For "onnxruntime", int32 biases between Q/DQ are welcome, and activations
+    are uint8 with any zero point (`export.quantise` says why)."""
     model = onnx.load(path)
     graph = model.graph
     out = [*_header(model, path), *_nodes(graph)]
-    return [*out, *_quantisation(graph, int32_bias=target == "onnxruntime")]
+    return [*out, *_quantisation(graph, target == "onnxruntime")]
 
 
 def _header(model: onnx.ModelProto, path: Path) -> list[str]:
@@ -85,7 +86,7 @@ def _nodes(graph: onnx.GraphProto) -> list[str]:
     return out
 
 
-def _quantisation(graph: onnx.GraphProto, int32_bias: bool) -> list[str]:
+def _quantisation(graph: onnx.GraphProto, runtime: bool) -> list[str]:
     out = []
     constants = {i.name: i for i in graph.initializer}
     made = {o: n for n in graph.node for o in n.output}
@@ -97,7 +98,7 @@ def _quantisation(graph: onnx.GraphProto, int32_bias: bool) -> list[str]:
     weights = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in constants}
     for node in graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            out += _pair(node, constants, made, users, outputs, int32_bias)
+            out += _pair(node, constants, made, users, outputs, runtime)
         elif node.op_type in LAYERS:
             between = [(m := made.get(v)) is not None and m.op_type == "DequantizeLinear" for v in node.input[:2]]
             if any(between) and not all(between):
@@ -115,22 +116,23 @@ def _quantisation(graph: onnx.GraphProto, int32_bias: bool) -> list[str]:
 
 def _pair(
     node: onnx.NodeProto, constants: dict[str, TensorProto], made: dict[str, onnx.NodeProto],
-    users: dict[str, list[onnx.NodeProto]], outputs: set[str], int32_bias: bool,
+    users: dict[str, list[onnx.NodeProto]], outputs: set[str], runtime: bool,
 ) -> list[str]:  # fmt: skip
     """Complaints about one QuantizeLinear or DequantizeLinear."""
     out = []
     name = f"{node.op_type} {node.name}"
     stored = constants.get(node.input[0])
     bias = node.op_type == "DequantizeLinear" and stored is not None and stored.data_type == TensorProto.INT32
-    if bias and not int32_bias:
+    if bias and not runtime:
         return [f"{name} dequantises an int32 bias: TensorRT wants biases in float (export with --target tensorrt)"]
     scale = constants.get(node.input[1])
     if scale is None or not (numpy_helper.to_array(scale) > 0).all():
         out.append(f"{name} has no constant, positive scale")
     zero = constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    if not bias and (zero is None or zero.data_type != TensorProto.INT8):
-        out.append(f"{name} is not int8")
-    elif zero is not None and numpy_helper.to_array(zero).any():
+    unsigned = runtime and stored is None  # an activation
+    if not bias and (zero is None or zero.data_type != (TensorProto.UINT8 if unsigned else TensorProto.INT8)):
+        out.append(f"{name} is not {'uint8' if unsigned else 'int8'}")
+    elif zero is not None and not unsigned and numpy_helper.to_array(zero).any():
         out.append(f"{name} has a zero point other than 0")
     if node.op_type == "QuantizeLinear":
         if any(u.op_type != "DequantizeLinear" for u in users[node.output[0]]) or not users[node.output[0]]:

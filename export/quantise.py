@@ -1,7 +1,10 @@
 """Explicit Q/DQ INT8 from real observations, by a committed recipe of weight names; strongly typed by construction.
 
-Symmetric int8 on both sides is what TensorRT accepts and what ONNX Runtime's int8 kernels run. The recipe is an allow list:
-whatever it does not name (normalisation, softmax, skip additions, heads, the action transformer) stays in float.
+TensorRT accepts symmetric int8 on both sides and nothing else. ONNX Runtime on a CPU would run a third of such layers in float without a
+word: its kernels want uint8 activations, it turns int8 into them only where a tensor is read by one layer alone, and leaves the rest
+between Q and DQ. So its activations are uint8 over each tensor's whole range; and its weights keep to 7 bits, because a processor without
+VNNI adds products up in pairs of 16 bits and cuts off what overflows (docs/export.md). The recipe is an allow list: whatever it does not
+name (normalisation, softmax, skip additions, heads) stays in float.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -85,6 +89,7 @@ def quantise(source: Path, target: Path, engine: str, recipe: dict[str, Any], fe
     """
     if not feeds:
         raise ValueError("quantisation needs calibration observations; random data is never used")
+    runtime = recipe["target"] == "onnxruntime"
     with tempfile.TemporaryDirectory() as folder, quiet():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared), skip_optimization=True, skip_symbolic_shape=True)
@@ -95,10 +100,24 @@ def quantise(source: Path, target: Path, engine: str, recipe: dict[str, Any], fe
             raise ValueError(f"recipe quantises nothing in engine '{engine}': its patterns match no weight")
         quantize_static(
             str(prepared), str(target), Observations(feeds), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(LAYERS),
-            nodes_to_quantize=nodes, per_channel=True, activation_type=QuantType.QInt8, weight_type=QuantType.QInt8,
+            nodes_to_quantize=nodes, per_channel=True, reduce_range=runtime,
+            activation_type=QuantType.QUInt8 if runtime else QuantType.QInt8, weight_type=QuantType.QInt8,
             calibrate_method=CALIBRATORS[recipe["calibration"]],
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True, "CalibMovingAverage": False,
-                           "QuantizeBias": recipe["target"] == "onnxruntime"},
+            extra_options={"ActivationSymmetric": not runtime, "WeightSymmetric": True, "CalibMovingAverage": False,
+                           "QuantizeBias": runtime},
         )  # fmt: skip
     onnx.save(clean(onnx.load(target)), str(target))
     return {"int8_layers": len(nodes), "layers": total}
+
+
+def left_in_float(path: Path) -> list[str]:
+    """Names of int8 weights in the file at `path` that ONNX Runtime takes back to float at every start: their layers cost error and are not
+    run in int8. Nothing but the graph that it has optimised says so."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ort.SessionOptions()
+        options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+        options.log_severity_level = 4  # it warns that such a file is for this kind of processor only
+        ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        graph = onnx.load(options.optimized_model_filepath).graph
+    int8 = {i.name for i in graph.initializer if i.data_type == onnx.TensorProto.INT8 and len(i.dims) > 1}
+    return sorted({n.input[0] for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in int8})

@@ -5,8 +5,10 @@ import onnx
 import pytest
 
 from export.bundle import CHECKPOINT, export_bundle, samples_path
+from export.checkpoint import load_checkpoint
 from export.gates import ExportError, cosine
-from export.quantise import load_recipe
+from export.onnx import engines, export_engine
+from export.quantise import left_in_float, load_recipe, quantise
 from export.text import ngrams
 from runtime.bundle import Bundle
 from sim.tasks import INSTRUCTIONS
@@ -32,6 +34,22 @@ def test_layers_really_are_int8(bundle_path):
             ):
                 int8 += kinds.get(made[n.input[1]].input[0]) == onnx.TensorProto.INT8
         assert int8 >= least, name
+
+
+def test_the_runtime_computes_in_int8_what_the_recipe_says(bundle_path, tmp_path):
+    """With int8 activations ONNX Runtime leaves layers in float whose input another layer reads, too; that such a bundle is refused."""
+    for file in sorted((bundle_path / "onnx").glob("*.onnx")):
+        assert left_in_float(file) == [], file.name
+    model, inputs, outputs = engines(load_checkpoint(CHECKPOINT)[0])["fast"]
+    export_engine(model, inputs, outputs, tmp_path / "fp32.onnx")
+    feeds = [
+        {
+            i.name: np.ones([d.dim_value for d in i.type.tensor_type.shape.dim], np.float32)
+            for i in onnx.load(tmp_path / "fp32.onnx").graph.input
+        }
+    ]
+    quantise(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", "fast", load_recipe("tensorrt"), feeds)
+    assert any("gate.front" in name for name in left_in_float(tmp_path / "int8.onnx"))
 
 
 def test_no_paths_and_no_names_of_machines_in_the_bundle(bundle_path):
