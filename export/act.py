@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from calibration.camera import Camera
 from export.data import Demonstrations
+from export.loop import rounds_bf16
 from export.onnx import export_engine
 from export.text import ngrams
 from runtime.bundle import EngineFiles, Manifest, save_bundle
@@ -180,6 +181,7 @@ class ActTrainer:
         self.text = np.stack([ngrams(s, cfg.text_ngrams) for s in data.instructions])
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=cfg.rate, weight_decay=1e-4)
         self.step, self.seconds = 0, 0.0
+        self.bf16 = rounds_bf16(self.device)  # its budget is wall time, as ours
         self._load()
 
     @property
@@ -221,7 +223,7 @@ class ActTrainer:
         actions = self._normal(d.target[np.minimum(steps, d.last[rows][:, None])])
         pose = self._normal(d.pose[rows])
         front, wrist = (jitter(raw[rows], rng, self.device) for raw in (d.front, d.wrist))
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             text = m.embed(torch.from_numpy(self.text[d.episode[rows]]).to(self.device))
             mean, log_variance = (x.float() for x in m.encode_style(pose, actions))
             style = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()

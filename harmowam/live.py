@@ -20,7 +20,7 @@ from firmware_bridge.messages import RequestKind
 from firmware_bridge.motor import REQUEST_SLOT
 from firmware_bridge.slots import SlotWriter
 from harmowam.calibration_rig import refuse_moved
-from runtime.bundle import Bundle
+from runtime.bundle import Bundle, default_backend
 from runtime.cameras import CameraSource, calibrations, open_cameras
 from runtime.profile import timing_report
 from runtime.robot import Robot
@@ -186,12 +186,13 @@ def live(
             code = keeper.wait(5)
             first_ns = counts.first_command_ns
             report = timing_report(driver)
+            backend = default_backend()
             report.update(
                 task=task,
                 robot=robot.name,
                 policy=policy,
                 bundle=bundle.manifest.name,
-                engine="onnxruntime",
+                engine={"cpu": "onnxruntime", "cuda": "onnxruntime (cuda)"}.get(backend, backend),
                 quantization=bundle.manifest.quantization.get("format", "fp32"),
                 motor_missed_ticks=last.missed_ticks,
                 motor_exit_code=code,

@@ -176,9 +176,8 @@ class Bundle:
         spec = self.manifest.engines.get(name)
         if spec is None:
             raise BundleError(f"{self.path} holds no engine '{name}': export the bundle again.")
-        backend = backend or os.environ.get("HARMOWAM_ENGINE", "cpu")
         try:
-            engine = self._open(name, spec, threads, backend)
+            engine = self._open(name, spec, threads, backend or default_backend())
         except EngineError as e:
             raise BundleError(f"{self.path}: {e}") from e
         if {k: list(v.shape) for k, v in engine.inputs.items()} != spec.inputs or list(engine.outputs) != spec.outputs:
@@ -197,6 +196,11 @@ class Bundle:
         if backend not in providers:
             raise EngineError(f"HARMOWAM_ENGINE={backend} is unknown: use cpu, cuda or tensorrt.")
         return OrtEngine(self.path / spec.file, threads, providers[backend])
+
+
+def default_backend() -> str:
+    """What engines run on unless told otherwise: "cpu", "cuda" or "tensorrt"."""
+    return os.environ.get("HARMOWAM_ENGINE", "cpu")
 
 
 def save_bundle(out: Path, manifest: Manifest, files: dict[str, Path], reports: dict[str, Path] | None = None) -> None:

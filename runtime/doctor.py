@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from calibration.camera import CalibrationError, load_camera
 from runtime.robot import Robot
 
 
@@ -268,13 +269,11 @@ def cameras(machine: Machine, robot: Robot) -> Iterator[Finding]:
                 )
             else:
                 yield Finding(f"camera {name}", "ok", "GStreamer pipeline")
-        if camera.calibration != "sim" and not (robot.path.parent / camera.calibration).is_file():
-            yield Finding(
-                f"calibration {name}",
-                "bad",
-                f"{camera.calibration} is missing beside {robot.path.name}",
-                "`harmowam calibrate intrinsics --help`",
-            )
+        if camera.calibration != "sim":
+            try:  # a plain file, or a camera's folder in a calibration store
+                load_camera(robot.path.parent / camera.calibration)
+            except CalibrationError as e:
+                yield Finding(f"calibration {name}", "bad", str(e), "`harmowam calibrate intrinsics --help`")
         if camera.fps < robot.fast_hz:
             yield Finding(
                 f"camera {name}",

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from calibration.camera import Camera, load_camera
+from calibration.store import Store
 from export.lerobot.layout import (
     EXTRA,
     INFO,
@@ -76,10 +77,17 @@ def load(
 
 
 def read_cameras(folder: Path) -> dict[str, Camera]:
-    """The calibrations `front.json`, `wrist.json`, ... in a folder, by name; raises CalibrationError, DataError if there is none."""
+    """The calibrations `front.json`, `wrist.json`, ... in a folder, or the current ones of a calibration store, by name; raises
+    CalibrationError, DataError if there is none."""
+    store = Store(folder)
     found = {path.stem: load_camera(path) for path in sorted(Path(folder).glob("*.json"))}
+    for name in store.names():
+        if store.current_hash(name) is not None and store.get(name)["kind"] == "camera":
+            found[name] = load_camera(Path(folder) / name)
     if not found:
-        raise DataError(f"{folder} holds no camera calibrations: put front.json and wrist.json there.")
+        raise DataError(
+            f"{folder} holds no camera calibrations: put front.json and wrist.json there, or name a calibration store."
+        )
     return found
 
 

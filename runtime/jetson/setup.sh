@@ -62,4 +62,4 @@ say "Full speed: power mode 0, clocks locked (needs the fan)"
 run nvpmodel -m 0
 run jetson_clocks
 
-say "Done. Log in again, then: ./build.sh jetson && .venv/bin/harmowam doctor --robot my_arm.toml"
+say "Done. Log in again, then: docs/jetson.md, step 3"

@@ -16,6 +16,7 @@ import av
 import numpy as np
 import pytest
 
+from calibration.store import Store, new_record
 from export.data import policy_camera
 from export.lerobot import JOINTS, DataError, finish, load, part_exists, read_cameras, write_part
 from runtime.kinematics import SO101_LOWER, SO101_UPPER
@@ -193,6 +194,13 @@ def test_units_and_cameras_must_be_known(copy, tmp_path):
     (tmp_path / "cameras").mkdir()
     for name, c in CAMERAS.items():
         (tmp_path / "cameras" / f"{name}.json").write_text(json.dumps(c.to_json()))
+    store = Store(tmp_path / "store")
+    for name, c in CAMERAS.items():
+        known = new_record(
+            "camera", name, c.to_json(), identity={"mount": "arm"}, parents=[], uncertainty={}, evidence={}
+        )
+        store.set_current(name, store.put(known), "test")
+    assert {k: c.to_json() for k, c in read_cameras(store.root).items()} == {k: c.to_json() for k, c in CAMERAS.items()}
     data = load(copy, units="rad", calibration=read_cameras(tmp_path / "cameras"))
     assert data.cameras["front"].to_json() == CAMERAS["front"].to_json()
 

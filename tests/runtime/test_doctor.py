@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 
+from calibration.store import Store, new_record
 from runtime import doctor
 from runtime.doctor import Machine, cameras, clocks, examine, realtime, serial_port, storage
 from runtime.robot import load_robot
+from tests.dataset import camera
 
 
 @pytest.fixture
@@ -68,6 +70,28 @@ def test_without_rights_to_real_time_the_limits_file_is_given(machine, monkeypat
     assert found.state == "warn" and "/etc/security/limits.d/90-harmowam.conf" in found.mend
 
 
+def test_a_calibration_may_be_a_folder_of_the_store(machine, tmp_path):
+    put(machine, "/dev/video0")
+    store, result = Store(tmp_path / "calibration"), camera("front", 640, 480).to_json()
+    record = new_record("camera", "front", result, identity={"mount": "base"}, parents=[], uncertainty={}, evidence={})
+    store.set_current("front", store.put(record), "test")
+    shipped = load_robot("so101")
+    front = dataclasses.replace(shipped.cameras["front"], calibration="calibration/front")
+    robot = dataclasses.replace(shipped, path=tmp_path / "robot.toml", cameras={"front": front})
+    assert not [f for f in cameras(machine, robot) if f.name == "calibration front"]
+    unposed = new_record(
+        "camera",
+        "front",
+        {**result, "T_base_from_cam": None},
+        identity={"mount": "base"},
+        parents=[],
+        uncertainty={},
+        evidence={},
+    )
+    store.set_current("front", store.put(unposed), "test")
+    assert "hand-eye" in named(cameras(machine, robot), "calibration front").found
+
+
 def test_cameras_that_are_missing_or_slower_than_the_loop(machine):
     robot = load_robot("so101")
     found = list(cameras(machine, robot))
@@ -78,7 +102,9 @@ def test_cameras_that_are_missing_or_slower_than_the_loop(machine):
     slow = dataclasses.replace(robot, fast_hz=50.0)
     found = list(cameras(machine, slow))
     assert any("gives 30 frames a second, the fast loop wants 50" in f.found for f in found)
-    assert named(found, "calibration front").state == "bad"
+    assert (
+        named(found, "calibration front").state == "bad" and "cannot be read" in named(found, "calibration front").found
+    )
     pipeline = dataclasses.replace(robot.cameras["front"], source="gst:nvarguscamerasrc ! appsink")
     csi = dataclasses.replace(robot, cameras={"front": pipeline})
     assert "docs/jetson.md" in named(cameras(machine, csi), "camera front").mend
