@@ -297,7 +297,7 @@ def test_an_arm_whose_port_came_back_is_lowered_on_request(tmp_path):
     rig = LiveRig(tmp_path)
     rig.arm()
     rig.replug()
-    assert rig.wait_for(lambda: rig.state() is not None and rig.state().safety == SafetyState.DISARMED, 5) < 5
+    assert rig.wait_for(lambda: (s := rig.state()) is not None and s.safety == SafetyState.DISARMED, 5) < 5
     assert rig.torque() == [1] * 6
     rig.close()
     assert rig.torque() == [0] * 6 and rig.keeper.returncode == 0
