@@ -1,7 +1,7 @@
 """Explicit Q/DQ INT8 from real observations, by a committed recipe of weight names; strongly typed by construction.
 
-TensorRT accepts symmetric int8 on both sides and nothing else. ONNX Runtime on a CPU would run a third of such layers in float without a
-word: its kernels want uint8 activations, it turns int8 into them only where a tensor is read by one layer alone, and leaves the rest
+TensorRT accepts symmetric int8 on both sides and nothing else. ONNX Runtime on a CPU would run a quarter of such layers in float without
+a word: its kernels want uint8 activations, it turns int8 into them only where a tensor is read by one layer alone, and leaves the rest
 between Q and DQ. So its activations are uint8 over each tensor's whole range; and its weights keep to 7 bits, because a processor without
 VNNI adds products up in pairs of 16 bits and cuts off what overflows (docs/export.md). The recipe is an allow list: whatever it does not
 name (normalisation, softmax, skip additions, heads) stays in float.

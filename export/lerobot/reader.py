@@ -79,11 +79,10 @@ def load(
 def read_cameras(folder: Path) -> dict[str, Camera]:
     """The calibrations `front.json`, `wrist.json`, ... in a folder, or the current ones of a calibration store, by name; raises
     CalibrationError, DataError if there is none."""
-    store = Store(folder)
     found = {path.stem: load_camera(path) for path in sorted(Path(folder).glob("*.json"))}
-    for name in store.names():
-        if store.current_hash(name) is not None and store.get(name)["kind"] == "camera":
-            found[name] = load_camera(Path(folder) / name)
+    for pointer in sorted(Path(folder).glob("*/current")):
+        if Store(folder).get(pointer.parent.name)["kind"] == "camera":
+            found[pointer.parent.name] = load_camera(pointer.parent)
     if not found:
         raise DataError(
             f"{folder} holds no camera calibrations: put front.json and wrist.json there, or name a calibration store."
