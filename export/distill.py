@@ -156,9 +156,9 @@ class Distiller(Loop):
             noise = torch.randn(batch, self.cfg.futures * now.shape[1], *now.shape[2:], device=self.device)
             text = world.embed(self._row(self.labels.said, rows))
             _, mids = world(noise, torch.zeros(batch, device=self.device), now, text, state)
-            now, mids = displace(now, mids.float(), self.labels.gate[rows] > 0.5, rng)
+            now, mids = displace(now, mids.float(), self.labels.gate[rows] > 0.5, self.labels.ambiguous[rows], rng)
             tokens = world.tokens(mids)
-        return rows, (wrist, now, tokens, state + 0.03 * torch.randn_like(state))
+        return rows, (wrist, now, tokens, self._felt(rows, rng))
 
     def _memory(self, expert: PredictiveExpert, situation: tuple[Tensor, ...]) -> Tensor:
         with self._cast():
@@ -177,7 +177,8 @@ class Distiller(Loop):
         x = (1 - t)[:, None, None] * noise + t[:, None, None] * chunk
         with self._cast():
             velocity = self.model.predictive.velocity(x, t, memory)
-        return ((velocity.float() - (chunk - noise)) ** 2).mean()
+        taught = self._row(self.labels.taught, rows)[:, :, None]
+        return (taught * (velocity.float() - (chunk - noise)) ** 2).mean()
 
     # -- how good it became ---------------------------------------------------------------------------------------------
 

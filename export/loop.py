@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 SAVE_EVERY_S = 60.0
 ROUND_EVERY = 20  # steps; only then may a state be written (export/state.py)
 SCHEMA = 1  # of the state file
+GRIP_RAD = 0.06
 
 Stage = tuple[int, int, float]  # steps, batch, peak learning rate
 
@@ -400,6 +401,15 @@ class Loop:
 
     def _state(self, rows: np.ndarray) -> Tensor:
         return (self._row(self.labels.proprio, rows) - self.model.proprio_mean) / self.model.proprio_std
+
+    def _felt(self, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
+        """`_state` with a little noise, and half of the time as if what the jaw holds were of another width."""
+        state = self._state(rows)
+        other = self.labels.holds[rows] & (rng.random(len(rows)) < 0.5)
+        wider = (other * rng.uniform(-GRIP_RAD, GRIP_RAD, len(rows))).astype(np.float32)
+        jaw = self.cfg.proprio.index("gripper")
+        state[:, jaw] += torch.from_numpy(wider).to(self.device) / self.model.proprio_std[jaw]
+        return state + 0.03 * torch.randn_like(state)
 
     def _future(self, rows: np.ndarray) -> Tensor:
         return self.latents[torch.from_numpy(self.labels.future[rows])].flatten(1, 2).float()

@@ -31,6 +31,8 @@ from sim.phases import interaction
 from sim.tasks import CLOSED, INSTRUCTIONS, OPEN, TASKS
 
 STAGES = ("tokeniser", "world", "experts")
+JAW_S = 0.3  # how long the SO-101's jaw takes to close on something,
+HELD_RAD = CLOSED + 0.05  # and where it stands then at least
 
 
 @dataclass(frozen=True)
@@ -75,16 +77,22 @@ class Labels:
         asked = sorted({t for t in told if t})
         self.asked = np.stack([encode(t) for t in [*asked, ""]])
         self.other = np.array([asked.index(t) if t else -1 for t in told])[data.episode]
-        begun = data.next_event > grasps(data)[data.episode]
-        self.other[begun & ~np.array(throughout)[data.episode]] = -1
+        taken = grasps(data)
+        begun = data.next_event > taken[data.episode]
+        whole = np.array(throughout)[data.episode]
+        over = data.play & ~np.isin(data.next_event, data.events)  # then a task goes home, and play does not
+        self.other[(begun & ~whole) | over] = -1
         # What a robot would have been told here.
         self.said = np.where((self.other >= 0)[:, None], self.asked[self.other], self.text)
         # Rows in which the words decide what comes next: more than one thing could be meant, and none is held yet.
         several = np.array([s in TASKS and len(TASKS[s].instructions) > 1 for s in data.scenes])[data.episode]
-        pressing = np.array([s == "press" for s in data.scenes])[data.episode] & ~data.play
+        pressing = np.array([s == "press" for s in data.scenes])[data.episode] & (~data.play | whole)
         self.ambiguous = several & (pressing | ~begun) & (~data.play | (self.other >= 0))
-        # A task's contacts, and the grasps of play that one of the tasks could have asked for: how play lets go is no example.
-        self.skilled = ~data.play | ((self.other >= 0) & (self.gate > 0.5) & ~begun)
+        self.skilled, self.taught = self._skilled(data, cfg, taken, pressing, np.array([bool(t) for t in told]))
+        # The jaw has come to rest on something; where it stands then is that thing's width.
+        rest = round(JAW_S * data.rate_hz)
+        self.holds = (data.pose[:, 5] > HELD_RAD) & (rows - rest >= np.searchsorted(data.episode, data.episode))
+        self.holds &= (data.target[np.maximum(rows - rest, 0), 5] < 0.5 * (OPEN + CLOSED)) & (self.jaw_open < 0.5)
         # Where in the wrist view the gripper acts next. Not where play lets go of a thing: nothing in the picture tells exactly.
         self.contact, inside = contact_cell(data.pose, event_pose, data.cameras["wrist"], cfg)
         careless = (
@@ -100,6 +108,32 @@ class Labels:
         self.turn = ((turn / cfg.heading_range + 1) * cfg.headings / 2 - 0.5).astype(np.float32)
         takes = np.array([not p.startswith("touch ") for p in data.instructions])[data.episode] & ~begun
         self.turns = self.in_view & (np.abs(turn) < cfg.heading_range) & (takes | ~data.play)
+
+    def _skilled(
+        self, data: Demonstrations, cfg: Config, taken: np.ndarray, pressing: np.ndarray, fits: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows bool[N] whose actions are an example, and which steps bool[N, chunk] of their chunks are.
+
+        All of a task. Of play what a task could have asked for: how a thing is taken and lifted (if it was: how play carries it and
+        lets go is no example), how two buttons are pressed.
+        """
+        n = len(data.pose)
+        rows = np.arange(n)
+        done = taken.copy()  # the event of each episode of play up to which it is an example
+        pressed = data.events[pressing[data.events]]
+        done[data.episode[pressed]] = pressed
+        until = np.full(len(done), -1)  # and the row where the tool has risen after it
+        for e in np.flatnonzero(done >= 0):
+            after = rows[done[e] : data.last[done[e]] + 1]
+            high = np.flatnonzero(data.pose[after, 2] >= cfg.gate_height_m)
+            until[e] = after[high[0]] if len(high) else after[-1]
+            at_rest = min(done[e] + round(JAW_S * data.rate_hz), int(data.last[done[e]]))
+            if data.scenes[e] != "press" and data.pose[at_rest, 5] < HELD_RAD:
+                until[e] = done[e]  # it closed on nothing
+        until = np.where(fits, until, -1)[data.episode]
+        steps = rows[:, None] + np.arange(1, cfg.chunk + 1)
+        skilled = ~data.play | ((self.gate > 0.5) & (rows < until))
+        return skilled, ~data.play[:, None] | (steps <= until[:, None])
 
 
 def contact_cell(pose: np.ndarray, then: np.ndarray, wrist: Camera, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
@@ -134,12 +168,12 @@ def hindsight(data: Demonstrations) -> tuple[list[str], list[bool]]:
     texts, throughout = [], []
     for e, (text, scene) in enumerate(zip(data.instructions, data.scenes, strict=True)):
         verb, _, *rest = text.split()
-        whole = verb == "drop" and "onto" in rest
-        ends = [rest.index(w) for w in ("to", "onto") if w in rest] + ([len(rest) - 1] if verb == "take" else [])
+        ends = [rest.index(w) for w in ("to", "onto", "and") if w in rest] + ([len(rest) - 1] if verb == "take" else [])
         name = "_".join(rest[: ends[0]] if ends else rest)
         known = scene in TASKS and text not in INSTRUCTIONS and (verb in ("take", "put", "drop") or scene == "press")
         fitting = [t for t, roles in TASKS[scene].instructions.items() if roles[0] == name] if known else []
-        goal = "_".join(rest[rest.index("onto") + 2 :]) if whole else ""
+        last = {"drop": "onto", "touch": "then"}.get(verb, "")  # the word before what it did all of it to
+        goal = "_".join(rest[rest.index(last) + 2 :]) if last in rest else ""
         same = [t for t in fitting if TASKS[scene].instructions[t][1] == goal]
         texts.append((same or fitting)[e % len(same or fitting)] if fitting else "")
         throughout.append(bool(same))
@@ -237,7 +271,7 @@ class Trainer(Loop):
         said = np.where(relabelled[:, None], lab.said[rows], lab.text[rows])
         with self._cast():
             text = self.model.world.embed(torch.from_numpy(said).to(self.device))
-            velocity, mid = self.model.world(x, t, now, text, self._state(rows))
+            velocity, mid = self.model.world(x, t, now, text, self._felt(rows, rng))
             where = self.model.world.acts_next(mid)
         # The words move a few cells of the picture: asking where the gripper will act teaches them far sooner than pixels do.
         asked = (t == 0).float()  # later the noisy future itself shows it
@@ -287,20 +321,21 @@ class Trainer(Loop):
         noise = torch.randn_like(chunk)
         x = (1 - t)[:, None, None] * noise + t[:, None, None] * chunk
         wrist = augment(images(self.data.wrist[rows]).to(self.device), rng)
-        state = self._state(rows)
         now, mids = displace(
             self.latents[rows].float(),
             self.mids[self.imagined[rows]].float(),
             (lab.gate[rows] > 0.5) & (rng.random(len(rows)) < 0.5),
+            lab.ambiguous[rows],
             rng,
         )
-        state = state + 0.03 * torch.randn_like(state)
+        state = self._felt(rows, rng)
         with self._cast():
             memory, where, turn = m.predictive.context(wrist, now, m.world.tokens(mids), state)
             velocity = m.predictive.velocity(x, t, memory)
         # Transit is large on this scale, and not its job.
         matters = torch.where(self._row(lab.gate, rows) > 0.5, 1.0, 0.3) * self._row(lab.skilled, rows)
-        predictive = (matters[:, None, None] * (velocity.float() - (chunk - noise)) ** 2).mean()
+        matters = matters[:, None] * self._row(lab.taught, rows)
+        predictive = (matters[:, :, None] * (velocity.float() - (chunk - noise)) ** 2).mean()
         in_view = self._row(lab.in_view, rows).float()
         place = heat_loss(where, self._row(lab.contact, rows), self.cfg.contact_map)
         contact = (in_view * place).sum() / in_view.sum().clamp_min(1)
@@ -309,9 +344,8 @@ class Trainer(Loop):
         # The gate learns from play too; what the jaw should do, only a task says.
         rows = rng.integers(len(lab.gate), size=batch // 2)
         wrist = augment(images(self.data.wrist[rows]).to(self.device), rng)
-        state = self._state(rows)
         with self._cast():
-            logits = m.gate(wrist, self.latents[rows].float(), state + 0.03 * torch.randn_like(state))
+            logits = m.gate(wrist, self.latents[rows].float(), self._felt(rows, rng))
         target = torch.stack([self._row(lab.gate, rows), self._row(lab.jaw_open, rows)], 1)
         told = torch.stack([self._row(lab.gate_told, rows), self._row(~self.data.play, rows)], 1).float()
         gate = (F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none") * told).mean()
@@ -357,11 +391,14 @@ def bin_loss(logits: Tensor, at: Tensor) -> Tensor:
     return -(bump * F.log_softmax(logits.float(), -1)).sum(1)
 
 
-def displace(now: Tensor, mids: Tensor, near: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def displace(
+    now: Tensor, mids: Tensor, near: np.ndarray, ambiguous: np.ndarray, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
     """Move what the front camera shows by whole token cells, for the rows that are `near` a contact: what a grasp looks like
     from close by does not depend on where on the table it happens, and the targets are the tool's own.
 
-    `now` [B,C,12,12], `mids` [B,36,D] on a 6x6 grid; a quarter of the near rows lose the tokens altogether.
+    `now` [B,C,12,12], `mids` [B,36,D] on a 6x6 grid; a fifth of the near rows lose the tokens altogether, but for those
+    that are `ambiguous`: there the tokens alone tell what is meant.
     """
     side = math.isqrt(mids.shape[1])
     ratio = now.shape[-1] // side
@@ -374,7 +411,7 @@ def displace(now: Tensor, mids: Tensor, near: np.ndarray, rng: np.random.Generat
         padded = F.pad(x, (pad, pad, pad, pad), mode="replicate")
         return torch.roll(padded, (dy * by, dx * by), (2, 3))[:, :, pad:-pad, pad:-pad]
 
-    lost = here & torch.from_numpy(rng.random(len(near)) < 0.2).to(now.device)
+    lost = here & torch.from_numpy((rng.random(len(near)) < 0.2) & ~ambiguous).to(now.device)
     shifted = torch.where(here[:, None, None, None], moved(grid, 1), grid).flatten(2).transpose(1, 2)
     return torch.where(here[:, None, None, None], moved(now, ratio), now), shifted * ~lost[:, None, None]
 

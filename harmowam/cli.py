@@ -150,7 +150,7 @@ def say(line: str) -> None:
 @click.option(
     "--episodes", type=click.IntRange(min=0), default=100, show_default=True, help="Demonstrations of each task."
 )
-@click.option("--play", type=click.IntRange(min=0), default=900, show_default=True, help="Task-agnostic episodes.")
+@click.option("--play", type=click.IntRange(min=0), default=1000, show_default=True, help="Task-agnostic episodes.")
 @click.option("--seed", default=0, show_default=True, help="Of all starts and disturbances.")
 @click.option(
     "--environment",

@@ -197,7 +197,7 @@ def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], st
             other = others[int(rng.integers(len(others)))]
             name = other.replace("_", " ")
             spot = _next_to(world, target, other, "left" if rng.random() < 0.5 else "right")
-            if rng.random() < 0.6:  # on top of it, carelessly: no heading is sought, and nothing need fit
+            if rng.random() < 0.7:  # on top of it, carelessly: no heading is sought, and nothing need fit
                 drop[:2] = world.position(other)[:2] + rng.normal(0, 0.005, 2)
                 drop[2] = max(task.place_z, task.grasp_z + 0.012)
                 text = f"drop the {said} onto the {name}"
@@ -216,13 +216,17 @@ def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], st
             Segment(opened, 0.3, 0.0, event=True), Segment(leave, 0.45, 0.3),
         ]  # fmt: skip
     else:
-        x, y, _ = world.position(target)
-        hover = _pose(x, y, HOVER, float(rng.uniform(-0.3, 0.3)), jaw)
-        hover[:2] += rng.normal(0, 0.006, 2)
-        low = hover.copy()
-        low[:3] = x, y, {"press": 0.016}.get(world.layout.task, 0.05)
-        out += [Segment(hover, 0.0, 1.0), Segment(low, 0.7, 0.5, precise=True), Segment(hover, 0.5, 0.3)]
-        text = f"touch the {said}"
+        touched = [target]
+        if world.layout.task == "press" and rng.random() < 0.7:  # and another one after it
+            touched.append(str(rng.choice([n for n in names if n != target])))
+        for name in touched:
+            x, y, _ = world.position(name)
+            hx, hy = entry(rng, x, y)
+            hover = _pose(hx, hy, HOVER, float(rng.uniform(-0.3, 0.3)), jaw)
+            low = hover.copy()
+            low[:3] = x, y, TASKS["press"].grasp_z if world.layout.task == "press" else 0.05
+            out += [Segment(hover, 0.0, 1.0), Segment(low, 0.7, 0.5, precise=True), Segment(hover, 0.5, 0.3)]
+        text = "touch the " + " and then the ".join(n.replace("_", " ") for n in touched)
     timed, before = [], at
     for s in out:
         timed.append(Segment(s.goal, s.seconds or _travel(before, s.goal), s.noise, s.event, s.precise))

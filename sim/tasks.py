@@ -90,7 +90,7 @@ TASKS = {
                 f"press the {a} button and then the {b} button": (f"{a}_button", f"{b}_button")
                 for a, b in (("red", "green"), ("green", "blue"), ("blue", "red"))
             },
-            grasp_z=0.016, grasp_offset=0.0,
+            grasp_z=0.014, grasp_offset=0.0,
         ),
     )
 }  # fmt: skip

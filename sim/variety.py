@@ -56,7 +56,7 @@ def draw_colour(rng: np.random.Generator, usual: np.ndarray, named: int | None) 
 def vary_shapes(m: mujoco.MjModel, bodies: dict[int, list[int]], rng: np.random.Generator) -> None:
     """Stretch each body's geoms sideways, and let round ones be square and the reverse; `bodies` maps body id -> its geoms."""
     for geoms in bodies.values():
-        stretch, swap = rng.uniform(0.86, 1.12, 2), rng.random() < 0.5
+        stretch, swap = rng.uniform(0.80, 1.20, 2), rng.random() < 0.5
         for g in geoms:
             kind, size = m.geom_type[g], m.geom_size[g].copy()
             half = np.array([size[0], size[0], size[1]]) if kind == CYLINDER else size

@@ -73,6 +73,14 @@ def test_what_play_did_is_told_as_an_instruction_would_have(data):
         "put the peg to the left of the block": ("peg", ("put the peg into the hole", False)),
         "take the bar away": ("slot", ("lay the bar into the tray", False)),
         "touch the red button": ("press", ("press the red button and then the green button", False)),
+        "touch the red button and then the green button": (
+            "press",
+            ("press the red button and then the green button", True),
+        ),
+        "touch the red button and then the blue button": (
+            "press",
+            ("press the red button and then the green button", False),
+        ),
         "touch the plate": ("plate", ("", False)),
         "hang the ring on the post": ("ring", ("", False)),
     }
@@ -108,13 +116,14 @@ def test_datasets_that_are_absent_or_of_another_rate_are_said(dataset, tmp_path)
         load_demonstrations(dataset, rate_hz=10.0)
 
 
-def played(text, scene, jaw=0.05, play=True):
-    """One episode of 40 rows on the table of `scene`: down at row 20 and up again, the jaw shut from row 20 on."""
+def played(text, scene, jaw=0.05, play=True, grip=0.36):
+    """One episode of 40 rows on the table of `scene`: down at row 20, up from row 26, the jaw shut from row 20 on and stopped at `grip`."""
     n = 40
     pose = np.tile(np.array([0.2, 0.0, 0.09, 1.4, 0.0, 0.6], np.float32), (n, 1))
     pose[14:26, 2] = 0.02
     target = pose.copy()
     target[20:, 5] = jaw
+    pose[22:, 5] = grip
     following = np.where(np.arange(n) < 20, 20, n - 1).astype(np.int32)
     pictures = np.zeros((n, 3, 96, 96), np.uint8)
     rows = np.zeros(n, np.int32)
@@ -124,15 +133,59 @@ def played(text, scene, jaw=0.05, play=True):
     )  # fmt: skip
 
 
-def test_play_that_a_task_could_have_asked_for_teaches_contacts_up_to_the_grasp():
+def test_play_that_a_task_could_have_asked_for_teaches_contacts_up_to_the_lift():
     data = played("take the red cube away", "plate")
     data.pose[:21, 0] += 0.01 * np.arange(20, -1, -1)  # comes from the side
     labels = Labels(data, Config())
-    taught = np.flatnonzero(labels.skilled)
-    assert taught.min() == 14 - 1 and taught.max() == 19  # the gate's window, to the row before the grasp
+    rows = np.flatnonzero(labels.skilled)
+    assert rows.min() == 14 - 1 and rows.max() == 25  # the gate's window, to the row before the tool has risen
+    assert labels.taught[13].sum() == 13 and labels.taught[25].sum() == 1  # steps of the chunk up to there
     asked = ngrams("put the red cube on the plate", 512)
     assert np.array_equal(labels.said[0], asked) and not np.array_equal(labels.text[0], asked)
     assert np.array_equal(labels.said[30], labels.text[30])  # what was done with it then, no task asks for
+
+
+def test_a_grasp_of_nothing_teaches_no_lift():
+    labels = Labels(played("take the red cube away", "plate", grip=0.05), Config())
+    assert np.flatnonzero(labels.skilled).max() == 19 and not labels.holds.any()
+
+
+def test_two_buttons_touched_in_an_order_that_a_task_asks_for_are_an_example_up_to_the_second():
+    for text, last in (
+        ("touch the red button and then the green button", 33),
+        ("touch the red button and then the blue button", 25),
+    ):
+        data = played(text, "press", grip=0.05)
+        data.target[:, 5] = 0.05
+        data.pose[28:34, 2] = 0.02
+        events = np.array([20, 30], np.int32)
+        following = np.select([np.arange(40) < 20, np.arange(40) < 30], [20, 30], 39).astype(np.int32)
+        labels = Labels(dataclasses.replace(data, events=events, next_event=following), Config())
+        assert np.flatnonzero(labels.skilled).max() == last
+        assert (
+            labels.ambiguous[:20].all()
+            and labels.ambiguous[20:30].all() == (last == 33)
+            and not labels.ambiguous[30:].any()
+        )
+
+
+def test_how_far_the_jaw_stands_open_on_a_thing_is_not_relied_on():
+    """Rows in which the jaw has come to rest on something, and only these, are also shown with the thing wider or narrower."""
+    data = played("take the red cube away", "plate")
+    trained = Labels(data, Config())
+    assert np.flatnonzero(trained.holds).tolist() == list(range(26, 40))
+    assert not Labels(played("touch the red button", "press", grip=0.05), Config()).holds.any()
+
+
+def test_a_held_thing_is_felt_as_if_it_were_wider_or_narrower(data, tmp_path):
+    trainer = Trainer(data, tmp_path, PLAN, SMALL)
+    held = np.flatnonzero(trainer.labels.holds)
+    free = np.flatnonzero(~trainer.labels.holds)
+    off = [
+        (trainer._felt(r, np.random.default_rng(0)) - trainer._state(r)).numpy() * trainer.model.proprio_std.numpy()
+        for r in (held, free)
+    ]
+    assert 0.05 < abs(off[0][:, 3]).max() < 0.1 and abs(off[1][:, 3]).max() < 0.05  # rad; 0.06 and a little noise
 
 
 def test_the_gate_is_not_told_that_it_is_near_where_nothing_shows_it():
