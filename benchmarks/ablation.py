@@ -20,10 +20,11 @@ from tqdm import tqdm
 from export.bundle import CHECKPOINT
 from export.checkpoint import load_checkpoint
 from export.data import Demonstrations, load_demonstrations
+from export.labels import Labels, grasps
 from export.models import HarmoWam, ReactiveExpert
 from export.rows import images
 from export.text import encoder_of
-from export.train import Labels, grasps, heat_loss
+from export.train import heat_loss
 from runtime.decode import heatmap_point
 from sim.tasks import TASKS
 

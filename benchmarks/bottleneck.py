@@ -17,10 +17,10 @@ from tqdm import tqdm
 from export.bundle import CHECKPOINT
 from export.checkpoint import load_checkpoint
 from export.data import Demonstrations, collect, load_demonstrations
+from export.labels import Labels, grasps
 from export.models import HarmoWam
 from export.rows import images
 from export.text import encoder_of
-from export.train import Labels, grasps
 from runtime.decode import heatmap_point
 from sim.tasks import ENVIRONMENTS, TASKS
 

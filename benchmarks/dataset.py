@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.data import policy_camera
+from calibration.camera import policy_camera
 from export.lerobot import JOINTS, Episode, finish, load, video, write_part
 from runtime.preprocess import Warp
 from sim.tasks import sample_layout

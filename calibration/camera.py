@@ -144,3 +144,12 @@ def load_camera(path: Path, identity: dict[str, Any] | None = None) -> Camera:
             f"camera calibration {path} is damaged ({e}): restore it or calibrate the camera again."
         ) from e
     return Camera.from_json(data, str(path))
+
+
+def policy_camera(native: Camera, size: int = 96) -> Camera:
+    """The training geometry: the central square of the native picture, `size` pixels wide."""
+    side = min(native.width, native.height)
+    K = native.K.copy()
+    K[0, 2] -= (native.width - side) / 2
+    K[1, 2] -= (native.height - side) / 2
+    return Camera(native.name, side, side, K, np.zeros(0), native.T_base_from_cam).scaled(size, size)

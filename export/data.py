@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from calibration.camera import Camera
+from calibration.camera import Camera, policy_camera
 from export.config import Config
 from export.lerobot import JOINTS, Episode, finish, load, part_exists, write_part
 from runtime.kinematics import so101_forward
@@ -33,15 +33,6 @@ VIEWS = ("front", "wrist")
 # How often play has each task's things: most where models chose places worst (docs/training.md).
 PLAYED = {"plate": 0.10, "stack": 0.11, "peg": 0.17, "slot": 0.12, "ring": 0.23, "press": 0.27}
 MISSED = 0.2  # of the demonstrations begin where something went wrong: the policy must learn to try again
-
-
-def policy_camera(native: Camera, size: int = 96) -> Camera:
-    """The training geometry: the central square of the native picture, `size` pixels wide."""
-    side = min(native.width, native.height)
-    K = native.K.copy()
-    K[0, 2] -= (native.width - side) / 2
-    K[1, 2] -= (native.height - side) / 2
-    return Camera(native.name, side, side, K, np.zeros(0), native.T_base_from_cam).scaled(size, size)
 
 
 def simulated_warps(world: World) -> dict[str, Warp]:

@@ -24,11 +24,12 @@ from torch import Tensor
 
 from export.checkpoint import load_checkpoint, save_checkpoint
 from export.data import Demonstrations
+from export.labels import Labels
 from export.loop import Loop, Stage
 from export.models import HarmoWam, PredictiveExpert
 from export.rows import images
 from export.text import encoder_of
-from export.train import Labels, augment, check_rate, displace
+from export.train import augment, check_rate, displace
 
 STAGES = ("world", "shift", "predictive")
 HUBER = (

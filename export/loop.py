@@ -45,7 +45,7 @@ from export.state import (
 )
 
 if TYPE_CHECKING:
-    from export.train import Labels
+    from export.labels import Labels
 
 SAVE_EVERY_S = 60.0
 ROUND_EVERY = 20  # steps; only then may a state be written (export/state.py)

@@ -16,23 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calibration.camera import Camera
 from export.backdrop import with_other_tables
 from export.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from export.config import Config
 from export.data import Demonstrations
+from export.labels import Labels
 from export.lerobot import DataError
 from export.loop import Loop, Stage
 from export.models import HarmoWam
 from export.rows import images
-from export.text import Encoder, encoder_of
-from runtime.decode import heatmap_cell, proprio, relative_chunk
-from sim.phases import interaction
-from sim.tasks import CLOSED, INSTRUCTIONS, OPEN, TASKS
+from export.text import Encoder
 
 STAGES = ("tokeniser", "world", "experts")
-JAW_S = 0.3  # how long the SO-101's jaw takes to close on something,
-HELD_RAD = CLOSED + 0.05  # and where it stands then at least
 
 
 @dataclass(frozen=True)
@@ -49,135 +44,6 @@ class Plan:
     seed: int = 0
     shards: int = 2
     bf16: bool | None = None
-
-
-class Labels:
-    """Everything the losses need, derived once from the demonstrations."""
-
-    def __init__(self, data: Demonstrations, cfg: Config, encode: Encoder | None = None):
-        encode = encode or encoder_of(cfg)
-        n = len(data.pose)
-        rows = np.arange(n)
-        ahead = [np.minimum(rows + round(h * data.rate_hz), data.last) for h in cfg.horizon_s]
-        self.future = np.stack([*ahead, data.next_event], 1)
-        steps = np.minimum(rows[:, None] + np.arange(1, cfg.chunk + 1), data.last[:, None])
-        stride = cfg.chunk_dt_s * data.rate_hz
-        if abs(stride - 1) > 1e-6:
-            raise ValueError("the chunk's time step must be the dataset's")
-        self.chunk = relative_chunk(data.pose.astype(float), data.target[steps].astype(float))
-        self.proprio = proprio(data.pose)
-        event_pose = data.pose[data.next_event]
-        self.cell = heatmap_cell(data.cameras["front"], event_pose[:, :3], cfg.heatmap).astype(np.float32)
-        self.reach = event_pose[:, 2:5].astype(np.float32)
-        rule = (cfg.gate_window_s, cfg.gate_height_m, cfg.gate_radius_m)
-        self.gate = interaction(data.pose, data.events, data.last, data.rate_hz, *rule).astype(np.float32)
-        self.jaw_open = (data.target[:, 5] > 0.5 * (OPEN + CLOSED)).astype(np.float32)
-        self.text = np.stack([encode(s) for s in data.instructions])[data.episode]
-        told, throughout = hindsight(data)
-        asked = sorted({t for t in told if t})
-        self.asked = np.stack([encode(t) for t in [*asked, ""]])
-        self.other = np.array([asked.index(t) if t else -1 for t in told])[data.episode]
-        taken = grasps(data)
-        begun = data.next_event > taken[data.episode]
-        whole = np.array(throughout)[data.episode]
-        over = data.play & ~np.isin(data.next_event, data.events)  # then a task goes home, and play does not
-        self.other[(begun & ~whole) | over] = -1
-        # What a robot would have been told here.
-        self.said = np.where((self.other >= 0)[:, None], self.asked[self.other], self.text)
-        # Rows in which the words decide what comes next: more than one thing could be meant, and none is held yet.
-        several = np.array([s in TASKS and len(TASKS[s].instructions) > 1 for s in data.scenes])[data.episode]
-        pressing = np.array([s == "press" for s in data.scenes])[data.episode] & (~data.play | whole)
-        self.ambiguous = several & (pressing | ~begun) & (~data.play | (self.other >= 0))
-        self.skilled, self.taught = self._skilled(data, cfg, taken, pressing, np.array([bool(t) for t in told]))
-        # The jaw has come to rest on something; where it stands then is that thing's width.
-        rest = round(JAW_S * data.rate_hz)
-        self.holds = (data.pose[:, 5] > HELD_RAD) & (rows - rest >= np.searchsorted(data.episode, data.episode))
-        self.holds &= (data.target[np.maximum(rows - rest, 0), 5] < 0.5 * (OPEN + CLOSED)) & (self.jaw_open < 0.5)
-        # Where in the wrist view the gripper acts next. Not where play lets go of a thing: nothing in the picture tells exactly.
-        self.contact, inside = contact_cell(data.pose, event_pose, data.cameras["wrist"], cfg)
-        careless = (
-            np.array([p.startswith(("take ", "drop ")) for p in data.instructions])[data.episode] & data.play & begun
-        )
-        self.in_view = inside & ~careless & np.isin(data.next_event, data.events)
-        # Nor does it tell the gate that one has come near to such a place.
-        self.gate_told = (
-            ~careless | interaction(data.pose, data.events, data.last, data.rate_hz, *rule[:2], 0.0) | (self.gate < 0.5)
-        )
-        # How far the tool turns until then, in bins; not where play touches or puts down: there it has any heading.
-        turn = event_pose[:, 4] - data.pose[:, 4]
-        self.turn = ((turn / cfg.heading_range + 1) * cfg.headings / 2 - 0.5).astype(np.float32)
-        takes = np.array([not p.startswith("touch ") for p in data.instructions])[data.episode] & ~begun
-        self.turns = self.in_view & (np.abs(turn) < cfg.heading_range) & (takes | ~data.play)
-
-    def _skilled(
-        self, data: Demonstrations, cfg: Config, taken: np.ndarray, pressing: np.ndarray, fits: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Rows bool[N] whose actions are an example, and which steps bool[N, chunk] of their chunks are.
-
-        All of a task. Of play what a task could have asked for: how a thing is taken and lifted (if it was: how play carries it and
-        lets go is no example), how two buttons are pressed.
-        """
-        n = len(data.pose)
-        rows = np.arange(n)
-        done = taken.copy()  # the event of each episode of play up to which it is an example
-        pressed = data.events[pressing[data.events]]
-        done[data.episode[pressed]] = pressed
-        until = np.full(len(done), -1)  # and the row where the tool has risen after it
-        for e in np.flatnonzero(done >= 0):
-            after = rows[done[e] : data.last[done[e]] + 1]
-            high = np.flatnonzero(data.pose[after, 2] >= cfg.gate_height_m)
-            until[e] = after[high[0]] if len(high) else after[-1]
-            at_rest = min(done[e] + round(JAW_S * data.rate_hz), int(data.last[done[e]]))
-            if data.scenes[e] != "press" and data.pose[at_rest, 5] < HELD_RAD:
-                until[e] = done[e]  # it closed on nothing
-        until = np.where(fits, until, -1)[data.episode]
-        steps = rows[:, None] + np.arange(1, cfg.chunk + 1)
-        skilled = ~data.play | ((self.gate > 0.5) & (rows < until))
-        return skilled, ~data.play[:, None] | (steps <= until[:, None])
-
-
-def contact_cell(pose: np.ndarray, then: np.ndarray, wrist: Camera, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Where on the contact map the tool stands at poses `then` [N, 6], as the wrist camera sees it from `pose` [N, 6]:
-    cells float32[N, 2] (column, row), and which of them bool[N] lie on the map."""
-    forward, up, tilt = cfg.wrist_mount
-    x, y, z = relative_chunk(pose.astype(float), then[:, None].astype(float))[:, 0, :3].T - np.array(
-        [[forward], [0.0], [up]]
-    )
-    depth = x * math.cos(tilt) - z * math.sin(tilt)
-    down = -x * math.sin(tilt) - z * math.cos(tilt)
-    K = wrist.scaled(cfg.contact_map, cfg.contact_map).K
-    ahead = np.maximum(depth, 0.01)
-    cell = np.stack([K[0, 2] - K[0, 0] * y / ahead, K[1, 2] + K[1, 1] * down / ahead], 1)
-    inside = (depth > 0.03) & (cell > -0.5).all(1) & (cell < cfg.contact_map - 0.5).all(1)
-    return cell.astype(np.float32), inside
-
-
-def grasps(data: Demonstrations) -> np.ndarray:
-    """Row int64[episodes] where each episode first takes or touches something with the jaw shut; -1 where none does."""
-    out = np.full(len(data.instructions), -1)
-    shut = data.target[data.events, 5] < 0.5 * (OPEN + CLOSED)
-    for e in data.events[shut][::-1]:
-        out[data.episode[e]] = e
-    return out
-
-
-def hindsight(data: Demonstrations) -> tuple[list[str], list[bool]]:
-    """For each episode of play, an instruction whose first part it would have been, or "", and whether it would have been all of it:
-    reaching for the ring is the same whether the ring is then hung on the post or just taken away (hindsight relabelling:
-    Andrychowicz et al. 2017); dropping it onto the post goes to the same place as hanging it there."""
-    texts, throughout = [], []
-    for e, (text, scene) in enumerate(zip(data.instructions, data.scenes, strict=True)):
-        verb, _, *rest = text.split()
-        ends = [rest.index(w) for w in ("to", "onto", "and") if w in rest] + ([len(rest) - 1] if verb == "take" else [])
-        name = "_".join(rest[: ends[0]] if ends else rest)
-        known = scene in TASKS and text not in INSTRUCTIONS and (verb in ("take", "put", "drop") or scene == "press")
-        fitting = [t for t, roles in TASKS[scene].instructions.items() if roles[0] == name] if known else []
-        last = {"drop": "onto", "touch": "then"}.get(verb, "")  # the word before what it did all of it to
-        goal = "_".join(rest[rest.index(last) + 2 :]) if last in rest else ""
-        same = [t for t in fitting if TASKS[scene].instructions[t][1] == goal]
-        texts.append((same or fitting)[e % len(same or fitting)] if fitting else "")
-        throughout.append(bool(same))
-    return texts, throughout
 
 
 @torch.no_grad()
@@ -254,7 +120,11 @@ class Trainer(Loop):
         with self._cast():
             y = self.model.tokeniser.decode(self.model.tokeniser.encode(x))
         error = y.float() - x
-        return {"reconstruction": (weight * (error.abs() + 2 * error**2)).mean()}
+        # Edges apart (gradient difference loss: Mathieu et al. 2016): what is thin or has a hole was a blot on tables with a pattern.
+        across = (weight[..., 1:] * error.diff(dim=-1).abs()).mean() + (
+            weight[..., 1:, :] * error.diff(dim=-2).abs()
+        ).mean()
+        return {"reconstruction": (weight * (error.abs() + 2 * error**2)).mean(), "edges": 0.5 * across}
 
     def _world_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
         rows = np.minimum(np.searchsorted(self.asked_for, rng.random(batch)), len(self.data.pose) - 1)

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from calibration.camera import Camera
+from calibration.camera import Camera, policy_camera
 from export.lerobot import video
 from export.lerobot.layout import PICTURES, DataError
 from runtime.preprocess import Warp
@@ -27,8 +27,6 @@ def geometry_of(stored: Camera) -> tuple[Camera, Convert | None]:
     """The camera of the pictures as they are handed out, and what makes them from stored ones (None: they are the same)."""
     if (stored.width, stored.height) == (SIZE, SIZE) and not np.any(stored.D):
         return stored, None
-    from export.data import policy_camera  # which collects with this package
-
     target = policy_camera(stored, SIZE)
     return target, Warp(stored, target, mean=(0, 0, 0), std=(1, 1, 1), dtype="uint8")
 

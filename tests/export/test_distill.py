@@ -6,9 +6,10 @@ from safetensors.torch import load_file
 
 from export.checkpoint import load_checkpoint, save_checkpoint
 from export.distill import Distiller, DistilPlan, distil, shifted_time
+from export.labels import Labels
 from export.models import HarmoWam
 from export.onnx import engines
-from export.train import Labels, Plan, train
+from export.train import Plan, train
 from tests.training import SMALL, save_always
 
 pytestmark = pytest.mark.usefixtures("one_thread")

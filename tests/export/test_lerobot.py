@@ -16,8 +16,8 @@ import av
 import numpy as np
 import pytest
 
+from calibration.camera import policy_camera
 from calibration.store import Store, new_record
-from export.data import policy_camera
 from export.lerobot import JOINTS, DataError, finish, load, part_exists, read_cameras, write_part
 from runtime.kinematics import SO101_LOWER, SO101_UPPER
 from runtime.preprocess import Warp

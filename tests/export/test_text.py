@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from export.config import Config
+from export.labels import Labels
 from export.text import EncoderError, encoder_of, hugging_face
-from export.train import Labels
 from harmowam.cli import main
 from tests.training import SMALL
 

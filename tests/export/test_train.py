@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from calibration.camera import policy_camera
 from export.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from export.config import Config
-from export.data import Demonstrations, load_demonstrations, policy_camera, record_episode, simulated_warps
+from export.data import Demonstrations, load_demonstrations, record_episode, simulated_warps
+from export.labels import Labels, contact_cell, hindsight
 from export.lerobot import DataError
 from export.models import HarmoWam
 from export.text import ngrams
-from export.train import Labels, Trainer, bin_loss, contact_cell, hindsight, normalise
+from export.train import Trainer, bin_loss, normalise
 from runtime.kinematics import so101_forward
 from sim.phases import find_events
 from sim.tasks import INSTRUCTIONS, sample_layout

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.data import policy_camera
+from calibration.camera import policy_camera
 from runtime.decode import absolute_chunk, heatmap_cell, heatmap_point, proprio, relative_chunk
 from sim.world import World
 
