@@ -36,10 +36,11 @@ def foresee(m: HarmoWam, data: Demonstrations, labels: Labels, rows: np.ndarray,
     generator = torch.Generator().manual_seed(seed)
     state = (torch.from_numpy(labels.proprio) - m.proprio_mean) / m.proprio_std
     for part in tqdm(np.array_split(rows, max(1, len(rows) // 128)), desc="imagine", mininterval=5):
-        latent = m.tokeniser.encode(images(data.front[part]))
+        front = images(data.front[part])
+        latent, seen = m.tokeniser.encode(front), m.world.look(front)
         noise = torch.randn(len(part), m.cfg.futures * latent.shape[1], *latent.shape[2:], generator=generator)
         text = m.world.embed(torch.from_numpy(labels.text[part]))
-        x, _ = m.world.imagine(noise, latent, text, state[part], m.cfg.world_steps)
+        x, _ = m.world.imagine(noise, latent, seen, text, state[part], m.cfg.world_steps)
         now.append(latent)
         future.append(x)
     return torch.cat(now), torch.cat(future)

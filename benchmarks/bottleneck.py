@@ -35,12 +35,13 @@ def everything(m: HarmoWam, data: Demonstrations, labels: Labels, rows: np.ndarr
     generator = torch.Generator().manual_seed(0)
     out: dict[str, list[Tensor]] = {}
     for part in tqdm(np.array_split(rows, max(1, len(rows) // 96)), mininterval=5, leave=False):
-        now = m.tokeniser.encode(images(data.front[part]))
+        front = images(data.front[part])
+        now, seen = m.tokeniser.encode(front), m.world.look(front)
         wrist = images(data.wrist[part])
         noise = torch.randn(len(part), m.cfg.futures * now.shape[1], *now.shape[2:], generator=generator)
         text = m.world.embed(torch.from_numpy(labels.text[part]))
-        _, mid = m.world(noise, torch.zeros(len(part)), now, text, state[part])
-        future, tokens = m.world.imagine(noise, now, text, state[part], m.cfg.world_steps)
+        _, mid = m.world(noise, torch.zeros(len(part)), now, seen, text, state[part])
+        future, tokens = m.world.imagine(noise, now, seen, text, state[part], m.cfg.world_steps)
         true = torch.cat(
             [m.tokeniser.encode(images(data.front[labels.future[part, k]])) for k in range(m.cfg.futures)], 1
         )

@@ -61,8 +61,9 @@ def step() -> None:
     def once(batch: int, bf16: bool) -> None:
         future = torch.randn(batch, c.futures * c.latent_channels, c.latent_size, c.latent_size)
         now, text = torch.randn(batch, c.latent_channels, c.latent_size, c.latent_size), torch.randn(batch, c.text_dim)
+        front, proprio = torch.randn(batch, 3, c.image, c.image), torch.randn(batch, len(c.proprio))
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            velocity, _ = model.world(future, torch.rand(batch), now, text, torch.randn(batch, len(c.proprio)))
+            velocity, _ = model.world(future, torch.rand(batch), now, model.world.look(front), text, proprio)
         (velocity.float() ** 2).mean().backward()
 
     for bf16 in (True, False):

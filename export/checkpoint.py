@@ -66,8 +66,11 @@ def save_checkpoint(
     write_whole(path, safetensors.torch.save(tensors, metadata))
 
 
-def load_checkpoint(path: Path) -> tuple[HarmoWam, dict[str, Camera], list[str], dict[str, object]]:
-    """Model in evaluation mode, training cameras, instructions, note; raises CheckpointError."""
+def load_checkpoint(path: Path, grow: bool = False) -> tuple[HarmoWam, dict[str, Camera], list[str], dict[str, object]]:
+    """Model in evaluation mode, training cameras, instructions, note; raises CheckpointError.
+
+    `grow`: layers that the model has got since the checkpoint was made begin as new ones do, to be trained.
+    """
     try:
         with safetensors.safe_open(str(path), "pt") as f:
             metadata = f.metadata() or {}
@@ -87,7 +90,7 @@ def load_checkpoint(path: Path) -> tuple[HarmoWam, dict[str, Camera], list[str],
         ) from e
     model = HarmoWam(cfg)
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict({**model.state_dict(), **tensors} if grow else tensors)
     except RuntimeError as e:
         raise CheckpointError(
             f"checkpoint {path} does not fit its own configuration: restore it or train again."

@@ -143,7 +143,10 @@ class Distiller(Loop):
         """Futures and tokens of `rows` by `model`; gradients only through what learns."""
         with self._cast():
             text = model.world.embed(self._row(self.labels.said, rows))
-            future, tokens = model.world.imagine(noise, self.latents[rows].float(), text, self._state(rows), steps)
+            seen = model.world.look(images(self.data.front[rows]).to(self.device))
+            future, tokens = model.world.imagine(
+                noise, self.latents[rows].float(), seen, text, self._state(rows), steps
+            )
         return future.float(), tokens.float()
 
     def _situation(self, rng: np.random.Generator, batch: int) -> tuple[np.ndarray, tuple[Tensor, ...]]:
@@ -156,7 +159,8 @@ class Distiller(Loop):
         with torch.no_grad(), self._cast():
             noise = torch.randn(batch, self.cfg.futures * now.shape[1], *now.shape[2:], device=self.device)
             text = world.embed(self._row(self.labels.said, rows))
-            _, mids = world(noise, torch.zeros(batch, device=self.device), now, text, state)
+            seen = world.look(images(self.data.front[rows]).to(self.device))
+            _, mids = world(noise, torch.zeros(batch, device=self.device), now, seen, text, state)
             now, mids = displace(now, mids.float(), self.labels.gate[rows] > 0.5, self.labels.ambiguous[rows], rng)
             tokens = world.tokens(mids)
         return rows, (wrist, now, tokens, self._felt(rows, rng))

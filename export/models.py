@@ -103,6 +103,14 @@ class WorldModel(nn.Module):
         yy, xx = torch.meshgrid(grid, grid, indexing="ij")
         self.register_buffer("grid", torch.stack([xx, yy])[None])
         self.stem = conv(channels * (1 + cfg.futures) + 2, c1)
+        # The picture itself rides along too. Latents are made to be painted from: a post of three pixels is a grey blot in them, and
+        # where the gripper acts next cannot be told from a blot.
+        a, b, c = cfg.encoder_channels
+        last = conv(c, c1)
+        silence(last)
+        self.look = nn.Sequential(
+            conv(3, a, 3, 2), nn.ReLU(), conv(a, b, 3, 2), nn.ReLU(), conv(b, c, 3, 2), nn.ReLU(), last
+        )
         self.down1 = Residual(c1, c1, d)
         self.down2 = Residual(c1, c1, d)
         self.pool = conv(c1, c2, 3, 2)
@@ -129,11 +137,13 @@ class WorldModel(nn.Module):
         side = self.cfg.token_size
         return F.pixel_shuffle(self.where(mid).transpose(1, 2).reshape(-1, 16, side, side), 4).flatten(1)
 
-    def forward(self, future: Tensor, t: Tensor, now: Tensor, text: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor]:
-        """Velocity [B, futures*C, 12, 12] and mid-layer features [B, 36, c2]."""
+    def forward(
+        self, future: Tensor, t: Tensor, now: Tensor, seen: Tensor, text: Tensor, proprio: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Velocity [B, futures*C, 12, 12] and mid-layer features [B, 36, c2]; `seen` [B, c1, 12, 12] is `look(front)`."""
         c = self.condition(torch.cat([time_features(t, 64), text, proprio], 1))
         x = torch.cat([future, now, self.grid.expand(now.shape[0], -1, -1, -1)], 1)
-        h1 = self.down2(self.down1(self.stem(x), c), c)
+        h1 = self.down2(self.down1(self.stem(x) + seen, c), c)
         m = self.mid1(self.pool(h1), c)
         flat = m.flatten(2).transpose(1, 2)
         n = self.attention_norm(flat)
@@ -144,7 +154,9 @@ class WorldModel(nn.Module):
         u = self.up2(self.up1(torch.cat([u, h1], 1), c), c)
         return self.out(F.silu(self.out_norm(u))), mid
 
-    def imagine(self, noise: Tensor, now: Tensor, text: Tensor, proprio: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    def imagine(
+        self, noise: Tensor, now: Tensor, seen: Tensor, text: Tensor, proprio: Tensor, steps: int
+    ) -> tuple[Tensor, Tensor]:
         """Euler from noise (t = 0) to the future (t = 1): futures [B, futures*C, 12, 12] and tokens [B, 36, token_channels].
 
         The tokens are those of the first forward, at pure noise: one pass already conditions well (VPP, mimic-video).
@@ -152,7 +164,7 @@ class WorldModel(nn.Module):
         x, mid = noise, None
         for i in range(steps):
             t = torch.full((noise.shape[0],), i / steps, dtype=noise.dtype, device=noise.device)
-            v, features = self(x, t, now, text, proprio)
+            v, features = self(x, t, now, seen, text, proprio)
             mid = features if mid is None else mid
             x = x + v / steps
         return x, self.tokens(mid)

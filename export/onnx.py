@@ -27,7 +27,7 @@ class WorldEngine(nn.Module):
         m, c = self.m, self.m.cfg
         latent = m.tokeniser.encode(front)
         state = (proprio - m.proprio_mean) / m.proprio_std
-        future, tokens = m.world.imagine(noise, latent, text, state, self.steps)
+        future, tokens = m.world.imagine(noise, latent, m.world.look(front), text, state, self.steps)
         return latent, tokens, future.reshape(c.futures, c.latent_channels, c.latent_size, c.latent_size)
 
 

@@ -139,9 +139,10 @@ class Trainer(Loop):
         lab = self.labels
         relabelled = (lab.other[rows] >= 0) & (rng.random(batch) < 0.5)
         said = np.where(relabelled[:, None], lab.said[rows], lab.text[rows])
+        front = relit(images(self.data.front[rows]).to(self.device), rng)
         with self._cast():
             text = self.model.world.embed(torch.from_numpy(said).to(self.device))
-            velocity, mid = self.model.world(x, t, now, text, self._felt(rows, rng))
+            velocity, mid = self.model.world(x, t, now, self.model.world.look(front), text, self._felt(rows, rng))
             where = self.model.world.acts_next(mid)
         # The words move a few cells of the picture: asking where the gripper will act teaches them far sooner than pixels do.
         asked = (t == 0).float()  # later the noisy future itself shows it
@@ -167,10 +168,11 @@ class Trainer(Loop):
             )
             with self._cast():
                 text = m.world.embed(self._row(self.labels.said, rows))
+                seen = m.world.look(images(self.data.front[rows]).to(self.device))
                 x, mid = noise, noise
                 for k in range(self.cfg.world_steps):
                     t = torch.full((len(rows),), k / self.cfg.world_steps, device=self.device)
-                    v, features = m.world(x, t, now, text, self._state(rows))
+                    v, features = m.world(x, t, now, seen, text, self._state(rows))
                     mid = features if k == 0 else mid
                     x = x + v.float() / self.cfg.world_steps
             return mid, x
@@ -287,14 +289,19 @@ def displace(
 
 
 def augment(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """The wrist view shifted by up to a pixel (1.6 mm at the jaws' tips: more would be more than a peg's play), in another light, and
-    with another row's picture shining through: task demonstrations know one table only (random overlay: Hansen and Wang 2021)."""
+    """The wrist view shifted by up to a pixel (1.6 mm at the jaws' tips: more would be more than a peg's play) and in another light."""
+    dx, dy = (int(v) for v in rng.integers(-1, 2, 2))
+    x = torch.roll(F.pad(x, (1, 1, 1, 1), mode="replicate"), (dy, dx), (2, 3))[:, :, 1:-1, 1:-1]
+    return relit(x, rng)
+
+
+def relit(x: Tensor, rng: np.random.Generator) -> Tensor:
+    """Pictures in another light, and with another row's picture shining through: task demonstrations know one table only (random
+    overlay: Hansen and Wang 2021)."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.from_numpy(rng.uniform(low, high, (len(x), *shape)).astype(np.float32)).to(x.device)
 
-    dx, dy = (int(v) for v in rng.integers(-1, 2, 2))
-    x = torch.roll(F.pad(x, (1, 1, 1, 1), mode="replicate"), (dy, dx), (2, 3))[:, :, 1:-1, 1:-1]
     share = uniform(0.05, 0.35, 1, 1, 1) * (uniform(0, 1, 1, 1, 1) < 0.3)
     x = x + share * (x.roll(1, 0) - x)
     return (x + 1) * uniform(0.8, 1.2, 1, 1, 1) * uniform(0.88, 1.12, 3, 1, 1) - 1 + uniform(-0.12, 0.12, 3, 1, 1)
@@ -321,7 +328,8 @@ def train(
     check_rate(data, cfg)
     model = before = None
     if start is not None:
-        model, _, _, before = load_checkpoint(start)
+        torch.manual_seed(plan.seed)
+        model, _, _, before = load_checkpoint(start, grow=True)
         if model.cfg != cfg:
             raise CheckpointError(
                 f"{start} has another configuration than this training: name a checkpoint made with these settings."
