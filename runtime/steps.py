@@ -124,6 +124,11 @@ class FastSettings:
     blend_s: float = 0.18  # hand-over between chunks and experts
     chunk_age_s: float = 0.55  # a Prior older than this gives no more predictive targets
     prior_age_s: float = 1.5  # a Prior older than this gives no targets at all: hold
+    pause_s: float = (
+        0.25  # so much longer than a chunk's first pause the tool must have stood still for the pause to be skipped
+    )
+    pause_m: float = 0.005  # standing still: no further than that
+    skip_s: float = 0.6  # how long pauses are then skipped
     stale_s: float = 0.075  # lifetime of a Command beyond the tick it applies to
     jaw_open: float = 0.6
     jaw_closed: float = 0.05
@@ -172,6 +177,10 @@ class FastStep:
         self.offset = np.zeros((2, A))  # position and velocity of the blend at its start
         self.offset_ns = 0
         self.jaw: float | None = None
+        self.anchor: np.ndarray = np.zeros(A)  # where the tool stands still,
+        self.still_ns = 0  # since when,
+        self.skip_ns = 0  # until when pauses are skipped,
+        self.ahead_ns = 0  # and by how much the chunk at hand is read ahead for it
 
     def _heard(self, now_ns: int, obs: Observation, prior: Prior) -> tuple[np.ndarray, float, float]:
         """Run the fast engine: smoothed reactive target [6], gate probability, heat-map mass round the peak."""
@@ -218,6 +227,7 @@ class FastStep:
     def _plan(self, prior: Prior, t_ns: int) -> tuple[np.ndarray, np.ndarray]:
         """Pose and velocity of the predictive chunk at the time an action applies; the jaw is binarised."""
         times = prior.grid_ns
+        t_ns += self.ahead_ns
         at = float(np.clip(t_ns - prior.t_capture_ns, times[0], times[-1]))
         step = float(times[1] - times[0])
         i = min(int((at - times[0]) / step), len(times) - 2)
@@ -231,8 +241,33 @@ class FastStep:
         velocity[5] = 0.0
         return pose, velocity
 
+    def _skip_pause(self, now_ns: int, prior: Prior) -> int:
+        """By how much to read a new chunk ahead: over the pause that it begins with, where that has been served already.
+
+        Demonstrations pause by the clock (a jaw closes, a button is down) and chunks repeat it. Eight of them a second each begin with
+        the same pause, so that none comes to its end: the tool would stand there for ever.
+        """
+        c = self.set
+        away = np.linalg.norm(prior.chunk[:, :3] - prior.chunk[0, :3], axis=1) > c.pause_m
+        if not away.any():
+            return 0
+        pause_ns = int(prior.grid_ns[int(away.argmax())] - prior.grid_ns[0])
+        if now_ns - self.still_ns > pause_ns + c.pause_s * 1e9:
+            self.skip_ns = now_ns + int(c.skip_s * 1e9)
+        return pause_ns if now_ns < self.skip_ns else 0
+
     def _follow_plan(self, now_ns: int, prior: Prior, fresh: bool) -> None:
         """Commanded pose := plan plus a remainder that dies out; position and velocity stay continuous."""
+        if (
+            fresh
+            or np.linalg.norm(self.pose[:3] - self.anchor[:3]) > self.set.pause_m
+            or self.pose[5] != self.anchor[5]
+        ):
+            self.anchor, self.still_ns = self.pose.copy(), now_ns
+        if fresh:
+            self.skip_ns = self.ahead_ns = 0
+        if prior.seq != self.plan_seq:
+            self.ahead_ns = self._skip_pause(now_ns, prior)
         plan, plan_velocity = self._plan(prior, now_ns)
         if fresh or prior.seq != self.plan_seq:
             self.offset[0], self.offset[1] = self.pose - plan, self.velocity - plan_velocity

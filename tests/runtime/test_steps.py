@@ -88,6 +88,39 @@ def test_position_and_velocity_stay_continuous_whoever_is_in_charge(rig):
     assert np.abs(np.diff(steps, axis=0)[:, :3]).max() < 0.02
 
 
+def paused(fast, prior, now_ns, seq):
+    """A chunk that stays where the tool is for 0.3 s, then rises by 50 mm."""
+    rise = 0.05 * np.clip((np.arange(16) - 5) / 8, 0, 1)
+    chunk = np.tile(fast.pose, (16, 1))
+    chunk[:, 2] += rise
+    return dataclasses.replace(prior, t_capture_ns=now_ns - 40_000_000, chunk=chunk.astype(np.float32), seq=seq)
+
+
+def test_a_pause_that_every_new_chunk_begins_with_is_served_once(rig):
+    """Plans come eight times a second and each begins with the pause of the one before; the tool must not stand there for ever."""
+    world, slow, fast = rig
+    obs = observe(world, S)
+    made = slow.step(S, obs)
+    heights = {}
+    for pause_s in (1e9, fast.set.pause_s):  # never skipped, and as it is
+        fast.reset()
+        fast.policy, settings = "predictive", fast.set
+        fast.set = dataclasses.replace(settings, pause_s=pause_s)
+        prior, sent = dataclasses.replace(made, seq=1), []
+        fast.pose = pose_of(obs.q_rad, fast.links)
+        for i in range(100):  # two seconds
+            now = S + i * 20_000_000
+            if i % 6 == 0:
+                prior = paused(fast, made, now, 10 + i)
+            sent.append(fast.step(now, obs, prior)[1].sent_target.astype(float))
+        fast.set, fast.policy = settings, "gated"
+        heights[pause_s] = np.array(sent)[:, 2] - sent[0][2]
+        assert np.abs(np.diff(heights[pause_s])).max() < 0.01  # and never jumps
+    kept, skipped = heights.values()
+    assert kept.max() < 0.005 and skipped[:25].max() < 0.005  # half a second of pause is left alone
+    assert skipped[-1] > 0.04
+
+
 def test_the_gripper_pose_is_what_the_joints_say(rig):
     world, _, fast = rig
     assert np.allclose(pose_of(world.measured, fast.links), world.pose)
