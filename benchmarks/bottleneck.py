@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=3, help="of the rows, judge each n-th")
     args = parser.parse_args()
     torch.manual_seed(0)
-    m, _, _, _ = load_checkpoint(args.checkpoint)
+    m, _, _, _ = load_checkpoint(args.checkpoint, grow=True)  # of older ones: new layers are silent
     m.eval()
     tables: tuple[dict[str, dict[str, str]], ...] = ({}, {})
     for i, environment in enumerate(ENVIRONMENTS):

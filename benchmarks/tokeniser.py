@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=Path, default=Path("out/held_out"))
     parser.add_argument("--out", type=Path, default=FILE)
     args = parser.parse_args()
-    models = [load_checkpoint(c)[0].tokeniser.eval() for c in args.checkpoint]
+    models = [load_checkpoint(c, grow=True)[0].tokeniser.eval() for c in args.checkpoint]
     sets = {e: load_demonstrations(args.held_out / e) for e in ENVIRONMENTS}
     print(f"{'PSNR, dB':40}" + "".join(f"{e:>12}" for e in sets))
     for path, tokeniser in zip(args.checkpoint, models, strict=True):

@@ -76,7 +76,7 @@ class SlowStep:
         # The same noise every time: plans made from equal pictures are equal, and neighbours in time agree.
         rng = np.random.default_rng(0)
         self.world_noise = rng.standard_normal(self.world.inputs["noise"].shape).astype(np.float32)
-        # The flow's middle, not a draw: 20 of 36 starts solved against 14 with a fixed draw (docs/measurements.md).
+        # The flow's middle, not a draw: 20 of 36 starts solved against 14 with a fixed draw (an earlier checkpoint).
         self.action_noise = np.zeros(self.predictive.inputs["noise"].shape, np.float32)
         self.grid_ns = (np.arange(1, m.chunk["steps"] + 1) * m.chunk["dt_ms"] * MS).astype(np.int64)
         self.seq = 0
