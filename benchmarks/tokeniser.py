@@ -48,7 +48,7 @@ def psnr(tokeniser: Tokeniser, front: np.ndarray) -> float:
 
 
 def first_frame(data: Demonstrations, task: str) -> np.ndarray:
-    """uint8[1,3,96,96]: how an episode of `task` begins."""
+    """uint8[1,3,96,96]: how the second episode of `task` begins."""
     episode = data.scenes.index(task) + 1
     row = int(np.searchsorted(data.episode, episode))
     return data.front[row : row + 1]

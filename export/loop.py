@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 SAVE_EVERY_S = 60.0
 ROUND_EVERY = 20  # steps; only then may a state be written (export/state.py)
 SCHEMA = 1  # of the state file
-GRIP_RAD = 0.06
+GRIP_RAD = 0.06  # how much wider or narrower than it was a held thing is felt (`_felt`)
 
 Stage = tuple[int, int, float]  # steps, batch, peak learning rate
 
