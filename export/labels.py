@@ -55,49 +55,56 @@ class Labels:
         several = np.array([s in TASKS and len(TASKS[s].instructions) > 1 for s in data.scenes])[data.episode]
         pressing = np.array([s == "press" for s in data.scenes])[data.episode] & (~data.play | whole)
         self.ambiguous = several & (pressing | ~begun) & (~data.play | (self.other >= 0))
-        self.skilled, self.taught = self._skilled(data, cfg, taken, pressing, np.array([bool(t) for t in told]))
+        fits = np.array([bool(t) for t in told])
+        self.skilled, self.taught = self._skilled(data, cfg, taken, pressing, fits, np.array(throughout))
         # The jaw has come to rest on something; where it stands then is that thing's width.
         rest = round(JAW_S * data.rate_hz)
         self.holds = (data.pose[:, 5] > HELD_RAD) & (rows - rest >= np.searchsorted(data.episode, data.episode))
         self.holds &= (data.target[np.maximum(rows - rest, 0), 5] < 0.5 * (OPEN + CLOSED)) & (self.jaw_open < 0.5)
-        # Where in the wrist view the gripper acts next. Not where play lets go of a thing: nothing in the picture tells exactly.
+        # Where in the wrist view the gripper acts next. Not where play takes a thing away to: nothing in the picture tells exactly.
         self.contact, inside = contact_cell(data.pose, event_pose, data.cameras["wrist"], cfg)
-        careless = (
-            np.array([p.startswith(("take ", "drop ")) for p in data.instructions])[data.episode] & data.play & begun
-        )
+        verb = np.array([p.partition(" ")[0] for p in data.instructions])[data.episode]
+        careless = (verb == "take") & data.play & begun
         self.in_view = inside & ~careless & np.isin(data.next_event, data.events)
         # Nor does it tell the gate that one has come near to such a place.
         self.gate_told = (
             ~careless | interaction(data.pose, data.events, data.last, data.rate_hz, *rule[:2], 0.0) | (self.gate < 0.5)
         )
-        # How far the tool turns until then, in bins; not where play touches or puts down: there it has any heading.
+        # How far the tool turns until then, in bins; not where play touches, or puts down beside: there it has any heading.
         turn = event_pose[:, 4] - data.pose[:, 4]
         self.turn = ((turn / cfg.heading_range + 1) * cfg.headings / 2 - 0.5).astype(np.float32)
-        takes = np.array([not p.startswith("touch ") for p in data.instructions])[data.episode] & ~begun
+        takes = (verb == "drop") | ((verb != "touch") & ~begun)
         self.turns = self.in_view & (np.abs(turn) < cfg.heading_range) & (takes | ~data.play)
 
     def _skilled(
-        self, data: Demonstrations, cfg: Config, taken: np.ndarray, pressing: np.ndarray, fits: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, data: Demonstrations, cfg: Config, taken: np.ndarray, pressing: np.ndarray, fits: np.ndarray, whole: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
         """Rows bool[N] whose actions are an example, and which steps bool[N, chunk] of their chunks are.
 
-        All of a task. Of play what a task could have asked for: how a thing is taken and lifted (if it was: how play carries it and
-        lets go is no example), how two buttons are pressed.
+        All of a task. Of play what a task could have asked for (`fits`): how a thing is taken and lifted, if it was; and to the end, where
+        the task asks for what followed too (`whole`): how it was put where it belongs, how two buttons were pressed. How play carries
+        things elsewhere is no example.
         """
-        n = len(data.pose)
-        rows = np.arange(n)
-        done = taken.copy()  # the event of each episode of play up to which it is an example
-        pressed = data.events[pressing[data.events]]
-        done[data.episode[pressed]] = pressed
-        until = np.full(len(done), -1)  # and the row where the tool has risen after it
-        for e in np.flatnonzero(done >= 0):
-            after = rows[done[e] : data.last[done[e]] + 1]
+        rows = np.arange(len(data.pose))
+        first = np.searchsorted(data.episode, np.arange(len(taken)))
+        until = np.full(len(taken), -1)  # the row of each episode up to which play is an example
+
+        def risen(event: int) -> int:
+            """The row in which the tool has risen after `event`."""
+            after = rows[event : data.last[event] + 1]
             high = np.flatnonzero(data.pose[after, 2] >= cfg.gate_height_m)
-            until[e] = after[high[0]] if len(high) else after[-1]
-            at_rest = min(done[e] + round(JAW_S * data.rate_hz), int(data.last[done[e]]))
-            if data.scenes[e] != "press" and data.pose[at_rest, 5] < HELD_RAD:
-                until[e] = done[e]  # it closed on nothing
-        until = np.where(fits, until, -1)[data.episode]
+            return int(after[high[0]] if len(high) else after[-1])
+
+        for e in np.flatnonzero(fits & (taken >= 0)):
+            last = int(data.events[np.searchsorted(data.events, data.last[first[e]], side="right") - 1])
+            if data.scenes[e] == "press":
+                until[e] = risen(last if pressing[last] else taken[e])
+                continue
+            at_rest = min(taken[e] + round(JAW_S * data.rate_hz), int(data.last[taken[e]]))
+            held = data.pose[at_rest, 5] >= HELD_RAD  # else it closed on nothing
+            kept = whole[e] and last > taken[e] and data.pose[last, 5] >= HELD_RAD  # else it lost it on the way
+            until[e] = taken[e] if not held else risen(last if kept else taken[e])
+        until = until[data.episode]
         steps = rows[:, None] + np.arange(1, cfg.chunk + 1)
         skilled = ~data.play | ((self.gate > 0.5) & (rows < until))
         return skilled, ~data.play[:, None] | (steps <= until[:, None])

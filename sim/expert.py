@@ -19,7 +19,8 @@ from sim.world import World
 HOVER = 0.070  # m, tool height in transit
 ENTRY_ROLL = 0.15  # rad, spread of the heading with which a descent begins,
 ENTRY_M, FAR_ENTRY_M, FAR_ENTRIES = 0.008, 0.018, 0.3  # m, and of its place; the far ones are so many of all
-RISE = 0.09  # m, hover over a stack or a post with something in the jaws
+RISE = 0.09  # m, height to which the jaws leave what they have let go of
+MISS = (0.003, 0.003, 0.06)  # how far beside play puts one thing onto another: x, y (m), heading (rad)
 
 
 @dataclass(frozen=True)
@@ -96,33 +97,40 @@ def pick(
     ]
 
 
-def plan_place(world: World, rng: np.random.Generator) -> list[Segment]:
-    """Way-points of a pick-and-place task from the world's present state."""
-    task, (item, goal) = TASKS[world.layout.task], world.layout.roles
-    up = pick(world, rng, item, task.grasp_z, task.grasp_offset, world.pose)
-    lift = up[-1].goal
+def put(
+    world: World, rng: np.random.Generator, item: str, goal: str, lift: np.ndarray, z: float, miss: np.ndarray
+) -> list[Segment]:
+    """Carry what `pick` took (its last pose is `lift`) to `goal`, descend to `z`, open, rise. `miss`: so far beside [x, y, heading]."""
+    task = TASKS[world.layout.task]
     roll, high = float(lift[4]), float(lift[2])
     px, py, _ = world.position(goal)
-    if task.name == "plate":
+    if goal == "plate":
         turn = 0.5 * roll
-    elif task.name == "ring":
+    elif item == "ring":
         turn = roll
     else:  # what is in the jaws has the heading it had, turned with them: bring it into line with the goal
         x, y, _ = world.position(item)
         held = 0.0 if world.is_round(item) else world.yaw(item) - (pan(x, y) - roll)  # heading in the jaws
         symmetry = math.pi if task.name == "slot" else math.pi / 2
         turn = roll if world.is_round(goal) else jaw_roll(world.yaw(goal) - held, px, py, symmetry)
-    px, py = _beside(px, py, turn, task.place_offset)
+    px, py = np.array(_beside(px, py, turn, task.place_offset)) + miss[:2]
+    turn += miss[2]
     lx, ly = entry(rng, px, py)
     over = _pose(lx, ly, high, turn + rng.normal(0, ENTRY_ROLL), CLOSED)
     return [
-        *up,
         Segment(over, _travel(lift, over), 1.0),
-        Segment(_pose(px, py, task.place_z, turn, CLOSED), 0.75, 0.7, precise=True),
-        Segment(_pose(px, py, task.place_z, turn, OPEN), 0.30, 0.0, event=True),
+        Segment(_pose(px, py, z, turn, CLOSED), 0.75, 0.7, precise=True),
+        Segment(_pose(px, py, z, turn, OPEN), 0.30, 0.0, event=True),
         Segment(_pose(px, py, RISE, turn, OPEN), 0.45, 0.2),
-        Segment(np.append(HOME, OPEN), 0.6, 0.6),
     ]
+
+
+def plan_place(world: World, rng: np.random.Generator) -> list[Segment]:
+    """Way-points of a pick-and-place task from the world's present state."""
+    task, (item, goal) = TASKS[world.layout.task], world.layout.roles
+    up = pick(world, rng, item, task.grasp_z, task.grasp_offset, world.pose)
+    down = put(world, rng, item, goal, up[-1].goal, task.place_z, np.zeros(3))
+    return [*up, *down, Segment(np.append(HOME, OPEN), 0.6, 0.6)]
 
 
 def plan_press(world: World, rng: np.random.Generator) -> list[Segment]:
@@ -190,31 +198,32 @@ def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], st
         task = TASKS[world.layout.task]
         start = out[-1].goal if out else at
         out += pick(world, rng, target, task.grasp_z, task.grasp_offset, start)
-        drop = somewhere((0.03, 0.05))
-        text = f"take the {said} away"
+        lift = out[-1].goal
         others = [n for n in names if n != target]
-        if others and rng.random() < 0.75:
-            other = others[int(rng.integers(len(others)))]
-            name = other.replace("_", " ")
-            spot = _next_to(world, target, other, "left" if rng.random() < 0.5 else "right")
-            if rng.random() < 0.7:  # on top of it, carelessly: no heading is sought, and nothing need fit
-                drop[:2] = world.position(other)[:2] + rng.normal(0, 0.005, 2)
-                drop[2] = max(task.place_z, task.grasp_z + 0.012)
-                text = f"drop the {said} onto the {name}"
-            elif spot is not None:
+        text = f"take the {said} away"
+        spot = None
+        other = others[int(rng.integers(len(others)))] if others and rng.random() < 0.75 else ""
+        if other and rng.random() < 0.7:  # onto it, with a careless hand
+            text = f"drop the {said} onto the {other.replace('_', ' ')}"
+            fits = (target, other) in task.instructions.values()
+            z = task.place_z if fits else TASKS["stack"].place_z
+            out += put(world, rng, target, other, lift, z, rng.normal(0, MISS))
+        else:
+            drop = somewhere((0.03, 0.05))
+            if other:
+                spot = _next_to(world, target, other, "left" if rng.random() < 0.5 else "right")
+            if spot is not None:
                 drop[:2], drop[2] = spot[:2], task.grasp_z + 0.004
-                text = f"put the {said} to the {spot[2]} of the {name}"
-        drop[5] = CLOSED
-        hover = drop.copy()
-        hover[2] = RISE if text.startswith("drop") else HOVER
-        opened = drop.copy()
-        opened[5] = OPEN
-        leave = hover.copy()
-        leave[5] = OPEN
-        out += [
-            Segment(hover, _travel(out[-1].goal, hover), 1.0), Segment(drop, 0.5, 0.4),
-            Segment(opened, 0.3, 0.0, event=True), Segment(leave, 0.45, 0.3),
-        ]  # fmt: skip
+                text = f"put the {said} to the {spot[2]} of the {other.replace('_', ' ')}"
+            drop[5] = CLOSED
+            hover = drop.copy()
+            hover[2] = HOVER
+            opened, leave = drop.copy(), hover.copy()
+            opened[5] = leave[5] = OPEN
+            out += [
+                Segment(hover, _travel(lift, hover), 1.0), Segment(drop, 0.5, 0.4),
+                Segment(opened, 0.3, 0.0, event=True), Segment(leave, 0.45, 0.3),
+            ]  # fmt: skip
     else:
         touched = [target]
         if world.layout.task == "press" and rng.random() < 0.7:  # and another one after it

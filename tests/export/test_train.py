@@ -152,6 +152,22 @@ def test_a_grasp_of_nothing_teaches_no_lift():
     assert np.flatnonzero(labels.skilled).max() == 19 and not labels.holds.any()
 
 
+def test_a_thing_put_where_a_task_wants_it_is_an_example_to_the_end_if_it_got_there():
+    for text, kept, last in (
+        ("drop the red cube onto the plate", True, 35),
+        ("drop the red cube onto the plate", False, 25),  # lost on the way: an example up to the lift
+        ("drop the red cube onto the blue cube", True, 25),
+    ):
+        data = played(text, "plate")
+        data.pose[30:36, 2], data.target[32:, 5] = 0.02, 0.6
+        if not kept:
+            data.pose[29:, 5] = 0.05
+        following = np.select([np.arange(40) < 20, np.arange(40) < 32], [20, 32], 39).astype(np.int32)
+        labels = Labels(dataclasses.replace(data, events=np.array([20, 32], np.int32), next_event=following), Config())
+        assert np.flatnonzero(labels.skilled).max() == last
+        assert labels.turns[20:32].any()  # the picture shows where it goes, and how it must be turned
+
+
 def test_two_buttons_touched_in_an_order_that_a_task_asks_for_are_an_example_up_to_the_second():
     for text, last in (
         ("touch the red button and then the green button", 33),
