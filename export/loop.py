@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from export.checkpoint import CheckpointError
 from export.data import Demonstrations
+from export.labels import HELD_RAD, Labels
 from export.log import Log
 from export.models import HarmoWam
 from export.rows import digest_of, images, make_blocks, read_blocks
@@ -43,9 +44,6 @@ from export.state import (
     save_state,
     unpack_running,
 )
-
-if TYPE_CHECKING:
-    from export.labels import Labels
 
 SAVE_EVERY_S = 60.0
 ROUND_EVERY = 20  # steps; only then may a state be written (export/state.py)
@@ -403,12 +401,14 @@ class Loop:
         return (self._row(self.labels.proprio, rows) - self.model.proprio_mean) / self.model.proprio_std
 
     def _felt(self, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """`_state` with a little noise, and half of the time as if what the jaw holds were of another width."""
+        """`_state` with a little noise, and half of the time as if what the jaw holds were of another width: never so narrow that it could
+        as well have closed on nothing."""
         state = self._state(rows)
         other = self.labels.holds[rows] & (rng.random(len(rows)) < 0.5)
-        wider = (other * rng.uniform(-GRIP_RAD, GRIP_RAD, len(rows))).astype(np.float32)
         jaw = self.cfg.proprio.index("gripper")
-        state[:, jaw] += torch.from_numpy(wider).to(self.device) / self.model.proprio_std[jaw]
+        least = np.minimum(HELD_RAD - self.labels.proprio[rows, jaw], 0.0)
+        wider = other * np.maximum(rng.uniform(-GRIP_RAD, GRIP_RAD, len(rows)), least)
+        state[:, jaw] += torch.from_numpy(wider.astype(np.float32)).to(self.device) / self.model.proprio_std[jaw]
         return state + 0.03 * torch.randn_like(state)
 
     def _future(self, rows: np.ndarray) -> Tensor:

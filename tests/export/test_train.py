@@ -204,6 +204,8 @@ def test_a_held_thing_is_felt_as_if_it_were_wider_or_narrower(data, tmp_path):
         for r in (held, free)
     ]
     assert 0.05 < abs(off[0][:, 3]).max() < 0.1 and abs(off[1][:, 3]).max() < 0.05  # rad; 0.06 and a little noise
+    # A jaw that closed on nothing stands at 0.05: a ring (0.14) felt like that would be opened again, and dropped.
+    assert data.pose[held, 5].min() < 0.15 and (data.pose[held, 5] + off[0][:, 3]).min() > 0.08
 
 
 def test_the_gate_is_not_told_that_it_is_near_where_nothing_shows_it():
