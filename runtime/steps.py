@@ -174,6 +174,7 @@ class FastStep:
         self.target: np.ndarray | None = None  # smoothed reactive target
         self.expert = Expert.NONE
         self.plan_seq = -1
+        self.priors: tuple[Prior | None, Prior | None] = (None, None)  # the one before, the newest
         self.offset = np.zeros((2, A))  # position and velocity of the blend at its start
         self.offset_ns = 0
         self.jaw: float | None = None
@@ -256,6 +257,13 @@ class FastStep:
             self.skip_ns = now_ns + int(c.skip_s * 1e9)
         return pause_ns if now_ns < self.skip_ns else 0
 
+    def _jaw(self, now_ns: int, wanted: float) -> float:
+        """Let go only of what two plans in a row let go of by now: one of eight a second that is wrong would drop it."""
+        before = self.priors[0]
+        if wanted != self.set.jaw_open or self.pose[5] == self.set.jaw_open or before is None:
+            return wanted
+        return float(self._plan(before, now_ns)[0][5])
+
     def _follow_plan(self, now_ns: int, prior: Prior, fresh: bool) -> None:
         """Commanded pose := plan plus a remainder that dies out; position and velocity stay continuous."""
         if (
@@ -269,6 +277,7 @@ class FastStep:
         if prior.seq != self.plan_seq:
             self.ahead_ns = self._skip_pause(now_ns, prior)
         plan, plan_velocity = self._plan(prior, now_ns)
+        plan[5] = self._jaw(now_ns, plan[5])
         if fresh or prior.seq != self.plan_seq:
             self.offset[0], self.offset[1] = self.pose - plan, self.velocity - plan_velocity
             self.offset_ns, self.plan_seq = now_ns, prior.seq
@@ -321,6 +330,8 @@ class FastStep:
             self.velocity = np.zeros(A)
             return None, FastTick(now_ns, age_ns, 0.0, int(Expert.NONE), nothing, nothing, nothing, notes=("no prior",))
         dt = 0.0 if self.last_ns is None else min((now_ns - self.last_ns) * 1e-9, 0.1)
+        if self.priors[1] is None or prior.seq != self.priors[1].seq:
+            self.priors = (self.priors[1], prior)
         reactive, gate, mass = self._heard(now_ns, obs, prior) if self.listens else (self.pose, 1.0, 0.0)
         gate = gate if self.other_gate is None else self.other_gate()
         expert = self._choose(gate, age_ns * 1e-9)

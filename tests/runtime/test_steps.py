@@ -121,6 +121,24 @@ def test_a_pause_that_every_new_chunk_begins_with_is_served_once(rig):
     assert skipped[-1] > 0.04
 
 
+def test_one_plan_alone_does_not_let_go(rig):
+    """Plans come eight times a second; one that opens the jaw is kept only if the next one opens it too. Closing waits for nobody."""
+    world, slow, fast = rig
+    obs = observe(world, S)
+    made = slow.step(S, obs)
+    fast.reset()
+    fast.policy = "predictive"
+    jaw = []
+    for i, wanted in enumerate((0.05, 0.6, 0.05, 0.6, 0.6, 0.05)):
+        now = S + i * 120_000_000
+        chunk = made.chunk.copy()
+        chunk[:, 5] = wanted
+        prior = dataclasses.replace(made, t_capture_ns=now - 40_000_000, chunk=chunk, seq=made.seq + 1 + i)
+        jaw.append([round(float(fast.step(now + k * 20_000_000, obs, prior)[1].sent_target[5]), 2) for k in range(6)])
+    fast.policy = "gated"
+    assert jaw == [[j] * 6 for j in (0.05, 0.05, 0.05, 0.05, 0.6, 0.05)]
+
+
 def test_the_gripper_pose_is_what_the_joints_say(rig):
     world, _, fast = rig
     assert np.allclose(pose_of(world.measured, fast.links), world.pose)
