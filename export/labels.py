@@ -86,7 +86,6 @@ class Labels:
         things elsewhere is no example.
         """
         rows = np.arange(len(data.pose))
-        first = np.searchsorted(data.episode, np.arange(len(taken)))
         until = np.full(len(taken), -1)  # the row of each episode up to which play is an example
 
         def risen(event: int) -> int:
@@ -96,11 +95,12 @@ class Labels:
             return int(after[high[0]] if len(high) else after[-1])
 
         for e in np.flatnonzero(fits & (taken >= 0)):
-            last = int(data.events[np.searchsorted(data.events, data.last[first[e]], side="right") - 1])
+            end = int(data.last[taken[e]])
+            last = int(data.events[np.searchsorted(data.events, end, side="right") - 1])
             if data.scenes[e] == "press":
                 until[e] = risen(last if pressing[last] else taken[e])
                 continue
-            at_rest = min(taken[e] + round(JAW_S * data.rate_hz), int(data.last[taken[e]]))
+            at_rest = min(taken[e] + round(JAW_S * data.rate_hz), end)
             held = data.pose[at_rest, 5] >= HELD_RAD  # else it closed on nothing
             kept = whole[e] and last > taken[e] and data.pose[last, 5] >= HELD_RAD  # else it lost it on the way
             until[e] = taken[e] if not held else risen(last if kept else taken[e])
