@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from export.quantise import Feeds
-from runtime.decode import absolute_chunk
+from runtime.decode import absolute_chunk, heatmap_peak
 from runtime.engine import Engine
 from runtime.kinematics import so101_inverse
 
@@ -27,6 +28,9 @@ JAW_P99_DEG = 5.0  # the jaw is told to be open or shut: near the switch the two
 # Share of observations on which the gate may choose another expert or the jaw another side.
 FLIPS = 0.02
 THRESHOLD = 0.5
+# Cells of the heat map (7 mm each) between what both aim at: at p99, and from where on another thing is meant (FLIPS of these).
+AIM_P99_CELLS = 0.5
+ASTRAY_CELLS = 3.0
 SLOWEST = 0.9  # FP32 time over INT8 time of one engine: less cannot be the noise of a shared machine
 
 
@@ -42,7 +46,11 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def parity(reference: Engine, candidate: Engine, feeds: list[Feeds]) -> dict[str, dict[str, float]]:
-    """Per output tensor: cosine, largest absolute error, root mean square error; of the gate also the share of flipped decisions."""
+    """Per output tensor: cosine, largest absolute error, root mean square error; of the gate also the share of flipped decisions.
+
+    Of the heat map, the probabilities are compared: the logits of cells where nothing ever is stand at -10000, tell nothing and make up
+    nearly all of the logits' variance. Beside them, how far apart the points lie that both aim at ("aim_p99", cells; "astray", share).
+    """
     pairs: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {k: ([], []) for k in reference.outputs}
     for feed in feeds:
         a, b = reference.run(feed), candidate.run(feed)
@@ -52,6 +60,9 @@ def parity(reference: Engine, candidate: Engine, feeds: list[Feeds]) -> dict[str
     out = {}
     for k, (x, y) in pairs.items():
         p, q = np.stack(x), np.stack(y)
+        if k == "heat":
+            apart = aims_apart(p, q)
+            p, q = probabilities(p), probabilities(q)
         out[k] = {
             "cosine": round(cosine(p, q), 6),
             "max_abs": round(float(np.abs(p - q).max()), 6),
@@ -59,7 +70,24 @@ def parity(reference: Engine, candidate: Engine, feeds: list[Feeds]) -> dict[str
         }
         if k == "gate":
             out[k]["flips"] = round(float(((p > THRESHOLD) != (q > THRESHOLD)).mean()), 4)
+        if k == "heat":
+            out[k]["aim_p99"] = round(float(np.percentile(apart, 99)), 4)
+            out[k]["astray"] = round(float((apart > ASTRAY_CELLS).mean()), 4)
     return out
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax over all but the first axis."""
+    p = np.exp(logits - logits.max(axis=tuple(range(1, logits.ndim)), keepdims=True))
+    return p / p.sum(axis=tuple(range(1, logits.ndim)), keepdims=True)
+
+
+def aims_apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cells float64[N] between the peaks of two stacks of square heat maps [N, ...]."""
+    side = math.isqrt(a[0].size)
+    return np.array(
+        [np.linalg.norm(heatmap_peak(x, side)[0] - heatmap_peak(y, side)[0]) for x, y in zip(a, b, strict=True)]
+    )
 
 
 def weight_bytes(path: Path) -> int:
@@ -118,6 +146,10 @@ def missed(report: dict[str, Any], speed: bool) -> list[str]:
                 out.append(f"{name}: cosine of {tensor} is {row['cosine']:.4f}, {least} is needed")
             if row.get("flips", 0.0) > FLIPS:
                 out.append(f"{name}: {row['flips']:.1%} of the gate's decisions flip, {FLIPS:.0%} may")
+            if not row.get("aim_p99", 0.0) <= AIM_P99_CELLS:
+                out.append(f"{name}: aims are {row['aim_p99']:.2f} cells apart (p99), {AIM_P99_CELLS} are allowed")
+            if row.get("astray", 0.0) > FLIPS:
+                out.append(f"{name}: {row['astray']:.1%} of the aims mean another thing, {FLIPS:.0%} may")
         if speed and engine["time"]["speedup"] < SLOWEST:
             out.append(
                 f"{name}: INT8 takes {engine['time']['ms']} ms, FP32 {engine['time']['fp32_ms']} ms: it only costs"

@@ -73,6 +73,14 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 )
 @click.option("--camera-fps", type=click.FloatRange(min=1), default=25.0, show_default=True, help="Of both cameras.")
 @click.option(
+    "--rest",
+    type=click.FloatRange(min=0.01),
+    default=0.2,
+    show_default=True,
+    metavar="S",
+    help="How long success must last.",
+)
+@click.option(
     "--bc", type=click.Path(path_type=Path), help="Bundle of the behaviour-cloning baseline, trained on task data."
 )
 @click.option("--bc-play", type=click.Path(path_type=Path), help="The same, trained on task and play data.")
@@ -103,6 +111,7 @@ def evaluate(
     latency: tuple[str, ...],
     board: str | None,
     camera_fps: float,
+    rest: float,
     bc: Path | None,
     bc_play: Path | None,
     rows: Path | None,
@@ -118,7 +127,7 @@ def evaluate(
     from sim.tasks import ENVIRONMENTS, INSTRUCTIONS, TASKS
     from sim.virtual_time import Schedule
 
-    schedule = Schedule(camera_hz=camera_fps)
+    schedule = Schedule(camera_hz=camera_fps, rest_s=rest)
     if board:
         schedule = dataclasses.replace(schedule, **predicted_latency(bundle, board))
     for item in latency:

@@ -119,6 +119,8 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     click.echo(
         f"joint goals apart: median {joints['p50']:.2f}, p99 {joints['p99']:.2f}, worst {joints['max']:.2f} degrees"
     )
+    heat = engines["fast"]["parity"]["heat"]
+    click.echo(f"aims apart: p99 {heat['aim_p99']:.2f} cells of 7 mm, {heat['astray']:.1%} mean another thing")
     for name, engine in engines.items():
         took = engine["time"]
         click.echo(

@@ -37,8 +37,8 @@ def heatmap_cell(camera: Camera, points: np.ndarray, side: int) -> np.ndarray:
     return camera.scaled(side, side).project(points)
 
 
-def heatmap_point(camera: Camera, logits: np.ndarray, side: int, z: float) -> tuple[np.ndarray, float]:
-    """The point [3] on the plane of height `z` under the heat map's peak, and the probability mass round it.
+def heatmap_peak(logits: np.ndarray, side: int) -> tuple[np.ndarray, float]:
+    """Where a heat map [side * side] peaks, float64[2] (column, row), and the probability mass round it.
 
     The peak is the best cell, refined by the centre of mass of its 5x5 neighbourhood: a whole cell is 7 mm on the table.
     """
@@ -50,5 +50,10 @@ def heatmap_point(camera: Camera, logits: np.ndarray, side: int, z: float) -> tu
     near = probability[r0:r1, c0:c1]
     mass = float(near.sum())
     rows, columns = np.mgrid[r0:r1, c0:c1]
-    cell = np.array([(near * columns).sum(), (near * rows).sum()]) / mass
+    return np.array([(near * columns).sum(), (near * rows).sum()]) / mass, mass
+
+
+def heatmap_point(camera: Camera, logits: np.ndarray, side: int, z: float) -> tuple[np.ndarray, float]:
+    """The point [3] on the plane of height `z` under the heat map's peak, and the probability mass round it."""
+    cell, mass = heatmap_peak(logits, side)
     return camera.scaled(side, side).at_height(cell, z), mass

@@ -29,7 +29,7 @@ from sim.plant import virtual_motor
 from sim.score import Score
 from sim.tasks import TASKS, Layout, sample_layout
 from sim.true_future import TrueFutureStep
-from sim.virtual_time import Episode, Schedule, run_episode
+from sim.virtual_time import REST_S, Episode, Schedule, run_episode
 from sim.world import World
 
 POLICIES = ("gated", "reactive", "predictive", "average", "oracle", "true_future", "bc", "bc_play")
@@ -71,6 +71,7 @@ class Job:
         """What makes this episode the same as another."""
         s = self.schedule
         latency = f"{s.camera_hz:g}/{s.slow_hz:g}/{s.world_model_ms:g}/{s.predictive_ms:g}/{s.fast_ms:g}"
+        latency += "" if s.rest_s == REST_S else f"/{s.rest_s:g}"
         asked = self.task if len(self.instructions) > 1 else self.instructions[0]
         parts = (self.digest, self.policy, self.environment, asked, self.split, self.seed, self.start, latency)
         return " ".join(map(str, parts))

@@ -121,7 +121,7 @@ class Score:
         limit = np.append(np.full(len(w.q), STILL_RAD), np.full(len(state) - len(w.q), STILL_M))
         if self._still is None or (np.abs(state - self._still[1]) > limit).any():
             self._still = (now_ns, state)
-        return "stuck" if now_ns - self._still[0] > STUCK_NS else ""
+        return "stuck" if now_ns - self._still[0] > STUCK_NS and not w.success() else ""
 
     def transit(self, success: bool) -> bool:
         return success or self.dropped or all(self.reached[: self.faced + 1])

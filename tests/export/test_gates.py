@@ -7,7 +7,7 @@ import pytest
 
 from export import bundle as room
 from export.bundle import CHECKPOINT, export_bundle, observation_feeds, samples_path
-from export.gates import ExportError, cosine, missed
+from export.gates import ASTRAY_CELLS, ExportError, aims_apart, cosine, missed, probabilities
 from export.onnx import engines
 from runtime.bundle import Bundle
 
@@ -26,6 +26,8 @@ def test_the_shipped_checkpoint_passes_every_gate(exported):
         (lambda r: r["engines"]["predictive"]["parity"]["chunk"].update(cosine=0.994), "cosine of chunk"),
         (lambda r: r["engines"]["predictive"]["parity"]["chunk"].update(cosine=float("nan")), "cosine of chunk"),
         (lambda r: r["engines"]["fast"]["parity"]["gate"].update(flips=0.05), "decisions flip"),
+        (lambda r: r["engines"]["fast"]["parity"]["heat"].update(aim_p99=0.6), "0.60 cells apart"),
+        (lambda r: r["engines"]["fast"]["parity"]["heat"].update(astray=0.05), "mean another thing"),
         (lambda r: r["engines"]["fast"]["time"].update(speedup=0.89), "only costs"),
         (lambda r: r["engines"]["world_model"]["time"].update(ms=1e3), "brings nothing here"),
         (lambda r: r["joints_deg"].update(max=9.0), "degrees apart"),
@@ -35,6 +37,19 @@ def test_each_gate_is_missed_by_what_it_is_for(exported, change, says):
     report = copy.deepcopy(exported[1])
     change(report)
     assert [says in m for m in missed(report, speed=True)] == [True]
+
+
+def test_heat_maps_are_compared_by_what_they_mean():
+    """Cells where nothing ever is may stand at any depth; a peak that moves, or means another thing, is told."""
+    rows, columns = np.mgrid[:48, :48]
+
+    def maps(column, floor):
+        spot = -((columns - column) ** 2 + (rows - 20) ** 2) / 2.0
+        return np.stack([np.maximum(spot + i, floor).ravel() for i in range(4)])
+
+    assert np.allclose(probabilities(maps(30, -100.0)), probabilities(maps(30, -9000.0)))
+    assert np.allclose(aims_apart(maps(30, -100.0), maps(30.4, -100.0)), 0.4, atol=0.05)
+    assert (aims_apart(maps(30, -100.0), maps(10, -100.0)) > ASTRAY_CELLS).all()
 
 
 def test_a_missed_gate_writes_nothing_and_force_marks_the_bundle(tmp_path, monkeypatch, caplog):

@@ -97,6 +97,31 @@ def test_the_average_is_half_of_either(rig):
     assert 0.4 < way("average") / way("reactive") < 0.6
 
 
+def test_success_must_last_as_long_as_is_asked(rig):
+    """A cube that lies on the plate from the start: time goes on until it has lain there so long, or has been taken away."""
+    world, slow, fast = rig
+    fast.policy, fast.listens, fast.other_gate = "predictive", False, None  # the toy's predictive expert stays where it is
+
+    def lasted(rest_s, taken_at_s=99.0):
+        world.reset(sample_layout(np.random.default_rng(3), TASK))
+        at = world.free_joint(world.layout.roles[0])
+        world.data.qpos[at : at + 3] = world.position("plate") + np.array([0.0, 0.0, 0.018])
+        world.advance(0.4)
+
+        def watch(now_ns, obs):
+            if now_ns >= (1 + taken_at_s) * S:
+                world.data.qpos[at] += 0.1
+            return ""
+
+        return run_episode(world, slow, fast, virtual_motor(world), Schedule(rest_s=rest_s), 1.0, watch)
+
+    for rest_s in (0.2, 3.0):
+        done = lasted(rest_s)
+        assert done.success and done.seconds == pytest.approx(rest_s, abs=0.02)
+    undone = lasted(3.0, taken_at_s=1.0)
+    assert not undone.success and undone.ended == "time" and undone.seconds == pytest.approx(3.8, abs=0.02)
+
+
 # -- starts ---------------------------------------------------------------------------------------------------------------
 
 
