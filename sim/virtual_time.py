@@ -77,7 +77,7 @@ def run_episode(
     out = Episode()
     fast.reset()
     start = 1 * S  # virtual clocks do not start at zero: a zero time means "none" on the wire
-    end = start + int((limit_s + schedule.rest_s - REST_S) * S)
+    end = start + int((limit_s + max(schedule.rest_s - REST_S, 0.0)) * S)
     frame_ns, slow_ns, motor_ns = (int(S / hz) for hz in (schedule.camera_hz, schedule.slow_hz, schedule.motor_hz))
     busy_ns = int((schedule.world_model_ms + schedule.predictive_ms) * MS)
     queue: list[tuple[int, int, str, object]] = []
