@@ -100,11 +100,8 @@ def test_the_average_is_half_of_either(rig):
 def test_success_must_last_as_long_as_is_asked(rig):
     """A cube that lies on the plate from the start: time goes on until it has lain there so long, or has been taken away."""
     world, slow, fast = rig
-    fast.policy, fast.listens, fast.other_gate = (
-        "predictive",
-        False,
-        None,
-    )  # the toy's predictive expert stays where it is
+    # The toy's predictive expert stays where it is.
+    fast.policy, fast.listens, fast.other_gate = "predictive", False, None
 
     def lasted(rest_s, taken_at_s=99.0):
         world.reset(sample_layout(np.random.default_rng(3), TASK))
