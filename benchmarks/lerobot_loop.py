@@ -1,6 +1,6 @@
 """LeRobot's own control loop on our simulated robot, with our engines as its policy.
 
-    PYTHONPATH=. .venv-peers/bin/python benchmarks/lerobot_loop.py --seconds 60 --fps 50
+    PYTHONPATH=. .venv-peers/bin/python -m benchmarks.lerobot_loop --seconds 60 --fps 50
     harmowam profile --seconds 60 --fps 50 --seed 3                                      # ours, in the same sitting
 
 Real on its side: `record_loop` (nothing is stored), `SOFollower`, its Feetech bus (scservo_sdk) over the pseudo-terminal of

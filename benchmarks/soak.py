@@ -100,7 +100,8 @@ def main() -> int:
     result = {
         "seconds": args.seconds, "faults": injected, "exit_code": code, "holding": holds, "holding_wanted": wanted, "end": end,
         "lowered": lowered, "memory_growth_mb": round(growth, 2), "deadline_misses": report.get("deadline_misses"),
-        "ticks": report.get("ticks"), "motor_drift_ms": report.get("motor_drift_ms"), "changes": changes,
+        "ticks": report.get("ticks"), "motor_drift_ms": report.get("motor_drift_ms"),
+        "processors": report.get("processors"), "changes": changes,
     }  # fmt: skip
     good = code == 0 and holds == wanted and end in ("running", "degraded") and lowered
     print(json.dumps({k: v for k, v in result.items() if k != "changes"}, indent=1))

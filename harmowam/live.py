@@ -22,7 +22,7 @@ from firmware_bridge.slots import SlotWriter
 from harmowam.calibration_rig import refuse_moved
 from runtime.bundle import Bundle, default_backend
 from runtime.cameras import CameraSource, calibrations, open_cameras
-from runtime.profile import timing_report
+from runtime.profile import processor_shares, processor_ticks, timing_report
 from runtime.robot import Robot
 from runtime.two_rate import Policy, RunError
 from sim import server
@@ -172,7 +172,9 @@ def live(
                 def until() -> bool:
                     return bool(server.read_truth(slots)["success"])
 
+            ticks = processor_ticks()
             counts = driver.run(seconds, until)
+            processors = processor_shares(ticks, processor_ticks())
             truth: dict[str, float | bool] = {}
             if robot.simulated:
                 truth = dict(server.read_truth(slots))
@@ -199,6 +201,7 @@ def live(
                 rss_mb=memory,
                 time_to_first_command_s=round(first_ns * 1e-9 - began - simulation_s, 3) if first_ns else None,
                 real_time=driver.granted,
+                processors=processors,
                 motor_drift_ms=round((counts.motor_ns - counts.motor_ticks * round(1e9 / robot.arm.motor_hz)) / 1e6, 3),
             )
             if robot.simulated:

@@ -32,6 +32,10 @@ def print_timing(report: dict[str, Any]) -> None:
         f"health: {health['state']}, {len(health['changes'])} changes; goals' jerk rms {report['goal_jerk_rad_s3']['rms']:.0f} rad/s^3"
     )
     click.echo(f"first command after {report['time_to_first_command_s']} s, runtime processes {report['rss_mb']} MB")
+    processors = report["processors"]
+    click.echo(
+        f"processors {processors['busy']:.0%} busy, {processors['stolen']:.1%} taken by the host for other machines"
+    )
 
 
 def _print_comparison(compared: dict[str, Any]) -> None:

@@ -100,6 +100,12 @@ def hints(report: Mapping[str, Any]) -> list[str]:
             f"{misses:.2%} of the deadlines were missed; {worst} takes {fast[worst]:.1f} ms at p99 of a period of {period:.1f} ms: "
             "look there first, then at `harmowam doctor`."
         )
+    stolen = report.get("processors", {}).get("stolen", 0.0)
+    if stolen > 0.001:
+        found.append(
+            f"{stolen:.1%} of the processors' time went to other machines on the same host: stalls in this run are also the host's. "
+            "Measure again when it is quiet, or on a machine of its own."
+        )
     if slow and sum(slow.values()) > 0.9 * stages[next(iter(slow))]["budget_ms"]:
         worst = max(slow, key=lambda s: slow[s])
         found.append(
@@ -174,6 +180,18 @@ def _number(path: Path) -> float | None:
         return float(path.read_text().strip())
     except (OSError, ValueError):
         return None
+
+
+def processor_ticks(stat: Path = Path("/proc/stat")) -> np.ndarray:
+    """Ticks since boot, all cores together, int64[3]: all, not idle, taken by a hypervisor for other machines (proc(5), "steal")."""
+    ticks = np.array(stat.read_text().splitlines()[0].split()[1:9], np.int64)
+    return np.array([ticks.sum(), ticks.sum() - ticks[3:5].sum(), ticks[7]])
+
+
+def processor_shares(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+    """`{"busy": share, "stolen": share}` of the cores' time between two `processor_ticks`; what was stolen is not in `busy`."""
+    passed, busy, stolen = (after - before).tolist()
+    return {"busy": round((busy - stolen) / max(passed, 1), 4), "stolen": round(stolen / max(passed, 1), 4)}
 
 
 def board() -> dict[str, Any]:

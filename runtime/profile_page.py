@@ -156,7 +156,10 @@ def page(
             f"<section><h2>Against the other run: {compared['verdict']}</h2><table><tr><th>what</th><th>before</th><th>now</th>"
             f"<th>ratio</th><th></th></tr>{rows}</table></section>"
         )
-    board = report.get("board", {})
+    board = {
+        **report.get("board", {}),
+        **{f"processors {k}": f"{v:.1%}" for k, v in report.get("processors", {}).items()},
+    }
     facts_of_board = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in board.items())
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'

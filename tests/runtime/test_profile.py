@@ -7,7 +7,7 @@ import pytest
 
 from firmware_bridge.messages import Command, JointState
 from runtime.delay import MOST_RAD, Lead, roll_forward
-from runtime.profile import STAGES, board, compare, hints
+from runtime.profile import STAGES, board, compare, hints, processor_shares, processor_ticks
 from runtime.profile_page import page, timeline, worst_instant
 from runtime.trace import percentiles, summary
 
@@ -60,6 +60,18 @@ def test_hints_name_the_stage_to_look_at():
     slow = report(misses=20)
     slow["stages"]["fast.engine"]["p99_ms"] = 99.0
     assert "4.00% of the deadlines were missed; fast.engine takes 99.0 ms" in hints(slow)[0]
+
+
+def test_time_that_the_host_took_away_is_told_from_our_own(tmp_path):
+    """/proc/stat of proc(5): user nice system idle iowait irq softirq steal guest guest_nice."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.write_text("cpu  100 10 50 1000 20 5 5 30 7 0\ncpu0 1 2 3 4 5 6 7 8 9 0\n")
+    after.write_text("cpu  150 10 60 1030 20 5 5 40 9 0\ncpu0 1 2 3 4 5 6 7 8 9 0\n")
+    shares = processor_shares(processor_ticks(before), processor_ticks(after))
+    assert shares == {"busy": 0.6, "stolen": 0.1}
+    noisy = {**report(), "processors": shares}
+    assert [h for h in hints(noisy) if h.startswith("10.0% of the processors' time went to other machines")]
+    assert not [h for h in hints({**noisy, "processors": {"busy": 0.6, "stolen": 0.0}}) if "other machines" in h]
 
 
 def test_the_page_shows_stages_timeline_and_comparison():
