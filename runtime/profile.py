@@ -35,7 +35,7 @@ STAGES = {  # what each stage is, for people; in the order in which a picture pa
 
 
 def timing_report(policy: Policy) -> dict[str, Any]:
-    """The `profile` JSON shape: rates, misses, ages and stages of a finished run."""
+    """The `profile` JSON shape: rates, misses, ages and stages of a finished run; `began_s` is on the monotonic clock."""
     c = policy.counts
     seconds = max((c.ended_ns - c.began_ns) * 1e-9, 1e-9)
     found: dict[str, np.ndarray] = {}
@@ -47,7 +47,8 @@ def timing_report(policy: Policy) -> dict[str, Any]:
     for name, row in stages.items():
         row["budget_ms"] = round(budgets.get(name.split(".")[0], 1000 / policy.fast_hz), 3)
     report: dict[str, Any] = {
-        "seconds": round(seconds, 2), "fast_hz": round(c.new_frames / seconds, 3), "repeat_hz": round(c.repeats / seconds, 3),
+        "began_s": round(c.began_ns * 1e-9, 3), "seconds": round(seconds, 2),
+        "fast_hz": round(c.new_frames / seconds, 3), "repeat_hz": round(c.repeats / seconds, 3),
         "slow_hz": round(c.slow / seconds, 3), "ticks": c.ticks, "deadline_misses": c.misses,
         "prior_age_ms": percentiles(found.get("prior.age", empty)),
         "observation_to_wire_ms": percentiles(found.get("wire.observation", empty)),

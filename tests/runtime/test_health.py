@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks.soak import judge
 from firmware_bridge.messages import Command
 from runtime.camera_watch import BLACK_MEAN, FROZEN_FRAMES, CameraWatch, apart
 from runtime.health import Health, HealthLimits, HealthMonitor, Signs, output_fault
@@ -133,3 +134,24 @@ def test_cameras_out_of_step_are_named():
     assert apart({"front": 0, "wrist": 15}, 20) == ()
     assert apart({"front": 0, "wrist": 25}, 20) == ("cameras 'front' and 'wrist' are out of step",)
     assert apart({"front": 0}, 20) == ()
+
+
+def test_a_soak_is_judged_fault_by_fault():
+    """Frozen cameras must hold at once, whatever was injected must be over soon after, and a hold that nobody asked for is told apart."""
+    freeze, busy = "cameras frozen for 3 s", "machine overloaded for 5 s"
+    injected = [(freeze, 10.0, 13.0), (busy, 40.0, 45.0)]
+
+    def at(*changes):
+        return [{"at_s": t, "state": state} for t, state in ((0.0, "running"), *changes)]
+
+    good = at((10.16, "holding"), (13.1, "running"), (41.0, "degraded"), (46.0, "running"))
+    assert judge(injected, good) == ([], [])
+    assert judge(injected, at((13.1, "degraded"))) == (["cameras frozen for 3 s at 10 s: no hold within 0.5 s"], [])
+    late = judge(injected, at((10.9, "holding"), (13.1, "running")))[0]
+    assert late == ["cameras frozen for 3 s at 10 s: no hold within 0.5 s"]
+    for_ever = judge(injected, at((10.16, "holding")))[0]
+    assert for_ever == [
+        "cameras frozen for 3 s at 10 s: holding 5 s after its end",
+        "machine overloaded for 5 s at 40 s: holding 5 s after its end",
+    ]
+    assert judge(injected, [*good, {"at_s": 60.0, "state": "holding"}])[1] == [60.0]
