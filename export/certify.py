@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,27 @@ def paired_lower_bound(better: int, worse: int, pairs: int, z: float = Z_ONE_SID
     return low
 
 
+def play_pairs(
+    first: Path, second: Path, tasks: Sequence[str], environment: str, episodes: int, rows: Path, seed: int = 0,
+    workers: int | None = None,
+) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], dict[str, Any]]:  # fmt: skip
+    """Play `episodes` test starts with two bundles, gated, in virtual time; rows are kept in `rows`, so a second call goes on.
+
+    Returns the pairs of rows, and what they say: starts solved by each and by one alone, the difference and its lower 95 % bound.
+    """
+    seeds = range(seed, seed + math.ceil(episodes / len(tasks)))
+    sides = [jobs_for(b, ["gated"], [environment], tasks, seeds, split="test")[:episodes] for b in (first, second)]
+    # Side by side, so that a run that is stopped half way has pairs.
+    played = run_jobs([job for pair in zip(*sides, strict=True) for job in pair], rows, workers)
+    pairs = list(zip(played[::2], played[1::2], strict=True))
+    won = [(bool(a["success"]), bool(b["success"])) for a, b in pairs]
+    better, worse = sum(a and not b for a, b in won), sum(b and not a for a, b in won)
+    return pairs, {
+        "pairs": episodes, "first": sum(a for a, _ in won), "second": sum(b for _, b in won), "only_first": better, "only_second": worse,
+        "difference": round((better - worse) / episodes, 4), "lower_bound": round(paired_lower_bound(better, worse, episodes), 4),
+    }  # fmt: skip
+
+
 def certify(
     checkpoint: Path,
     bundle: Path,
@@ -59,22 +81,15 @@ def certify(
         raise ExportError(
             f"{bundle} knows none of the simulator's tasks, so nothing can be played: train on `harmowam collect` data."
         )
-    seeds = range(seed, seed + math.ceil(episodes / len(tasks)))
     reports = bundle / "reports"
     reports.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         fp32 = Path(folder) / "fp32.bundle"
         export_bundle(checkpoint, fp32, bundle / "samples.npz", int8=False, **how)
-        sides = [jobs_for(b, ["gated"], ["seen"], tasks, seeds, split="test")[:episodes] for b in (bundle, fp32)]
-        # Side by side, so that a run that is stopped half way has pairs.
-        rows = run_jobs([job for pair in zip(*sides, strict=True) for job in pair], reports / "certify.jsonl", workers)
-    won = [bool(r["success"]) for r in rows]
-    pairs = list(zip(won[::2], won[1::2], strict=True))
-    better, worse = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+        _, found = play_pairs(bundle, fp32, tasks, "seen", episodes, reports / "certify.jsonl", seed, workers)
     result: dict[str, Any] = {
-        "pairs": episodes, "int8_successes": sum(a for a, _ in pairs), "fp32_successes": sum(b for _, b in pairs),
-        "only_int8": better, "only_fp32": worse, "difference": round((better - worse) / episodes, 4),
-        "lower_bound": round(paired_lower_bound(better, worse, episodes), 4), "least": LEAST, "bundle": opened.manifest.name,
+        "int8_successes": found.pop("first"), "fp32_successes": found.pop("second"), "only_int8": found.pop("only_first"),
+        "only_fp32": found.pop("only_second"), **found, "least": LEAST, "bundle": opened.manifest.name,
     }  # fmt: skip
     result["passed"] = result["lower_bound"] >= LEAST
     partial = reports / "certificate.json.partial"
