@@ -20,7 +20,9 @@ def main() -> None:
     parser.add_argument("--environment", choices=ENVIRONMENTS, default="seen")
     parser.add_argument("--rows", type=Path, default=Path("out/pairs.jsonl"))
     args = parser.parse_args()
-    pairs, found = play_pairs(*args.bundles, tuple(TASKS), args.environment, args.episodes, args.rows)
+    pairs, found = play_pairs(
+        args.bundles[0], args.bundles[1], tuple(TASKS), args.environment, args.episodes, args.rows
+    )
 
     def row(name: str, cells: list[str]) -> str:
         return f"{name:8}" + "".join(f"{cell:>28}" for cell in cells)

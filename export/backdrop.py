@@ -42,6 +42,7 @@ def with_other_tables(data: Demonstrations, share: float, seed: int, cfg: Config
     shown = np.sort(rng.choice(plain, min(len(plain), 400), replace=False))
     pictures = {"front": _own(data.front), "wrist": _own(data.wrist)}
     empty = {view: empty_table(x[shown]) for view, x in pictures.items()}
+    shade = {view: x / np.median(x, (1, 2), keepdims=True) for view, x in empty.items()}
     rays = {view: _rays(data.cameras[view]) for view in pictures}
     front = data.cameras["front"].T_base_from_cam
     if front is None:
@@ -56,12 +57,12 @@ def with_other_tables(data: Demonstrations, share: float, seed: int, cfg: Config
         events = data.pose[data.events[(data.events >= rows[0]) & (data.events <= rows[-1])], :2]
         top = draw_table(rng, events)
         light = (rng.uniform(0.75, 1.2) * rng.uniform(0.95, 1.05, 3)).astype(np.float32)
-        under = _look(top, stands, empty["front"])
+        under = _look(top, stands, shade["front"])
         for i in rows:
             front_view, wrist_view = pictures["front"], pictures["wrist"]
             front_view[i] = _replaced(front_view[i], empty["front"], under, light)
             at = _on_table(rays["wrist"], wrist_pose(data.pose[i], cfg))
-            wrist_view[i] = _replaced(wrist_view[i], empty["wrist"], _look(top, at, empty["wrist"]), light)
+            wrist_view[i] = _replaced(wrist_view[i], empty["wrist"], _look(top, at, shade["wrist"]), light)
     return dataclasses.replace(data, front=pictures["front"], wrist=pictures["wrist"])
 
 
@@ -124,10 +125,10 @@ def _on_table(rays: np.ndarray, T: np.ndarray) -> np.ndarray:
     return start - np.float32(T[2, 3] / CELL) * out[..., :2] / down[..., None]
 
 
-def _look(top: np.ndarray, at: np.ndarray, empty: np.ndarray) -> np.ndarray:
-    """The drawn table float32[3, H, W] as a view sees it, shaded as the plain one; NaN where there is none."""
+def _look(top: np.ndarray, at: np.ndarray, shade: np.ndarray) -> np.ndarray:
+    """The drawn table float32[3, H, W] as a view sees it, lighter and darker as the plain one; NaN where there is none."""
     new = cv2.remap(top, at[..., 1], at[..., 0], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101).transpose(2, 0, 1)
-    new = new * (empty / np.median(empty, (1, 2), keepdims=True))
+    new = new * shade
     new[:, np.isnan(at[..., 0])] = np.nan
     return new
 

@@ -204,8 +204,7 @@ def load_demonstrations(
     """Read a LeRobotDataset of an SO-101, ours or another's (`export.lerobot.load`); raises DataError when it cannot be used."""
     data = load(folder, VIEWS, fps=rate_hz, cache=cache, units=units, calibration=calibration)
     pose, target = (
-        np.concatenate([np.array([so101_forward(q) for q in x]), x[:, 5:]], 1).astype(np.float32)
-        for x in (data.state, data.action)
+        np.concatenate([so101_forward(x), x[:, 5:]], 1).astype(np.float32) for x in (data.state, data.action)
     )
     events = find_events(pose, target, data.last, data.fps)
     scenes = [str(t) for t in data.extra.get("task", [""] * len(data.tasks))]

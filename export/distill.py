@@ -143,7 +143,7 @@ class Distiller(Loop):
         """Futures and tokens of `rows` by `model`; gradients only through what learns."""
         with self._cast():
             text = model.world.embed(self._row(self.labels.said, rows))
-            seen = model.world.look(images(self.data.front[rows]).to(self.device))
+            seen = model.world.look(images(self.data.front[rows], self.device))
             future, tokens = model.world.imagine(
                 noise, self.latents[rows].float(), seen, text, self._state(rows), steps
             )
@@ -152,14 +152,14 @@ class Distiller(Loop):
     def _situation(self, rng: np.random.Generator, batch: int) -> tuple[np.ndarray, tuple[Tensor, ...]]:
         """Rows of demonstrations; and wrist view, front latent, tokens of the student's world model, proprioception, as in Trainer."""
         rows = np.minimum(np.searchsorted(self.sampling, rng.random(batch)), len(self.sampling) - 1)
-        wrist = augment(images(self.data.wrist[rows]).to(self.device), rng)
+        wrist = augment(images(self.data.wrist[rows], self.device), rng)
         now = self.latents[rows].float()
         state = self._state(rows)
         world = self.average.world
         with torch.no_grad(), self._cast():
             noise = torch.randn(batch, self.cfg.futures * now.shape[1], *now.shape[2:], device=self.device)
             text = world.embed(self._row(self.labels.said, rows))
-            seen = world.look(images(self.data.front[rows]).to(self.device))
+            seen = world.look(images(self.data.front[rows], self.device))
             _, mids = world(noise, torch.zeros(batch, device=self.device), now, seen, text, state)
             now, mids = displace(now, mids.float(), self.labels.gate[rows] > 0.5, self.labels.ambiguous[rows], rng)
             tokens = world.tokens(mids)
@@ -198,7 +198,7 @@ class Distiller(Loop):
         teacher, told = self._imagine(self.teacher, rows, noise, self.plan.teacher_steps)
         student, ours = self._imagine(self.average, rows, noise, 1)
         control, _ = self._imagine(self.teacher, rows, noise, 1)
-        wrist, state = images(self.data.wrist[rows]).to(self.device), self._state(rows)
+        wrist, state = images(self.data.wrist[rows], self.device), self._state(rows)
         chunk = (self._row(self.labels.chunk, rows) - self.model.action_mean) / self.model.action_std
         start = torch.randn(chunk.shape, generator=generator).to(self.device)
 

@@ -377,7 +377,7 @@ class Loop:
         """The latent of every front picture."""
 
         def encode(rows: np.ndarray) -> tuple[Tensor]:
-            return (self.average.tokeniser.encode(images(self.data.front[rows]).to(self.device)),)
+            return (self.average.tokeniser.encode(images(self.data.front[rows], self.device)),)
 
         (self.latents,) = self._every_row("encode", encode, [self.average.tokeniser])
 

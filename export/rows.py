@@ -31,9 +31,9 @@ def digest_of(data: Demonstrations) -> str:
     return hashlib.sha256(data.pose.tobytes() + data.target.tobytes() + texts + pictures).hexdigest()[:16]
 
 
-def images(raw: np.ndarray) -> Tensor:
-    """uint8[B,3,96,96] to float32 in [-1, 1], as the robot's pre-processing gives them."""
-    return torch.from_numpy(np.require(raw, requirements="W")).float().div_(127.5).sub_(1.0)
+def images(raw: np.ndarray, device: torch.device = torch.device("cpu")) -> Tensor:
+    """uint8[B,3,96,96] to float32 in [-1, 1] on `device`, as the robot's pre-processing gives them."""
+    return torch.from_numpy(np.require(raw, requirements="W")).to(device).float().div_(127.5).sub_(1.0)
 
 
 def _blocks(folder: Path, n: int) -> list[tuple[Path, np.ndarray]]:

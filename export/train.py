@@ -106,7 +106,7 @@ class Trainer(Loop):
     def _finish(self, name: str) -> None:
         if name == "tokeniser":  # unit-variance latents for the flow
             sample = self.data.front[:: max(1, len(self.data.front) // 3000)]
-            pictures = (images(sample[i : i + 256]).to(self.device) for i in range(0, len(sample), 256))
+            pictures = (images(sample[i : i + 256], self.device) for i in range(0, len(sample), 256))
             raw = torch.cat([self.average.tokeniser.encoder(x) for x in pictures])
             self.average.tokeniser.mean.copy_(raw.mean((0, 2, 3), keepdim=True))
             self.average.tokeniser.std.copy_(raw.std((0, 2, 3), keepdim=True))
@@ -141,7 +141,7 @@ class Trainer(Loop):
         lab = self.labels
         relabelled = (lab.other[rows] >= 0) & (rng.random(batch) < 0.5)
         said = np.where(relabelled[:, None], lab.said[rows], lab.text[rows])
-        front = relit(images(self.data.front[rows]).to(self.device), rng)
+        front = relit(images(self.data.front[rows], self.device), rng)
         with self._cast():
             text = self.model.world.embed(torch.from_numpy(said).to(self.device))
             velocity, mid = self.model.world(x, t, now, self.model.world.look(front), text, self._felt(rows, rng))
@@ -170,7 +170,7 @@ class Trainer(Loop):
             )
             with self._cast():
                 text = m.world.embed(self._row(self.labels.said, rows))
-                seen = m.world.look(images(self.data.front[rows]).to(self.device))
+                seen = m.world.look(images(self.data.front[rows], self.device))
                 x, mid = noise, noise
                 for k in range(self.cfg.world_steps):
                     t = torch.full((len(rows),), k / self.cfg.world_steps, device=self.device)
@@ -194,7 +194,7 @@ class Trainer(Loop):
         t = torch.from_numpy((1 - rng.beta(1.5, 1.0, len(rows))).astype(np.float32)).to(self.device)
         noise = torch.randn_like(chunk)
         x = (1 - t)[:, None, None] * noise + t[:, None, None] * chunk
-        wrist = augment(images(self.data.wrist[rows]).to(self.device), rng)
+        wrist = augment(images(self.data.wrist[rows], self.device), rng)
         now, mids = displace(
             self.latents[rows].float(),
             self.mids[self.imagined[rows]].float(),
@@ -217,7 +217,7 @@ class Trainer(Loop):
         heading = (turns * bin_loss(turn, self._row(lab.turn, rows))).sum() / turns.sum().clamp_min(1)
         # The gate learns from play too; what the jaw should do, only a task says.
         rows = rng.integers(len(lab.gate), size=batch // 2)
-        wrist = augment(images(self.data.wrist[rows]).to(self.device), rng)
+        wrist = augment(images(self.data.wrist[rows], self.device), rng)
         with self._cast():
             logits = m.gate(wrist, self.latents[rows].float(), self._felt(rows, rng))
         target = torch.stack([self._row(lab.gate, rows), self._row(lab.jaw_open, rows)], 1)
