@@ -48,16 +48,24 @@ _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int8
 
 
 class OrtEngine:
-    """ONNX Runtime session. Waiting threads sleep instead of spinning: on a small board the other loops need the core."""
+    """ONNX Runtime session. Waiting threads sleep instead of spinning: on a small board the other loops need the core.
 
-    def __init__(self, path: Path, threads: int = 1, provider: str = "CPUExecutionProvider"):
+    `literal`: every node as the file has it, to compare others with. Else ONNX Runtime makes integer kernels of Q/DQ nodes, which round
+    differently than the nodes say.
+    """
+
+    def __init__(self, path: Path, threads: int = 1, provider: str = "CPUExecutionProvider", literal: bool = False):
         try:
             import onnxruntime as ort
         except ImportError as e:
             raise EngineError(
                 "no inference engine is installed: run `pip install 'harmowam-edge[cpu]'` (or [gpu])."
             ) from e
+        if provider == "CUDAExecutionProvider" and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # where pip brought CUDA's libraries, the loader does not find them by itself
         options = ort.SessionOptions()
+        if literal:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

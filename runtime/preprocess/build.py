@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -29,9 +30,13 @@ def nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
-def fatbin(folder: Path | None = None) -> Path:
-    """Path of the compiled device kernel, built now if it is not there. Raises KernelError without nvcc."""
-    text = b"".join((HERE / s).read_bytes() for s in DEVICE_SOURCES) + " ".join(DEVICE_FLAGS).encode()
+def fatbin(folder: Path | None = None, macros: Mapping[str, int] | None = None) -> Path:
+    """Path of the compiled device kernel, built now if it is not there. Raises KernelError without nvcc.
+
+    `macros`: the constants of device.cu to change, without their WARP_, for measurements.
+    """
+    flags = (*DEVICE_FLAGS, *(f"-DWARP_{name}={value}" for name, value in (macros or {}).items()))
+    text = b"".join((HERE / s).read_bytes() for s in DEVICE_SOURCES) + " ".join(flags).encode()
     out = (folder or HERE / "_build") / f"warp-{hashlib.sha256(text).hexdigest()[:16]}.fatbin"
     if out.exists():
         return out
@@ -42,7 +47,7 @@ def fatbin(folder: Path | None = None) -> Path:
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f"{out.stem}.{os.getpid()}.partial")
-    command = [compiler, *DEVICE_FLAGS, str(HERE / "device.cu"), "-o", str(partial)]
+    command = [compiler, *flags, str(HERE / "device.cu"), "-o", str(partial)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         partial.unlink(missing_ok=True)

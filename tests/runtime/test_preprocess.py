@@ -11,6 +11,7 @@ import pytest
 
 from calibration.camera import Camera
 from runtime.preprocess import KernelError, Warp, build, fold_radius, warp_all
+from runtime.preprocess.cuda import Tiling, Windows
 
 
 def picture(h, w, seed=0):
@@ -335,4 +336,35 @@ def test_the_device_build_compiles_for_orin_and_hopper(tmp_path, monkeypatch):
     fat = build.fatbin(folder=tmp_path)
     assert fat.stat().st_size > 10_000 and build.fatbin(folder=tmp_path) == fat
     raw = fat.read_bytes()
-    assert b"sm_87" in raw and b"sm_90" in raw and b"warp_frames" in raw
+    assert b"sm_87" in raw and b"sm_90" in raw and b"warp_tiles" in raw and b"warp_any" in raw
+
+
+@pytest.mark.parametrize("layout", ["rgb", "yuyv", "nv12"])
+@pytest.mark.parametrize("case", GEOMETRIES)
+def test_windows_for_the_device_weigh_the_same_pixels_and_lie_in_what_a_block_stages(case, layout):
+    src, dst = GEOMETRIES[case]
+    if layout != "rgb" and (src.width % 2 or src.height % 2):
+        pytest.skip("YUV needs an even size")
+    warp = Warp(src, dst, layout=layout)
+    windows = Windows.of(warp)
+    n, pairs, groups = windows.weights.shape[:3]
+    flat = windows.weights.transpose(0, 1, 4, 2, 3).reshape(n, 2 * pairs, 4 * groups)
+    k, y, x = np.nonzero(flat)
+    y, x, kw = y + windows.corner[k, 1], x + windows.corner[k, 0], warp.window[0]
+    want_k, want_at = np.nonzero(warp.weights)
+    origin = warp._table.origin[want_k]
+    assert np.array_equal(k, want_k) and np.array_equal(flat[flat > 0], warp.weights[warp.weights > 0])
+    assert np.array_equal(x, origin[:, 0] + want_at % kw) and np.array_equal(y, origin[:, 1] + want_at // kw)
+    unit, rows_of_pair = {"yuyv": (8, 2), "nv12": (4, 3)}.get(layout, (12, 2))
+    for tile in ((16, 4), (8, 1)):
+        t = Tiling.of(warp, windows, tile)
+        row, byte = np.divmod(t.offset.astype(int), 16 * t.chunks)
+        assert (row + rows_of_pair * pairs <= t.rows).all() and (byte + unit * groups <= 16 * t.chunks).all()
+        assert (
+            (byte % (8 if layout == "yuyv" else 4) == 0).all() and (t.box[:, 0] % 16 == 0).all() and (t.box >= 0).all()
+        )
+        assert t.pitch % 16 == 0 and t.pitch >= warp._row and (t.box[:, 0] + 16 * t.chunks <= t.pitch).all()
+        v, u = np.divmod(k, dst.width)
+        box = t.box[v // tile[1] * -(-dst.width // tile[0]) + u // tile[0]]
+        assert np.array_equal(box[:, 0] + byte[k], windows.corner[k, 0] // 4 * unit)
+        assert np.array_equal(box[:, 1] + row[k] * 2 // rows_of_pair, windows.corner[k, 1])

@@ -1,7 +1,14 @@
 """Building and choosing engines where there is no GPU: plans, refusals, and what is checked before an engine may run."""
 
+import ctypes
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +18,8 @@ from harmowam.cli import main
 from runtime.bundle import Bundle, BundleError, sha256
 from runtime.cuda import Cuda, CudaError
 from runtime.engine import EngineError, OrtEngine
-from runtime.tensorrt_build import LISTING, Board, Options, built_engine, plan
+from runtime.tensorrt_build import LISTING, Board, Options, build_engine, built_engine, plan
+from runtime.tensorrt_engine import TensorRTEngine, tensorrt
 from tests.tiny import tiny_bundle
 
 BOARD = Board("Orin (nvgpu)", "87", "10.3.0", "L4T 36.4.3")
@@ -47,7 +55,13 @@ def test_a_dry_run_says_what_it_would_build(bundle, tmp_path):
     assert not (bundle.path / "engines").exists()
 
 
-def test_without_tensorrt_a_build_is_refused_and_leaves_nothing(bundle):
+@pytest.fixture
+def no_tensorrt(monkeypatch):
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def test_without_tensorrt_a_build_is_refused_and_leaves_nothing(bundle, no_tensorrt):
     done = CliRunner().invoke(main, ["build", str(bundle.path)])
     assert done.exit_code == 2 and "TensorRT cannot be loaded" in done.output
     assert not (bundle.path / "engines").exists()
@@ -117,7 +131,7 @@ def test_a_provider_that_is_not_there_is_an_error_not_a_fallback(bundle):
         bundle.engine("fast", backend="cuda")
 
 
-def test_the_environment_chooses_the_engine(bundle, monkeypatch):
+def test_the_environment_chooses_the_engine(bundle, monkeypatch, no_tensorrt):
     assert isinstance(bundle.engine("fast"), OrtEngine)
     monkeypatch.setenv("HARMOWAM_ENGINE", "tensorrt")
     with pytest.raises(BundleError, match="TensorRT cannot be loaded"):
@@ -133,12 +147,21 @@ def test_without_a_driver_cuda_says_so():
 
 
 @pytest.mark.gpu
-def test_a_real_engine_agrees_with_onnx_runtime(bundle, tmp_path):
-    tensorrt = pytest.importorskip("tensorrt", reason="no TensorRT here")
-    from runtime.tensorrt_build import build_engine
-    from runtime.tensorrt_engine import TensorRTEngine
+def test_onnxruntimes_cuda_provider_agrees_with_its_cpu_provider(bundle):
+    ort = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        pytest.skip("this onnxruntime has no CUDA provider")
+    source = bundle.path / "onnx" / "fast.onnx"
+    there, here = OrtEngine(source, provider="CUDAExecutionProvider"), OrtEngine(source)
+    feeds = {k: np.ones(s.shape, np.float32) for k, s in here.inputs.items()}
+    made = there.run(feeds)
+    for k, v in here.run(feeds).items():
+        assert np.allclose(made[k], v, atol=1e-2), k
 
-    assert tensorrt.__version__
+
+@pytest.mark.gpu
+def test_a_real_engine_agrees_with_onnx_runtime(bundle, tmp_path):
+    assert pytest.importorskip("tensorrt", reason="no TensorRT here").__version__
     source = bundle.path / "onnx" / "fast.onnx"
     (tmp_path / "fast.engine").write_bytes(build_engine(source, tmp_path / "cache", Options(builds=1), dla=False))
     engine, reference = TensorRTEngine(tmp_path / "fast.engine", urgent=True), OrtEngine(source)
@@ -148,3 +171,239 @@ def test_a_real_engine_agrees_with_onnx_runtime(bundle, tmp_path):
         made = engine.run(feeds)
         for k, v in reference.run(feeds).items():
             assert np.allclose(made[k], v, atol=1e-4), k
+
+
+# A driver that does on the processor what CUDA does on a GPU, and is stricter: a call needs a context in its own thread (201), handles
+# and addresses must be live (400), and what a stream was given happens when it is waited for, no sooner.
+DRIVER = r"""
+#include <stdlib.h>
+#include <string.h>
+typedef unsigned long long u64;
+typedef void (*work)(void);
+enum { STREAM = 1, GRAPH, READY, DEVICE, HOST };
+typedef struct { int kind; void *dst; const void *src; size_t size; work fn; } Op;
+typedef struct { Op *ops; int n; } List;
+typedef struct { int capturing, priority; List queue, taken; } Stream;
+static struct { void *p; int kind; size_t size; } live[4096];
+static int lives;
+static __thread void *current;
+static int context;
+#define NEED(x, code) do { if (!(x)) return code; } while (0)
+static int find(const void *p, int kind, size_t size) {
+  for (int i = 0; i < lives; i++) if (live[i].p == p && live[i].kind == kind && live[i].size >= size) return i + 1;
+  return 0;
+}
+static void *born(void *p, int kind, size_t size) { live[lives].p = p; live[lives].kind = kind; live[lives++].size = size; return p; }
+static int dies(void *p, int kind) { int i = find(p, kind, 0); if (i) live[i - 1] = live[--lives]; return i; }
+static void push(List *l, Op op) { l->ops = realloc(l->ops, (l->n + 1) * sizeof op); l->ops[l->n++] = op; }
+static void add(Stream *s, Op op) { push(s->capturing ? &s->taken : &s->queue, op); }
+int fake_live(void) { return lives; }
+int fake_priority(Stream *s) { return s->priority; }
+int fake_kernel(Stream *s, work fn) { NEED(find(s, STREAM, 0), 400); add(s, (Op){2, 0, 0, 0, fn}); return 0; }
+int cuInit(unsigned f) { return f; }
+int cuDeviceGet(int *d, int i) { *d = i; return 0; }
+int cuDeviceGetAttribute(int *v, int a, int d) { *v = a == 75 ? 8 : a == 76 ? 7 : -1; return d; }
+int cuDeviceGetName(char *t, int n, int d) { strncpy(t, "Pretended", n); return d; }
+int cuDevicePrimaryCtxRetain(void **c, int d) { *c = &context; return d; }
+int cuCtxSetCurrent(void *c) { NEED(c == &context, 201); current = c; return 0; }
+int cuCtxGetStreamPriorityRange(int *least, int *greatest) { NEED(current, 201); *least = 0; *greatest = -5; return 0; }
+int cuStreamCreateWithPriority(void **out, unsigned flags, int priority) {
+  NEED(current, 201); NEED(flags == 1, 1);
+  Stream *s = calloc(1, sizeof *s); s->priority = priority; *out = born(s, STREAM, 0); return 0;
+}
+int cuStreamSynchronize(Stream *s) {
+  NEED(current, 201); NEED(find(s, STREAM, 0), 400); NEED(!s->capturing, 900);
+  for (int i = 0; i < s->queue.n; i++) { Op *o = &s->queue.ops[i]; if (o->kind == 2) o->fn(); else memcpy(o->dst, o->src, o->size); }
+  s->queue.n = 0; return 0;
+}
+int cuStreamDestroy_v2(Stream *s) { NEED(current, 201); NEED(dies(s, STREAM), 400); return 0; }
+int cuMemAlloc_v2(u64 *out, size_t size) { NEED(current, 201); NEED(size, 1); *out = (u64)born(malloc(size), DEVICE, size); return 0; }
+int cuMemFree_v2(u64 p) { NEED(current, 201); NEED(dies((void *)p, DEVICE), 400); free((void *)p); return 0; }
+int cuMemHostAlloc(void **out, size_t size, unsigned f) {
+  NEED(current, 201); NEED(size && f == 1, 1); *out = born(malloc(size), HOST, size); return 0;
+}
+int cuMemFreeHost(void *p) { NEED(current, 201); NEED(dies(p, HOST), 400); free(p); return 0; }
+int cuMemcpyHtoDAsync_v2(u64 d, const void *h, size_t n, Stream *s) {
+  NEED(current, 201); NEED(find((void *)d, DEVICE, n) && find(h, HOST, n) && find(s, STREAM, 0), 400);
+  add(s, (Op){1, (void *)d, h, n, 0}); return 0;
+}
+int cuMemcpyDtoHAsync_v2(void *h, u64 d, size_t n, Stream *s) {
+  NEED(current, 201); NEED(find((void *)d, DEVICE, n) && find(h, HOST, n) && find(s, STREAM, 0), 400);
+  add(s, (Op){1, h, (void *)d, n, 0}); return 0;
+}
+int cuStreamBeginCapture_v2(Stream *s, int mode) {
+  NEED(current, 201); NEED(find(s, STREAM, 0) && mode == 1, 400); s->capturing = 1; return 0;
+}
+int cuStreamEndCapture(Stream *s, void **out) {
+  NEED(current, 201); NEED(find(s, STREAM, 0) && s->capturing, 400);
+  List *g = malloc(sizeof *g); *g = s->taken; memset(&s->taken, 0, sizeof *g); s->capturing = 0; *out = born(g, GRAPH, 0); return 0;
+}
+int cuGraphInstantiateWithFlags(void **out, List *g, unsigned long long flags) {
+  NEED(current, 201); NEED(find(g, GRAPH, 0) && !flags, 400);
+  List *e = calloc(1, sizeof *e); for (int i = 0; i < g->n; i++) push(e, g->ops[i]); *out = born(e, READY, 0); return 0;
+}
+int cuGraphLaunch(List *e, Stream *s) {
+  NEED(current, 201); NEED(find(e, READY, 0) && find(s, STREAM, 0), 400); for (int i = 0; i < e->n; i++) add(s, e->ops[i]); return 0;
+}
+int cuGraphExecDestroy(List *e) { NEED(current, 201); NEED(dies(e, READY), 400); return 0; }
+int cuGraphDestroy(List *g) { NEED(current, 201); NEED(dies(g, GRAPH), 400); return 0; }
+"""
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    """Path of the pretended driver."""
+    folder = tmp_path_factory.mktemp("driver")
+    (folder / "cuda.c").write_text(DRIVER)
+    command = [os.environ.get("CC", "cc"), "-shared", "-fPIC", "-o", str(folder / "libcuda.so"), str(folder / "cuda.c")]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as e:
+        pytest.skip(f"no C compiler: {e}")
+    return str(folder / "libcuda.so")
+
+
+class PretendedTensorRT:
+    """`tensorrt` with one engine: y = 2 x + 1, for shape [2, 3]."""
+
+    def __init__(self, driver):
+        self.lib = ctypes.CDLL(driver)
+        self.lib.fake_kernel.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        self.lib.fake_priority.argtypes = [ctypes.c_void_p]
+        self.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
+        self.TensorIOMode = SimpleNamespace(INPUT=1, OUTPUT=2)
+        self.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=self.load)
+        self.nptype = lambda kind: kind
+        self.fails, self.refuses, self.passes = False, False, 0
+        self.at: dict[str, np.ndarray] = {}
+        self.kept: list[Any] = []  # a graph may run a kernel any time later
+
+    def load(self, data):
+        if data != b"whole":
+            return None
+        return SimpleNamespace(
+            num_io_tensors=2, get_tensor_name=lambda i: "xy"[i], get_tensor_shape=lambda name: (2, 3),
+            get_tensor_dtype=lambda name: np.float32, get_tensor_mode=lambda name: 1 + (name == "y"),
+            create_execution_context=lambda: SimpleNamespace(set_tensor_address=self.place, execute_async_v3=self.execute),
+        )  # fmt: skip
+
+    def place(self, name, address):
+        self.at[name] = np.ctypeslib.as_array((ctypes.c_float * 6).from_address(address))
+        return not self.refuses
+
+    def execute(self, stream):
+        def kernel():
+            self.at["y"][:] = 2 * self.at["x"] + 1
+            self.passes += 1
+
+        self.kept.append(ctypes.CFUNCTYPE(None)(kernel))
+        return not self.fails and self.lib.fake_kernel(stream, ctypes.cast(self.kept[-1], ctypes.c_void_p)) == 0
+
+
+@pytest.fixture
+def pretended(driver, monkeypatch, tmp_path):
+    trt = PretendedTensorRT(driver)
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    (tmp_path / "e.engine").write_bytes(b"whole")
+    before = trt.lib.fake_live()
+    return SimpleNamespace(
+        trt=trt, cuda=Cuda(driver), path=tmp_path / "e.engine", left=lambda: trt.lib.fake_live() - before
+    )
+
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_each_pass_takes_what_it_was_fed(pretended, graph):
+    engine = TensorRTEngine(pretended.path, cuda=pretended.cuda, graph=graph)
+    for i in range(3):
+        assert np.array_equal(engine.run({"x": X + i})["y"], 2 * (X + i) + 1)
+    assert len(pretended.trt.kept) == (2 if graph else 4)  # a graph asks TensorRT for nothing any more
+    engine.close()
+    engine.close()
+    assert pretended.left() == 0
+
+
+def test_start_does_not_wait(pretended):
+    engine = TensorRTEngine(pretended.path, cuda=pretended.cuda)
+    passes = pretended.trt.passes
+    engine.start({"x": X})
+    assert pretended.trt.passes == passes
+    assert np.array_equal(engine.wait()["y"], 2 * X + 1) and pretended.trt.passes == passes + 1
+    engine.close()
+
+
+def test_an_urgent_engine_has_the_greatest_priority(pretended):
+    for urgent, priority in ((True, -5), (False, 0)):
+        engine = TensorRTEngine(pretended.path, urgent=urgent, cuda=pretended.cuda)
+        assert pretended.trt.lib.fake_priority(engine._stream) == priority
+        engine.close()
+
+
+def test_an_engine_may_be_handed_to_another_thread(pretended):
+    engine = TensorRTEngine(pretended.path, cuda=pretended.cuda)
+    got = []
+    thread = threading.Thread(target=lambda: got.append(engine.run({"x": X})["y"].copy()))
+    thread.start()
+    thread.join()
+    assert np.array_equal(got[0], 2 * X + 1)
+    engine.close()
+
+
+def test_the_pretended_driver_wants_a_context_in_each_thread(pretended):
+    codes = []
+
+    def ask():
+        try:
+            pretended.cuda.stream(True)
+        except CudaError as e:
+            codes.append(str(e))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert "201" in codes[0]
+
+
+@pytest.mark.parametrize("what", ["fails", "refuses"])
+def test_an_engine_that_cannot_run_leaves_nothing_behind(pretended, what):
+    setattr(pretended.trt, what, True)
+    with pytest.raises(EngineError, match="harmowam build"):
+        TensorRTEngine(pretended.path, cuda=pretended.cuda)
+    assert pretended.left() == 0
+
+
+def test_the_reference_of_a_build_computes_what_onnx_runtime_computes(bundle):
+    source = bundle.path / "onnx" / "fast.onnx"
+    literal, usual = OrtEngine(source, literal=True), OrtEngine(source)
+    rng = np.random.default_rng(0)
+    feeds = {k: rng.normal(size=s.shape).astype(np.float32) for k, s in usual.inputs.items()}
+    wanted = usual.run(feeds)
+    for k, v in literal.run(feeds).items():
+        assert np.allclose(v, wanted[k], atol=1e-4), k
+
+
+def test_a_truncated_engine_is_refused(pretended):
+    pretended.path.write_bytes(b"who")
+    with pytest.raises(EngineError, match="truncated"):
+        TensorRTEngine(pretended.path, cuda=pretended.cuda)
+    assert pretended.left() == 0
+
+
+def test_feeds_that_do_not_fit_are_refused(pretended):
+    engine = TensorRTEngine(pretended.path, cuda=pretended.cuda)
+    with pytest.raises(EngineError, match="input 'x' must be float32"):
+        engine.run({"x": X[:1]})
+    engine.close()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # between Polygraphy and the bindings
+@pytest.mark.parametrize("name", ["fast", "decoder", "predictive", "world_model"])
+def test_nvidias_parser_and_builder_take_every_graph(bundle, tmp_path, name):
+    """TensorRT for RTX builds engines without a GPU, which no other TensorRT does."""
+    pytest.importorskip("tensorrt_rtx", reason="no TensorRT for RTX: pip install tensorrt-rtx", exc_type=ImportError)
+    tensorrt()  # before Polygraphy, which decides for which TensorRT it is when it is imported
+    pytest.importorskip("polygraphy", reason="no polygraphy: pip install 'harmowam-edge[jetson]'")
+    made = build_engine(bundle.path / bundle.manifest.engines[name].file, tmp_path / "cache", Options(), dla=False)
+    assert len(made) > 1000 and (tmp_path / "cache").exists()

@@ -1,4 +1,4 @@
-"""TensorRT engines of a bundle on this GPU: parity and time. `python -m benchmarks.tensorrt out/so101.bundle`.
+"""TensorRT engines of a bundle on this GPU: parity and time. `python -m benchmarks.tensorrt_engines out/so101.bundle`.
 
 Builds the engines as `harmowam build` does, then, engine by engine, on the bundle's recorded observations:
 parity with ONNX Runtime on the CPU (cosine of the centred outputs, largest difference and largest value); milliseconds of `run` with
@@ -135,7 +135,7 @@ def measure(bundle: Bundle, options: Options, rounds: int, say: Callable[[str], 
     for name, path in paths.items():
         feed = feeds[name][0]
         graph, plain = TensorRTEngine(path, urgent=name in URGENT), TensorRTEngine(path, name in URGENT, graph=False)
-        compared = parity(graph, OrtEngine(bundle.path / bundle.manifest.engines[name].file), feeds[name])
+        compared = parity(graph, OrtEngine(bundle.path / bundle.manifest.engines[name].file, literal=True), feeds[name])
         start, wait = halves(graph, feed, rounds)
         out["engines"][name] = {
             "mb": round(path.stat().st_size / 1e6, 2),
