@@ -1,4 +1,4 @@
-"""Bus master against the paced virtual bus, and side by side with other SDKs: `python benchmarks/bus.py` (peers: ./build.sh peers).
+"""Bus master against the paced virtual bus, and side by side with other SDKs: `python -m benchmarks.bus` (peers: ./build.sh peers).
 
 The virtual servos run in a process of their own. Paced: cycle = read all + write all of six STS servos at 1 Mbaud, against the time that
 the bytes need on the wire. Not paced: sync reads of six positions a second, each SDK in its turn, many short rounds, best and median.

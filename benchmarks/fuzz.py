@@ -1,4 +1,4 @@
-"""Parsers against ten million bytes of damaged packets: `python benchmarks/fuzz.py [--bytes N] [--seed S]`.
+"""Parsers against ten million bytes of damaged packets: `python -m benchmarks.fuzz [--bytes N] [--seed S]`.
 
 Valid packets are mixed with noise, cut, merged, and their bytes turned over. Counted: exceptions, and packets that were accepted though
 they were never sent whole. A checksum lets 1 of 256 (Feetech) or 65536 (Dynamixel) random candidates pass; Feetech's is a sum, so two

@@ -1,4 +1,4 @@
-"""Pre-processing against the OpenCV chain, side by side in one run: `python benchmarks/preprocess.py`.
+"""Pre-processing against the OpenCV chain, side by side in one run: `python -m benchmarks.preprocess`.
 
 OpenCV: remap (undistort, full size) + resize by area + cvtColor + normalise and transpose in NumPy. One thread each.
 """

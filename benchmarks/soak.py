@@ -1,4 +1,4 @@
-"""A long run with faults, and whether each led to the right state: `python benchmarks/soak.py --seconds 1800`.
+"""A long run with faults, and whether each led to the right state: `python -m benchmarks.soak --seconds 1800`.
 
 Drives the simulated arm through `harmowam profile` and, in turn, freezes its cameras (the process that renders them is stopped for
 3 s, as an unplugged cable) and overloads the machine (as many busy processes as cores, twice, for 5 s). Reads the health changes

@@ -1,4 +1,4 @@
-"""What a stamp costs: `python benchmarks/trace.py`. Median and p99 over blocks of 1000 marks."""
+"""What a stamp costs: `python -m benchmarks.trace`. Median and p99 over blocks of 1000 marks."""
 
 from __future__ import annotations
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from export.lerobot.layout import PICTURES, DataError
 from runtime.preprocess import Warp
 
 SIZE = 96
+# From so many pictures on, processes decode into the cache: PyAV 18 keeps Python's lock while it decodes, so threads bring nothing, and a
+# process takes a second to start.
+MANY = 20_000
 Convert = Callable[[np.ndarray, np.ndarray], object]
 
 
@@ -31,25 +35,58 @@ def geometry_of(stored: Camera) -> tuple[Camera, Convert | None]:
     return target, Warp(stored, target, mean=(0, 0, 0), std=(1, 1, 1), dtype="uint8")
 
 
+@dataclass(frozen=True)
+class _File:
+    """One video: `spans` are first picture in the file, first row, how many; `stored` the camera of its pictures."""
+
+    path: Path
+    fps: float
+    stored: Camera
+    spans: tuple[tuple[int, int, int], ...]
+    threads: int
+
+    def into(self, out: np.ndarray | Path) -> int:
+        """Decode to the rows of an array or of an .npy file; returns how many. Raises DataError."""
+        rows = np.load(out, mmap_mode="r+") if isinstance(out, Path) else out
+        place = np.full(max(start + n for start, _, n in self.spans), -1, np.int64)
+        for start, row, n in self.spans:
+            place[start : start + n] = np.arange(row, row + n)
+        try:
+            seen = video.decode(
+                self.path, self.fps, place, rows, convert=geometry_of(self.stored)[1], threads=self.threads
+            )
+        except (OSError, ValueError, IndexError, av.FFmpegError) as e:
+            raise DataError(
+                f"{self.path} cannot be read ({getattr(e, 'strerror', None) or e}): restore it or collect again."
+            ) from e
+        if lost := int(((place >= 0) & ~seen).sum()):
+            raise DataError(
+                f"{self.path} is truncated, {lost} of {(place >= 0).sum()} pictures are missing: restore it or collect again."
+            )
+        return int((place >= 0).sum())
+
+
 class Pictures:
     """The pictures of one camera: where they lie, and how they get into an array."""
 
     def __init__(
-        self, folder: Path, info: Mapping[str, Any], camera: str, chosen: Sequence[Mapping[str, Any]],
-        convert: Convert | None, workers: int, bar: tqdm,
+        self, folder: Path, info: Mapping[str, Any], camera: str, stored: Camera, chosen: Sequence[Mapping[str, Any]], workers: int,
+        bar: tqdm,
     ):  # fmt: skip
-        self._fps, self._convert, self._workers, self._bar = info["fps"], convert, workers, bar
+        self._fps, self._workers, self._bar = info["fps"], workers, bar
         self._camera, self._rows = camera, sum(e["length"] for e in chosen)
-        self._files: dict[Path, list[tuple[int, int, int]]] = {}  # first picture in the file, first row, how many
+        files: dict[Path, list[tuple[int, int, int]]] = {}
         row = 0
         for e in chosen:
             of = {k: e[f"videos/{PICTURES}{camera}/{k}"] for k in ("chunk_index", "file_index", "from_timestamp")}
             path = folder / info["video_path"].format(
                 video_key=PICTURES + camera, chunk_index=of["chunk_index"], file_index=of["file_index"]
             )
-            self._files.setdefault(path, []).append((round(of["from_timestamp"] * self._fps), row, e["length"]))
+            files.setdefault(path, []).append((round(of["from_timestamp"] * self._fps), row, e["length"]))
             row += e["length"]
-        self._lock = threading.Lock()
+        self._files = [
+            _File(path, self._fps, stored, tuple(spans), max(1, workers // len(files))) for path, spans in files.items()
+        ]
 
     @property
     def _shape(self) -> tuple[int, int, int, int]:
@@ -57,14 +94,17 @@ class Pictures:
 
     def decoded(self) -> np.ndarray:
         out = np.empty(self._shape, np.uint8)
-        self._into(out)
+        with ThreadPoolExecutor(self._workers) as pool:
+            self._all_into(out, pool)
         return out
 
     def cached(self, cache: Path, geometry: str) -> np.ndarray:
         digest = hashlib.sha256(f"{geometry} {self._fps} {self._shape}".encode())
-        for path, spans in self._files.items():
-            there = path.stat() if path.exists() else None
-            digest.update(f"{path.resolve()} {there and (there.st_size, there.st_mtime_ns)} {spans}".encode())
+        for file in self._files:
+            there = file.path.stat() if file.path.exists() else None
+            digest.update(
+                f"{file.path.resolve()} {there and (there.st_size, there.st_mtime_ns)} {list(file.spans)}".encode()
+            )
         path = cache / f"{self._camera}-{digest.hexdigest()[:16]}.npy"
         if path.exists():
             self._bar.update(self._rows)
@@ -75,7 +115,8 @@ class Pictures:
             out = np.lib.format.open_memmap(partial, "w+", np.uint8, self._shape)
             with open(partial, "r+b") as f:  # a full disk says so now, not as a bus error later
                 os.posix_fallocate(f.fileno(), 0, partial.stat().st_size)
-            self._into(out)
+            with self._pool() as pool:
+                self._all_into(partial, pool)
             out.flush()
             os.replace(partial, path)
         except OSError as e:
@@ -84,35 +125,17 @@ class Pictures:
             partial.unlink(missing_ok=True)
         return np.load(path, mmap_mode="r")
 
-    def _into(self, out: np.ndarray) -> None:
-        with ThreadPoolExecutor(self._workers) as pool:  # threads: the codec runs without Python's lock
-            jobs = [pool.submit(self._file_into, path, out) for path in self._files]
-            try:
-                for job in as_completed(jobs):
-                    job.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    def _pool(self) -> Executor:
+        workers = min(self._workers, len(self._files))
+        if self._rows < MANY or workers < 2:
+            return ThreadPoolExecutor(workers)
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
 
-    def _file_into(self, path: Path, out: np.ndarray) -> None:
-        spans = self._files[path]
-        place = np.full(max(start + n for start, _, n in spans), -1, np.int64)
-        for start, row, n in spans:
-            place[start : start + n] = np.arange(row, row + n)
+    def _all_into(self, out: np.ndarray | Path, pool: Executor) -> None:
+        jobs = [pool.submit(file.into, out) for file in self._files]
         try:
-            seen = video.decode(
-                path, self._fps, place, out, convert=self._convert, progress=self._progress,
-                threads=max(1, self._workers // len(self._files)),
-            )  # fmt: skip
-        except (OSError, ValueError, IndexError, av.FFmpegError) as e:
-            raise DataError(
-                f"{path} cannot be read ({getattr(e, 'strerror', None) or e}): restore it or collect again."
-            ) from e
-        if lost := int(((place >= 0) & ~seen).sum()):
-            raise DataError(
-                f"{path} is truncated, {lost} of {(place >= 0).sum()} pictures are missing: restore it or collect again."
-            )
-
-    def _progress(self, n: int) -> None:
-        with self._lock:
-            self._bar.update(n)
+            for job in as_completed(jobs):
+                self._bar.update(job.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

@@ -44,7 +44,8 @@ def load(
     joints; the gripper from 0, shut, to 100, open) or "rad", and `calibration`, the `Camera` of each stored picture (`read_cameras`).
     Pictures of another size than 96x96 or with lens distortion go through the robot's pre-processing to the central square.
     `cache`: keep decoded pictures in that folder and map them into memory: the next load, or another process, takes no time and no
-    memory of its own. `workers`: threads that decode, one a processor if not given.
+    memory of its own. `workers`: how many decode at a time, one a processor if not given; for a large cache they are processes, so a
+    script that calls this needs its `if __name__ == "__main__":`.
     Raises DataError for whatever cannot be used, and CalibrationError for a camera that is none.
     """
     folder = Path(folder)
@@ -63,8 +64,8 @@ def load(
     geometry: dict[str, Camera] = {}
     with tqdm(total=len(state) * len(cameras), unit=" pictures", desc=f"reading {folder}", delay=1) as bar:
         for name in cameras:
-            geometry[name], convert = geometry_of(stored[name])
-            pictures = Pictures(folder, info, name, chosen, convert, workers or os.cpu_count() or 1, bar)
+            geometry[name], _ = geometry_of(stored[name])
+            pictures = Pictures(folder, info, name, stored[name], chosen, workers or os.cpu_count() or 1, bar)
             digest = json.dumps([stored[name].to_json(), geometry[name].to_json()])
             images[name] = pictures.cached(Path(cache), digest) if cache else pictures.decoded()
     lengths = np.array([e["length"] for e in chosen])

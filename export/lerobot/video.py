@@ -55,7 +55,7 @@ def _planar(frame: av.VideoFrame, reformat: VideoReformatter, out: np.ndarray) -
 
 def decode(
     path: Path, fps: float, place: np.ndarray, out: np.ndarray, *,
-    convert: Callable[[np.ndarray, np.ndarray], object] | None = None, threads: int = 1, progress: Callable[[int], object] = lambda n: None,
+    convert: Callable[[np.ndarray, np.ndarray], object] | None = None, threads: int = 1,
 ) -> np.ndarray:  # fmt: skip
     """Decode one file; the picture shown at i / fps seconds goes to `out[place[i]]` (planar RGB) where `place[i]` >= 0.
 
@@ -63,7 +63,7 @@ def decode(
     which pictures came; damaged ones count as not there. Raises OSError or av.FFmpegError where nothing can be read and
     ValueError for pictures of another size.
     """
-    seen, reformat, fresh = np.zeros(len(place), bool), VideoReformatter(), 0
+    seen, reformat, each = np.zeros(len(place), bool), VideoReformatter(), rate(fps)
     with av.open(str(path)) as container:
         if not container.streams.video:
             raise ValueError("it holds no video")
@@ -75,17 +75,13 @@ def decode(
             for frame in container.decode(stream):
                 if frame.pts is None or frame.is_corrupt:
                     continue
-                i = round(frame.pts * frame.time_base * rate(fps))
+                i = round(frame.pts * frame.time_base * each)
                 if 0 <= i < len(place) and place[i] >= 0:
                     if convert is None:
                         _planar(frame, reformat, out[place[i]])
                     else:
                         convert(reformat.reformat(frame, format="rgb24").to_ndarray(), out[place[i]])
                     seen[i] = True
-                    fresh += 1
-                    if fresh % 500 == 0:
-                        progress(500)
         except av.error.InvalidDataError:
             pass  # the caller sees by `seen` what is missing
-        progress(fresh % 500)
-    return seen
+        return seen
