@@ -255,7 +255,7 @@ class DeviceWarp:
         self, cameras: Sequence[Warp], windows: Sequence[Windows], tuning: Tuning
     ) -> tuple[tuple[int, int] | None, list[Tiling]]:
         """The largest tile whose source fits for every camera; None: not even the smallest does."""
-        for limit in (SHARED, self._driver.shared_limit):
+        for limit in (min(SHARED, self._driver.shared_limit), self._driver.shared_limit):
             for tile in tuning.tiles:
                 cut = [Tiling.of(w, t, tile) for w, t in zip(cameras, windows)]
                 if tuning.stages * max(t.size for t in cut) <= limit:
