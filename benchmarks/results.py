@@ -13,7 +13,7 @@ import itertools
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ commands: `sim/phases.py`. *background*, *position* and *object* were not in the
 these were trained with drawn table tops (`train --tables`), and play has seen the whole table and other table tops, lights, colours and
 proportions (one in five of its episodes does there what a task asks for), but neither has seen the table tops and the shapes of this
 test. In the table all tasks are taken together; success is their mean. The baselines `bc` and `bc_play` are ACT of our size (5.8 M
-parameters) on task data and on task and play.
+parameters) on task data and on task and play. {training}
 """
 FUTURE = """\
 The reactive expert alone, fed with the tokeniser's latents of a scripted expert's true future in place of the predicted one
@@ -65,6 +65,22 @@ def bundle_of(checkpoint: Path, work: Path, steps: int | None = None) -> Path:
         shutil.copyfile(samples_path(checkpoint), samples_path(source))
     export_bundle(source, out, int8=False, say=lambda line: print(f"  {out.name}: {line}", flush=True))
     return out
+
+
+def trained(checkpoint: Path, baselines: Mapping[str, Path]) -> str:
+    """How long each was trained, as its note and the baselines' reports say: our minutes are all of the chain of `train --from`."""
+    note: Any = load_checkpoint(checkpoint)[3]
+    minutes: list[float] = []
+    while note:
+        minutes.append(note["train_minutes"])
+        note = note.get("from")
+    out = f"Ours was trained for {minutes[0]:.0f} minutes"
+    if minutes[1:]:
+        out += f", after {len(minutes) - 1} runs of {sum(minutes[1:]):.0f} minutes together that it went on from"
+    for name, path in baselines.items():
+        report = json.loads((path / "reports" / "training.json").read_text())
+        out += f"; `{name}` from nothing for {report['train_minutes']:.0f} minutes ({report['steps']:,} steps, {report['rows']:,} rows)"
+    return out + "."
 
 
 def variant(checkpoint: Path, work: Path, steps: int) -> Path:
@@ -228,8 +244,8 @@ def curve_table(first: str, lines: dict[str, list[tuple[int, float, float, float
     return markdown([[first, *lines], *body])
 
 
-def page(work: Work, have: dict[str, Row], checkpoint: Path, command: str, images: Path) -> str:
-    """docs/results.md from the rows there are; the plots are written into `images`."""
+def page(work: Work, have: dict[str, Row], checkpoint: Path, training: str, command: str, images: Path) -> str:
+    """docs/results.md from the rows there are; `training` says how long who was trained; the plots are written into `images`."""
 
     def rows_of(jobs: list[Job]) -> list[Row]:
         return [have[j.key] for j in jobs if j.key in have]
@@ -238,7 +254,8 @@ def page(work: Work, have: dict[str, Row], checkpoint: Path, command: str, image
     short = tuple(p for p in ("gated", "reactive", "predictive", *BASELINES) if any(r["policy"] == p for r in rows))
     out = [
         "# Results in simulation\n", INTRODUCTION.format(
-            command=command, name=checkpoint.name, digest=sha256(checkpoint)[:12], have=len(rows), want=len(work.table)
+            command=command, name=checkpoint.name, digest=sha256(checkpoint)[:12], have=len(rows), want=len(work.table),
+            training=training,
         ),
         "## The table\n", markdown([list(COLUMNS), *table(rows)]), "",
         *(f"* {line}" for line in sentences(rows)), "",
@@ -318,7 +335,7 @@ def main() -> None:
         film_strip(work.table, images / "results_film.png")
     have = {r["key"]: r for r in read_rows(rows)}
     command = " ".join(["python -m benchmarks.results", *(a for a in sys.argv[1:] if a != "--report")])
-    args.docs.write_text(page(work, have, args.checkpoint, command, images) + "\n")
+    args.docs.write_text(page(work, have, args.checkpoint, trained(args.checkpoint, baselines), command, images) + "\n")
     (args.work / "summary.json").write_text(
         json.dumps(summary([have[j.key] for j in work.table if j.key in have]), indent=1)
     )

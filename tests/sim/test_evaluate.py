@@ -267,8 +267,11 @@ def test_the_page_names_what_was_missed(bundle, tmp_path):
     have = {r["key"]: r for r in ev.read_rows(tmp_path / "rows.jsonl")}
     checkpoint = tmp_path / "c.safetensors"
     checkpoint.write_bytes(b"weights")
-    text = results.page(results.Work(every, [], curves, {}), have, checkpoint, "python -m benchmarks.results", tmp_path)
-    assert "60 of 60 episodes" in text and "| gated, seen | >= 90 % | **80.0 %, missed** |" in text
+    said = "Ours was trained for 5 minutes."
+    text = results.page(
+        results.Work(every, [], curves, {}), have, checkpoint, said, "python -m benchmarks.results", tmp_path
+    )
+    assert said in text and "60 of 60 episodes" in text and "| gated, seen | >= 90 % | **80.0 %, missed** |" in text
     assert "| gated, mean of the three unseen | >= 80 % | 80.0 % |" in text and "+40.0" in text
     assert "| placed it badly | 1 / 3 | 3 / 9 | 3 / 9 |" in text
     assert {p.name for p in tmp_path.glob("*.png")} == {"results_policies.png", "results_latency.png"}
