@@ -129,7 +129,8 @@ def test_outputs_that_are_not_finite_hold_the_arm_and_are_forgotten(run):
     engine.run = spoiled
     safety = []
     run.policy.run(2.0, lambda: safety.append(run.policy.joint_state().safety))
-    assert states(run)[-2:] == [Health.HOLDING, Health.RUNNING] and counts.faults_seen == 14
+    after = states(run)[states(run).index(Health.HOLDING) :]  # a machine that is late may degrade the loop after that
+    assert after[1] == Health.RUNNING and after.count(Health.HOLDING) == 1 and counts.faults_seen == 14
     assert "not finite" in next(c for c in run.policy.health.history if c.state == Health.HOLDING).reasons[0]
     assert SafetyState.HOLD in safety[5:] and safety[-1] == SafetyState.ACTIVE
 
