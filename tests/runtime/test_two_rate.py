@@ -1,5 +1,6 @@
 """The two-rate loop on the wall clock, with real engines, slots, guard and motor process, over virtual servos."""
 
+import itertools
 import json
 import os
 import signal
@@ -100,6 +101,12 @@ def states(run):
     return [c.state for c in run.policy.health.history]
 
 
+def held_once_and_ran_again(run):
+    """A machine that is late may degrade the loop any time: that is not what is asked. A hold may have one reason after another."""
+    seen = [s for s, _ in itertools.groupby(s for s in states(run) if s != Health.DEGRADED)]
+    return seen.count(Health.HOLDING) == 1 and seen[-2:] == [Health.HOLDING, Health.RUNNING]
+
+
 def test_a_camera_that_is_plugged_in_again_lets_the_run_go_on_and_the_arm_stays_where_it_was(run):
     counts, held = run.policy.counts, []
 
@@ -111,7 +118,7 @@ def test_a_camera_that_is_plugged_in_again_lets_the_run_go_on_and_the_arm_stays_
         return False
 
     run.policy.run(4.0, unplug_for_two_seconds)
-    assert states(run)[-2:] == [Health.HOLDING, Health.RUNNING] and run.policy.health.state == Health.RUNNING
+    assert held_once_and_ran_again(run) and run.policy.health.state in (Health.RUNNING, Health.DEGRADED)
     assert np.ptp(held, axis=0).max() < 0.01
     assert counts.new_frames > 60  # it drives again
 
@@ -129,8 +136,7 @@ def test_outputs_that_are_not_finite_hold_the_arm_and_are_forgotten(run):
     engine.run = spoiled
     safety = []
     run.policy.run(2.0, lambda: safety.append(run.policy.joint_state().safety))
-    after = states(run)[states(run).index(Health.HOLDING) :]  # a machine that is late may degrade the loop after that
-    assert after[1] == Health.RUNNING and after.count(Health.HOLDING) == 1 and counts.faults_seen == 14
+    assert held_once_and_ran_again(run) and counts.faults_seen == 14
     assert "not finite" in next(c for c in run.policy.health.history if c.state == Health.HOLDING).reasons[0]
     assert SafetyState.HOLD in safety[5:] and safety[-1] == SafetyState.ACTIVE
 
