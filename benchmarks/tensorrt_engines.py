@@ -24,7 +24,16 @@ import numpy as np
 
 from runtime.bundle import Bundle, BundleError
 from runtime.engine import EngineError, OrtEngine
-from runtime.tensorrt_build import COSINE, URGENT, Options, build, built_engine, observations, this_board
+from runtime.tensorrt_build import (
+    COSINE,
+    URGENT,
+    Options,
+    build,
+    built_engine,
+    centred_cosine,
+    observations,
+    this_board,
+)
 from runtime.tensorrt_engine import TensorRTEngine
 
 Feeds = list[dict[str, np.ndarray]]
@@ -42,9 +51,7 @@ def parity(engine: TensorRTEngine, reference: OrtEngine, feeds: Feeds) -> dict[s
     out = {}
     for k in wanted:
         a, b = np.stack(wanted[k]), np.stack(made[k])
-        x, y = (a - a.mean(0)).ravel(), (b - a.mean(0)).ravel()
-        cosine = float(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-12))
-        out[k] = (cosine, float(np.abs(a - b).max()), float(np.abs(a).max()))
+        out[k] = (centred_cosine(a, b), float(np.abs(a - b).max()), float(np.abs(a).max()))
     return out
 
 

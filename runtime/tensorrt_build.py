@@ -148,6 +148,13 @@ def observations(bundle: Bundle, count: int = 16) -> dict[str, list[dict[str, np
     return out
 
 
+def centred_cosine(wanted: np.ndarray, made: np.ndarray) -> float:
+    """Cosine of two sets of outputs [N, ...] around the mean of the first: what all observations have in common says nothing."""
+    a, b = wanted.astype(float), made.astype(float)
+    x, y = (a - a.mean(0)).ravel(), (b - a.mean(0)).ravel()
+    return float(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-12))
+
+
 def compare(path: Path, source: Path, feeds: list[dict[str, np.ndarray]]) -> tuple[dict[str, float], float]:
     """Cosine of each output (centred) against ONNX Runtime, and the median milliseconds of a pass."""
     engine, reference = TensorRTEngine(path), OrtEngine(source, literal=True)
@@ -162,12 +169,7 @@ def compare(path: Path, source: Path, feeds: list[dict[str, np.ndarray]]) -> tup
         for k, both in pairs.items():
             both.append((wanted[k], made[k].copy()))
     engine.close()
-    cosines = {}
-    for k, both in pairs.items():
-        a, b = (np.stack(x).astype(float) for x in zip(*both, strict=True))
-        centre = a.mean(0)
-        x, y = (a - centre).ravel(), (b - centre).ravel()
-        cosines[k] = round(float(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-12)), 6)
+    cosines = {k: round(centred_cosine(*map(np.stack, zip(*both, strict=True))), 6) for k, both in pairs.items()}
     return cosines, float(np.median(times))
 
 

