@@ -1,15 +1,46 @@
-"""What tests share: how hypothesis behaves on a busy machine, and one INT8 bundle of the shipped checkpoint a session."""
+"""What tests share: how they behave on a busy machine, and one INT8 bundle of the shipped checkpoint a session."""
 
 import os
+from functools import partial
 
 import hypothesis
 import pytest
+
+from tests.witness import Witness
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # before anything imports mujoco
 
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("shared")
+
+
+WITNESS = pytest.StashKey[Witness]()
+ABSENT_S = pytest.StashKey[float]()
+
+
+def pytest_collection_modifyitems(config, items):
+    """A test on the wall clock that fails while the machine held back its processors counts for nothing: it runs again, twice at
+    most, and the summary lists it. One that fails on a machine that kept its time has failed."""
+    clocked = [item for item in items if item.get_closest_marker("wall_clock")]
+    if clocked and not config.option.collectonly:
+        config.stash[WITNESS] = Witness(config._tmp_path_factory.mktemp("witness") / "absent_s")
+    for item in clocked:
+        item.add_marker(pytest.mark.flaky(reruns=2, condition=partial(machine_was_late, item)))
+
+
+def pytest_runtest_setup(item):
+    if WITNESS in item.config.stash:
+        item.stash[ABSENT_S] = item.config.stash[WITNESS].absent_s()
+
+
+def machine_was_late(item):
+    return item.config.stash[WITNESS].absent_s() > item.stash[ABSENT_S]
+
+
+def pytest_unconfigure(config):
+    if WITNESS in config.stash:
+        config.stash[WITNESS].close()
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,8 @@ from runtime.report import write_report
 from tests.rig import Bench, SlotCameras, undo_real_time
 from tests.tiny import TASK, tiny_bundle
 
+pytestmark = pytest.mark.wall_clock
+
 COMMANDS = sorted(main.commands)
 
 

@@ -19,6 +19,8 @@ from firmware_bridge.slots import SlotWriter
 from firmware_bridge.virtual_bus import PtyBus
 from tests.firmware_bridge.so101 import CONFIG, bus
 
+pytestmark = pytest.mark.wall_clock
+
 # A policy in a process of its own, so that it can be killed: it sends the same pose fifty times a second.
 POLICY = """
 import sys, time

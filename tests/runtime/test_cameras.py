@@ -16,6 +16,8 @@ from runtime.cameras import FRAME_HEAD, CameraError, DeviceCamera, calibrations,
 from runtime.robot import CameraConfig, load_robot
 from tests.tiny import FRONT, WRIST
 
+pytestmark = pytest.mark.wall_clock
+
 SIM = CameraConfig("front", "sim", 8, 6, 50.0, "sim")
 
 

@@ -26,6 +26,8 @@ from runtime.two_rate import Policy, RunError
 from tests.rig import Bench, undo_real_time
 from tests.tiny import TASK, tiny_bundle
 
+pytestmark = pytest.mark.wall_clock
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
@@ -75,7 +77,8 @@ def test_both_loops_drive_the_arm_and_leave_it_at_rest_without_torque(run, tmp_p
     episode, _ = load_episode(tmp_path / "episode")
     assert len(episode["t_ns"]) == counts.new_frames and len(episode["prior_ready_ns"]) == counts.slow
     assert set(episode["expert"]) == {Expert.NONE, Expert.REACTIVE} and (wire_ms(episode) > 0).all()
-    assert np.nanmax(np.abs(np.diff(episode["command"], axis=0))) < 0.2  # no jumps
+    elapsed_s = np.diff(episode["t_ns"])[:, None] * 1e-9  # a late tick commands where the plan is by then
+    assert np.nanmax(np.abs(np.diff(episode["command"], axis=0)) / elapsed_s) < 10  # rad/s: no jumps
     assert np.all(np.diff(episode["t_capture_ns"]) > 0)
 
 
@@ -159,10 +162,17 @@ def test_a_slow_engine_that_hangs_degrades_then_holds_then_stops_the_run(run):
 def test_a_full_disk_ends_the_recording_and_not_the_run(run, tmp_path):
     log = LogWriter(tmp_path / "full" / "run.mcap", {"task": TASK}, reserve_bytes=1 << 62)
     run.policy.log = log
-    safety: list[SafetyState] = []
-    counts = run.policy.run(1.0, lambda: safety.append(run.policy.joint_state().safety))
+    after: list[tuple[Health, SafetyState]] = []
+
+    def look():
+        if log.fault:
+            after.append((run.policy.health.state, run.policy.joint_state().safety))
+
+    counts = run.policy.run(1.0, look)
     assert "recording stopped" in log.fault and counts.new_frames > 25
-    assert run.policy.health.state == Health.DEGRADED and safety[-1] == SafetyState.ACTIVE
+    assert (Health.DEGRADED, SafetyState.ACTIVE) in after[1:] and all(
+        health != Health.RUNNING for health, _ in after[1:]
+    )
 
 
 def test_a_motor_process_that_dies_ends_the_run_and_the_guard_lets_the_arm_down(run):

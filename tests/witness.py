@@ -1,0 +1,61 @@
+"""Whether the machine held back its processors while a test on the wall clock ran: a witness process, one thread a core.
+
+A virtual machine whose host is busy stands still for tens of milliseconds, mostly without booking it as stolen time. A loop of
+50 Hz rightly degrades or holds then, so such a test says nothing about the code. The witness runs before all others where that
+is permitted: it is late only when the machine is, not when the code under test takes too long.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from firmware_bridge.clock import Ticker, prefer
+
+LATE_S = 0.015  # three quarters of a period of the fast loop
+
+
+class Witness:
+    """Runs until `close()`. `absent_s()` is how long the worst core has been held back altogether since the start."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        path.write_text("0")
+        self._process = subprocess.Popen([sys.executable, "-m", "tests.witness", str(path), str(os.getpid())])
+
+    def absent_s(self) -> float:
+        return float(self._path.read_text())
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+def _watch(core: int, absent: dict[int, float], path: Path) -> None:
+    os.sched_setaffinity(0, {core})  # of this thread
+    prefer(99)
+    ticker = Ticker(200)
+    while True:
+        due = ticker.wait()
+        late = (time.monotonic_ns() - due) * 1e-9
+        if late > LATE_S:
+            absent[core] += late
+            beside = path.with_suffix(f".{core}")
+            beside.write_text(str(max(absent.values())))
+            beside.replace(path)
+
+
+def main() -> None:
+    path, parent = Path(sys.argv[1]), int(sys.argv[2])
+    cores = os.sched_getaffinity(0)
+    absent = dict.fromkeys(cores, 0.0)
+    for core in cores:
+        threading.Thread(target=_watch, args=(core, absent, path), daemon=True).start()
+    while os.getppid() == parent:  # ends with the tests, however they end
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    main()
