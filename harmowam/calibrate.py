@@ -38,7 +38,7 @@ def _store(store: Path | None, robot: str) -> Any:
     from harmowam.calibration_rig import default_store
     from runtime.robot import load_robot
 
-    return Store(store or default_store(load_robot(robot)))
+    return Store(store or default_store(load_robot(robot, calibrated=False)))
 
 
 @contextlib.contextmanager
@@ -289,7 +289,7 @@ def joints(
     from harmowam import calibration_joints as work
     from runtime.robot import load_robot
 
-    loaded, where = load_robot(robot), _store(store, robot)
+    loaded, where = load_robot(robot, calibrated=False), _store(store, robot)
     page = report or Path("out/calibrate/joints.html")
     if exported is not None:
         result = work.export_lerobot(where, exported)

@@ -170,6 +170,17 @@ def clocks(machine: Machine) -> Iterator[Finding]:
         )
 
 
+def _may(node: Path, mode: int, fallback: str) -> str:
+    """Nothing, or the command that lets this user open `node`."""
+    if os.access(node, mode):
+        return ""
+    try:
+        group = grp.getgrgid(node.stat().st_gid).gr_name
+    except KeyError:
+        group = fallback
+    return f"`sudo usermod -aG {group} $USER` and log in again"
+
+
 def serial_port(machine: Machine, port: str) -> Iterator[Finding]:
     """Existence, rights, latency timer and USB autosuspend of a servo adapter."""
     if port == "sim":
@@ -184,19 +195,11 @@ def serial_port(machine: Machine, port: str) -> Iterator[Finding]:
         )
         return
     name = os.path.realpath(node).rsplit("/", 1)[-1]
-    if os.access(node, os.R_OK | os.W_OK):
-        yield Finding("servo port", "ok", f"{port} may be opened")
+    if mend := _may(node, os.R_OK | os.W_OK, "dialout"):
+        mend += ", or install the udev rule of docs/jetson.md"
+        yield Finding("servo port", "bad", f"{port} may not be opened", mend)
     else:
-        try:
-            group = grp.getgrgid(node.stat().st_gid).gr_name
-        except KeyError:
-            group = "dialout"
-        yield Finding(
-            "servo port",
-            "bad",
-            f"{port} may not be opened",
-            f"`sudo usermod -aG {group} $USER` and log in again, or install the udev rule of docs/jetson.md",
-        )
+        yield Finding("servo port", "ok", f"{port} may be opened")
     timer = machine.read(f"/sys/bus/usb-serial/devices/{name}/latency_timer")
     if timer and int(timer) > 1:
         rule = f"`echo 1 | sudo tee /sys/bus/usb-serial/devices/{name}/latency_timer` (for good: the udev rule of docs/jetson.md)"
@@ -222,6 +225,30 @@ def serial_port(machine: Machine, port: str) -> Iterator[Finding]:
                 "probes serial adapters when they are plugged in",
                 "`sudo systemctl disable --now ModemManager`",
             )
+
+
+def arm(machine: Machine, robot: Robot) -> Iterator[Finding]:
+    """Whether the joints' zeros are this arm's own, and whether the emergency stop that the robot file names can be read."""
+    if robot.simulated:
+        return
+    if robot.joints_measured:
+        yield Finding("joints", "ok", "calibrated")
+    else:
+        mend = f'`harmowam calibrate joints --robot {robot.path}`, then [arm] calibration = "calibration/joints"'
+        yield Finding("joints", "warn", "not calibrated: the zeros are the robot file's, not this arm's", mend)
+    if not robot.arm.estop:
+        mend = "see docs/jetson.md, Emergency stop; a switch in the arm's supply comes first"
+        yield Finding("emergency stop", "warn", "the robot file names none", mend)
+        return
+    kind, _, where = robot.arm.estop.partition(":")
+    device = where.rpartition(":")[0] if kind == "gpio" else where
+    node = machine.path(device)
+    if not device or not node.exists():
+        yield Finding("emergency stop", "bad", f"{robot.arm.estop} does not exist", "correct [arm] estop")
+    elif mend := _may(node, os.R_OK | (os.W_OK if kind == "gpio" else 0), kind if kind == "gpio" else "input"):
+        yield Finding("emergency stop", "bad", f"{device} may not be opened", mend)
+    else:
+        yield Finding("emergency stop", "ok", robot.arm.estop)
 
 
 def cameras(machine: Machine, robot: Robot) -> Iterator[Finding]:
@@ -356,7 +383,7 @@ def examine(robot: Robot, machine: Machine | None = None) -> list[Finding]:
     """Every check, in the order in which one would mend them."""
     m = machine or Machine()
     checks: list[Callable[[], Iterator[Finding]]] = [
-        lambda: engines(m), lambda: serial_port(m, robot.port), lambda: cameras(m, robot), lambda: realtime(m), lambda: clocks(m),
-        lambda: storage(m),
+        lambda: engines(m), lambda: serial_port(m, robot.port), lambda: arm(m, robot), lambda: cameras(m, robot), lambda: realtime(m),
+        lambda: clocks(m), lambda: storage(m),
     ]  # fmt: skip
     return [finding for check in checks for finding in check()]

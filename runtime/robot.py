@@ -53,6 +53,7 @@ class Robot:
     fast_hz: float
     slow_hz: float
     cameras: dict[str, CameraConfig]
+    joints_measured: bool = False  # zeros and ranges come from a joint calibration
 
 
 _JOINT = {"name": str, "id": int, "lower": float, "upper": float, "zero_step": int, "direction": int}
@@ -112,10 +113,11 @@ def _shadow(joint: dict[str, Any], k: int, where: str) -> tuple[int, int, int, i
     return servo, k, direction, _take(table, "zero_step", int, where, 2048)
 
 
-def load_robot(name_or_path: str) -> Robot:
+def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
     """A shipped robot by name ("sim_so101", "so101") or any robot file by path.
 
-    Raises RobotError, or CalibrationError for its joint calibration.
+    `calibrated` False leaves the joint calibration that it names aside (for who makes one). Raises RobotError, or CalibrationError
+    for its joint calibration.
     """
     path = SHIPPED / f"{name_or_path}.toml"
     if not path.is_file():
@@ -220,7 +222,7 @@ def load_robot(name_or_path: str) -> Robot:
         estop=_take(arm, "estop", str, f"{where} [arm]", ""),
         **optional,
     )
-    if "calibration" in arm:  # a store's "joints" folder: measured zeros and ranges
+    if calibrated and "calibration" in arm:  # a store's "joints" folder: measured zeros and ranges
         folder = path.parent / _take(arm, "calibration", str, f"{where} [arm]")
         record = Store(folder.parent).get(folder.name, kind="joints")
         config = JointCalibration.from_json(record["result"], str(folder)).apply(config)
@@ -251,4 +253,5 @@ def load_robot(name_or_path: str) -> Robot:
         _positive(rates, "fast_hz", float, f"{where} [rates]"),
         _positive(rates, "slow_hz", float, f"{where} [rates]"),
         cameras,
+        joints_measured=calibrated and "calibration" in arm,
     )

@@ -254,7 +254,18 @@ def test_joints_are_calibrated_by_moving_the_limp_arm(bench, tmp_path, monkeypat
     bench.robot_file.write_text(
         bench.robot_file.read_text().replace("[arm]", f'[arm]\ncalibration = "{store.root}/joints"')
     )
-    assert load_robot(str(bench.robot_file)).arm.zero_step == tuple(j["zero_step"] for j in done["joints"])
+    measured = load_robot(str(bench.robot_file))
+    assert measured.joints_measured and measured.arm.zero_step == tuple(j["zero_step"] for j in done["joints"])
+    # Naming one that is still to be made stops whoever would drive with it, and nobody who makes it.
+    calibration_joints.export_lerobot(store, tmp_path / "lerobot.json")
+    bench.robot_file.write_text(bench.robot_file.read_text().replace(str(store.root), str(tmp_path / "fresh")))
+    with pytest.raises(CalibrationError, match="run `harmowam calibrate joints`"):
+        load_robot(str(bench.robot_file))
+    options = ["--robot", str(bench.robot_file), "--store", str(tmp_path / "fresh"), "--report", str(page)]
+    made = CliRunner().invoke(
+        main, ["calibrate", "joints", *options, "--import-lerobot", str(tmp_path / "lerobot.json")]
+    )
+    assert made.exit_code == 0 and load_robot(str(bench.robot_file)).joints_measured
 
 
 def test_a_report_that_cannot_be_written_leaves_the_store_as_it_was(pictures, tmp_path):

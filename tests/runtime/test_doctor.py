@@ -6,7 +6,7 @@ import pytest
 
 from calibration.store import Store, new_record
 from runtime import doctor
-from runtime.doctor import Machine, cameras, clocks, examine, realtime, serial_port, storage
+from runtime.doctor import Machine, arm, cameras, clocks, examine, realtime, serial_port, storage
 from runtime.robot import load_robot
 from tests.dataset import camera
 
@@ -68,6 +68,25 @@ def test_without_rights_to_real_time_the_limits_file_is_given(machine, monkeypat
     monkeypatch.setattr(doctor, "_fifo", lambda: False)
     found = named(realtime(machine), "real-time scheduling")
     assert found.state == "warn" and "/etc/security/limits.d/90-harmowam.conf" in found.mend
+
+
+def test_an_arm_with_foreign_zeros_and_a_stop_that_cannot_be_read(machine):
+    robot = load_robot("so101")
+    found = list(arm(machine, robot))
+    assert {f.name: f.state for f in found} == {"joints": "warn", "emergency stop": "warn"}
+    assert "harmowam calibrate joints" in named(found, "joints").mend
+
+    def stop(where):
+        robot_with = dataclasses.replace(robot, arm=dataclasses.replace(robot.arm, estop=where), joints_measured=True)
+        found = list(arm(machine, robot_with))
+        assert named(found, "joints").state == "ok"
+        return named(found, "emergency stop").state
+
+    assert stop("key:/dev/input/by-id/button") == stop("gpio:/dev/gpiochip0:17") == stop("gpio:") == "bad"
+    put(machine, "/dev/input/by-id/button")
+    put(machine, "/dev/gpiochip0")
+    assert stop("key:/dev/input/by-id/button") == stop("gpio:/dev/gpiochip0:17") == "ok"
+    assert not list(arm(machine, load_robot("sim_so101")))
 
 
 def test_a_calibration_may_be_a_folder_of_the_store(machine, tmp_path):
