@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -98,6 +99,7 @@ def whole(some: list[Episode], folder: Path) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     some = episodes()
     with tempfile.TemporaryDirectory() as folder:
         quality(some, Path(folder) / "film.mp4")

@@ -6,8 +6,8 @@ are made with a disturbance of 0.008 m.
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing as mp
-import sys
 
 import numpy as np
 from tqdm import tqdm
@@ -16,18 +16,17 @@ from sim.expert import Follower, joints_for, plan
 from sim.tasks import ENVIRONMENTS, TASKS, sample_layout
 from sim.world import World
 
-NOISE_M = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
 _world: list[World] = []
 
 
-def solved(job: tuple[str, str, int]) -> tuple[str, str, bool]:
+def solved(job: tuple[str, str, int, float]) -> tuple[str, str, bool]:
     """One start, tried once; task, environment, and whether physics calls it done."""
-    task, environment, seed = job
+    task, environment, seed, noise_m = job
     if not _world:
         _world.append(World(0))
     world, rng = _world[0], np.random.default_rng([seed, 98])
     world.reset(sample_layout(rng, task=task, environment=environment))
-    follower = Follower(world, plan(world, rng), rng, NOISE_M)
+    follower = Follower(world, plan(world, rng), rng, noise_m)
     done = success = False
     while not done:
         target, done = follower.step(0.02)
@@ -38,8 +37,12 @@ def solved(job: tuple[str, str, int]) -> tuple[str, str, bool]:
 
 
 def main() -> None:
-    starts = int(sys.argv[1]) if len(sys.argv) > 1 else 40
-    jobs = [(t, e, s) for t in TASKS for e in ENVIRONMENTS for s in range(starts)]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("starts", type=int, nargs="?", default=40, help="of a task in an environment (default 40)")
+    parser.add_argument("noise_m", type=float, nargs="?", default=0.0, help="disturbance, m (default none)")
+    args = parser.parse_args()
+    starts = args.starts
+    jobs = [(t, e, s, args.noise_m) for t in TASKS for e in ENVIRONMENTS for s in range(starts)]
     wins = {(t, e): 0 for t in TASKS for e in ENVIRONMENTS}
     with mp.get_context("spawn").Pool() as pool:
         for task, environment, success in tqdm(pool.imap_unordered(solved, jobs, chunksize=4), total=len(jobs)):

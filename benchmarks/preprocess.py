@@ -5,6 +5,7 @@ OpenCV: remap (undistort, full size) + resize by area + cvtColor + normalise and
 
 from __future__ import annotations
 
+import argparse
 import time
 
 import cv2
@@ -20,6 +21,7 @@ def camera(width: int, height: int, focal: float, D: tuple[float, ...] = ()) -> 
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     cv2.setNumThreads(1)
     print(f"{'case':34}{'ours p50':>10}{'p99':>8}{'OpenCV p50':>12}{'p99':>8}{'ratio':>8}")
     for name, src in (

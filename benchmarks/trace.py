@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 
 import numpy as np
@@ -10,6 +11,7 @@ from runtime.trace import StageTrace
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     trace = StageTrace(stages=("a", "b"))
     blocks = []
     for _ in range(200):

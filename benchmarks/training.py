@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -78,4 +78,10 @@ def step() -> None:
 
 
 if __name__ == "__main__":
-    {"--state": state, "--step": step}[sys.argv[1]]()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--state", dest="run", action="store_const", const=state, help="size of the state, seconds to write it"
+    )
+    what.add_argument("--step", dest="run", action="store_const", const=step, help="processor time of a step")
+    parser.parse_args().run()
