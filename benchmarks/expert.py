@@ -7,13 +7,13 @@ are made with a disturbance of 0.008 m.
 from __future__ import annotations
 
 import argparse
-import multiprocessing as mp
 
 import numpy as np
 from tqdm import tqdm
 
 from sim.expert import Follower, joints_for, plan
 from sim.tasks import ENVIRONMENTS, TASKS, sample_layout
+from sim.workers import spawned
 from sim.world import World
 
 _world: list[World] = []
@@ -44,9 +44,8 @@ def main() -> None:
     starts = args.starts
     jobs = [(t, e, s, args.noise_m) for t in TASKS for e in ENVIRONMENTS for s in range(starts)]
     wins = {(t, e): 0 for t in TASKS for e in ENVIRONMENTS}
-    with mp.get_context("spawn").Pool() as pool:
-        for task, environment, success in tqdm(pool.imap_unordered(solved, jobs, chunksize=4), total=len(jobs)):
-            wins[task, environment] += success
+    for task, environment, success in tqdm(spawned(solved, jobs), total=len(jobs)):
+        wins[task, environment] += success
     print(f"{'of ' + str(starts):12}" + "".join(f"{t:>8}" for t in TASKS))
     for environment in ENVIRONMENTS:
         print(f"{environment:12}" + "".join(f"{wins[t, environment]:8d}" for t in TASKS))

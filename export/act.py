@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from calibration.camera import Camera
 from export.data import Demonstrations
-from export.loop import rounds_bf16
+from export.loop import alone, rounds_bf16
 from export.onnx import export_engine
+from export.rows import digest_of
 from export.text import ngrams
-from runtime.bundle import EngineFiles, Manifest, save_bundle
+from runtime.bundle import EngineFiles, Manifest, check_replaceable, save_bundle
 from runtime.kinematics import SO101_LOWER, SO101_UPPER, So101Links
 
 JOINT_NAMES = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
@@ -186,13 +187,16 @@ class ActTrainer:
 
     @property
     def _fingerprint(self) -> str:
-        return json.dumps([dataclasses.asdict(self.cfg), self.play, len(self.data.pose)], sort_keys=True)
+        return json.dumps([dataclasses.asdict(self.cfg), self.play, digest_of(self.data)], sort_keys=True)
 
     def _load(self) -> None:
         path = self.run / "act.pt"
         if not path.exists():
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except Exception as e:  # zip, pickle and tensors each have errors of their own
+            raise ActError(f"{path} cannot be read: it was damaged; delete it, or choose another --run folder.") from e
         if state["fingerprint"] != self._fingerprint:
             raise ActError(
                 f"{path} belongs to a run with other settings or data: choose another --run folder or delete it."
@@ -259,6 +263,11 @@ class ActTrainer:
                         * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * done)))
                     )
                 losses = self.losses(rng)
+                if not all(v.isfinite() for v in losses.values()):
+                    raise ActError(
+                        f"the training diverged at step {self.step} (what was saved before is kept): look for numbers that are not "
+                        "finite in the dataset."
+                    )
                 self.optimiser.zero_grad(set_to_none=True)
                 torch.stack(list(losses.values())).sum().backward()
                 nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -335,8 +344,11 @@ def train_act(
     cfg: ActConfig = ActConfig(),
 ) -> dict[str, Any]:
     """Train (or go on training) in folder `run` and write the bundle `out`; returns what was done. Raises ActError."""
-    trainer = ActTrainer(data, run, cfg, play)
-    model = trainer.train(minutes, steps)
+    check_replaceable(out)
+    run.mkdir(parents=True, exist_ok=True)
+    with alone(run):
+        trainer = ActTrainer(data, run, cfg, play)
+        model = trainer.train(minutes, steps)
     report = {
         "baseline": "act", "play": play, "rows": len(trainer.rows), "steps": trainer.step, "train_minutes": round(trainer.seconds / 60, 1),
         "parameters": run_time_parameters(model), "parameters_training": sum(p.numel() for p in model.parameters()),

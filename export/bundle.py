@@ -25,7 +25,7 @@ from export.models import HarmoWam
 from export.onnx import engines, export_engine
 from export.quantise import Feeds, left_in_float, load_recipe, quantise
 from export.text import Encoder, encoder_of
-from runtime.bundle import EngineFiles, Manifest, save_bundle
+from runtime.bundle import EngineFiles, Manifest, check_replaceable, save_bundle
 from runtime.decode import proprio
 from runtime.engine import Engine, OrtEngine
 from runtime.kinematics import SO101_LOWER, SO101_UPPER, So101Links
@@ -177,6 +177,7 @@ def export_bundle(
     bundle is written all the same and its manifest lists what failed.
     """
     began = time.monotonic()
+    check_replaceable(out)
     model, cameras, instructions, note = load_checkpoint(checkpoint)
     model.cfg = dataclasses.replace(
         model.cfg, world_steps=world_steps or model.cfg.world_steps, action_steps=action_steps or model.cfg.action_steps
@@ -201,9 +202,21 @@ def export_bundle(
         feeds = engine_feeds(reference["world_model"], observations, noise)
         shipped, counts = dict(float_files), {}
         for name in specs if int8 else ():
+            if name not in recipe["quantise"]:
+                raise ExportError(
+                    f"the recipe does not know the engine '{name}': take one that `harmowam export --search` wrote."
+                )
+            if not recipe["quantise"][name]:  # nothing in it was worth it where the recipe was found
+                counts[name] = {"int8_layers": 0}
+                continue
             say(f"{name}: INT8 from {len(observations)} observations")
             shipped[name] = work / f"{name}.int8.onnx"
-            counts[name] = quantise(float_files[name], shipped[name], name, recipe, feeds[name][::4])
+            try:
+                counts[name] = quantise(float_files[name], shipped[name], name, recipe, feeds[name][::4])
+            except ValueError as e:
+                raise ExportError(
+                    f"the recipe cannot be used: {e}. Take one that `harmowam export --search` wrote."
+                ) from e
         complaints = [f"{name}: {c}" for name, path in shipped.items() for c in lint(path, target)]
         if complaints:
             raise ExportError(f"{complaints[0]} ({len(complaints)} complaints in all): mend the model or the recipe.")

@@ -8,8 +8,7 @@ demonstrations are kept only when they succeed; play is kept whatever comes of i
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing as mp
-import os
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +18,19 @@ from tqdm import tqdm
 
 from calibration.camera import Camera, policy_camera
 from export.config import Config
-from export.lerobot import JOINTS, Episode, finish, load, part_exists, write_part
+from export.lerobot import JOINTS, DataError, Episode, common_note, finish, load, part_exists, write_json, write_part
 from runtime.kinematics import so101_forward
 from runtime.preprocess import Warp
 from sim.expert import Follower, joints_for, plan, plan_play
 from sim.phases import find_events, next_events
 from sim.tasks import CLOSED, TASKS, Layout, sample_layout
+from sim.workers import spawned
 from sim.world import World
 
 CONTROL_HZ = 50.0
 PER_PART = 25
 VIEWS = ("front", "wrist")
+ASKED = "meta/collect.json"  # what a folder was asked to hold: parts are numbered by it
 # How often play has each task's things: most where models chose places worst (docs/training.md).
 PLAYED = {"plate": 0.10, "stack": 0.11, "peg": 0.17, "slot": 0.12, "ring": 0.23, "press": 0.27}
 MISSED = 0.2  # of the demonstrations begin where something went wrong: the policy must learn to try again
@@ -109,6 +110,22 @@ def parts_of(episodes: int, play: int) -> list[Part]:
     return out
 
 
+def _hold_to(folder: Path, asked: dict[str, int | float | str]) -> None:
+    """Note what `folder` is asked to hold; raises DataError where it was asked for something else, or is somebody else's."""
+    path = folder / ASKED
+    if path.exists():
+        try:
+            before = json.loads(path.read_text())
+        except ValueError as e:
+            raise DataError(f"{path} cannot be read ({e}): collect into a new folder.") from e
+        if before != asked:
+            was = ", ".join(f"{k} {v}" for k, v in before.items() if asked.get(k) != v)
+            raise DataError(f"{folder} was begun with {was}: repeat that, or collect into a new folder.")
+    elif folder.exists() and any(folder.iterdir()):
+        common_note(folder)  # a dataset of ours from before this note was kept
+    write_json(path, asked)
+
+
 def _worker(args: tuple[Part, int, str, float, str]) -> tuple[int, int]:
     """Collect and write one part; how many episodes were kept and tried."""
     part, seed, folder, rate_hz, environment = args
@@ -144,12 +161,14 @@ def collect(
     rate_hz: float = Config.rate_hz,
     environment: str = "seen",
 ) -> dict[str, int]:
-    """Collect `episodes` demonstrations of each task and `play` episodes of play into `folder`; parts that exist are kept.
+    """Collect `episodes` demonstrations of each task and `play` episodes of play into `folder`; parts that exist are kept, so
+    the same call goes on after a kill.
 
     Tasks are shown in `environment`: training sees "seen" only, the others are for measuring (`benchmarks/bottleneck.py`).
     Returns how many were kept and tried. Raises DataError when the folder holds something else.
     """
     folder = Path(folder)
+    _hold_to(folder, {"episodes": episodes, "play": play, "seed": seed, "rate_hz": rate_hz, "environment": environment})
     jobs = [
         (p, seed, str(folder), rate_hz, environment)
         for p in parts_of(episodes, play)
@@ -157,10 +176,9 @@ def collect(
     ]
     kept = tried = 0
     with (
-        mp.get_context("spawn").Pool(workers or os.cpu_count()) as pool,
         tqdm(total=sum(j[0].episodes for j in jobs), unit="episode") as bar,
     ):
-        for n, m in pool.imap_unordered(_worker, jobs):
+        for n, m in spawned(_worker, jobs, workers):
             kept, tried = kept + n, tried + m
             bar.update(n)
     world = World(0)

@@ -150,7 +150,7 @@ def missed(report: dict[str, Any], speed: bool) -> list[str]:
                 out.append(f"{name}: aims are {row['aim_p99']:.2f} cells apart (p99), {AIM_P99_CELLS} are allowed")
             if row.get("astray", 0.0) > FLIPS:
                 out.append(f"{name}: {row['astray']:.1%} of the aims mean another thing, {FLIPS:.0%} may")
-        if speed and engine["time"]["speedup"] < SLOWEST:
+        if speed and engine.get("int8_layers") and engine["time"]["speedup"] < SLOWEST:
             out.append(
                 f"{name}: INT8 takes {engine['time']['ms']} ms, FP32 {engine['time']['fp32_ms']} ms: it only costs"
             )

@@ -141,7 +141,7 @@ def hindsight(data: Demonstrations) -> tuple[list[str], list[bool]]:
     Andrychowicz et al. 2017); dropping it onto the post goes to the same place as hanging it there."""
     texts, throughout = [], []
     for e, (text, scene) in enumerate(zip(data.instructions, data.scenes, strict=True)):
-        verb, _, *rest = text.split()
+        verb, rest = text.partition(" ")[0], text.split()[2:]
         ends = [rest.index(w) for w in ("to", "onto", "and") if w in rest] + ([len(rest) - 1] if verb == "take" else [])
         name = "_".join(rest[: ends[0]] if ends else rest)
         known = scene in TASKS and text not in INSTRUCTIONS and (verb in ("take", "put", "drop") or scene == "press")

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,19 @@ def rounds_bf16(device: torch.device) -> bool:
             y.float().sum().backward()
             best[bf16] = min(best[bf16], time.perf_counter() - began)
     return 1.1 * best[True] < best[False]
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Have the run folder to ourselves: two runs in one would overwrite each other's state. Raises CheckpointError."""
+    with open(run / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            raise CheckpointError(
+                f"another process trains in {run}: wait for it, or choose another --run folder."
+            ) from e
+        yield
 
 
 class Loop:
@@ -165,21 +178,6 @@ class Loop:
     def cache(self) -> Path:
         """What can be made again, at the cost of minutes; not needed on another machine."""
         return self.run / "cache"
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Have the run folder to ourselves: two runs in one would overwrite each other's state."""
-        if self.rank:
-            yield
-            return
-        with open(self.run / "lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as e:
-                raise CheckpointError(
-                    f"another process trains in {self.run}: wait for it, or choose another --run folder."
-                ) from e
-            yield
 
     def _check_room(self) -> None:
         """A disk that is full after an hour is known to be full now."""
@@ -275,7 +273,7 @@ class Loop:
 
     def train(self) -> HarmoWam:
         """Run the stages that are left; returns the averaged model. Raises CheckpointError when it cannot go on."""
-        with self._alone():
+        with nullcontext() if self.rank else alone(self.run):
             while self.stage < len(self.stages):
                 if self.schedule[self.stages[self.stage]][0]:
                     self._train_stage()

@@ -49,9 +49,13 @@ CALIBRATORS = {
 def load_recipe(target: str = "onnxruntime", path: Path = RECIPE) -> dict[str, Any]:
     """The committed recipe for one inference engine: {"target", "calibration", "min_channels", "quantise": {engine: patterns}}.
 
-    Raises ValueError for a target that the file does not know.
+    Raises ValueError for a target or a calibration that is not known.
     """
     raw = json.loads(path.read_text())
+    if raw["calibration"] not in CALIBRATORS:
+        raise ValueError(
+            f"{path.name} asks for the calibration '{raw['calibration']}': there is {', '.join(CALIBRATORS)}"
+        )
     if target not in raw["targets"]:
         raise ValueError(f"{path.name} has no recipe for '{target}': it knows {', '.join(raw['targets'])}")
     return {**{k: v for k, v in raw.items() if k != "targets"}, "target": target, "quantise": raw["targets"][target]}
@@ -66,7 +70,10 @@ def layer_weights(model: onnx.ModelProto) -> dict[str, str]:
 def chosen_nodes(model: onnx.ModelProto, patterns: list[str], min_channels: int) -> list[str]:
     """Names of the layers whose weight matches a pattern and has at least `min_channels` channels on both sides."""
     shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
-    wanted = re.compile("|".join(patterns) or "$^")
+    try:
+        wanted = re.compile("|".join(patterns) or "$^")
+    except re.error as e:
+        raise ValueError(f"{patterns} is no pattern ({e})") from e
     return [n for n, w in layer_weights(model).items() if wanted.search(w) and min(shapes[w][:2]) >= min_channels]
 
 
@@ -85,7 +92,7 @@ def quiet() -> Iterator[None]:
 def quantise(source: Path, target: Path, engine: str, recipe: dict[str, Any], feeds: list[Feeds]) -> dict[str, Any]:
     """Write `target`, the INT8 Q/DQ form of `source`; returns how many layers became int8 and how many there were.
 
-    Raises ValueError when there are no feeds or the recipe matches no layer.
+    Raises ValueError when there are no feeds, or when the recipe's patterns are none or match no layer.
     """
     if not feeds:
         raise ValueError("quantisation needs calibration observations; random data is never used")
@@ -97,7 +104,7 @@ def quantise(source: Path, target: Path, engine: str, recipe: dict[str, Any], fe
         nodes = chosen_nodes(model, recipe["quantise"][engine], recipe["min_channels"])
         total = len(layer_weights(model))
         if not nodes:
-            raise ValueError(f"recipe quantises nothing in engine '{engine}': its patterns match no weight")
+            raise ValueError(f"it quantises nothing in engine '{engine}': its patterns match no weight")
         quantize_static(
             str(prepared), str(target), Observations(feeds), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(LAYERS),
             nodes_to_quantize=nodes, per_channel=True, reduce_range=runtime,

@@ -328,6 +328,8 @@ def train(
     Raises DataError for a dataset of another rate, CheckpointError for anything else that prevents it; what was saved then stays.
     """
     check_rate(data, cfg)
+    if data.play.all():
+        raise DataError("the dataset holds no demonstrations of tasks, only play: collect some with --episodes.")
     model = before = None
     if start is not None:
         torch.manual_seed(plan.seed)

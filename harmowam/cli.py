@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,13 +46,18 @@ MENDABLE = {
     "FaultError",
     "EStopError",
     "LogError",
+    "WorkerError",
 }
 EXTRAS = {
     "mujoco": "sim",
+    "tqdm": "sim",
     "jinja2": "sim",
     "matplotlib": "sim",
     "imageio_ffmpeg": "sim",
     "torch": "export",
+    "safetensors": "export",
+    "onnxscript": "export",
+    "sympy": "export",
     "onnx": "export",
     "pyarrow": "export",
     "av": "export",
@@ -84,14 +90,38 @@ def errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def write_json(path: Path | None, data: Any) -> None:
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
-        partial.replace(path)
+        try:
+            partial.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
+            partial.replace(path)
+        except OSError as e:
+            raise UserError(f"{path} cannot be written ({e.strerror}): name another file.") from e
+
+
+def to_be_written(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+    """The file of an option, whose folder is made at once: what cannot be written is better known before the work than after."""
+    if path is not None:
+        wrong = ""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            wrong = f"{path.parent} is a file" if isinstance(e, FileExistsError) else str(e.strerror)
+        if wrong or not os.access(path.parent, os.W_OK):
+            raise UserError(
+                f"{path} cannot be written ({wrong or 'no permission'}): name another file with {param.opts[0]}."
+            )
+    return path
 
 
 json_option = click.option(
-    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Also write the numbers to this file."
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=to_be_written,
+    help="Also write the numbers to this file.",
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Start of the simulated robot."
 )
 bundle_option = click.option(
     "--bundle",
@@ -151,7 +181,9 @@ def say(line: str) -> None:
     "--episodes", type=click.IntRange(min=0), default=100, show_default=True, help="Demonstrations of each task."
 )
 @click.option("--play", type=click.IntRange(min=0), default=1000, show_default=True, help="Task-agnostic episodes.")
-@click.option("--seed", default=0, show_default=True, help="Of all starts and disturbances.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all starts and disturbances."
+)
 @click.option(
     "--environment",
     type=click.Choice(["seen", "background", "position", "object"]),
@@ -176,7 +208,7 @@ def collect(out: Path, episodes: int, play: int, seed: int, environment: str, js
 @click.option("--task", help="Instruction; a simulated robot draws one from --seed.")
 @click.option("--seconds", default=20.0, show_default=True, help="How long to drive.")
 @click.option("--port", help="Serial port (default: the robot file's).")
-@click.option("--seed", default=0, show_default=True, help="Start of the simulated robot.")
+@seed_option
 @click.option(
     "--policy",
     type=click.Choice(["gated", "reactive", "predictive"]),
@@ -255,7 +287,7 @@ def run(
     help="Folder of report and film.",
 )
 @click.option("--task", default="put the red cube on the plate", show_default=True, help="Instruction (docs/tasks.md).")
-@click.option("--seed", default=0, show_default=True, help="Start of the simulated robot.")
+@seed_option
 @click.option("--seconds", default=20.0, show_default=True, help="At most; the run ends with success.")
 @json_option
 @errors

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
 import click
 
-from harmowam.cli import UserError, bundle_option, errors, json_option, write_json
+from harmowam.cli import UserError, bundle_option, errors, json_option, to_be_written, write_json
 
 
 def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -87,6 +88,7 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 @click.option(
     "--rows",
     type=click.Path(path_type=Path, dir_okay=False),
+    callback=to_be_written,
     help="Append each episode here as a JSON line; what it holds is not run again.",
 )
 @click.option(
@@ -127,14 +129,20 @@ def evaluate(
     from sim.tasks import ENVIRONMENTS, INSTRUCTIONS, TASKS
     from sim.virtual_time import Schedule
 
+    if not math.isfinite(camera_fps + rest):
+        raise UserError("--camera-fps and --rest must be numbers: correct them.")
     schedule = Schedule(camera_hz=camera_fps, rest_s=rest)
     if board:
         schedule = dataclasses.replace(schedule, **predicted_latency(bundle, board))
     for item in latency:
         engine, _, ms = item.partition("=")
-        if engine not in ("world_model", "predictive", "fast") or not ms.replace(".", "", 1).isdigit():
+        try:
+            late = float(ms)
+        except ValueError:
+            late = -1.0
+        if engine not in ("world_model", "predictive", "fast") or not 0 <= late < math.inf:
             raise UserError(f"--latency {item} is not understood: write world_model=MS, predictive=MS or fast=MS.")
-        schedule = dataclasses.replace(schedule, **{f"{engine}_ms": float(ms)})
+        schedule = dataclasses.replace(schedule, **{f"{engine}_ms": late})
     part, _, parts = shard.partition("/")
     if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
         raise UserError(f"--shard {shard} is not understood: write for example 1/4 for the first of four parts.")

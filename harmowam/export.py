@@ -18,6 +18,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--out", type=PATH, default=Path("out/so101.bundle"), show_default=True, help="Folder of the bundle.")
 @click.option("--samples", type=PATH, help="Calibration observations (default: beside the checkpoint).")
 @click.option("--dataset", type=PATH, help="Or a LeRobotDataset of yours to draw 256 of them from.")
+@click.option("--units", type=click.Choice(["degrees", "rad"]), help="Of a --dataset that lerobot recorded.")
+@click.option("--cameras", type=PATH, help="Calibrations of its cameras: front.json, wrist.json.")
 @click.option("--fp32", is_flag=True, help="Do not quantise (the reference).")
 @click.option(
     "--world-steps", type=click.IntRange(1, 100), help="Euler steps of the world model (default: the checkpoint's)."
@@ -43,6 +45,8 @@ def export(
     out: Path,
     samples: Path | None,
     dataset: Path | None,
+    units: str | None,
+    cameras: Path | None,
     fp32: bool,
     world_steps: int | None,
     action_steps: int | None,
@@ -80,9 +84,11 @@ def export(
     with tempfile.TemporaryDirectory() as folder:
         if dataset:
             from export.data import load_demonstrations
+            from export.lerobot import read_cameras
 
             samples = Path(folder) / "samples.npz"
-            pick_samples(load_demonstrations(dataset), samples)
+            known = read_cameras(cameras) if cameras else None
+            pick_samples(load_demonstrations(dataset, units=units, calibration=known), samples)
         if search:
             from export.search import search as find
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from harmowam.cli import UserError, bundle_option, errors, json_option, robot_option, say, write_json
+from harmowam.cli import UserError, bundle_option, errors, json_option, robot_option, say, seed_option, write_json
 
 
 def print_timing(report: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ def _injected(items: tuple[str, ...]) -> dict[str, float]:
 @click.option("--seconds", default=60.0, show_default=True, help="How long to drive.")
 @click.option("--task", help="Instruction; a simulated robot draws one from --seed.")
 @click.option("--port", help="Serial port (default: the robot file's).")
-@click.option("--seed", default=0, show_default=True, help="Start of the simulated robot.")
+@seed_option
 @click.option(
     "--fps", type=float, help="Rate of a simulated robot's cameras and of the fast loop (default: the robot file's)."
 )

@@ -203,9 +203,23 @@ def default_backend() -> str:
     return os.environ.get("HARMOWAM_ENGINE", "cpu")
 
 
+def check_replaceable(out: Path) -> None:
+    """Raise BundleError unless `out` is free, an empty folder or a bundle: `save_bundle` takes away what is there."""
+    if out.exists() and not (out / "manifest.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise BundleError(f"{out} is there and is no bundle: name another --out, for it would be replaced.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise BundleError(f"{out} cannot be made ({e.strerror}): name another --out.") from e
+
+
 def save_bundle(out: Path, manifest: Manifest, files: dict[str, Path], reports: dict[str, Path] | None = None) -> None:
-    """Write a bundle beside `out`, then put it in its place; equal inputs give equal bytes (reports excepted)."""
+    """Write a bundle beside `out`, then put it in its place; equal inputs give equal bytes (reports excepted).
+
+    Raises BundleError when something else is at `out`.
+    """
     out = Path(out)
+    check_replaceable(out)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     for name, source in {**files, **{f"reports/{k}": v for k, v in (reports or {}).items()}}.items():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing as mp
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from sim.score import Score
 from sim.tasks import TASKS, Layout, sample_layout
 from sim.true_future import TrueFutureStep
 from sim.virtual_time import REST_S, Episode, Schedule, run_episode
+from sim.workers import spawned
 from sim.world import World
 
 POLICIES = ("gated", "reactive", "predictive", "average", "oracle", "true_future", "bc", "bc_play")
@@ -190,8 +190,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _open_rows(path: Path) -> Any:
     """For appending, after cutting off a half-written last line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    f = open(path, "ab+")  # noqa: SIM115  (the caller closes it)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        f = open(path, "ab+")  # noqa: SIM115  (the caller closes it)
+    except OSError as e:
+        raise EvaluationError(f"{path} cannot be written ({e.strerror}): name another file with --rows.") from e
     f.seek(0)
     data = f.read()
     f.truncate(data.rfind(b"\n") + 1)
@@ -261,11 +264,8 @@ def run_jobs(jobs: list[Job], rows: Path | None = None, workers: int | None = No
     right = 0
     try:
         if left:
-            with (
-                mp.get_context("spawn").Pool(workers) as pool,
-                tqdm(total=len(jobs), initial=len(jobs) - len(left), unit="episode", smoothing=0.05) as bar,
-            ):
-                for row in pool.imap_unordered(run_job, left, chunksize=2):
+            with tqdm(total=len(jobs), initial=len(jobs) - len(left), unit="episode", smoothing=0.05) as bar:
+                for row in spawned(run_job, left, workers):
                     done[row["key"]] = row
                     if file is not None:
                         file.write((json.dumps(row) + "\n").encode())

@@ -120,14 +120,10 @@ def finish(
     `cameras` took the pictures: `Camera` of the stored size. Raises DataError when parts are missing or do not belong together.
     """
     folder = Path(folder)
-    paths = sorted((folder / "meta/episodes").glob("chunk-*/file-*.parquet"))
-    if not paths:
+    tables = _episode_tables(folder)
+    if not tables:
         raise DataError(f"{folder} holds no finished part: collect with `harmowam collect --out {folder}`.")
-    (folder / INFO).unlink(missing_ok=True)  # until it is back, this is no dataset
-    for left in folder.rglob(".*.partial"):  # by a worker that was killed
-        left.unlink()
-    tables = [read_table(p) for p in paths]
-    note = _common_note(folder, paths, tables)
+    note = _common_note(tables)
     if note["fps"] != fps or note["joints"] != list(joint_names) or note["pictures"].keys() != cameras.keys():
         raise DataError(
             f"the parts in {folder} have another rate, other joints or cameras than asked for: use a new folder."
@@ -138,12 +134,15 @@ def finish(
                 f"camera '{name}' stored {width}x{height} and its geometry is of {cameras[name].width}x{cameras[name].height}: "
                 f"give the geometry of the stored pictures."
             )
-    parts = [t.to_pylist() for t in tables]
+    parts = [t.to_pylist() for t in tables.values()]
     everything = [row for part in parts for row in part]
     _same_types(folder, everything)
+    (folder / INFO).unlink(missing_ok=True)  # until it is back, this is no dataset
+    for left in folder.rglob(".*.partial"):  # by a worker that was killed
+        left.unlink()
     instructions = {task: i for i, task in enumerate(dict.fromkeys(row["tasks"][0] for row in everything))}
     episode = index = 0
-    for path, part, table in zip(paths, parts, tables):
+    for path, part, table in zip(tables, parts, tables.values()):
         _number_rows(folder, path, part, episode, index, instructions)
         for row in part:
             row |= {"episode_index": episode, "dataset_from_index": index, "dataset_to_index": index + row["length"]}
@@ -167,17 +166,29 @@ def finish(
     write_json(folder / INFO, info)
 
 
-def _common_note(folder: Path, paths: Sequence[Path], tables: Sequence[pa.Table]) -> dict[str, Any]:
-    """What `write_part` noted beside the episodes, which must be the same in every part."""
-    notes = [(t.schema.metadata or {}).get(b"harmowam") for t in tables]
-    for path, note in zip(paths, notes):
+def _episode_tables(folder: Path) -> dict[Path, pa.Table]:
+    return {p: read_table(p) for p in sorted((folder / "meta/episodes").glob("chunk-*/file-*.parquet"))}
+
+
+def common_note(folder: Path) -> dict[str, Any]:
+    """What `write_part` noted beside the episodes of every part in `folder`; raises DataError for a folder of something else."""
+    tables = _episode_tables(Path(folder))
+    if not tables:
+        raise DataError(f"{folder} is not by harmowam: collect into a new folder.")
+    return _common_note(tables)
+
+
+def _common_note(tables: Mapping[Path, pa.Table]) -> dict[str, Any]:
+    notes = {p: (t.schema.metadata or {}).get(b"harmowam") for p, t in tables.items()}
+    first = next(iter(notes))
+    for path, note in notes.items():
         if note is None:
             raise DataError(f"{path} is not by harmowam: collect into a new folder.")
-        if note != notes[0]:
+        if note != notes[first]:
             raise DataError(
-                f"{path} was collected with other settings than {paths[0].name}: delete it or use a new folder."
+                f"{path} was collected with other settings than {first.name}: delete it or use a new folder."
             )
-    return json.loads(notes[0] or b"{}")
+    return json.loads(notes[first] or b"{}")
 
 
 def _same_types(folder: Path, rows: Sequence[dict[str, Any]]) -> None:

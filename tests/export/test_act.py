@@ -1,11 +1,15 @@
 """The behaviour-cloning baseline: what it is trained on, that it goes on where it stopped, and that its bundle drives the loop."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from export.act import Act, ActConfig, ActError, ActTrainer, run_time_parameters, train_act
+from export.checkpoint import CheckpointError
 from export.data import Demonstrations
+from export.loop import alone
 from runtime.bundle import Bundle, BundleError
 from runtime.contracts import Observation
 from runtime.steps import pose_of
@@ -87,6 +91,29 @@ def test_its_bundle_says_what_the_model_says_and_drives_the_loop(data, tmp_path)
     tiny = tiny_bundle(tmp_path)
     job = jobs_for(tiny, ("bc",), ("seen",), (TASK,), range(1), baselines={"bc": tmp_path / "act.bundle"})[0]
     assert job.bundle.endswith("act.bundle") and job.loop.endswith("tiny.bundle")
+
+
+def test_a_run_is_not_taken_up_with_other_data_nor_by_two(data, tmp_path):
+    run = tmp_path / "run"
+    ActTrainer(data, run, SMALL, False).train(1e6, steps=1)
+    other = dataclasses.replace(data, front=255 - data.front)
+    with pytest.raises(ActError, match="belongs to a run with other settings or data"):
+        ActTrainer(other, run, SMALL, False)
+    with alone(run), pytest.raises(CheckpointError, match="another process trains in"):
+        train_act(data, run, tmp_path / "a.bundle", play=False, minutes=1e6, steps=2, cfg=SMALL)
+    state = (run / "act.pt").read_bytes()
+    for cut in (0, 10, len(state) // 2):
+        (run / "act.pt").write_bytes(state[:cut])
+        with pytest.raises(ActError, match="was damaged; delete it"):
+            ActTrainer(data, run, SMALL, False)
+
+
+def test_numbers_that_are_none_end_the_training(data, tmp_path):
+    target = data.target.copy()
+    target[7] = np.nan
+    with pytest.raises(ActError, match="diverged at step 0"):
+        ActTrainer(dataclasses.replace(data, target=target), tmp_path, SMALL, False).train(1e6, steps=40)
+    assert not (tmp_path / "act.pt").exists()
 
 
 def test_what_cannot_be_trained_is_refused(data, tmp_path):

@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from export.data import _hold_to, collect
 from export.lerobot import JOINTS, DataError, Episode, finish, load, video, write_part
+from export.lerobot.layout import read_table, write_table
 from tests.dataset import CAMERAS, FPS, PARTS, camera, edit_column, edit_json, film, write_all
 
 
@@ -138,6 +140,25 @@ def test_episodes_that_cannot_be_stored_are_refused_before_anything_is_written(t
     with pytest.raises(DataError, match=sentence):
         write_part(tmp_path, 0, episodes, FPS, JOINTS)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_holds_what_it_was_begun_for(tmp_path):
+    _hold_to(tmp_path, {"episodes": 100, "play": 1000, "seed": 0})
+    _hold_to(tmp_path, {"episodes": 100, "play": 1000, "seed": 0})
+    with pytest.raises(
+        DataError, match="was begun with episodes 100, seed 0: repeat that, or collect into a new folder"
+    ):
+        _hold_to(tmp_path, {"episodes": 200, "play": 1000, "seed": 1})
+
+
+def test_somebody_elses_dataset_is_left_alone(copy):
+    for path in (copy / "meta/episodes").rglob("*.parquet"):
+        write_table(path, read_table(path).replace_schema_metadata({}))
+    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
+    for work in (lambda: collect(copy, 1, 0), lambda: finish(copy, FPS, "so101_follower", JOINTS, CAMERAS)):
+        with pytest.raises(DataError, match="is not by harmowam: collect into a new folder"):
+            work()
+    assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
 
 
 def test_parts_that_do_not_belong_together_are_refused(tmp_path):

@@ -14,7 +14,7 @@ from export.labels import Labels, contact_cell, hindsight
 from export.lerobot import DataError
 from export.models import HarmoWam
 from export.text import ngrams
-from export.train import Trainer, bin_loss, normalise
+from export.train import Trainer, bin_loss, normalise, train
 from runtime.kinematics import so101_forward
 from sim.phases import find_events
 from sim.tasks import INSTRUCTIONS, sample_layout
@@ -85,6 +85,8 @@ def test_what_play_did_is_told_as_an_instruction_would_have(data):
         ),
         "touch the plate": ("plate", ("", False)),
         "hang the ring on the post": ("ring", ("", False)),
+        "pick": ("plate", ("", False)),  # what others call their tasks
+        "": ("plate", ("", False)),
     }
     scenes = [scene for scene, _ in told.values()]
     texts, throughout = hindsight(dataclasses.replace(data, instructions=list(told), scenes=scenes))
@@ -116,6 +118,12 @@ def test_datasets_that_are_absent_or_of_another_rate_are_said(dataset, tmp_path)
         load_demonstrations(tmp_path)
     with pytest.raises(DataError, match="rows/s"):
         load_demonstrations(dataset, rate_hz=10.0)
+
+
+def test_play_alone_is_refused_before_the_hours(data, tmp_path):
+    alone = dataclasses.replace(data, play=np.ones_like(data.play))
+    with pytest.raises(DataError, match="only play: collect some with --episodes"):
+        train(alone, tmp_path / "run", tmp_path / "out.safetensors")
 
 
 def played(text, scene, jaw=0.05, play=True, grip=0.36):

@@ -75,3 +75,22 @@ def test_saving_is_repeatable_and_replaces_whole(bundle_path, tmp_path):
     assert (tmp_path / "a" / "manifest.json").read_bytes() == (tmp_path / "b" / "manifest.json").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
     Bundle.load(tmp_path / "a")
+
+
+def test_nothing_but_a_bundle_is_ever_replaced(bundle_path, tmp_path):
+    bundle = Bundle.load(bundle_path)
+    files = {name: bundle.path / name for name in bundle.manifest.files}
+    run = tmp_path / "run"
+    run.mkdir()
+    save_bundle(run, bundle.manifest, files)  # an empty folder is free
+    Bundle.load(run)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "state.safetensors").write_text("an hour of training")
+    with pytest.raises(BundleError, match="is there and is no bundle: name another --out"):
+        save_bundle(mine, bundle.manifest, files)
+    with pytest.raises(BundleError, match="is no bundle"):
+        save_bundle(mine / "state.safetensors", bundle.manifest, files)
+    with pytest.raises(BundleError, match="cannot be made"):
+        save_bundle(mine / "state.safetensors" / "x.bundle", bundle.manifest, files)
+    assert [p.name for p in tmp_path.rglob("*.safetensors")] == ["state.safetensors"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from sim.expert import HOVER
 from sim.plant import virtual_motor
 from sim.tasks import ENVIRONMENTS, SEEN, UNSEEN, sample_layout
 from sim.virtual_time import Schedule, run_episode
+from sim.workers import WorkerError, spawned
 from sim.world import World
 from tests.tiny import TASK, tiny_bundle
 
@@ -176,7 +178,15 @@ def test_what_was_run_is_not_run_again_and_a_cut_line_is(bundle, tmp_path, monke
     assert ev.run_jobs(want, rows) == first
 
 
+def test_a_worker_that_is_killed_ends_the_run_in_a_sentence():
+    with pytest.raises(WorkerError, match="was killed, most likely because memory ran out"):
+        list(spawned(os._exit, [1, 1], 1))
+
+
 def test_rows_of_something_else_are_refused(tmp_path):
+    with pytest.raises(ev.EvaluationError, match=r"rows\.jsonl cannot be written"):
+        (tmp_path / "file").write_text("")
+        ev.run_jobs([], tmp_path / "file" / "rows.jsonl")
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n{"b": 2}\n')
     with pytest.raises(ev.EvaluationError, match="line 1 is no row"):
         ev.read_rows(tmp_path / "rows.jsonl")
@@ -201,6 +211,10 @@ def test_what_makes_an_episode_another_makes_its_key_another(bundle):
         (["--policy", "best"], "--policy 'best' does not exist: use gated, reactive"),
         (["--environment", "mars"], "--environment 'mars' does not exist: use seen, background"),
         (["--latency", "gpu=3"], "write world_model=MS"),
+        (["--latency", "fast=²"], "write world_model=MS"),
+        (["--camera-fps", "nan"], "must be numbers"),
+        (["--json", "/dev/null/x.json"], "cannot be written (/dev/null is a file): name another file with --json"),
+        (["--rows", "/dev/null/x.jsonl"], "cannot be written (/dev/null is a file): name another file with --rows"),
         (["--board", "pi"], "board 'pi' is not known: use one of orin-nano-8gb:7w, "),
         (["--policy", "bc"], "policy 'bc' needs its own bundle"),
         (["--task", "stack"], "does not know the task 'stack the red cube on the blue cube'"),

@@ -1,0 +1,34 @@
+"""Work for several processes, each with a simulator of its own."""
+
+from __future__ import annotations
+
+import multiprocessing as mp
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+class WorkerError(Exception):
+    """A process that was killed; one sentence and the next step."""
+
+
+def spawned(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int | None = None) -> Iterator[Result]:
+    """Results of `work` in the order in which they come, from `workers` processes (default: one a core).
+
+    Raises WorkerError when one of them was killed (for which `multiprocessing.Pool` would wait for ever), and what `work` raises.
+    """
+    pool = ProcessPoolExecutor(workers or os.cpu_count(), mp_context=mp.get_context("spawn"))
+    try:
+        for done in as_completed([pool.submit(work, job) for job in jobs]):
+            yield done.result()
+    except BrokenProcessPool as e:
+        raise WorkerError(
+            "a worker process was killed, most likely because memory ran out: the same command with fewer --workers goes on."
+        ) from e
+    finally:
+        pool.shutdown(cancel_futures=True)
