@@ -78,8 +78,14 @@ class Camera:
         }  # fmt: skip
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], source: str = "camera") -> Camera:
-        """Raises CalibrationError for a missing field, a newer schema or numbers that are no camera."""
+    def from_json(cls, data: Any, source: str = "camera") -> Camera:
+        """From what `to_json` gave. Raises CalibrationError for anything else: no object, a missing field, a newer schema, numbers
+        that are no camera."""
+        if not isinstance(data, dict) or not isinstance(data.get("schema", 0), int):
+            what = "no JSON object" if not isinstance(data, dict) else f"schema {data['schema']!r}"
+            raise CalibrationError(
+                f"{source} is not a camera calibration ({what}): calibrate the camera again or restore the file."
+            )
         if data.get("schema", 0) > SCHEMA:
             raise CalibrationError(
                 f"{source} has calibration schema {data['schema']}, this version reads {SCHEMA}: upgrade harmowam."

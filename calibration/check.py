@@ -149,6 +149,8 @@ def check(reference: Reference, frames: list[np.ndarray], arm_frames: list[np.nd
     ok: shift within WARN_SIGMA of the camera's own noise. block: more than BLOCK_PX (at 1280 columns), or another shift together with
     the arm's marker. Marker on the arm only: "arm off".
     """
+    if not frames:
+        raise CalibrationError(f"there is no picture to judge: give {FRAMES} of them, as PNG or JPEG.")
     height, width = frames[0].shape[:2]
     if (width, height) != (reference.width, reference.height):
         raise CalibrationError(

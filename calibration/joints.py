@@ -209,6 +209,14 @@ def from_lerobot(path: Path, config: ArmConfig) -> JointCalibration:
         raise CalibrationError(
             f"{path} is for joints {', '.join(rows)}, the robot has {', '.join(config.joints)}: give this arm's file."
         )
+    for name, r in rows.items():
+        for key, value in r.items():
+            # A direction may be a truth value as well.
+            if not isinstance(value, int) or (isinstance(value, bool) and key != "drive_mode"):
+                raise CalibrationError(
+                    f"{path}: '{key}' of {name} is {json.dumps(value)}, not a whole number: correct it, or let lerobot-calibrate "
+                    "write the file again."
+                )
     joints = []
     for k, name in enumerate(config.joints):
         r = rows[name]

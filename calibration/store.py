@@ -154,8 +154,12 @@ class Store:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         line = json.dumps({"at": now, "to": digest, "from": self.current_hash(name), "why": why})
         try:
-            with open(folder / "log.jsonl", "a") as log:
-                log.write(line + "\n")
+            with open(folder / "log.jsonl", "ab+") as log:
+                if log.tell() > 0:
+                    log.seek(-1, os.SEEK_END)
+                    # A power cut may have left half a line: it must not take this one with it.
+                    line = line if log.read(1) == b"\n" else "\n" + line
+                log.write((line + "\n").encode())
                 log.flush()
                 os.fsync(log.fileno())
             write_atomically(folder / "current", (digest + "\n").encode())
@@ -165,7 +169,7 @@ class Store:
             ) from e
 
     def moves(self, name: str) -> list[dict[str, Any]]:
-        """Every move of the pointer, oldest first; half a last line (power cut) is passed over."""
+        """Every move of the pointer, oldest first; half a line (power cut) is passed over."""
         try:
             lines = (self._folder(name) / "log.jsonl").read_text().splitlines()
         except OSError:

@@ -44,16 +44,16 @@ def _store(store: Path | None, robot: str) -> Any:
 @contextlib.contextmanager
 def _camera(robot: Any, name: str) -> Iterator[Any]:
     """An open live camera of the robot file."""
+    from harmowam.calibration_rig import camera_config
     from runtime.cameras import open_camera
 
-    if name not in robot.cameras:
-        raise UserError(f"{robot.path} has no camera '{name}': give one of {', '.join(robot.cameras)}.")
-    if robot.cameras[name].source == "sim":
+    config = camera_config(robot, name)
+    if config.source == "sim":
         raise UserError(
             "the simulated robot's cameras show no board: give --images, or a robot file with a real camera."
         )
     with tempfile.TemporaryDirectory() as slots:
-        source = open_camera(robot.cameras[name], Path(slots))
+        source = open_camera(config, Path(slots))
         try:
             yield source
         finally:
@@ -71,6 +71,14 @@ def _pictures(pattern: str) -> list[tuple[str, Any]]:
     if not out:
         raise UserError(f"no picture fits '{pattern}': check the folder, and quote the pattern.")
     return out
+
+
+def _readable(pattern: str) -> list[Any]:
+    """uint8[H,W] of every picture that fits the pattern and can be read; at least one."""
+    images = [i for _, i in _pictures(pattern) if i is not None]
+    if not images:
+        raise UserError(f"no picture that fits '{pattern}' can be read: give PNG or JPEG files.")
+    return images
 
 
 @calibrate.command()
@@ -115,7 +123,11 @@ def board(out: Path, text: str, json_path: Path | None) -> None:
 )
 @click.option("--views", default=30, show_default=True, help="Views that the guided capture collects.")
 @click.option(
-    "--page", default=8765, show_default=True, help="Port of the capture's page, on this machine only; 0 for none."
+    "--page",
+    type=click.IntRange(0, 65535),
+    default=8765,
+    show_default=True,
+    help="Port of the capture's page, on this machine only; 0 for none.",
 )
 @click.option("--dry-run", is_flag=True, help="Compute and report, store nothing.")
 @store_option
@@ -129,10 +141,10 @@ def intrinsics(
     """Focal length, centre and distortion, from views of a board."""
     from calibration.board import Board
     from harmowam.calibration_jobs import find_views, run_intrinsics
-    from runtime.cameras import focus, serial
+    from harmowam.calibration_rig import live_identity
     from runtime.robot import load_robot
 
-    made, loaded = Board.parse(text), load_robot(robot)
+    made, loaded = Board.parse(text), load_robot(robot, calibrated=False)
     where = _store(store, robot)
     identity: dict[str, Any] = {}
     if images is not None:
@@ -140,16 +152,11 @@ def intrinsics(
     else:
         from harmowam.capture_page import capture
 
-        if camera in loaded.cameras and focus(loaded.cameras[camera].source) == "auto":
-            raise UserError(
-                f"camera '{camera}' focuses by itself, which changes its lens: switch that off "
-                f"(`v4l2-ctl -d {loaded.cameras[camera].source} -c focus_automatic_continuous=0`), then repeat."
-            )
+        live_identity(loaded, camera)  # refused before the board is held up; read once the lens has been used
         with _camera(loaded, camera) as source:
             seen, size = capture(source, made, views, page, say)
         rejected = []
-        source_name = loaded.cameras[camera].source
-        identity.update(serial=serial(source_name), focus=focus(source_name))
+        identity = live_identity(loaded, camera)
     result = run_intrinsics(
         where,
         camera,
@@ -187,7 +194,7 @@ def intrinsics(
 @click.option("--precision", default="0.5,2", show_default=True, help="The arm's own precision: degrees, mm.")
 @click.option("--offsets", default=0.5, show_default=True, help="Joint zero errors to estimate, degrees; 0: none.")
 @click.option("--port", help="Serial port (default: the robot file's).")
-@click.option("--seed", default=0, show_default=True, help="Of the poses.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the poses.")
 @click.option("--dry-run", is_flag=True, help="Compute and report, store nothing.")
 @store_option
 @report_option
@@ -241,14 +248,14 @@ def check(
     from harmowam.calibration_rig import marker_board, take
     from runtime.robot import load_robot
 
-    loaded, where = load_robot(robot), _store(store, robot)
+    loaded, where = load_robot(robot, calibrated=False), _store(store, robot)
     base = marker_board(loaded, camera, marker) if learn or marker else None
     if images is not None:
-        frames = [i for _, i in _pictures(images) if i is not None]
+        frames = _readable(images)
     else:
         with _camera(loaded, camera) as source:
             frames = take(source, LEARN_FRAMES if learn else FRAMES)
-    arm = [i for _, i in _pictures(arm_images) if i is not None] if arm_images else None
+    arm = _readable(arm_images) if arm_images else None
     if learn:
         assert base is not None
         result = run_learn(where, camera, frames, base, arm, Board.parse(arm_marker) if arm_marker else None)

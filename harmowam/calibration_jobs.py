@@ -17,10 +17,12 @@ from calibration.camera import CalibrationError, Camera
 from calibration.check import FRAMES, Reference, check, learn
 from calibration.hand_eye import ArmNoise, ArmView, inverse
 from calibration.intrinsics import View
-from calibration.store import Store, new_record
+from calibration.store import Store, new_record, refuse_other_camera
 from runtime.robot import Robot
 
 Size = tuple[int, int]
+SAME_LENS_PX = 0.5  # median difference of two lenses under which a pose found through one holds for the other
+POSE_KEYS = {"base": "T_base_from_cam", "arm": "T_tool_from_cam"}  # of a record's result, by mount
 
 
 def find_views(
@@ -71,16 +73,19 @@ def run_intrinsics(
     store: Store, name: str, views: list[View], size: Size, rejected: list[tuple[str, str]], model: str, mount: str | None, board: str,
     identity: dict[str, Any], page: Path, dry_run: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Calibrate, judge, store if it is better than what is in use, and report. Returns the design's `calibrate intrinsics` JSON and
-    "accepted", "hash", "said". Raises CalibrationError; the stored calibration is untouched then."""
+    """Calibrate, judge, store if it is better than what is in use, and report. A stored pose and how exactly it is known stay where both
+    lenses agree. Returns the design's `calibrate intrinsics` JSON and "accepted", "hash", "said". Raises CalibrationError; the stored
+    calibration is untouched then."""
     done = intrinsics.calibrate(views, size, model)
     fit, q = done.fit, done.quality()
     verdict, old = done.verdict(), _current(store, name)
-    said, before, pose, parents = [], None, None, []
+    said, before, parents = [], None, []
+    pose: dict[str, Any] = {}  # the old record's pose where it still holds, and how exactly it is known
+    known: dict[str, float] = {}
     if old is not None:
         parents = [store.current_hash(name) or ""]
         camera = _camera_of(old)
-        mount = mount or old["identity"].get("mount")
+        mount = mount or old["identity"].get("mount") or "base"
         if (camera.width, camera.height) == size:
             theta, old_model = _theta(camera)
             pixels, _ = lens.grid(*size)
@@ -92,11 +97,14 @@ def run_intrinsics(
                     f"the stored calibration explains these views better ({stored:.3f} px) "
                     f"than the new one held out ({q['heldout_px']:.3f} px)"
                 )
-            # The pose was found through the old lens: it holds as long as the lenses agree.
-            if camera.T_base_from_cam is not None and float(np.nanmedian(before[done.used])) < 0.5:
-                pose = camera.T_base_from_cam
+            # The pose was found through the old lens: it holds as long as the lenses agree and the camera sits where it sat.
+            found = old["result"].get(POSE_KEYS[mount])
+            if found is not None and float(np.nanmedian(before[done.used])) < SAME_LENS_PX:
+                pose = {POSE_KEYS[mount]: found}
+                known = {k: v for k, v in old["uncertainty"].items() if k.startswith(("pose_sd_", "halves_"))}
+    mount = mount or "base"
     D = fit.theta[4:]
-    camera = Camera(name, *size, lens.matrix(fit.theta), D, pose, "fisheye" if model == "fisheye" else "rational")
+    camera = Camera(name, *size, lens.matrix(fit.theta), D, None, "fisheye" if model == "fisheye" else "rational")
     left_out = [*rejected, *done.rejected]
     report.intrinsics_page(page, name, done, before, verdict, left_out)
     result: dict[str, Any] = {
@@ -106,7 +114,6 @@ def run_intrinsics(
         "views_used": len(fit.views), "views_rejected": [{"view": v, "reason": r} for v, r in left_out],
         "accepted": not verdict, "refused": verdict, "report": str(page), "hash": None,
     }  # fmt: skip
-    mount = mount or "base"
     if not verdict and not dry_run:
         evidence = {
             "board": board,
@@ -114,8 +121,8 @@ def run_intrinsics(
         }  # fmt: skip
         kept = {k: v for k, v in identity.items() if v is not None}
         result["hash"] = store.put(new_record(
-            "camera", name, camera.to_json(), identity={**kept, "width": size[0], "height": size[1], "mount": mount}, parents=parents,
-            uncertainty=q, evidence=evidence,
+            "camera", name, {**camera.to_json(), **pose}, identity={**kept, "width": size[0], "height": size[1], "mount": mount},
+            parents=parents, uncertainty={**q, **known}, evidence=evidence,
         ))  # fmt: skip
         store.set_current(name, result["hash"], "intrinsics")
     said += [f"left out: {v}: {r}" for v, r in left_out]
@@ -126,8 +133,8 @@ def run_intrinsics(
     said += [f"refused: {v}" for v in verdict]
     if result["hash"]:
         said.append(f"stored as {result['hash'][:10]} in {store.root}")
-        if pose is None and mount == "base":
-            said.append("next: harmowam calibrate hand-eye")
+        if not pose:
+            said.append(f"next: harmowam calibrate hand-eye --camera {name} --mount {mount}")
     said.append(f"report: {page}")
     return {**result, "said": said}
 
@@ -136,7 +143,11 @@ def run_hand_eye(
     robot: Robot, store: Store, name: str, board: Board, mount: str, count: int, noise: ArmNoise, port: str | None, seed: int, page: Path,
     dry_run: bool, say: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """Drive, look, solve, compare halves, store. A simulated robot brings its own camera, lens and board."""
+    """Drive, look, solve, compare halves, store. A simulated robot brings its own camera, lens and board.
+
+    Raises RobotError, CameraError or CalibrationError before a real arm moves where the camera is not the one whose lens is stored:
+    another one, another resolution, another focus."""
+    from harmowam.calibration_rig import live_identity
     from runtime.kinematics import so101_tool
 
     if robot.simulated:
@@ -154,7 +165,9 @@ def run_hand_eye(
         )
         bench: Any = ArmBench(mount, np.random.default_rng(seed), noise)
     else:
+        now = live_identity(robot, name)
         old = store.get(name, kind="camera")
+        refuse_other_camera(old, now)
         bench = None
     camera = _camera_of(old)
     theta, model = _theta(camera)
@@ -291,7 +304,7 @@ def _seen(points: np.ndarray, T_cam_from_board: np.ndarray, theta: np.ndarray, m
 def _rig(
     robot: Robot, bench: Any, name: str, port: str | None, seed: int
 ) -> Iterator[tuple[Callable[[np.ndarray], np.ndarray], Callable[[], np.ndarray]]]:
-    """(move_to, picture) of the simulated or the real arm."""
+    """(move_to, picture) of the simulated or the real arm; the camera is opened before the arm is armed."""
     if bench is not None:
         from sim.calibration_rig import ServoRig
 
@@ -304,10 +317,11 @@ def _rig(
     from harmowam.calibration_rig import LiveRig, take
     from runtime.cameras import open_camera
 
-    with tempfile.TemporaryDirectory() as folder, LiveRig(robot, Path(folder), port) as live:
+    with tempfile.TemporaryDirectory() as folder:
         source = open_camera(robot.cameras[name], Path(folder))
         try:
-            yield live.move_to, lambda: cv2.cvtColor(take(source, 2)[-1], cv2.COLOR_RGB2GRAY)
+            with LiveRig(robot, Path(folder), port) as live:
+                yield live.move_to, lambda: cv2.cvtColor(take(source, 2)[-1], cv2.COLOR_RGB2GRAY)
         finally:
             source.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,8 +17,8 @@ from firmware_bridge import guard
 from firmware_bridge.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.motor import COMMAND_SLOT, REQUEST_SLOT
 from firmware_bridge.slots import SlotWriter
-from runtime.cameras import CameraSource
-from runtime.robot import Robot, RobotError
+from runtime.cameras import CameraSource, focus, serial
+from runtime.robot import CameraConfig, Robot, RobotError
 
 
 def take(source: CameraSource, count: int, timeout_s: float = 5.0) -> list[np.ndarray]:
@@ -37,6 +38,27 @@ def take(source: CameraSource, count: int, timeout_s: float = 5.0) -> list[np.nd
         else:
             time.sleep(0.002)
     return out
+
+
+def camera_config(robot: Robot, name: str) -> CameraConfig:
+    """Camera `name` of the robot file; raises RobotError when there is none."""
+    if name not in robot.cameras:
+        raise RobotError(f"{robot.path} has no camera '{name}': give one of {', '.join(robot.cameras)}.")
+    return robot.cameras[name]
+
+
+def live_identity(robot: Robot, name: str) -> dict[str, Any]:
+    """A live camera as a record's identity has it: "serial", "focus" (None: not known), "width", "height" (px).
+
+    Raises RobotError when the robot file lacks it, CalibrationError while it focuses by itself."""
+    config = camera_config(robot, name)
+    at = focus(config.source)
+    if at == "auto":
+        raise CalibrationError(
+            f"camera '{name}' focuses by itself, which changes its lens: switch that off "
+            f"(`v4l2-ctl -d {config.source} -c focus_automatic_continuous=0`), then repeat."
+        )
+    return {"serial": serial(config.source), "focus": at, "width": config.width, "height": config.height}
 
 
 def stored_reference(store: Store, name: str) -> Reference:

@@ -29,7 +29,9 @@ setTimeout(step,250)}step()</script>"""
 
 
 class CapturePage:
-    """Serves the newest picture and status on 127.0.0.1 (reach it from afar through ssh -L). Use as a context."""
+    """Serves the newest picture and status on 127.0.0.1 (reach it from afar through ssh -L) until `close`.
+
+    `port` 0: any free one. Raises CalibrationError when the port is not to be had."""
 
     def __init__(self, port: int):
         self.picture, self.status = b"", b"{}"
@@ -53,7 +55,12 @@ class CapturePage:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        try:
+            self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        except OSError as e:
+            raise CalibrationError(
+                f"port {port} is not free for the capture's page ({e.strerror}): give another --page, or 0 for none."
+            ) from e
         self.address = f"http://127.0.0.1:{self._server.server_port}/"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -82,8 +89,8 @@ class CapturePage:
 def capture(
     source: CameraSource, board: Board, wanted: int, port: int, say: Callable[[str], None]
 ) -> tuple[list[View], tuple[int, int]]:
-    """Collect `wanted` good views; Ctrl-C ends earlier with what there is. Raises CalibrationError when the camera falls silent
-    or changes its resolution."""
+    """Collect `wanted` good views, shown on `port` (0: nowhere); Ctrl-C ends earlier with what there is. Raises CalibrationError when
+    the port is taken, or the camera falls silent or changes its resolution."""
     guide = Guide(board, wanted)
     page = CapturePage(port) if port else None
     if page is not None:

@@ -1,5 +1,6 @@
 """`harmowam calibrate` as a user meets it: pictures in, record and report out; refusals in one sentence; the check before a run."""
 
+import dataclasses
 import json
 import urllib.request
 
@@ -8,12 +9,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from calibration import hand_eye
+from calibration import hand_eye, intrinsics
 from calibration.board import Board
 from calibration.camera import CalibrationError, load_camera
 from calibration.guide import Guide
-from calibration.store import Store
-from harmowam.calibration_jobs import finish_hand_eye
+from calibration.store import Store, new_record
+from harmowam.calibration_jobs import find_views, finish_hand_eye, run_intrinsics
 from harmowam.calibration_rig import LiveRig, refuse_moved
 from harmowam.capture_page import CapturePage
 from harmowam.cli import main
@@ -40,6 +41,25 @@ def pictures(tmp_path_factory):
 
 def calibrate(*args):
     return CliRunner().invoke(main, ["calibrate", *map(str, args)])
+
+
+@pytest.fixture(scope="module")
+def solved(pictures):
+    """The views in the pictures, and the lens that they give; solved once."""
+    named = [(p.name, cv2.imread(str(p), cv2.IMREAD_GRAYSCALE)) for p in sorted(pictures.iterdir())]
+    views, size, _ = find_views(named, SHEET)
+    return views, intrinsics.calibrate(views, size)
+
+
+@pytest.fixture
+def new_lens(solved, monkeypatch, tmp_path):
+    """`run_intrinsics` on those pictures, as a function of store and mount."""
+    views, done = solved
+    monkeypatch.setattr(intrinsics, "calibrate", lambda *_: done)
+    page = tmp_path / "i.html"
+    return lambda store, mount: run_intrinsics(
+        store, "front", views, (1280, 720), [], "rational", mount, BOARD, {}, page
+    )
 
 
 @pytest.fixture
@@ -94,8 +114,6 @@ def test_from_pictures_to_a_camera_that_the_runtime_loads(pictures, tmp_path):
 def test_the_hand_eye_result_must_be_better_than_what_is_stored(tmp_path):
     store, rig = Store(tmp_path), ArmBench("base", np.random.default_rng(0))
     many = [rig.view(str(k), q) for k, q in enumerate(rig.poses(30))]
-    from calibration.store import new_record
-
     old = new_record(
         "camera", "front", webcam(None).to_json(), identity={"mount": "base"}, parents=[], uncertainty={}, evidence={}
     )
@@ -103,6 +121,58 @@ def test_the_hand_eye_result_must_be_better_than_what_is_stored(tmp_path):
     first = finish_hand_eye(store, "front", old, many, "base", *job)
     second = finish_hand_eye(store, "front", store.get("front"), many[:12], "base", *job)
     assert first["accepted"] and not second["accepted"] and store.current_hash("front") == first["hash"]
+
+
+def store_pose(store, mount, pose, fx=1.0, sd_mm=0.5):
+    """A camera in use whose pose is known to `sd_mm`; its lens is `fx` times as long sideways as the true one."""
+    true = webcam(pose if mount == "base" else None)
+    camera = dataclasses.replace(true, K=true.K * [[fx, 1, 1], [1, 1, 1], [1, 1, 1]])
+    result = camera.to_json() | ({"T_tool_from_cam": pose.tolist()} if mount == "arm" else {})
+    quality = {"pose_sd_mm": sd_mm, "pose_sd_deg": 0.05, "halves_mm": 0.4, "halves_deg": 0.04, "halves_sigma": 1.0}
+    record = new_record(
+        "camera",
+        "front",
+        result,
+        identity={"width": 1280, "height": 720, "mount": mount},
+        parents=[],
+        uncertainty={"heldout_px": 0.3, **quality},
+        evidence={},
+    )
+    store.set_current("front", store.put(record), "test")
+    return quality
+
+
+@pytest.mark.parametrize(("mount", "key"), [("base", "T_base_from_cam"), ("arm", "T_tool_from_cam")])
+def test_a_new_lens_that_agrees_keeps_the_pose_and_how_exactly_it_was_known(mount, key, new_lens, tmp_path):
+    store, rig = Store(tmp_path / "store"), ArmBench(mount, np.random.default_rng(0))
+    known = store_pose(store, mount, rig.X, fx=1.001)
+    lens = new_lens(store, None)
+    assert lens["accepted"] and not any("next:" in line for line in lens["said"])
+    new = store.get("front")
+    assert new["hash"] == lens["hash"] and new["result"][key] == rig.X.tolist()
+    assert known.items() <= new["uncertainty"].items() and new["uncertainty"]["heldout_px"] < 0.3
+    # So a hand-eye calibration that knows less does not replace it.
+    seen = [rig.view(str(k), q) for k, q in enumerate(rig.poses(12))]
+    job = (hand_eye.ArmNoise(), tmp_path / "h.html", False, "x", so101_tool)
+    worse = finish_hand_eye(store, "front", new, seen, mount, *job)
+    assert worse["sd_mm"] > known["pose_sd_mm"] and worse["refused"] == [
+        "it fits these views as well, and was known more exactly"
+    ]
+    assert store.current_hash("front") == lens["hash"]
+
+
+@pytest.mark.parametrize(
+    ("before", "fx", "mount"), [("base", 1.02, "base"), ("arm", 1.02, "arm"), ("base", 1.001, "arm")]
+)
+def test_a_pose_that_no_longer_holds_is_dropped_and_hand_eye_named_next(before, fx, mount, new_lens, tmp_path):
+    """Another lens, or a camera that was put elsewhere."""
+    store = Store(tmp_path / "store")
+    store_pose(store, before, ArmBench(before, np.random.default_rng(0)).X, fx)
+    lens = new_lens(store, mount)
+    assert lens["accepted"] and f"next: harmowam calibrate hand-eye --camera front --mount {mount}" in lens["said"]
+    new = store.get("front")
+    assert new["result"]["T_base_from_cam"] is None and "T_tool_from_cam" not in new["result"]
+    assert not any(k.startswith(("pose_sd_", "halves_")) for k in new["uncertainty"])
 
 
 @pytest.mark.parametrize(
@@ -128,10 +198,39 @@ def test_what_the_user_can_mend_is_one_sentence(args, sentence, tmp_path):
     assert re.search(sentence, result.stderr) and result.stderr.startswith("error: ")
 
 
+def test_pictures_of_which_none_can_be_read_are_refused_in_one_sentence(tmp_path):
+    (tmp_path / "a.png").write_text("no picture")
+    mine = ("--images", tmp_path / "*.png", "--store", tmp_path / "store")
+    for args in (
+        ("intrinsics", *mine),
+        ("check", *mine),
+        ("check", *mine, "--learn", "--marker", "chessboard:6x5:0.015"),
+    ):
+        result = calibrate(*args)
+        assert result.exit_code == 2 and result.stderr.startswith("error: no picture"), result.output
+        assert "can be read: give PNG or JPEG files" in result.stderr
+
+
+@pytest.mark.parametrize("args", [("hand-eye", "--seed", -1), ("intrinsics", "--page", 70000)])
+def test_a_number_out_of_range_is_named_with_its_option(args, tmp_path):
+    result = calibrate(*args, "--store", tmp_path / "store")
+    assert result.exit_code == 2 and f"Invalid value for '{args[1]}'" in result.stderr
+
+
+def test_a_page_whose_port_is_taken_is_refused_in_one_sentence(bench, tmp_path):
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        options = ("--robot", bench.robot_file, "--store", tmp_path / "store")
+        result = calibrate("intrinsics", *options, "--page", port)
+    assert result.exit_code == 2 and result.stderr.startswith("error: "), result.output
+    assert f"port {port}" in result.stderr and "give another --page, or 0 for none" in result.stderr
+
+
 def test_a_run_is_refused_when_the_marker_is_not_where_it_was(bench):
     """The robot file names a marker; the bench's cameras show a bar instead."""
     from calibration.check import Reference
-    from calibration.store import new_record
 
     store = Store(bench.folder / "calibration")
     for name in ("front", "wrist"):
@@ -175,6 +274,51 @@ def test_the_arm_is_driven_through_guard_and_motor_process_and_put_down(bench, t
         assert np.abs(rig.move_to(goal, velocity=1.5) - goal).max() < 0.02
         assert all(bench.torque())
     assert not any(bench.torque())
+
+
+@pytest.mark.parametrize(
+    ("case", "sentence"),
+    [
+        ("resolution", "for width 1280, this camera has 320"),
+        ("camera", "for camera A1, this camera has B2"),
+        ("focus", "for focus 30, this camera has 31"),
+        ("autofocus", "focuses by itself.*focus_automatic_continuous=0"),
+        ("name", "has no camera 'side': give one of front, wrist"),
+        ("pictures", "gives 320x240, the robot file says 640x480"),
+    ],
+)
+def test_hand_eye_refuses_another_camera_than_the_lens_was_calibrated_with_before_the_arm_moves(
+    bench, case, sentence, monkeypatch, tmp_path
+):
+    import re
+
+    from harmowam import calibration_rig
+
+    name = "side" if case == "name" else "front"
+    if case == "pictures":
+        bench.robot_file.write_text(
+            bench.robot_file.read_text().replace("width = 320", "width = 640").replace("height = 240", "height = 480")
+        )
+    size = {"resolution": (1280, 720), "pictures": (640, 480)}.get(case, (320, 240))
+    store = Store(tmp_path / "store")
+    record = new_record(
+        "camera",
+        name,
+        webcam(None).scaled(*size).to_json(),
+        identity={"width": size[0], "height": size[1], "serial": "A1", "focus": 30, "mount": "base"},
+        parents=[],
+        uncertainty={},
+        evidence={},
+    )
+    store.set_current(name, store.put(record), "test")
+    monkeypatch.setattr(calibration_rig, "serial", lambda source: "B2" if case == "camera" else "A1")
+    focus = {"focus": 31, "autofocus": "auto"}.get(case, 30)
+    monkeypatch.setattr(calibration_rig, "focus", lambda source: focus)
+    stood = bench.servos.plant.position.copy()
+    result = calibrate("hand-eye", "--robot", bench.robot_file, "--camera", name, "--store", store.root)
+    assert result.exit_code == 2 and re.search(sentence, result.stderr), result.output
+    assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("error: ")
+    assert (bench.servos.plant.position == stood).all() and not any(bench.torque())
 
 
 def test_guided_capture_keeps_what_helps_and_says_what_to_do():
@@ -266,6 +410,17 @@ def test_joints_are_calibrated_by_moving_the_limp_arm(bench, tmp_path, monkeypat
         main, ["calibrate", "joints", *options, "--import-lerobot", str(tmp_path / "lerobot.json")]
     )
     assert made.exit_code == 0 and load_robot(str(bench.robot_file)).joints_measured
+
+
+def test_only_what_moves_the_arm_waits_for_the_joint_calibration_that_the_robot_file_names(bench, tmp_path):
+    bench.robot_file.write_text(
+        bench.robot_file.read_text().replace("[arm]", '[arm]\ncalibration = "calibration/joints"')
+    )
+    options = ("--robot", bench.robot_file, "--store", tmp_path / "store", "--report", tmp_path / "r.html")
+    moves = calibrate("hand-eye", *options)
+    assert moves.exit_code == 2 and "run `harmowam calibrate joints`" in moves.stderr
+    for looks in ("intrinsics", "check"):
+        assert "no picture fits" in calibrate(looks, *options, "--images", tmp_path / "*.png").stderr
 
 
 def test_a_report_that_cannot_be_written_leaves_the_store_as_it_was(pictures, tmp_path):

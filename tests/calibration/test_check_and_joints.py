@@ -78,6 +78,8 @@ def test_a_hidden_marker_blocks_and_another_resolution_is_refused(reference):
     assert verdict.level == check.BLOCK and "hidden" in verdict.reason
     with pytest.raises(CalibrationError, match="320x240"):
         check.check(reference, [np.zeros((240, 320), np.uint8)])
+    with pytest.raises(CalibrationError, match="no picture to judge"):
+        check.check(reference, [])
     with pytest.raises(CalibrationError, match="not seen"):
         check.learn(dark * 3, MARKER)
     assert check.Reference.from_json(json.loads(json.dumps(reference.to_json()))).noise == reference.noise
@@ -146,6 +148,10 @@ def test_lerobots_file_goes_in_and_out(tmp_path):
     [
         (lambda d: d.pop("gripper"), "is for joints"), (lambda d: d["gripper"].update(id=9), "is servo 9"),
         (lambda d: d["gripper"].pop("range_min"), "no LeRobot calibration"), (lambda d: d["gripper"].update(range_max=9000), "impossible"),
+        (lambda d: d["gripper"].update(range_min=None), "'range_min' of gripper is null"),
+        (lambda d: d["elbow_flex"].update(range_max="3290"), "'range_max' of elbow_flex is \"3290\""),
+        (lambda d: d["elbow_flex"].update(drive_mode=None), "'drive_mode' of elbow_flex is null"),
+        (lambda d: d["shoulder_pan"].update(homing_offset=True), "'homing_offset' of shoulder_pan is true"),
     ],
 )  # fmt: skip
 def test_another_arms_file_is_refused(tmp_path, spoil, sentence):

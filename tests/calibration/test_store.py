@@ -59,6 +59,16 @@ def test_rollback_passes_over_a_damaged_record(store):
     assert store.rollback("front") == a
 
 
+def test_a_power_cut_in_the_middle_of_a_log_line_costs_that_line_only(store):
+    a = use(store, record(300.0))
+    log = store.root / "front" / "log.jsonl"
+    with open(log, "a") as f:
+        f.write('{"at": "2026-01-01T00:00:00+00:00", "to": "3f')
+    b = use(store, record(301.0))
+    assert [m["to"] for m in store.moves("front")] == [a, b] and log.read_text().endswith("}\n")
+    assert store.rollback("front") == a
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -111,6 +121,13 @@ def test_the_runtime_loads_the_record_in_use_and_refuses_one_without_a_pose(stor
     assert load_camera(store.root / "front", {"serial": "A1"}).K[0, 0] == 301.0
     with pytest.raises(CalibrationError, match="for camera A1"):
         load_camera(store.root / "front", {"serial": "B2"})
+
+
+@pytest.mark.parametrize("text", ["[]", "7", '"camera"', '{"schema": "new"}', "{}"])
+def test_a_camera_file_that_holds_something_else_is_refused(tmp_path, text):
+    (tmp_path / "front.json").write_text(text)
+    with pytest.raises(CalibrationError, match=r"front\.json is not a camera calibration .*restore the file"):
+        load_camera(tmp_path / "front.json")
 
 
 @pytest.mark.parametrize("name", ["../x", "", ".hidden", "a/b"])
