@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -109,8 +110,14 @@ def live(
         raise RunError(
             "the simulated robot brings its own bus: to drive an arm, copy runtime/robots/so101.toml and name it with --robot."
         )
-    if record is not None and record.exists() and not record.is_dir():
-        raise RunError(f"{record} is a file: name a folder with --record.")
+    if record is not None:
+        try:
+            record.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            wrong = "is a file" if isinstance(e, FileExistsError) else f"cannot be made ({e.strerror})"
+            raise RunError(f"{record} {wrong}: name a folder with --record.") from e
+        if not os.access(record, os.W_OK):
+            raise RunError(f"{record} cannot be written: name a folder with --record.")
     bundle = Bundle.load(bundle_path)
     if task is not None:
         bundle.task(task)
@@ -128,8 +135,16 @@ def live(
         interrupted: list[int] = []
         driver: Policy | None = None
         report: dict[str, Any] = {}
-        armed = False
-        old = {}
+        armed = deaf = False
+
+        def interrupt(number: int, frame: object) -> None:
+            interrupted.append(number)
+            if armed and driver is not None:
+                driver.stop()
+            elif not deaf:  # nothing moves yet, but a guard may run already: end it in order, whatever the signal
+                raise KeyboardInterrupt
+
+        old = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         try:
             simulation_s = 0.0
             if robot.simulated:
@@ -140,7 +155,11 @@ def live(
                 simulation_s = time.monotonic() - started
                 port, task = port or info["port"], info["instruction"]
             assert task is not None
+            deaf = True  # a guard that runs and is not known yet could not be ended
             keeper = guard.start(port or robot.port, robot.arm, slots, real_time_priority)
+            deaf = False
+            if interrupted:
+                raise KeyboardInterrupt
             cameras = open_cameras(robot, bundle.manifest.cameras, slots)
             known_cameras = calibrations(robot, slots)
             refuse_moved(robot, cameras, say)
@@ -157,12 +176,6 @@ def live(
             driver.warm_up()
             state_slot = guard.wait_for_state(keeper, slots)
 
-            def interrupt(number: int, frame: object) -> None:
-                interrupted.append(number)
-                assert driver is not None
-                driver.stop()
-
-            old = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
             say(f"task: {task}")
             armed = True  # from here on it may be
             driver.arm(state_slot)
@@ -184,8 +197,9 @@ def live(
             driver.request(RequestKind.LOWER)
             memory = resident_mb([os.getpid(), keeper.pid, *children(keeper.pid)])
             last = driver.lower()
+            end_guard(keeper, slots)
             armed = False
-            code = keeper.wait(5)
+            code = keeper.returncode
             first_ns = counts.first_command_ns
             report = timing_report(driver)
             backend = default_backend()
@@ -212,14 +226,14 @@ def live(
             report["error"] = str(e)
             raise
         finally:
+            deaf = not armed
             if armed and driver is not None:
                 say("lowering the arm")
                 try:
                     driver.lower()
                 except RunError as e:
                     print(f"error: {e}", file=sys.stderr)
-            for number, handler in old.items():
-                signal.signal(number, handler)
+            armed, deaf = False, True
             if keeper is not None:
                 end_guard(keeper, slots)
                 for line in (slots / guard.LOG).read_text().splitlines():
@@ -230,24 +244,44 @@ def live(
             if simulator is not None:
                 simulator.terminate()
                 simulator.communicate(timeout=5)
+            for number, handler in old.items():
+                signal.signal(number, handler)
             if record is not None and driver is not None and driver.counts.ticks:
-                driver.recorder.save(record, report)
+                keep(driver, record, report)
 
 
-def end_guard(keeper: subprocess.Popen[bytes], slots: Path, timeout_s: float = 12.0) -> None:
-    """Let a guard that is still running finish: ask for lowering until it has. It is never killed while the arm is energised.
+def keep(driver: Policy, record: Path, report: dict[str, Any]) -> None:
+    """Save what was recorded; raises RunError where that fails, unless another error is on its way out."""
+    try:
+        driver.recorder.save(record, report)
+    except OSError as e:
+        lost = (
+            f"the recording could not be written to {record} ({e.strerror}): make room there, or name another folder."
+        )
+        if "error" not in report:
+            raise RunError(lost) from e
+        print(f"error: {lost}", file=sys.stderr)
 
-    Asked again and again because a motor process that is only starting takes what lies in the slot for an earlier run's.
+
+def end_guard(keeper: subprocess.Popen[bytes], slots: Path, tell_s: float = 12.0) -> None:
+    """Wait until a guard that is still running has finished, asking for lowering. It is never killed while the arm is energised.
+
+    Asked again and again because a motor process that is only starting takes what lies in the slot for an earlier run's. It is waited
+    for as long as it waits for an adapter that was pulled out: what it needs to lower the arm then lies in the folder of this run.
     """
     if keeper.poll() is not None:
         return
     requests = SlotWriter(slots / REQUEST_SLOT, 16)
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
+    began, told = time.monotonic(), False
+    while keeper.poll() is None and (waited := time.monotonic() - began) < tell_s + guard.REPLUG_S:
         requests.write(bytes([RequestKind.LOWER]))
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             keeper.wait(0.1)
-            return
-        except subprocess.TimeoutExpired:
-            continue
-    print("error: the guard does not end: switch the arm's power off if it is still stiff.", file=sys.stderr)
+        if waited > tell_s and not told:
+            told = True
+            print(
+                "error: the guard does not end: plug the servo adapter in, or switch the arm's power off.",
+                file=sys.stderr,
+            )
+    if keeper.poll() is None:
+        print("error: the guard has not ended: switch the arm's power off if it is still stiff.", file=sys.stderr)

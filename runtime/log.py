@@ -34,7 +34,8 @@ RESERVE_BYTES = 256_000_000  # of the disk are left free: the rest of the system
 CHUNK_BYTES = 1_000_000  # compressed at a time; a log that is cut off loses one of these at most
 _TICK = struct.Struct("<qqqqBB")  # step's time, observation, its capture time, Prior's number (-1: none), flags, joints
 _PRIOR = struct.Struct("<qqqqqII")  # number, observation, its capture time, step's time, ready, chunk rows, joints
-RESET, SENT = 1, 2  # flags: the fast step's memory was cleared before this step; its command went to the arm
+# Flags: the fast step's memory was cleared before this step; its command went to the arm; the step before it was dropped.
+RESET, SENT, AFTER_GAP = 1, 2, 4
 
 
 class LogError(Exception):
@@ -56,6 +57,7 @@ class TickRecord:
     frames: dict[str, int]
     command: bytes  # `Command.pack()`, empty when the step gave none
     targets: np.ndarray  # float32[3,6]: reactive, predictive, sent
+    after_gap: bool = False  # the step before it did not fit into the queue and is not in the log
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class LogWriter:
         self._reserve = reserve_bytes
         self._waiting: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
-        self._stop = False
+        self._stop = self._gap = False
         self._frames: dict[str, int] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,21 +115,24 @@ class LogWriter:
 
     # Called by the loops: microseconds, never blocking.
 
-    def _later(self, work: Callable[[], None]) -> None:
+    def _later(self, work: Callable[[], None]) -> bool:
+        """Whether there was room for it."""
         if self.fault:
-            return
+            return False
         if len(self._waiting) >= WAITING:
             self.dropped += 1
-            return
+            return False
         self._waiting.append(work)
         self._wake.set()
+        return True
 
     def tick(
         self, t_ns: int, obs: Observation, frames: dict[str, int], prior: int, command: Command | None, targets: np.ndarray,
         *, reset: bool, sent: bool,
     ) -> None:  # fmt: skip
         """One fast step; `frames` are the numbers of the pictures in `obs`, which nobody may write to afterwards."""
-        self._later(lambda: self._put_tick(t_ns, obs, frames, prior, command, targets, reset, sent))
+        flags = RESET * reset + SENT * sent + AFTER_GAP * self._gap
+        self._gap = not self._later(lambda: self._put_tick(t_ns, obs, frames, prior, command, targets, flags))
 
     def prior(self, prior: Prior, obs: Observation, t_ns: int) -> None:
         """One slow step. Call it before the Prior is used: the log keeps the order of cause and effect."""
@@ -153,7 +158,7 @@ class LogWriter:
 
     def _put_tick(
         self, t_ns: int, obs: Observation, frames: dict[str, int], prior: int, command: Command | None, targets: np.ndarray,
-        reset: bool, sent: bool,
+        flags: int,
     ) -> None:  # fmt: skip
         for name, seq in frames.items():
             if self._frames.get(name) != seq:
@@ -161,7 +166,6 @@ class LogWriter:
                 head = FRAME_HEAD.pack(obs.t_capture_ns, image.shape[1], image.shape[0])
                 self._put(f"camera/{name}", obs.t_capture_ns, head + image.tobytes(), seq)
                 self._frames[name] = seq
-        flags = RESET * reset + SENT * sent
         raw = _TICK.pack(t_ns, obs.seq, obs.t_capture_ns, prior, flags, len(obs.q_rad))
         raw += np.concatenate([obs.q_rad, obs.qd_rad_s, targets.ravel()]).astype("<f4").tobytes()
         names = json.dumps(frames).encode()
@@ -241,7 +245,18 @@ def _tick_of(raw: bytes) -> TickRecord:
     q, qd, targets = floats[:n], floats[n : 2 * n], floats[2 * n :].reshape(3, A)
     command = raw[at + 4 + length :]
     return TickRecord(
-        t, number, captured, prior, bool(flags & RESET), bool(flags & SENT), q, qd, frames, command, targets
+        t,
+        number,
+        captured,
+        prior,
+        bool(flags & RESET),
+        bool(flags & SENT),
+        q,
+        qd,
+        frames,
+        command,
+        targets,
+        bool(flags & AFTER_GAP),
     )
 
 

@@ -157,6 +157,8 @@ def replay(log: Path, bundle_path: Path | None = None) -> Replay:
                     return Replay(steps, priors, difference)
                 priors += 1
             elif isinstance(record, TickRecord):
+                if record.after_gap:
+                    raise KeyError(record.number)
                 difference = player.step(record)
                 if difference:
                     return Replay(steps, priors, difference)

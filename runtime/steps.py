@@ -106,7 +106,9 @@ class SlowStep:
         self.trace.mark("slow.predictive")
         self.seq += 1
         targets = absolute_chunk(pose, chunk, self.links).astype(np.float32)
-        return Prior(obs.t_capture_ns, now_ns, self.task, w["tokens"][0], w["future"], targets, self.grid_ns, self.seq)
+        # Copies: an engine may answer in the same memory next time, while the fast loop still reads this Prior.
+        tokens, future = w["tokens"][0].copy(), w["future"].copy()
+        return Prior(obs.t_capture_ns, now_ns, self.task, tokens, future, targets, self.grid_ns, self.seq)
 
 
 @dataclass(frozen=True)

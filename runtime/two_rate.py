@@ -214,13 +214,16 @@ class Policy:
 
     def _wait_for_frames(self, until_ns: int) -> bool:
         """Whether every camera gave a new picture before `until_ns`; the fast loop takes it the moment it is there."""
-        for name, camera in self.cameras.items():
-            while camera.seq <= self._seen[name]:
-                if time.monotonic_ns() >= until_ns:
-                    return False
-                time.sleep(0.0004)
-            camera.newest()  # out of its slot while the others are still to come
-        return True
+        waiting = dict(self.cameras)
+        while True:
+            for name in [n for n, c in waiting.items() if c.seq > self._seen[n]]:
+                waiting.pop(name).newest()  # out of its slot while the others are still to come
+                self._arrived_ns[name] = time.monotonic_ns()  # whose picture does not come is known by name
+            if not waiting:
+                return True
+            if time.monotonic_ns() >= until_ns:
+                return False
+            time.sleep(0.0004)
 
     def _look(self) -> JointState:
         """The newest joint state; raises RunError when the arm has stopped or nobody drives it any more."""
@@ -270,11 +273,12 @@ class Policy:
         engine_ns = time.monotonic_ns() - engine_ns
         fault = "" if command is None else output_fault(command, self._lower, self._upper, tick.sent_target)
         reset, self._reset = self._reset, False
-        if fault:
-            c.faults_seen += 1
+        c.faults_seen += bool(fault)
+        held = bool(fault or self._slow_fault) or self._temperature >= self.health.limits.hottest_c
+        if held:  # what is not sent must not live on in its memory: neither a number that is not finite nor where the arm never went
             self._reset = True
-            self.fast.reset()  # a number that is not finite must not live on in its memory
-        elif command is not None and self._temperature < self.health.limits.hottest_c:
+            self.fast.reset()
+        elif command is not None:
             self._send(command, began, engine_ns)
         trace.mark("fast.slot")
         self._watch(frames, began)
@@ -282,7 +286,7 @@ class Policy:
         if prior is not None:
             trace.add("prior.age", now - prior.t_capture_ns, prior.t_capture_ns)
         self.recorder.tick(obs, tick, command, state)
-        self._record(now, obs, prior, command, tick, reset=reset, sent=command is not None and not fault)
+        self._record(now, obs, prior, command, tick, reset=reset, sent=command is not None and not held)
         return fault
 
     def _record(

@@ -181,6 +181,28 @@ def test_ctrl_c_lowers_the_arm_and_lets_go_in_a_ramp(bench, bundle):
     driver.stdout.close()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_arm_is_armed_ends_the_guard_too(bench, bundle, number):
+    """A session that drops while engines warm up must not leave a guard that holds the port for ever."""
+    command = [sys.executable, "-m", "harmowam.cli", *map(str, drive(bench, bundle, "--seconds", 60))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as driver:
+        children: list[int] = []
+        deadline = time.monotonic() + 20
+        while not children:
+            assert time.monotonic() < deadline
+            children = [int(p) for p in Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()]
+        driver.send_signal(number)
+        said, _ = driver.communicate(timeout=30)
+    assert driver.returncode == 130 and "Traceback" not in said
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()] and bench.torque() == [0] * 6
+
+
+def test_a_recording_that_cannot_be_written_is_refused_before_the_arm_is_touched(bench, bundle):
+    assert "is a file: name a folder with --record" in refusal(*drive(bench, bundle, "--record", bench.robot_file))
+    said = refusal(*drive(bench, bundle, "--record", bench.robot_file / "r"))
+    assert "cannot be made (Not a directory): name a folder with --record" in said
+
+
 def test_ctrl_c_while_the_simulator_starts_ends_quietly_and_leaves_nothing(bundle):
     command = [sys.executable, "-m", "harmowam.cli", "run", "--bundle", str(bundle), "--task", TASK, "--seconds", "60"]
     with subprocess.Popen(

@@ -25,7 +25,7 @@ def bundle(tmp_path_factory):
     return Bundle.load(tiny_bundle(tmp_path_factory.mktemp("tiny"), gate=0.6))
 
 
-def record(path, bundle, ticks=40, reset_at=25):
+def record(path, bundle, ticks=40, reset_at=25, dropped=0):
     """A run without a clock: pictures with noise, a Prior every six ticks."""
     cameras = {"front": Camera.from_json(FRONT), "wrist": Camera.from_json(WRIST)}
     slow, fast = SlowStep(bundle, TASK, cameras), FastStep(bundle, cameras)
@@ -58,7 +58,7 @@ def record(path, bundle, ticks=40, reset_at=25):
             time.sleep(0.001)
     log.event(0, "health", state="RUNNING", reasons=[])
     log.close()
-    assert log.dropped == 0 and not log.fault
+    assert log.dropped == dropped and not log.fault
     return path
 
 
@@ -93,6 +93,21 @@ def test_a_prior_that_was_made_before_its_fast_step_was_written_is_replayed_too(
     monkeypatch.setattr("runtime.replay.read_log", lambda path: iter(records))
     result = replay(log)
     assert result.identical and (result.steps, result.priors, result.gap) == (40, 7, "")
+
+
+def test_a_fast_step_that_found_no_room_ends_the_comparison_and_is_no_difference(bundle, tmp_path, monkeypatch):
+    tick, calls = LogWriter.tick, []
+
+    def crowded(self, *arguments, **more):
+        calls.append(1)
+        with monkeypatch.context() as full:
+            if len(calls) == 7:
+                full.setattr("runtime.log.WAITING", 0)
+            tick(self, *arguments, **more)
+
+    monkeypatch.setattr(LogWriter, "tick", crowded)
+    result = replay(record(tmp_path / "run.mcap", bundle, dropped=1))
+    assert result.steps == 6 and result.difference is None and "before number 7 are missing" in result.gap
 
 
 def test_a_fast_step_that_is_missing_ends_the_comparison_where_it_is_needed(log, monkeypatch):

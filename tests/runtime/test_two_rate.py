@@ -1,5 +1,6 @@
 """The two-rate loop on the wall clock, with real engines, slots, guard and motor process, over virtual servos."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -142,6 +143,72 @@ def test_outputs_that_are_not_finite_hold_the_arm_and_are_forgotten(run):
     assert held_once_and_ran_again(run) and counts.faults_seen == 14
     assert "not finite" in next(c for c in run.policy.health.history if c.state == Health.HOLDING).reasons[0]
     assert SafetyState.HOLD in safety[5:] and safety[-1] == SafetyState.ACTIVE
+
+
+def test_a_board_that_is_too_hot_moves_nothing_and_goes_on_from_where_the_arm_is(run, monkeypatch):
+    heat, policy = [20.0], run.policy
+    monkeypatch.setattr("runtime.two_rate.board_temperature", lambda: heat[0])
+    sent, send = [], policy._send
+
+    def noting(command, *rest):
+        sent.append((policy._temperature, np.abs(command.q_rad - policy.joint_state().q_rad)[:5].max()))
+        send(command, *rest)
+
+    monkeypatch.setattr(policy, "_send", noting)
+
+    def warm():
+        t = (time.monotonic_ns() - policy.counts.began_ns) * 1e-9
+        heat[0] = 120.0 if 1.0 < t < 3.5 else 20.0
+        return False
+
+    policy.run(6.0, warm)
+    assert held_once_and_ran_again(run) and "the board is at 120 C" in str(policy.health.history)
+    temperatures = [t for t, _ in sent]
+    assert set(temperatures) == {20.0} or temperatures[0] == 0.0
+    assert max(away for _, away in sent) < 0.5  # rad: the first one after the pause begins where the arm is
+
+
+def test_a_slow_engine_whose_numbers_are_not_finite_stops_the_targets_at_once(run):
+    policy, step = run.policy, run.policy.slow.step
+
+    def spoiled(now_ns, obs):
+        made = step(now_ns, obs)
+        t = (time.monotonic_ns() - policy.counts.began_ns) * 1e-9
+        return dataclasses.replace(made, chunk=np.full_like(made.chunk, np.nan)) if 1.0 < t < 2.0 else made
+
+    policy.slow.step = spoiled
+    sent, send = [], policy._send
+
+    def noting(*arguments):
+        sent.append(policy._slow_fault)
+        send(*arguments)
+
+    policy._send = noting
+    policy.run(3.0)
+    assert held_once_and_ran_again(run) and len(sent) > 50 and not any(sent)
+
+
+def test_the_camera_that_stopped_is_the_one_that_is_named(run):
+    policy = run.policy
+    policy.health.limits = HealthLimits(camera_lost_s=1.0)
+    wrist = policy.cameras["wrist"]
+
+    class Stopped:
+        """The wrist camera as it was when it stopped."""
+
+        seq, noisy = wrist.seq + 40, False
+
+        def newest(self):
+            return wrist.newest()
+
+    def pull():
+        if policy.counts.new_frames > 20 and policy.cameras["wrist"] is wrist:
+            Stopped.seq = policy._seen["wrist"]
+            policy.cameras["wrist"] = Stopped()
+        return False
+
+    with pytest.raises(RunError, match="camera 'wrist' stopped giving frames: check its cable"):
+        policy.run(20, pull)
 
 
 def test_a_slow_engine_that_hangs_degrades_then_holds_then_stops_the_run(run):
