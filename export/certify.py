@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import tempfile
@@ -9,9 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from export.bundle import export_bundle
 from export.gates import ExportError
-from runtime.bundle import Bundle
+from export.quantise import LAYERS
+from runtime.bundle import Bundle, Manifest
 from sim.evaluate import jobs_for, run_jobs
 from sim.tasks import TASKS
 
@@ -62,6 +66,23 @@ def play_pairs(
     }  # fmt: skip
 
 
+def refuse_strangers(int8: Bundle, fp32: Bundle) -> None:
+    """Raise ExportError unless both bundles are of one model with as many steps: all that quantising leaves as it was must be equal."""
+
+    def left(bundle: Bundle) -> tuple[Manifest, dict[str, int]]:
+        layers = {
+            name: sum(n.op_type in LAYERS for n in onnx.load(bundle.path / e.file).graph.node)
+            for name, e in bundle.manifest.engines.items()
+        }
+        return dataclasses.replace(bundle.manifest, quantization={}, files={}), layers
+
+    if left(int8) != left(fp32):
+        raise ExportError(
+            f"{int8.path} was not made from this checkpoint with these options: name the checkpoint, and the --world-steps and "
+            "--action-steps that it was exported with."
+        )
+
+
 def certify(
     checkpoint: Path,
     bundle: Path,
@@ -76,6 +97,8 @@ def certify(
     (`reports/certify.jsonl`). Raises ExportError when the bound is missed.
     """
     opened = Bundle.load(bundle)
+    if opened.manifest.quantization.get("format") == "fp32":
+        raise ExportError(f"{bundle} is FP32 itself, there is nothing to certify: export it without --fp32.")
     tasks = [t for t, task in TASKS.items() if any(text in opened.manifest.tasks for text in task.instructions)]
     if not tasks:
         raise ExportError(
@@ -86,6 +109,7 @@ def certify(
     with tempfile.TemporaryDirectory() as folder:
         fp32 = Path(folder) / "fp32.bundle"
         export_bundle(checkpoint, fp32, bundle / "samples.npz", int8=False, **how)
+        refuse_strangers(opened, Bundle.load(fp32))
         _, found = play_pairs(bundle, fp32, tasks, "seen", episodes, reports / "certify.jsonl", seed, workers)
     result: dict[str, Any] = {
         "int8_successes": found.pop("first"), "fp32_successes": found.pop("second"), "only_int8": found.pop("only_first"),

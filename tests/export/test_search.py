@@ -1,14 +1,16 @@
 """The search for a recipe and the TensorRT form, on a model of toy size."""
 
 import json
+import shutil
 
 import onnx
 import pytest
 import torch
 
 from export.bundle import export_bundle, pick_samples, samples_path
-from export.checkpoint import save_checkpoint
-from export.gates import COSINE
+from export.certify import certify, refuse_strangers
+from export.checkpoint import load_checkpoint, save_checkpoint
+from export.gates import COSINE, ExportError
 from export.lint import lint
 from export.models import HarmoWam
 from export.onnx import engines, export_engine
@@ -42,6 +44,25 @@ def test_what_leaves_for_tensorrt_is_what_tensorrt_takes(untrained, tmp_path):
 
 
 @pytest.mark.slow
+def test_only_the_int8_form_of_the_same_model_with_as_many_steps_is_certified(untrained, tmp_path):
+    export_bundle(untrained, tmp_path / "fp32", int8=False, force=True)
+    with pytest.raises(ExportError, match="is FP32 itself"):
+        certify(untrained, tmp_path / "fp32", 4)
+    fp32 = Bundle.load(tmp_path / "fp32")
+    refuse_strangers(fp32, fp32)
+    torch.manual_seed(1)
+    model, cameras, instructions, note = load_checkpoint(untrained)
+    for p in model.parameters():
+        p.data += 0.01 * torch.randn_like(p)
+    other = tmp_path / "other.safetensors"
+    save_checkpoint(other, model, cameras, instructions, note)
+    shutil.copyfile(samples_path(untrained), samples_path(other))
+    for checkpoint, steps in ((other, None), (untrained, 3)):
+        export_bundle(checkpoint, tmp_path / "stranger", int8=False, force=True, world_steps=steps)
+        with pytest.raises(ExportError, match="was not made from this checkpoint with these options"):
+            refuse_strangers(Bundle.load(tmp_path / "stranger"), fp32)
+
+
 def test_the_search_names_groups_measures_them_and_writes_a_recipe_that_export_takes(untrained, tmp_path):
     found = search(untrained, tmp_path / "s", observations=8)
     assert found == json.loads((tmp_path / "s" / "search.json").read_text())
