@@ -93,7 +93,10 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class Telemetry:
-    """What is read in turn, float32[J]: current (A), temperature (deg C), voltage (V); bool[J] `limp`: torque is off in the servo."""
+    """What is read in turn, float32[J]: current (A), temperature (deg C), voltage (V); bool[J] `limp`: torque is off in the servo.
+
+    A joint with two servos has the first one's current, the higher temperature, the lower voltage, and is limp when either is.
+    """
 
     current: np.ndarray
     temperature: np.ndarray
@@ -145,11 +148,16 @@ class Arm:
         self._last = Measurement(np.zeros(n), np.zeros(n), np.full(n, NO_REPLY, np.uint8))
         self._position = [0.0] * n  # that of `_last`
         self.watchful = False  # positions that jump are doubted (while torque is on)
-        zeros = np.zeros(n, np.float32)
-        self.current, self.temperature, self.voltage = zeros.copy(), zeros.copy(), zeros.copy()
+        self.current, self.temperature, self.voltage = (np.zeros(n, np.float32) for _ in range(3))
         self.limp: np.ndarray = np.zeros(n, bool)
+        nothing = [0.0] * len(self._ids)
+        self._amperes, self._warmth, self._volts = nothing.copy(), nothing.copy(), nothing.copy()  # of every servo
+        self._limp = [False] * len(self._ids)
+        self._own = [[k for k, of in enumerate(joint) if of == j] for j in range(n)]  # a joint's servos
+        self._caps: dict[int, int] = {}  # torque_limit that each servo's EEPROM allows, as far as read
         self._errors: np.ndarray = np.zeros(len(self._ids), np.uint8)  # Dynamixel: hardware errors, as condition bits
         self._alerted = False  # there has been one: flags that are down have to be seen from then on
+        self._asked = [False] * len(self._ids)  # since its flag went up, this servo's errors have been asked for
         self._turn = 0
 
     @property
@@ -294,33 +302,34 @@ class Arm:
         """Condition bits of a reply's error byte; a Dynamixel only raises a flag, and its register 70 is read in the next turn."""
         if not self.bus.dynamixel:
             return error & ~(TWIN | DOUBTED | NO_REPLY)
-        if error & 0x80 and not self._errors[k]:
-            self._turn, self._alerted = 2 * (k % len(self.config.ids)), True
+        if error & 0x80 and not self._asked[k]:
+            self._turn, self._alerted = 2 * k, True
         elif not error & 0x80:
-            self._errors[k] = 0
+            self._errors[k], self._asked[k] = 0, False
         return int(self._errors[k])
 
     def read_telemetry(self) -> None:
         """Torque state, voltage, temperature and current of one servo a call, in turn; a silent one keeps its last values."""
-        n, m = len(self.config.ids), self.model
-        if not self.bus.dynamixel:
-            k = self._turn % n
-            self._take(k, "torque_enable", "present_current" if m.current_a else "status")
-        else:  # two short blocks instead of a long one
-            k = self._turn // 2 % n
-            if self._turn % 2 == 0:
-                self._take(k, "torque_enable", "watchdog")
-            else:
-                self._take(k, "present_current" if self.models[k].current_a else "present_load", "present_temperature")
+        turn, n = self._turn, len(self._ids)
         self._turn += 1
+        if not self.bus.dynamixel:
+            self._take(turn % n, "torque_enable", "present_current" if self.model.current_a else "status")
+            return
+        k = turn // 2 % n  # two short blocks instead of a long one
+        if turn % 2 == 0:
+            self._asked[k] = True  # also when it does not answer: the others' turn comes nevertheless
+            self._take(k, "torque_enable", "watchdog")
+        else:
+            current = self.models[self._joint[k]].current_a
+            self._take(k, "present_current" if current else "present_load", "present_temperature")
 
     def _take(self, k: int, first: str, last: str) -> None:
-        """Read the block of registers from `first` to `last` of joint k's servo and keep what it tells."""
-        address, size = self.models[k].span(first, last)
-        reply = self.bus.read(self.config.ids[k], address, size, retries=0)
+        """Read the block of registers from `first` to `last` of the k-th servo and keep what it tells of its joint."""
+        m = self.models[int(self._joint[k])]
+        address, size = m.span(first, last)
+        reply = self.bus.read(self._ids[k], address, size, retries=0)
         if reply is None:
             return
-        m = self.models[k]
 
         def value(name: str) -> int | None:
             r = m.registers.get(name)
@@ -330,15 +339,20 @@ class Arm:
         torque, volt, warm = value("torque_enable"), value("present_voltage"), value("present_temperature")
         current, error = value("present_current"), value("hardware_error")
         if torque is not None:
-            self.limp[k] = torque != 1 or value("watchdog") == -1  # a tripped watchdog refuses goals
+            self._limp[k] = torque != 1 or value("watchdog") == -1  # a tripped watchdog refuses goals
         if volt is not None:
-            self.voltage[k] = volt / 10
+            self._volts[k] = volt / 10
         if warm is not None:
-            self.temperature[k] = warm
+            self._warmth[k] = warm
         if current is not None:
-            self.current[k] = current * m.current_a
+            self._amperes[k] = current * m.current_a
         if error is not None:
             self._errors[k] = dxl_conditions(error)
+        j = int(self._joint[k])
+        own = self._own[j]
+        self.current[j], self.limp[j] = self._amperes[j], any(self._limp[i] for i in own)
+        self.temperature[j] = max(self._warmth[i] for i in own)
+        self.voltage[j] = min((self._volts[i] for i in own if self._volts[i]), default=0.0)
 
     def write_goals(self, rad: np.ndarray) -> None:
         """Goal positions of all joints, rad, in one sync write."""
@@ -368,16 +382,34 @@ class Arm:
         """Whether any servo has its torque on already (an arm that somebody left standing)."""
         return any(v == 1 for v in self._read_all("torque_enable").values())
 
-    def torque_on(self) -> None:
-        """Goal := present position, then full torque: the arm stiffens where it is. An energised arm keeps its torque throughout.
+    def _read_caps(self) -> None:
+        """Ask the servos, once, how much torque their EEPROM allows them: an SO-101's gripper often has half, lest it burn out."""
+        if len(self._caps) < len(self._ids):
+            self._caps.update(self._read_all(self.model.torque_cap))
 
-        Raises ArmError when a servo stays limp. Dynamixel's bus watchdog is set to 200 ms as a second line of defence.
+    def _full(self, servo: int) -> int:
+        """The torque_limit that lets through all that the servo is allowed; what its model can do where it did not tell."""
+        most = self.model.full_torque
+        return min(self._caps.get(servo, most), most)
+
+    def torque_on(self) -> None:
+        """Goal := present position, then the torque that each servo's EEPROM allows: the arm stiffens where it is. An energised arm keeps
+        its torque throughout.
+
+        Raises ArmError when a servo stays limp, or does not tell what it is allowed. Dynamixel's bus watchdog is set to 200 ms as a second
+        line of defence.
         """
+        self._read_caps()
+        unknown = [i for i in self._ids if i not in self._caps]
+        if unknown:
+            raise ArmError(
+                f"servo {', '.join(map(str, unknown))} does not tell how much torque it is allowed: check its cable, then try again."
+            )
         self.watchful = False
         if self.bus.dynamixel:
             self._write_all("watchdog", 0)
         self.write_goals(self.read().q)
-        self._write_all("torque_limit", self.model.full_torque)
+        self.set_torque(1.0)
         self._write_all("torque_enable", 1)
         held = self._read_all("torque_enable")
         limp = [i for i in self._ids if held.get(i) != 1]
@@ -388,6 +420,7 @@ class Arm:
         if self.bus.dynamixel:
             self._write_all("watchdog", 10)
         self.limp[:] = False
+        self._limp = [False] * len(self._ids)
         self.watchful = True
 
     def calm(self) -> None:
@@ -399,15 +432,20 @@ class Arm:
                 self.write_goals(measured.q)
 
     def set_torque(self, share: float) -> None:
-        """Torque limit of all servos, 0..1 of their maximum; unacknowledged, so that one servo that refuses stops nobody."""
-        self._write_all("torque_limit", int(self.model.full_torque * min(max(share, 0.0), 1.0)))
+        """Torque limit of all servos, 0..1 of what their EEPROM allows; unacknowledged, so that one servo that refuses stops nobody."""
+        share = min(max(share, 0.0), 1.0)
+        limits = {i: self.model.encode("torque_limit", int(self._full(i) * share)) for i in self._ids}
+        self.bus.sync_write(self.model.registers["torque_limit"].address, limits)
 
     def torque_share(self) -> float:
-        """The highest torque limit on the arm now, 0..1; 1 when no servo answers."""
-        return max((v / self.model.full_torque for v in self._read_all("torque_limit").values()), default=1.0)
+        """The highest torque limit on the arm now, 0..1 of what the servo is allowed; 1 when no servo answers."""
+        self._read_caps()
+        shares = (v / max(self._full(i), 1) for i, v in self._read_all("torque_limit").items())
+        return min(max(shares, default=1.0), 1.0)
 
     def torque_off(self) -> list[int]:
-        """Release every servo, those first that refuse to listen together; returns the ids that still hold."""
+        """Release every servo, those that did not listen together once more one by one; returns the ids that still hold, as far as the
+        bus's time (`until_ns`) allowed to see: in a tick the guard must not take it for a stall."""
         self.watchful = False
         enable = self.model.registers["torque_enable"]
         if self.bus.dynamixel:
@@ -417,8 +455,10 @@ class Arm:
             self._write_all("torque_enable", 0)
             off = self._read_all("torque_enable", retries=1)
             holding = [i for i in self._ids if off.get(i) != 0]
-            if not holding:
+            if not holding or self.bus.time_is_up():
                 break
             for i in holding:
+                if self.bus.time_is_up():
+                    break
                 self.bus.write(i, enable.address, b"\x00")
         return holding

@@ -58,6 +58,10 @@ class Bus:
             int, list[tuple[int, int]]
         ] = {}  # servo -> its owed answers in order: size, when it was asked for
 
+    def time_is_up(self) -> bool:
+        """Whether the time is up in which retries may begin."""
+        return self.until_ns is not None and self.port.now_ns() > self.until_ns
+
     def _send(self, request: bytes) -> None:
         """Drain, then send: what is still in the line belongs to an earlier request and must not answer this one."""
         late = self.port.drain()
@@ -239,7 +243,7 @@ class Bus:
         first, got = got is None, got or {}
         missing = [i for i in servos if i not in got]
         for _ in range(attempts):
-            if not first and self.until_ns is not None and self.port.now_ns() > self.until_ns:
+            if not first and self.time_is_up():
                 break
             ask, extra = self._extra(missing, size)
             if not ask:
@@ -303,7 +307,7 @@ class Bus:
     def read(self, servo: int, address: int, size: int, retries: int = 1) -> Reply | None:
         """One servo's bytes, or None (counted)."""
         for attempt in range(1 + retries):
-            if attempt and self.until_ns is not None and self.port.now_ns() > self.until_ns:
+            if attempt and self.time_is_up():
                 break
             ask, extra = self._extra([servo], size)
             if not ask:
@@ -317,7 +321,9 @@ class Bus:
 
     def write(self, servo: int, address: int, data: bytes, retries: int = 1) -> bool:
         """True when the servo acknowledged, or, where its word is missing or could be an old one, when it holds `data`."""
-        for _ in range(1 + retries):
+        for attempt in range(1 + retries):
+            if attempt and self.time_is_up():
+                break
             doubtful = any(n == 0 for n, _ in self._owed.get(servo, ()))
             r = self._ask(self.codec.write(servo, address, data), servo, 0).get(servo)
             if r is not None and self.dynamixel and r.bits & 0x7F:

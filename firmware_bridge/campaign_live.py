@@ -18,7 +18,7 @@ from firmware_bridge.arm import ArmConfig, ArmError
 from firmware_bridge.campaign import KOCH, MIDDLE, SO101, SWING
 from firmware_bridge.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.models import MODELS
-from firmware_bridge.motor import COMMAND_SLOT, EXIT_FAULT, REQUEST_SLOT, STATE_SLOT
+from firmware_bridge.motor import COMMAND_SLOT, EXIT_HOLDING, REQUEST_SLOT, STATE_SLOT
 from firmware_bridge.plant import KinematicPlant
 from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
 from firmware_bridge.virtual_bus import PtyBus, VirtualBus
@@ -214,7 +214,7 @@ def _other_arm(rig: LiveRig) -> dict[str, Any]:
         other.put(i, "p_gain", 17)
     rig.replug(other)
     took = rig.wait_for(lambda: rig.keeper.poll() is not None, 8)
-    said = (rig.folder / guard.LOG).read_text().strip().splitlines()[-1].removeprefix("error: ")
+    said = (rig.folder / guard.LOG).read_text().strip().splitlines()[-1].removeprefix("guard: ")
     untouched = not any(other.get(i, "torque_enable") for i in rig.config.ids)
     return _row(
         19,
@@ -236,9 +236,8 @@ def _silent(rig: LiveRig) -> dict[str, Any]:
     code = rig.keeper.wait(8)
     s = rig.state()
     said = s.reason if s is not None else ""
-    return _row(
-        1, "silent-servo, in processes", said, took, 400, rig, "FAULT", "operator", took <= 0.5 and code == EXIT_FAULT
-    )
+    faulted = s is not None and s.safety == SafetyState.FAULT and code == EXIT_HOLDING  # nobody has seen it let go
+    return _row(1, "silent-servo, in processes", said, took, 400, rig, "FAULT", "operator", took <= 0.5 and faulted)
 
 
 LIVE: tuple[tuple[str, Callable[[LiveRig], dict[str, Any]]], ...] = (

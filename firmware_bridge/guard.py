@@ -20,7 +20,16 @@ from pathlib import Path
 from firmware_bridge.arm import Arm, ArmConfig, ArmError
 from firmware_bridge.bus import Bus
 from firmware_bridge.messages import JointState, SafetyState
-from firmware_bridge.motor import EXIT_FAULT, EXIT_PORT_LOST, EXIT_SAFE_STOP, STATE_SLOT
+from firmware_bridge.motor import (
+    EXIT_FAULT,
+    EXIT_HOLDING,
+    EXIT_PORT_LOST,
+    EXIT_SAFE_STOP,
+    SAYS,
+    STATE_SLOT,
+    still_holds,
+    tell,
+)
 from firmware_bridge.port import BY_ID, Port, PortError, lasting_name
 from firmware_bridge.slots import SlotError, SlotReader
 
@@ -29,7 +38,8 @@ STALL_S = 0.25
 START_S = 5.0
 REPLUG_S = 60.0  # so long the adapter may stay away
 EXIT_STOPPED_BY_GUARD = 5
-FINISHED = (0, EXIT_SAFE_STOP, EXIT_FAULT)  # exit codes of a motor process that has released the arm, or never armed it
+# Exit codes of a motor process that has released the arm as far as its servos let it, or never armed it.
+FINISHED = (0, EXIT_SAFE_STOP, EXIT_FAULT, EXIT_HOLDING)
 
 
 def release(port: Port, config: ArmConfig) -> list[int]:
@@ -77,24 +87,29 @@ def reopen(name: str, config: ArmConfig, fingerprint: str) -> Port:
     """Wait for the adapter to come back, on whatever path; raises PortError when it stays away, ArmError when it is not this arm."""
     deadline = time.monotonic() + REPLUG_S
     while True:
+        port: Port | None = None
         try:
             port = Port.open(name, config.baud)
             arm = Arm(Bus(port, config.baud, protocol=config.protocol), config)
             arm.check()
+            found = arm.fingerprint()
         except (PortError, ArmError):  # servos may need a moment more than the adapter
+            if port is not None:
+                port.close()  # its lock would keep out the next look
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
             continue
-        if arm.fingerprint() != fingerprint:
-            raise ArmError(f"another arm answers on {name}: plug the first one in again, or start anew for this one.")
-        return port
+        if found == fingerprint:
+            return port
+        port.close()
+        raise ArmError(f"another arm answers on {name}: plug the first one in again, or start anew for this one.")
 
 
 def guard(
     port_path: str, config: ArmConfig, arm_file: Path, slots: Path, priority: int = 0, core: int | None = None, by_id: Path = BY_ID
 ) -> int:  # fmt: skip
-    """Run the motor process to its end; returns its exit code, or EXIT_STOPPED_BY_GUARD.
+    """Run the motor process to its end; returns its exit code, EXIT_STOPPED_BY_GUARD, or EXIT_HOLDING where a servo did not let go.
 
     When it fails, torque that it switched on is let down in a ramp; an arm that stood energised before and was not armed stays so.
     When the port is lost, the same arm is awaited on the same adapter, and then waits to be armed again or lowered.
@@ -136,12 +151,9 @@ def guard(
     tell(f"motor process {failure}: holding, then letting the torque down")
     holding = release(port, config)
     if holding:
-        tell(f"servo {', '.join(map(str, holding))} still holds: switch the arm's power off.")
+        tell(still_holds(holding))
+        return EXIT_HOLDING
     return EXIT_STOPPED_BY_GUARD
-
-
-def tell(sentence: str) -> None:
-    print(f"guard: {sentence}", file=sys.stderr, flush=True)
 
 
 def start(
@@ -165,7 +177,8 @@ def wait_for_state(process: subprocess.Popen[bytes], slots: Path, timeout_s: flo
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            said = (slots / LOG).read_text().strip().removeprefix("error: ")
+            lines = (slots / LOG).read_text().strip().splitlines()
+            said = "\n".join(line.removeprefix("error: ").removeprefix(SAYS) for line in lines)
             raise ArmError(
                 said
                 or f"the guard ended with code {process.returncode} before the arm was ready: run it by hand to see why."
@@ -199,7 +212,8 @@ def main() -> int:
         config = ArmConfig.from_dict(json.loads(args.arm.read_text()))
         return guard(args.port, config, args.arm, args.slots, args.priority, args.core, args.by_id)
     except (PortError, ArmError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        # Whoever waits for the first state raises what stands here; after it only what begins like the guard's other lines is shown.
+        tell(str(e), SAYS if (args.slots / STATE_SLOT).exists() else "error: ")
         return 2
 
 

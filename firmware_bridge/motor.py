@@ -6,6 +6,7 @@ python -m firmware_bridge.motor --help
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -22,14 +23,16 @@ from firmware_bridge.clock import Ticker, real_time
 from firmware_bridge.estop import EStop, EStopError
 from firmware_bridge.messages import JOINT_STATE_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.port import Port, PortError
-from firmware_bridge.safety import Safety, blind
+from firmware_bridge.safety import INSIST_S, Safety, blind
 from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
 from firmware_bridge.stamps import StampWriter
 
 STATE_SLOT, COMMAND_SLOT, REQUEST_SLOT = "state.slot", "command.slot", "request.slot"
 EXIT_SAFE_STOP, EXIT_FAULT, EXIT_PORT_LOST = 3, 4, 6
+EXIT_HOLDING = 7  # a servo did not let go, or did not answer: only the power switch is sure
+SAYS = "guard: "  # lines of standard error, the guard's log, that the front door shows begin so
 RELEASE_NS = 100_000_000
-INSIST_NS = 3_000_000_000  # so long a servo that does not let go is told again: a stalled bus may come back
+INSIST_NS = int(INSIST_S * 1e9)
 LOOK_EVERY = 10  # ticks between looks for new slots
 TELEMETRY_EVERY = 10  # ticks: it waits for one with room, but no longer than this (nine servos that dawdle leave none)
 ROOM_NS = 700_000  # before a tick: a goal that is corrected later than this might still be on the wire
@@ -139,6 +142,13 @@ class MotorLoop:
 UNREADABLE = Command(0, 1 << 62, np.full(0, np.nan, np.float32), np.full(0, np.nan, np.float32))
 
 
+def tell(sentence: str, beginning: str = SAYS) -> None:
+    """Write a sentence for the user to standard error, the guard's log. One that cannot be written (its disk is full) is lost: it must
+    not stop a release, nor wait in a buffer and spoil the exit code."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{beginning}{sentence}\n".encode())
+
+
 def opened(path: Path) -> SlotReader | None:
     try:
         return SlotReader(path)
@@ -180,6 +190,11 @@ class Latest:
         return False
 
 
+def still_holds(servos: list[int]) -> str:
+    """The sentence about servos that did not let go."""
+    return f"servo {', '.join(map(str, servos))} still holds: switch the arm's power off."
+
+
 def as_command(raw: bytes | None) -> Command | None:
     """The command in a slot's bytes; UNREADABLE when they are none, so that it is rejected and never raises here."""
     try:
@@ -200,7 +215,7 @@ def run(
     port: Port, config: ArmConfig, slots: Path, priority: int = 0, core: int | None = None, guard: int | None = None,
     energised: bool = False,
 ) -> int:  # fmt: skip
-    """Serve until the arm has been lowered or has stopped; returns the exit code.
+    """Serve until the arm has been lowered or has stopped; returns the exit code: 0 lowered, or one of EXIT_*.
 
     Without its `guard` (a process id), or told by SIGTERM, it lowers the arm by itself: nobody would catch its own death.
     """
@@ -240,18 +255,18 @@ def run(
             commands.look()
             requests.look()
             if guard is not None and os.getppid() != guard and not told:
-                print("the guard is gone: lowering the arm", file=sys.stderr, flush=True)
                 told.append(0)
+                tell("the guard is gone: lowering the arm")
         request = RequestKind.LOWER if told else as_request(requests.read())
         pressed = stop is not None and stop.pressed()
         state = loop.tick(now, as_command(commands.read()), request, ticker.missed, pressed)
         states.write(state.pack())
         driven = state.safety in (SafetyState.HOLD, SafetyState.ACTIVE)
         stamps.write(loop.ticks, now, began, goal)
-        if loop.holding and loop.finished:
-            ids = ", ".join(map(str, loop.holding))
-            print(f"servo {ids} still holds: switch the arm's power off.", file=sys.stderr, flush=True)
         if loop.finished:
+            if loop.holding:
+                tell(still_holds(loop.holding))
+                return EXIT_HOLDING
             if request == RequestKind.LOWER:
                 return 0
             return EXIT_FAULT if state.safety == SafetyState.FAULT else EXIT_SAFE_STOP
@@ -285,10 +300,10 @@ def main() -> int:
             os.set_blocking(args.fd, False)
         return run(port, config, args.slots, args.priority, args.core, args.guard, args.energised)
     except PortError as e:
-        print(f"error: {e}", file=sys.stderr)
+        tell(str(e))
         return EXIT_PORT_LOST
     except (ArmError, EStopError) as e:
-        print(f"error: {e}", file=sys.stderr)
+        tell(str(e))
         return 2
 
 

@@ -54,6 +54,7 @@ class Model:
     speed_steps_s: float = 1.0  # step/s a unit of present_speed
     current_a: float = 0.0065  # ampere a unit of present_current; 0: the servo measures none
     full_torque: int = 1000  # torque_limit that lets everything through
+    torque_cap: str = "max_torque"  # EEPROM register: the highest torque_limit that this servo's owner allows it
     offset_sign: int = -1  # Present = Actual + offset_sign * homing_offset
     byteorder: Literal["little", "big"] = "little"
     sync_read: bool = True

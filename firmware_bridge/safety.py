@@ -24,7 +24,9 @@ STALL_SHARE, STALL_SPEED, STALL_S = 0.6, 0.05, 1.0  # that share of follow_rad b
 BLEND_S = 0.6  # after arming, limits grow from a fifth to full
 FIRST_COMMAND_S = 10.0  # an armed arm that nobody commands is lowered
 MAX_LIFE_S = 1.0  # a command that claims to be good for longer is rejected
-REST_TOLERANCE, REST_TIMEOUT_S = 0.06, 6.0
+REST_TOLERANCE, REST_TIMEOUT_S = 0.06, 6.0  # the way to rest may take this long at least
+REST_SHARE = 1.5  # and, where that is longer, so many times what it takes at the speed of lowering
+INSIST_S = 3.0  # so long a servo that does not let go is told again: a stalled bus may come back
 VOLTAGE, ENCODER, TEMPERATURE, CURRENT, OVERLOAD = 1, 2, 4, 8, 32  # condition bits
 
 
@@ -78,6 +80,22 @@ def blind(measured: Measurement) -> bool:
     return bool((measured.bits & (NO_REPLY | DOUBTED)).all())
 
 
+def rest_timeout_s(config: ArmConfig, q: np.ndarray) -> float:
+    """How long the way from `q` (rad) to the rest pose may take, in s. Whoever lowers slowly is given longer: an arm that is let go on
+    the way falls. The gripper need not arrive."""
+    speed = np.minimum(config.max_velocity, config.lower_speed)
+    return max(REST_TIMEOUT_S, REST_SHARE * float((np.abs(q - np.array(config.rest)) / speed)[:-1].max(initial=0.0)))
+
+
+def lowering_s(config: ArmConfig) -> float:
+    """The longest that a lowering from anywhere within the limits can take, in s: the way to rest, braking there, the torque's ramp, and
+    a servo that does not let go. Who asks for one waits at least this long."""
+    velocity, acceleration, jerk = (np.array(v) for v in (config.max_velocity, config.max_acceleration, config.jerk))
+    braking = float((velocity / acceleration + 2 * acceleration / jerk).max()) + 2 / config.motor_hz
+    way = max(rest_timeout_s(config, np.array(end)) for end in (config.lower, config.upper))
+    return way + braking + config.release_s + INSIST_S
+
+
 class Safety:
     """`step` is called once a tick, `revise` when something new is known before the next: goals are made nowhere else.
 
@@ -94,7 +112,8 @@ class Safety:
         )  # fmt: skip
         self.state, self.reason = SafetyState.DISARMED, "not armed"
         self.rejected = 0
-        self._began_ns = self._armed_ns = self._held_ns = self._stop_ns = self._ramp_ns = 0
+        self._began_ns = self._armed_ns = self._held_ns = self._ramp_ns = 0
+        self._give_up_ns = 0  # SAFE_STOP: the rest pose is waited for until then
         self._lasting_ns = np.array([int(s * 1e9) for _, s, _ in CONDITIONS])[:, None]
         self._lasting_ns[FOLLOW_ROW] = int(config.follow_s * 1e9)
         self._since_ns: np.ndarray = np.zeros((len(CONDITIONS), len(config.joints)))
@@ -111,18 +130,22 @@ class Safety:
         if state == SafetyState.HOLD and self.state != SafetyState.HOLD:
             self._held_ns = now_ns
         if state == SafetyState.SAFE_STOP:
-            self._stop_ns = now_ns
+            self._give_up_ns = now_ns + int(rest_timeout_s(self.config, self.goal) * 1e9)
         self.state, self.reason = state, reason
 
-    def valid(self, command: Command) -> bool:
-        """Finite, of the right size, and not good for longer than a second; anything else is rejected whole, never repaired."""
+    def valid(self, command: Command, now_ns: int) -> bool:
+        """Finite, of the right size, and not good for longer than a second; anything else is rejected whole, never repaired.
+
+        That second counts from when the command applies and from now: times of another clock than the monotonic one (time.time_ns())
+        agree with each other, and would keep a command alive for decades.
+        """
         n = len(self.velocity)
         q, qd = command.q_rad, command.qd_rad_s
         return (
             q.shape == (n,)
             and qd.shape == (n,)
             and bool(np.isfinite(q).all() and np.isfinite(qd).all())
-            and command.t_stale_ns - command.t_apply_ns <= MAX_LIFE_S * 1e9
+            and command.t_stale_ns - min(command.t_apply_ns, now_ns) <= MAX_LIFE_S * 1e9
         )
 
     def _masks(self, measured: Measurement, telemetry: Telemetry) -> np.ndarray:
@@ -223,7 +246,7 @@ class Safety:
             if blind(measured)
             else ""
         )
-        if not why and command is not None and not self.valid(command):
+        if not why and command is not None and not self.valid(command, now_ns):
             self.rejected += 1
             why = "command was rejected"
         if why or command is None:
@@ -254,7 +277,7 @@ class Safety:
         come in time; what it takes back is never more than j_max dt^3. When no servo answers any more it brakes. None where the arm follows
         no commands at present, or cannot follow this one: the next tick then says so.
         """
-        if self.state != SafetyState.ACTIVE or now_ns >= command.t_stale_ns or not self.valid(command):
+        if self.state != SafetyState.ACTIVE or now_ns >= command.t_stale_ns or not self.valid(command, now_ns):
             return None
         self.limiter.undo()
         if blind(measured):
@@ -266,7 +289,7 @@ class Safety:
         """SAFE_STOP: down to the rest pose first. FAULT: brake first. Then the torque goes down in a ramp, and off."""
         if self._ramp_ns == 0 and self.state == SafetyState.SAFE_STOP:
             there = bool((np.abs(measured.q - self.rest)[:-1] < REST_TOLERANCE).all())
-            if not there and now_ns - self._stop_ns < REST_TIMEOUT_S * 1e9:
+            if not there and now_ns < self._give_up_ns:
                 slow = np.minimum(self.velocity, self.config.lower_speed)
                 return Decision(self.limiter.step(self.rest, slow), self.state, self.reason)
         if self._ramp_ns == 0 and not self.limiter.at_rest:

@@ -75,6 +75,8 @@ class VirtualServo:
         self._known.clear()
         self.latched, self._over_since, self.pending = False, None, None
         self._store("torque_enable", self.torque_at_power_on)
+        if self._has("torque_limit"):
+            self._store("torque_limit", self.get(self.model.torque_cap))
         self._store("goal_position", self.shown(position))
 
     def shown(self, actual: float) -> int:

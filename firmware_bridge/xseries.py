@@ -46,7 +46,7 @@ def _model(name: str, number: int, current_a: float = 0.0, volt: int = 120, watc
         ]
     return Model(
         name, number, "dynamixel", {r.name: r for r in rows}, speed_steps_s=_SPEED, current_a=current_a, full_torque=885,
-        offset_sign=1, watchdog=True, watchdog_stops=watchdog_stops,
+        torque_cap="pwm_limit", offset_sign=1, watchdog=True, watchdog_stops=watchdog_stops,
     )  # fmt: skip
 
 

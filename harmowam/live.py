@@ -18,7 +18,8 @@ from typing import Any
 from calibration.camera import Camera, parallax
 from firmware_bridge import guard
 from firmware_bridge.messages import RequestKind
-from firmware_bridge.motor import REQUEST_SLOT
+from firmware_bridge.motor import EXIT_HOLDING, REQUEST_SLOT
+from firmware_bridge.safety import lowering_s
 from firmware_bridge.slots import SlotWriter
 from harmowam.calibration_rig import refuse_moved
 from runtime.bundle import Bundle, default_backend
@@ -196,10 +197,12 @@ def live(
             say("lowering the arm")
             driver.request(RequestKind.LOWER)
             memory = resident_mb([os.getpid(), keeper.pid, *children(keeper.pid)])
-            last = driver.lower()
+            last = driver.lower(lowering_s(robot.arm) + 1.0)
             end_guard(keeper, slots)
             armed = False
             code = keeper.returncode
+            if code == EXIT_HOLDING:
+                raise RunError("a servo did not let go: switch the arm's power off.")
             first_ns = counts.first_command_ns
             report = timing_report(driver)
             backend = default_backend()
@@ -230,12 +233,12 @@ def live(
             if armed and driver is not None:
                 say("lowering the arm")
                 try:
-                    driver.lower()
+                    driver.lower(lowering_s(robot.arm) + 1.0)
                 except RunError as e:
                     print(f"error: {e}", file=sys.stderr)
             armed, deaf = False, True
             if keeper is not None:
-                end_guard(keeper, slots)
+                end_guard(keeper, slots, lowering_s(robot.arm) + 2.0)
                 for line in (slots / guard.LOG).read_text().splitlines():
                     if line.startswith("guard: "):  # its errors have been raised already
                         print(line, file=sys.stderr)

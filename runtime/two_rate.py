@@ -24,6 +24,7 @@ from calibration.camera import CalibrationError, Camera
 from firmware_bridge.clock import Ticker, prefer, real_time
 from firmware_bridge.messages import COMMAND_BYTES, Command, Expert, JointState, RequestKind, SafetyState
 from firmware_bridge.motor import COMMAND_SLOT, REQUEST_SLOT, STATE_SLOT
+from firmware_bridge.safety import lowering_s
 from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
 from firmware_bridge.stamps import StampReader
 from runtime.bundle import Bundle, BundleError
@@ -416,7 +417,10 @@ class Policy:
         return c
 
     def lower(self, timeout_s: float = 15.0) -> JointState:
-        """Ask the motor process to lower the arm, ramp the torque down and end; returns the last state it showed."""
+        """Ask the motor process to lower the arm, ramp the torque down and end; returns the last state it showed.
+
+        `timeout_s`: at least a second more than `firmware_bridge.safety.lowering_s` says of the arm.
+        """
         self.request(RequestKind.LOWER)
         state, deadline = self.joint_state(), time.monotonic() + timeout_s
         seen_at, tick = time.monotonic(), state.tick
@@ -458,7 +462,7 @@ def main() -> int:
             policy.arm(state_slot)
             policy.run(args.seconds)
         finally:
-            policy.lower()
+            policy.lower(lowering_s(robot.arm) + 1.0)
         report = timing_report(policy)
         if args.record is not None:
             policy.recorder.save(args.record, report)

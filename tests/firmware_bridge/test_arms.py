@@ -112,6 +112,70 @@ def test_an_alert_is_looked_up_at_once():
     assert arm.read().bits[4] == 4  # temperature
 
 
+def telemetry(arm, seconds):
+    """Read and ask as the motor process does; the last measurement."""
+    for _ in range(round(seconds * 100)):
+        arm.bus.port.time_ns += 10_000_000
+        measured = arm.read()
+        arm.read_telemetry()
+    return measured
+
+
+def test_a_second_servo_that_overheats_is_seen_and_the_others_telemetry_goes_on():
+    arm, servos = virtual(VIPERX)
+    arm.torque_on()
+    assert not telemetry(arm, 0.5).bits.any() and not arm.limp.any()
+    servos.servos[3].temperature = 85.0  # the second of the shoulder: it shuts down
+    servos.servos[6].temperature = 50.0
+    servos.put(9, "torque_enable", 0)
+    measured = telemetry(arm, 0.5)
+    assert measured.bits.tolist() == [0, 4, 0, 0, 0, 0]
+    assert arm.limp.tolist() == [False, True, False, False, False, True]
+    assert arm.temperature.tolist() == [30, 85, 30, 50, 30, 30]
+
+
+def test_of_a_joint_with_two_servos_the_worse_one_counts():
+    arm, servos = virtual(VIPERX)
+    arm.torque_on()
+    servos.servos[3].supply_v, servos.servos[4].supply_v = 9.0, 10.0  # the shoulder's second one, the elbow's first
+    servos.servos[3].temperature, servos.servos[4].temperature = 45.0, 50.0
+    telemetry(arm, 0.5)
+    assert np.allclose(arm.voltage, [12, 9, 10, 12, 12, 12]) and arm.temperature.tolist() == [30, 45, 50, 30, 30, 30]
+
+
+def test_a_flag_that_means_nothing_keeps_nobody_waiting():
+    arm, servos = virtual(KOCH)
+    arm.torque_on()
+    servos.put(2, "hardware_error", 2)  # a bit that no manual knows
+    servos.servos[6].temperature = 55.0
+    assert not telemetry(arm, 0.5).bits.any() and arm.temperature[5] == 55
+
+
+@pytest.mark.parametrize(("config", "cap", "full"), [(SO101, "max_torque", 1000), (KOCH, "pwm_limit", 885)])
+def test_no_servo_is_given_more_torque_than_its_eeprom_allows(config, cap, full):
+    arm, servos = virtual(config)
+    servos.put(6, cap, 500)  # LeRobot sets an SO-101's gripper so
+    servos.power_cycle(6, 0)
+    assert servos.get(6, "torque_limit") == 500
+    arm.torque_on()
+    assert [servos.get(i, "torque_limit") for i in config.ids] == [full] * 5 + [500]
+    assert arm.torque_share() == 1.0
+    arm.set_torque(0.5)
+    assert [servos.get(i, "torque_limit") for i in config.ids] == [full // 2] * 5 + [250]
+    guards = Arm(arm.bus, config)  # it takes over a ramp where the motor process left it
+    assert guards.torque_share() == pytest.approx(0.5, abs=0.01)
+    guards.set_torque(0.4)
+    assert [servos.get(i, "torque_limit") for i in config.ids] == [int(full * 0.4)] * 5 + [200]
+
+
+def test_an_arm_is_not_switched_on_while_a_servo_does_not_tell_what_it_is_allowed():
+    arm, servos = virtual(SO101)
+    servos.faults.inject("silent-servo", servo=6)
+    with pytest.raises(ArmError, match=r"servo 6 does not tell how much torque it is allowed: check its cable"):
+        arm.torque_on()
+    assert not any(servos.get(i, "torque_enable") for i in SO101.ids)
+
+
 def test_a_position_that_jumps_is_doubted_and_one_that_was_silent_for_long_is_not_guessed():
     arm, servos = virtual(SO101)
     arm.torque_on()

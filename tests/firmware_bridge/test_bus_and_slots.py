@@ -15,6 +15,7 @@ import serial
 from firmware_bridge import feetech as fs
 from firmware_bridge.arm import NO_REPLY, Arm, ArmError
 from firmware_bridge.bus import Bus
+from firmware_bridge.guard import STALL_S
 from firmware_bridge.messages import Command, Expert, JointState, RequestKind, SafetyState
 from firmware_bridge.motor import MotorLoop
 from firmware_bridge.port import MemoryPort, Port, PortError
@@ -98,6 +99,30 @@ def test_torque_off_is_tried_on_every_servo_even_if_one_refuses():
     servos.faults.inject("silent-servo", servo=2)
     assert arm.torque_off() == [2]
     assert all(servos.get(i, "torque_enable") == 0 for i in CONFIG.ids)
+
+
+@pytest.mark.parametrize("config", [CONFIG, VIPERX], ids=["so101", "viperx"])
+def test_a_release_that_nobody_hears_is_no_stall(config):
+    rig = Ticks(config, virtual(config)[1])
+    for _ in range(20):
+        rig.tick()
+    rig.servos.faults.inject("silent-all")
+    longest = 0
+    while not rig.loop.finished:
+        rig.tick()
+        longest = max(longest, rig.port.time_ns - rig.now)
+    assert rig.loop.safety.state == SafetyState.FAULT and rig.loop.holding == list(rig.loop.arm._ids)
+    assert longest < 0.6 * STALL_S * 1e9
+
+
+def test_a_write_is_not_tried_again_when_the_time_is_up():
+    servos, _ = bus()
+    port = Tapped(servos, 1_000_000)
+    master = Bus(port)
+    servos.faults.inject("silent-all")
+    master.until_ns = 0
+    assert not master.write(1, 40, b"\x00")
+    assert [fs.Parser().feed(raw)[0].code for raw in port.written] == [fs.WRITE, fs.READ]  # written and read back, once
 
 
 def test_missing_servos_are_named():

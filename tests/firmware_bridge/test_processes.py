@@ -1,9 +1,11 @@
 """Guard and motor process for real, on a pseudo-terminal: what happens when somebody dies."""
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,10 +13,12 @@ import numpy as np
 import pytest
 
 from firmware_bridge import guard
-from firmware_bridge.arm import ArmError
+from firmware_bridge.arm import Arm, ArmError
+from firmware_bridge.bus import Bus
 from firmware_bridge.campaign_live import LiveRig, campaign_live
 from firmware_bridge.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
-from firmware_bridge.motor import COMMAND_SLOT, EXIT_SAFE_STOP, REQUEST_SLOT
+from firmware_bridge.motor import COMMAND_SLOT, EXIT_HOLDING, EXIT_SAFE_STOP, REQUEST_SLOT
+from firmware_bridge.port import Port
 from firmware_bridge.slots import SlotWriter
 from firmware_bridge.virtual_bus import PtyBus
 from tests.firmware_bridge.so101 import CONFIG, bus
@@ -127,6 +131,72 @@ def test_a_motor_process_that_stalls_or_dies_is_replaced_by_the_guard(rig, how):
     assert rig.keeper.wait(10) == guard.EXIT_STOPPED_BY_GUARD
     assert rig.torque() == [0] * 6
     assert "motor process" in (rig.folder / guard.LOG).read_text()
+
+
+@pytest.fixture
+def mute_rig(tmp_path):
+    """One whose log cannot be written: the disk of the slots is full."""
+    (tmp_path / guard.LOG).symlink_to("/dev/full")
+    r = Rig(tmp_path)
+    yield r
+    r.close()
+
+
+def test_a_guard_that_cannot_write_its_log_releases_the_arm_nevertheless(mute_rig):
+    mute_rig.ask(RequestKind.ARM)
+    mute_rig.wait_for(SafetyState.HOLD)
+    os.kill(mute_rig.motor_pid(), signal.SIGKILL)
+    assert mute_rig.keeper.wait(10) == guard.EXIT_STOPPED_BY_GUARD
+    assert mute_rig.torque() == [0] * 6
+
+
+def test_a_motor_process_that_cannot_write_that_its_guard_is_gone_lowers_the_arm_nevertheless(mute_rig):
+    mute_rig.ask(RequestKind.ARM)
+    mute_rig.wait_for(SafetyState.HOLD)
+    mute_rig.keeper.kill()
+    mute_rig.keeper.wait()
+    assert "lowering" in mute_rig.wait_for(SafetyState.SAFE_STOP, timeout=1).reason
+    deadline = time.monotonic() + 8
+    while mute_rig.torque() != [0] * 6 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert mute_rig.torque() == [0] * 6
+
+
+def shown(folder):
+    """What the front door prints of the log at the end of a run."""
+    return [line for line in (folder / guard.LOG).read_text().splitlines() if line.startswith("guard: ")]
+
+
+@pytest.mark.parametrize("who", ["motor process", "guard"])
+def test_a_servo_that_does_not_let_go_is_said_to_the_user_and_in_the_exit_code(rig, who):
+    rig.ask(RequestKind.ARM)
+    rig.wait_for(SafetyState.HOLD)
+    rig.servos.faults.inject("torque-off-refused", servo=3)
+    if who == "guard":
+        os.kill(rig.motor_pid(), signal.SIGKILL)
+    else:
+        rig.ask(RequestKind.LOWER)
+    assert rig.keeper.wait(15) == EXIT_HOLDING
+    assert shown(rig.folder)[-1] == "guard: servo 3 still holds: switch the arm's power off."
+    assert rig.torque() == [0, 0, 1, 0, 0, 0]
+
+
+def test_why_the_motor_process_could_not_arm_is_said_to_the_user(rig):
+    write = rig.servos.servos[3].write
+    rig.servos.servos[3].write = lambda address, data: 0 if address == 40 else write(address, data)
+    rig.ask(RequestKind.ARM)
+    assert rig.keeper.wait(10) == guard.EXIT_STOPPED_BY_GUARD
+    assert "guard: servo 3 did not switch its torque on: power the arm off and on, then try again." in shown(rig.folder)
+
+
+def test_what_keeps_a_motor_process_from_starting_is_raised_as_a_sentence_of_its_own(tmp_path):
+    servos, _ = bus()
+    server = PtyBus(servos, link=tmp_path / "arm")
+    keeper = guard.start(server.path, dataclasses.replace(CONFIG, estop="gpio:/dev/gpiochip99:4"), tmp_path)
+    with pytest.raises(ArmError, match=r"^(?!guard: )[^\n]*gpiochip99"):
+        guard.wait_for_state(keeper, tmp_path)
+    assert keeper.wait(5) == guard.EXIT_STOPPED_BY_GUARD
+    server.close()
 
 
 def test_the_motor_process_ignores_ctrl_c(rig):
@@ -293,6 +363,26 @@ def test_a_servo_that_falls_silent_ends_in_a_fault_that_the_guard_does_not_take_
 def test_another_arm_on_the_same_adapter_is_refused(tmp_path):
     (row,) = campaign_live(tmp_path, "another arm")
     assert row["safe"], row
+    assert row["detected_as"].startswith("another arm answers")  # a line of the guard's, which the front door shows
+
+
+def test_servos_that_need_a_moment_more_than_their_adapter_are_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(guard, "REPLUG_S", 5.0)
+    servos, _ = bus()
+    server = PtyBus(servos, link=tmp_path / "arm")
+    port = Port.open(server.path)
+    known = Arm(Bus(port), CONFIG).fingerprint()
+    port.close()
+    servos.faults.inject("silent-servo", servo=3)
+    later = threading.Timer(0.5, servos.faults.clear)
+    later.start()
+    guard.reopen(server.path, CONFIG, known).close()
+    later.join()
+    with pytest.raises(ArmError, match="another arm answers") as kept:
+        guard.reopen(server.path, CONFIG, "what another arm holds")
+    Port.open(server.path).close()  # nobody keeps it locked, though the error is still held
+    assert kept.value is not None
+    server.close()
 
 
 def test_an_arm_whose_port_came_back_is_lowered_on_request(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from firmware_bridge.arm import DOUBTED, NO_REPLY, TWIN, Measurement, Telemetry
 from firmware_bridge.limits import Limiter, limit_step
 from firmware_bridge.messages import Command, RequestKind, SafetyState
-from firmware_bridge.safety import Safety
+from firmware_bridge.safety import INSIST_S, REST_TOLERANCE, Safety, lowering_s
 from tests.firmware_bridge.so101 import CONFIG, LOWER, UPPER
 
 S = 1_000_000_000
@@ -426,6 +426,28 @@ def test_a_command_that_claims_to_be_good_for_ever_is_rejected():
     assert bench.safety.rejected == 1 and bench.safety.reason == "command was rejected"
 
 
+def test_a_command_whose_times_are_of_another_clock_is_rejected():
+    bench = Bench()
+    bench.tick()
+    wall_clock = -(10**18)  # ahead of the monotonic clock by decades, like time.time_ns()
+    assert bench.tick(bench.q).state == SafetyState.ACTIVE
+    states = [d.state for d in bench.ticks(60, bench.q, age_ns=wall_clock)]
+    assert states[0] == SafetyState.HOLD and bench.safety.rejected > 0
+    assert states[-1] == SafetyState.SAFE_STOP and bench.safety.reason == "no command for 0.5 s"
+
+
+def test_a_command_may_apply_a_little_later_but_is_over_a_second_from_now():
+    bench = Bench()
+    bench.tick()
+    for ahead in (50_000_000, S - 75_000_000):
+        assert bench.tick(bench.q, age_ns=-ahead).state == SafetyState.ACTIVE
+    assert bench.tick(bench.q, age_ns=75_000_000 - S - 1).state == SafetyState.HOLD
+    assert bench.safety.rejected == 1 and bench.safety.reason == "command was rejected"
+    bench.tick(bench.q)
+    command = Command(bench.now + S, bench.now + S + 1, bench.q.astype(np.float32), np.zeros(6, np.float32))
+    assert bench.safety.revise(bench.now, command, Measurement(bench.q, bench.qd, bench.bits)) is None
+
+
 def test_an_arm_whose_port_came_back_waits_to_be_armed_or_lowered():
     bench = Bench(energised=True)
     d = bench.tick(np.ones(6), request=RequestKind.NONE)
@@ -460,6 +482,43 @@ def test_an_arm_that_cannot_reach_its_rest_pose_is_let_down_where_it_is():
     decisions = bench.ticks(700, request=RequestKind.LOWER)
     first = next(k for k, d in enumerate(decisions) if d.torque is not None)
     assert first == 600 and decisions[-1].release and decisions[-1].state == STOP
+
+
+corners = st.tuples(*(st.sampled_from([a, b]) for a, b in zip(LOWER, UPPER, strict=True)))
+
+
+@settings(max_examples=8)
+@given(corners, st.sampled_from([(0.3, 4.0), (0.6, 4.0), (1.5, 0.3), (3.0, 4.0)]))
+def test_however_slowly_it_is_lowered_an_arm_is_let_go_at_rest_and_in_the_time_that_callers_wait(start, speeds):
+    config = dataclasses.replace(CONFIG, lower_speed=speeds[0], max_velocity=(speeds[1],) * 6)
+    bench = Bench(start, config)
+    bench.tick()
+    began = bench.now
+    while (d := bench.tick(request=RequestKind.LOWER)).torque is None:
+        assert d.goal is not None and d.state == STOP
+    assert np.abs(bench.q - CONFIG.rest)[:5].max() < REST_TOLERANCE
+    while not bench.tick(request=RequestKind.LOWER).release:
+        pass
+    assert (bench.now - began) / S < lowering_s(config) - INSIST_S
+
+
+@settings(max_examples=8)
+@given(corners, st.sampled_from([(0.3, 4.0), (0.6, 4.0), (1.5, 0.3), (3.0, 4.0)]))
+def test_who_waits_as_long_as_a_lowering_can_take_also_waits_for_an_arm_that_never_arrives(start, speeds):
+    config = dataclasses.replace(CONFIG, follow_rad=9.0, lower_speed=speeds[0], max_velocity=(speeds[1],) * 6)
+    bench = Bench(start, config)
+    bench.tick()
+    bench.stuck = True
+    began = bench.now
+    while not bench.tick(request=RequestKind.LOWER).release:
+        pass
+    assert 6.0 < (bench.now - began) / S < lowering_s(config) - INSIST_S
+
+
+def test_what_a_lowering_can_take_is_known_beforehand():
+    assert lowering_s(CONFIG) == pytest.approx(6.0 + 4 / 30 + 0.04 + 0.02 + 0.4 + 3.0)
+    slow = dataclasses.replace(CONFIG, lower_speed=0.3)  # the shoulder has the longest way, from 1.75 to -1.2 rad
+    assert lowering_s(slow) - lowering_s(CONFIG) == pytest.approx(1.5 * (UPPER[1] + 1.2) / 0.3 - 6.0)
 
 
 def test_the_goal_never_leads_the_measured_arm_by_more_than_max_lead():
