@@ -33,6 +33,10 @@ from runtime.kinematics import SO101_LOWER, SO101_UPPER, So101Links
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "harmowam-so101.safetensors"
 OBSERVATIONS = 256
 LEAST = 32
+SHOWN, JUDGED = (
+    slice(0, None, 4),
+    slice(1, None, 2),
+)  # observations: what INT8 is calibrated with, and others that it is judged by
 JOINT_NAMES = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 
 
@@ -212,7 +216,7 @@ def export_bundle(
             say(f"{name}: INT8 from {len(observations)} observations")
             shipped[name] = work / f"{name}.int8.onnx"
             try:
-                counts[name] = quantise(float_files[name], shipped[name], name, recipe, feeds[name][::4])
+                counts[name] = quantise(float_files[name], shipped[name], name, recipe, feeds[name][SHOWN])
             except ValueError as e:
                 raise ExportError(
                     f"the recipe cannot be used: {e}. Take one that `harmowam export --search` wrote."
@@ -233,13 +237,13 @@ def export_bundle(
                 "fp32_megabytes": round(float_files[name].stat().st_size / 1e6, 2),
                 "weight_bytes": weight_bytes(path),
                 "fp32_weight_bytes": weight_bytes(float_files[name]),
-                "parity": parity(reference[name], candidate[name], feeds[name][::2]),
+                "parity": parity(reference[name], candidate[name], feeds[name][JUDGED]),
                 "time": race(reference[name], candidate[name], feeds[name][0]),
             }
         with np.load(source) as stored:
-            poses = stored["pose"][::2]
+            poses = stored["pose"][JUDGED]
         report["joints_deg"] = joint_error(
-            reference, candidate, feeds["world_model"][::2], feeds["predictive"][::2], poses
+            reference, candidate, feeds["world_model"][JUDGED], feeds["predictive"][JUDGED], poses
         )
         report["missed"] = missed(report, speed=timed and int8 and target == "onnxruntime")
         if report["missed"] and not force:
