@@ -116,6 +116,7 @@ class Policy:
         self._state_slot: SlotReader | None = None
         self._stop = threading.Event()
         self._seen = dict.fromkeys(cameras, 0)  # newest picture that the fast loop has used
+        self._noted = dict.fromkeys(cameras, 0)  # newest picture that was seen to come while another did not
         self._arrived_ns = dict.fromkeys(cameras, 0)
         self._watches = {n: CameraWatch(n, fast_hz, noisy=getattr(c, "noisy", False)) for n, c in cameras.items()}
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -215,16 +216,20 @@ class Policy:
 
     def _wait_for_frames(self, until_ns: int) -> bool:
         """Whether every camera gave a new picture before `until_ns`; the fast loop takes it the moment it is there."""
-        waiting = dict(self.cameras)
-        while True:
-            for name in [n for n, c in waiting.items() if c.seq > self._seen[n]]:
-                waiting.pop(name).newest()  # out of its slot while the others are still to come
-                self._arrived_ns[name] = time.monotonic_ns()  # whose picture does not come is known by name
-            if not waiting:
-                return True
-            if time.monotonic_ns() >= until_ns:
-                return False
-            time.sleep(0.0004)
+        for name, camera in self.cameras.items():
+            while camera.seq <= self._seen[name]:
+                if time.monotonic_ns() >= until_ns:
+                    self._note_who_came()
+                    return False
+                time.sleep(0.0004)
+            camera.newest()  # out of its slot while the others are still to come
+        return True
+
+    def _note_who_came(self) -> None:
+        """Whose picture does not come is then known by name."""
+        for name, camera in self.cameras.items():
+            if camera.seq > max(self._seen[name], self._noted[name]):
+                self._noted[name], self._arrived_ns[name] = camera.seq, time.monotonic_ns()
 
     def _look(self) -> JointState:
         """The newest joint state; raises RunError when the arm has stopped or nobody drives it any more."""
