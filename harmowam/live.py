@@ -137,6 +137,7 @@ def live(
         driver: Policy | None = None
         report: dict[str, Any] = {}
         armed = deaf = False
+        lowered_s = lowering_s(robot.arm) + 1.0
 
         def interrupt(number: int, frame: object) -> None:
             interrupted.append(number)
@@ -197,7 +198,7 @@ def live(
             say("lowering the arm")
             driver.request(RequestKind.LOWER)
             memory = resident_mb([os.getpid(), keeper.pid, *children(keeper.pid)])
-            last = driver.lower(lowering_s(robot.arm) + 1.0)
+            last = driver.lower(lowered_s)
             end_guard(keeper, slots)
             armed = False
             code = keeper.returncode
@@ -233,12 +234,12 @@ def live(
             if armed and driver is not None:
                 say("lowering the arm")
                 try:
-                    driver.lower(lowering_s(robot.arm) + 1.0)
+                    driver.lower(lowered_s)
                 except RunError as e:
                     print(f"error: {e}", file=sys.stderr)
             armed, deaf = False, True
             if keeper is not None:
-                end_guard(keeper, slots, lowering_s(robot.arm) + 2.0)
+                end_guard(keeper, slots, lowered_s)
                 for line in (slots / guard.LOG).read_text().splitlines():
                     if line.startswith("guard: "):  # its errors have been raised already
                         print(line, file=sys.stderr)

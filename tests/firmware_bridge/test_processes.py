@@ -42,6 +42,12 @@ while True:
 
 
 class Rig:
+    def lets_go(self, within_s=8.0):
+        deadline = time.monotonic() + within_s
+        while self.torque() != [0] * 6 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return self.torque() == [0] * 6
+
     def __init__(self, folder):
         self.folder = folder
         self.servos, self.plant = bus()
@@ -156,10 +162,7 @@ def test_a_motor_process_that_cannot_write_that_its_guard_is_gone_lowers_the_arm
     mute_rig.keeper.kill()
     mute_rig.keeper.wait()
     assert "lowering" in mute_rig.wait_for(SafetyState.SAFE_STOP, timeout=1).reason
-    deadline = time.monotonic() + 8
-    while mute_rig.torque() != [0] * 6 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert mute_rig.torque() == [0] * 6
+    assert mute_rig.lets_go()
 
 
 def shown(folder):
@@ -289,10 +292,7 @@ def test_without_its_guard_the_motor_process_lowers_the_arm(rig):
     rig.keeper.kill()
     rig.keeper.wait()
     assert "lowering" in rig.wait_for(SafetyState.SAFE_STOP, timeout=1).reason
-    deadline = time.monotonic() + 8
-    while rig.torque() != [0] * 6 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert rig.torque() == [0] * 6
+    assert rig.lets_go()
 
 
 def test_a_motor_process_that_is_told_to_end_lowers_the_arm(rig):
