@@ -1,11 +1,13 @@
 """A calibrated camera: intrinsics, distortion, pose, and the files that hold them.
 
 Conventions: pixel (0, 0) is the centre of the top-left pixel; the camera frame is right-handed, x right,
-y down, z forward (OpenCV); `T_base_from_cam` maps camera coordinates to the arm's base frame, metres.
+y down, z forward (OpenCV); `T_base_from_cam` maps camera coordinates to the arm's base frame, `T_tool_from_cam` those of a camera
+that rides on the arm to the tool's frame (`runtime.kinematics.tool_rotation`), metres.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,8 @@ class Camera:
     """Intrinsics `K` float64[3,3], distortion `D` float64[n], pose, size in pixels.
 
     `D` is in OpenCV's rational order (0, 4, 5 or 8 numbers), or the four of its fisheye model where `model` says so.
-    `T_base_from_cam` is float64[4,4]; None for a camera that rides on the arm (wrist).
+    `T_base_from_cam` is float64[4,4]; None for a camera that rides on the arm (wrist), which has `T_tool_from_cam` once it is
+    calibrated hand-eye.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Camera:
     D: np.ndarray
     T_base_from_cam: np.ndarray | None = None
     model: str = "rational"  # or "fisheye"
+    T_tool_from_cam: np.ndarray | None = None
 
     def scaled(self, width: int, height: int) -> Camera:
         """The same camera seen at another resolution (no distortion change: D acts on normalised coordinates)."""
@@ -44,7 +48,7 @@ class Camera:
         K[1, 1] *= sy
         K[0, 2] = (K[0, 2] + 0.5) * sx - 0.5
         K[1, 2] = (K[1, 2] + 0.5) * sy - 0.5
-        return Camera(self.name, width, height, K, self.D, self.T_base_from_cam, self.model)
+        return dataclasses.replace(self, width=width, height=height, K=K)
 
     def project(self, points_base: np.ndarray) -> np.ndarray:
         """Pixels float64[..., 2] of points float64[..., 3] in the base frame; pinhole part only (D is not applied)."""
@@ -75,6 +79,7 @@ class Camera:
             "schema": SCHEMA, "name": self.name, "width": self.width, "height": self.height,
             "K": self.K.tolist(), "D": self.D.tolist(), "T_base_from_cam": pose,
             **({"model": self.model} if self.model != "rational" else {}),
+            **({"T_tool_from_cam": self.T_tool_from_cam.tolist()} if self.T_tool_from_cam is not None else {}),
         }  # fmt: skip
 
     @classmethod
@@ -91,11 +96,11 @@ class Camera:
                 f"{source} has calibration schema {data['schema']}, this version reads {SCHEMA}: upgrade harmowam."
             )
         try:
-            pose = data["T_base_from_cam"]
+            pose, mount = data["T_base_from_cam"], data.get("T_tool_from_cam")
             camera = cls(
                 data["name"], int(data["width"]), int(data["height"]), np.array(data["K"], float).reshape(3, 3),
                 np.array(data["D"], float).ravel(), None if pose is None else np.array(pose, float).reshape(4, 4),
-                str(data.get("model", "rational")),
+                str(data.get("model", "rational")), None if mount is None else np.array(mount, float).reshape(4, 4),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as e:
             raise CalibrationError(
@@ -120,6 +125,15 @@ def parallax(src: Camera, dst: Camera, height: float = 0.05, at: tuple[float, fl
     point = np.array([*at, height])
     feet = [camera.at_height(camera.project(point), 0.0) for camera in (src, dst)]
     return float(np.linalg.norm(feet[0] - feet[1]))
+
+
+def moved_mount(src: Camera, dst: Camera) -> tuple[float, float]:
+    """How far (m) and by what angle (rad) two cameras sit apart on the tool; 0 where one of them does not know its place there."""
+    if src.T_tool_from_cam is None or dst.T_tool_from_cam is None:
+        return 0.0, 0.0
+    between = np.linalg.inv(dst.T_tool_from_cam) @ src.T_tool_from_cam
+    cosine = np.clip((np.trace(between[:3, :3]) - 1) / 2, -1.0, 1.0)
+    return float(np.linalg.norm(between[:3, 3])), float(np.arccos(cosine))
 
 
 def load_camera(path: Path, identity: dict[str, Any] | None = None) -> Camera:
@@ -158,4 +172,4 @@ def policy_camera(native: Camera, size: int = 96) -> Camera:
     K = native.K.copy()
     K[0, 2] -= (native.width - side) / 2
     K[1, 2] -= (native.height - side) / 2
-    return Camera(native.name, side, side, K, np.zeros(0), native.T_base_from_cam).scaled(size, size)
+    return dataclasses.replace(native, width=side, height=side, K=K, D=np.zeros(0), model="rational").scaled(size, size)

@@ -2,7 +2,7 @@
 
 The plain table is told from what lies on it by its colour, as a green screen is (GreenAug: Teoh et al., arXiv 2407.07868), and
 replaced by a drawn one, which both views show from where they are: the front camera by its calibration, the wrist camera by the arm's
-pose and `Config.wrist_mount`. Pictures of a table that is not plain are left as they are.
+pose and its place on the tool. Pictures of a table that is not plain are left as they are.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from calibration.camera import Camera
 from export.config import Config
 from export.data import Demonstrations
+from export.labels import wrist_mount
 from export.lerobot import DataError
 from runtime.kinematics import tool_rotation
 from sim.tasks import PAN_X
@@ -50,6 +51,7 @@ def with_other_tables(data: Demonstrations, share: float, seed: int, cfg: Config
             "other tables need to know where the front camera stands: calibrate it hand-eye, or leave --tables out."
         )
     stands = _on_table(rays["front"], front)
+    mount = wrist_mount(data.cameras["wrist"], cfg)
     for e in tqdm(np.unique(data.episode[plain]), desc="other tables", unit="episode", mininterval=5):
         if rng.random() >= share:
             continue
@@ -61,7 +63,7 @@ def with_other_tables(data: Demonstrations, share: float, seed: int, cfg: Config
         for i in rows:
             front_view, wrist_view = pictures["front"], pictures["wrist"]
             front_view[i] = _replaced(front_view[i], empty["front"], under, light)
-            at = _on_table(rays["wrist"], wrist_pose(data.pose[i], cfg))
+            at = _on_table(rays["wrist"], wrist_pose(data.pose[i], mount))
             wrist_view[i] = _replaced(wrist_view[i], empty["wrist"], _look(top, at, shade["wrist"]), light)
     return dataclasses.replace(data, front=pictures["front"], wrist=pictures["wrist"])
 
@@ -99,15 +101,13 @@ def draw_table(rng: np.random.Generator, keep_clear: np.ndarray) -> np.ndarray:
     return top.astype(np.float32)
 
 
-def wrist_pose(pose: np.ndarray, cfg: Config) -> np.ndarray:
-    """Where the wrist camera is when the tool stands at `pose` [6]: T float64[4, 4], base from camera (x right, y down, z ahead)."""
-    forward, up, tilt = cfg.wrist_mount
-    tool = tool_rotation(np.arctan2(pose[1], pose[0] - PAN_X), pose[3], pose[4])
-    axes = np.array([[0.0, -math.sin(tilt), math.cos(tilt)], [-1.0, 0.0, 0.0], [0.0, -math.cos(tilt), -math.sin(tilt)]])
-    T = np.eye(4)
-    T[:3, :3] = tool @ axes
-    T[:3, 3] = pose[:3] + tool @ np.array([forward, 0.0, up])
-    return T
+def wrist_pose(pose: np.ndarray, mount: np.ndarray) -> np.ndarray:
+    """Where the wrist camera is when the tool stands at `pose` [6] and the camera sits at `mount` on it, T float64[4, 4]: base from
+    camera (x right, y down, z ahead)."""
+    tool = np.eye(4)
+    tool[:3, :3] = tool_rotation(np.arctan2(pose[1], pose[0] - PAN_X), pose[3], pose[4])
+    tool[:3, 3] = pose[:3]
+    return tool @ mount
 
 
 def _rays(camera: Camera) -> np.ndarray:

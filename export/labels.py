@@ -110,18 +110,28 @@ class Labels:
         return skilled, ~data.play[:, None] | (steps <= until[:, None])
 
 
+def wrist_mount(wrist: Camera, cfg: Config) -> np.ndarray:
+    """Where the wrist camera sits, `T_tool_from_cam` float64[4, 4]: as calibrated (`harmowam calibrate hand-eye --mount arm`), else
+    `cfg.wrist_mount`."""
+    if wrist.T_tool_from_cam is not None:
+        return wrist.T_tool_from_cam
+    forward, up, tilt = cfg.wrist_mount
+    T = np.eye(4)
+    T[:3, :3] = [[0.0, -math.sin(tilt), math.cos(tilt)], [-1.0, 0.0, 0.0], [0.0, -math.cos(tilt), -math.sin(tilt)]]
+    T[:3, 3] = forward, 0.0, up
+    return T
+
+
 def contact_cell(pose: np.ndarray, then: np.ndarray, wrist: Camera, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
     """Where on the contact map the tool stands at poses `then` [N, 6], as the wrist camera sees it from `pose` [N, 6]:
     cells float32[N, 2] (column, row), and which of them bool[N] lie on the map."""
-    forward, up, tilt = cfg.wrist_mount
-    x, y, z = relative_chunk(pose.astype(float), then[:, None].astype(float))[:, 0, :3].T - np.array(
-        [[forward], [0.0], [up]]
-    )
-    depth = x * math.cos(tilt) - z * math.sin(tilt)
-    down = -x * math.sin(tilt) - z * math.cos(tilt)
+    T = wrist_mount(wrist, cfg)
+    right, down, depth = (
+        (relative_chunk(pose.astype(float), then[:, None].astype(float))[:, 0, :3] - T[:3, 3]) @ T[:3, :3]
+    ).T
     K = wrist.scaled(cfg.contact_map, cfg.contact_map).K
     ahead = np.maximum(depth, 0.01)
-    cell = np.stack([K[0, 2] - K[0, 0] * y / ahead, K[1, 2] + K[1, 1] * down / ahead], 1)
+    cell = np.stack([K[0, 2] + K[0, 0] * right / ahead, K[1, 2] + K[1, 1] * down / ahead], 1)
     inside = (depth > 0.03) & (cell > -0.5).all(1) & (cell < cfg.contact_map - 0.5).all(1)
     return cell.astype(np.float32), inside
 

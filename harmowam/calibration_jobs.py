@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from calibration.store import Store, new_record, refuse_other_camera
 from runtime.robot import Robot
 
 Size = tuple[int, int]
+SEEK_S = 60.0  # how long an operator has to bring the board into view
+FEWEST = 6  # corners of the board that tell its place roughly
 SAME_LENS_PX = 0.5  # median difference of two lenses under which a pose found through one holds for the other
 POSE_KEYS = {"base": "T_base_from_cam", "arm": "T_tool_from_cam"}  # of a record's result, by mount
 
@@ -173,11 +177,10 @@ def run_hand_eye(
     theta, model = _theta(camera)
     lower, upper = np.array(robot.arm.lower[:-1]), np.array(robot.arm.upper[:-1])
     rng = np.random.default_rng(seed)
-    with _rig(robot, bench, name, port, seed) as (move_to, picture):
+    with _rig(robot, bench, name, port, seed, board, say) as (move_to, picture):
         if bench is not None:
             visible = bench.visible
         else:
-            say("hold the arm where the camera sees the board until it stiffens; it then moves by itself")
             X, Z = _first_guess(camera, theta, model, board, move_to, picture, so101_tool, robot, mount)
             visible = _board_in_view(
                 X, Z, board, theta, model, (camera.width, camera.height), so101_tool, on_arm=mount == "arm"
@@ -208,17 +211,9 @@ def finish_hand_eye(
     sigma = max(float(old["uncertainty"].get("corner_noise_px", 0.15)), 0.05)
     h, halves = hand_eye.calibrate(mount, views, theta, model, forward, noise, sigma)
     degrees, metres = h.sd
-    pose = h.X if mount == "base" else None
-    result = Camera(name, camera.width, camera.height, camera.K, camera.D, pose, camera.model).to_json()
-    if mount == "arm":
-        result["T_tool_from_cam"] = h.X.tolist()
-    was = (
-        camera.T_base_from_cam
-        if mount == "base"
-        else np.array(old["result"]["T_tool_from_cam"])
-        if "T_tool_from_cam" in old["result"]
-        else None
-    )
+    pose, on_tool = (h.X, None) if mount == "base" else (None, h.X)
+    result = dataclasses.replace(camera, name=name, T_base_from_cam=pose, T_tool_from_cam=on_tool).to_json()
+    was = camera.T_base_from_cam if mount == "base" else camera.T_tool_from_cam
     before = None if was is None else hand_eye.distance(was, h.X)
     refused = ""
     if was is not None and old["uncertainty"].get("pose_sd_mm", np.inf) <= 1000 * metres:
@@ -302,9 +297,9 @@ def _seen(points: np.ndarray, T_cam_from_board: np.ndarray, theta: np.ndarray, m
 
 @contextlib.contextmanager
 def _rig(
-    robot: Robot, bench: Any, name: str, port: str | None, seed: int
+    robot: Robot, bench: Any, name: str, port: str | None, seed: int, board: Board, say: Callable[[str], None]
 ) -> Iterator[tuple[Callable[[np.ndarray], np.ndarray], Callable[[], np.ndarray]]]:
-    """(move_to, picture) of the simulated or the real arm; the camera is opened before the arm is armed."""
+    """(move_to, picture) of the simulated or the real arm; the latter stays limp until the camera sees the board."""
     if bench is not None:
         from sim.calibration_rig import ServoRig
 
@@ -319,11 +314,30 @@ def _rig(
 
     with tempfile.TemporaryDirectory() as folder:
         source = open_camera(robot.cameras[name], Path(folder))
+
+        def picture() -> np.ndarray:
+            return cv2.cvtColor(take(source, 2)[-1], cv2.COLOR_RGB2GRAY)
+
         try:
             with LiveRig(robot, Path(folder), port) as live:
-                yield live.move_to, lambda: cv2.cvtColor(take(source, 2)[-1], cv2.COLOR_RGB2GRAY)
+                say("hold the arm where the camera sees the board: it stiffens when it does, and then moves by itself")
+                _until_seen(picture, board)
+                live.arm()
+                yield live.move_to, picture
         finally:
             source.close()
+
+
+def _until_seen(picture: Callable[[], np.ndarray], board: Board) -> None:
+    """Return when the board has been seen in three pictures running; raises CalibrationError when it was not in time."""
+    deadline, seen = time.monotonic() + SEEK_S, 0
+    while seen < 3:
+        image = picture()
+        seen = seen + 1 if len(board.detect(image).ids) >= FEWEST else 0
+        if time.monotonic() > deadline:
+            raise CalibrationError(
+                f"the camera did not see the board ({board.why_unseen(image)}): hold the arm so that it does, then repeat."
+            )
 
 
 def _first_guess(
@@ -346,7 +360,7 @@ def _first_guess(
     ):
         q = move_to(np.clip(first + np.array(d), lower, upper))
         found = board.detect(picture())
-        if len(found.ids) >= 6:
+        if len(found.ids) >= FEWEST:
             arms.append(forward(q))
             boards.append(hand_eye._board_pose(ArmView("", board.points()[found.ids], found.pixels, q), theta, model))
     if len(arms) < 4:

@@ -89,7 +89,7 @@ def refuse_moved(robot: Robot, cameras: Mapping[str, CameraSource], say: Callabl
 
 
 class LiveRig:
-    """The real arm, through guard and motor process. Use as a context: it is lowered and released whatever happens."""
+    """The real arm, through guard and motor process; limp until `arm`. Use as a context: it is lowered and released whatever happens."""
 
     def __init__(self, robot: Robot, slots: Path, port: str | None = None):
         self.robot, self.slots = robot, slots
@@ -99,19 +99,21 @@ class LiveRig:
         self._requests = SlotWriter(slots / REQUEST_SLOT, 16)
 
     def __enter__(self) -> LiveRig:
-        deadline = time.monotonic() + 5
-        while self.state().safety == SafetyState.DISARMED:
-            self._requests.write(bytes([RequestKind.ARM]))
-            if time.monotonic() > deadline:
-                self.__exit__()
-                raise CalibrationError(f"the arm does not arm ({self.state().reason}): check its power and try again.")
-            time.sleep(0.02)
         return self
 
     def __exit__(self, *_: object) -> None:
         from harmowam.live import end_guard
 
         end_guard(self._keeper, self.slots)
+
+    def arm(self) -> None:
+        """Let the servos hold; raises CalibrationError when they do not within 5 s."""
+        deadline = time.monotonic() + 5
+        while self.state().safety == SafetyState.DISARMED:
+            self._requests.write(bytes([RequestKind.ARM]))
+            if time.monotonic() > deadline:
+                raise CalibrationError(f"the arm does not arm ({self.state().reason}): check its power and try again.")
+            time.sleep(0.02)
 
     def state(self) -> JointState:
         got = self._state.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calibration.camera import Camera, parallax
+from calibration.camera import Camera, moved_mount, parallax
 from firmware_bridge import guard
 from firmware_bridge.messages import RequestKind
 from firmware_bridge.motor import EXIT_HOLDING, REQUEST_SLOT
@@ -165,10 +166,17 @@ def live(
             cameras = open_cameras(robot, bundle.manifest.cameras, slots)
             known_cameras = calibrations(robot, slots)
             refuse_moved(robot, cameras, say)
-            for name, dst in bundle.manifest.cameras.items():
-                if (lean := parallax(known_cameras[name], Camera.from_json(dst))) > 0.001:
+            for name, trained in bundle.manifest.cameras.items():
+                here, there = known_cameras[name], Camera.from_json(trained)
+                if (lean := parallax(here, there)) > 0.001:
                     say(
                         f"camera '{name}' stands elsewhere than in training: 5 cm above the table it shows things {1000 * lean:.0f} mm off"
+                    )
+                away, turned = moved_mount(here, there)
+                if away > 0.003 or turned > math.radians(2):
+                    say(
+                        f"camera '{name}' sits elsewhere on the tool than in training: {1000 * away:.0f} mm and {math.degrees(turned):.0f} "
+                        "degrees off, which no re-projection puts right: mount it as it was, or train with this one"
                     )
             driver = Policy(
                 bundle, task, cameras, known_cameras, slots, robot.fast_hz, robot.slow_hz, policy, inject=inject,

@@ -20,7 +20,7 @@ os.environ.setdefault(
 import mujoco
 
 from calibration.camera import Camera
-from runtime.kinematics import SO101_LOWER, SO101_UPPER, so101_forward, so101_inverse
+from runtime.kinematics import SO101_LOWER, SO101_UPPER, so101_forward, so101_inverse, so101_tool
 from sim.tasks import N_DISTRACTORS, Layout, Look, sample_layout, success
 from sim.variety import BOX, CYLINDER, draw_colour, draw_table_top, scale_bodies, vary_shapes
 
@@ -252,14 +252,15 @@ class World:
         cam = self.model.camera(name)
         f = 0.5 * height / math.tan(math.radians(float(cam.fovy[0])) / 2)
         K = np.array([[f, 0, (width - 1) / 2], [0, f, (height - 1) / 2], [0, 0, 1.0]])
-        pose = None
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
+        pose = np.eye(4)
+        pose[:3, :3] = self.data.camera(name).xmat.reshape(3, 3) @ np.diag([1, -1, -1.0])  # GL looks along -z
+        pose[:3, 3] = self.data.camera(name).xpos
         if name == "front":
-            mujoco.mj_kinematics(self.model, self.data)
-            mujoco.mj_camlight(self.model, self.data)
-            pose = np.eye(4)
-            pose[:3, :3] = self.data.camera(name).xmat.reshape(3, 3) @ np.diag([1, -1, -1.0])  # GL looks along -z
-            pose[:3, 3] = self.data.camera(name).xpos
-        return Camera(name, width, height, K, np.zeros(0), pose)
+            return Camera(name, width, height, K, np.zeros(0), pose)
+        on_tool = np.linalg.inv(so101_tool(self.q)) @ pose
+        return Camera(name, width, height, K, np.zeros(0), T_tool_from_cam=on_tool)
 
     def render(self, camera: str) -> np.ndarray:
         """uint8[240, 320, 3] RGB."""

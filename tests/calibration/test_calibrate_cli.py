@@ -271,6 +271,8 @@ def test_the_arm_is_driven_through_guard_and_motor_process_and_put_down(bench, t
     with LiveRig(robot, tmp_path / "slots") as rig:
         start = rig.state().q_rad[:-1].astype(float)
         goal = start + np.array([0.2, 0.1, 0, -0.1, 0.2])
+        assert not any(bench.torque())  # limp until it is asked
+        rig.arm()
         assert np.abs(rig.move_to(goal, velocity=1.5) - goal).max() < 0.02
         assert all(bench.torque())
     assert not any(bench.torque())
@@ -285,9 +287,10 @@ def test_the_arm_is_driven_through_guard_and_motor_process_and_put_down(bench, t
         ("autofocus", "focuses by itself.*focus_automatic_continuous=0"),
         ("name", "has no camera 'side': give one of front, wrist"),
         ("pictures", "gives 320x240, the robot file says 640x480"),
+        ("board", "did not see the board .board not found.: hold the arm so that it does"),
     ],
 )
-def test_hand_eye_refuses_another_camera_than_the_lens_was_calibrated_with_before_the_arm_moves(
+def test_hand_eye_refuses_another_camera_than_the_lens_was_calibrated_with_or_an_unseen_board_before_the_arm_stiffens(
     bench, case, sentence, monkeypatch, tmp_path
 ):
     import re
@@ -314,10 +317,12 @@ def test_hand_eye_refuses_another_camera_than_the_lens_was_calibrated_with_befor
     monkeypatch.setattr(calibration_rig, "serial", lambda source: "B2" if case == "camera" else "A1")
     focus = {"focus": 31, "autofocus": "auto"}.get(case, 30)
     monkeypatch.setattr(calibration_rig, "focus", lambda source: focus)
+    monkeypatch.setattr("harmowam.calibration_jobs.SEEK_S", 0.3)
     stood = bench.servos.plant.position.copy()
     result = calibrate("hand-eye", "--robot", bench.robot_file, "--camera", name, "--store", store.root)
     assert result.exit_code == 2 and re.search(sentence, result.stderr), result.output
-    assert len(result.stderr.splitlines()) == 1 and result.stderr.startswith("error: ")
+    *before, last = result.stderr.splitlines()
+    assert last.startswith("error: ") and len(before) == (case == "board")  # by then it has said what to do
     assert (bench.servos.plant.position == stood).all() and not any(bench.torque())
 
 
@@ -354,6 +359,24 @@ def test_parallax_of_the_homography_is_nothing_on_the_table_and_grows_with_heigh
     a, b = (webcam(look_at(np.array(eye), target)) for eye in ([0.62, 0.0, 0.45], [0.62, 0.03, 0.45]))
     assert parallax(a, b, 0.0) < 1e-9 and parallax(a, a) == 0.0
     assert 0.002 < parallax(a, b, 0.05) < 0.006 and parallax(a, b, 0.05) > 1.5 * parallax(a, b, 0.025)
+
+
+def test_a_camera_on_the_arm_keeps_its_place_and_tells_how_far_it_sits_from_training(tmp_path):
+    """Through the store and the training geometry; one that does not know its place is not called moved."""
+    from calibration.camera import Camera, load_camera, moved_mount, policy_camera
+
+    store, X = Store(tmp_path / "store"), ArmBench("arm", np.random.default_rng(0)).X
+    store_pose(store, "arm", X)
+    here = load_camera(tmp_path / "store" / "front")
+    trained = Camera.from_json(policy_camera(here).to_json())
+    assert trained.T_tool_from_cam is not None and np.allclose(trained.T_tool_from_cam, X)
+    assert moved_mount(here, trained) == pytest.approx((0, 0), abs=1e-6)
+    turned = np.eye(4)
+    turned[:3, :3] = cv2.Rodrigues(np.array([0.0, 0.1, 0.0]))[0]
+    turned[:3, 3] = 0.003, 0.0, 0.004
+    elsewhere = dataclasses.replace(here, T_tool_from_cam=X @ turned)
+    assert moved_mount(elsewhere, trained) == pytest.approx((0.005, 0.1), abs=1e-6)
+    assert moved_mount(elsewhere, dataclasses.replace(trained, T_tool_from_cam=None)) == (0.0, 0.0)
 
 
 def test_joints_are_calibrated_by_moving_the_limp_arm(bench, tmp_path, monkeypatch):

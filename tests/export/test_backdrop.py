@@ -8,6 +8,7 @@ import pytest
 from export.backdrop import CELL, LOW, draw_table, empty_table, with_other_tables, wrist_pose
 from export.config import Config
 from export.data import load_demonstrations
+from export.labels import wrist_mount
 from export.lerobot import DataError
 from export.rows import digest_of
 from sim.tasks import sample_layout
@@ -71,9 +72,10 @@ def test_the_wrist_camera_is_where_the_simulated_one_is():
     for seed in range(5):
         world.reset(sample_layout(np.random.default_rng(seed), task="plate"))
         camera = world.data.camera("wrist")
-        T = wrist_pose(world.pose, Config())
-        assert np.allclose(T[:3, 3], camera.xpos, atol=0.002)
-        assert np.allclose(T[:3, :3], camera.xmat.reshape(3, 3) @ np.diag([1, -1, -1]), atol=0.02)
+        for known in (world.camera("wrist"), dataclasses.replace(world.camera("wrist"), T_tool_from_cam=None)):
+            T = wrist_pose(world.pose, wrist_mount(known, Config()))
+            assert np.allclose(T[:3, 3], camera.xpos, atol=0.002)
+            assert np.allclose(T[:3, :3], camera.xmat.reshape(3, 3) @ np.diag([1, -1, -1]), atol=0.02)
     world.close()
 
 

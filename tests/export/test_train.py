@@ -264,7 +264,8 @@ def test_actions_are_scaled_by_what_is_done_near_things(data):
 
 
 def test_the_contact_map_is_where_the_simulated_wrist_camera_sees_the_next_event():
-    """`Config.wrist_mount` against MuJoCo's own camera: the tool's centre of one pose, seen from another."""
+    """The place that a calibration gives, or else `Config.wrist_mount`, against MuJoCo's own camera: the tool's centre of one pose, seen
+    from another. A camera that sits elsewhere has it elsewhere in its picture."""
     world = World(0)
     world.reset(sample_layout(np.random.default_rng(3), task="plate"))
     camera = policy_camera(world.camera("wrist"))
@@ -276,5 +277,12 @@ def test_the_contact_map_is_where_the_simulated_wrist_camera_sees_the_next_event
     cfg = Config()
     small = camera.scaled(cfg.contact_map, cfg.contact_map)
     wanted = small.K[:2, :2].diagonal() * point[:2] / point[2] + small.K[:2, 2]
-    cell, inside = contact_cell(pose[None], event[None], camera, cfg)
-    assert inside.all() and np.allclose(cell[0], wanted, atol=0.05)
+    for known in (camera, dataclasses.replace(camera, T_tool_from_cam=None)):
+        cell, inside = contact_cell(pose[None], event[None], known, cfg)
+        assert inside.all() and np.allclose(cell[0], wanted, atol=0.05)
+    aside = np.eye(4)
+    aside[0, 3] = 0.01  # m to the camera's right: what it looks at goes to the left
+    assert camera.T_tool_from_cam is not None
+    moved = dataclasses.replace(camera, T_tool_from_cam=camera.T_tool_from_cam @ aside)
+    cell, _ = contact_cell(pose[None], event[None], moved, cfg)
+    assert np.allclose(cell[0] - wanted, [-0.01 * small.K[0, 0] / point[2], 0], atol=0.05)
