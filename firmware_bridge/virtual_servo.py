@@ -43,9 +43,9 @@ class VirtualServo:
         self._over_since: int | None = None
         self.heard_ns = 0  # last instruction on the bus (watchdog)
         self._named = {r.name: (r.address, r.address + r.size) for r in model.registers.values()}
+        self._inside: dict[tuple[int, int], list[str]] = {}  # names of the registers within bytes that were written before
         self.feetech = model.protocol == "feetech"
         self._goal_span = self._named["goal_position"]
-        self._first_present = min(r.address for r in model.registers.values() if r.name.startswith("present"))
 
     def _store(self, name: str, value: int) -> None:
         if self._known.get(name) != value:
@@ -65,6 +65,13 @@ class VirtualServo:
         if value is None:
             value = self._known[name] = self.model.decode(name, self.memory, self.model.registers[name].address)
         return value
+
+    def _forget(self, a: int, b: int) -> None:
+        """Bytes `a` to `b` have been written: what they hold is not known any more."""
+        if (a, b) not in self._inside:
+            self._inside[a, b] = [n for n, (first, end) in self._named.items() if first < b and end > a]
+        for name in self._inside[a, b]:
+            self._known.pop(name, None)
 
     def _keep(self, a: int, b: int) -> None:
         self.stored = self.stored[:a] + bytes(self.memory[a:b]) + self.stored[b:]
@@ -128,7 +135,7 @@ class VirtualServo:
             return 0  # after a shutdown goals are taken and do nothing
         before = self.get("torque_enable")
         self.memory[address:end] = data
-        self._known.clear()
+        self._forget(address, end)
         if self.get("torque_enable") and self.get("hardware_error"):
             self._store("torque_enable", 0)
         if before and not self.get("torque_enable") and self.keeps_torque:
@@ -147,7 +154,7 @@ class VirtualServo:
             m[at] = byte
             if at < 40 and unlocked:
                 self._keep(at, at + 1)
-        self._known.clear()
+        self._forget(address, address + len(data))
         if before and not m[40] and self.keeps_torque:
             self._store("torque_enable", before)
         if address <= 40 < address + len(data) and m[40] == 128:  # take the present position as the middle
