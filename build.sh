@@ -4,7 +4,7 @@
 #   ./build.sh demo [ARGS]            export the shipped checkpoint to INT8 and let it drive the simulated arm -> out/demo
 #   ./build.sh test [--slow] [ARGS]   lint, types, layers, tests (ARGS go to pytest)
 #   ./build.sh bundle [ARGS]          export the shipped checkpoint -> out/so101.bundle
-#   ./build.sh jetson                 on the robot: environment on top of JetPack's TensorRT, then the engines
+#   ./build.sh jetson [BUNDLE]        on the robot: environment on top of JetPack's TensorRT, then the engines
 #   ./build.sh peers                  .venv-peers: other people's packages that we compare with
 #
 # PYTHON=/path/to/python3.1x chooses the interpreter (3.10, 3.11 or 3.12).

@@ -157,7 +157,7 @@ def load_camera(path: Path, identity: dict[str, Any] | None = None) -> Camera:
         data = json.loads(Path(path).read_text())
     except OSError as e:
         raise CalibrationError(
-            f"camera calibration {path} cannot be read ({e.strerror}): check the path in the robot file."
+            f"camera calibration {path} cannot be read ({e.strerror}): calibrate the camera, or check the path in the robot file."
         ) from e
     except ValueError as e:
         raise CalibrationError(

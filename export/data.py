@@ -31,7 +31,7 @@ CONTROL_HZ = 50.0
 PER_PART = 25
 VIEWS = ("front", "wrist")
 ASKED = "meta/collect.json"  # what a folder was asked to hold: parts are numbered by it
-# How often play has each task's things: most where models chose places worst (docs/training.md).
+# How often play has each task's things: most where models chose places worst (docs/notebook.md).
 PLAYED = {"plate": 0.10, "stack": 0.11, "peg": 0.17, "slot": 0.12, "ring": 0.23, "press": 0.27}
 MISSED = 0.2  # of the demonstrations begin where something went wrong: the policy must learn to try again
 
