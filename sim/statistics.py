@@ -9,6 +9,7 @@ import numpy as np
 
 Z95 = 1.959964  # two-sided 95 %
 Z95_ONE_SIDED = 1.644854
+LEAST = 0.25  # success on seen from which a drop can be told
 
 
 def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
@@ -39,5 +40,5 @@ def paired_difference(strata: Mapping[Hashable, Sequence[float]]) -> dict[str, f
 
 
 def relative_drop(seen: float, unseen: float) -> float | None:
-    """Share of the seen success that is lost elsewhere; None where nothing succeeded to begin with."""
-    return None if seen <= 0 else 1.0 - unseen / seen
+    """Share of the seen success that is lost elsewhere; None where less than LEAST succeeded to begin with, which luck halves or doubles."""
+    return None if seen < LEAST else 1.0 - unseen / seen

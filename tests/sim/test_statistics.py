@@ -32,7 +32,7 @@ def test_every_stratum_counts_alike_whatever_its_size():
 
 def test_the_relative_drop_is_the_papers():
     assert relative_drop(0.89, 0.82) == pytest.approx(0.079, abs=1e-3)
-    assert relative_drop(0.0, 0.5) is None
+    assert relative_drop(0.0, 0.5) is None and relative_drop(0.04, 0.08) is None  # not a drop of -100 %
 
 
 def row(policy, environment, seed, success, **more):
