@@ -21,7 +21,7 @@ import torch
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from export.bundle import CHECKPOINT, engine_feeds, fixed_noise, observation_feeds, samples_path, task_embeddings
+from export.bundle import CHECKPOINT, engine_feeds, observation_feeds, samples_path, task_embeddings
 from export.checkpoint import load_checkpoint
 from export.gates import COSINE, parity, race, weight_bytes
 from export.lint import lint
@@ -29,6 +29,7 @@ from export.onnx import engines, export_engine
 from export.quantise import Feeds, Observations, load_recipe, quantise, quiet
 from export.text import encoder_of
 from runtime.engine import OrtEngine
+from runtime.steps import fixed_noise
 
 ENGINES = ("world_model", "predictive", "fast")
 MODELOPT = """

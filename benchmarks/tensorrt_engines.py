@@ -23,14 +23,13 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import Bundle, BundleError
-from runtime.engine import EngineError, OrtEngine
+from runtime.engine import EngineError, OrtEngine, centred_cosine
 from runtime.tensorrt_build import (
     COSINE,
     URGENT,
     Options,
     build,
     built_engine,
-    centred_cosine,
     observations,
     this_board,
 )

@@ -29,6 +29,7 @@ from runtime.bundle import EngineFiles, Manifest, check_replaceable, save_bundle
 from runtime.decode import proprio
 from runtime.engine import Engine, OrtEngine
 from runtime.kinematics import SO101_LOWER, SO101_UPPER, So101Links
+from runtime.steps import fixed_noise
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "harmowam-so101.safetensors"
 OBSERVATIONS = 256
@@ -113,14 +114,6 @@ def engine_feeds(world: Engine, observations: list[Feeds], noise: dict[str, np.n
         )
         out["decoder"].append({"future": made["future"]})
     return out
-
-
-def fixed_noise(world_shape: tuple[int, ...], action_shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """The noise that the robot uses (the same as in runtime.steps)."""
-    return {
-        "world_model": np.random.default_rng(0).standard_normal(world_shape).astype(np.float32),
-        "predictive": np.zeros(action_shape, np.float32),
-    }
 
 
 def task_embeddings(model: HarmoWam, instructions: list[str], encode: Encoder) -> dict[str, np.ndarray]:

@@ -235,9 +235,11 @@ def distil(
     check_rate(data, teacher.cfg)
     labels = Labels(data, teacher.cfg, encoder_of(teacher.cfg, text_encoder))
     distiller = Distiller(data, run, plan, teacher, labels)
-    student = distiller.train()
-    if not hasattr(distiller, "latents"):  # the run had ended before
+    if distiller.stage == len(
+        distiller.stages
+    ):  # the run had ended before: what `compare` needs, while all processes are there
         distiller._encode_all()
+    student = distiller.train()
     made: dict[str, object] = {
         "teacher": {
             "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(), "world_steps": teacher.cfg.world_steps,

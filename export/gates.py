@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from export.quantise import Feeds
 from runtime.decode import absolute_chunk, heatmap_peak
-from runtime.engine import Engine
+from runtime.engine import Engine, centred_cosine
 from runtime.kinematics import so101_inverse
 
 # Least cosine after subtracting the mean over observations. The Prior's tensors feed other networks, the chunk moves the arm.
@@ -38,13 +38,6 @@ class ExportError(Exception):
     """An export that must not leave the workstation; the text says why and what to do next."""
 
 
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Cosine of two stacks [N, ...] after subtracting the first one's mean over N: a shared offset proves nothing."""
-    centre = a.mean(0, keepdims=True)
-    x, y = (a - centre).ravel().astype(float), (b - centre).ravel().astype(float)
-    return float(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-12))
-
-
 def parity(reference: Engine, candidate: Engine, feeds: list[Feeds]) -> dict[str, dict[str, float]]:
     """Per output tensor: cosine, largest absolute error, root mean square error; of the gate also the share of flipped decisions.
 
@@ -64,7 +57,7 @@ def parity(reference: Engine, candidate: Engine, feeds: list[Feeds]) -> dict[str
             apart = aims_apart(p, q)
             p, q = probabilities(p), probabilities(q)
         out[k] = {
-            "cosine": round(cosine(p, q), 6),
+            "cosine": round(centred_cosine(p, q), 6),
             "max_abs": round(float(np.abs(p - q).max()), 6),
             "rms": round(float(np.sqrt(((p - q) ** 2).mean())), 6),
         }

@@ -11,13 +11,14 @@ from typing import Any
 
 import onnx
 
-from export.bundle import engine_feeds, fixed_noise, observation_feeds, samples_path, task_embeddings
+from export.bundle import engine_feeds, observation_feeds, samples_path, task_embeddings
 from export.checkpoint import load_checkpoint
 from export.gates import COSINE, parity, race
 from export.onnx import engines, export_engine
 from export.quantise import CALIBRATORS, layer_weights, load_recipe, quantise
 from export.text import encoder_of
 from runtime.engine import OrtEngine
+from runtime.steps import fixed_noise
 
 LEAST_GAIN = 1.01  # speed-up of the whole engine that a group must bring to be worth its error
 

@@ -112,6 +112,7 @@ class Arm:
         n = len(config.ids)
         self.models = [MODELS[m] for m in config.model_names]
         self.model = self.models[0]  # addresses are the same within a family
+        bus.sync = self.model.sync_read
         joint = np.array([*range(n), *(s[1] for s in config.shadows)])
         self._ids = (*config.ids, *(s[0] for s in config.shadows))  # every servo, second ones last
         self._joint = joint

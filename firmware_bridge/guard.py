@@ -9,6 +9,7 @@ SIGSTOP) the guard kills it and lets the torque down in a ramp itself. The motor
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -19,19 +20,20 @@ from pathlib import Path
 
 from firmware_bridge.arm import Arm, ArmConfig, ArmError
 from firmware_bridge.bus import Bus
-from firmware_bridge.messages import JointState, SafetyState
+from firmware_bridge.messages import JointState, RequestKind, SafetyState
 from firmware_bridge.motor import (
     EXIT_FAULT,
     EXIT_HOLDING,
     EXIT_PORT_LOST,
     EXIT_SAFE_STOP,
+    REQUEST_SLOT,
     SAYS,
     STATE_SLOT,
     still_holds,
     tell,
 )
 from firmware_bridge.port import BY_ID, Port, PortError, lasting_name
-from firmware_bridge.slots import SlotError, SlotReader
+from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
 
 LOG = "guard.log"  # what the guard says, in the folder of the slots
 STALL_S = 0.25
@@ -195,6 +197,30 @@ def wait_for_state(process: subprocess.Popen[bytes], slots: Path, timeout_s: flo
     raise ArmError(
         f"the motor process gave no sign within {timeout_s:.0f} s: check the load of this machine and try again."
     )
+
+
+def end(process: subprocess.Popen[bytes], slots: Path, tell_s: float = 12.0) -> None:
+    """Wait until a guard that is still running has finished, asking for lowering. It is never killed while the arm is energised.
+
+    Asked again and again because a motor process that is only starting takes what lies in the slot for an earlier run's. It is waited
+    for as long as it waits for an adapter that was pulled out: what it needs to lower the arm then lies in the folder of this run.
+    """
+    if process.poll() is not None:
+        return
+    requests = SlotWriter(slots / REQUEST_SLOT, 16)
+    began, told = time.monotonic(), False
+    while process.poll() is None and (waited := time.monotonic() - began) < tell_s + REPLUG_S:
+        requests.write(bytes([RequestKind.LOWER]))
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+        if waited > tell_s and not told:
+            told = True
+            print(
+                "error: the guard does not end: plug the servo adapter in, or switch the arm's power off.",
+                file=sys.stderr,
+            )
+    if process.poll() is None:
+        print("error: the guard has not ended: switch the arm's power off if it is still stiff.", file=sys.stderr)
 
 
 def main() -> int:

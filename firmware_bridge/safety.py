@@ -251,6 +251,8 @@ class Safety:
             why = "command was rejected"
         if why or command is None:
             self._enter(SafetyState.HOLD, why, now_ns)
+            if request == RequestKind.HOLD:
+                self._held_ns = now_ns  # patience begins when the request ends
             patience_s = self.config.stop_after_s if self._was_active else FIRST_COMMAND_S
             if request != RequestKind.HOLD and now_ns - self._held_ns > patience_s * 1e9:
                 self._enter(SafetyState.SAFE_STOP, f"no command for {patience_s:.1f} s", now_ns)

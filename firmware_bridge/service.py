@@ -54,7 +54,9 @@ def look(bus: Bus, servo: int) -> Found | None:
     if reply is None:
         return None
     double = bus.count(servo, table.address, 2) > 1
-    number = int.from_bytes(reply.data, "little")
+    number, other = (int.from_bytes(reply.data, order) for order in ("little", "big"))
+    if number not in BY_NUMBER and other in BY_NUMBER:  # SCS servos are big-endian
+        number = other
     model = BY_NUMBER.get(number)
     values = {}
     if model is not None and model.protocol == ("dynamixel" if bus.dynamixel else "feetech"):

@@ -249,7 +249,11 @@ def check(
     from runtime.robot import load_robot
 
     loaded, where = load_robot(robot, calibrated=False), _store(store, robot)
-    base = marker_board(loaded, camera, marker) if learn or marker else None
+    if not learn and (marker or arm_marker):
+        raise UserError(
+            "--marker and --arm-marker are learnt: add --learn; a check goes by the markers that were learnt."
+        )
+    base = marker_board(loaded, camera, marker) if learn else None
     if images is not None:
         frames = _readable(images)
     else:

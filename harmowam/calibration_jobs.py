@@ -245,7 +245,7 @@ def finish_hand_eye(
         np.where(seen, 1000 * h.ray_sd(rays, float(np.median(depths))), np.nan),
         before,
         np.concatenate(shifts) if shifts else None,
-        [],
+        [refused] if refused else [],
     )
     quality = {
         **{k: v for k, v in old["uncertainty"].items() if k.endswith("_px")},
@@ -435,7 +435,7 @@ def run_check(
     from harmowam.calibration_rig import stored_reference
 
     reference: Reference = stored_reference(store, name)
-    v = check(reference, frames[-max(FRAMES, 1) :], arm)
+    v = check(reference, frames[-FRAMES:], arm)
     parts = [
         report.table(
             [
@@ -485,9 +485,10 @@ def compare_records(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
                 _theta(old)[0], _theta(new)[0], old.model, new.model, pixels, np.ones(len(pixels), bool)
             )
             out.update(projection_median_px=float(np.nanmedian(d)), projection_p90_px=float(np.nanquantile(d, 0.9)))
-        if old.T_base_from_cam is not None and new.T_base_from_cam is not None:
-            degrees, metres = hand_eye.distance(old.T_base_from_cam, new.T_base_from_cam)
-            out.update(pose_mm=1000 * metres, pose_deg=degrees)
+        for x, y in ((old.T_base_from_cam, new.T_base_from_cam), (old.T_tool_from_cam, new.T_tool_from_cam)):
+            if x is not None and y is not None:
+                degrees, metres = hand_eye.distance(x, y)
+                out.update(pose_mm=1000 * metres, pose_deg=degrees)
     for k, v in b["uncertainty"].items():
         if k in a["uncertainty"]:
             out[k] = f"{a['uncertainty'][k]:.4g} -> {v:.4g}"

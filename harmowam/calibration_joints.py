@@ -38,6 +38,18 @@ def _save(store: Store, made: JointCalibration, why: str, page: Path) -> str:
     return digest
 
 
+def _refuse_other_servos(robot: Robot) -> None:
+    """Raises CalibrationError for an arm whose steps are read or turned into radians otherwise."""
+    arm = robot.arm
+    others = sorted({m for m in arm.model_names if m != "STS3215"})
+    if others or arm.shadows or any(g != 1 for g in arm.gear):
+        what = ", ".join(others) or ("gears" if any(g != 1 for g in arm.gear) else "joints with two servos")
+        raise CalibrationError(
+            f"joint calibration knows STS3215 servos, one a joint and without gears, and this arm has {what}: "
+            "write zero_step, direction, lower and upper of each joint into the robot file."
+        )
+
+
 def _stored(store: Store) -> JointCalibration:
     return JointCalibration.from_json(store.get(NAME, kind="joints")["result"])
 
@@ -52,6 +64,7 @@ def guided(
     poll_s: float = 0.02,
 ) -> dict[str, Any]:
     """A person moves the limp arm: to the zero pose, then every joint from stop to stop. An energised arm is refused, never dropped."""
+    _refuse_other_servos(robot)
     if robot.simulated and port == robot.port:
         raise CalibrationError(
             "the simulated arm needs no joint calibration: give --port with the servos' serial port."
@@ -99,6 +112,7 @@ def _enter_pressed(wait_s: float) -> bool:
 
 def compare_eeprom(robot: Robot, store: Store, port: str) -> dict[str, Any]:
     """Stored offsets against the servos' own."""
+    _refuse_other_servos(robot)
     made = _stored(store)
     with contextlib.closing(Port.open(port, robot.arm.baud)) as opened:
         differs = joints.compare(made, joints.eeprom_offsets(Arm(Bus(opened, robot.arm.baud), robot.arm)))
@@ -112,6 +126,7 @@ def compare_eeprom(robot: Robot, store: Store, port: str) -> dict[str, Any]:
 
 def import_lerobot(robot: Robot, store: Store, path: Path, page: Path) -> dict[str, Any]:
     """Store LeRobot's file `path` as this arm's joint calibration. Raises CalibrationError for a file of another arm."""
+    _refuse_other_servos(robot)
     made = joints.from_lerobot(path, robot.arm)
     made.apply(robot.arm)
     digest = _save(store, made, f"import of {path.name}", page)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,12 @@ from calibration.store import Store
 from firmware_bridge import guard
 from firmware_bridge.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.motor import COMMAND_SLOT, REQUEST_SLOT
+from firmware_bridge.safety import lowering_s
 from firmware_bridge.slots import SlotWriter
 from runtime.cameras import CameraSource, focus, serial
 from runtime.robot import CameraConfig, Robot, RobotError
+
+SETTLE_S = 0.8  # until an arm that has arrived stands still
 
 
 def take(source: CameraSource, count: int, timeout_s: float = 5.0) -> list[np.ndarray]:
@@ -88,23 +93,45 @@ def refuse_moved(robot: Robot, cameras: Mapping[str, CameraSource], say: Callabl
     return verdicts
 
 
+@dataclass(frozen=True)
+class _Way:
+    """From `start` to `goal` (rad, gripper last), from time `began` on in `seconds`, and then on the spot."""
+
+    began: float
+    seconds: float
+    start: np.ndarray
+    goal: np.ndarray
+
+    def at(self, now: float) -> tuple[np.ndarray, np.ndarray]:
+        """Goals (rad) and their rates (rad/s) at `now` (s): smooth at both ends, so that the limiter has nothing to do."""
+        s = min(max((now - self.began) / self.seconds, 0.0), 1.0)
+        way = self.goal - self.start
+        return self.start + way * s * s * (3 - 2 * s), way * 6 * s * (1 - s) / self.seconds
+
+
 class LiveRig:
-    """The real arm, through guard and motor process; limp until `arm`. Use as a context: it is lowered and released whatever happens."""
+    """The real arm, through guard and motor process; limp until `arm`, and from then on it stays where `move_to` has brought it for as
+    long as this process lives. Use as a context: it is lowered and released whatever happens."""
 
     def __init__(self, robot: Robot, slots: Path, port: str | None = None):
         self.robot, self.slots = robot, slots
+        self._over = threading.Event()
         self._keeper = guard.start(port or robot.port, robot.arm, slots)
-        self._state = guard.wait_for_state(self._keeper, slots)
+        try:
+            self._state = guard.wait_for_state(self._keeper, slots)
+        except BaseException:
+            self.__exit__()
+            raise
         self._commands = SlotWriter(slots / COMMAND_SLOT, COMMAND_BYTES)
         self._requests = SlotWriter(slots / REQUEST_SLOT, 16)
+        self._driver = threading.Thread(target=self._drive, name="calibration commands", daemon=True)
 
     def __enter__(self) -> LiveRig:
         return self
 
     def __exit__(self, *_: object) -> None:
-        from harmowam.live import end_guard
-
-        end_guard(self._keeper, self.slots)
+        self._over.set()
+        guard.end(self._keeper, self.slots, lowering_s(self.robot.arm) + 1.0)
 
     def arm(self) -> None:
         """Let the servos hold; raises CalibrationError when they do not within 5 s."""
@@ -114,6 +141,17 @@ class LiveRig:
             if time.monotonic() > deadline:
                 raise CalibrationError(f"the arm does not arm ({self.state().reason}): check its power and try again.")
             time.sleep(0.02)
+        self._way = _Way(
+            time.monotonic(), 0.1, self.state().goal_rad.astype(float), self.state().goal_rad.astype(float)
+        )
+        self._driver.start()
+
+    def _drive(self) -> None:
+        """Fifty commands a second, on the way and at its end: looking for a board may take longer than the motor process waits for one."""
+        while not self._over.wait(0.02):
+            now = time.monotonic_ns()
+            at, rate = self._way.at(now * 1e-9)
+            self._commands.write(Command(now, now + 200_000_000, at.astype(np.float32), rate.astype(np.float32)).pack())
 
     def state(self) -> JointState:
         got = self._state.read()
@@ -128,27 +166,17 @@ class LiveRig:
         start = self.state().goal_rad.astype(float)
         goal = np.append(np.asarray(q, float), start[-1])
         seconds = max(0.3, float(np.abs(goal - start).max()) / velocity)
-        began = time.monotonic()
-        while (share := (time.monotonic() - began) / seconds) < 1 + 0.8 / seconds:
-            now = time.monotonic_ns()
-            # Smooth at both ends, so that the limiter has nothing to do.
-            s = min(share, 1.0)
-            at = start + (goal - start) * s * s * (3 - 2 * s)
-            rate = (goal - start) * 6 * s * (1 - s) / seconds
-            self._commands.write(Command(now, now + 200_000_000, at.astype(np.float32), rate.astype(np.float32)).pack())
+        self._way = _Way(time.monotonic(), seconds, start, goal)
+        while time.monotonic() < self._way.began + seconds + SETTLE_S:
             state = self.state()
             if state.safety in (SafetyState.SAFE_STOP, SafetyState.FAULT):
                 raise CalibrationError(f"the arm stopped ({state.reason}): clear its way, then repeat.")
             time.sleep(0.02)
-        return np.mean([self._look() for _ in range(10)], axis=0)
-
-    def _look(self) -> np.ndarray:
-        """A measured pose, rad [J-1], while the last goal is held on."""
-        state = self.state()
-        now = time.monotonic_ns()
-        self._commands.write(Command(now, now + 200_000_000, state.goal_rad, np.zeros_like(state.goal_rad)).pack())
-        time.sleep(0.02)
-        return state.q_rad[:-1].astype(float)
+        looks = []
+        for _ in range(10):
+            looks.append(self.state().q_rad[:-1].astype(float))
+            time.sleep(0.02)
+        return np.mean(looks, axis=0)
 
 
 def default_store(robot: Robot) -> Path:

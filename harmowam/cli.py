@@ -268,12 +268,15 @@ def run(
         click.echo(
             f"task: {done.report['task']}: {'done' if done.report['success'] else 'not done'}{', and undone since' if undone else ''}"
         )
-    if record is not None:
-        from runtime.report import write_report
-
-        write_report(bundle, record, record, done.report)
-        click.echo(f"recorded: {record}, report: {record / 'report.html'}")
     write_json(json_path, done.report)
+    if record is not None:
+        from runtime.report import lacking, write_report
+
+        if missing := lacking():  # a robot's installation is lean
+            click.echo(f"recorded: {record}; for a page and a film first `pip install {' '.join(missing)}`")
+        else:
+            write_report(bundle, record, record, done.report)
+            click.echo(f"recorded: {record}, report: {record / 'report.html'}")
     if done.interrupted:
         sys.exit(130)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import shutil
@@ -19,9 +18,8 @@ from typing import Any
 from calibration.camera import Camera, moved_mount, parallax
 from firmware_bridge import guard
 from firmware_bridge.messages import RequestKind
-from firmware_bridge.motor import EXIT_HOLDING, REQUEST_SLOT
+from firmware_bridge.motor import EXIT_HOLDING
 from firmware_bridge.safety import lowering_s
-from firmware_bridge.slots import SlotWriter
 from harmowam.calibration_rig import refuse_moved
 from runtime.bundle import Bundle, default_backend
 from runtime.cameras import CameraSource, calibrations, open_cameras
@@ -207,13 +205,13 @@ def live(
             driver.request(RequestKind.LOWER)
             memory = resident_mb([os.getpid(), keeper.pid, *children(keeper.pid)])
             last = driver.lower(lowered_s)
-            end_guard(keeper, slots)
+            guard.end(keeper, slots)
             armed = False
             code = keeper.returncode
             if code == EXIT_HOLDING:
                 raise RunError("a servo did not let go: switch the arm's power off.")
             first_ns = counts.first_command_ns
-            report = timing_report(driver)
+            report = timing_report(driver, robot.arm.motor_hz)
             backend = default_backend()
             report.update(
                 task=task,
@@ -247,7 +245,7 @@ def live(
                     print(f"error: {e}", file=sys.stderr)
             armed, deaf = False, True
             if keeper is not None:
-                end_guard(keeper, slots, lowered_s)
+                guard.end(keeper, slots, lowered_s)
                 for line in (slots / guard.LOG).read_text().splitlines():
                     if line.startswith("guard: "):  # its errors have been raised already
                         print(line, file=sys.stderr)
@@ -255,7 +253,11 @@ def live(
                 camera.close()
             if simulator is not None:
                 simulator.terminate()
-                simulator.communicate(timeout=5)
+                try:
+                    simulator.communicate(timeout=5)
+                except subprocess.TimeoutExpired:
+                    simulator.kill()
+                    simulator.communicate()
             for number, handler in old.items():
                 signal.signal(number, handler)
             if record is not None and driver is not None and driver.counts.ticks:
@@ -273,27 +275,3 @@ def keep(driver: Policy, record: Path, report: dict[str, Any]) -> None:
         if "error" not in report:
             raise RunError(lost) from e
         print(f"error: {lost}", file=sys.stderr)
-
-
-def end_guard(keeper: subprocess.Popen[bytes], slots: Path, tell_s: float = 12.0) -> None:
-    """Wait until a guard that is still running has finished, asking for lowering. It is never killed while the arm is energised.
-
-    Asked again and again because a motor process that is only starting takes what lies in the slot for an earlier run's. It is waited
-    for as long as it waits for an adapter that was pulled out: what it needs to lower the arm then lies in the folder of this run.
-    """
-    if keeper.poll() is not None:
-        return
-    requests = SlotWriter(slots / REQUEST_SLOT, 16)
-    began, told = time.monotonic(), False
-    while keeper.poll() is None and (waited := time.monotonic() - began) < tell_s + guard.REPLUG_S:
-        requests.write(bytes([RequestKind.LOWER]))
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            keeper.wait(0.1)
-        if waited > tell_s and not told:
-            told = True
-            print(
-                "error: the guard does not end: plug the servo adapter in, or switch the arm's power off.",
-                file=sys.stderr,
-            )
-    if keeper.poll() is None:
-        print("error: the guard has not ended: switch the arm's power off if it is still stiff.", file=sys.stderr)

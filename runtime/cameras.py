@@ -257,10 +257,15 @@ def open_cameras(robot: Robot, wanted: Iterable[str], slots: Path) -> dict[str, 
     return cameras
 
 
+def node(source: str) -> str:
+    """A camera's `source` with the device's path in place of its bare number, as OpenCV takes it."""
+    return f"/dev/video{source}" if source.isdigit() else source
+
+
 def serial(source: str) -> str | None:
     """The USB serial number behind a device such as /dev/video0; None where there is none (file, slot, simulator)."""
     try:
-        device = Path("/sys/class/video4linux") / Path(source).resolve().name / "device"
+        device = Path("/sys/class/video4linux") / Path(node(source)).resolve().name / "device"
         return (device.resolve().parent / "serial").read_text().strip() or None
     except OSError:
         return None
@@ -269,11 +274,11 @@ def serial(source: str) -> str | None:
 def focus(source: str) -> int | str | None:
     """Focus position of a V4L2 device, "auto" while it focuses by itself; None where it has no such control (most have none) or is no
     device."""
-    node = f"/dev/video{source}" if source.isdigit() else source
-    if not node.startswith("/dev/video"):
+    path = node(source)
+    if not path.startswith("/dev/video"):
         return None
     try:
-        device = os.open(node, os.O_RDWR | os.O_NONBLOCK)
+        device = os.open(path, os.O_RDWR | os.O_NONBLOCK)
     except OSError:
         return None
     try:

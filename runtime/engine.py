@@ -30,6 +30,13 @@ class Engine(Protocol):
     def run(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]: ...
 
 
+def centred_cosine(wanted: np.ndarray, made: np.ndarray) -> float:
+    """Cosine of two stacks [N, ...] after subtracting the first one's mean over N: what all observations have in common proves nothing."""
+    a, b = wanted.astype(float), made.astype(float)
+    x, y = (a - a.mean(0)).ravel(), (b - a.mean(0)).ravel()
+    return float(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-12))
+
+
 def check_feeds(inputs: dict[str, TensorSpec], feeds: dict[str, np.ndarray]) -> None:
     """Raises EngineError for a missing, misshapen, mistyped or unknown input."""
     for name, spec in inputs.items():

@@ -13,7 +13,7 @@ import shutil
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from mcap.writer import CompressionType, Writer
 
 from firmware_bridge.clock import prefer
 from firmware_bridge.messages import Command, JointState
-from runtime.cameras import FRAME_HEAD
+from runtime.cameras import FRAME_HEAD, Frame
 from runtime.contracts import A, Observation, Prior
 
 VERSION = 1
@@ -127,10 +127,10 @@ class LogWriter:
         return True
 
     def tick(
-        self, t_ns: int, obs: Observation, frames: dict[str, int], prior: int, command: Command | None, targets: np.ndarray,
+        self, t_ns: int, obs: Observation, frames: Mapping[str, Frame], prior: int, command: Command | None, targets: np.ndarray,
         *, reset: bool, sent: bool,
     ) -> None:  # fmt: skip
-        """One fast step; `frames` are the numbers of the pictures in `obs`, which nobody may write to afterwards."""
+        """One fast step; `frames` are those of `obs`, whose pictures nobody may write to afterwards."""
         flags = RESET * reset + SENT * sent + AFTER_GAP * self._gap
         self._gap = not self._later(lambda: self._put_tick(t_ns, obs, frames, prior, command, targets, flags))
 
@@ -157,18 +157,17 @@ class LogWriter:
         self.bytes += len(data)
 
     def _put_tick(
-        self, t_ns: int, obs: Observation, frames: dict[str, int], prior: int, command: Command | None, targets: np.ndarray,
+        self, t_ns: int, obs: Observation, frames: Mapping[str, Frame], prior: int, command: Command | None, targets: np.ndarray,
         flags: int,
     ) -> None:  # fmt: skip
-        for name, seq in frames.items():
-            if self._frames.get(name) != seq:
-                image = obs.frames[name]
-                head = FRAME_HEAD.pack(obs.t_capture_ns, image.shape[1], image.shape[0])
-                self._put(f"camera/{name}", obs.t_capture_ns, head + image.tobytes(), seq)
-                self._frames[name] = seq
+        for name, f in frames.items():
+            if self._frames.get(name) != f.seq:
+                head = FRAME_HEAD.pack(f.t_capture_ns, f.image.shape[1], f.image.shape[0])
+                self._put(f"camera/{name}", f.t_capture_ns, head + f.image.tobytes(), f.seq)
+                self._frames[name] = f.seq
         raw = _TICK.pack(t_ns, obs.seq, obs.t_capture_ns, prior, flags, len(obs.q_rad))
         raw += np.concatenate([obs.q_rad, obs.qd_rad_s, targets.ravel()]).astype("<f4").tobytes()
-        names = json.dumps(frames).encode()
+        names = json.dumps({name: f.seq for name, f in frames.items()}).encode()
         raw += struct.pack("<I", len(names)) + names + (command.pack() if command is not None else b"")
         self._put("fast/step", t_ns, raw, obs.seq)
 

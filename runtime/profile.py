@@ -34,7 +34,7 @@ STAGES = {  # what each stage is, for people; in the order in which a picture pa
 }
 
 
-def timing_report(policy: Policy) -> dict[str, Any]:
+def timing_report(policy: Policy, motor_hz: float) -> dict[str, Any]:
     """The `profile` JSON shape: rates, misses, ages and stages of a finished run; `began_s` is on the monotonic clock."""
     c = policy.counts
     seconds = max((c.ended_ns - c.began_ns) * 1e-9, 1e-9)
@@ -43,7 +43,7 @@ def timing_report(policy: Policy) -> dict[str, Any]:
         found.update(trace.durations_ms())
     empty = np.zeros(0)
     stages = summary({name: found[name] for name in STAGES if name in found})
-    budgets = {"slow": 1000 / policy.slow_hz, "motor": 10.0}
+    budgets = {"slow": 1000 / policy.slow_hz, "motor": 1000 / motor_hz}
     for name, row in stages.items():
         row["budget_ms"] = round(budgets.get(name.split(".")[0], 1000 / policy.fast_hz), 3)
     report: dict[str, Any] = {

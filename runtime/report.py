@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 import json
 import subprocess
@@ -21,6 +22,12 @@ REACTIVE, PREDICTIVE, INK, PAPER = "#2a78b5", "#d9632b", "#1d2733", "#ffffff"
 HORIZONS = ("+0.4 s", "+0.8 s", "next grasp or release")
 
 
+def lacking() -> list[str]:
+    """Packages, by the names that pip knows, that `write_report` needs and this environment lacks."""
+    needed = {"jinja2": "jinja2", "matplotlib": "matplotlib", "imageio_ffmpeg": "imageio-ffmpeg"}
+    return [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
+
+
 def _png(rgb: np.ndarray) -> str:
     ok, data = cv2.imencode(".png", rgb[..., ::-1])
     assert ok
@@ -34,6 +41,14 @@ def _figure(fig: Any) -> str:
 
     plt.close(fig)
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Both pictures uint8[H, W, 3] side by side, the right one as high as the left one."""
+    if right.shape[0] != left.shape[0]:
+        width = round(right.shape[1] * left.shape[0] / right.shape[0])
+        right = cv2.resize(right, (width, left.shape[0]), interpolation=cv2.INTER_AREA)
+    return np.hstack([left, right])
 
 
 def _crop(rgb: np.ndarray, size: int) -> np.ndarray:
@@ -162,8 +177,8 @@ def write_video(episode: dict[str, np.ndarray], path: Path) -> None:
     import imageio_ffmpeg
 
     front, wrist, times = episode["picture_front"], episode["picture_wrist"], episode["picture_ns"]
-    h, w = front.shape[1:3]
     scale = 2
+    h, w = (scale * n for n in _beside(front[0], wrist[0]).shape[:2])
     fps = 1e9 / float(np.median(np.diff(times))) if len(times) > 1 else 15.0
     partial = path.with_name("episode.partial.mp4")
     command = [
@@ -176,7 +191,7 @@ def write_video(episode: dict[str, np.ndarray], path: Path) -> None:
         "-pix_fmt",
         "rgb24",
         "-s",
-        f"{2 * w * scale}x{h * scale}",
+        f"{w}x{h}",
         "-r",
         f"{fps:.3f}",
         "-i",
@@ -194,7 +209,7 @@ def write_video(episode: dict[str, np.ndarray], path: Path) -> None:
     encoder = subprocess.Popen(command, stdin=subprocess.PIPE)
     assert encoder.stdin is not None
     for i, t in enumerate(times):
-        picture = cv2.resize(np.hstack([front[i], wrist[i]]), None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+        picture = cv2.resize(_beside(front[i], wrist[i]), None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
         k = int(np.searchsorted(episode["t_ns"], t).clip(0, len(episode["t_ns"]) - 1))
         expert = Expert(int(episode["expert"][k]))
         colour = {Expert.REACTIVE: (42, 120, 181), Expert.PREDICTIVE: (217, 99, 43)}.get(expert, (90, 90, 90))

@@ -195,11 +195,12 @@ def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
     if jerk and min(jerk) <= 0:
         raise RobotError(f"{where} [arm]: every 'max_jerk' must be greater than zero: correct it.")
     models = tuple(_take(j, "model", str, where, "STS3215") for j in joints)
-    unknown = [m for m in models if m not in MODELS]
+    # An arm without a torque limit could not be let down in a ramp.
+    unknown = [m for m in models if m not in MODELS or "torque_limit" not in MODELS[m].registers]
     if unknown or len({MODELS[m].protocol for m in models}) > 1:
         raise RobotError(
             f"{where}: servo model '{unknown[0] if unknown else models}' cannot be driven: "
-            f"use models of one protocol ({', '.join(MODELS)})."
+            f"use models of one protocol ({', '.join(n for n, m in MODELS.items() if 'torque_limit' in m.registers)})."
         )
     held = tuple((r["id"], k, _take(j, k, int, where)) for r, j in zip(rows, joints) for k in _EEPROM if k in j)
     config = ArmConfig(

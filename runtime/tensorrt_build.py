@@ -21,7 +21,8 @@ import numpy as np
 from runtime.bundle import Bundle, sha256
 from runtime.cuda import Cuda, CudaError
 from runtime.decode import proprio
-from runtime.engine import EngineError, OrtEngine
+from runtime.engine import EngineError, OrtEngine, centred_cosine
+from runtime.steps import fixed_noise
 from runtime.tensorrt_engine import TensorRTEngine, tensorrt
 
 URGENT = ("fast",)
@@ -126,10 +127,7 @@ def observations(bundle: Bundle, count: int = 16) -> dict[str, list[dict[str, np
         raw = {k: stored[k] for k in ("front", "wrist", "pose", "instruction")}
     m = bundle.manifest
     mean, std = (np.array(m.preprocess[k], np.float32).reshape(3, 1, 1) for k in ("mean", "std"))
-    rng = np.random.default_rng(0)
-    noise = {
-        k: rng.standard_normal(m.engines[k].inputs["noise"]).astype(np.float32) for k in ("world_model", "predictive")
-    }
+    noise = fixed_noise(*(tuple(m.engines[k].inputs["noise"]) for k in ("world_model", "predictive")))
     world = OrtEngine(bundle.path / m.engines["world_model"].file)
     out: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in m.engines}
     for i in np.linspace(0, len(raw["pose"]) - 1, count).astype(int):
@@ -146,13 +144,6 @@ def observations(bundle: Bundle, count: int = 16) -> dict[str, list[dict[str, np
         for name, files in m.engines.items():
             out[name].append({k: noise[name] if k == "noise" else have[k] for k in files.inputs})
     return out
-
-
-def centred_cosine(wanted: np.ndarray, made: np.ndarray) -> float:
-    """Cosine of two sets of outputs [N, ...] around the mean of the first: what all observations have in common says nothing."""
-    a, b = wanted.astype(float), made.astype(float)
-    x, y = (a - a.mean(0)).ravel(), (b - a.mean(0)).ravel()
-    return float(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-12))
 
 
 def compare(path: Path, source: Path, feeds: list[dict[str, np.ndarray]]) -> tuple[dict[str, float], float]:

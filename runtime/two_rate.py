@@ -254,7 +254,7 @@ class Policy:
         images = {name: f.image for name, f in frames.items()}
         return Observation(captured, images, state.q_rad, state.qd_rad_s, self.counts.ticks)
 
-    def _fast_tick(self, due: int, period: int, state: JointState) -> str:
+    def _fast_tick(self, period: int, state: JointState) -> str:
         """One turn of the fast loop on new pictures; returns what was wrong with the model's output, or nothing."""
         c, trace = self.counts, self.fast_trace
         began = time.monotonic_ns()
@@ -292,16 +292,17 @@ class Policy:
         if prior is not None:
             trace.add("prior.age", now - prior.t_capture_ns, prior.t_capture_ns)
         self.recorder.tick(obs, tick, command, state)
-        self._record(now, obs, prior, command, tick, reset=reset, sent=command is not None and not held)
+        self._record(now, obs, frames, prior, command, tick, reset=reset, sent=command is not None and not held)
         return fault
 
     def _record(
-        self, now: int, obs: Observation, prior: Prior | None, command: Command | None, tick: FastTick, *, reset: bool, sent: bool
+        self, now: int, obs: Observation, frames: dict[str, Frame], prior: Prior | None, command: Command | None, tick: FastTick,
+        *, reset: bool, sent: bool,
     ) -> None:  # fmt: skip
         if self.log is not None:
             targets = np.stack([tick.reactive_target, tick.predictive_target, tick.sent_target])
             number = -1 if prior is None else prior.seq
-            self.log.tick(now, obs, self._seen, number, command, targets, reset=reset, sent=sent)
+            self.log.tick(now, obs, frames, number, command, targets, reset=reset, sent=sent)
 
     def _send(self, command: Command, taken_ns: int, engine_ns: int) -> None:
         self._commands.write(command.pack())
@@ -374,7 +375,7 @@ class Policy:
             if new:
                 # A picture that waits for the tick only grows old: let the clock's phase follow the cameras.
                 ticker.next_ns += min(max((now - due - PHASE_NS) // 4, -PHASE_STEP_NS), PHASE_STEP_NS)
-                fault = self._fast_tick(due, period, state)
+                fault = self._fast_tick(period, state)
                 misses += time.monotonic_ns() > due + period
             else:
                 c.repeats += 1
@@ -468,7 +469,7 @@ def main() -> int:
             policy.run(args.seconds)
         finally:
             policy.lower(lowering_s(robot.arm) + 1.0)
-        report = timing_report(policy)
+        report = timing_report(policy, robot.arm.motor_hz)
         if args.record is not None:
             policy.recorder.save(args.record, report)
         print(json.dumps(report, indent=1, sort_keys=True))

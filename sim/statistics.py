@@ -40,5 +40,5 @@ def paired_difference(strata: Mapping[Hashable, Sequence[float]]) -> dict[str, f
 
 
 def relative_drop(seen: float, unseen: float) -> float | None:
-    """Share of the seen success that is lost elsewhere; None where less than LEAST succeeded to begin with, which luck halves or doubles."""
+    """Share of the seen success that is lost elsewhere; None where less than LEAST succeeded to begin with."""
     return None if seen < LEAST else 1.0 - unseen / seen

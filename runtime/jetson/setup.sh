@@ -58,8 +58,10 @@ run install -m 0644 "$here/70-harmowam.rules" /etc/udev/rules.d/70-harmowam.rule
 run udevadm control --reload
 run udevadm trigger --subsystem-match=usb-serial --subsystem-match=tty --subsystem-match=usb --action=add
 
-say "Full speed: power mode 0, clocks locked (needs the fan)"
-run nvpmodel -m 0
+# The fastest mode has another number on every board (0 is 15 W on an Orin Nano with the "super" modes).
+fastest=$(sed -nE 's/^< *POWER_MODEL ID=([0-9]+) NAME=MAXN.*/\1/p' /etc/nvpmodel.conf 2>/dev/null | head -n 1 || true)
+say "Full speed: power mode ${fastest:-0}, clocks locked (needs the fan)"
+run nvpmodel -m "${fastest:-0}"
 run jetson_clocks
 
 say "Done. Log in again, then: docs/jetson.md, step 3"

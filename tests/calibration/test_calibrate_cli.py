@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 import urllib.request
 
 import cv2
@@ -14,7 +15,8 @@ from calibration.board import Board
 from calibration.camera import CalibrationError, load_camera
 from calibration.guide import Guide
 from calibration.store import Store, new_record
-from harmowam.calibration_jobs import find_views, finish_hand_eye, run_intrinsics
+from firmware_bridge.messages import SafetyState
+from harmowam.calibration_jobs import compare_records, find_views, finish_hand_eye, run_intrinsics
 from harmowam.calibration_rig import LiveRig, refuse_moved
 from harmowam.capture_page import CapturePage
 from harmowam.cli import main
@@ -274,6 +276,10 @@ def test_the_arm_is_driven_through_guard_and_motor_process_and_put_down(bench, t
         assert not any(bench.torque())  # limp until it is asked
         rig.arm()
         assert np.abs(rig.move_to(goal, velocity=1.5) - goal).max() < 0.02
+        time.sleep(
+            robot.arm.stop_after_s + 0.4
+        )  # looking for a board may take longer than the motor process waits for a command
+        assert rig.state().safety == SafetyState.ACTIVE
         assert all(bench.torque())
     assert not any(bench.torque())
 
@@ -377,6 +383,39 @@ def test_a_camera_on_the_arm_keeps_its_place_and_tells_how_far_it_sits_from_trai
     elsewhere = dataclasses.replace(here, T_tool_from_cam=X @ turned)
     assert moved_mount(elsewhere, trained) == pytest.approx((0.005, 0.1), abs=1e-6)
     assert moved_mount(elsewhere, dataclasses.replace(trained, T_tool_from_cam=None)) == (0.0, 0.0)
+
+
+def test_how_far_a_camera_on_the_arm_has_moved_stands_in_the_difference(tmp_path):
+    store, X = Store(tmp_path / "store"), ArmBench("arm", np.random.default_rng(0)).X
+    store_pose(store, "arm", X)
+    before, moved = store.get("front"), np.eye(4)
+    moved[2, 3] = 0.004
+    store_pose(store, "arm", X @ moved)
+    found = compare_records(before, store.get("front"))
+    assert found["pose_mm"] == pytest.approx(4) and found["pose_deg"] == pytest.approx(0, abs=1e-4)
+
+
+def test_a_marker_that_would_not_be_looked_at_is_refused(tmp_path):
+    for option in ("--marker", "--arm-marker"):
+        result = calibrate("check", "--images", "x.png", option, "chessboard:6x5:0.015", "--store", tmp_path)
+        assert result.exit_code == 2 and "are learnt: add --learn" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arm", "what"),
+    [({"models": ("XL430-W250",) * 6}, "XL430-W250"), ({"gear": (2.5,) * 6}, "gears"), ({"shadows": ((7, 1, -1, 2048),)}, "two servos")],
+)  # fmt: skip
+def test_joints_of_servos_that_are_read_otherwise_are_not_calibrated(arm, what, tmp_path):
+    from harmowam.calibration_joints import compare_eeprom, import_lerobot
+
+    robot = load_robot("so101")
+    other = dataclasses.replace(robot, arm=dataclasses.replace(robot.arm, **arm))
+    for call in (
+        lambda: compare_eeprom(other, Store(tmp_path), "x"),
+        lambda: import_lerobot(other, Store(tmp_path), tmp_path, tmp_path),
+    ):
+        with pytest.raises(CalibrationError, match=f"{what}: write zero_step"):
+            call()
 
 
 def test_joints_are_calibrated_by_moving_the_limp_arm(bench, tmp_path, monkeypatch):

@@ -8,11 +8,12 @@ import pytest
 
 from export.bundle import CHECKPOINT, export_bundle, samples_path
 from export.checkpoint import load_checkpoint
-from export.gates import ExportError, cosine
+from export.gates import ExportError
 from export.onnx import engines, export_engine
 from export.quantise import left_in_float, load_recipe, quantise
 from export.text import ngrams
 from runtime.bundle import Bundle
+from runtime.engine import centred_cosine
 from sim.tasks import INSTRUCTIONS
 
 
@@ -86,8 +87,8 @@ def test_the_shipped_files_are_small():
 def test_cosine_ignores_a_shared_offset():
     rng = np.random.default_rng(0)
     a = rng.normal(size=(50, 4))
-    assert cosine(a + 100, a + 100) == pytest.approx(1)
-    assert abs(cosine(a + 100, rng.normal(size=(50, 4)) + 100)) < 0.5
+    assert centred_cosine(a + 100, a + 100) == pytest.approx(1)
+    assert abs(centred_cosine(a + 100, rng.normal(size=(50, 4)) + 100)) < 0.5
 
 
 def test_instructions_are_told_apart_by_their_ngrams():

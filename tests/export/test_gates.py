@@ -7,9 +7,10 @@ import pytest
 
 from export import bundle as room
 from export.bundle import CHECKPOINT, export_bundle, observation_feeds, samples_path
-from export.gates import ASTRAY_CELLS, ExportError, aims_apart, cosine, missed, probabilities
+from export.gates import ASTRAY_CELLS, ExportError, aims_apart, missed, probabilities
 from export.onnx import engines
 from runtime.bundle import Bundle
+from runtime.engine import centred_cosine
 
 
 def test_the_shipped_checkpoint_passes_every_gate(exported):
@@ -98,4 +99,4 @@ def test_cosine_sees_noise_that_a_shared_offset_hides():
     a = rng.normal(size=(50, 4))
     b = a + rng.normal(size=a.shape)
     plain = float(((a + 100) * (b + 100)).sum() / np.linalg.norm(a + 100) / np.linalg.norm(b + 100))
-    assert plain > 0.999 and cosine(a + 100, b + 100) < 0.8
+    assert plain > 0.999 and centred_cosine(a + 100, b + 100) < 0.8

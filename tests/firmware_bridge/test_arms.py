@@ -88,7 +88,6 @@ def test_fast_sync_read_gives_the_same_and_falls_back_when_a_servo_is_silent():
 def test_big_endian_servos_without_sync_read():
     config = dataclasses.replace(SO101, models=("SCS0009",) * 6, eeprom=(), zero_step=(512,) * 6)
     arm, servos = virtual(config, np.zeros(6))
-    arm.bus.sync = False
     arm.check()
     servos.plant.position = np.full(6, 700.0)
     assert np.allclose(arm.read().q, (700 - 512) * 2 * np.pi / 1024)
@@ -237,6 +236,12 @@ def ask_late(questions, release, value):
             address, size = {"position": (56, 2), "voltage": (62, 1), "temperature": (63, 1)}[q]
             r = bus.read(1, address, size, retries=0)
             assert r is None or r.data == bytes(truth[address])
+
+
+def test_a_big_endian_servo_is_known_by_its_number():
+    servos = VirtualBus([3], KinematicPlant(np.full(1, 512.0)), [MODELS["SCS0009"]])
+    found = look(Bus(MemoryPort(servos)), 3)
+    assert found is not None and found.model is not None and found.model.name == "SCS0009"
 
 
 def test_a_servo_gets_a_new_id_and_keeps_it_only_because_it_was_unlocked():

@@ -613,6 +613,8 @@ def test_a_held_arm_is_sent_its_goal_and_may_be_held_for_ever():
     bench.tick(bench.q)
     held = bench.ticks(200, request=RequestKind.HOLD)
     assert {d.state for d in held} == {SafetyState.HOLD}
+    after = [d.state for d in bench.ticks(60)]  # the request is over and nobody commands: patience begins only now
+    assert after.index(SafetyState.SAFE_STOP) == 50
 
 
 def test_a_command_ends_at_its_very_nanosecond_and_patience_at_its_tick():

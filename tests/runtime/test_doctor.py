@@ -48,6 +48,13 @@ def test_an_orin_that_does_not_run_at_full_speed(machine, monkeypatch):
     put(machine, "/sys/class/devfreq/17000000.ga10b/max_freq", "1300500000")
     found = list(clocks(machine))
     assert named(found, "power mode").state == "warn" and "nvpmodel -m 0" in named(found, "power mode").mend
+    # An Orin Nano's own list: its fastest mode is 2, and 0 is slow.
+    put(machine, "/etc/nvpmodel.conf", "< POWER_MODEL ID=0 NAME=15W >\nCPU 1\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n")
+    assert named(clocks(machine), "power mode") == doctor.Finding("power mode", "ok", "2 (MAXN_SUPER)")
+    put(machine, "/var/lib/nvpmodel/status", "pmode:0000 fmode:fanNull")
+    slow = named(clocks(machine), "power mode")
+    assert slow.state == "warn" and slow.found.startswith("0 (15W)") and "nvpmodel -m 2" in slow.mend
+    machine.path("/etc/nvpmodel.conf").unlink()
     assert (
         named(found, "GPU clock").mend == "`sudo jetson_clocks`" and "306 and 1300" in named(found, "GPU clock").found
     )

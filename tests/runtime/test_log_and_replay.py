@@ -10,6 +10,7 @@ import pytest
 from calibration.camera import Camera
 from firmware_bridge.messages import JointState
 from runtime.bundle import Bundle, BundleError
+from runtime.cameras import Frame
 from runtime.contracts import Observation
 from runtime.log import FrameRecord, LogError, LogWriter, PriorRecord, TickRecord, read_log, read_meta
 from runtime.replay import replay, run_meta
@@ -44,7 +45,7 @@ def record(path, bundle, ticks=40, reset_at=25, dropped=0):
         log.tick(
             t + 5 * MS,
             obs,
-            dict.fromkeys(frames, k + 1),
+            {n: Frame(t + MS * (n == "wrist"), image, k + 1) for n, image in frames.items()},
             number,
             command,
             targets,
@@ -74,6 +75,8 @@ def test_a_log_holds_what_the_engines_got_and_gave(log, bundle):
     assert sum(isinstance(r, PriorRecord) for r in records) == 7
     frames = [r for r in records if isinstance(r, FrameRecord)]
     assert len(frames) == 80 and frames[0].image.shape == (96, 96, 3)
+    apart = {f.t_capture_ns - 1_000 * MS for f in frames if f.seq == 1}
+    assert apart == {0, MS}  # each camera's own time
     assert ticks[0].prior == -1 and ticks[0].command == b"" and ticks[30].sent and ticks[25].reset
     assert [r["state"] for r in records if isinstance(r, dict) and r.get("kind") == "health"] == ["RUNNING"]
 
@@ -166,7 +169,7 @@ def test_a_disk_that_fills_up_stops_the_recording_and_keeps_what_fitted(tmp_path
         for k in range(60):
             frame = rng.integers(0, 255, (240, 320, 3)).astype(np.uint8)
             obs = Observation(k, {"front": frame}, state.q_rad, state.q_rad, k)
-            log.tick(k, obs, {"front": k}, -1, None, np.zeros((3, 6)), reset=False, sent=False)
+            log.tick(k, obs, {"front": Frame(k, frame, k)}, -1, None, np.zeros((3, 6)), reset=False, sent=False)
             while log._waiting and not log.fault:
                 time.sleep(0.001)
         log.close()

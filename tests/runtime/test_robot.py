@@ -27,6 +27,7 @@ CASES = {
     "limits the wrong way round": (("lower = -1.69", "lower = 2.0"), "impossible limits"),
     "another family": (('family = "so101"', 'family = "viperx"'), "is not known"),
     "servo of another protocol": (("id = 2", 'id = 2\nmodel = "XL430-W250"'), "cannot be driven"),
+    "servo that cannot be let down in a ramp": (("id = 2", 'id = 2\nmodel = "SCS0009"'), "'SCS0009' cannot be driven"),
     "jerk below zero": (("max_jerk = [20000.0", "max_jerk = [0.0"), "'max_jerk' must be greater"),
     "no TOML": (("[rates]", "[rates"), "is not TOML"),
 }

@@ -70,7 +70,7 @@ def test_both_loops_drive_the_arm_and_leave_it_at_rest_without_torque(run, tmp_p
     last = run.policy.lower()
     assert run.keeper.wait(5) == 0 and run.torque() == [0] * 6
     assert np.allclose(last.q_rad[:5], run.robot.arm.rest[:5], atol=0.1)
-    report = timing_report(run.policy)
+    report = timing_report(run.policy, run.robot.arm.motor_hz)
     assert {"fast_hz", "repeat_hz", "slow_hz", "ticks", "deadline_misses", "prior_age_ms", "stages"} <= set(report)
     assert report["observation_to_wire_ms"]["p50"] > 0 and report["stages"]["fast.engine"]["budget_ms"] == 20
     assert set(report["stages"]) > {"slow.world_model", "slow.predictive", "fast.preprocess", "fast.slot"}
