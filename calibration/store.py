@@ -21,7 +21,6 @@ from typing import Any
 from calibration.camera import CalibrationError
 
 SCHEMA = 1
-KINDS = ("camera", "reference", "joints")
 
 
 def content_hash(record: dict[str, Any]) -> str:

@@ -21,7 +21,6 @@ DOUBTED = 0x40  # the position jumped as no motor can; the last good one stands 
 NO_REPLY = 0x80  # the servo did not answer; the last position stands in
 TWIN_RAD = 0.2
 JUMP_RAD = 0.12  # added to what the joint can move in the time
-OFFSET_REGISTERS = ("homing_offset", "min_position", "max_position")
 
 
 class ArmError(Exception):
@@ -164,11 +163,6 @@ class Arm:
     @property
     def telemetry(self) -> Telemetry:
         return Telemetry(self.current, self.temperature, self.voltage, self.limp)
-
-    def to_rad(self, steps: np.ndarray) -> np.ndarray:
-        """Joint angles from the steps of the first servos."""
-        n = len(self.config.ids)
-        return (np.asarray(steps, float) - self._zero[:n]) * self._rad[:n]
 
     def to_steps(self, rad: np.ndarray) -> np.ndarray:
         """int[S] steps of every servo (second ones last) for joint angles."""

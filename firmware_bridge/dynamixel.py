@@ -19,7 +19,6 @@ HEADER = b"\xff\xff\xfd\x00"
 STATUS_BYTES = 11
 DATA_AT = 9  # in a status packet without stuffing; the error byte lies before it
 MAX_PACKET = 1024
-ALERT = 0x80  # bit of the error byte: read Hardware Error Status
 ERRORS = {1: "result failed", 2: "instruction", 3: "CRC", 4: "range", 5: "length", 6: "limit", 7: "access"}
 
 

@@ -58,8 +58,7 @@ class Model:
     offset_sign: int = -1  # Present = Actual + offset_sign * homing_offset
     byteorder: Literal["little", "big"] = "little"
     sync_read: bool = True
-    watchdog: bool = False  # has a bus watchdog
-    watchdog_stops: bool = True  # and it does stop the motor
+    watchdog_stops: bool = True  # its bus watchdog, where it has one, stops the motor
 
     @property
     def rad_per_step(self) -> float:

@@ -12,8 +12,6 @@ from firmware_bridge.registers import Model, Register
 NUMBER = 777
 STEPS = 4096
 RAD_PER_STEP = 2 * math.pi / STEPS
-CURRENT_A = 0.0065
-VOLTAGE_V = 0.1
 
 _TABLE = {
     r.name: r
@@ -39,7 +37,7 @@ _TABLE = {
 }  # fmt: skip
 
 STS3215 = Model("STS3215", NUMBER, "feetech", _TABLE)
-REGISTERS, encode, decode = STS3215.registers, STS3215.encode, STS3215.decode
+decode = STS3215.decode
 
 _SCS = {
     r.name: r

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from firmware_bridge.registers import Model
-from firmware_bridge.xseries import conditions as dxl_conditions
 
 AMBIENT_C, HEAT_C, COOLING_S = 30.0, 213.0, 600.0  # 43 % load for 28 min: 65 C (measured by a user of the STS3215)
 VOLTAGE, ENCODER, TEMPERATURE, CURRENT, OVERLOAD = 1, 2, 4, 8, 32  # Feetech's condition bits
@@ -223,7 +222,3 @@ class VirtualServo:
                 self._store("goal_position", self.get("present_position"))
             return True
         return False
-
-    def condition_bits(self) -> int:
-        """Conditions in Feetech's layout, for displays and tests."""
-        return self.bits() if self.feetech else dxl_conditions(self.get("hardware_error"))

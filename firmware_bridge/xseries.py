@@ -46,7 +46,7 @@ def _model(name: str, number: int, current_a: float = 0.0, volt: int = 120, watc
         ]
     return Model(
         name, number, "dynamixel", {r.name: r for r in rows}, speed_steps_s=_SPEED, current_a=current_a, full_torque=885,
-        torque_cap="pwm_limit", offset_sign=1, watchdog=True, watchdog_stops=watchdog_stops,
+        torque_cap="pwm_limit", offset_sign=1, watchdog_stops=watchdog_stops,
     )  # fmt: skip
 
 
@@ -62,7 +62,6 @@ XSERIES = (
     _model("XH540-W150", 1110, 0.00269),
 )
 
-HARDWARE_ERRORS = {0: "voltage", 2: "temperature", 3: "encoder", 4: "electrical shock", 5: "overload"}
 _LIKE_FEETECH = {0: 0, 2: 2, 3: 1, 4: 3, 5: 5}
 
 

@@ -111,13 +111,7 @@ def live(
             "the simulated robot brings its own bus: to drive an arm, copy runtime/robots/so101.toml and name it with --robot."
         )
     if record is not None:
-        try:
-            record.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            wrong = "is a file" if isinstance(e, FileExistsError) else f"cannot be made ({e.strerror})"
-            raise RunError(f"{record} {wrong}: name a folder with --record.") from e
-        if not os.access(record, os.W_OK):
-            raise RunError(f"{record} cannot be written: name a folder with --record.")
+        _make_folder(record)
     bundle = Bundle.load(bundle_path)
     if task is not None:
         bundle.task(task)
@@ -165,17 +159,7 @@ def live(
             known_cameras = calibrations(robot, slots)
             refuse_moved(robot, cameras, say)
             for name, trained in bundle.manifest.cameras.items():
-                here, there = known_cameras[name], Camera.from_json(trained)
-                if (lean := parallax(here, there)) > 0.001:
-                    say(
-                        f"camera '{name}' stands elsewhere than in training: 5 cm above the table it shows things {1000 * lean:.0f} mm off"
-                    )
-                away, turned = moved_mount(here, there)
-                if away > 0.003 or turned > math.radians(2):
-                    say(
-                        f"camera '{name}' sits elsewhere on the tool than in training: {1000 * away:.0f} mm and {math.degrees(turned):.0f} "
-                        "degrees off, which no re-projection puts right: mount it as it was, or train with this one"
-                    )
+                _compare_places(name, known_cameras[name], Camera.from_json(trained), say)
             driver = Policy(
                 bundle, task, cameras, known_cameras, slots, robot.fast_hz, robot.slow_hz, policy, inject=inject,
                 compensate=compensate, log=log,
@@ -262,6 +246,31 @@ def live(
                 signal.signal(number, handler)
             if record is not None and driver is not None and driver.counts.ticks:
                 keep(driver, record, report)
+
+
+def _make_folder(record: Path) -> None:
+    """Raises RunError where nothing could be recorded: before the arm moves, not after."""
+    try:
+        record.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        wrong = "is a file" if isinstance(e, FileExistsError) else f"cannot be made ({e.strerror})"
+        raise RunError(f"{record} {wrong}: name a folder with --record.") from e
+    if not os.access(record, os.W_OK):
+        raise RunError(f"{record} cannot be written: name a folder with --record.")
+
+
+def _compare_places(name: str, here: Camera, trained: Camera, say: Callable[[str], None]) -> None:
+    """Say what re-projection to the training camera cannot put right."""
+    if (lean := parallax(here, trained)) > 0.001:
+        say(
+            f"camera '{name}' stands elsewhere than in training: 5 cm above the table it shows things {1000 * lean:.0f} mm off"
+        )
+    away, turned = moved_mount(here, trained)
+    if away > 0.003 or turned > math.radians(2):
+        say(
+            f"camera '{name}' sits elsewhere on the tool than in training: {1000 * away:.0f} mm and {math.degrees(turned):.0f} "
+            "degrees off, which no re-projection puts right: mount it as it was, or train with this one"
+        )
 
 
 def keep(driver: Policy, record: Path, report: dict[str, Any]) -> None:

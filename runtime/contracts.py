@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -51,4 +51,3 @@ class FastTick:
     predictive_target: np.ndarray  # float32[A]
     sent_target: np.ndarray  # float32[A]
     heatmap_peak: float = 0.0
-    notes: tuple[str, ...] = field(default=())

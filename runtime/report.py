@@ -18,7 +18,7 @@ from runtime.bundle import Bundle
 from runtime.recorder import load_episode, wire_ms
 
 JOINTS = ("shoulder pan", "shoulder lift", "elbow", "wrist flex", "wrist roll", "gripper")
-REACTIVE, PREDICTIVE, INK, PAPER = "#2a78b5", "#d9632b", "#1d2733", "#ffffff"
+REACTIVE, PREDICTIVE, INK = "#2a78b5", "#d9632b", "#1d2733"
 HORIZONS = ("+0.4 s", "+0.8 s", "next grasp or release")
 
 

@@ -338,7 +338,7 @@ class FastStep:
         if prior is None or age_ns > self.set.prior_age_s * 1e9:
             self.last_ns, self.expert = None, Expert.NONE
             self.velocity = np.zeros(A)
-            return None, FastTick(now_ns, age_ns, 0.0, int(Expert.NONE), nothing, nothing, nothing, notes=("no prior",))
+            return None, FastTick(now_ns, age_ns, 0.0, int(Expert.NONE), nothing, nothing, nothing)
         dt = 0.0 if self.last_ns is None else min((now_ns - self.last_ns) * 1e-9, 0.1)
         if self.priors[1] is None or prior.seq != self.priors[1].seq:
             self.priors = (self.priors[1], prior)

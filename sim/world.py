@@ -20,6 +20,7 @@ os.environ.setdefault(
 import mujoco
 
 from calibration.camera import Camera
+from firmware_bridge.sts3215 import RAD_PER_STEP
 from runtime.kinematics import SO101_LOWER, SO101_UPPER, so101_forward, so101_inverse, so101_tool
 from sim.tasks import N_DISTRACTORS, Layout, Look, sample_layout, success
 from sim.variety import BOX, CYLINDER, draw_colour, draw_table_top, scale_bodies, vary_shapes
@@ -27,7 +28,6 @@ from sim.variety import BOX, CYLINDER, draw_colour, draw_table_top, scale_bodies
 ASSETS = Path(__file__).parent / "assets"
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 J = len(JOINTS)
-STEP_RAD = 2 * math.pi / 4096  # STS3215 resolution
 SERVO_DT = 0.004  # the servos' own control period, s
 SERVO_SPEED = 5.0  # rad/s, STS3215 at 7.4 V
 LATENCY_TICKS = 3  # goal register to motion: 12 ms
@@ -196,7 +196,7 @@ class World:
     @property
     def measured(self) -> np.ndarray:
         """Joint angles as the encoders give them: whole steps of 1/4096 turn."""
-        return np.round(self.data.qpos[:J] / STEP_RAD) * STEP_RAD
+        return np.round(self.data.qpos[:J] / RAD_PER_STEP) * RAD_PER_STEP
 
     @property
     def pose(self) -> np.ndarray:
@@ -209,7 +209,9 @@ class World:
         torque_limit: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         """New goal registers; angles are rounded to servo steps and cut to the joint limits. `torque_limit` in [0, 1]."""
-        self._goal = np.clip(np.round(np.asarray(goal_rad, float) / STEP_RAD) * STEP_RAD, SO101_LOWER, SO101_UPPER)
+        self._goal = np.clip(
+            np.round(np.asarray(goal_rad, float) / RAD_PER_STEP) * RAD_PER_STEP, SO101_LOWER, SO101_UPPER
+        )
         if torque_on is not None:
             self._torque = np.asarray(torque_on, bool)
         if speed_rad_s is not None:

@@ -5,19 +5,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firmware_bridge import feetech as fs
-from firmware_bridge import sts3215 as sts
 from firmware_bridge.registers import RegisterError, decode_sign, encode_sign
+from firmware_bridge.sts3215 import STS3215
 
 SIX = range(1, 7)
-goal = lambda v: sts.encode("goal_position", v)  # noqa: E731
+goal = lambda v: STS3215.encode("goal_position", v)  # noqa: E731
+FAST = STS3215.encode("goal_speed", 1500)
 
 VECTORS = {
     "ping": (fs.ping(1), "FF FF 01 02 01 FB"),
     "ping reply": (fs.status(1, 0), "FF FF 01 02 00 FC"),
     "read position": (fs.read(1, 56, 2), "FF FF 01 04 02 38 02 BE"),
-    "reply 2048": (fs.status(1, 0, sts.encode("present_position", 2048)), "FF FF 01 04 00 00 08 F2"),
-    "reply -100": (fs.status(1, 0, sts.encode("present_position", -100)), "FF FF 01 04 00 64 80 16"),
-    "reply with overload and temperature": (fs.status(1, 0x24, sts.encode("present_position", 2048)), "FF FF 01 04 24 00 08 CE"),
+    "reply 2048": (fs.status(1, 0, STS3215.encode("present_position", 2048)), "FF FF 01 04 00 00 08 F2"),
+    "reply -100": (fs.status(1, 0, STS3215.encode("present_position", -100)), "FF FF 01 04 00 64 80 16"),
+    "reply with overload and temperature": (fs.status(1, 0x24, STS3215.encode("present_position", 2048)), "FF FF 01 04 24 00 08 CE"),
     "torque on": (fs.write(1, 40, b"\x01"), "FF FF 01 04 03 28 01 CE"),
     "torque off": (fs.write(1, 40, b"\x00"), "FF FF 01 04 03 28 00 CF"),
     "broadcast torque off": (fs.write(254, 40, b"\x00"), "FF FF FE 04 03 28 00 D2"),
@@ -25,7 +26,7 @@ VECTORS = {
         fs.sync_write(40, dict.fromkeys(SIX, b"\x00")), "FF FF FE 10 83 28 01 01 00 02 00 03 00 04 00 05 00 06 00 30",
     ),
     "lock off": (fs.write(1, 55, b"\x00"), "FF FF 01 04 03 37 00 C0"),
-    "homing offset -85": (fs.write(1, 31, sts.encode("homing_offset", -85)), "FF FF 01 05 03 1F 55 08 7A"),
+    "homing offset -85": (fs.write(1, 31, STS3215.encode("homing_offset", -85)), "FF FF 01 05 03 1F 55 08 7A"),
     "reg write goal 3000": (fs.reg_write(1, 42, goal(3000)), "FF FF 01 05 04 2A B8 0B 08"),
     "action": (fs.action(), "FF FF FE 02 05 FA"),
     "sync read positions": (fs.sync_read(SIX, 56, 2), "FF FF FE 0A 82 38 02 01 02 03 04 05 06 26"),
@@ -34,10 +35,10 @@ VECTORS = {
         fs.sync_write(42, {i: goal(2048) for i in SIX}), "FF FF FE 16 83 2A 02 01 00 08 02 00 08 03 00 08 04 00 08 05 00 08 06 00 08 F7",
     ),
     "write acc pos time speed": (
-        fs.write(1, 41, bytes([50]) + goal(2048) + b"\0\0" + sts.encode("goal_speed", 1500)), "FF FF 01 0A 03 29 32 00 08 00 00 DC 05 AD",
+        fs.write(1, 41, bytes([50]) + goal(2048) + b"\0\0" + FAST), "FF FF 01 0A 03 29 32 00 08 00 00 DC 05 AD",
     ),
     "write acc pos -100": (
-        fs.write(2, 41, bytes([50]) + goal(-100) + b"\0\0" + sts.encode("goal_speed", 1500)), "FF FF 02 0A 03 29 32 64 80 00 00 DC 05 D0",
+        fs.write(2, 41, bytes([50]) + goal(-100) + b"\0\0" + FAST), "FF FF 02 0A 03 29 32 64 80 00 00 DC 05 D0",
     ),
 }  # fmt: skip
 
@@ -107,7 +108,7 @@ def test_minus_zero_is_zero_and_too_much_is_refused():
 
 def test_the_register_table_has_no_overlaps():
     taken: dict[int, str] = {}
-    for r in sts.REGISTERS.values():
+    for r in STS3215.registers.values():
         for a in range(r.address, r.address + r.size):
             assert a not in taken, (r.name, taken[a])
             taken[a] = r.name

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from firmware_bridge.sts3215 import RAD_PER_STEP
 from sim.expert import Follower, joints_for, plan
 from sim.tasks import sample_layout
-from sim.world import LATENCY_TICKS, SERVO_DT, SERVO_SPEED, STEP_RAD, World
+from sim.world import LATENCY_TICKS, SERVO_DT, SERVO_SPEED, World
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def test_servos_have_latency_speed_and_resolution(world):
     assert world.q[0] - start[0] < SERVO_SPEED * 0.1
     world.advance(1.0)
     assert abs(world.q[0] - goal[0]) < 0.02
-    steps = world.measured / STEP_RAD
+    steps = world.measured / RAD_PER_STEP
     assert np.allclose(steps, np.round(steps), atol=1e-9)
 
 
