@@ -101,10 +101,10 @@ def part_hand_eye(repeats: int) -> dict[str, Any]:
                 print(f"{mount} {seed}: {e}", file=sys.stderr)
                 refused += 1
                 continue
-            park, _ = hand_eye._park(
+            park, _ = hand_eye.park(
                 mount,
                 [so101_tool(v.q) for v in shots],
-                [hand_eye._board_pose(v, bench.theta, "rational") for v in shots],
+                [hand_eye.board_pose(v, bench.theta, "rational") for v in shots],
             )
             exact = (
                 hand_eye.solve(

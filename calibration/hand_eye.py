@@ -120,7 +120,7 @@ def rotation_spread(poses: list[np.ndarray]) -> tuple[float, float]:
     return float(np.degrees(np.quantile(along[:, 0], 0.9))), float(np.degrees(np.quantile(along[:, 1], 0.9)))
 
 
-def _park(mount: str, arms: list[np.ndarray], boards: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def park(mount: str, arms: list[np.ndarray], boards: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """X and Z from Park's method; boards are T_cam_from_board."""
     gripper = arms if mount == "arm" else [inverse(a) for a in arms]
     R, t = cv2.calibrateHandEye(
@@ -265,7 +265,7 @@ def _adjust(
     return state, np.linalg.inv(S), float(np.sqrt(squares / corners)), chi2
 
 
-def _board_pose(view: ArmView, theta: np.ndarray, model: str) -> np.ndarray:
+def board_pose(view: ArmView, theta: np.ndarray, model: str) -> np.ndarray:
     rays, _ = lens.unproject(view.pixels, theta, model)
     xy = np.ascontiguousarray(rays[:, :2] / rays[:, 2:])
     ok, rvecs, tvecs, _ = cv2.solvePnPGeneric(view.points, xy, np.eye(3), None, flags=cv2.SOLVEPNP_IPPE)
@@ -286,8 +286,8 @@ def solve(
     views = [v for v in views if len(v.pixels) >= 6]
     _enough(views, forward)
     arms = [forward(v.q) for v in views]
-    boards = [_board_pose(v, theta, model) for v in views]
-    X, Z = _park(mount, arms, boards)
+    boards = [board_pose(v, theta, model) for v in views]
+    X, Z = park(mount, arms, boards)
     # A picture in which board, camera or arm was elsewhere: its pose contradicts all the others.
     off = _contradiction(mount, X, Z, arms, boards, noise)
     bad = off > max(4.0, 3.5 * float(np.median(off)))
@@ -300,7 +300,7 @@ def solve(
         keep = np.nonzero(~bad)[0]
         views, arms, boards = [views[k] for k in keep], [arms[k] for k in keep], [boards[k] for k in keep]
         _enough(views, forward)
-        X, Z = _park(mount, arms, boards)
+        X, Z = park(mount, arms, boards)
         off = _contradiction(mount, X, Z, arms, boards, noise)
     if bad.mean() > 0.3 or np.median(off) > 12:
         raise CalibrationError(

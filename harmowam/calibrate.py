@@ -140,7 +140,7 @@ def intrinsics(
 ) -> None:  # fmt: skip
     """Focal length, centre and distortion, from views of a board."""
     from calibration.board import Board
-    from harmowam.calibration_jobs import find_views, run_intrinsics
+    from calibration.jobs import find_views, run_intrinsics
     from harmowam.calibration_rig import live_identity
     from runtime.robot import load_robot
 
@@ -207,7 +207,7 @@ def hand_eye(
     """Where the camera is: the arm drives through safe poses while the camera watches a board."""
     from calibration.board import Board
     from calibration.hand_eye import ArmNoise
-    from harmowam.calibration_jobs import run_hand_eye
+    from harmowam.live_hand_eye import run_hand_eye
     from runtime.robot import load_robot
 
     try:
@@ -244,7 +244,7 @@ def check(
     """Has the camera moved? ok, warn, or block (exit code 1), in a few seconds."""
     from calibration.board import Board
     from calibration.check import FRAMES, LEARN_FRAMES
-    from harmowam.calibration_jobs import run_check, run_learn
+    from calibration.jobs import run_check, run_learn
     from harmowam.calibration_rig import marker_board, take
     from runtime.robot import load_robot
 
@@ -368,7 +368,7 @@ def rollback(name: str, to: str | None, robot: str, store: Path | None, json_pat
 @errors
 def diff(name: str, old: str, new: str | None, robot: str, store: Path | None, json_path: Path | None) -> None:
     """What changed from OLD to NEW (default: the one in use): pixels, millimetres, degrees."""
-    from harmowam.calibration_jobs import compare_records
+    from calibration.jobs import compare_records
 
     where = _store(store, robot)
     a = where.get(name, where.resolve(name, old))

@@ -13,7 +13,8 @@ import numpy as np
 
 from calibration.board import Board
 from calibration.camera import CalibrationError
-from calibration.check import BLOCK, FRAMES, OK, Reference, Verdict, check
+from calibration.check import BLOCK, FRAMES, OK, Verdict, check
+from calibration.jobs import stored_reference
 from calibration.store import Store
 from firmware_bridge import guard
 from firmware_bridge.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
@@ -64,16 +65,6 @@ def live_identity(robot: Robot, name: str) -> dict[str, Any]:
             f"(`v4l2-ctl -d {config.source} -c focus_automatic_continuous=0`), then repeat."
         )
     return {"serial": serial(config.source), "focus": at, "width": config.width, "height": config.height}
-
-
-def stored_reference(store: Store, name: str) -> Reference:
-    """The drift reference of camera `name`; raises CalibrationError when there is none, or the camera was calibrated since."""
-    record = store.get(f"{name}.reference", kind="reference")
-    if record["parents"][:1] != [store.current_hash(name) or ""]:
-        raise CalibrationError(
-            f"camera '{name}' was calibrated or rolled back after its drift reference was learnt: run `harmowam calibrate check --learn`."
-        )
-    return Reference.from_json(record["result"])
 
 
 def refuse_moved(robot: Robot, cameras: Mapping[str, CameraSource], say: Callable[[str], None]) -> dict[str, Verdict]:
@@ -180,7 +171,7 @@ class LiveRig:
 
 
 def default_store(robot: Robot) -> Path:
-    """Beside the robot file; for a shipped robot, `calibration/` here."""
+    """Beside the robot file; for a shipped robot, `calibration-store/NAME` here."""
     from runtime.robot import SHIPPED
 
     return (

@@ -14,9 +14,9 @@ from calibration import hand_eye, intrinsics
 from calibration.board import Board
 from calibration.camera import CalibrationError, load_camera
 from calibration.guide import Guide
+from calibration.jobs import compare_records, find_views, finish_hand_eye, run_intrinsics
 from calibration.store import Store, new_record
 from firmware_bridge.messages import SafetyState
-from harmowam.calibration_jobs import compare_records, find_views, finish_hand_eye, run_intrinsics
 from harmowam.calibration_rig import LiveRig, refuse_moved
 from harmowam.capture_page import CapturePage
 from harmowam.cli import main
@@ -323,7 +323,7 @@ def test_hand_eye_refuses_another_camera_than_the_lens_was_calibrated_with_or_an
     monkeypatch.setattr(calibration_rig, "serial", lambda source: "B2" if case == "camera" else "A1")
     focus = {"focus": 31, "autofocus": "auto"}.get(case, 30)
     monkeypatch.setattr(calibration_rig, "focus", lambda source: focus)
-    monkeypatch.setattr("harmowam.calibration_jobs.SEEK_S", 0.3)
+    monkeypatch.setattr("harmowam.live_hand_eye.SEEK_S", 0.3)
     stood = bench.servos.plant.position.copy()
     result = calibrate("hand-eye", "--robot", bench.robot_file, "--camera", name, "--store", store.root)
     assert result.exit_code == 2 and re.search(sentence, result.stderr), result.output

@@ -13,7 +13,7 @@ from calibration import intrinsics, lens
 from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
 from calibration.intrinsics import View
-from harmowam.calibration_jobs import find_views
+from calibration.jobs import find_views
 from sim.boards import look_at_board, render
 from sim.calibration_rig import webcam
 

@@ -1,12 +1,9 @@
-"""The calibrations as jobs: views in, record in the store and report out. No terminal, no argument parsing."""
+"""The calibrations as jobs: views in, record in the store and report out. No terminal, no argument parsing, no robot."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +16,9 @@ from calibration.camera import CalibrationError, Camera
 from calibration.check import FRAMES, Reference, check, learn
 from calibration.hand_eye import ArmNoise, ArmView, inverse
 from calibration.intrinsics import View
-from calibration.store import Store, new_record, refuse_other_camera
-from runtime.robot import Robot
+from calibration.store import Store, new_record
 
 Size = tuple[int, int]
-SEEK_S = 60.0  # how long an operator has to bring the board into view
-FEWEST = 6  # corners of the board that tell its place roughly
 SAME_LENS_PX = 0.5  # median difference of two lenses under which a pose found through one holds for the other
 POSE_KEYS = {"base": "T_base_from_cam", "arm": "T_tool_from_cam"}  # of a record's result, by mount
 
@@ -57,15 +51,15 @@ def find_views(
     return views, size, rejected
 
 
-def _camera_of(record: dict[str, Any]) -> Camera:
+def camera_of(record: dict[str, Any]) -> Camera:
     return Camera.from_json(record["result"], record["name"])
 
 
-def _theta(camera: Camera) -> tuple[np.ndarray, str]:
+def theta_of(camera: Camera) -> tuple[np.ndarray, str]:
     return lens.parameters(camera.K, camera.D, camera.model), camera.model
 
 
-def _current(store: Store, name: str) -> dict[str, Any] | None:
+def current(store: Store, name: str) -> dict[str, Any] | None:
     """The record in use, None where there is none or it is damaged (a new calibration is the cure for that)."""
     try:
         return store.get(name, kind="camera")
@@ -82,16 +76,16 @@ def run_intrinsics(
     calibration is untouched then."""
     done = intrinsics.calibrate(views, size, model)
     fit, q = done.fit, done.quality()
-    verdict, old = done.verdict(), _current(store, name)
+    verdict, old = done.verdict(), current(store, name)
     said, before, parents = [], None, []
     pose: dict[str, Any] = {}  # the old record's pose where it still holds, and how exactly it is known
     known: dict[str, float] = {}
     if old is not None:
         parents = [store.current_hash(name) or ""]
-        camera = _camera_of(old)
+        camera = camera_of(old)
         mount = mount or old["identity"].get("mount") or "base"
         if (camera.width, camera.height) == size:
-            theta, old_model = _theta(camera)
+            theta, old_model = theta_of(camera)
             pixels, _ = lens.grid(*size)
             before = lens.difference(theta, fit.theta, old_model, model, pixels, done.used)
             stored = intrinsics.heldout_rms(theta, old_model, fit.on_true_board(fit.views), fit.sigma)
@@ -143,71 +137,13 @@ def run_intrinsics(
     return {**result, "said": said}
 
 
-def run_hand_eye(
-    robot: Robot, store: Store, name: str, board: Board, mount: str, count: int, noise: ArmNoise, port: str | None, seed: int, page: Path,
-    dry_run: bool, say: Callable[[str], None],
-) -> dict[str, Any]:  # fmt: skip
-    """Drive, look, solve, compare halves, store. A simulated robot brings its own camera, lens and board.
-
-    Raises RobotError, CameraError or CalibrationError before a real arm moves where the camera is not the one whose lens is stored:
-    another one, another resolution, another focus."""
-    from harmowam.calibration_rig import live_identity
-    from runtime.kinematics import so101_tool
-
-    if robot.simulated:
-        from sim.calibration_rig import BOARD, ArmBench, webcam
-
-        board = BOARD
-        old = _current(store, name) or new_record(
-            "camera",
-            name,
-            webcam(None).to_json(),
-            identity={"width": 1280, "height": 720, "mount": mount},
-            parents=[],
-            uncertainty={},
-            evidence={},
-        )
-        bench: Any = ArmBench(mount, np.random.default_rng(seed), noise)
-    else:
-        now = live_identity(robot, name)
-        old = store.get(name, kind="camera")
-        refuse_other_camera(old, now)
-        bench = None
-    camera = _camera_of(old)
-    theta, model = _theta(camera)
-    lower, upper = np.array(robot.arm.lower[:-1]), np.array(robot.arm.upper[:-1])
-    rng = np.random.default_rng(seed)
-    with _rig(robot, bench, name, port, seed, board, say) as (move_to, picture):
-        if bench is not None:
-            visible = bench.visible
-        else:
-            X, Z = _first_guess(camera, theta, model, board, move_to, picture, so101_tool, robot, mount)
-            visible = _board_in_view(
-                X, Z, board, theta, model, (camera.width, camera.height), so101_tool, on_arm=mount == "arm"
-            )
-        views = []
-        # A board in the gripper must clear the table however it is turned, on the way as well.
-        floor = max(0.09, 0.02 + float(np.hypot(*board.size())) / 2) if mount == "base" else 0.09
-        last: np.ndarray | None = None
-        for k, q in enumerate(hand_eye.propose(rng, so101_tool, lower, upper, visible, count, floor)):
-            if last is not None and not hand_eye.clear_path(so101_tool, last, q, floor - 0.02):
-                say(f"pose {k + 1} of {count}: passed over, the way there is too close to the table")
-                continue
-            last, measured = q, move_to(q)
-            image = picture()
-            found = board.detect(image)
-            say(f"pose {k + 1} of {count}: {len(found.ids)} corners")
-            views.append(ArmView(f"pose-{k:02d}", board.points()[found.ids], found.pixels, measured))
-    return finish_hand_eye(store, name, old, views, mount, noise, page, dry_run, board.text, so101_tool)
-
-
 def finish_hand_eye(
     store: Store, name: str, old: dict[str, Any], views: list[ArmView], mount: str, noise: ArmNoise, page: Path, dry_run: bool, board: str,
     forward: hand_eye.Forward,
 ) -> dict[str, Any]:  # fmt: skip
     """Solve and store: the same lens as `old` with a new pose. Raises CalibrationError; what is in use stays then."""
-    camera = _camera_of(old)
-    theta, model = _theta(camera)
+    camera = camera_of(old)
+    theta, model = theta_of(camera)
     sigma = max(float(old["uncertainty"].get("corner_noise_px", 0.15)), 0.05)
     h, halves = hand_eye.calibrate(mount, views, theta, model, forward, noise, sigma)
     degrees, metres = h.sd
@@ -295,109 +231,6 @@ def _seen(points: np.ndarray, T_cam_from_board: np.ndarray, theta: np.ndarray, m
     return lens.project(points, theta, model, cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
 
 
-@contextlib.contextmanager
-def _rig(
-    robot: Robot, bench: Any, name: str, port: str | None, seed: int, board: Board, say: Callable[[str], None]
-) -> Iterator[tuple[Callable[[np.ndarray], np.ndarray], Callable[[], np.ndarray]]]:
-    """(move_to, picture) of the simulated or the real arm; the latter stays limp until the camera sees the board."""
-    if bench is not None:
-        from sim.calibration_rig import ServoRig
-
-        rig = ServoRig(bench, seed)
-        try:
-            yield rig.move_to, rig.picture
-        finally:
-            rig.world.close()
-        return
-    from harmowam.calibration_rig import LiveRig, take
-    from runtime.cameras import open_camera
-
-    with tempfile.TemporaryDirectory() as folder:
-        source = open_camera(robot.cameras[name], Path(folder))
-
-        def picture() -> np.ndarray:
-            return cv2.cvtColor(take(source, 2)[-1], cv2.COLOR_RGB2GRAY)
-
-        try:
-            with LiveRig(robot, Path(folder), port) as live:
-                say("hold the arm where the camera sees the board: it stiffens when it does, and then moves by itself")
-                _until_seen(picture, board)
-                live.arm()
-                yield live.move_to, picture
-        finally:
-            source.close()
-
-
-def _until_seen(picture: Callable[[], np.ndarray], board: Board) -> None:
-    """Return when the board has been seen in three pictures running; raises CalibrationError when it was not in time."""
-    deadline, seen = time.monotonic() + SEEK_S, 0
-    while seen < 3:
-        image = picture()
-        seen = seen + 1 if len(board.detect(image).ids) >= FEWEST else 0
-        if time.monotonic() > deadline:
-            raise CalibrationError(
-                f"the camera did not see the board ({board.why_unseen(image)}): hold the arm so that it does, then repeat."
-            )
-
-
-def _first_guess(
-    camera: Camera, theta: np.ndarray, model: str, board: Board, move_to: Callable[[np.ndarray], np.ndarray],
-    picture: Callable[[], np.ndarray], forward: hand_eye.Forward, robot: Robot, mount: str,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Rough X and Z from small wiggles about where the operator left the arm, board in view; enough to plan wide poses."""
-    first = move_to(
-        np.clip(_now(move_to), np.array(robot.arm.lower[:-1]) + 0.05, np.array(robot.arm.upper[:-1]) - 0.05)
-    )
-    lower, upper = np.array(robot.arm.lower[:-1]) + 0.05, np.array(robot.arm.upper[:-1]) - 0.05
-    arms, boards = [], []
-    for d in (
-        [0, 0, 0, 0, 0],
-        [0.15, 0, 0, 0.15, 0.2],
-        [-0.15, 0, 0, -0.15, 0.2],
-        [0.1, 0, 0, 0.2, -0.25],
-        [-0.1, 0, 0, -0.2, -0.25],
-        [0, -0.1, 0, 0.25, 0.4],
-    ):
-        q = move_to(np.clip(first + np.array(d), lower, upper))
-        found = board.detect(picture())
-        if len(found.ids) >= FEWEST:
-            arms.append(forward(q))
-            boards.append(hand_eye._board_pose(ArmView("", board.points()[found.ids], found.pixels, q), theta, model))
-    if len(arms) < 4:
-        raise CalibrationError(
-            "the board is not seen where the arm stands: move the arm by hand so that the camera sees the board, then repeat."
-        )
-    return hand_eye._park(mount, arms, boards)
-
-
-def _now(move_to: Any) -> np.ndarray:
-    """Where the live arm stands."""
-    return np.asarray(move_to.__self__.state().q_rad[:-1], float)
-
-
-def _board_in_view(
-    X: np.ndarray,
-    Z: np.ndarray,
-    board: Board,
-    theta: np.ndarray,
-    model: str,
-    size: Size,
-    forward: hand_eye.Forward,
-    on_arm: bool = False,
-) -> Callable[[np.ndarray], bool]:
-    """Whether a pose shows most of the board, from in front, by the rough calibration."""
-
-    def visible(q: np.ndarray) -> bool:
-        A = forward(q)
-        T = inverse(X) @ (inverse(A) if on_arm else A) @ Z
-        if T[2, 3] < 0.08 or T[:3, 2] @ T[:3, 3] / np.linalg.norm(T[:3, 3]) < 0.5:
-            return False
-        uv = lens.project(board.points(), theta, model, cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
-        return bool(((uv > 0.05 * np.array(size)) & (uv < 0.95 * np.array(size))).all(1).mean() > 0.7)
-
-    return visible
-
-
 def run_learn(
     store: Store,
     name: str,
@@ -428,13 +261,21 @@ def run_learn(
     }
 
 
+def stored_reference(store: Store, name: str) -> Reference:
+    """The drift reference of camera `name`; raises CalibrationError when there is none, or the camera was calibrated since."""
+    record = store.get(f"{name}.reference", kind="reference")
+    if record["parents"][:1] != [store.current_hash(name) or ""]:
+        raise CalibrationError(
+            f"camera '{name}' was calibrated or rolled back after its drift reference was learnt: run `harmowam calibrate check --learn`."
+        )
+    return Reference.from_json(record["result"])
+
+
 def run_check(
     store: Store, name: str, frames: list[np.ndarray], arm: list[np.ndarray] | None, page: Path
 ) -> dict[str, Any]:
     """Judge pictures against the stored reference, and report."""
-    from harmowam.calibration_rig import stored_reference
-
-    reference: Reference = stored_reference(store, name)
+    reference = stored_reference(store, name)
     v = check(reference, frames[-FRAMES:], arm)
     parts = [
         report.table(
@@ -471,7 +312,7 @@ def compare_records(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
             out.update({f"{x['name']}_{k}": f"{x[k]} -> {y[k]}" for k in x if x[k] != y.get(k)})
         return out
     if a["kind"] == "camera":
-        old, new = _camera_of(a), _camera_of(b)
+        old, new = camera_of(a), camera_of(b)
         for k, (x, y) in {
             "fx": (old.K[0, 0], new.K[0, 0]),
             "fy": (old.K[1, 1], new.K[1, 1]),
@@ -482,7 +323,7 @@ def compare_records(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
         if (old.width, old.height) == (new.width, new.height):
             pixels, _ = lens.grid(old.width, old.height)
             d = lens.difference(
-                _theta(old)[0], _theta(new)[0], old.model, new.model, pixels, np.ones(len(pixels), bool)
+                theta_of(old)[0], theta_of(new)[0], old.model, new.model, pixels, np.ones(len(pixels), bool)
             )
             out.update(projection_median_px=float(np.nanmedian(d)), projection_p90_px=float(np.nanquantile(d, 0.9)))
         for x, y in ((old.T_base_from_cam, new.T_base_from_cam), (old.T_tool_from_cam, new.T_tool_from_cam)):
