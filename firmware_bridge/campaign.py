@@ -19,8 +19,8 @@ from firmware_bridge.messages import Command, RequestKind, SafetyState
 from firmware_bridge.models import MODELS
 from firmware_bridge.motor import MotorLoop
 from firmware_bridge.plant import KinematicPlant
-from firmware_bridge.port import MemoryPort, PortError
-from firmware_bridge.virtual_bus import VirtualBus
+from firmware_bridge.port import PortError
+from firmware_bridge.virtual_bus import MemoryPort, VirtualBus
 
 MS = 1_000_000
 REACT_MS = 100  # allowed over the stated detection limit

@@ -11,8 +11,6 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from firmware_bridge.virtual_bus import Line, VirtualBus
-
 
 class PortError(Exception):
     """A port that cannot be used; one sentence and the next step."""
@@ -159,38 +157,3 @@ class Port:
             self._serial.close()  # type: ignore[attr-defined]
         else:
             os.close(self.fd)
-
-
-class MemoryPort:
-    """The virtual bus without a pseudo-terminal: the same bytes, no waiting. Whoever drives virtual time sets `time_ns`; while the
-    master waits for an answer, virtual time passes as far as the line's pace (none by default) demands."""
-
-    def __init__(self, bus: VirtualBus, baud: int = 0, latency_ns: int = 0):
-        self.line, self.time_ns, self._arrived = Line(bus, baud, latency_ns), 0, b""
-        self.path = "the virtual bus"
-        self.lost = False  # unplugged
-
-    def now_ns(self) -> int:
-        return self.time_ns
-
-    def write(self, data: bytes) -> None:
-        if self.lost:
-            raise PortError("the virtual bus was unplugged: plug it in, then start again.")
-        self.line.send(data, self.time_ns)
-
-    def read(self, deadline_ns: int) -> bytes:
-        if self.lost:
-            raise PortError("the virtual bus was unplugged: plug it in, then start again.")
-        while True:
-            data = self._arrived + self.line.receive(self.time_ns)
-            self._arrived = b""
-            due = self.line.next_ns()
-            if data or due is None or due > deadline_ns:
-                if not data and self.line.baud:
-                    self.time_ns = max(self.time_ns, deadline_ns)
-                return data
-            self.time_ns = max(self.time_ns, due)
-
-    def drain(self) -> bytes:
-        data, self._arrived = self._arrived + self.line.receive(self.time_ns), b""
-        return data

@@ -24,6 +24,7 @@ from firmware_bridge import feetech as fs
 from firmware_bridge.faults import Faults
 from firmware_bridge.models import codec
 from firmware_bridge.plant import Plant
+from firmware_bridge.port import PortError
 from firmware_bridge.registers import Model
 from firmware_bridge.sts3215 import STS3215
 from firmware_bridge.virtual_servo import VirtualServo
@@ -253,6 +254,41 @@ class Line:
 
 
 TCGETS2 = 0x802C542A
+
+
+class MemoryPort:
+    """The virtual bus without a pseudo-terminal: the same bytes, no waiting. Whoever drives virtual time sets `time_ns`; while the
+    master waits for an answer, virtual time passes as far as the line's pace (none by default) demands."""
+
+    def __init__(self, bus: VirtualBus, baud: int = 0, latency_ns: int = 0):
+        self.line, self.time_ns, self._arrived = Line(bus, baud, latency_ns), 0, b""
+        self.path = "the virtual bus"
+        self.lost = False  # unplugged
+
+    def now_ns(self) -> int:
+        return self.time_ns
+
+    def write(self, data: bytes) -> None:
+        if self.lost:
+            raise PortError("the virtual bus was unplugged: plug it in, then start again.")
+        self.line.send(data, self.time_ns)
+
+    def read(self, deadline_ns: int) -> bytes:
+        if self.lost:
+            raise PortError("the virtual bus was unplugged: plug it in, then start again.")
+        while True:
+            data = self._arrived + self.line.receive(self.time_ns)
+            self._arrived = b""
+            due = self.line.next_ns()
+            if data or due is None or due > deadline_ns:
+                if not data and self.line.baud:
+                    self.time_ns = max(self.time_ns, deadline_ns)
+                return data
+            self.time_ns = max(self.time_ns, due)
+
+    def drain(self) -> bytes:
+        data, self._arrived = self._arrived + self.line.receive(self.time_ns), b""
+        return data
 
 
 def host_baud(fd: int) -> int:

@@ -8,9 +8,8 @@ from firmware_bridge.arm import Arm, ArmConfig
 from firmware_bridge.bus import Bus
 from firmware_bridge.messages import Command, JointState, RequestKind
 from firmware_bridge.motor import MotorLoop
-from firmware_bridge.port import MemoryPort
 from firmware_bridge.sts3215 import RAD_PER_STEP
-from firmware_bridge.virtual_bus import VirtualBus
+from firmware_bridge.virtual_bus import MemoryPort, VirtualBus
 from runtime.robot import load_robot
 from sim.virtual_time import MotorTick
 from sim.world import J, World

@@ -11,8 +11,8 @@ from calibration.camera import CalibrationError, Camera
 from calibration.hand_eye import inverse, transform
 from firmware_bridge.arm import Arm
 from firmware_bridge.bus import Bus
-from firmware_bridge.port import MemoryPort
 from firmware_bridge.sts3215 import RAD_PER_STEP
+from firmware_bridge.virtual_bus import MemoryPort
 from sim.boards import render
 from sim.calibration_rig import look_at
 from tests.firmware_bridge.so101 import CONFIG, bus

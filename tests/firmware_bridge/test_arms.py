@@ -15,9 +15,9 @@ from firmware_bridge.campaign import KOCH, MIDDLE, SO101
 from firmware_bridge.estop import _EVENT, EStop, EStopError
 from firmware_bridge.models import MODELS
 from firmware_bridge.plant import KinematicPlant
-from firmware_bridge.port import MemoryPort, PortError
+from firmware_bridge.port import PortError
 from firmware_bridge.service import Found, look, set_id
-from firmware_bridge.virtual_bus import VirtualBus
+from firmware_bridge.virtual_bus import MemoryPort, VirtualBus
 
 # ViperX 300: second servos on shoulder and elbow turn the other way; the gripper is geared.
 VIPERX = ArmConfig(

@@ -18,9 +18,9 @@ from firmware_bridge.bus import Bus
 from firmware_bridge.guard import STALL_S
 from firmware_bridge.messages import Command, Expert, JointState, RequestKind, SafetyState
 from firmware_bridge.motor import MotorLoop
-from firmware_bridge.port import MemoryPort, Port, PortError
+from firmware_bridge.port import Port, PortError
 from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
-from firmware_bridge.virtual_bus import PtyBus, SocketBus
+from firmware_bridge.virtual_bus import MemoryPort, PtyBus, SocketBus
 from tests.firmware_bridge.so101 import CONFIG, bus
 from tests.firmware_bridge.test_arms import VIPERX, virtual
 
