@@ -32,9 +32,8 @@ from export.onnx import export_engine
 from export.rows import digest_of
 from export.text import ngrams
 from runtime.bundle import EngineFiles, Manifest, check_replaceable, save_bundle
-from runtime.kinematics import SO101_LOWER, SO101_UPPER, So101Links
+from runtime.kinematics import SO101_JOINTS, SO101_LOWER, SO101_UPPER, So101Links
 
-JOINT_NAMES = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 SAVE_EVERY_S = 60.0
 
 
@@ -316,7 +315,7 @@ def save_act_bundle(
         preprocess={"size": [c.image, c.image], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
         cameras={k: v.to_json() for k, v in sorted(cameras.items())},
         joints=[
-            {"name": n, "lower": float(a), "upper": float(b)} for n, a, b in zip(JOINT_NAMES, SO101_LOWER, SO101_UPPER, strict=True)
+            {"name": n, "lower": float(a), "upper": float(b)} for n, a, b in zip(SO101_JOINTS, SO101_LOWER, SO101_UPPER, strict=True)
         ],
         links={k: float(v) for k, v in vars(So101Links()).items()},
         tasks={k: [float(x) for x in v] for k, v in tasks.items()},

@@ -28,7 +28,7 @@ from export.text import Encoder, encoder_of
 from runtime.bundle import EngineFiles, Manifest, check_replaceable, save_bundle
 from runtime.decode import proprio
 from runtime.engine import Engine, OrtEngine
-from runtime.kinematics import SO101_LOWER, SO101_UPPER, So101Links
+from runtime.kinematics import SO101_JOINTS, SO101_LOWER, SO101_UPPER, So101Links
 from runtime.steps import fixed_noise
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "harmowam-so101.safetensors"
@@ -38,7 +38,6 @@ SHOWN, JUDGED = (
     slice(0, None, 4),
     slice(1, None, 2),
 )  # observations: what INT8 is calibrated with, and others that it is judged by
-JOINT_NAMES = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 
 
 def samples_path(checkpoint: Path) -> Path:
@@ -138,7 +137,7 @@ def manifest_for(
         cameras={k: v.to_json() for k, v in sorted(cameras.items())},
         joints=[
             {"name": n, "lower": float(a), "upper": float(b)}
-            for n, a, b in zip(JOINT_NAMES, SO101_LOWER, SO101_UPPER, strict=True)
+            for n, a, b in zip(SO101_JOINTS, SO101_LOWER, SO101_UPPER, strict=True)
         ],
         links={k: float(v) for k, v in vars(So101Links()).items()},
         tasks={k: [float(x) for x in v] for k, v in tasks.items()},

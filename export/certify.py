@@ -17,32 +17,10 @@ from export.gates import ExportError
 from export.quantise import LAYERS
 from runtime.bundle import Bundle, Manifest
 from sim.evaluate import jobs_for, run_jobs
+from sim.statistics import paired_lower_bound
 from sim.tasks import TASKS
 
-Z_ONE_SIDED_95 = 1.6449
 LEAST = -0.03  # of the lower bound: at most 3 points of success may be lost
-
-
-def paired_lower_bound(better: int, worse: int, pairs: int, z: float = Z_ONE_SIDED_95) -> float:
-    """Lower confidence bound of a difference of paired proportions by Tango's score interval (Statistics in Medicine 17, 1998).
-
-    `better`: pairs that only the candidate won; `worse`: that only the reference won. Unlike a normal interval it does not
-    collapse to a point when no pair differs.
-    """
-
-    def score(d: float) -> float:
-        a, c = 2.0 * pairs, -worse * d * (1 - d)
-        b = -better - worse + (2 * pairs - better + worse) * d
-        q = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
-        variance = pairs * (2 * q + d * (1 - d))
-        gap = better - worse - pairs * d
-        return gap / math.sqrt(variance) if variance > 1e-12 else math.copysign(math.inf, gap)
-
-    low, high = -1.0 + 1e-9, (better - worse) / pairs
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if score(middle) > z else (low, middle)
-    return low
 
 
 def play_pairs(

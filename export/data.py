@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from calibration.camera import Camera, policy_camera
 from export.config import Config
-from export.lerobot import JOINTS, DataError, Episode, common_note, finish, load, part_exists, write_json, write_part
-from runtime.kinematics import so101_forward
+from export.lerobot import DataError, Episode, common_note, finish, load, part_exists, write_json, write_part
+from runtime.kinematics import SO101_JOINTS, so101_forward
 from runtime.preprocess import Warp
 from sim.expert import Follower, joints_for, plan, plan_play
 from sim.phases import find_events, next_events
@@ -148,7 +148,7 @@ def _worker(args: tuple[Part, int, str, float, str]) -> tuple[int, int]:
         if success or part.task is None:
             kept.append(episode)
     world.close()
-    write_part(Path(folder), part.number, kept, rate_hz, JOINTS)
+    write_part(Path(folder), part.number, kept, rate_hz, SO101_JOINTS)
     return len(kept), tried
 
 
@@ -182,7 +182,7 @@ def collect(
             kept, tried = kept + n, tried + m
             bar.update(n)
     world = World(0)
-    finish(folder, rate_hz, "so101_follower", JOINTS, {c: policy_camera(world.camera(c)) for c in VIEWS})
+    finish(folder, rate_hz, "so101_follower", SO101_JOINTS, {c: policy_camera(world.camera(c)) for c in VIEWS})
     world.close()
     return {"kept": kept, "tried": tried}
 

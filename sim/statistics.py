@@ -39,6 +39,28 @@ def paired_difference(strata: Mapping[Hashable, Sequence[float]]) -> dict[str, f
     }  # fmt: skip
 
 
+def paired_lower_bound(better: int, worse: int, pairs: int, z: float = Z95_ONE_SIDED) -> float:
+    """Lower confidence bound of a difference of paired proportions by Tango's score interval (Statistics in Medicine 17, 1998).
+
+    `better`: pairs that only the candidate won; `worse`: that only the reference won. Unlike a normal interval it does not
+    collapse to a point when no pair differs.
+    """
+
+    def score(d: float) -> float:
+        a, c = 2.0 * pairs, -worse * d * (1 - d)
+        b = -better - worse + (2 * pairs - better + worse) * d
+        q = (math.sqrt(max(b * b - 4 * a * c, 0.0)) - b) / (2 * a)
+        variance = pairs * (2 * q + d * (1 - d))
+        gap = better - worse - pairs * d
+        return gap / math.sqrt(variance) if variance > 1e-12 else math.copysign(math.inf, gap)
+
+    low, high = -1.0 + 1e-9, (better - worse) / pairs
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if score(middle) > z else (low, middle)
+    return low
+
+
 def relative_drop(seen: float, unseen: float) -> float | None:
     """Share of the seen success that is lost elsewhere; None where less than LEAST succeeded to begin with."""
     return None if seen < LEAST else 1.0 - unseen / seen

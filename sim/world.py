@@ -21,13 +21,12 @@ import mujoco
 
 from calibration.camera import Camera
 from firmware_bridge.sts3215 import RAD_PER_STEP
-from runtime.kinematics import SO101_LOWER, SO101_UPPER, so101_forward, so101_inverse, so101_tool
+from runtime.kinematics import SO101_JOINTS, SO101_LOWER, SO101_UPPER, so101_forward, so101_inverse, so101_tool
 from sim.tasks import N_DISTRACTORS, Layout, Look, sample_layout, success
 from sim.variety import BOX, CYLINDER, draw_colour, draw_table_top, scale_bodies, vary_shapes
 
 ASSETS = Path(__file__).parent / "assets"
-JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
-J = len(JOINTS)
+J = len(SO101_JOINTS)
 SERVO_DT = 0.004  # the servos' own control period, s
 SERVO_SPEED = 5.0  # rad/s, STS3215 at 7.4 V
 LATENCY_TICKS = 3  # goal register to motion: 12 ms

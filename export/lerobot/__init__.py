@@ -10,10 +10,10 @@ Several processes write *parts*: one file of each kind, `NNN` is the part, indic
 through and writes what is one a dataset, info.json last. Layout and names: github.com/huggingface/lerobot, docs "LeRobotDataset v3.0".
 """
 
-from export.lerobot.layout import JOINTS, DataError, Dataset, Episode, write_json
+from export.lerobot.layout import DataError, Dataset, Episode, write_json
 from export.lerobot.reader import load, read_cameras
 from export.lerobot.writer import common_note, finish, part_exists, write_part
 
 __all__ = [
-    "JOINTS", "DataError", "Dataset", "Episode", "common_note", "finish", "load", "part_exists", "read_cameras", "write_json", "write_part"
+    "DataError", "Dataset", "Episode", "common_note", "finish", "load", "part_exists", "read_cameras", "write_json", "write_part"
 ]  # fmt: skip

@@ -17,7 +17,6 @@ from calibration.store import Store
 from export.lerobot.layout import (
     EXTRA,
     INFO,
-    JOINTS,
     OURS,
     PICTURES,
     SCHEMA,
@@ -28,7 +27,7 @@ from export.lerobot.layout import (
     read_table,
 )  # fmt: skip
 from export.lerobot.pictures import Pictures, geometry_of
-from runtime.kinematics import SO101_LOWER, SO101_UPPER
+from runtime.kinematics import SO101_JOINTS, SO101_LOWER, SO101_UPPER
 
 Row = Mapping[str, Any]  # of the episode table
 
@@ -112,7 +111,7 @@ def _read_info(folder: Path, fps: float | None) -> dict[str, Any]:
 
 def _check_features(folder: Path, info: Mapping[str, Any], cameras: Sequence[str]) -> None:
     features = info["features"]
-    wanted = [f"{j}.pos" for j in JOINTS]
+    wanted = [f"{j}.pos" for j in SO101_JOINTS]
     for k in VECTORS:
         names = features.get(k, {}).get("names")
         if isinstance(names, dict):  # as converted from older versions: {"motors": [...]}
@@ -232,11 +231,11 @@ def _rows_by_episode(path: Path) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         flat = np.concatenate(
             [np.zeros(0), *(chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table[c].chunks)]
         )
-        if len(flat) != len(order) * len(JOINTS):
+        if len(flat) != len(order) * len(SO101_JOINTS):
             raise DataError(
-                f"'{c}' of {path} does not hold {len(JOINTS)} numbers in each row: restore it or record again."
+                f"'{c}' of {path} does not hold {len(SO101_JOINTS)} numbers in each row: restore it or record again."
             )
-        values.append(flat.astype(np.float32).reshape(-1, len(JOINTS))[order])
+        values.append(flat.astype(np.float32).reshape(-1, len(SO101_JOINTS))[order])
     numbers, first = np.unique(episode[order], return_index=True)
     return {int(n): (values[0][a:b], values[1][a:b]) for n, a, b in zip(numbers, first, [*first[1:], len(order)])}
 

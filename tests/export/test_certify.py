@@ -2,7 +2,8 @@
 
 import pytest
 
-from export.certify import LEAST, paired_lower_bound
+from export.certify import LEAST
+from sim.statistics import paired_lower_bound
 
 
 def test_equal_results_are_not_certain_with_few_pairs_but_are_with_400():
