@@ -40,6 +40,8 @@ class Labels:
         self.gate = interaction(data.pose, data.events, data.last, data.rate_hz, *rule).astype(np.float32)
         self.jaw_open = (data.target[:, 5] > 0.5 * (OPEN + CLOSED)).astype(np.float32)
         self.text = np.stack([encode(s) for s in data.instructions])[data.episode]
+        # After the last event nothing is left to aim at: "stay where you are" was a goal that, once believed in, kept itself true.
+        self.aims = np.isin(data.next_event, data.events)
         told, throughout = hindsight(data)
         asked = sorted({t for t in told if t})
         self.asked = np.stack([encode(t) for t in [*asked, ""]])
@@ -47,7 +49,7 @@ class Labels:
         taken = grasps(data)
         begun = data.next_event > taken[data.episode]
         whole = np.array(throughout)[data.episode]
-        over = data.play & ~np.isin(data.next_event, data.events)  # then a task goes home, and play does not
+        over = data.play & ~self.aims  # then a task goes home, and play does not
         self.other[(begun & ~whole) | over] = -1
         # What a robot would have been told here.
         self.said = np.where((self.other >= 0)[:, None], self.asked[self.other], self.text)
@@ -65,7 +67,7 @@ class Labels:
         self.contact, inside = contact_cell(data.pose, event_pose, data.cameras["wrist"], cfg)
         verb = np.array([p.partition(" ")[0] for p in data.instructions])[data.episode]
         careless = (verb == "take") & data.play & begun
-        self.in_view = inside & ~careless & np.isin(data.next_event, data.events)
+        self.in_view = inside & ~careless & self.aims
         # Nor does it tell the gate that one has come near to such a place.
         self.gate_told = (
             ~careless | interaction(data.pose, data.events, data.last, data.rate_hz, *rule[:2], 0.0) | (self.gate < 0.5)

@@ -98,7 +98,7 @@ class Trainer(Loop):
             m.world.tokens.requires_grad_(False)
             weight = np.where(self.labels.ambiguous, 3.0, 1.0)  # else the words would matter in a quarter of the rows
             # An arm at rest has more often finished than not begun, and where that cannot be told it must not stay at rest.
-            weight[~np.isin(self.data.next_event, self.data.events)] *= 0.3
+            weight[~self.labels.aims] *= 0.3
             self.asked_for = np.cumsum(weight / weight.sum())
         if name == "experts":
             self._imagine_all()
@@ -114,7 +114,7 @@ class Trainer(Loop):
     # -- the losses, one a stage ----------------------------------------------------------------------------------------
 
     def _tokeniser_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
-        x = images(self.data.front[rng.integers(len(self.data.front), size=batch)]).to(self.device)
+        x = images(self.data.front[rng.integers(len(self.data.front), size=batch)], self.device)
         # What stands out from its surroundings (arm, things) is a few per cent of the pixels and all of the matter.
         padded = F.pad(x, (12, 12, 12, 12), mode="replicate")
         around = F.avg_pool2d(F.avg_pool2d(padded, (1, 25), 1), (25, 1), 1)
@@ -147,7 +147,7 @@ class Trainer(Loop):
             velocity, mid = self.model.world(x, t, now, self.model.world.look(front), text, self._felt(rows, rng))
             where = self.model.world.acts_next(mid)
         # The words move a few cells of the picture: asking where the gripper will act teaches them far sooner than pixels do.
-        asked = (t == 0).float()  # later the noisy future itself shows it
+        asked = (t == 0).float() * self._row(lab.aims, rows)  # later the noisy future itself shows it
         place = heat_loss(where, self._row(lab.cell, rows), self.cfg.heatmap)
         return {
             "flow": (weight * (velocity.float() - (future - noise)) ** 2).mean(),
@@ -186,6 +186,8 @@ class Trainer(Loop):
         # at from all of play.
         weight = np.where(self.labels.skilled, np.where(self.labels.gate > 0.5, 3.0, 1.0), 0.7 * self.labels.in_view)
         self.sampling = np.cumsum(weight / weight.sum())
+        aims = self.labels.aims
+        self.aiming = np.flatnonzero(aims if aims.any() else ~aims)
 
     def _experts_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
         m, lab = self.model, self.labels
@@ -224,7 +226,7 @@ class Trainer(Loop):
         told = torch.stack([self._row(lab.gate_told, rows), self._row(~self.data.play, rows)], 1).float()
         gate = (F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none") * told).mean()
         # Reactive expert: half true, half generated futures; the newest frame may be up to 0.4 s younger than the Prior's.
-        rows = rng.integers(len(lab.gate), size=max(1, batch // 4))
+        rows = self.aiming[rng.integers(len(self.aiming), size=max(1, batch // 4))]
         newest = np.minimum(rows + rng.integers(0, 9, len(rows)), self.data.next_event[rows])
         futures = torch.where(
             torch.from_numpy(rng.random(len(rows)) < 0.5).to(self.device)[:, None, None, None],

@@ -177,9 +177,10 @@ def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], st
     Also says, in hindsight, what was done.
     """
     names = list(world.layout.places)
-    target = names[int(rng.integers(len(names)))]
-    if world.free_joint(target) is None:  # what can be taken shows more than what can only be touched
+    for _ in range(3):  # what can be taken shows more than what can only be touched
         target = names[int(rng.integers(len(names)))]
+        if world.free_joint(target) is not None:
+            break
     said = target.replace("_", " ")
     jaw = world.layout.jaw
     out: list[Segment] = []
@@ -202,8 +203,8 @@ def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], st
         others = [n for n in names if n != target]
         text = f"take the {said} away"
         spot = None
-        other = others[int(rng.integers(len(others)))] if others and rng.random() < 0.75 else ""
-        if other and rng.random() < 0.7:  # onto it, with a careless hand
+        other = others[int(rng.integers(len(others)))] if others and rng.random() < 0.85 else ""
+        if other and rng.random() < 0.8:  # onto it, with a careless hand
             text = f"drop the {said} onto the {other.replace('_', ' ')}"
             fits = (target, other) in task.instructions.values()
             z = task.place_z if fits else TASKS["stack"].place_z
