@@ -235,9 +235,8 @@ def distil(
     check_rate(data, teacher.cfg)
     labels = Labels(data, teacher.cfg, encoder_of(teacher.cfg, text_encoder))
     distiller = Distiller(data, run, plan, teacher, labels)
-    if distiller.stage == len(
-        distiller.stages
-    ):  # the run had ended before: what `compare` needs, while all processes are there
+    # Where the run had ended before: what `compare` needs, while all processes are there.
+    if distiller.stage == len(distiller.stages):
         distiller._encode_all()
     student = distiller.train()
     made: dict[str, object] = {

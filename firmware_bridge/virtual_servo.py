@@ -42,9 +42,8 @@ class VirtualServo:
         self._over_since: int | None = None
         self.heard_ns = 0  # last instruction on the bus (watchdog)
         self._named = {r.name: (r.address, r.address + r.size) for r in model.registers.values()}
-        self._inside: dict[
-            tuple[int, int], list[str]
-        ] = {}  # names of the registers within bytes that were written before
+        # Names of the registers within bytes that were written before.
+        self._inside: dict[tuple[int, int], list[str]] = {}
         self.feetech = model.protocol == "feetech"
         self._goal_span = self._named["goal_position"]
 

@@ -132,9 +132,8 @@ class LiveRig:
             if time.monotonic() > deadline:
                 raise CalibrationError(f"the arm does not arm ({self.state().reason}): check its power and try again.")
             time.sleep(0.02)
-        self._way = _Way(
-            time.monotonic(), 0.1, self.state().goal_rad.astype(float), self.state().goal_rad.astype(float)
-        )
+        here = self.state().goal_rad.astype(float)
+        self._way = _Way(time.monotonic(), 0.1, here, here)
         self._driver.start()
 
     def _drive(self) -> None:
