@@ -1,14 +1,15 @@
 """Other table tops under recorded demonstrations: what was recorded on one plain table trains for many.
 
-The plain table is told from what lies on it by its colour, as a green screen is (GreenAug: Teoh et al., arXiv 2407.07868), and
-replaced by a drawn one, which both views show from where they are: the front camera by its calibration, the wrist camera by the arm's
-pose and its place on the tool. Pictures of a table that is not plain are left as they are.
+The plain table is told from what lies on it by its colour, as a green screen is (GreenAug: Teoh et al., arXiv 2407.07868), and replaced by
+a drawn one with foreign things on it, flat ones and some that stand. Both views show it from where they are: the front camera by its
+calibration, the wrist camera by the arm's pose and its place on the tool. Pictures of a table that is not plain are left as they are.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -25,9 +26,20 @@ from sim.variety import draw_table_top
 
 LOW, HIGH = (-0.3, -0.7), (0.9, 0.7)  # corners of the drawn table, m in the base frame
 CELL = 0.0025  # m a pixel of the drawn table
-CLEAR = 0.05  # m that clutter keeps from where the gripper acts
+CLEAR = 0.06  # m that clutter keeps from where the gripper acts: a ring's post stands 35 mm from there
+NEAR = 0.03  # m in front of a camera, within which nothing is drawn
 TOLD_APART = (10.0, 24.0)  # grey levels off the plain table: surely table, surely a thing
 PLAIN = 45.0  # grey levels round the table's colour within which a picture's usual pixel is table
+
+
+@dataclass(frozen=True)
+class Prism:
+    """A foreign thing that stands on the drawn table: its foot float64[corners, 2] (m, base frame, convex), height (m), RGB colour of
+    its top in grey levels."""
+
+    foot: np.ndarray
+    height: float
+    colour: tuple[int, int, int]
 
 
 def with_other_tables(data: Demonstrations, share: float, seed: int, cfg: Config) -> Demonstrations:
@@ -45,6 +57,7 @@ def with_other_tables(data: Demonstrations, share: float, seed: int, cfg: Config
     empty = {view: empty_table(x[shown]) for view, x in pictures.items()}
     shade = {view: x / np.median(x, (1, 2), keepdims=True) for view, x in empty.items()}
     rays = {view: _rays(data.cameras[view]) for view in pictures}
+    K = {view: data.cameras[view].K for view in pictures}
     front = data.cameras["front"].T_base_from_cam
     if front is None:
         raise DataError(
@@ -57,14 +70,15 @@ def with_other_tables(data: Demonstrations, share: float, seed: int, cfg: Config
             continue
         rows = np.flatnonzero(data.episode == e)
         events = data.pose[data.events[(data.events >= rows[0]) & (data.events <= rows[-1])], :2]
-        top = draw_table(rng, events)
+        top, foreign = draw_table(rng, events), draw_foreign(rng, events)
         light = (rng.uniform(0.75, 1.2) * rng.uniform(0.95, 1.05, 3)).astype(np.float32)
-        under = _look(top, stands, shade["front"])
+        under = _look(top, stands, shade["front"], foreign, K["front"], front)
         for i in rows:
             front_view, wrist_view = pictures["front"], pictures["wrist"]
             front_view[i] = _replaced(front_view[i], empty["front"], under, light)
-            at = _on_table(rays["wrist"], wrist_pose(data.pose[i], mount))
-            wrist_view[i] = _replaced(wrist_view[i], empty["wrist"], _look(top, at, shade["wrist"]), light)
+            wrist = wrist_pose(data.pose[i], mount)
+            seen = _look(top, _on_table(rays["wrist"], wrist), shade["wrist"], foreign, K["wrist"], wrist)
+            wrist_view[i] = _replaced(wrist_view[i], empty["wrist"], seen, light)
     return dataclasses.replace(data, front=pictures["front"], wrist=pictures["wrist"])
 
 
@@ -89,16 +103,33 @@ def draw_table(rng: np.random.Generator, keep_clear: np.ndarray) -> np.ndarray:
     side = round(rng.uniform(0.12, 0.8) / CELL)
     tile = cv2.resize(tile, (side, side), interpolation=cv2.INTER_AREA if side < 128 else cv2.INTER_LINEAR)
     top = np.tile(tile, (height // side + 1, width // side + 1, 1))[:height, :width].copy()
-    for _ in range(int(rng.integers(0, 8))):
-        at, size, turn = rng.uniform([0.10, -0.19], [0.36, 0.19]), rng.uniform(0.009, 0.02), rng.uniform(0, math.pi)
-        colour = [int(c) for c in rng.integers(20, 235, 3)]
-        if len(keep_clear) and np.hypot(*(keep_clear - at).T).min() < CLEAR:
-            continue
-        corners = 4 if rng.random() < 0.6 else 16
-        angle = turn + np.arange(corners) * 2 * math.pi / corners
-        ring = at + size * np.stack([np.cos(angle), np.sin(angle)], 1) * [1.0, rng.uniform(0.6, 1.0)]
-        cv2.fillPoly(top, [np.round((ring - LOW)[:, ::-1] / CELL).astype(np.int32)], colour)
+    for _ in range(int(rng.integers(0, 4))):
+        outline, colour = _outline(rng, keep_clear), [int(c) for c in rng.integers(20, 235, 3)]
+        if outline is not None:
+            cv2.fillPoly(top, [np.round((outline - LOW)[:, ::-1] / CELL).astype(np.int32)], colour)
     return top.astype(np.float32)
+
+
+def draw_foreign(rng: np.random.Generator, keep_clear: np.ndarray) -> list[Prism]:
+    """Up to eleven things that stand on the table, away from `keep_clear` [N, 2] (m)."""
+    out = []
+    for _ in range(int(rng.integers(0, 12))):
+        outline, height = _outline(rng, keep_clear), float(rng.uniform(0.008, 0.05))
+        r, g, b = (int(c) for c in rng.integers(20, 235, 3))
+        if outline is not None:
+            out.append(Prism(outline, height, (r, g, b)))
+    return out
+
+
+def _outline(rng: np.random.Generator, keep_clear: np.ndarray) -> np.ndarray | None:
+    """Four or sixteen corners float64[corners, 2] round a place on the table; None for a place that is to be kept clear."""
+    at, size, turn = rng.uniform([0.10, -0.19], [0.36, 0.19]), rng.uniform(0.009, 0.02), rng.uniform(0, math.pi)
+    corners, narrow = (4 if rng.random() < 0.6 else 16), rng.uniform(0.6, 1.0)
+    if len(keep_clear) and np.hypot(*(keep_clear - at).T).min() < CLEAR:
+        return None
+    angle = np.arange(corners) * 2 * math.pi / corners
+    flat = size * np.stack([np.cos(angle), narrow * np.sin(angle)], 1)
+    return at + flat @ np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
 
 
 def wrist_pose(pose: np.ndarray, mount: np.ndarray) -> np.ndarray:
@@ -125,12 +156,31 @@ def _on_table(rays: np.ndarray, T: np.ndarray) -> np.ndarray:
     return start - np.float32(T[2, 3] / CELL) * out[..., :2] / down[..., None]
 
 
-def _look(top: np.ndarray, at: np.ndarray, shade: np.ndarray) -> np.ndarray:
-    """The drawn table float32[3, H, W] as a view sees it, lighter and darker as the plain one; NaN where there is none."""
-    new = cv2.remap(top, at[..., 1], at[..., 0], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101).transpose(2, 0, 1)
-    new = new * shade
+def _look(
+    top: np.ndarray, at: np.ndarray, shade: np.ndarray, foreign: list[Prism], K: np.ndarray, T: np.ndarray
+) -> np.ndarray:
+    """The drawn table float32[3, H, W], and what stands on it, as a camera of intrinsics `K` at `T` sees it, lighter and darker as the
+    plain one; NaN where there is none."""
+    flat = cv2.remap(top, at[..., 1], at[..., 0], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    new = stand(np.round(flat).astype(np.uint8), foreign, K, T).transpose(2, 0, 1) * shade
     new[:, np.isnan(at[..., 0])] = np.nan
     return new
+
+
+def stand(picture: np.ndarray, foreign: list[Prism], K: np.ndarray, T: np.ndarray) -> np.ndarray:
+    """`picture` uint8[H, W, 3] with `foreign` painted into it, the farthest first, as a camera of intrinsics `K` at `T` (base from
+    camera) sees them; their sides are darker than their tops. The picture given is painted on."""
+    for prism in sorted(foreign, key=lambda p: -np.linalg.norm(p.foot.mean(0) - T[:2, 3])):
+        z = np.full((len(prism.foot), 1), prism.height)
+        corners = np.concatenate([np.concatenate([prism.foot, z * 0], 1), np.concatenate([prism.foot, z], 1)])
+        seen = (corners - T[:3, 3]) @ T[:3, :3]
+        if seen[:, 2].min() < NEAR:
+            continue
+        pixels = np.round(16 * (seen @ K.T)[:, :2] / seen[:, 2:]).astype(np.int32)  # sixteenths of a pixel
+        side = tuple(round(0.65 * c) for c in prism.colour)
+        cv2.fillConvexPoly(picture, cv2.convexHull(pixels), side, cv2.LINE_AA, shift=4)
+        cv2.fillConvexPoly(picture, cv2.convexHull(pixels[len(prism.foot) :]), prism.colour, cv2.LINE_AA, shift=4)
+    return picture
 
 
 def _replaced(picture: np.ndarray, empty: np.ndarray, under: np.ndarray, light: np.ndarray) -> np.ndarray:

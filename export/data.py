@@ -95,18 +95,22 @@ def record_episode(
 
 @dataclass(frozen=True)
 class Part:
-    """A file's worth of episodes: of one task, or of play in all scenes (`task` None)."""
+    """A file's worth of episodes: of one task's things, or of play in all scenes (`task` None)."""
 
     number: int
     task: str | None
     episodes: int
+    play: bool
 
 
-def parts_of(episodes: int, play: int) -> list[Part]:
-    """Which parts make `episodes` demonstrations of each task and `play` episodes of play."""
+def parts_of(episodes: int, play: int, more: Mapping[str, int]) -> list[Part]:
+    """Which parts make `episodes` demonstrations of each task, `play` episodes of play, and for every task in `more` so many of both
+    on top."""
     out: list[Part] = []
-    for task, count in [*((t, episodes) for t in TASKS), (None, play)]:
-        out += [Part(len(out) + i, task, min(PER_PART, count - n)) for i, n in enumerate(range(0, count, PER_PART))]
+    on_top = [(t, n, played) for t, n in more.items() for played in (False, True)]
+    for task, count, played in [*((t, episodes, False) for t in TASKS), (None, play, True), *on_top]:
+        starts = range(0, count, PER_PART)
+        out += [Part(len(out) + i, task, min(PER_PART, count - n), played) for i, n in enumerate(starts)]
     return out
 
 
@@ -115,7 +119,7 @@ def _hold_to(folder: Path, asked: dict[str, int | float | str]) -> None:
     path = folder / ASKED
     if path.exists():
         try:
-            before = json.loads(path.read_text())
+            before = {"more": "nothing", **json.loads(path.read_text())}  # folders begun before there was more
         except ValueError as e:
             raise DataError(f"{path} cannot be read ({e}): collect into a new folder.") from e
         if before != asked:
@@ -136,16 +140,14 @@ def _worker(args: tuple[Part, int, str, float, str]) -> tuple[int, int]:
     while len(kept) < part.episodes:
         rng = np.random.default_rng([seed, part.number, tried, 1])  # seeds of different parts never meet
         tried += 1
-        if part.task:
-            layout = sample_layout(rng, task=part.task, environment=environment)
-        else:
-            layout = sample_layout(rng, task=str(rng.choice(list(PLAYED), p=list(PLAYED.values()))), environment="play")
-        if part.task is None and rng.random() < 0.3:  # also with shut jaws
+        task = part.task or str(rng.choice(list(PLAYED), p=list(PLAYED.values())))
+        layout = sample_layout(rng, task=task, environment="play" if part.play else environment)
+        if part.play and rng.random() < 0.3:  # also with shut jaws
             layout = dataclasses.replace(layout, jaw=CLOSED)
-        elif part.task and rng.random() < MISSED:
+        elif not part.play and rng.random() < MISSED:
             layout = after_a_miss(world, layout, rng)
-        episode, success = record_episode(world, warps, rng, layout, rate_hz, play=part.task is None)
-        if success or part.task is None:
+        episode, success = record_episode(world, warps, rng, layout, rate_hz, play=part.play)
+        if success or part.play:
             kept.append(episode)
     world.close()
     write_part(Path(folder), part.number, kept, rate_hz, SO101_JOINTS)
@@ -160,18 +162,22 @@ def collect(
     workers: int | None = None,
     rate_hz: float = Config.rate_hz,
     environment: str = "seen",
+    more: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
     """Collect `episodes` demonstrations of each task and `play` episodes of play into `folder`; parts that exist are kept, so
-    the same call goes on after a kill.
+    the same call goes on after a kill. `more`: so many demonstrations of a task, and as much play with its things, on top.
 
     Tasks are shown in `environment`: training sees "seen" only, the others are for measuring (`benchmarks/bottleneck.py`).
     Returns how many were kept and tried. Raises DataError when the folder holds something else.
     """
     folder = Path(folder)
-    _hold_to(folder, {"episodes": episodes, "play": play, "seed": seed, "rate_hz": rate_hz, "environment": environment})
+    more = more or {}
+    asked: dict[str, int | float | str] = {"episodes": episodes, "play": play, "seed": seed, "rate_hz": rate_hz}
+    asked |= {"environment": environment, "more": " ".join(f"{t}={n}" for t, n in more.items()) or "nothing"}
+    _hold_to(folder, asked)
     jobs = [
         (p, seed, str(folder), rate_hz, environment)
-        for p in parts_of(episodes, play)
+        for p in parts_of(episodes, play, more)
         if not part_exists(folder, p.number)
     ]
     kept = tried = 0

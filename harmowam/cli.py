@@ -191,13 +191,30 @@ def say(line: str) -> None:
     show_default=True,
     help="Where tasks are shown. Training sees 'seen' only; the others are for measuring.",
 )
+@click.option(
+    "--more",
+    multiple=True,
+    metavar="TASK=N",
+    help="So many demonstrations of one task, and as much play with its things, on top (repeat for other tasks).",
+)
 @json_option
 @errors
-def collect(out: Path, episodes: int, play: int, seed: int, environment: str, json_path: Path | None) -> None:
+def collect(
+    out: Path, episodes: int, play: int, seed: int, environment: str, more: tuple[str, ...], json_path: Path | None
+) -> None:
     """Record the scripted expert in simulation as a LeRobotDataset: demonstrations of the six tasks, and play."""
     from export.data import collect
+    from sim.tasks import TASKS
 
-    result = collect(out, episodes, play, seed, environment=environment)
+    on_top: dict[str, int] = {}
+    for item in more:
+        task, _, count = item.partition("=")
+        if task not in TASKS or not count.isdecimal() or task in on_top:
+            raise UserError(
+                f"--more {item}: write a task ({', '.join(TASKS)}) and a number once each, as --more ring=100."
+            )
+        on_top[task] = int(count)
+    result = collect(out, episodes, play, seed, environment=environment, more=on_top)
     click.echo(f"kept {result['kept']} of {result['tried']} episodes in {out}")
     write_json(json_path, result)
 

@@ -5,7 +5,18 @@ import dataclasses
 import numpy as np
 import pytest
 
-from export.backdrop import CELL, LOW, draw_table, empty_table, with_other_tables, wrist_pose
+from export.backdrop import (
+    CELL,
+    CLEAR,
+    LOW,
+    Prism,
+    draw_foreign,
+    draw_table,
+    empty_table,
+    stand,
+    with_other_tables,
+    wrist_pose,
+)
 from export.config import Config
 from export.data import load_demonstrations
 from export.labels import wrist_mount
@@ -88,3 +99,53 @@ def test_clutter_keeps_away_from_where_the_gripper_acts():
         top = draw_table(np.random.default_rng(seed), spot)
         around = np.s_[row - 4 : row + 5, column - 4 : column + 5]
         assert np.array_equal(top[around], bare[around])
+
+
+def test_foreign_things_keep_clear_too_and_most_tables_have_some():
+    spot = np.array([[0.2, 0.0]])
+    drawn = [draw_foreign(np.random.default_rng(seed), spot) for seed in range(60)]
+    assert sum(len(d) > 0 for d in drawn) > 45 and max(map(len, drawn)) >= 7
+    for prism in (p for d in drawn for p in d):
+        assert np.hypot(*(prism.foot.mean(0) - spot[0])) > CLEAR - 1e-9
+        assert 0.008 <= prism.height <= 0.05 and np.ptp(prism.foot, axis=0).max() < 0.041
+
+
+def test_a_foreign_thing_stands_where_a_simulated_one_of_its_size_does():
+    """The arbiter is the simulator: its block of clutter, a box of 18 x 18 x 50 mm, seen by its own cameras, against the painted one."""
+    world = World(0)
+    for seed, yaw in ((0, 0.3), (1, 1.1)):
+        layout = sample_layout(np.random.default_rng(seed), task="ring")
+        bare = dataclasses.replace(layout.look, clutter=())
+        x, y = layout.start[0], layout.start[1] + 0.06
+        pictures = []
+        for look in (bare, dataclasses.replace(bare, clutter=((7, x, y, yaw),))):
+            world.reset(dataclasses.replace(layout, look=look))
+            pictures.append({view: world.render(view).astype(int) for view in ("front", "wrist")})
+        c, s = np.cos(yaw), np.sin(yaw)
+        foot = [x, y] + 0.009 * np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) @ np.array([[c, s], [-s, c]])
+        prism = Prism(foot, 0.05, (250, 250, 250))
+        front, wrist = world.camera("front"), world.camera("wrist")
+        assert front.T_base_from_cam is not None
+        on_arm = wrist_pose(world.pose, wrist_mount(wrist, Config()))
+        for camera, T in ((front, front.T_base_from_cam), (wrist, on_arm)):
+            there = np.abs(pictures[1][camera.name] - pictures[0][camera.name]).max(-1) > 12
+            painted = stand(np.zeros((240, 320, 3), np.uint8), [prism], camera.K, T).max(-1) > 100
+            assert there.sum() > 60
+            assert (there & painted).sum() > 0.85 * (there | painted).sum()
+    world.close()
+
+
+def test_the_nearer_of_two_things_hides_the_farther(data):
+    camera = data.cameras["front"]
+    x, y, _ = camera.T_base_from_cam[:3, 3]
+    square = 0.01 * np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]])
+    far, near = (
+        Prism(square + np.array([at, 0.0]), 0.04, colour) for at, colour in ((0.20, (0, 250, 0)), (0.26, (250, 0, 0)))
+    )
+    assert np.hypot(0.26 - x, y) < np.hypot(0.20 - x, y)  # the front camera looks back at the arm
+    blank = np.zeros((camera.height, camera.width, 3), np.uint8)
+    assert camera.T_base_from_cam is not None
+    both = stand(blank.copy(), [near, far], camera.K, camera.T_base_from_cam)
+    alone = stand(blank.copy(), [near], camera.K, camera.T_base_from_cam)
+    assert np.array_equal(both[..., 0], alone[..., 0]) and (both[..., 1] > 100).any()
+    assert not both[alone[..., 0] == 250][:, 1].any()

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
-from export.data import _hold_to, collect
+from export.data import _hold_to, collect, parts_of
 from export.lerobot import DataError, Episode, finish, load, video, write_part
 from export.lerobot.layout import read_table, write_table
+from harmowam.cli import main
 from runtime.kinematics import SO101_JOINTS
 from tests.dataset import CAMERAS, FPS, PARTS, camera, edit_column, edit_json, film, write_all
 
@@ -144,12 +146,33 @@ def test_episodes_that_cannot_be_stored_are_refused_before_anything_is_written(t
 
 
 def test_a_folder_holds_what_it_was_begun_for(tmp_path):
-    _hold_to(tmp_path, {"episodes": 100, "play": 1000, "seed": 0})
-    _hold_to(tmp_path, {"episodes": 100, "play": 1000, "seed": 0})
-    with pytest.raises(
-        DataError, match="was begun with episodes 100, seed 0: repeat that, or collect into a new folder"
-    ):
-        _hold_to(tmp_path, {"episodes": 200, "play": 1000, "seed": 1})
+    asked: dict[str, Any] = {"episodes": 100, "play": 1000, "seed": 0, "more": "nothing"}
+    _hold_to(tmp_path, asked)
+    _hold_to(tmp_path, asked)
+    others: list[tuple[dict[str, Any], str]] = [
+        ({"episodes": 200, "seed": 1}, "episodes 100, seed 0"), ({"more": "ring=50"}, "more nothing"),
+    ]  # fmt: skip
+    for other, was in others:
+        with pytest.raises(DataError, match=f"was begun with {was}: repeat that, or collect into a new folder"):
+            _hold_to(tmp_path, asked | other)
+    before_more = {k: v for k, v in asked.items() if k != "more"}
+    (tmp_path / "meta/collect.json").write_text(json.dumps(before_more))
+    _hold_to(tmp_path, asked)
+
+
+def test_more_of_one_task_comes_after_what_all_tasks_have_and_moves_none_of_it():
+    usual, more = parts_of(30, 40, {}), parts_of(30, 40, {"ring": 26})
+    assert more[: len(usual)] == usual  # parts are numbered and drawn by number
+    assert [(p.task, p.episodes, p.play) for p in more[len(usual) :]] == [
+        ("ring", 25, False), ("ring", 1, False), ("ring", 25, True), ("ring", 1, True),
+    ]  # fmt: skip
+    assert [p.number for p in more] == list(range(len(more)))
+
+
+@pytest.mark.parametrize("wrong", ["ring", "ring=", "ring=-1", "rings=5", "=5"])
+def test_more_that_names_no_task_and_number_is_refused(tmp_path, wrong):
+    said = CliRunner().invoke(main, ["collect", "--out", str(tmp_path / "d"), "--more", wrong])
+    assert said.exit_code == 2 and f"--more {wrong}: write a task" in said.output and not (tmp_path / "d").exists()
 
 
 def test_somebody_elses_dataset_is_left_alone(copy):
