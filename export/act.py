@@ -32,7 +32,7 @@ from export.onnx import export_engine
 from export.rows import digest_of
 from export.text import ngrams
 from runtime.bundle import EngineFiles, Manifest, check_replaceable, save_bundle
-from runtime.kinematics import SO101_JOINTS, SO101_LOWER, SO101_UPPER, So101Links
+from runtime.kinematics import ARM_FAMILY, SO101_JOINTS, SO101_LOWER, SO101_UPPER, So101Links
 
 SAVE_EVERY_S = 60.0
 
@@ -310,7 +310,7 @@ def save_act_bundle(
     manifest = Manifest(
         name="act-so101",
         licence="Apache-2.0",
-        arm_family="so101",
+        arm_family=ARM_FAMILY,
         engines={"act": EngineFiles("onnx/act.onnx", {k: list(s) for k, s in inputs.items()}, ["chunk"])},
         preprocess={"size": [c.image, c.image], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
         cameras={k: v.to_json() for k, v in sorted(cameras.items())},

@@ -28,7 +28,7 @@ from export.text import Encoder, encoder_of
 from runtime.bundle import EngineFiles, Manifest, check_replaceable, save_bundle
 from runtime.decode import proprio
 from runtime.engine import Engine, OrtEngine
-from runtime.kinematics import SO101_JOINTS, SO101_LOWER, SO101_UPPER, So101Links
+from runtime.kinematics import ARM_FAMILY, SO101_JOINTS, SO101_LOWER, SO101_UPPER, So101Links
 from runtime.steps import fixed_noise
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "harmowam-so101.safetensors"
@@ -128,7 +128,7 @@ def manifest_for(
     return Manifest(
         name="harmowam-so101",
         licence="Apache-2.0",
-        arm_family="so101",
+        arm_family=ARM_FAMILY,
         engines={
             name: EngineFiles(f"onnx/{name}.onnx", {k: list(s) for k, s in inputs.items()}, outputs)
             for name, (_, inputs, outputs) in engines(model).items()

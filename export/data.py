@@ -44,7 +44,7 @@ def simulated_warps(world: World) -> dict[str, Warp]:
     }
 
 
-def after_a_miss(world: World, layout: Layout, rng: np.random.Generator) -> Layout:
+def after_a_miss(layout: Layout, rng: np.random.Generator) -> Layout:
     """The same start with the gripper shut beside the item, as a failed grasp leaves it; of a row of buttons with the first one lit and the
     gripper near it or at rest, as a policy leaves it that forgot the second."""
     task = TASKS[layout.task]
@@ -145,7 +145,7 @@ def _worker(args: tuple[Part, int, str, float, str]) -> tuple[int, int]:
         if part.play and rng.random() < 0.3:  # also with shut jaws
             layout = dataclasses.replace(layout, jaw=CLOSED)
         elif not part.play and rng.random() < MISSED:
-            layout = after_a_miss(world, layout, rng)
+            layout = after_a_miss(layout, rng)
         episode, success = record_episode(world, warps, rng, layout, rate_hz, play=part.play)
         if success or part.play:
             kept.append(episode)

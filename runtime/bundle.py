@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from runtime.engine import Engine, EngineError, OrtEngine
+from runtime.kinematics import ARM_FAMILY
 
 SCHEMA = 1
 
@@ -141,6 +142,11 @@ class Bundle:
         wrong = _wrong_field(manifest)
         if wrong:
             raise BundleError(f"{path}/manifest.json is damaged ('{wrong}' does not hold what it should): {again}")
+        if manifest.arm_family != ARM_FAMILY:
+            raise BundleError(
+                f"{path} is for arms of the family '{manifest.arm_family}', this version drives {ARM_FAMILY}: "
+                "name another with --bundle, or upgrade harmowam on this machine."
+            )
         for name, digest in manifest.files.items():
             file = path / name
             if not file.is_file():

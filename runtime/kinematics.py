@@ -26,6 +26,7 @@ class So101Links:
     wrist_to_tcp: float = 0.1592
 
 
+ARM_FAMILY = "so101"  # the one that this version drives
 SO101_JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 SO101_LOWER = np.array([-1.91986, -1.74533, -1.69, -1.65806, -2.74385, -0.174533])
 SO101_UPPER = np.array([1.91986, 1.74533, 1.69, 1.65806, 2.84121, 1.74533])

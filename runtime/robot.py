@@ -11,6 +11,7 @@ from calibration.joints import JointCalibration
 from calibration.store import Store
 from firmware_bridge.arm import ArmConfig
 from firmware_bridge.models import MODELS
+from runtime.kinematics import ARM_FAMILY
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -242,8 +243,8 @@ def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
             _take(c, "delay_ms", float, at, 0.0),
         )
     family = _take(raw, "family", str, where)
-    if family != "so101":
-        raise RobotError(f"{where}: arm family '{family}' is not known: this version drives so101.")
+    if family != ARM_FAMILY:
+        raise RobotError(f"{where}: arm family '{family}' is not known: this version drives {ARM_FAMILY}.")
     return Robot(
         _take(raw, "name", str, where),
         path,

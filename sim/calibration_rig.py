@@ -6,7 +6,6 @@ The arm that is commanded and read is a little wrong, as a cheap one is; the pic
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import cv2
@@ -126,9 +125,7 @@ class ServoRig:
         self._rng = np.random.default_rng([seed, 11])
         self.state = self._motor(self._now, None)
 
-    def move_to(
-        self, q: np.ndarray, velocity: float = 1.2, say: Callable[[str], None] = lambda line: None
-    ) -> np.ndarray:
+    def move_to(self, q: np.ndarray, velocity: float = 1.2) -> np.ndarray:
         """Drive to joint angles [5] (as the servos say them) and stand still; returns the angles reported, rad [5]."""
         goal = np.append(q + self.bench.offsets, 0.3)
         start = self.state.q_rad.astype(float)

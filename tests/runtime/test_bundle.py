@@ -37,6 +37,10 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest cut short": (lambda p: (p / "manifest.json").write_text('{"schema": 1, "na'), "is damaged"),
     "from the future": (lambda p: edit(p, lambda m: m.update(schema=99)), "upgrade harmowam"),
     "from the past": (lambda p: edit(p, lambda m: m.update(schema=0)), "export it again"),
+    "for another arm": (
+        lambda p: edit(p, lambda m: m.update(arm_family="viperx")),
+        "family 'viperx', this version drives so101",
+    ),
     "a field missing": (lambda p: edit(p, lambda m: m.pop("tasks")), "lacks or adds fields"),
     "an engine without a hash": (lambda p: edit(p, lambda m: m["files"].pop("onnx/fast.onnx")), "without a hash"),
 }
