@@ -215,12 +215,9 @@ def end(process: subprocess.Popen[bytes], slots: Path, tell_s: float = 12.0) -> 
             process.wait(0.1)
         if waited > tell_s and not told:
             told = True
-            print(
-                "error: the guard does not end: plug the servo adapter in, or switch the arm's power off.",
-                file=sys.stderr,
-            )
+            tell("the guard does not end: plug the servo adapter in, or switch the arm's power off.", "error: ")
     if process.poll() is None:
-        print("error: the guard has not ended: switch the arm's power off if it is still stiff.", file=sys.stderr)
+        tell("the guard has not ended: switch the arm's power off if it is still stiff.", "error: ")
 
 
 def main() -> int:

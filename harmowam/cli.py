@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
@@ -166,7 +167,9 @@ def main() -> None:
 
 
 def say(line: str) -> None:
-    click.echo(f"  {line}", err=True)
+    """Tell the user; a terminal that is gone must not keep an arm from being lowered."""
+    with contextlib.suppress(OSError):
+        click.echo(f"  {line}", err=True)
 
 
 @main.command(short_help="Record the scripted expert in simulation as a dataset.")
@@ -238,7 +241,9 @@ def collect(
     "--fault", multiple=True, metavar="NAME@SECONDS", help="Inject a fault into the virtual bus (see bus campaign)."
 )
 @click.option(
-    "--log", type=click.Path(path_type=Path), help="MCAP log for `harmowam replay`: every frame, input and command."
+    "--log",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="MCAP log for `harmowam replay`: every frame, input and command.",
 )
 @json_option
 @errors
@@ -286,7 +291,11 @@ def run(
             f"task: {done.report['task']}: {'done' if done.report['success'] else 'not done'}{', and undone since' if undone else ''}"
         )
     write_json(json_path, done.report)
-    if record is not None:
+    if record is not None and done.policy.counts.ticks:
+        if dropped := done.policy.recorder.dropped:
+            click.echo(
+                f"recording: {dropped} pictures, Priors or rows had no room in memory: record a shorter run to have all"
+            )
         from runtime.report import lacking, write_report
 
         if missing := lacking():  # a robot's installation is lean

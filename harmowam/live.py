@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from typing import Any
 from calibration.camera import Camera, moved_mount, parallax
 from firmware_bridge import guard
 from firmware_bridge.messages import RequestKind
-from firmware_bridge.motor import EXIT_HOLDING
+from firmware_bridge.motor import EXIT_HOLDING, tell
 from firmware_bridge.safety import lowering_s
 from harmowam.calibration_rig import refuse_moved
 from runtime.bundle import Bundle, default_backend
@@ -111,7 +110,7 @@ def live(
             "the simulated robot brings its own bus: to drive an arm, copy runtime/robots/so101.toml and name it with --robot."
         )
     if record is not None:
-        _make_folder(record)
+        make_folder(record, "--record")
     bundle = Bundle.load(bundle_path)
     if task is not None:
         bundle.task(task)
@@ -226,13 +225,13 @@ def live(
                 try:
                     driver.lower(lowered_s)
                 except RunError as e:
-                    print(f"error: {e}", file=sys.stderr)
+                    tell(str(e), "error: ")
             armed, deaf = False, True
             if keeper is not None:
                 guard.end(keeper, slots, lowered_s)
                 for line in (slots / guard.LOG).read_text().splitlines():
                     if line.startswith("guard: "):  # its errors have been raised already
-                        print(line, file=sys.stderr)
+                        tell(line, "")
             for camera in cameras.values():
                 camera.close()
             if simulator is not None:
@@ -248,15 +247,15 @@ def live(
                 keep(driver, record, report)
 
 
-def _make_folder(record: Path) -> None:
-    """Raises RunError where nothing could be recorded: before the arm moves, not after."""
+def make_folder(folder: Path, option: str) -> None:
+    """Raises RunError where nothing could be written: before the arm moves, not after. `option` named the folder."""
     try:
-        record.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         wrong = "is a file" if isinstance(e, FileExistsError) else f"cannot be made ({e.strerror})"
-        raise RunError(f"{record} {wrong}: name a folder with --record.") from e
-    if not os.access(record, os.W_OK):
-        raise RunError(f"{record} cannot be written: name a folder with --record.")
+        raise RunError(f"{folder} {wrong}: name a folder with {option}.") from e
+    if not os.access(folder, os.W_OK):
+        raise RunError(f"{folder} cannot be written: name a folder with {option}.")
 
 
 def _compare_places(name: str, here: Camera, trained: Camera, say: Callable[[str], None]) -> None:
@@ -283,4 +282,4 @@ def keep(driver: Policy, record: Path, report: dict[str, Any]) -> None:
         )
         if "error" not in report:
             raise RunError(lost) from e
-        print(f"error: {lost}", file=sys.stderr)
+        tell(lost, "error: ")

@@ -32,6 +32,9 @@ def print_timing(report: dict[str, Any]) -> None:
         f"health: {health['state']}, {len(health['changes'])} changes; goals' jerk rms {report['goal_jerk_rad_s3']['rms']:.0f} rad/s^3"
     )
     click.echo(f"first command after {report['time_to_first_command_s']} s, runtime processes {report['rss_mb']} MB")
+    log = report.get("log", {})
+    if log.get("fault") or log.get("dropped"):
+        click.echo(f"log: {log.get('fault') or 'written'}; {log['dropped']} records were dropped")
     processors = report["processors"]
     click.echo(
         f"processors {processors['busy']:.0%} busy, {processors['stolen']:.1%} taken by the host for other machines"
@@ -86,7 +89,9 @@ def _injected(items: tuple[str, ...]) -> dict[str, float]:
 )
 @click.option("--no-compensate", is_flag=True, help="Without delay compensation, for comparison.")
 @click.option(
-    "--log", type=click.Path(path_type=Path), help="Also record an MCAP log (what recording costs shows up here)."
+    "--log",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also record an MCAP log (what recording costs shows up here).",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for profile.html, profile.json and trace.json (Perfetto)."
@@ -102,7 +107,7 @@ def profile(
     against: Path | None, json_path: Path | None,
 ) -> None:  # fmt: skip
     """Where each millisecond goes: the same loop as `run`, with every stage stamped by one clock."""
-    from harmowam.live import live, process_began_s
+    from harmowam.live import live, make_folder, process_began_s
     from runtime.profile import board, compare, hints, tracks
     from runtime.profile_page import page, write_page
     from runtime.robot import load_robot
@@ -115,6 +120,8 @@ def profile(
             raise UserError("--fps and --camera-fps are for a simulated robot: set the rates in the robot file.")
         cameras = {k: dataclasses.replace(c, fps=camera_fps or fps or c.fps) for k, c in described.cameras.items()}
         described = dataclasses.replace(described, fast_hz=fps or described.fast_hz, cameras=cameras)
+    if out is not None:
+        make_folder(out, "--out")
     before = board()
     done = live(
         bundle, described, task, seconds, port=port, seed=seed, say=say, began_s=process_began_s(), inject=_injected(inject),
@@ -130,12 +137,12 @@ def profile(
     if compared is not None:
         _print_comparison(compared)
         report["against"] = {"file": str(against), "verdict": compared["verdict"], "worse": compared["worse"]}
+    write_json(json_path, report)
     if out is not None:
         found = tracks(done.policy)
         write_perfetto(out / "trace.json", found)
         write_page(out / "profile.html", page(report, found, compared))
         write_json(out / "profile.json", report)
         click.echo(f"page: {out / 'profile.html'}, trace for ui.perfetto.dev: {out / 'trace.json'}")
-    write_json(json_path, report)
     if compared is not None and compared["verdict"] == "worse":
         sys.exit(1)

@@ -21,6 +21,12 @@ from harmowam.cli import errors, json_option, write_json
 @errors
 def replay(log: Path, bundle: Path | None, view: bool, json_path: Path | None) -> None:
     """Run a log's inputs through the same engines: identical actions bit for bit, or the first difference and exit code 1."""
+    partial = log.with_name(log.name + ".partial")
+    if log.is_file() and partial.is_file():
+        click.echo(
+            f"note: {log} is a whole run; {partial} is what another run left that was cut off: name the one you mean",
+            err=True,
+        )
     if view:
         from runtime.log_view import view as open_view
 

@@ -12,11 +12,12 @@ BLACK_MEAN, BLACK_SPREAD = 6.0, 2.0  # of 255
 
 
 class CameraWatch:
-    """Watches one camera. `noisy` False: equal pictures are possible (simulation, film), only stamps that stand still count."""
+    """Watches one camera. `noisy` False: equal pictures are possible (simulation, film), only stamps that stand still count. `delay_ns`:
+    how old its pictures are when they are handed over, as the robot file says; not to be called late for it."""
 
-    def __init__(self, name: str, fps: float, noisy: bool = True):
+    def __init__(self, name: str, fps: float, noisy: bool = True, delay_ns: int = 0):
         self.name, self.noisy = name, noisy
-        self.late_ns = int(3e9 / fps)
+        self.late_ns = int(3e9 / fps) + delay_ns
         self._stamp = -1
         self._print = 0
         self._equal = self._stuck = 0

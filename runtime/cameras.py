@@ -1,7 +1,7 @@
 """Cameras: newest frame only, stamped at capture, a thread each, opened again when they come back.
 
-Sources (`source` in the robot file): "sim", "slot:PATH" (another process), "/dev/videoN" or a number (V4L2), "gst:PIPELINE"
-(GStreamer, ends in an appsink), a video file (played at its rate, over and over), a URL (RTSP, HTTP).
+Sources (`source` in the robot file): "sim", "slot:PATH" (another process), "/dev/videoN", a name under /dev/v4l/by-id or a number (V4L2),
+"gst:PIPELINE" (GStreamer, ends in an appsink), a video file (played at its rate, over and over), a URL (RTSP, HTTP).
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ VIDIOC_G_CTRL = 0xC008561B
 FOCUS_ABSOLUTE, FOCUS_AUTO = 0x009A090A, 0x009A090C
 
 CAMERA_PRIORITY = 11  # above the loop that waits for its pictures
+STALL_MS, OPEN_MS = 1000, 3000  # so long a read, or opening a stream, may take; OpenCV's own limits are 10 s and more
+WAIT_V4L2 = ("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(STALL_MS // 1000))  # read by OpenCV at its first picture
 FAILURES = 5  # reads that fail in a row before a device is opened again
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 2.0  # between attempts to open it
 LOOK_AGAIN_S = 0.2  # without a new picture: has a slot's writer been replaced?
@@ -118,10 +120,11 @@ class DeviceCamera:
         self.file = "://" not in config.source and Path(config.source).is_file()
         self.noisy = not self.file
         self.reconnects = 0
-        self._v4l2 = config.source.isdigit() or config.source.startswith("/dev/video")
+        self._v4l2 = is_device(config.source)
+        self.delay_ns = 0 if self._v4l2 else int(config.delay_ms * 1e6)
         self._capture = self._open()
         if self._capture is None:
-            gone = config.source.startswith("/dev/video") and not Path(config.source).exists()
+            gone = self._v4l2 and not Path(node(config.source)).exists()
             why = "is missing" if gone else "cannot be opened"
             raise CameraError(
                 f"camera '{config.name}' {why} ({config.source}): plug it in, or correct 'source' in the robot file."
@@ -140,13 +143,18 @@ class DeviceCamera:
         if c.source.startswith("gst:"):
             capture = cv2.VideoCapture(c.source.removeprefix("gst:"), cv2.CAP_GSTREAMER)
         elif self._v4l2:
-            if c.source.startswith("/dev/video") and not Path(c.source).exists():
+            if not Path(node(c.source)).exists():
                 return None
+            os.environ.setdefault(*WAIT_V4L2)
             capture = cv2.VideoCapture(int(c.source) if c.source.isdigit() else c.source, cv2.CAP_V4L2)
             capture.set(cv2.CAP_PROP_FRAME_WIDTH, c.width)
             capture.set(cv2.CAP_PROP_FRAME_HEIGHT, c.height)
             capture.set(cv2.CAP_PROP_FPS, c.fps)
             capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest frame, no queue
+        elif "://" in c.source:
+            capture = cv2.VideoCapture(c.source, cv2.CAP_FFMPEG, [
+                cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, STALL_MS,
+            ])  # fmt: skip
         else:
             capture = cv2.VideoCapture(c.source)
         if capture.isOpened():
@@ -162,7 +170,7 @@ class DeviceCamera:
             driver = int(self._capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
             if 0 <= now - driver < 1_000_000_000:  # some drivers stamp by another clock, or not at all
                 return driver
-        return now - int(self.config.delay_ms * 1e6)
+        return now - self.delay_ns
 
     def _again(self) -> None:
         """Open what has failed, with pauses of 0.1 s to 2 s; returns when it is open or the camera is closed."""
@@ -183,9 +191,11 @@ class DeviceCamera:
         while not self._stop:
             if self.file:
                 ticker.wait()
+            asked = time.monotonic()
             ok, bgr = self._capture.read()
             if not ok:
-                failed += 1
+                stalled = time.monotonic() - asked > 0.8e-3 * STALL_MS  # waiting four times more would be too long
+                failed += FAILURES if stalled else 1
                 if self.file or failed >= FAILURES:
                     failed = 0
                     self._again()
@@ -207,7 +217,8 @@ class DeviceCamera:
     def close(self) -> None:
         self._stop = True
         self._thread.join(3.0)
-        self._capture.release()
+        if not self._thread.is_alive():  # else it is inside read() still, and nobody may take the capture away under it
+            self._capture.release()
 
 
 def open_camera(config: CameraConfig, slots: Path, timeout_s: float = 3.0) -> CameraSource:
@@ -257,6 +268,11 @@ def open_cameras(robot: Robot, wanted: Iterable[str], slots: Path) -> dict[str, 
     return cameras
 
 
+def is_device(source: str) -> bool:
+    """Whether a camera's `source` is a V4L2 device: a number, or a path such as /dev/video0 or a name under /dev/v4l/by-id."""
+    return source.isdigit() or source.startswith("/dev/")
+
+
 def node(source: str) -> str:
     """A camera's `source` with the device's path in place of its bare number, as OpenCV takes it."""
     return f"/dev/video{source}" if source.isdigit() else source
@@ -274,11 +290,10 @@ def serial(source: str) -> str | None:
 def focus(source: str) -> int | str | None:
     """Focus position of a V4L2 device, "auto" while it focuses by itself; None where it has no such control (most have none) or is no
     device."""
-    path = node(source)
-    if not path.startswith("/dev/video"):
+    if not is_device(source):
         return None
     try:
-        device = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        device = os.open(node(source), os.O_RDWR | os.O_NONBLOCK)
     except OSError:
         return None
     try:

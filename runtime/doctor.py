@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.camera import CalibrationError, load_camera
+from runtime.cameras import is_device
+from runtime.cameras import node as device_path
 from runtime.robot import Robot
 
 
@@ -242,7 +244,7 @@ def arm(machine: Machine, robot: Robot) -> Iterator[Finding]:
         mend = f'`harmowam calibrate joints --robot {robot.path}`, then [arm] calibration = "calibration/joints"'
         yield Finding("joints", "warn", "not calibrated: the zeros are the robot file's, not this arm's", mend)
     if not robot.arm.estop:
-        mend = "see docs/jetson.md, Emergency stop; a switch in the arm's supply comes first"
+        mend = "see docs/arm.md, Emergency stop; a switch in the arm's supply comes first"
         yield Finding("emergency stop", "warn", "the robot file names none", mend)
         return
     kind, _, where = robot.arm.estop.partition(":")
@@ -261,8 +263,8 @@ def cameras(machine: Machine, robot: Robot) -> Iterator[Finding]:
     import cv2
 
     for name, camera in robot.cameras.items():
-        source = camera.source
-        if source.startswith("/dev/video"):
+        source = device_path(camera.source)
+        if is_device(source):
             node = machine.path(source)
             if not node.exists():
                 yield Finding(

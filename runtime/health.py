@@ -8,6 +8,7 @@ lowered. What the safety machine in the motor process decides stands above all o
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,14 +63,20 @@ class Change:
     reasons: tuple[str, ...]
 
 
+def _kind(reason: str) -> str:
+    """A reason without its figures; names in quotes stay whole."""
+    return re.sub(r"'[^']*'|[\d.]+", lambda m: m[0] if m[0].startswith("'") else "", reason)
+
+
 class HealthMonitor:
-    """`step` once a tick; `state`, `reasons` and `history` say what it made of it."""
+    """`step` once a tick; `state`, `reasons`, `changed` and `history` (its first changes) say what it made of it."""
 
     def __init__(self, fast_hz: float, limits: HealthLimits | None = None, history: int = 256):
         self.limits = limits or HealthLimits()
         self.state = Health.STARTING
         self.reasons: tuple[str, ...] = ("no command yet",)
         self.history: list[Change] = []
+        self.changed: Change | None = None  # by the last step
         self._most = history
         self._missed: np.ndarray = np.zeros(max(int(fast_hz), 1), np.int16)  # misses of the last second's ticks
         self._k = 0
@@ -119,9 +126,10 @@ class HealthMonitor:
             return self.state
         state, reasons = self._judge(now_ns, signs)
         # Shares and degrees change all the time: a new entry only for another state or another kind of reason.
-        another = state != self.state or len(reasons) != len(self.reasons)
-        if another and len(self.history) < self._most:
-            self.history.append(Change(round((now_ns - self._began_ns) * 1e-9, 3), state, reasons))
+        another = state != self.state or list(map(_kind, reasons)) != list(map(_kind, self.reasons))
+        self.changed = Change(round((now_ns - self._began_ns) * 1e-9, 3), state, reasons) if another else None
+        if self.changed is not None and len(self.history) < self._most:
+            self.history.append(self.changed)
         self.state, self.reasons = state, reasons
         return state
 

@@ -18,7 +18,7 @@ from runtime.contracts import FastTick, Observation, Prior
 
 FRAME_PERIOD_NS = 66_000_000  # about 15 pictures a second are kept
 MAX_TICKS = 1 << 17  # 43 minutes at 50 Hz
-PICTURE_BYTES = 48_000_000  # of JPEG: several minutes
+PICTURE_BYTES = 256_000_000  # of JPEG: minutes at 640x480 (50 to 170 kB a pair of pictures), one or two at 1280x720
 PRIOR_BYTES = 24_000_000
 WAITING = 16  # pictures between the fast loop and the thread that compresses them
 JPEG_QUALITY = 92

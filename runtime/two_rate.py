@@ -118,7 +118,10 @@ class Policy:
         self._seen = dict.fromkeys(cameras, 0)  # newest picture that the fast loop has used
         self._noted = dict.fromkeys(cameras, 0)  # newest picture that was seen to come while another did not
         self._arrived_ns = dict.fromkeys(cameras, 0)
-        self._watches = {n: CameraWatch(n, fast_hz, noisy=getattr(c, "noisy", False)) for n, c in cameras.items()}
+        self._watches = {
+            n: CameraWatch(n, fast_hz, getattr(c, "noisy", False), getattr(c, "delay_ns", 0))
+            for n, c in cameras.items()
+        }
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._newest: Observation | None = None
         self._prior: Prior | None = None
@@ -348,11 +351,9 @@ class Policy:
             output_fault=fault or self._slow_fault, commanded=commanded, misses=misses, temperature_c=self._temperature,
             recording_fault="" if self.log is None else self.log.fault,
         )  # fmt: skip
-        before = len(self.health.history)
         health = self.health.step(now, signs)
-        if self.log is not None:
-            for change in self.health.history[before:]:
-                self.log.event(now, "health", state=change.state.name, reasons=change.reasons)
+        if self.log is not None and (change := self.health.changed) is not None:
+            self.log.event(now, "health", state=change.state.name, reasons=change.reasons)
         return health
 
     def _drive(self, end_ns: int, until: Callable[[], bool] | None) -> None:

@@ -1,5 +1,6 @@
 """The `harmowam` command: quick help, and one sentence with exit code 2 for everything the user can mend."""
 
+import configparser
 import json
 import os
 import pty
@@ -18,10 +19,13 @@ import pytest
 from click.testing import CliRunner
 
 from firmware_bridge.port import Port
+from firmware_bridge.safety import lowering_s
 from harmowam.cli import main
 from harmowam.live import sweep
+from harmowam.profile import print_timing
 from runtime.recorder import load_episode
 from runtime.report import write_report
+from runtime.robot import load_robot
 from tests.rig import Bench, SlotCameras, undo_real_time
 from tests.tiny import TASK, tiny_bundle
 
@@ -181,6 +185,27 @@ def test_ctrl_c_lowers_the_arm_and_lets_go_in_a_ramp(bench, bundle):
     driver.stdout.close()
 
 
+def test_a_terminal_that_is_gone_does_not_keep_the_arm_up(bench, bundle, tmp_path):
+    """What is said to it cannot be written any more: the arm is lowered all the same, and the recording kept."""
+    command = [sys.executable, "-m", "harmowam.cli", *map(str, drive(bench, bundle, "--seconds", 60))]
+    driver = subprocess.Popen(
+        [*command, "--record", str(tmp_path / "kept")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    deadline = time.monotonic() + 10
+    while bench.torque() != [1] * 6:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.7)
+    driver.stdout.close()
+    driver.send_signal(signal.SIGHUP)
+    limits = set()
+    while driver.poll() is None:
+        limits.add(bench.servos.get(2, "torque_limit"))
+        time.sleep(0.01)
+    assert bench.torque() == [0] * 6 and len(limits) > 5
+    assert (tmp_path / "kept" / "episode.npz").is_file()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_before_the_arm_is_armed_ends_the_guard_too(bench, bundle, number):
     """A session that drops while engines warm up must not leave a guard that holds the port for ever."""
@@ -197,8 +222,18 @@ def test_a_signal_before_the_arm_is_armed_ends_the_guard_too(bench, bundle, numb
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()] and bench.torque() == [0] * 6
 
 
+def test_the_unit_for_systemd_lets_guard_and_motor_process_outlive_the_policy():
+    """systemd kills what is left of a unit when its main process dies, unless it is told not to: nobody would lower the arm."""
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.read(Path(__file__).parent.parent / "runtime/jetson/harmowam.service")
+    assert unit["Service"]["KillMode"] == "process" and unit["Service"]["KillSignal"] == "SIGTERM"
+    assert float(unit["Service"]["TimeoutStopSec"]) > lowering_s(load_robot("so101").arm) + 2
+
+
 def test_a_recording_that_cannot_be_written_is_refused_before_the_arm_is_touched(bench, bundle):
     assert "is a file: name a folder with --record" in refusal(*drive(bench, bundle, "--record", bench.robot_file))
+    folder = harmowam(*drive(bench, bundle, "--log", bench.robot_file.parent))
+    assert folder.exit_code == 2 and "is a directory" in folder.stderr
     said = refusal(*drive(bench, bundle, "--record", bench.robot_file / "r"))
     assert "cannot be made (Not a directory): name a folder with --record" in said
 
@@ -222,7 +257,7 @@ def test_ctrl_c_while_the_simulator_starts_ends_quietly_and_leaves_nothing(bundl
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
 
-def test_the_simulated_robot_is_driven_end_to_end(bundle, tmp_path):
+def test_the_simulated_robot_is_driven_end_to_end(bundle, tmp_path, capsys):
     result = harmowam(
         "profile", "--bundle", bundle, "--task", TASK, "--seconds", 5, "--seed", 3, "--json", tmp_path / "p.json"
     )
@@ -230,6 +265,10 @@ def test_the_simulated_robot_is_driven_end_to_end(bundle, tmp_path):
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "p.json").read_text())
     assert report["fast_hz"] > 25 and report["slow_hz"] > 4 and report["success"] in (True, False)
+    print_timing(
+        {**report, "log": {"file": "run.mcap", "mb": 2.0, "dropped": 3, "fault": "recording stopped: no space"}}
+    )
+    assert "log: recording stopped: no space; 3 records were dropped" in capsys.readouterr().out
 
 
 def test_runs_that_make_no_sense_are_refused_before_the_arm_is_touched(bench, bundle, tmp_path):

@@ -57,6 +57,9 @@ def test_cameras_that_cannot_be_used_are_refused_with_the_next_step(tmp_path, sl
         open_camera(dataclasses.replace(SIM, name="wrist"), tmp_path)
     with pytest.raises(CameraError, match=r"camera 'front' is missing \(/dev/video97\): plug it in"):
         open_camera(dataclasses.replace(SIM, source="/dev/video97"), tmp_path)
+    lasting = "/dev/v4l/by-id/usb-none-video-index0"
+    with pytest.raises(CameraError, match=rf"camera 'front' is missing \({lasting}\): plug it in"):
+        open_camera(dataclasses.replace(SIM, source=lasting), tmp_path)
     with pytest.raises(CameraError, match=r"cannot be opened \(/no/such.avi\)"):
         open_camera(dataclasses.replace(SIM, source="/no/such.avi"), tmp_path)
 
@@ -118,8 +121,49 @@ def test_a_stream_that_breaks_off_is_opened_again_with_growing_pauses(tmp_path, 
     server.close()
 
 
+def test_a_stream_that_stalls_without_breaking_off_is_opened_again_within_seconds(tmp_path):
+    server = Stream()
+    config = CameraConfig("front", f"http://127.0.0.1:{server.port}/a.mjpg", 64, 48, 30.0, "front.json")
+    camera = open_camera(config, tmp_path, timeout_s=8)
+    server.stall.set()
+    server.stalled.wait(2)
+    began, before = time.monotonic(), camera.seq
+    while camera.seq <= before + 3:
+        assert time.monotonic() - began < 6  # OpenCV alone would wait for 30 s
+        time.sleep(0.02)
+    assert isinstance(camera, DeviceCamera) and camera.reconnects == 1
+    camera.close()
+    server.close()
+
+
+def test_a_camera_is_not_taken_away_under_a_read_that_hangs(tmp_path):
+    film = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 30, (64, 48))
+    film.write(np.zeros((48, 64, 3), np.uint8))
+    film.release()
+    camera = open_camera(CameraConfig("front", str(tmp_path / "film.avi"), 64, 48, 30.0, "front.json"), tmp_path)
+    assert isinstance(camera, DeviceCamera)
+    go_on = threading.Event()
+
+    class Hangs:
+        released = False
+
+        def read(self):
+            go_on.wait()
+            return False, None
+
+        def release(self):
+            self.released = True
+
+    camera._capture = hangs = Hangs()
+    time.sleep(0.1)
+    camera.close()
+    assert not hangs.released
+    go_on.set()
+
+
 class Stream:
-    """Serves pictures as multipart/x-mixed-replace, one client at a time."""
+    """Serves pictures as multipart/x-mixed-replace, one client at a time. `stall`: the present client gets nothing more, and stays
+    connected."""
 
     def __init__(self, port=0):
         ok, jpeg = cv2.imencode(".jpg", np.full((48, 64, 3), 128, np.uint8))
@@ -127,7 +171,8 @@ class Stream:
         self.listener = socket.create_server(("127.0.0.1", port))
         self.listener.settimeout(0.1)
         self.port = self.listener.getsockname()[1]
-        self.stop = threading.Event()
+        self.stop, self.stall, self.stalled = threading.Event(), threading.Event(), threading.Event()
+        self.left: list[socket.socket] = []
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 
@@ -144,6 +189,11 @@ class Stream:
                 try:
                     client.sendall(head)
                     while not self.stop.is_set():
+                        if self.stall.is_set():
+                            self.stall.clear()
+                            self.stalled.set()
+                            self.left.append(client.dup())
+                            break
                         client.sendall(part + self.jpeg + b"\r\n")
                         time.sleep(0.03)
                 except OSError:
@@ -152,7 +202,8 @@ class Stream:
     def close(self):
         self.stop.set()
         self.thread.join()
-        self.listener.close()
+        for client in (*self.left, self.listener):
+            client.close()
 
 
 def test_a_writer_that_was_started_again_is_followed(tmp_path, slot):

@@ -124,6 +124,13 @@ def test_cameras_that_are_missing_or_slower_than_the_loop(machine):
     assert {f.state for f in found if f.name.startswith("camera")} == {"bad"} and "v4l2-ctl --list-devices" in found[
         0
     ].mend
+    for source, said in (
+        ("/dev/v4l/by-id/usb-cam-video-index0", "/dev/v4l/by-id/usb-cam-video-index0"),
+        ("3", "/dev/video3"),
+    ):
+        named_so = dataclasses.replace(robot.cameras["front"], source=source)
+        found = list(cameras(machine, dataclasses.replace(robot, cameras={"front": named_so})))
+        assert named(found, "camera front").found == f"{said} does not exist"
     put(machine, "/dev/video0")
     slow = dataclasses.replace(robot, fast_hz=50.0)
     found = list(cameras(machine, slow))

@@ -76,6 +76,34 @@ def test_history_names_changes_and_stays_small():
     assert [c.at_s for c in history] == sorted(c.at_s for c in history)
 
 
+def test_another_reason_in_the_same_state_is_a_change_and_another_figure_is_not():
+    run = Run()
+
+    def changed():
+        return None if run.monitor.changed is None else run.monitor.changed.reasons
+
+    run.go(0.1)
+    for hot in (91.0, 92.0, 93.5):
+        run.go(0.1, temperature_c=hot)
+    assert [c.reasons for c in run.monitor.history[1:]] == [("the board is at 91 C",)] and changed() is None
+    for camera in ("cam2", "cam3"):
+        run.go(0.02, camera_faults=(f"camera '{camera}' is black",))
+        assert changed() == (f"camera '{camera}' is black",)
+    for _ in range(300):  # a full history still tells of changes: the log takes them from here
+        run.go(0.02, camera_age_s={"front": 0.3})
+        assert changed() is not None
+        run.go(0.02)
+
+
+def test_a_camera_is_not_late_for_the_delay_that_the_robot_file_names():
+    picture = np.full((48, 64, 3), 90, np.uint8)
+    usual, known = CameraWatch("front", 60.0), CameraWatch("front", 60.0, delay_ns=55_000_000)
+    for age_ms, late in ((58, (True, False)), (100, (True, False)), (106, (True, True))):
+        now = 1_000_000_000 + age_ms * 10_000_000  # every picture is a new one
+        said = [watch.look(now, now - age_ms * 1_000_000, picture) for watch in (usual, known)]
+        assert tuple("camera 'front' is late" in s for s in said) == late
+
+
 ONE = np.ones(6, np.float32)
 TARGET = np.array([0.2, 0.0, 0.05, 1.4, 0.0, 1.0])
 

@@ -3,12 +3,15 @@
 import resource
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from calibration.camera import Camera
 from firmware_bridge.messages import JointState
+from harmowam.cli import main
 from runtime.bundle import Bundle, BundleError
 from runtime.cameras import Frame
 from runtime.contracts import Observation
@@ -143,6 +146,14 @@ def test_a_log_that_was_cut_short_replays_up_to_the_cut(log, tmp_path):
     (tmp_path / "cut.mcap.partial").write_bytes(raw[: len(raw) * 2 // 3])
     records = list(read_log(tmp_path / "cut.mcap"))
     assert 0 <= len(records) < 130
+
+
+def test_a_newer_log_that_was_cut_off_is_not_taken_for_the_whole_one_unsaid(log, tmp_path):
+    whole = Path(shutil.copyfile(log, tmp_path / "run.mcap"))
+    assert "note:" not in CliRunner().invoke(main, ["replay", str(whole)]).stderr
+    shutil.copyfile(log, tmp_path / "run.mcap.partial")
+    said = CliRunner().invoke(main, ["replay", str(whole)])
+    assert said.exit_code == 0 and "run.mcap.partial is what another run left that was cut off" in said.stderr
 
 
 def test_what_is_no_log_is_refused(tmp_path, bundle):

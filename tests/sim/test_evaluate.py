@@ -283,9 +283,11 @@ def test_the_page_names_what_was_missed(bundle, tmp_path):
     checkpoint.write_bytes(b"weights")
     said = "Ours was trained for 5 minutes."
     text = results.page(
-        results.Work(every, [], curves, {}), have, checkpoint, said, "python -m benchmarks.results", tmp_path
+        results.Work(every, [], curves, {}), have, checkpoint, said, 0.7, "python -m benchmarks.results", tmp_path
     )
     assert said in text and "60 of 60 episodes" in text and "| gated, seen | >= 90 % | **80.0 %, missed** |" in text
     assert "| gated, mean of the three unseen | >= 80 % | 80.0 % |" in text and "+40.0" in text
+    assert "| gated minus better behaviour cloning, mean of unseen, paired | >= 33 points | not played |" in text
+    assert "70 % of these were trained with drawn table tops" in text and "ACT of our size was not played" in text
     assert "| placed it badly | 1 / 3 | 3 / 9 | 3 / 9 |" in text
     assert {p.name for p in tmp_path.glob("*.png")} == {"results_policies.png", "results_latency.png"}
