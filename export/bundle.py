@@ -205,7 +205,7 @@ def export_bundle(
             if not recipe["quantise"][name]:  # nothing in it was worth it where the recipe was found
                 counts[name] = {"int8_layers": 0}
                 continue
-            say(f"{name}: INT8 from {len(observations)} observations")
+            say(f"{name}: INT8 from {len(observations[SHOWN])} observations")
             shipped[name] = work / f"{name}.int8.onnx"
             try:
                 counts[name] = quantise(float_files[name], shipped[name], name, recipe, feeds[name][SHOWN])

@@ -44,8 +44,9 @@ def play_pairs(
     }  # fmt: skip
 
 
-def refuse_strangers(int8: Bundle, fp32: Bundle) -> None:
-    """Raise ExportError unless both bundles are of one model with as many steps: all that quantising leaves as it was must be equal."""
+def refuse_strangers(int8: Bundle, fp32: Bundle, note: Any) -> None:
+    """Raise ExportError unless both bundles are of one model with as many steps: all that quantising leaves as it was must be equal, and
+    the note of the training that `int8` was exported from, which its report has, be `note`."""
 
     def left(bundle: Bundle) -> tuple[Manifest, dict[str, int]]:
         layers = {
@@ -54,7 +55,9 @@ def refuse_strangers(int8: Bundle, fp32: Bundle) -> None:
         }
         return dataclasses.replace(bundle.manifest, quantization={}, files={}), layers
 
-    if left(int8) != left(fp32):
+    report = int8.path / "reports" / "parity.json"
+    other = report.is_file() and json.loads(report.read_text()).get("checkpoint", note) != note
+    if other or left(int8) != left(fp32):
         raise ExportError(
             f"{int8.path} was not made from this checkpoint with these options: name the checkpoint, and the --world-steps and "
             "--action-steps that it was exported with."
@@ -86,8 +89,8 @@ def certify(
     reports.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         fp32 = Path(folder) / "fp32.bundle"
-        export_bundle(checkpoint, fp32, bundle / "samples.npz", int8=False, **how)
-        refuse_strangers(opened, Bundle.load(fp32))
+        note = export_bundle(checkpoint, fp32, bundle / "samples.npz", int8=False, **how)["checkpoint"]
+        refuse_strangers(opened, Bundle.load(fp32), json.loads(json.dumps(note)))
         _, found = play_pairs(bundle, fp32, tasks, "seen", episodes, reports / "certify.jsonl", seed, workers)
     result: dict[str, Any] = {
         "int8_successes": found.pop("first"), "fp32_successes": found.pop("second"), "only_int8": found.pop("only_first"),

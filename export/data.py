@@ -18,7 +18,17 @@ from tqdm import tqdm
 
 from calibration.camera import Camera, policy_camera
 from export.config import Config
-from export.lerobot import DataError, Episode, common_note, finish, load, part_exists, write_json, write_part
+from export.lerobot import (
+    CHUNK_SIZE,
+    DataError,
+    Episode,
+    common_note,
+    finish,
+    load,
+    part_exists,
+    write_json,
+    write_part,
+)
 from runtime.kinematics import SO101_JOINTS, so101_forward
 from runtime.preprocess import Warp
 from sim.expert import Follower, joints_for, plan, plan_play
@@ -168,18 +178,19 @@ def collect(
     the same call goes on after a kill. `more`: so many demonstrations of a task, and as much play with its things, on top.
 
     Tasks are shown in `environment`: training sees "seen" only, the others are for measuring (`benchmarks/bottleneck.py`).
-    Returns how many were kept and tried. Raises DataError when the folder holds something else.
+    Returns how many were kept and tried. Raises DataError when the folder holds something else, or could not hold so many.
     """
     folder = Path(folder)
     more = more or {}
+    parts = parts_of(episodes, play, more)
+    if len(parts) > CHUNK_SIZE:
+        raise DataError(
+            f"{len(parts) * PER_PART:,} episodes are more than a dataset holds here ({CHUNK_SIZE * PER_PART:,}): ask for fewer."
+        )
     asked: dict[str, int | float | str] = {"episodes": episodes, "play": play, "seed": seed, "rate_hz": rate_hz}
     asked |= {"environment": environment, "more": " ".join(f"{t}={n}" for t, n in more.items()) or "nothing"}
     _hold_to(folder, asked)
-    jobs = [
-        (p, seed, str(folder), rate_hz, environment)
-        for p in parts_of(episodes, play, more)
-        if not part_exists(folder, p.number)
-    ]
+    jobs = [(p, seed, str(folder), rate_hz, environment) for p in parts if not part_exists(folder, p.number)]
     kept = tried = 0
     with (
         tqdm(total=sum(j[0].episodes for j in jobs), unit="episode") as bar,

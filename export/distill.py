@@ -96,7 +96,8 @@ class Distiller(Loop):
             self.model.predictive.requires_grad_(True)
         if name == "predictive":
             self.coach = PredictiveExpert(self.cfg).to(self.device).eval().requires_grad_(False)
-            self.coach.load_state_dict({k: v.float() for k, v in self.kept.items()})
+            coach = self.kept or self.teacher.predictive.state_dict()  # without the stage `shift`, the teacher's own
+            self.coach.load_state_dict({k: v.float() for k, v in coach.items()})
 
     def _finish(self, name: str) -> None:
         # The last stage learns from what the second left; by then the weights have gone on.

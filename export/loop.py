@@ -129,6 +129,7 @@ class Loop:
         digest = hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in self.initial.values())).hexdigest()[:16]
         everything = {
             **settings, "config": dataclasses.asdict(model.cfg), "data": digest_of(data), "start": digest, "schema": SCHEMA,
+            "cameras": {name: c.to_json() for name, c in data.cameras.items()},
             "plan": {**self.schedule, "seed": seed, "shards": shards}, "round_every": ROUND_EVERY,
         }  # fmt: skip
         self.settings = json.loads(json.dumps(everything))  # as it is read back: no tuples
@@ -203,6 +204,9 @@ class Loop:
         self._running: dict[str, dict[str, Tensor]] = {}
         if self.state_path.exists():
             tensors, about = load_state(self.state_path)
+            about.get("settings", {}).setdefault(
+                "cameras", self.settings["cameras"]
+            )  # states from before they were noted
             differs = difference(about.get("settings"), self.settings)
             if differs is None and bf16 not in (None, about["bf16"]):
                 differs = f"bf16 {about['bf16']}, now {bf16}"
@@ -312,7 +316,8 @@ class Loop:
                 row = {k: float(v) for k, v in losses.items()}
                 if not math.isfinite(sum(row.values())):
                     raise CheckpointError(
-                        f"{name} diverged before step {self.step} ({row}): the state in {self.run} is older; lower its rate with --plan."
+                        f"{name} diverged before step {self.step} ({row}): the state in {self.run} is older; lower its rate with --plan, "
+                        "in another --run folder."
                     )
                 for _, p, average, moments in self._running_values():
                     round_running(p, average, moments)

@@ -124,6 +124,7 @@ json_option = click.option(
 seed_option = click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Start of the simulated robot."
 )
+workers_option = click.option("--workers", type=click.IntRange(min=1), help="Processes (default: one a core).")
 bundle_option = click.option(
     "--bundle",
     type=click.Path(path_type=Path),
@@ -166,6 +167,15 @@ def main() -> None:
     """Take a HarmoWAM world-action model from the workstation to a Jetson Orin arm."""
 
 
+def refuse_unused(mode: str, *names: str) -> None:
+    """Raises UserError for an option, given by its parameter's name, that was given although it means nothing with `mode`."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            option = next(p for p in context.command.params if p.name == name)
+            raise UserError(f"{option.opts[0]} means nothing {mode}: leave it out.")
+
+
 def say(line: str) -> None:
     """Tell the user; a terminal that is gone must not keep an arm from being lowered."""
     with contextlib.suppress(OSError):
@@ -194,6 +204,7 @@ def say(line: str) -> None:
     show_default=True,
     help="Where tasks are shown. Training sees 'seen' only; the others are for measuring.",
 )
+@workers_option
 @click.option(
     "--more",
     multiple=True,
@@ -203,8 +214,9 @@ def say(line: str) -> None:
 @json_option
 @errors
 def collect(
-    out: Path, episodes: int, play: int, seed: int, environment: str, more: tuple[str, ...], json_path: Path | None
-) -> None:
+    out: Path, episodes: int, play: int, seed: int, environment: str, workers: int | None, more: tuple[str, ...],
+    json_path: Path | None,
+) -> None:  # fmt: skip
     """Record the scripted expert in simulation as a LeRobotDataset: demonstrations of the six tasks, and play."""
     from export.data import collect
     from sim.tasks import TASKS
@@ -217,7 +229,7 @@ def collect(
                 f"--more {item}: write a task ({', '.join(TASKS)}) and a number once each, as --more ring=100."
             )
         on_top[task] = int(count)
-    result = collect(out, episodes, play, seed, environment=environment, more=on_top)
+    result = collect(out, episodes, play, seed, workers=workers, environment=environment, more=on_top)
     click.echo(f"kept {result['kept']} of {result['tried']} episodes in {out}")
     write_json(json_path, result)
 

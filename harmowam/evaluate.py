@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from harmowam.cli import UserError, bundle_option, errors, json_option, to_be_written, write_json
+from harmowam.cli import UserError, bundle_option, errors, json_option, to_be_written, workers_option, write_json
 
 
 def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     metavar="I/N",
     help="Run every N-th episode only, beginning with the I-th.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes (default: one a core).")
+@workers_option
 @json_option
 @errors
 def evaluate(

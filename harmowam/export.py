@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from harmowam.cli import UserError, errors, json_option, say, write_json
+from harmowam.cli import UserError, errors, json_option, refuse_unused, say, workers_option, write_json
 
 PATH = click.Path(path_type=Path)
 
@@ -38,6 +38,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--search", is_flag=True, help="Find a recipe: error and time of each group of layers, into OUT.search/.")
 @click.option("--certify", is_flag=True, help="Play paired episodes, INT8 against FP32, with the bundle at OUT.")
 @click.option("--episodes", type=click.IntRange(min=1), default=400, show_default=True, help="Of --certify.")
+@workers_option
 @json_option
 @errors
 def export(
@@ -57,12 +58,19 @@ def export(
     search: bool,
     certify: bool,
     episodes: int,
+    workers: int | None,
     json_path: Path | None,
 ) -> None:
     """Turn a checkpoint into an INT8 bundle (default: the shipped checkpoint); refused when it strays from FP32."""
     from export.bundle import CHECKPOINT, export_bundle, pick_samples
     from export.quantise import load_recipe
 
+    if certify:
+        refuse_unused("with --certify", "samples", "dataset", "fp32", "target", "force", "recipe", "search")
+    else:
+        refuse_unused("without --certify", "episodes", "workers")
+    if search:
+        refuse_unused("with --search", "fp32", "world_steps", "action_steps", "force", "recipe")
     if samples and dataset:
         raise UserError("--samples and --dataset both say where observations come from: give one of them.")
     checkpoint = checkpoint or CHECKPOINT
@@ -74,7 +82,7 @@ def export(
     if certify:
         from export.certify import certify as play
 
-        result = play(checkpoint, out, episodes, **how)
+        result = play(checkpoint, out, episodes, workers=workers, **how)
         click.echo(
             f"INT8 {result['int8_successes']}, FP32 {result['fp32_successes']} of {result['pairs']}: difference "
             f"{100 * result['difference']:+.1f} points, one-sided 95 % bound {100 * result['lower_bound']:+.1f}"
@@ -88,7 +96,9 @@ def export(
 
             samples = Path(folder) / "samples.npz"
             known = read_cameras(cameras) if cameras else None
-            pick_samples(load_demonstrations(dataset, units=units, calibration=known), samples)
+            pick_samples(
+                load_demonstrations(dataset, Path(folder) / "pictures", units=units, calibration=known), samples
+            )
         if search:
             from export.search import search as find
 

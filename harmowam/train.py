@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from harmowam.baseline import baseline_options, train_baseline
-from harmowam.cli import UserError, errors, json_option, write_json
+from harmowam.cli import UserError, errors, json_option, refuse_unused, write_json
 
 if TYPE_CHECKING:
     from export.data import Demonstrations
@@ -142,6 +142,10 @@ def train(
     from export.text import hugging_face
     from export.train import STAGES, Plan, train
 
+    if baseline["baseline"]:
+        refuse_unused("with --baseline", "start", "stages", "shards", "text_encoder", "bf16")
+    else:
+        refuse_unused("without --baseline", "steps", "minutes", "play")
     plan = changed(Plan(tables=tables, seed=seed, shards=shards, bf16=bf16), stages, STAGES)
     cfg, encode = Config(), None
     if text_encoder is not None:

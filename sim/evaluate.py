@@ -227,6 +227,10 @@ def jobs_for(
         else:
             name = next((n for n, t in TASKS.items() if task in t.instructions), "")
             opened.task(task)
+            if not name:
+                raise EvaluationError(
+                    f"the simulator has no task '{task}': choose one of docs/tasks.md, nothing else can be played."
+                )
             chosen.append((name, (task,)))
     for _, texts in chosen:
         opened.task(texts[0])

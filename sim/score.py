@@ -44,8 +44,9 @@ class Score:
         self._since: int | None = None  # the tool has been at the subgoal that is due
         self._grip_since: int | None = None
         self._still: tuple[int, np.ndarray] | None = None
+        self._wrong_since: int | None = None
         self._others = [
-            p.name for p in self.task.props if p.name not in self.roles and world.free_joint(p.name) is not None
+            p.name for p in self.task.props if p.name != self.roles[0] and world.free_joint(p.name) is not None
         ]  # fmt: skip
         self.pose: list[np.ndarray] = []  # measured, one a frame
 
@@ -84,7 +85,12 @@ class Score:
         before = self._due()
         if not self.press:
             self._grip(now_ns)
-            self.wrong = self.wrong or any(w.holds(o) for o in self._others)
+            if not any(w.holds(o) for o in self._others):
+                self._wrong_since = None
+            elif self._wrong_since is None:
+                self._wrong_since = now_ns
+            else:
+                self.wrong = self.wrong or now_ns - self._wrong_since >= SURE_NS
         due = self._due()
         self.faced = max(self.faced, due)
         away = self.distance()

@@ -38,9 +38,7 @@ def go_on(ghost: World, world: World) -> None:
 def remaining(ghost: World) -> list[Segment]:
     """The expert's way-points from the ghost's state: what has been done already is left out."""
     segments = plan(ghost, np.random.default_rng(0))
-    if ghost.layout.task == "press":
-        return segments[3 * min(len(ghost.pressed), len(ghost.layout.roles) - 1) :]
-    if ghost.holds(ghost.layout.roles[0]):
+    if ghost.layout.task != "press" and ghost.holds(ghost.layout.roles[0]):
         first_close = next(i for i, s in enumerate(segments) if s.event and s.goal[5] < 0.5 * (OPEN + CLOSED))
         return segments[first_close + 2 :]
     return segments

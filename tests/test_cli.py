@@ -60,6 +60,21 @@ def refusal(*args):
     return sentence[0]
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["train", "--steps", 500], "--steps means nothing without --baseline"),
+        (["train", "--baseline", "act", "--from", "x.safetensors"], "--from means nothing with --baseline"),
+        (["train", "--baseline", "act", "--fp32"], "--bf16 means nothing with --baseline"),
+        (["export", "--search", "--world-steps", 1], "--world-steps means nothing with --search"),
+        (["export", "--certify", "--dataset", "d"], "--dataset means nothing with --certify"),
+        (["export", "--episodes", 10], "--episodes means nothing without --certify"),
+    ],
+)  # fmt: skip
+def test_an_option_that_would_do_nothing_is_refused(options, said):
+    assert said in refusal(*options)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_and_offers_its_numbers(command):
     result = harmowam(command, "--help")

@@ -12,8 +12,9 @@ through and writes what is one a dataset, info.json last. Layout and names: gith
 
 from export.lerobot.layout import DataError, Dataset, Episode, write_json
 from export.lerobot.reader import load, read_cameras
-from export.lerobot.writer import common_note, finish, part_exists, write_part
+from export.lerobot.writer import CHUNK_SIZE, common_note, finish, part_exists, write_part
 
 __all__ = [
-    "DataError", "Dataset", "Episode", "common_note", "finish", "load", "part_exists", "read_cameras", "write_json", "write_part"
+    "CHUNK_SIZE", "DataError", "Dataset", "Episode", "common_note", "finish", "load", "part_exists", "read_cameras", "write_json",
+    "write_part",
 ]  # fmt: skip

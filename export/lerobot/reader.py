@@ -100,6 +100,9 @@ def _read_info(folder: Path, fps: float | None) -> dict[str, Any]:
             f"{folder} is LeRobotDataset {version}, v3 is read here: convert it with lerobot's script for that."
         )
     kinds = {"fps": (int, float), "features": dict, "data_path": str, "video_path": str}
+    features = info.get("features")
+    if isinstance(features, dict) and not any(f.get("dtype") == "video" for f in features.values()):
+        del kinds["video_path"]  # lerobot writes None then; that pictures must be videos is said by camera
     if wrong := [k for k, kind in kinds.items() if not isinstance(info.get(k), kind)]:  # type: ignore[arg-type]
         raise DataError(
             f"{folder / INFO} is damaged ('{wrong[0]}' is {info.get(wrong[0])}): restore it or collect again."

@@ -46,6 +46,13 @@ def test_the_student_says_its_steps_and_its_teacher(student, teacher):
     assert changed == {"world", "predictive"}
 
 
+def test_without_the_shifted_stage_the_teachers_own_expert_is_the_coach(drawn, tmp_path):
+    save_checkpoint(tmp_path / "t.safetensors", HarmoWam(SMALL), drawn.cameras, drawn.instructions, {})
+    plan = DistilPlan(world=(0, 4, 1e-2), shift=(0, 4, 1e-2), predictive=(2, 4, 1e-2), teacher_steps=2)
+    done = distil(tmp_path / "t.safetensors", drawn, tmp_path / "run", tmp_path / "s.safetensors", plan)
+    assert (tmp_path / "s.safetensors").is_file() and done["distance"]["predictive"]["student_to_teacher"] >= 0
+
+
 class Killed(Exception):
     pass
 

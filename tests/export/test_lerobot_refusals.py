@@ -71,6 +71,12 @@ def fewer_rows(folder: Path) -> None:
     pq.write_table(pq.read_table(path).slice(0, 30), path)
 
 
+def as_pictures(folder: Path) -> None:
+    """As lerobot leaves a dataset that was recorded without videos."""
+    features(lambda x: [x[k].update(dtype="image") for k in x if k.startswith("observation.images.")])(folder)
+    edit_json(folder / "meta/info.json", video_path=None)
+
+
 FRONT = "videos/observation.images.front/chunk-000/file-000.mp4"
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nothing there": (shutil.rmtree, "holds no finished dataset: collect one"),
@@ -80,6 +86,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "info without rate": (lambda f: edit_json(f / "meta/info.json", fps=None), "'fps' is None"),
     "camera missing": (features(lambda x: x.pop("observation.images.wrist")), "no camera 'wrist', only front: record it with"),
     "camera as pictures": (features(lambda x: x["observation.images.wrist"].update(dtype="image")), "is stored as image"),
+    "all cameras as pictures": (as_pictures, "'front' of .* is stored as image: record it with videos"),
     "no action": (features(lambda x: x.pop("action")), "'action' of .* is None, not"),
     "other arm": (features(lambda x: x["action"].update(names=["waist.pos"], shape=[1])), r"is \['waist.pos'\], not"),
     "newer schema": (lambda f: edit_json(f / "meta/harmowam.json", schema=9), "has schema 9, this version reads 1: upgrade"),
@@ -167,6 +174,12 @@ def test_more_of_one_task_comes_after_what_all_tasks_have_and_moves_none_of_it()
         ("ring", 25, False), ("ring", 1, False), ("ring", 25, True), ("ring", 1, True),
     ]  # fmt: skip
     assert [p.number for p in more] == list(range(len(more)))
+
+
+def test_more_than_a_dataset_holds_is_refused_before_the_hours(tmp_path):
+    with pytest.raises(DataError, match="25,150 episodes are more than a dataset holds here"):
+        collect(tmp_path / "d", 1, 25_000)
+    assert not (tmp_path / "d").exists()
 
 
 @pytest.mark.parametrize("wrong", ["ring", "ring=", "ring=-1", "rings=5", "=5"])

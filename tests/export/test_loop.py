@@ -20,7 +20,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from export.checkpoint import CheckpointError, save_checkpoint
 from export.config import Config
 from export.models import HarmoWam
-from export.state import MOMENTS, load_state, pack_finished, pack_running, round_finished, round_running, unpack_running
+from export.state import (
+    MOMENTS,
+    load_state,
+    pack_finished,
+    pack_running,
+    round_finished,
+    round_running,
+    save_state,
+    unpack_running,
+)
 from export.train import Plan, Trainer, train
 from tests.training import PLAN, SMALL, plan_options, save_always
 
@@ -214,6 +223,19 @@ def test_another_configuration_or_dataset_is_refused(drawn, unbroken, monkeypatc
     moved = dataclasses.replace(drawn, target=drawn.target + 0.01)
     with pytest.raises(CheckpointError, match=r"\(data [0-9a-f]+, now"):
         Trainer(moved, unbroken, PLAN, SMALL)
+    # A camera that was calibrated anew takes the same pictures; what the labels say of them is another thing.
+    away = dataclasses.replace(drawn.cameras["front"], T_base_from_cam=np.eye(4) * 1.01)
+    with pytest.raises(CheckpointError, match=r"\(cameras\.front\.T_base_from_cam"):
+        Trainer(dataclasses.replace(drawn, cameras={**drawn.cameras, "front": away}), unbroken, PLAN, SMALL)
+
+
+def test_a_state_from_before_cameras_were_noted_goes_on(drawn, unbroken, tmp_path, monkeypatch):
+    save_always(monkeypatch)
+    run = shutil.copytree(unbroken, tmp_path / "run")
+    tensors, about = load_state(run / "state.safetensors")
+    del about["settings"]["cameras"]
+    save_state(run / "state.safetensors", tensors, about)
+    assert Trainer(drawn, run, PLAN, SMALL).stage == 3
 
 
 def test_what_else_can_be_wrong_with_a_run_folder_is_said(drawn, tmp_path, monkeypatch):

@@ -49,7 +49,9 @@ def test_only_the_int8_form_of_the_same_model_with_as_many_steps_is_certified(un
     with pytest.raises(ExportError, match="is FP32 itself"):
         certify(untrained, tmp_path / "fp32", 4)
     fp32 = Bundle.load(tmp_path / "fp32")
-    refuse_strangers(fp32, fp32)
+    refuse_strangers(fp32, fp32, {})
+    with pytest.raises(ExportError, match="was not made from this checkpoint"):  # equal but for how it was trained
+        refuse_strangers(fp32, fp32, {"train_minutes": 3})
     torch.manual_seed(1)
     model, cameras, instructions, note = load_checkpoint(untrained)
     for p in model.parameters():
@@ -60,7 +62,7 @@ def test_only_the_int8_form_of_the_same_model_with_as_many_steps_is_certified(un
     for checkpoint, steps in ((other, None), (untrained, 3)):
         export_bundle(checkpoint, tmp_path / "stranger", int8=False, force=True, world_steps=steps)
         with pytest.raises(ExportError, match="was not made from this checkpoint with these options"):
-            refuse_strangers(Bundle.load(tmp_path / "stranger"), fp32)
+            refuse_strangers(Bundle.load(tmp_path / "stranger"), fp32, note)
 
 
 def test_the_search_names_groups_measures_them_and_writes_a_recipe_that_export_takes(untrained, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -224,6 +225,15 @@ def test_what_makes_an_episode_another_makes_its_key_another(bundle):
 def test_an_evaluation_that_cannot_be_is_refused_in_a_sentence(bundle, options, sentence):
     result = CliRunner().invoke(main, ["evaluate", "--bundle", str(bundle), "--task", "plate", *options])
     assert result.exit_code == 2 and sentence in result.output
+
+
+def test_an_instruction_that_only_the_bundle_knows_cannot_be_played(bundle, tmp_path):
+    own = shutil.copytree(bundle, tmp_path / "own.bundle")
+    manifest = json.loads((own / "manifest.json").read_text())
+    manifest["tasks"]["pick up the pen"] = next(iter(manifest["tasks"].values()))
+    (own / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ev.EvaluationError, match="the simulator has no task 'pick up the pen': choose one of"):
+        ev.jobs_for(own, ["gated"], ["seen"], ["pick up the pen"], [0])
 
 
 def test_a_slower_board_makes_every_engine_later(bundle):

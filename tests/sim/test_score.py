@@ -46,7 +46,7 @@ def start(world, task, seed=3, instruction=None):
     return plan(world, np.random.default_rng(1))
 
 
-@pytest.mark.parametrize("task", ["plate", "ring", "press"])
+@pytest.mark.parametrize("task", ["plate", "stack", "ring", "press"])
 def test_what_the_expert_does_is_transit_and_interaction(world, task):
     segments = start(world, task)
     score, frames, ended = play(world, segments, after=0.4)
@@ -82,6 +82,16 @@ def test_taking_the_other_cube_is_told_from_missing(world):
     start(world, "plate", instruction="put the red cube on the plate")
     layout = world.layout
     world.layout = dataclasses.replace(layout, instruction="put the blue cube on the plate")
+    segments = plan(world, np.random.default_rng(1))
+    world.layout = layout
+    score, _, ended = play(world, segments[:4])
+    assert score.failure(ended) == "took the wrong item" and not score.transit(False)
+
+
+def test_taking_the_cube_that_another_belongs_on_is_taking_the_wrong_one(world):
+    start(world, "stack", instruction="stack the red cube on the blue cube")
+    layout = world.layout
+    world.layout = dataclasses.replace(layout, instruction="stack the blue cube on the red cube")
     segments = plan(world, np.random.default_rng(1))
     world.layout = layout
     score, _, ended = play(world, segments[:4])
@@ -141,6 +151,22 @@ def test_the_true_future_starts_from_the_present(world):
     assert (np.abs(apart) > 20).mean() < 0.002 and np.array_equal(ghost._goal, world._goal)
     rest = remaining(ghost)  # the item is in the jaws: over the plate, down, open
     assert rest[2].event and rest[2].goal[5] > 0.5
+    ghost.close()
+
+
+@pytest.mark.parametrize("lit", [0, 1, 2])
+def test_the_true_future_of_buttons_is_what_is_left_to_press(world, lit):
+    ghost = World(1)
+    start(world, "press")
+    roles = world.layout.roles
+    world.pressed = list(roles[:lit])
+    rest = remaining_of(ghost, world)
+    pressed = [s.goal[:2] for s in rest if s.goal[2] < 0.03]
+    assert np.allclose(
+        np.reshape(pressed, (-1, 2)), [world.layout.places[r][:2] for r in roles[lit:]] or np.zeros((0, 2))
+    )
+    follower = Follower(ghost, rest, np.random.default_rng(0), noise_m=0.0)
+    assert np.isfinite(follower.step(0.02)[0]).all() and next_event_s(rest) > 0.5
     ghost.close()
 
 
