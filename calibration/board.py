@@ -20,6 +20,8 @@ import numpy as np
 
 from calibration.camera import CalibrationError
 
+NARROW = 0.005  # m, the least that a printer leaves white
+
 
 @dataclass(frozen=True)
 class Detection:
@@ -190,15 +192,16 @@ class Board:
         return data[:33] + chunk + data[33:]  # after IHDR
 
     def pdf(self, margin: float = 0.012) -> bytes:
-        """A one-page vector PDF in true size, with a 100 mm line to hold a ruler against."""
+        """A one-page vector PDF in true size, with a 100 mm line to hold a ruler against, in the margin below; above it is as narrow as a
+        printer allows, so that the usual board fits A4 across."""
         point = 72 / 0.0254
         width, height = self.size()
-        page = (max(width, 0.1) + 2 * margin, height + 2 * margin + 0.01)
-        top = page[1] - margin
+        page = (max(width, 0.1) + 2 * margin, height + margin + NARROW)
+        top = page[1] - NARROW
         draw = ["0 g"]
         for x, y, w, h in self.rectangles():
             draw.append(f"{(margin + x) * point:.4f} {(top - y - h) * point:.4f} {w * point:.4f} {h * point:.4f} re f")
-        y0 = (margin * 0.6) * point
+        y0 = NARROW * point
         draw.append(f"0.5 w {margin * point:.4f} {y0:.4f} m {(margin + 0.1) * point:.4f} {y0:.4f} l S")
         text = f"{self.text}   the line is 100 mm: print at 100 %".replace("(", "").replace(")", "")
         draw.append(f"BT /F 7 Tf {margin * point:.4f} {y0 + 4:.4f} Td ({text}) Tj ET")

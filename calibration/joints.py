@@ -57,7 +57,8 @@ class JointCalibration:
         return made
 
     def apply(self, config: ArmConfig) -> ArmConfig:
-        """The bridge's ArmConfig with these zeros, directions and ranges; limits become the narrower of file and measurement.
+        """The bridge's ArmConfig with these zeros, directions and ranges, and the offsets that the servos must hold; limits become the
+        narrower of file and measurement.
 
         Raises CalibrationError when joints or ids differ, or when the rest pose is out of range.
         """
@@ -76,7 +77,7 @@ class JointCalibration:
             if not low <= rest <= high:
                 raise CalibrationError(
                     f"the rest pose puts {name} at {rest:.2f} rad, outside its measured range {low:.2f} to {high:.2f}: "
-                    "correct 'rest' in the robot file."
+                    "calibrate again with every joint at its zero pose, or correct 'rest' in the robot file if that is wrong."
                 )
         return dataclasses.replace(
             config,
@@ -84,6 +85,11 @@ class JointCalibration:
             upper=upper,
             zero_step=tuple(j.zero_step for j in ordered),
             direction=tuple(j.direction for j in ordered),
+            # Steps are what a servo reports with this offset: with another one they mean other angles.
+            eeprom=(
+                *(e for e in config.eeprom if e[1] != "homing_offset"),
+                *((j.id, "homing_offset", j.homing_offset) for j in ordered),
+            ),
         )
 
     @staticmethod
@@ -131,7 +137,7 @@ class RangeRecorder:
             k = int(np.abs(steps - self._last).argmax())
             raise CalibrationError(
                 f"{self.config.joints[k]} passes the end of its encoder inside its range: set its servo's middle "
-                "(harmowam bus, or LeRobot's own calibration), then calibrate again."
+                "with `lerobot-calibrate`, or mount its horn half a turn on, then calibrate again."
             )
         self._last = steps.copy()
         self.low, self.high = np.minimum(self.low, steps), np.maximum(self.high, steps)
@@ -227,7 +233,7 @@ def from_lerobot(path: Path, config: ArmConfig) -> JointCalibration:
         direction = -1 if r["drive_mode"] else config.direction[k]
         middle = (r["range_min"] + r["range_max"]) // 2
         closed = r["range_min"] if direction > 0 else r["range_max"]
-        zero = middle if k < len(config.joints) - 1 else closed - round(config.lower[k] / RAD_PER_STEP) * direction
+        zero = middle if k < len(config.joints) - 1 else closed
         joints.append(Joint(name, r["id"], int(zero), direction, r["range_min"], r["range_max"], r["homing_offset"]))
     made = JointCalibration(tuple(joints))
     for j in made.joints:

@@ -456,4 +456,6 @@ class Arm:
                 if self.bus.time_is_up():
                     break
                 self.bus.write(i, enable.address, b"\x00")
+        if not holding and len(self._caps) == len(self._ids) and not self.bus.time_is_up():
+            self.set_torque(1.0)  # the ramp's end would leave an arm without strength to whoever drives it next
         return holding

@@ -99,6 +99,8 @@ def set_id(bus: Bus, found: Found, new: int) -> None:
         )
     if not 0 <= new <= 252:
         raise ArmError(f"id {new} is none of 0..252: choose another.")
+    if new == found.servo:  # as servos are delivered: they all have id 1
+        return
     if bus.ping(new):
         raise ArmError(f"id {new} is taken by a servo on this bus: connect one servo at a time.")
     registers = model.registers

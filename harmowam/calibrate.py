@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from harmowam.cli import UserError, errors, json_option, robot_option, say, write_json
+from harmowam.cli import UserError, errors, json_option, refuse_unused, robot_option, say, write_json
 
 BOARD = "charuco:11x8:0.024:0.018:4x4_50"  # fills an A4 sheet
 
@@ -36,9 +36,15 @@ def calibrate() -> None:
 def _store(store: Path | None, robot: str) -> Any:
     from calibration.store import Store
     from harmowam.calibration_rig import default_store
-    from runtime.robot import load_robot
+    from runtime.robot import SHIPPED, load_robot
 
-    return Store(store or default_store(load_robot(robot, calibrated=False)))
+    loaded = load_robot(robot, calibrated=False)
+    if store is None and loaded.path.parent == SHIPPED and not loaded.simulated:
+        raise UserError(
+            f"{loaded.path.name} is shipped, and its calibrations would be looked for beside it: copy it first "
+            f"(`mkdir my_arm && cp {loaded.path} my_arm/robot.toml`), then name it with --robot my_arm/robot.toml."
+        )
+    return Store(store or default_store(loaded))
 
 
 @contextlib.contextmanager
@@ -144,6 +150,8 @@ def intrinsics(
     from harmowam.calibration_rig import live_identity
     from runtime.robot import load_robot
 
+    if images is not None:
+        refuse_unused("with --images", "views", "page")
     made, loaded = Board.parse(text), load_robot(robot, calibrated=False)
     where = _store(store, robot)
     identity: dict[str, Any] = {}
@@ -216,8 +224,11 @@ def hand_eye(
         raise UserError(f"--precision {precision} is not two numbers: write DEGREES,MM, for example 0.5,2.") from e
     if poses < 8 or degrees <= 0 or mm <= 0 or offsets < 0:
         raise UserError("--poses must be 8 or more, --precision above zero and --offsets not negative: correct them.")
+    loaded = load_robot(robot)
+    if loaded.simulated:
+        refuse_unused("with a simulated robot, which brings its own bus and board", "port", "text")
     result = run_hand_eye(
-        load_robot(robot), _store(store, robot), camera, Board.parse(text), mount, poses, ArmNoise(degrees, mm / 1000, offsets), port, seed,
+        loaded, _store(store, robot), camera, Board.parse(text), mount, poses, ArmNoise(degrees, mm / 1000, offsets), port, seed,
         report or Path(f"out/calibrate/{camera}-hand-eye.html"), dry_run, say,
     )  # fmt: skip
     for line in result.pop("said"):
@@ -253,6 +264,10 @@ def check(
         raise UserError(
             "--marker and --arm-marker are learnt: add --learn; a check goes by the markers that were learnt."
         )
+    if learn:
+        refuse_unused("with --learn", "report")
+        if bool(arm_marker) != bool(arm_images):
+            raise UserError("--arm-marker and --arm-images are learnt together: give both, or none.")
     base = marker_board(loaded, camera, marker) if learn else None
     if images is not None:
         frames = _readable(images)
@@ -301,6 +316,12 @@ def joints(
     from runtime.robot import load_robot
 
     loaded, where = load_robot(robot, calibrated=False), _store(store, robot)
+    if exported is not None:
+        refuse_unused("with --export-lerobot", "imported", "compare_only", "port", "report")
+    elif imported is not None:
+        refuse_unused("with --import-lerobot", "compare_only", "port")
+    elif compare_only:
+        refuse_unused("with --check", "report")
     page = report or Path("out/calibrate/joints.html")
     if exported is not None:
         result = work.export_lerobot(where, exported)

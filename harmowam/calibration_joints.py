@@ -50,6 +50,13 @@ def _refuse_other_servos(robot: Robot) -> None:
         )
 
 
+def _refuse_simulated(robot: Robot) -> None:
+    if robot.simulated:
+        raise CalibrationError(
+            "the simulated arm needs no joint calibration: name your arm's file with --robot (docs/arm.md)."
+        )
+
+
 def _stored(store: Store) -> JointCalibration:
     return JointCalibration.from_json(store.get(NAME, kind="joints")["result"])
 
@@ -65,10 +72,7 @@ def guided(
 ) -> dict[str, Any]:
     """A person moves the limp arm: to the zero pose, then every joint from stop to stop. An energised arm is refused, never dropped."""
     _refuse_other_servos(robot)
-    if robot.simulated and port == robot.port:
-        raise CalibrationError(
-            "the simulated arm needs no joint calibration: give --port with the servos' serial port."
-        )
+    _refuse_simulated(robot)
     with contextlib.closing(Port.open(port, robot.arm.baud)) as opened:
         arm = Arm(Bus(opened, robot.arm.baud), robot.arm)
         arm.check()
@@ -127,6 +131,7 @@ def compare_eeprom(robot: Robot, store: Store, port: str) -> dict[str, Any]:
 def import_lerobot(robot: Robot, store: Store, path: Path, page: Path) -> dict[str, Any]:
     """Store LeRobot's file `path` as this arm's joint calibration. Raises CalibrationError for a file of another arm."""
     _refuse_other_servos(robot)
+    _refuse_simulated(robot)
     made = joints.from_lerobot(path, robot.arm)
     made.apply(robot.arm)
     digest = _save(store, made, f"import of {path.name}", page)

@@ -18,12 +18,13 @@ from calibration.jobs import stored_reference
 from calibration.store import Store
 from firmware_bridge import guard
 from firmware_bridge.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
-from firmware_bridge.motor import COMMAND_SLOT, REQUEST_SLOT
+from firmware_bridge.motor import COMMAND_SLOT, REQUEST_SLOT, tell
 from firmware_bridge.safety import lowering_s
 from firmware_bridge.slots import SlotWriter
 from runtime.cameras import CameraSource, focus, serial
 from runtime.robot import CameraConfig, Robot, RobotError
 
+SILENT_NS = 1_000_000_000  # without a new state of the arm
 SETTLE_S = 0.8  # until an arm that has arrived stands still
 
 
@@ -123,6 +124,9 @@ class LiveRig:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         guard.end(self._keeper, self.slots, lowering_s(self.robot.arm) + 1.0)
+        for line in (self.slots / guard.LOG).read_text().splitlines():
+            if line.startswith("guard: "):  # its errors have been raised already
+                tell(line, "")
 
     def arm(self) -> None:
         """Let the servos hold; raises CalibrationError when they do not within 5 s."""
@@ -144,10 +148,12 @@ class LiveRig:
             self._commands.write(Command(now, now + 200_000_000, at.astype(np.float32), rate.astype(np.float32)).pack())
 
     def state(self) -> JointState:
+        """Raises CalibrationError when the motor process has said nothing for a second: it died, or lost the port."""
         got = self._state.read()
-        if got is None:
-            raise CalibrationError("the motor process is silent: check the arm's power, then repeat.")
-        return JointState.unpack(got[0])
+        state = None if got is None else JointState.unpack(got[0])
+        if state is None or time.monotonic_ns() - state.t_ns > SILENT_NS:
+            raise CalibrationError("the motor process is silent: check the adapter and the arm's power, then repeat.")
+        return state
 
     def move_to(self, q: np.ndarray, velocity: float = 0.5) -> np.ndarray:
         """Drive slowly to joint angles [J-1] (the gripper stays), wait until it stands; returns the measured angles, rad [J-1].

@@ -20,6 +20,7 @@ from calibration.jobs import Size, camera_of, current, finish_hand_eye, theta_of
 from calibration.store import Store, new_record, refuse_other_camera
 from runtime.robot import Robot
 
+TAKE_S = 15.0  # that an operator has to take the board out of the gripper, before the arm goes down with it
 SEEK_S = 60.0  # how long an operator has to bring the board into view
 FEWEST = 6  # corners of the board that tell its place roughly
 
@@ -79,6 +80,12 @@ def run_hand_eye(
             found = board.detect(image)
             say(f"pose {k + 1} of {count}: {len(found.ids)} corners")
             views.append(ArmView(f"pose-{k:02d}", board.points()[found.ids], found.pixels, measured))
+        if held is not None and mount == "base":
+            move_to(np.clip(held, lower + 0.05, upper - 0.05))
+            say(
+                f"take the board out of the gripper: in {TAKE_S:.0f} s the arm goes down to its rest pose, lower than a board is high"
+            )
+            time.sleep(TAKE_S)
     return finish_hand_eye(store, name, old, views, mount, noise, page, dry_run, board.text, so101_tool)
 
 

@@ -255,7 +255,8 @@ def _check_units(folder: Path, units: str | None, *vectors: np.ndarray) -> None:
 
 
 def _radians(joints: np.ndarray) -> np.ndarray:
-    """lerobot's SO-101 (`use_degrees`, the default): degrees, and 0 (shut) to 100 (open) for the gripper."""
+    """lerobot's SO-101 (`use_degrees`, the default): degrees, and 0 (shut) to 100 (open) for the gripper. Shut is 0 rad, as in joint
+    calibration and in the simulator; the jaw's travel is that of its limits, 110 degrees."""
     out = np.radians(joints)
-    out[:, -1] = SO101_LOWER[-1] + joints[:, -1] / 100 * (SO101_UPPER[-1] - SO101_LOWER[-1])
+    out[:, -1] = joints[:, -1] / 100 * (SO101_UPPER[-1] - SO101_LOWER[-1])
     return out.astype(np.float32)

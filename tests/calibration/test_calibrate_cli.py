@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
+import signal
 import time
 import urllib.request
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -282,6 +285,39 @@ def test_the_arm_is_driven_through_guard_and_motor_process_and_put_down(bench, t
         assert rig.state().safety == SafetyState.ACTIVE
         assert all(bench.torque())
     assert not any(bench.torque())
+
+
+def test_a_motor_process_that_dies_is_noticed_while_calibrating_and_the_guards_words_are_shown(bench, tmp_path, capfd):
+    with LiveRig(load_robot(str(bench.robot_file)), tmp_path / "slots") as rig:
+        rig.arm()
+        keeper = rig._keeper.pid
+        (motor,) = [int(p) for p in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()]
+        os.kill(motor, signal.SIGKILL)
+        with pytest.raises(CalibrationError, match="the motor process is silent: check the adapter"):
+            rig.move_to(rig.state().q_rad[:-1] + 0.3, velocity=0.1)
+    assert "guard: motor process died (signal 9): holding" in capfd.readouterr().err
+    assert not any(bench.torque())
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("joints", "--import-lerobot", "a", "--export-lerobot", "b"), "--import-lerobot means nothing with --export-lerobot"),
+        (("joints", "--check", "--import-lerobot", "a"), "--check means nothing with --import-lerobot"),
+        (("intrinsics", "--images", "x.png", "--views", 9), "--views means nothing with --images"),
+        (("hand-eye", "--port", "/dev/ttyACM0"), "--port means nothing with a simulated robot"),
+        (("check", "--learn", "--images", "x.png", "--arm-marker", "chessboard:6x5:0.015"), "are learnt together"),
+        (("check", "--learn", "--images", "x.png", "--report", "r.html"), "--report means nothing with --learn"),
+    ],
+)  # fmt: skip
+def test_an_option_that_would_do_nothing_is_refused(args, said, tmp_path):
+    done = calibrate(*args, "--store", tmp_path)
+    assert done.exit_code == 2 and said in done.stderr, done.output
+
+
+def test_a_shipped_robot_file_is_to_be_copied_before_anything_is_calibrated_for_it():
+    done = calibrate("intrinsics", "--robot", "so101", "--images", "x.png")
+    assert done.exit_code == 2 and "copy it first (`mkdir my_arm && cp" in done.stderr
 
 
 @pytest.mark.parametrize(

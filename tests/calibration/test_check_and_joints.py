@@ -1,5 +1,6 @@
 """The drift check tells a moved camera from a wrong arm; joint calibration speaks LeRobot's form and watches the EEPROM."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from calibration import check, joints
 from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
 from calibration.hand_eye import inverse, transform
-from firmware_bridge.arm import Arm
+from firmware_bridge.arm import Arm, ArmError
 from firmware_bridge.bus import Bus
 from firmware_bridge.sts3215 import RAD_PER_STEP
 from firmware_bridge.virtual_bus import MemoryPort
@@ -105,6 +106,21 @@ def test_guided_motion_yields_the_bridges_config():
     assert all(a >= b for a, b in zip(config.lower, CONFIG.lower, strict=True))
 
 
+def test_an_arm_whose_offsets_are_others_than_when_it_was_calibrated_is_refused():
+    """As after another `lerobot-calibrate`: every step means another angle, limits included."""
+    a, virtual = arm()
+    virtual.put(3, "homing_offset", -37)
+    made = sweep(joints.RangeRecorder(CONFIG)).finish(np.full(6, 2000), joints.eeprom_offsets(a))
+    named = dataclasses.replace(CONFIG, eeprom=((3, "homing_offset", 5), (1, "max_temperature", 70)))
+    config = made.apply(named)
+    assert (1, "max_temperature", 70) in config.eeprom and len(config.eeprom) == 7
+    again = Arm(Bus(MemoryPort(virtual)), config)
+    again.check()
+    virtual.put(3, "homing_offset", 500)
+    with pytest.raises(ArmError, match=r"servo 3 .elbow_flex. holds homing_offset 500"):
+        again.check()
+
+
 def test_a_joint_that_was_not_moved_or_wraps_round_is_refused():
     lazy = joints.RangeRecorder(CONFIG)
     lazy.add(np.full(6, 2000))
@@ -140,7 +156,7 @@ def test_lerobots_file_goes_in_and_out(tmp_path):
     made = joints.from_lerobot(path, CONFIG)
     assert joints.to_lerobot(made) == data and made.joints[0].zero_step == 2045
     gripper = made.joints[-1]
-    assert (gripper.range_min - gripper.zero_step) * RAD_PER_STEP == pytest.approx(CONFIG.lower[-1], abs=0.002)
+    assert gripper.zero_step == gripper.range_min  # shut is 0 rad, as in the guided calibration and in the simulator
 
 
 @pytest.mark.parametrize(

@@ -177,5 +177,6 @@ def test_the_printed_board_is_the_detected_one_in_true_size(text):
     assert abs(step - board.square) < 1e-4
     box = re.search(rb"MediaBox\[0 0 ([\d.]+) ([\d.]+)\]", board.pdf())
     assert abs(float(box[1]) / 72 * 0.0254 - (board.size()[0] + 0.024)) < 1e-6
+    assert float(box[1]) / 72 * 25.4 <= 297 and float(box[2]) / 72 * 25.4 <= 210  # an A4 sheet across
     png = board.png(300)
     assert cv2.imdecode(np.frombuffer(png, np.uint8), 0) is not None and b"pHYs" in png[:60]

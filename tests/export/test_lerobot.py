@@ -215,7 +215,7 @@ def test_degrees_become_radians_and_percent_of_the_jaw(copy):
             edit_column(path, column, lambda rows: (np.array(rows) * 50).tolist())
     data = load(copy, units="degrees", calibration=CAMERAS)
     assert np.allclose(data.state[:, :5], np.radians(50 * plain.state[:, :5]), atol=1e-5)
-    jaw = SO101_LOWER[5] + 0.5 * plain.action[:, 5] * (SO101_UPPER[5] - SO101_LOWER[5])
+    jaw = 0.5 * plain.action[:, 5] * (SO101_UPPER[5] - SO101_LOWER[5])
     assert np.allclose(data.action[:, 5], jaw, atol=1e-5)
     with pytest.raises(DataError, match="reach 75, these are no radians: give --units degrees"):
         load(copy, units="rad", calibration=CAMERAS)

@@ -165,6 +165,9 @@ def test_no_servo_is_given_more_torque_than_its_eeprom_allows(config, cap, full)
     assert guards.torque_share() == pytest.approx(0.5, abs=0.01)
     guards.set_torque(0.4)
     assert [servos.get(i, "torque_limit") for i in config.ids] == [int(full * 0.4)] * 5 + [200]
+    guards.set_torque(0.0)
+    assert guards.torque_off() == []  # and whoever drives the arm next has its strength again
+    assert [servos.get(i, "torque_limit") for i in config.ids] == [full] * 5 + [500]
 
 
 def test_an_arm_is_not_switched_on_while_a_servo_does_not_tell_what_it_is_allowed():
@@ -260,6 +263,10 @@ def test_a_servo_gets_a_new_id_and_keeps_it_only_because_it_was_unlocked():
     assert servos.ids == [9] and servos.servos[9].stored[5] == 9 and servos.get(9, "lock") == 1
     servos.power_cycle(9, 0)
     assert servos.get(9, "max_temperature") == 70 and servos.get(9, "id") == 9
+    at_nine = look(master, 9)
+    assert at_nine is not None
+    set_id(master, at_nine, 9)  # the id that it has, as every servo has id 1 when it is delivered
+    assert servos.ids == [9]
     for new, why in ((300, "none of 0..252"), (9, "taken")):
         with pytest.raises(ArmError, match=why):
             set_id(master, found, new)

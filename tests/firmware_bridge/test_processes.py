@@ -127,6 +127,7 @@ def test_lowering_on_request_ends_at_rest_without_torque(rig):
     assert rig.keeper.returncode == 0 and rig.torque() == [0] * 6
     ramp = sorted(set(limits), reverse=True)
     assert len(ramp) > 5  # let down, not dropped
+    assert [rig.servos.get(i, "torque_limit") for i in CONFIG.ids] == [1000] * 6
 
 
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
