@@ -139,6 +139,7 @@ class Verbs(click.Group):
     """Commands, and the verb groups that live in modules of their own, imported when asked for."""
 
     groups: ClassVar = {
+        "average": "harmowam.train",
         "build": "harmowam.build",
         "bus": "harmowam.bus",
         "calibrate": "harmowam.calibrate",

@@ -162,3 +162,26 @@ def train(
         pick_samples(data, samples_path(out))
         click.echo(f"{out}: {note['train_minutes']} min of training on {note['episodes']} episodes")
         write_json(json_path, note)
+
+
+@click.command(short_help="Average a checkpoint with the one that it was fine-tuned from.")
+@click.argument("before", type=PATH)
+@click.argument("after", type=PATH)
+@click.option("--out", type=PATH, required=True, help="The checkpoint to write.")
+@click.option(
+    "--share", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of AFTER in the mean of the weights."
+)
+@json_option
+@errors
+def average(before: Path, after: Path, out: Path, share: float, json_path: Path | None) -> None:
+    """Mean of the weights of BEFORE and of AFTER, which `train --from BEFORE` made: often better than either."""
+    from export.bundle import samples_path
+    from export.checkpoint import average as mean
+    from export.checkpoint import save_checkpoint, write_whole
+
+    model, cameras, instructions, note = mean(before, after, share)
+    save_checkpoint(out, model, cameras, instructions, note)
+    if samples_path(after).is_file():
+        write_whole(samples_path(out), samples_path(after).read_bytes())
+    click.echo(f"{out}: {1 - share:g} x {before} + {share:g} x {after}")
+    write_json(json_path, note)

@@ -13,11 +13,13 @@ import time
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from export.checkpoint import CheckpointError, save_checkpoint
+from export.bundle import samples_path
+from export.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from export.config import Config
 from export.models import HarmoWam
 from export.state import (
@@ -31,6 +33,7 @@ from export.state import (
     unpack_running,
 )
 from export.train import Plan, Trainer, train
+from harmowam.cli import main
 from tests.training import PLAN, SMALL, plan_options, save_always
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -279,6 +282,25 @@ def test_a_checkpoint_is_fine_tuned_and_what_gets_no_steps_stays_as_it_is(drawn,
     assert {k for k in one if k.startswith("world") and not torch.equal(one[k], two[k])} <= {
         k for k in one if k.startswith("world.tokens")
     }
+
+
+def test_a_checkpoint_is_averaged_with_the_one_it_was_fine_tuned_from_and_with_no_other(drawn, unbroken, tmp_path):
+    start, tuned, mean = unbroken / "m.safetensors", tmp_path / "m.safetensors", tmp_path / "mean.safetensors"
+    plan = dataclasses.replace(PLAN, tokeniser=(0, 4, 1e-2), world=(4, 4, 1e-2), experts=(4, 4, 1e-2))
+    train(drawn, tmp_path / "run", tuned, plan, SMALL, start=start)
+    samples_path(tuned).write_bytes(b"observations")
+    made = CliRunner().invoke(main, ["average", str(start), str(tuned), "--share", "0.25", "--out", str(mean)])
+    assert made.exit_code == 0, made.output
+    a, b, m = (load_file(p) for p in (start, tuned, mean))
+    assert any(not torch.equal(a[k], b[k]) for k in a)
+    assert all(torch.allclose(m[k].float(), 0.75 * a[k].float() + 0.25 * b[k].float(), atol=1e-3, rtol=1e-3) for k in a)
+    note = load_checkpoint(mean)[3]
+    assert note["averaged"]["share"] == 0.25 and note["from"]["plan"]["world"] == [24, 4, 1e-2]
+    assert samples_path(mean).read_bytes() == b"observations"
+    other = HarmoWam(SMALL)
+    save_checkpoint(tmp_path / "other.safetensors", other, drawn.cameras, drawn.instructions, {})
+    said = CliRunner().invoke(main, ["average", str(start), str(tmp_path / "other.safetensors"), "--out", str(mean)])
+    assert said.exit_code == 2 and "other.safetensors was not fine-tuned from" in said.stderr
 
 
 def test_a_part_that_was_never_trained_needs_steps_or_a_checkpoint(drawn, tmp_path):
