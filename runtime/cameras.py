@@ -151,7 +151,7 @@ class DeviceCamera:
             capture.set(cv2.CAP_PROP_FRAME_HEIGHT, c.height)
             capture.set(cv2.CAP_PROP_FPS, c.fps)
             capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest frame, no queue
-        elif "://" in c.source:
+        elif "://" in c.source and cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends():
             capture = cv2.VideoCapture(c.source, cv2.CAP_FFMPEG, [
                 cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, STALL_MS,
             ])  # fmt: skip
@@ -270,7 +270,7 @@ def open_cameras(robot: Robot, wanted: Iterable[str], slots: Path) -> dict[str, 
 
 def is_device(source: str) -> bool:
     """Whether a camera's `source` is a V4L2 device: a number, or a path such as /dev/video0 or a name under /dev/v4l/by-id."""
-    return source.isdigit() or source.startswith("/dev/")
+    return source.isdigit() or (source.startswith("/dev/") and not Path(source).is_file())  # a film may lie in /dev/shm
 
 
 def node(source: str) -> str:

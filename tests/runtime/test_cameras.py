@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import socket
+import tempfile
 import threading
 import time
 
@@ -12,7 +13,16 @@ import pytest
 
 from calibration.camera import CalibrationError
 from firmware_bridge.slots import SlotWriter
-from runtime.cameras import FRAME_HEAD, CameraError, DeviceCamera, calibrations, open_camera, open_cameras, slot_path
+from runtime.cameras import (
+    FRAME_HEAD,
+    CameraError,
+    DeviceCamera,
+    calibrations,
+    is_device,
+    open_camera,
+    open_cameras,
+    slot_path,
+)  # fmt: skip
 from runtime.robot import CameraConfig, load_robot
 from tests.tiny import FRONT, WRIST
 
@@ -80,6 +90,14 @@ def test_a_device_is_read_in_rgb_by_a_thread_of_its_own(tmp_path):
     camera.close()
     with pytest.raises(CameraError, match="gives 64x48, the robot file says 32x48"):
         open_camera(dataclasses.replace(config, width=32), tmp_path)
+
+
+def test_a_film_in_shared_memory_is_a_film():
+    with tempfile.NamedTemporaryFile(dir="/dev/shm", suffix=".avi") as film:
+        assert not is_device(film.name)
+    assert (
+        is_device("0") and is_device("/dev/video0") and is_device("/dev/v4l/by-id/usb-cam") and not is_device("gst:x")
+    )
 
 
 def test_every_camera_of_the_bundle_must_be_in_the_robot_file(tmp_path):
