@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from calibration.camera import Camera
 from export.config import Config
 from export.models import HarmoWam
+from runtime.bundle import sha256
 
 
 class CheckpointError(Exception):
@@ -117,5 +117,4 @@ def average(
         )
     weights = new.state_dict()
     new.load_state_dict({k: torch.lerp(v, weights[k], share) for k, v in old.state_dict().items()})
-    digest = hashlib.sha256(before.read_bytes()).hexdigest()
-    return new, cameras, instructions, {**note, "averaged": {"with": digest, "share": share}}
+    return new, cameras, instructions, {**note, "averaged": {"with": sha256(before), "share": share}}

@@ -220,6 +220,13 @@ def end(process: subprocess.Popen[bytes], slots: Path, tell_s: float = 12.0) -> 
         tell("the guard has not ended: switch the arm's power off if it is still stiff.", "error: ")
 
 
+def tell_log(slots: Path) -> None:
+    """Show the user what a guard said that has ended. Its errors are left out: whoever waited for its first state has raised them."""
+    for line in (slots / LOG).read_text().splitlines():
+        if line.startswith(SAYS):
+            tell(line, "")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description="Guard: locks the serial port, runs the motor process and stops the arm if that fails."

@@ -18,7 +18,7 @@ from calibration.jobs import stored_reference
 from calibration.store import Store
 from firmware_bridge import guard
 from firmware_bridge.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
-from firmware_bridge.motor import COMMAND_SLOT, REQUEST_SLOT, tell
+from firmware_bridge.motor import COMMAND_SLOT, REQUEST_SLOT
 from firmware_bridge.safety import lowering_s
 from firmware_bridge.slots import SlotWriter
 from runtime.cameras import CameraSource, focus, serial
@@ -124,9 +124,7 @@ class LiveRig:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         guard.end(self._keeper, self.slots, lowering_s(self.robot.arm) + 1.0)
-        for line in (self.slots / guard.LOG).read_text().splitlines():
-            if line.startswith("guard: "):  # its errors have been raised already
-                tell(line, "")
+        guard.tell_log(self.slots)
 
     def arm(self) -> None:
         """Let the servos hold; raises CalibrationError when they do not within 5 s."""

@@ -229,9 +229,7 @@ def live(
             armed, deaf = False, True
             if keeper is not None:
                 guard.end(keeper, slots, lowered_s)
-                for line in (slots / guard.LOG).read_text().splitlines():
-                    if line.startswith("guard: "):  # its errors have been raised already
-                        tell(line, "")
+                guard.tell_log(slots)
             for camera in cameras.values():
                 camera.close()
             if simulator is not None:
