@@ -4,6 +4,10 @@ import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -182,6 +186,34 @@ def test_what_was_run_is_not_run_again_and_a_cut_line_is(bundle, tmp_path, monke
 def test_a_worker_that_is_killed_ends_the_run_in_a_sentence():
     with pytest.raises(WorkerError, match="was killed, most likely because memory ran out"):
         list(spawned(os._exit, [1, 1], 1))
+
+
+def test_workers_end_with_their_parent():
+    """Else they would wait for work for ever, and keep their memory."""
+    code = (
+        "import time; from sim.workers import spawned\nif __name__ == '__main__': list(spawned(time.sleep, [60.0], 1))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(ev.__file__).parents[1])
+    try:
+        worker = wait_for(lambda: workers_of(parent.pid), 20.0)
+        time.sleep(1.0)  # it is at work
+    finally:
+        parent.kill()
+        parent.wait()
+    assert wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in worker), 10.0)
+
+
+def workers_of(parent: int) -> list[int]:
+    """Processes of a pool; the resource tracker beside them ends by itself."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+
+def wait_for(there, seconds):
+    end = time.monotonic() + seconds
+    while not (got := there()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return got
 
 
 def test_rows_of_something_else_are_refused(tmp_path):
