@@ -199,7 +199,8 @@ class Bundle:
             from runtime.tensorrt_build import URGENT, built_engine, this_board
             from runtime.tensorrt_engine import TensorRTEngine
 
-            return TensorRTEngine(built_engine(self, name, this_board()), urgent=name in URGENT)
+            path, compatible = built_engine(self, name, this_board())
+            return TensorRTEngine(path, urgent=name in URGENT, version_compatible=compatible)
         providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
         if backend not in providers:
             raise EngineError(f"HARMOWAM_ENGINE={backend} is unknown: use cpu, cuda or tensorrt.")
