@@ -180,6 +180,21 @@ def test_onnxruntimes_cuda_provider_agrees_with_its_cpu_provider(bundle):
         assert np.allclose(made[k], v, atol=1e-2), k
 
 
+def test_float32_layers_are_built_with_tf32(monkeypatch, tmp_path):
+    """Polygraphy clears TensorRT's own TF32 unless it is asked for."""
+    asked = {}
+    polygraphy = SimpleNamespace(
+        create_config=lambda builder, network, **how: asked.update(how), network_from_onnx_path=lambda *_, **__: [1, 2],
+        engine_bytes_from_network=lambda *_, **__: b"plan", PolygraphyException=RuntimeError,
+    )  # fmt: skip
+    for name in ("polygraphy", "polygraphy.backend", "polygraphy.backend.trt", "polygraphy.exception"):
+        monkeypatch.setitem(sys.modules, name, polygraphy)
+    pool = SimpleNamespace(WORKSPACE=0)
+    monkeypatch.setattr("runtime.tensorrt_build.tensorrt", lambda: SimpleNamespace(MemoryPoolType=pool))
+    assert build_engine(tmp_path / "fast.onnx", tmp_path / "cache", Options()) == b"plan"
+    assert asked["tf32"] is True and "use_dla" not in asked
+
+
 @pytest.mark.gpu
 def test_a_real_engine_agrees_with_onnx_runtime(bundle, tmp_path):
     assert pytest.importorskip("tensorrt", reason="no TensorRT here").__version__
