@@ -137,7 +137,7 @@ def measure(bundle: Bundle, options: Options, rounds: int, say: Callable[[str], 
         "build_s": round(time.perf_counter() - began, 1), "rounds": rounds, "engines": {},
     }  # fmt: skip
     board, feeds = this_board(), observations(bundle)
-    paths = {name: built_engine(bundle, name, board) for name in bundle.manifest.engines}
+    paths = {name: built_engine(bundle, name, board)[0] for name in bundle.manifest.engines}
     for name, path in paths.items():
         feed = feeds[name][0]
         graph, plain = TensorRTEngine(path, urgent=name in URGENT), TensorRTEngine(path, name in URGENT, graph=False)

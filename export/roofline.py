@@ -29,7 +29,11 @@ FUSED = {
 
 @dataclass(frozen=True)
 class Board:
-    """A module in one of its power modes: streaming multiprocessors, GPU clock (GHz), memory (GB/s)."""
+    """A module in one of its power modes: streaming multiprocessors, GPU clock (GHz), memory (GB/s).
+
+    Modes of an Orin Nano and an Orin NX are those of nvpmodel's "super" configuration (JetPack 6.2 and later), but for the NX's MAXN,
+    which only its plain one has; 10, 15 and 25 W of an NX are alike in both.
+    """
 
     name: str
     mode: str
@@ -38,12 +42,14 @@ class Board:
     gb_s: float
 
 
-# Jetson Linux Developer Guide, "Supported Modes and Power Efficiency"; `nvpmodel -q --verbose` on a board says what holds there.
+# Jetson Linux Developer Guide, "Supported Modes and Power Efficiency"; Orin NX: nvpmodel_p3767_0000_super.conf and, for MAXN,
+# nvpmodel_p3767_0000.conf (TPC mask 252: two of four TPCs, 4 multiprocessors). `nvpmodel -q --verbose` says what holds on a board.
 BOARDS = (
     Board("Orin Nano 8GB", "7W", 8, 0.408, 68), Board("Orin Nano 8GB", "15W", 8, 0.612, 68),
     Board("Orin Nano 8GB", "25W", 8, 0.918, 102), Board("Orin Nano 8GB", "MAXN_SUPER", 8, 1.020, 102),
-    Board("Orin NX 16GB", "10W", 4, 0.612, 102), Board("Orin NX 16GB", "15W", 8, 0.612, 102),
+    Board("Orin NX 16GB", "10W", 4, 0.612, 68), Board("Orin NX 16GB", "15W", 4, 0.612, 102),
     Board("Orin NX 16GB", "25W", 8, 0.408, 102), Board("Orin NX 16GB", "MAXN", 8, 0.918, 102),
+    Board("Orin NX 16GB", "40W", 8, 1.173, 102), Board("Orin NX 16GB", "MAXN_SUPER", 8, 1.173, 102),
     Board("AGX Orin 64GB", "15W", 6, 0.420, 136), Board("AGX Orin 64GB", "30W", 8, 0.624, 204),
     Board("AGX Orin 64GB", "50W", 16, 0.828, 204), Board("AGX Orin 64GB", "MAXN", 16, 1.301, 204),
 )  # fmt: skip

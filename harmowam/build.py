@@ -14,13 +14,14 @@ from harmowam.cli import errors, json_option, say, write_json
 @click.argument("bundle", type=click.Path(path_type=Path), default=Path("out/so101.bundle"))
 @click.option("--memory-mb", type=click.IntRange(min=64), default=1024, show_default=True, help="Builder's workspace.")
 @click.option("--builds", type=click.IntRange(1, 10), default=2, show_default=True, help="Keep the fastest of so many.")
-@click.option("--dla", is_flag=True, help="Purely convolutional engines on the DLA (none on an Orin Nano).")
-@click.option("--version-compatible", is_flag=True, help="Engines that newer TensorRTs load too; slower.")
+@click.option(
+    "--version-compatible", is_flag=True, help="Engines that newer TensorRTs of the same major version load too; slower."
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would be built; needs neither GPU nor TensorRT.")
 @json_option
 @errors
 def build(
-    bundle: Path, memory_mb: int, builds: int, dla: bool, version_compatible: bool, dry_run: bool, json_path: Path | None
+    bundle: Path, memory_mb: int, builds: int, version_compatible: bool, dry_run: bool, json_path: Path | None
 ) -> None:  # fmt: skip
     """Build TensorRT engines from BUNDLE on this machine, compare them with ONNX Runtime, keep the fastest."""
     from runtime import tensorrt_build as room
@@ -28,7 +29,7 @@ def build(
     from runtime.engine import EngineError
 
     opened = Bundle.load(bundle)
-    options = room.Options(memory_mb, builds, dla, version_compatible)
+    options = room.Options(memory_mb, builds, version_compatible)
     room.refuse_unfit(opened)
     if dry_run:
         try:
@@ -38,8 +39,8 @@ def build(
             click.echo(f"(not this machine: {e})", err=True)
         rows = room.plan(opened, options, board)
         for row in rows:
-            where = "DLA" if row["dla"] else f"GPU, {row['stream']}"
-            click.echo(f"{row['onnx']} -> {row['file']}  ({where}; best of {builds}; workspace {memory_mb} MB)")
+            how = f"GPU, {row['stream']}; best of {builds}; workspace {memory_mb} MB"
+            click.echo(f"{row['onnx']} -> {row['file']}  ({how})")
         write_json(json_path, {"board": dataclasses.asdict(board) if board else None, "plan": rows})
         return
     listing = room.build(opened, options, say)

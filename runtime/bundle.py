@@ -186,7 +186,9 @@ class Bundle:
             engine = self._open(name, spec, threads, backend or default_backend())
         except EngineError as e:
             raise BundleError(f"{self.path}: {e}") from e
-        if {k: list(v.shape) for k, v in engine.inputs.items()} != spec.inputs or list(engine.outputs) != spec.outputs:
+        # TensorRT promises no order of an engine's tensors.
+        found = {k: list(v.shape) for k, v in engine.inputs.items()}
+        if found != spec.inputs or sorted(engine.outputs) != sorted(spec.outputs):
             raise BundleError(
                 f"{self.path}/{spec.file} does not have the tensors that its manifest names: export the bundle again."
             )
@@ -197,7 +199,8 @@ class Bundle:
             from runtime.tensorrt_build import URGENT, built_engine, this_board
             from runtime.tensorrt_engine import TensorRTEngine
 
-            return TensorRTEngine(built_engine(self, name, this_board()), urgent=name in URGENT)
+            path, compatible = built_engine(self, name, this_board())
+            return TensorRTEngine(path, urgent=name in URGENT, version_compatible=compatible)
         providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
         if backend not in providers:
             raise EngineError(f"HARMOWAM_ENGINE={backend} is unknown: use cpu, cuda or tensorrt.")

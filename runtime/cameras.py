@@ -31,6 +31,7 @@ FOCUS_ABSOLUTE, FOCUS_AUTO = 0x009A090A, 0x009A090C
 
 CAMERA_PRIORITY = 11  # above the loop that waits for its pictures
 STALL_MS, OPEN_MS = 1000, 3000  # so long a read, or opening a stream, may take; OpenCV's own limits are 10 s and more
+PIPELINE_MS = 10_000  # opening a GStreamer pipeline, which waits for a sensor to start
 WAIT_V4L2 = ("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(STALL_MS // 1000))  # read by OpenCV at its first picture
 FAILURES = 5  # reads that fail in a row before a device is opened again
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 2.0  # between attempts to open it
@@ -141,16 +142,20 @@ class DeviceCamera:
 
         c = self.config
         if c.source.startswith("gst:"):
-            capture = cv2.VideoCapture(c.source.removeprefix("gst:"), cv2.CAP_GSTREAMER)
+            capture = cv2.VideoCapture(c.source.removeprefix("gst:"), cv2.CAP_GSTREAMER, [
+                cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, PIPELINE_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, STALL_MS,
+            ])  # fmt: skip
         elif self._v4l2:
             if not Path(node(c.source)).exists():
                 return None
             os.environ.setdefault(*WAIT_V4L2)
             capture = cv2.VideoCapture(int(c.source) if c.source.isdigit() else c.source, cv2.CAP_V4L2)
+            if c.fourcc:  # first: which sizes and rates there are depends on it
+                capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*c.fourcc))
             capture.set(cv2.CAP_PROP_FRAME_WIDTH, c.width)
             capture.set(cv2.CAP_PROP_FRAME_HEIGHT, c.height)
             capture.set(cv2.CAP_PROP_FPS, c.fps)
-            capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest frame, no queue
+            # OpenCV's own four buffers: with one, some drivers lose every other frame, and the thread reads on to the newest anyway.
         elif "://" in c.source and cv2.CAP_FFMPEG in cv2.videoio_registry.getBackends():
             capture = cv2.VideoCapture(c.source, cv2.CAP_FFMPEG, [
                 cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, OPEN_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, STALL_MS,

@@ -14,11 +14,14 @@ import numpy as np
 NON_BLOCKING = 1
 CAPTURE_THREAD_LOCAL = 1
 PORTABLE = 1
+BLOCKING_SYNC = 4
+CONTEXT_ACTIVE = 708
 _FUNCTIONS: dict[str, list[Any]] = {
     "cuInit": [c_uint],
     "cuDeviceGet": [c_void_p, c_int],
     "cuDeviceGetAttribute": [c_void_p, c_int, c_int],
     "cuDeviceGetName": [ctypes.c_char_p, c_int, c_int],
+    "cuDevicePrimaryCtxSetFlags_v2": [c_int, c_uint],
     "cuDevicePrimaryCtxRetain": [c_void_p, c_int],
     "cuCtxSetCurrent": [c_void_p],
     "cuCtxGetStreamPriorityRange": [c_void_p, c_void_p],
@@ -39,10 +42,13 @@ _FUNCTIONS: dict[str, list[Any]] = {
     "cuGraphDestroy": [c_void_p],
 }
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+_MULTIPROCESSORS = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
 
 
 class CudaError(Exception):
-    """A call that the CUDA driver refused; says which and with what number."""
+    """A call that the CUDA driver refused; says which and with what number (`code`, 0 where no call was made)."""
+
+    code = 0
 
 
 class Cuda:
@@ -59,15 +65,26 @@ class Cuda:
         device, context = c_int(), c_void_p()
         self.call("cuDeviceGet", ctypes.byref(device), 0)
         self._device = device.value
+        self._wait_asleep()
         self.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self._device)
         self._context = context
         self.use()
+
+    def _wait_asleep(self) -> None:
+        """Waiting threads sleep instead of spinning: a loop that spins under SCHED_FIFO starves ordinary work on its core."""
+        try:
+            self.call("cuDevicePrimaryCtxSetFlags_v2", self._device, BLOCKING_SYNC)
+        except CudaError as e:
+            if e.code != CONTEXT_ACTIVE:  # in use already, by an engine before this one: whoever came first has chosen
+                raise
 
     def call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._lib, name)(*arguments)
         if code:
             hint = ": not enough memory, close other programs" if code == 2 else ""
-            raise CudaError(f"{name} failed with CUDA error {code}{hint}.")
+            error = CudaError(f"{name} failed with CUDA error {code}{hint}.")
+            error.code = code
+            raise error
 
     def use(self) -> None:
         """Make the context current in the calling thread."""
@@ -79,12 +96,16 @@ class Cuda:
         return text.value.decode()
 
     def capability(self) -> tuple[int, int]:
-        numbers = []
-        for attribute in (_MAJOR, _MINOR):
-            value = c_int()
-            self.call("cuDeviceGetAttribute", ctypes.byref(value), attribute, self._device)
-            numbers.append(value.value)
-        return numbers[0], numbers[1]
+        return self._attribute(_MAJOR), self._attribute(_MINOR)
+
+    def multiprocessors(self) -> int:
+        """How many there are now: some power modes of a Jetson switch a part of them off."""
+        return self._attribute(_MULTIPROCESSORS)
+
+    def _attribute(self, number: int) -> int:
+        value = c_int()
+        self.call("cuDeviceGetAttribute", ctypes.byref(value), number, self._device)
+        return value.value
 
     def stream(self, urgent: bool) -> c_void_p:
         """A stream of the highest or lowest priority."""

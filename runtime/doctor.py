@@ -50,6 +50,10 @@ class Machine:
         return self.path("/etc/nv_tegra_release").exists() or "tegra" in self.read("/proc/device-tree/compatible")
 
 
+REBOOT = "where it asks to reboot, answer YES; then `sudo jetson_clocks`"
+GPU_CLOCKS = ("17000000.gpu", "17000000.ga10b")  # devfreq's folder: from JetPack 6 on, and before
+CH340 = "1a86:7523"
+BRLTTY = "/udev/rules.d/85-brltty.rules"
 LIMITS = "/etc/security/limits.d/90-harmowam.conf"
 
 
@@ -155,19 +159,21 @@ def clocks(machine: Machine) -> Iterator[Finding]:
         if mode == fastest:
             yield Finding("power mode", "ok", name)
         else:
-            mend = f"`sudo nvpmodel -m {fastest}` (needs cooling; docs/jetson.md)"
+            mend = f"`sudo nvpmodel -m {fastest}` (needs cooling; {REBOOT}; docs/jetson.md)"
             yield Finding("power mode", "warn", f"{name}: not the fastest", mend)
-    for gpu in machine.path("/sys/class/devfreq").glob("*ga10b*"):
-        low, high = ((gpu / f).read_text().strip() for f in ("min_freq", "max_freq"))
-        if low != high:
-            yield Finding(
-                "GPU clock",
-                "warn",
-                f"floats between {int(low) // 10**6} and {int(high) // 10**6} MHz",
-                "`sudo jetson_clocks`",
-            )
-        else:
-            yield Finding("GPU clock", "ok", f"locked at {int(high) // 10**6} MHz")
+    folders = [f"/sys/class/devfreq/{name}" for name in GPU_CLOCKS]
+    low, high = ("".join(machine.read(f"{folder}/{bound}_freq") for folder in folders) for bound in ("min", "max"))
+    if not (low and high):
+        yield Finding("GPU clock", "warn", "unknown", "`sudo jetson_clocks`, then `sudo jetson_clocks --show`")
+    elif low != high:
+        yield Finding(
+            "GPU clock",
+            "warn",
+            f"floats between {int(low) // 10**6} and {int(high) // 10**6} MHz",
+            "`sudo jetson_clocks`",
+        )
+    else:
+        yield Finding("GPU clock", "ok", f"locked at {int(high) // 10**6} MHz")
     if "PREEMPT_RT" not in platform.version():
         yield Finding(
             "kernel",
@@ -188,11 +194,38 @@ def _may(node: Path, mode: int, fallback: str) -> str:
     return f"`sudo usermod -aG {group} $USER` and log in again"
 
 
+def _undriven_ch340(machine: Machine) -> bool:
+    """Whether a CH340 is plugged in that no kernel driver takes."""
+    devices = machine.path("/sys/bus/usb/devices").glob("*")
+    there = CH340 in (f"{_text(d / 'idVendor')}:{_text(d / 'idProduct')}" for d in devices)
+    return there and not machine.path("/sys/bus/usb/drivers/ch341").exists()
+
+
+def _text(file: Path) -> str:
+    return file.read_text().strip() if file.is_file() else ""
+
+
 def serial_port(machine: Machine, port: str) -> Iterator[Finding]:
-    """Existence, rights, latency timer and USB autosuspend of a servo adapter."""
+    """Existence, rights, latency timer and USB autosuspend of a servo adapter, and who else takes it."""
     if port == "sim":
         return
     node = machine.path(port)
+    mask = machine.path("/etc" + BRLTTY)
+    if any(machine.path(f + BRLTTY).exists() for f in ("/usr/lib", "/lib")) and os.path.realpath(mask) != "/dev/null":
+        yield Finding(
+            "brltty",
+            "warn",
+            "takes CH340 and other adapters for Braille displays, and their port away",
+            f"`sudo ln -sf /dev/null /etc{BRLTTY} && sudo udevadm control --reload`, and plug the adapter in again",
+        )
+    if not node.exists() and _undriven_ch340(machine):
+        yield Finding(
+            "servo port",
+            "bad",
+            f"{port} does not exist: a CH340 ({CH340}) is plugged in, for which this kernel has no driver",
+            "use an adapter with a CH343 (CDC) or FTDI chip, or build the kernel module ch341",
+        )
+        return
     if not node.exists():
         yield Finding(
             "servo port",
@@ -258,10 +291,32 @@ def arm(machine: Machine, robot: Robot) -> Iterator[Finding]:
         yield Finding("emergency stop", "ok", robot.arm.estop)
 
 
-def cameras(machine: Machine, robot: Robot) -> Iterator[Finding]:
-    """Devices that exist and may be opened, exposure that may stretch a frame, two cameras on one USB bus, GStreamer in OpenCV."""
-    import cv2
+def _ask_opencv(expression: str) -> subprocess.CompletedProcess[str]:
+    """What cv2 says, in a child: one that was built for another numpy may take its process along."""
+    command = [sys.executable, "-c", f"import cv2; print({expression})"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
+
+def opencv() -> Iterator[Finding]:
+    """An OpenCV that imports, and finds calibration boards."""
+    done = _ask_opencv("cv2.__version__, hasattr(cv2.aruco, 'CharucoDetector')")
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]
+        mend = "`pip install --force-reinstall opencv-python-headless`; for the system's own see docs/jetson.md, OpenCV"
+        if "numpy" in done.stderr.lower():
+            mend = "`pip install 'numpy==1.26.4'`: the system's OpenCV was built for numpy 1 (docs/jetson.md, OpenCV)"
+        yield Finding("OpenCV", "bad", f"does not import ({why})", mend)
+        return
+    version, boards = done.stdout.split()
+    if boards == "True":
+        yield Finding("OpenCV", "ok", version)
+    else:
+        mend = "`sudo apt-get remove python3-opencv` where that is Ubuntu's, and see docs/jetson.md, OpenCV"
+        yield Finding("OpenCV", "bad", f"{version} has no aruco.CharucoDetector, which 4.7 brought", mend)
+
+
+def cameras(machine: Machine, robot: Robot) -> Iterator[Finding]:
+    """Devices that exist and may be opened, exposure that may stretch a frame, GStreamer in OpenCV."""
     for name, camera in robot.cameras.items():
         source = device_path(camera.source)
         if is_device(source):
@@ -294,7 +349,7 @@ def cameras(machine: Machine, robot: Robot) -> Iterator[Finding]:
                         f"`v4l2-ctl -d {source} -c exposure_dynamic_framerate=0`",
                     )
         elif source.startswith("gst:"):
-            if "GStreamer:                   YES" not in cv2.getBuildInformation():
+            if "GStreamer:                   YES" not in _ask_opencv("cv2.getBuildInformation()").stdout:
                 yield Finding(
                     f"camera {name}",
                     "bad",
@@ -391,7 +446,7 @@ def examine(robot: Robot, machine: Machine | None = None) -> list[Finding]:
     """Every check, in the order in which one would mend them."""
     m = machine or Machine()
     checks: list[Callable[[], Iterator[Finding]]] = [
-        lambda: engines(m), lambda: serial_port(m, robot.port), lambda: arm(m, robot), lambda: cameras(m, robot), lambda: realtime(m),
-        lambda: clocks(m), lambda: storage(m),
+        lambda: engines(m), lambda: serial_port(m, robot.port), lambda: arm(m, robot), opencv, lambda: cameras(m, robot),
+        lambda: realtime(m), lambda: clocks(m), lambda: storage(m),
     ]  # fmt: skip
     return [finding for check in checks for finding in check()]

@@ -29,7 +29,8 @@ class RobotError(Exception):
 @dataclass(frozen=True)
 class CameraConfig:
     """`source`: "sim", slot:PATH (a slot that another program writes), a device such as /dev/video0, gst:PIPELINE, a video file or
-    a URL. `calibration`: a file beside the robot file. `delay_ms`: from capture to hand-over where no driver stamps the frames."""
+    a URL. `calibration`: a file beside the robot file. `delay_ms`: from capture to hand-over where no driver stamps the frames.
+    `fourcc`: the pixel format asked of a V4L2 device, such as MJPG; "" leaves it to OpenCV."""
 
     name: str
     source: str
@@ -39,6 +40,7 @@ class CameraConfig:
     calibration: str
     marker: str = ""  # board fixed to the table or base, looked at before every run (`harmowam calibrate check`)
     delay_ms: float = 0.0
+    fourcc: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,13 @@ def _positive(table: dict[str, Any], key: str, kind: type, where: str, default: 
     value = _take(table, key, kind, where, default)
     if not 0 < value < float("inf"):
         raise RobotError(f"{where}: '{key}' must be greater than zero, not {value!r}: correct it.")
+    return value
+
+
+def _fourcc(table: dict[str, Any], where: str) -> str:
+    value = str(_take(table, "fourcc", str, where, ""))
+    if value and not (len(value) == 4 and value.isascii() and value.isprintable()):
+        raise RobotError(f"{where}: 'fourcc' must be four characters such as MJPG, not {value!r}: correct it.")
     return value
 
 
@@ -231,7 +240,7 @@ def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
     cameras = {}
     for key, c in _take(raw, "camera", dict, where).items():
         at = f"{where} [camera.{key}]"
-        _known(_table(c, at), {"source", "width", "height", "fps", "calibration", "marker", "delay_ms"}, at)
+        _known(_table(c, at), {"source", "width", "height", "fps", "calibration", "marker", "delay_ms", "fourcc"}, at)
         cameras[key] = CameraConfig(
             key,
             _take(c, "source", str, at),
@@ -241,6 +250,7 @@ def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
             _take(c, "calibration", str, at),
             _take(c, "marker", str, at, ""),
             _take(c, "delay_ms", float, at, 0.0),
+            _fourcc(c, at),
         )
     family = _take(raw, "family", str, where)
     if family != ARM_FAMILY:

@@ -1,6 +1,7 @@
 """TensorRT engines from a bundle, on the machine that will run them: strongly typed, cached, compared with ONNX Runtime, listed.
 
-`engines/<gpu>-<capability>-trt<version>/` holds `<name>.engine`, `timing.cache` and `engines.json`, which says what each was made from.
+`engines/<module>-sm<capability>-<multiprocessors>mp-trt<version>/` holds `<name>.engine`, `timing.cache` and `engines.json`, which says
+what each was made from.
 """
 
 from __future__ import annotations
@@ -26,34 +27,38 @@ from runtime.steps import fixed_noise
 from runtime.tensorrt_engine import TensorRTEngine, tensorrt
 
 URGENT = ("fast",)
-CONVOLUTIONAL = ("decoder",)  # what a DLA could take: no attention, no normalisation over the picture
 COSINE = 0.99  # against ONNX Runtime, node by node
 LISTING = "engines.json"
 
 
 @dataclass(frozen=True)
 class Board:
-    """What an engine depends on."""
+    """What an engine depends on. CUDA calls the GPU of a Nano, an NX and an AGX "Orin" alike, hence `module`, the device tree's name
+    of the board ("" where there is none), and `multiprocessors`, of which some power modes switch a part off."""
 
     gpu: str
     capability: str
     tensorrt: str
     jetpack: str
+    module: str
+    multiprocessors: int
 
-    @property
-    def key(self) -> str:
-        gpu = re.sub(r"[^a-z0-9]+", "-", self.gpu.lower()).strip("-")
-        return f"{gpu}-sm{self.capability}-trt{self.tensorrt}"
+    def key(self, version_compatible: bool = False) -> str:
+        """Name of the folder for its engines. Version-compatible ones are for every later TensorRT of the same major version."""
+        name = re.sub(r"[^a-z0-9]+", "-", (self.module or self.gpu).lower()).strip("-")
+        version = self.tensorrt.partition(".")[0] + "-compatible" if version_compatible else self.tensorrt
+        return f"{name}-sm{self.capability}-{self.multiprocessors}mp-trt{version}"
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to build. `memory_mb` bounds the builder's workspace: 1 GiB leaves an 8 GB board room to live."""
+    """How to build. `memory_mb` bounds the builder's workspace: 1 GiB leaves an 8 GB board room to live. `tf32`: float32 layers on the
+    tensor cores, as `export/roofline.py` reckons; TensorRT's own default, which Polygraphy turns off unless it is asked for."""
 
     memory_mb: int = 1024
     builds: int = 2
-    dla: bool = False
     version_compatible: bool = False
+    tf32: bool = True
 
 
 def this_board() -> Board:
@@ -66,7 +71,9 @@ def this_board() -> Board:
     release = Path("/etc/nv_tegra_release")
     found = re.search(r"R(\d+).*REVISION: ([\d.]+)", release.read_text()) if release.exists() else None
     jetpack = f"L4T {found.group(1)}.{found.group(2)}" if found else "none"
-    return Board(cuda.name(), "".join(map(str, cuda.capability())), version, jetpack)
+    model = Path("/proc/device-tree/model")
+    module = model.read_text().strip("\0\n ") if model.exists() else ""
+    return Board(cuda.name(), "".join(map(str, cuda.capability())), version, jetpack, module, cuda.multiprocessors())
 
 
 def refuse_unfit(bundle: Bundle) -> None:
@@ -80,19 +87,19 @@ def refuse_unfit(bundle: Bundle) -> None:
 
 def plan(bundle: Bundle, options: Options, board: Board | None) -> list[dict[str, Any]]:
     """What a build would do, engine by engine; `board` None where there is no GPU."""
-    folder = bundle.path / "engines" / (board.key if board else "<gpu>-<capability>-trt<version>")
+    key = board.key(options.version_compatible) if board else "<module>-sm<capability>-<multiprocessors>mp-trt<version>"
+    folder = bundle.path / "engines" / key
     return [
         {
             "engine": name, "onnx": files.file, "onnx_sha256": bundle.manifest.files[files.file],
             "file": str(folder / f"{name}.engine"), "inputs": files.inputs, "outputs": files.outputs,
-            "stream": "high priority" if name in URGENT else "low priority", "dla": options.dla and name in CONVOLUTIONAL,
-            **{k: v for k, v in asdict(options).items() if k != "dla"},
+            "stream": "high priority" if name in URGENT else "low priority", **asdict(options),
         }
         for name, files in bundle.manifest.engines.items()
     ]  # fmt: skip
 
 
-def build_engine(source: Path, cache: Path, options: Options, dla: bool) -> bytes:
+def build_engine(source: Path, cache: Path, options: Options) -> bytes:
     """One serialised engine by Polygraphy. Strongly typed: precision comes from the Q/DQ nodes, no flag can change it."""
     trt = tensorrt()
     try:
@@ -110,8 +117,7 @@ def build_engine(source: Path, cache: Path, options: Options, dla: bool) -> byte
             load_timing_cache=str(cache) if cache.exists() else None,
             version_compatible=options.version_compatible,
             exclude_lean_runtime=False if options.version_compatible else None,
-            use_dla=dla,
-            allow_gpu_fallback=dla,
+            tf32=options.tf32,
         )
         return bytes(engine_bytes_from_network(network, config=config, save_timing_cache=str(cache)))
     except (PolygraphyException, MemoryError) as e:
@@ -146,9 +152,12 @@ def observations(bundle: Bundle, count: int = 16) -> dict[str, list[dict[str, np
     return out
 
 
-def compare(path: Path, source: Path, feeds: list[dict[str, np.ndarray]]) -> tuple[dict[str, float], float]:
+def compare(
+    path: Path, source: Path, feeds: list[dict[str, np.ndarray]], version_compatible: bool = False
+) -> tuple[dict[str, float], float]:
     """Cosine of each output (centred) against ONNX Runtime, and the median milliseconds of a pass."""
-    engine, reference = TensorRTEngine(path), OrtEngine(source, literal=True)
+    engine = TensorRTEngine(path, version_compatible=version_compatible)
+    reference = OrtEngine(source, literal=True)
     pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {k: [] for k in reference.outputs}
     times = []
     for feed in feeds:
@@ -168,7 +177,7 @@ def build(bundle: Bundle, options: Options, say: Callable[[str], None] = lambda 
     """Build all engines beside their place, then put them there; returns the listing. Raises EngineError, leaving nothing behind."""
     refuse_unfit(bundle)
     board = this_board()
-    target = bundle.path / "engines" / board.key
+    target = bundle.path / "engines" / board.key(options.version_compatible)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -186,8 +195,8 @@ def build(bundle: Bundle, options: Options, say: Callable[[str], None] = lambda 
                 trial = partial / f"{name}.trial"
                 # A cache that is read back repeats its choice of tactics: only the last build writes it.
                 cache = partial / ("timing.cache" if attempt == options.builds - 1 else f"{name}.{attempt}.cache")
-                trial.write_bytes(build_engine(source, cache, options, row["dla"]))
-                cosines, ms = compare(trial, source, feeds[name])
+                trial.write_bytes(build_engine(source, cache, options))
+                cosines, ms = compare(trial, source, feeds[name], options.version_compatible)
                 low = {k: v for k, v in cosines.items() if not v >= COSINE}
                 if low:
                     raise EngineError(
@@ -208,30 +217,35 @@ def build(bundle: Bundle, options: Options, say: Callable[[str], None] = lambda 
                 os.fsync(f.fileno())
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
+        # What was built last is what runs, of either kind.
+        shutil.rmtree(target.with_name(board.key(not options.version_compatible)), ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return listing
 
 
-def built_engine(bundle: Bundle, name: str, board: Board) -> Path:
-    """The engine file for `board`. Raises EngineError, with the command that mends it, when it is absent, stale or damaged."""
+def built_engine(bundle: Bundle, name: str, board: Board) -> tuple[Path, bool]:
+    """The engine file for `board`, and whether it is version compatible. Raises EngineError, with the command that mends it, when it is
+    absent, stale or damaged."""
     mend = f"run `harmowam build {bundle.path}` on this machine."
-    folder = bundle.path / "engines" / board.key
-    if not (folder / LISTING).is_file():
+    folders = [bundle.path / "engines" / board.key(compatible) for compatible in (False, True)]
+    folder = next((f for f in folders if (f / LISTING).is_file()), None)
+    if folder is None:
         others = sorted(p.name for p in (bundle.path / "engines").glob("*") if p.is_dir())
         was = f" (it has them for {', '.join(others)})" if others else ""
-        raise EngineError(f"{bundle.path} has no TensorRT engines for {board.key}{was}: {mend}")
+        raise EngineError(f"{bundle.path} has no TensorRT engines for {board.key()}{was}: {mend}")
     try:
         listing = json.loads((folder / LISTING).read_text())
         entry = listing["engines"][name]
         from_onnx, digest, jetpack = entry["onnx_sha256"], entry["sha256"], listing["board"]["jetpack"]
+        compatible = bool(listing["options"]["version_compatible"])
     except (ValueError, KeyError, TypeError) as e:
         raise EngineError(f"{folder / LISTING} is damaged: {mend}") from e
     path = folder / f"{name}.engine"
-    if jetpack != board.jetpack:
+    if jetpack != board.jetpack and not compatible:  # a newer TensorRT comes with a newer JetPack
         raise EngineError(f"the engines of {bundle.path} were built under {jetpack}, this is {board.jetpack}: {mend}")
     if from_onnx != bundle.manifest.files[bundle.manifest.engines[name].file]:
         raise EngineError(f"{path} was built from another {name}.onnx: {mend}")
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
         raise EngineError(f"{path} is truncated or damaged: {mend}")
-    return path
+    return path, compatible

@@ -36,11 +36,14 @@ class TensorRTEngine:
     """Runs a serialised engine with fixed shapes. `run` blocks; `start` and `wait` let the caller work meanwhile.
 
     Not shared between threads, but may be handed from one to another. `graph` False enqueues copies and kernels one by one, to
-    measure what the graph saves. Raises EngineError for a truncated file, one built by another TensorRT, missing CUDA, or lack
-    of memory.
+    measure what the graph saves. `version_compatible`: the file brings the runtime of the TensorRT that built it along, as code for the
+    processor, which is loaded only where it is asked for. Raises EngineError for a truncated file, one built by another TensorRT,
+    missing CUDA, or lack of memory.
     """
 
-    def __init__(self, path: Path, urgent: bool = False, cuda: Cuda | None = None, graph: bool = True):
+    def __init__(
+        self, path: Path, urgent: bool = False, cuda: Cuda | None = None, graph: bool = True, version_compatible: bool = False
+    ):  # fmt: skip
         trt = tensorrt()
         self._graph: ctypes.c_void_p | None = None
         self._stream: ctypes.c_void_p | None = None
@@ -52,6 +55,7 @@ class TensorRTEngine:
         try:
             self._cuda.use()
             self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+            self._runtime.engine_host_code_allowed = version_compatible
             self._engine = self._runtime.deserialize_cuda_engine(Path(path).read_bytes())
             if self._engine is None:
                 raise EngineError(

@@ -245,6 +245,12 @@ def test_the_unit_for_systemd_lets_guard_and_motor_process_outlive_the_policy():
     assert float(unit["Service"]["TimeoutStopSec"]) > lowering_s(load_robot("so101").arm) + 2
 
 
+def test_the_unit_locks_the_clocks_before_doctor_looks():
+    text = (Path(__file__).parent.parent / "runtime/jetson/harmowam.service").read_text()
+    before = [line.partition("=")[2] for line in text.splitlines() if line.startswith("ExecStartPre=")]
+    assert before[0] == "+-/usr/bin/jetson_clocks" and "harmowam doctor" in before[1]
+
+
 def test_a_recording_that_cannot_be_written_is_refused_before_the_arm_is_touched(bench, bundle):
     assert "is a file: name a folder with --record" in refusal(*drive(bench, bundle, "--record", bench.robot_file))
     folder = harmowam(*drive(bench, bundle, "--log", bench.robot_file.parent))

@@ -10,6 +10,7 @@ import pytest
 
 from runtime.bundle import Bundle, BundleError, save_bundle
 from runtime.engine import EngineError
+from tests.tiny import tiny_bundle
 
 
 @pytest.fixture
@@ -68,6 +69,19 @@ def test_engines_have_the_tensors_of_the_manifest_and_refuse_others(bundle_path)
         engine.run({**feeds, "wrist": feeds["wrist"].astype(np.float64)})
     with pytest.raises(EngineError, match="got nothing"):
         engine.run({k: v for k, v in feeds.items() if k != "proprio"})
+
+
+def test_an_engine_may_list_its_outputs_in_any_order(tmp_path, monkeypatch):
+    bundle = Bundle.load(tiny_bundle(tmp_path))
+    engine = bundle.engine("fast")
+    outputs = dict(reversed(engine.outputs.items()))
+    assert list(outputs) != bundle.manifest.engines["fast"].outputs
+    monkeypatch.setattr(engine, "outputs", outputs)
+    monkeypatch.setattr(Bundle, "_open", lambda *args: engine)
+    assert bundle.engine("fast") is engine
+    outputs.popitem()
+    with pytest.raises(BundleError, match="does not have the tensors"):
+        bundle.engine("fast")
 
 
 def test_saving_is_repeatable_and_replaces_whole(bundle_path, tmp_path):

@@ -118,6 +118,45 @@ def test_a_calibration_at_another_resolution_is_refused(tmp_path):
         calibrations(robot, tmp_path)
 
 
+class Recording:
+    """Stands in for cv2.VideoCapture: how it was opened, and what was set, in that order."""
+
+    def __init__(self, *how):
+        self.how, self.asked = how, []
+
+    def set(self, key, value):
+        self.asked.append((key, value))
+
+    def isOpened(self):
+        return True
+
+
+def opened(config, monkeypatch, v4l2):
+    monkeypatch.setattr(cv2, "VideoCapture", Recording)
+    camera = DeviceCamera.__new__(DeviceCamera)
+    camera.config, camera._v4l2 = config, v4l2
+    return camera._open()
+
+
+def test_the_pixel_format_comes_before_the_size_and_the_buffers_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("runtime.cameras.node", lambda source: str(tmp_path))
+    usb = dataclasses.replace(SIM, source="0", fourcc="MJPG")
+    keys = [k for k, _ in opened(usb, monkeypatch, True).asked]
+    assert keys == [cv2.CAP_PROP_FOURCC, cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS]
+    asked = dict(opened(usb, monkeypatch, True).asked)
+    assert asked[cv2.CAP_PROP_FOURCC] == int.from_bytes(b"MJPG", "little")
+    plain = opened(dataclasses.replace(usb, fourcc=""), monkeypatch, True)
+    assert cv2.CAP_PROP_FOURCC not in dict(plain.asked)
+
+
+def test_a_pipeline_has_limits_of_time(monkeypatch):
+    csi = opened(dataclasses.replace(SIM, source="gst:nvarguscamerasrc ! appsink"), monkeypatch, False)
+    pipeline, backend, limits = csi.how
+    assert (pipeline, backend) == ("nvarguscamerasrc ! appsink", cv2.CAP_GSTREAMER)
+    limits = dict(zip(limits[::2], limits[1::2], strict=True))
+    assert limits == {cv2.CAP_PROP_OPEN_TIMEOUT_MSEC: 10_000, cv2.CAP_PROP_READ_TIMEOUT_MSEC: 1000}
+
+
 def test_a_stream_that_breaks_off_is_opened_again_with_growing_pauses(tmp_path, monkeypatch):
     """A real stream over HTTP (motion JPEG), whose server goes away and comes back."""
     server = Stream()

@@ -6,7 +6,7 @@ import pytest
 
 from calibration.store import Store, new_record
 from runtime import doctor
-from runtime.doctor import Machine, arm, cameras, clocks, examine, realtime, serial_port, storage
+from runtime.doctor import Machine, arm, cameras, clocks, examine, opencv, realtime, serial_port, storage
 from runtime.robot import load_robot
 from tests.dataset import camera
 
@@ -41,13 +41,55 @@ def test_a_missing_port_ends_the_look_at_the_port(machine):
     assert list(serial_port(machine, "sim")) == []
 
 
-def test_an_orin_that_does_not_run_at_full_speed(machine, monkeypatch):
+def test_a_ch340_without_a_driver_is_named(machine):
+    put(machine, "/sys/bus/usb/devices/1-2/idVendor", "1a86\n")
+    put(machine, "/sys/bus/usb/devices/1-2/idProduct", "7523\n")
+    put(machine, "/sys/bus/usb/devices/1-2:1.0/bInterfaceClass", "ff\n")
+    found = named(serial_port(machine, "/dev/ttyUSB0"), "servo port")
+    assert found.state == "bad" and "CH340" in found.found and "no driver" in found.found and "ch341" in found.mend
+    machine.path("/sys/bus/usb/drivers/ch341").mkdir(parents=True)
+    assert named(serial_port(machine, "/dev/ttyUSB0"), "servo port").found == "/dev/ttyUSB0 does not exist"
+
+
+def test_brltty_is_named_until_its_rule_is_masked(machine):
+    put(machine, "/usr/lib/udev/rules.d/85-brltty.rules", "# Braille\n")
+    found = named(serial_port(machine, "/dev/ttyUSB0"), "brltty")
+    assert found.state == "warn" and "ln -sf /dev/null /etc/udev/rules.d/85-brltty.rules" in found.mend
+    mask = machine.path("/etc/udev/rules.d/85-brltty.rules")
+    mask.parent.mkdir(parents=True)
+    mask.symlink_to("/dev/null")
+    assert "brltty" not in {f.name for f in serial_port(machine, "/dev/ttyUSB0")}
+
+
+def opencv_that(tmp_path, monkeypatch, source):
+    (tmp_path / "cv2.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return named(opencv(), "OpenCV")
+
+
+def test_an_opencv_that_does_not_import_or_is_too_old(tmp_path, monkeypatch):
+    foreign = 'raise ImportError("numpy.core.multiarray failed to import")'
+    found = opencv_that(tmp_path, monkeypatch, foreign)
+    assert found.state == "bad" and "numpy.core.multiarray failed" in found.found and "numpy==1.26.4" in found.mend
+    assert "numpy" not in opencv_that(tmp_path, monkeypatch, 'raise ImportError("libGL.so.1")').mend
+    old = "__version__ = '4.5.4'\nclass aruco: pass\n"
+    found = opencv_that(tmp_path, monkeypatch, old)
+    assert found.state == "bad" and "4.5.4" in found.found and "python3-opencv" in found.mend
+    assert opencv_that(tmp_path, monkeypatch, old + "aruco.CharucoDetector = 1\n").state == "ok"
+
+
+@pytest.mark.parametrize("folder", ["17000000.gpu", "17000000.ga10b"])
+def test_an_orin_that_does_not_run_at_full_speed(machine, folder):
     put(machine, "/etc/nv_tegra_release", "# R36 (release)")
     put(machine, "/var/lib/nvpmodel/status", "pmode:0002")
-    put(machine, "/sys/class/devfreq/17000000.ga10b/min_freq", "306000000")
-    put(machine, "/sys/class/devfreq/17000000.ga10b/max_freq", "1300500000")
+    unknown = named(clocks(machine), "GPU clock")
+    assert (unknown.state, unknown.found) == ("warn", "unknown") and unknown.mend
+    put(machine, f"/sys/class/devfreq/{folder}/min_freq", "306000000")
+    put(machine, f"/sys/class/devfreq/{folder}/max_freq", "1300500000")
     found = list(clocks(machine))
     assert named(found, "power mode").state == "warn" and "nvpmodel -m 0" in named(found, "power mode").mend
+    assert "reboot" in named(found, "power mode").mend  # nvpmodel asks, and nothing has changed until then
     # An Orin Nano's own list: its fastest mode is 2, and 0 is slow.
     put(machine, "/etc/nvpmodel.conf", "< POWER_MODEL ID=0 NAME=15W >\nCPU 1\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n")
     assert named(clocks(machine), "power mode") == doctor.Finding("power mode", "ok", "2 (MAXN_SUPER)")
@@ -59,7 +101,7 @@ def test_an_orin_that_does_not_run_at_full_speed(machine, monkeypatch):
         named(found, "GPU clock").mend == "`sudo jetson_clocks`" and "306 and 1300" in named(found, "GPU clock").found
     )
     put(machine, "/var/lib/nvpmodel/status", "pmode:0000")
-    put(machine, "/sys/class/devfreq/17000000.ga10b/min_freq", "1300500000")
+    put(machine, f"/sys/class/devfreq/{folder}/min_freq", "1300500000")
     assert {named(clocks(machine), n).state for n in ("power mode", "GPU clock")} == {"ok"}
 
 

@@ -28,6 +28,7 @@ CASES = {
     "another family": (('family = "so101"', 'family = "viperx"'), "is not known"),
     "servo of another protocol": (("id = 2", 'id = 2\nmodel = "XL430-W250"'), "cannot be driven"),
     "servo that cannot be let down in a ramp": (("id = 2", 'id = 2\nmodel = "SCS0009"'), "'SCS0009' cannot be driven"),
+    "a pixel format of five letters": (("fps = ", 'fourcc = "MJPEG"\nfps = '), "'fourcc' must be four characters"),
     "jerk below zero": (("max_jerk = [20000.0", "max_jerk = [0.0"), "'max_jerk' must be greater"),
     "no TOML": (("[rates]", "[rates"), "is not TOML"),
 }
@@ -43,6 +44,13 @@ def test_a_bad_robot_file_is_refused(tmp_path, case):
     with pytest.raises(RobotError, match=sentence) as e:
         load_robot(str(path))
     assert "robot.toml" in str(e.value)
+
+
+def test_the_pixel_format_is_handed_to_the_camera(tmp_path):
+    path = tmp_path / "robot.toml"
+    path.write_text((SHIPPED / "so101.toml").read_text().replace("fps = ", 'fourcc = "MJPG"\nfps = ', 1))
+    cameras = load_robot(str(path)).cameras
+    assert (cameras["front"].fourcc, cameras["wrist"].fourcc) == ("MJPG", "")
 
 
 def test_what_the_servos_must_hold_is_handed_to_the_arm(tmp_path):

@@ -1,6 +1,7 @@
 """Building and choosing engines where there is no GPU: plans, refusals, and what is checked before an engine may run."""
 
 import ctypes
+import dataclasses
 import json
 import os
 import shutil
@@ -22,7 +23,9 @@ from runtime.tensorrt_build import LISTING, Board, Options, build_engine, built_
 from runtime.tensorrt_engine import TensorRTEngine, tensorrt
 from tests.tiny import tiny_bundle
 
-BOARD = Board("Orin (nvgpu)", "87", "10.3.0", "L4T 36.4.3")
+NANO = "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit"
+BOARD = Board("Orin", "87", "10.3.0", "L4T 36.4.3", NANO, 8)
+KEY = "nvidia-jetson-orin-nano-engineering-reference-developer-kit-sm87-8mp-trt10.3.0"
 
 
 @pytest.fixture
@@ -30,28 +33,26 @@ def bundle(tmp_path):
     return Bundle.load(tiny_bundle(tmp_path))
 
 
-def pretend_built(bundle, board=BOARD):
+def pretend_built(bundle, options=Options()):
     """What a build leaves behind, with bytes in place of engines: the checks read hashes, not engines."""
-    folder = bundle.path / "engines" / board.key
+    folder = bundle.path / "engines" / BOARD.key(options.version_compatible)
     folder.mkdir(parents=True)
     engines = {}
     for name, files in bundle.manifest.engines.items():
         path = folder / f"{name}.engine"
         path.write_bytes(name.encode() * 100)
         engines[name] = {"sha256": sha256(path), "onnx_sha256": bundle.manifest.files[files.file]}
-    listing = {"board": {**vars(board)}, "engines": engines}
+    listing = {"board": vars(BOARD), "options": vars(options), "engines": engines}
     (folder / LISTING).write_text(json.dumps(listing))
     return folder
 
 
 def test_a_dry_run_says_what_it_would_build(bundle, tmp_path):
-    done = CliRunner().invoke(
-        main, ["build", str(bundle.path), "--dry-run", "--dla", "--json", str(tmp_path / "p.json")]
-    )
+    done = CliRunner().invoke(main, ["build", str(bundle.path), "--dry-run", "--json", str(tmp_path / "p.json")])
     assert done.exit_code == 0, done.output
     rows = {r["engine"]: r for r in json.loads((tmp_path / "p.json").read_text())["plan"]}
     assert set(rows) == set(bundle.manifest.engines) and rows["fast"]["stream"] == "high priority"
-    assert [n for n, r in rows.items() if r["dla"]] == ["decoder"]
+    assert rows["fast"]["tf32"] is True  # the roofline reckons with it, and Polygraphy's own default is without
     assert not (bundle.path / "engines").exists()
 
 
@@ -78,12 +79,32 @@ def test_a_bundle_for_onnxruntime_is_refused(bundle):
 
 def test_the_folder_is_named_after_gpu_and_version(bundle):
     files = {r["engine"]: r["file"] for r in plan(bundle, Options(), BOARD)}
-    assert files["fast"] == str(bundle.path / "engines/orin-nvgpu-sm87-trt10.3.0/fast.engine")
+    assert files["fast"] == str(bundle.path / "engines" / KEY / "fast.engine")
+    bare = dataclasses.replace(BOARD, gpu="NVIDIA H100", capability="90", module="", multiprocessors=132)
+    assert bare.key() == "nvidia-h100-sm90-132mp-trt10.3.0"
 
 
 def test_a_built_engine_is_found(bundle):
     folder = pretend_built(bundle)
-    assert built_engine(bundle, "fast", BOARD) == folder / "fast.engine"
+    assert built_engine(bundle, "fast", BOARD) == (folder / "fast.engine", False)
+
+
+@pytest.mark.parametrize("other", [{"module": NANO.replace("Nano", "NX")}, {"multiprocessors": 4}])
+def test_engines_of_another_module_or_power_mode_are_refused(bundle, other):
+    """CUDA calls the GPU of every Orin "Orin", sm_87; a Nano's engines load on an AGX and leave half of it idle."""
+    pretend_built(bundle)
+    with pytest.raises(EngineError, match=rf"it has them for {KEY}\): run `harmowam build"):
+        built_engine(bundle, "fast", dataclasses.replace(BOARD, **other))
+
+
+def test_newer_tensorrts_find_version_compatible_engines(bundle):
+    folder = pretend_built(bundle, Options(version_compatible=True))
+    assert folder.name == KEY.replace("trt10.3.0", "trt10-compatible")
+    newer = dataclasses.replace(BOARD, tensorrt="10.13.3", jetpack="L4T 36.5.0")
+    for board in (BOARD, newer):
+        assert built_engine(bundle, "fast", board) == (folder / "fast.engine", True)
+    with pytest.raises(EngineError, match="harmowam build"):
+        built_engine(bundle, "fast", dataclasses.replace(BOARD, tensorrt="11.4.1"))
 
 
 def truncated(bundle, folder):
@@ -159,11 +180,26 @@ def test_onnxruntimes_cuda_provider_agrees_with_its_cpu_provider(bundle):
         assert np.allclose(made[k], v, atol=1e-2), k
 
 
+def test_float32_layers_are_built_with_tf32(monkeypatch, tmp_path):
+    """Polygraphy clears TensorRT's own TF32 unless it is asked for."""
+    asked = {}
+    polygraphy = SimpleNamespace(
+        create_config=lambda builder, network, **how: asked.update(how), network_from_onnx_path=lambda *_, **__: [1, 2],
+        engine_bytes_from_network=lambda *_, **__: b"plan", PolygraphyException=RuntimeError,
+    )  # fmt: skip
+    for name in ("polygraphy", "polygraphy.backend", "polygraphy.backend.trt", "polygraphy.exception"):
+        monkeypatch.setitem(sys.modules, name, polygraphy)
+    pool = SimpleNamespace(WORKSPACE=0)
+    monkeypatch.setattr("runtime.tensorrt_build.tensorrt", lambda: SimpleNamespace(MemoryPoolType=pool))
+    assert build_engine(tmp_path / "fast.onnx", tmp_path / "cache", Options()) == b"plan"
+    assert asked["tf32"] is True and "use_dla" not in asked
+
+
 @pytest.mark.gpu
 def test_a_real_engine_agrees_with_onnx_runtime(bundle, tmp_path):
     assert pytest.importorskip("tensorrt", reason="no TensorRT here").__version__
     source = bundle.path / "onnx" / "fast.onnx"
-    (tmp_path / "fast.engine").write_bytes(build_engine(source, tmp_path / "cache", Options(builds=1), dla=False))
+    (tmp_path / "fast.engine").write_bytes(build_engine(source, tmp_path / "cache", Options(builds=1)))
     engine, reference = TensorRTEngine(tmp_path / "fast.engine", urgent=True), OrtEngine(source)
     rng = np.random.default_rng(0)
     for _ in range(3):
@@ -202,9 +238,12 @@ int fake_priority(Stream *s) { return s->priority; }
 int fake_kernel(Stream *s, work fn) { NEED(find(s, STREAM, 0), 400); add(s, (Op){2, 0, 0, 0, fn}); return 0; }
 int cuInit(unsigned f) { return f; }
 int cuDeviceGet(int *d, int i) { *d = i; return 0; }
-int cuDeviceGetAttribute(int *v, int a, int d) { *v = a == 75 ? 8 : a == 76 ? 7 : -1; return d; }
+int cuDeviceGetAttribute(int *v, int a, int d) { *v = a == 75 ? 8 : a == 76 ? 7 : a == 16 ? 14 : -1; return d; }
 int cuDeviceGetName(char *t, int n, int d) { strncpy(t, "Pretended", n); return d; }
-int cuDevicePrimaryCtxRetain(void **c, int d) { *c = &context; return d; }
+static unsigned context_flags, retained;
+unsigned fake_context_flags(void) { return context_flags; }
+int cuDevicePrimaryCtxSetFlags_v2(int d, unsigned f) { NEED(!retained, 708); context_flags = f; return d; }
+int cuDevicePrimaryCtxRetain(void **c, int d) { retained = 1; *c = &context; return d; }
 int cuCtxSetCurrent(void *c) { NEED(c == &context, 201); current = c; return 0; }
 int cuCtxGetStreamPriorityRange(int *least, int *greatest) { NEED(current, 201); *least = 0; *greatest = -5; return 0; }
 int cuStreamCreateWithPriority(void **out, unsigned flags, int priority) {
@@ -272,14 +311,20 @@ class PretendedTensorRT:
         self.lib.fake_priority.argtypes = [ctypes.c_void_p]
         self.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
         self.TensorIOMode = SimpleNamespace(INPUT=1, OUTPUT=2)
-        self.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=self.load)
+        self.Runtime = self.runtime
+        self.wants_host_code = False
         self.nptype = lambda kind: kind
         self.fails, self.refuses, self.passes = False, False, 0
         self.at: dict[str, np.ndarray] = {}
         self.kept: list[Any] = []  # a graph may run a kernel any time later
 
-    def load(self, data):
-        if data != b"whole":
+    def runtime(self, logger):
+        made = SimpleNamespace(engine_host_code_allowed=False)
+        made.deserialize_cuda_engine = lambda data: self.load(data, made.engine_host_code_allowed)
+        return made
+
+    def load(self, data, host_code):
+        if data != b"whole" or (self.wants_host_code and not host_code):
             return None
         return SimpleNamespace(
             num_io_tensors=2, get_tensor_name=lambda i: "xy"[i], get_tensor_shape=lambda name: (2, 3),
@@ -323,6 +368,26 @@ def test_each_pass_takes_what_it_was_fed(pretended, graph):
     engine.close()
     engine.close()
     assert pretended.left() == 0
+
+
+def test_host_code_of_a_version_compatible_engine_is_allowed_where_its_listing_says_so(pretended, bundle, monkeypatch):
+    pretended.trt.wants_host_code = True
+    with pytest.raises(EngineError, match="another TensorRT"):
+        TensorRTEngine(pretended.path, cuda=pretended.cuda)
+    TensorRTEngine(pretended.path, cuda=pretended.cuda, version_compatible=True).close()
+    pretend_built(bundle, Options(version_compatible=True))
+    asked = []
+    monkeypatch.setattr("runtime.tensorrt_build.this_board", lambda: BOARD)
+    monkeypatch.setattr("runtime.tensorrt_engine.TensorRTEngine.__init__", lambda self, path, **how: asked.append(how))
+    bundle._open("fast", bundle.manifest.engines["fast"], 1, "tensorrt")
+    assert asked == [{"urgent": True, "version_compatible": True}]
+
+
+def test_waiting_threads_sleep_and_a_context_in_use_is_taken_as_it_is(driver):
+    for _ in range(2):
+        cuda = Cuda(driver)
+    assert ctypes.CDLL(driver).fake_context_flags() == 4
+    assert cuda.capability() == (8, 7) and cuda.multiprocessors() == 14
 
 
 def test_start_does_not_wait(pretended):
@@ -405,5 +470,5 @@ def test_nvidias_parser_and_builder_take_every_graph(bundle, tmp_path, name):
     pytest.importorskip("tensorrt_rtx", reason="no TensorRT for RTX: pip install tensorrt-rtx", exc_type=ImportError)
     tensorrt()  # before Polygraphy, which decides for which TensorRT it is when it is imported
     pytest.importorskip("polygraphy", reason="no polygraphy: pip install 'harmowam-edge[jetson]'")
-    made = build_engine(bundle.path / bundle.manifest.engines[name].file, tmp_path / "cache", Options(), dla=False)
+    made = build_engine(bundle.path / bundle.manifest.engines[name].file, tmp_path / "cache", Options())
     assert len(made) > 1000 and (tmp_path / "cache").exists()

@@ -100,6 +100,7 @@ def look(version: str, wanted: set[str]) -> dict:
 
 def test_what_we_use_is_read_from_the_source():
     names = used()
+    assert "Runtime.engine_host_code_allowed" in names
     assert {"Runtime", "Logger.ERROR", "TensorIOMode.INPUT", "MemoryPoolType.WORKSPACE", "nptype"} <= names
     assert {
         "Runtime.deserialize_cuda_engine",
@@ -114,7 +115,7 @@ def test_every_name_exists_in_the_real_bindings(version):
     assert seen["version"].startswith(version[:4].rstrip("."))
     assert seen["missing"] == []
     assert "stream_handle" in seen["enqueue"]
-    assert "STRONGLY_TYPED" in seen["members"] and "VERSION_COMPATIBLE" in seen["members"]
+    assert {"STRONGLY_TYPED", "VERSION_COMPATIBLE", "TF32"} <= set(seen["members"])
 
 
 def test_a_name_that_went_away_is_noticed():
