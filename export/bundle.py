@@ -142,7 +142,12 @@ def manifest_for(
         links={k: float(v) for k, v in vars(So101Links()).items()},
         tasks={k: [float(x) for x in v] for k, v in tasks.items()},
         rates={"fast_hz": 50.0, "slow_hz": 8.0, "motor_hz": 100.0},
-        chunk={"steps": c.chunk, "dt_ms": round(c.chunk_dt_s * 1000)},
+        chunk={
+            "steps": c.chunk,
+            "dt_ms": round(c.chunk_dt_s * 1000),
+            "mean": model.action_mean.double().tolist(),
+            "std": model.action_std.double().tolist(),
+        },
         proprio=list(c.proprio),
         gate={"on": 0.5, "off": 0.2},
         reactive={"heatmap": c.heatmap},

@@ -22,7 +22,7 @@ import numpy as np
 from runtime.engine import Engine, EngineError, OrtEngine
 from runtime.kinematics import ARM_FAMILY
 
-SCHEMA = 1
+SCHEMA = 2  # 2: the mean and spread of action chunks, which plans are gone on from
 
 
 class BundleError(Exception):
@@ -89,8 +89,13 @@ def _wrong_field(manifest: Manifest) -> str:
         if not keys <= set(m[name]):
             return name
     sizes = {len(t) if isinstance(t, list) else -1 for t in m["tasks"].values()}
-    p = m["preprocess"]
+    p, chunk = m["preprocess"], m["chunk"]
     checks = {
+        "chunk": "predictive" not in m["engines"]
+        or all(
+            isinstance(chunk.get(k), list) and len(chunk[k]) == chunk["steps"] and all(_numbers(r, 6) for r in chunk[k])
+            for k in ("mean", "std")
+        ),
         "tasks": len(sizes) == 1 and all(_numbers(t) for t in m["tasks"].values()),
         "links": _numbers(list(m["links"].values())),
         "preprocess": _numbers(p["size"], 2) and _numbers(p["mean"], 3) and _numbers(p["std"], 3),

@@ -79,13 +79,15 @@ class _Player:
         return round((t_ns - self.began_ns) * 1e-9, 3)
 
     def prior(self, r: PriorRecord) -> Difference | None:
-        """Raises KeyError when its observation is not in the log.
+        """Raises KeyError when its observation, or the Prior before it (which it goes on from), is not in the log.
 
         A quick slow step may be in the log before the fast step that took its pictures, which is written once its command is out.
         """
         if r.observation > self.newest:
             self.waiting.append(r)
             return None
+        if self.slow.last is not None and r.number != self.slow.seq + 1:
+            raise KeyError(r.number)
         frames = self.observations[r.observation]
         obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.observation)
         self.slow.seq = r.number - 1

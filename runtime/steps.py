@@ -16,11 +16,15 @@ from calibration.camera import Camera
 from firmware_bridge.messages import Command, Expert
 from runtime.bundle import Bundle
 from runtime.contracts import A, FastTick, Observation, Prior
-from runtime.decode import absolute_chunk, heatmap_point, proprio
+from runtime.decode import absolute_chunk, heatmap_point, proprio, relative_chunk
 from runtime.kinematics import So101Links, so101_forward, so101_inverse
 from runtime.preprocess import Warp
 
 MS = 1_000_000
+WARMTH = 0.4  # share of the last plan in what the next one's flow starts from,
+WARM_STEP = 6  # from this step of the new plan on: before it, what the tool does now is left to the newest picture
+WARM_NS = 500 * MS  # a plan older than this is not gone on with
+WARM_MOST = 3.0  # standard deviations: further out than chunks are, a start misleads
 
 
 class Trace(Protocol):
@@ -71,7 +75,7 @@ class Views:
 
 
 class SlowStep:
-    """World model, then predictive expert. One instance a task; not shared between threads."""
+    """World model, then predictive expert. One instance a task; not shared between threads. It remembers its last plan (`_start`)."""
 
     def __init__(
         self, bundle: Bundle, task: str, cameras: dict[str, Camera], threads: int = 1, trace: Trace | None = None
@@ -87,12 +91,33 @@ class SlowStep:
         noise = fixed_noise(self.world.inputs["noise"].shape, self.predictive.inputs["noise"].shape)
         self.world_noise, self.action_noise = noise["world_model"], noise["predictive"]
         self.grid_ns = (np.arange(1, m.chunk["steps"] + 1) * m.chunk["dt_ms"] * MS).astype(np.int64)
+        self.mean, self.std = np.array(m.chunk["mean"]), np.array(m.chunk["std"])
         self.seq = 0
 
     def set_task(self, task: str) -> None:
         """Another instruction from now on; raises BundleError for a text the bundle does not know."""
         self.text = self.bundle.task(task)[None].astype(np.float32)
         self.task = task
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the last plan."""
+        self.last: tuple[int, np.ndarray] | None = None  # capture time of its pictures, and the plan
+
+    def _start(self, t_ns: int, pose: np.ndarray) -> np.ndarray:
+        """What the predictive flow starts from, float32[1,K,6]: some of the last plan as seen from `pose` at `t_ns`, else its middle.
+
+        Where pictures leave two ways open (down to the ring, or up from it as if it hung already) every plan would choose anew; eight
+        choices a second that differ are none. Where they leave one, the flow ends there from any start.
+        """
+        if self.last is None or not 0 < t_ns - self.last[0] < WARM_NS:
+            return self.action_noise
+        at = t_ns - self.last[0] + self.grid_ns
+        known = (at <= self.grid_ns[-1]) & (np.arange(len(at)) >= WARM_STEP)
+        plan = np.stack([np.interp(at, self.grid_ns, column) for column in self.last[1].T], -1)
+        start = (relative_chunk(pose, plan, self.links) - self.mean) / self.std
+        start = WARMTH * np.clip(start, -WARM_MOST, WARM_MOST) * known[:, None]
+        return start[None].astype(np.float32)
 
     def step(self, now_ns: int, obs: Observation) -> Prior:
         """One Prior from one observation; `t_ready_ns` is left at `now_ns` for the driver to complete."""
@@ -108,12 +133,14 @@ class SlowStep:
                 "latent": w["latent"],
                 "tokens": w["tokens"],
                 "proprio": state,
-                "noise": self.action_noise,
+                "noise": self._start(obs.t_capture_ns, pose),
             }
         )["chunk"][0]
         self.trace.mark("slow.predictive")
-        self.seq += 1
         targets = absolute_chunk(pose, chunk, self.links).astype(np.float32)
+        if np.isfinite(targets).all() and np.isfinite(w["future"]).all():
+            self.seq += 1  # what will be refused leaves no trace: not in the next plan, and no gap in a log's numbers
+            self.last = (obs.t_capture_ns, targets)
         # Copies: an engine may answer in the same memory next time, while the fast loop still reads this Prior.
         tokens, future = w["tokens"][0].copy(), w["future"].copy()
         return Prior(obs.t_capture_ns, now_ns, self.task, tokens, future, targets, self.grid_ns, self.seq)

@@ -145,6 +145,7 @@ class Policy:
         for _ in range(3):
             prior = self.slow.step(obs.t_capture_ns, obs)
             self.fast.step(obs.t_capture_ns, obs, prior)
+        self.slow.reset()
         self.fast.reset()
         self.fast_trace.clear()
         self.slow_trace.clear()

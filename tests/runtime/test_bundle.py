@@ -37,7 +37,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file missing": (lambda p: (p / "onnx" / "predictive.onnx").unlink(), "is missing"),
     "manifest cut short": (lambda p: (p / "manifest.json").write_text('{"schema": 1, "na'), "is damaged"),
     "from the future": (lambda p: edit(p, lambda m: m.update(schema=99)), "upgrade harmowam"),
-    "from the past": (lambda p: edit(p, lambda m: m.update(schema=0)), "export it again"),
+    "from the past": (lambda p: edit(p, lambda m: m.update(schema=1)), "export it again"),
     "for another arm": (
         lambda p: edit(p, lambda m: m.update(arm_family="viperx")),
         "family 'viperx', this version drives so101",

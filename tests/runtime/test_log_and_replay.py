@@ -1,5 +1,6 @@
 """A recorded run gives the same actions again, bit for bit; what differs is found; a log that was cut short can be read."""
 
+import dataclasses
 import resource
 import shutil
 import time
@@ -121,6 +122,16 @@ def test_a_fast_step_that_is_missing_ends_the_comparison_where_it_is_needed(log,
     monkeypatch.setattr("runtime.replay.read_log", lambda path: iter(records))
     result = replay(log)
     assert result.steps == 12 and result.difference is None and "before number 13" in result.gap
+
+
+def test_a_prior_that_is_missing_ends_the_comparison_for_the_next_one_went_on_from_it(log, monkeypatch):
+    records = list(read_log(log))
+    at, third = [(i, r) for i, r in enumerate(records) if isinstance(r, PriorRecord)][2]
+    records.insert(at + 1, dataclasses.replace(third, number=third.number + 2))
+    monkeypatch.setattr("runtime.replay.read_log", lambda path: iter(records))
+    result = replay(log)
+    assert result.difference is None and result.priors == 3
+    assert f"before number {third.number + 2} are missing" in result.gap
 
 
 def test_the_first_difference_is_reported(log, bundle, tmp_path):

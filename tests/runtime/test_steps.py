@@ -8,7 +8,8 @@ import pytest
 from firmware_bridge.messages import Expert
 from runtime.bundle import Bundle
 from runtime.contracts import Observation
-from runtime.steps import FastStep, SlowStep, pose_of
+from runtime.decode import relative_chunk
+from runtime.steps import WARM_MOST, WARM_NS, WARM_STEP, WARMTH, FastStep, SlowStep, pose_of
 from sim.plant import virtual_motor
 from sim.tasks import sample_layout
 from sim.virtual_time import Schedule, run_episode
@@ -31,9 +32,69 @@ def observe(world, t_ns, seq=1):
     return Observation(t_ns, frames, world.measured.astype(np.float32), world.qd.astype(np.float32), seq)
 
 
+@pytest.fixture
+def starts(rig, monkeypatch):
+    """What the predictive flow is started from, plan by plan, [K,6] each."""
+    slow, seen = rig[1], []
+    run = slow.predictive.run
+    monkeypatch.setattr(slow.predictive, "run", lambda feeds: seen.append(feeds["noise"][0].copy()) or run(feeds))
+    slow.reset()
+    yield seen
+    slow.reset()
+
+
+def test_a_plan_goes_on_from_the_last_one_as_seen_from_here(rig, starts):
+    world, slow, _ = rig
+    first = slow.step(S, observe(world, S))
+    slow.step(S + S // 10, observe(world, S + S // 10))  # two steps of the grid later
+    pose = pose_of(world.measured.astype(np.float32), slow.links)
+    left = (relative_chunk(pose, first.chunk[2:], slow.links) - slow.mean[:14]) / slow.std[:14]
+    later = slice(WARM_STEP, 14)
+    assert not starts[0].any()
+    assert np.allclose(starts[1][later], WARMTH * np.clip(left, -WARM_MOST, WARM_MOST)[later], atol=1e-4)
+    assert starts[1][later].any()
+    assert not starts[1][:WARM_STEP].any(), "what the tool does now is left to the newest picture"
+    assert not starts[1][14:].any(), "and what the last plan says nothing of to this one"
+
+
+@pytest.mark.parametrize("gap", [0, WARM_NS, -S // 10])
+def test_a_plan_of_the_same_instant_or_of_long_ago_is_not_gone_on_with(rig, starts, gap):
+    world, slow, _ = rig
+    slow.step(S, observe(world, S))
+    slow.step(S + gap, observe(world, S + gap))
+    assert not starts[1].any()
+
+
+def test_another_task_begins_without_the_last_ones_plan(rig, starts):
+    world, slow, _ = rig
+    slow.step(S, observe(world, S))
+    slow.set_task(world.instruction)
+    slow.step(S + S // 10, observe(world, S + S // 10))
+    assert not starts[1].any()
+
+
+@pytest.mark.parametrize("engine", ["predictive", "world"])
+def test_a_plan_that_is_not_finite_leaves_no_trace(rig, starts, monkeypatch, engine):
+    world, slow, _ = rig
+    number = slow.step(S, observe(world, S)).seq
+    run = getattr(slow, engine).run
+    with monkeypatch.context() as broken:
+        spoilt = {"predictive": "chunk", "world": "future"}[engine]
+        broken.setattr(
+            getattr(slow, engine),
+            "run",
+            lambda feeds: {k: v * np.nan if k == spoilt else v for k, v in run(feeds).items()},
+        )
+        slow.step(S + S // 10, observe(world, S + S // 10))
+    again = slow.step(S + S // 5, observe(world, S + S // 5))
+    assert again.seq == number + 1 and np.isfinite(again.chunk).all()
+    assert starts[2].any() and not starts[2][12:].any(), "the plan that was finite is gone on with"
+
+
 def test_equal_observations_give_equal_priors(rig):
     world, slow, _ = rig
     obs = observe(world, S)
+    slow.reset()
     a, b = slow.step(S, obs), slow.step(S, obs)
     assert np.array_equal(a.chunk, b.chunk) and np.array_equal(a.future, b.future)
     assert a.chunk.shape == (16, 6) and a.future.shape == (3, 16, 12, 12) and b.seq == a.seq + 1
