@@ -31,13 +31,14 @@ from export.loop import alone, rounds_bf16
 from export.onnx import export_engine
 from export.rows import digest_of
 from export.text import ngrams
+from firmware_bridge.mendable import Mendable
 from runtime.bundle import EngineFiles, Manifest, check_replaceable, save_bundle
 from runtime.kinematics import ARM_FAMILY, SO101_JOINTS, SO101_LOWER, SO101_UPPER, So101Links
 
 SAVE_EVERY_S = 60.0
 
 
-class ActError(Exception):
+class ActError(Mendable):
     """A baseline that cannot be trained or continued; one sentence and the next step."""
 
 

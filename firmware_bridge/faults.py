@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from firmware_bridge import dynamixel as dxl
+from firmware_bridge.mendable import Mendable
 
 if TYPE_CHECKING:
     from firmware_bridge.virtual_bus import VirtualBus
@@ -22,7 +23,7 @@ BABBLE_NS = 300_000
 Chunks = list[tuple[int, bytes]]  # (nanoseconds late, bytes)
 
 
-class FaultError(Exception):
+class FaultError(Mendable):
     """A fault that does not exist."""
 
 

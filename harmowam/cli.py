@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import click
 
 import harmowam
+from firmware_bridge.mendable import Mendable
 
 
 class UserError(click.ClickException):
@@ -26,29 +27,6 @@ class UserError(click.ClickException):
         click.echo(f"error: {self.message}", err=True)
 
 
-MENDABLE = {
-    "BundleError",
-    "RobotError",
-    "CameraError",
-    "CalibrationError",
-    "ArmError",
-    "RunError",
-    "PortError",
-    "EngineError",
-    "KernelError",
-    "DataError",
-    "EncoderError",
-    "ActError",
-    "EvaluationError",
-    "CheckpointError",
-    "ExportError",
-    "SlotError",
-    "SimulatorError",
-    "FaultError",
-    "EStopError",
-    "LogError",
-    "WorkerError",
-}
 EXTRAS = {
     "mujoco": "sim",
     "tqdm": "sim",
@@ -81,10 +59,8 @@ def errors(command: Callable[..., Any]) -> Callable[..., Any]:
             if e.name not in EXTRAS:
                 raise
             raise UserError(f"{e.name} is not installed: run `pip install 'harmowam-edge[{EXTRAS[e.name]}]'`.") from e
-        except Exception as e:
-            if type(e).__name__ in MENDABLE:
-                raise UserError(str(e)) from e
-            raise
+        except Mendable as e:
+            raise UserError(str(e)) from e
 
     return wrapped
 

@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from firmware_bridge.mendable import Mendable
 from runtime.engine import Engine, EngineError, OrtEngine
 from runtime.kinematics import ARM_FAMILY
 
 SCHEMA = 1
 
 
-class BundleError(Exception):
+class BundleError(Mendable):
     """A bundle that must not be used; one sentence and the next step."""
 
 

@@ -24,6 +24,7 @@ from mcap.stream_reader import StreamReader
 from mcap.writer import CompressionType, Writer
 
 from firmware_bridge.clock import prefer
+from firmware_bridge.mendable import Mendable
 from firmware_bridge.messages import Command, JointState
 from runtime.cameras import FRAME_HEAD, Frame
 from runtime.contracts import A, Observation, Prior
@@ -38,7 +39,7 @@ _PRIOR = struct.Struct("<qqqqqII")  # number, observation, its capture time, ste
 RESET, SENT, AFTER_GAP = 1, 2, 4
 
 
-class LogError(Exception):
+class LogError(Mendable):
     """A log that cannot be written or read; one sentence and the next step."""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from calibration.joints import JointCalibration
 from calibration.store import Store
 from firmware_bridge.arm import ArmConfig
+from firmware_bridge.mendable import Mendable
 from firmware_bridge.models import MODELS
 from runtime.kinematics import ARM_FAMILY
 
@@ -22,7 +23,7 @@ JOINTS = 6  # of an SO-101
 SHIPPED = Path(__file__).parent / "robots"
 
 
-class RobotError(Exception):
+class RobotError(Mendable):
     """A robot file that cannot be used; names file, key and next step."""
 
 

@@ -20,25 +20,25 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.camera import CalibrationError, Camera
+from calibration.camera import Camera
 from firmware_bridge.clock import Ticker, prefer, real_time
+from firmware_bridge.mendable import Mendable
 from firmware_bridge.messages import COMMAND_BYTES, Command, Expert, JointState, RequestKind, SafetyState
 from firmware_bridge.motor import COMMAND_SLOT, REQUEST_SLOT, STATE_SLOT
 from firmware_bridge.safety import lowering_s
-from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
+from firmware_bridge.slots import SlotReader, SlotWriter
 from firmware_bridge.stamps import StampReader
-from runtime.bundle import Bundle, BundleError
+from runtime.bundle import Bundle
 from runtime.camera_watch import CameraWatch, apart
-from runtime.cameras import CameraError, CameraSource, Frame, calibrations, open_cameras
+from runtime.cameras import CameraSource, Frame, calibrations, open_cameras
 from runtime.contracts import FastTick, Observation, Prior
 from runtime.delay import Lead, roll_forward
-from runtime.engine import EngineError
 from runtime.health import Health, HealthLimits, HealthMonitor, Signs, board_temperature, output_fault
-from runtime.log import LogError, LogWriter
+from runtime.log import LogWriter
 from runtime.profile import timing_report
 from runtime.recorder import Recorder
 from runtime.replay import run_meta
-from runtime.robot import RobotError, load_robot
+from runtime.robot import load_robot
 from runtime.steps import FastStep, SlowStep
 from runtime.trace import StageTrace
 
@@ -59,7 +59,7 @@ SLOW_STAGES = ("slow.preprocess", "slow.world_model", "slow.predictive")
 MOTOR_STAGES = ("motor.read", "motor.write", "motor.telemetry", "motor.wake")
 
 
-class RunError(Exception):
+class RunError(Mendable):
     """A run that cannot start or had to end; one sentence and the next step."""
 
 
@@ -474,7 +474,7 @@ def main() -> int:
         if args.record is not None:
             policy.recorder.save(args.record, report)
         print(json.dumps(report, indent=1, sort_keys=True))
-    except (BundleError, RobotError, CameraError, CalibrationError, EngineError, LogError, RunError, SlotError) as e:
+    except Mendable as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     finally:
