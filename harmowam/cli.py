@@ -65,14 +65,19 @@ def errors(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all; raises UserError."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as e:
+        raise UserError(f"{path} cannot be written ({e.strerror}): name another file.") from e
+
+
 def write_json(path: Path | None, data: Any) -> None:
     if path is not None:
-        partial = path.with_name(path.name + ".partial")
-        try:
-            partial.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
-            partial.replace(path)
-        except OSError as e:
-            raise UserError(f"{path} cannot be written ({e.strerror}): name another file.") from e
+        write_text(path, json.dumps(data, indent=1, sort_keys=True) + "\n")
 
 
 def to_be_written(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:

@@ -65,9 +65,12 @@ def refusal(*args):
     [
         (["train", "--steps", 500], "--steps means nothing without --baseline"),
         (["train", "--baseline", "act", "--from", "x.safetensors"], "--from means nothing with --baseline"),
+        (["train", "--baseline", "act", "--steps", 5, "--minutes", 5], "--minutes means nothing with --steps"),
         (["train", "--baseline", "act", "--fp32"], "--bf16 means nothing with --baseline"),
         (["export", "--search", "--world-steps", 1], "--world-steps means nothing with --search"),
         (["export", "--certify", "--dataset", "d"], "--dataset means nothing with --certify"),
+        (["export", "--units", "rad"], "--units means nothing without --dataset"),
+        (["export", "--cameras", "c"], "--cameras means nothing without --dataset"),
         (["export", "--episodes", 10], "--episodes means nothing without --certify"),
     ],
 )  # fmt: skip
@@ -251,6 +254,10 @@ def test_a_recording_that_cannot_be_written_is_refused_before_the_arm_is_touched
     assert folder.exit_code == 2 and "is a directory" in folder.stderr
     said = refusal(*drive(bench, bundle, "--record", bench.robot_file / "r"))
     assert "cannot be made (Not a directory): name a folder with --record" in said
+
+
+def test_a_demo_whose_folder_cannot_be_made_is_refused():
+    assert "cannot be made (Not a directory): name a folder with --out" in refusal("demo", "--out", "/dev/null/demo")
 
 
 def test_ctrl_c_while_the_simulator_starts_ends_quietly_and_leaves_nothing(bundle):
