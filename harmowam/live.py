@@ -161,9 +161,8 @@ def live(
                 _compare_places(name, known_cameras[name], Camera.from_json(trained), say)
             driver = Policy(
                 bundle, task, cameras, known_cameras, slots, robot.fast_hz, robot.slow_hz, policy, inject=inject,
-                compensate=compensate, log=log,
+                compensate=compensate, record=record is not None, log=log,
             )  # fmt: skip
-            driver.recorder.frames = driver.recorder.on = record is not None
             driver.warm_up()
             state_slot = guard.wait_for_state(keeper, slots)
 
@@ -227,6 +226,8 @@ def live(
                 except RunError as e:
                     tell(str(e), "error: ")
             armed, deaf = False, True
+            if driver is not None:
+                driver.close()
             if keeper is not None:
                 guard.end(keeper, slots, lowered_s)
                 guard.tell_log(slots)

@@ -86,13 +86,14 @@ class Policy:
     """Owns the engines, both loops and the slots to the motor process. `state` is that process's slot.
 
     `inject` (stage -> ms) slows stages down; `compensate` False takes the state and the time of a command as they are now, not
-    as they will be when it arrives; `log` records every input of the engines.
+    as they will be when it arrives; `record` keeps an episode in memory (`recorder`); `log` is the file that takes every input of
+    the engines. `close` it whatever happens.
     """
 
     def __init__(
         self, bundle: Bundle, task: str, cameras: dict[str, CameraSource], calibrations: dict[str, Camera], slots: Path,
         fast_hz: float, slow_hz: float, policy: str = "gated", *, inject: Mapping[str, float] | None = None,
-        compensate: bool = True, log: Path | None = None, limits: HealthLimits | None = None,
+        compensate: bool = True, record: bool = False, log: Path | None = None, limits: HealthLimits | None = None,
     ):  # fmt: skip
         self.cameras, self.fast_hz, self.slow_hz = cameras, fast_hz, slow_hz
         self.fast_trace = StageTrace(stages=FAST_STAGES, inject=inject)
@@ -102,11 +103,7 @@ class Policy:
         self.fast = FastStep(bundle, calibrations, trace=self.fast_trace, policy=policy)
         self.counts = Counts()
         self.health = HealthMonitor(fast_hz, limits)
-        self.recorder = Recorder()
-        self.log: LogWriter | None = None
-        if log is not None:
-            rates = {"fast_hz": fast_hz, "slow_hz": slow_hz, "compensate": compensate}
-            self.log = LogWriter(log, run_meta(bundle, task, policy, calibrations, **rates))
+        self.recorder = Recorder(record)
         self.compensate, self.lead = compensate, Lead()
         joints = bundle.manifest.joints
         self._lower, self._upper = (np.array([j[k] for j in joints]) for k in ("lower", "upper"))
@@ -136,6 +133,16 @@ class Policy:
         self._reset = True
         self._last_ns = 0
         self.granted: dict[str, bool] = {}
+        self.log: LogWriter | None = None
+        if log is not None:  # last: a constructor that fails leaves no file and no thread behind
+            rates = {"fast_hz": fast_hz, "slow_hz": slow_hz, "compensate": compensate}
+            self.log = LogWriter(log, run_meta(bundle, task, policy, calibrations, **rates))
+
+    def close(self) -> None:
+        """End the loops and finish the log. Closing twice is allowed."""
+        self._stop.set()
+        if self.log is not None:
+            self.log.close()
 
     def warm_up(self) -> None:
         """First inferences are slow: pay for them before the arm is energised."""
@@ -417,8 +424,7 @@ class Policy:
             self._stop.set()
             slow.join(2.0)
             prefer(0)
-            if self.log is not None:
-                self.log.close()
+            self.close()
         if self._failure is not None:
             raise self._failure
         return c
@@ -455,29 +461,33 @@ def main() -> int:
     parser.add_argument("--log", type=Path, help="MCAP file for every input and output of the engines")
     args = parser.parse_args()
     cameras: dict[str, CameraSource] = {}
+    policy: Policy | None = None
     try:
         bundle, robot = Bundle.load(args.bundle), load_robot(args.robot)
         cameras = open_cameras(robot, bundle.manifest.cameras, args.slots)
         known = calibrations(robot, args.slots)
-        policy = Policy(bundle, args.task, cameras, known, args.slots, robot.fast_hz, robot.slow_hz, log=args.log)
-        policy.recorder.frames = args.record is not None
-        policy.warm_up()
+        policy = driver = Policy(
+            bundle, args.task, cameras, known, args.slots, robot.fast_hz, robot.slow_hz, record=args.record is not None, log=args.log
+        )  # fmt: skip
+        driver.warm_up()
         state_slot = SlotReader(args.slots / STATE_SLOT)
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: policy.stop())
+            signal.signal(number, lambda *_: driver.stop())
         try:
-            policy.arm(state_slot)
-            policy.run(args.seconds)
+            driver.arm(state_slot)
+            driver.run(args.seconds)
         finally:
-            policy.lower(lowering_s(robot.arm) + 1.0)
-        report = timing_report(policy, robot.arm.motor_hz)
+            driver.lower(lowering_s(robot.arm) + 1.0)
+        report = timing_report(driver, robot.arm.motor_hz)
         if args.record is not None:
-            policy.recorder.save(args.record, report)
+            driver.recorder.save(args.record, report)
         print(json.dumps(report, indent=1, sort_keys=True))
     except Mendable as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     finally:
+        if policy is not None:
+            policy.close()
         for camera in cameras.values():
             camera.close()
     return 0

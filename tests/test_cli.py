@@ -158,7 +158,9 @@ def test_what_is_missing_busy_or_silent_is_refused(bench, bundle, tmp_path):
     os.close(master)
     os.close(slave)
     bench.servos.faults.inject("silent-servo", servo=4)
-    assert "servo 4 (wrist_flex) does not answer" in refusal(*drive(bench, bundle))
+    (tmp_path / "run.mcap").write_bytes(b"made before")
+    assert "servo 4 (wrist_flex) does not answer" in refusal(*drive(bench, bundle, "--log", tmp_path / "run.mcap"))
+    assert [p.read_bytes() for p in tmp_path.glob("run.mcap*")] == [b"made before"]
 
 
 def test_a_missing_camera_and_another_resolution_are_refused_and_an_energised_arm_is_held(bench, bundle):
