@@ -47,7 +47,7 @@ class ActError(Mendable):
 class ActConfig:
     """As in ACT (4 encoder layers, 1 decoder layer, KL weight 10), narrower, so that what runs on the robot has 5.8 M parameters.
 
-    Ours has 5.9 M; lerobot's ACT 51.6 M (ResNet-18, width 512). The VAE's encoder (1.5 M more) exists in training only.
+    Ours has 6.3 M; lerobot's ACT 51.6 M (ResNet-18, width 512). The VAE's encoder (1.5 M more) exists in training only.
     """
 
     image: int = 96
