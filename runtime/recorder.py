@@ -72,7 +72,7 @@ class Recorder:
         if self._count < MAX_TICKS:
             self._rows[self._count] = (
                 tick.t_ns, obs.t_capture_ns, tick.prior_age_ns, state.t_wire_ns, state.t_command_capture_ns, state.command_seq,
-                tick.gate, tick.heatmap_peak, tick.expert, state.safety, NOTHING if command is None else command.q_rad,
+                tick.gate, tick.heat_mass, tick.expert, state.safety, NOTHING if command is None else command.q_rad,
                 state.q_rad, state.goal_rad, tick.sent_target, tick.reactive_target, tick.predictive_target,
             )  # fmt: skip
             self._count += 1
