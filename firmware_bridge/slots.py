@@ -114,7 +114,6 @@ class SlotReader:
         if magic != _MAGIC:
             raise SlotError(f"{path} is not a slot")
         self._newest, self._where = _word(self._map), _address(self._map)
-        self.torn = 0
         self._last: tuple[bytes, int] | None = None
 
     @property
@@ -161,7 +160,6 @@ class SlotReader:
                 if zlib.crc32(payload) == crc:
                     self._last = (payload, seq)
                     return self._last
-            self.torn += 1
         return self._last
 
     def close(self) -> None:

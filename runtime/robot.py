@@ -48,7 +48,6 @@ class Robot:
 
     name: str
     path: Path
-    family: str
     simulated: bool
     port: str
     arm: ArmConfig
@@ -249,7 +248,6 @@ def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
     return Robot(
         _take(raw, "name", str, where),
         path,
-        family,
         _take(raw, "simulated", bool, where, False),
         _take(bus, "port", str, f"{where} [bus]"),
         config,
