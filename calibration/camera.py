@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from firmware_bridge.mendable import Mendable
+
 SCHEMA = 1
 
 
-class CalibrationError(Exception):
+class CalibrationError(Mendable):
     """A calibration that must not be used; the text says why and what to do next."""
 
 

@@ -184,7 +184,7 @@ def _adjust(
     twists = [_joint_jacobian(forward, v.q) for v in views]  # offsets are small: once is enough
     state = _State(X.copy(), Z.copy(), np.zeros((len(views), 6)), np.zeros(J), 1.0)
 
-    def evaluate(s: _State, jacobian: bool) -> tuple[float, float, list[tuple[np.ndarray, ...]]]:
+    def evaluate(s: _State) -> tuple[float, float, list[tuple[np.ndarray, ...]]]:
         values = np.concatenate([np.zeros(12), s.offsets, [s.scale - 1]])
         cost, squares = float((weak * values**2).sum() + (prior * s.arms**2).sum()), 0.0
         parts: list[tuple[np.ndarray, ...]] = []
@@ -205,8 +205,6 @@ def _adjust(
             huber = np.where(length > 3, 3 / np.maximum(length, 1e-9), 1.0)
             cost += float(np.where(length > 3, 6 * length - 9, length**2).sum())
             squares += float(((v.pixels - uv) ** 2).sum())
-            if not jacobian:
-                continue
             D = jac[..., 3:6] / sigma  # by the point in the camera frame
             M = Rx.T @ B[:3, :3]
             top = np.concatenate([D @ _skew(c), -D], axis=2)
@@ -224,7 +222,7 @@ def _adjust(
             parts.append((G, arm.reshape(-1, 6), e.ravel(), np.repeat(huber, 2)))
         return cost, squares, parts
 
-    cost, squares, parts = evaluate(state, True)
+    cost, squares, parts = evaluate(state)
     damping = 1e-4
     corners = sum(len(v.pixels) for v in views)
     for _ in range(50):
@@ -249,7 +247,7 @@ def _adjust(
                 state.X @ transform(d[:3], d[3:6]), state.Z @ transform(d[6:9], d[9:12]), arms,
                 state.offsets + d[12 : 12 + J], state.scale + d[-1],
             )  # fmt: skip
-            new_cost, new_squares, new_parts = evaluate(new, True)
+            new_cost, new_squares, new_parts = evaluate(new)
             if new_cost <= cost:
                 done = cost - new_cost < 1e-8 * cost
                 state, cost, squares, parts, damping = new, new_cost, new_squares, new_parts, max(damping / 10, 1e-12)

@@ -13,7 +13,7 @@ held-out views and by two halves, never by its own RMS.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -84,7 +84,6 @@ class Calibration:
     predicted: np.ndarray  # [grid] standard deviation of the projection
     used: np.ndarray  # bool[grid] where there were corners
     grid: tuple[int, int]
-    halves: tuple[np.ndarray, np.ndarray] = field(repr=False)
 
     def quality(self) -> dict[str, float]:
         v = self.crossval[self.used & np.isfinite(self.crossval)]
@@ -208,7 +207,6 @@ def adjust(
     size: tuple[int, int],
     model: str = "rational",
     start: Fit | None = None,
-    robust: bool = True,
     exact_board: bool = False,
 ) -> Fit:
     """Bundle adjustment of one lens, a pose for each view, and (unless `exact_board`) the board's shape.
@@ -234,7 +232,7 @@ def adjust(
         poses = np.array([known_poses[id(v)] if id(v) in known_poses else _pose(v, theta, model) for v in views])
     state, sigma, n = _State(theta, poses, shape), 1.0 if start is None else start.sigma, len(theta)
     fitted: _Fitted
-    for k in range(8 if robust else 2):
+    for k in range(8):
         fitted = _levenberg(_Known(views, index, inlier, size, model, sigma, stray), state)
         state = fitted.state
         variances = np.diag(np.linalg.inv(fitted.normal))[n:].reshape(-1, 3)
@@ -243,7 +241,7 @@ def adjust(
         used = np.concatenate([r[k].ravel() for r, k in zip(fitted.residuals, inlier, strict=True)])
         dof = max(1.0, len(used) - 6 * len(views) - n - float(determined.sum()))
         spread = 1.4826 * np.median(np.abs(used)) * np.sqrt(len(used) / dof)
-        new = [np.linalg.norm(r, axis=1) < REJECT * 1.5 * spread for r in fitted.residuals] if robust else inlier
+        new = [np.linalg.norm(r, axis=1) < REJECT * 1.5 * spread for r in fitted.residuals]
         settled = all((a == b).all() for a, b in zip(new, inlier, strict=True)) and abs(spread / sigma - 1) < 0.05
         if not exact_board:
             before = stray
@@ -496,6 +494,5 @@ def calibrate(views: list[View], size: tuple[int, int], model: str = "rational")
         test = part.on_true_board(test)  # as the other views tell it
         squares, count = squares + heldout_rms(part.theta, model, test, fit.sigma) ** 2 * corners, count + corners
     return Calibration(
-        fit, tuple(rejected), float(np.sqrt(squares / count)), crossval, projection_sd(fit, pixels, used), used, shape,
-        (halves[0].theta, halves[1].theta),
+        fit, tuple(rejected), float(np.sqrt(squares / count)), crossval, projection_sd(fit, pixels, used), used, shape
     )  # fmt: skip

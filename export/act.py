@@ -9,9 +9,9 @@ through the same loop; unlike our experts it knows the tool's absolute pose and 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,18 +26,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from calibration.camera import Camera
+from export.checkpoint import CheckpointError, write_whole
 from export.data import Demonstrations
-from export.loop import alone, rounds_bf16
+from export.loop import alone, make_run_folder, rounds_bf16
 from export.onnx import export_engine
 from export.rows import digest_of
 from export.text import ngrams
+from firmware_bridge.mendable import Mendable
 from runtime.bundle import EngineFiles, Manifest, check_replaceable, save_bundle
 from runtime.kinematics import ARM_FAMILY, SO101_JOINTS, SO101_LOWER, SO101_UPPER, So101Links
 
 SAVE_EVERY_S = 60.0
 
 
-class ActError(Exception):
+class ActError(Mendable):
     """A baseline that cannot be trained or continued; one sentence and the next step."""
 
 
@@ -45,7 +47,7 @@ class ActError(Exception):
 class ActConfig:
     """As in ACT (4 encoder layers, 1 decoder layer, KL weight 10), narrower, so that what runs on the robot has 5.8 M parameters.
 
-    Ours has 5.9 M; lerobot's ACT 51.6 M (ResNet-18, width 512). The VAE's encoder (1.5 M more) exists in training only.
+    Ours has 6.3 M; lerobot's ACT 51.6 M (ResNet-18, width 512). The VAE's encoder (1.5 M more) exists in training only.
     """
 
     image: int = 96
@@ -164,7 +166,7 @@ class ActTrainer:
 
     def __init__(self, data: Demonstrations, run: Path, cfg: ActConfig, play: bool):
         self.data, self.run, self.cfg, self.play = data, Path(run), cfg, play
-        self.run.mkdir(parents=True, exist_ok=True)
+        make_run_folder(self.run)
         if abs(cfg.chunk_dt_s * data.rate_hz - 1) > 1e-6:
             raise ActError("the chunk's time step must be the dataset's: collect at 20 Hz.")
         self.rows = np.flatnonzero(~data.play | play)
@@ -210,12 +212,20 @@ class ActTrainer:
             "fingerprint": self._fingerprint, "model": self.model.state_dict(), "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(), "step": self.step, "seconds": self.seconds,
         }  # fmt: skip
-        partial = self.run / "act.partial"
-        with open(partial, "wb") as f:
-            torch.save(state, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, self.run / "act.pt")
+        packed = io.BytesIO()
+        torch.save(state, packed)
+        write_whole(self.run / "act.pt", packed.getvalue())
+
+    def _note(self, row: dict[str, Any]) -> None:
+        path = self.run / "act.jsonl"
+        try:
+            with open(path, "a") as log:
+                log.write(json.dumps(row) + "\n")
+        except OSError as e:
+            raise CheckpointError(
+                f"{path} cannot be written ({e.strerror}), the state saved before is untouched: make room there and run the same "
+                "command again."
+            ) from e
 
     def losses(self, rng: np.random.Generator) -> dict[str, Tensor]:
         """L1 and weighted KL of one random batch."""
@@ -247,10 +257,7 @@ class ActTrainer:
             return max(used, self.step / steps if steps else 0.0)
 
         self.model.train()
-        with (
-            open(self.run / "act.jsonl", "a", buffering=1) as log,
-            tqdm(initial=self.step, desc="act", mininterval=5) as bar,
-        ):
+        with tqdm(initial=self.step, desc="act", mininterval=5) as bar:
             while (done := share()) < 1.0:
                 rng = np.random.default_rng([self.cfg.seed, 9, self.step])
                 torch.manual_seed(int(rng.integers(2**31)))
@@ -280,7 +287,7 @@ class ActTrainer:
                 if self.step % 50 == 0:
                     row = {k: round(float(v.detach()), 5) for k, v in losses.items()}
                     bar.set_postfix(row, refresh=False)
-                    log.write(json.dumps({"stage": "act", "step": self.step, **row}) + "\n")
+                    self._note({"stage": "act", "step": self.step, **row})
                 if time.monotonic() - saved > SAVE_EVERY_S:
                     now = time.monotonic()
                     self.seconds, saved, began = self.seconds + now - began, now, now
@@ -342,9 +349,12 @@ def train_act(
     steps: int | None = None,
     cfg: ActConfig = ActConfig(),
 ) -> dict[str, Any]:
-    """Train (or go on training) in folder `run` and write the bundle `out`; returns what was done. Raises ActError."""
+    """Train (or go on training) in folder `run` and write the bundle `out`; returns what was done.
+
+    Raises ActError, BundleError for an `out` that is something else, and CheckpointError when `run` cannot be written.
+    """
     check_replaceable(out)
-    run.mkdir(parents=True, exist_ok=True)
+    make_run_folder(run)
     with alone(run):
         trainer = ActTrainer(data, run, cfg, play)
         model = trainer.train(minutes, steps)

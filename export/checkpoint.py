@@ -15,10 +15,11 @@ import torch
 from calibration.camera import Camera
 from export.config import Config
 from export.models import HarmoWam
+from firmware_bridge.mendable import Mendable
 from runtime.bundle import sha256
 
 
-class CheckpointError(Exception):
+class CheckpointError(Mendable):
     """A checkpoint that cannot be used; the text says why and what to do next."""
 
 

@@ -13,6 +13,7 @@ import onnx
 from onnx import numpy_helper
 
 from export.quantise import Feeds
+from firmware_bridge.mendable import Mendable
 from runtime.decode import absolute_chunk, heatmap_peak
 from runtime.engine import Engine, centred_cosine
 from runtime.kinematics import so101_inverse
@@ -34,7 +35,7 @@ ASTRAY_CELLS = 3.0
 SLOWEST = 0.9  # FP32 time over INT8 time of one engine: less cannot be the noise of a shared machine
 
 
-class ExportError(Exception):
+class ExportError(Mendable):
     """An export that must not leave the workstation; the text says why and what to do next."""
 
 

@@ -78,6 +78,14 @@ def rounds_bf16(device: torch.device) -> bool:
     return 1.1 * best[True] < best[False]
 
 
+def make_run_folder(run: Path) -> None:
+    """Raises CheckpointError where it cannot be made."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise CheckpointError(f"{run} cannot be made ({e.strerror}): choose another --run folder.") from e
+
+
 @contextmanager
 def alone(run: Path) -> Iterator[None]:
     """Have the run folder to ourselves: two runs in one would overwrite each other's state. Raises CheckpointError."""
@@ -112,10 +120,7 @@ class Loop:
         self.data, self.labels, self.cfg = data, labels, model.cfg
         self._join()
         self._check_plan()
-        try:
-            self.run.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise CheckpointError(f"{self.run} cannot be made ({e.strerror}): choose another --run folder.") from e
+        make_run_folder(self.run)
         # Channels last: a sixth to a fifth less time for every stage on a CPU with bf16.
         self.model = model.to(self.device).requires_grad_(False)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

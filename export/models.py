@@ -173,10 +173,10 @@ class WorldModel(nn.Module):
 class Attend(nn.Module):
     """Multi-head attention from plain matrix products, so that quantisers see Linear and MatMul."""
 
-    def __init__(self, dim: int, heads: int, memory: int | None = None):
+    def __init__(self, dim: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.q, self.kv, self.o = nn.Linear(dim, dim), nn.Linear(memory or dim, 2 * dim), nn.Linear(dim, dim)
+        self.q, self.kv, self.o = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         b, n, d = x.shape

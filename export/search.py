@@ -13,7 +13,7 @@ import onnx
 
 from export.bundle import engine_feeds, observation_feeds, samples_path, task_embeddings
 from export.checkpoint import load_checkpoint
-from export.gates import COSINE, parity, race
+from export.gates import COSINE, ExportError, parity, race
 from export.onnx import engines, export_engine
 from export.quantise import CALIBRATORS, layer_weights, load_recipe, quantise
 from export.text import encoder_of
@@ -47,7 +47,12 @@ def search(
     """Write `recipe.json` and `search.json` into `out`; returns the latter.
 
     Per engine: cosine, speed-up and bytes with only that group in INT8; the calibrators compared on the groups that were chosen.
+    Raises ExportError where `out` cannot be written, before minutes of measuring, and what reading checkpoint and samples raises.
     """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ExportError(f"{out} cannot be made ({e.strerror}): name another --out.") from e
     model, _, instructions, _ = load_checkpoint(checkpoint)
     tasks = task_embeddings(model, instructions, encoder_of(model.cfg, text_encoder))
     seen = observation_feeds(samples or samples_path(checkpoint), tasks)
@@ -100,7 +105,6 @@ def search(
             chosen[name] = [re.escape(g) + r"\b" for g in worth]
             calibrators = {c: attempt(name, chosen[name], c) for c in CALIBRATORS} if worth else {}
             report["engines"][name] = {"groups": table, "chosen": worth, "calibrators": calibrators}
-    out.mkdir(parents=True, exist_ok=True)
     recipe = {k: v for k, v in base.items() if k not in ("target", "quantise")} | {"targets": {target: chosen}}
     for file, data in (("recipe.json", recipe), ("search.json", report)):
         partial = out / f"{file}.partial"

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from export.config import Config
+from firmware_bridge.mendable import Mendable
 
 
-class EncoderError(Exception):
+class EncoderError(Mendable):
     """A sentence encoder that cannot be used; the text says why and what to do next."""
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from firmware_bridge.bus import Bus, Reply
+from firmware_bridge.mendable import Mendable
 from firmware_bridge.models import BY_NUMBER, MODELS
 from firmware_bridge.xseries import conditions as dxl_conditions
 
@@ -23,7 +24,7 @@ TWIN_RAD = 0.2
 JUMP_RAD = 0.12  # added to what the joint can move in the time
 
 
-class ArmError(Exception):
+class ArmError(Mendable):
     """An arm that must not be moved; one sentence and the next step."""
 
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from firmware_bridge.feetech import Packet, PacketError
 
 BROADCAST = 0xFE
-PING, READ, WRITE, REG_WRITE, ACTION, FACTORY_RESET, REBOOT, CLEAR = 1, 2, 3, 4, 5, 6, 8, 0x10
-STATUS, SYNC_READ, SYNC_WRITE, FAST_SYNC_READ, BULK_READ = 0x55, 0x82, 0x83, 0x8A, 0x92
+PING, READ, WRITE, REG_WRITE, ACTION, REBOOT, CLEAR = 1, 2, 3, 4, 5, 8, 0x10
+STATUS, SYNC_READ, SYNC_WRITE, FAST_SYNC_READ = 0x55, 0x82, 0x83, 0x8A
 HEADER = b"\xff\xff\xfd\x00"
 STATUS_BYTES = 11
 DATA_AT = 9  # in a status packet without stuffing; the error byte lies before it
@@ -35,8 +35,9 @@ def _table() -> tuple[int, ...]:
 _CRC = _table()
 
 
-def crc16(data: bytes | bytearray, crc: int = 0) -> int:
-    """CRC-16/UMTS: polynomial 8005, start 0, neither reflected nor inverted; of "123456789": FEE8. `crc`: of what came before."""
+def crc16(data: bytes | bytearray) -> int:
+    """CRC-16/UMTS: polynomial 8005, start 0, neither reflected nor inverted; of "123456789": FEE8."""
+    crc = 0
     for byte in data:
         crc = (crc << 8 & 0xFFFF) ^ _CRC[(crc >> 8) ^ byte]
     return crc
@@ -93,11 +94,6 @@ def fast_sync_read(servos: Sequence[int], address: int, size: int) -> bytes:
     return packet(BROADCAST, FAST_SYNC_READ, _word(address) + _word(size) + bytes(servos))
 
 
-def bulk_read(blocks: Sequence[tuple[int, int, int]]) -> bytes:
-    """`blocks`: (servo id, address, size)."""
-    return packet(BROADCAST, BULK_READ, b"".join(bytes([i]) + _word(a) + _word(n) for i, a, n in blocks))
-
-
 def sync_write(address: int, data: Mapping[int, bytes]) -> bytes:
     """`data`: servo id -> equally long bytes."""
     sizes = {len(d) for d in data.values()}
@@ -136,7 +132,7 @@ def fast_answers(packet: Packet, servos: Sequence[int], size: int) -> list[tuple
 
 
 class Parser:
-    """Incremental reader of any byte stream; what fails its CRC is skipped one byte at a time and counted.
+    """Incremental reader of any byte stream; what fails its CRC is skipped one byte at a time.
 
     A `Packet` has the instruction as its code (STATUS for an answer) and its parameters unstuffed; a status from the broadcast id
     (fast sync read) is left as it is. `longest` is the longest packet that may come.
@@ -145,7 +141,6 @@ class Parser:
     def __init__(self, longest: int = MAX_PACKET) -> None:
         self._buffer = bytearray()
         self.longest = longest
-        self.skipped = 0
 
     def feed(self, data: bytes) -> list[Packet]:
         """All packets that are complete after `data`."""
@@ -158,17 +153,14 @@ class Parser:
             if start < 0:  # keep what may be the beginning of a header
                 keep = next((k for k in (3, 2, 1) if len(b) - at >= k and b[len(b) - k :] == HEADER[:k]), 0)
                 start = len(b) - keep
-                self.skipped += start - at
                 at = start
                 break
-            self.skipped += start - at
             at = start
             if len(b) - at < 8:
                 break
             servo, length = b[at + 4], b[at + 5] | b[at + 6] << 8
             end = at + 7 + length
             if servo in (0xFF, 253) or not 3 <= length <= self.longest - 7:
-                self.skipped += 1
                 at += 1
             elif end > len(b):
                 break
@@ -178,7 +170,6 @@ class Parser:
                 out.append(Packet(servo, body[0], body[1:] if joint else unstuff(body)[1:]))
                 at = end
             else:
-                self.skipped += 1
                 at += 1
         del b[:at]
         return out
@@ -187,7 +178,6 @@ class Parser:
         """No more bytes will come: give up what is unfinished, and return the packets that lay behind its header."""
         out: list[Packet] = []
         while self._buffer:
-            self.skipped += 1
             del self._buffer[:1]
             out += self.feed(b"")
             if len(self._buffer) < 10:
@@ -196,7 +186,6 @@ class Parser:
 
     def reset(self) -> None:
         """Forget an unfinished packet (before a new request)."""
-        self.skipped += len(self._buffer)
         self._buffer.clear()
 
 

@@ -11,13 +11,15 @@ import select
 import struct
 from pathlib import Path
 
+from firmware_bridge.mendable import Mendable
+
 _EVENT = struct.Struct("llHHi")  # struct input_event: seconds, microseconds, type, code, value
 _EV_KEY = 1
 _GET_LINE, _GET_VALUES = 0xC250B407, 0xC010B40E  # GPIO_V2_GET_LINE_IOCTL, GPIO_V2_LINE_GET_VALUES_IOCTL (linux/gpio.h)
 _INPUT, _PULL_UP = 1 << 2, 1 << 8
 
 
-class EStopError(Exception):
+class EStopError(Mendable):
     """An emergency stop that cannot be read; one sentence and the next step."""
 
 

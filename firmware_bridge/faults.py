@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from firmware_bridge import dynamixel as dxl
+from firmware_bridge.mendable import Mendable
 
 if TYPE_CHECKING:
     from firmware_bridge.virtual_bus import VirtualBus
@@ -22,7 +23,7 @@ BABBLE_NS = 300_000
 Chunks = list[tuple[int, bytes]]  # (nanoseconds late, bytes)
 
 
-class FaultError(Exception):
+class FaultError(Mendable):
     """A fault that does not exist."""
 
 
@@ -289,8 +290,8 @@ class Faults:
         """Whether `servo` says nothing at present."""
         return any(a.name in ("silent-servo", "silent-all", "fast-sync-silent") and servo in a.servos for a in self.now)
 
-    def damage(self, replies: Chunks, now_ns: int) -> Chunks:
-        """(servo, status packet) -> (nanoseconds late, bytes)."""
+    def damage(self, replies: Chunks) -> Chunks:
+        """What arrives of (servo, status packet) each: (nanoseconds late, bytes), none or several for one packet."""
         if not self.now:
             return [(0, raw) for _, raw in replies]
         out: Chunks = []
@@ -308,7 +309,7 @@ class Faults:
             out += parts
         return out
 
-    def around(self, request: bytes, replies: Chunks, now_ns: int) -> Chunks:
+    def around(self, request: bytes, replies: Chunks) -> Chunks:
         """What the adapter adds to the replies."""
         return [(0, request), *replies] if any(a.name == "echo" for a in self.now) else replies
 

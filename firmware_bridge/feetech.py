@@ -45,15 +45,6 @@ def write(servo: int, address: int, data: bytes) -> bytes:
     return packet(servo, WRITE, bytes([address]) + data)
 
 
-def reg_write(servo: int, address: int, data: bytes) -> bytes:
-    """Kept by the servo until `action`."""
-    return packet(servo, REG_WRITE, bytes([address]) + data)
-
-
-def action() -> bytes:
-    return packet(BROADCAST, ACTION)
-
-
 def sync_read(servos: Sequence[int], address: int, size: int) -> bytes:
     return packet(BROADCAST, SYNC_READ, bytes([address, size, *servos]))
 
@@ -88,7 +79,7 @@ class Packet(NamedTuple):
 
 
 class Parser:
-    """Incremental reader of any byte stream; what fails its checksum is skipped one byte at a time and counted.
+    """Incremental reader of any byte stream; what fails its checksum is skipped one byte at a time.
 
     `longest` is the longest packet that may come: a damaged length must not swallow the packets behind it.
     """
@@ -96,7 +87,6 @@ class Parser:
     def __init__(self, longest: int = MAX_PACKET) -> None:
         self._buffer = bytearray()
         self.longest = longest
-        self.skipped = 0
 
     def feed(self, data: bytes) -> list[Packet]:
         """All packets that are complete after `data`."""
@@ -108,21 +98,17 @@ class Parser:
             start = b.find(b"\xff\xff", at)
             if start < 0:  # keep one FF: it may be half a header
                 start = len(b) - (len(b) > at and b[-1] == 0xFF)
-                self.skipped += start - at
                 at = start
                 break
-            self.skipped += start - at
             at = start
             if len(b) - at < 4:
                 if len(b) - at == 3 and b[at + 2] == 0xFF:  # FF FF FF: the header starts one later
-                    self.skipped += 1
                     at += 1
                     continue
                 break
             servo, length = b[at + 2], b[at + 3]
             end = at + length + 4
             if servo == 0xFF or not 2 <= length <= self.longest - 4:
-                self.skipped += 1
                 at += 1
             elif end > len(b):
                 break
@@ -130,7 +116,6 @@ class Parser:
                 out.append(Packet(servo, b[at + 4], bytes(b[at + 5 : end - 1])))
                 at = end
             else:
-                self.skipped += 1
                 at += 1
         del b[:at]
         return out
@@ -139,7 +124,6 @@ class Parser:
         """No more bytes will come: give up what is unfinished, and return the packets that lay behind its header."""
         out: list[Packet] = []
         while self._buffer:
-            self.skipped += 1
             del self._buffer[:1]
             out += self.feed(b"")
             if len(self._buffer) < 6:
@@ -148,7 +132,6 @@ class Parser:
 
     def reset(self) -> None:
         """Forget an unfinished packet (before a new request)."""
-        self.skipped += len(self._buffer)
         self._buffer.clear()
 
 

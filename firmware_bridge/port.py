@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+from firmware_bridge.mendable import Mendable
 
-class PortError(Exception):
+
+class PortError(Mendable):
     """A port that cannot be used; one sentence and the next step."""
 
 

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from firmware_bridge.mendable import Mendable
+
 _HEAD = struct.Struct("<4sIQ")  # magic, capacity, newest sequence
 _CELL = struct.Struct("<QII")  # sequence, length, CRC-32
 _MAGIC = b"HSL1"
@@ -31,7 +33,7 @@ class _Time(ctypes.Structure):
     _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
 
 
-class SlotError(Exception):
+class SlotError(Mendable):
     """A slot that cannot be opened or does not hold what is expected."""
 
 
@@ -112,7 +114,6 @@ class SlotReader:
         if magic != _MAGIC:
             raise SlotError(f"{path} is not a slot")
         self._newest, self._where = _word(self._map), _address(self._map)
-        self.torn = 0
         self._last: tuple[bytes, int] | None = None
 
     @property
@@ -159,7 +160,6 @@ class SlotReader:
                 if zlib.crc32(payload) == crc:
                     self._last = (payload, seq)
                     return self._last
-            self.torn += 1
         return self._last
 
     def close(self) -> None:

@@ -102,8 +102,8 @@ class VirtualBus:
         if packets and self.protocol == "dynamixel":
             self._watch(now_ns)
         for p in packets:
-            out += self.faults.damage(self._answer(p, now_ns), now_ns)
-        return self.faults.around(data, out, now_ns) if self.faults.now else out
+            out += self.faults.damage(self._answer(p, now_ns))
+        return self.faults.around(data, out) if self.faults.now else out
 
     def _watch(self, now_ns: int) -> None:
         """The bus watchdogs count the time to the last instruction packet of anybody."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from harmowam.cli import UserError, errors, json_option, robot_option, write_json
+from harmowam.cli import UserError, errors, json_option, robot_option, to_be_written, write_json, write_text
 
 
 @click.group()
@@ -111,8 +111,13 @@ def monitor(robot: str, port: str | None, seconds: float | None) -> None:
     from firmware_bridge.sts3215 import conditions
     from runtime.robot import load_robot
 
-    config = load_robot(robot).arm
-    opened = Port.open(port or load_robot(robot).port, config.baud)
+    described = load_robot(robot)
+    if described.simulated and port is None:
+        raise UserError(
+            "the simulated robot has no serial port: name your arm's file with --robot, or a port with --port."
+        )
+    config = described.arm
+    opened = Port.open(port or described.port, config.baud)
     arm = Arm(Bus(opened, config.baud, protocol=config.protocol), config)
     end = time.monotonic() + (seconds if seconds is not None else 1e9)
     drawn, ticks, began = 0, 0, time.monotonic()
@@ -182,7 +187,10 @@ def set_id(port: str, baud: tuple[int, ...], protocol: str, new: int, yes: bool)
 @click.option("--only", default="", help="Faults whose name contains this.")
 @click.option("--virtual", is_flag=True, help="Leave out what needs processes and ports.")
 @click.option(
-    "--markdown", type=click.Path(path_type=Path), help="Write the table of docs/firmware_bridge.md to this file."
+    "--markdown",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=to_be_written,
+    help="Write the table of docs/firmware_bridge.md to this file.",
 )
 @json_option
 @errors
@@ -202,12 +210,12 @@ def campaign(only: str, virtual: bool, markdown: Path | None, json_path: Path | 
               "ok" if r["safe"] else "NOT SAFE", r["detected_as"]] for r in rows]  # fmt: skip
     for line in table([c[:-1] for c in cells], head[:-1]):
         click.echo(line)
+    write_json(json_path, {"faults": rows})
     if markdown is not None:
         lines = ["| " + " | ".join(head[:7] + head[8:]) + " |", "|" + "---|" * 8]
         lines += ["| " + " | ".join(str(x) for x in c[:7] + c[8:]) + " |" for c in cells]
-        markdown.write_text("\n".join(lines) + "\n")
+        write_text(markdown, "\n".join(lines) + "\n")
     unsafe = [r for r in rows if not r["safe"]]
     click.echo(f"{len(rows)} faults in {len({r['group'] for r in rows})} groups, {len(unsafe)} not safe")
-    write_json(json_path, {"faults": rows})
     if unsafe:
         sys.exit(1)

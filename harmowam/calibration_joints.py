@@ -115,8 +115,9 @@ def _enter_pressed(wait_s: float) -> bool:
 
 
 def compare_eeprom(robot: Robot, store: Store, port: str) -> dict[str, Any]:
-    """Stored offsets against the servos' own."""
+    """Stored offsets against the servos' own. Raises CalibrationError, PortError, ArmError."""
     _refuse_other_servos(robot)
+    _refuse_simulated(robot)
     made = _stored(store)
     with contextlib.closing(Port.open(port, robot.arm.baud)) as opened:
         differs = joints.compare(made, joints.eeprom_offsets(Arm(Bus(opened, robot.arm.baud), robot.arm)))

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import click
 
 import harmowam
+from firmware_bridge.mendable import Mendable
 
 
 class UserError(click.ClickException):
@@ -26,29 +27,6 @@ class UserError(click.ClickException):
         click.echo(f"error: {self.message}", err=True)
 
 
-MENDABLE = {
-    "BundleError",
-    "RobotError",
-    "CameraError",
-    "CalibrationError",
-    "ArmError",
-    "RunError",
-    "PortError",
-    "EngineError",
-    "KernelError",
-    "DataError",
-    "EncoderError",
-    "ActError",
-    "EvaluationError",
-    "CheckpointError",
-    "ExportError",
-    "SlotError",
-    "SimulatorError",
-    "FaultError",
-    "EStopError",
-    "LogError",
-    "WorkerError",
-}
 EXTRAS = {
     "mujoco": "sim",
     "tqdm": "sim",
@@ -81,22 +59,25 @@ def errors(command: Callable[..., Any]) -> Callable[..., Any]:
             if e.name not in EXTRAS:
                 raise
             raise UserError(f"{e.name} is not installed: run `pip install 'harmowam-edge[{EXTRAS[e.name]}]'`.") from e
-        except Exception as e:
-            if type(e).__name__ in MENDABLE:
-                raise UserError(str(e)) from e
-            raise
+        except Mendable as e:
+            raise UserError(str(e)) from e
 
     return wrapped
 
 
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all; raises UserError."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as e:
+        raise UserError(f"{path} cannot be written ({e.strerror}): name another file.") from e
+
+
 def write_json(path: Path | None, data: Any) -> None:
     if path is not None:
-        partial = path.with_name(path.name + ".partial")
-        try:
-            partial.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
-            partial.replace(path)
-        except OSError as e:
-            raise UserError(f"{path} cannot be written ({e.strerror}): name another file.") from e
+        write_text(path, json.dumps(data, indent=1, sort_keys=True) + "\n")
 
 
 def to_be_written(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from harmowam.cli import UserError
-from harmowam.live import live
+from harmowam.live import live, make_folder
 from runtime.report import write_report
 from runtime.robot import load_robot
 
 
 def demo(out: Path, task: str, seed: int, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Returns the report that it wrote to `out`."""
+    """Returns the report that it wrote to `out`. Raises UserError and what `live` and `write_report` raise."""
     bundle = out / "so101.bundle"
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, "--out")
     say("1 of 3: export the shipped checkpoint to INT8")
     # In a process of its own: torch must not be in memory when the runtime is measured.
     export = [sys.executable, "-m", "harmowam.cli", "export", "--out", str(bundle)]

@@ -172,7 +172,10 @@ def evaluate(
 
 
 def predicted_latency(bundle: Path, name: str) -> dict[str, float]:
-    """Fields of a Schedule, ms: the engines alone, by `export.roofline`; pre-processing and transfers are not in them."""
+    """Fields of a Schedule, ms: the engines alone, by `export.roofline`; pre-processing and transfers are not in them.
+
+    Raises UserError for a board that is not known, BundleError, and UserError for a bundle without these engines.
+    """
     from export.roofline import board_named, predicted
     from runtime.bundle import Bundle
 
@@ -180,7 +183,12 @@ def predicted_latency(bundle: Path, name: str) -> dict[str, float]:
         board = board_named(name)
     except ValueError as e:
         raise UserError(str(e)) from e
-    files = {e: bundle / Bundle.load(bundle).manifest.engines[e].file for e in ("world_model", "predictive", "fast")}
+    engines = Bundle.load(bundle).manifest.engines
+    if lacks := [e for e in ("world_model", "predictive", "fast") if e not in engines]:
+        raise UserError(
+            f"{bundle} holds no engine '{lacks[0]}', as a baseline does not: give one of `harmowam export` with --bundle."
+        )
+    files = {e: bundle / engines[e].file for e in ("world_model", "predictive", "fast")}
     row = predicted(files, [board])[0]
     return {f"{e}_ms": float(row[e]) for e in files}
 

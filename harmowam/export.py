@@ -71,6 +71,8 @@ def export(
         refuse_unused("without --certify", "episodes", "workers")
     if search:
         refuse_unused("with --search", "fp32", "world_steps", "action_steps", "force", "recipe")
+    if not dataset:
+        refuse_unused("without --dataset", "units", "cameras")
     if samples and dataset:
         raise UserError("--samples and --dataset both say where observations come from: give one of them.")
     checkpoint = checkpoint or CHECKPOINT

@@ -27,6 +27,8 @@ from runtime.robot import Robot
 from runtime.two_rate import Policy, RunError
 from sim import server
 
+MOTOR_PRIORITY = 20  # of SCHED_FIFO: above both loops of the policy (runtime/two_rate.py)
+
 
 @dataclass(frozen=True)
 class LiveRun:
@@ -34,7 +36,6 @@ class LiveRun:
 
     policy: Policy
     report: dict[str, Any]
-    truth: dict[str, float | bool]
     interrupted: bool
 
 
@@ -89,7 +90,6 @@ def live(
     record: Path | None = None,
     stop_at_success: bool = False,
     say: Callable[[str], None] = lambda line: None,
-    real_time_priority: int = 20,
     began_s: float | None = None,
     faults: tuple[str, ...] = (),
     inject: Mapping[str, float] | None = None,
@@ -147,10 +147,10 @@ def live(
                 started = time.monotonic()
                 simulator, info = server.start(slots, seed, task, fps, faults=faults, terminal=False)
                 simulation_s = time.monotonic() - started
-                port, task = port or info["port"], info["instruction"]
+                port, task = info["port"], info["instruction"]
             assert task is not None
             deaf = True  # a guard that runs and is not known yet could not be ended
-            keeper = guard.start(port or robot.port, robot.arm, slots, real_time_priority)
+            keeper = guard.start(port or robot.port, robot.arm, slots, MOTOR_PRIORITY)
             deaf = False
             if interrupted:
                 raise KeyboardInterrupt
@@ -161,9 +161,8 @@ def live(
                 _compare_places(name, known_cameras[name], Camera.from_json(trained), say)
             driver = Policy(
                 bundle, task, cameras, known_cameras, slots, robot.fast_hz, robot.slow_hz, policy, inject=inject,
-                compensate=compensate, log=log,
+                compensate=compensate, record=record is not None, log=log,
             )  # fmt: skip
-            driver.recorder.frames = driver.recorder.on = record is not None
             driver.warm_up()
             state_slot = guard.wait_for_state(keeper, slots)
 
@@ -214,7 +213,7 @@ def live(
             if robot.simulated:
                 report["success"] = bool(truth["success_after_s"])
                 report["success_at_end"] = bool(truth["success"])
-            return LiveRun(driver, report, truth, bool(interrupted))
+            return LiveRun(driver, report, bool(interrupted))
         except Exception as e:
             report["error"] = str(e)
             raise
@@ -227,6 +226,8 @@ def live(
                 except RunError as e:
                     tell(str(e), "error: ")
             armed, deaf = False, True
+            if driver is not None:
+                driver.close()
             if keeper is not None:
                 guard.end(keeper, slots, lowered_s)
                 guard.tell_log(slots)

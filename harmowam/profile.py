@@ -15,12 +15,14 @@ from harmowam.cli import UserError, bundle_option, errors, json_option, robot_op
 
 def print_timing(report: dict[str, Any]) -> None:
     """The profile table."""
+    from runtime.profile import SERIES
+
     click.echo(
         f"fast {report['fast_hz']:.1f} Hz on new frames (+{report['repeat_hz']:.2f} Hz repeats), slow {report['slow_hz']:.1f} Hz, "
         f"{report['deadline_misses']} of {report['ticks']} ticks missed, motor ticks missed {report['motor_missed_ticks']}"
     )
     click.echo(f"{'':26}{'p50':>9}{'p90':>9}{'p99':>9}{'p99.9':>9}{'max':>9}{'budget':>9}  ms")
-    for name in ("observation_to_wire_ms", "overhead_ms", "prior_age_ms", "period_error_ms"):
+    for name in SERIES:
         row = report[name]
         cells = "".join(f"{row[p]:9.2f}" for p in ("p50", "p90", "p99", "p999", "max"))
         click.echo(f"{name.removesuffix('_ms').replace('_', ' '):26}{cells}")
@@ -51,11 +53,14 @@ def _print_comparison(compared: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """An earlier profile that `compare` can read; raises UserError."""
+    from runtime.profile import compare
+
     try:
-        found = json.loads(path.read_text())
-        if isinstance(found, dict) and {"stages", "fast_hz", "ticks"} <= set(found):
-            return found
-    except (OSError, ValueError):
+        found: dict[str, Any] = json.loads(path.read_text())
+        compare(found, found)  # reads all that a comparison reads, before the arm moves and not after
+        return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     raise UserError(f"{path} is no profile: give a file that `harmowam profile --json` wrote.")
 

@@ -144,6 +144,8 @@ def train(
 
     if baseline["baseline"]:
         refuse_unused("with --baseline", "start", "stages", "shards", "text_encoder", "bf16")
+        if baseline["steps"]:
+            refuse_unused("with --steps", "minutes")
     else:
         refuse_unused("without --baseline", "steps", "minutes", "play")
     plan = changed(Plan(tables=tables, seed=seed, shards=shards, bf16=bf16), stages, STAGES)

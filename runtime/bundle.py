@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
+from firmware_bridge.mendable import Mendable
 from runtime.engine import Engine, EngineError, OrtEngine
 from runtime.kinematics import ARM_FAMILY
 
 SCHEMA = 2  # 2: the mean and spread of action chunks, which plans are gone on from
 
 
-class BundleError(Exception):
+class BundleError(Mendable):
     """A bundle that must not be used; one sentence and the next step."""
 
 
@@ -74,8 +76,9 @@ def _numbers(values: Any, count: int | None = None) -> bool:
 
 
 _KEYS = {  # what the loops look up in the free-form parts
-    "preprocess": {"size", "mean", "std"}, "rates": {"fast_hz", "slow_hz", "motor_hz"}, "chunk": {"steps", "dt_ms"}, "gate": {"on", "off"},
+    "preprocess": {"size", "mean", "std"}, "chunk": {"steps", "dt_ms"}, "gate": {"on", "off"},
 }  # fmt: skip
+_FAST_KEYS = {"reactive": {"heatmap"}, "cameras": {"front"}}  # and where there is a fast engine: a baseline has none
 
 
 def _wrong_field(manifest: Manifest) -> str:
@@ -85,7 +88,7 @@ def _wrong_field(manifest: Manifest) -> str:
         kind = {"str": str, "int": int, "list": list, "dict": dict}[str(f.type).partition("[")[0]]
         if not isinstance(m[f.name], kind):
             return f.name
-    for name, keys in _KEYS.items():
+    for name, keys in {**_KEYS, **(_FAST_KEYS if "fast" in m["engines"] else {})}.items():
         if not keys <= set(m[name]):
             return name
     sizes = {len(t) if isinstance(t, list) else -1 for t in m["tasks"].values()}
@@ -99,7 +102,8 @@ def _wrong_field(manifest: Manifest) -> str:
         "tasks": len(sizes) == 1 and all(_numbers(t) for t in m["tasks"].values()),
         "links": _numbers(list(m["links"].values())),
         "preprocess": _numbers(p["size"], 2) and _numbers(p["mean"], 3) and _numbers(p["std"], 3),
-        "rates": _numbers(list(m["rates"].values())),
+        "chunk": _numbers([m["chunk"]["steps"], m["chunk"]["dt_ms"]]),
+        "reactive": _numbers([m["reactive"].get("heatmap", 0)]),
         "gate": _numbers(list(m["gate"].values())),
         "cameras": all(isinstance(c, dict) for c in m["cameras"].values()),
         "joints": all(isinstance(j, dict) and _numbers([j.get("lower"), j.get("upper")]) for j in m["joints"]),
@@ -122,6 +126,11 @@ class Bundle:
         """Raises BundleError when `path` is absent, damaged, incomplete or from a newer schema."""
         path = Path(path)
         if not (path / "manifest.json").is_file():
+            if not path.exists() and (_old(path) / "manifest.json").is_file():
+                raise BundleError(
+                    f"{path} is missing, for its replacement was interrupted: put the one before back with "
+                    f"`mv {shlex.quote(str(_old(path)))} {shlex.quote(str(path))}`."
+                )
             raise BundleError(
                 f"{path} is not a bundle (no manifest.json): make one with `harmowam export --out out/so101.bundle`, "
                 "or name another with --bundle."
@@ -217,6 +226,10 @@ def default_backend() -> str:
     return os.environ.get("HARMOWAM_ENGINE", "cpu")
 
 
+def _old(out: Path) -> Path:
+    return out.with_name(out.name + ".old")
+
+
 def check_replaceable(out: Path) -> None:
     """Raise BundleError unless `out` is free, an empty folder or a bundle: `save_bundle` takes away what is there."""
     if out.exists() and not (out / "manifest.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
@@ -230,7 +243,8 @@ def check_replaceable(out: Path) -> None:
 def save_bundle(out: Path, manifest: Manifest, files: dict[str, Path], reports: dict[str, Path] | None = None) -> None:
     """Write a bundle beside `out`, then put it in its place; equal inputs give equal bytes (reports excepted).
 
-    Raises BundleError when something else is at `out`.
+    Killed between two renames it leaves no bundle at `out`: the one before is at `out.old` then, and `Bundle.load` says how to
+    put it back. Raises BundleError when something else is at `out`.
     """
     out = Path(out)
     check_replaceable(out)
@@ -245,9 +259,9 @@ def save_bundle(out: Path, manifest: Manifest, files: dict[str, Path], reports: 
         if file.is_file():
             with open(file, "rb+") as f:
                 os.fsync(f.fileno())
-    old = out.with_name(out.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
+    old = _old(out)
+    if out.exists():  # else what an interrupted write left at `old` is all there is
+        shutil.rmtree(old, ignore_errors=True)
         out.rename(old)
     partial.rename(out)
     shutil.rmtree(old, ignore_errors=True)

@@ -20,6 +20,7 @@ import numpy as np
 
 from calibration.camera import CalibrationError, Camera, load_camera
 from firmware_bridge.clock import Ticker, prefer
+from firmware_bridge.mendable import Mendable
 from firmware_bridge.slots import SlotError, SlotReader
 from runtime.robot import CameraConfig, Robot
 
@@ -38,7 +39,7 @@ FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 2.0  # between attempts to open it
 LOOK_AGAIN_S = 0.2  # without a new picture: has a slot's writer been replaced?
 
 
-class CameraError(Exception):
+class CameraError(Mendable):
     """A camera that cannot be used; one sentence and the next step."""
 
 

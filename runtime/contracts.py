@@ -50,4 +50,4 @@ class FastTick:
     reactive_target: np.ndarray  # float32[A]
     predictive_target: np.ndarray  # float32[A]
     sent_target: np.ndarray  # float32[A]
-    heatmap_peak: float = 0.0
+    heat_mass: float = 0.0  # share of the heat map round its peak

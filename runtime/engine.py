@@ -8,8 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
+from firmware_bridge.mendable import Mendable
 
-class EngineError(Exception):
+
+class EngineError(Mendable):
     """An engine that cannot be loaded or fed; the text says what was expected, what came and what to do."""
 
 

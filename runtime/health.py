@@ -33,7 +33,7 @@ class HealthLimits:
     camera_lost_s: float = 10.0  # without a new picture: stop. Time enough to plug it in again
     prior_late_s: float = 0.5  # the predictive expert gets no plan any more: degraded
     prior_lost_s: float = 1.5  # nothing to act on: hold
-    engine_lost_s: float = 10.0  # held for want of a Prior or of usable outputs: stop
+    engine_lost_s: float = 10.0  # held for want of a Prior or of usable outputs, or for heat: stop
     miss_share: float = 0.05  # of the ticks of the last second: degraded
     hot_c: float = 90.0  # of the hottest thermal zone: degraded. An Orin throttles from 99
     hottest_c: float = 102.0  # hold: the next step is the board's own emergency shutdown
@@ -81,7 +81,9 @@ class HealthMonitor:
         self._missed: np.ndarray = np.zeros(max(int(fast_hz), 1), np.int16)  # misses of the last second's ticks
         self._k = 0
         self._began_ns = 0
-        self._held_since_ns = 0
+        self._last_ns = 0
+        self._wanting = False  # the last step held although every camera gave pictures, and
+        self._wanting_ns = 0  # how long that has gone on
 
     def _judge(self, now_ns: int, s: Signs) -> tuple[Health, tuple[str, ...]]:
         limit = self.limits
@@ -95,12 +97,14 @@ class HealthMonitor:
             hold.append(f"the board is at {s.temperature_c:.0f} C")
         if any(age > limit.camera_lost_s for age in late.values()):
             return Health.STOPPED, tuple(hold)
+        # Time without pictures is not the engines': it has its own limit, and after it they need a moment for a new Prior.
+        wanting = bool(hold) and not late
+        if wanting and self._wanting:
+            self._wanting_ns += now_ns - self._last_ns
+        self._wanting = wanting
         if hold:
-            self._held_since_ns = self._held_since_ns or now_ns
-            if now_ns - self._held_since_ns > limit.engine_lost_s * 1e9 and not late:
-                return Health.STOPPED, tuple(hold)
-            return Health.HOLDING, tuple(hold)
-        self._held_since_ns = 0
+            return (Health.STOPPED if self._wanting_ns > limit.engine_lost_s * 1e9 else Health.HOLDING), tuple(hold)
+        self._wanting_ns = 0
         if self.state == Health.STARTING and not s.commanded:
             if now_ns - self._began_ns > limit.start_s * 1e9:
                 return Health.STOPPED, (f"no command within {limit.start_s:.0f} s",)
@@ -125,6 +129,7 @@ class HealthMonitor:
         if self.state == Health.STOPPED:
             return self.state
         state, reasons = self._judge(now_ns, signs)
+        self._last_ns = now_ns
         # Shares and degrees change all the time: a new entry only for another state or another kind of reason.
         another = state != self.state or list(map(_kind, reasons)) != list(map(_kind, self.reasons))
         self.changed = Change(round((now_ns - self._began_ns) * 1e-9, 3), state, reasons) if another else None

@@ -24,6 +24,7 @@ from mcap.stream_reader import StreamReader
 from mcap.writer import CompressionType, Writer
 
 from firmware_bridge.clock import prefer
+from firmware_bridge.mendable import Mendable
 from firmware_bridge.messages import Command, JointState
 from runtime.cameras import FRAME_HEAD, Frame
 from runtime.contracts import A, Observation, Prior
@@ -38,7 +39,7 @@ _PRIOR = struct.Struct("<qqqqqII")  # number, observation, its capture time, ste
 RESET, SENT, AFTER_GAP = 1, 2, 4
 
 
-class LogError(Exception):
+class LogError(Mendable):
     """A log that cannot be written or read; one sentence and the next step."""
 
 
@@ -198,6 +199,12 @@ class LogWriter:
                         free = shutil.disk_usage(self.path.parent).free
                         if free < self._reserve:
                             raise OSError(28, f"only {free / 1e6:.0f} MB are left on the disk")
+                if (
+                    self._stop and not self._channels
+                ):  # nothing was driven: a log made before under this name is worth more
+                    self._file.close()
+                    os.unlink(self._partial)
+                    return
                 if self._stop:
                     self._writer.add_metadata("end", {"dropped": str(self.dropped)})
                     self._writer.finish()
@@ -227,7 +234,9 @@ class LogWriter:
             pass
 
     def close(self) -> None:
-        """Write what waits, finish the file and give it its name. After a full disk, what fitted is kept."""
+        """Write what waits, finish the file and give it its name. After a full disk, what fitted is kept. A log without a record
+        is taken away. Closing twice is allowed.
+        """
         self._stop = True
         self._wake.set()
         self._thread.join()

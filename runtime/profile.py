@@ -33,6 +33,13 @@ STAGES = {  # what each stage is, for people; in the order in which a picture pa
     "motor.wake": "start of a motor tick after its due time",
 }
 
+SERIES = {  # of a whole run, by their keys in a report: what the trace calls them
+    "observation_to_wire_ms": "wire.observation",
+    "overhead_ms": "wire.overhead",
+    "prior_age_ms": "prior.age",
+    "period_error_ms": "fast.period_error",
+}
+
 
 def timing_report(policy: Policy, motor_hz: float) -> dict[str, Any]:
     """The `profile` JSON shape: rates, misses, ages and stages of a finished run; `began_s` is on the monotonic clock."""
@@ -50,10 +57,7 @@ def timing_report(policy: Policy, motor_hz: float) -> dict[str, Any]:
         "began_s": round(c.began_ns * 1e-9, 3), "seconds": round(seconds, 2),
         "fast_hz": round(c.new_frames / seconds, 3), "repeat_hz": round(c.repeats / seconds, 3),
         "slow_hz": round(c.slow / seconds, 3), "ticks": c.ticks, "deadline_misses": c.misses,
-        "prior_age_ms": percentiles(found.get("prior.age", empty)),
-        "observation_to_wire_ms": percentiles(found.get("wire.observation", empty)),
-        "overhead_ms": percentiles(found.get("wire.overhead", empty)),
-        "period_error_ms": percentiles(found.get("fast.period_error", empty)), "stages": stages,
+        **{key: percentiles(found.get(name, empty)) for key, name in SERIES.items()}, "stages": stages,
         "goal_jerk_rad_s3": {"rms": round(c.jerk_rms, 1), "max": round(c.jerk_max, 1)},
         "refused_outputs": c.faults_seen,
         "health": {
@@ -159,7 +163,7 @@ def compare(
 
     for rate in ("fast_hz", "slow_hz"):
         add(rate, mine[rate], other[rate], higher_is_better=True, floor=0.0)
-    for key in ("observation_to_wire_ms", "overhead_ms", "prior_age_ms", "period_error_ms"):
+    for key in SERIES:
         for p in ("p50", "p99"):
             if p in mine.get(key, {}) and p in other.get(key, {}):
                 add(f"{key.removesuffix('_ms')} {p}", mine[key][p], other[key][p])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.profile import STAGES, hints
+from runtime.profile import SERIES, STAGES, hints
 
 COLOURS = ("#2a78b5", "#d9632b", "#1c8a4b", "#8656a8", "#b58a1c", "#bd2c6a", "#3c8f94", "#6b7785")
 BINS = 48
@@ -90,7 +90,7 @@ def _rows(report: Mapping[str, Any], durations: Mapping[str, np.ndarray], colour
             f'<tr><td><i style="background:{colours[stage]}"></i>{stage}<small>{html.escape(what)}</small></td>{cells}'
             f"<td>{row['budget_ms']:.0f}</td><td>{_histogram(durations[stage], colours[stage])}</td></tr>"
         )
-    for key in ("observation_to_wire_ms", "overhead_ms", "prior_age_ms", "period_error_ms"):
+    for key in SERIES:
         row = report[key]
         cells = "".join(f"<td>{row[p]:.2f}</td>" for p in ("p50", "p90", "p99", "p999", "max"))
         out.append(f"<tr><td>{key.removesuffix('_ms').replace('_', ' ')}</td>{cells}<td></td><td></td></tr>")

@@ -47,12 +47,11 @@ NOTHING = np.full(6, np.nan, np.float32)
 
 class Recorder:
     """Recording costs the loops microseconds: rows go into memory that is there already, pictures to a thread that compresses
-    them. What does not fit is dropped and counted; nothing ever waits. `frames` False keeps no pictures and no Priors.
+    them. What does not fit is dropped and counted; nothing ever waits. `on` False keeps nothing.
     """
 
-    def __init__(self, frames: bool = True) -> None:
-        self.frames = frames
-        self.on = True  # off: nothing is kept at all
+    def __init__(self, on: bool = True) -> None:
+        self.on = on
         self.dropped = 0
         self._rows: np.ndarray = np.zeros(MAX_TICKS, TICK)  # pages come into being when they are written to
         self._count = 0
@@ -73,13 +72,13 @@ class Recorder:
         if self._count < MAX_TICKS:
             self._rows[self._count] = (
                 tick.t_ns, obs.t_capture_ns, tick.prior_age_ns, state.t_wire_ns, state.t_command_capture_ns, state.command_seq,
-                tick.gate, tick.heatmap_peak, tick.expert, state.safety, NOTHING if command is None else command.q_rad,
+                tick.gate, tick.heat_mass, tick.expert, state.safety, NOTHING if command is None else command.q_rad,
                 state.q_rad, state.goal_rad, tick.sent_target, tick.reactive_target, tick.predictive_target,
             )  # fmt: skip
             self._count += 1
         else:
             self.dropped += 1
-        if self.frames and obs.t_capture_ns - self._picture_ns >= FRAME_PERIOD_NS:
+        if obs.t_capture_ns - self._picture_ns >= FRAME_PERIOD_NS:
             self._picture_ns = obs.t_capture_ns
             if len(self._waiting) < WAITING and self._picture_bytes < PICTURE_BYTES:
                 self._waiting.append((obs.t_capture_ns, obs.frames))
@@ -92,7 +91,7 @@ class Recorder:
 
     def prior(self, prior: Prior) -> None:
         """One turn of the slow loop."""
-        if not self.frames:
+        if not self.on:
             return
         if self._prior_bytes < PRIOR_BYTES:
             future = prior.future.astype(np.float16)
@@ -119,7 +118,7 @@ class Recorder:
 
     def close(self) -> None:
         """Compress what still waits; recording is over."""
-        self.frames = False
+        self.on = False
         if self._thread is not None:
             self._stop = True
             self._wake.set()

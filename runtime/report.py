@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.util
 import io
 import json
@@ -13,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from firmware_bridge.mendable import Mendable
 from firmware_bridge.messages import Expert
 from runtime.bundle import Bundle
 from runtime.recorder import load_episode, wire_ms
@@ -20,6 +22,10 @@ from runtime.recorder import load_episode, wire_ms
 JOINTS = ("shoulder pan", "shoulder lift", "elbow", "wrist flex", "wrist roll", "gripper")
 REACTIVE, PREDICTIVE, INK = "#2a78b5", "#d9632b", "#1d2733"
 HORIZONS = ("+0.4 s", "+0.8 s", "next grasp or release")
+
+
+class ReportError(Mendable):
+    """A recording that no page or film can be made of; one sentence and the next step."""
 
 
 def lacking() -> list[str]:
@@ -173,9 +179,13 @@ def plot_wire(milliseconds: np.ndarray) -> str:
 
 
 def write_video(episode: dict[str, np.ndarray], path: Path) -> None:
-    """H.264: front and wrist view side by side, with the expert in charge and the gate written on them."""
+    """H.264: front and wrist view side by side, with the expert in charge and the gate written on them. Raises ReportError."""
     import imageio_ffmpeg
 
+    if "picture_front" not in episode or "picture_wrist" not in episode:
+        raise ReportError(
+            "the recording holds no pictures of both cameras, so there is no film and no page: check the cables and record again."
+        )
     front, wrist, times = episode["picture_front"], episode["picture_wrist"], episode["picture_ns"]
     scale = 2
     h, w = (scale * n for n in _beside(front[0], wrist[0]).shape[:2])
@@ -208,25 +218,31 @@ def write_video(episode: dict[str, np.ndarray], path: Path) -> None:
     ]
     encoder = subprocess.Popen(command, stdin=subprocess.PIPE)
     assert encoder.stdin is not None
-    for i, t in enumerate(times):
-        picture = cv2.resize(_beside(front[i], wrist[i]), None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-        k = int(np.searchsorted(episode["t_ns"], t).clip(0, len(episode["t_ns"]) - 1))
-        expert = Expert(int(episode["expert"][k]))
-        colour = {Expert.REACTIVE: (42, 120, 181), Expert.PREDICTIVE: (217, 99, 43)}.get(expert, (90, 90, 90))
-        cv2.rectangle(picture, (0, 0), (picture.shape[1], 30), colour, -1)
-        seconds = max((int(t) - int(episode["t_ns"][0])) * 1e-9, 0.0)
-        who = f"{expert.name.lower()} expert   P(interaction) {episode['gate'][k]:.2f}" if expert else "no plan yet"
-        text = f"{seconds:5.1f} s   {who}"
-        cv2.putText(picture, text, (10, 21), cv2.FONT_HERSHEY_SIMPLEX, 0.58, (255, 255, 255), 1, cv2.LINE_AA)
-        encoder.stdin.write(np.ascontiguousarray(picture).tobytes())
-    encoder.stdin.close()
+    try:
+        for i, t in enumerate(times):
+            picture = cv2.resize(_beside(front[i], wrist[i]), None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+            k = int(np.searchsorted(episode["t_ns"], t).clip(0, len(episode["t_ns"]) - 1))
+            expert = Expert(int(episode["expert"][k]))
+            colour = {Expert.REACTIVE: (42, 120, 181), Expert.PREDICTIVE: (217, 99, 43)}.get(expert, (90, 90, 90))
+            cv2.rectangle(picture, (0, 0), (picture.shape[1], 30), colour, -1)
+            seconds = max((int(t) - int(episode["t_ns"][0])) * 1e-9, 0.0)
+            who = f"{expert.name.lower()} expert   P(interaction) {episode['gate'][k]:.2f}" if expert else "no plan yet"
+            text = f"{seconds:5.1f} s   {who}"
+            cv2.putText(picture, text, (10, 21), cv2.FONT_HERSHEY_SIMPLEX, 0.58, (255, 255, 255), 1, cv2.LINE_AA)
+            encoder.stdin.write(np.ascontiguousarray(picture).tobytes())
+        encoder.stdin.flush()
+    except BrokenPipeError:
+        pass  # the encoder has ended and said why
+    with contextlib.suppress(BrokenPipeError):
+        encoder.stdin.close()
     if encoder.wait():
-        raise RuntimeError("ffmpeg failed to encode the episode")
+        partial.unlink(missing_ok=True)
+        raise ReportError(f"{path} cannot be encoded (see above): make room there, or name another folder.")
     partial.replace(path)
 
 
 def write_report(bundle_path: Path, record: Path, out: Path, report: dict[str, Any]) -> None:
-    """`report.html`, `report.json` and `episode.mp4` in `out` from the recorded episode in `record`."""
+    """`report.html`, `report.json` and `episode.mp4` in `out` from the recorded episode in `record`. Raises ReportError."""
     import jinja2
 
     episode, _ = load_episode(record)

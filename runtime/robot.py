@@ -10,6 +10,7 @@ from typing import Any
 from calibration.joints import JointCalibration
 from calibration.store import Store
 from firmware_bridge.arm import ArmConfig
+from firmware_bridge.mendable import Mendable
 from firmware_bridge.models import MODELS
 from runtime.kinematics import ARM_FAMILY
 
@@ -22,7 +23,7 @@ JOINTS = 6  # of an SO-101
 SHIPPED = Path(__file__).parent / "robots"
 
 
-class RobotError(Exception):
+class RobotError(Mendable):
     """A robot file that cannot be used; names file, key and next step."""
 
 
@@ -49,7 +50,6 @@ class Robot:
 
     name: str
     path: Path
-    family: str
     simulated: bool
     port: str
     arm: ArmConfig
@@ -258,7 +258,6 @@ def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
     return Robot(
         _take(raw, "name", str, where),
         path,
-        family,
         _take(raw, "simulated", bool, where, False),
         _take(bus, "port", str, f"{where} [bus]"),
         config,

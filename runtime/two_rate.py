@@ -20,25 +20,25 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration.camera import CalibrationError, Camera
+from calibration.camera import Camera
 from firmware_bridge.clock import Ticker, prefer, real_time
+from firmware_bridge.mendable import Mendable
 from firmware_bridge.messages import COMMAND_BYTES, Command, Expert, JointState, RequestKind, SafetyState
 from firmware_bridge.motor import COMMAND_SLOT, REQUEST_SLOT, STATE_SLOT
 from firmware_bridge.safety import lowering_s
-from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
+from firmware_bridge.slots import SlotReader, SlotWriter
 from firmware_bridge.stamps import StampReader
-from runtime.bundle import Bundle, BundleError
+from runtime.bundle import Bundle
 from runtime.camera_watch import CameraWatch, apart
-from runtime.cameras import CameraError, CameraSource, Frame, calibrations, open_cameras
+from runtime.cameras import CameraSource, Frame, calibrations, open_cameras
 from runtime.contracts import FastTick, Observation, Prior
 from runtime.delay import Lead, roll_forward
-from runtime.engine import EngineError
 from runtime.health import Health, HealthLimits, HealthMonitor, Signs, board_temperature, output_fault
-from runtime.log import LogError, LogWriter
+from runtime.log import LogWriter
 from runtime.profile import timing_report
 from runtime.recorder import Recorder
 from runtime.replay import run_meta
-from runtime.robot import RobotError, load_robot
+from runtime.robot import load_robot
 from runtime.steps import FastStep, SlowStep
 from runtime.trace import StageTrace
 
@@ -59,7 +59,7 @@ SLOW_STAGES = ("slow.preprocess", "slow.world_model", "slow.predictive")
 MOTOR_STAGES = ("motor.read", "motor.write", "motor.telemetry", "motor.wake")
 
 
-class RunError(Exception):
+class RunError(Mendable):
     """A run that cannot start or had to end; one sentence and the next step."""
 
 
@@ -86,13 +86,14 @@ class Policy:
     """Owns the engines, both loops and the slots to the motor process. `state` is that process's slot.
 
     `inject` (stage -> ms) slows stages down; `compensate` False takes the state and the time of a command as they are now, not
-    as they will be when it arrives; `log` records every input of the engines.
+    as they will be when it arrives; `record` keeps an episode in memory (`recorder`); `log` is the file that takes every input of
+    the engines. `close` it whatever happens.
     """
 
     def __init__(
         self, bundle: Bundle, task: str, cameras: dict[str, CameraSource], calibrations: dict[str, Camera], slots: Path,
         fast_hz: float, slow_hz: float, policy: str = "gated", *, inject: Mapping[str, float] | None = None,
-        compensate: bool = True, log: Path | None = None, limits: HealthLimits | None = None,
+        compensate: bool = True, record: bool = False, log: Path | None = None, limits: HealthLimits | None = None,
     ):  # fmt: skip
         self.cameras, self.fast_hz, self.slow_hz = cameras, fast_hz, slow_hz
         self.fast_trace = StageTrace(stages=FAST_STAGES, inject=inject)
@@ -102,11 +103,7 @@ class Policy:
         self.fast = FastStep(bundle, calibrations, trace=self.fast_trace, policy=policy)
         self.counts = Counts()
         self.health = HealthMonitor(fast_hz, limits)
-        self.recorder = Recorder()
-        self.log: LogWriter | None = None
-        if log is not None:
-            rates = {"fast_hz": fast_hz, "slow_hz": slow_hz, "compensate": compensate}
-            self.log = LogWriter(log, run_meta(bundle, task, policy, calibrations, **rates))
+        self.recorder = Recorder(record)
         self.compensate, self.lead = compensate, Lead()
         joints = bundle.manifest.joints
         self._lower, self._upper = (np.array([j[k] for j in joints]) for k in ("lower", "upper"))
@@ -136,6 +133,16 @@ class Policy:
         self._reset = True
         self._last_ns = 0
         self.granted: dict[str, bool] = {}
+        self.log: LogWriter | None = None
+        if log is not None:  # last: a constructor that fails leaves no file and no thread behind
+            rates = {"fast_hz": fast_hz, "slow_hz": slow_hz, "compensate": compensate}
+            self.log = LogWriter(log, run_meta(bundle, task, policy, calibrations, **rates))
+
+    def close(self) -> None:
+        """End the loops and finish the log. Closing twice is allowed."""
+        self._stop.set()
+        if self.log is not None:
+            self.log.close()
 
     def warm_up(self) -> None:
         """First inferences are slow: pay for them before the arm is energised."""
@@ -418,8 +425,7 @@ class Policy:
             self._stop.set()
             slow.join(2.0)
             prefer(0)
-            if self.log is not None:
-                self.log.close()
+            self.close()
         if self._failure is not None:
             raise self._failure
         return c
@@ -456,29 +462,33 @@ def main() -> int:
     parser.add_argument("--log", type=Path, help="MCAP file for every input and output of the engines")
     args = parser.parse_args()
     cameras: dict[str, CameraSource] = {}
+    policy: Policy | None = None
     try:
         bundle, robot = Bundle.load(args.bundle), load_robot(args.robot)
         cameras = open_cameras(robot, bundle.manifest.cameras, args.slots)
         known = calibrations(robot, args.slots)
-        policy = Policy(bundle, args.task, cameras, known, args.slots, robot.fast_hz, robot.slow_hz, log=args.log)
-        policy.recorder.frames = args.record is not None
-        policy.warm_up()
+        policy = driver = Policy(
+            bundle, args.task, cameras, known, args.slots, robot.fast_hz, robot.slow_hz, record=args.record is not None, log=args.log
+        )  # fmt: skip
+        driver.warm_up()
         state_slot = SlotReader(args.slots / STATE_SLOT)
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: policy.stop())
+            signal.signal(number, lambda *_: driver.stop())
         try:
-            policy.arm(state_slot)
-            policy.run(args.seconds)
+            driver.arm(state_slot)
+            driver.run(args.seconds)
         finally:
-            policy.lower(lowering_s(robot.arm) + 1.0)
-        report = timing_report(policy, robot.arm.motor_hz)
+            driver.lower(lowering_s(robot.arm) + 1.0)
+        report = timing_report(driver, robot.arm.motor_hz)
         if args.record is not None:
-            policy.recorder.save(args.record, report)
+            driver.recorder.save(args.record, report)
         print(json.dumps(report, indent=1, sort_keys=True))
-    except (BundleError, RobotError, CameraError, CalibrationError, EngineError, LogError, RunError, SlotError) as e:
+    except Mendable as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     finally:
+        if policy is not None:
+            policy.close()
         for camera in cameras.values():
             camera.close()
     return 0

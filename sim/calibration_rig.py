@@ -115,7 +115,7 @@ class ArmBench:
 class ServoRig:
     """The MuJoCo arm moved through limiter, state machine and servo packets in virtual time; pictures by ray casting.
 
-    `offsets` (rad, [5]) are zero errors of the encoders: what the servos report is the true angle minus them.
+    `bench.offsets` (rad, [5]) are zero errors of the encoders: what the servos report is the true angle minus them.
     """
 
     def __init__(self, bench: ArmBench, seed: int = 0):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from firmware_bridge.mendable import Mendable
 from firmware_bridge.messages import Expert
 from runtime.bundle import Bundle, sha256
 from runtime.contracts import Observation
@@ -46,7 +47,7 @@ SPLITS = {"development": 2, "test": 3}
 LIMIT_S = 12.0  # demonstrations take 4 to 7 s: time for a second try
 
 
-class EvaluationError(Exception):
+class EvaluationError(Mendable):
     """An evaluation that cannot be run or continued; one sentence and the next step."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from firmware_bridge.arm import Arm, ArmConfig
+from firmware_bridge.arm import Arm
 from firmware_bridge.bus import Bus
 from firmware_bridge.messages import Command, JointState, RequestKind
 from firmware_bridge.motor import MotorLoop
@@ -35,14 +35,10 @@ class MujocoPlant:
         return w.q / RAD_PER_STEP + MIDDLE, w.qd / RAD_PER_STEP, w.load
 
 
-def arm_config(robot: str = "sim_so101") -> ArmConfig:
-    return load_robot(robot).arm
-
-
 def virtual_motor(world: World) -> MotorTick:
     """A motor tick for `run_episode`: limiter, state machine and servo packets, over memory instead of a port. Arms itself."""
     port = MemoryPort(VirtualBus(range(1, J + 1), MujocoPlant(world)))
-    loop = MotorLoop(Arm(Bus(port), arm_config()))
+    loop = MotorLoop(Arm(Bus(port), load_robot("sim_so101").arm))
 
     def tick(now_ns: int, command: Command | None) -> JointState:
         port.time_ns = now_ns

@@ -21,6 +21,7 @@ import numpy as np
 
 from firmware_bridge.clock import Ticker, prefer, real_time
 from firmware_bridge.faults import parse as parse_fault
+from firmware_bridge.mendable import Mendable
 from firmware_bridge.slots import SlotReader, SlotWriter
 from firmware_bridge.virtual_bus import PtyBus, SocketBus, VirtualBus
 from runtime.cameras import FRAME_HEAD, slot_path
@@ -37,7 +38,7 @@ TRUTH_SLOT = "truth.slot"
 _TRUTH = struct.Struct("<qqdB")  # time, first success (0: not yet), simulated seconds, success now
 
 
-class SimulatorError(Exception):
+class SimulatorError(Mendable):
     """A simulator that does not start; one sentence and the next step."""
 
 

@@ -224,19 +224,6 @@ def sample_layout(
     return Layout(t.name, instruction, places, start, jaw, environment, sample_look(rng, environment, places))
 
 
-def subgoal(world: World) -> np.ndarray:
-    """Where the tool has to be next [x, y, z]: privileged, for scores, the oracle gate and near starts; never for a policy."""
-    layout = world.layout
-    t, roles = TASKS[layout.task], layout.roles
-    if layout.task == "press":
-        left = [r for r in roles if r not in world.pressed] or [roles[-1]]
-        return np.array([*layout.places[left[0]][:2], t.grasp_z])
-    item = world.position(roles[0])
-    if world.holds(roles[0]):
-        return np.array([*world.position(roles[1])[:2], t.place_z])
-    return np.array([*item[:2], t.grasp_z])
-
-
 def success(world: World) -> bool:
     """Whether the instruction has been fulfilled: judged from the state of the world, not from what a script did."""
     layout = world.layout

@@ -11,11 +11,13 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+from firmware_bridge.mendable import Mendable
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-class WorkerError(Exception):
+class WorkerError(Mendable):
     """A process that was killed; one sentence and the next step."""
 
 

@@ -121,12 +121,12 @@ class Scene:
 class World:
     """Physics at 500 Hz, servos at 250 Hz. `q` float64[J] are true angles (rad); `measured` what the encoders say.
 
-    Start it with a layout, or with a seed (and the instruction) that one is drawn from.
+    Start it with a layout, or with a seed that one is drawn from.
     """
 
-    def __init__(self, seed: int = 0, instruction: str | None = None, *, layout: Layout | None = None):
+    def __init__(self, seed: int = 0, *, layout: Layout | None = None):
         self._scenes: dict[str, Scene] = {}
-        self.reset(layout or sample_layout(np.random.default_rng(seed), instruction))
+        self.reset(layout or sample_layout(np.random.default_rng(seed)))
 
     def reset(self, layout: Layout) -> None:
         """Start an episode; the arm stands at `layout.start`, at rest."""

@@ -65,9 +65,12 @@ def refusal(*args):
     [
         (["train", "--steps", 500], "--steps means nothing without --baseline"),
         (["train", "--baseline", "act", "--from", "x.safetensors"], "--from means nothing with --baseline"),
+        (["train", "--baseline", "act", "--steps", 5, "--minutes", 5], "--minutes means nothing with --steps"),
         (["train", "--baseline", "act", "--fp32"], "--bf16 means nothing with --baseline"),
         (["export", "--search", "--world-steps", 1], "--world-steps means nothing with --search"),
         (["export", "--certify", "--dataset", "d"], "--dataset means nothing with --certify"),
+        (["export", "--units", "rad"], "--units means nothing without --dataset"),
+        (["export", "--cameras", "c"], "--cameras means nothing without --dataset"),
         (["export", "--episodes", 10], "--episodes means nothing without --certify"),
     ],
 )  # fmt: skip
@@ -155,7 +158,9 @@ def test_what_is_missing_busy_or_silent_is_refused(bench, bundle, tmp_path):
     os.close(master)
     os.close(slave)
     bench.servos.faults.inject("silent-servo", servo=4)
-    assert "servo 4 (wrist_flex) does not answer" in refusal(*drive(bench, bundle))
+    (tmp_path / "run.mcap").write_bytes(b"made before")
+    assert "servo 4 (wrist_flex) does not answer" in refusal(*drive(bench, bundle, "--log", tmp_path / "run.mcap"))
+    assert [p.read_bytes() for p in tmp_path.glob("run.mcap*")] == [b"made before"]
 
 
 def test_a_missing_camera_and_another_resolution_are_refused_and_an_energised_arm_is_held(bench, bundle):
@@ -257,6 +262,10 @@ def test_a_recording_that_cannot_be_written_is_refused_before_the_arm_is_touched
     assert folder.exit_code == 2 and "is a directory" in folder.stderr
     said = refusal(*drive(bench, bundle, "--record", bench.robot_file / "r"))
     assert "cannot be made (Not a directory): name a folder with --record" in said
+
+
+def test_a_demo_whose_folder_cannot_be_made_is_refused():
+    assert "cannot be made (Not a directory): name a folder with --out" in refusal("demo", "--out", "/dev/null/demo")
 
 
 def test_ctrl_c_while_the_simulator_starts_ends_quietly_and_leaves_nothing(bundle):

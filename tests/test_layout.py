@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import json
 import re
 import subprocess
@@ -63,6 +65,39 @@ def test_robot_rooms_load_nothing_from_the_workstation(room: str) -> None:
     assert report["imported"], f"{room} has no modules: is the project installed?"
     unwanted = {"torch", "export", "sim", "harmowam", "mujoco", "onnx", "matplotlib"} & set(report["loaded"])
     assert not unwanted, f"importing {room} loads {sorted(unwanted)}"
+
+
+NOT_MENDABLE = {
+    "CudaError": "the TensorRT engine and its builder make EngineErrors of it",
+    "PacketError": "a request that no servo could be sent: a defect",
+    "RegisterError": "a value that does not fit into a servo's register: a defect",
+    "UserError": "the front door's own: click shows it",
+}
+
+
+def exceptions() -> dict[str, set[str]]:
+    """Every exception class of the rooms, with the names of its bases."""
+    found = {}
+    for room in PYPROJECT["tool"]["importlinter"]["root_packages"]:
+        for path in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef):
+                    found[node.name] = {ast.unparse(b).rpartition(".")[2] for b in node.bases}
+    known = {n for n, v in vars(builtins).items() if isinstance(v, type) and issubclass(v, BaseException)}
+    known |= {"ClickException"}
+    while more := {n for n, bases in found.items() if bases & known} - known:
+        known |= more
+    return {n: found[n] for n in known if n in found}
+
+
+def test_an_exception_is_mendable_or_it_says_here_why_not() -> None:
+    """What is not shows the user a traceback (`harmowam.cli.errors`)."""
+    found = exceptions()
+    assert len(found) > 20 and set(NOT_MENDABLE) <= set(found)
+    mendable = {"Mendable"}
+    while more := {n for n, bases in found.items() if bases & mendable} - mendable:
+        mendable |= more
+    assert set(found) - mendable == set(NOT_MENDABLE)
 
 
 def test_opencv_still_has_hand_eye_calibration() -> None:

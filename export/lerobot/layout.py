@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from calibration.camera import Camera
+from firmware_bridge.mendable import Mendable
 
 VERSION, SCHEMA = "v3.0", 1
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -26,7 +27,7 @@ PICTURES = "observation.images."
 VECTORS = ("observation.state", "action")
 
 
-class DataError(Exception):
+class DataError(Mendable):
     """A dataset that cannot be used; the text says why and what to do next."""
 
 

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from firmware_bridge.mendable import Mendable
+
 HERE = Path(__file__).parent
 SOURCES = ("warp.cuh", "host.cpp")
 DEVICE_SOURCES = ("warp.cuh", "device.cu")
@@ -21,7 +23,7 @@ DEVICE_FLAGS = (
 )  # fmt: skip
 
 
-class KernelError(Exception):
+class KernelError(Mendable):
     """The kernel cannot be built; the text says what to install."""
 
 

@@ -192,6 +192,7 @@ def test_a_pose_that_no_longer_holds_is_dropped_and_hand_eye_named_next(before, 
         (("rollback", "front"), "no earlier"),
         (("board", "x.jpg"), "neither .pdf nor .png"),
         (("joints",), "needs no joint calibration"),
+        (("joints", "--check"), "needs no joint calibration"),
     ],
 )
 def test_what_the_user_can_mend_is_one_sentence(args, sentence, tmp_path):

@@ -1,6 +1,8 @@
 """The behaviour-cloning baseline: what it is trained on, that it goes on where it stopped, and that its bundle drives the loop."""
 
 import dataclasses
+import errno
+import os
 
 import numpy as np
 import pytest
@@ -106,6 +108,27 @@ def test_a_run_is_not_taken_up_with_other_data_nor_by_two(data, tmp_path):
         (run / "act.pt").write_bytes(state[:cut])
         with pytest.raises(ActError, match="was damaged; delete it"):
             ActTrainer(data, run, SMALL, False)
+
+
+def test_a_full_disk_is_said_in_a_sentence_and_keeps_what_was_saved(data, tmp_path, monkeypatch):
+    ActTrainer(data, tmp_path, SMALL, False).train(1e6, steps=1)
+    saved = (tmp_path / "act.pt").read_bytes()
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as m:
+        m.setattr("os.fsync", full)
+        with pytest.raises(CheckpointError, match=r"No space left on device.*make room there"):
+            ActTrainer(data, tmp_path, SMALL, False).train(1e6, steps=2)
+    assert (tmp_path / "act.pt").read_bytes() == saved and not list(tmp_path.glob("*.partial"))
+    trainer = ActTrainer(data, tmp_path, SMALL, False)
+    (tmp_path / "act.jsonl").symlink_to("/dev/full")
+    with pytest.raises(CheckpointError, match=r"act.jsonl cannot be written \(No space left"):
+        trainer.train(1e6, steps=50)
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"cannot be made .*choose another --run folder"):
+        train_act(data, tmp_path / "file" / "run", tmp_path / "a.bundle", play=False, minutes=1e6, steps=1, cfg=SMALL)
 
 
 def test_numbers_that_are_none_end_the_training(data, tmp_path):

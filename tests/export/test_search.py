@@ -65,6 +65,13 @@ def test_only_the_int8_form_of_the_same_model_with_as_many_steps_is_certified(un
             refuse_strangers(Bundle.load(tmp_path / "stranger"), fp32, note)
 
 
+def test_a_search_whose_result_cannot_be_written_does_not_begin(untrained, tmp_path, monkeypatch):
+    monkeypatch.setattr("export.search.engines", lambda model: pytest.fail("it measures"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match=r"cannot be made .*: name another --out"):
+        search(untrained, tmp_path / "file" / "s")
+
+
 def test_the_search_names_groups_measures_them_and_writes_a_recipe_that_export_takes(untrained, tmp_path):
     found = search(untrained, tmp_path / "s", observations=8)
     assert found == json.loads((tmp_path / "s" / "search.json").read_text())

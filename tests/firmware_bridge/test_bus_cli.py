@@ -56,6 +56,11 @@ def test_monitor_shows_every_joint(served):
     )
 
 
+def test_the_simulated_robot_has_no_port_to_monitor():
+    result = harmowam("monitor")
+    assert result.exit_code == 2 and "the simulated robot has no serial port: name your arm's file" in result.stderr
+
+
 def test_set_id_takes_one_servo_at_a_time(served, tmp_path):
     several = harmowam(
         "set-id", "--port", served[1].path, "--protocol", "feetech", "--baud", 1_000_000, "--to", 9, "--yes"
@@ -81,3 +86,7 @@ def test_campaign_tabulates_and_fails_when_a_fault_is_not_safe(tmp_path):
     shape = {"group", "name", "detected_as", "time_to_safe_ms", "limit_ms", "final_state", "torque", "recovery", "safe"}
     assert shape <= set(row) and table.read_text().startswith("| group | fault |")
     assert harmowam("campaign", "--only", "gremlin").exit_code == 2
+    refused = harmowam(
+        "campaign", "--virtual", "--only", "gremlin", "--markdown", out / "t.md"
+    )  # before anything is played
+    assert refused.exit_code == 2 and f"{out} is a file): name another file with --markdown" in refused.stderr

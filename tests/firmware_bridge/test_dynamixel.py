@@ -19,7 +19,6 @@ VECTORS = {
         dxl.sync_write(116, {1: (150).to_bytes(4, "little"), 2: (170).to_bytes(4, "little")}),
         "FF FF FD 00 FE 11 00 83 74 00 04 00 01 96 00 00 00 02 AA 00 00 00 82 87",
     ),
-    "bulk read": (dxl.bulk_read([(1, 144, 2), (2, 146, 1)]), "FF FF FD 00 FE 0D 00 92 01 90 00 02 00 02 92 00 01 00 1A 05"),
     "fast sync read": (dxl.fast_sync_read([3, 7, 4], 132, 4), "FF FF FD 00 FE 0A 00 8A 84 00 04 00 03 07 04 20 F2"),
     "reboot": (dxl.reboot(1), "FF FF FD 00 01 03 00 08 2F 4E"),
     "torque on": (dxl.write(1, 64, b"\x01"), "FF FF FD 00 01 06 00 03 40 00 01 DB 66"),

@@ -27,8 +27,6 @@ VECTORS = {
     ),
     "lock off": (fs.write(1, 55, b"\x00"), "FF FF 01 04 03 37 00 C0"),
     "homing offset -85": (fs.write(1, 31, STS3215.encode("homing_offset", -85)), "FF FF 01 05 03 1F 55 08 7A"),
-    "reg write goal 3000": (fs.reg_write(1, 42, goal(3000)), "FF FF 01 05 04 2A B8 0B 08"),
-    "action": (fs.action(), "FF FF FE 02 05 FA"),
     "sync read positions": (fs.sync_read(SIX, 56, 2), "FF FF FE 0A 82 38 02 01 02 03 04 05 06 26"),
     "sync read all": (fs.sync_read(SIX, 56, 15), "FF FF FE 0A 82 38 0F 01 02 03 04 05 06 19"),
     "sync write goals": (

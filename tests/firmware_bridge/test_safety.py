@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from firmware_bridge.arm import DOUBTED, NO_REPLY, TWIN, Measurement, Telemetry
 from firmware_bridge.limits import Limiter, limit_step
 from firmware_bridge.messages import Command, RequestKind, SafetyState
-from firmware_bridge.safety import INSIST_S, REST_TOLERANCE, Safety, lowering_s
+from firmware_bridge.safety import CONDITIONS, INSIST_S, REST_TOLERANCE, Row, Safety, lowering_s
 from tests.firmware_bridge.so101 import CONFIG, LOWER, UPPER
 
 S = 1_000_000_000
@@ -68,6 +68,12 @@ def test_any_targets_give_goals_within_position_velocity_and_acceleration(sequen
             assert np.all(np.abs(new - goal) <= V * DT + 1e-9)
             assert np.all(np.abs(v - velocity) <= A * DT + 1e-6)
             goal, velocity = new, v
+
+
+def test_every_condition_has_its_row_and_the_worst_come_first():
+    assert set(CONDITIONS) == set(Row) and list(Row) == list(range(len(Row)))
+    levels = [CONDITIONS[row][0] for row in Row]
+    assert levels == sorted(levels)
 
 
 def test_a_still_target_is_reached_without_overshoot():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +44,13 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         "family 'viperx', this version drives so101",
     ),
     "a field missing": (lambda p: edit(p, lambda m: m.pop("tasks")), "lacks or adds fields"),
+    "no size of the heat map": (lambda p: edit(p, lambda m: m["reactive"].pop("heatmap")), "'reactive' does not hold"),
+    "a heat map of no size": (
+        lambda p: edit(p, lambda m: m["reactive"].update(heatmap="48")),
+        "'reactive' does not hold",
+    ),
+    "no front camera": (lambda p: edit(p, lambda m: m["cameras"].pop("front")), "'cameras' does not hold"),
+    "a chunk without numbers": (lambda p: edit(p, lambda m: m["chunk"].update(dt_ms="50")), "'chunk' does not hold"),
     "an engine without a hash": (lambda p: edit(p, lambda m: m["files"].pop("onnx/fast.onnx")), "without a hash"),
 }
 
@@ -93,6 +101,32 @@ def test_saving_is_repeatable_and_replaces_whole(bundle_path, tmp_path):
     assert (tmp_path / "a" / "manifest.json").read_bytes() == (tmp_path / "b" / "manifest.json").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
     Bundle.load(tmp_path / "a")
+
+
+def test_rates_that_no_loop_looks_up_and_what_a_baseline_has_not_are_not_asked_for(copy):
+    edit(copy, lambda m: (m["rates"].clear(), m["engines"].pop("fast"), m["reactive"].clear()))
+    Bundle.load(copy)
+
+
+def test_a_write_that_is_killed_between_its_renames_leaves_the_bundle_before(bundle_path, tmp_path, monkeypatch):
+    bundle, out = Bundle.load(bundle_path), tmp_path / "my bundle"
+    files = {name: bundle.path / name for name in bundle.manifest.files}
+    save_bundle(out, bundle.manifest, files)
+    rename = Path.rename
+
+    def killed(self, target):
+        if self.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    for _ in range(2):  # nor does another one that is killed there take it away
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            m.setattr(Path, "rename", killed)
+            save_bundle(out, bundle.manifest, files)
+        with pytest.raises(BundleError, match="its replacement was interrupted") as e:
+            Bundle.load(out)
+    subprocess.run(str(e.value).split("`")[1], shell=True, check=True)
+    Bundle.load(out)
 
 
 def test_nothing_but_a_bundle_is_ever_replaced(bundle_path, tmp_path):

@@ -58,6 +58,21 @@ def test_a_slower_stage_is_worse_than_the_run_before(bench, bundle, tmp_path):
     assert done.exit_code == 1 and "verdict: worse" in done.output and "fast.engine p50" in done.output
 
 
+@pytest.mark.parametrize("spoil", ["slow_hz", "deadline_misses", "stages", "prior_age_ms"])
+def test_a_profile_that_cannot_be_compared_is_refused_before_the_arm_moves(spoil, tmp_path):
+    row = {"p50_ms": 1.0, "p99_ms": 1.5}
+    whole = {
+        "fast_hz": 50.0, "slow_hz": 8.0, "deadline_misses": 0, "ticks": 75, "stages": {"fast.engine": row},
+        "prior_age_ms": {"p50": 1.0, "p99": 2.0},
+    }  # fmt: skip
+    bad = {"stages": {"fast.engine": {"p50_ms": 1.0}}, "prior_age_ms": 7}
+    spoilt = {**whole, spoil: bad[spoil]} if spoil in bad else {k: v for k, v in whole.items() if k != spoil}
+    for name, data in (("whole", whole), ("spoilt", spoilt)):
+        (tmp_path / name).write_text(json.dumps(data))
+        done = harmowam("profile", "--robot", tmp_path / "none.toml", "--against", tmp_path / name)
+        assert done.exit_code == 2 and ("is no profile" if name == "spoilt" else "none.toml") in done.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

@@ -66,6 +66,20 @@ def test_holding_for_want_of_an_engine_ends_in_a_stop_but_a_short_one_does_not_a
     assert run.go(1.2, prior_age_s=2.0) == Health.STOPPED
 
 
+def test_the_engines_are_not_charged_for_the_time_without_pictures():
+    run = Run()
+    run.go(1)
+    assert run.go(9.8, camera_age_s={"front": 5.0}, prior_age_s=9.0) == Health.HOLDING
+    assert (
+        run.go(0.5, prior_age_s=9.0) == Health.HOLDING
+    )  # the camera is back; the slow engine needs so long for its Prior
+    assert run.go(1) == Health.RUNNING
+    for _ in range(4):  # a wobbling cable does not keep a dead engine from being noticed
+        assert run.go(2.4, prior_age_s=9.0) == Health.HOLDING
+        run.go(0.2, camera_age_s={"front": 0.2}, prior_age_s=9.0)
+    assert run.go(0.7, prior_age_s=9.0) == Health.STOPPED
+
+
 def test_history_names_changes_and_stays_small():
     run = Run()
     for _ in range(400):

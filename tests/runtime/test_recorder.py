@@ -52,12 +52,11 @@ def test_an_episode_comes_back(tmp_path):
 
 
 def test_each_command_on_the_wire_counts_once(tmp_path):
-    r = Recorder(frames=False)
+    r = Recorder()
     feed(r, 10)
     r.save(tmp_path, {})
     episode, _ = load_episode(tmp_path)
     assert wire_ms(episode) == pytest.approx([21.0] * 4)  # five numbers seen; the first was not on the wire yet
-    assert not any(name.startswith("picture_front") for name in episode)
 
 
 def test_what_does_not_fit_is_dropped_and_counted_and_nothing_waits(tmp_path, monkeypatch):
@@ -75,3 +74,11 @@ def test_an_empty_recording_can_be_saved(tmp_path):
     Recorder().save(tmp_path, {})
     episode, _ = load_episode(tmp_path)
     assert len(episode["t_ns"]) == 0 and len(wire_ms(episode)) == 0
+
+
+def test_a_recorder_that_is_off_keeps_nothing(tmp_path):
+    r = Recorder(on=False)
+    feed(r, 10)
+    r.prior(Prior(S, S + 5, "t", SIX, SIX[None], SIX[None], np.zeros(1, np.int64), 4))
+    r.save(tmp_path, {})
+    assert all(len(v) == 0 for v in load_episode(tmp_path)[0].values())

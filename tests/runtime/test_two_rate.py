@@ -44,7 +44,7 @@ class Run(Bench):
         self.keeper = guard.start(self.robot.port, self.robot.arm, folder)
         eyes = open_cameras(self.robot, bundle.manifest.cameras, folder)
         known = calibrations(self.robot, folder)
-        self.policy = Policy(bundle, TASK, eyes, known, folder, self.robot.fast_hz, self.robot.slow_hz)
+        self.policy = Policy(bundle, TASK, eyes, known, folder, self.robot.fast_hz, self.robot.slow_hz, record=True)
         self.policy.warm_up()
         self.policy.arm(guard.wait_for_state(self.keeper, folder))
 
@@ -334,8 +334,9 @@ def test_a_policy_killed_in_flight_leaves_a_held_arm_within_a_tenth_of_a_second(
 
 def test_the_policy_process_refuses_in_one_sentence(tmp_path, bundle):
     b = Bench(tmp_path)
-    policy = start_policy(b, bundle)  # nobody has started a guard
+    policy = start_policy(b, bundle, "--log", str(tmp_path / "run.mcap"))  # nobody has started a guard
     out, err = policy.communicate(timeout=20)
     b.close()
     assert policy.returncode == 2 and not out
     assert err.startswith("error: slot ") and err.count("\n") == 1 and "is its writer running?" in err
+    assert not list(tmp_path.glob("run.mcap*"))

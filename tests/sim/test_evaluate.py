@@ -274,6 +274,15 @@ def test_a_slower_board_makes_every_engine_later(bundle):
     assert all(0 < fast[k] < slow[k] for k in fast)
 
 
+def test_how_slow_a_board_is_cannot_be_told_of_a_bundle_without_our_engines(bundle, tmp_path):
+    own = shutil.copytree(bundle, tmp_path / "act.bundle")
+    manifest = json.loads((own / "manifest.json").read_text())
+    manifest["engines"] = {"act": manifest["engines"].pop("fast")}
+    (own / "manifest.json").write_text(json.dumps(manifest))
+    result = CliRunner().invoke(main, ["evaluate", "--bundle", str(own), "--board", "orin-nano-8gb:7w"])
+    assert result.exit_code == 2 and "holds no engine 'world_model', as a baseline does not" in result.output
+
+
 def test_the_table_and_the_json(bundle, tmp_path):
     """Rows are made up, so that nothing is run: 3 of 4 won when seen, 2 of 4 in another position."""
     rows, out = tmp_path / "rows.jsonl", tmp_path / "e.json"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sim.expert import Follower, joints_for, plan, plan_play
-from sim.tasks import ENVIRONMENTS, INSTRUCTIONS, PAN_X, REACH, SEEN, TASKS, UNSEEN, Layout, sample_layout, subgoal
+from sim.tasks import ENVIRONMENTS, INSTRUCTIONS, PAN_X, REACH, SEEN, TASKS, UNSEEN, Layout, sample_layout
 from sim.world import World
 
 START = np.array([0.17, 0.0, 0.12, 1.4, 0.0])
@@ -139,14 +139,6 @@ def test_buttons_must_be_pressed_in_order(world):
             world.data.joint(f"{colour}_button").qpos[0] = -0.006  # a finger from above
             world.advance(0.01)
         assert world.success() is done
-
-
-def test_the_subgoal_follows_what_has_been_done(world):
-    layout = sample_layout(np.random.default_rng(1), "press the red button and then the green button")
-    world.reset(layout)
-    assert np.allclose(subgoal(world)[:2], layout.places["red_button"][:2])
-    world.pressed.append("red_button")
-    assert np.allclose(subgoal(world)[:2], layout.places["green_button"][:2])
 
 
 def plays(world, count):
