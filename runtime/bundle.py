@@ -75,6 +75,10 @@ def _numbers(values: Any, count: int | None = None) -> bool:
     )
 
 
+def _rows(values: Any, rows: int, columns: int) -> bool:
+    return isinstance(values, list) and len(values) == rows and all(_numbers(row, columns) for row in values)
+
+
 _KEYS = {  # what the loops look up in the free-form parts
     "preprocess": {"size", "mean", "std"}, "chunk": {"steps", "dt_ms"}, "gate": {"on", "off"},
 }  # fmt: skip
@@ -94,15 +98,11 @@ def _wrong_field(manifest: Manifest) -> str:
     sizes = {len(t) if isinstance(t, list) else -1 for t in m["tasks"].values()}
     p, chunk = m["preprocess"], m["chunk"]
     checks = {
-        "chunk": "predictive" not in m["engines"]
-        or all(
-            isinstance(chunk.get(k), list) and len(chunk[k]) == chunk["steps"] and all(_numbers(r, 6) for r in chunk[k])
-            for k in ("mean", "std")
-        ),
         "tasks": len(sizes) == 1 and all(_numbers(t) for t in m["tasks"].values()),
         "links": _numbers(list(m["links"].values())),
         "preprocess": _numbers(p["size"], 2) and _numbers(p["mean"], 3) and _numbers(p["std"], 3),
-        "chunk": _numbers([m["chunk"]["steps"], m["chunk"]["dt_ms"]]),
+        "chunk": _numbers([chunk["steps"], chunk["dt_ms"]])
+        and ("predictive" not in m["engines"] or all(_rows(chunk.get(k), chunk["steps"], 6) for k in ("mean", "std"))),
         "reactive": _numbers([m["reactive"].get("heatmap", 0)]),
         "gate": _numbers(list(m["gate"].values())),
         "cameras": all(isinstance(c, dict) for c in m["cameras"].values()),

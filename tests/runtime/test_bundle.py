@@ -50,6 +50,8 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         "'reactive' does not hold",
     ),
     "no front camera": (lambda p: edit(p, lambda m: m["cameras"].pop("front")), "'cameras' does not hold"),
+    "no mean of the chunks": (lambda p: edit(p, lambda m: m["chunk"].pop("mean")), "'chunk' does not hold"),
+    "a spread of too few steps": (lambda p: edit(p, lambda m: m["chunk"]["std"].pop()), "'chunk' does not hold"),
     "a chunk without numbers": (lambda p: edit(p, lambda m: m["chunk"].update(dt_ms="50")), "'chunk' does not hold"),
     "an engine without a hash": (lambda p: edit(p, lambda m: m["files"].pop("onnx/fast.onnx")), "without a hash"),
 }
