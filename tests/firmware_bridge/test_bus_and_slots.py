@@ -35,6 +35,7 @@ def pty(tmp_path):
     server.close()
 
 
+@pytest.mark.wall_clock
 def test_sync_read_and_write_over_a_real_port(pty):
     servos, plant, master, _ = pty
     arm = Arm(master, CONFIG)
@@ -52,6 +53,7 @@ def test_sync_read_and_write_over_a_real_port(pty):
     assert not master.errors
 
 
+@pytest.mark.wall_clock
 def test_one_silent_servo_costs_only_its_own_value(pty):
     servos, _, master, _ = pty
     servos.faults.inject("silent-servo", servo=3)
@@ -60,6 +62,7 @@ def test_one_silent_servo_costs_only_its_own_value(pty):
     assert master.errors[3, "no reply"] == 1
 
 
+@pytest.mark.wall_clock
 def test_a_lost_and_a_damaged_reply_are_asked_for_again(pty):
     servos, _, master, _ = pty
     servos.faults.inject("drop", count=1)
@@ -207,6 +210,7 @@ def _write_for_ever(path):
         writer.write(bytes([k % 251]) * 4096)
 
 
+@pytest.mark.wall_clock
 def test_a_slot_never_gives_a_torn_value(tmp_path):
     path = tmp_path / "s.slot"
     process = mp.get_context("spawn").Process(target=_write_for_ever, args=(path,), daemon=True)
@@ -278,6 +282,7 @@ def test_a_value_that_is_not_whole_is_not_given_but_the_earlier_one_again(tmp_pa
     assert early.read() == late.read() == (b"whole", 3)
 
 
+@pytest.mark.wall_clock
 def test_a_sleeping_reader_is_woken_by_the_writer_and_by_the_clock(tmp_path):
     writer = SlotWriter(tmp_path / "s", 8)
     reader = SlotReader(tmp_path / "s")
@@ -375,6 +380,7 @@ def test_a_command_that_comes_while_the_tick_decides_goes_out_with_it():
     assert rig.tick(late).command_seq == 12  # one that is refused changes nothing
 
 
+@pytest.mark.wall_clock
 def test_the_bus_on_a_socket_answers_as_on_a_terminal(tmp_path):
     servos, _ = bus()
     server = SocketBus(servos, tmp_path / "arm")
