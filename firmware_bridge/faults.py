@@ -6,6 +6,7 @@ the encoder, faults of the line delay it. Faults of the host (group 21) and of c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -210,9 +211,12 @@ def parse(text: str) -> tuple[str, float]:
     if name not in NAMES:
         raise FaultError(f"fault '{name}' does not exist: use one of {', '.join(NAMES)}.")
     try:
-        return name, float(seconds or 0)
+        at = float(seconds or 0)
     except ValueError as e:
         raise FaultError(f"fault '{text}' has no time: write for example {name}@2.5.") from e
+    if not (math.isfinite(at) and at >= 0):
+        raise FaultError(f"fault '{text}' never begins: write seconds from 0 on, for example {name}@2.5.")
+    return name, at
 
 
 @dataclass

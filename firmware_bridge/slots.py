@@ -41,6 +41,11 @@ def _offset(capacity: int, seq: int) -> int:
     return _HEAD.size + (seq & 1) * (_CELL.size + capacity)
 
 
+def _size(capacity: int) -> int:
+    """Of the whole file."""
+    return _HEAD.size + 2 * (_CELL.size + capacity)
+
+
 def _word(mapped: mmap.mmap) -> memoryview:
     """The newest sequence number, as one aligned word that is stored and loaded whole.
 
@@ -58,7 +63,7 @@ class SlotWriter:
     """Creates (or takes over) the slot at `path` for payloads of up to `capacity` bytes. One writer a slot."""
 
     def __init__(self, path: Path, capacity: int):
-        size = _HEAD.size + 2 * (_CELL.size + capacity)
+        size = _size(capacity)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -106,13 +111,18 @@ class SlotReader:
         except OSError as e:
             raise SlotError(f"slot {path} cannot be opened ({e.strerror}): is its writer running?") from e
         try:
-            self._path, self._inode = path, os.fstat(fd).st_ino
+            about, head = os.fstat(fd), os.read(fd, _HEAD.size)
+            if len(head) < _HEAD.size or head[: len(_MAGIC)] != _MAGIC:
+                raise SlotError(f"{path} is not a slot")
+            _, self._capacity, _ = _HEAD.unpack(head)
+            if about.st_size != _size(self._capacity):
+                raise SlotError(f"{path} is a slot of {_size(self._capacity)} bytes of which {about.st_size} are there")
+            self._path, self._inode = path, about.st_ino
             self._map = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+        except OSError as e:
+            raise SlotError(f"{path} is not a slot ({e.strerror})") from e
         finally:
             os.close(fd)
-        magic, self._capacity, _ = _HEAD.unpack_from(self._map, 0)
-        if magic != _MAGIC:
-            raise SlotError(f"{path} is not a slot")
         self._newest, self._where = _word(self._map), _address(self._map)
         self._last: tuple[bytes, int] | None = None
 

@@ -19,6 +19,8 @@ from firmware_bridge.port import PortError
 from firmware_bridge.service import Found, look, set_id
 from firmware_bridge.virtual_bus import MemoryPort, VirtualBus
 
+SERVO = MODELS["STS3215"]
+
 # ViperX 300: second servos on shoulder and elbow turn the other way; the gripper is geared.
 VIPERX = ArmConfig(
     joints=("waist", "shoulder", "elbow", "wrist_angle", "wrist_rotate", "gripper"), ids=(1, 2, 4, 6, 8, 9), lower=(-1.5,) * 6,
@@ -196,7 +198,12 @@ def test_a_position_that_jumps_is_doubted_and_one_that_was_silent_for_long_is_no
 @given(st.lists(st.sampled_from(["position", "voltage", "temperature", "write"]), min_size=1, max_size=12), st.data())
 def test_a_reply_of_any_lateness_is_never_taken_for_anothers(questions, data):
     """Each answer is held back or let go at will, in order; whatever is accepted must answer the question that was asked."""
-    ask_late(questions, lambda waiting: data.draw(st.integers(0, waiting)), lambda: data.draw(st.integers(0, 200)))
+    ask_late(
+        questions,
+        lambda waiting: data.draw(st.integers(0, waiting)),
+        lambda: data.draw(st.integers(0, 200)),
+        lambda: data.draw(st.booleans()),
+    )
 
 
 def test_an_old_acknowledgement_settles_no_newer_debt():
@@ -207,8 +214,16 @@ def test_an_old_acknowledgement_settles_no_newer_debt():
     )
 
 
-def ask_late(questions, release, value):
-    """Ask servo 1 over a line that holds answers back: `release(n)` says how many of the n that wait arrive at a read."""
+def test_an_old_acknowledgement_is_not_taken_for_that_of_a_write_that_was_lost():
+    lost = iter([False, False, True])  # the first write and what reads it back arrive, the second write does not
+    released = iter([0, 0, 1])
+    values = iter([0x11, 0x22])
+    ask_late(["write", "write"], lambda waiting: next(released, 0), lambda: next(values), lambda: next(lost, False))
+
+
+def ask_late(questions, release, value, lost=lambda: False):
+    """Ask servo 1 over a line that holds answers back: `release(n)` says how many of the n that wait arrive at a read. A request that
+    is `lost` does not reach the servo."""
     _, servos = virtual(SO101)
     servos.refresh(0)
     truth = {56: servos.servos[1].memory[56:58], 62: servos.servos[1].memory[62:63], 63: servos.servos[1].memory[63:64]}
@@ -217,7 +232,7 @@ def ask_late(questions, release, value):
         held = b""
 
         def write(self, data_):
-            self.held += servos.handle(data_, 0)
+            self.held += b"" if lost() else servos.handle(data_, 0)
 
         def read(self, deadline_ns):
             parts = fs.Parser().feed(self.held)
@@ -239,6 +254,44 @@ def ask_late(questions, release, value):
             address, size = {"position": (56, 2), "voltage": (62, 1), "temperature": (63, 1)}[q]
             r = bus.read(1, address, size, retries=0)
             assert r is None or r.data == bytes(truth[address])
+
+
+class Answering(MemoryPort):
+    """A line that answers every request with the same bytes."""
+
+    def __init__(self, stream):
+        super().__init__(virtual(SO101)[1])
+        self.stream = stream
+
+    def write(self, data):
+        self._arrived = self.stream
+
+
+def heard(*packets, servos=(1, 2, 3)):
+    """What a sync read of two bytes takes from these packets in a row (servo, data), and what it counts."""
+    master = Bus(Answering(b"".join(fs.status(i, 0, data) for i, data in packets)))
+    got = master.sync_read(servos, 56, 2, retries=0)
+    return {i: r.data for i, r in got.items()}, dict(master.errors)
+
+
+def test_an_answer_out_of_turn_is_not_taken():
+    got, errors = heard((2, b"bb"), (1, b"aa"), (3, b"cc"))
+    assert got == {2: b"bb", 3: b"cc"}
+    assert errors == {(1, "out of turn"): 1, (1, "no reply"): 1}
+
+
+def test_an_answer_of_a_servo_that_was_not_asked_is_not_taken():
+    got, errors = heard((1, b"aa"), (9, b"xx"), (2, b"bb"), (3, b"cc"))
+    assert got == {1: b"aa", 2: b"bb", 3: b"cc"}
+    assert errors == {(9, "unexpected id"): 1}
+
+
+def test_data_that_hold_a_header_are_doubted_only_where_the_next_servo_is_missing():
+    header = b"\xff\xff"  # the head of the next packet, whose rest was cut
+    assert heard((1, b"aa"), (2, header), (3, b"cc")) == ({1: b"aa", 2: header, 3: b"cc"}, {})
+    got, errors = heard((1, header), (3, b"cc"))
+    assert got == {3: b"cc"}
+    assert errors == {(1, "overlapping packets"): 1, (1, "no reply"): 1, (2, "no reply"): 1}
 
 
 def test_a_big_endian_servo_is_known_by_its_number():
@@ -298,6 +351,88 @@ def test_a_feetech_overload_latches_until_the_next_goal():
     assert s.latched and s.share() == 0.2 and s.bits() & 32
     s.write(42, b"\x00\x08")
     assert not s.latched and s.share() == 1.0
+
+
+class Turned(KinematicPlant):
+    """Joints that somebody else turns: they stand where they were put, with this velocity (steps/s) and load on every servo."""
+
+    def __init__(self, position, velocity=0.0, load=0.0):
+        super().__init__(position)
+        self.velocity, self.load = np.full(len(position), velocity), np.full(len(position), load)
+
+    def present(self, now_ns):
+        return self.position, self.velocity, self.load
+
+
+@pytest.mark.parametrize("steps", [-100, 0, 4300])
+def test_steps_beyond_a_turn_are_read_and_written_with_their_sign(steps):
+    arm, servos = virtual(SO101)
+    servos.plant = Turned(np.full(6, float(steps)))
+    q = arm.read().q
+    assert np.allclose(q, (steps - np.array(SO101.zero_step)) * 2 * np.pi / 4096 * np.array(SO101.direction))
+    arm.write_goals(q)
+    assert [servos.get(i, "goal_position") for i in SO101.ids] == [steps] * 6
+
+
+@pytest.mark.parametrize("steps_s", [-500.0, 500.0])
+@pytest.mark.parametrize("config", [SO101, KOCH], ids=["so101", "koch"])
+def test_a_joint_that_turns_has_its_velocity_with_its_sign(config, steps_s):
+    arm, servos = virtual(config)
+    servos.plant = Turned(servos.plant.position, velocity=steps_s)
+    resolution = max(m.speed_steps_s * m.rad_per_step for m in arm.models)
+    assert np.allclose(arm.read().qd, steps_s * 2 * np.pi / 4096 * np.array(config.direction), atol=resolution)
+
+
+@pytest.mark.parametrize("load", [-0.5, 0.5])
+def test_a_loaded_joint_has_its_current_in_ampere(load):
+    arm, servos = virtual(SO101)
+    servos.plant = Turned(servos.plant.position, load=load)
+    for _ in SO101.ids:
+        arm.read_telemetry()
+    assert np.allclose(arm.current, [m.current_a * servos.get(1, "present_current") for m in arm.models])
+    assert np.allclose(arm.current, 1.2 * load, atol=arm.model.current_a)  # the virtual servo's 1.2 A at full load
+
+
+def test_a_servo_that_does_not_say_that_its_torque_is_on_counts_as_limp():
+    arm, servos = virtual(SO101)
+    write = servos.servos[3].write
+
+    def falls_silent(address, data):
+        if address == SERVO.registers["torque_enable"].address:
+            servos.faults.inject("silent-servo", servo=3)
+        return write(address, data)
+
+    servos.servos[3].write = falls_silent
+    with pytest.raises(ArmError, match=r"^servo 3 did not switch its torque on"):
+        arm.torque_on()
+    assert not arm.watchful
+
+
+def test_an_arm_that_was_released_may_be_moved_by_hand_as_fast_as_one_likes():
+    arm, servos = virtual(SO101)
+    arm.torque_on()
+    arm.read()
+    assert arm.torque_off() == []
+    servos.plant.position += 700
+    by_hand = arm.read()
+    assert not by_hand.bits.any()
+    assert np.allclose(by_hand.q - np.array(MIDDLE), 700 * 2 * np.pi / 4096 * np.array(SO101.direction), atol=2e-3)
+
+
+def test_a_dynamixel_whose_master_died_is_calmed_where_it_stands_and_takes_goals_again():
+    arm, servos = virtual(KOCH)
+    arm.torque_on()
+    arm.write_goals(np.full(6, 0.25))
+    arm.bus.port.time_ns += 500_000_000  # nobody speaks
+    servos.refresh(arm.bus.port.time_ns)
+    assert [servos.get(i, "watchdog") for i in KOCH.ids] == [-1] * 6
+    servos.plant.position -= 100.0  # it has sunk a little since
+    guards = Arm(arm.bus, KOCH)
+    guards.calm()
+    assert [servos.get(i, "watchdog") for i in KOCH.ids] == [0] * 6
+    assert [servos.get(i, "goal_position") for i in KOCH.ids] == [servos.get(i, "present_position") for i in KOCH.ids]
+    guards.write_goals(np.full(6, 0.25))
+    assert np.allclose(settle(guards).q, 0.25, atol=2e-3)
 
 
 def test_an_unplugged_bus_is_said():

@@ -19,7 +19,7 @@ from firmware_bridge.guard import STALL_S
 from firmware_bridge.messages import Command, Expert, JointState, RequestKind, SafetyState
 from firmware_bridge.motor import MotorLoop
 from firmware_bridge.port import Port, PortError
-from firmware_bridge.slots import SlotError, SlotReader, SlotWriter
+from firmware_bridge.slots import SlotError, SlotReader, SlotWriter, _offset
 from firmware_bridge.virtual_bus import MemoryPort, PtyBus, SocketBus
 from tests.firmware_bridge.so101 import CONFIG, bus
 from tests.firmware_bridge.test_arms import VIPERX, virtual
@@ -35,6 +35,7 @@ def pty(tmp_path):
     server.close()
 
 
+@pytest.mark.wall_clock
 def test_sync_read_and_write_over_a_real_port(pty):
     servos, plant, master, _ = pty
     arm = Arm(master, CONFIG)
@@ -52,6 +53,7 @@ def test_sync_read_and_write_over_a_real_port(pty):
     assert not master.errors
 
 
+@pytest.mark.wall_clock
 def test_one_silent_servo_costs_only_its_own_value(pty):
     servos, _, master, _ = pty
     servos.faults.inject("silent-servo", servo=3)
@@ -60,6 +62,7 @@ def test_one_silent_servo_costs_only_its_own_value(pty):
     assert master.errors[3, "no reply"] == 1
 
 
+@pytest.mark.wall_clock
 def test_a_lost_and_a_damaged_reply_are_asked_for_again(pty):
     servos, _, master, _ = pty
     servos.faults.inject("drop", count=1)
@@ -207,6 +210,7 @@ def _write_for_ever(path):
         writer.write(bytes([k % 251]) * 4096)
 
 
+@pytest.mark.wall_clock
 def test_a_slot_never_gives_a_torn_value(tmp_path):
     path = tmp_path / "s.slot"
     process = mp.get_context("spawn").Process(target=_write_for_ever, args=(path,), daemon=True)
@@ -240,6 +244,45 @@ def test_slot_errors(tmp_path):
     assert SlotReader(tmp_path / "s").read() == (frame.tobytes(), 1)
 
 
+@pytest.mark.parametrize("what", ["empty", "four bytes", "another file", "a header alone", "cut", "longer", "a folder"])
+def test_what_is_no_slot_is_refused_when_it_is_opened(tmp_path, what):
+    SlotWriter(tmp_path / "s", 8).write(b"value")
+    slot, path = (tmp_path / "s").read_bytes(), tmp_path / "other"
+    assert len(slot) == 64
+    if what == "a folder":
+        path.mkdir()
+    else:
+        path.write_bytes(
+            {"empty": b"", "four bytes": slot[:4], "another file": bytes(64), "a header alone": slot[:16], "cut": slot[:-1],
+             "longer": slot + b"\0"}[what]
+        )  # fmt: skip
+    with pytest.raises(SlotError, match=r"is (not )?a slot"):
+        SlotReader(path)
+
+
+def damaged(slot, seq, at, value=None):
+    """Change one byte of the cell of value `seq` (16 bytes of sequence, length and CRC, then the payload): flip a bit of it, or set it."""
+    where = _offset(slot._capacity, seq) + at
+    slot._map[where] = slot._map[where] ^ 0x10 if value is None else value
+
+
+@pytest.mark.parametrize(
+    ("at", "value"), [(17, None), (12, None), (8, None), (0, 9)], ids=["payload", "crc", "length", "sequence"]
+)
+def test_a_value_that_is_not_whole_is_not_given_but_the_earlier_one_again(tmp_path, at, value):
+    writer = SlotWriter(tmp_path / "s", 8)
+    early, late = SlotReader(tmp_path / "s"), SlotReader(tmp_path / "s")
+    writer.write(b"earlier")
+    assert early.read() == (b"earlier", 1)
+    writer.write(b"newest")
+    damaged(writer, 2, at, value)
+    assert early.read() == (b"earlier", 1) and early.torn == 3  # it looks three times: the writer may be at work
+    assert late.read() is None
+    writer.write(b"whole")
+    assert early.read() == late.read() == (b"whole", 3)
+
+
+@pytest.mark.wall_clock
 def test_a_sleeping_reader_is_woken_by_the_writer_and_by_the_clock(tmp_path):
     writer = SlotWriter(tmp_path / "s", 8)
     reader = SlotReader(tmp_path / "s")
@@ -337,6 +380,7 @@ def test_a_command_that_comes_while_the_tick_decides_goes_out_with_it():
     assert rig.tick(late).command_seq == 12  # one that is refused changes nothing
 
 
+@pytest.mark.wall_clock
 def test_the_bus_on_a_socket_answers_as_on_a_terminal(tmp_path):
     servos, _ = bus()
     server = SocketBus(servos, tmp_path / "arm")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from firmware_bridge import campaign
 from firmware_bridge.plant import KinematicPlant
 from firmware_bridge.virtual_bus import PtyBus, VirtualBus
 from harmowam.cli import main
@@ -24,6 +25,7 @@ def served(tmp_path):
     server.close()
 
 
+@pytest.mark.wall_clock
 def test_scan_lists_every_servo_and_touches_none(served, tmp_path):
     servos, server = served
     servos.faults.inject("wrong-model", servo=5)
@@ -45,6 +47,7 @@ def test_another_baud_rate_finds_nobody_and_is_said(served):
     assert harmowam("scan", "--port", served[1].path, "--ids", "0-300").exit_code == 2
 
 
+@pytest.mark.wall_clock
 def test_monitor_shows_every_joint(served):
     result = harmowam("monitor", "--robot", "so101", "--port", served[1].path, "--seconds", 1)
     assert result.exit_code == 0, result.output
@@ -61,6 +64,7 @@ def test_the_simulated_robot_has_no_port_to_monitor():
     assert result.exit_code == 2 and "the simulated robot has no serial port: name your arm's file" in result.stderr
 
 
+@pytest.mark.wall_clock
 def test_set_id_takes_one_servo_at_a_time(served, tmp_path):
     several = harmowam(
         "set-id", "--port", served[1].path, "--protocol", "feetech", "--baud", 1_000_000, "--to", 9, "--yes"
@@ -78,7 +82,7 @@ def test_set_id_takes_one_servo_at_a_time(served, tmp_path):
     server.close()
 
 
-def test_campaign_tabulates_and_fails_when_a_fault_is_not_safe(tmp_path):
+def test_campaign_tabulates_every_fault(tmp_path):
     out, table = tmp_path / "c.json", tmp_path / "c.md"
     result = harmowam("campaign", "--virtual", "--only", "flip-id", "--json", out, "--markdown", table)
     assert result.exit_code == 0 and "2 faults in 1 groups, 0 not safe" in result.output, result.output
@@ -90,3 +94,12 @@ def test_campaign_tabulates_and_fails_when_a_fault_is_not_safe(tmp_path):
         "campaign", "--virtual", "--only", "gremlin", "--markdown", out / "t.md"
     )  # before anything is played
     assert refused.exit_code == 2 and f"{out} is a file): name another file with --markdown" in refused.stderr
+
+
+def test_campaign_fails_and_says_so_when_a_fault_is_not_safe(monkeypatch):
+    one_of_two = iter([True, False])
+    play = campaign.play
+    monkeypatch.setattr(campaign, "play", lambda case: {**play(case), "safe": next(one_of_two)})
+    result = harmowam("campaign", "--virtual", "--only", "flip-id")
+    assert result.exit_code == 1 and "2 faults in 1 groups, 1 not safe" in result.output, result.output
+    assert result.output.count("NOT SAFE") == 1

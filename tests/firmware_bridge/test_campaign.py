@@ -3,7 +3,7 @@
 import pytest
 
 from firmware_bridge.campaign import CASES, START, at_start, dead_master, play
-from firmware_bridge.faults import NAMES, FaultError
+from firmware_bridge.faults import NAMES, FaultError, parse
 from tests.firmware_bridge.so101 import bus
 
 
@@ -37,3 +37,13 @@ def test_an_unknown_fault_is_refused():
     servos, _ = bus()
     with pytest.raises(FaultError, match="use one of"):
         servos.faults.inject("gremlin")
+
+
+def test_a_fault_begins_at_once_or_at_its_time():
+    assert parse("drop") == parse("drop@") == ("drop", 0.0) and parse("drop@2.5") == ("drop", 2.5)
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-3", "soon"])
+def test_a_fault_at_a_time_that_never_comes_is_refused(seconds):
+    with pytest.raises(FaultError, match=rf"fault 'drop@{seconds}' .*for example drop@2.5"):
+        parse(f"drop@{seconds}")

@@ -64,6 +64,7 @@ assert packet.write1ByteTxRx(port, 1, 11, 4)[1] & 0x7F == 7  # EEPROM with torqu
 """
 
 
+@pytest.mark.wall_clock
 @pytest.mark.parametrize(
     ("protocol", "script"),
     [("feetech", RUSTYPOT_STS), ("feetech", SCSERVO), ("dynamixel", RUSTYPOT_DXL), ("dynamixel", DYNAMIXEL)],

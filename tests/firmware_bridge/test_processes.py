@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from firmware_bridge import guard
+from firmware_bridge import guard, motor
 from firmware_bridge.arm import Arm, ArmError
 from firmware_bridge.bus import Bus
 from firmware_bridge.campaign_live import LiveRig, campaign_live
+from firmware_bridge.estop import _EVENT
 from firmware_bridge.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
-from firmware_bridge.motor import COMMAND_SLOT, EXIT_HOLDING, EXIT_SAFE_STOP, REQUEST_SLOT
+from firmware_bridge.motor import COMMAND_SLOT, EXIT_FAULT, EXIT_HOLDING, EXIT_SAFE_STOP, REQUEST_SLOT
 from firmware_bridge.port import Port
 from firmware_bridge.slots import SlotWriter
 from firmware_bridge.virtual_bus import PtyBus
@@ -48,11 +49,13 @@ class Rig:
             time.sleep(0.02)
         return self.torque() == [0] * 6
 
-    def __init__(self, folder):
+    def __init__(self, folder, config=CONFIG, energised=False):
         self.folder = folder
         self.servos, self.plant = bus()
+        for i in CONFIG.ids:
+            self.servos.put(i, "torque_enable", int(energised))
         self.server = PtyBus(self.servos, link=folder / "arm")
-        self.keeper = guard.start(self.server.path, CONFIG, folder)
+        self.keeper = guard.start(self.server.path, config, folder)
         self.requests = SlotWriter(folder / REQUEST_SLOT, 16)
         self.slot = guard.wait_for_state(self.keeper, folder)
 
@@ -92,6 +95,27 @@ def rig(tmp_path):
     r = Rig(tmp_path)
     yield r
     r.close()
+
+
+@pytest.fixture
+def other_rig(tmp_path):
+    """Makes one that differs from `rig`, and closes it."""
+    made = []
+
+    def make(**differences):
+        made.append(Rig(tmp_path, **differences))
+        return made[-1]
+
+    yield make
+    for r in made:
+        r.close()
+
+
+@pytest.fixture
+def armed(rig):
+    rig.ask(RequestKind.ARM)
+    rig.wait_for(SafetyState.HOLD)
+    return rig
 
 
 def test_a_policy_that_is_killed_leaves_a_held_and_then_lowered_arm(rig):
@@ -138,6 +162,26 @@ def test_a_motor_process_that_stalls_or_dies_is_replaced_by_the_guard(rig, how):
     assert rig.keeper.wait(10) == guard.EXIT_STOPPED_BY_GUARD
     assert rig.torque() == [0] * 6
     assert "motor process" in (rig.folder / guard.LOG).read_text()
+
+
+def test_the_guard_acts_on_a_stall_before_the_arm_has_stood_stiff_for_long(armed):
+    os.kill(armed.motor_pid(), signal.SIGSTOP)
+    stopped = time.monotonic()
+    while armed.servos.get(1, "torque_limit") == 1000 and time.monotonic() - stopped < 5:
+        time.sleep(0.005)
+    assert time.monotonic() - stopped < 0.6
+
+
+def test_the_guard_lets_the_torque_down_and_does_not_drop_the_arm(armed):
+    os.kill(armed.motor_pid(), signal.SIGKILL)
+    limits, began = [1000], None
+    while any(armed.torque()):
+        limits.append(armed.servos.get(1, "torque_limit"))
+        began = began or (time.monotonic() if limits[-1] < 1000 else None)
+        time.sleep(0.005)
+    assert len(set(limits)) > 5
+    assert began is not None and time.monotonic() - began > 0.8 * CONFIG.release_s
+    assert limits[:-1] == sorted(limits[:-1], reverse=True)  # the last may be what the next user is given back
 
 
 @pytest.fixture
@@ -350,6 +394,91 @@ def test_an_arm_that_stood_energised_is_not_dropped_by_a_motor_process_that_neve
     assert [servos.get(i, "torque_enable") for i in CONFIG.ids] == [1] * 6
     assert "energised as it was found" in (tmp_path / guard.LOG).read_text()
     server.close()
+
+
+def test_an_arm_that_stood_energised_and_was_then_armed_is_released_when_its_motor_process_dies(other_rig):
+    rig = other_rig(energised=True)
+    rig.ask(RequestKind.ARM)
+    rig.wait_for(SafetyState.HOLD)
+    os.kill(rig.motor_pid(), signal.SIGKILL)
+    assert rig.keeper.wait(10) == guard.EXIT_STOPPED_BY_GUARD
+    assert rig.torque() == [0] * 6
+
+
+def test_an_emergency_stop_that_is_pressed_while_the_arm_is_driven_ends_in_a_fault_without_torque(tmp_path, other_rig):
+    key = tmp_path / "key"
+    os.mkfifo(key)
+    presses = os.open(key, os.O_RDWR)
+    rig = other_rig(config=dataclasses.replace(CONFIG, estop=f"key:{key}"))
+    rig.ask(RequestKind.ARM)
+    rig.wait_for(SafetyState.HOLD)
+    os.write(presses, _EVENT.pack(0, 0, 1, 30, 1))
+    assert rig.wait_for(SafetyState.FAULT, timeout=1).reason == "emergency stop pressed"
+    assert rig.keeper.wait(10) == EXIT_FAULT
+    assert rig.torque() == [0] * 6
+    os.close(presses)
+
+
+class PressedBetweenTicks:
+    """An emergency stop that is up whenever a tick begins to decide, and pressed when a command comes later in that tick. At the latest
+    it is pressed after `most` ticks, so that a motor process that does not look ends all the same."""
+
+    def __init__(self, most):
+        self.most, self.ticks, self.looked, self.down = most, 0, 0, False
+
+    def begin(self):
+        self.ticks, self.looked = self.ticks + 1, 0
+
+    def pressed(self):
+        self.looked += 1
+        self.down = self.down or self.looked > 1 or self.ticks > self.most
+        return self.down
+
+
+def test_a_command_that_comes_with_the_emergency_stop_pressed_does_not_reach_the_wire(tmp_path, monkeypatch):
+    stop, revised, revise = PressedBetweenTicks(most=500), [], motor.MotorLoop.revise
+
+    def recorded(loop, command):
+        revised.append(stop.down)
+        revise(loop, command)
+
+    class Ticker(motor.Ticker):
+        def wait(self):
+            now = super().wait()
+            stop.begin()
+            return now
+
+    monkeypatch.setattr(motor.EStop, "open", lambda where: stop)
+    monkeypatch.setattr(motor, "Ticker", Ticker)
+    monkeypatch.setattr(motor.MotorLoop, "revise", recorded)
+    monkeypatch.setattr(
+        motor.signal, "signal", lambda *args: None
+    )  # what it sets for its process is not for that of the tests
+    monkeypatch.setattr(motor, "real_time", lambda *args: None)
+    servos, _ = bus()
+    server = PtyBus(servos, link=tmp_path / "arm")
+    port = Port.open(server.path)
+    requests, commands = SlotWriter(tmp_path / REQUEST_SLOT, 16), SlotWriter(tmp_path / COMMAND_SLOT, COMMAND_BYTES)
+    ended = threading.Event()
+
+    def drive():
+        while not ended.wait(0.003):  # several a tick: some come after it has decided
+            requests.write(bytes([RequestKind.ARM]))
+            now = time.monotonic_ns()
+            q = np.array((0.0, -0.5, 0.5, 0.5, 0.0, 0.5), np.float32)
+            commands.write(Command(now, now + 75_000_000, q, 0 * q).pack())
+
+    driver = threading.Thread(target=drive)
+    driver.start()
+    try:
+        code = motor.run(port, dataclasses.replace(CONFIG, estop="key:fake"), tmp_path)
+    finally:
+        ended.set()
+        driver.join()
+        port.close()
+        server.close()
+    assert code == EXIT_FAULT and stop.ticks <= stop.most
+    assert not any(revised)
 
 
 def test_the_arm_is_known_again_after_replugging_on_another_path_and_moves_only_when_armed_again(tmp_path):

@@ -4,6 +4,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from firmware_bridge.clock import prefer
 from firmware_bridge.slots import SlotReader, SlotWriter
 
@@ -23,6 +25,7 @@ while time.monotonic() < end:
 """
 
 
+@pytest.mark.wall_clock
 def test_a_reader_never_loses_a_value_while_the_writer_writes(tmp_path):
     path = tmp_path / "slot"
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE)
