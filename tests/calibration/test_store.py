@@ -70,6 +70,61 @@ def test_a_power_cut_in_the_middle_of_a_log_line_costs_that_line_only(store):
 
 
 @pytest.mark.parametrize(
+    "line",
+    [b"\xff\xfe\x00", b"7", b"[]", b'{"to": 7}', b'{"at": "2026"}', b"null", b'{"to": "a", "from": [], "why": ""}'],
+)
+def test_a_damaged_line_of_the_log_is_passed_over(store, line):
+    a = use(store, record(300.0))
+    with open(store.root / "front" / "log.jsonl", "ab") as f:
+        f.write(line + b"\n")
+    b = use(store, record(301.0))
+    assert [m["to"] for m in store.moves("front")] == [a, b] and store.rollback("front") == a
+
+
+DAMAGED_POINTERS = [b"\xff\xfe\x00", b"", b"\n", b"3f9a", b"0" * 63 + b"\n", b"\x00" * 65, b"../../x"]
+
+
+@pytest.mark.parametrize("pointer", DAMAGED_POINTERS)
+def test_a_damaged_pointer_is_mended_by_what_its_refusal_advises(store, pointer):
+    """The records are whole: rollback puts back the one that was in use, and only then goes further back."""
+    a, b = (use(store, record(fx)) for fx in (300.0, 301.0))
+    (store.root / "front" / "current").write_bytes(pointer)
+    with pytest.raises(CalibrationError, match=r"pointer .* is damaged .*run `harmowam calibrate rollback front`"):
+        store.get("front")
+    rows = store.history("front")
+    assert {r["hash"] for r in rows} == {a, b} and not any(r["current"] or r["error"] for r in rows)
+    assert store.rollback("front") == b == store.current_hash("front")
+    assert store.rollback("front") == a
+
+
+def test_behind_a_damaged_pointer_a_damaged_record_is_passed_over(store):
+    a, b = (use(store, record(fx)) for fx in (300.0, 301.0))
+    path = store.root / "front" / f"{b}.json"
+    path.chmod(0o644)
+    path.write_text("{")
+    (store.root / "front" / "current").write_bytes(b"")
+    assert store.rollback("front") == a
+
+
+def test_a_pointer_that_is_lost_or_names_what_never_was_in_use_is_mended_too(store):
+    a = use(store, record(300.0))
+    pointer = store.root / "front" / "current"
+    pointer.unlink()
+    assert store.rollback("front") == a
+    pointer.write_text("0" * 64 + "\n")
+    assert store.rollback("front") == a
+
+
+def test_a_new_calibration_or_a_named_one_mends_a_damaged_pointer(store):
+    a = use(store, record(300.0))
+    pointer = store.root / "front" / "current"
+    pointer.write_bytes(b"\xff")
+    assert use(store, record(301.0)) == store.current_hash("front") and store.moves("front")[-1]["from"] is None
+    pointer.write_bytes(b"\xff")
+    assert store.rollback("front", a[:8]) == a == store.current_hash("front")
+
+
+@pytest.mark.parametrize(
     ("damage", "sentence"),
     [
         (lambda t: t[: len(t) // 2], "missing or damaged"),
