@@ -6,6 +6,7 @@ import shutil
 import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,6 +134,57 @@ def test_a_prior_that_is_missing_ends_the_comparison_for_the_next_one_went_on_fr
     result = replay(log)
     assert result.difference is None and result.priors == 3
     assert f"before number {third.number + 2} are missing" in result.gap
+
+
+def nudged(values):
+    """The same numbers, the last of them by one bit more."""
+    out = values.copy()
+    out.flat[-1] = np.nextafter(out.flat[-1], np.float32(np.inf))
+    return out
+
+
+ALTERED = {
+    "Prior's chunk": (PriorRecord, lambda r: {"chunk": nudged(r.chunk)}),
+    "Prior's tokens or predicted future": (PriorRecord, lambda r: {"digest": bytes([r.digest[0] ^ 1]) + r.digest[1:]}),
+    "command": (TickRecord, lambda r: {"command": r.command[:-1] + bytes([r.command[-1] ^ 1])}),
+    "target": (TickRecord, lambda r: {"targets": nudged(r.targets)}),
+}
+
+
+@pytest.mark.parametrize("what", ALTERED)
+def test_one_bit_of_anything_that_came_out_is_a_difference(log, monkeypatch, what):
+    kind, change = ALTERED[what]
+    records: list[Any] = list(read_log(log))
+    at = [i for i, r in enumerate(records) if isinstance(r, kind)][4]
+    records[at] = dataclasses.replace(records[at], **change(records[at]))
+    monkeypatch.setattr("runtime.replay.read_log", lambda path: iter(records))
+    result = replay(log)
+    assert result.difference is not None and not result.identical and not result.gap
+    assert (result.difference.what, result.difference.number) == (what, records[at].number)
+    done = (result.steps, result.priors)
+    assert done == (
+        sum(isinstance(r, TickRecord) for r in records[:at]),
+        sum(isinstance(r, PriorRecord) for r in records[:at]),
+    )
+
+
+def test_a_picture_of_another_number_is_a_gap_and_not_compared(log, monkeypatch):
+    """The fast step's own picture is missing, and the one before it lies there instead."""
+    records = list(read_log(log))
+    at = [i for i, r in enumerate(records) if isinstance(r, FrameRecord) and r.camera == "front"][5]
+    del records[at]
+    monkeypatch.setattr("runtime.replay.read_log", lambda path: iter(records))
+    result = replay(log)
+    assert result.difference is None and result.steps == 5 and "before number 5 are missing" in result.gap
+
+
+def test_a_log_without_a_fast_step_is_not_called_identical(log, monkeypatch):
+    records = [r for r in read_log(log) if not isinstance(r, TickRecord)]
+    monkeypatch.setattr("runtime.replay.read_log", lambda path: iter(records))
+    result = replay(log)
+    assert (result.steps, result.difference, result.identical) == (0, None, False)
+    said = CliRunner().invoke(main, ["replay", str(log)])
+    assert said.exit_code == 1 and "identical" not in said.output
 
 
 def test_the_first_difference_is_reported(log, bundle, tmp_path):
