@@ -43,7 +43,8 @@ table are in. Intervals are 95 %; a policy with fewer episodes has the first of 
 are told from one another: `sim/score.py`. The gate is scored against the rule of its labels, applied in hindsight to the episode's own
 proprioception and commands: `sim/phases.py`. *background*, *position* and *object* were not in the task demonstrations as they were
 recorded. {tables} of these were trained with drawn table tops (`train --tables`), and play has seen the whole table and other table tops,
-lights, colours and proportions, also on the way to what tasks ask for, but neither has seen the table tops and the shapes of this test. In the table all tasks are taken together; success is their mean. {baselines}{training}
+lights, colours and proportions, also on the way to what tasks ask for, but neither has seen the table tops and the shapes of this test.
+In the table all tasks are taken together; success is their mean. {baselines}{training}
 """
 ACT = """\
 The baselines `bc` and `bc_play` are ACT of our size (5.8 M parameters) on task data and on task and play. """

@@ -18,6 +18,8 @@ import numpy as np
 from firmware_bridge.mendable import Mendable
 
 SCHEMA = 1
+DISTORTION = {"rational": (0, 4, 5, 8), "fisheye": (4,)}  # how many numbers of distortion a lens model takes
+ROUNDED = 1e-3  # by so much a rotation in a file may be off
 
 
 class CalibrationError(Mendable):
@@ -108,13 +110,32 @@ class Camera:
             raise CalibrationError(
                 f"{source} is not a camera calibration ({e!r}): calibrate the camera again or restore the file."
             ) from e
-        if not (
-            camera.K[0, 0] > 0 and camera.K[1, 1] > 0 and np.isfinite(camera.K).all() and np.isfinite(camera.D).all()
-        ):
-            raise CalibrationError(
-                f"{source} holds impossible intrinsics: calibrate the camera again or restore the file."
-            )
+        if wrong := _impossible(camera):
+            raise CalibrationError(f"{source} holds {wrong}: calibrate the camera again or restore the file.")
         return camera
+
+
+def _impossible(camera: Camera) -> str:
+    """What no camera can be, or nothing."""
+    if camera.width <= 0 or camera.height <= 0:
+        return f"an impossible size ({camera.width}x{camera.height})"
+    if not (camera.K[0, 0] > 0 and camera.K[1, 1] > 0 and np.isfinite(camera.K).all() and np.isfinite(camera.D).all()):
+        return "impossible intrinsics"
+    if camera.model not in DISTORTION:
+        return f"an unknown lens model ('{camera.model}')"
+    if len(camera.D) not in DISTORTION[camera.model]:
+        return f"{len(camera.D)} numbers of distortion, which the {camera.model} model does not take"
+    for key, pose in (("T_base_from_cam", camera.T_base_from_cam), ("T_tool_from_cam", camera.T_tool_from_cam)):
+        if pose is not None and not _rigid(pose):
+            return f"a {key} that is no pose (a rotation and a place)"
+    return ""
+
+
+def _rigid(T: np.ndarray) -> bool:
+    """Whether T float64[4,4] turns and moves and does nothing else; false for NaN. Files may hold rounded numbers."""
+    R = T[:3, :3]
+    turned = np.abs(R.T @ R - np.eye(3)).max() < ROUNDED and np.linalg.det(R) > 0
+    return bool(turned and np.isfinite(T).all() and np.abs(T[3] - [0, 0, 0, 1]).max() < ROUNDED)
 
 
 def parallax(src: Camera, dst: Camera, height: float = 0.05, at: tuple[float, float] = (0.2, 0.0)) -> float:

@@ -99,14 +99,29 @@ class Store:
         return digest
 
     def current_hash(self, name: str) -> str | None:
+        """The hash in use, None where nothing is; raises CalibrationError for a pointer that is damaged."""
+        path = self._folder(name) / "current"
         try:
-            return (self._folder(name) / "current").read_text().strip()
+            text = path.read_bytes().decode("ascii", "replace").strip()
         except FileNotFoundError:
             return None
-        except (OSError, UnicodeDecodeError) as e:
+        except OSError as e:
             raise CalibrationError(
-                f"the pointer {self._folder(name) / 'current'} cannot be read ({e}): run `harmowam calibrate rollback {name}`."
+                f"the pointer {path} cannot be read ({e.strerror}): run `harmowam calibrate rollback {name}`."
             ) from e
+        if not re.fullmatch("[0-9a-f]{64}", text):
+            raise CalibrationError(
+                f"the pointer {path} is damaged and names no calibration: run `harmowam calibrate rollback {name}`."
+            )
+        return text
+
+    def known_hash(self, name: str) -> str | None:
+        """The hash in use, None also where the pointer is damaged: for what mends it or only looks."""
+        self._folder(name)  # a name that is none stays refused
+        try:
+            return self.current_hash(name)
+        except CalibrationError:
+            return None
 
     def resolve(self, name: str, prefix: str) -> str:
         """The full hash for an unambiguous beginning of one."""
@@ -151,7 +166,7 @@ class Store:
         self.get(name, digest)
         folder = self._folder(name)
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        line = json.dumps({"at": now, "to": digest, "from": self.current_hash(name), "why": why})
+        line = json.dumps({"at": now, "to": digest, "from": self.known_hash(name), "why": why})
         try:
             with open(folder / "log.jsonl", "ab+") as log:
                 if log.tell() > 0:
@@ -168,17 +183,21 @@ class Store:
             ) from e
 
     def moves(self, name: str) -> list[dict[str, Any]]:
-        """Every move of the pointer, oldest first; half a line (power cut) is passed over."""
+        """Every move of the pointer, oldest first; half a line (power cut) or a damaged one is passed over."""
         try:
-            lines = (self._folder(name) / "log.jsonl").read_text().splitlines()
+            lines = (self._folder(name) / "log.jsonl").read_bytes().split(b"\n")
         except OSError:
             return []
         out = []
         for line in lines:
             try:
-                out.append(json.loads(line))
-            except ValueError:
+                move = json.loads(line)
+            except ValueError:  # of bytes that are no text, too
                 continue
+            if not isinstance(move, dict) or not {"to", "from", "why"} <= move.keys():
+                continue
+            if isinstance(move["to"], str) and isinstance(move["from"], (str, type(None))):
+                out.append(move)
         return out
 
     def names(self) -> list[str]:
@@ -186,7 +205,7 @@ class Store:
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """All records of `name`, oldest first: hash, created, kind, current, what is wrong with it ("" if nothing), summary."""
-        current = self.current_hash(name)
+        current = self.known_hash(name)
         rows = []
         for path in self._folder(name).glob("*.json"):
             row: dict[str, Any] = {
@@ -207,8 +226,11 @@ class Store:
         return sorted(rows, key=lambda r: (r["created"], r["hash"]))
 
     def rollback(self, name: str, prefix: str | None = None) -> str:
-        """Point at an earlier record: the named one, or the newest intact one that was in use before the current one."""
-        current = self.current_hash(name)
+        """Point at an earlier record: the named one, or the newest intact one that was in use before the current one.
+
+        Where the pointer is lost or damaged, the newest intact one that was in use at all.
+        """
+        current = self.known_hash(name)
         if prefix is not None:
             digest = self.resolve(name, prefix)
             self.set_current(name, digest, "rollback")
@@ -216,8 +238,11 @@ class Store:
         # A move that was undone is not offered again: follow "from" back along the moves that led here.
         moves = self.moves(name)
         at, seen = current, {current}
+        lost = current not in [m["to"] for m in moves]
         while True:
             earlier = [m["from"] for m in moves if m["to"] == at and m["why"] != "rollback"]
+            if lost:
+                earlier, lost = [m["to"] for m in moves], False
             at = earlier[-1] if earlier else None
             if at is None or at in seen:
                 raise CalibrationError(f"'{name}' has no earlier intact calibration to go back to: calibrate it again.")

@@ -24,7 +24,7 @@ NAME = "joints"
 
 
 def _save(store: Store, made: JointCalibration, why: str, page: Path) -> str:
-    current = store.current_hash(NAME)
+    current = store.known_hash(NAME)
     try:
         before = _stored(store)
     except CalibrationError:  # none yet, or damaged: a new one is the cure

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from harmowam.cli import errors, json_option, write_json
+from harmowam.cli import UserError, errors, json_option, write_json
 
 
 @click.command(short_help="Run a log's inputs through the same engines again.")
@@ -43,7 +43,12 @@ def replay(log: Path, bundle: Path | None, view: bool, json_path: Path | None) -
         d = result.difference
         click.echo(f"first difference: {d.what} number {d.number}, {d.t_s} s into the run")
         click.echo(f"  recorded {[round(v, 6) for v in d.recorded]}\n  replayed {[round(v, 6) for v in d.replayed]}")
-    elif result.steps:
-        click.echo("identical, bit for bit")
+    elif result.damaged:
+        raise UserError(
+            f"{log} is damaged: {result.steps} fast steps before that are the same, what follows cannot be compared; "
+            "replay another copy of it."
+        )
+    elif result.identical:
+        click.echo("identical, bit for bit" + (", up to there" if result.gap else ""))
     if not result.identical:
         sys.exit(1)

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mcap.records import Channel, Message, Metadata
+from mcap.exceptions import RecordLengthLimitExceeded
+from mcap.records import Channel, Message, Metadata, Statistics
 from mcap.stream_reader import StreamReader
-from mcap.writer import CompressionType, Writer
+from mcap.writer import MCAP0_MAGIC, CompressionType, Writer
 
 from firmware_bridge.clock import prefer
 from firmware_bridge.mendable import Mendable
@@ -37,6 +38,7 @@ _TICK = struct.Struct("<qqqqBB")  # step's time, observation, its capture time, 
 _PRIOR = struct.Struct("<qqqqqII")  # number, observation, its capture time, step's time, ready, chunk rows, joints
 # Flags: the fast step's memory was cleared before this step; its command went to the arm; the step before it was dropped.
 RESET, SENT, AFTER_GAP = 1, 2, 4
+CUT, DAMAGED = "cut", "damaged"  # `kind` of what `read_log` gives last where a file does not come to its end
 
 
 class LogError(Mendable):
@@ -275,6 +277,34 @@ def _prior_of(raw: bytes) -> PriorRecord:
     return PriorRecord(number, observation, captured, t, ready, floats[:n], floats[n : 2 * n], chunk, raw[-32:])
 
 
+def _decoded(
+    record: Any, topics: dict[int, str]
+) -> dict[str, Any] | TickRecord | PriorRecord | FrameRecord | JointState | None:
+    """What one record of the file says; None for MCAP's own ones and for topics of others. `topics` is filled on the way."""
+    if isinstance(record, Channel):
+        topics[record.id] = record.topic
+    elif isinstance(record, Metadata):
+        meta: dict[str, Any] = record.metadata
+        return dict(json.loads(meta["json"])) if record.name == "run" else {"kind": record.name, **meta}
+    elif isinstance(record, Message):
+        topic, raw = topics.get(record.channel_id), record.data
+        if topic is None:
+            raise ValueError("a message of an unknown topic")
+        if topic == "fast/step":
+            return _tick_of(raw)
+        if topic == "slow/prior":
+            return _prior_of(raw)
+        if topic == "arm/state":
+            return JointState.unpack(raw)
+        if topic == "event":
+            return {"t_ns": record.log_time, **json.loads(raw)}
+        if topic.startswith("camera/"):
+            t, w, h = FRAME_HEAD.unpack_from(raw)
+            image = np.frombuffer(raw, np.uint8, w * h * 3, FRAME_HEAD.size).reshape(h, w, 3)
+            return FrameRecord(topic.removeprefix("camera/"), record.sequence, t, image)
+    return None
+
+
 def read_meta(path: Path) -> dict[str, Any]:
     """What the run was: task, bundle, calibrations, rates. Raises LogError."""
     for record in read_log(path):
@@ -284,14 +314,17 @@ def read_meta(path: Path) -> dict[str, Any]:
                     f"{path} is a log of version {record['version']}, this program reads {VERSION}: upgrade it."
                 )
             return record
+        if isinstance(record, dict) and record.get("kind") == DAMAGED:
+            raise LogError(f"{path} is damaged at its beginning ({record['why']}): give another copy of it.")
         break
     raise LogError(f"{path} is not a log of harmowam: give a file made with --log.")
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any] | TickRecord | PriorRecord | FrameRecord | JointState]:
-    """Records in the order they were written; a file that was cut short ends where it was cut. JSON comes as dicts (`kind`).
+    """Records in the order they were written. JSON comes as dicts (`kind`).
 
-    Raises LogError for a file that is absent or no log.
+    A file that was not finished ends where it was cut, and one that is damaged where the damage begins; the last record is then a
+    dict whose `kind` is CUT or DAMAGED and whose `why` says what was found. Raises LogError for a file that is absent or no log.
     """
     path = Path(path)
     if not path.is_file() and path.with_name(path.name + ".partial").is_file():
@@ -302,33 +335,32 @@ def read_log(path: Path) -> Iterator[dict[str, Any] | TickRecord | PriorRecord |
         raise LogError(f"log {path} cannot be read ({e.strerror}): give a file made with --log.") from e
     topics: dict[int, str] = {}
     with stream:
-        if stream.read(5) != b"\x89MCAP":
+        if stream.read(len(MCAP0_MAGIC)) != MCAP0_MAGIC:
             raise LogError(f"{path} is not a log of harmowam: give a file made with --log.")
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(size - len(MCAP0_MAGIC), len(MCAP0_MAGIC)))
+        finished = stream.read() == MCAP0_MAGIC
         stream.seek(0)
-        records = iter(StreamReader(stream, record_size_limit=None).records)
+        # A length that is damaged must not ask for more memory than the file has bytes.
+        records = iter(StreamReader(stream, validate_crcs=True, record_size_limit=size).records)
+        messages, counted = 0, -1  # read, and what the file says that it holds
         while True:
             try:
                 record = next(records)
-            except (
-                Exception
-            ):  # cut short: the reader raises whatever it meets at the end; StopIteration when it is whole
+                messages += isinstance(record, Message)
+                counted = record.message_count if isinstance(record, Statistics) else counted
+                made = _decoded(record, topics)
+            except StopIteration:
+                # Whole records that were wiped out leave no trace but their number.
+                if messages != counted:
+                    yield {"kind": DAMAGED, "why": f"{messages} messages were found where {counted} were written"}
                 return
-            if isinstance(record, Channel):
-                topics[record.id] = record.topic
-            elif isinstance(record, Metadata):
-                meta = record.metadata
-                yield json.loads(meta["json"]) if record.name == "run" else {"kind": record.name, **meta}
-            elif isinstance(record, Message):
-                topic, raw = topics[record.channel_id], record.data
-                if topic == "fast/step":
-                    yield _tick_of(raw)
-                elif topic == "slow/prior":
-                    yield _prior_of(raw)
-                elif topic == "arm/state":
-                    yield JointState.unpack(raw)
-                elif topic == "event":
-                    yield {"t_ns": record.log_time, **json.loads(raw)}
-                elif topic.startswith("camera/"):
-                    t, w, h = FRAME_HEAD.unpack_from(raw)
-                    image = np.frombuffer(raw, np.uint8, w * h * 3, FRAME_HEAD.size).reshape(h, w, 3)
-                    yield FrameRecord(topic.removeprefix("camera/"), record.sequence, t, image)
+            except Exception as e:  # the reader raises whatever it meets
+                beyond = stream.tell() >= size or isinstance(e, RecordLengthLimitExceeded)
+                if beyond and not finished:
+                    yield {"kind": CUT, "why": "it was not finished"}
+                else:
+                    yield {"kind": DAMAGED, "why": str(e) or type(e).__name__}
+                return
+            if made is not None:
+                yield made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from firmware_bridge.messages import Command, JointState
-from runtime.log import FrameRecord, LogError, PriorRecord, TickRecord, read_log, read_meta
+from runtime.log import CUT, DAMAGED, FrameRecord, LogError, PriorRecord, TickRecord, read_log, read_meta
 
 
 def view(log: Path) -> None:
@@ -40,3 +40,5 @@ def view(log: Path) -> None:
         elif isinstance(record, dict) and record.get("kind") == "health":
             at(record["t_ns"])
             rr.log("health", rr.TextLog(f"{record['state']}: {'; '.join(record['reasons'])}"))
+        elif isinstance(record, dict) and record.get("kind") in (CUT, DAMAGED):
+            rr.log("health", rr.TextLog(f"the log is {record['kind']} here: {record['why']}"))

@@ -13,7 +13,7 @@ from calibration.camera import Camera
 from firmware_bridge.messages import Command
 from runtime.bundle import Bundle, sha256
 from runtime.contracts import Observation, Prior
-from runtime.log import FrameRecord, LogError, PriorRecord, TickRecord, digest, read_log, read_meta
+from runtime.log import CUT, DAMAGED, FrameRecord, LogError, PriorRecord, TickRecord, digest, read_log, read_meta
 from runtime.steps import FastStep, SlowStep
 
 KEPT = 256  # newest observations and Priors: a slow step may look back that far
@@ -32,16 +32,18 @@ class Difference:
 
 @dataclass(frozen=True)
 class Replay:
-    """What was compared and what differed first, if anything. `gap`: where records are missing and comparing had to end."""
+    """What was compared and what differed first, if anything. `gap`: where records are missing and comparing had to end; `damaged`:
+    they are missing from a file that had them."""
 
     steps: int
     priors: int
     difference: Difference | None
     gap: str = ""
+    damaged: bool = False
 
     @property
     def identical(self) -> bool:
-        return self.difference is None and self.steps > 0
+        return self.difference is None and self.steps > 0 and not self.damaged
 
 
 def bundle_digest(bundle: Bundle) -> str:
@@ -149,7 +151,8 @@ def replay(log: Path, bundle_path: Path | None = None) -> Replay:
         )
     player = _Player(bundle, meta)
     steps = priors = 0
-    for record in read_log(log):
+    records = iter(read_log(log))
+    for record in records:
         try:
             if isinstance(record, FrameRecord):
                 player.frames[record.camera] = record
@@ -165,7 +168,15 @@ def replay(log: Path, bundle_path: Path | None = None) -> Replay:
                 if difference:
                     return Replay(steps, priors, difference)
                 steps += 1
+            elif isinstance(record, dict) and record.get("kind") == CUT:
+                return Replay(steps, priors, None, "the log was cut off there, and has no end")
+            elif isinstance(record, dict) and record.get("kind") == DAMAGED:
+                return Replay(steps, priors, None, f"the log is damaged there ({record['why']})", damaged=True)
         except KeyError:
             number = record.number if isinstance(record, (PriorRecord, TickRecord)) else 0
-            return Replay(steps, priors, None, f"records before number {number} are missing (the disk was too slow)")
+            missing = f"records before number {number} are missing"
+            # A record that was wiped out whole is told from one that was never written at the file's end only.
+            if any(isinstance(r, dict) and r.get("kind") == DAMAGED for r in records):
+                return Replay(steps, priors, None, f"{missing} (the log is damaged)", damaged=True)
+            return Replay(steps, priors, None, f"{missing} (the disk was too slow)")
     return Replay(steps, priors, None)

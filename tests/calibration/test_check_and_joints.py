@@ -10,6 +10,8 @@ from calibration import check, joints
 from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
 from calibration.hand_eye import inverse, transform
+from calibration.jobs import run_learn, stored_reference
+from calibration.store import Store, new_record
 from firmware_bridge.arm import Arm, ArmError
 from firmware_bridge.bus import Bus
 from firmware_bridge.sts3215 import RAD_PER_STEP
@@ -86,6 +88,57 @@ def test_a_hidden_marker_blocks_and_another_resolution_is_refused(reference):
     assert check.Reference.from_json(json.loads(json.dumps(reference.to_json()))).noise == reference.noise
 
 
+@pytest.mark.parametrize(("corners", "level"), [(6, check.OK), (5, check.BLOCK)])
+def test_of_a_marker_half_of_the_corners_must_be_seen(reference, monkeypatch, corners, level):
+    assert len(reference.ids) == 12
+    part = (reference.ids[:corners], reference.corners[:corners])
+    monkeypatch.setattr(check, "median_corners", lambda frames, board: part)
+    verdict = check.check(dataclasses.replace(reference, arm_ids=None), [np.zeros((480, 640), np.uint8)])
+    assert verdict.level == level and (
+        level == check.OK or "hidden or out of sight (5 of 12 corners)" in verdict.reason
+    )
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store with a camera in use."""
+    made = Store(tmp_path / "store")
+    identity = {"width": 640, "height": 480, "mount": "base"}
+    record = new_record("camera", "front", CAMERA.to_json(), identity=identity, parents=[], uncertainty={}, evidence={})
+    made.set_current("front", made.put(record), "test")
+    return made
+
+
+def keep(store, reference, parents):
+    record = new_record(
+        "reference", "front.reference", reference.to_json(), identity={}, parents=parents, uncertainty={}, evidence={}
+    )
+    store.set_current("front.reference", store.put(record), "learn")
+
+
+def test_a_drift_reference_of_an_older_calibration_is_refused(store, reference):
+    keep(store, reference, [store.current_hash("front")])
+    assert stored_reference(store, "front").board == reference.board
+    for parents in (["0" * 64], [], ["0" * 64, store.current_hash("front")]):
+        keep(store, reference, parents)
+        with pytest.raises(
+            CalibrationError, match=r"calibrated or rolled back after .*run `harmowam calibrate check --l"
+        ):
+            stored_reference(store, "front")
+
+
+def test_a_drift_reference_at_another_resolution_is_not_learnt(store, reference, monkeypatch):
+    other = dataclasses.replace(reference, width=320, height=240)
+    monkeypatch.setattr("calibration.jobs.learn", lambda *_: other)
+    with pytest.raises(
+        CalibrationError, match=r"gives 320x240, its calibration is for 640x480: set the resolution back"
+    ):
+        run_learn(store, "front", [], MARKER, None, None)
+    assert store.current_hash("front.reference") is None
+    monkeypatch.setattr("calibration.jobs.learn", lambda *_: reference)
+    assert run_learn(store, "front", [], MARKER, None, None)["hash"] == store.current_hash("front.reference")
+
+
 def arm():
     virtual, _ = bus()
     return Arm(Bus(MemoryPort(virtual)), CONFIG), virtual
@@ -104,6 +157,56 @@ def test_guided_motion_yields_the_bridges_config():
     assert config.zero_step == (2000,) * 6
     assert config.lower[0] == pytest.approx(max(CONFIG.lower[0], (700 - 2000) * RAD_PER_STEP + joints.MARGIN))
     assert all(a >= b for a, b in zip(config.lower, CONFIG.lower, strict=True))
+
+
+EASY = dataclasses.replace(CONFIG, rest=(0.0,) * 6)  # rests where a short range has it, too
+
+
+def measured(config=EASY, low=1200, high=2700, zero=2000):
+    return sweep(joints.RangeRecorder(config), low, high).finish(np.full(6, zero), dict.fromkeys(config.ids, 0))
+
+
+def test_limits_are_the_measured_stops_less_a_margin_where_the_robot_files_are_not_narrower():
+    config = measured().apply(EASY)
+    low, high = -800 * RAD_PER_STEP + joints.MARGIN, 700 * RAD_PER_STEP - joints.MARGIN
+    assert config.lower == pytest.approx((*[low] * 5, EASY.lower[5]))
+    assert config.upper == pytest.approx([high] * 6)
+    assert config.ids == EASY.ids and config.direction == EASY.direction
+
+
+def test_the_stops_of_a_joint_that_counts_backwards_change_sides():
+    backwards = dataclasses.replace(EASY, direction=(-1,) * 6)
+    config = measured(backwards).apply(backwards)
+    low, high = -700 * RAD_PER_STEP + joints.MARGIN, 800 * RAD_PER_STEP - joints.MARGIN
+    assert config.lower == pytest.approx((*[low] * 5, EASY.lower[5]))
+    assert config.upper == pytest.approx([high] * 6) and config.direction == (-1,) * 6
+    # Which way a joint counts was found out when it was calibrated: the robot file's word is older.
+    assert measured(backwards).apply(EASY).direction == (-1,) * 6
+
+
+@pytest.mark.parametrize("change", [{"id": 9}, {"name": "elbow"}])
+def test_a_calibration_of_other_joints_or_servos_is_refused(change):
+    made = measured()
+    other = dataclasses.replace(made.joints[2], **change)
+    spoilt = joints.JointCalibration((*made.joints[:2], other, *made.joints[3:]))
+    with pytest.raises(CalibrationError, match=r"for other joints or servo ids .*run `harmowam calibrate joints`"):
+        spoilt.apply(EASY)
+
+
+def test_the_order_of_the_joints_in_a_calibration_means_nothing():
+    made = measured()
+    assert joints.JointCalibration(made.joints[::-1]).apply(EASY) == made.apply(EASY)
+
+
+@pytest.mark.parametrize(("joint", "angle"), [(1, -1.2), (2, 1.06)])
+def test_a_rest_pose_outside_the_measured_range_is_refused(joint, angle):
+    """1.06 rad lies within the stops and not within the margin: the arm would lean on a stop while it rests."""
+    rest = [0.0] * 6
+    rest[joint] = angle
+    config = dataclasses.replace(EASY, rest=tuple(rest))
+    name = config.joints[joint]
+    with pytest.raises(CalibrationError, match=rf"puts {name} at {angle:.2f} rad, outside its measured range .*'rest'"):
+        measured(config).apply(config)
 
 
 def test_an_arm_whose_offsets_are_others_than_when_it_was_calibrated_is_refused():
@@ -157,6 +260,20 @@ def test_lerobots_file_goes_in_and_out(tmp_path):
     assert joints.to_lerobot(made) == data and made.joints[0].zero_step == 2045
     gripper = made.joints[-1]
     assert gripper.zero_step == gripper.range_min  # shut is 0 rad, as in the guided calibration and in the simulator
+
+
+@pytest.mark.parametrize(("drive_mode", "direction"), [(1, 1), (True, 1), (0, -1)])
+def test_of_a_joint_that_counts_backwards_lerobots_upper_end_is_the_closed_gripper(tmp_path, drive_mode, direction):
+    """Backwards by LeRobot's file, or by the robot file alone."""
+    config = dataclasses.replace(CONFIG, direction=(direction,) * 6)
+    row = {"drive_mode": drive_mode, "homing_offset": 3, "range_min": 800, "range_max": 3290}
+    data = {n: {"id": i, **row} for n, i in zip(CONFIG.joints, CONFIG.ids, strict=True)}
+    (tmp_path / "arm.json").write_text(json.dumps(data))
+    made = joints.from_lerobot(tmp_path / "arm.json", config)
+    assert [j.direction for j in made.joints] == [-1] * 6
+    assert [j.zero_step for j in made.joints] == [2045] * 5 + [3290]
+    assert all(row["drive_mode"] == 1 for row in joints.to_lerobot(made).values())
+    assert joints.JointCalibration.limits(made.joints[5])[0] == pytest.approx(joints.MARGIN)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,61 @@ def test_a_power_cut_in_the_middle_of_a_log_line_costs_that_line_only(store):
 
 
 @pytest.mark.parametrize(
+    "line",
+    [b"\xff\xfe\x00", b"7", b"[]", b'{"to": 7}', b'{"at": "2026"}', b"null", b'{"to": "a", "from": [], "why": ""}'],
+)
+def test_a_damaged_line_of_the_log_is_passed_over(store, line):
+    a = use(store, record(300.0))
+    with open(store.root / "front" / "log.jsonl", "ab") as f:
+        f.write(line + b"\n")
+    b = use(store, record(301.0))
+    assert [m["to"] for m in store.moves("front")] == [a, b] and store.rollback("front") == a
+
+
+DAMAGED_POINTERS = [b"\xff\xfe\x00", b"", b"\n", b"3f9a", b"0" * 63 + b"\n", b"\x00" * 65, b"../../x"]
+
+
+@pytest.mark.parametrize("pointer", DAMAGED_POINTERS)
+def test_a_damaged_pointer_is_mended_by_what_its_refusal_advises(store, pointer):
+    """The records are whole: rollback puts back the one that was in use, and only then goes further back."""
+    a, b = (use(store, record(fx)) for fx in (300.0, 301.0))
+    (store.root / "front" / "current").write_bytes(pointer)
+    with pytest.raises(CalibrationError, match=r"pointer .* is damaged .*run `harmowam calibrate rollback front`"):
+        store.get("front")
+    rows = store.history("front")
+    assert {r["hash"] for r in rows} == {a, b} and not any(r["current"] or r["error"] for r in rows)
+    assert store.rollback("front") == b == store.current_hash("front")
+    assert store.rollback("front") == a
+
+
+def test_behind_a_damaged_pointer_a_damaged_record_is_passed_over(store):
+    a, b = (use(store, record(fx)) for fx in (300.0, 301.0))
+    path = store.root / "front" / f"{b}.json"
+    path.chmod(0o644)
+    path.write_text("{")
+    (store.root / "front" / "current").write_bytes(b"")
+    assert store.rollback("front") == a
+
+
+def test_a_pointer_that_is_lost_or_names_what_never_was_in_use_is_mended_too(store):
+    a = use(store, record(300.0))
+    pointer = store.root / "front" / "current"
+    pointer.unlink()
+    assert store.rollback("front") == a
+    pointer.write_text("0" * 64 + "\n")
+    assert store.rollback("front") == a
+
+
+def test_a_new_calibration_or_a_named_one_mends_a_damaged_pointer(store):
+    a = use(store, record(300.0))
+    pointer = store.root / "front" / "current"
+    pointer.write_bytes(b"\xff")
+    assert use(store, record(301.0)) == store.current_hash("front") and store.moves("front")[-1]["from"] is None
+    pointer.write_bytes(b"\xff")
+    assert store.rollback("front", a[:8]) == a == store.current_hash("front")
+
+
+@pytest.mark.parametrize(
     ("damage", "sentence"),
     [
         (lambda t: t[: len(t) // 2], "missing or damaged"),
@@ -128,6 +183,49 @@ def test_a_camera_file_that_holds_something_else_is_refused(tmp_path, text):
     (tmp_path / "front.json").write_text(text)
     with pytest.raises(CalibrationError, match=r"front\.json is not a camera calibration .*restore the file"):
         load_camera(tmp_path / "front.json")
+
+
+POSE = np.array([[0, 0.73991, -0.67271, 0.5], [1, 0, 0, 0], [0, -0.67271, -0.73991, 0.36], [0, 0, 0, 1]])  # rounded
+NOWHERE, SCALED, MIRRORED, SHEARED = POSE.copy(), POSE.copy(), POSE.copy(), POSE.copy()
+NOWHERE[0, 3] = np.inf
+SCALED[:3, :3] *= 3
+MIRRORED[:3, 0] *= -1
+SHEARED[3, 0] = 0.5
+WHOLE = Camera("front", 320, 240, K, np.zeros(5), POSE).to_json()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        *(
+            ({key: pose.tolist()}, f"a {key} that is no pose")
+            for key in ("T_base_from_cam", "T_tool_from_cam")
+            for pose in (POSE * np.nan, POSE * 0, NOWHERE, SCALED, MIRRORED, SHEARED)
+        ),
+        ({"width": 0}, "an impossible size .0x240."),
+        ({"height": -5}, "an impossible size .320x-5."),
+        ({"model": "fishy"}, "an unknown lens model .'fishy'."),
+        ({"D": [0.1, 0, 0]}, "3 numbers of distortion"),
+        ({"D": [0.0] * 100}, "100 numbers of distortion"),
+        ({"D": [0.0] * 5, "model": "fisheye"}, "5 numbers of distortion, which the fisheye model does not take"),
+        ({"D": [np.nan] * 5}, "impossible intrinsics"),
+        ({"K": [[-300, 0, 160], [0, 300, 120], [0, 0, 1]]}, "impossible intrinsics"),
+        ({"K": [[300, 0, np.nan], [0, 300, 120], [0, 0, 1]]}, "impossible intrinsics"),
+    ],
+)
+def test_a_camera_that_cannot_be_is_refused(spoil, what):
+    with pytest.raises(CalibrationError, match=rf"^front.json holds {what}.*: calibrate the camera again or restore"):
+        Camera.from_json({**WHOLE, **spoil}, "front.json")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"D": [0.0] * n} for n in (0, 4, 5, 8)]
+    + [{"D": [0.0] * 4, "model": "fisheye"}, {"T_base_from_cam": None, "T_tool_from_cam": POSE.tolist()}],
+)
+def test_a_camera_that_can_be_comes_back_as_it_went_out(fields):
+    camera = Camera.from_json({**WHOLE, **fields})
+    assert Camera.from_json(camera.to_json()).to_json() == camera.to_json() == {**WHOLE, **fields}
 
 
 @pytest.mark.parametrize("name", ["../x", "", ".hidden", "a/b"])

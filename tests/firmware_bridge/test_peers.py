@@ -12,7 +12,7 @@ from firmware_bridge.models import MODELS
 from firmware_bridge.plant import KinematicPlant
 from firmware_bridge.virtual_bus import PtyBus, VirtualBus
 
-PEERS = Path(".venv-peers/bin/python")
+PEERS = Path(__file__).parents[2] / ".venv-peers/bin/python"
 HAVE = (
     PEERS.exists()
     and not subprocess.run(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from calibration.camera import CalibrationError
+from calibration.store import Store, new_record
 from firmware_bridge.slots import SlotWriter
 from runtime.cameras import (
     FRAME_HEAD,
@@ -279,3 +280,84 @@ def test_gstreamer_pipelines_are_passed_on_and_refused_where_opencv_has_none(tmp
     config = dataclasses.replace(SIM, source="gst:nvarguscamerasrc ! appsink")
     with pytest.raises(CameraError, match=r"cannot be opened \(gst:nvarguscamerasrc"):
         open_camera(config, tmp_path)
+
+
+class Stamping(Recording):
+    """A capture that gives grey pictures and has one stamp (ms) to tell."""
+
+    stamp_ms = 0.0
+
+    def get(self, key):
+        assert key == cv2.CAP_PROP_POS_MSEC
+        return self.stamp_ms
+
+    def read(self):
+        time.sleep(0.005)
+        return True, np.full((6, 8, 3), 90, np.uint8)
+
+    def release(self):
+        pass
+
+
+def stamp_of(config, monkeypatch, stamp_ms=0.0):
+    """The stamp of a picture that is handed over now, and by how much (ns) it lies before that at most and at least."""
+    monkeypatch.setattr(cv2, "VideoCapture", Stamping)
+    monkeypatch.setattr("runtime.cameras.node", lambda source: "/")
+    monkeypatch.setattr(Stamping, "stamp_ms", stamp_ms)
+    camera = DeviceCamera(config)
+    try:
+        before = time.monotonic_ns()
+        stamp = camera._stamp()
+        return stamp, before - stamp, time.monotonic_ns() - stamp
+    finally:
+        camera.close()
+
+
+PIPELINE = dataclasses.replace(SIM, source="gst:x ! appsink", delay_ms=40.0)
+V4L2 = dataclasses.replace(SIM, source="0", delay_ms=40.0)
+
+
+def test_the_delay_of_the_robot_file_is_taken_off_the_time_of_hand_over(monkeypatch):
+    _, least, most = stamp_of(PIPELINE, monkeypatch)
+    assert least <= 40_000_000 <= most
+
+
+def test_a_drivers_own_stamp_counts_as_it_is(monkeypatch):
+    driver_ms = time.monotonic_ns() * 1e-6 - 30.0
+    stamp, *_ = stamp_of(V4L2, monkeypatch, driver_ms)
+    assert abs(stamp - driver_ms * 1e6) < 1000  # no delay is taken off it
+
+
+@pytest.mark.parametrize("clock", ["none", "since 1970", "an hour ago", "ahead"])
+def test_a_drivers_stamp_of_another_clock_is_not_believed(monkeypatch, clock):
+    now_ms = time.monotonic_ns() * 1e-6
+    others = {"none": 0.0, "since 1970": 1.8e12, "an hour ago": now_ms - 3.6e6, "ahead": now_ms + 60_000}
+    _, least, most = stamp_of(V4L2, monkeypatch, others[clock])
+    assert least <= 0 <= most
+
+
+@pytest.mark.parametrize(
+    ("serial_now", "focus_now", "refusal"),
+    [
+        ("A1", 30, ""),
+        (None, None, ""),  # a device that does not say
+        ("B2", 30, "is for camera A1, this camera has B2"),
+        ("A1", 31, "is for focus 30, this camera has 31"),
+    ],
+)
+def test_a_calibration_of_another_camera_or_focus_is_refused(tmp_path, monkeypatch, serial_now, focus_now, refusal):
+    store = Store(tmp_path / "calibration")
+    identity = {"serial": "A1", "focus": 30, "width": 96, "height": 96, "mount": "base"}
+    record = new_record("camera", "front", FRONT, identity=identity, parents=[], uncertainty={}, evidence={})
+    store.set_current("front", store.put(record), "test")
+    config = CameraConfig("front", "/dev/video7", 96, 96, 30.0, str(store.root / "front"))
+    robot = dataclasses.replace(load_robot("sim_so101"), cameras={"front": config})
+    asked = []
+    monkeypatch.setattr("runtime.cameras.serial", lambda source: asked.append(source) or serial_now)
+    monkeypatch.setattr("runtime.cameras.focus", lambda source: asked.append(source) or focus_now)
+    if refusal:
+        with pytest.raises(CalibrationError, match=refusal):
+            calibrations(robot, tmp_path)
+    else:
+        assert calibrations(robot, tmp_path)["front"].width == 96
+    assert asked == ["/dev/video7"] * 2

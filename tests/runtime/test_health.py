@@ -6,7 +6,7 @@ import pytest
 from benchmarks.soak import judge
 from firmware_bridge.messages import Command
 from runtime.camera_watch import BLACK_MEAN, FROZEN_FRAMES, CameraWatch, apart
-from runtime.health import Health, HealthLimits, HealthMonitor, Signs, output_fault
+from runtime.health import Health, HealthLimits, HealthMonitor, Signs, board_temperature, output_fault
 
 HZ = 50
 FINE = {"camera_age_s": {"front": 0.02}, "prior_age_s": 0.1, "commanded": True}
@@ -80,6 +80,43 @@ def test_the_engines_are_not_charged_for_the_time_without_pictures():
     assert run.go(0.7, prior_age_s=9.0) == Health.STOPPED
 
 
+HELD = [
+    {"output_fault": "the model gave a number that is not finite"},
+    {"temperature_c": 103.0},
+    {"prior_age_s": 2.0},
+]
+
+
+@pytest.mark.parametrize("signs", HELD)
+def test_a_hold_that_lasts_ten_seconds_ends_in_a_stop(signs):
+    run = Run()
+    run.go(1)
+    assert run.go(9.9, **signs) == Health.HOLDING
+    assert run.go(0.2, **signs) == Health.STOPPED
+    assert run.go(1) == Health.STOPPED
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_hold_counts_from_its_own_beginning_also_while_the_run_starts(started):
+    run = Run()
+    run.go(5, commanded=started)
+    assert run.go(9.9, temperature_c=103.0, commanded=False) == Health.HOLDING
+
+
+@pytest.mark.parametrize("hottest", [0, 1])  # zones come in no order
+def test_the_hottest_zone_of_the_board_counts_and_one_that_cannot_be_read_does_not(tmp_path, hottest):
+    assert board_temperature(tmp_path) == 0.0
+    heat = ["41000", "52000"]
+    heat[hottest] = "88500\n"
+    for k, said in enumerate((*heat, "", "x", "-256000")):
+        (tmp_path / f"thermal_zone{k}").mkdir()
+        (tmp_path / f"thermal_zone{k}" / "temp").write_text(said)
+    (tmp_path / "thermal_zone9" / "temp").mkdir(parents=True)
+    (tmp_path / "cooling_device0").mkdir()
+    (tmp_path / "cooling_device0" / "temp").write_text("99000")
+    assert board_temperature(tmp_path) == 88.5
+
+
 def test_history_names_changes_and_stays_small():
     run = Run()
     for _ in range(400):
@@ -137,7 +174,16 @@ def command(q=ONE * 0, qd=ONE * 0, gate=0.5):
         (command(gate=1.2), TARGET, "no probability"),
         (command(), TARGET + np.array([5, 0, 0, 0, 0, 0]), "out of the arm's reach"),
         (command(), TARGET + np.array([0, 0, -0.5, 0, 0, 0]), "out of the arm's reach"),
+        (command(), TARGET + np.array([0, 0, 0.7, 0, 0, 0]), "out of the arm's reach"),
+        (
+            command(),
+            TARGET * 0 + np.array([0.6, -0.6, 0.05, 0, 0, 0]),
+            "out of the arm's reach",
+        ),  # further than either is
+        (command(), TARGET * 0 + np.array([-0.4, 0.4, 0.6, 0, 0, 0]), ""),
         (command(q=[0, 0, 1.5, 0, 0, 0]), TARGET, "joint 3 far out of its range"),
+        (command(q=[0, 0, 0, -1.5, 0, 0]), TARGET, "joint 4 far out of its range"),
+        (command(q=[1.3, -1.3, 0, 0, 0, 0]), TARGET, ""),  # a little: the limiter clips it
     ],
 )
 def test_outputs_of_a_model_are_checked(made, target, fault):

@@ -3,8 +3,10 @@
 import dataclasses
 import resource
 import shutil
+import struct
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from harmowam.cli import main
 from runtime.bundle import Bundle, BundleError
 from runtime.cameras import Frame
 from runtime.contracts import Observation
-from runtime.log import FrameRecord, LogError, LogWriter, PriorRecord, TickRecord, read_log, read_meta
+from runtime.log import CUT, DAMAGED, FrameRecord, LogError, LogWriter, PriorRecord, TickRecord, read_log, read_meta
 from runtime.replay import replay, run_meta
 from runtime.steps import FastStep, SlowStep
 from tests.rig import START
@@ -134,6 +136,57 @@ def test_a_prior_that_is_missing_ends_the_comparison_for_the_next_one_went_on_fr
     assert f"before number {third.number + 2} are missing" in result.gap
 
 
+def nudged(values):
+    """The same numbers, the last of them by one bit more."""
+    out = values.copy()
+    out.flat[-1] = np.nextafter(out.flat[-1], np.float32(np.inf))
+    return out
+
+
+ALTERED = {
+    "Prior's chunk": (PriorRecord, lambda r: {"chunk": nudged(r.chunk)}),
+    "Prior's tokens or predicted future": (PriorRecord, lambda r: {"digest": bytes([r.digest[0] ^ 1]) + r.digest[1:]}),
+    "command": (TickRecord, lambda r: {"command": r.command[:-1] + bytes([r.command[-1] ^ 1])}),
+    "target": (TickRecord, lambda r: {"targets": nudged(r.targets)}),
+}
+
+
+@pytest.mark.parametrize("what", ALTERED)
+def test_one_bit_of_anything_that_came_out_is_a_difference(log, monkeypatch, what):
+    kind, change = ALTERED[what]
+    records: list[Any] = list(read_log(log))
+    at = [i for i, r in enumerate(records) if isinstance(r, kind)][4]
+    records[at] = dataclasses.replace(records[at], **change(records[at]))
+    monkeypatch.setattr("runtime.replay.read_log", lambda path: iter(records))
+    result = replay(log)
+    assert result.difference is not None and not result.identical and not result.gap
+    assert (result.difference.what, result.difference.number) == (what, records[at].number)
+    done = (result.steps, result.priors)
+    assert done == (
+        sum(isinstance(r, TickRecord) for r in records[:at]),
+        sum(isinstance(r, PriorRecord) for r in records[:at]),
+    )
+
+
+def test_a_picture_of_another_number_is_a_gap_and_not_compared(log, monkeypatch):
+    """The fast step's own picture is missing, and the one before it lies there instead."""
+    records = list(read_log(log))
+    at = [i for i, r in enumerate(records) if isinstance(r, FrameRecord) and r.camera == "front"][5]
+    del records[at]
+    monkeypatch.setattr("runtime.replay.read_log", lambda path: iter(records))
+    result = replay(log)
+    assert result.difference is None and result.steps == 5 and "before number 5 are missing" in result.gap
+
+
+def test_a_log_without_a_fast_step_is_not_called_identical(log, monkeypatch):
+    records = [r for r in read_log(log) if not isinstance(r, TickRecord)]
+    monkeypatch.setattr("runtime.replay.read_log", lambda path: iter(records))
+    result = replay(log)
+    assert (result.steps, result.difference, result.identical) == (0, None, False)
+    said = CliRunner().invoke(main, ["replay", str(log)])
+    assert said.exit_code == 1 and "identical" not in said.output
+
+
 def test_the_first_difference_is_reported(log, bundle, tmp_path):
     other = tiny_bundle(tmp_path, gate=0.1)
     with pytest.raises(LogError, match=r"is not the bundle that .* was recorded with"):
@@ -152,11 +205,84 @@ def test_the_first_difference_is_reported(log, bundle, tmp_path):
     assert result.steps == 1 and len(result.difference.recorded) == 6
 
 
+def plain(records):
+    """What records hold, in a form that can be compared."""
+    return [repr(sorted(r.items())) if isinstance(r, dict) else repr(dataclasses.astuple(r)) for r in records]
+
+
+def chunks(path):
+    """Where the chunks of a log lie: (first byte of the record, of its data, end) each."""
+    raw, at, found = path.read_bytes(), 8, []
+    while at < len(raw) - 8:
+        opcode, length = struct.unpack_from("<BQ", raw, at)
+        if opcode == 6:
+            found.append((at, at + 9 + 28 + 4 + len("lz4") + 8, at + 9 + length))
+        at += 9 + length
+    return found
+
+
+def spoilt(log, path, at, data):
+    path.write_bytes(log.read_bytes())
+    with open(path, "r+b") as f:
+        f.seek(at)
+        f.write(data)
+    return path
+
+
 def test_a_log_that_was_cut_short_replays_up_to_the_cut(log, tmp_path):
     raw = log.read_bytes()
     (tmp_path / "cut.mcap.partial").write_bytes(raw[: len(raw) * 2 // 3])
-    records = list(read_log(tmp_path / "cut.mcap"))
-    assert 0 <= len(records) < 130
+    *records, last = read_log(tmp_path / "cut.mcap")
+    assert last["kind"] == CUT and len(records) > 40
+    assert plain(records) == plain(read_log(log))[: len(records)]
+    result = replay(tmp_path / "cut.mcap")
+    assert 0 < result.steps < 40 and result.identical and "cut off" in result.gap
+    said = CliRunner().invoke(main, ["replay", str(tmp_path / "cut.mcap")])
+    assert said.exit_code == 0 and "stopped early: the log was cut off" in said.stdout
+    assert said.stdout.endswith("identical, bit for bit, up to there\n")
+
+
+@pytest.mark.parametrize("left", [0.1, 0.5, 0.99])
+def test_wherever_a_log_was_cut_it_is_cut_off_and_not_damaged(log, tmp_path, left):
+    """In a chunk, at its end, in a length, in the closing magic."""
+    raw = log.read_bytes()
+    first, _, end = chunks(log)[1]
+    for keep in {int(len(raw) * left), first + 4, end, len(raw) - 3}:
+        (tmp_path / "cut.mcap").write_bytes(raw[:keep])
+        *_, last = read_log(tmp_path / "cut.mcap")
+        assert last["kind"] == CUT, keep
+
+
+def test_nothing_is_said_of_a_whole_log(log):
+    assert not any(isinstance(r, dict) and r.get("kind") in (CUT, DAMAGED) for r in read_log(log))
+
+
+DAMAGE = {
+    "300 kB of zeros": lambda log: (log.stat().st_size * 3 // 10, bytes(300_000)),
+    "2 kB of zeros": lambda log: (log.stat().st_size * 3 // 10, bytes(2_000)),
+    "one picture's byte": lambda log: (chunks(log)[1][1] + 5_000, b"\x5a\xa5"),
+    "the kind of a chunk that names topics": lambda log: (chunks(log)[1][0], b"\x70"),
+    "a chunk's kind": lambda log: (chunks(log)[2][0], b"\x70"),
+    "the last chunk's kind": lambda log: (chunks(log)[-1][0], b"\x70"),
+    "a length beyond the end": lambda log: (chunks(log)[1][0] + 1, struct.pack("<Q", 1 << 50)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_log_is_not_called_identical_and_no_engine_is_blamed(log, tmp_path, damage):
+    path = spoilt(log, tmp_path / "run.mcap", *DAMAGE[damage](log))
+    result = replay(path)
+    assert result.difference is None and result.damaged and not result.identical
+    assert 0 < result.steps < 40 and "damaged" in result.gap
+    said = CliRunner().invoke(main, ["replay", str(path)])
+    assert said.exit_code == 2 and "identical" not in said.output
+    assert f"{result.steps} fast steps before that are the same" in said.stderr and "another copy" in said.stderr
+
+
+def test_a_log_that_is_damaged_at_its_beginning_is_refused_as_such(log, tmp_path):
+    path = spoilt(log, tmp_path / "run.mcap", log.read_bytes().index(b'"bundle"'), b"\xff\xff")
+    with pytest.raises(LogError, match="is damaged at its beginning"):
+        replay(path)
 
 
 def test_a_newer_log_that_was_cut_off_is_not_taken_for_the_whole_one_unsaid(log, tmp_path):
