@@ -216,7 +216,7 @@ def test_an_old_acknowledgement_settles_no_newer_debt():
 
 def test_an_old_acknowledgement_is_not_taken_for_that_of_a_write_that_was_lost():
     lost = iter([False, False, True])  # the first write and what reads it back arrive, the second write does not
-    released = iter([0, 0, 1])
+    released = iter([0, 0, 0, 1])  # nothing comes until the second write waits for its word
     values = iter([0x11, 0x22])
     ask_late(["write", "write"], lambda waiting: next(released, 0), lambda: next(values), lambda: next(lost, False))
 
@@ -289,6 +289,7 @@ def test_an_answer_of_a_servo_that_was_not_asked_is_not_taken():
 def test_data_that_hold_a_header_are_doubted_only_where_the_next_servo_is_missing():
     header = b"\xff\xff"  # the head of the next packet, whose rest was cut
     assert heard((1, b"aa"), (2, header), (3, b"cc")) == ({1: b"aa", 2: header, 3: b"cc"}, {})
+    assert heard((1, header), (2, b"bb")) == ({1: header, 2: b"bb"}, {(3, "no reply"): 1})
     got, errors = heard((1, header), (3, b"cc"))
     assert got == {3: b"cc"}
     assert errors == {(1, "overlapping packets"): 1, (1, "no reply"): 1, (2, "no reply"): 1}
