@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,11 @@ def _injected(items: tuple[str, ...]) -> dict[str, float]:
 @click.option("--port", help="Serial port (default: the robot file's).")
 @seed_option
 @click.option(
-    "--fps", type=float, help="Rate of a simulated robot's cameras and of the fast loop (default: the robot file's)."
+    "--fps",
+    type=click.FloatRange(1, 1000),
+    help="Rate of a simulated robot's cameras and of the fast loop (default: the robot file's).",
 )
-@click.option("--camera-fps", type=float, help="Rate of a simulated robot's cameras alone.")
+@click.option("--camera-fps", type=click.FloatRange(1, 1000), help="Rate of a simulated robot's cameras alone.")
 @click.option(
     "--inject", multiple=True, metavar="STAGE=MS", help="What if this stage took so much longer? Really waits."
 )
@@ -123,6 +126,8 @@ def profile(
     if fps is not None or camera_fps is not None:
         if not described.simulated:
             raise UserError("--fps and --camera-fps are for a simulated robot: set the rates in the robot file.")
+        if math.isnan((fps or 0.0) + (camera_fps or 0.0)):  # a range lets it pass
+            raise UserError("--fps and --camera-fps must be numbers: correct them.")
         cameras = {k: dataclasses.replace(c, fps=camera_fps or fps or c.fps) for k, c in described.cameras.items()}
         described = dataclasses.replace(described, fast_hz=fps or described.fast_hz, cameras=cameras)
     if out is not None:

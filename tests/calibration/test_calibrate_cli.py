@@ -33,6 +33,8 @@ from tests.rig import Bench, undo_real_time
 BOARD = "charuco:11x8:0.030:0.022:4x4_50"
 SHEET = Board.parse(BOARD)
 
+pytestmark = pytest.mark.wall_clock
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
@@ -126,6 +128,28 @@ def test_the_hand_eye_result_must_be_better_than_what_is_stored(tmp_path):
     first = finish_hand_eye(store, "front", old, many, "base", *job)
     second = finish_hand_eye(store, "front", store.get("front"), many[:12], "base", *job)
     assert first["accepted"] and not second["accepted"] and store.current_hash("front") == first["hash"]
+
+
+def test_a_dry_run_of_a_lens_stores_nothing(solved, tmp_path):
+    store, (views, done) = Store(tmp_path / "store"), solved
+    with pytest.MonkeyPatch.context() as quick:
+        quick.setattr(intrinsics, "calibrate", lambda *_: done)
+        lens = run_intrinsics(
+            store, "front", views, (1280, 720), [], "rational", "base", BOARD, {}, tmp_path / "i.html", dry_run=True
+        )
+    assert lens["accepted"] and lens["hash"] is None and not store.root.exists()
+
+
+def test_a_dry_run_of_a_pose_stores_nothing(tmp_path):
+    store = Store(tmp_path / "store")
+    rig = ArmBench("base", np.random.default_rng(0))
+    seen = [rig.view(str(k), q) for k, q in enumerate(rig.poses(15))]
+    old = new_record(
+        "camera", "front", webcam(None).to_json(), identity={"mount": "base"}, parents=[], uncertainty={}, evidence={}
+    )
+    job = (hand_eye.ArmNoise(), tmp_path / "h.html", True, "x", so101_tool)
+    pose = finish_hand_eye(store, "front", old, seen, "base", *job)
+    assert pose["accepted"] and pose["hash"] is None and not store.root.exists()
 
 
 def store_pose(store, mount, pose, fx=1.0, sd_mm=0.5):
@@ -456,31 +480,33 @@ def test_joints_of_servos_that_are_read_otherwise_are_not_calibrated(arm, what, 
 
 
 def test_joints_are_calibrated_by_moving_the_limp_arm(bench, tmp_path, monkeypatch):
-    """A hand moves the virtual servos from stop to stop; the result is compared with their EEPROM."""
+    """A hand moves the virtual servos from stop to stop once it is told to; the result is compared with their EEPROM."""
     import os
     import sys
-    import threading
-    import time
 
+    from calibration import joints
     from harmowam import calibration_joints
 
     read, write = os.pipe()
     typed = os.fdopen(read)
     monkeypatch.setattr(sys, "stdin", typed)
-    plant = bench.servos.plant
+    plant, look, told = bench.servos.plant, joints.reported_steps, []
+    shares = iter([*np.linspace(0, 1, 12), *np.linspace(1, 0, 12)])
 
-    def hand():
-        time.sleep(0.4)  # the zero pose is read first
-        for share in [*np.linspace(0, 1, 12), *np.linspace(1, 0, 12)]:
-            plant.position[:] = 900 + 2300 * share
-            time.sleep(0.03)
-        os.write(write, b"\n")
+    def moved_by_hand(arm):
+        """One step of the hand before every look at the joints: a machine that is late misses no end of the range."""
+        if any("move every joint" in text for text in told):
+            share = next(shares, None)
+            if share is None:
+                os.write(write, b"\n")
+            else:
+                plant.position[:] = 900 + 2300 * share
+        return look(arm)
 
-    mover = threading.Thread(target=hand)
+    monkeypatch.setattr(joints, "reported_steps", moved_by_hand)
     plant.position[:] = 2048
     robot, store, page = load_robot(str(bench.robot_file)), Store(tmp_path / "store"), tmp_path / "joints.html"
-    done = calibration_joints.guided(robot, store, robot.port, page, lambda text: mover.start(), print, poll_s=0.005)
-    mover.join()
+    done = calibration_joints.guided(robot, store, robot.port, page, print, told.append, poll_s=0.005)
     typed.close()
     os.close(write)
     assert all(

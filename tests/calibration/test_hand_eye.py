@@ -78,6 +78,19 @@ def test_one_moved_picture_is_left_out_and_a_moved_board_refused():
         solve(bench, [*views[:8], *moved[8:]])
 
 
+def test_two_halves_that_disagree_by_more_than_the_arm_explains_are_refused(monkeypatch):
+    bench = ArmBench("base", np.random.default_rng(4))
+    views, half, moved = shots(bench), hand_eye._half, iter((0.0, 0.05))
+
+    def second_is_elsewhere(*arguments):
+        X, spread = half(*arguments)
+        return X @ transform(np.zeros(3), np.array([0, 0, next(moved)])), spread
+
+    monkeypatch.setattr(hand_eye, "_half", second_is_elsewhere)
+    with pytest.raises(CalibrationError, match=r"two halves of the poses disagree by [45]\d\.. mm .*nothing moved"):
+        solve(bench, views)
+
+
 def test_proposed_poses_keep_their_distance_from_limits_and_table():
     bench = ArmBench("base", np.random.default_rng(5))
     from runtime.kinematics import SO101_LOWER, SO101_UPPER

@@ -352,12 +352,10 @@ def test_a_calibration_of_another_camera_or_focus_is_refused(tmp_path, monkeypat
     store.set_current("front", store.put(record), "test")
     config = CameraConfig("front", "/dev/video7", 96, 96, 30.0, str(store.root / "front"))
     robot = dataclasses.replace(load_robot("sim_so101"), cameras={"front": config})
-    asked = []
-    monkeypatch.setattr("runtime.cameras.serial", lambda source: asked.append(source) or serial_now)
-    monkeypatch.setattr("runtime.cameras.focus", lambda source: asked.append(source) or focus_now)
+    monkeypatch.setattr("runtime.cameras.serial", {"/dev/video7": serial_now}.__getitem__)
+    monkeypatch.setattr("runtime.cameras.focus", {"/dev/video7": focus_now}.__getitem__)
     if refusal:
         with pytest.raises(CalibrationError, match=refusal):
             calibrations(robot, tmp_path)
     else:
         assert calibrations(robot, tmp_path)["front"].width == 96
-    assert asked == ["/dev/video7"] * 2

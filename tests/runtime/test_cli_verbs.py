@@ -88,6 +88,14 @@ def test_what_the_user_can_mend_is_refused_in_one_sentence(args, words):
     assert result.exit_code == 2 and words in result.stderr and "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("option", ["--fps", "--camera-fps"])
+@pytest.mark.parametrize("rate", ["0", "-1", "1e9", "inf", "nan"])
+def test_a_rate_that_no_camera_has_is_refused_before_anything_starts(option, rate, monkeypatch):
+    monkeypatch.setattr("harmowam.live.live", lambda *_, **__: pytest.fail("it started"))
+    result = harmowam("profile", option, rate)
+    assert result.exit_code == 2 and option in result.stderr and "Traceback" not in result.output
+
+
 def test_the_doctor_says_what_to_type(tmp_path):
     done = harmowam("doctor", "--robot", "so101", "--json", tmp_path / "d.json")
     assert done.exit_code == 1 and "mend: " in done.output

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from calibration.camera import Camera
 from firmware_bridge.messages import Expert
 from runtime.bundle import Bundle
 from runtime.contracts import Observation
@@ -14,6 +15,8 @@ from sim.plant import virtual_motor
 from sim.tasks import sample_layout
 from sim.virtual_time import Schedule, run_episode
 from sim.world import World
+from tests.rig import START
+from tests.tiny import FRONT, TASK, WRIST, tiny_bundle
 
 S = 1_000_000_000
 
@@ -155,24 +158,123 @@ def test_a_prior_that_is_too_old_gives_no_predictive_targets_and_then_none_at_al
     assert fast.step(S + 20_000_000, obs, gone)[0] is None
 
 
-def test_position_and_velocity_stay_continuous_whoever_is_in_charge(rig):
-    """Experts are forced to change hands every 0.2 s and plans every 0.1 s; the commanded tool never jumps."""
-    world, slow, fast = rig
-    fast.reset()
-    obs = observe(world, S)
-    poses, dt = [], 20_000_000
-    for k in range(60):
-        now = S + k * dt
-        if k % 5 == 0:
-            prior = slow.step(now, dataclasses.replace(obs, t_capture_ns=now))
-        fast.policy = "predictive" if k // 10 % 2 else "reactive"
-        command, tick = fast.step(now, obs, prior)
-        poses.append(tick.sent_target[:5].copy())
-        assert np.isfinite(command.q_rad).all() and np.isfinite(command.qd_rad_s).all()
-    fast.policy = "gated"
-    steps = np.diff(np.array(poses), axis=0)
-    assert np.abs(steps[:, :3]).max() < 0.03  # 1.5 m/s over one tick: a jump would be tens of centimetres
-    assert np.abs(np.diff(steps, axis=0)[:, :3]).max() < 0.02
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory):
+    """Both steps on engines that always say the same; the reactive target is the middle of the table, 60 mm up."""
+    bundle = Bundle.load(tiny_bundle(tmp_path_factory.mktemp("tiny")))
+    cameras = {"front": Camera.from_json(FRONT), "wrist": Camera.from_json(WRIST)}
+    frames = {name: np.full((96, 96, 3), 90, np.uint8) for name in cameras}
+    obs = Observation(S, frames, np.array(START, np.float32), np.zeros(6, np.float32), 1)
+    fast = FastStep(bundle, cameras)
+    return SlowStep(bundle, TASK, cameras).step(S, obs), fast, obs
+
+
+@pytest.fixture
+def fast(toys):
+    toys[1].reset()
+    yield toys[1]
+    toys[1].other_gate = None
+
+
+TICK = 20_000_000
+
+
+def straight(prior, now_ns, pose, velocity, seq):
+    """A plan of 60 ms ago that goes on from `pose` with `velocity` [6]."""
+    chunk = pose + np.outer(prior.grid_ns * 1e-9 - 0.06, velocity)
+    return dataclasses.replace(prior, t_capture_ns=now_ns - 60_000_000, chunk=chunk.astype(np.float32), seq=seq)
+
+
+def test_velocity_stays_continuous_at_every_hand_over_of_a_moving_tool(toys, fast):
+    """Experts change hands every 0.2 s and plans every 0.1 s, each of them with another velocity.
+
+    At the hand-over the tool is told to go on as it went: what differs comes in later, by the blend. And where it is told to be is
+    where that velocity takes it.
+    """
+    made, _, obs = toys
+    limit = np.array([fast.set.acceleration] * 3 + [20.0, 20.0]) * TICK * 1e-9 + 1e-6
+    prior, jumps, speeds = made, [], []
+    for k in range(80):
+        now = S + k * TICK
+        if new := k % 5 == 0:
+            velocity = np.array([0.1, 0.2 * (-1) ** (k // 5), -0.05, 0.3, -0.3, 0.0])
+            prior = straight(made, now, pose_of(obs.q_rad, fast.links), velocity, 10 + k)
+        fast.other_gate = lambda k=k: float(k // 10 % 2)
+        before, was, expert = fast.velocity.copy(), fast.pose.copy(), fast.expert
+        fast.step(now, obs, prior)
+        if k and (fast.expert != expert or (new and fast.expert == Expert.PREDICTIVE)):
+            jumps.append(np.abs(fast.velocity - before)[:5] / limit)
+            speeds.append(np.linalg.norm(before[:3]))
+        elif k:
+            went = (before + fast.velocity)[:3] / 2 * TICK * 1e-9
+            assert np.abs(fast.pose - was)[:3] == pytest.approx(np.abs(went), abs=6e-4)
+    assert len(jumps) >= 11 and np.sort(speeds)[2] > 0.05
+    assert np.max(jumps) <= 1
+
+
+def test_in_transit_the_tool_stays_in_its_funnel_and_within_speed_and_acceleration(fast):
+    start, target = np.array([0.20, 0.10, 0.07, 1.4, 0, 0.6]), np.array([0.25, -0.10, 0.01, 1.4, 0, 0.6])
+    fast.pose, dt = start.copy(), TICK * 1e-9
+    poses, velocities = [fast.pose], [fast.velocity.copy()]
+    for _ in range(150):
+        fast._transit(dt, target)
+        poses.append(fast.pose)
+        velocities.append(fast.velocity.copy())
+    p, v = np.array(poses), np.array(velocities)[:, :3]
+    away = np.linalg.norm(p[:, :2] - target[:2], axis=1)
+    floor = np.minimum(target[2] + 1.6 * np.maximum(away - 0.006, 0), 0.07)
+    assert (p[:, 2] > floor - 0.003).all() and (p[away > 0.05, 2] > 0.06).all()
+    speed = np.linalg.norm(v, axis=1)
+    assert 0.25 < speed.max() <= 0.26 + 1e-9
+    assert 1.9 < np.abs(np.diff(v, axis=0)).max() / dt <= 2.0 + 1e-9
+    assert np.abs(p[-1, :3] - target[:3]).max() < 0.002, "and it arrives"
+
+
+def test_between_its_two_thresholds_the_gate_changes_nothing(toys, fast, monkeypatch):
+    made, _, obs = toys
+    monkeypatch.setattr(fast, "on", 0.6)
+    monkeypatch.setattr(fast, "off", 0.4)
+    chosen = []
+    for k, gate in enumerate((0.5, 0.61, 0.5, 0.39, 0.5, 0.61)):
+        fast.other_gate = lambda gate=gate: gate
+        now = S + k * TICK
+        command, _ = fast.step(now, obs, dataclasses.replace(made, t_capture_ns=now, seq=k + 1))
+        chosen.append(command.expert)
+        assert command.gate == pytest.approx(gate)
+    R, P = Expert.REACTIVE, Expert.PREDICTIVE
+    assert chosen == [R, P, P, R, R, P]
+
+
+def test_the_joints_velocity_is_how_the_joints_move(toys, fast):
+    made, _, obs = toys
+    fast.other_gate = lambda: 1.0
+    velocity = np.array([0.15, 0.1, -0.1, 0.5, -0.5, 0.0])
+    prior = straight(made, S, pose_of(obs.q_rad, fast.links), velocity, 1)
+    sent = [fast.step(S + k * TICK, obs, prior)[0] for k in range(22)]
+    assert {c.expert for c in sent} == {Expert.PREDICTIVE}
+    q, qd = (np.array([getattr(c, name) for c in sent], float)[:, :5] for name in ("q_rad", "qd_rad_s"))
+    central = (q[2:] - q[:-2]) / (2 * TICK * 1e-9)
+    assert (np.abs(central).max(axis=0) > 0.3).all(), "every joint moves"
+    assert np.abs(qd[1:-1] - central).max() < 0.1 * np.abs(central).max()
+
+
+@pytest.mark.parametrize("gate", [0.0, 1.0])
+def test_after_a_prior_was_lost_the_tool_starts_at_rest_from_where_the_arm_is(toys, fast, gate):
+    made, _, obs = toys
+    fast.other_gate = lambda: gate
+    there = pose_of(obs.q_rad, fast.links)
+    prior = straight(made, S, there, np.array([0.1, 0.1, 0, 0, 0, 0]), 1)
+    for k in range(20):
+        fast.step(S + k * TICK, obs, prior)
+    assert np.linalg.norm(fast.velocity[:3]) > 0.03, "it moved"
+    assert fast.step(S + 20 * TICK, obs, None)[0] is None
+    elsewhere = dataclasses.replace(obs, q_rad=obs.q_rad + np.array([0.4, 0, 0, 0, 0, 0], np.float32))
+    now = S + 25 * TICK
+    prior = straight(made, now, there, np.array([0.1, 0.1, 0, 0, 0, 0]), 30)
+    command, tick = fast.step(now, elsewhere, prior)
+    assert tick.sent_target[:5] == pytest.approx(pose_of(elsewhere.q_rad, fast.links)[:5], abs=1e-5)
+    assert np.abs(command.qd_rad_s).max() < 1e-5
+    assert np.abs(command.q_rad - elsewhere.q_rad)[:5].max() < 0.02
 
 
 def paused(fast, prior, now_ns, seq):
