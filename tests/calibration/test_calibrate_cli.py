@@ -490,7 +490,8 @@ def test_joints_are_calibrated_by_moving_the_limp_arm(bench, tmp_path, monkeypat
     read, write = os.pipe()
     typed = os.fdopen(read)
     monkeypatch.setattr(sys, "stdin", typed)
-    plant, look, told = bench.servos.plant, joints.reported_steps, []
+    plant, look = bench.servos.plant, joints.reported_steps
+    told: list[str] = []
     shares = iter([*np.linspace(0, 1, 12), *np.linspace(1, 0, 12)])
 
     def moved_by_hand(arm):

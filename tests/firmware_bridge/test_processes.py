@@ -16,7 +16,8 @@ from firmware_bridge import guard, motor
 from firmware_bridge.arm import Arm, ArmError
 from firmware_bridge.bus import Bus
 from firmware_bridge.campaign_live import LiveRig, campaign_live
-from firmware_bridge.estop import _EVENT
+from firmware_bridge.clock import Ticker
+from firmware_bridge.estop import _EVENT, EStop
 from firmware_bridge.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.motor import COMMAND_SLOT, EXIT_FAULT, EXIT_HOLDING, EXIT_SAFE_STOP, REQUEST_SLOT
 from firmware_bridge.port import Port
@@ -442,17 +443,17 @@ def test_a_command_that_comes_with_the_emergency_stop_pressed_does_not_reach_the
         revised.append(stop.down)
         revise(loop, command)
 
-    class Ticker(motor.Ticker):
+    class BesideTicks(Ticker):
         def wait(self):
             now = super().wait()
             stop.begin()
             return now
 
-    monkeypatch.setattr(motor.EStop, "open", lambda where: stop)
-    monkeypatch.setattr(motor, "Ticker", Ticker)
+    monkeypatch.setattr(EStop, "open", lambda where: stop)
+    monkeypatch.setattr(motor, "Ticker", BesideTicks)
     monkeypatch.setattr(motor.MotorLoop, "revise", recorded)
     monkeypatch.setattr(
-        motor.signal, "signal", lambda *args: None
+        signal, "signal", lambda *args: None
     )  # what it sets for its process is not for that of the tests
     monkeypatch.setattr(motor, "real_time", lambda *args: None)
     servos, _ = bus()

@@ -1,6 +1,7 @@
 """Parts of the two-rate loop that need neither clock nor engines: what it takes from cameras, and how it stays where it is."""
 
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from runtime.two_rate import STALE_NS, Policy, RunError
 
 
 class Camera:
+    image: Any
+
     def __init__(self, width, height):
         self.image = np.zeros((height, width, 3), np.uint8)
 
@@ -21,7 +24,7 @@ class Camera:
 @pytest.fixture
 def policy():
     """Nothing but what these parts look at."""
-    made = Policy.__new__(Policy)
+    made: Any = Policy.__new__(Policy)
     made.cameras, made._shapes = {"front": Camera(96, 96), "wrist": Camera(96, 64)}, {}
     return made
 
@@ -41,7 +44,7 @@ def test_a_camera_without_a_picture_is_named(policy):
 
 def test_staying_keeps_the_goal_and_not_the_sagging_arm_and_expires_like_any_command(policy):
     """Told to stay where it is measured, an arm that sags under its weight would sink a little with every command."""
-    written = []
+    written: list[bytes] = []
     policy._commands = types.SimpleNamespace(write=written.append)
     policy._sent = "the last one"
     z = np.zeros(6, np.float32)

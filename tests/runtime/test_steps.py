@@ -40,7 +40,12 @@ def starts(rig, monkeypatch):
     """What the predictive flow is started from, plan by plan, [K,6] each."""
     slow, seen = rig[1], []
     run = slow.predictive.run
-    monkeypatch.setattr(slow.predictive, "run", lambda feeds: seen.append(feeds["noise"][0].copy()) or run(feeds))
+
+    def watched(feeds):
+        seen.append(feeds["noise"][0].copy())
+        return run(feeds)
+
+    monkeypatch.setattr(slow.predictive, "run", watched)
     slow.reset()
     yield seen
     slow.reset()
