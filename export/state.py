@@ -72,11 +72,14 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, An
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and what `save_state` was told about them; raises CheckpointError."""
+    """Tensors and what `save_state` was told about them; raises CheckpointError.
+
+    Also while another process replaces the file: it is opened twice on the way, and torch refuses what has another size by then.
+    """
     try:
         with safetensors.safe_open(str(path), "pt") as f:
             return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()["state"])  # noqa: SIM118  (not a dict)
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as e:
+    except (OSError, RuntimeError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path} is damaged ({e}): restore it, or delete it and the run begins anew.") from e
 
 
