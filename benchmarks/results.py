@@ -49,7 +49,7 @@ In the table all tasks are taken together; success is their mean. {baselines}{tr
 ACT = """\
 The baselines `bc` and `bc_play` are ACT of our size (5.8 M parameters) on task data and on task and play. """
 NO_ACT = """\
-ACT of our size was not played beside this checkpoint, but beside the one before: [evaluation.md](evaluation.md), "Beside ACT". """
+ACT of our size was not played with these; what it does with the first of these starts: [evaluation.md](evaluation.md), "Beside ACT". """
 FUTURE = """\
 The reactive expert alone, fed with the tokeniser's latents of a scripted expert's true future in place of the predicted one
 (`sim/true_future.py`). What it still lacks is the reactive expert's fault; what it gains is the prediction's.
