@@ -28,9 +28,13 @@ from runtime.cameras import FRAME_HEAD, slot_path
 
 # Whoever starts the simulator or reads its truth needs no MuJoCo in memory: only the two processes below load it.
 
-# Hardware competes with nobody for the processor, but takes nothing from the fast loop either: servos above the slow loop and below
-# the fast one find a core as soon as they are asked; rendering, a quarter of a core, is above ordinary work only.
-SERVO_PRIORITY, CAMERA_PRIORITY = 7, 3
+# Hardware competes with nobody for the processor, but takes nothing from the fast loop either: servos and rendering, above the slow loop
+# and below the fast one, find a core as soon as they are asked, or a picture would be late for every forward pass of the world model.
+SERVO_PRIORITY, CAMERA_PRIORITY, TRANSFER_PRIORITY = (
+    7,
+    6,
+    12,
+)  # a transfer waits for nobody, and takes a tenth of a millisecond
 # A camera hands its pictures over at even intervals, so long after the exposure as reading out and transfer take. A renderer is done
 # when it gets the processor: what it has early waits for that instant, what it has late comes late.
 TRANSFER_NS = 8_000_000
@@ -124,12 +128,14 @@ def serve_cameras(slots: Path, seed: int, task: str | None, fps: float) -> int:
         if got is not None:
             t_ns = _TRUTH.unpack_from(got[0])[0]
             frames = world.render_visible(np.frombuffer(got[0], np.float64, len(world.visible), _TRUTH.size))
+            prefer(TRANSFER_PRIORITY)
             while (early := due + transfer_ns - time.monotonic_ns()) > 0:
                 time.sleep(early * 1e-9)
             for name, frame in frames.items():
                 if name not in writers:  # the slot appears with its first frame
                     writers[name] = SlotWriter(slot_path(slots, name), FRAME_HEAD.size + width * height * 3)
                 writers[name].write(FRAME_HEAD.pack(t_ns, width, height), frame)
+            prefer(CAMERA_PRIORITY)
     return 0
 
 
