@@ -30,11 +30,8 @@ from runtime.cameras import FRAME_HEAD, slot_path
 
 # Hardware competes with nobody for the processor, but takes nothing from the fast loop either: servos and rendering, above the slow loop
 # and below the fast one, find a core as soon as they are asked, or a picture would be late for every forward pass of the world model.
-SERVO_PRIORITY, CAMERA_PRIORITY, TRANSFER_PRIORITY = (
-    7,
-    6,
-    12,
-)  # a transfer waits for nobody, and takes a tenth of a millisecond
+# A transfer waits for nobody, and takes a tenth of a millisecond.
+SERVO_PRIORITY, CAMERA_PRIORITY, TRANSFER_PRIORITY = 7, 6, 12
 # A camera hands its pictures over at even intervals, so long after the exposure as reading out and transfer take. A renderer is done
 # when it gets the processor: what it has early waits for that instant, what it has late comes late.
 TRANSFER_NS = 8_000_000
