@@ -14,19 +14,18 @@ import ctypes
 import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from ctypes import c_float, c_int, c_size_t, c_uint, c_uint64, c_void_p
+from ctypes import c_float, c_size_t, c_uint64, c_void_p
 from typing import Any
 
 import numpy as np
 
 from calibration.camera import Camera
-from runtime.cuda import CAPTURE_THREAD_LOCAL, Cuda
+from runtime.cuda import CAPTURE_THREAD_LOCAL
 from runtime.preprocess import DTYPES, LAYOUTS, Warp
 from runtime.preprocess.build import fatbin
-from runtime.preprocess.cuda import DeviceWarp, Pycuda, Tuning
+from runtime.preprocess.cuda import DeviceWarp, Direct, Pycuda, Tuning
 
-DEVICEMAP = 2
-MAX_DYNAMIC_SHARED, SHARED_OPTIN, L2_BYTES = 8, 97, 38  # CU_FUNC_ATTRIBUTE_, CU_DEVICE_ATTRIBUTE_*
+L2_BYTES = 38  # CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE
 POISON = 0xCC
 NORMAL: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -50,66 +49,24 @@ def central(src: Camera, size: int = 96) -> Camera:
     return camera(size, size, (), src.K[0, 0] * size / src.height)
 
 
-class Direct(Cuda):
-    """`Driver` of runtime.preprocess.cuda straight on the CUDA driver, with events and copies to measure by."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._queue = self.stream(urgent=True)
-        self.shared_limit = self.attribute(SHARED_OPTIN)
-
-    def attribute(self, number: int) -> int:
-        value = c_int()
-        self.call("cuDeviceGetAttribute", ctypes.byref(value), number, self._device)
-        return value.value
-
-    def function(self, image: bytes, name: str, shared: int) -> c_void_p:
-        module, function = c_void_p(), c_void_p()
-        self.call("cuModuleLoadData", ctypes.byref(module), image)
-        self.call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
-        self.call("cuFuncSetAttribute", function, MAX_DYNAMIC_SHARED, shared)
-        return function
-
-    def mapped(self, size: int) -> tuple[np.ndarray, int]:
-        host, address = c_void_p(), c_uint64()
-        self.call("cuMemHostAlloc", ctypes.byref(host), size, DEVICEMAP)
-        self.call("cuMemHostGetDevicePointer_v2", ctypes.byref(address), host, 0)
-        assert host.value is not None
-        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(host.value)), address.value
-
-    def room(self, size: int) -> int:
-        return self.device_memory(max(size, 1)).value
-
-    def put(self, address: int, array: np.ndarray) -> None:
-        self.call("cuMemcpyHtoD_v2", c_uint64(address), c_void_p(array.ctypes.data), c_size_t(array.nbytes))
-        self.call("cuCtxSynchronize")  # the queue does not wait for copies from pageable memory
+class Timed(Direct):
+    """The driver that the loops use, with events and copies to measure by."""
 
     def get(self, address: int, array: np.ndarray) -> None:
         self.call("cuMemcpyDtoH_v2", c_void_p(array.ctypes.data), c_uint64(address), c_size_t(array.nbytes))
 
     def copy(self, to: int, source: int, size: int) -> None:
-        self.call("cuMemcpyDtoDAsync_v2", c_uint64(to), c_uint64(source), c_size_t(size), self._queue)
-
-    def launch(
-        self, function: Any, arguments: Sequence[int], grid: tuple[int, int], threads: int, shared: int, stream: Any
-    ) -> None:
-        values = [c_uint64(a) for a in arguments]
-        pointers = (c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
-        numbers = [c_uint(n) for n in (*grid, 1, threads, 1, 1, shared)]
-        self.call("cuLaunchKernel", function, *numbers, stream or self._queue, pointers, c_void_p())
-
-    def wait(self) -> None:
-        self.call("cuStreamSynchronize", self._queue)
+        self.call("cuMemcpyDtoDAsync_v2", c_uint64(to), c_uint64(source), c_size_t(size), self.queue)
 
     def graph(self, work: Sequence[Callable[[], None]]) -> Callable[[], None]:
         """One call that queues all of `work`: launches by Python take longer than a frame's kernel."""
         graph, executable = c_void_p(), c_void_p()
-        self.call("cuStreamBeginCapture_v2", self._queue, CAPTURE_THREAD_LOCAL)
+        self.call("cuStreamBeginCapture_v2", self.queue, CAPTURE_THREAD_LOCAL)
         for one in work:
             one()
-        self.call("cuStreamEndCapture", self._queue, ctypes.byref(graph))
+        self.call("cuStreamEndCapture", self.queue, ctypes.byref(graph))
         self.call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, 0)
-        return lambda: self.call("cuGraphLaunch", executable, self._queue)
+        return lambda: self.call("cuGraphLaunch", executable, self.queue)
 
     def median_us(self, work: Callable[[], None], rounds: int) -> float:
         """Median time of a call by events before and after it on the queue."""
@@ -118,9 +75,9 @@ class Direct(Cuda):
             self.call("cuEventCreate", ctypes.byref(event), 0)
         times = []
         for _ in range(rounds + 3):
-            self.call("cuEventRecord", start, self._queue)
+            self.call("cuEventRecord", start, self.queue)
             work()
-            self.call("cuEventRecord", end, self._queue)
+            self.call("cuEventRecord", end, self.queue)
             self.call("cuEventSynchronize", end)
             self.call("cuEventElapsedTime", ctypes.byref(ms), start, end)
             times.append(ms.value * 1e3)
@@ -216,7 +173,7 @@ def least_bytes(warp: Warp, frames: int) -> int:
     return frames * (32 * sectors + out) + warp.weights.nbytes + warp._table.origin.nbytes
 
 
-def copy_rate(cuda: Direct) -> float:
+def copy_rate(cuda: Timed) -> float:
     """Bytes a second, read and written, of a copy of 1 GiB on the device."""
     size = 1 << 30
     source, to = cuda.room(size), cuda.room(size)
@@ -226,7 +183,7 @@ def copy_rate(cuda: Direct) -> float:
     return rate
 
 
-def measure(cuda: Direct, variants: bool) -> None:
+def measure(cuda: Timed, variants: bool) -> None:
     rate = copy_rate(cuda)
     print(f"{cuda.name()}, L2 {cuda.attribute(L2_BYTES) / 2**20:.0f} MiB, copy on the device {rate / 1e12:.3f} TB/s")
     print(f"{'':48}{'us':>9}{'bound us':>10}{'of bound':>10}{'TB/s':>8}")
@@ -275,9 +232,6 @@ class Checked(Pycuda):
     def get(self, address: int, array: np.ndarray) -> None:
         self._cuda.memcpy_dtoh(array, address)
 
-    def wait(self) -> None:
-        self._cuda.Context.synchronize()
-
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -289,7 +243,7 @@ def main() -> int:
 
         wrong = check(Checked())
     else:
-        cuda = Direct()
+        cuda = Timed()
         wrong = small(cuda) if args.small else check(cuda)
     print("equal bit for bit" if not wrong else f"{wrong} outputs differ")
     if not wrong and not args.small and not args.pycuda:

@@ -22,6 +22,7 @@ from firmware_bridge.safety import lowering_s
 from harmowam.calibration_rig import refuse_moved
 from runtime.bundle import Bundle, default_backend
 from runtime.cameras import CameraSource, calibrations, open_cameras
+from runtime.preprocess import on_gpu
 from runtime.profile import processor_shares, processor_ticks, timing_report
 from runtime.robot import Robot
 from runtime.two_rate import Policy, RunError
@@ -201,6 +202,7 @@ def live(
                 policy=policy,
                 bundle=bundle.manifest.name,
                 engine={"cpu": "onnxruntime", "cuda": "onnxruntime (cuda)"}.get(backend, backend),
+                preprocess="gpu" if on_gpu() else "cpu",
                 quantization=bundle.manifest.quantization.get("format", "fp32"),
                 motor_missed_ticks=last.missed_ticks,
                 motor_exit_code=code,

@@ -96,13 +96,13 @@ class Cuda:
         return text.value.decode()
 
     def capability(self) -> tuple[int, int]:
-        return self._attribute(_MAJOR), self._attribute(_MINOR)
+        return self.attribute(_MAJOR), self.attribute(_MINOR)
 
     def multiprocessors(self) -> int:
         """How many there are now: some power modes of a Jetson switch a part of them off."""
-        return self._attribute(_MULTIPROCESSORS)
+        return self.attribute(_MULTIPROCESSORS)
 
-    def _attribute(self, number: int) -> int:
+    def attribute(self, number: int) -> int:
         value = c_int()
         self.call("cuDeviceGetAttribute", ctypes.byref(value), number, self._device)
         return value.value

@@ -401,7 +401,7 @@ def engines(machine: Machine) -> Iterator[Finding]:
                 "tensorrt", "bad", "does not import",
                 "`sudo apt-get install python3-libnvinfer`, and a .venv made with --system-site-packages",
             ),
-            ("pycuda", "warn", "does not import: no pre-processing on the GPU (the loops do it on the CPU)", "`./build.sh jetson`"),
+            ("pycuda", "warn", "does not import: the kernel's check through pycuda cannot run (no loop needs it)", "`./build.sh jetson`"),
         ):  # fmt: skip
             done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, check=False)
             yield Finding(module, "ok", "imports") if done.returncode == 0 else Finding(module, without, found, mend)

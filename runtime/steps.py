@@ -19,6 +19,7 @@ from runtime.contracts import A, FastTick, Observation, Prior
 from runtime.decode import absolute_chunk, heatmap_point, proprio, relative_chunk
 from runtime.kinematics import So101Links, so101_forward, so101_inverse
 from runtime.preprocess import Warp
+from runtime.preprocess.cuda import GpuPass
 
 MS = 1_000_000
 WARMTH = 0.4  # share of the last plan in what the next one's flow starts from,
@@ -54,9 +55,11 @@ def pose_of(q: np.ndarray, links: So101Links) -> np.ndarray:
 
 
 class Views:
-    """Camera frames to network inputs: one warp per camera from its calibration to the bundle's training geometry."""
+    """Camera frames to network inputs: one warp per camera from its calibration to the bundle's training geometry.
 
-    def __init__(self, bundle: Bundle, cameras: dict[str, Camera]):
+    On the GPU with `gpu`, the same numbers bit for bit; raises KernelError where that cannot be."""
+
+    def __init__(self, bundle: Bundle, cameras: dict[str, Camera], gpu: bool = False):
         m = bundle.manifest
         self.warps = {
             name: Warp(
@@ -66,9 +69,13 @@ class Views:
         }
         size = m.preprocess["size"]
         self.out = {name: np.empty((1, 3, size[1], size[0]), np.float32) for name in self.warps}
+        self.gpu = GpuPass(list(self.warps.values())) if gpu else None
 
     def __call__(self, obs: Observation) -> dict[str, np.ndarray]:
         """name -> float32[1,3,96,96]; the arrays are overwritten by the next call."""
+        if self.gpu is not None:
+            made = self.gpu([obs.frames[name] for name in self.warps])
+            return {name: view[None] for name, view in zip(self.warps, made, strict=True)}
         for name, warp in self.warps.items():
             warp(obs.frames[name], out=self.out[name][0])
         return self.out
@@ -78,12 +85,12 @@ class SlowStep:
     """World model, then predictive expert. One instance a task; not shared between threads. It remembers its last plan (`_start`)."""
 
     def __init__(
-        self, bundle: Bundle, task: str, cameras: dict[str, Camera], threads: int = 1, trace: Trace | None = None
-    ):
+        self, bundle: Bundle, task: str, cameras: dict[str, Camera], threads: int = 1, trace: Trace | None = None, gpu: bool = False
+    ):  # fmt: skip
         m = bundle.manifest
         self.trace = trace or NoTrace()
         self.bundle = bundle
-        self.views = Views(bundle, cameras)
+        self.views = Views(bundle, cameras, gpu)
         self.world = bundle.engine("world_model", threads=threads)
         self.predictive = bundle.engine("predictive", threads=threads)
         self.links = So101Links(**m.links)
@@ -186,10 +193,11 @@ class FastStep:
         trace: Trace | None = None,
         policy: str = "gated",
         settings: FastSettings | None = None,
+        gpu: bool = False,
     ):
         m = bundle.manifest
         self.trace, self.policy = trace or NoTrace(), policy
-        self.views = Views(bundle, cameras)
+        self.views = Views(bundle, cameras, gpu)
         self.engine = bundle.engine("fast", threads=threads)
         self.links = So101Links(**m.links)
         self.front = Camera.from_json(m.cameras["front"])

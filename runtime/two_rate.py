@@ -35,6 +35,7 @@ from runtime.contracts import FastTick, Observation, Prior
 from runtime.delay import Lead, roll_forward
 from runtime.health import Health, HealthLimits, HealthMonitor, Signs, board_temperature, output_fault
 from runtime.log import LogWriter
+from runtime.preprocess import on_gpu
 from runtime.profile import timing_report
 from runtime.recorder import Recorder
 from runtime.replay import run_meta
@@ -99,8 +100,8 @@ class Policy:
         self.fast_trace = StageTrace(stages=FAST_STAGES, inject=inject)
         self.slow_trace = StageTrace(stages=SLOW_STAGES, capacity=1 << 14, inject=inject)
         self.motor_trace = StageTrace(stages=MOTOR_STAGES)
-        self.slow = SlowStep(bundle, task, calibrations, trace=self.slow_trace)
-        self.fast = FastStep(bundle, calibrations, trace=self.fast_trace, policy=policy)
+        self.slow = SlowStep(bundle, task, calibrations, trace=self.slow_trace, gpu=on_gpu())
+        self.fast = FastStep(bundle, calibrations, trace=self.fast_trace, policy=policy, gpu=on_gpu())
         self.counts = Counts()
         self.health = HealthMonitor(fast_hz, limits)
         self.recorder = Recorder(record)

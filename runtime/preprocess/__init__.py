@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ import numpy as np
 from calibration.camera import Camera
 from runtime.preprocess.build import KernelError, library
 
-__all__ = ["KernelError", "Warp", "warp_all"]
+__all__ = ["KernelError", "Warp", "on_gpu", "warp_all"]
 
 LAYOUTS = ("rgb", "bgr", "yuyv", "nv12")  # in the order of warp.cuh's enums
 DTYPES = ("float32", "uint8", "float16", "int8")
@@ -209,12 +210,16 @@ class Warp:
         self._call(_pointer(frame), frame.strides[0], _pointer(out))
         return out
 
-    def _checked(self, frame: np.ndarray, out: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def check(self, frame: np.ndarray) -> None:
+        """Raises ValueError for a frame of another size or type than the camera's."""
         if frame.shape != self._frame_shape or frame.dtype != np.uint8:
             raise ValueError(
                 f"camera '{self.src.name}' gave a frame {frame.shape} of {frame.dtype}, its calibration is for "
                 f"{self._frame_shape} of uint8: set the camera to that resolution or calibrate it again."
             )
+
+    def _checked(self, frame: np.ndarray, out: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        self.check(frame)
         if frame.strides[1:] != self._inner or frame.strides[0] < self._row:
             frame = np.ascontiguousarray(frame)
         if out is None:
@@ -222,6 +227,14 @@ class Warp:
         elif out.shape != self._out_shape or out.dtype != self.dtype or not out.flags.c_contiguous:
             raise ValueError(f"out must be a contiguous {self.dtype}{list(self._out_shape)}")
         return frame, out
+
+
+def on_gpu() -> bool:
+    """Whether HARMOWAM_PREPROCESS in the environment is "gpu" and not "cpu" (default); raises KernelError for anything else."""
+    wanted = os.environ.get("HARMOWAM_PREPROCESS", "cpu")
+    if wanted not in ("cpu", "gpu"):
+        raise KernelError(f"HARMOWAM_PREPROCESS={wanted} is unknown: use cpu or gpu.")
+    return wanted == "gpu"
 
 
 def warp_all(

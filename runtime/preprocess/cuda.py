@@ -1,6 +1,6 @@
-"""The same pass on a GPU, through pycuda's driver interface. Nothing else of the runtime imports it.
+"""The same pass on a GPU: `GpuPass` is what the loops use (HARMOWAM_PREPROCESS=gpu), `DeviceWarp` what it launches.
 
-Ran on an H200 (`benchmarks/preprocess_gpu.py`, on the CUDA driver without pycuda); neither on an Orin nor through pycuda yet.
+`DeviceWarp` ran on an H200 (`benchmarks/preprocess_gpu.py`, straight on the CUDA driver); neither on an Orin nor through pycuda yet.
 Frames come in pinned, mapped host memory: on a Tegra the GPU reads it where it lies (I/O-coherent since Xavier), so nothing is
 copied; on a discrete GPU it reads it over the bus. Host and device share `warp.cuh`, and sums are integers: equal bit for bit.
 """
@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from ctypes import c_size_t, c_uint, c_uint64, c_void_p
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from runtime.cuda import Cuda, CudaError
 from runtime.preprocess import LAYOUTS, Warp, _Pass
 from runtime.preprocess.build import KernelError, fatbin
 
 SHARED = 72 * 1024  # bytes a block should keep to, so that three run on a Hopper's multiprocessor and two on an Orin's
 THREADS = 128  # a block of the plain kernel
+DEVICEMAP, MAX_DYNAMIC_SHARED, SHARED_OPTIN = 2, 8, 97  # CU_MEMHOSTALLOC_, CU_FUNC_ATTRIBUTE_, CU_DEVICE_ATTRIBUTE_
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,50 @@ class Driver(Protocol):
     def launch(
         self, function: Any, arguments: Sequence[int], grid: tuple[int, int], threads: int, shared: int, stream: Any
     ) -> None: ...
+    def use(self) -> None: ...
+    def wait(self) -> None: ...
+
+
+class Direct(Cuda):
+    """`Driver` straight on the CUDA driver: in the context that engines share, for any thread, on an urgent stream of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue = self.stream(urgent=True)
+        self.shared_limit = self.attribute(SHARED_OPTIN)
+
+    def function(self, image: bytes, name: str, shared: int) -> c_void_p:
+        module, function = c_void_p(), c_void_p()
+        self.call("cuModuleLoadData", ctypes.byref(module), image)
+        self.call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
+        self.call("cuFuncSetAttribute", function, MAX_DYNAMIC_SHARED, shared)
+        return function
+
+    def mapped(self, size: int) -> tuple[np.ndarray, int]:
+        """uint8[size] that the device can read and write, and where."""
+        host, address = c_void_p(), c_uint64()
+        self.call("cuMemHostAlloc", ctypes.byref(host), size, DEVICEMAP)
+        self.call("cuMemHostGetDevicePointer_v2", ctypes.byref(address), host, 0)
+        assert host.value is not None
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(host.value)), address.value
+
+    def room(self, size: int) -> int:
+        return self.device_memory(max(size, 1)).value
+
+    def put(self, address: int, array: np.ndarray) -> None:
+        self.call("cuMemcpyHtoD_v2", c_uint64(address), c_void_p(array.ctypes.data), c_size_t(array.nbytes))
+        self.call("cuCtxSynchronize")  # the queue does not wait for copies from pageable memory
+
+    def launch(
+        self, function: Any, arguments: Sequence[int], grid: tuple[int, int], threads: int, shared: int, stream: Any
+    ) -> None:
+        values = [c_uint64(a) for a in arguments]
+        pointers = (c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+        numbers = [c_uint(n) for n in (*grid, 1, threads, 1, 1, shared)]
+        self.call("cuLaunchKernel", function, *numbers, stream or self.queue, pointers, c_void_p())
+
+    def wait(self) -> None:
+        self.call("cuStreamSynchronize", self.queue)
 
 
 class Pycuda:
@@ -87,6 +134,12 @@ class Pycuda:
         self, function: Any, arguments: Sequence[int], grid: tuple[int, int], threads: int, shared: int, stream: Any
     ) -> None:
         function(*map(np.uintp, arguments), block=(threads, 1, 1), grid=grid, shared=shared, stream=stream)
+
+    def use(self) -> None:
+        pass  # whoever made the context current keeps it so
+
+    def wait(self) -> None:
+        self._cuda.Context.synchronize()
 
 
 class _Plan(ctypes.Structure):
@@ -192,14 +245,17 @@ class DeviceWarp:
 
     `frames` are the buffers to write pictures into, uint8 in the shape of the layout with rows a multiple of 16 bytes apart:
     pinned and mapped or, without `mapped`, host copies that `upload` brings to the device. `sources` and `out`: device
-    addresses of the frames and of the results, NCHW each. `tile`: output pixels of a block; None: the plain kernel.
+    addresses of the frames and of the results, NCHW each; with `answers` results come into mapped memory, too: `results`.
+    `tile`: output pixels of a block; None: the plain kernel.
     """
 
     def __init__(
-        self, warps: Sequence[Warp], *, mapped: bool = True, driver: Driver | None = None, tuning: Tuning = Tuning()
-    ):
+        self, warps: Sequence[Warp], *, mapped: bool = True, answers: bool = False, driver: Driver | None = None,
+        tuning: Tuning = Tuning(),
+    ):  # fmt: skip
         self._driver = driver or Pycuda()
         self._mapped = mapped
+        self.results: list[np.ndarray] = []
         self._tables: dict[int, int] = {}
         # Warps of equal passes are one camera.
         cameras = {bytes(w._pass): w for w in warps}
@@ -218,7 +274,12 @@ class DeviceWarp:
             )
             self._buffers.append(buffer)
             self.frames.append(np.lib.stride_tricks.as_strided(buffer, warp._frame_shape, (pitch, *warp._inner)))
-            out = self._driver.room(int(np.prod(warp._out_shape)) * np.dtype(warp.dtype).itemsize)
+            size = int(np.prod(warp._out_shape)) * np.dtype(warp.dtype).itemsize
+            if answers:
+                seen, out = self._driver.mapped(size)
+                self.results.append(seen.view(warp.dtype).reshape(warp._out_shape))
+            else:
+                out = self._driver.room(size)
             records[k] = address, out, pitch, number
         self.sources, self.out = records["src"].tolist(), records["out"].tolist()
         image = tuning.image or fatbin().read_bytes()
@@ -300,3 +361,46 @@ class DeviceWarp:
     def launch(self, stream: Any = None) -> None:
         """Queue the pass over all frames; results are at `out` when `stream` has got there."""
         self._driver.launch(self._function, self._arguments, self._grid, self._threads, self._shared, stream)
+
+
+class GpuPass:
+    """`runtime.preprocess.warp_all` on the GPU: frames are copied into memory that it reads, results lie where it wrote them.
+
+    Any thread may call it, one at a time. What the first call gives is compared with the host's, bit by bit: an arm is not driven by a
+    kernel that this GPU gets wrong. Raises KernelError for that, without nvcc or a GPU, and where the GPU fails.
+    """
+
+    def __init__(self, warps: Sequence[Warp], driver: Driver | None = None, tuning: Tuning = Tuning()):
+        self._warps, self._compared = list(warps), False
+        try:
+            self._driver = driver or Direct()
+            self._device = DeviceWarp(self._warps, answers=True, driver=self._driver, tuning=tuning)
+        except CudaError as e:
+            raise KernelError(f"pre-processing on the GPU cannot start: {e} Or unset HARMOWAM_PREPROCESS.") from e
+
+    def __call__(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """A frame of each warp's camera to `dtype`[3,h,w] each, overwritten by the next call; raises ValueError for a misfit."""
+        for warp, frame in zip(self._warps, frames, strict=True):
+            warp.check(frame)
+        for buffer, frame in zip(self._device.frames, frames, strict=True):
+            np.copyto(buffer, frame)
+        try:
+            self._driver.use()
+            self._device.launch()
+            self._driver.wait()
+        except CudaError as e:
+            raise KernelError(f"pre-processing on the GPU failed: {e} Restart the program.") from e
+        if not self._compared:
+            self._compare(frames)
+        return self._device.results
+
+    def _compare(self, frames: Sequence[np.ndarray]) -> None:
+        for warp, frame, got in zip(self._warps, frames, self._device.results, strict=True):
+            want = warp(frame)
+            wrong = int((got.view(np.uint8) != want.view(np.uint8)).reshape(want.size, -1).any(1).sum())
+            if wrong:
+                raise KernelError(
+                    f"the GPU makes {wrong} of {want.size} numbers of camera '{warp.src.name}' otherwise than the host: unset "
+                    "HARMOWAM_PREPROCESS, and run `python -m benchmarks.preprocess_gpu`."
+                )
+        self._compared = True

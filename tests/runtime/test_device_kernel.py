@@ -8,15 +8,23 @@ import dataclasses
 import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from runtime.preprocess import DTYPES, LAYOUTS, Warp, build
-from runtime.preprocess.cuda import DeviceWarp, Tuning, Windows
+from calibration.camera import Camera
+from runtime.bundle import Bundle
+from runtime.contracts import Observation
+from runtime.cuda import Cuda, CudaError
+from runtime.preprocess import DTYPES, LAYOUTS, KernelError, Warp, build, cuda, on_gpu
+from runtime.preprocess.cuda import DeviceWarp, GpuPass, Tuning, Windows
+from runtime.steps import FastStep, SlowStep
+from tests.rig import START
 from tests.runtime.test_preprocess import GEOMETRIES, camera
+from tests.tiny import FRONT, TASK, WRIST, tiny_bundle
 
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")  # as build.py
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is installed")
@@ -82,10 +90,17 @@ class Driver:
         start = address - self._memory[address].ctypes.data
         return self._memory[address][start : start + size], address
 
+    def use(self) -> None:
+        self.used_by = threading.get_ident()
+
+    def wait(self) -> None:
+        self.launched = False
+
     def put(self, address: int, array: np.ndarray) -> None:
         ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
     def launch(self, function: Any, arguments: Any, grid: Any, threads: int, shared: int, stream: Any) -> None:
+        self.launched = True
         readable = np.array([*self.readable.items()], np.uint64)
         how = _Launch(*grid, threads, shared, readable.ctypes.data, len(readable))
         failure = function(ctypes.byref(how), *map(ctypes.c_void_p, arguments))
@@ -214,6 +229,126 @@ def test_other_constants_than_the_usual_ones(tmp_path):
     image = compiled(tmp_path, LANES=8, STAGES=3, HELD=2)
     tuning = Tuning(tiles=((8, 4),), frames=4, lanes=8, stages=3)
     launched([Warp(*SMALL, layout=layout) for layout in LAYOUTS for _ in range(5)], image, tuning=tuning)
+
+
+# What the loops use.
+
+
+def gpu_here():
+    try:
+        Cuda()
+    except CudaError:
+        return False
+    return True
+
+
+def pictures(warps, seed):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, warp._frame_shape, np.uint8) for warp in warps]
+
+
+def test_the_loops_pass_gives_the_pixels_of_the_host_frame_after_frame(image):
+    warps = [Warp(*SMALL, **NORMAL), Warp(camera(200, 150, 140), camera(24, 20, 17), layout="nv12", dtype="float16")]
+    driver = Driver()
+    made = GpuPass(warps, driver, Tuning(image=image))
+    for seed in range(3):
+        frames = pictures(warps, seed)
+        for got, warp, frame in zip(made(frames), warps, frames, strict=True):
+            assert got.dtype == warp.dtype and got.tobytes() == warp(frame).tobytes()
+        assert not driver.launched, "results were taken before the GPU had finished"
+
+
+def test_the_pass_makes_its_context_current_in_whatever_thread_calls_it(image):
+    warps, driver = [Warp(*SMALL)], Driver()
+    made = GpuPass(warps, driver, Tuning(image=image))
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append((made(pictures(warps, 0)), threading.get_ident())))
+    thread.start()
+    thread.join()
+    assert driver.used_by == seen[0][1] != threading.get_ident()
+
+
+def test_a_gpu_that_makes_other_pixels_is_refused_at_the_first_frame(faulty):
+    chosen = ctypes.c_int.in_dll(ctypes.CDLL(faulty.decode()), "fault")
+    warps = [Warp(*SMALL)] * 3
+    chosen.value = FAULTS.index("no barrier")
+    try:
+        with pytest.raises(
+            KernelError, match=r"the GPU makes \d+ of 663 numbers of camera .* otherwise than the host: unset"
+        ):
+            GpuPass(warps, Driver(), Tuning(image=faulty))(pictures(warps, 0))
+    finally:
+        chosen.value = 0
+
+
+def test_a_frame_of_another_size_is_refused_before_anything_is_launched(image):
+    driver = Driver()
+    made = GpuPass([Warp(*SMALL)], driver, Tuning(image=image))
+    driver.launched = False
+    with pytest.raises(ValueError, match="set the camera to that resolution"):
+        made([np.zeros((51, 66, 3), np.uint8)])
+    assert not driver.launched
+
+
+def test_a_gpu_that_fails_while_driving_says_so(image, monkeypatch):
+    warps, driver = [Warp(*SMALL)], Driver()
+    made = GpuPass(warps, driver, Tuning(image=image))
+
+    def fail() -> None:
+        raise CudaError("cuStreamSynchronize failed with CUDA error 719.")
+
+    monkeypatch.setattr(driver, "wait", fail)
+    with pytest.raises(
+        KernelError, match=r"pre-processing on the GPU failed: cuStreamSynchronize .* Restart the program"
+    ):
+        made(pictures(warps, 0))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpu_here(), reason="no GPU here")
+def test_a_real_gpu_gives_the_pixels_of_the_host():
+    warps = [Warp(*SMALL, layout=layout, **NORMAL) for layout in LAYOUTS]
+    made = GpuPass(warps)
+    for seed in range(3):
+        frames = pictures(warps, seed)
+        for got, warp, frame in zip(made(frames), warps, frames, strict=True):
+            assert got.tobytes() == warp(frame).tobytes()
+
+
+@pytest.mark.skipif(gpu_here(), reason="there is a GPU")
+def test_without_a_gpu_the_pass_says_what_to_do():
+    with pytest.raises(KernelError, match=r"cannot start: no CUDA driver .* Or unset HARMOWAM_PREPROCESS"):
+        GpuPass([Warp(*SMALL)])
+
+
+def test_the_environment_chooses(monkeypatch):
+    monkeypatch.delenv("HARMOWAM_PREPROCESS", raising=False)
+    assert not on_gpu()
+    monkeypatch.setenv("HARMOWAM_PREPROCESS", "gpu")
+    assert on_gpu()
+    monkeypatch.setenv("HARMOWAM_PREPROCESS", "tpu")
+    with pytest.raises(KernelError, match="HARMOWAM_PREPROCESS=tpu is unknown: use cpu or gpu"):
+        on_gpu()
+
+
+def test_both_steps_decide_the_same_with_either_pass(image, tmp_path, monkeypatch):
+    library = tmp_path / "image"
+    library.write_bytes(image)
+    monkeypatch.setattr(cuda, "Direct", Driver)
+    monkeypatch.setattr(cuda, "fatbin", lambda: library)
+    bundle = Bundle.load(tiny_bundle(tmp_path / "tiny"))
+    cameras = {"front": Camera.from_json(FRONT), "wrist": Camera.from_json(WRIST)}
+    rng = np.random.default_rng(0)
+    frames = {n: rng.integers(0, 256, (c.height, c.width, 3), np.uint8) for n, c in cameras.items()}
+    obs = Observation(10**9, frames, np.array(START, np.float32), np.zeros(6, np.float32), 1)
+    found = []
+    for gpu in (False, True):
+        prior = SlowStep(bundle, TASK, cameras, gpu=gpu).step(10**9, obs)
+        fast = FastStep(bundle, cameras, gpu=gpu)
+        command, _ = fast.step(10**9, obs, prior)
+        found.append((prior.tokens, prior.future, prior.chunk, command.q_rad, *fast.views(obs).values()))
+    for host, device in zip(*found, strict=True):
+        assert host.tobytes() == device.tobytes()
 
 
 # What follows shows that the tests above would notice.
