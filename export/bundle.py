@@ -20,6 +20,7 @@ from calibration.camera import Camera
 from export.checkpoint import load_checkpoint, write_whole
 from export.data import Demonstrations
 from export.gates import ExportError, joint_error, missed, parity, race, weight_bytes
+from export.half import to_half
 from export.lint import lint
 from export.models import HarmoWam
 from export.onnx import engines, export_engine
@@ -168,8 +169,10 @@ def export_bundle(
     action_steps: int | None = None,
     text_encoder: Path | None = None,
     timed: bool = True,
+    half: bool = False,
 ) -> dict[str, Any]:
-    """Write the bundle `out`; returns the report. With `int8` False the engines stay FP32 (the reference).
+    """Write the bundle `out`; returns the report. With `int8` False the engines stay FP32 (the reference); with `half` what is float
+    becomes float16 (`export.half`), for TensorRT.
 
     `world_steps`, `action_steps`: other numbers of Euler steps than the checkpoint's own (the undistilled control of a student, say).
     `text_encoder`: folder of the sentence encoder, where the checkpoint was trained with another than the default.
@@ -218,6 +221,10 @@ def export_bundle(
                 raise ExportError(
                     f"the recipe cannot be used: {e}. Take one that `harmowam export --search` wrote."
                 ) from e
+        for name, path in list(shipped.items()) if half else ():
+            say(f"{name}: FP16")
+            shipped[name] = work / f"{name}.half.onnx"
+            to_half(path, shipped[name])
         complaints = [f"{name}: {c}" for name, path in shipped.items() for c in lint(path, target)]
         if complaints:
             raise ExportError(f"{complaints[0]} ({len(complaints)} complaints in all): mend the model or the recipe.")
@@ -225,7 +232,7 @@ def export_bundle(
             raise ExportError(
                 f"ONNX Runtime would compute {idle[0]} ({len(idle)} layers in all) in float: leave them out of the recipe."
             )
-        candidate = {name: OrtEngine(path) for name, path in shipped.items()} if int8 else reference
+        candidate = {name: OrtEngine(path) for name, path in shipped.items()} if int8 or half else reference
         for name, path in shipped.items():
             say(f"{name}: compared with FP32")
             report["engines"][name] = {
@@ -248,9 +255,10 @@ def export_bundle(
                 f"{report['missed'][0]} ({len(report['missed'])} gates missed, nothing was written): find another recipe with "
                 "`harmowam export --search`, or write it marked as failed with --force."
             )
-        quantisation: dict[str, Any] = {"format": "fp32"}
+        quantisation: dict[str, Any] = {"format": "fp16" if half else "fp32"}
         if int8:
             quantisation = {"format": "int8 qdq", "target": target, "recipe": recipe, "layers": counts}
+            quantisation["float"] = "float16" if half else "float32"
         # Times differ from run to run, so only what repeats exactly may enter the hashed manifest.
         if report["missed"]:
             quantisation["failed"] = True

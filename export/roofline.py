@@ -171,10 +171,14 @@ def calibration_errors() -> dict[str, float]:
 
 def layers_of(path: Path) -> list[Layer]:
     """The kernels of an ONNX file with fixed shapes; a layer between Q/DQ pairs computes in int8, the rest in its own type."""
+    half = onnx.TensorProto.FLOAT16
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
     graph = model.graph
     shapes: dict[str, tuple[int, ...]] = {i.name: tuple(i.dims) for i in graph.initializer}
+    halves = {i.name for i in graph.initializer if i.data_type == half}
     for v in (*graph.input, *graph.output, *graph.value_info):
+        if v.type.tensor_type.elem_type == half:
+            halves.add(v.name)
         shapes[v.name] = tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
     made = {o: n.op_type for n in graph.node for o in n.output}
     out = []
@@ -182,7 +186,8 @@ def layers_of(path: Path) -> list[Layer]:
         if node.op_type in FUSED:
             continue
         int8 = [made.get(i) == "DequantizeLinear" for i in node.input[:2]]
-        kind = "int8" if len(int8) == 2 and all(int8) else "float32"
+        own = "float16" if node.output[0] in halves else "float32"
+        kind = "int8" if len(int8) == 2 and all(int8) else own
         elements = [math.prod(shapes.get(t, ())) for t in (*node.input, node.output[0]) if t]
         first = shapes.get(node.input[0], ())
         result = math.prod(shapes.get(node.output[0], ()))

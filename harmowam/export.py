@@ -33,6 +33,7 @@ PATH = click.Path(path_type=Path)
     show_default=True,
     help="Who runs it.",
 )
+@click.option("--half", is_flag=True, help="FP16 for what stays float; with --target tensorrt.")
 @click.option("--force", is_flag=True, help="Write the bundle, marked as failed, although it misses a gate.")
 @click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False), help="A recipe that --search wrote.")
 @click.option("--search", is_flag=True, help="Find a recipe: error and time of each group of layers, into OUT.search/.")
@@ -53,6 +54,7 @@ def export(
     action_steps: int | None,
     text_encoder: Path | None,
     target: str,
+    half: bool,
     force: bool,
     recipe: Path | None,
     search: bool,
@@ -66,11 +68,15 @@ def export(
     from export.quantise import load_recipe
 
     if certify:
-        refuse_unused("with --certify", "samples", "dataset", "fp32", "target", "force", "recipe", "search")
+        refuse_unused("with --certify", "samples", "dataset", "fp32", "target", "half", "force", "recipe", "search")
     else:
         refuse_unused("without --certify", "episodes", "workers")
     if search:
-        refuse_unused("with --search", "fp32", "world_steps", "action_steps", "force", "recipe")
+        refuse_unused("with --search", "fp32", "half", "world_steps", "action_steps", "force", "recipe")
+    if half and target != "tensorrt":
+        raise UserError(
+            "--half is for TensorRT, ONNX Runtime on a CPU computes in FP32: add --target tensorrt, or leave it out."
+        )
     if not dataset:
         refuse_unused("without --dataset", "units", "cameras")
     if samples and dataset:
@@ -118,6 +124,7 @@ def export(
             target=target,
             force=force,
             recipe=own,
+            half=half,
             **how,
         )
     print_report(report, out)

@@ -79,7 +79,7 @@ def this_board() -> Board:
 def refuse_unfit(bundle: Bundle) -> None:
     """Raises EngineError for a bundle whose Q/DQ placement TensorRT does not take."""
     q = bundle.manifest.quantization
-    if q.get("format") != "fp32" and q.get("target") != "tensorrt":
+    if q.get("format") not in ("fp32", "fp16") and q.get("target") != "tensorrt":
         raise EngineError(
             f"{bundle.path} was quantised for ONNX Runtime: on the workstation run `harmowam export --target tensorrt --out {bundle.path}`."
         )
