@@ -324,6 +324,8 @@ class FastStep:
         plan, plan_velocity = self._plan(prior, now_ns)
         plan[5] = self._jaw(now_ns, plan[5])
         if fresh or prior.seq != self.plan_seq:
+            # From the last command, a tick behind its own speed: what is carried over of that speed overshoots by as much. Moving
+            # on for the tick cost one success in nine (docs/notebook.md, "A tick of standing still").
             self.offset[0], self.offset[1] = self.pose - plan, self.velocity - plan_velocity
             self.offset_ns, self.plan_seq = now_ns, prior.seq
         T = self.set.blend_s
