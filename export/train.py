@@ -190,6 +190,11 @@ class Trainer(Loop):
         self.aiming = np.flatnonzero(aims if aims.any() else ~aims)
 
     def _experts_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
+        predictive = self._predictive_loss(rng, batch)
+        gate = self._gate_loss(rng, batch)
+        return {**predictive, **self._reactive_loss(rng, batch), **gate}
+
+    def _predictive_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
         m, lab = self.model, self.labels
         rows = np.minimum(np.searchsorted(self.sampling, rng.random(batch)), len(lab.gate) - 1)
         chunk = (self._row(lab.chunk, rows) - m.action_mean) / m.action_std
@@ -217,15 +222,24 @@ class Trainer(Loop):
         contact = (in_view * place).sum() / in_view.sum().clamp_min(1)
         turns = self._row(lab.turns, rows).float()
         heading = (turns * bin_loss(turn, self._row(lab.turn, rows))).sum() / turns.sum().clamp_min(1)
-        # The gate learns from play too; what the jaw should do, only a task says.
+        return {"predictive": predictive, "contact": 0.1 * contact, "heading": 0.1 * heading}
+
+    def _gate_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
+        """It learns from play too; what the jaw should do, only a task says."""
+        m, lab = self.model, self.labels
         rows = rng.integers(len(lab.gate), size=batch // 2)
         wrist = augment(images(self.data.wrist[rows], self.device), rng)
         with self._cast():
             logits = m.gate(wrist, self.latents[rows].float(), self._felt(rows, rng))
         target = torch.stack([self._row(lab.gate, rows), self._row(lab.jaw_open, rows)], 1)
         told = torch.stack([self._row(lab.gate_told, rows), self._row(~self.data.play, rows)], 1).float()
-        gate = (F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none") * told).mean()
-        # Reactive expert: half true, half generated futures; the newest frame may be up to 0.4 s younger than the Prior's.
+        return {
+            "gate": 0.05 * (F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none") * told).mean()
+        }
+
+    def _reactive_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
+        """Half true, half generated futures; the newest frame may be up to 0.4 s younger than the Prior's."""
+        m, lab = self.model, self.labels
         rows = self.aiming[rng.integers(len(self.aiming), size=max(1, batch // 4))]
         newest = np.minimum(rows + rng.integers(0, 9, len(rows)), self.data.next_event[rows])
         futures = torch.where(
@@ -238,13 +252,7 @@ class Trainer(Loop):
         reach_loss = F.smooth_l1_loss(
             reach.float(), (self._row(lab.reach, rows) - m.reach_mean) / m.reach_std, beta=0.1
         )
-        return {
-            "predictive": predictive,
-            "contact": 0.1 * contact,
-            "heading": 0.1 * heading,
-            "reactive": 0.1 * (place + reach_loss),
-            "gate": 0.05 * gate,
-        }
+        return {"reactive": 0.1 * (place + reach_loss)}
 
 
 def heat_loss(logits: Tensor, cell: Tensor, side: int) -> Tensor:
