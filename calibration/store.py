@@ -14,11 +14,11 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from calibration.camera import CalibrationError
+from firmware_bridge.files import write_whole
 
 SCHEMA = 1
 
@@ -42,31 +42,11 @@ def new_record(
     }  # fmt: skip
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Beside, fsync, rename, fsync the folder: after a power cut there is the old file or the new one. Raises OSError."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(partial, mode)
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 def write_result(path: Path, data: bytes) -> None:
     """A report or another file for people, its folder made if need be. Raises CalibrationError when it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, data)
+        write_whole(path, data)
     except OSError as e:
         raise CalibrationError(
             f"{path} cannot be written ({e.strerror}): make room or name another place; the stored calibration is untouched."
@@ -91,7 +71,7 @@ class Store:
         text = json.dumps({**record, "hash": digest}, indent=1, sort_keys=True, allow_nan=False) + "\n"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / f"{digest}.json", text.encode(), 0o444)
+            write_whole(folder / f"{digest}.json", text.encode(), 0o444)
         except OSError as e:
             raise CalibrationError(
                 f"calibration could not be written to {folder} ({e.strerror}): the stored one is untouched; make room and repeat."
@@ -176,7 +156,7 @@ class Store:
                 log.write((line + "\n").encode())
                 log.flush()
                 os.fsync(log.fileno())
-            write_atomically(folder / "current", (digest + "\n").encode())
+            write_whole(folder / "current", (digest + "\n").encode())
         except OSError as e:
             raise CalibrationError(
                 f"the pointer in {folder} could not be switched ({e.strerror}): the stored calibration is untouched."

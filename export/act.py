@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from calibration.camera import Camera
-from export.checkpoint import CheckpointError, write_whole
+from export.checkpoint import CheckpointError, write_file
 from export.data import Demonstrations
 from export.loop import alone, make_run_folder, rounds_bf16
 from export.onnx import export_engine
@@ -214,7 +214,7 @@ class ActTrainer:
         }  # fmt: skip
         packed = io.BytesIO()
         torch.save(state, packed)
-        write_whole(self.run / "act.pt", packed.getvalue())
+        write_file(self.run / "act.pt", packed.getvalue())
 
     def _note(self, row: dict[str, Any]) -> None:
         path = self.run / "act.jsonl"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from calibration.camera import Camera
-from export.checkpoint import load_checkpoint, write_whole
+from export.checkpoint import load_checkpoint, write_file
 from export.data import Demonstrations
 from export.gates import ExportError, joint_error, missed, parity, race, weight_bytes
 from export.half import to_half
@@ -58,7 +58,7 @@ def pick_samples(data: Demonstrations, path: Path, count: int = OBSERVATIONS, se
         pose=data.pose[rows],
         instruction=np.array([data.instructions[e] for e in data.episode[rows]]),
     )
-    write_whole(path, stored.getvalue())
+    write_file(path, stored.getvalue())
 
 
 def observation_feeds(samples: Path, tasks: dict[str, np.ndarray]) -> list[Feeds]:

@@ -15,6 +15,7 @@ import onnx
 from export.bundle import export_bundle
 from export.gates import ExportError
 from export.quantise import LAYERS
+from firmware_bridge.files import write_whole
 from runtime.bundle import Bundle, Manifest
 from sim.evaluate import jobs_for, run_jobs
 from sim.statistics import paired_lower_bound
@@ -97,9 +98,7 @@ def certify(
         "only_fp32": found.pop("only_second"), **found, "least": LEAST, "bundle": opened.manifest.name,
     }  # fmt: skip
     result["passed"] = result["lower_bound"] >= LEAST
-    partial = reports / "certificate.json.partial"
-    partial.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
-    partial.replace(reports / "certificate.json")
+    write_whole(reports / "certificate.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
     if not result["passed"]:
         raise ExportError(
             f"INT8 is not certified: {result['int8_successes']} against {result['fp32_successes']} successes of {episodes}, "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from calibration.camera import Camera
 from export.config import Config
 from export.models import HarmoWam
+from firmware_bridge.files import write_whole
 from firmware_bridge.mendable import Mendable
 from runtime.bundle import sha256
 
@@ -23,27 +23,11 @@ class CheckpointError(Mendable):
     """A checkpoint that cannot be used; the text says why and what to do next."""
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write beside, flush to the disk, rename: the old file or the new one, also when the disk is full or the power goes.
-
-    Raises CheckpointError; what was there before is then untouched.
-    """
-    partial = path.with_name(f"{path.name}.partial")
+def write_file(path: Path, content: bytes) -> None:
+    """Whole or not at all; raises CheckpointError, and what was there before is then untouched."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name, too
-        finally:
-            os.close(folder)
+        write_whole(path, content)
     except OSError as e:
-        if partial.is_file():
-            partial.unlink()
         kept = "the file saved before is untouched" if path.exists() else "nothing was saved before"
         raise CheckpointError(
             f"{path} cannot be written ({e.strerror}), {kept}: make room there and run the same command again."
@@ -65,7 +49,7 @@ def save_checkpoint(
         "instructions": json.dumps(sorted(instructions)),
         "note": json.dumps(note, sort_keys=True),
     }
-    write_whole(path, safetensors.torch.save(tensors, metadata))
+    write_file(path, safetensors.torch.save(tensors, metadata))
 
 
 def load_checkpoint(path: Path, grow: bool = False) -> tuple[HarmoWam, dict[str, Camera], list[str], dict[str, object]]:

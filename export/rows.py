@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from export.checkpoint import CheckpointError, write_whole
+from export.checkpoint import CheckpointError, write_file
 from export.data import Demonstrations
 
 BLOCK, PIECE = 4096, 128  # rows of a file, and of one pass through a network
@@ -52,7 +52,7 @@ def make_blocks(
     for path, rows in tqdm(owed, desc=name, mininterval=5, leave=False, disable=rank > 0 or len(owed) < 2):
         pieces = [make(r) for r in np.split(rows, range(PIECE, len(rows), PIECE))]
         parts = {str(k): torch.cat(x).half().cpu().contiguous() for k, x in enumerate(zip(*pieces, strict=True))}
-        write_whole(path, safetensors.torch.save(parts))
+        write_file(path, safetensors.torch.save(parts))
 
 
 def read_blocks(folder: Path, n: int, device: torch.device) -> tuple[Tensor, ...]:

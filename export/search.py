@@ -17,6 +17,7 @@ from export.gates import COSINE, ExportError, parity, race
 from export.onnx import engines, export_engine
 from export.quantise import CALIBRATORS, layer_weights, load_recipe, quantise
 from export.text import encoder_of
+from firmware_bridge.files import write_whole
 from runtime.engine import OrtEngine
 from runtime.steps import fixed_noise
 
@@ -107,7 +108,5 @@ def search(
             report["engines"][name] = {"groups": table, "chosen": worth, "calibrators": calibrators}
     recipe = {k: v for k, v in base.items() if k not in ("target", "quantise")} | {"targets": {target: chosen}}
     for file, data in (("recipe.json", recipe), ("search.json", report)):
-        partial = out / f"{file}.partial"
-        partial.write_text(json.dumps(data, indent=1) + "\n")
-        partial.replace(out / file)
+        write_whole(out / file, json.dumps(data, indent=1) + "\n")
     return report

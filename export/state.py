@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from export.checkpoint import CheckpointError, write_whole
+from export.checkpoint import CheckpointError, write_file
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names
 
@@ -68,7 +68,7 @@ def pack_finished(value: Tensor) -> Tensor:
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    write_whole(path, safetensors.torch.save(dict(tensors), {"state": json.dumps(about)}))
+    write_file(path, safetensors.torch.save(dict(tensors), {"state": json.dumps(about)}))
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import click
 
 import harmowam
+from firmware_bridge.files import write_whole
 from firmware_bridge.mendable import Mendable
 
 
@@ -67,10 +68,8 @@ def errors(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all; raises UserError."""
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text)
-        partial.replace(path)
+        write_whole(path, text)
     except OSError as e:
         raise UserError(f"{path} cannot be written ({e.strerror}): name another file.") from e
 

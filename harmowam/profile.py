@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from firmware_bridge.files import write_whole
 from harmowam.cli import UserError, bundle_option, errors, json_option, robot_option, say, seed_option, write_json
 
 
@@ -117,7 +118,7 @@ def profile(
     """Where each millisecond goes: the same loop as `run`, with every stage stamped by one clock."""
     from harmowam.live import live, make_folder, process_began_s
     from runtime.profile import board, compare, hints, tracks
-    from runtime.profile_page import page, write_page
+    from runtime.profile_page import page
     from runtime.robot import load_robot
     from runtime.trace import write_perfetto
 
@@ -151,7 +152,7 @@ def profile(
     if out is not None:
         found = tracks(done.policy)
         write_perfetto(out / "trace.json", found)
-        write_page(out / "profile.html", page(report, found, compared))
+        write_whole(out / "profile.html", page(report, found, compared))
         write_json(out / "profile.json", report)
         click.echo(f"page: {out / 'profile.html'}, trace for ui.perfetto.dev: {out / 'trace.json'}")
     if compared is not None and compared["verdict"] == "worse":

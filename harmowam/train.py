@@ -179,11 +179,11 @@ def average(before: Path, after: Path, out: Path, share: float, json_path: Path 
     """Mean of the weights of BEFORE and of AFTER, which `train --from BEFORE` made: often better than either."""
     from export.bundle import samples_path
     from export.checkpoint import average as mean
-    from export.checkpoint import save_checkpoint, write_whole
+    from export.checkpoint import save_checkpoint, write_file
 
     model, cameras, instructions, note = mean(before, after, share)
     save_checkpoint(out, model, cameras, instructions, note)
     if samples_path(after).is_file():
-        write_whole(samples_path(out), samples_path(after).read_bytes())
+        write_file(samples_path(out), samples_path(after).read_bytes())
     click.echo(f"{out}: {1 - share:g} x {before} + {share:g} x {after}")
     write_json(json_path, note)

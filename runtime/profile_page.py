@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -175,13 +173,3 @@ def page(
         f'<p class="note">Goals\' jerk: rms {report["goal_jerk_rad_s3"]["rms"]:.0f}, max {report["goal_jerk_rad_s3"]["max"]:.0f} rad/s&sup3;. '
         f"{html.escape(facts_of_board)}</p></section></main></body></html>"
     )
-
-
-def write_page(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(partial, "w") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(partial, path)

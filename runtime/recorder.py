@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import threading
 from collections import deque
 from pathlib import Path
@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from firmware_bridge.clock import prefer
+from firmware_bridge.files import write_whole
 from firmware_bridge.messages import Command, JointState
 from runtime.contracts import FastTick, Observation, Prior
 
@@ -140,15 +141,10 @@ class Recorder:
             arrays[f"prior_{name}"] = np.array([p[i] for p in self._priors], np.int64)
         if self._priors:
             arrays["prior_future"] = np.stack([p[3] for p in self._priors])
-        partial = folder / "episode.partial.npz"
-        with open(partial, "wb") as f:
-            np.savez_compressed(f, **arrays)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, folder / "episode.npz")
-        text = json.dumps({**meta, "dropped": self.dropped}, indent=1, sort_keys=True)
-        (folder / "meta.partial").write_text(text)
-        os.replace(folder / "meta.partial", folder / "meta.json")
+        whole = io.BytesIO()
+        np.savez_compressed(whole, **arrays)
+        write_whole(folder / "episode.npz", whole.getvalue())
+        write_whole(folder / "meta.json", json.dumps({**meta, "dropped": self.dropped}, indent=1, sort_keys=True))
 
 
 def load_episode(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

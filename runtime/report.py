@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from firmware_bridge.files import write_whole
 from firmware_bridge.mendable import Mendable
 from firmware_bridge.messages import Expert
 from runtime.bundle import Bundle
@@ -263,5 +264,4 @@ def write_report(bundle_path: Path, record: Path, out: Path, report: dict[str, A
         )
     )
     for name, text in (("report.html", page), ("report.json", json.dumps(report, indent=1, sort_keys=True) + "\n")):
-        (out / f"{name}.partial").write_text(text)
-        (out / f"{name}.partial").replace(out / name)
+        write_whole(out / name, text)

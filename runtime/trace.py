@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from firmware_bridge.files import write_whole
 
 CAPACITY = 1 << 16  # newest stamps of a stage that are kept: 11 minutes at 100 Hz
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9}
@@ -108,23 +109,15 @@ def summary(durations_ms: Mapping[str, np.ndarray]) -> dict[str, dict[str, float
 def write_perfetto(path: Path, tracks: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     """Trace Event JSON of `tracks` (track -> stage -> int64[2,n] starts and durations, ns): ui.perfetto.dev opens it.
 
-    Format: "Trace Event Format", complete events (ph X), times in microseconds. Written line by line, beside and renamed.
+    Format: "Trace Event Format", complete events (ph X), times in microseconds.
     """
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(partial, "w") as f:
-        f.write('{"displayTimeUnit": "ms", "traceEvents": [\n')
-        f.write('{"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "harmowam"}}')
-        for tid, (track, stages) in enumerate(tracks.items(), 1):
-            name = {"ph": "M", "pid": 1, "tid": tid, "name": "thread_name", "args": {"name": track}}
-            f.write(",\n" + json.dumps(name))
-            for stage, spans in stages.items():
-                label = json.dumps(stage)
-                for start, duration in spans.T.tolist():
-                    f.write(
-                        f',\n{{"ph": "X", "pid": 1, "tid": {tid}, "name": {label}, "ts": {start / 1e3:.3f}, "dur": {duration / 1e3:.3f}}}'
-                    )
-        f.write("\n]}\n")
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(partial, path)
+    lines = [json.dumps({"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "harmowam"}})]
+    for tid, (track, stages) in enumerate(tracks.items(), 1):
+        lines.append(json.dumps({"ph": "M", "pid": 1, "tid": tid, "name": "thread_name", "args": {"name": track}}))
+        for stage, spans in stages.items():
+            label = json.dumps(stage)
+            lines += [
+                f'{{"ph": "X", "pid": 1, "tid": {tid}, "name": {label}, "ts": {start / 1e3:.3f}, "dur": {duration / 1e3:.3f}}}'
+                for start, duration in spans.T.tolist()
+            ]
+    write_whole(path, '{"displayTimeUnit": "ms", "traceEvents": [\n' + ",\n".join(lines) + "\n]}\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from calibration.camera import Camera
+from firmware_bridge.files import write_whole
 from firmware_bridge.mendable import Mendable
 
 VERSION, SCHEMA = "v3.0", 1
@@ -62,17 +62,10 @@ class Dataset:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write beside, flush to the disk, rename: the old file or the new one, also when the power goes."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Whole or not at all; raises DataError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(partial, path)
+        write_whole(path, content)
     except OSError as e:
-        partial.unlink(missing_ok=True)
         raise DataError(f"{path} cannot be written ({e.strerror}): mend that and run the same command again.") from e
 
 
