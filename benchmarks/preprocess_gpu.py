@@ -23,7 +23,8 @@ from calibration.camera import Camera
 from runtime.cuda import CAPTURE_THREAD_LOCAL
 from runtime.preprocess import DTYPES, LAYOUTS, Warp
 from runtime.preprocess.build import fatbin
-from runtime.preprocess.cuda import DeviceWarp, Direct, Pycuda, Tuning
+from runtime.preprocess.cuda import DeviceWarp, Tuning
+from runtime.preprocess.drivers import Direct, Pycuda
 
 L2_BYTES = 38  # CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE
 POISON = 0xCC

@@ -37,9 +37,16 @@ def test_what_fails_on_the_way_leaves_what_was_there_and_nothing_beside(tmp_path
 def test_the_new_name_is_flushed_after_the_file_is(tmp_path, monkeypatch):
     order = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(
-        os, "fsync", lambda fd: (order.append("folder" if os.path.isdir(f"/proc/self/fd/{fd}") else "file"), fsync(fd))
-    )
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("rename"), replace(a, b)))
+
+    def flush(fd):
+        order.append("folder" if os.path.isdir(f"/proc/self/fd/{fd}") else "file")
+        fsync(fd)
+
+    def rename(a, b):
+        order.append("rename")
+        replace(a, b)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", rename)
     write_whole(tmp_path / "file", b"x")
     assert order == ["file", "rename", "folder"]

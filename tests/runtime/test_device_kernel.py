@@ -62,7 +62,7 @@ class _Launch(ctypes.Structure):
 
 
 class Driver:
-    """`runtime.preprocess.cuda.Driver` for a library built by `compiled`, whose path is the image. The device's memory is ours.
+    """`runtime.preprocess.drivers.Driver` for a library built by `compiled`, whose path is the image. The device's memory is ours.
 
     `readable`: address and size of what the kernel may copy from; a test can make it smaller.
     """
