@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +111,16 @@ def write_perfetto(path: Path, tracks: Mapping[str, Mapping[str, np.ndarray]]) -
 
     Format: "Trace Event Format", complete events (ph X), times in microseconds.
     """
-    lines = [json.dumps({"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "harmowam"}})]
-    for tid, (track, stages) in enumerate(tracks.items(), 1):
-        lines.append(json.dumps({"ph": "M", "pid": 1, "tid": tid, "name": "thread_name", "args": {"name": track}}))
-        for stage, spans in stages.items():
-            label = json.dumps(stage)
-            lines += [
-                f'{{"ph": "X", "pid": 1, "tid": {tid}, "name": {label}, "ts": {start / 1e3:.3f}, "dur": {duration / 1e3:.3f}}}'
-                for start, duration in spans.T.tolist()
-            ]
-    write_whole(path, '{"displayTimeUnit": "ms", "traceEvents": [\n' + ",\n".join(lines) + "\n]}\n")
+
+    def pieces() -> Iterator[str]:
+        yield '{"displayTimeUnit": "ms", "traceEvents": [\n'
+        yield json.dumps({"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "harmowam"}})
+        for tid, (track, stages) in enumerate(tracks.items(), 1):
+            yield ",\n" + json.dumps({"ph": "M", "pid": 1, "tid": tid, "name": "thread_name", "args": {"name": track}})
+            for stage, spans in stages.items():
+                label = json.dumps(stage)
+                for start, duration in spans.T.tolist():
+                    yield f',\n{{"ph": "X", "pid": 1, "tid": {tid}, "name": {label}, "ts": {start / 1e3:.3f}, "dur": {duration / 1e3:.3f}}}'
+        yield "\n]}\n"
+
+    write_whole(path, pieces())

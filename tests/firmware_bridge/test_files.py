@@ -7,8 +7,8 @@ import pytest
 from firmware_bridge.files import write_whole
 
 
-@pytest.mark.parametrize("content", ["grüß\n", "grüß\n".encode()], ids=["text", "bytes"])
-def test_text_and_bytes_come_back_and_the_folder_is_made(tmp_path, content):
+@pytest.mark.parametrize("content", ["grüß\n", "grüß\n".encode(), ("grü", "ß", "\n")], ids=["text", "bytes", "pieces"])
+def test_text_bytes_and_pieces_come_back_and_the_folder_is_made(tmp_path, content):
     path = tmp_path / "a" / "b" / "file.json"
     write_whole(path, content)
     assert path.read_bytes() == "grüß\n".encode()
