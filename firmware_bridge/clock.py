@@ -10,12 +10,18 @@ import time
 
 
 class Ticker:
-    """Deadlines at `start + k / hz`; a period that was slept through is skipped and counted, never made up for."""
+    """Deadlines at `start + k / hz`; a period that was slept through is skipped and counted, never made up for. Only `shift` moves them."""
 
     def __init__(self, hz: float):
         self.period_ns = round(1e9 / hz)
         self.next_ns = time.monotonic_ns() + self.period_ns
         self.missed = 0
+        self.shifted_ns = 0  # by `shift`, since the start
+
+    def shift(self, ns: int) -> None:
+        """Move the next deadline, and with it all later ones, by `ns`: the clock's phase follows somebody else's."""
+        self.next_ns += ns
+        self.shifted_ns += ns
 
     def wait(self) -> int:
         """Sleep until the next deadline; returns it (monotonic ns)."""

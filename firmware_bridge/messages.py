@@ -90,7 +90,7 @@ class JointState:
     bus master for a servo that did not answer in this tick. `goal_rad` is the last goal that went
     out on the wire. `command_seq` is the newest command that reached the wire, `t_wire_ns` when its
     first goal was handed to the port, `t_command_capture_ns` the capture time of the observation
-    behind it (0 before the first).
+    behind it (0 before the first). `shifted_ns` is by how much the motor clock has moved out of the commands' way since it began.
     """
 
     t_ns: int
@@ -108,14 +108,15 @@ class JointState:
     command_seq: int = 0
     tick: int = 0
     missed_ticks: int = 0
+    shifted_ns: int = 0
 
-    _HEAD = struct.Struct("<qqqqqqBB96s")
+    _HEAD = struct.Struct("<qqqqqqqBB96s")
 
     def pack(self) -> bytes:
         n = len(self.q_rad)
         head = self._HEAD.pack(
             self.t_ns, self.t_wire_ns, self.t_command_capture_ns, self.command_seq, self.tick, self.missed_ticks,
-            n, int(self.safety), self.reason.encode()[:96],
+            self.shifted_ns, n, int(self.safety), self.reason.encode()[:96],
         )  # fmt: skip
         floats = (self.q_rad, self.qd_rad_s, self.goal_rad, self.current_a, self.temperature_c, self.voltage_v)
         return (
@@ -126,14 +127,14 @@ class JointState:
 
     @classmethod
     def unpack(cls, raw: bytes) -> JointState:
-        t, t_wire, t_capture, seq, tick, missed, n, safety, reason = cls._HEAD.unpack_from(raw)
+        t, t_wire, t_capture, seq, tick, missed, shifted, n, safety, reason = cls._HEAD.unpack_from(raw)
         offset = cls._HEAD.size
         q, qd, goal, cur, temp, volt = np.frombuffer(raw, "<f4", 6 * n, offset).reshape(6, n).copy()
         bits = np.frombuffer(raw, "u1", n, offset + 24 * n).copy()
         text = reason.rstrip(b"\0").decode(errors="replace")
         return cls(
-            t, q, qd, goal, cur, temp, volt, bits, SafetyState(safety), text, t_wire, t_capture, seq, tick, missed
-        )
+            t, q, qd, goal, cur, temp, volt, bits, SafetyState(safety), text, t_wire, t_capture, seq, tick, missed, shifted,
+        )  # fmt: skip
 
 
 JOINT_STATE_BYTES = JointState._HEAD.size + 25 * MAX_JOINTS

@@ -38,6 +38,7 @@ TELEMETRY_EVERY = 10  # ticks: it waits for one with room, but no longer than th
 ROOM_NS = 700_000  # before a tick: a goal that is corrected later than this might still be on the wire
 ASIDE_NS = 2_000_000  # telemetry makes way for a command that is expected within this
 LATE_NS = 1_000_000  # after its usual time a command is no longer waited for
+PHASE_STEP_NS = 200_000  # by so much a tick the clock moves out of the commands' way
 
 
 class MotorLoop:
@@ -67,9 +68,11 @@ class MotorLoop:
         self._measured = Measurement(np.zeros(n), np.zeros(n), np.full(n, NO_REPLY, np.uint8))
 
     def tick(
-        self, now_ns: int, command: Command | None, request: RequestKind, missed: int = 0, pressed: bool = False
-    ) -> JointState:
-        """`pressed`: the emergency stop. Raises PortError when the port is lost, ArmError when a servo does not take its torque."""
+        self, now_ns: int, command: Command | None, request: RequestKind, missed: int = 0, pressed: bool = False,
+        shifted_ns: int = 0,
+    ) -> JointState:  # fmt: skip
+        """`missed` periods and `shifted_ns`: what the clock did, for the record. `pressed`: the emergency stop. Raises PortError when
+        the port is lost, ArmError when a servo does not take its torque."""
         bus = self.arm.bus
         began = self._began_ns = bus.port.now_ns()
         self._now_ns = now_ns
@@ -114,7 +117,7 @@ class MotorLoop:
         return JointState(
             now_ns, measured.q.astype(np.float32), measured.qd.astype(np.float32), np.asarray(goal, np.float32), self.arm.current,
             self.arm.temperature, self.arm.voltage, measured.bits, state, reason,
-            self._sent[2], self._sent[1], self._sent[0], self.ticks, missed,
+            self._sent[2], self._sent[1], self._sent[0], self.ticks, missed, shifted_ns,
         )  # fmt: skip
 
     def telemetry(self) -> None:
@@ -174,6 +177,11 @@ class Latest:
             return None
         got = self._reader.read()
         return got[0] if got is not None else None
+
+    @property
+    def newest(self) -> int:
+        """Number of the newest value, 0 without a writer."""
+        return self._reader.newest if self._reader is not None else 0
 
     @property
     def fresh(self) -> bool:
@@ -236,6 +244,7 @@ def run(
     real_time(priority, core)
     goal: np.ndarray | None = None  # of the tick before, corrections included
     usual_ns = 0  # when within a tick the last command came
+    waited = 0  # number of the newest command when the last tick's waiting for one was over
 
     def correct(until_ns: int) -> bool:
         """Whether a command came until then; it is on the wire at once."""
@@ -259,8 +268,12 @@ def run(
                 tell("the guard is gone: lowering the arm")
         request = RequestKind.LOWER if told else as_request(requests.read())
         pressed = stop is not None and stop.pressed()
-        state = loop.tick(now, as_command(commands.read()), request, ticker.missed, pressed)
+        state = loop.tick(now, as_command(commands.read()), request, ticker.missed, pressed, ticker.shifted_ns)
         states.write(state.pack())
+        if state.safety == SafetyState.ACTIVE and commands.newest != waited:
+            # It came while nothing could be written: shortly before the tick, or while servos answered. Ticks move to where commands
+            # fall between them; only ever later, for the limits are made for a whole period.
+            ticker.shift(PHASE_STEP_NS)
         driven = state.safety in (SafetyState.HOLD, SafetyState.ACTIVE)
         stamps.write(loop.ticks, now, began, goal)
         if loop.finished:
@@ -277,7 +290,7 @@ def run(
         loop.telemetry()
         while correct(ticker.next_ns - ROOM_NS):
             pass
-        goal = loop.safety.goal if driven else None
+        goal, waited = loop.safety.goal if driven else None, commands.newest
 
 
 def main() -> int:

@@ -78,7 +78,9 @@ class Counts:
     first_command_ns: int = 0
     jerk_rms: float = 0.0  # of the motor process's goals, rad/s^3
     jerk_max: float = 0.0
-    motor_ns: int = 0  # by the motor process's clock, from the first to the last tick that was seen, and
+    motor_ns: int = (
+        0  # by the motor process's clock less its shifts, from the first to the last tick that was seen, and
+    )
     motor_ticks: int = 0  # how many periods that should be
     faults_seen: int = 0  # outputs of a model that were refused
 
@@ -384,7 +386,7 @@ class Policy:
             now = time.monotonic_ns()
             if new:
                 # A picture that waits for the tick only grows old: let the clock's phase follow the cameras.
-                ticker.next_ns += min(max((now - due - PHASE_NS) // 4, -PHASE_STEP_NS), PHASE_STEP_NS)
+                ticker.shift(min(max((now - due - PHASE_NS) // 4, -PHASE_STEP_NS), PHASE_STEP_NS))
                 fault = self._fast_tick(period, state)
                 misses += time.monotonic_ns() > due + period
             else:
@@ -401,7 +403,7 @@ class Policy:
             elif now - targets_ns > KEEP_AFTER_S * 1e9:
                 self._stay(state, now)
             wire_seq = self._wire(state, stamps, wire_seq)
-            c.motor_ns = state.t_ns - first.t_ns
+            c.motor_ns = (state.t_ns - state.shifted_ns) - (first.t_ns - first.shifted_ns)
             c.motor_ticks = state.tick + state.missed_ticks - first.tick - first.missed_ticks
             if until is not None and now - asked_ns > 100_000_000:
                 asked_ns = now

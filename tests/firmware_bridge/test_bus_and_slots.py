@@ -195,10 +195,10 @@ def test_messages_round_trip():
     assert (d.t_apply_ns, d.t_stale_ns, d.expert, d.gate, d.t_capture_ns, d.seq) == (5, 9, Expert.REACTIVE, 0.25, 3, 77)
     assert np.array_equal(d.q_rad, q) and np.array_equal(d.qd_rad_s, -q)
     s = JointState(
-        1, q, q + 1, q + 2, q + 3, q + 4, q + 5, np.arange(6, dtype=np.uint8), SafetyState.HOLD, "why", 2, 3, 4, 5, 6
+        1, q, q + 1, q + 2, q + 3, q + 4, q + 5, np.arange(6, dtype=np.uint8), SafetyState.HOLD, "why", 2, 3, 4, 5, 6, 7
     )
     t = JointState.unpack(s.pack())
-    assert t.reason == "why" and t.safety == SafetyState.HOLD and (t.t_wire_ns, t.tick, t.missed_ticks) == (2, 5, 6)
+    assert t.reason == "why" and t.safety == SafetyState.HOLD and (t.t_wire_ns, t.tick, t.missed_ticks, t.shifted_ns) == (2, 5, 6, 7)
     assert np.array_equal(t.voltage_v, q + 5) and np.array_equal(t.status_bits, s.status_bits)
 
 

@@ -482,6 +482,27 @@ def test_a_command_that_comes_with_the_emergency_stop_pressed_does_not_reach_the
     assert not any(revised)
 
 
+def test_the_clock_moves_later_until_commands_fall_between_the_servos_answers(rig):
+    """They first come 0.6 ms after each tick's beginning, where a half-duplex bus cannot take them."""
+    rig.ask(RequestKind.ARM)
+    first = rig.wait_for(SafetyState.HOLD)
+    commands = SlotWriter(rig.folder / COMMAND_SLOT, COMMAND_BYTES)
+    states, period = [], round(1e9 / CONFIG.motor_hz)
+    for k in range(20, 220):
+        due = first.t_ns + k * period + 600_000
+        time.sleep(max(due - time.monotonic_ns(), 0) * 1e-9)
+        now = time.monotonic_ns()
+        commands.write(Command(now, now + 75_000_000, first.goal_rad, 0 * first.goal_rad, seq=k).pack())
+        states.append(rig.state())
+    shifts = np.diff([s.shifted_ns for s in states])
+    ticks = np.diff([s.tick + s.missed_ticks for s in states])
+    assert (shifts >= 0).all() and (shifts <= motor.PHASE_STEP_NS * ticks).all()
+    assert shifts[:100].sum() >= 1_200_000  # out of the way: a command is taken until 0.7 ms before a tick
+    assert np.count_nonzero(shifts[100:]) <= 10, np.count_nonzero(shifts[100:])  # and there it stays
+    begun = [s.t_ns - s.shifted_ns - (s.tick + s.missed_ticks) * period for s in states]
+    assert set(begun) == {begun[0]}  # otherwise on the absolute clock
+
+
 def test_the_arm_is_known_again_after_replugging_on_another_path_and_moves_only_when_armed_again(tmp_path):
     (row,) = campaign_live(tmp_path, "replug on another path")
     assert row["safe"], row
