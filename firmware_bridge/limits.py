@@ -21,13 +21,14 @@ def limit_step(
     A move that starts at v and brakes by a*dt a tick stops after n ticks and n*v*dt - a*dt^2*n*(n-1)/2; solved for v with the
     smallest n that covers the distance, that is the exact speed limit near a target (no overshoot, no harder braking).
     """
-    away = np.clip(target, lower, upper) - last
+    away = np.minimum(np.maximum(target, lower), upper) - last
     quantum = acceleration * dt * dt
     n = np.maximum(np.ceil(0.5 * (np.sqrt(1 + 8 * np.abs(away) / quantum) - 1)), 1)
     braking = np.abs(away) / (n * dt) + 0.5 * acceleration * dt * (n - 1)
     want = np.sign(away) * np.minimum(braking, velocity)
-    v = np.clip(want, last_velocity - acceleration * dt, last_velocity + acceleration * dt)
-    goal = np.clip(last + v * dt, np.minimum(lower, last), np.maximum(upper, last))
+    change = acceleration * dt
+    v = np.minimum(np.maximum(want, last_velocity - change), last_velocity + change)
+    goal = np.minimum(np.maximum(last + v * dt, np.minimum(lower, last)), np.maximum(upper, last))
     return goal, (goal - last) / dt
 
 

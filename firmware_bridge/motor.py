@@ -36,9 +36,8 @@ INSIST_NS = int(INSIST_S * 1e9)
 LOOK_EVERY = 10  # ticks between looks for new slots
 TELEMETRY_EVERY = 10  # ticks: it waits for one with room, but no longer than this (nine servos that dawdle leave none)
 ROOM_NS = 700_000  # before a tick: a goal that is corrected later than this might still be on the wire
-ASIDE_NS = 2_000_000  # telemetry makes way for a command that is expected within this
-LATE_NS = 1_000_000  # after its usual time a command is no longer waited for
-PHASE_STEP_NS = 200_000  # by so much a tick the clock moves out of the commands' way
+CLEAR_NS = 2_000_000  # before a tick: commands should come before this, for now and then one is late
+PHASE_STEP_NS = 500_000  # by so much a tick the clock moves out of the commands' way
 
 
 class MotorLoop:
@@ -48,8 +47,8 @@ class MotorLoop:
     command that is there does not wait for six servos to answer. It reads first where nothing is armed, so that arming starts from the
     pose of that instant, and after a tick in which nobody answered.
 
-    `late` gives a command that has come since `tick` was called, if any; who has one calls `telemetry` himself, when no command is
-    expected.
+    `late` gives a command that has come since `tick` was called, if any; who has one calls `telemetry` himself, when the tick's state
+    is out.
     """
 
     def __init__(self, arm: Arm, energised: bool = False, late: Callable[[], Command | None] | None = None):
@@ -243,19 +242,17 @@ def run(
     ticker = Ticker(config.motor_hz)
     real_time(priority, core)
     goal: np.ndarray | None = None  # of the tick before, corrections included
-    usual_ns = 0  # when within a tick the last command came
-    waited = 0  # number of the newest command when the last tick's waiting for one was over
+    waited = 0  # number of the newest command that came in good time
 
-    def correct(until_ns: int) -> bool:
-        """Whether a command came until then; it is on the wire at once."""
-        nonlocal usual_ns
-        if loop.safety.state != SafetyState.ACTIVE or not commands.wait(until_ns):
-            return False
-        usual_ns = time.monotonic_ns() - now
-        newest = as_command(commands.read())
-        if newest is not None and not (stop is not None and stop.pressed()):
-            loop.revise(newest)
-        return True
+    def active() -> bool:
+        return loop.safety.state == SafetyState.ACTIVE
+
+    def correct(until_ns: int = 0) -> None:
+        """Commands that have come since the tick, or come until then, need not wait for the next."""
+        while active() and (commands.fresh or commands.wait(until_ns)):
+            newest = as_command(commands.read())
+            if newest is not None and not (stop is not None and stop.pressed()):
+                loop.revise(newest)
 
     while True:
         now = ticker.wait()
@@ -270,10 +267,6 @@ def run(
         pressed = stop is not None and stop.pressed()
         state = loop.tick(now, as_command(commands.read()), request, ticker.missed, pressed, ticker.shifted_ns)
         states.write(state.pack())
-        if state.safety == SafetyState.ACTIVE and commands.newest != waited:
-            # It came while nothing could be written: shortly before the tick, or while servos answered. Ticks move to where commands
-            # fall between them; only ever later, for the limits are made for a whole period.
-            ticker.shift(PHASE_STEP_NS)
         driven = state.safety in (SafetyState.HOLD, SafetyState.ACTIVE)
         stamps.write(loop.ticks, now, began, goal)
         if loop.finished:
@@ -285,12 +278,16 @@ def run(
             return EXIT_FAULT if state.safety == SafetyState.FAULT else EXIT_SAFE_STOP
         if request == RequestKind.LOWER and state.safety == SafetyState.DISARMED and not energised:
             return 0
-        if time.monotonic_ns() + ASIDE_NS > now + usual_ns:  # telemetry must not be under way when a command comes
-            correct(min(now + usual_ns + LATE_NS, ticker.next_ns - ASIDE_NS))
+        correct()
         loop.telemetry()
-        while correct(ticker.next_ns - ROOM_NS):
-            pass
-        goal, waited = loop.safety.goal if driven else None, commands.newest
+        if active() and commands.newest != waited:
+            # A command came while nothing could be written: about when the tick began, or while servos answered. Ticks move to where
+            # commands fall between them; only ever later, for the limits are made for a whole period.
+            ticker.shift(PHASE_STEP_NS)
+        correct(ticker.next_ns - CLEAR_NS)
+        waited = commands.newest
+        correct(ticker.next_ns - ROOM_NS)
+        goal = loop.safety.goal if driven else None
 
 
 def main() -> int:

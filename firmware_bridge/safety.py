@@ -290,7 +290,8 @@ class Safety:
         """The tick's goal, within all limits of the goals before."""
         ahead = min(max((now_ns - command.t_apply_ns) * 1e-9 + self.limiter.lag_s, 0.0), 0.1)
         target = command.q_rad.astype(float) + command.qd_rad_s.astype(float) * ahead
-        target = np.clip(target, measured.q - self.config.max_lead, measured.q + self.config.max_lead)
+        lead, q = self.config.max_lead, measured.q
+        target = np.minimum(np.maximum(target, q - lead), q + lead)
         return self.limiter.step(target, self.velocity * self._scale)
 
     def revise(self, now_ns: int, command: Command, measured: Measurement) -> np.ndarray | None:

@@ -367,9 +367,18 @@ class Policy:
             self.log.event(now, "health", state=change.state.name, reasons=change.reasons)
         return health
 
+    def _in_phase(self) -> Ticker:
+        """The fast clock, begun in the phase of the cameras: to be led there takes seconds, in which no command comes evenly."""
+        ticker = Ticker(self.fast_hz)
+        self._seen = {name: camera.seq for name, camera in self.cameras.items()}
+        if self._wait_for_frames(ticker.next_ns + ticker.period_ns):
+            ticker.shift(time.monotonic_ns() + ticker.period_ns - PHASE_NS - ticker.next_ns)
+            self._seen = {name: camera.seq for name, camera in self.cameras.items()}
+        return ticker
+
     def _drive(self, end_ns: int, until: Callable[[], bool] | None) -> None:
         c = self.counts
-        ticker, stamps = Ticker(self.fast_hz), StampReader(self._slots)
+        ticker, stamps = self._in_phase(), StampReader(self._slots)
         period = ticker.period_ns
         asked_ns = targets_ns = c.began_ns
         self._arrived_ns = dict.fromkeys(self.cameras, c.began_ns)

@@ -198,7 +198,11 @@ def test_messages_round_trip():
         1, q, q + 1, q + 2, q + 3, q + 4, q + 5, np.arange(6, dtype=np.uint8), SafetyState.HOLD, "why", 2, 3, 4, 5, 6, 7
     )
     t = JointState.unpack(s.pack())
-    assert t.reason == "why" and t.safety == SafetyState.HOLD and (t.t_wire_ns, t.tick, t.missed_ticks, t.shifted_ns) == (2, 5, 6, 7)
+    assert (
+        t.reason == "why"
+        and t.safety == SafetyState.HOLD
+        and (t.t_wire_ns, t.tick, t.missed_ticks, t.shifted_ns) == (2, 5, 6, 7)
+    )
     assert np.array_equal(t.voltage_v, q + 5) and np.array_equal(t.status_bits, s.status_bits)
 
 

@@ -83,6 +83,18 @@ def test_both_loops_drive_the_arm_and_leave_it_at_rest_without_torque(run, tmp_p
     assert np.all(np.diff(episode["t_capture_ns"]) > 0)
 
 
+def test_the_first_ticks_already_take_fresh_pictures(run):
+    """The loop begins half way between two pictures, which come every 20 ms: one that waited for its tick would be 10 ms older."""
+    eye = next(iter(run.policy.cameras.values()))
+    seen = eye.seq
+    while eye.seq == seen:
+        time.sleep(0.0005)
+    time.sleep(0.008)
+    run.policy.run(0.4)
+    ages = run.policy.fast_trace.durations_ms()["observation.age"]
+    assert np.median(ages[:8]) < 4, ages[:8]
+
+
 def test_a_camera_that_stops_ends_the_run(run):
     counts = run.policy.counts
     run.policy.health.limits = HealthLimits(camera_lost_s=1.0)
