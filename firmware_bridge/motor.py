@@ -187,6 +187,13 @@ class Latest:
         """Whether there is a value that `read` has not given yet."""
         return self._reader is not None and self._reader.newest not in (self._earlier, self._reader.given)
 
+    def take(self) -> bytes | None:
+        """The newest value where `read` has not given it yet; None where it has, or where it cannot be read."""
+        if self._reader is None or not self.fresh:
+            return None
+        given, raw = self._reader.given, self.read()
+        return raw if self._reader.given != given else None
+
     def wait(self, until_ns: int) -> bool:
         """Whether a value comes until then (monotonic) that `read` has not given yet; returns as soon as it does."""
         while (rest := until_ns - time.monotonic_ns()) > 0:
@@ -234,7 +241,7 @@ def run(
 
     def late() -> Command | None:
         """A command that has not been read yet."""
-        return as_command(commands.read()) if commands.fresh else None
+        return as_command(commands.take())
 
     loop = MotorLoop(Arm(Bus(port, config.baud, protocol=config.protocol), config), energised, late)
     states = SlotWriter(slots / STATE_SLOT, JOINT_STATE_BYTES)
@@ -250,9 +257,11 @@ def run(
     def correct(until_ns: int = 0) -> None:
         """Commands that have come since the tick, or come until then, need not wait for the next."""
         while active() and (commands.fresh or commands.wait(until_ns)):
-            newest = as_command(commands.read())
-            if newest is not None and not (stop is not None and stop.pressed()):
-                loop.revise(newest)
+            command = late()
+            if command is not None and not (stop is not None and stop.pressed()):
+                loop.revise(command)
+            if command is None or time.monotonic_ns() >= until_ns:  # one that cannot be read would stay new for ever
+                return
 
     while True:
         now = ticker.wait()

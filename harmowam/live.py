@@ -210,6 +210,7 @@ def live(
                 time_to_first_command_s=round(first_ns * 1e-9 - began - simulation_s, 3) if first_ns else None,
                 real_time=driver.granted,
                 processors=processors,
+                motor_shift_ms=counts.motor_shift_ns / 1e6,
                 motor_drift_ms=round((counts.motor_ns - counts.motor_ticks * round(1e9 / robot.arm.motor_hz)) / 1e6, 3),
             )
             if robot.simulated:

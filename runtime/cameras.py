@@ -59,6 +59,9 @@ class CameraSource(Protocol):
     def seq(self) -> int:
         """Sequence number of the newest frame; cheap, for polling."""
 
+    def wait(self, seq: int, until_ns: int) -> bool:
+        """Sleep until there is a newer frame than number `seq`, or until then (monotonic); whether there is one."""
+
     def close(self) -> None: ...
 
 
@@ -95,6 +98,16 @@ class SlotCamera:
                 except SlotError:  # gone for good, or not there yet
                     pass
         return self._before + self._slot.newest
+
+    def wait(self, seq: int, until_ns: int) -> bool:
+        while True:
+            newest = self._slot.newest  # before the look: what comes after it ends the sleep at once
+            if self.seq > seq:
+                return True
+            rest = until_ns - time.monotonic_ns()
+            if rest <= 0:
+                return False
+            self._slot.wait(newest, min(rest, int(LOOK_AGAIN_S * 1e9)))
 
     def newest(self) -> Frame | None:
         got = self._slot.read()
@@ -133,6 +146,7 @@ class DeviceCamera:
             )
         self._frame: Frame | None = None
         self._count = 0
+        self._came = threading.Condition()
         self._stop = False
         self._thread = threading.Thread(target=self._run, name=f"camera-{config.name}", daemon=True)
         self._thread.start()
@@ -210,12 +224,18 @@ class DeviceCamera:
                 continue
             failed = 0
             stamp = self._stamp()
-            self._frame = Frame(stamp, np.ascontiguousarray(bgr[..., ::-1]), self._count + 1)
-            self._count += 1
+            frame = Frame(stamp, np.ascontiguousarray(bgr[..., ::-1]), self._count + 1)
+            with self._came:
+                self._frame, self._count = frame, frame.seq
+                self._came.notify_all()
 
     @property
     def seq(self) -> int:
         return self._count
+
+    def wait(self, seq: int, until_ns: int) -> bool:
+        with self._came:
+            return self._came.wait_for(lambda: self._count > seq, max(until_ns - time.monotonic_ns(), 0) * 1e-9)
 
     def newest(self) -> Frame | None:
         return self._frame

@@ -78,10 +78,9 @@ class Counts:
     first_command_ns: int = 0
     jerk_rms: float = 0.0  # of the motor process's goals, rad/s^3
     jerk_max: float = 0.0
-    motor_ns: int = (
-        0  # by the motor process's clock less its shifts, from the first to the last tick that was seen, and
-    )
+    motor_ns: int = 0  # by the motor's clock, shifts apart, from the first to the last tick that was seen, and
     motor_ticks: int = 0  # how many periods that should be
+    motor_shift_ns: int = 0  # by which the motor clock moved out of the commands' way meanwhile
     faults_seen: int = 0  # outputs of a model that were refused
 
 
@@ -231,11 +230,9 @@ class Policy:
     def _wait_for_frames(self, until_ns: int) -> bool:
         """Whether every camera gave a new picture before `until_ns`; the fast loop takes it the moment it is there."""
         for name, camera in self.cameras.items():
-            while camera.seq <= self._seen[name]:
-                if time.monotonic_ns() >= until_ns:
-                    self._note_who_came()
-                    return False
-                time.sleep(0.0004)
+            if not camera.wait(self._seen[name], until_ns):
+                self._note_who_came()
+                return False
             camera.newest()  # out of its slot while the others are still to come
         return True
 
@@ -412,7 +409,8 @@ class Policy:
             elif now - targets_ns > KEEP_AFTER_S * 1e9:
                 self._stay(state, now)
             wire_seq = self._wire(state, stamps, wire_seq)
-            c.motor_ns = (state.t_ns - state.shifted_ns) - (first.t_ns - first.shifted_ns)
+            c.motor_shift_ns = state.shifted_ns - first.shifted_ns
+            c.motor_ns = state.t_ns - first.t_ns - c.motor_shift_ns
             c.motor_ticks = state.tick + state.missed_ticks - first.tick - first.missed_ticks
             if until is not None and now - asked_ns > 100_000_000:
                 asked_ns = now

@@ -52,6 +52,35 @@ def test_a_slot_gives_the_newest_frame_with_its_time(tmp_path, slot):
     camera.close()
 
 
+def after(seconds, act):
+    thread = threading.Timer(seconds, act)
+    thread.start()
+    return thread
+
+
+def test_who_waits_for_a_slots_next_frame_has_it_at_once_and_not_before(tmp_path, slot):
+    write(slot, 11, 1)
+    camera = open_camera(SIM, tmp_path)
+    assert camera.wait(0, 0)  # there already
+    began = time.monotonic()
+    assert not camera.wait(1, time.monotonic_ns() + 50_000_000)
+    assert 0.05 <= time.monotonic() - began < 0.09
+    written = []
+    thread = after(0.03, lambda: (write(slot, 22, 2), written.append(time.monotonic())))
+    assert camera.wait(1, time.monotonic_ns() + 2_000_000_000)
+    thread.join()
+    assert abs(time.monotonic() - written[0]) < 0.02 and camera.newest().t_capture_ns == 22
+
+
+def test_who_waits_while_a_slots_writer_is_started_again_has_its_first_frame(tmp_path, slot):
+    write(slot, 11, 1)
+    camera = open_camera(SIM, tmp_path)
+    thread = after(0.05, lambda: write(SlotWriter(slot_path(tmp_path, "front"), FRAME_HEAD.size + 8 * 6 * 3), 22, 2))
+    assert camera.wait(1, time.monotonic_ns() + 2_000_000_000)
+    assert camera.newest().t_capture_ns == 22
+    thread.join()
+
+
 def test_a_slot_may_be_named_by_its_path(tmp_path, slot):
     write(slot, 11, 1)
     named = dataclasses.replace(SIM, source=f"slot:{slot_path(tmp_path, 'front')}")
@@ -88,6 +117,9 @@ def test_a_device_is_read_in_rgb_by_a_thread_of_its_own(tmp_path):
     assert np.abs(frame.image.reshape(-1, 3).mean(0) - (220, 0, 0)).max() < 6
     time.sleep(0.4)
     assert 8 <= camera.seq <= 16  # its own rate, and over again at its end
+    seen = camera.seq
+    assert camera.wait(seen - 1, 0) and not camera.wait(seen + 9, time.monotonic_ns() + 50_000_000)
+    assert camera.wait(camera.seq, time.monotonic_ns() + 1_000_000_000) and camera.newest().seq == camera.seq > seen
     camera.close()
     with pytest.raises(CameraError, match="gives 64x48, the robot file says 32x48"):
         open_camera(dataclasses.replace(config, width=32), tmp_path)

@@ -210,6 +210,10 @@ def test_the_camera_that_stopped_is_the_one_that_is_named(run):
 
         seq, noisy = wrist.seq + 40, False
 
+        def wait(self, seq, until_ns):
+            time.sleep(max(until_ns - time.monotonic_ns(), 0) * 1e-9)
+            return False
+
         def newest(self):
             return wrist.newest()
 
