@@ -50,6 +50,7 @@ FAST_PRIORITY, SLOW_PRIORITY = (
 MOTOR_SILENT_S = 0.6  # the guard acts after 0.25 s
 PHASE_NS = 1_000_000  # the fast clock is led to tick so long before a picture comes,
 PHASE_STEP_NS = 200_000  # by at most so much a tick
+FIRST_WAIT_NS = 100_000_000  # for the first pictures, whose phase it takes
 KEEP_AFTER_S = 0.3  # after so long without targets the arm has come to rest: from then on it is told to stay there
 STALE_NS = 75_000_000  # lifetime of such a command
 FAST_STAGES = (
@@ -366,10 +367,11 @@ class Policy:
 
     def _in_phase(self) -> Ticker:
         """The fast clock, begun in the phase of the cameras: to be led there takes seconds, in which no command comes evenly."""
-        ticker = Ticker(self.fast_hz)
         self._seen = {name: camera.seq for name, camera in self.cameras.items()}
-        if self._wait_for_frames(ticker.next_ns + ticker.period_ns):
-            ticker.shift(time.monotonic_ns() + ticker.period_ns - PHASE_NS - ticker.next_ns)
+        came = self._wait_for_frames(time.monotonic_ns() + FIRST_WAIT_NS)
+        ticker = Ticker(self.fast_hz)
+        if came:
+            ticker.shift(-PHASE_NS)
             self._seen = {name: camera.seq for name, camera in self.cameras.items()}
         return ticker
 

@@ -594,6 +594,9 @@ def test_a_camera_that_changes_its_resolution_while_capturing_is_refused():
             self.count += 1
             return self.count
 
+        def wait(self, seq, until_ns):
+            return True
+
         def newest(self):
             size = 1 if self.count < 4 else 2
             return Frame(0, np.zeros((96 * size, 128 * size, 3), np.uint8), self.count)

@@ -64,12 +64,14 @@ def test_who_waits_for_a_slots_next_frame_has_it_at_once_and_not_before(tmp_path
     assert camera.wait(0, 0)  # there already
     began = time.monotonic()
     assert not camera.wait(1, time.monotonic_ns() + 50_000_000)
-    assert 0.05 <= time.monotonic() - began < 0.09
-    written = []
-    thread = after(0.03, lambda: (write(slot, 22, 2), written.append(time.monotonic())))
-    assert camera.wait(1, time.monotonic_ns() + 2_000_000_000)
+    assert 0.05 <= time.monotonic() - began < 0.5
+    thread = after(0.03, lambda: write(slot, 22, 2))
+    began = time.monotonic()
+    assert camera.wait(1, time.monotonic_ns() + 5_000_000_000)
+    assert (
+        time.monotonic() - began < 0.15 and camera.newest().t_capture_ns == 22
+    )  # it looks again after 0.2 s at the latest
     thread.join()
-    assert abs(time.monotonic() - written[0]) < 0.02 and camera.newest().t_capture_ns == 22
 
 
 def test_who_waits_while_a_slots_writer_is_started_again_has_its_first_frame(tmp_path, slot):
