@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 
+from firmware_bridge.arms.so101 import JOINTS
 from firmware_bridge.clock import prefer
 from runtime.bundle import Bundle
 from runtime.cameras import SlotCamera, calibrations, slot_path
 from runtime.contracts import Observation
-from runtime.kinematics import SO101_JOINTS
 from runtime.robot import CameraConfig, load_robot
 from runtime.steps import FastStep, SlowStep
 from runtime.trace import percentiles
@@ -111,9 +111,9 @@ def main() -> None:
             described, bundle = load_robot("sim_so101"), Bundle.load(args.bundle)
             known = calibrations(described, slots)
             robot = SOFollower(SOFollowerRobotConfig(id="bench", port=info["port"], cameras={}))
-            robot.bus.calibration = {n: MotorCalibration(k + 1, 0, 0, 0, 4095) for k, n in enumerate(SO101_JOINTS)}
+            robot.bus.calibration = {n: MotorCalibration(k + 1, 0, 0, 0, 4095) for k, n in enumerate(JOINTS)}
             robot.bus.connect(handshake=False)
-            robot.bus.sync_write("Torque_Enable", dict.fromkeys(SO101_JOINTS, 1), normalize=False)
+            robot.bus.sync_write("Torque_Enable", dict.fromkeys(JOINTS, 1), normalize=False)
             robot.cameras = {n: Eye(c, slots, now) for n, c in described.cameras.items()}
             fast = FastStep(bundle, known)
             q = np.zeros(6, np.float32)
@@ -137,7 +137,7 @@ def main() -> None:
                 return sent
 
             robot.get_observation, robot.send_action = get_observation, send_action
-            names = [f"{j}.pos" for j in SO101_JOINTS]
+            names = [f"{j}.pos" for j in JOINTS]
             image = {"dtype": "image", "shape": (240, 320, 3), "names": ["height", "width", "channels"]}
             state = {"dtype": "float32", "shape": (6,), "names": names}
             features = {

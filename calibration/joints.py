@@ -1,8 +1,9 @@
 """Joint calibration: where each servo's zero is, how far each joint goes, and what the servo's EEPROM said then.
 
 LeRobot keeps the same facts in another form, one JSON object a joint: `homing_offset` is written to the servo (register 31), which then
-reports `position - homing_offset`; `range_min` and `range_max` are such reported steps; 0 degrees is the middle of the range. This
-project never writes EEPROM: it reads the offsets, keeps them, and refuses to drive an arm whose offsets have changed since.
+reports `position - homing_offset`; `range_min` and `range_max` are such reported steps; 0 degrees is the middle of the range, and the
+gripper goes from 0, shut, to 100. This project never writes EEPROM: it reads the offsets, keeps them, and refuses to drive an arm whose
+offsets have changed since. Angles are the maker's (`firmware_bridge.arms.so101`): the jaw is shut at SHUT, not at 0.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import numpy as np
 
 from calibration.camera import CalibrationError
 from firmware_bridge.arm import Arm, ArmConfig
+from firmware_bridge.arms.so101 import SHUT
 from firmware_bridge.sts3215 import RAD_PER_STEP, STEPS, decode
 
 MARGIN = 0.035  # rad kept free at each end of the measured range
 MIN_RANGE = 0.5  # rad; less, and the joint was hardly moved
+ANGLES = "maker"  # whose joint angles a record's zeros and directions make
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,17 @@ class JointCalibration:
     joints: tuple[Joint, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {"joints": [dataclasses.asdict(j) for j in self.joints]}
+        return {"angles": ANGLES, "joints": [dataclasses.asdict(j) for j in self.joints]}
 
     @classmethod
     def from_json(cls, data: dict[str, Any], source: str = "joint calibration") -> JointCalibration:
-        """Raises CalibrationError when `data` is none, or holds impossible numbers."""
+        """Raises CalibrationError when `data` is none, holds impossible numbers, or makes angles of another convention: with such zeros and
+        directions the arm would move to the wrong side."""
+        if "joints" in data and data.get("angles") != ANGLES:
+            raise CalibrationError(
+                f"{source} was made for mirrored joint angles (shoulder_pan and wrist_roll turned the other way, the jaw was shut at 0): "
+                "run `harmowam calibrate joints` again, or import LeRobot's file once more."
+            )
         try:
             made = cls(tuple(Joint(**j) for j in data["joints"]))
         except (KeyError, TypeError) as e:
@@ -70,7 +79,7 @@ class JointCalibration:
                 "the joint calibration is for other joints or servo ids than the robot file: run `harmowam calibrate joints` for this arm."
             )
         ordered = [by_name[n] for n in config.joints]
-        limits = [self.limits(j) for j in ordered]
+        limits = [self.limits(j, jaw=j is ordered[-1]) for j in ordered]
         lower = tuple(max(a, b) for a, (b, _) in zip(config.lower, limits, strict=True))
         upper = tuple(min(a, b) for a, (_, b) in zip(config.upper, limits, strict=True))
         for name, low, high, rest in zip(config.joints, lower, upper, config.rest, strict=True):
@@ -93,12 +102,17 @@ class JointCalibration:
         )
 
     @staticmethod
-    def limits(joint: Joint) -> tuple[float, float]:
-        """Measured range in rad, MARGIN inside the stops."""
+    def limits(joint: Joint, jaw: bool = False) -> tuple[float, float]:
+        """Measured range in rad, MARGIN inside the stops; a jaw may go to its closed end, where it holds things."""
         ends = sorted(
             (s - joint.zero_step) * joint.direction * RAD_PER_STEP for s in (joint.range_min, joint.range_max)
         )
-        return ends[0] + MARGIN, ends[1] - MARGIN
+        return ends[0] + (0.0 if jaw else MARGIN), ends[1] - MARGIN
+
+
+def _jaw_zero(shut_step: int, direction: int) -> int:
+    """The jaw's step at 0 rad, from the step at which it is shut."""
+    return shut_step - direction * round(SHUT / RAD_PER_STEP)
 
 
 def _sane(j: Joint, source: str) -> None:
@@ -148,8 +162,10 @@ class RangeRecorder:
         return [n for n, ok in zip(self.config.joints, far, strict=True) if not ok]
 
     def finish(self, zero_step: np.ndarray, offsets: dict[int, int]) -> JointCalibration:
-        """`zero_step` int[J]: reported steps at the zero pose; `offsets`: EEPROM homing offsets by id. Raises CalibrationError."""
+        """`zero_step` int[J]: reported steps at the zero pose, in which the jaw is shut; `offsets`: EEPROM homing offsets by id. Raises
+        CalibrationError."""
         c = self.config
+        zero_step = np.append(zero_step[:-1], _jaw_zero(int(zero_step[-1]), c.direction[-1]))
         made = JointCalibration(tuple(
             Joint(c.joints[k], c.ids[k], int(zero_step[k]), c.direction[k], int(self.low[k]), int(self.high[k]), int(offsets[c.ids[k]]))
             for k in range(len(c.ids))
@@ -197,8 +213,8 @@ def to_lerobot(calibration: JointCalibration) -> dict[str, dict[str, int]]:
 
 
 def from_lerobot(path: Path, config: ArmConfig) -> JointCalibration:
-    """A LeRobot calibration file for the joints of `config`; 0 rad is the middle of the range as in LeRobot, but for the gripper, whose
-    closed end it is. Raises CalibrationError for a file that is damaged or for another arm."""
+    """A LeRobot calibration file for the joints of `config`; 0 rad is the middle of the range as in LeRobot; the gripper is at SHUT at
+    its closed end. Raises CalibrationError for a file that is damaged or for another arm."""
     try:
         data = json.loads(Path(path).read_text())
         rows = {
@@ -233,7 +249,7 @@ def from_lerobot(path: Path, config: ArmConfig) -> JointCalibration:
         direction = -1 if r["drive_mode"] else config.direction[k]
         middle = (r["range_min"] + r["range_max"]) // 2
         closed = r["range_min"] if direction > 0 else r["range_max"]
-        zero = middle if k < len(config.joints) - 1 else closed
+        zero = middle if k < len(config.joints) - 1 else _jaw_zero(closed, direction)
         joints.append(Joint(name, r["id"], int(zero), direction, r["range_min"], r["range_max"], r["homing_offset"]))
     made = JointCalibration(tuple(joints))
     for j in made.joints:

@@ -32,9 +32,9 @@ from export.loop import alone, make_run_folder, rounds_bf16
 from export.onnx import export_engine
 from export.rows import digest_of
 from export.text import ngrams
+from firmware_bridge.arms import so101
 from firmware_bridge.mendable import Mendable
 from runtime.bundle import EngineFiles, Manifest, check_replaceable, save_bundle
-from runtime.kinematics import ARM_FAMILY, SO101_JOINTS, SO101_LOWER, SO101_UPPER, So101Links
 
 SAVE_EVERY_S = 60.0
 
@@ -317,14 +317,14 @@ def save_act_bundle(
     manifest = Manifest(
         name="act-so101",
         licence="Apache-2.0",
-        arm_family=ARM_FAMILY,
+        arm_family=so101.FAMILY,
         engines={"act": EngineFiles("onnx/act.onnx", {k: list(s) for k, s in inputs.items()}, ["chunk"])},
         preprocess={"size": [c.image, c.image], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
         cameras={k: v.to_json() for k, v in sorted(cameras.items())},
         joints=[
-            {"name": n, "lower": float(a), "upper": float(b)} for n, a, b in zip(SO101_JOINTS, SO101_LOWER, SO101_UPPER, strict=True)
+            {"name": n, "lower": float(a), "upper": float(b)} for n, a, b in zip(so101.JOINTS, so101.LOWER, so101.UPPER, strict=True)
         ],
-        links={k: float(v) for k, v in vars(So101Links()).items()},
+        links={k: float(v) for k, v in vars(so101.Links()).items()},
         tasks={k: [float(x) for x in v] for k, v in tasks.items()},
         rates={"fast_hz": 50.0, "slow_hz": 8.0, "motor_hz": 100.0},
         chunk={"steps": c.chunk, "dt_ms": round(c.chunk_dt_s * 1000)},

@@ -20,7 +20,7 @@ from export.config import Config
 from export.data import Demonstrations
 from export.labels import wrist_mount
 from export.lerobot import DataError
-from runtime.kinematics import tool_rotation
+from firmware_bridge.arms.so101 import tool_rotation
 from sim.tasks import PAN_X
 from sim.variety import draw_table_top
 

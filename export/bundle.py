@@ -26,10 +26,10 @@ from export.models import HarmoWam
 from export.onnx import engines, export_engine
 from export.quantise import Feeds, left_in_float, load_recipe, quantise
 from export.text import Encoder, encoder_of
+from firmware_bridge.arms import so101
 from runtime.bundle import EngineFiles, Manifest, check_replaceable, save_bundle
 from runtime.decode import proprio
 from runtime.engine import Engine, OrtEngine
-from runtime.kinematics import ARM_FAMILY, SO101_JOINTS, SO101_LOWER, SO101_UPPER, So101Links
 from runtime.steps import fixed_noise
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "harmowam-so101.safetensors"
@@ -129,7 +129,7 @@ def manifest_for(
     return Manifest(
         name="harmowam-so101",
         licence="Apache-2.0",
-        arm_family=ARM_FAMILY,
+        arm_family=so101.FAMILY,
         engines={
             name: EngineFiles(f"onnx/{name}.onnx", {k: list(s) for k, s in inputs.items()}, outputs)
             for name, (_, inputs, outputs) in engines(model).items()
@@ -138,9 +138,9 @@ def manifest_for(
         cameras={k: v.to_json() for k, v in sorted(cameras.items())},
         joints=[
             {"name": n, "lower": float(a), "upper": float(b)}
-            for n, a, b in zip(SO101_JOINTS, SO101_LOWER, SO101_UPPER, strict=True)
+            for n, a, b in zip(so101.JOINTS, so101.LOWER, so101.UPPER, strict=True)
         ],
-        links={k: float(v) for k, v in vars(So101Links()).items()},
+        links={k: float(v) for k, v in vars(so101.Links()).items()},
         tasks={k: [float(x) for x in v] for k, v in tasks.items()},
         rates={"fast_hz": 50.0, "slow_hz": 8.0, "motor_hz": 100.0},
         chunk={

@@ -13,10 +13,10 @@ import onnx
 from onnx import numpy_helper
 
 from export.quantise import Feeds
+from firmware_bridge.arms import so101
 from firmware_bridge.mendable import Mendable
 from runtime.decode import absolute_chunk, heatmap_peak
 from runtime.engine import Engine, centred_cosine
-from runtime.kinematics import so101_inverse
 
 # Least cosine after subtracting the mean over observations. The Prior's tensors feed other networks, the chunk moves the arm.
 COSINE = {
@@ -103,7 +103,7 @@ def joint_error(
             made = side["world_model"].run(w)
             feed = {**p, "latent": made["latent"].copy(), "tokens": made["tokens"].copy()}
             chunk = absolute_chunk(pose.astype(float), side["predictive"].run(feed)["chunk"][0].astype(float))
-            joints.append([np.append(so101_inverse(target[:5])[0], target[5]) for target in chunk])
+            joints.append([so101.inverse(target)[0] for target in chunk])
         goals.append(np.array(joints))
     # Roll and pan may be a whole turn apart and yet the same.
     apart = np.degrees(np.abs((goals[0] - goals[1] + np.pi) % (2 * np.pi) - np.pi))

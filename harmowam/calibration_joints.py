@@ -82,7 +82,8 @@ def guided(
             )
         offsets = joints.eeprom_offsets(arm)
         ask(
-            "Put every joint at its zero (upper arm up, forearm level, gripper level and closed at its zero mark), then press Enter"
+            "Put every joint at its zero (arm straight ahead, upper arm up, forearm and gripper level, moving jaw above the fixed one), "
+            "shut the jaw, then press Enter"
         )
         zero = joints.reported_steps(arm)
         recorder = joints.RangeRecorder(robot.arm)

@@ -18,6 +18,7 @@ from calibration.camera import CalibrationError
 from calibration.hand_eye import ArmNoise, ArmView, inverse
 from calibration.jobs import Size, camera_of, current, finish_hand_eye, theta_of
 from calibration.store import Store, new_record, refuse_other_camera
+from firmware_bridge.arms import so101
 from runtime.robot import Robot
 
 TAKE_S = 15.0  # that an operator has to take the board out of the gripper, before the arm goes down with it
@@ -34,7 +35,6 @@ def run_hand_eye(
     Raises RobotError, CameraError or CalibrationError before a real arm moves where the camera is not the one whose lens is stored:
     another one, another resolution, another focus."""
     from harmowam.calibration_rig import live_identity
-    from runtime.kinematics import so101_tool
 
     if robot.simulated:
         from sim.calibration_rig import BOARD, ArmBench, webcam
@@ -63,16 +63,16 @@ def run_hand_eye(
         if held is None:
             visible = bench.visible
         else:
-            X, Z = _first_guess(held, theta, model, board, move_to, picture, so101_tool, robot, mount)
+            X, Z = _first_guess(held, theta, model, board, move_to, picture, so101.tool, robot, mount)
             visible = _board_in_view(
-                X, Z, board, theta, model, (camera.width, camera.height), so101_tool, on_arm=mount == "arm"
+                X, Z, board, theta, model, (camera.width, camera.height), so101.tool, on_arm=mount == "arm"
             )
         views = []
         # A board in the gripper must clear the table however it is turned, on the way as well.
         floor = max(0.09, 0.02 + float(np.hypot(*board.size())) / 2) if mount == "base" else 0.09
         last: np.ndarray | None = None
-        for k, q in enumerate(hand_eye.propose(rng, so101_tool, lower, upper, visible, count, floor)):
-            if last is not None and not hand_eye.clear_path(so101_tool, last, q, floor - 0.02):
+        for k, q in enumerate(hand_eye.propose(rng, so101.tool, lower, upper, visible, count, floor)):
+            if last is not None and not hand_eye.clear_path(so101.tool, last, q, floor - 0.02):
                 say(f"pose {k + 1} of {count}: passed over, the way there is too close to the table")
                 continue
             last, measured = q, move_to(q)
@@ -89,7 +89,7 @@ def run_hand_eye(
                 f"take the board out of the gripper: in {TAKE_S:.0f} s the arm goes down to its rest pose, lower than a board is high"
             )
             time.sleep(TAKE_S)
-    return finish_hand_eye(store, name, old, views, mount, noise, page, dry_run, board.text, so101_tool)
+    return finish_hand_eye(store, name, old, views, mount, noise, page, dry_run, board.text, so101.tool)
 
 
 @contextlib.contextmanager

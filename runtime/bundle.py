@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from firmware_bridge.arms.so101 import FAMILY
 from firmware_bridge.mendable import Mendable
 from runtime.engine import Engine, EngineError, OrtEngine
-from runtime.kinematics import ARM_FAMILY
 
 SCHEMA = 2  # 2: the mean and spread of action chunks, which plans are gone on from
 
@@ -156,9 +156,9 @@ class Bundle:
         wrong = _wrong_field(manifest)
         if wrong:
             raise BundleError(f"{path}/manifest.json is damaged ('{wrong}' does not hold what it should): {again}")
-        if manifest.arm_family != ARM_FAMILY:
+        if manifest.arm_family != FAMILY:
             raise BundleError(
-                f"{path} is for arms of the family '{manifest.arm_family}', this version drives {ARM_FAMILY}: "
+                f"{path} is for arms of the family '{manifest.arm_family}', this version drives {FAMILY}: "
                 "name another with --bundle, or upgrade harmowam on this machine."
             )
         for name, digest in manifest.files.items():

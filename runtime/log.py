@@ -30,7 +30,7 @@ from firmware_bridge.messages import Command, JointState
 from runtime.cameras import FRAME_HEAD, Frame
 from runtime.contracts import A, Observation, Prior
 
-VERSION = 1
+VERSION = 2  # 2: joint angles are the maker's; 1: shoulder_pan and wrist_roll mirrored, jaw shut at 0
 WAITING = 256  # records between the loops and the disk; frames are held by reference
 RESERVE_BYTES = 256_000_000  # of the disk are left free: the rest of the system needs room to write, too
 CHUNK_BYTES = 1_000_000  # compressed at a time; a log that is cut off loses one of these at most
@@ -310,8 +310,10 @@ def read_meta(path: Path) -> dict[str, Any]:
     for record in read_log(path):
         if isinstance(record, dict) and "version" in record:
             if record["version"] != VERSION:
+                older = isinstance(record["version"], int) and record["version"] < VERSION
                 raise LogError(
-                    f"{path} is a log of version {record['version']}, this program reads {VERSION}: upgrade it."
+                    f"{path} is a log of version {record['version']}, this program reads {VERSION}: "
+                    + ("replay it with the release that recorded it." if older else "upgrade harmowam.")
                 )
             return record
         if isinstance(record, dict) and record.get("kind") == DAMAGED:

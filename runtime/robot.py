@@ -10,9 +10,9 @@ from typing import Any
 from calibration.joints import JointCalibration
 from calibration.store import Store
 from firmware_bridge.arm import ArmConfig
+from firmware_bridge.arms.so101 import FAMILY
 from firmware_bridge.mendable import Mendable
 from firmware_bridge.models import MODELS
-from runtime.kinematics import ARM_FAMILY
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -253,8 +253,8 @@ def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
             _fourcc(c, at),
         )
     family = _take(raw, "family", str, where)
-    if family != ARM_FAMILY:
-        raise RobotError(f"{where}: arm family '{family}' is not known: this version drives {ARM_FAMILY}.")
+    if family != FAMILY:
+        raise RobotError(f"{where}: arm family '{family}' is not known: this version drives {FAMILY}.")
     return Robot(
         _take(raw, "name", str, where),
         path,

@@ -13,11 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from calibration.camera import Camera
+from firmware_bridge.arms import so101
 from firmware_bridge.messages import Command, Expert
 from runtime.bundle import Bundle
 from runtime.contracts import A, FastTick, Observation, Prior
 from runtime.decode import absolute_chunk, heatmap_point, proprio, relative_chunk
-from runtime.kinematics import So101Links, so101_forward, so101_inverse
 from runtime.preprocess import Warp
 from runtime.preprocess.cuda import GpuPass
 
@@ -47,11 +47,6 @@ def fixed_noise(world_shape: tuple[int, ...], action_shape: tuple[int, ...]) -> 
         "world_model": np.random.default_rng(0).standard_normal(world_shape).astype(np.float32),
         "predictive": np.zeros(action_shape, np.float32),
     }
-
-
-def pose_of(q: np.ndarray, links: So101Links) -> np.ndarray:
-    """End-effector pose and jaw float64[6] of joint angles [6]."""
-    return np.append(so101_forward(q, links), q[5])
 
 
 class Views:
@@ -93,7 +88,7 @@ class SlowStep:
         self.views = Views(bundle, cameras, gpu)
         self.world = bundle.engine("world_model", threads=threads)
         self.predictive = bundle.engine("predictive", threads=threads)
-        self.links = So101Links(**m.links)
+        self.links = so101.Links(**m.links)
         self.set_task(task)
         noise = fixed_noise(self.world.inputs["noise"].shape, self.predictive.inputs["noise"].shape)
         self.world_noise, self.action_noise = noise["world_model"], noise["predictive"]
@@ -129,7 +124,7 @@ class SlowStep:
     def step(self, now_ns: int, obs: Observation) -> Prior:
         """One Prior from one observation; `t_ready_ns` is left at `now_ns` for the driver to complete."""
         views = self.views(obs)
-        pose = pose_of(obs.q_rad, self.links)
+        pose = so101.forward(obs.q_rad, self.links)
         state = proprio(pose)[None]
         self.trace.mark("slow.preprocess")
         w = self.world.run({"front": views["front"], "text": self.text, "proprio": state, "noise": self.world_noise})
@@ -199,7 +194,7 @@ class FastStep:
         self.trace, self.policy = trace or NoTrace(), policy
         self.views = Views(bundle, cameras, gpu)
         self.engine = bundle.engine("fast", threads=threads)
-        self.links = So101Links(**m.links)
+        self.links = so101.Links(**m.links)
         self.front = Camera.from_json(m.cameras["front"])
         self.side = int(m.reactive["heatmap"])
         self.on, self.off = float(m.gate["on"]), float(m.gate["off"])
@@ -232,7 +227,7 @@ class FastStep:
         """Run the fast engine: smoothed reactive target [6], gate probability, heat-map mass round the peak."""
         views = self.views(obs)
         self.trace.mark("fast.preprocess")
-        state = proprio(pose_of(obs.q_rad, self.links))[None]
+        state = proprio(so101.forward(obs.q_rad, self.links))[None]
         out = self.engine.run(
             {"front": views["front"], "wrist": views["wrist"], "future": prior.future, "proprio": state}
         )
@@ -371,7 +366,7 @@ class FastStep:
         nothing = np.zeros(A, np.float32)
         age_ns = -1 if prior is None else now_ns - prior.t_capture_ns
         if self.last_ns is None:  # first command starts where the arm is
-            self.pose = pose_of(obs.q_rad, self.links)
+            self.pose = so101.forward(obs.q_rad, self.links)
         if prior is None or age_ns > self.set.prior_age_s * 1e9:
             self.last_ns, self.expert = None, Expert.NONE
             self.velocity = np.zeros(A)
@@ -391,11 +386,10 @@ class FastStep:
             self._transit(dt, reactive)
         self.expert, self.last_ns = expert, now_ns
         self.trace.mark("fast.handover")
-        q, _ = so101_inverse(self.pose[:5], self.links)
+        q, _ = so101.inverse(self.pose, self.links)
         h = 0.02
-        ahead, _ = so101_inverse(self.pose[:5] + h * self.velocity[:5], self.links)
-        joints = np.append(q, self.pose[5]).astype(np.float32)
-        rates = np.append((ahead - q) / h, 0.0).astype(np.float32)
+        ahead, _ = so101.inverse(self.pose + h * self.velocity, self.links)
+        joints, rates = q.astype(np.float32), ((ahead - q) / h).astype(np.float32)
         self.seq += 1
         command = Command(
             now_ns, now_ns + int(self.set.stale_s * 1e9), joints, rates, expert, gate, obs.t_capture_ns, self.seq

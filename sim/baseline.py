@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from calibration.camera import Camera
+from firmware_bridge.arms import so101
 from runtime.bundle import Bundle
 from runtime.contracts import Observation, Prior
-from runtime.kinematics import So101Links
-from runtime.steps import MS, Views, pose_of
+from runtime.steps import MS, Views
 
 
 class ChunkStep:
@@ -19,7 +19,7 @@ class ChunkStep:
         self.bundle = bundle
         self.views = Views(bundle, cameras)
         self.engine = bundle.engine("act", threads=threads)
-        self.links = So101Links(**m.links)
+        self.links = so101.Links(**m.links)
         self.grid_ns = (np.arange(1, m.chunk["steps"] + 1) * m.chunk["dt_ms"] * MS).astype(np.int64)
         self.seq = 0
         self.set_task(next(iter(m.tasks)))
@@ -32,7 +32,7 @@ class ChunkStep:
     def step(self, now_ns: int, obs: Observation) -> Prior:
         """One Prior from one observation. The network gets the tool's absolute pose, as ACT gets the joint positions."""
         views = self.views(obs)
-        pose = pose_of(obs.q_rad, self.links).astype(np.float32)
+        pose = so101.forward(obs.q_rad, self.links).astype(np.float32)
         chunk = self.engine.run(
             {"front": views["front"], "wrist": views["wrist"], "text": self.text, "pose": pose[None]}
         )["chunk"][0]

@@ -16,8 +16,8 @@ from calibration.board import Board
 from calibration.camera import Camera
 from calibration.check import LEARN_FRAMES, Verdict, check, learn
 from calibration.hand_eye import inverse, transform
+from firmware_bridge.arms import so101
 from runtime.bundle import Bundle
-from runtime.kinematics import so101_tool
 from runtime.steps import FastStep, SlowStep
 from sim.boards import look_at_board, render
 from sim.calibration_rig import ArmBench, ServoRig
@@ -141,7 +141,7 @@ def recalibrate(seed: int = 0, views: int = 30, poses: int = 15) -> tuple[Camera
         )
     rig.world.close()
     pose, halves = hand_eye.calibrate(
-        "base", shots, done.fit.theta, "rational", so101_tool, hand_eye.ArmNoise(), max(done.fit.sigma, 0.1)
+        "base", shots, done.fit.theta, "rational", so101.tool, hand_eye.ArmNoise(), max(done.fit.sigma, 0.1)
     )
     camera = Camera("front", *CAMERA_SIZE, lens.matrix(done.fit.theta), done.fit.theta[4:], pose.X)
     assert true.T_base_from_cam is not None

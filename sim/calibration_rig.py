@@ -16,8 +16,8 @@ from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
 from calibration.hand_eye import ArmView, inverse, transform
 from calibration.lens import parameters, project
+from firmware_bridge.arms import so101
 from firmware_bridge.messages import Command, SafetyState
-from runtime.kinematics import SO101_LOWER, SO101_UPPER, so101_tool
 from sim.boards import render
 from sim.plant import virtual_motor
 from sim.world import J, World
@@ -86,7 +86,7 @@ class ArmBench:
 
     def visible(self, q: np.ndarray) -> bool:
         """Whether most of the board is in the picture, from in front and not too flat."""
-        T = self.cam_from_board(so101_tool(q))
+        T = self.cam_from_board(so101.tool(q))
         if T[2, 3] < 0.08 or T[:3, 2] @ T[:3, 3] / np.linalg.norm(T[:3, 3]) < 0.5:
             return False
         uv = project(self.board.points(), self.theta, "rational", cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
@@ -97,7 +97,7 @@ class ArmBench:
         return np.asarray(((uv > edge) & (uv < size - edge)).all(1))
 
     def poses(self, count: int) -> np.ndarray:
-        return hand_eye.propose(self.rng, so101_tool, SO101_LOWER[:5], SO101_UPPER[:5], self.visible, count)
+        return hand_eye.propose(self.rng, so101.tool, so101.LOWER[:5], so101.UPPER[:5], self.visible, count)
 
     def view(self, name: str, q: np.ndarray) -> ArmView:
         """One picture's corners: the arm believes to be at `q`, and is somewhere near."""
@@ -106,7 +106,7 @@ class ArmBench:
             / np.sqrt(3)
             * ([np.radians(self.noise.rotation_deg)] * 3 + [self.noise.translation_m] * 3)
         )
-        T = self.cam_from_board(so101_tool(q + self.offsets) @ transform(error[:3], error[3:]))
+        T = self.cam_from_board(so101.tool(q + self.offsets) @ transform(error[:3], error[3:]))
         uv = project(self.board.points(), self.theta, "rational", cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
         seen = self._inside(uv)
         return ArmView(name, self.board.points()[seen], (uv + self.rng.normal(0, self.corner_noise, uv.shape))[seen], q)
@@ -142,5 +142,5 @@ class ServoRig:
 
     def picture(self) -> np.ndarray:
         """uint8[H,W] of the board where the arm truly is."""
-        T = self.bench.cam_from_board(so101_tool(self.world.q[:5]))
+        T = self.bench.cam_from_board(so101.tool(self.world.q[:5]))
         return render(self.bench.camera, T, self.bench.board, self._rng)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.kinematics import so101_inverse
+from firmware_bridge.arms import so101
 from sim.tasks import CLOSED, HOME, OPEN, PAN_X, REACH, SEEN, TASKS, TOOL_PITCH, UNSEEN
 from sim.world import World
 
@@ -294,6 +294,5 @@ class Follower:
 
 
 def joints_for(target: np.ndarray) -> np.ndarray:
-    """Joint goals [6] for an end-effector target [6]."""
-    q, _ = so101_inverse(target[:5])
-    return np.append(q, target[5])
+    """Joint goals [6] (rad) for a tool pose [6]."""
+    return so101.inverse(target)[0]

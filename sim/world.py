@@ -20,13 +20,13 @@ os.environ.setdefault(
 import mujoco
 
 from calibration.camera import Camera
+from firmware_bridge.arms import so101
 from firmware_bridge.sts3215 import RAD_PER_STEP
-from runtime.kinematics import SO101_JOINTS, SO101_LOWER, SO101_UPPER, so101_forward, so101_inverse, so101_tool
 from sim.tasks import N_DISTRACTORS, Layout, Look, sample_layout, success
 from sim.variety import BOX, CYLINDER, draw_colour, draw_table_top, scale_bodies, vary_shapes
 
 ASSETS = Path(__file__).parent / "assets"
-J = len(SO101_JOINTS)
+J = len(so101.JOINTS)
 SERVO_DT = 0.004  # the servos' own control period, s
 SERVO_SPEED = 5.0  # rad/s, STS3215 at 7.4 V
 LATENCY_TICKS = 3  # goal register to motion: 12 ms
@@ -150,8 +150,7 @@ class World:
                 body.pos[:2], body.quat[:] = (x, y), turned
             else:
                 self.data.qpos[at : at + 2], self.data.qpos[at + 3 : at + 7] = (x, y), turned
-        q, _ = so101_inverse(layout.start)
-        self.data.qpos[:J] = [*q, layout.jaw]
+        self.data.qpos[:J], _ = so101.inverse(np.append(layout.start, layout.jaw))
         self._goal = self.data.qpos[:J].copy()
         self._profile = self._goal.copy()
         self._delay = [self._goal.copy()] * LATENCY_TICKS
@@ -199,9 +198,8 @@ class World:
 
     @property
     def pose(self) -> np.ndarray:
-        """Measured end-effector pose and jaw angle, [x, y, z, pitch, roll, gripper]."""
-        q = self.measured
-        return np.append(so101_forward(q), q[5])
+        """Measured tool pose float64[6] (`firmware_bridge.arms.so101`)."""
+        return so101.forward(self.measured)
 
     def set_goals(
         self, goal_rad: np.ndarray, torque_on: np.ndarray | None = None, speed_rad_s: np.ndarray | None = None,
@@ -209,7 +207,7 @@ class World:
     ) -> None:  # fmt: skip
         """New goal registers; angles are rounded to servo steps and cut to the joint limits. `torque_limit` in [0, 1]."""
         self._goal = np.clip(
-            np.round(np.asarray(goal_rad, float) / RAD_PER_STEP) * RAD_PER_STEP, SO101_LOWER, SO101_UPPER
+            np.round(np.asarray(goal_rad, float) / RAD_PER_STEP) * RAD_PER_STEP, so101.LOWER, so101.UPPER
         )
         if torque_on is not None:
             self._torque = np.asarray(torque_on, bool)
@@ -260,7 +258,7 @@ class World:
         pose[:3, 3] = self.data.camera(name).xpos
         if name == "front":
             return Camera(name, width, height, K, np.zeros(0), pose)
-        on_tool = np.linalg.inv(so101_tool(self.q)) @ pose
+        on_tool = np.linalg.inv(so101.tool(self.q)) @ pose
         return Camera(name, width, height, K, np.zeros(0), T_tool_from_cam=on_tool)
 
     def render(self, camera: str) -> np.ndarray:

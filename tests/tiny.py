@@ -7,8 +7,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from firmware_bridge.arms import so101
 from runtime.bundle import EngineFiles, Manifest, save_bundle
-from runtime.kinematics import SO101_LOWER, SO101_UPPER, So101Links
 
 TASK = "put the red cube on the plate"
 SIDE = 48
@@ -80,9 +80,9 @@ def tiny_bundle(folder: Path, gate: float = 0.1) -> Path:
         cameras={"front": FRONT, "wrist": WRIST},
         joints=[
             {"name": n, "lower": float(a), "upper": float(b)}
-            for n, a, b in zip(joints, SO101_LOWER, SO101_UPPER, strict=True)
+            for n, a, b in zip(joints, so101.LOWER, so101.UPPER, strict=True)
         ],
-        links={k: float(v) for k, v in vars(So101Links()).items()},
+        links={k: float(v) for k, v in vars(so101.Links()).items()},
         tasks={TASK: [0.1] * 32, "put the blue cube on the plate": [0.2] * 32},
         rates={"fast_hz": 50.0, "slow_hz": 8.0, "motor_hz": 100.0},
         chunk={"steps": 16, "dt_ms": 50, "mean": [[0.0] * 6] * 16, "std": [[1.0] * 6] * 16},

@@ -17,7 +17,8 @@ from calibration.camera import Camera
 from firmware_bridge.files import write_whole
 from firmware_bridge.mendable import Mendable
 
-VERSION, SCHEMA = "v3.0", 1
+VERSION = "v3.0"
+SCHEMA = 2  # of meta/harmowam.json: 2 = joint angles are the maker's; 1 = pan and roll mirrored, jaw shut at 0
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"

@@ -27,7 +27,7 @@ from export.lerobot.layout import (
     read_table,
 )  # fmt: skip
 from export.lerobot.pictures import Pictures, geometry_of
-from runtime.kinematics import SO101_JOINTS, SO101_LOWER, SO101_UPPER
+from firmware_bridge.arms import so101
 
 Row = Mapping[str, Any]  # of the episode table
 
@@ -59,6 +59,8 @@ def load(
     _check_units(folder, units, state, action)
     if units == "degrees":
         state, action = _radians(state), _radians(action)
+    if _schema(folder) == 1:
+        state, action = (so101.from_mirrored(x).astype(np.float32) for x in (state, action))
     images: dict[str, np.ndarray] = {}
     geometry: dict[str, Camera] = {}
     with tqdm(total=len(state) * len(cameras), unit=" pictures", desc=f"reading {folder}", delay=1) as bar:
@@ -90,6 +92,11 @@ def read_cameras(folder: Path) -> dict[str, Camera]:
     return found
 
 
+def _schema(folder: Path) -> int | None:
+    """Of meta/harmowam.json; None for a dataset that lerobot recorded."""
+    return int(read_json(folder / OURS)["schema"]) if (folder / OURS).exists() else None
+
+
 def _read_info(folder: Path, fps: float | None) -> dict[str, Any]:
     if not (folder / INFO).exists():
         raise DataError(f"{folder} holds no finished dataset: collect one with `harmowam collect --out {folder}`.")
@@ -114,7 +121,7 @@ def _read_info(folder: Path, fps: float | None) -> dict[str, Any]:
 
 def _check_features(folder: Path, info: Mapping[str, Any], cameras: Sequence[str]) -> None:
     features = info["features"]
-    wanted = [f"{j}.pos" for j in SO101_JOINTS]
+    wanted = [f"{j}.pos" for j in so101.JOINTS]
     for k in VECTORS:
         names = features.get(k, {}).get("names")
         if isinstance(names, dict):  # as converted from older versions: {"motors": [...]}
@@ -234,11 +241,11 @@ def _rows_by_episode(path: Path) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         flat = np.concatenate(
             [np.zeros(0), *(chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table[c].chunks)]
         )
-        if len(flat) != len(order) * len(SO101_JOINTS):
+        if len(flat) != len(order) * len(so101.JOINTS):
             raise DataError(
-                f"'{c}' of {path} does not hold {len(SO101_JOINTS)} numbers in each row: restore it or record again."
+                f"'{c}' of {path} does not hold {len(so101.JOINTS)} numbers in each row: restore it or record again."
             )
-        values.append(flat.astype(np.float32).reshape(-1, len(SO101_JOINTS))[order])
+        values.append(flat.astype(np.float32).reshape(-1, len(so101.JOINTS))[order])
     numbers, first = np.unique(episode[order], return_index=True)
     return {int(n): (values[0][a:b], values[1][a:b]) for n, a, b in zip(numbers, first, [*first[1:], len(order)])}
 
@@ -255,8 +262,7 @@ def _check_units(folder: Path, units: str | None, *vectors: np.ndarray) -> None:
 
 
 def _radians(joints: np.ndarray) -> np.ndarray:
-    """lerobot's SO-101 (`use_degrees`, the default): degrees, and 0 (shut) to 100 (open) for the gripper. Shut is 0 rad, as in joint
-    calibration and in the simulator; the jaw's travel is that of its limits, 110 degrees."""
+    """lerobot's SO-101 (`use_degrees`): degrees, and 0 (shut) to 100 (wide open) for the gripper, which spans the maker's limits."""
     out = np.radians(joints)
-    out[:, -1] = joints[:, -1] / 100 * (SO101_UPPER[-1] - SO101_LOWER[-1])
+    out[:, -1] = so101.LOWER[-1] + joints[:, -1] / 100 * (so101.UPPER[-1] - so101.LOWER[-1])
     return out.astype(np.float32)

@@ -70,7 +70,7 @@ def write_part(folder: Path, part: int, episodes: Sequence[Episode], fps: float,
     write_table(folder / DATA.format(**where), pa.table(rows))
     table = [_episode_row(e, i, int(first[i]), where, fps) for i, e in enumerate(episodes)]
     sizes = {name: list(x.shape[1:]) for name, x in episodes[0].images.items()}
-    note = json.dumps({"fps": fps, "joints": list(joint_names), "pictures": sizes}, sort_keys=True)
+    note = json.dumps({"schema": SCHEMA, "fps": fps, "joints": list(joint_names), "pictures": sizes}, sort_keys=True)
     write_table(
         folder / EPISODES.format(**where), pa.Table.from_pylist(table).replace_schema_metadata({"harmowam": note})
     )
@@ -188,7 +188,10 @@ def _common_note(tables: Mapping[Path, pa.Table]) -> dict[str, Any]:
             raise DataError(
                 f"{path} was collected with other settings than {first.name}: delete it or use a new folder."
             )
-    return json.loads(notes[first] or b"{}")
+    known = dict(json.loads(notes[first] or b"{}"))
+    if known.get("schema") != SCHEMA:
+        raise DataError(f"{first.parents[3]} holds joint angles of another version: collect into a new folder.")
+    return known
 
 
 def _same_types(folder: Path, rows: Sequence[dict[str, Any]]) -> None:

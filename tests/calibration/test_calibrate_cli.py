@@ -19,12 +19,12 @@ from calibration.camera import CalibrationError, load_camera
 from calibration.guide import Guide
 from calibration.jobs import compare_records, find_views, finish_hand_eye, run_intrinsics
 from calibration.store import Store, new_record
+from firmware_bridge.arms import so101
 from firmware_bridge.messages import SafetyState
 from harmowam.calibration_rig import LiveRig, refuse_moved
 from harmowam.capture_page import CapturePage
 from harmowam.cli import main
 from runtime.cameras import open_cameras
-from runtime.kinematics import so101_tool
 from runtime.robot import load_robot
 from sim.boards import look_at_board, render
 from sim.calibration_rig import ArmBench, webcam
@@ -104,7 +104,7 @@ def test_from_pictures_to_a_camera_that_the_runtime_loads(pictures, tmp_path):
         tmp_path / "h.html",
         False,
         "x",
-        so101_tool,
+        so101.tool,
     )
     camera = load_camera(store / "front")
     assert camera.T_base_from_cam is not None
@@ -124,7 +124,7 @@ def test_the_hand_eye_result_must_be_better_than_what_is_stored(tmp_path):
     old = new_record(
         "camera", "front", webcam(None).to_json(), identity={"mount": "base"}, parents=[], uncertainty={}, evidence={}
     )
-    job = (hand_eye.ArmNoise(), tmp_path / "h.html", False, "x", so101_tool)
+    job = (hand_eye.ArmNoise(), tmp_path / "h.html", False, "x", so101.tool)
     first = finish_hand_eye(store, "front", old, many, "base", *job)
     second = finish_hand_eye(store, "front", store.get("front"), many[:12], "base", *job)
     assert first["accepted"] and not second["accepted"] and store.current_hash("front") == first["hash"]
@@ -147,7 +147,7 @@ def test_a_dry_run_of_a_pose_stores_nothing(tmp_path):
     old = new_record(
         "camera", "front", webcam(None).to_json(), identity={"mount": "base"}, parents=[], uncertainty={}, evidence={}
     )
-    job = (hand_eye.ArmNoise(), tmp_path / "h.html", True, "x", so101_tool)
+    job = (hand_eye.ArmNoise(), tmp_path / "h.html", True, "x", so101.tool)
     pose = finish_hand_eye(store, "front", old, seen, "base", *job)
     assert pose["accepted"] and pose["hash"] is None and not store.root.exists()
 
@@ -182,7 +182,7 @@ def test_a_new_lens_that_agrees_keeps_the_pose_and_how_exactly_it_was_known(moun
     assert known.items() <= new["uncertainty"].items() and new["uncertainty"]["heldout_px"] < 0.3
     # So a hand-eye calibration that knows less does not replace it.
     seen = [rig.view(str(k), q) for k, q in enumerate(rig.poses(12))]
-    job = (hand_eye.ArmNoise(), tmp_path / "h.html", False, "x", so101_tool)
+    job = (hand_eye.ArmNoise(), tmp_path / "h.html", False, "x", so101.tool)
     worse = finish_hand_eye(store, "front", new, seen, mount, *job)
     assert worse["sd_mm"] > known["pose_sd_mm"] and worse["refused"] == [
         "it fits these views as well, and was known more exactly"

@@ -13,6 +13,8 @@ from calibration.hand_eye import inverse, transform
 from calibration.jobs import run_learn, stored_reference
 from calibration.store import Store, new_record
 from firmware_bridge.arm import Arm, ArmError
+from firmware_bridge.arms import so101
+from firmware_bridge.arms.so101 import SHUT
 from firmware_bridge.bus import Bus
 from firmware_bridge.sts3215 import RAD_PER_STEP
 from firmware_bridge.virtual_bus import MemoryPort
@@ -154,7 +156,7 @@ def sweep(recorder, low=700, high=3300):
 def test_guided_motion_yields_the_bridges_config():
     made = sweep(joints.RangeRecorder(CONFIG)).finish(np.full(6, 2000), dict.fromkeys(CONFIG.ids, -12))
     config = made.apply(CONFIG)
-    assert config.zero_step == (2000,) * 6
+    assert config.zero_step == (2000,) * 5 + (2114,)  # the jaw was shut, which is -10 degrees
     assert config.lower[0] == pytest.approx(max(CONFIG.lower[0], (700 - 2000) * RAD_PER_STEP + joints.MARGIN))
     assert all(a >= b for a, b in zip(config.lower, CONFIG.lower, strict=True))
 
@@ -170,7 +172,7 @@ def test_limits_are_the_measured_stops_less_a_margin_where_the_robot_files_are_n
     config = measured().apply(EASY)
     low, high = -800 * RAD_PER_STEP + joints.MARGIN, 700 * RAD_PER_STEP - joints.MARGIN
     assert config.lower == pytest.approx((*[low] * 5, EASY.lower[5]))
-    assert config.upper == pytest.approx([high] * 6)
+    assert config.upper == pytest.approx((*[high] * 5, high - 114 * RAD_PER_STEP))  # the jaw's zero is 10 degrees open
     assert config.ids == EASY.ids and config.direction == EASY.direction
 
 
@@ -179,7 +181,7 @@ def test_the_stops_of_a_joint_that_counts_backwards_change_sides():
     config = measured(backwards).apply(backwards)
     low, high = -700 * RAD_PER_STEP + joints.MARGIN, 800 * RAD_PER_STEP - joints.MARGIN
     assert config.lower == pytest.approx((*[low] * 5, EASY.lower[5]))
-    assert config.upper == pytest.approx([high] * 6) and config.direction == (-1,) * 6
+    assert config.upper == pytest.approx((*[high] * 5, high - 114 * RAD_PER_STEP)) and config.direction == (-1,) * 6
     # Which way a joint counts was found out when it was calibrated: the robot file's word is older.
     assert measured(backwards).apply(EASY).direction == (-1,) * 6
 
@@ -259,7 +261,9 @@ def test_lerobots_file_goes_in_and_out(tmp_path):
     made = joints.from_lerobot(path, CONFIG)
     assert joints.to_lerobot(made) == data and made.joints[0].zero_step == 2045
     gripper = made.joints[-1]
-    assert gripper.zero_step == gripper.range_min  # shut is 0 rad, as in the guided calibration and in the simulator
+    assert (gripper.range_min - gripper.zero_step) * RAD_PER_STEP == pytest.approx(SHUT, abs=RAD_PER_STEP)
+    arm = made.apply(CONFIG)
+    assert arm.lower[-1] == pytest.approx(SHUT, abs=RAD_PER_STEP)  # it can be shut, and driven no further
 
 
 @pytest.mark.parametrize(("drive_mode", "direction"), [(1, 1), (True, 1), (0, -1)])
@@ -271,9 +275,34 @@ def test_of_a_joint_that_counts_backwards_lerobots_upper_end_is_the_closed_gripp
     (tmp_path / "arm.json").write_text(json.dumps(data))
     made = joints.from_lerobot(tmp_path / "arm.json", config)
     assert [j.direction for j in made.joints] == [-1] * 6
-    assert [j.zero_step for j in made.joints] == [2045] * 5 + [3290]
+    assert [j.zero_step for j in made.joints] == [2045] * 5 + [3290 - 114]
     assert all(row["drive_mode"] == 1 for row in joints.to_lerobot(made).values())
-    assert joints.JointCalibration.limits(made.joints[5])[0] == pytest.approx(joints.MARGIN)
+    assert made.apply(config).lower[5] == pytest.approx(SHUT, abs=RAD_PER_STEP)
+
+
+def test_lerobots_positive_is_the_makers_positive(tmp_path):
+    """A servo whose steps grow turns the joint as the maker's model does: pan to the right, the jaw open."""
+    row = {"drive_mode": 0, "homing_offset": 0, "range_min": 800, "range_max": 3290}
+    data = {n: {"id": i, **row} for n, i in zip(CONFIG.joints, CONFIG.ids, strict=True)}
+    (tmp_path / "arm.json").write_text(json.dumps(data))
+    config = joints.from_lerobot(tmp_path / "arm.json", CONFIG).apply(CONFIG)
+    virtual, _ = bus()
+    a = Arm(Bus(MemoryPort(virtual)), config)
+    q = (
+        (np.full(6, 2045 + 341) - config.zero_step) * np.array(config.direction) * RAD_PER_STEP
+    )  # 30 degrees of the middle
+    assert np.allclose(a.to_steps(q), 2045 + 341)
+    pose = so101.forward(q)
+    assert so101.heading(pose) == pytest.approx(-np.radians(30), abs=2e-3) and pose[5] > 1
+
+
+def test_a_record_of_mirrored_angles_is_refused():
+    record = measured().to_json()
+    del record["angles"]
+    with pytest.raises(
+        CalibrationError, match=r"made for mirrored joint angles .* run `harmowam calibrate joints` again"
+    ):
+        joints.JointCalibration.from_json(record, "calibration/joints")
 
 
 @pytest.mark.parametrize(

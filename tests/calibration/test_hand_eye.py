@@ -6,7 +6,7 @@ import pytest
 from calibration import hand_eye
 from calibration.camera import CalibrationError
 from calibration.hand_eye import ArmView, distance, inverse, log, transform
-from runtime.kinematics import so101_tool
+from firmware_bridge.arms import so101
 from sim.calibration_rig import ArmBench, ServoRig
 
 
@@ -15,7 +15,7 @@ def shots(bench, count=15):
 
 
 def solve(bench, views, **kw):
-    return hand_eye.calibrate(bench.mount, views, bench.theta, "rational", so101_tool, sigma=0.1, **kw)
+    return hand_eye.calibrate(bench.mount, views, bench.theta, "rational", so101.tool, sigma=0.1, **kw)
 
 
 @pytest.mark.parametrize("mount", ["base", "arm"])
@@ -93,11 +93,10 @@ def test_two_halves_that_disagree_by_more_than_the_arm_explains_are_refused(monk
 
 def test_proposed_poses_keep_their_distance_from_limits_and_table():
     bench = ArmBench("base", np.random.default_rng(5))
-    from runtime.kinematics import SO101_LOWER, SO101_UPPER
 
     poses = bench.poses(15)
-    assert (poses > SO101_LOWER[:5] + 0.05).all() and (poses < SO101_UPPER[:5] - 0.05).all()
-    assert min(so101_tool(q)[2, 3] for q in poses) > 0.09
-    assert hand_eye.rotation_spread([so101_tool(q) for q in poses])[1] > hand_eye.MIN_ROTATION
+    assert (poses > so101.LOWER[:5] + 0.05).all() and (poses < so101.UPPER[:5] - 0.05).all()
+    assert min(so101.tool(q)[2, 3] for q in poses) > 0.09
+    assert hand_eye.rotation_spread([so101.tool(q) for q in poses])[1] > hand_eye.MIN_ROTATION
     with pytest.raises(CalibrationError, match="safe arm poses"):
-        hand_eye.propose(bench.rng, so101_tool, SO101_LOWER[:5], SO101_UPPER[:5], lambda q: False, tries=200)
+        hand_eye.propose(bench.rng, so101.tool, so101.LOWER[:5], so101.UPPER[:5], lambda q: False, tries=200)

@@ -12,9 +12,9 @@ from export.act import Act, ActConfig, ActError, ActTrainer, run_time_parameters
 from export.checkpoint import CheckpointError
 from export.data import Demonstrations
 from export.loop import alone
+from firmware_bridge.arms import so101
 from runtime.bundle import Bundle, BundleError
 from runtime.contracts import Observation
-from runtime.steps import pose_of
 from sim.baseline import ChunkStep
 from sim.evaluate import jobs_for
 from tests.dataset import camera
@@ -84,7 +84,7 @@ def test_its_bundle_says_what_the_model_says_and_drives_the_loop(data, tmp_path)
     views = {
         k: torch.from_numpy(v) for k, v in step.views(Observation(7, frames, q, np.zeros(6, np.float32), 1)).items()
     }
-    pose = torch.from_numpy(pose_of(q, step.links).astype(np.float32))[None]
+    pose = torch.from_numpy(so101.forward(q, step.links).astype(np.float32))[None]
     with torch.no_grad():
         said = model(views["front"], views["wrist"], torch.from_numpy(step.text), pose)[0].numpy()
     assert np.allclose(prior.chunk, said, atol=1e-4)

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from calibration.camera import policy_camera
 from calibration.store import Store, new_record
 from export.lerobot import DataError, finish, load, part_exists, read_cameras, write_part
-from runtime.kinematics import SO101_JOINTS, SO101_LOWER, SO101_UPPER
+from firmware_bridge.arms import so101
 from runtime.preprocess import Warp
 from tests.dataset import CAMERAS, EPISODES, FPS, PARTS, camera, edit_column, edit_json, episode, film, write_all
 
@@ -114,8 +115,8 @@ def test_a_split_is_read_alone(copy):
 
 
 def test_finished_parts_are_kept_and_more_may_come(tmp_path, written):
-    write_part(tmp_path, 0, PARTS[0], FPS, SO101_JOINTS)
-    finish(tmp_path, FPS, "so101_follower", SO101_JOINTS, CAMERAS)
+    write_part(tmp_path, 0, PARTS[0], FPS, so101.JOINTS)
+    finish(tmp_path, FPS, "so101_follower", so101.JOINTS, CAMERAS)
     video = next(tmp_path.rglob("*.mp4"))
     before = video.stat().st_mtime_ns, video.read_bytes()
     write_all(tmp_path)
@@ -127,7 +128,7 @@ def test_finished_parts_are_kept_and_more_may_come(tmp_path, written):
 def test_a_killed_worker_leaves_only_whole_parts(tmp_path):
     code = (
         "from tests.export.test_lerobot import *\n"
-        f"for part in range(50): write_part(Path({str(tmp_path)!r}), part, PARTS[part % 2], FPS, SO101_JOINTS)"
+        f"for part in range(50): write_part(Path({str(tmp_path)!r}), part, PARTS[part % 2], FPS, so101.JOINTS)"
     )
     worker = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     deadline = time.monotonic() + 60
@@ -137,7 +138,7 @@ def test_a_killed_worker_leaves_only_whole_parts(tmp_path):
     worker.wait()
     done = [part for part in range(50) if part_exists(tmp_path, part)]
     assert 3 <= len(done) < 50
-    finish(tmp_path, FPS, "so101_follower", SO101_JOINTS, CAMERAS)
+    finish(tmp_path, FPS, "so101_follower", so101.JOINTS, CAMERAS)
     assert load(tmp_path).tasks == [e.task for part in done for e in PARTS[part % 2]]
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -156,7 +157,7 @@ def test_finishing_may_fail_anywhere_and_be_done_again(copy, written, monkeypatc
     for n in range(20):
         left = n
         try:
-            finish(copy, FPS, "so101_follower", SO101_JOINTS, CAMERAS)
+            finish(copy, FPS, "so101_follower", so101.JOINTS, CAMERAS)
         except DataError:
             with pytest.raises(DataError, match="holds no finished dataset"):
                 load(copy)
@@ -172,7 +173,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
         with pytest.raises(DataError, match="cannot be written"):
-            write_part(tmp_path, 0, PARTS[0], FPS, SO101_JOINTS)
+            write_part(tmp_path, 0, PARTS[0], FPS, so101.JOINTS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
@@ -215,10 +216,42 @@ def test_degrees_become_radians_and_percent_of_the_jaw(copy):
             edit_column(path, column, lambda rows: (np.array(rows) * 50).tolist())
     data = load(copy, units="degrees", calibration=CAMERAS)
     assert np.allclose(data.state[:, :5], np.radians(50 * plain.state[:, :5]), atol=1e-5)
-    jaw = 0.5 * plain.action[:, 5] * (SO101_UPPER[5] - SO101_LOWER[5])
-    assert np.allclose(data.action[:, 5], jaw, atol=1e-5)
+    span = so101.UPPER[5] - so101.LOWER[5]
+    assert np.allclose(data.action[:, 5], so101.SHUT + 0.5 * plain.action[:, 5] * span, atol=1e-5)
     with pytest.raises(DataError, match="reach 75, these are no radians: give --units degrees"):
         load(copy, units="rad", calibration=CAMERAS)
+
+
+def test_lerobots_numbers_are_the_makers_angles(copy):
+    """30 degrees of pan are to the right, 0 of the jaw is shut and 100 wide open: as the maker's model has them."""
+    (copy / "meta/harmowam.json").unlink()
+    row = [30.0, -20.0, 40.0, 10.0, -60.0]
+    for path in (copy / "data").rglob("*.parquet"):
+        edit_column(path, "observation.state", lambda rows: [[*row, 0.0]] * len(rows))
+        edit_column(path, "action", lambda rows: [[*row, 100.0]] * len(rows))
+    data = load(copy, units="degrees", calibration=CAMERAS)
+    assert np.allclose(data.state[0], [*np.radians(row), so101.LOWER[5]], atol=1e-6)
+    assert np.allclose(data.action[0], [*np.radians(row), so101.UPPER[5]], atol=1e-6)
+    assert so101.heading(so101.forward(data.state[0])) == pytest.approx(-np.radians(30))
+
+
+def test_joint_angles_of_schema_1_are_turned_into_the_makers(copy):
+    plain = load(copy)
+    edit_json(copy / "meta/harmowam.json", schema=1)
+    data = load(copy)
+    for old, new in ((plain.state, data.state), (plain.action, data.action)):
+        assert np.allclose(new, so101.from_mirrored(old), atol=1e-6) and not np.allclose(new[:, 0], old[:, 0])
+
+
+def test_parts_of_schema_1_are_not_gone_on_with(copy):
+    """Rows of both conventions in one dataset could not be told apart."""
+    for path in (copy / "meta/episodes").rglob("*.parquet"):
+        table = pq.read_table(path)
+        note = json.loads(table.schema.metadata[b"harmowam"])
+        del note["schema"]
+        pq.write_table(table.replace_schema_metadata({"harmowam": json.dumps(note)}), path)
+    with pytest.raises(DataError, match="holds joint angles of another version: collect into a new folder"):
+        finish(copy, FPS, "so101_follower", so101.JOINTS, CAMERAS)
 
 
 def test_our_units_cannot_be_overruled(written):
@@ -229,8 +262,8 @@ def test_our_units_cannot_be_overruled(written):
 def test_pictures_of_another_size_go_through_the_robots_pre_processing(tmp_path):
     native = {"front": camera("front", 160, 120, (-0.1, 0.02, 0.0, 0.0))}
     e = dataclasses.replace(episode(0, 12), images={"front": film(12, 0, 160, 120)})
-    write_part(tmp_path, 0, [e], FPS, SO101_JOINTS)
-    finish(tmp_path, FPS, "so101_follower", SO101_JOINTS, native)
+    write_part(tmp_path, 0, [e], FPS, so101.JOINTS)
+    finish(tmp_path, FPS, "so101_follower", so101.JOINTS, native)
     data = load(tmp_path, cameras=("front",))
     target = policy_camera(native["front"])
     warp = Warp(native["front"], target, mean=(0, 0, 0), std=(1, 1, 1), dtype="uint8")
@@ -276,7 +309,7 @@ def lerobot(code: str, *args: object, home: Path) -> None:
 def test_lerobot_reads_what_we_write(written, tmp_path):
     lerobot(LEROBOT_READS, written, tmp_path / "rows.npz", home=tmp_path)
     theirs, ours = np.load(tmp_path / "rows.npz"), load(written)
-    assert theirs["episodes"] == len(EPISODES) and theirs["names"].tolist() == [f"{j}.pos" for j in SO101_JOINTS]
+    assert theirs["episodes"] == len(EPISODES) and theirs["names"].tolist() == [f"{j}.pos" for j in so101.JOINTS]
     assert np.array_equal(theirs["observation.state"], ours.state) and np.array_equal(theirs["action"], ours.action)
     assert theirs["tasks"].tolist() == [ours.tasks[e] for e in ours.episode]
     frame = np.concatenate([np.arange(len(e.state)) for e in EPISODES])
@@ -295,7 +328,7 @@ def test_what_lerobot_records_is_read(tmp_path):
     films = {"front": film(21, 0, 160, 120), "wrist": film(21, 1, 160, 120)}
     columns = {"observation.state": state, "action": action} | {f"observation.images.{k}": v for k, v in films.items()}
     np.savez(tmp_path / "films.npz", allow_pickle=False, **columns)
-    lerobot(LEROBOT_RECORDS, tmp_path / "set", tmp_path / "films.npz", *SO101_JOINTS, home=tmp_path)
+    lerobot(LEROBOT_RECORDS, tmp_path / "set", tmp_path / "films.npz", *so101.JOINTS, home=tmp_path)
     native = {name: camera(name, 160, 120) for name in films}
     data = load(tmp_path / "set", units="degrees", calibration=native, fps=20)
     assert data.tasks == ["task 0", "task 1"] and data.episode.tolist() == [0] * 10 + [1] * 11 and not data.extra

@@ -15,7 +15,7 @@ from export.lerobot import DataError
 from export.models import HarmoWam
 from export.text import ngrams
 from export.train import Trainer, bin_loss, normalise, train
-from runtime.kinematics import so101_forward
+from firmware_bridge.arms import so101
 from sim.phases import find_events
 from sim.tasks import INSTRUCTIONS, sample_layout
 from sim.world import World
@@ -60,8 +60,8 @@ def test_a_half_pressed_row_is_one_touch_and_a_dark_one_two():
     for pressed, touches in ((layout.roles[:1], 1), ((), 2)):
         start = dataclasses.replace(layout, pressed=pressed)
         episode, success = record_episode(world, simulated_warps(world), np.random.default_rng(5), start, 20.0)
-        pose = np.array([np.append(so101_forward(q), q[5]) for q in episode.state])
-        target = np.array([np.append(so101_forward(q), q[5]) for q in episode.action])
+        pose = np.array([so101.forward(q) for q in episode.state])
+        target = np.array([so101.forward(q) for q in episode.action])
         assert success and len(find_events(pose, target, np.full(len(pose), len(pose) - 1), 20.0)) == touches
     world.close()
 
@@ -269,7 +269,7 @@ def test_the_contact_map_is_where_the_simulated_wrist_camera_sees_the_next_event
     world = World(0)
     world.reset(sample_layout(np.random.default_rng(3), task="plate"))
     camera = policy_camera(world.camera("wrist"))
-    pose = np.append(so101_forward(world.q), world.q[5])
+    pose = so101.forward(world.q)
     event = pose + np.array([0.012, -0.02, -0.05, 0.05, 0.3, 0.0])
     mounted = world.data.camera("wrist")
     point = mounted.xmat.reshape(3, 3).T @ (event[:3] - mounted.xpos) * [1, -1, -1]

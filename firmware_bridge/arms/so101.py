@@ -1,0 +1,132 @@
+"""The SO-101: joint names, limits, link lengths, forward and closed-form inverse kinematics.
+
+Joint angles (rad, gripper last) follow the maker's model `so101_new_calib`, which LeRobot uses too:
+
+* `shoulder_pan` turns the arm to its right, seen from behind, as the angle grows;
+* `shoulder_lift`, `elbow_flex`, `wrist_flex` turn the gripper down; all joints at 0: upper arm up, forearm and gripper level, forward;
+* `wrist_roll` turns the gripper counter-clockwise, seen from behind; at 0 the moving jaw is above the fixed one;
+* `gripper` opens: `SHUT` (-10 degrees) is shut, 0 leaves the tips 16 mm apart.
+
+Tool poses are `[x, y, z, pitch, roll, jaw]`: tool centre in the base frame (metres; origin on the table under the base, x forward, y left,
+z up), pitch of the approach axis below the horizon (rad, pi/2 = straight down), rotation about the approach axis (rad, 0 = the moving jaw
+is on the left), and how far the jaw is open (rad, 0 = shut). The yaw of a tool pose is what the pan joint gives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+FAMILY = "so101"
+JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+LOWER = np.array([-1.91986, -1.74533, -1.69, -1.65806, -2.74385, -0.174533])
+UPPER = np.array([1.91986, 1.74533, 1.69, 1.65806, 2.84121, 1.74533])
+SHUT = -0.174533  # gripper angle at which the tips touch
+# Roll of the tool where wrist_roll is 0: the maker's jaw hinge lies across, and 2.79 degrees off, the horizontal plane.
+ROLL_AT_ZERO = np.pi / 2 + 0.0486795
+
+
+@dataclass(frozen=True)
+class Links:
+    """Metres. `*_up`/`*_forward` are components of a link with all joints at zero (upper arm up, forearm level)."""
+
+    pan_forward: float = 0.0388353
+    shoulder_forward: float = 0.0303992
+    shoulder_up: float = 0.1166
+    upper_forward: float = 0.028
+    upper_up: float = 0.11257
+    lower_forward: float = 0.1349
+    lower_up: float = 0.0052
+    wrist_to_tcp: float = 0.1592
+
+
+def _polar(links: Links) -> tuple[float, float, float, float]:
+    """Length and downward angle at zero of upper arm and forearm."""
+    upper = float(np.hypot(links.upper_forward, links.upper_up))
+    lower = float(np.hypot(links.lower_forward, links.lower_up))
+    return (
+        upper,
+        -float(np.arctan2(links.upper_up, links.upper_forward)),
+        lower,
+        -float(np.arctan2(links.lower_up, links.lower_forward)),
+    )
+
+
+def forward(q: np.ndarray, links: Links = Links()) -> np.ndarray:
+    """Tool poses float64[..., 6] of joint angles [..., 6] (rad)."""
+    q = np.asarray(q, float)
+    upper, upper0, lower, lower0 = _polar(links)
+    a = upper0 + q[..., 1]
+    b = lower0 + q[..., 1] + q[..., 2]
+    pitch = q[..., 1] + q[..., 2] + q[..., 3]
+    r = links.shoulder_forward + upper * np.cos(a) + lower * np.cos(b) + links.wrist_to_tcp * np.cos(pitch)
+    x, y = links.pan_forward + r * np.cos(q[..., 0]), -r * np.sin(q[..., 0])
+    z = links.shoulder_up - upper * np.sin(a) - lower * np.sin(b) - links.wrist_to_tcp * np.sin(pitch)
+    return np.stack([x, y, z, pitch, ROLL_AT_ZERO - q[..., 4], q[..., 5] - SHUT], axis=-1)
+
+
+def inverse(pose: np.ndarray, links: Links = Links()) -> tuple[np.ndarray, bool]:
+    """Joint angles float64[6] (rad) for one tool pose [6], and whether it is reached exactly.
+
+    Elbow-up solution. A pose outside the workspace is answered with the nearest the arm can do: the wrist is drawn onto
+    the reachable ring and the pitch gives way where wrist_flex ends (position is kept before pitch).
+    """
+    x, y, z, pitch, roll, jaw = (float(v) for v in pose)
+    upper, upper0, lower, lower0 = _polar(links)
+    pan = -float(np.arctan2(y, x - links.pan_forward))
+    reach = float(np.hypot(x - links.pan_forward, y))
+    exact = True
+    q = np.zeros(6)
+    for _ in range(6):
+        r = reach - links.wrist_to_tcp * np.cos(pitch) - links.shoulder_forward
+        up = z + links.wrist_to_tcp * np.sin(pitch) - links.shoulder_up
+        d = float(np.hypot(r, up))
+        d_ok = min(max(d, abs(upper - lower) + 1e-4), upper + lower - 1e-5)
+        if d_ok != d:
+            exact = False
+        bend = np.arccos(np.clip((d_ok * d_ok - upper**2 - lower**2) / (2 * upper * lower), -1, 1))
+        a = -float(np.arctan2(up, r)) - float(np.arctan2(lower * np.sin(bend), upper + lower * np.cos(bend)))
+        b = a + bend
+        lift, elbow = a - upper0, b - lower0 - (a - upper0)
+        flex = pitch - lift - elbow
+        q[:] = pan, lift, elbow, flex, ROLL_AT_ZERO - roll, jaw + SHUT
+        excess = flex - min(max(flex, LOWER[3]), UPPER[3])
+        if abs(excess) < 1e-6:
+            break
+        exact = False
+        pitch -= 1.2 * excess
+    clipped = np.clip(q, LOWER, UPPER)
+    return clipped, exact and bool(np.allclose(clipped, q, atol=1e-9))
+
+
+def heading(pose: np.ndarray, links: Links = Links()) -> np.ndarray:
+    """Yaw (rad, left positive) of the tool at poses [..., >=2]: the direction in which the pan joint points the arm."""
+    pose = np.asarray(pose, float)
+    return np.arctan2(pose[..., 1], pose[..., 0] - links.pan_forward)
+
+
+def tool_rotation(yaw: float | np.ndarray, pitch: float | np.ndarray, roll: float | np.ndarray) -> np.ndarray:
+    """`R_base_from_tool` float64[..., 3, 3]: tool x = approach, y = the side the moving jaw opens to."""
+    yaw, pitch, roll = np.broadcast_arrays(np.asarray(yaw, float), pitch, roll)
+    c, s = np.cos, np.sin
+    zero, one = np.zeros_like(yaw), np.ones_like(yaw)
+    rz = np.stack([c(yaw), -s(yaw), zero, s(yaw), c(yaw), zero, zero, zero, one], -1).reshape(*yaw.shape, 3, 3)
+    ry = np.stack([c(pitch), zero, s(pitch), zero, one, zero, -s(pitch), zero, c(pitch)], -1).reshape(*yaw.shape, 3, 3)
+    rx = np.stack([one, zero, zero, zero, c(roll), -s(roll), zero, s(roll), c(roll)], -1).reshape(*yaw.shape, 3, 3)
+    return rz @ ry @ rx
+
+
+def tool(q: np.ndarray, links: Links = Links()) -> np.ndarray:
+    """`T_base_from_tool` float64[4,4] of joint angles [>=5] (rad, the jaw is not looked at); axes as in `tool_rotation`."""
+    pose = forward(np.append(np.asarray(q, float)[:5], SHUT), links)
+    T = np.eye(4)
+    T[:3, :3] = tool_rotation(-float(q[0]), float(pose[3]), float(pose[4]))
+    T[:3, 3] = pose[:3]
+    return T
+
+
+def from_mirrored(q: np.ndarray) -> np.ndarray:
+    """Joint angles [..., 6] (rad) out of those of a dataset of schema 1: pan and roll of the opposite sign, roll 0 where the moving jaw is
+    on the left, gripper 0 where it is shut."""
+    return np.asarray(q) * [-1, 1, 1, 1, -1, 1] + [0, 0, 0, 0, ROLL_AT_ZERO, SHUT]
