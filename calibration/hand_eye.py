@@ -10,6 +10,7 @@ Andreff's and Li's forms break on small noise and are not offered.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -275,7 +276,7 @@ def board_pose(view: ArmView, theta: np.ndarray, model: str) -> np.ndarray:
 
 def solve(
     mount: str, views: list[ArmView], theta: np.ndarray, model: str, forward: Forward, noise: ArmNoise = ArmNoise(), sigma: float = 0.2,
-    free_scale: bool = False,
+    free_scale: bool = False, joints: tuple[str, ...] = (),
 ) -> HandEye:  # fmt: skip
     """One calibration without the comparison of halves. `sigma` is the corner noise, px. Raises CalibrationError."""
     if mount not in ("base", "arm"):
@@ -301,6 +302,12 @@ def solve(
         X, Z = park(mount, arms, boards)
         off = _contradiction(mount, X, Z, arms, boards, noise)
     if bad.mean() > 0.3 or np.median(off) > 12:
+        if turned := _turned_joints(mount, views, boards, forward, noise):
+            names = ", ".join(joints[k] if joints else f"joint {k + 1}" for k in turned)
+            raise CalibrationError(
+                f"{names} turned the other way than the angle says (with the sign changed, arm poses and pictures agree): "
+                "correct its direction (`harmowam calibrate joints --signs`), then repeat."
+            )
         raise CalibrationError(
             "arm poses and pictures do not belong together: check that board and camera are firmly fixed, the board's size, "
             "and the joint calibration."
@@ -343,6 +350,27 @@ def _contradiction(
     return np.array(out)
 
 
+def _turned_joints(
+    mount: str, views: list[ArmView], boards: list[np.ndarray], forward: Forward, noise: ArmNoise
+) -> tuple[int, ...]:
+    """The fewest joints that, with the signs of their angles changed, make arm poses and pictures agree; () where none do."""
+    J = len(views[0].q)
+    for count in range(1, J + 1):
+        found = []
+        for turned in itertools.combinations(range(J), count):
+            sign = np.ones(J)
+            sign[list(turned)] = -1
+            arms = [forward(v.q * sign) for v in views]
+            try:
+                X, Z = park(mount, arms, boards)
+            except CalibrationError:
+                continue
+            found.append((float(np.median(_contradiction(mount, X, Z, arms, boards, noise))), turned))
+        if found and min(found)[0] < 3:
+            return min(found)[1]
+    return ()
+
+
 def calibrate(
     mount: str,
     views: list[ArmView],
@@ -351,12 +379,15 @@ def calibrate(
     forward: Forward,
     noise: ArmNoise = ArmNoise(),
     sigma: float = 0.2,
+    joints: tuple[str, ...] = (),
 ) -> tuple[HandEye, dict[str, float]]:
-    """Solve with all views and with each half; returns the result and the halves' difference. Raises CalibrationError.
+    """Solve with all views and with each half; returns the result and the halves' difference. Raises CalibrationError, in which `joints`
+    names the arm's.
 
-    Refused: too few poses, rotation about one axis only, a wrong square size, halves that differ more than their covariances allow.
+    Refused: too few poses, rotation about one axis only, a wrong square size, a joint that turns the other way than its angle says,
+    halves that differ more than their covariances allow.
     """
-    whole = solve(mount, views, theta, model, forward, noise, sigma)
+    whole = solve(mount, views, theta, model, forward, noise, sigma, joints=joints)
     scaled = solve(mount, views, theta, model, forward, noise, sigma, free_scale=True)
     if abs(scaled.scale - 1) > max(4 * scaled.scale_sd, 0.02):
         raise CalibrationError(

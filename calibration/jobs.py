@@ -139,13 +139,13 @@ def run_intrinsics(
 
 def finish_hand_eye(
     store: Store, name: str, old: dict[str, Any], views: list[ArmView], mount: str, noise: ArmNoise, page: Path, dry_run: bool, board: str,
-    forward: hand_eye.Forward,
+    forward: hand_eye.Forward, joints: tuple[str, ...] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Solve and store: the same lens as `old` with a new pose. Raises CalibrationError; what is in use stays then."""
     camera = camera_of(old)
     theta, model = theta_of(camera)
     sigma = max(float(old["uncertainty"].get("corner_noise_px", 0.15)), 0.05)
-    h, halves = hand_eye.calibrate(mount, views, theta, model, forward, noise, sigma)
+    h, halves = hand_eye.calibrate(mount, views, theta, model, forward, noise, sigma, joints)
     degrees, metres = h.sd
     pose, on_tool = (h.X, None) if mount == "base" else (None, h.X)
     result = dataclasses.replace(camera, name=name, T_base_from_cam=pose, T_tool_from_cam=on_tool).to_json()

@@ -297,6 +297,7 @@ def check(
     help="Write the stored calibration in LeRobot's form.",
 )
 @click.option("--check", "compare_only", is_flag=True, help="Compare the stored calibration with the servos' EEPROM.")
+@click.option("--signs", is_flag=True, help="Move each joint by 5 degrees and ask whether it turned the right way.")
 @store_option
 @report_option
 @json_option
@@ -307,6 +308,7 @@ def joints(
     imported: Path | None,
     exported: Path | None,
     compare_only: bool,
+    signs: bool,
     store: Path | None,
     report: Path | None,
     json_path: Path | None,
@@ -317,11 +319,17 @@ def joints(
 
     loaded, where = load_robot(robot, calibrated=False), _store(store, robot)
     if exported is not None:
-        refuse_unused("with --export-lerobot", "imported", "compare_only", "port", "report")
+        refuse_unused("with --export-lerobot", "imported", "compare_only", "signs", "port", "report")
     elif imported is not None:
-        refuse_unused("with --import-lerobot", "compare_only", "port")
+        refuse_unused("with --import-lerobot", "compare_only", "signs", "port")
     elif compare_only:
-        refuse_unused("with --check", "report")
+        refuse_unused("with --check", "signs", "report")
+    elif signs:
+        refuse_unused("with --signs", "report")
+
+    def ask(text: str) -> str:
+        return str(click.prompt(text, default="", show_default=False))
+
     page = report or Path("out/calibrate/joints.html")
     if exported is not None:
         result = work.export_lerobot(where, exported)
@@ -329,15 +337,10 @@ def joints(
         result = work.import_lerobot(loaded, where, imported, page)
     elif compare_only:
         result = work.compare_eeprom(loaded, where, port or loaded.port)
+    elif signs:
+        result = work.stored_signs(loaded, where, port or loaded.port, ask, say)
     else:
-        result = work.guided(
-            loaded,
-            where,
-            port or loaded.port,
-            page,
-            lambda text: click.prompt(text, default="", show_default=False),
-            say,
-        )
+        result = work.guided(loaded, where, port or loaded.port, page, ask, say)
     click.echo(result["said"])
     write_json(json_path, result)
     if result.get("differs"):

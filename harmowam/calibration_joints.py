@@ -18,6 +18,7 @@ from calibration.store import Store, new_record, write_result
 from firmware_bridge.arm import Arm
 from firmware_bridge.bus import Bus
 from firmware_bridge.port import Port
+from harmowam.calibration_signs import check_signs
 from runtime.robot import Robot
 
 NAME = "joints"
@@ -69,8 +70,10 @@ def guided(
     ask: Callable[[str], object],
     say: Callable[[str], None],
     poll_s: float = 0.02,
+    sign_check: bool = True,
 ) -> dict[str, Any]:
-    """A person moves the limp arm: to the zero pose, then every joint from stop to stop. An energised arm is refused, never dropped."""
+    """A person moves the limp arm: to the zero pose, then every joint from stop to stop, and then looks which way each joint turns
+    (`sign_check`). Nothing is stored before that. An energised arm is refused, never dropped."""
     _refuse_other_servos(robot)
     _refuse_simulated(robot)
     with contextlib.closing(Port.open(port, robot.arm.baud)) as opened:
@@ -95,7 +98,9 @@ def guided(
                     break
                 say(f"not moved far enough yet: {', '.join(recorder.missing())}")
         made = recorder.finish(zero, offsets)
-    made.apply(robot.arm)
+    calibrated = made.apply(robot.arm)
+    if sign_check:
+        check_signs(robot, calibrated, port, ask, say)
     digest = _save(store, made, "guided", page)
     return {
         "hash": digest,
@@ -130,6 +135,15 @@ def compare_eeprom(robot: Robot, store: Store, port: str) -> dict[str, Any]:
     return {"differs": differs, "said": said}
 
 
+def stored_signs(
+    robot: Robot, store: Store, port: str, ask: Callable[[str], object], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """The sign check alone, with the stored calibration. Raises CalibrationError naming the joints that turn the other way."""
+    _refuse_simulated(robot)
+    check_signs(robot, _stored(store).apply(robot.arm), port, ask, say)
+    return {"turned": [], "said": "every joint turns the way its angle says"}
+
+
 def import_lerobot(robot: Robot, store: Store, path: Path, page: Path) -> dict[str, Any]:
     """Store LeRobot's file `path` as this arm's joint calibration. Raises CalibrationError for a file of another arm."""
     _refuse_other_servos(robot)
@@ -137,7 +151,10 @@ def import_lerobot(robot: Robot, store: Store, path: Path, page: Path) -> dict[s
     made = joints.from_lerobot(path, robot.arm)
     made.apply(robot.arm)
     digest = _save(store, made, f"import of {path.name}", page)
-    said = f"joints of {path} stored as {digest[:10]}\nreport: {page}"
+    said = (
+        f"joints of {path} stored as {digest[:10]}\nreport: {page}\n"
+        "next: see that every joint turns the right way: `harmowam calibrate joints --signs`"
+    )
     return {"hash": digest, **made.to_json(), "report": str(page), "said": said}
 
 

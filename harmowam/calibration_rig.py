@@ -153,15 +153,16 @@ class LiveRig:
             raise CalibrationError("the motor process is silent: check the adapter and the arm's power, then repeat.")
         return state
 
-    def move_to(self, q: np.ndarray, velocity: float = 0.5) -> np.ndarray:
-        """Drive slowly to joint angles [J-1] (the gripper stays), wait until it stands; returns the measured angles, rad [J-1].
+    def move_to(self, q: np.ndarray, velocity: float = 0.5, settle_s: float = SETTLE_S) -> np.ndarray:
+        """Drive slowly to joint angles [J], or [J-1] where the gripper stays, and wait until it stands; returns the measured angles,
+        rad [J-1].
 
         Raises CalibrationError when safety stops the arm."""
         start = self.state().goal_rad.astype(float)
-        goal = np.append(np.asarray(q, float), start[-1])
+        goal = np.append(np.asarray(q, float), start[len(q) :])
         seconds = max(0.3, float(np.abs(goal - start).max()) / velocity)
         self._way = _Way(time.monotonic(), seconds, start, goal)
-        while time.monotonic() < self._way.began + seconds + SETTLE_S:
+        while time.monotonic() < self._way.began + seconds + settle_s:
             state = self.state()
             if state.safety in (SafetyState.SAFE_STOP, SafetyState.FAULT):
                 raise CalibrationError(f"the arm stopped ({state.reason}): clear its way, then repeat.")

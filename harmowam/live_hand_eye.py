@@ -89,7 +89,9 @@ def run_hand_eye(
                 f"take the board out of the gripper: in {TAKE_S:.0f} s the arm goes down to its rest pose, lower than a board is high"
             )
             time.sleep(TAKE_S)
-    return finish_hand_eye(store, name, old, views, mount, noise, page, dry_run, board.text, so101.tool)
+    return finish_hand_eye(
+        store, name, old, views, mount, noise, page, dry_run, board.text, so101.tool, robot.arm.joints
+    )
 
 
 @contextlib.contextmanager

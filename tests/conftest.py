@@ -55,3 +55,14 @@ def exported(tmp_path_factory):
 @pytest.fixture(scope="session")
 def bundle_path(exported):
     return exported[0]
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """A real robot's file over virtual servos on a pseudo-terminal and cameras that are films (`tests/rig.py`)."""
+    from tests.rig import Bench, undo_real_time
+
+    made = Bench(tmp_path / "bench")
+    yield made
+    made.close()
+    undo_real_time()

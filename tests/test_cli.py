@@ -26,7 +26,7 @@ from harmowam.profile import print_timing
 from runtime.recorder import load_episode
 from runtime.report import write_report
 from runtime.robot import load_robot
-from tests.rig import Bench, SlotCameras, undo_real_time
+from tests.rig import SlotCameras, undo_real_time
 from tests.tiny import TASK, tiny_bundle
 
 pytestmark = pytest.mark.wall_clock
@@ -37,14 +37,6 @@ COMMANDS = sorted(main.commands)
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     return tiny_bundle(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def bench(tmp_path):
-    b = Bench(tmp_path / "bench")
-    yield b
-    b.close()
-    undo_real_time()
 
 
 def harmowam(*args):

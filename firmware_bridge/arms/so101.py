@@ -22,6 +22,15 @@ FAMILY = "so101"
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 LOWER = np.array([-1.91986, -1.74533, -1.69, -1.65806, -2.74385, -0.174533])
 UPPER = np.array([1.91986, 1.74533, 1.69, 1.65806, 2.84121, 1.74533])
+# What a person standing behind the arm sees where each joint's angle grows from the zero pose.
+SEEN_TURNS = (
+    "did the arm turn to its right",
+    "did the whole arm lean forward and down",
+    "did the forearm tilt down",
+    "did the gripper tilt down",
+    "did the gripper turn counter-clockwise, seen from behind",
+    "did the jaw open",
+)
 SHUT = -0.174533  # gripper angle at which the tips touch
 # Roll of the tool where wrist_roll is 0: the maker's jaw hinge lies across, and 2.79 degrees off, the horizontal plane.
 ROLL_AT_ZERO = np.pi / 2 + 0.0486795

@@ -49,6 +49,19 @@ def test_the_simulated_arm_drives_through_safety_to_each_pose():
     rig.world.close()
 
 
+@pytest.mark.parametrize("mount", ["base", "arm"])
+@pytest.mark.parametrize("turned", [(0,), (1,), (2,), (3,), (4,), (0, 4)])
+def test_a_joint_that_turns_the_other_way_is_named(mount, turned):
+    """(0, 4): shoulder_pan and wrist_roll together, as a robot file of mirrored angles has them."""
+    bench = ArmBench(mount, np.random.default_rng(2))
+    sign = np.ones(5)
+    sign[list(turned)] = -1
+    views = [ArmView(v.name, v.points, v.pixels, v.q * sign) for v in shots(bench)]
+    names = ", ".join(so101.JOINTS[k] for k in turned)
+    with pytest.raises(CalibrationError, match=f"^{names} turned the other way than the angle says"):
+        solve(bench, views, joints=so101.JOINTS)
+
+
 def test_planar_motion_and_too_few_poses_are_refused():
     bench = ArmBench("base", np.random.default_rng(1))
     q = bench.poses(8)[0]

@@ -7,21 +7,12 @@ from click.testing import CliRunner
 from mcap.reader import make_reader
 
 from harmowam.cli import main
-from tests.rig import Bench, undo_real_time
 from tests.tiny import TASK, tiny_bundle
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     return tiny_bundle(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def bench(tmp_path):
-    b = Bench(tmp_path / "bench")
-    yield b
-    b.close()
-    undo_real_time()
 
 
 def harmowam(*args):

@@ -1,0 +1,68 @@
+"""Whether every joint turns the way its angle says: the arm moves one joint at a time, and a person looks.
+
+Nothing else can tell. A joint whose sign is wrong reaches to the wrong side with every reading, limit and picture in order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from calibration.camera import CalibrationError
+from firmware_bridge.arm import ArmConfig
+from firmware_bridge.arms import so101
+from harmowam.calibration_rig import LiveRig
+from runtime.robot import Robot
+
+STEP = np.radians(5)
+VELOCITY = 0.25  # rad/s
+NEAR = 0.5  # rad from the zero pose at which the questions still mean what they say
+
+
+def check_signs(
+    robot: Robot, calibrated: ArmConfig, port: str, ask: Callable[[str], object], say: Callable[[str], None]
+) -> None:
+    """Move each joint by 5 degrees from the zero pose and ask what was seen. The arm is held by a person before and after.
+
+    The rest pose would be driven to with signs that nobody has checked, so this arm rests where it was held. Raises CalibrationError that
+    names the joints that turned the other way, and what stops the arm.
+    """
+    zero = tuple(float(min(max(0.0, a), b)) for a, b in zip(calibrated.lower, calibrated.upper, strict=True))
+    ask(
+        "Hold the arm in its zero pose (straight ahead, upper arm up, forearm and gripper level): it stiffens, then moves each joint by "
+        "5 degrees and back. Press Enter"
+    )
+    turned = []
+    held = dataclasses.replace(robot, arm=dataclasses.replace(calibrated, rest=zero))
+    with tempfile.TemporaryDirectory() as folder, LiveRig(held, Path(folder), port) as rig:
+        at = rig.state().q_rad.astype(float)
+        if far := [n for n, q, z in zip(calibrated.joints, at[:-1], zero, strict=False) if abs(q - z) > NEAR]:
+            raise CalibrationError(
+                f"{', '.join(far)} is far from the zero pose: hold the arm as described, then repeat."
+            )
+        rig.arm()
+        start = rig.state().goal_rad.astype(float)
+        for k, question in enumerate(so101.SEEN_TURNS):
+            there = start.copy()
+            there[k] += STEP
+            rig.move_to(there, VELOCITY, settle_s=0.2)
+            if not _yes(ask, f"{calibrated.joints[k]}: {question}? (y/n)"):
+                turned.append(calibrated.joints[k])
+            rig.move_to(start, VELOCITY, settle_s=0.2)
+        say("hold the arm: it lets go")
+    if turned:
+        raise CalibrationError(
+            f"{', '.join(turned)} turned the other way than the angle says: set `direction = -1` (or 1, where it is -1) for it under "
+            f"[[arm.joint]] in {robot.path} and calibrate again; nothing was stored."
+        )
+
+
+def _yes(ask: Callable[[str], object], question: str) -> bool:
+    """Asks until the answer is yes or no."""
+    while (answer := str(ask(question)).strip().lower()[:1]) not in ("y", "n"):
+        continue
+    return answer == "y"
