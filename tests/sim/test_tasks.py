@@ -225,7 +225,7 @@ def test_nothing_is_in_the_jaws_way_where_the_expert_lets_go(world, task):
         while follower.index <= release:
             world.set_goals(joints_for(follower.step(0.02)[0]))
             world.advance(0.02)
-        assert world.q[5] > 0.55
+        assert world.pose[5] > 0.55
 
 
 def test_a_descent_begins_turned_and_ends_as_the_thing_lies(world):
