@@ -89,7 +89,7 @@ def test_a_robot_that_starts_late_is_armed_and_driven_as_one_that_starts_at_once
         motor, now = virtual_motor(world), S
         world.advance(waited_s)
         state = motor(now, None)
-        goal = state.q_rad + np.float32([0.3, -0.1, 0.1, 0, 0, 0])
+        goal = state.q_rad + np.array([0.3, -0.1, 0.1, 0, 0, 0], np.float32)
         for _ in range(200):
             now += S // 100
             state = motor(now, Command(now, now + S // 10, goal, np.zeros(J, np.float32)))
