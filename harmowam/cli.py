@@ -255,36 +255,27 @@ def run(
 ) -> None:
     """Drive an arm in real time. Ctrl-C lowers it to rest and releases the torque in a ramp."""
     from firmware_bridge.faults import parse
+    from harmowam.failed import reported
     from harmowam.live import live, process_began_s
     from harmowam.profile import print_timing
     from runtime.robot import load_robot
+    from runtime.verdict import verdict
 
     if fault and not load_robot(robot).simulated:
         raise UserError("--fault acts on the virtual servo bus only: use --robot sim_so101.")
     for f in fault:
         parse(f)
-    done = live(
-        bundle,
-        load_robot(robot),
-        task,
-        seconds,
-        port=port,
-        seed=seed,
-        policy=policy,
-        record=record,
-        log=log,
-        say=say,
-        began_s=process_began_s(),
-        faults=fault,
-    )
+    described = load_robot(robot)
+    with contextlib.nullcontext() if record is None else reported(bundle, record, record, say):
+        done = live(
+            bundle, described, task, seconds, port=port, seed=seed, policy=policy, record=record, log=log, say=say,
+            began_s=process_began_s(), faults=fault,
+        )  # fmt: skip
     print_timing(done.report)
     if "success" in done.report:
-        undone = done.report["success"] and not done.report["success_at_end"]
-        click.echo(
-            f"task: {done.report['task']}: {'done' if done.report['success'] else 'not done'}{', and undone since' if undone else ''}"
-        )
+        click.echo(f"task: {done.report['task']}: {verdict(done.report)}")
     write_json(json_path, done.report)
-    if record is not None and done.policy.counts.ticks:
+    if record is not None:
         if dropped := done.policy.recorder.dropped:
             click.echo(
                 f"recording: {dropped} pictures, Priors or rows had no room in memory: record a shorter run to have all"
@@ -317,12 +308,15 @@ def demo(out: Path, task: str, seed: int, seconds: float, json_path: Path | None
     """Export the shipped checkpoint to INT8, let it drive the simulated arm in real time, and report."""
     from harmowam.demo import demo
     from harmowam.profile import print_timing
+    from runtime.verdict import verdict
 
     result = demo(out, task, seed, seconds, say)
     print_timing(result)
-    click.echo(f"task: {result['task']}: {'done' if result['success'] else 'not done'}")
+    click.echo(f"task: {result['task']}: {verdict(result)}")
     click.echo(f"report: {out / 'report.html'}\nvideo:  {out / 'episode.mp4'}")
     write_json(json_path, result)
+    if result["interrupted"]:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

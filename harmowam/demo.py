@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harmowam.cli import UserError
+from harmowam.failed import reported
 from harmowam.live import live, make_folder
 from runtime.report import write_report
 from runtime.robot import load_robot
@@ -32,7 +33,8 @@ def demo(out: Path, task: str, seed: int, seconds: float, say: Callable[[str], N
     say("2 of 3: run the two-rate loop against the simulated arm, in real time")
     record = out / "episode"
     robot = load_robot("sim_so101")
-    done = live(bundle, robot, task, seconds, seed=seed, record=record, stop_at_success=True, say=say)
+    with reported(bundle, record, out, say):
+        done = live(bundle, robot, task, seconds, seed=seed, record=record, stop_at_success=True, say=say)
     say("3 of 3: report")
     write_report(bundle, record, out, done.report)
     return done.report

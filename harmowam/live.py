@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from calibration.camera import Camera, moved_mount, parallax
 from firmware_bridge import guard
 from firmware_bridge.messages import RequestKind
@@ -98,8 +100,8 @@ def live(
     log: Path | None = None,
 ) -> LiveRun:
     """Run the two-rate loop on `robot` for `seconds`; the arm is lowered and released whatever happens, and what was recorded
-    up to then is kept in `record`. `faults`: NAME@SECONDS
-    each, for the virtual servo bus. `began_s`: what the time to the first command is counted from (default: now).
+    up to then is kept in `record` with the report: how it ended (`error`, `interrupted`), what the simulator's judge says, timing.
+    `faults`: NAME@SECONDS each, for the virtual servo bus. `began_s`: what the time to the first command is counted from (default: now).
 
     Raises BundleError, RobotError, CameraError, CalibrationError, ArmError or RunError, each one sentence and a next step.
     """
@@ -129,7 +131,7 @@ def live(
         interrupted: list[int] = []
         driver: Policy | None = None
         report: dict[str, Any] = {}
-        armed = deaf = False
+        armed = deaf = touched = False
         lowered_s = lowering_s(robot.arm) + 1.0
 
         def interrupt(number: int, frame: object) -> None:
@@ -168,22 +170,17 @@ def live(
             state_slot = guard.wait_for_state(keeper, slots)
 
             say(f"task: {task}")
-            armed = True  # from here on it may be
+            ticks = processor_ticks()
+            armed = touched = True  # from here on it may be
             driver.arm(state_slot)
             until = None
             if stop_at_success and robot.simulated:
 
                 def until() -> bool:
-                    return bool(server.read_truth(slots)["success"])
+                    return bool(server.judged(slots, 0)["success_at_end"])
 
-            ticks = processor_ticks()
-            counts = driver.run(seconds, until)
-            processors = processor_shares(ticks, processor_ticks())
-            truth: dict[str, float | bool] = {}
-            if robot.simulated:
-                truth = dict(server.read_truth(slots))
-                first_success = float(truth["first_success_ns"])
-                truth["success_after_s"] = max(0.0, (first_success - counts.began_ns) * 1e-9) if first_success else 0.0
+            driver.run(seconds, until)
+            report.update(_seen(driver, robot, slots, ticks))
             say("lowering the arm")
             driver.request(RequestKind.LOWER)
             memory = resident_mb([os.getpid(), keeper.pid, *children(keeper.pid)])
@@ -193,32 +190,13 @@ def live(
             code = keeper.returncode
             if code == EXIT_HOLDING:
                 raise RunError("a servo did not let go: switch the arm's power off.")
-            first_ns = counts.first_command_ns
-            report = timing_report(driver, robot.arm.motor_hz)
-            backend = default_backend()
-            report.update(
-                task=task,
-                robot=robot.name,
-                policy=policy,
-                bundle=bundle.manifest.name,
-                engine={"cpu": "onnxruntime", "cuda": "onnxruntime (cuda)"}.get(backend, backend),
-                preprocess="gpu" if on_gpu() else "cpu",
-                quantization=bundle.manifest.quantization.get("format", "fp32"),
-                motor_missed_ticks=last.missed_ticks,
-                motor_exit_code=code,
-                rss_mb=memory,
-                time_to_first_command_s=round(first_ns * 1e-9 - began - simulation_s, 3) if first_ns else None,
-                real_time=driver.granted,
-                processors=processors,
-                motor_shift_ms=counts.motor_shift_ns / 1e6,
-                motor_drift_ms=round((counts.motor_ns - counts.motor_ticks * round(1e9 / robot.arm.motor_hz)) / 1e6, 3),
-            )
-            if robot.simulated:
-                report["success"] = bool(truth["success_after_s"])
-                report["success_at_end"] = bool(truth["success"])
+            report.update(motor_missed_ticks=last.missed_ticks, motor_exit_code=code, rss_mb=memory)
             return LiveRun(driver, report, bool(interrupted))
-        except Exception as e:
-            report["error"] = str(e)
+        except BaseException as e:
+            if touched and driver is not None and not report:
+                report.update(_seen(driver, robot, slots, ticks))
+            if isinstance(e, Exception):
+                report["error"] = str(e) or type(e).__name__
             raise
         finally:
             deaf = not armed
@@ -245,8 +223,35 @@ def live(
                     simulator.communicate()
             for number, handler in old.items():
                 signal.signal(number, handler)
-            if record is not None and driver is not None and driver.counts.ticks:
-                keep(driver, record, report)
+            if driver is not None and touched:
+                report.update(task=task, policy=policy, interrupted=bool(interrupted))
+                report.update(_facts(driver, robot, bundle, began + simulation_s))
+                if record is not None:
+                    keep(driver, record, report)
+
+
+def _seen(driver: Policy, robot: Robot, slots: Path, ticks: np.ndarray) -> dict[str, Any]:
+    """What must be looked at when the loop ends, before the arm is lowered. `ticks`: `processor_ticks` at the beginning."""
+    judged = server.judged(slots, driver.counts.began_ns) if robot.simulated else {}
+    return {"processors": processor_shares(ticks, processor_ticks()), **judged}
+
+
+def _facts(driver: Policy, robot: Robot, bundle: Bundle, from_s: float) -> dict[str, Any]:
+    """What a run was and how its loops kept time, however it ended. `from_s`: what the first command's time is counted from."""
+    counts, backend = driver.counts, default_backend()
+    first_ns = counts.first_command_ns
+    return dict(
+        timing_report(driver, robot.arm.motor_hz),
+        robot=robot.name,
+        bundle=bundle.manifest.name,
+        engine={"cpu": "onnxruntime", "cuda": "onnxruntime (cuda)"}.get(backend, backend),
+        preprocess="gpu" if on_gpu() else "cpu",
+        quantization=bundle.manifest.quantization.get("format", "fp32"),
+        real_time=driver.granted,
+        time_to_first_command_s=round(first_ns * 1e-9 - from_s, 3) if first_ns else None,
+        motor_shift_ms=counts.motor_shift_ns / 1e6,
+        motor_drift_ms=round((counts.motor_ns - counts.motor_ticks * round(1e9 / robot.arm.motor_hz)) / 1e6, 3),
+    )
 
 
 def make_folder(folder: Path, option: str) -> None:

@@ -42,7 +42,7 @@ SERIES = {  # of a whole run, by their keys in a report: what the trace calls th
 
 
 def timing_report(policy: Policy, motor_hz: float) -> dict[str, Any]:
-    """The `profile` JSON shape: rates, misses, ages and stages of a finished run; `began_s` is on the monotonic clock."""
+    """The `profile` JSON shape: rates, misses, ages and stages of a run, however it ended; `began_s` is on the monotonic clock."""
     c = policy.counts
     seconds = max((c.ended_ns - c.began_ns) * 1e-9, 1e-9)
     found: dict[str, np.ndarray] = {}
@@ -57,6 +57,7 @@ def timing_report(policy: Policy, motor_hz: float) -> dict[str, Any]:
         "began_s": round(c.began_ns * 1e-9, 3), "seconds": round(seconds, 2),
         "fast_hz": round(c.new_frames / seconds, 3), "repeat_hz": round(c.repeats / seconds, 3),
         "slow_hz": round(c.slow / seconds, 3), "ticks": c.ticks, "deadline_misses": c.misses,
+        "commanded": c.first_command_ns > 0, "held_s": round(c.held / policy.fast_hz, 2),
         **{key: percentiles(found.get(name, empty)) for key, name in SERIES.items()}, "stages": stages,
         "goal_jerk_rad_s3": {"rms": round(c.jerk_rms, 1), "max": round(c.jerk_max, 1)},
         "refused_outputs": c.faults_seen,

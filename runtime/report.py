@@ -19,6 +19,7 @@ from firmware_bridge.mendable import Mendable
 from firmware_bridge.messages import Expert
 from runtime.bundle import Bundle
 from runtime.recorder import load_episode, wire_ms
+from runtime.verdict import verdict
 
 JOINTS = ("shoulder pan", "shoulder lift", "elbow", "wrist flex", "wrist roll", "gripper")
 REACTIVE, PREDICTIVE, INK = "#2a78b5", "#d9632b", "#1d2733"
@@ -243,24 +244,33 @@ def write_video(episode: dict[str, np.ndarray], path: Path) -> None:
 
 
 def write_report(bundle_path: Path, record: Path, out: Path, report: dict[str, Any]) -> None:
-    """`report.html`, `report.json` and `episode.mp4` in `out` from the recorded episode in `record`. Raises ReportError."""
+    """`report.html`, `report.json` and `episode.mp4` in `out` from the recorded episode in `record`.
+
+    A run that ended before the first picture has a page without pictures and no film. Raises ReportError.
+    """
     import jinja2
 
     episode, _ = load_episode(record)
     out.mkdir(parents=True, exist_ok=True)
-    write_video(episode, out / "episode.mp4")
+    driven = len(episode["t_ns"]) > 0
+    pictures: dict[str, Any] = {}
+    if driven:
+        write_video(episode, out / "episode.mp4")
+        pictures.update(strip=film_strip(Bundle.load(bundle_path), episode), gate=plot_gate(episode))
+        pictures.update(joints=plot_joints(episode), wire=plot_wire(wire_ms(episode)))
+    else:
+        (out / "episode.mp4").unlink(missing_ok=True)  # of an earlier run
     template = (Path(__file__).parent / "report.html.j2").read_text()
     page = (
         jinja2.Environment(autoescape=True)
         .from_string(template)
         .render(
             r=report,
-            strip=film_strip(Bundle.load(bundle_path), episode),
+            verdict=verdict(report),
+            driven=driven,
             horizons=HORIZONS,
-            gate=plot_gate(episode),
-            joints=plot_joints(episode),
-            wire=plot_wire(wire_ms(episode)),
             stages=sorted(report["stages"].items()),
+            **pictures,
         )
     )
     for name, text in (("report.html", page), ("report.json", json.dumps(report, indent=1, sort_keys=True) + "\n")):

@@ -73,6 +73,7 @@ class Counts:
     new_frames: int = 0
     repeats: int = 0
     misses: int = 0
+    held: int = 0  # ticks after the first command in which the motor process held the arm: it had no command that was still good
     slow: int = 0
     began_ns: int = 0
     ended_ns: int = 0
@@ -391,6 +392,7 @@ class Policy:
             ticker.missed = 0
             new = self._wait_for_frames(due + period // 2)
             state = self._look()
+            c.held += (1 + misses) * (c.first_command_ns > 0 and state.safety == SafetyState.HOLD)
             now = time.monotonic_ns()
             if new:
                 # A picture that waits for the tick only grows old: let the clock's phase follow the cameras.

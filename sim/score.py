@@ -24,6 +24,19 @@ SURE_NS = 100_000_000  # a grip or a loss counts when it lasts this long
 STUCK_NS = 2_500_000_000  # nothing at all has moved for this long: equal pictures give equal commands for ever
 STILL_RAD, STILL_M = 0.004, 0.0005
 OFF_TABLE_M = -0.01
+TOLD = {  # what `Score.failure` calls it: what the arm did, in words for a person
+    "took the wrong button": "pressed the wrong button",
+    "took the wrong item": "took the wrong item",
+    "pushed out of reach": "pushed a thing out of its reach",
+    "dropped on the way": "dropped the item on the way",
+    "never got to the item": "never got to the item",
+    "never got to the goal": "took the item but never got to its goal",
+    "never got to the button": "never got to the button",
+    "did not press it home": "got to the button but did not press it home",
+    "grasped nothing": "got to the item but grasped nothing",
+    "never let go": "took the item to its goal but never let go",
+    "placed it badly": "placed the item badly",
+}
 FAR_M = 0.32  # from the base: no arm pose gets a grip there
 
 
@@ -148,3 +161,7 @@ class Score:
         if self.faced == 0:
             return "grasped nothing"
         return "never let go" if self.held else "placed it badly"
+
+    def told(self, ended: str) -> str:
+        """`failure` as the rest of a sentence that begins with "the arm"."""
+        return TOLD[self.failure(ended)]

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,10 @@ SERVO_PRIORITY, CAMERA_PRIORITY, TRANSFER_PRIORITY = 7, 6, 12
 # when it gets the processor: what it has early waits for that instant, what it has late comes late.
 TRANSFER_NS = 8_000_000
 TRUTH_SLOT = "truth.slot"
-_TRUTH = struct.Struct("<qqdB")  # time, first success (0: not yet), simulated seconds, success now
+_TRUTH = struct.Struct(
+    "<qqdB63s"
+)  # time, first success (0: not yet), simulated seconds, success now, what went wrong so far
+SCORE_EVERY = 10  # servo periods: 25 looks a second, as an evaluation's camera gives it
 
 
 class SimulatorError(Mendable):
@@ -51,6 +55,7 @@ def serve(
     `faults`: NAME@SECONDS each, injected into the bus so long after the torque was first switched on.
     """
     from sim.plant import MujocoPlant
+    from sim.score import Score
     from sim.tasks import sample_layout
     from sim.world import SERVO_DT, J, World
 
@@ -82,8 +87,8 @@ def serve(
     real_time()
     ticker = Ticker(1 / SERVO_DT)
     began = time.monotonic_ns()
-    first_success = 0
-    announced = False
+    score, failure, first_success = Score(world), b"", 0
+    announced, looks = False, 0
     pending = [parse_fault(f) for f in faults]
     while not stop and os.getppid() == parent and cameras.poll() is None:
         now = ticker.wait()
@@ -94,7 +99,11 @@ def serve(
             pending = []
         success = world.success()
         first_success = first_success or (now if success else 0)
-        truth.write(_TRUTH.pack(now, first_success, world.time_s, success), world.visible)
+        if looks % SCORE_EVERY == 0:
+            failure = score.told(score.watch(now)).encode()
+            score.pose.clear()  # nobody asks for them, and a simulator may run for days
+        looks += 1
+        truth.write(_TRUTH.pack(now, first_success, world.time_s, success, failure), world.visible)
         if not announced and all(slot_path(slots, c).exists() for c in ("front", "wrist")):
             print(json.dumps({"port": bus.path, "instruction": world.instruction}), flush=True)
             announced = True
@@ -136,13 +145,15 @@ def serve_cameras(slots: Path, seed: int, task: str | None, fps: float) -> int:
     return 0
 
 
-def read_truth(slots: Path) -> dict[str, float | bool]:
-    """For reports only: time of the first success after `since` and the state now. The policy process never opens this."""
+def judged(slots: Path, since_ns: int) -> dict[str, Any]:
+    """For reports only, the loops never open this: `success` (since then at some time), `success_after_s` (0: none),
+    `success_at_end` (now), and `failure` as things stand (see `sim.score.TOLD`; "" while there is success)."""
     got = SlotReader(slots / TRUTH_SLOT).read()
-    if got is None:
-        return {"success": False, "first_success_ns": 0, "seconds": 0.0}
-    _, first, seconds, now = _TRUTH.unpack_from(got[0])
-    return {"success": bool(now), "first_success_ns": first, "seconds": seconds}
+    _, first, _, now, failure = _TRUTH.unpack_from(got[0]) if got is not None else (0, 0, 0.0, 0, b"")
+    return {
+        "success": first > since_ns, "success_after_s": round(max(first - since_ns, 0) * 1e-9, 2), "success_at_end": bool(now),
+        "failure": "" if now else failure.rstrip(b"\0").decode(),
+    }  # fmt: skip
 
 
 def start(

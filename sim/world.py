@@ -155,6 +155,7 @@ class World:
         self._profile = self._goal.copy()
         self._delay = [self._goal.copy()] * LATENCY_TICKS
         self._torque: np.ndarray = np.ones(J, bool)
+        self._driven: np.ndarray = np.zeros(J, bool)  # had its torque on since the episode began
         self._speed: np.ndarray = np.full(J, SERVO_SPEED)
         self.model.actuator_forcerange[:] = scene.force
         self.data.ctrl[:] = self._goal
@@ -188,8 +189,8 @@ class World:
 
     @property
     def load(self) -> np.ndarray:
-        """Actuator force over its limit, [-1, 1]."""
-        return self.data.actuator_force / self.scene.force[:, 1]
+        """Actuator force over its limit, [-1, 1]; a brake loads no servo."""
+        return np.where(self._torque | self._driven, self.data.actuator_force / self.scene.force[:, 1], 0.0)
 
     @property
     def measured(self) -> np.ndarray:
@@ -205,17 +206,21 @@ class World:
         self, goal_rad: np.ndarray, torque_on: np.ndarray | None = None, speed_rad_s: np.ndarray | None = None,
         torque_limit: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        """New goal registers; angles are rounded to servo steps and cut to the joint limits. `torque_limit` in [0, 1]."""
-        self._goal = np.clip(
-            np.round(np.asarray(goal_rad, float) / RAD_PER_STEP) * RAD_PER_STEP, so101.LOWER, so101.UPPER
-        )
+        """New goal registers; angles are rounded to servo steps and cut to the joint limits. `torque_limit` in [0, 1].
+
+        A joint whose torque has not been on since `reset` is held at the start pose by a brake, so that an arm waits for its first torque
+        however long it takes. The first torque opens the brake for good: without torque the joint is limp from then on.
+        """
+        goal = np.clip(np.round(np.asarray(goal_rad, float) / RAD_PER_STEP) * RAD_PER_STEP, so101.LOWER, so101.UPPER)
         if torque_on is not None:
             self._torque = np.asarray(torque_on, bool)
+        self._driven = self._driven | self._torque
+        self._goal = np.where(self._driven, goal, self._goal)
         if speed_rad_s is not None:
             self._speed = np.clip(np.asarray(speed_rad_s, float), 0.0, SERVO_SPEED)
         if torque_limit is not None:
-            force = self.scene.force * np.asarray(torque_limit, float)[:, None]
-            self.model.actuator_forcerange[:] = force
+            limit = np.where(self._driven, np.asarray(torque_limit, float), 1.0)
+            self.model.actuator_forcerange[:] = self.scene.force * limit[:, None]
 
     def advance(self, dt: float) -> None:
         """Let `dt` seconds pass (whole servo periods; the remainder is carried over)."""
@@ -229,8 +234,8 @@ class World:
         self._profile += np.clip(self._goal - self._profile, -limit, limit)
         self._delay.append(self._profile.copy())
         self.data.ctrl[:] = self._delay.pop(0)
-        if not self._torque.all():  # a limp servo follows its joint and pushes nothing
-            limp = ~self._torque
+        limp = self._driven & ~self._torque
+        if limp.any():  # a limp servo follows its joint and pushes nothing
             self._profile[limp] = self.data.qpos[:J][limp]
             self._delay = [np.where(limp, self.data.qpos[:J], d) for d in self._delay]
             self.data.ctrl[limp] = self.data.qpos[:J][limp]

@@ -176,10 +176,44 @@ def test_a_run_that_fails_keeps_its_recording(bench, bundle, tmp_path):
     assert "stopped giving frames" in said and bench.torque() == [0] * 6
     episode, meta = load_episode(tmp_path / "r")
     assert len(episode["t_ns"]) > 20 and "stopped giving frames" in meta["error"]
+    page, report = told(tmp_path / "r")
+    assert "How it ended" in page and "stopped giving frames: check its cable" in page
+    assert report["ticks"] > 20 and report["stages"]["fast.engine"]["p50_ms"] > 0 and report["interrupted"] is False
+    assert (tmp_path / "r" / "episode.mp4").stat().st_size > 2000
 
 
-def test_ctrl_c_lowers_the_arm_and_lets_go_in_a_ramp(bench, bundle):
+def told(folder):
+    """The page and the numbers of a report."""
+    return (folder / "report.html").read_text(), json.loads((folder / "report.json").read_text())
+
+
+def test_a_run_whose_arm_faults_leaves_a_report_that_says_why(bench, bundle, tmp_path):
+    threading.Timer(2.5, bench.servos.faults.inject, ["silent-servo"], {"servo": 4}).start()
+    said = refusal(*drive(bench, bundle, "--seconds", 30, "--record", tmp_path / "r"))
+    page, report = told(tmp_path / "r")
+    assert "wrist_flex does not answer" in said and "wrist_flex does not answer" in report["error"]
+    assert "How it ended" in page and "wrist_flex does not answer" in page and report["commanded"]
+
+
+def test_an_arm_that_cannot_be_armed_leaves_a_report_without_pictures(bench, bundle, tmp_path):
+    write = bench.servos.servos[3].write
+    bench.servos.servos[3].write = lambda address, data: 0 if address == 40 else write(address, data)  # stays limp
+    said = refusal(*drive(bench, bundle, "--record", tmp_path / "r"))
+    page, report = told(tmp_path / "r")
+    assert "could not be armed" in said and "could not be armed" in page and "No command" in page
+    assert report["ticks"] == 0 and not report["commanded"] and not (tmp_path / "r" / "episode.mp4").exists()
+
+
+def test_a_run_that_is_refused_before_it_arms_leaves_an_earlier_report_alone(bench, bundle, tmp_path):
+    for name in ("meta.json", "report.html"):
+        (tmp_path / name).write_text("{}")
+    refusal(*drive(bench, bundle, "--port", tmp_path / "none", "--record", tmp_path))
+    assert (tmp_path / "report.html").read_text() == "{}"
+
+
+def test_ctrl_c_lowers_the_arm_lets_go_in_a_ramp_and_leaves_a_report(bench, bundle, tmp_path):
     command = [sys.executable, "-m", "harmowam.cli", *map(str, drive(bench, bundle, "--seconds", 60))]
+    command += ["--record", str(tmp_path / "r")]
     driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 10
     while bench.torque() != [1] * 6:
@@ -195,6 +229,8 @@ def test_ctrl_c_lowers_the_arm_and_lets_go_in_a_ramp(bench, bundle):
     assert len(limits) > 5  # in a ramp, not dropped
     assert "lowering the arm" in driver.stdout.read()
     driver.stdout.close()
+    page, report = told(tmp_path / "r")
+    assert report["interrupted"] and "The run was interrupted after" in page
 
 
 def test_a_terminal_that_is_gone_does_not_keep_the_arm_up(bench, bundle, tmp_path):

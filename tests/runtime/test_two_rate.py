@@ -155,6 +155,7 @@ def test_outputs_that_are_not_finite_hold_the_arm_and_are_forgotten(run):
     assert held_once_and_ran_again(run) and counts.faults_seen == 14
     assert "not finite" in next(c for c in run.policy.health.history if c.state == Health.HOLDING).reasons[0]
     assert SafetyState.HOLD in safety[5:] and safety[-1] == SafetyState.ACTIVE
+    assert 0 < timing_report(run.policy, 100.0)["held_s"] < 2.0
 
 
 def test_a_board_that_is_too_hot_moves_nothing_and_goes_on_from_where_the_arm_is(run, monkeypatch):

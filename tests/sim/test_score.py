@@ -108,6 +108,30 @@ def test_a_wrong_button_and_a_lost_item_end_the_episode(world):
     assert ended == "out of reach" and score.failure(ended) == "pushed out of reach"
 
 
+@pytest.mark.parametrize(
+    ("known", "ended", "told"),
+    [
+        ({}, "", "never got to the item"),
+        ({"reached": [True, False]}, "", "got to the item but grasped nothing"),
+        ({"reached": [True, False], "faced": 1}, "", "took the item but never got to its goal"),
+        ({"reached": [True, True], "faced": 1, "held": True}, "", "took the item to its goal but never let go"),
+        ({"reached": [True, True], "faced": 1}, "", "placed the item badly"),
+        ({"dropped": True}, "", "dropped the item on the way"),
+        ({"wrong": True}, "", "took the wrong item"),
+        ({}, "out of reach", "pushed a thing out of its reach"),
+        ({"press": True, "reached": [True, True]}, "", "got to the button but did not press it home"),
+        ({"press": True}, "", "never got to the button"),
+        ({"press": True, "wrong": True}, "wrong button", "pressed the wrong button"),
+    ],
+)
+def test_a_failure_is_told_to_a_person_as_what_the_arm_did(world, known, ended, told):
+    start(world, "plate")
+    score = Score(world)
+    for name, value in known.items():
+        setattr(score, name, value)
+    assert score.told(ended) == told
+
+
 def test_the_phase_is_told_as_the_configuration_says():
     from export.config import Config
 

@@ -23,8 +23,10 @@ def test_pictures_are_handed_over_at_even_intervals_a_transfer_after_their_expos
                 now, seq = time.monotonic_ns(), got[1]
                 arrived.append(now)
                 age.append(now - FRAME_HEAD.unpack_from(got[0])[0])
+        judged = server.judged(tmp_path, 0)
     finally:
         process.terminate()
         process.communicate()
+    assert not judged["success"] and judged["failure"].startswith("never got to the ")  # nobody has armed it
     assert np.median(np.abs(np.diff(arrived) - 20_000_000)) < 1_000_000
     assert server.TRANSFER_NS <= np.median(age) < server.TRANSFER_NS + 6_000_000  # physics ticks every 4 ms
