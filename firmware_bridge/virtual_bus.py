@@ -80,15 +80,17 @@ class VirtualBus:
         if self._settings is None or changed:
             self._settings = (
                 np.array([s.actual(0) for s in every], float),
-                np.array([s.get("min_position") for s in every]),
-                np.array([s.get("max_position") for s in every]),
+                *np.array([s.limits() for s in every]).T,
                 np.array([s.torque() for s in every]),
-                np.array([abs(s.get("goal_speed")) if s.feetech else 0 for s in every], float),
                 np.array([s.share() for s in every]),
+                np.array([s.unlike_its_goal() for s in every]),
             )
-        offset, low, high, torque, speed, limit = self._settings
-        goal = np.array([s.get("goal_position") for s in every]) + offset
-        self.plant.drive(np.clip(goal, low, high), torque, speed, limit)
+        offset, low, high, torque, limit, unlike = self._settings
+        goal = np.clip([s.get("goal_position") for s in every], low, high) + offset
+        speed = np.zeros(len(every))
+        for k in np.flatnonzero(unlike):
+            goal[k], speed[k] = every[k].drive(goal[k])
+        self.plant.drive(goal, torque, speed, limit)
 
     def handle(self, data: bytes, now_ns: int) -> bytes:
         """Everything the servos send back for `data`, in wire order, without delays."""
@@ -125,13 +127,11 @@ class VirtualBus:
             self.servos[new] = self.servos.pop(servo)
             self.ids[self._index[servo]] = new
             self._index[new] = self._index.pop(servo)
-        if (address, len(data)) != (
-            s.model.registers["goal_position"].address,
-            s.model.registers["goal_position"].size,
-        ):
+        goal = s.model.registers["goal_position"]
+        if (address, len(data)) != (goal.address, goal.size):
             self._settings = None
-        elif self.faults.goal_enables_torque:
-            s.put("torque_enable", 1)
+        if self.faults.goal_enables_torque and goal.address - len(data) <= address < goal.address + goal.size:
+            s.put("torque_enable", 1)  # (an acceleration, which lies below the goal, does it too)
             self._settings = None
         return error
 
@@ -161,13 +161,13 @@ class VirtualBus:
                     return []  # the chain breaks at the silent servo: no valid packet comes
                 joint = [(i, self.servos[i].bits(), self._memory(i, address, size)) for i in asked]
                 return [(fs.BROADCAST, dxl.fast_status(joint))]
-            return [self._status(i, self._memory(i, address, size)) for i in asked]
+            return [self._status(i, self._memory(i, address, size)) for i in asked if self.servos[i].answers(True)]
         targets = self.ids if everyone else [p.servo] if p.servo in self.servos else []
         if code == fs.PING:
             if self.protocol == "dynamixel":
                 return [self._status(i, self._memory(i, 0, 2) + self._memory(i, 6, 1)) for i in targets]
             return [self._status(i, b"") for i in targets[:1]]
-        if code == fs.READ and not everyone and targets and len(body) == wide:
+        if code == fs.READ and not everyone and targets and len(body) == wide and self.servos[p.servo].answers(True):
             self.refresh(now_ns, targets)
             return [self._status(p.servo, self._memory(p.servo, address, int.from_bytes(body, "little")))]
         error = 0
@@ -193,7 +193,7 @@ class VirtualBus:
         if everyone or not targets:
             return []
         who = p.servo if p.servo in self.servos else body[0]  # its id was changed
-        return [self._status(who, b"", error)] if self.get(who, "response_level") else []
+        return [self._status(who, b"", error)] if self.servos[who].answers(False) else []
 
     def power_cycle(self, servo: int, now_ns: int) -> None:
         """The servo starts anew, where it stands."""

@@ -6,6 +6,7 @@ Behaviour as the vendors document it and as users measured it (docs/firmware_bri
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from firmware_bridge.registers import Model
@@ -13,6 +14,8 @@ from firmware_bridge.registers import Model
 AMBIENT_C, HEAT_C, COOLING_S = 30.0, 213.0, 600.0  # 43 % load for 28 min: 65 C (measured by a user of the STS3215)
 VOLTAGE, ENCODER, TEMPERATURE, CURRENT, OVERLOAD = 1, 2, 4, 8, 32  # Feetech's condition bits
 RANGE_ERROR, ACCESS_ERROR = 4, 7
+FREE_STEPS_S = 3200.0  # a motor without load at full output
+ENDLESS = 1e9  # steps: as good as for ever
 
 
 class VirtualServo:
@@ -41,6 +44,8 @@ class VirtualServo:
         self._warmth, self._then = AMBIENT_C, 0
         self._over_since: int | None = None
         self.heard_ns = 0  # last instruction on the bus (watchdog)
+        self._way = float(model.steps)  # steps from where it stood when its goal came to that goal
+        self._step_to: float | None = None  # Feetech's mode 3: where its last step leads
         self._named = {r.name: (r.address, r.address + r.size) for r in model.registers.values()}
         # Names of the registers within bytes that were written before.
         self._inside: dict[tuple[int, int], list[str]] = {}
@@ -80,7 +85,7 @@ class VirtualServo:
         """Brown-out, reset or reboot: RAM at its defaults, EEPROM as stored, goal at the present position."""
         self.memory[:] = self.stored
         self._known.clear()
-        self.latched, self._over_since, self.pending = False, None, None
+        self.latched, self._over_since, self.pending, self._step_to = False, None, None, None
         self._store("torque_enable", self.torque_at_power_on)
         if self._has("torque_limit"):
             self._store("torque_limit", self.get(self.model.torque_cap))
@@ -108,13 +113,71 @@ class VirtualServo:
             return self.memory[65] | self.forced_bits | (OVERLOAD if self.latched else 0)
         return 0x80 if self.get("hardware_error") else 0
 
+    def answers(self, read: bool) -> bool:
+        """Whether its response level lets it answer a read, or else a write. (It answers a ping at any.)"""
+        level = self.get("response_level")
+        return read or level > 0 if self.feetech else level > (0 if read else 1)
+
     def torque(self) -> bool:
         return self.get("torque_enable") == 1 and not self.jammed
 
     def share(self) -> float:
         """Output that the registers allow, 0..1."""
         limit = self.get("torque_limit") / self.model.full_torque if self._has("torque_limit") else 1.0
+        if not self.feetech and self.get("mode") in (0, 5) and self._has("goal_current"):
+            limit = min(limit, abs(self.get("goal_current")) / max(self.get("current_limit"), 1))
         return min(limit, self.get("overload_torque") / 100) if self.latched else limit
+
+    def limits(self) -> tuple[float, float]:
+        """Between which it takes goals; multi-turn modes, and Feetech's limits of 0 and 0, know none."""
+        low, high = self.get("min_position"), self.get("max_position")
+        endless = high == 0 == low if self.feetech else self.get("mode") in (4, 5)
+        return (-ENDLESS, ENDLESS) if endless else (low, high)
+
+    def _follows_goals(self) -> bool:
+        """Whether its mode makes a goal a position."""
+        return not self._has("mode") or self.get("mode") in ((0,) if self.feetech else (3, 4, 5))
+
+    def unlike_its_goal(self) -> bool:
+        """Whether it goes to its goal in another way than as fast as it can: by a profile, or not at all."""
+        pace = ("goal_speed", "goal_time", "acceleration", "profile_velocity", "profile_acceleration")
+        return not self._follows_goals() or any(self.get(n) for n in pace if self._has(n))
+
+    def drive(self, goal: float) -> tuple[float, float]:
+        """Where to (actual steps) and how fast (step/s, 0: its own speed) the motor is driven for a goal within the limits."""
+        return (goal, self._pace()) if self._follows_goals() else self._turns()
+
+    def _pace(self) -> float:
+        """Speed limit in step/s that its profile registers make of the way to the goal, 0 without one.
+
+        A joint that speeds up and brakes by `a` gets no faster than sqrt(a way).
+        """
+        if self.feetech:
+            speed, seconds = float(abs(self.get("goal_speed"))), abs(self.get("goal_time")) / 1000
+            rate = 100.0 * self.get("acceleration") if self._has("acceleration") else 0.0
+        else:
+            speed, seconds, rate = self.get("profile_velocity") * self.model.speed_steps_s, 0.0, 0.0
+            if self.get("drive_mode") & 4:  # time-based: milliseconds to the goal
+                speed, seconds = 0.0, self.get("profile_velocity") / 1000
+            else:
+                rate = self.get("profile_acceleration") * 214.577 / 3600 * self.model.steps
+        limits = (speed, self._way / seconds if seconds else 0.0, math.sqrt(rate * self._way))
+        return min((v for v in limits if v), default=0.0)
+
+    def _turns(self) -> tuple[float, float]:
+        """The same of a servo whose mode makes a goal no position."""
+        here, mode = float(self.actual(self.get("present_position"))), self.get("mode")
+        if self.feetech and mode == 3:
+            return here if self._step_to is None else self._step_to, self._pace()
+        if mode == 1:
+            rate: float = self.get("goal_speed") * (1.0 if self.feetech else self.model.speed_steps_s)
+        elif self.feetech:
+            rate = FREE_STEPS_S * self.get("goal_time") / 1000
+        elif mode == 16:
+            rate = FREE_STEPS_S * self.get("torque_limit") / self.model.full_torque
+        else:
+            rate = FREE_STEPS_S * self.share() * (1 if self.get("goal_current") >= 0 else -1)
+        return here + math.copysign(ENDLESS, rate) if rate else here, abs(rate)
 
     def write(self, address: int, data: bytes) -> int:
         """Write registers; returns the Dynamixel error number (0: done). Feetech ignores what it must not write."""
@@ -122,6 +185,8 @@ class VirtualServo:
         goal = address < self._goal_span[1] and end > self._goal_span[0]
         if self.feetech:
             self._write_feetech(address, data)
+            if goal:
+                self._take_goal()
             if goal and self.latched:  # a fresh goal ends the overload latch
                 self.latched, self._over_since = False, None
             return 0
@@ -136,6 +201,8 @@ class VirtualServo:
         before = self.get("torque_enable")
         self.memory[address:end] = data
         self._forget(address, end)
+        if goal:
+            self._take_goal()
         if self.get("torque_enable") and self.get("hardware_error"):
             self._store("torque_enable", 0)
         if before and not self.get("torque_enable") and self.keeps_torque:
@@ -143,6 +210,11 @@ class VirtualServo:
         if address < 64:
             self._keep(address, end)
         return 0
+
+    def _take_goal(self) -> None:
+        self._way = float(abs(self.get("goal_position") - self.get("present_position")))
+        if self.feetech and self._has("mode") and self.get("mode") == 3:
+            self._step_to = float(self.actual(self.get("present_position") + self.get("goal_position")))
 
     def _write_feetech(self, address: int, data: bytes) -> None:
         m, before = self.memory, self.memory[40]

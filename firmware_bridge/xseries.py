@@ -15,14 +15,16 @@ _X = (
     Register("model", 0, 2, 0, False, True), Register("firmware", 6, 1, 52, False, True), Register("id", 7, 1, 1, True, True),
     Register("baud", 8, 1, 1, True, True), Register("return_delay", 9, 1, 250, True, True),
     Register("drive_mode", 10, 1, 0, True, True), Register("mode", 11, 1, 3, True, True),
-    Register("homing_offset", 20, 4, 0, True, True, signed=True), Register("max_temperature", 31, 1, 80, True, True),
+    Register("secondary_id", 12, 1, 255, True, True), Register("homing_offset", 20, 4, 0, True, True, signed=True),
+    Register("max_temperature", 31, 1, 80, True, True),
     Register("max_voltage", 32, 2, 160, True, True), Register("min_voltage", 34, 2, 60, True, True),
     Register("pwm_limit", 36, 2, 885, True, True), Register("current_limit", 38, 2, 1193, True, True),
     Register("velocity_limit", 44, 4, 200, True, True), Register("max_position", 48, 4, 4095, True, True),
     Register("min_position", 52, 4, 0, True, True), Register("startup", 60, 1, 0, True, True),
     Register("shutdown", 63, 1, 52, True, True), Register("torque_enable", 64, 1), Register("led", 65, 1),
     Register("response_level", 68, 1, 2), Register("hardware_error", 70, 1, 0, False), Register("d_gain", 80, 2, 0),
-    Register("i_gain", 82, 2, 0), Register("p_gain", 84, 2, 640), Register("watchdog", 98, 1, 0, signed=True),
+    Register("i_gain", 82, 2, 0), Register("p_gain", 84, 2, 800),
+    Register("feedforward_2nd", 88, 2), Register("feedforward_1st", 90, 2), Register("watchdog", 98, 1, 0, signed=True),
     Register("torque_limit", 100, 2, 885, signed=True), Register("goal_current", 102, 2, 1193, signed=True),
     Register("goal_speed", 104, 4, 0, signed=True), Register("profile_acceleration", 108, 4), Register("profile_velocity", 112, 4),
     Register("goal_position", 116, 4, 2048, signed=True), Register("tick_ms", 120, 2, 0, False), Register("moving", 122, 1, 0, False),
@@ -32,9 +34,16 @@ _X = (
 )  # fmt: skip
 
 
-def _model(name: str, number: int, current_a: float = 0.0, volt: int = 120, watchdog_stops: bool = True) -> Model:
-    """`current_a` 0: register 126 holds the load (0.1 %), and there is neither a current limit nor a goal current."""
+def _model(
+    name: str, number: int, current_a: float = 0.0, volt: int = 120, watchdog_stops: bool = True,
+    gains: tuple[int, int, int] = (800, 0, 0), current: int = 0,
+) -> Model:  # fmt: skip
+    """`current_a` 0: register 126 holds the load (0.1 %), and there is neither a current limit nor a goal current.
+
+    `gains` P, I, D and the limit `current` are what the servo is delivered with.
+    """
     change = {"model": number, "present_voltage": volt, "shutdown": 53 if volt < 80 else 52}
+    change.update(zip(("p_gain", "i_gain", "d_gain"), gains, strict=True), current_limit=current, goal_current=current)
     if volt < 80:
         change.update(max_voltage=70, min_voltage=35, max_temperature=70)
     rows = [dataclasses.replace(r, default=change.get(r.name, r.default)) for r in _X]
@@ -52,14 +61,14 @@ def _model(name: str, number: int, current_a: float = 0.0, volt: int = 120, watc
 
 # 330-size servos: the watchdog trips but does not stop the motor (forum.robotis.com/t/4814, firmware 51).
 XSERIES = (
-    _model("XL330-M077", 1190, 0.001, 50, False),
-    _model("XL330-M288", 1200, 0.001, 50, False),
-    _model("XC330-T288", 1220, 0.001, 120, False),
-    _model("XL430-W250", 1060),
-    _model("XC430-W150", 1070),
-    _model("XM430-W350", 1020, 0.00269),
-    _model("XM540-W270", 1120, 0.00269),
-    _model("XH540-W150", 1110, 0.00269),
+    _model("XL330-M077", 1190, 0.001, 50, False, (400, 400, 0), 1750),
+    _model("XL330-M288", 1200, 0.001, 50, False, (400, 0, 0), 1750),
+    _model("XC330-T288", 1220, 0.001, 120, False, (900, 0, 0), 910),
+    _model("XL430-W250", 1060, gains=(640, 0, 4000)),
+    _model("XC430-W150", 1070, gains=(460, 0, 0)),
+    _model("XM430-W350", 1020, 0.00269, current=1193),
+    _model("XM540-W270", 1120, 0.00269, current=2047),
+    _model("XH540-W150", 1110, 0.00269, current=2047),
 )
 
 _LIKE_FEETECH = {0: 0, 2: 2, 3: 1, 4: 3, 5: 5}
