@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from firmware_bridge import before_torque
+from firmware_bridge.before_torque import ArmError as ArmError
 from firmware_bridge.bus import Bus, Reply
-from firmware_bridge.mendable import Mendable
-from firmware_bridge.models import BY_NUMBER, MODELS
+from firmware_bridge.models import MODELS
 from firmware_bridge.xseries import conditions as dxl_conditions
 
 # Status bits 0..5 are Feetech's conditions: voltage, encoder, temperature, current, -, overload. Ours:
@@ -22,10 +23,6 @@ DOUBTED = 0x40  # the position jumped as no motor can; the last good one stands 
 NO_REPLY = 0x80  # the servo did not answer; the last position stands in
 TWIN_RAD = 0.2
 JUMP_RAD = 0.12  # added to what the joint can move in the time
-
-
-class ArmError(Mendable):
-    """An arm that must not be moved; one sentence and the next step."""
 
 
 @dataclass(frozen=True)
@@ -170,47 +167,26 @@ class Arm:
         return np.rint(np.asarray(rad, float)[self._joint] / self._rad + self._zero).astype(int)
 
     def name(self, servo: int) -> str:
-        return self.config.joints[int(self._joint[self._ids.index(servo)])]
+        return self.config.joints[self.joint_of(servo)]
 
     # ---- before anything moves -----------------------------------------------------------------------------------------------
-    def check(self) -> None:
-        """Raises ArmError when a servo is silent, double, of another model, or holds other offsets and limits than the file."""
-        registers = self.model.registers
-        number = registers["model"]
-        found = self.bus.sync_read(self._ids, number.address, 2, retries=3)
-        silent = [i for i in self._ids if i not in found]
-        where = getattr(self.bus.port, "path", "the bus")
-        if len(silent) == len(self._ids):
-            raise ArmError(
-                f"no servo answers on {where}: check the arm's power supply and the baud rate ({self.config.baud}); "
-                f"`harmowam bus scan` tries them all."
-            )
-        twice = [i for i in self._ids if self.bus.count(i, number.address, 2) > 1]
-        if twice:
-            raise ArmError(
-                f"two servos answer as id {twice[0]} on {where}: unplug one of them and give it another id with `harmowam bus set-id`."
-            )
-        if silent:
-            names = ", ".join(f"{i} ({self.name(i)})" for i in silent)
-            raise ArmError(f"servo {names} does not answer on {where}: check its cable and its id.")
-        for i, r in found.items():
-            model = self.model.decode("model", r.data)
-            want = self.models[int(self._joint[self._ids.index(i)])]
-            if model != want.number:
-                known = f" ({BY_NUMBER[model].name})" if model in BY_NUMBER else ""
-                raise ArmError(
-                    f"servo {i} reports model {model}{known}, the robot file expects {want.number} ({want.name}): "
-                    f"check the arm family in the robot file."
-                )
-        for servo, name, value in self.config.eeprom:
-            reg = registers[name]
-            reply = self.bus.read(servo, reg.address, reg.size, retries=3)
-            held = None if reply is None else self.model.decode(name, reply.data)
-            if held != value:
-                raise ArmError(
-                    f"servo {servo} ({self.name(servo)}) holds {name} {held}, the robot file says {value}: "
-                    f"calibrate the joints again (`harmowam calibrate joints`), nothing was moved or written."
-                )
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Every servo, second ones of a joint last."""
+        return self._ids
+
+    def joint_of(self, servo: int) -> int:
+        return int(self._joint[self._ids.index(servo)])
+
+    def check(self, to_move: bool = True) -> None:
+        """Raises ArmError when a servo is silent, double, of another model, holds other values than the file, has a setting that would
+        change a motion or, where the arm is `to_move`, reads outside what it can be sent to. Only reads."""
+        before_torque.check_servos(self)
+        held = before_torque.read_settings(self)
+        before_torque.check_file(self, held)
+        before_torque.check_settings(self, held)
+        if to_move:
+            before_torque.poses(self, held)
 
     def fingerprint(self) -> str:
         """Hash of ids, models, firmware, offsets and limits as the servos hold them: is this the same arm as before?"""
@@ -374,6 +350,24 @@ class Arm:
         got = self.bus.sync_read(self._ids, r.address, r.size, retries)
         return {i: self.model.decode(name, reply.data) for i, reply in got.items()}
 
+    def read_span(self, first: str, last: str) -> dict[int, dict[str, int]]:
+        """All registers from `first` to `last` of every servo that answers, by id and name."""
+        address, size = self.model.span(first, last)
+        got = self.bus.sync_read(self._ids, address, size, retries=2)
+        return {
+            i: {
+                r.name: m.decode(r.name, reply.data, r.address - address)
+                for r in m.registers.values()
+                if address <= r.address and r.address + r.size <= address + size
+            }
+            for i, reply in got.items()
+            for m in (self.models[self.joint_of(i)],)
+        }
+
+    def read_steps(self) -> dict[int, int]:
+        """Present position in steps of every servo that answers, by id."""
+        return self._read_all("present_position", retries=3)
+
     def energised(self) -> bool:
         """Whether any servo has its torque on already (an arm that somebody left standing)."""
         return any(v == 1 for v in self._read_all("torque_enable").values())
@@ -383,32 +377,31 @@ class Arm:
         if len(self._caps) < len(self._ids):
             self._caps.update(self._read_all(self.model.torque_cap))
 
-    def _full(self, servo: int) -> int:
+    def full(self, servo: int) -> int:
         """The torque_limit that lets through all that the servo is allowed; what its model can do where it did not tell."""
         most = self.model.full_torque
         return min(self._caps.get(servo, most), most)
 
     def torque_on(self) -> None:
-        """Goal := present position, then the torque that each servo's EEPROM allows: the arm stiffens where it is. An energised arm keeps
-        its torque throughout.
+        """Goal := present position with nothing left over from another program, then the torque that each servo's EEPROM allows: the arm
+        stiffens where it is. An energised arm keeps its torque throughout.
 
-        Raises ArmError when a servo stays limp, or does not tell what it is allowed. Dynamixel's bus watchdog is set to 200 ms as a second
-        line of defence.
+        Raises ArmError, before any torque, when a servo does not tell its settings, has one that would change a motion, reads outside what
+        it can be sent to, or does not keep what is written; and when one stays limp. Dynamixel's bus watchdog is set to 200 ms
+        as a second line of defence.
         """
-        self._read_caps()
-        unknown = [i for i in self._ids if i not in self._caps]
-        if unknown:
-            raise ArmError(
-                f"servo {', '.join(map(str, unknown))} does not tell how much torque it is allowed: check its cable, then try again."
-            )
+        held = before_torque.read_settings(self)
+        before_torque.check_settings(self, held)
+        goals = before_torque.poses(self, held)
+        self._caps = {i: held[i][self.model.torque_cap] for i in self._ids}
         self.watchful = False
+        self.read()
         if self.bus.dynamixel:
             self._write_all("watchdog", 0)
-        self.write_goals(self.read().q)
-        self.set_torque(1.0)
+        before_torque.clear_left_overs(self, held, goals)
         self._write_all("torque_enable", 1)
-        held = self._read_all("torque_enable")
-        limp = [i for i in self._ids if held.get(i) != 1]
+        on = self._read_all("torque_enable")
+        limp = [i for i in self._ids if on.get(i) != 1]
         if limp:
             raise ArmError(
                 f"servo {', '.join(map(str, limp))} did not switch its torque on: power the arm off and on, then try again."
@@ -430,13 +423,13 @@ class Arm:
     def set_torque(self, share: float) -> None:
         """Torque limit of all servos, 0..1 of what their EEPROM allows; unacknowledged, so that one servo that refuses stops nobody."""
         share = min(max(share, 0.0), 1.0)
-        limits = {i: self.model.encode("torque_limit", int(self._full(i) * share)) for i in self._ids}
+        limits = {i: self.model.encode("torque_limit", int(self.full(i) * share)) for i in self._ids}
         self.bus.sync_write(self.model.registers["torque_limit"].address, limits)
 
     def torque_share(self) -> float:
         """The highest torque limit on the arm now, 0..1 of what the servo is allowed; 1 when no servo answers."""
         self._read_caps()
-        shares = (v / max(self._full(i), 1) for i, v in self._read_all("torque_limit").items())
+        shares = (v / max(self.full(i), 1) for i, v in self._read_all("torque_limit").items())
         return min(max(shares, default=1.0), 1.0)
 
     def torque_off(self) -> list[int]:

@@ -1,6 +1,7 @@
-"""Work on servos by hand, with the arm out of service: find them, look at them, give one a new id.
+"""Work on servos by hand, with the arm out of service: find them, look at them, give one a new id, set right what they hold.
 
-Finding and looking only read. A new id is the one thing in this project that is written to EEPROM, by the operator, one servo at a time.
+Finding and looking only read. Two things in this project are written to EEPROM, both because the operator asks for it: a new id, one servo
+at a time, and settings that would change the arm's motion (`servo_settings.SETTINGS`), with its torque off.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from firmware_bridge.arm import ArmError
+from firmware_bridge.arm import Arm, ArmError
+from firmware_bridge.before_torque import Wrong, called, model_of, read_settings, wrong_settings
 from firmware_bridge.bus import Bus
 from firmware_bridge.models import BY_NUMBER
 from firmware_bridge.port import Port
@@ -114,3 +116,35 @@ def set_id(bus: Bus, found: Found, new: int) -> None:
     back = bus.read(new, registers["id"].address, 1, retries=2)
     if back is None or back.data[0] != new:
         raise ArmError(f"servo {found.servo} did not take the id {new}: power it off and on and scan again.")
+
+
+def mend(arm: Arm) -> list[Wrong]:
+    """Write what every wrong setting must be to its servo, read it back, and return what was wrong.
+
+    Raises ArmError, with nothing written, while a servo's torque is on or unknown; and when a servo does not keep what was written.
+    """
+    on = arm.read_span("torque_enable", "torque_enable")
+    stiff = [i for i in arm.ids if i not in on or on[i]["torque_enable"] != 0]
+    if stiff:
+        raise ArmError(
+            f"{called(arm, stiff[0])} has its torque on, or does not say that it is off: support the arm, switch its power off "
+            "and on, then repeat; nothing was written."
+        )
+    wrong = wrong_settings(arm, read_settings(arm))
+    for w in wrong:
+        model = model_of(arm, w.servo)
+        register, lock = model.registers[w.setting.register], model.registers.get("lock")
+        value = w.setting.mended(w.value)
+        if register.name == model.torque_cap and arm.joint_of(w.servo) == len(arm.config.joints) - 1:
+            value //= 2  # a gripper presses for as long as it holds something: at full torque it burns out
+        data = model.encode(register.name, value)
+        if lock is not None:
+            arm.bus.write(w.servo, lock.address, b"\x00")
+        arm.bus.write(w.servo, register.address, data, retries=2)
+        if lock is not None:
+            arm.bus.write(w.servo, lock.address, b"\x01")
+    for w in wrong_settings(arm, read_settings(arm)):
+        raise ArmError(
+            f"{called(arm, w.servo)} still holds {w.setting.register} {w.value}: set it to {w.setting.must} with its maker's tool."
+        )
+    return wrong

@@ -1,4 +1,4 @@
-"""`harmowam bus`: find servos, watch them, give one an id, and run the fault campaign."""
+"""`harmowam bus`: find servos, watch them, check what they hold, give one an id, and run the fault campaign."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from harmowam.cli import UserError, errors, json_option, robot_option, to_be_written, write_json, write_text
 
+if TYPE_CHECKING:
+    from firmware_bridge.arm import Arm
+    from firmware_bridge.port import Port
+
 
 @click.group()
 def bus() -> None:
-    """The servo bus: scan, monitor, set-id, campaign."""
+    """The servo bus: scan, monitor, check, set-id, campaign."""
 
 
 port_option = click.option("--port", required=True, help="Serial port, best by its name under /dev/serial/by-id.")
@@ -96,19 +100,15 @@ def scan(port: str, baud: tuple[int, ...], protocol: str, ids: str, json_path: P
     )
 
 
-@bus.command()
-@robot_option
-@click.option("--port", help="Serial port (default: the robot file's).")
-@click.option("--seconds", type=float, help="Stop after so long (default: Ctrl-C).")
-@errors
-def monitor(robot: str, port: str | None, seconds: float | None) -> None:
-    """Live table of every joint. Only reads; works with the torque off and the arm moved by hand."""
-    import numpy as np
+WRONG = ("joint", "servo", "register", "holds", "must hold", "why")
+robot_port_option = click.option("--port", help="Serial port (default: the robot file's).")
 
-    from firmware_bridge.arm import NO_REPLY, Arm
+
+def open_arm(robot: str, port: str | None) -> tuple[Arm, Port]:
+    """The arm of a robot file on its port, which the caller closes."""
+    from firmware_bridge.arm import Arm
     from firmware_bridge.bus import Bus
     from firmware_bridge.port import Port
-    from firmware_bridge.sts3215 import conditions
     from runtime.robot import load_robot
 
     described = load_robot(robot)
@@ -118,7 +118,23 @@ def monitor(robot: str, port: str | None, seconds: float | None) -> None:
         )
     config = described.arm
     opened = Port.open(port or described.port, config.baud)
-    arm = Arm(Bus(opened, config.baud, protocol=config.protocol), config)
+    return Arm(Bus(opened, config.baud, protocol=config.protocol), config), opened
+
+
+@bus.command()
+@robot_option
+@robot_port_option
+@click.option("--seconds", type=float, help="Stop after so long (default: Ctrl-C).")
+@errors
+def monitor(robot: str, port: str | None, seconds: float | None) -> None:
+    """Live table of every joint. Only reads; works with the torque off and the arm moved by hand."""
+    import numpy as np
+
+    from firmware_bridge.arm import NO_REPLY
+    from firmware_bridge.sts3215 import conditions
+
+    arm, opened = open_arm(robot, port)
+    config = arm.config
     end = time.monotonic() + (seconds if seconds is not None else 1e9)
     drawn, ticks, began = 0, 0, time.monotonic()
     try:
@@ -146,6 +162,45 @@ def monitor(robot: str, port: str | None, seconds: float | None) -> None:
             time.sleep(0.01)
     except KeyboardInterrupt:
         pass
+    finally:
+        opened.close()
+
+
+@bus.command()
+@robot_option
+@robot_port_option
+@click.option(
+    "--fix",
+    is_flag=True,
+    help="Write what must be to the EEPROM of servos that hold something else. Torque must be off.",
+)
+@json_option
+@errors
+def check(robot: str, port: str | None, fix: bool, json_path: Path | None) -> None:
+    """What the arm's servos hold that would change its motion, and why it must be otherwise. Only reads, but with --fix."""
+    from firmware_bridge import before_torque, service
+
+    arm, opened = open_arm(robot, port)
+    try:
+        before_torque.check_servos(arm)
+        held = before_torque.read_settings(arm)
+        wrong = service.mend(arm) if fix else before_torque.wrong_settings(arm, held)
+        rows = [[arm.name(w.servo), w.servo, w.setting.register, w.value, w.setting.must, w.setting.why] for w in wrong]
+        write_json(json_path, {"fixed": fix, "wrong": [dict(zip(WRONG, r, strict=True)) for r in rows]})
+        for line in table(rows, list(WRONG)) if rows else []:
+            click.echo(line)
+        if rows and not fix:
+            raise UserError(
+                f"{len(rows)} setting{'s' * (len(rows) > 1)} would change the arm's motion: "
+                f"`harmowam bus check --robot {robot} --fix` sets {'them' if len(rows) > 1 else 'it'} right, with the torque off."
+            )
+        if rows:
+            click.echo(
+                "set right; what its steps mean may have changed: calibrate the joints again (`harmowam calibrate joints`)"
+            )
+        before_torque.check_file(arm, held)
+        before_torque.poses(arm, before_torque.read_settings(arm))
+        click.echo(f"{len(arm.ids)} servos hold what they must, and stand where they can be held")
     finally:
         opened.close()
 
@@ -198,11 +253,13 @@ def campaign(only: str, virtual: bool, markdown: Path | None, json_path: Path | 
     """Every known fault against a moving (virtual) arm: what it was detected as, and how soon the arm was safe."""
     from firmware_bridge.campaign import campaign
     from firmware_bridge.campaign_live import campaign_live
+    from firmware_bridge.campaign_start import campaign_start
 
-    rows = campaign(only)
+    rows = campaign(only) + campaign_start(only)
     if not virtual:
         with tempfile.TemporaryDirectory(prefix="harmowam-") as folder:
-            rows = sorted(rows + campaign_live(Path(folder), only), key=lambda r: (r["group"], r["name"]))
+            rows += campaign_live(Path(folder), only)
+    rows.sort(key=lambda r: (r["group"], r["name"]))
     if not rows:
         raise UserError(f"no fault's name contains '{only}': leave --only out to see all.")
     head = ["group", "fault", "safe after ms", "limit ms", "state", "torque", "recovery", "", "detected as"]

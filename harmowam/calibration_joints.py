@@ -78,7 +78,7 @@ def guided(
     _refuse_simulated(robot)
     with contextlib.closing(Port.open(port, robot.arm.baud)) as opened:
         arm = Arm(Bus(opened, robot.arm.baud), robot.arm)
-        arm.check()
+        arm.check(to_move=False)  # where a joint reads what its servo cannot be sent to, this is the cure
         if arm.energised():
             raise CalibrationError(
                 "the arm is energised and would not move by hand: lower it (`harmowam run` does at its end), then repeat."

@@ -59,9 +59,48 @@ def test_monitor_shows_every_joint(served):
     )
 
 
-def test_the_simulated_robot_has_no_port_to_monitor():
-    result = harmowam("monitor")
+@pytest.mark.parametrize("verb", ["monitor", "check"])
+def test_the_simulated_robot_has_no_port(verb):
+    result = harmowam(verb)
     assert result.exit_code == 2 and "the simulated robot has no serial port: name your arm's file" in result.stderr
+
+
+@pytest.mark.wall_clock
+def test_check_names_what_would_change_a_motion_and_sets_it_right_on_request(served, tmp_path):
+    servos, server = served
+    asked = ("check", "--robot", "so101", "--port", server.path)
+    assert harmowam(*asked).output == "6 servos hold what they must, and stand where they can be held\n"
+    servos.put(2, "mode", 1)
+    servos.put(4, "phase", 0x1C)
+    held, out = [s.stored for s in servos.servos.values()], tmp_path / "check.json"
+    found = harmowam(*asked, "--json", out)
+    assert found.exit_code == 2 and "2 settings would change the arm's motion: `harmowam bus check" in found.stderr
+    assert "bit 4 clear  with it the servo counts turns" in found.stdout
+    rows = json.loads(out.read_text())["wrong"]
+    assert [(r["joint"], r["register"], r["holds"]) for r in rows] == [
+        ("shoulder_lift", "mode", 1),
+        ("wrist_flex", "phase", 28),
+    ]
+    servos.put(1, "torque_enable", 1)
+    stiff = harmowam(*asked, "--fix")
+    assert stiff.exit_code == 2 and "servo 1 (shoulder_pan) has its torque on" in stiff.stderr
+    assert [s.stored for s in servos.servos.values()] == held
+    servos.put(1, "torque_enable", 0)
+    done = harmowam(*asked, "--fix")
+    assert done.exit_code == 0 and "calibrate the joints again" in done.output and "6 servos hold" in done.output, (
+        done.output
+    )
+    for i in (2, 4):
+        servos.power_cycle(i, 0)
+    assert harmowam(*asked).exit_code == 0
+
+
+@pytest.mark.wall_clock
+def test_check_says_where_a_joint_stands_that_cannot_be_held(served):
+    servos, server = served
+    servos.plant.position[2] = 6400.0
+    result = harmowam("check", "--robot", "so101", "--port", server.path)
+    assert result.exit_code == 2 and "servo 3 (elbow_flex) reads step 6400" in result.stderr
 
 
 @pytest.mark.wall_clock
