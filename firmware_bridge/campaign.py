@@ -1,7 +1,7 @@
 """The fault campaign: every fault of groups 1 to 23 against a moving arm, and what became of it.
 
 Faults of bus, servos and host are played in virtual time (real bytes, paced line, the motor process's own `MotorLoop`);
-`campaign_live.py` adds those that need processes and ports.
+`campaign_start.py` adds what is found before the arm moves (groups 22 and 26 to 28), `campaign_live.py` what needs processes and ports.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from firmware_bridge.arm import Arm, ArmConfig, ArmError
+from firmware_bridge.arm import Arm, ArmConfig
 from firmware_bridge.bus import Bus
 from firmware_bridge.messages import Command, RequestKind, SafetyState
 from firmware_bridge.models import MODELS
@@ -308,38 +308,6 @@ def play(case: Case) -> dict[str, Any]:
     }  # fmt: skip
 
 
-START = (
-    ("wrong model", "wrong-model", "reports model"),
-    ("wrong firmware", "wrong-firmware", "firmware_major"),
-    ("limits differ from the file", "limits-differ", "max_position"),
-    ("offset differs from the file", "offset-differs", "homing_offset"),
-    ("duplicate id", "duplicate-id", "two servos answer"),
-    ("servo missing", "silent-servo", "does not answer"),
-    ("no power, or wrong baud rate", "silent-all", "no servo answers"),
-    ("EEPROM left unlocked", "lock-open", ""),
-)
-
-
-def at_start(name: str, fault: str, sentence: str) -> dict[str, Any]:
-    """Group 22: an arm that must not be moved is refused before anything is written."""
-    rig = Rig(SO101)
-    rig.bus.faults.inject(fault)
-    rig.bus.faults.update(rig.now_ns)
-    before = [bytes(s.memory[:56]) for s in rig.bus.servos.values()]
-    said = ""
-    try:
-        rig.loop.arm.check()
-    except ArmError as e:
-        said = str(e)
-    untouched = [bytes(s.memory[:56]) for s in rig.bus.servos.values()] == before
-    return {
-        "group": 22, "name": name, "detected_as": said or "absorbed: no EEPROM address is ever written", "time_to_safe_ms": 0.0,
-        "reacted_ms": 0.0, "limit_ms": 0, "lead_ms": 0.0, "final_state": "DISARMED", "torque": "off",
-        "recovery": "operator" if said else "by itself",
-        "safe": untouched and not any(rig.torque()) and (sentence in said if sentence else not said),
-    }  # fmt: skip
-
-
 def dead_master(model: str) -> dict[str, Any]:
     """Group 23: the host falls silent in mid-motion; Dynamixel's bus watchdog stops the motor, except on 330-size servos (for which
     `campaign_live.py` has the guard)."""
@@ -368,8 +336,7 @@ def dead_master(model: str) -> dict[str, Any]:
 
 
 def campaign(only: str = "") -> list[dict[str, Any]]:
-    """All rows in virtual time, by group; `only`: those whose name contains it."""
+    """The rows of a moving arm in virtual time, by group; `only`: those whose name contains it."""
     rows = [play(c) for c in CASES if only in c.name]
-    rows += [at_start(*s) for s in START if only in s[0]]
     rows += [dead_master("XL430-W250")] if only in "master dead, XL430-W250" else []
     return sorted(rows, key=lambda r: (r["group"], r["name"]))
