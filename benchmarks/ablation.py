@@ -25,7 +25,7 @@ from export.models import HarmoWam, ReactiveExpert
 from export.rows import images
 from export.text import encoder_of
 from export.train import heat_loss
-from runtime.decode import heatmap_point
+from runtime.policies.decode import heatmap_point
 from sim.tasks import TASKS
 
 

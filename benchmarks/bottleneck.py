@@ -21,7 +21,7 @@ from export.labels import Labels, grasps
 from export.models import HarmoWam
 from export.rows import images
 from export.text import encoder_of
-from runtime.decode import heatmap_point
+from runtime.policies.decode import heatmap_point
 from sim.tasks import ENVIRONMENTS, TASKS
 
 SEED = 77_000  # training collects with 0

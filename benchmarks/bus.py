@@ -18,15 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from firmware_bridge import feetech as fs
-from firmware_bridge.arm import Arm
-from firmware_bridge.bus import Bus
-from firmware_bridge.campaign import KOCH, SO101
-from firmware_bridge.clock import prefer, real_time
-from firmware_bridge.models import MODELS
-from firmware_bridge.plant import KinematicPlant
-from firmware_bridge.port import Port
-from firmware_bridge.virtual_bus import PtyBus, VirtualBus
+from common.clock import prefer, real_time
+from firmware_bridge.bus.master import Bus
+from firmware_bridge.bus.port import Port
+from firmware_bridge.codecs import feetech as fs
+from firmware_bridge.motion.arm import Arm
+from firmware_bridge.servos.models import MODELS
+from firmware_bridge.virtual.bus import PtyBus, VirtualBus
+from firmware_bridge.virtual.campaign import KOCH, SO101
+from firmware_bridge.virtual.plant import KinematicPlant
 
 PEERS = Path(".venv-peers/bin/python")
 CONFIGS = {"feetech": SO101, "dynamixel": dataclasses.replace(KOCH, models=("XL430-W250",) * 6)}

@@ -16,8 +16,8 @@ IDS = [1, 2, 3, 4, 5, 6]
 def ours(
     port: str, protocol: str = "feetech", address: int = 56, size: int = 2, layout: str = "<5xHx"
 ) -> Callable[[], Any]:
-    from firmware_bridge.bus import Bus
-    from firmware_bridge.port import Port
+    from firmware_bridge.bus.master import Bus
+    from firmware_bridge.bus.port import Port
 
     bus, ids, numbers = Bus(Port.open(port), margin_s=0.1, protocol=protocol), tuple(IDS), struct.Struct(layout)
 

@@ -23,7 +23,7 @@ from export.checkpoint import load_checkpoint
 from export.gates import weight_bytes
 from export.onnx import engines, export_engine
 from runtime.bundle import Bundle
-from runtime.engine import OrtEngine
+from runtime.engines.onnx import OrtEngine
 
 TICK = ("world_model", "predictive", "fast")
 

@@ -12,7 +12,7 @@ import random
 import time
 from types import ModuleType
 
-from firmware_bridge import dynamixel, feetech
+from firmware_bridge.codecs import dynamixel, feetech
 
 
 def fuzz(module: ModuleType, total: int, rng: random.Random) -> str:

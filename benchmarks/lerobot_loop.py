@@ -25,14 +25,14 @@ from typing import Any
 
 import numpy as np
 
+from common.clock import prefer
 from firmware_bridge.arms.so101 import JOINTS
-from firmware_bridge.clock import prefer
 from runtime.bundle import Bundle
-from runtime.cameras import SlotCamera, calibrations, slot_path
+from runtime.cameras.sources import SlotCamera, calibrations, slot_path
 from runtime.contracts import Observation
+from runtime.observe.trace import percentiles
+from runtime.policies.harmowam import FastStep, SlowStep
 from runtime.robot import CameraConfig, load_robot
-from runtime.steps import FastStep, SlowStep
-from runtime.trace import percentiles
 
 
 class Timed:

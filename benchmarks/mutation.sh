@@ -16,8 +16,8 @@ cat > setup.cfg <<'END'
 [mutmut]
 source_paths=firmware_bridge
 only_mutate=
-    firmware_bridge/safety.py
-    firmware_bridge/limits.py
+    firmware_bridge/motion/safety.py
+    firmware_bridge/motion/limits.py
 pytest_add_cli_args_test_selection=
     tests/firmware_bridge/test_safety.py
 also_copy=

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from calibration.camera import Camera
-from runtime.cuda import CAPTURE_THREAD_LOCAL
+from runtime.engines.cuda import CAPTURE_THREAD_LOCAL
 from runtime.preprocess import DTYPES, LAYOUTS, Warp
 from runtime.preprocess.build import fatbin
 from runtime.preprocess.cuda import DeviceWarp, Tuning

@@ -28,8 +28,8 @@ from export.lint import lint
 from export.onnx import engines, export_engine
 from export.quantise import Feeds, Observations, load_recipe, quantise, quiet
 from export.text import encoder_of
-from runtime.engine import OrtEngine
-from runtime.steps import fixed_noise
+from runtime.engines.onnx import OrtEngine
+from runtime.policies.harmowam import fixed_noise
 
 ENGINES = ("world_model", "predictive", "fast")
 MODELOPT = """

@@ -18,7 +18,7 @@ import torch
 from export.bundle import CHECKPOINT
 from export.checkpoint import load_checkpoint
 from export.onnx import engines, export_engine
-from runtime.engine import OrtEngine
+from runtime.engines.onnx import OrtEngine
 
 STEPS = (1, 2, 4, 8)
 ENGINES = ("world_model", "predictive")

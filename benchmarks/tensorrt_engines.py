@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from runtime.bundle import Bundle, BundleError
-from runtime.engine import EngineError, OrtEngine, centred_cosine
-from runtime.tensorrt_build import (
+from runtime.engines.onnx import EngineError, OrtEngine, centred_cosine
+from runtime.engines.tensorrt import TensorRTEngine
+from runtime.engines.tensorrt_build import (
     COSINE,
     URGENT,
     Options,
@@ -33,7 +34,6 @@ from runtime.tensorrt_build import (
     observations,
     this_board,
 )
-from runtime.tensorrt_engine import TensorRTEngine
 
 Feeds = list[dict[str, np.ndarray]]
 WARM = 20

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from runtime.trace import StageTrace
+from runtime.observe.trace import StageTrace
 
 
 def main() -> None:

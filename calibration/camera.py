@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from firmware_bridge.mendable import Mendable
+from common.errors import Mendable
 
 SCHEMA = 1
 DISTORTION = {"rational": (0, 4, 5, 8), "fisheye": (4,)}  # how many numbers of distortion a lens model takes

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from calibration.camera import CalibrationError
-from firmware_bridge.arm import Arm, ArmConfig
 from firmware_bridge.arms.so101 import SHUT
-from firmware_bridge.sts3215 import RAD_PER_STEP, STEPS, decode
+from firmware_bridge.motion.arm import Arm, ArmConfig
+from firmware_bridge.servos.sts3215 import RAD_PER_STEP, STEPS, decode
 
 MARGIN = 0.035  # rad kept free at each end of the measured range
 MIN_RANGE = 0.5  # rad; less, and the joint was hardly moved

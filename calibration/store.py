@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration.camera import CalibrationError
-from firmware_bridge.files import write_whole
+from common.files import write_whole
 
 SCHEMA = 1
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from calibration.camera import Camera
+from common.errors import Mendable
 from export.checkpoint import CheckpointError, write_file
 from export.data import Demonstrations
 from export.loop import alone, make_run_folder, rounds_bf16
@@ -33,7 +34,6 @@ from export.onnx import export_engine
 from export.rows import digest_of
 from export.text import ngrams
 from firmware_bridge.arms import so101
-from firmware_bridge.mendable import Mendable
 from runtime.bundle import EngineFiles, Manifest, check_replaceable, save_bundle
 
 SAVE_EVERY_S = 60.0

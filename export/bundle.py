@@ -28,9 +28,9 @@ from export.quantise import Feeds, left_in_float, load_recipe, quantise
 from export.text import Encoder, encoder_of
 from firmware_bridge.arms import so101
 from runtime.bundle import EngineFiles, Manifest, check_replaceable, save_bundle
-from runtime.decode import proprio
-from runtime.engine import Engine, OrtEngine
-from runtime.steps import fixed_noise
+from runtime.engines.onnx import Engine, OrtEngine
+from runtime.policies.decode import proprio
+from runtime.policies.harmowam import fixed_noise
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "harmowam-so101.safetensors"
 OBSERVATIONS = 256

@@ -12,10 +12,10 @@ from typing import Any
 
 import onnx
 
+from common.files import write_whole
 from export.bundle import export_bundle
 from export.gates import ExportError
 from export.quantise import LAYERS
-from firmware_bridge.files import write_whole
 from runtime.bundle import Bundle, Manifest
 from sim.evaluate import jobs_for, run_jobs
 from sim.statistics import paired_lower_bound

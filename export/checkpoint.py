@@ -12,10 +12,10 @@ import safetensors.torch
 import torch
 
 from calibration.camera import Camera
+from common.errors import Mendable
+from common.files import write_whole
 from export.config import Config
 from export.models import HarmoWam
-from firmware_bridge.files import write_whole
-from firmware_bridge.mendable import Mendable
 from runtime.bundle import sha256
 
 

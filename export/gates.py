@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from common.errors import Mendable
 from export.quantise import Feeds
 from firmware_bridge.arms import so101
-from firmware_bridge.mendable import Mendable
-from runtime.decode import absolute_chunk, heatmap_peak
-from runtime.engine import Engine, centred_cosine
+from runtime.engines.onnx import Engine, centred_cosine
+from runtime.policies.decode import absolute_chunk, heatmap_peak
 
 # Least cosine after subtracting the mean over observations. The Prior's tensors feed other networks, the chunk moves the arm.
 COSINE = {

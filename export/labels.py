@@ -10,7 +10,7 @@ from calibration.camera import Camera
 from export.config import Config
 from export.data import Demonstrations
 from export.text import Encoder, encoder_of
-from runtime.decode import heatmap_cell, proprio, relative_chunk
+from runtime.policies.decode import heatmap_cell, proprio, relative_chunk
 from sim.phases import interaction
 from sim.tasks import CLOSED, INSTRUCTIONS, OPEN, TASKS
 

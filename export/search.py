@@ -11,15 +11,15 @@ from typing import Any
 
 import onnx
 
+from common.files import write_whole
 from export.bundle import engine_feeds, observation_feeds, samples_path, task_embeddings
 from export.checkpoint import load_checkpoint
 from export.gates import COSINE, ExportError, parity, race
 from export.onnx import engines, export_engine
 from export.quantise import CALIBRATORS, layer_weights, load_recipe, quantise
 from export.text import encoder_of
-from firmware_bridge.files import write_whole
-from runtime.engine import OrtEngine
-from runtime.steps import fixed_noise
+from runtime.engines.onnx import OrtEngine
+from runtime.policies.harmowam import fixed_noise
 
 LEAST_GAIN = 1.01  # speed-up of the whole engine that a group must bring to be worth its error
 

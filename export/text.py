@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from common.errors import Mendable
 from export.config import Config
-from firmware_bridge.mendable import Mendable
 
 
 class EncoderError(Mendable):

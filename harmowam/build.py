@@ -24,9 +24,9 @@ def build(
     bundle: Path, memory_mb: int, builds: int, version_compatible: bool, dry_run: bool, json_path: Path | None
 ) -> None:  # fmt: skip
     """Build TensorRT engines from BUNDLE on this machine, compare them with ONNX Runtime, keep the fastest."""
-    from runtime import tensorrt_build as room
     from runtime.bundle import Bundle
-    from runtime.engine import EngineError
+    from runtime.engines import tensorrt_build as room
+    from runtime.engines.onnx import EngineError
 
     opened = Bundle.load(bundle)
     options = room.Options(memory_mb, builds, version_compatible)

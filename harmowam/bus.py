@@ -13,8 +13,8 @@ import click
 from harmowam.cli import UserError, errors, json_option, robot_option, to_be_written, write_json, write_text
 
 if TYPE_CHECKING:
-    from firmware_bridge.arm import Arm
-    from firmware_bridge.port import Port
+    from firmware_bridge.bus.port import Port
+    from firmware_bridge.motion.arm import Arm
 
 
 @click.group()
@@ -66,7 +66,7 @@ def table(rows: list[list[Any]], head: list[str]) -> list[str]:
 @errors
 def scan(port: str, baud: tuple[int, ...], protocol: str, ids: str, json_path: Path | None) -> None:
     """Every servo that answers. Only reads; the arm is not touched."""
-    from firmware_bridge.service import scan
+    from firmware_bridge.bus.service import scan
 
     found = scan(port, id_range(ids), protocols(protocol), baud, lambda line: click.echo(f"  {line}", err=True))
     rows = []
@@ -106,9 +106,9 @@ robot_port_option = click.option("--port", help="Serial port (default: the robot
 
 def open_arm(robot: str, port: str | None) -> tuple[Arm, Port]:
     """The arm of a robot file on its port, which the caller closes."""
-    from firmware_bridge.arm import Arm
-    from firmware_bridge.bus import Bus
-    from firmware_bridge.port import Port
+    from firmware_bridge.bus.master import Bus
+    from firmware_bridge.bus.port import Port
+    from firmware_bridge.motion.arm import Arm
     from runtime.robot import load_robot
 
     described = load_robot(robot)
@@ -130,8 +130,8 @@ def monitor(robot: str, port: str | None, seconds: float | None) -> None:
     """Live table of every joint. Only reads; works with the torque off and the arm moved by hand."""
     import numpy as np
 
-    from firmware_bridge.arm import NO_REPLY
-    from firmware_bridge.sts3215 import conditions
+    from firmware_bridge.motion.arm import NO_REPLY
+    from firmware_bridge.servos.sts3215 import conditions
 
     arm, opened = open_arm(robot, port)
     config = arm.config
@@ -178,7 +178,8 @@ def monitor(robot: str, port: str | None, seconds: float | None) -> None:
 @errors
 def check(robot: str, port: str | None, fix: bool, json_path: Path | None) -> None:
     """What the arm's servos hold that would change its motion, and why it must be otherwise. Only reads, but with --fix."""
-    from firmware_bridge import before_torque, service
+    from firmware_bridge.bus import service
+    from firmware_bridge.motion import before_torque
 
     arm, opened = open_arm(robot, port)
     try:
@@ -214,9 +215,9 @@ def check(robot: str, port: str | None, fix: bool, json_path: Path | None) -> No
 @errors
 def set_id(port: str, baud: tuple[int, ...], protocol: str, new: int, yes: bool) -> None:
     """Give one servo a new id: connect it alone, and confirm."""
-    from firmware_bridge import service
-    from firmware_bridge.bus import Bus
-    from firmware_bridge.port import Port
+    from firmware_bridge.bus import service
+    from firmware_bridge.bus.master import Bus
+    from firmware_bridge.bus.port import Port
 
     if not yes:
         click.pause("Connect the one servo that shall get a new id, and nothing else; then press a key.")
@@ -251,9 +252,9 @@ def set_id(port: str, baud: tuple[int, ...], protocol: str, new: int, yes: bool)
 @errors
 def campaign(only: str, virtual: bool, markdown: Path | None, json_path: Path | None) -> None:
     """Every known fault against a moving (virtual) arm: what it was detected as, and how soon the arm was safe."""
-    from firmware_bridge.campaign import campaign
-    from firmware_bridge.campaign_live import campaign_live
-    from firmware_bridge.campaign_start import campaign_start
+    from firmware_bridge.virtual.campaign import campaign
+    from firmware_bridge.virtual.campaign_live import campaign_live
+    from firmware_bridge.virtual.campaign_start import campaign_start
 
     rows = campaign(only) + campaign_start(only)
     if not virtual:

@@ -51,7 +51,7 @@ def _store(store: Path | None, robot: str) -> Any:
 def _camera(robot: Any, name: str) -> Iterator[Any]:
     """An open live camera of the robot file."""
     from harmowam.calibration_rig import camera_config
-    from runtime.cameras import open_camera
+    from runtime.cameras.sources import open_camera
 
     config = camera_config(robot, name)
     if config.source == "sim":

@@ -15,9 +15,9 @@ from calibration import joints, report
 from calibration.camera import CalibrationError
 from calibration.joints import JointCalibration
 from calibration.store import Store, new_record, write_result
-from firmware_bridge.arm import Arm
-from firmware_bridge.bus import Bus
-from firmware_bridge.port import Port
+from firmware_bridge.bus.master import Bus
+from firmware_bridge.bus.port import Port
+from firmware_bridge.motion.arm import Arm
 from harmowam.calibration_signs import check_signs
 from runtime.robot import Robot
 

@@ -16,12 +16,12 @@ from calibration.camera import CalibrationError
 from calibration.check import BLOCK, FRAMES, OK, Verdict, check
 from calibration.jobs import stored_reference
 from calibration.store import Store
-from firmware_bridge import guard
-from firmware_bridge.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
-from firmware_bridge.motor import COMMAND_SLOT, REQUEST_SLOT
-from firmware_bridge.safety import lowering_s
-from firmware_bridge.slots import SlotWriter
-from runtime.cameras import CameraSource, focus, serial
+from common.slots import SlotWriter
+from firmware_bridge.motion import guard
+from firmware_bridge.motion.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
+from firmware_bridge.motion.motor import COMMAND_SLOT, REQUEST_SLOT
+from firmware_bridge.motion.safety import lowering_s
+from runtime.cameras.sources import CameraSource, focus, serial
 from runtime.robot import CameraConfig, Robot, RobotError
 
 SILENT_NS = 1_000_000_000  # without a new state of the arm

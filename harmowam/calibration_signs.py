@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from calibration.camera import CalibrationError
-from firmware_bridge.arm import ArmConfig
 from firmware_bridge.arms import so101
+from firmware_bridge.motion.arm import ArmConfig
 from harmowam.calibration_rig import LiveRig
 from runtime.robot import Robot
 

@@ -15,7 +15,7 @@ from calibration.camera import CalibrationError
 from calibration.guide import Guide
 from calibration.intrinsics import View
 from harmowam.calibration_rig import take
-from runtime.cameras import CameraSource
+from runtime.cameras.sources import CameraSource
 
 PAGE = """<!doctype html><meta charset=utf-8><meta name=viewport content="width=device-width"><title>Calibration</title>
 <style>body{margin:0;background:#111;color:#eee;font:20px system-ui;text-align:center}

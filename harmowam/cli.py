@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import click
 
 import harmowam
-from firmware_bridge.files import write_whole
-from firmware_bridge.mendable import Mendable
+from common.errors import Mendable
+from common.files import write_whole
 
 
 class UserError(click.ClickException):
@@ -254,12 +254,12 @@ def run(
     json_path: Path | None,
 ) -> None:
     """Drive an arm in real time. Ctrl-C lowers it to rest and releases the torque in a ramp."""
-    from firmware_bridge.faults import parse
+    from firmware_bridge.virtual.faults import parse
     from harmowam.failed import reported
     from harmowam.live import live, process_began_s
     from harmowam.profile import print_timing
+    from runtime.observe.verdict import verdict
     from runtime.robot import load_robot
-    from runtime.verdict import verdict
 
     if fault and not load_robot(robot).simulated:
         raise UserError("--fault acts on the virtual servo bus only: use --robot sim_so101.")
@@ -280,7 +280,7 @@ def run(
             click.echo(
                 f"recording: {dropped} pictures, Priors or rows had no room in memory: record a shorter run to have all"
             )
-        from runtime.report import lacking, write_report
+        from runtime.observe.report import lacking, write_report
 
         if missing := lacking():  # a robot's installation is lean
             click.echo(f"recorded: {record}; for a page and a film first `pip install {' '.join(missing)}`")
@@ -308,7 +308,7 @@ def demo(out: Path, task: str, seed: int, seconds: float, json_path: Path | None
     """Export the shipped checkpoint to INT8, let it drive the simulated arm in real time, and report."""
     from harmowam.demo import demo
     from harmowam.profile import print_timing
-    from runtime.verdict import verdict
+    from runtime.observe.verdict import verdict
 
     result = demo(out, task, seed, seconds, say)
     print_timing(result)

@@ -11,7 +11,7 @@ from typing import Any
 from harmowam.cli import UserError
 from harmowam.failed import reported
 from harmowam.live import live, make_folder
-from runtime.report import write_report
+from runtime.observe.report import write_report
 from runtime.robot import load_robot
 
 

@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from firmware_bridge.mendable import Mendable
-from runtime.recorder import load_episode
-from runtime.report import lacking, write_report
+from common.errors import Mendable
+from runtime.observe.recorder import load_episode
+from runtime.observe.report import lacking, write_report
 
 
 def _written_ns(record: Path) -> int:

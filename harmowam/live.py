@@ -17,20 +17,20 @@ from typing import Any
 import numpy as np
 
 from calibration.camera import Camera, moved_mount, parallax
-from firmware_bridge import guard
-from firmware_bridge.messages import RequestKind
-from firmware_bridge.motor import EXIT_HOLDING, tell
-from firmware_bridge.safety import lowering_s
+from firmware_bridge.motion import guard
+from firmware_bridge.motion.messages import RequestKind
+from firmware_bridge.motion.motor import EXIT_HOLDING, tell
+from firmware_bridge.motion.safety import lowering_s
 from harmowam.calibration_rig import refuse_moved
 from runtime.bundle import Bundle, default_backend
-from runtime.cameras import CameraSource, calibrations, open_cameras
+from runtime.cameras.sources import CameraSource, calibrations, open_cameras
+from runtime.loop.two_rate import Policy, RunError
+from runtime.observe.profile import processor_shares, processor_ticks, timing_report
 from runtime.preprocess import on_gpu
-from runtime.profile import processor_shares, processor_ticks, timing_report
 from runtime.robot import Robot
-from runtime.two_rate import Policy, RunError
 from sim import server
 
-MOTOR_PRIORITY = 20  # of SCHED_FIFO: above both loops of the policy (runtime/two_rate.py)
+MOTOR_PRIORITY = 20  # of SCHED_FIFO: above both loops of the policy (runtime/loop/two_rate.py)
 
 
 @dataclass(frozen=True)

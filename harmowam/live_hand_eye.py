@@ -110,7 +110,7 @@ def _rig(
             rig.world.close()
         return
     from harmowam.calibration_rig import LiveRig, take
-    from runtime.cameras import open_camera
+    from runtime.cameras.sources import open_camera
 
     with tempfile.TemporaryDirectory() as folder:
         source = open_camera(robot.cameras[name], Path(folder))

@@ -11,13 +11,13 @@ from typing import Any
 
 import click
 
-from firmware_bridge.files import write_whole
+from common.files import write_whole
 from harmowam.cli import UserError, bundle_option, errors, json_option, robot_option, say, seed_option, write_json
 
 
 def print_timing(report: dict[str, Any]) -> None:
     """The profile table."""
-    from runtime.profile import SERIES
+    from runtime.observe.profile import SERIES
 
     click.echo(
         f"fast {report['fast_hz']:.1f} Hz on new frames (+{report['repeat_hz']:.2f} Hz repeats), slow {report['slow_hz']:.1f} Hz, "
@@ -56,7 +56,7 @@ def _print_comparison(compared: dict[str, Any]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     """An earlier profile that `compare` can read; raises UserError."""
-    from runtime.profile import compare
+    from runtime.observe.profile import compare
 
     try:
         found: dict[str, Any] = json.loads(path.read_text())
@@ -68,7 +68,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _injected(items: tuple[str, ...]) -> dict[str, float]:
-    from runtime.two_rate import FAST_STAGES, SLOW_STAGES
+    from runtime.loop.two_rate import FAST_STAGES, SLOW_STAGES
 
     known = [s for s in FAST_STAGES + SLOW_STAGES if s.startswith(("fast.", "slow.")) and s != "fast.period_error"]
     out = {}
@@ -117,10 +117,10 @@ def profile(
 ) -> None:  # fmt: skip
     """Where each millisecond goes: the same loop as `run`, with every stage stamped by one clock."""
     from harmowam.live import live, make_folder, process_began_s
-    from runtime.profile import board, compare, hints, tracks
-    from runtime.profile_page import page
+    from runtime.observe.profile import board, compare, hints, tracks
+    from runtime.observe.profile_page import page
+    from runtime.observe.trace import write_perfetto
     from runtime.robot import load_robot
-    from runtime.trace import write_perfetto
 
     other = None if against is None else _read(against)
     described = load_robot(robot)

@@ -28,11 +28,11 @@ def replay(log: Path, bundle: Path | None, view: bool, json_path: Path | None) -
             err=True,
         )
     if view:
-        from runtime.log_view import view as open_view
+        from runtime.observe.log_view import view as open_view
 
         open_view(log)
         return
-    from runtime.replay import replay as run_again
+    from runtime.observe.replay import replay as run_again
 
     result = run_again(log, bundle)
     write_json(json_path, {**dataclasses.asdict(result), "identical": result.identical})

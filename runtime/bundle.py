@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import Mendable
 from firmware_bridge.arms.so101 import FAMILY
-from firmware_bridge.mendable import Mendable
-from runtime.engine import Engine, EngineError, OrtEngine
+from runtime.engines.onnx import Engine, EngineError, OrtEngine
 
 SCHEMA = 2  # 2: the mean and spread of action chunks, which plans are gone on from
 
@@ -210,8 +210,8 @@ class Bundle:
 
     def _open(self, name: str, spec: EngineFiles, threads: int, backend: str) -> Engine:
         if backend == "tensorrt":
-            from runtime.tensorrt_build import URGENT, built_engine, this_board
-            from runtime.tensorrt_engine import TensorRTEngine
+            from runtime.engines.tensorrt import TensorRTEngine
+            from runtime.engines.tensorrt_build import URGENT, built_engine, this_board
 
             path, compatible = built_engine(self, name, this_board())
             return TensorRTEngine(path, urgent=name in URGENT, version_compatible=compatible)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.camera import CalibrationError, load_camera
-from runtime.cameras import is_device
-from runtime.cameras import node as device_path
+from runtime.cameras.sources import is_device
+from runtime.cameras.sources import node as device_path
 from runtime.robot import Robot
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from calibration.joints import JointCalibration
 from calibration.store import Store
-from firmware_bridge.arm import ArmConfig
+from common.errors import Mendable
 from firmware_bridge.arms.so101 import FAMILY
-from firmware_bridge.mendable import Mendable
-from firmware_bridge.models import MODELS
+from firmware_bridge.motion.arm import ArmConfig
+from firmware_bridge.servos.models import MODELS
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -8,11 +8,11 @@ from calibration.camera import Camera
 from firmware_bridge.arms import so101
 from runtime.bundle import Bundle
 from runtime.contracts import Observation, Prior
-from runtime.steps import MS, Views
+from runtime.policies.harmowam import MS, Views
 
 
 class ChunkStep:
-    """Stands in for `runtime.steps.SlowStep`. Its Priors hold a plan and nothing else: use them with a pinned predictive policy."""
+    """Stands in for `SlowStep` of `runtime.policies.harmowam`. Its Priors hold a plan alone: use them with a pinned predictive policy."""
 
     def __init__(self, bundle: Bundle, cameras: dict[str, Camera], threads: int = 1):
         m = bundle.manifest

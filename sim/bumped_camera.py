@@ -18,7 +18,7 @@ from calibration.check import LEARN_FRAMES, Verdict, check, learn
 from calibration.hand_eye import inverse, transform
 from firmware_bridge.arms import so101
 from runtime.bundle import Bundle
-from runtime.steps import FastStep, SlowStep
+from runtime.policies.harmowam import FastStep, SlowStep
 from sim.boards import look_at_board, render
 from sim.calibration_rig import ArmBench, ServoRig
 from sim.statistics import wilson

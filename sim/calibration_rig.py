@@ -17,7 +17,7 @@ from calibration.camera import CalibrationError, Camera
 from calibration.hand_eye import ArmView, inverse, transform
 from calibration.lens import parameters, project
 from firmware_bridge.arms import so101
-from firmware_bridge.messages import Command, SafetyState
+from firmware_bridge.motion.messages import Command, SafetyState
 from sim.boards import render
 from sim.plant import virtual_motor
 from sim.world import J, World

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from firmware_bridge.mendable import Mendable
-from firmware_bridge.messages import Expert
+from common.errors import Mendable
+from firmware_bridge.motion.messages import Expert
 from runtime.bundle import Bundle, sha256
 from runtime.contracts import Observation
-from runtime.steps import FastStep, SlowStep
+from runtime.policies.harmowam import FastStep, SlowStep
 from sim.baseline import ChunkStep
 from sim.expert import plan
 from sim.phases import find_events, interaction

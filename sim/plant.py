@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from firmware_bridge.arm import Arm
-from firmware_bridge.bus import Bus
-from firmware_bridge.messages import Command, JointState, RequestKind
-from firmware_bridge.motor import MotorLoop
-from firmware_bridge.sts3215 import RAD_PER_STEP
-from firmware_bridge.virtual_bus import MemoryPort, VirtualBus
+from firmware_bridge.bus.master import Bus
+from firmware_bridge.motion.arm import Arm
+from firmware_bridge.motion.messages import Command, JointState, RequestKind
+from firmware_bridge.motion.motor import MotorLoop
+from firmware_bridge.servos.sts3215 import RAD_PER_STEP
+from firmware_bridge.virtual.bus import MemoryPort, VirtualBus
 from runtime.robot import load_robot
 from sim.virtual_time import MotorTick
 from sim.world import J, World
@@ -18,7 +18,7 @@ MIDDLE = 2048
 
 
 class MujocoPlant:
-    """`firmware_bridge.plant.Plant` over a World: 2048 steps are 0 rad, all servos turn the joint's way.
+    """`firmware_bridge.virtual.plant.Plant` over a World: 2048 steps are 0 rad, all servos turn the joint's way.
 
     It only passes values on; whoever owns the World decides when time passes.
     """

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from firmware_bridge.clock import Ticker, prefer, real_time
-from firmware_bridge.faults import parse as parse_fault
-from firmware_bridge.mendable import Mendable
-from firmware_bridge.slots import SlotReader, SlotWriter
-from firmware_bridge.virtual_bus import PtyBus, SocketBus, VirtualBus
-from runtime.cameras import FRAME_HEAD, slot_path
+from common.clock import Ticker, prefer, real_time
+from common.errors import Mendable
+from common.slots import SlotReader, SlotWriter
+from firmware_bridge.virtual.bus import PtyBus, SocketBus, VirtualBus
+from firmware_bridge.virtual.faults import parse as parse_fault
+from runtime.cameras.sources import FRAME_HEAD, slot_path
 
 # Whoever starts the simulator or reads its truth needs no MuJoCo in memory: only the two processes below load it.
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from firmware_bridge.arms import so101
 from runtime.contracts import Observation, Prior
-from runtime.decode import proprio
-from runtime.steps import SlowStep
+from runtime.policies.decode import proprio
+from runtime.policies.harmowam import SlowStep
 from sim.expert import Follower, Segment, joints_for, plan
 from sim.tasks import CLOSED, OPEN
 from sim.world import World

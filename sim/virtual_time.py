@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from firmware_bridge.messages import Command, JointState
+from firmware_bridge.motion.messages import Command, JointState
 from runtime.contracts import FastTick, Observation, Prior
-from runtime.steps import FastStep
+from runtime.policies.harmowam import FastStep
 from sim.world import World
 
 S = 1_000_000_000
@@ -52,7 +52,7 @@ class Episode:
 
 
 class Slow(Protocol):
-    """Observation -> Prior: `runtime.steps.SlowStep`, or another policy's."""
+    """Observation -> Prior: `runtime.policies.harmowam.SlowStep`, or another policy's."""
 
     def step(self, now_ns: int, obs: Observation) -> Prior: ...
 

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from firmware_bridge.mendable import Mendable
+from common.errors import Mendable
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")

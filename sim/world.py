@@ -21,7 +21,7 @@ import mujoco
 
 from calibration.camera import Camera
 from firmware_bridge.arms import so101
-from firmware_bridge.sts3215 import RAD_PER_STEP
+from firmware_bridge.servos.sts3215 import RAD_PER_STEP
 from sim.tasks import N_DISTRACTORS, Layout, Look, sample_layout, success
 from sim.variety import BOX, CYLINDER, draw_colour, draw_table_top, scale_bodies, vary_shapes
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from calibration.camera import Camera
-from firmware_bridge.clock import Ticker, prefer
-from firmware_bridge.plant import KinematicPlant
-from firmware_bridge.slots import SlotWriter
-from firmware_bridge.virtual_bus import PtyBus, VirtualBus
-from runtime.cameras import FRAME_HEAD, slot_path
+from common.clock import Ticker, prefer
+from common.slots import SlotWriter
+from firmware_bridge.virtual.bus import PtyBus, VirtualBus
+from firmware_bridge.virtual.plant import KinematicPlant
+from runtime.cameras.sources import FRAME_HEAD, slot_path
 from runtime.robot import SHIPPED
 from tests.tiny import FRONT, WRIST
 

@@ -18,13 +18,13 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from firmware_bridge.port import Port
-from firmware_bridge.safety import lowering_s
+from firmware_bridge.bus.port import Port
+from firmware_bridge.motion.safety import lowering_s
 from harmowam.cli import main
 from harmowam.live import sweep
 from harmowam.profile import print_timing
-from runtime.recorder import load_episode
-from runtime.report import write_report
+from runtime.observe.recorder import load_episode
+from runtime.observe.report import write_report
 from runtime.robot import load_robot
 from tests.rig import SlotCameras, undo_real_time
 from tests.tiny import TASK, tiny_bundle

@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from firmware_bridge.clock import Ticker, prefer
+from common.clock import Ticker, prefer
 
 LATE_S = 0.015  # three quarters of a period of the fast loop
 

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from calibration.camera import Camera
-from firmware_bridge.files import write_whole
-from firmware_bridge.mendable import Mendable
+from common.errors import Mendable
+from common.files import write_whole
 
 VERSION = "v3.0"
 SCHEMA = 2  # of meta/harmowam.json: 2 = joint angles are the maker's; 1 = pan and roll mirrored, jaw shut at 0

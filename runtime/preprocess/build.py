@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from firmware_bridge.mendable import Mendable
+from common.errors import Mendable
 
 HERE = Path(__file__).parent
 SOURCES = ("warp.cuh", "host.cpp")

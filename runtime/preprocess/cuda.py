@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.cuda import CudaError
+from runtime.engines.cuda import CudaError
 from runtime.preprocess import LAYOUTS, Warp, _Pass
 from runtime.preprocess.build import KernelError, fatbin
 from runtime.preprocess.drivers import Direct, Driver, Pycuda

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from runtime.cuda import Cuda
+from runtime.engines.cuda import Cuda
 from runtime.preprocess.build import KernelError
 
 DEVICEMAP, MAX_DYNAMIC_SHARED, SHARED_OPTIN = 2, 8, 97  # CU_MEMHOSTALLOC_, CU_FUNC_ATTRIBUTE_, CU_DEVICE_ATTRIBUTE_

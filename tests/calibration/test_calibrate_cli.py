@@ -20,11 +20,11 @@ from calibration.guide import Guide
 from calibration.jobs import compare_records, find_views, finish_hand_eye, run_intrinsics
 from calibration.store import Store, new_record
 from firmware_bridge.arms import so101
-from firmware_bridge.messages import SafetyState
+from firmware_bridge.motion.messages import SafetyState
 from harmowam.calibration_rig import LiveRig, refuse_moved
 from harmowam.capture_page import CapturePage
 from harmowam.cli import main
-from runtime.cameras import open_cameras
+from runtime.cameras.sources import open_cameras
 from runtime.robot import load_robot
 from sim.boards import look_at_board, render
 from sim.calibration_rig import ArmBench, webcam
@@ -553,7 +553,7 @@ def test_the_cameras_focus_is_part_of_its_identity(monkeypatch, tmp_path):
     import fcntl
     import os
 
-    from runtime import cameras
+    from runtime.cameras import sources as cameras
 
     controls = {cameras.FOCUS_ABSOLUTE: 30, cameras.FOCUS_AUTO: 1}
 
@@ -576,7 +576,7 @@ def test_the_cameras_focus_is_part_of_its_identity(monkeypatch, tmp_path):
 
 def test_a_camera_that_changes_its_resolution_while_capturing_is_refused():
     from harmowam.capture_page import capture
-    from runtime.cameras import Frame
+    from runtime.cameras.sources import Frame
 
     class Fickle:
         count = 0

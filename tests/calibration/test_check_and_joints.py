@@ -12,12 +12,12 @@ from calibration.camera import CalibrationError, Camera
 from calibration.hand_eye import inverse, transform
 from calibration.jobs import run_learn, stored_reference
 from calibration.store import Store, new_record
-from firmware_bridge.arm import Arm, ArmError
 from firmware_bridge.arms import so101
 from firmware_bridge.arms.so101 import SHUT
-from firmware_bridge.bus import Bus
-from firmware_bridge.sts3215 import RAD_PER_STEP
-from firmware_bridge.virtual_bus import MemoryPort
+from firmware_bridge.bus.master import Bus
+from firmware_bridge.motion.arm import Arm, ArmError
+from firmware_bridge.servos.sts3215 import RAD_PER_STEP
+from firmware_bridge.virtual.bus import MemoryPort
 from sim.boards import render
 from sim.calibration_rig import look_at
 from tests.firmware_bridge.so101 import CONFIG, bus

@@ -7,7 +7,7 @@ import pytest
 from calibration.camera import CalibrationError
 from calibration.store import Store
 from firmware_bridge.arms.so101 import SEEN_TURNS
-from firmware_bridge.sts3215 import RAD_PER_STEP
+from firmware_bridge.servos.sts3215 import RAD_PER_STEP
 from harmowam import calibration_joints
 from harmowam.calibration_signs import check_signs
 from runtime.robot import load_robot

@@ -13,7 +13,7 @@ from export.onnx import engines, export_engine
 from export.quantise import left_in_float, load_recipe, quantise
 from export.text import ngrams
 from runtime.bundle import Bundle
-from runtime.engine import centred_cosine
+from runtime.engines.onnx import centred_cosine
 from sim.tasks import INSTRUCTIONS
 
 

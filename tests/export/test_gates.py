@@ -10,7 +10,7 @@ from export.bundle import CHECKPOINT, export_bundle, observation_feeds, samples_
 from export.gates import ASTRAY_CELLS, ExportError, aims_apart, missed, probabilities
 from export.onnx import engines
 from runtime.bundle import Bundle
-from runtime.engine import centred_cosine
+from runtime.engines.onnx import centred_cosine
 
 
 def test_the_shipped_checkpoint_passes_every_gate(exported):

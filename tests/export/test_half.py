@@ -12,8 +12,8 @@ from export.lint import lint
 from export.roofline import layers_of
 from harmowam.cli import main
 from runtime.bundle import Bundle
-from runtime.engine import OrtEngine, centred_cosine
-from runtime.tensorrt_build import observations
+from runtime.engines.onnx import OrtEngine, centred_cosine
+from runtime.engines.tensorrt_build import observations
 
 ROBOTS = ("world_model", "predictive", "fast")
 

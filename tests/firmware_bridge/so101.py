@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from firmware_bridge.arm import ArmConfig
-from firmware_bridge.plant import KinematicPlant
-from firmware_bridge.virtual_bus import VirtualBus
+from firmware_bridge.motion.arm import ArmConfig
+from firmware_bridge.virtual.bus import VirtualBus
+from firmware_bridge.virtual.plant import KinematicPlant
 
 LOWER = (-1.91986, -1.74533, -1.69, -1.65806, -2.74385, -0.174533)
 UPPER = (1.91986, 1.74533, 1.69, 1.65806, 2.84121, 1.74533)

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_bridge import feetech as fs
-from firmware_bridge.arm import DOUBTED, TWIN, Arm, ArmConfig, ArmError
-from firmware_bridge.bus import Bus
-from firmware_bridge.campaign import KOCH, MIDDLE, SO101
-from firmware_bridge.estop import _EVENT, EStop, EStopError
-from firmware_bridge.models import MODELS
-from firmware_bridge.plant import KinematicPlant
-from firmware_bridge.port import PortError
-from firmware_bridge.service import Found, look, set_id
-from firmware_bridge.virtual_bus import MemoryPort, VirtualBus
+from firmware_bridge.bus.master import Bus
+from firmware_bridge.bus.port import PortError
+from firmware_bridge.bus.service import Found, look, set_id
+from firmware_bridge.codecs import feetech as fs
+from firmware_bridge.motion.arm import DOUBTED, TWIN, Arm, ArmConfig, ArmError
+from firmware_bridge.motion.estop import _EVENT, EStop, EStopError
+from firmware_bridge.servos.models import MODELS
+from firmware_bridge.virtual.bus import MemoryPort, VirtualBus
+from firmware_bridge.virtual.campaign import KOCH, MIDDLE, SO101
+from firmware_bridge.virtual.plant import KinematicPlant
 
 SERVO = MODELS["STS3215"]
 

@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from firmware_bridge.arm import Arm, ArmError
-from firmware_bridge.bus import Bus
-from firmware_bridge.campaign import KOCH, MIDDLE, SO101
-from firmware_bridge.models import MODELS
-from firmware_bridge.plant import KinematicPlant
-from firmware_bridge.service import mend
-from firmware_bridge.servo_settings import LEFT_OVERS, SETTINGS
-from firmware_bridge.virtual_bus import MemoryPort, VirtualBus
+from firmware_bridge.bus.master import Bus
+from firmware_bridge.bus.service import mend
+from firmware_bridge.motion.arm import Arm, ArmError
+from firmware_bridge.servos.models import MODELS
+from firmware_bridge.servos.settings import LEFT_OVERS, SETTINGS
+from firmware_bridge.virtual.bus import MemoryPort, VirtualBus
+from firmware_bridge.virtual.campaign import KOCH, MIDDLE, SO101
+from firmware_bridge.virtual.plant import KinematicPlant
 from tests.firmware_bridge.test_arms import VIPERX, virtual
 
 PLAIN = dataclasses.replace(SO101, eeprom=())  # nothing said about what its servos hold

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import serial
 
-from firmware_bridge import feetech as fs
-from firmware_bridge.arm import NO_REPLY, Arm, ArmError
-from firmware_bridge.bus import Bus
-from firmware_bridge.guard import STALL_S
-from firmware_bridge.messages import Command, Expert, JointState, RequestKind, SafetyState
-from firmware_bridge.motor import MotorLoop
-from firmware_bridge.port import Port, PortError
-from firmware_bridge.slots import SlotError, SlotReader, SlotWriter, _offset
-from firmware_bridge.virtual_bus import MemoryPort, PtyBus, SocketBus
+from common.slots import SlotError, SlotReader, SlotWriter, _offset
+from firmware_bridge.bus.master import Bus
+from firmware_bridge.bus.port import Port, PortError
+from firmware_bridge.codecs import feetech as fs
+from firmware_bridge.motion.arm import NO_REPLY, Arm, ArmError
+from firmware_bridge.motion.guard import STALL_S
+from firmware_bridge.motion.messages import Command, Expert, JointState, RequestKind, SafetyState
+from firmware_bridge.motion.motor import MotorLoop
+from firmware_bridge.virtual.bus import MemoryPort, PtyBus, SocketBus
 from tests.firmware_bridge.so101 import CONFIG, bus
 from tests.firmware_bridge.test_arms import VIPERX, virtual
 

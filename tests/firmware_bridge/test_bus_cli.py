@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from firmware_bridge import campaign
-from firmware_bridge.plant import KinematicPlant
-from firmware_bridge.virtual_bus import PtyBus, VirtualBus
+from firmware_bridge.virtual import campaign
+from firmware_bridge.virtual.bus import PtyBus, VirtualBus
+from firmware_bridge.virtual.plant import KinematicPlant
 from harmowam.cli import main
 from tests.firmware_bridge.so101 import bus
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from firmware_bridge.campaign import CASES, dead_master, play
-from firmware_bridge.campaign_start import BEFORE, START
-from firmware_bridge.faults import NAMES, FaultError, parse
+from firmware_bridge.virtual.campaign import CASES, dead_master, play
+from firmware_bridge.virtual.campaign_start import BEFORE, START
+from firmware_bridge.virtual.faults import NAMES, FaultError, parse
 from tests.firmware_bridge.so101 import bus
 
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_bridge import dynamixel as dxl
-from firmware_bridge.feetech import Packet, PacketError
-from firmware_bridge.models import BY_NUMBER, MODELS
+from firmware_bridge.codecs import dynamixel as dxl
+from firmware_bridge.codecs.feetech import Packet, PacketError
+from firmware_bridge.servos.models import BY_NUMBER, MODELS
 
 SIX = range(1, 7)
 VECTORS = {

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_bridge import feetech as fs
-from firmware_bridge.registers import RegisterError, decode_sign, encode_sign
-from firmware_bridge.sts3215 import STS3215
+from firmware_bridge.codecs import feetech as fs
+from firmware_bridge.servos.registers import RegisterError, decode_sign, encode_sign
+from firmware_bridge.servos.sts3215 import STS3215
 
 SIX = range(1, 7)
 goal = lambda v: STS3215.encode("goal_position", v)  # noqa: E731

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from firmware_bridge.files import write_whole
+from common.files import write_whole
 
 
 @pytest.mark.parametrize("content", ["grüß\n", "grüß\n".encode(), ("grü", "ß", "\n")], ids=["text", "bytes", "pieces"])

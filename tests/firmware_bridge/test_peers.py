@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from firmware_bridge import dynamixel as dxl
-from firmware_bridge.campaign import KOCH
-from firmware_bridge.models import MODELS
-from firmware_bridge.plant import KinematicPlant
-from firmware_bridge.virtual_bus import PtyBus, VirtualBus
+from firmware_bridge.codecs import dynamixel as dxl
+from firmware_bridge.servos.models import MODELS
+from firmware_bridge.virtual.bus import PtyBus, VirtualBus
+from firmware_bridge.virtual.campaign import KOCH
+from firmware_bridge.virtual.plant import KinematicPlant
 
 PEERS = Path(__file__).parents[2] / ".venv-peers/bin/python"
 HAVE = (

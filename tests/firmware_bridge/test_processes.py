@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from firmware_bridge import guard, motor
-from firmware_bridge.arm import Arm, ArmError
-from firmware_bridge.bus import Bus
-from firmware_bridge.campaign_live import LiveRig, campaign_live
-from firmware_bridge.clock import Ticker
-from firmware_bridge.estop import _EVENT, EStop
-from firmware_bridge.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
-from firmware_bridge.motor import COMMAND_SLOT, EXIT_FAULT, EXIT_HOLDING, EXIT_SAFE_STOP, REQUEST_SLOT
-from firmware_bridge.port import Port
-from firmware_bridge.slots import SlotWriter
-from firmware_bridge.virtual_bus import PtyBus
+from common.clock import Ticker
+from common.slots import SlotWriter
+from firmware_bridge.bus.master import Bus
+from firmware_bridge.bus.port import Port
+from firmware_bridge.motion import guard, motor
+from firmware_bridge.motion.arm import Arm, ArmError
+from firmware_bridge.motion.estop import _EVENT, EStop
+from firmware_bridge.motion.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
+from firmware_bridge.motion.motor import COMMAND_SLOT, EXIT_FAULT, EXIT_HOLDING, EXIT_SAFE_STOP, REQUEST_SLOT
+from firmware_bridge.virtual.bus import PtyBus
+from firmware_bridge.virtual.campaign_live import LiveRig, campaign_live
 from tests.firmware_bridge.so101 import CONFIG, bus
 
 pytestmark = pytest.mark.wall_clock
@@ -32,8 +32,8 @@ POLICY = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from firmware_bridge.messages import COMMAND_BYTES, Command
-from firmware_bridge.slots import SlotWriter
+from firmware_bridge.motion.messages import COMMAND_BYTES, Command
+from common.slots import SlotWriter
 slot = SlotWriter(Path(sys.argv[1]), COMMAND_BYTES)
 q = np.array([0.4, -0.5, 0.5, 0.5, 0.0, 0.5], np.float32)
 while True:

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firmware_bridge.arm import DOUBTED, NO_REPLY, TWIN, Measurement, Telemetry
-from firmware_bridge.limits import Limiter, limit_step
-from firmware_bridge.messages import Command, RequestKind, SafetyState
-from firmware_bridge.safety import CONDITIONS, INSIST_S, REST_TOLERANCE, Row, Safety, lowering_s
+from firmware_bridge.motion.arm import DOUBTED, NO_REPLY, TWIN, Measurement, Telemetry
+from firmware_bridge.motion.limits import Limiter, limit_step
+from firmware_bridge.motion.messages import Command, RequestKind, SafetyState
+from firmware_bridge.motion.safety import CONDITIONS, INSIST_S, REST_TOLERANCE, Row, Safety, lowering_s
 from tests.firmware_bridge.so101 import CONFIG, LOWER, UPPER
 
 S = 1_000_000_000

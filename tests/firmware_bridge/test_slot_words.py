@@ -6,14 +6,14 @@ import time
 
 import pytest
 
-from firmware_bridge.clock import prefer
-from firmware_bridge.slots import SlotReader, SlotWriter
+from common.clock import prefer
+from common.slots import SlotReader, SlotWriter
 
 WRITER = """
 import sys, time
 from pathlib import Path
-from firmware_bridge.clock import prefer
-from firmware_bridge.slots import SlotWriter
+from common.clock import prefer
+from common.slots import SlotWriter
 prefer(3)
 slot = SlotWriter(Path(sys.argv[1]), 64)
 slot.seq = (1 << 48) - 2  # many bytes change at once

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from firmware_bridge import dynamixel as dxl
-from firmware_bridge import feetech as fs
+from firmware_bridge.codecs import dynamixel as dxl
+from firmware_bridge.codecs import feetech as fs
 from tests.firmware_bridge import test_dynamixel, test_feetech
 
 PROTOCOLS = [

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from runtime.bundle import Bundle, BundleError, save_bundle
-from runtime.engine import EngineError
+from runtime.engines.onnx import EngineError
 from tests.tiny import tiny_bundle
 
 

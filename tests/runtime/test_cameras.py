@@ -13,8 +13,8 @@ import pytest
 
 from calibration.camera import CalibrationError
 from calibration.store import Store, new_record
-from firmware_bridge.slots import SlotWriter
-from runtime.cameras import (
+from common.slots import SlotWriter
+from runtime.cameras.sources import (
     FRAME_HEAD,
     CameraError,
     DeviceCamera,
@@ -173,7 +173,7 @@ def opened(config, monkeypatch, v4l2):
 
 
 def test_the_pixel_format_comes_before_the_size_and_the_buffers_are_left_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("runtime.cameras.node", lambda source: str(tmp_path))
+    monkeypatch.setattr("runtime.cameras.sources.node", lambda source: str(tmp_path))
     usb = dataclasses.replace(SIM, source="0", fourcc="MJPG")
     keys = [k for k, _ in opened(usb, monkeypatch, True).asked]
     assert keys == [cv2.CAP_PROP_FOURCC, cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FPS]
@@ -335,7 +335,7 @@ class Stamping(Recording):
 def stamp_of(config, monkeypatch, stamp_ms=0.0):
     """The stamp of a picture that is handed over now, and by how much (ns) it lies before that at most and at least."""
     monkeypatch.setattr(cv2, "VideoCapture", Stamping)
-    monkeypatch.setattr("runtime.cameras.node", lambda source: "/")
+    monkeypatch.setattr("runtime.cameras.sources.node", lambda source: "/")
     monkeypatch.setattr(Stamping, "stamp_ms", stamp_ms)
     camera = DeviceCamera(config)
     try:
@@ -385,8 +385,8 @@ def test_a_calibration_of_another_camera_or_focus_is_refused(tmp_path, monkeypat
     store.set_current("front", store.put(record), "test")
     config = CameraConfig("front", "/dev/video7", 96, 96, 30.0, str(store.root / "front"))
     robot = dataclasses.replace(load_robot("sim_so101"), cameras={"front": config})
-    monkeypatch.setattr("runtime.cameras.serial", {"/dev/video7": serial_now}.__getitem__)
-    monkeypatch.setattr("runtime.cameras.focus", {"/dev/video7": focus_now}.__getitem__)
+    monkeypatch.setattr("runtime.cameras.sources.serial", {"/dev/video7": serial_now}.__getitem__)
+    monkeypatch.setattr("runtime.cameras.sources.focus", {"/dev/video7": focus_now}.__getitem__)
     if refusal:
         with pytest.raises(CalibrationError, match=refusal):
             calibrations(robot, tmp_path)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibration.camera import policy_camera
-from runtime.decode import absolute_chunk, heatmap_cell, heatmap_point, proprio, relative_chunk
+from runtime.policies.decode import absolute_chunk, heatmap_cell, heatmap_point, proprio, relative_chunk
 from sim.world import World
 
 poses = st.tuples(

@@ -18,10 +18,10 @@ import pytest
 from calibration.camera import Camera
 from runtime.bundle import Bundle
 from runtime.contracts import Observation
-from runtime.cuda import Cuda, CudaError
+from runtime.engines.cuda import Cuda, CudaError
+from runtime.policies.harmowam import FastStep, SlowStep
 from runtime.preprocess import DTYPES, LAYOUTS, KernelError, Warp, build, cuda, on_gpu
 from runtime.preprocess.cuda import DeviceWarp, GpuPass, Tuning, Windows
-from runtime.steps import FastStep, SlowStep
 from tests.rig import START
 from tests.runtime.test_preprocess import GEOMETRIES, camera
 from tests.tiny import FRONT, TASK, WRIST, tiny_bundle

@@ -7,8 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from runtime.engine import EngineError, OrtEngine
-from runtime.trace import StageTrace, summary, write_perfetto
+from runtime.engines.onnx import EngineError, OrtEngine
+from runtime.observe.trace import StageTrace, summary, write_perfetto
 from tests.tiny import INPUTS, outputs, write_engine
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from benchmarks.soak import judge
-from firmware_bridge.messages import Command
-from runtime.camera_watch import BLACK_MEAN, FROZEN_FRAMES, CameraWatch, apart
-from runtime.health import Health, HealthLimits, HealthMonitor, Signs, board_temperature, output_fault
+from firmware_bridge.motion.messages import Command
+from runtime.cameras.watch import BLACK_MEAN, FROZEN_FRAMES, CameraWatch, apart
+from runtime.loop.health import Health, HealthLimits, HealthMonitor, Signs, board_temperature, output_fault
 
 HZ = 50
 FINE = {"camera_age_s": {"front": 0.02}, "prior_age_s": 0.1, "commanded": True}

@@ -13,14 +13,24 @@ import pytest
 from click.testing import CliRunner
 
 from calibration.camera import Camera
-from firmware_bridge.messages import JointState
+from firmware_bridge.motion.messages import JointState
 from harmowam.cli import main
 from runtime.bundle import Bundle, BundleError
-from runtime.cameras import Frame
+from runtime.cameras.sources import Frame
 from runtime.contracts import Observation
-from runtime.log import CUT, DAMAGED, FrameRecord, LogError, LogWriter, PriorRecord, TickRecord, read_log, read_meta
-from runtime.replay import replay, run_meta
-from runtime.steps import FastStep, SlowStep
+from runtime.observe.log import (
+    CUT,
+    DAMAGED,
+    FrameRecord,
+    LogError,
+    LogWriter,
+    PriorRecord,
+    TickRecord,
+    read_log,
+    read_meta,
+)
+from runtime.observe.replay import replay, run_meta
+from runtime.policies.harmowam import FastStep, SlowStep
 from tests.rig import START
 from tests.tiny import FRONT, TASK, WRIST, tiny_bundle
 
@@ -99,7 +109,7 @@ def test_a_prior_that_was_made_before_its_fast_step_was_written_is_replayed_too(
         records.remove(prior)
         of = next(i for i, r in enumerate(records) if isinstance(r, TickRecord) and r.number == prior.observation)
         records.insert(of, prior)
-    monkeypatch.setattr("runtime.replay.read_log", lambda path: iter(records))
+    monkeypatch.setattr("runtime.observe.replay.read_log", lambda path: iter(records))
     result = replay(log)
     assert result.identical and (result.steps, result.priors, result.gap) == (40, 7, "")
 
@@ -111,7 +121,7 @@ def test_a_fast_step_that_found_no_room_ends_the_comparison_and_is_no_difference
         calls.append(1)
         with monkeypatch.context() as full:
             if len(calls) == 7:
-                full.setattr("runtime.log.WAITING", 0)
+                full.setattr("runtime.observe.log.WAITING", 0)
             tick(self, *arguments, **more)
 
     monkeypatch.setattr(LogWriter, "tick", crowded)
@@ -121,7 +131,7 @@ def test_a_fast_step_that_found_no_room_ends_the_comparison_and_is_no_difference
 
 def test_a_fast_step_that_is_missing_ends_the_comparison_where_it_is_needed(log, monkeypatch):
     records = [r for r in read_log(log) if not (isinstance(r, TickRecord) and r.number == 12)]
-    monkeypatch.setattr("runtime.replay.read_log", lambda path: iter(records))
+    monkeypatch.setattr("runtime.observe.replay.read_log", lambda path: iter(records))
     result = replay(log)
     assert result.steps == 12 and result.difference is None and "before number 13" in result.gap
 
@@ -130,7 +140,7 @@ def test_a_prior_that_is_missing_ends_the_comparison_for_the_next_one_went_on_fr
     records = list(read_log(log))
     at, third = [(i, r) for i, r in enumerate(records) if isinstance(r, PriorRecord)][2]
     records.insert(at + 1, dataclasses.replace(third, number=third.number + 2))
-    monkeypatch.setattr("runtime.replay.read_log", lambda path: iter(records))
+    monkeypatch.setattr("runtime.observe.replay.read_log", lambda path: iter(records))
     result = replay(log)
     assert result.difference is None and result.priors == 3
     assert f"before number {third.number + 2} are missing" in result.gap
@@ -157,7 +167,7 @@ def test_one_bit_of_anything_that_came_out_is_a_difference(log, monkeypatch, wha
     records: list[Any] = list(read_log(log))
     at = [i for i, r in enumerate(records) if isinstance(r, kind)][4]
     records[at] = dataclasses.replace(records[at], **change(records[at]))
-    monkeypatch.setattr("runtime.replay.read_log", lambda path: iter(records))
+    monkeypatch.setattr("runtime.observe.replay.read_log", lambda path: iter(records))
     result = replay(log)
     assert result.difference is not None and not result.identical and not result.gap
     assert (result.difference.what, result.difference.number) == (what, records[at].number)
@@ -173,14 +183,14 @@ def test_a_picture_of_another_number_is_a_gap_and_not_compared(log, monkeypatch)
     records = list(read_log(log))
     at = [i for i, r in enumerate(records) if isinstance(r, FrameRecord) and r.camera == "front"][5]
     del records[at]
-    monkeypatch.setattr("runtime.replay.read_log", lambda path: iter(records))
+    monkeypatch.setattr("runtime.observe.replay.read_log", lambda path: iter(records))
     result = replay(log)
     assert result.difference is None and result.steps == 5 and "before number 5 are missing" in result.gap
 
 
 def test_a_log_without_a_fast_step_is_not_called_identical(log, monkeypatch):
     records = [r for r in read_log(log) if not isinstance(r, TickRecord)]
-    monkeypatch.setattr("runtime.replay.read_log", lambda path: iter(records))
+    monkeypatch.setattr("runtime.observe.replay.read_log", lambda path: iter(records))
     result = replay(log)
     assert (result.steps, result.difference, result.identical) == (0, None, False)
     said = CliRunner().invoke(main, ["replay", str(log)])

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from firmware_bridge.messages import Command, Expert, JointState
-from runtime.cameras import Frame
-from runtime.two_rate import STALE_NS, Policy, RunError
+from firmware_bridge.motion.messages import Command, Expert, JointState
+from runtime.cameras.sources import Frame
+from runtime.loop.two_rate import STALE_NS, Policy, RunError
 
 
 class Camera:

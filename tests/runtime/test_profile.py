@@ -5,11 +5,11 @@ import copy
 import numpy as np
 import pytest
 
-from firmware_bridge.messages import Command, JointState
-from runtime.delay import MOST_RAD, Lead, roll_forward
-from runtime.profile import STAGES, board, compare, hints, processor_shares, processor_ticks
-from runtime.profile_page import page, timeline, worst_instant
-from runtime.trace import percentiles, summary
+from firmware_bridge.motion.messages import Command, JointState
+from runtime.loop.delay import MOST_RAD, Lead, roll_forward
+from runtime.observe.profile import STAGES, board, compare, hints, processor_shares, processor_ticks
+from runtime.observe.profile_page import page, timeline, worst_instant
+from runtime.observe.trace import percentiles, summary
 
 ZERO = np.zeros(6, np.float32)
 MS = 1_000_000

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from firmware_bridge.messages import Command, Expert, JointState, SafetyState
-from runtime import recorder
+from firmware_bridge.motion.messages import Command, Expert, JointState, SafetyState
 from runtime.contracts import FastTick, Observation, Prior
-from runtime.recorder import Recorder, load_episode, wire_ms
+from runtime.observe import recorder
+from runtime.observe.recorder import Recorder, load_episode, wire_ms
 
 S = 1_000_000_000
 SIX = np.arange(6, dtype=np.float32)

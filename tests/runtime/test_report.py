@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime.report import ReportError, lacking, write_video
+from runtime.observe.report import ReportError, lacking, write_video
 
 
 def recorded(n=3):

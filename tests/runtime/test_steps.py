@@ -7,11 +7,11 @@ import pytest
 
 from calibration.camera import Camera
 from firmware_bridge.arms import so101
-from firmware_bridge.messages import Expert
+from firmware_bridge.motion.messages import Expert
 from runtime.bundle import Bundle
 from runtime.contracts import Observation
-from runtime.decode import relative_chunk
-from runtime.steps import WARM_MOST, WARM_NS, WARM_STEP, WARMTH, FastStep, SlowStep
+from runtime.policies.decode import relative_chunk
+from runtime.policies.harmowam import WARM_MOST, WARM_NS, WARM_STEP, WARMTH, FastStep, SlowStep
 from sim.plant import virtual_motor
 from sim.tasks import sample_layout
 from sim.virtual_time import Schedule, run_episode

@@ -17,10 +17,10 @@ from click.testing import CliRunner
 
 from harmowam.cli import main
 from runtime.bundle import Bundle, BundleError, sha256
-from runtime.cuda import Cuda, CudaError
-from runtime.engine import EngineError, OrtEngine
-from runtime.tensorrt_build import LISTING, Board, Options, build_engine, built_engine, plan
-from runtime.tensorrt_engine import TensorRTEngine, tensorrt
+from runtime.engines.cuda import Cuda, CudaError
+from runtime.engines.onnx import EngineError, OrtEngine
+from runtime.engines.tensorrt import TensorRTEngine, tensorrt
+from runtime.engines.tensorrt_build import LISTING, Board, Options, build_engine, built_engine, plan
 from tests.tiny import tiny_bundle
 
 NANO = "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit"
@@ -190,7 +190,7 @@ def test_float32_layers_are_built_with_tf32(monkeypatch, tmp_path):
     for name in ("polygraphy", "polygraphy.backend", "polygraphy.backend.trt", "polygraphy.exception"):
         monkeypatch.setitem(sys.modules, name, polygraphy)
     pool = SimpleNamespace(WORKSPACE=0)
-    monkeypatch.setattr("runtime.tensorrt_build.tensorrt", lambda: SimpleNamespace(MemoryPoolType=pool))
+    monkeypatch.setattr("runtime.engines.tensorrt_build.tensorrt", lambda: SimpleNamespace(MemoryPoolType=pool))
     assert build_engine(tmp_path / "fast.onnx", tmp_path / "cache", Options()) == b"plan"
     assert asked["tf32"] is True and "use_dla" not in asked
 
@@ -377,8 +377,8 @@ def test_host_code_of_a_version_compatible_engine_is_allowed_where_its_listing_s
     TensorRTEngine(pretended.path, cuda=pretended.cuda, version_compatible=True).close()
     pretend_built(bundle, Options(version_compatible=True))
     asked = []
-    monkeypatch.setattr("runtime.tensorrt_build.this_board", lambda: BOARD)
-    monkeypatch.setattr("runtime.tensorrt_engine.TensorRTEngine.__init__", lambda self, path, **how: asked.append(how))
+    monkeypatch.setattr("runtime.engines.tensorrt_build.this_board", lambda: BOARD)
+    monkeypatch.setattr("runtime.engines.tensorrt.TensorRTEngine.__init__", lambda self, path, **how: asked.append(how))
     bundle._open("fast", bundle.manifest.engines["fast"], 1, "tensorrt")
     assert asked == [{"urgent": True, "version_compatible": True}]
 

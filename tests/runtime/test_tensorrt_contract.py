@@ -25,7 +25,7 @@ SYMBOLS = {
     "nvinfer_plugin": ["initLibNvInferPlugins"],
     "nvonnxparser": ["createNvOnnxParser_INTERNAL", "createNvOnnxParserRefitter_INTERNAL", "getNvOnnxParserVersion"],
 }  # fmt: skip
-# Class of the bindings -> what runtime/tensorrt_engine.py calls on it; the variables are read from the source below.
+# Class of the bindings -> what runtime/engines/tensorrt.py calls on it; the variables are read from the source below.
 OWNERS = {"_runtime": "Runtime", "_engine": "ICudaEngine", "_context": "IExecutionContext"}
 LOOK = """
 import json, sys

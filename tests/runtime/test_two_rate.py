@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from firmware_bridge import guard
-from firmware_bridge.clock import prefer
-from firmware_bridge.messages import Expert, JointState, SafetyState
+from common.clock import prefer
+from firmware_bridge.motion import guard
+from firmware_bridge.motion.messages import Expert, JointState, SafetyState
 from runtime.bundle import Bundle
-from runtime.cameras import calibrations, open_cameras
-from runtime.health import Health, HealthLimits
-from runtime.log import LogWriter
-from runtime.profile import timing_report
-from runtime.recorder import load_episode, wire_ms
+from runtime.cameras.sources import calibrations, open_cameras
+from runtime.loop.health import Health, HealthLimits
+from runtime.loop.two_rate import Policy, RunError
+from runtime.observe.log import LogWriter
+from runtime.observe.profile import timing_report
+from runtime.observe.recorder import load_episode, wire_ms
 from runtime.robot import load_robot
-from runtime.two_rate import Policy, RunError
 from tests.rig import Bench, undo_real_time
 from tests.tiny import TASK, tiny_bundle
 
@@ -160,7 +160,7 @@ def test_outputs_that_are_not_finite_hold_the_arm_and_are_forgotten(run):
 
 def test_a_board_that_is_too_hot_moves_nothing_and_goes_on_from_where_the_arm_is(run, monkeypatch):
     heat, policy = [120.0], run.policy
-    monkeypatch.setattr("runtime.two_rate.board_temperature", lambda: heat[0])
+    monkeypatch.setattr("runtime.loop.two_rate.board_temperature", lambda: heat[0])
     policy._temperature = heat[0]
     sent, send = [], policy._send
 
@@ -299,7 +299,15 @@ def test_a_slow_loop_that_fails_ends_the_run(run):
 
 
 def start_policy(bench, bundle, *more):
-    command = [sys.executable, "-m", "runtime.two_rate", "--bundle", str(bundle.path), "--robot", str(bench.robot_file)]
+    command = [
+        sys.executable,
+        "-m",
+        "runtime.loop.two_rate",
+        "--bundle",
+        str(bundle.path),
+        "--robot",
+        str(bench.robot_file),
+    ]
     command += ["--task", TASK, "--slots", str(bench.folder), *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

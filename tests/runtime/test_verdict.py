@@ -2,7 +2,7 @@
 
 import pytest
 
-from runtime.verdict import reasons, spent, verdict
+from runtime.observe.verdict import reasons, spent, verdict
 
 CALM = {
     "seconds": 20.0, "ticks": 1000, "deadline_misses": 2, "refused_outputs": 0, "held_s": 0.0, "commanded": True, "interrupted": False,

@@ -14,11 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import results
-from firmware_bridge.messages import Expert
+from firmware_bridge.motion.messages import Expert
 from harmowam.cli import main
 from harmowam.evaluate import predicted_latency
 from runtime.bundle import Bundle
-from runtime.steps import FastStep, SlowStep
+from runtime.policies.harmowam import FastStep, SlowStep
 from sim import evaluate as ev
 from sim.expert import HOVER
 from sim.plant import virtual_motor

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from firmware_bridge.arm import Arm
-from firmware_bridge.bus import Bus
-from firmware_bridge.messages import Command, SafetyState
-from firmware_bridge.sts3215 import RAD_PER_STEP
-from firmware_bridge.virtual_bus import MemoryPort, VirtualBus
+from firmware_bridge.bus.master import Bus
+from firmware_bridge.motion.arm import Arm
+from firmware_bridge.motion.messages import Command, SafetyState
+from firmware_bridge.servos.sts3215 import RAD_PER_STEP
+from firmware_bridge.virtual.bus import MemoryPort, VirtualBus
 from runtime.robot import load_robot
 from sim.plant import MujocoPlant, virtual_motor
 from sim.tasks import sample_layout

@@ -5,8 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from firmware_bridge.slots import SlotReader
-from runtime.cameras import FRAME_HEAD, slot_path
+from common.slots import SlotReader
+from runtime.cameras.sources import FRAME_HEAD, slot_path
 from sim import server
 
 

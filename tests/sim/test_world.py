@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from firmware_bridge.sts3215 import RAD_PER_STEP
+from firmware_bridge.servos.sts3215 import RAD_PER_STEP
 from sim.expert import Follower, joints_for, plan
 from sim.tasks import sample_layout
 from sim.world import LATENCY_TICKS, SERVO_DT, SERVO_SPEED, World

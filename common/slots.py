@@ -1,0 +1,177 @@
+"""Latest-value slots between processes: a memory-mapped file with two buffers, sequence number and CRC-32.
+
+A writer never waits; a reader gets the newest whole value and how many it has seen. Nothing queues.
+(`multiprocessing.shared_memory` is not used: it unlinks the segment when an attaching process exits.)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+import struct
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import Mendable
+
+_HEAD = struct.Struct("<4sIQ")  # magic, capacity, newest sequence
+_CELL = struct.Struct("<QII")  # sequence, length, CRC-32
+_MAGIC = b"HSL1"
+_FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine())  # number of the system call; None: readers poll
+_WAIT, _WAKE = 0, 1
+_POLL_S = 0.0003
+_libc = ctypes.CDLL(None)
+
+
+class _Time(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+class SlotError(Mendable):
+    """A slot that cannot be opened or does not hold what is expected."""
+
+
+def _offset(capacity: int, seq: int) -> int:
+    return _HEAD.size + (seq & 1) * (_CELL.size + capacity)
+
+
+def _size(capacity: int) -> int:
+    """Of the whole file."""
+    return _HEAD.size + 2 * (_CELL.size + capacity)
+
+
+def _word(mapped: mmap.mmap) -> memoryview:
+    """The newest sequence number, as one aligned word that is stored and loaded whole.
+
+    `struct.pack_into` sets its bytes to zero first and then writes them one by one: a reader saw that zero in one read of five.
+    """
+    return memoryview(mapped)[8:16].cast("Q")
+
+
+def _address(mapped: mmap.mmap) -> int:
+    """Where the low half of that word lies: what sleeping readers and a writer that wakes them agree upon."""
+    return int(np.frombuffer(mapped, np.uint8).ctypes.data) + 8
+
+
+class SlotWriter:
+    """Creates (or takes over) the slot at `path` for payloads of up to `capacity` bytes. One writer a slot."""
+
+    def __init__(self, path: Path, capacity: int):
+        size = _size(capacity)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.ftruncate(fd, size)
+            self._map = mmap.mmap(fd, size)
+        finally:
+            os.close(fd)
+        self._capacity, self.seq = capacity, 0
+        _HEAD.pack_into(self._map, 0, _MAGIC, capacity, 0)
+        self._newest, self._where = _word(self._map), _address(self._map)
+        os.replace(partial, path)
+
+    def write(self, *parts: Any) -> int:
+        """Store the concatenation of `parts` (anything with the buffer protocol); returns its sequence number."""
+        seq = self.seq + 1
+        at = _offset(self._capacity, seq)
+        views = [memoryview(p).cast("B") for p in parts]
+        length = sum(len(v) for v in views)
+        if length > self._capacity:
+            raise SlotError(f"payload of {length} bytes does not fit into a slot of {self._capacity}")
+        crc, end = 0, at + _CELL.size
+        for v in views:
+            self._map[end : end + len(v)] = v
+            crc = zlib.crc32(v, crc)
+            end += len(v)
+        _CELL.pack_into(self._map, at, seq, length, crc)
+        self._newest[0] = seq
+        if _FUTEX is not None:
+            _libc.syscall(_FUTEX, ctypes.c_void_p(self._where), _WAKE, 1 << 30, None, None, 0)
+        self.seq = seq
+        return seq
+
+    def close(self) -> None:
+        self._newest.release()
+        self._map.close()
+
+
+class SlotReader:
+    """Reads the slot at `path`; raises SlotError when it is absent or no slot."""
+
+    def __init__(self, path: Path):
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except OSError as e:
+            raise SlotError(f"slot {path} cannot be opened ({e.strerror}): is its writer running?") from e
+        try:
+            about, head = os.fstat(fd), os.read(fd, _HEAD.size)
+            if len(head) < _HEAD.size or head[: len(_MAGIC)] != _MAGIC:
+                raise SlotError(f"{path} is not a slot")
+            _, self._capacity, _ = _HEAD.unpack(head)
+            if about.st_size != _size(self._capacity):
+                raise SlotError(f"{path} is a slot of {_size(self._capacity)} bytes of which {about.st_size} are there")
+            self._path, self._inode = path, about.st_ino
+            self._map = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+        except OSError as e:
+            raise SlotError(f"{path} is not a slot ({e.strerror})") from e
+        finally:
+            os.close(fd)
+        self._newest, self._where = _word(self._map), _address(self._map)
+        self._last: tuple[bytes, int] | None = None
+
+    @property
+    def replaced(self) -> bool:
+        """Whether a new writer has put another file in this one's place: open it again."""
+        try:
+            return os.stat(self._path).st_ino != self._inode
+        except OSError:
+            return False
+
+    @property
+    def newest(self) -> int:
+        """Sequence number of the newest value, 0 before the first: cheap, for polling."""
+        return self._newest[0]
+
+    @property
+    def given(self) -> int:
+        """Sequence number of the value that `read` gave last, 0 before."""
+        return self._last[1] if self._last is not None else 0
+
+    def wait(self, seq: int, timeout_ns: int) -> bool:
+        """Sleep until there is another value than number `seq`, `timeout_ns` at most; whether there is. May return early without."""
+        if self.newest == seq and timeout_ns > 0:
+            if _FUTEX is None:
+                time.sleep(min(_POLL_S, timeout_ns * 1e-9))
+            else:
+                rest = _Time(*divmod(timeout_ns, 1_000_000_000))
+                low = ctypes.c_uint32(seq & 0xFFFFFFFF)
+                _libc.syscall(_FUTEX, ctypes.c_void_p(self._where), _WAIT, low, ctypes.byref(rest), None, 0)
+        return self.newest != seq
+
+    def read(self) -> tuple[bytes, int] | None:
+        """Newest payload and its sequence number; None before the first. After a torn read the last good value again."""
+        for _ in range(3):
+            seq = self.newest
+            if seq == 0:
+                break
+            if self._last is not None and self._last[1] == seq:
+                return self._last
+            at = _offset(self._capacity, seq)
+            found, length, crc = _CELL.unpack_from(self._map, at)
+            if found == seq and length <= self._capacity:
+                payload = self._map[at + _CELL.size : at + _CELL.size + length]
+                if zlib.crc32(payload) == crc:
+                    self._last = (payload, seq)
+                    return self._last
+        return self._last
+
+    def close(self) -> None:
+        self._newest.release()
+        self._map.close()

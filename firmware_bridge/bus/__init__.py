@@ -1,0 +1,1 @@
+"""The serial port and the master that asks servos over it."""

@@ -1,0 +1,161 @@
+"""One owner of the serial port. pyserial opens it, `select` waits, deadlines are monotonic. A simulated bus may stand behind a socket."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import select
+import socket
+import time
+from pathlib import Path
+from typing import Protocol
+
+from common.errors import Mendable
+
+
+class PortError(Mendable):
+    """A port that cannot be used; one sentence and the next step."""
+
+
+class Transport(Protocol):
+    """What a bus master needs of a port. `now_ns` is the clock that its deadlines are read by."""
+
+    def now_ns(self) -> int: ...
+
+    def write(self, data: bytes) -> None: ...
+
+    def read(self, deadline_ns: int) -> bytes:
+        """At least one byte, or nothing once the deadline has passed."""
+
+    def drain(self) -> bytes:
+        """Take out of the line what has arrived unasked."""
+
+
+MS = 1_000_000
+BY_ID = Path("/dev/serial/by-id")
+
+
+def lasting_name(path: str, by_id: Path = BY_ID) -> str:
+    """The name of a port that survives unplugging: the link with the adapter's serial number, or `path` where there is none."""
+    try:
+        device = Path(path).resolve(strict=True)
+        return next((str(link) for link in sorted(by_id.iterdir()) if link.resolve() == device), path)
+    except OSError:
+        return path
+
+
+def owner(path: str) -> str:
+    """Group that a device belongs to."""
+    try:
+        return grp.getgrgid(os.stat(path).st_gid).gr_name
+    except (OSError, KeyError):
+        return "dialout"
+
+
+def _connect(path: str) -> int:
+    """Descriptor of the socket of a simulated bus (`virtual_bus.SocketBus`), not blocking; raises PortError."""
+    host = socket.socket(socket.AF_UNIX)
+    try:
+        host.connect(path)
+    except OSError as e:
+        host.close()
+        raise PortError(
+            f"the simulated bus {path} does not answer ({e.strerror}): start the simulated robot again."
+        ) from e
+    host.setblocking(False)
+    return host.detach()
+
+
+class Port:
+    """A serial port by file descriptor: opened here, or inherited from the guard that locked it."""
+
+    def __init__(self, fd: int, path: str):
+        self.fd, self.path = fd, path
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLIN)
+        self._serial: object | None = None  # keeps pyserial's object, and with it the lock, alive
+
+    @classmethod
+    def open(cls, path: str, baud: int = 1_000_000) -> Port:
+        """Exclusive open of a serial port, or the way to a `SocketBus`. Raises PortError when it is missing, busy or not permitted."""
+        if Path(path).is_socket():
+            return cls(_connect(path), path)
+        import serial
+
+        try:
+            s = serial.Serial(path, baud, timeout=0, exclusive=True)
+        except serial.SerialException as e:
+            code = getattr(e, "errno", None)
+            if code == errno.ENOENT:
+                raise PortError(
+                    f"serial port {path} does not exist: plug the adapter in, or name the port with --port (see `ls /dev/serial/by-id`)."
+                ) from e
+            if code == errno.EACCES:
+                group = owner(path)
+                raise PortError(
+                    f"serial port {path} may be opened by the group {group} only: run `sudo usermod -aG {group} $USER` and log in again."
+                ) from e
+            if code in (errno.EBUSY, errno.EAGAIN) or "lock" in str(e).lower():
+                raise PortError(
+                    f"serial port {path} is in use by another process: stop it (`fuser {path}` shows which) and try again."
+                ) from e
+            raise PortError(f"serial port {path} cannot be opened ({e}): check the path and the adapter.") from e
+        os.set_blocking(s.fd, False)
+        port = cls(s.fd, path)
+        port._serial = s
+        return port
+
+    def now_ns(self) -> int:
+        return time.monotonic_ns()
+
+    def write(self, data: bytes) -> None:
+        try:
+            while data:
+                try:
+                    data = data[os.write(self.fd, data) :]
+                except BlockingIOError:
+                    select.select([], [self.fd], [], 0.01)
+        except OSError as e:
+            raise PortError(
+                f"serial port {self.path} was lost while writing ({e.strerror}): check the USB cable, then start again."
+            ) from e
+
+    def read(self, deadline_ns: int) -> bytes:
+        wait = deadline_ns - time.monotonic_ns()
+        # `poll` is the cheaper call but counts in milliseconds: `select` waits for what is left.
+        if (wait < MS or not self._poll.poll(wait // MS)) and not select.select(
+            [self.fd], [], [], max(deadline_ns - time.monotonic_ns(), 0) * 1e-9
+        )[0]:
+            return b""
+        try:
+            data = os.read(self.fd, 4096)
+        except BlockingIOError:
+            return b""
+        except OSError as e:
+            raise PortError(
+                f"serial port {self.path} was lost while reading ({e.strerror}): check the USB cable, then start again."
+            ) from e
+        if not data:
+            raise PortError(
+                f"serial port {self.path} was closed by the other end: check the USB cable, then start again."
+            )
+        return data
+
+    def drain(self) -> bytes:
+        late = b""
+        while self._poll.poll(0):
+            try:
+                data = os.read(self.fd, 4096)
+            except OSError:
+                break
+            if not data:
+                break
+            late += data
+        return late
+
+    def close(self) -> None:
+        if self._serial is not None:
+            self._serial.close()  # type: ignore[attr-defined]
+        else:
+            os.close(self.fd)

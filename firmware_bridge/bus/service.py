@@ -1,0 +1,150 @@
+"""Work on servos by hand, with the arm out of service: find them, look at them, give one a new id, set right what they hold.
+
+Finding and looking only read. Two things in this project are written to EEPROM, both because the operator asks for it: a new id, one servo
+at a time, and settings that would change the arm's motion (`servo_settings.SETTINGS`), with its torque off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from firmware_bridge.bus.master import Bus
+from firmware_bridge.bus.port import Port
+from firmware_bridge.motion.arm import Arm, ArmError
+from firmware_bridge.motion.before_torque import Wrong, called, model_of, read_settings, wrong_settings
+from firmware_bridge.servos.models import BY_NUMBER
+from firmware_bridge.servos.registers import Model
+from firmware_bridge.servos.sts3215 import STS3215
+from firmware_bridge.servos.xseries import XSERIES
+
+BAUDS = {
+    "feetech": (1_000_000, 500_000, 115_200, 57_600, 38_400),
+    "dynamixel": (57_600, 1_000_000, 2_000_000, 3_000_000, 4_000_000, 115_200),
+}
+PROBE_S = 0.004  # for an id where nobody may be
+
+
+@dataclass(frozen=True)
+class Found:
+    """One servo as it answered. `values`: registers of its model by name; empty when the model is not known."""
+
+    servo: int
+    number: int
+    protocol: str
+    baud: int
+    values: dict[str, int]
+    double: bool = False
+
+    @property
+    def model(self) -> Model | None:
+        return BY_NUMBER.get(self.number)
+
+
+SHOWN = (
+    "firmware_major", "firmware", "torque_enable", "present_position", "present_voltage", "present_temperature", "homing_offset",
+    "min_position", "max_position", "return_delay",
+)  # fmt: skip
+
+
+def look(bus: Bus, servo: int) -> Found | None:
+    """Ask `servo` who it is; None when nobody answers."""
+    table = (XSERIES[0] if bus.dynamixel else STS3215).registers["model"]
+    bus.until_ns = bus.port.now_ns() + int(2 * PROBE_S * 1e9)  # little patience: most ids are empty
+    reply = bus.read(servo, table.address, 2, retries=1)
+    bus.until_ns = None
+    if reply is None:
+        return None
+    double = bus.count(servo, table.address, 2) > 1
+    number, other = (int.from_bytes(reply.data, order) for order in ("little", "big"))
+    if number not in BY_NUMBER and other in BY_NUMBER:  # SCS servos are big-endian
+        number = other
+    model = BY_NUMBER.get(number)
+    values = {}
+    if model is not None and model.protocol == ("dynamixel" if bus.dynamixel else "feetech"):
+        for r in (model.registers[n] for n in SHOWN if n in model.registers):
+            got = bus.read(servo, r.address, r.size)
+            if got is not None:
+                values[r.name] = model.decode(r.name, got.data)
+    return Found(servo, number, "dynamixel" if bus.dynamixel else "feetech", bus.baud, values, double)
+
+
+def scan(
+    path: str, ids: Iterable[int], protocols: Iterable[str] = ("feetech", "dynamixel"), bauds: Iterable[int] = (),
+    say: Callable[[str], None] = lambda line: None, enough: int = 253,
+) -> list[Found]:  # fmt: skip
+    """Every servo that answers on `path`; reads only. `bauds`: default all that the protocol knows; ends with
+    `enough` servos. Raises PortError."""
+    out: list[Found] = []
+    for protocol in protocols:
+        for baud in tuple(bauds) or BAUDS[protocol]:
+            say(f"{protocol} at {baud} baud")
+            port = Port.open(path, baud)
+            try:
+                bus = Bus(port, baud, PROBE_S, protocol)
+                for i in ids:
+                    found = look(bus, i)
+                    out += [found] if found is not None else []
+                    if len(out) >= enough:
+                        return out
+            finally:
+                port.close()
+    return out
+
+
+def set_id(bus: Bus, found: Found, new: int) -> None:
+    """Give the only servo on the bus the id `new`; read back. Raises ArmError, with the servo unchanged or its state said."""
+    model = found.model
+    if model is None:
+        raise ArmError(
+            f"servo {found.servo} is of model {found.number}, which is not known here: use the vendor's tool."
+        )
+    if not 0 <= new <= 252:
+        raise ArmError(f"id {new} is none of 0..252: choose another.")
+    if new == found.servo:  # as servos are delivered: they all have id 1
+        return
+    if bus.ping(new):
+        raise ArmError(f"id {new} is taken by a servo on this bus: connect one servo at a time.")
+    registers = model.registers
+    bus.write(found.servo, registers["torque_enable"].address, b"\x00")
+    lock = registers.get("lock")
+    if lock is not None:
+        bus.write(found.servo, lock.address, b"\x00")
+    bus.write(found.servo, registers["id"].address, bytes([new]))  # its answer may carry either id: asked below
+    if lock is not None:
+        bus.write(new, lock.address, b"\x01")
+    back = bus.read(new, registers["id"].address, 1, retries=2)
+    if back is None or back.data[0] != new:
+        raise ArmError(f"servo {found.servo} did not take the id {new}: power it off and on and scan again.")
+
+
+def mend(arm: Arm) -> list[Wrong]:
+    """Write what every wrong setting must be to its servo, read it back, and return what was wrong.
+
+    Raises ArmError, with nothing written, while a servo's torque is on or unknown; and when a servo does not keep what was written.
+    """
+    on = arm.read_span("torque_enable", "torque_enable")
+    stiff = [i for i in arm.ids if i not in on or on[i]["torque_enable"] != 0]
+    if stiff:
+        raise ArmError(
+            f"{called(arm, stiff[0])} has its torque on, or does not say that it is off: support the arm, switch its power off "
+            "and on, then repeat; nothing was written."
+        )
+    wrong = wrong_settings(arm, read_settings(arm))
+    for w in wrong:
+        model = model_of(arm, w.servo)
+        register, lock = model.registers[w.setting.register], model.registers.get("lock")
+        value = w.setting.mended(w.value)
+        if register.name == model.torque_cap and arm.joint_of(w.servo) == len(arm.config.joints) - 1:
+            value //= 2  # a gripper presses for as long as it holds something: at full torque it burns out
+        data = model.encode(register.name, value)
+        if lock is not None:
+            arm.bus.write(w.servo, lock.address, b"\x00")
+        arm.bus.write(w.servo, register.address, data, retries=2)
+        if lock is not None:
+            arm.bus.write(w.servo, lock.address, b"\x01")
+    for w in wrong_settings(arm, read_settings(arm)):
+        raise ArmError(
+            f"{called(arm, w.servo)} still holds {w.setting.register} {w.value}: set it to {w.setting.must} with its maker's tool."
+        )
+    return wrong

@@ -1,0 +1,1 @@
+"""What may move a motor: the arm in radians, limits, safety, motor process, guard."""

@@ -1,0 +1,455 @@
+"""The arm in radians: servo steps, homing, directions, gears and ranges from one `ArmConfig`. EEPROM is verified, never written."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from firmware_bridge.bus.master import Bus, Reply
+from firmware_bridge.motion import before_torque
+from firmware_bridge.motion.before_torque import ArmError as ArmError
+from firmware_bridge.servos.models import MODELS
+from firmware_bridge.servos.xseries import conditions as dxl_conditions
+
+# Status bits 0..5 are Feetech's conditions: voltage, encoder, temperature, current, -, overload. Ours:
+TWIN = 0x10  # the joint's second servo stands elsewhere than the first
+DOUBTED = 0x40  # the position jumped as no motor can; the last good one stands in
+NO_REPLY = 0x80  # the servo did not answer; the last position stands in
+TWIN_RAD = 0.2
+JUMP_RAD = 0.12  # added to what the joint can move in the time
+
+
+@dataclass(frozen=True)
+class ArmConfig:
+    """One arm, gripper last. Radians, rad/s, rad/s^2, rad/s^3, seconds; made from the robot file and its joint calibration."""
+
+    joints: tuple[str, ...]
+    ids: tuple[int, ...]
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    direction: tuple[int, ...]
+    zero_step: tuple[int, ...]  # servo step at 0 rad
+    rest: tuple[float, ...]
+    max_velocity: tuple[float, ...]
+    max_acceleration: tuple[float, ...]
+    baud: int = 1_000_000
+    motor_hz: float = 100.0
+    max_lead: float = 0.6  # goal over measured position
+    stop_after_s: float = 1.0  # without commands: from hold to safe stop
+    lower_speed: float = 0.6  # rad/s on the way to rest
+    release_s: float = 1.5  # torque ramp
+    max_jerk: tuple[float, ...] = ()  # default: what takes the acceleration from 0 to its limit in 20 ms
+    models: tuple[str, ...] = ()  # default: STS3215 everywhere
+    gear: tuple[float, ...] = ()  # servo turns a joint turn; default 1
+    shadows: tuple[tuple[int, int, int, int], ...] = ()  # second servos: (id, joint, direction, step at 0 rad)
+    eeprom: tuple[tuple[int, str, int], ...] = ()  # (id, register, value) that the servos must hold
+    follow_rad: float = (
+        0.3  # a joint that lags behind its goal by more for `follow_s` does not follow (the gripper may)
+    )
+    follow_s: float = 0.4
+    estop: str = ""  # "gpio:/dev/gpiochip0:17" or "key:/dev/input/by-id/..."
+
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        return self.models or ("STS3215",) * len(self.ids)
+
+    @property
+    def jerk(self) -> tuple[float, ...]:
+        return self.max_jerk or tuple(50.0 * a for a in self.max_acceleration)
+
+    @property
+    def protocol(self) -> str:
+        return MODELS[self.model_names[0]].protocol
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ArmConfig:
+        """Inverse of `to_dict`, also after a way through JSON."""
+
+        def plain(v: Any) -> Any:
+            return tuple(plain(x) for x in v) if isinstance(v, (list, tuple)) else v
+
+        return cls(**{k: plain(v) for k, v in data.items()})
+
+
+class Measurement(NamedTuple):
+    """float64[J] position (rad) and velocity (rad/s), uint8[J] status bits (with NO_REPLY, DOUBTED, TWIN)."""
+
+    q: np.ndarray
+    qd: np.ndarray
+    bits: np.ndarray
+
+
+@dataclass(frozen=True)
+class Telemetry:
+    """What is read in turn, float32[J]: current (A), temperature (deg C), voltage (V); bool[J] `limp`: torque is off in the servo.
+
+    A joint with two servos has the first one's current, the higher temperature, the lower voltage, and is limp when either is.
+    """
+
+    current: np.ndarray
+    temperature: np.ndarray
+    voltage: np.ndarray
+    limp: np.ndarray
+
+
+class Arm:
+    """Reads and writes the whole arm through one bus. Not thread-safe: the motor process owns it."""
+
+    def __init__(self, bus: Bus, config: ArmConfig):
+        self.bus, self.config = bus, config
+        n = len(config.ids)
+        self.models = [MODELS[m] for m in config.model_names]
+        self.model = self.models[0]  # addresses are the same within a family
+        bus.sync = self.model.sync_read
+        joint = np.array([*range(n), *(s[1] for s in config.shadows)])
+        self._ids = (*config.ids, *(s[0] for s in config.shadows))  # every servo, second ones last
+        self._joint = joint
+        sign = np.array([*config.direction, *(s[2] for s in config.shadows)], float)
+        gear = np.array(config.gear or (1.0,) * n)[joint]
+        unit = np.array([self.models[j].rad_per_step for j in joint])
+        self._zero = np.array([*config.zero_step, *(s[3] for s in config.shadows)], float)
+        self._rad = sign * unit / gear  # joint radians a servo step
+        self._speed = self._rad * np.array([self.models[j].speed_steps_s for j in joint])
+        self._reach = np.array(config.max_velocity) * 1.5
+        order = self.model.registers["present_position"].address > self.model.registers["present_speed"].address
+        first, last = ("present_speed", "present_position") if order else ("present_position", "present_speed")
+        self._state = self.model.span(first, last)
+        ends, words = "<" if self.model.byteorder == "little" else ">", "ii" if order else "HH"
+        self._pair = struct.Struct(ends + words)  # position and speed of one servo
+        before, behind = bus.codec.DATA_AT, bus.codec.STATUS_BYTES - bus.codec.DATA_AT
+        # the same of all servos, as they come off the wire
+        self._block = struct.Struct(ends + f"{before}x{words}{behind}x" * len(self._ids))
+        self._words: tuple[int, ...] = (0, 0) * len(self._ids)  # the last that were heard
+        self._top = 1 << 32 if order else 0x8000  # words from here on are negative: sign and magnitude
+        self._no_bits: np.ndarray = np.zeros(len(self._ids), np.uint8)  # no servo complains of anything
+        self._no_bits.flags.writeable = False
+        self._goal = self.model.registers["goal_position"]
+        self._rows = struct.Struct(ends + ("Bi" if self._goal.size == 4 else "BH") * len(self._ids))
+        self._map = list(zip(self._ids, joint.tolist(), self._rad.tolist(), self._zero.tolist(), strict=True))
+        # a servo's number, where its position and its speed stand among the words, and what turns them into rad and rad/s
+        rows = [
+            (k, 2 * k + order, 2 * k + (not order), *scale)
+            for k, scale in enumerate(zip(self._zero.tolist(), self._rad.tolist(), self._speed.tolist(), strict=True))
+        ]
+        self._scale, self._seconds = rows[:n], rows[n:]
+        self._numbers = struct.Struct(f"{2 * n}d")
+        self._now_ns = 0
+        self._last = Measurement(np.zeros(n), np.zeros(n), np.full(n, NO_REPLY, np.uint8))
+        self._position = [0.0] * n  # that of `_last`
+        self.watchful = False  # positions that jump are doubted (while torque is on)
+        self.current, self.temperature, self.voltage = (np.zeros(n, np.float32) for _ in range(3))
+        self.limp: np.ndarray = np.zeros(n, bool)
+        nothing = [0.0] * len(self._ids)
+        self._amperes, self._warmth, self._volts = nothing.copy(), nothing.copy(), nothing.copy()  # of every servo
+        self._limp = [False] * len(self._ids)
+        self._own = [[k for k, of in enumerate(joint) if of == j] for j in range(n)]  # a joint's servos
+        self._caps: dict[int, int] = {}  # torque_limit that each servo's EEPROM allows, as far as read
+        self._errors: np.ndarray = np.zeros(len(self._ids), np.uint8)  # Dynamixel: hardware errors, as condition bits
+        self._alerted = False  # there has been one: flags that are down have to be seen from then on
+        self._asked = [False] * len(self._ids)  # since its flag went up, this servo's errors have been asked for
+        self._turn = 0
+
+    @property
+    def telemetry(self) -> Telemetry:
+        return Telemetry(self.current, self.temperature, self.voltage, self.limp)
+
+    def to_steps(self, rad: np.ndarray) -> np.ndarray:
+        """int[S] steps of every servo (second ones last) for joint angles."""
+        return np.rint(np.asarray(rad, float)[self._joint] / self._rad + self._zero).astype(int)
+
+    def name(self, servo: int) -> str:
+        return self.config.joints[self.joint_of(servo)]
+
+    # ---- before anything moves -----------------------------------------------------------------------------------------------
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Every servo, second ones of a joint last."""
+        return self._ids
+
+    def joint_of(self, servo: int) -> int:
+        return int(self._joint[self._ids.index(servo)])
+
+    def check(self, to_move: bool = True) -> None:
+        """Raises ArmError when a servo is silent, double, of another model, holds other values than the file, has a setting that would
+        change a motion or, where the arm is `to_move`, reads outside what it can be sent to. Only reads."""
+        before_torque.check_servos(self)
+        held = before_torque.read_settings(self)
+        before_torque.check_file(self, held)
+        before_torque.check_settings(self, held)
+        if to_move:
+            before_torque.poses(self, held)
+
+    def fingerprint(self) -> str:
+        """Hash of ids, models, firmware, offsets and limits as the servos hold them: is this the same arm as before?"""
+        known = [r for r in self.model.registers.values() if r.eeprom and r.name not in ("baud", "return_delay")]
+        digest = hashlib.sha256()
+        for i in self._ids:
+            for r in known:
+                reply = self.bus.read(i, r.address, r.size, retries=3)
+                digest.update(f"{i} {r.name} {'' if reply is None else reply.data.hex()}\n".encode())
+        return digest.hexdigest()
+
+    # ---- every tick ----------------------------------------------------------------------------------------------------------
+    def read(self) -> Measurement:
+        """Positions and velocities in one sync read; a silent servo keeps its last values and gets NO_REPLY."""
+        return self._measure(self.bus.exchange(b"", self._ids, *self._state))
+
+    def exchange(self, rad: np.ndarray) -> Measurement:
+        """`write_goals` and `read` in one write to the port: a way through the adapter less. The goals go first."""
+        return self._measure(self.bus.exchange(self._goals(rad), self._ids, *self._state))
+
+    def _measure(self, got: bytes | dict[int, Reply]) -> Measurement:
+        """What the servos' answers say. Every tick comes here from a sleep, with cold caches: so one plain loop and few arrays."""
+        now = self.bus.sent_ns
+        if isinstance(got, bytes):  # every servo has answered and nothing is wrong
+            words, partial = self._block.unpack(got), False
+            flags = got[self.bus.codec.DATA_AT - 1 :: self.bus.codec.STATUS_BYTES + self._state[1]]
+            bits = (
+                np.array([self._bits(k, b) for k, b in enumerate(flags)], np.uint8)
+                if any(flags) or self._alerted
+                else self._no_bits
+            )
+        else:
+            held, partial = list(self._words), len(got) < len(self._ids)
+            for k, i in enumerate(self._ids):
+                if i in got:
+                    held[2 * k : 2 * k + 2] = self._pair.unpack(got[i].data)
+            words = tuple(held)
+            bits = np.array(
+                [self._bits(k, got[i].bits) if i in got else NO_REPLY for k, i in enumerate(self._ids)], np.uint8
+            )
+        self._words = words
+        top, jumped, before = self._top, False, self._position
+        position, velocity = [], []
+        for k, p, v, zero, unit, rate in self._scale:
+            step, speed = words[p], words[v]
+            at = ((step if step < top else 0x8000 - step) - zero) * unit
+            if not -JUMP_RAD <= at - before[k] <= JUMP_RAD:
+                jumped = self.watchful
+            position.append(at)
+            velocity.append((speed if speed < top else 0x8000 - speed) * rate)
+        if self._seconds:
+            bits = self._twins(bits, words, position)
+        both = np.frombuffer(self._numbers.pack(*position, *velocity))  # an array of a list costs ten times that
+        q, qd = both[: len(position)], both[len(position) :]
+        if not partial and not jumped:
+            self._now_ns, self._position = now, position
+            self._last = Measurement(q, qd, bits)
+        else:
+            self._last = self._trust(now, q, qd, bits, jumped)
+            self._position = self._last.q.tolist()
+        return self._last
+
+    def _twins(self, bits: np.ndarray, words: Sequence[int], position: Sequence[float]) -> np.ndarray:
+        """Status bits of the joints, with those of their second servos, and TWIN where the two stand apart."""
+        joined = bits[: len(position)].copy()
+        for k, p, _, zero, unit, _ in self._seconds:
+            j, step = int(self._joint[k]), words[p]
+            at = ((step if step < self._top else 0x8000 - step) - zero) * unit
+            joined[j] |= bits[k] | (TWIN if abs(at - position[j]) > TWIN_RAD else 0)
+        return joined
+
+    def _trust(self, now: int, q: np.ndarray, qd: np.ndarray, bits: np.ndarray, jumped: bool) -> Measurement:
+        """Keep the last good values of joints that were silent, or that jumped as no motor can."""
+        stale = (bits & NO_REPLY) > 0
+        if jumped:
+            dt = min(max(now - self._now_ns, 0) * 1e-9, 0.1)  # a position that stays absurd does not become likely
+            doubt = ~stale & (np.abs(q - self._last.q) > self._reach * dt + JUMP_RAD)
+            bits = bits | np.where(doubt, DOUBTED, 0).astype(np.uint8)
+            stale = stale | doubt
+        if not stale.any():
+            self._now_ns = now
+        return Measurement(np.where(stale, self._last.q, q), np.where(stale, self._last.qd, qd), bits)
+
+    def _bits(self, k: int, error: int) -> int:
+        """Condition bits of a reply's error byte; a Dynamixel only raises a flag, and its register 70 is read in the next turn."""
+        if not self.bus.dynamixel:
+            return error & ~(TWIN | DOUBTED | NO_REPLY)
+        if error & 0x80 and not self._asked[k]:
+            self._turn, self._alerted = 2 * k, True
+        elif not error & 0x80:
+            self._errors[k], self._asked[k] = 0, False
+        return int(self._errors[k])
+
+    def read_telemetry(self) -> None:
+        """Torque state, voltage, temperature and current of one servo a call, in turn; a silent one keeps its last values."""
+        turn, n = self._turn, len(self._ids)
+        self._turn += 1
+        if not self.bus.dynamixel:
+            self._take(turn % n, "torque_enable", "present_current" if self.model.current_a else "status")
+            return
+        k = turn // 2 % n  # two short blocks instead of a long one
+        if turn % 2 == 0:
+            self._asked[k] = True  # also when it does not answer: the others' turn comes nevertheless
+            self._take(k, "torque_enable", "watchdog")
+        else:
+            current = self.models[self._joint[k]].current_a
+            self._take(k, "present_current" if current else "present_load", "present_temperature")
+
+    def _take(self, k: int, first: str, last: str) -> None:
+        """Read the block of registers from `first` to `last` of the k-th servo and keep what it tells of its joint."""
+        m = self.models[int(self._joint[k])]
+        address, size = m.span(first, last)
+        reply = self.bus.read(self._ids[k], address, size, retries=0)
+        if reply is None:
+            return
+
+        def value(name: str) -> int | None:
+            r = m.registers.get(name)
+            inside = r is not None and address <= r.address and r.address + r.size <= address + len(reply.data)
+            return m.decode(name, reply.data, r.address - address) if r is not None and inside else None
+
+        torque, volt, warm = value("torque_enable"), value("present_voltage"), value("present_temperature")
+        current, error = value("present_current"), value("hardware_error")
+        if torque is not None:
+            self._limp[k] = torque != 1 or value("watchdog") == -1  # a tripped watchdog refuses goals
+        if volt is not None:
+            self._volts[k] = volt / 10
+        if warm is not None:
+            self._warmth[k] = warm
+        if current is not None:
+            self._amperes[k] = current * m.current_a
+        if error is not None:
+            self._errors[k] = dxl_conditions(error)
+        j = int(self._joint[k])
+        own = self._own[j]
+        self.current[j], self.limp[j] = self._amperes[j], any(self._limp[i] for i in own)
+        self.temperature[j] = max(self._warmth[i] for i in own)
+        self.voltage[j] = min((self._volts[i] for i in own if self._volts[i]), default=0.0)
+
+    def write_goals(self, rad: np.ndarray) -> None:
+        """Goal positions of all joints, rad, in one sync write."""
+        self.bus.send(self._goals(rad))
+
+    def _goals(self, rad: np.ndarray) -> bytes:
+        """The packet of `write_goals`."""
+        goals = rad.tolist()
+        wide = self._goal.size == 4
+        rows: list[int] = []
+        for i, j, unit, zero in self._map:
+            s = round(goals[j] / unit + zero)
+            rows += (i, s if wide or s >= 0 else 0x8000 - s)
+        return self.bus.codec.sync_write_rows(self._goal.address, self._goal.size, self._rows.pack(*rows))
+
+    # ---- torque --------------------------------------------------------------------------------------------------------------
+    def _write_all(self, name: str, value: int) -> None:
+        r = self.model.registers[name]
+        self.bus.sync_write(r.address, dict.fromkeys(self._ids, self.model.encode(name, value)))
+
+    def _read_all(self, name: str, retries: int = 2) -> dict[int, int]:
+        r = self.model.registers[name]
+        got = self.bus.sync_read(self._ids, r.address, r.size, retries)
+        return {i: self.model.decode(name, reply.data) for i, reply in got.items()}
+
+    def read_span(self, first: str, last: str) -> dict[int, dict[str, int]]:
+        """All registers from `first` to `last` of every servo that answers, by id and name."""
+        address, size = self.model.span(first, last)
+        got = self.bus.sync_read(self._ids, address, size, retries=2)
+        return {
+            i: {
+                r.name: m.decode(r.name, reply.data, r.address - address)
+                for r in m.registers.values()
+                if address <= r.address and r.address + r.size <= address + size
+            }
+            for i, reply in got.items()
+            for m in (self.models[self.joint_of(i)],)
+        }
+
+    def read_steps(self) -> dict[int, int]:
+        """Present position in steps of every servo that answers, by id."""
+        return self._read_all("present_position", retries=3)
+
+    def energised(self) -> bool:
+        """Whether any servo has its torque on already (an arm that somebody left standing)."""
+        return any(v == 1 for v in self._read_all("torque_enable").values())
+
+    def _read_caps(self) -> None:
+        """Ask the servos, once, how much torque their EEPROM allows them: an SO-101's gripper often has half, lest it burn out."""
+        if len(self._caps) < len(self._ids):
+            self._caps.update(self._read_all(self.model.torque_cap))
+
+    def full(self, servo: int) -> int:
+        """The torque_limit that lets through all that the servo is allowed; what its model can do where it did not tell."""
+        most = self.model.full_torque
+        return min(self._caps.get(servo, most), most)
+
+    def torque_on(self) -> None:
+        """Goal := present position with nothing left over from another program, then the torque that each servo's EEPROM allows: the arm
+        stiffens where it is. An energised arm keeps its torque throughout.
+
+        Raises ArmError, before any torque, when a servo does not tell its settings, has one that would change a motion, reads outside what
+        it can be sent to, or does not keep what is written; and when one stays limp. Dynamixel's bus watchdog is set to 200 ms
+        as a second line of defence.
+        """
+        held = before_torque.read_settings(self)
+        before_torque.check_settings(self, held)
+        goals = before_torque.poses(self, held)
+        self._caps = {i: held[i][self.model.torque_cap] for i in self._ids}
+        self.watchful = False
+        self.read()
+        if self.bus.dynamixel:
+            self._write_all("watchdog", 0)
+        before_torque.clear_left_overs(self, held, goals)
+        self._write_all("torque_enable", 1)
+        on = self._read_all("torque_enable")
+        limp = [i for i in self._ids if on.get(i) != 1]
+        if limp:
+            raise ArmError(
+                f"servo {', '.join(map(str, limp))} did not switch its torque on: power the arm off and on, then try again."
+            )
+        if self.bus.dynamixel:
+            self._write_all("watchdog", 10)
+        self.limp[:] = False
+        self._limp = [False] * len(self._ids)
+        self.watchful = True
+
+    def calm(self) -> None:
+        """After another master died: clear Dynamixel's watchdog, whose trip makes goals read-only, with the goal where the arm is."""
+        if self.bus.dynamixel:
+            self._write_all("watchdog", 0)
+            measured = self.read()
+            if not (measured.bits & NO_REPLY).any():
+                self.write_goals(measured.q)
+
+    def set_torque(self, share: float) -> None:
+        """Torque limit of all servos, 0..1 of what their EEPROM allows; unacknowledged, so that one servo that refuses stops nobody."""
+        share = min(max(share, 0.0), 1.0)
+        limits = {i: self.model.encode("torque_limit", int(self.full(i) * share)) for i in self._ids}
+        self.bus.sync_write(self.model.registers["torque_limit"].address, limits)
+
+    def torque_share(self) -> float:
+        """The highest torque limit on the arm now, 0..1 of what the servo is allowed; 1 when no servo answers."""
+        self._read_caps()
+        shares = (v / max(self.full(i), 1) for i, v in self._read_all("torque_limit").items())
+        return min(max(shares, default=1.0), 1.0)
+
+    def torque_off(self) -> list[int]:
+        """Release every servo, those that did not listen together once more one by one; returns the ids that still hold, as far as the
+        bus's time (`until_ns`) allowed to see: in a tick the guard must not take it for a stall."""
+        self.watchful = False
+        enable = self.model.registers["torque_enable"]
+        if self.bus.dynamixel:
+            self._write_all("watchdog", 0)
+        holding: list[int] = []
+        for _ in range(3):
+            self._write_all("torque_enable", 0)
+            off = self._read_all("torque_enable", retries=1)
+            holding = [i for i in self._ids if off.get(i) != 0]
+            if not holding or self.bus.time_is_up():
+                break
+            for i in holding:
+                if self.bus.time_is_up():
+                    break
+                self.bus.write(i, enable.address, b"\x00")
+        if not holding and len(self._caps) == len(self._ids) and not self.bus.time_is_up():
+            self.set_torque(1.0)  # the ramp's end would leave an arm without strength to whoever drives it next
+        return holding

@@ -1,0 +1,1 @@
+"""Servo models: register tables, and which codec each speaks."""

@@ -1,0 +1,251 @@
+"""TensorRT engines from a bundle, on the machine that will run them: strongly typed, cached, compared with ONNX Runtime, listed.
+
+`engines/<module>-sm<capability>-<multiprocessors>mp-trt<version>/` holds `<name>.engine`, `timing.cache` and `engines.json`, which says
+what each was made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.bundle import Bundle, sha256
+from runtime.engines.cuda import Cuda, CudaError
+from runtime.engines.onnx import EngineError, OrtEngine, centred_cosine
+from runtime.engines.tensorrt import TensorRTEngine, tensorrt
+from runtime.policies.decode import proprio
+from runtime.policies.harmowam import fixed_noise
+
+URGENT = ("fast",)
+COSINE = 0.99  # against ONNX Runtime, node by node
+LISTING = "engines.json"
+
+
+@dataclass(frozen=True)
+class Board:
+    """What an engine depends on. CUDA calls the GPU of a Nano, an NX and an AGX "Orin" alike, hence `module`, the device tree's name
+    of the board ("" where there is none), and `multiprocessors`, of which some power modes switch a part off."""
+
+    gpu: str
+    capability: str
+    tensorrt: str
+    jetpack: str
+    module: str
+    multiprocessors: int
+
+    def key(self, version_compatible: bool = False) -> str:
+        """Name of the folder for its engines. Version-compatible ones are for every later TensorRT of the same major version."""
+        name = re.sub(r"[^a-z0-9]+", "-", (self.module or self.gpu).lower()).strip("-")
+        version = self.tensorrt.partition(".")[0] + "-compatible" if version_compatible else self.tensorrt
+        return f"{name}-sm{self.capability}-{self.multiprocessors}mp-trt{version}"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to build. `memory_mb` bounds the builder's workspace: 1 GiB leaves an 8 GB board room to live. `tf32`: float32 layers on the
+    tensor cores, as `export/roofline.py` reckons; TensorRT's own default, which Polygraphy turns off unless it is asked for."""
+
+    memory_mb: int = 1024
+    builds: int = 2
+    version_compatible: bool = False
+    tf32: bool = True
+
+
+def this_board() -> Board:
+    """Raises EngineError without TensorRT or without a GPU."""
+    version = str(tensorrt().__version__)
+    try:
+        cuda = Cuda()
+    except CudaError as e:
+        raise EngineError(str(e)) from e
+    release = Path("/etc/nv_tegra_release")
+    found = re.search(r"R(\d+).*REVISION: ([\d.]+)", release.read_text()) if release.exists() else None
+    jetpack = f"L4T {found.group(1)}.{found.group(2)}" if found else "none"
+    model = Path("/proc/device-tree/model")
+    module = model.read_text().strip("\0\n ") if model.exists() else ""
+    return Board(cuda.name(), "".join(map(str, cuda.capability())), version, jetpack, module, cuda.multiprocessors())
+
+
+def refuse_unfit(bundle: Bundle) -> None:
+    """Raises EngineError for a bundle whose Q/DQ placement TensorRT does not take."""
+    q = bundle.manifest.quantization
+    if q.get("format") not in ("fp32", "fp16") and q.get("target") != "tensorrt":
+        raise EngineError(
+            f"{bundle.path} was quantised for ONNX Runtime: on the workstation run `harmowam export --target tensorrt --out {bundle.path}`."
+        )
+
+
+def plan(bundle: Bundle, options: Options, board: Board | None) -> list[dict[str, Any]]:
+    """What a build would do, engine by engine; `board` None where there is no GPU."""
+    key = board.key(options.version_compatible) if board else "<module>-sm<capability>-<multiprocessors>mp-trt<version>"
+    folder = bundle.path / "engines" / key
+    return [
+        {
+            "engine": name, "onnx": files.file, "onnx_sha256": bundle.manifest.files[files.file],
+            "file": str(folder / f"{name}.engine"), "inputs": files.inputs, "outputs": files.outputs,
+            "stream": "high priority" if name in URGENT else "low priority", **asdict(options),
+        }
+        for name, files in bundle.manifest.engines.items()
+    ]  # fmt: skip
+
+
+def build_engine(source: Path, cache: Path, options: Options) -> bytes:
+    """One serialised engine by Polygraphy. Strongly typed: precision comes from the Q/DQ nodes, no flag can change it."""
+    trt = tensorrt()
+    try:
+        from polygraphy.backend.trt import create_config, engine_bytes_from_network, network_from_onnx_path
+        from polygraphy.exception import PolygraphyException
+    except ImportError as e:
+        raise EngineError("Polygraphy is not installed: run `pip install 'harmowam-edge[jetson]'`.") from e
+    try:
+        network = network_from_onnx_path(str(source), strongly_typed=True)
+        builder, definition = network[0], network[1]
+        config = create_config(
+            builder,
+            definition,
+            memory_pool_limits={trt.MemoryPoolType.WORKSPACE: options.memory_mb << 20},
+            load_timing_cache=str(cache) if cache.exists() else None,
+            version_compatible=options.version_compatible,
+            exclude_lean_runtime=False if options.version_compatible else None,
+            tf32=options.tf32,
+        )
+        return bytes(engine_bytes_from_network(network, config=config, save_timing_cache=str(cache)))
+    except (PolygraphyException, MemoryError) as e:
+        raise EngineError(
+            f"TensorRT could not build {source.name} ({str(e).splitlines()[0][:200]}): close other programs, or lower "
+            f"--memory-mb (now {options.memory_mb})."
+        ) from e
+
+
+def observations(bundle: Bundle, count: int = 16) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Feeds of every engine from the bundle's stored observations, by the FP32-bordered ONNX on the CPU."""
+    with np.load(bundle.path / "samples.npz") as stored:
+        raw = {k: stored[k] for k in ("front", "wrist", "pose", "instruction")}
+    m = bundle.manifest
+    mean, std = (np.array(m.preprocess[k], np.float32).reshape(3, 1, 1) for k in ("mean", "std"))
+    noise = fixed_noise(*(tuple(m.engines[k].inputs["noise"]) for k in ("world_model", "predictive")))
+    world = OrtEngine(bundle.path / m.engines["world_model"].file)
+    out: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in m.engines}
+    for i in np.linspace(0, len(raw["pose"]) - 1, count).astype(int):
+        views = {
+            k: ((raw[k][i][None].astype(np.float32) / 255 - mean) / std).astype(np.float32) for k in ("front", "wrist")
+        }
+        have = {
+            **views,
+            "proprio": proprio(raw["pose"][i])[None],
+            "text": bundle.task(str(raw["instruction"][i]))[None],
+        }
+        made = world.run({k: {**have, "noise": noise["world_model"]}[k] for k in world.inputs})
+        have |= {k: v.copy() for k, v in made.items()}
+        for name, files in m.engines.items():
+            out[name].append({k: noise[name] if k == "noise" else have[k] for k in files.inputs})
+    return out
+
+
+def compare(
+    path: Path, source: Path, feeds: list[dict[str, np.ndarray]], version_compatible: bool = False
+) -> tuple[dict[str, float], float]:
+    """Cosine of each output (centred) against ONNX Runtime, and the median milliseconds of a pass."""
+    engine = TensorRTEngine(path, version_compatible=version_compatible)
+    reference = OrtEngine(source, literal=True)
+    pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {k: [] for k in reference.outputs}
+    times = []
+    for feed in feeds:
+        wanted = {k: v.copy() for k, v in reference.run(feed).items()}
+        for _ in range(10):
+            began = time.perf_counter()
+            made = engine.run(feed)
+            times.append(1e3 * (time.perf_counter() - began))
+        for k, both in pairs.items():
+            both.append((wanted[k], made[k].copy()))
+    engine.close()
+    cosines = {k: round(centred_cosine(*map(np.stack, zip(*both, strict=True))), 6) for k, both in pairs.items()}
+    return cosines, float(np.median(times))
+
+
+def build(bundle: Bundle, options: Options, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """Build all engines beside their place, then put them there; returns the listing. Raises EngineError, leaving nothing behind."""
+    refuse_unfit(bundle)
+    board = this_board()
+    target = bundle.path / "engines" / board.key(options.version_compatible)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        if (target / "timing.cache").exists():
+            shutil.copy(target / "timing.cache", partial / "timing.cache")
+        feeds = observations(bundle)
+        listing: dict[str, Any] = {"board": asdict(board), "options": asdict(options), "engines": {}}
+        for row in plan(bundle, options, board):
+            name, source = row["engine"], bundle.path / row["onnx"]
+            best = partial / f"{name}.engine"
+            kept = float("inf")
+            for attempt in range(options.builds):
+                say(f"{name}: build {attempt + 1} of {options.builds}")
+                trial = partial / f"{name}.trial"
+                # A cache that is read back repeats its choice of tactics: only the last build writes it.
+                cache = partial / ("timing.cache" if attempt == options.builds - 1 else f"{name}.{attempt}.cache")
+                trial.write_bytes(build_engine(source, cache, options))
+                cosines, ms = compare(trial, source, feeds[name], options.version_compatible)
+                low = {k: v for k, v in cosines.items() if not v >= COSINE}
+                if low:
+                    raise EngineError(
+                        f"the TensorRT engine {name} strays from ONNX Runtime (cosine {low}): report this with its timing.cache."
+                    )
+                if ms < kept:
+                    kept = ms
+                    trial.replace(best)
+                    listing["engines"][name] = {
+                        "onnx_sha256": row["onnx_sha256"], "sha256": sha256(best), "cosine": cosines, "median_ms": round(ms, 3),
+                    }  # fmt: skip
+                trial.unlink(missing_ok=True)
+                if cache.name != "timing.cache":
+                    cache.unlink(missing_ok=True)
+        (partial / LISTING).write_text(json.dumps(listing, indent=1, sort_keys=True) + "\n")
+        for file in partial.iterdir():
+            with open(file, "rb+") as f:
+                os.fsync(f.fileno())
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        # What was built last is what runs, of either kind.
+        shutil.rmtree(target.with_name(board.key(not options.version_compatible)), ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return listing
+
+
+def built_engine(bundle: Bundle, name: str, board: Board) -> tuple[Path, bool]:
+    """The engine file for `board`, and whether it is version compatible. Raises EngineError, with the command that mends it, when it is
+    absent, stale or damaged."""
+    mend = f"run `harmowam build {bundle.path}` on this machine."
+    folders = [bundle.path / "engines" / board.key(compatible) for compatible in (False, True)]
+    folder = next((f for f in folders if (f / LISTING).is_file()), None)
+    if folder is None:
+        others = sorted(p.name for p in (bundle.path / "engines").glob("*") if p.is_dir())
+        was = f" (it has them for {', '.join(others)})" if others else ""
+        raise EngineError(f"{bundle.path} has no TensorRT engines for {board.key()}{was}: {mend}")
+    try:
+        listing = json.loads((folder / LISTING).read_text())
+        entry = listing["engines"][name]
+        from_onnx, digest, jetpack = entry["onnx_sha256"], entry["sha256"], listing["board"]["jetpack"]
+        compatible = bool(listing["options"]["version_compatible"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise EngineError(f"{folder / LISTING} is damaged: {mend}") from e
+    path = folder / f"{name}.engine"
+    if jetpack != board.jetpack and not compatible:  # a newer TensorRT comes with a newer JetPack
+        raise EngineError(f"the engines of {bundle.path} were built under {jetpack}, this is {board.jetpack}: {mend}")
+    if from_onnx != bundle.manifest.files[bundle.manifest.engines[name].file]:
+        raise EngineError(f"{path} was built from another {name}.onnx: {mend}")
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise EngineError(f"{path} is truncated or damaged: {mend}")
+    return path, compatible

@@ -1,0 +1,245 @@
+"""What a run's stamps say: percentiles, misses, ages, a comparison with another run, and what to look at next."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.observe.trace import percentiles, summary
+
+if TYPE_CHECKING:
+    from runtime.loop.two_rate import Policy
+
+STAGES = {  # what each stage is, for people; in the order in which a picture passes them
+    "observation.age": "exposure, transfer and waiting: capture to the loop's hand",
+    "fast.take": "frames out of their slots, checks of them",
+    "fast.preprocess": "pre-processing, all cameras",
+    "fast.engine": "reactive expert and gate: one engine",
+    "fast.gate": "heat map to target, choice of the expert",
+    "fast.handover": "continuous hand-over between plans and experts",
+    "fast.command": "inverse kinematics, command",
+    "fast.slot": "checks of the output, command into its slot",
+    "wire": "command in its slot to bytes on the bus",
+    "slow.preprocess": "pre-processing, all cameras",
+    "slow.world_model": "world model: image encoder and flow",
+    "slow.predictive": "predictive expert",
+    "motor.read": "servo read-back",
+    "motor.write": "bus write",
+    "motor.telemetry": "temperature, voltage and current of one servo",
+    "motor.wake": "start of a motor tick after its due time",
+}
+
+SERIES = {  # of a whole run, by their keys in a report: what the trace calls them
+    "observation_to_wire_ms": "wire.observation",
+    "overhead_ms": "wire.overhead",
+    "prior_age_ms": "prior.age",
+    "period_error_ms": "fast.period_error",
+}
+
+
+def timing_report(policy: Policy, motor_hz: float) -> dict[str, Any]:
+    """The `profile` JSON shape: rates, misses, ages and stages of a run, however it ended; `began_s` is on the monotonic clock."""
+    c = policy.counts
+    seconds = max((c.ended_ns - c.began_ns) * 1e-9, 1e-9)
+    found: dict[str, np.ndarray] = {}
+    for trace in (policy.fast_trace, policy.slow_trace, policy.motor_trace):
+        found.update(trace.durations_ms())
+    empty = np.zeros(0)
+    stages = summary({name: found[name] for name in STAGES if name in found})
+    budgets = {"slow": 1000 / policy.slow_hz, "motor": 1000 / motor_hz}
+    for name, row in stages.items():
+        row["budget_ms"] = round(budgets.get(name.split(".")[0], 1000 / policy.fast_hz), 3)
+    report: dict[str, Any] = {
+        "began_s": round(c.began_ns * 1e-9, 3), "seconds": round(seconds, 2),
+        "fast_hz": round(c.new_frames / seconds, 3), "repeat_hz": round(c.repeats / seconds, 3),
+        "slow_hz": round(c.slow / seconds, 3), "ticks": c.ticks, "deadline_misses": c.misses,
+        "commanded": c.first_command_ns > 0, "held_s": round(c.held / policy.fast_hz, 2),
+        **{key: percentiles(found.get(name, empty)) for key, name in SERIES.items()}, "stages": stages,
+        "goal_jerk_rad_s3": {"rms": round(c.jerk_rms, 1), "max": round(c.jerk_max, 1)},
+        "refused_outputs": c.faults_seen,
+        "health": {
+            "state": policy.health.state.name.lower(),
+            "changes": [
+                {"at_s": h.at_s, "state": h.state.name.lower(), "reasons": list(h.reasons)} for h in policy.health.history
+            ],
+        },
+    }  # fmt: skip
+    if policy.log is not None:
+        report["log"] = {
+            "file": str(policy.log.path),
+            "mb": round(policy.log.bytes / 1e6, 1),
+            "dropped": policy.log.dropped,
+        }
+        if policy.log.fault:
+            report["log"]["fault"] = policy.log.fault
+    return report
+
+
+def tracks(policy: Policy) -> dict[str, dict[str, np.ndarray]]:
+    """Spans of each thread and process, for a timeline; measured ages have a track of their own."""
+    fast = policy.fast_trace.spans()
+    loop = {s: v for s, v in fast.items() if s.startswith("fast.") and s != "fast.period_error"}
+    ages = {s: v for s, v in fast.items() if s in ("observation.age", "wire", "wire.observation")}
+    return {
+        "fast loop": loop,
+        "slow loop": policy.slow_trace.spans(),
+        "motor process": policy.motor_trace.spans(),
+        **{f"age: {s}": {s: v} for s, v in ages.items()},
+    }
+
+
+def hints(report: Mapping[str, Any]) -> list[str]:
+    """What to look at, worst first; empty when every budget is kept."""
+    found = []
+    period = 1000.0 / max(report["fast_hz"] + report["repeat_hz"], 1e-9)
+    stages = report["stages"]
+    misses = report["deadline_misses"] / max(report["ticks"], 1)
+    fast = {s: r["p99_ms"] for s, r in stages.items() if s.startswith("fast.")}
+    slow = {s: r["p50_ms"] for s, r in stages.items() if s.startswith("slow.")}
+    if misses > 0.001 and fast:
+        worst = max(fast, key=lambda s: fast[s])
+        found.append(
+            f"{misses:.2%} of the deadlines were missed; {worst} takes {fast[worst]:.1f} ms at p99 of a period of {period:.1f} ms: "
+            "look there first, then at `harmowam doctor`."
+        )
+    stolen = report.get("processors", {}).get("stolen", 0.0)
+    if stolen > 0.001:
+        found.append(
+            f"{stolen:.1%} of the processors' time went to other machines on the same host: stalls in this run are also the host's. "
+            "Measure again when it is quiet, or on a machine of its own."
+        )
+    if slow and sum(slow.values()) > 0.9 * stages[next(iter(slow))]["budget_ms"]:
+        worst = max(slow, key=lambda s: slow[s])
+        found.append(
+            f"the slow loop does not keep its rate; {worst} takes {slow[worst]:.1f} ms: lower slow_hz or shrink it."
+        )
+    if report["prior_age_ms"]["p99"] > 550:
+        found.append("Priors are older than 550 ms when used: the predictive expert is switched off then.")
+    age = stages.get("observation.age")
+    if age and age["p50_ms"] > period:
+        found.append(
+            f"pictures are {age['p50_ms']:.0f} ms old when the loop gets them: a faster camera mode gains most here."
+        )
+    wake = stages.get("motor.wake")
+    if wake and wake["p99_ms"] > 1.0:
+        allowed = report.get("real_time", {}).get("sched_fifo")
+        why = (
+            "servo read-back and telemetry take too long for this rate"
+            if allowed
+            else "allow SCHED_FIFO (`harmowam doctor`)"
+        )
+        found.append(f"motor ticks start {wake['p99_ms']:.1f} ms late at p99: {why}.")
+    return found
+
+
+def compare(
+    mine: Mapping[str, Any], other: Mapping[str, Any], tolerance: float = 0.15, floor_ms: float = 0.3
+) -> dict[str, Any]:
+    """Two runs: `{"rows": [...], "worse": [...], "verdict": "same" | "better" | "worse"}`.
+
+    A row is worse when p50 or p99 rose by more than `tolerance` and by more than `floor_ms`, or when a rate fell by more than the
+    tolerance, or when more than 0.1 % more of the deadlines were missed. `other` is the older run.
+    """
+    rows: list[dict[str, Any]] = []
+
+    def add(name: str, now: float, before: float, higher_is_better: bool = False, floor: float = floor_ms) -> None:
+        change = (now - before) / before if before else 0.0
+        rose = change > tolerance and now - before > floor
+        fell = change < -tolerance and before - now > floor
+        worse, better = (fell, rose) if higher_is_better else (rose, fell)
+        verdict = "worse" if worse else "better" if better else "same"
+        rows.append(
+            {
+                "name": name,
+                "now": now,
+                "before": before,
+                "ratio": round(now / before, 3) if before else None,
+                "verdict": verdict,
+            }
+        )
+
+    for rate in ("fast_hz", "slow_hz"):
+        add(rate, mine[rate], other[rate], higher_is_better=True, floor=0.0)
+    for key in SERIES:
+        for p in ("p50", "p99"):
+            if p in mine.get(key, {}) and p in other.get(key, {}):
+                add(f"{key.removesuffix('_ms')} {p}", mine[key][p], other[key][p])
+    for stage, row in mine["stages"].items():
+        before = other["stages"].get(stage)
+        if before:
+            for p in ("p50_ms", "p99_ms"):
+                add(f"{stage} {p.removesuffix('_ms')}", row[p], before[p])
+    share = [r["deadline_misses"] / max(r["ticks"], 1) for r in (mine, other)]
+    missed = "worse" if share[0] > share[1] + 0.001 else "better" if share[0] < share[1] - 0.001 else "same"
+    rows.append({"name": "deadline misses", "now": share[0], "before": share[1], "ratio": None, "verdict": missed})
+    worse = [r["name"] for r in rows if r["verdict"] == "worse"]
+    better = any(r["verdict"] == "better" for r in rows)
+    return {"rows": rows, "worse": worse, "verdict": "worse" if worse else "better" if better else "same"}
+
+
+def _number(path: Path) -> float | None:
+    try:
+        return float(path.read_text().strip())
+    except (OSError, ValueError):
+        return None
+
+
+def processor_ticks(stat: Path = Path("/proc/stat")) -> np.ndarray:
+    """Ticks since boot, all cores together, int64[3]: all, not idle, taken by a hypervisor for other machines (proc(5), "steal")."""
+    ticks = np.array(stat.read_text().splitlines()[0].split()[1:9], np.int64)
+    return np.array([ticks.sum(), ticks.sum() - ticks[3:5].sum(), ticks[7]])
+
+
+def processor_shares(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
+    """`{"busy": share, "stolen": share}` of the cores' time between two `processor_ticks`; what was stolen is not in `busy`."""
+    passed, busy, stolen = (after - before).tolist()
+    return {"busy": round((busy - stolen) / max(passed, 1), 4), "stolen": round(stolen / max(passed, 1), 4)}
+
+
+def board() -> dict[str, Any]:
+    """What the machine ran at: model, cores, clocks, governor, temperatures, and on a Jetson power mode and rail power.
+
+    Read from sysfs, no root needed; what a machine does not show is left out. Jetson: INA3221 under hwmon (rail power), devfreq
+    (GPU clock), `/var/lib/nvpmodel/status` (power mode).
+    """
+    out: dict[str, Any] = {"cores": os.cpu_count()}
+    model = Path("/proc/device-tree/model")
+    if model.exists():
+        out["model"] = model.read_text().strip("\0\n ")
+    else:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        out["model"] = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
+        )
+    cpu = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+    clock = _number(cpu / "scaling_cur_freq")
+    if clock:
+        out["cpu_mhz"] = round(clock / 1000)
+        out["governor"] = (cpu / "scaling_governor").read_text().strip()
+    for devfreq in Path("/sys/class/devfreq").glob("*"):
+        if any(s in devfreq.name for s in ("gpu", "ga10b", "gv11b")) and (hz := _number(devfreq / "cur_freq")):
+            out["gpu_mhz"] = round(hz / 1e6)
+    zones = {}
+    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
+        t = _number(zone / "temp")
+        if t is not None:
+            zones[(zone / "type").read_text().strip()] = round(t / 1000, 1)
+    if zones:
+        out["temperature_c"] = zones
+    rails = {}
+    for label in Path("/sys/class/hwmon").glob("hwmon*/in*_label"):
+        index = label.name.removeprefix("in").removesuffix("_label")
+        volt, ampere = (_number(label.with_name(f"{kind}{index}_input")) for kind in ("in", "curr"))
+        if volt and ampere:
+            rails[label.read_text().strip()] = round(volt * ampere * 1e-6, 2)
+    if rails:
+        out["power_w"] = rails
+    try:
+        out["power_mode"] = Path("/var/lib/nvpmodel/status").read_text().strip()
+    except OSError:
+        pass
+    return out

@@ -1,0 +1,1 @@
+"""From observations to commands: one module a policy."""
