@@ -22,18 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from runtime.bundle import Bundle, BundleError
-from runtime.engines.onnx import EngineError, OrtEngine, centred_cosine
-from runtime.engines.tensorrt import TensorRTEngine
-from runtime.engines.tensorrt_build import (
+from runtime.build import (
     COSINE,
-    URGENT,
     Options,
     build,
-    built_engine,
     observations,
-    this_board,
 )
+from runtime.bundle import Bundle, BundleError
+from runtime.engines.built import URGENT, built_engine, this_board
+from runtime.engines.onnx import EngineError, OrtEngine, centred_cosine
+from runtime.engines.tensorrt import TensorRTEngine
 
 Feeds = list[dict[str, np.ndarray]]
 WARM = 20
@@ -137,7 +135,10 @@ def measure(bundle: Bundle, options: Options, rounds: int, say: Callable[[str], 
         "build_s": round(time.perf_counter() - began, 1), "rounds": rounds, "engines": {},
     }  # fmt: skip
     board, feeds = this_board(), observations(bundle)
-    paths = {name: built_engine(bundle, name, board)[0] for name in bundle.manifest.engines}
+    paths = {
+        name: built_engine(bundle.path, name, bundle.manifest.files[bundle.manifest.engines[name].file], board)[0]
+        for name in bundle.manifest.engines
+    }
     for name, path in paths.items():
         feed = feeds[name][0]
         graph, plain = TensorRTEngine(path, urgent=name in URGENT), TensorRTEngine(path, name in URGENT, graph=False)

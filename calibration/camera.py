@@ -8,9 +8,7 @@ that rides on the arm to the tool's frame (`firmware_bridge.arms.so101.tool_rota
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,36 +155,6 @@ def moved_mount(src: Camera, dst: Camera) -> tuple[float, float]:
     between = np.linalg.inv(dst.T_tool_from_cam) @ src.T_tool_from_cam
     cosine = np.clip((np.trace(between[:3, :3]) - 1) / 2, -1.0, 1.0)
     return float(np.linalg.norm(between[:3, 3])), float(np.arccos(cosine))
-
-
-def load_camera(path: Path, identity: dict[str, Any] | None = None) -> Camera:
-    """Read one camera: a plain file, or a camera's folder in a calibration store, whose current record counts.
-
-    Raises CalibrationError when it is absent or damaged, when a camera fixed to the base has no pose yet, or when the record was
-    made with another camera than `identity` ("serial", "width", "height", "focus") says.
-    """
-    if Path(path).is_dir():
-        from calibration.store import Store, refuse_other_camera
-
-        record = Store(Path(path).parent).get(Path(path).name, kind="camera")
-        refuse_other_camera(record, identity or {})
-        camera = Camera.from_json(record["result"], str(path))
-        if record["identity"].get("mount") == "base" and camera.T_base_from_cam is None:
-            raise CalibrationError(
-                f"camera '{camera.name}' has intrinsics but no pose yet: run `harmowam calibrate hand-eye`."
-            )
-        return camera
-    try:
-        data = json.loads(Path(path).read_text())
-    except OSError as e:
-        raise CalibrationError(
-            f"camera calibration {path} cannot be read ({e.strerror}): calibrate the camera, or check the path in the robot file."
-        ) from e
-    except ValueError as e:
-        raise CalibrationError(
-            f"camera calibration {path} is damaged ({e}): restore it or calibrate the camera again."
-        ) from e
-    return Camera.from_json(data, str(path))
 
 
 def policy_camera(native: Camera, size: int = 96) -> Camera:

@@ -18,7 +18,8 @@ import numpy as np
 
 from calibration.camera import CalibrationError
 from firmware_bridge.arms.so101 import SHUT
-from firmware_bridge.motion.arm import Arm, ArmConfig
+from firmware_bridge.motion.arm import Arm
+from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.servos.sts3215 import RAD_PER_STEP, STEPS, decode
 
 MARGIN = 0.035  # rad kept free at each end of the measured range

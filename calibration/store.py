@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from calibration.camera import CalibrationError
+from calibration.camera import CalibrationError, Camera
 from common.files import write_whole
 
 SCHEMA = 1
@@ -243,3 +243,31 @@ def refuse_other_camera(record: dict[str, Any], identity: dict[str, Any]) -> Non
                 f"calibration of '{record['name']}' is for {meaning} {was}, this camera has {now}: "
                 "set the camera back or calibrate it again."
             )
+
+
+def load_camera(path: Path, identity: dict[str, Any] | None = None) -> Camera:
+    """Read one camera: a plain file, or a camera's folder in a calibration store, whose current record counts.
+
+    Raises CalibrationError when it is absent or damaged, when a camera fixed to the base has no pose yet, or when the record was
+    made with another camera than `identity` ("serial", "width", "height", "focus") says.
+    """
+    if Path(path).is_dir():
+        record = Store(Path(path).parent).get(Path(path).name, kind="camera")
+        refuse_other_camera(record, identity or {})
+        camera = Camera.from_json(record["result"], str(path))
+        if record["identity"].get("mount") == "base" and camera.T_base_from_cam is None:
+            raise CalibrationError(
+                f"camera '{camera.name}' has intrinsics but no pose yet: run `harmowam calibrate hand-eye`."
+            )
+        return camera
+    try:
+        data = json.loads(Path(path).read_text())
+    except OSError as e:
+        raise CalibrationError(
+            f"camera calibration {path} cannot be read ({e.strerror}): calibrate the camera, or check the path in the robot file."
+        ) from e
+    except ValueError as e:
+        raise CalibrationError(
+            f"camera calibration {path} is damaged ({e}): restore it or calibrate the camera again."
+        ) from e
+    return Camera.from_json(data, str(path))

@@ -24,8 +24,9 @@ def build(
     bundle: Path, memory_mb: int, builds: int, version_compatible: bool, dry_run: bool, json_path: Path | None
 ) -> None:  # fmt: skip
     """Build TensorRT engines from BUNDLE on this machine, compare them with ONNX Runtime, keep the fastest."""
+    from runtime import build as room
     from runtime.bundle import Bundle
-    from runtime.engines import tensorrt_build as room
+    from runtime.engines.built import Board, this_board
     from runtime.engines.onnx import EngineError
 
     opened = Bundle.load(bundle)
@@ -33,7 +34,7 @@ def build(
     room.refuse_unfit(opened)
     if dry_run:
         try:
-            board: room.Board | None = room.this_board()
+            board: Board | None = this_board()
         except EngineError as e:
             board = None
             click.echo(f"(not this machine: {e})", err=True)

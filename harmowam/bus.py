@@ -66,7 +66,7 @@ def table(rows: list[list[Any]], head: list[str]) -> list[str]:
 @errors
 def scan(port: str, baud: tuple[int, ...], protocol: str, ids: str, json_path: Path | None) -> None:
     """Every servo that answers. Only reads; the arm is not touched."""
-    from firmware_bridge.bus.service import scan
+    from firmware_bridge.service import scan
 
     found = scan(port, id_range(ids), protocols(protocol), baud, lambda line: click.echo(f"  {line}", err=True))
     rows = []
@@ -178,7 +178,7 @@ def monitor(robot: str, port: str | None, seconds: float | None) -> None:
 @errors
 def check(robot: str, port: str | None, fix: bool, json_path: Path | None) -> None:
     """What the arm's servos hold that would change its motion, and why it must be otherwise. Only reads, but with --fix."""
-    from firmware_bridge.bus import service
+    from firmware_bridge import service
     from firmware_bridge.motion import before_torque
 
     arm, opened = open_arm(robot, port)
@@ -215,7 +215,7 @@ def check(robot: str, port: str | None, fix: bool, json_path: Path | None) -> No
 @errors
 def set_id(port: str, baud: tuple[int, ...], protocol: str, new: int, yes: bool) -> None:
     """Give one servo a new id: connect it alone, and confirm."""
-    from firmware_bridge.bus import service
+    from firmware_bridge import service
     from firmware_bridge.bus.master import Bus
     from firmware_bridge.bus.port import Port
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from calibration.camera import CalibrationError
 from firmware_bridge.arms import so101
-from firmware_bridge.motion.arm import ArmConfig
+from firmware_bridge.motion.config import ArmConfig
 from harmowam.calibration_rig import LiveRig
 from runtime.robot import Robot
 

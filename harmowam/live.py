@@ -24,8 +24,9 @@ from firmware_bridge.motion.safety import lowering_s
 from harmowam.calibration_rig import refuse_moved
 from runtime.bundle import Bundle, default_backend
 from runtime.cameras.sources import CameraSource, calibrations, open_cameras
+from runtime.loop.timing import timing_report
 from runtime.loop.two_rate import Policy, RunError
-from runtime.observe.profile import processor_shares, processor_ticks, timing_report
+from runtime.observe.profile import processor_shares, processor_ticks
 from runtime.preprocess import on_gpu
 from runtime.robot import Robot
 from sim import server

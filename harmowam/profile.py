@@ -117,7 +117,8 @@ def profile(
 ) -> None:  # fmt: skip
     """Where each millisecond goes: the same loop as `run`, with every stage stamped by one clock."""
     from harmowam.live import live, make_folder, process_began_s
-    from runtime.observe.profile import board, compare, hints, tracks
+    from runtime.loop.timing import tracks
+    from runtime.observe.profile import board, compare, hints
     from runtime.observe.profile_page import page
     from runtime.observe.trace import write_perfetto
     from runtime.robot import load_robot

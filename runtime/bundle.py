@@ -210,10 +210,10 @@ class Bundle:
 
     def _open(self, name: str, spec: EngineFiles, threads: int, backend: str) -> Engine:
         if backend == "tensorrt":
+            from runtime.engines.built import URGENT, built_engine, this_board
             from runtime.engines.tensorrt import TensorRTEngine
-            from runtime.engines.tensorrt_build import URGENT, built_engine, this_board
 
-            path, compatible = built_engine(self, name, this_board())
+            path, compatible = built_engine(self.path, name, self.manifest.files[spec.file], this_board())
             return TensorRTEngine(path, urgent=name in URGENT, version_compatible=compatible)
         providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
         if backend not in providers:

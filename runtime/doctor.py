@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from calibration.camera import CalibrationError, load_camera
+from calibration.camera import CalibrationError
+from calibration.store import load_camera
 from runtime.cameras.sources import is_device
 from runtime.cameras.sources import node as device_path
 from runtime.robot import Robot

@@ -11,7 +11,7 @@ from calibration.joints import JointCalibration
 from calibration.store import Store
 from common.errors import Mendable
 from firmware_bridge.arms.so101 import FAMILY
-from firmware_bridge.motion.arm import ArmConfig
+from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.servos.models import MODELS
 
 if sys.version_info >= (3, 11):

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from sim.world import World
 
 Region = tuple[tuple[float, float], tuple[float, float]]  # (x, y) of two corners, m
 Places = dict[str, tuple[float, float, float]]  # body -> x, y (m), heading (rad)
@@ -224,7 +221,22 @@ def sample_layout(
     return Layout(t.name, instruction, places, start, jaw, environment, sample_look(rng, environment, places))
 
 
-def success(world: World) -> bool:
+class Judged(Protocol):
+    """What success is read from; `sim.world.World` is one. Positions in m, in the base frame."""
+
+    layout: Layout
+    pressed: list[str]
+
+    def position(self, body: str) -> np.ndarray: ...
+
+    def upright(self, body: str) -> float: ...
+
+    def at_rest(self, body: str) -> bool: ...
+
+    def touched(self, body: str) -> bool: ...
+
+
+def success(world: Judged) -> bool:
     """Whether the instruction has been fulfilled: judged from the state of the world, not from what a script did."""
     layout = world.layout
     roles = layout.roles

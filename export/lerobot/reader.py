@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from calibration.camera import Camera, load_camera
-from calibration.store import Store
+from calibration.camera import Camera
+from calibration.store import Store, load_camera
 from export.lerobot.layout import (
     EXTRA,
     INFO,

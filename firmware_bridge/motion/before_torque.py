@@ -6,27 +6,48 @@ Nothing here writes EEPROM. What keeps the arm from being armed is raised as one
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
-from common.errors import Mendable
+from firmware_bridge.bus.master import Bus
+from firmware_bridge.motion.config import ArmConfig, ArmError
 from firmware_bridge.servos.models import BY_NUMBER
 from firmware_bridge.servos.registers import Model
 from firmware_bridge.servos.settings import LEFT_OVERS, SETTINGS, Setting
 
-if TYPE_CHECKING:
-    from firmware_bridge.motion.arm import Arm
+
+class Servos(Protocol):
+    """What is asked of the arm here; `firmware_bridge.motion.arm.Arm` is one."""
+
+    bus: Bus
+    config: ArmConfig
+    models: list[Model]
+    model: Model
+
+    @property
+    def ids(self) -> tuple[int, ...]: ...
+
+    def joint_of(self, servo: int) -> int: ...
+
+    def name(self, servo: int) -> str: ...
+
+    def to_steps(self, rad: np.ndarray) -> np.ndarray: ...
+
+    def read_span(self, first: str, last: str) -> dict[int, dict[str, int]]: ...
+
+    def read_steps(self) -> dict[int, int]: ...
+
+    def full(self, servo: int) -> int: ...
+
+    def set_torque(self, share: float) -> None: ...
+
 
 # So far outside its servo's limits a joint may lie that leans on its stop with its own weight; it is armed at the limit.
 LEAN_RAD = 0.035
 ROUND_AND_ROUND = (4, 5)  # Dynamixel's modes that know no position limits
 
 Held = dict[int, dict[str, int]]  # registers by servo
-
-
-class ArmError(Mendable):
-    """An arm that must not be moved; one sentence and the next step."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +59,16 @@ class Wrong:
     value: int
 
 
-def model_of(arm: Arm, servo: int) -> Model:
+def model_of(arm: Servos, servo: int) -> Model:
     """Model of a servo, as the robot file has it."""
     return arm.models[arm.joint_of(servo)]
 
 
-def called(arm: Arm, servo: int) -> str:
+def called(arm: Servos, servo: int) -> str:
     return f"servo {servo} ({arm.name(servo)})"
 
 
-def check_servos(arm: Arm) -> None:
+def check_servos(arm: Servos) -> None:
     """Raises ArmError when a servo is silent, double or of another model than in the robot file."""
     bus, number = arm.bus, arm.model.registers["model"]
     found = bus.sync_read(arm.ids, number.address, 2, retries=3)
@@ -82,7 +103,7 @@ def check_servos(arm: Arm) -> None:
             )
 
 
-def read_settings(arm: Arm) -> Held:
+def read_settings(arm: Servos) -> Held:
     """What every servo holds of the registers in `SETTINGS`, its limits, and those that the robot file names; one block, read together.
 
     Raises ArmError when one does not answer.
@@ -102,7 +123,7 @@ def read_settings(arm: Arm) -> Held:
     }
 
 
-def check_file(arm: Arm, held: Held) -> None:
+def check_file(arm: Servos, held: Held) -> None:
     """Raises ArmError when a servo holds another value than the robot file or its joint calibration says."""
     for servo, name, value in arm.config.eeprom:
         if held[servo].get(name) != value:
@@ -112,7 +133,7 @@ def check_file(arm: Arm, held: Held) -> None:
             )
 
 
-def wrong_settings(arm: Arm, held: Held) -> list[Wrong]:
+def wrong_settings(arm: Servos, held: Held) -> list[Wrong]:
     """Settings that would change a motion, in the order of the servos. What the robot file says itself is left to it."""
     said = {(servo, name) for servo, name, _ in arm.config.eeprom}
     return [
@@ -123,7 +144,7 @@ def wrong_settings(arm: Arm, held: Held) -> list[Wrong]:
     ]
 
 
-def check_settings(arm: Arm, held: Held) -> None:
+def check_settings(arm: Servos, held: Held) -> None:
     """Raises ArmError that names the first wrong setting and how many more there are."""
     wrong = wrong_settings(arm, held)
     if wrong:
@@ -135,7 +156,7 @@ def check_settings(arm: Arm, held: Held) -> None:
         )
 
 
-def limits(arm: Arm, servo: int, held: Held) -> tuple[int, int]:
+def limits(arm: Servos, servo: int, held: Held) -> tuple[int, int]:
     """Steps that the servo can be sent to. Without limits of its own: a turn, or more where the joint's range is more (gears)."""
     if held[servo].get("mode") not in ROUND_AND_ROUND:
         return held[servo]["min_position"], held[servo]["max_position"]
@@ -144,7 +165,7 @@ def limits(arm: Arm, servo: int, held: Held) -> tuple[int, int]:
     return min(0, *ends), max(model_of(arm, servo).steps - 1, *ends)
 
 
-def poses(arm: Arm, held: Held) -> dict[int, int]:
+def poses(arm: Servos, held: Held) -> dict[int, int]:
     """Step by servo that each is to hold: where it stands, or the limit that it leans on.
 
     Raises ArmError for a joint that reads outside what its servo can be sent to: switched on it would run there by itself.
@@ -173,7 +194,7 @@ def poses(arm: Arm, held: Held) -> dict[int, int]:
     return out
 
 
-def _to_be_written(arm: Arm, held: Held, goals: dict[int, int]) -> dict[int, dict[str, int]]:
+def _to_be_written(arm: Servos, held: Held, goals: dict[int, int]) -> dict[int, dict[str, int]]:
     """What every servo gets at arming, by register. The goal comes with the registers beside it: on a Feetech servo a new goal or a new
     acceleration may switch the torque on, so none of them may arrive before the others."""
     out = {}
@@ -183,7 +204,7 @@ def _to_be_written(arm: Arm, held: Held, goals: dict[int, int]) -> dict[int, dic
     return out
 
 
-def _write(arm: Arm, wanted: dict[int, dict[str, int]]) -> None:
+def _write(arm: Servos, wanted: dict[int, dict[str, int]]) -> None:
     """Write registers, those that lie side by side in one packet; the block with the goal goes first."""
     blocks: dict[tuple[int, tuple[str, ...]], dict[int, bytes]] = {}
     for i, values in wanted.items():
@@ -203,7 +224,7 @@ def _write(arm: Arm, wanted: dict[int, dict[str, int]]) -> None:
         arm.bus.sync_write(address, rows_of)
 
 
-def clear_left_overs(arm: Arm, held: Held, goals: dict[int, int]) -> None:
+def clear_left_overs(arm: Servos, held: Held, goals: dict[int, int]) -> None:
     """Give every servo its goal, its full torque limit and the values of `LEFT_OVERS`, and read them back.
 
     An arm that is energised keeps its torque. Raises ArmError when a servo does not keep what was written.
@@ -221,7 +242,7 @@ def clear_left_overs(arm: Arm, held: Held, goals: dict[int, int]) -> None:
                 raise
 
 
-def _verify(arm: Arm, wanted: dict[int, dict[str, int]], kept: Held) -> None:
+def _verify(arm: Servos, wanted: dict[int, dict[str, int]], kept: Held) -> None:
     for i, values in wanted.items():
         if i not in kept:
             raise ArmError(f"{called(arm, i)} does not answer: check its cable, then try again.")

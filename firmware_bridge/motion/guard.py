@@ -21,7 +21,8 @@ from pathlib import Path
 from common.slots import SlotError, SlotReader, SlotWriter
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import BY_ID, Port, PortError, lasting_name
-from firmware_bridge.motion.arm import Arm, ArmConfig, ArmError
+from firmware_bridge.motion.arm import Arm
+from firmware_bridge.motion.config import ArmConfig, ArmError
 from firmware_bridge.motion.messages import JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor import (
     EXIT_FAULT,

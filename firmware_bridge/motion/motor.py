@@ -21,7 +21,8 @@ from common.clock import Ticker, real_time
 from common.slots import SlotError, SlotReader, SlotWriter
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import Port, PortError
-from firmware_bridge.motion.arm import NO_REPLY, Arm, ArmConfig, ArmError, Measurement
+from firmware_bridge.motion.arm import NO_REPLY, Arm, Measurement
+from firmware_bridge.motion.config import ArmConfig, ArmError
 from firmware_bridge.motion.estop import EStop, EStopError
 from firmware_bridge.motion.messages import JOINT_STATE_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.motion.safety import INSIST_S, Safety, blind

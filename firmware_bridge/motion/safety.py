@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firmware_bridge.motion.arm import DOUBTED, NO_REPLY, TWIN, ArmConfig, Measurement, Telemetry
+from firmware_bridge.motion.arm import DOUBTED, NO_REPLY, TWIN, Measurement, Telemetry
+from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.motion.limits import Limiter
 from firmware_bridge.motion.messages import Command, RequestKind, SafetyState
 

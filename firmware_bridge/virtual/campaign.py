@@ -15,7 +15,8 @@ import numpy as np
 
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import PortError
-from firmware_bridge.motion.arm import Arm, ArmConfig
+from firmware_bridge.motion.arm import Arm
+from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.motion.messages import Command, RequestKind, SafetyState
 from firmware_bridge.motion.motor import MotorLoop
 from firmware_bridge.servos.models import MODELS

@@ -15,7 +15,7 @@ import numpy as np
 
 from common.slots import SlotError, SlotReader, SlotWriter
 from firmware_bridge.motion import guard
-from firmware_bridge.motion.arm import ArmConfig, ArmError
+from firmware_bridge.motion.config import ArmConfig, ArmError
 from firmware_bridge.motion.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor import COMMAND_SLOT, EXIT_HOLDING, REQUEST_SLOT, STATE_SLOT
 from firmware_bridge.servos.models import MODELS

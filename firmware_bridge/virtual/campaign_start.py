@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from firmware_bridge.bus.service import mend
-from firmware_bridge.motion.arm import ArmConfig, ArmError
+from firmware_bridge.motion.config import ArmConfig, ArmError
 from firmware_bridge.motion.messages import SafetyState
+from firmware_bridge.service import mend
 from firmware_bridge.virtual.campaign import KOCH, MS, SO101, Rig
 
 FOLLOW_MS = 10  # an arm without left-overs is a tick's way behind its goals at most (a servo that creeps stays below the FAULT's 0.3 rad)

@@ -9,14 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from common.errors import Mendable
 from firmware_bridge.codecs import dynamixel as dxl
-
-if TYPE_CHECKING:
-    from firmware_bridge.virtual.bus import VirtualBus
-    from firmware_bridge.virtual.servo import VirtualServo
+from firmware_bridge.virtual.servo import VirtualServo
 
 MS = 1_000_000
 FOREVER = 1 << 62
@@ -231,11 +228,24 @@ class Active:
     left: int = FOREVER  # replies that it still damages
 
 
+class Line(Protocol):
+    """What faults act on; `firmware_bridge.virtual.bus.VirtualBus` is one."""
+
+    servos: dict[int, VirtualServo]
+
+    @property
+    def ids(self) -> list[int]: ...
+
+    def power_cycle(self, servo: int, now_ns: int) -> None: ...
+
+    def drive(self, force: bool) -> None: ...
+
+
 @dataclass
 class Faults:
     """The faults of one virtual bus. Free of cost while there are none."""
 
-    bus: VirtualBus
+    bus: Line
     plan: list[Active] = field(default_factory=list)
     now: list[Active] = field(default_factory=list)
     latency_ns: int = 0

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from calibration.camera import CalibrationError, Camera, load_camera
+from calibration.camera import CalibrationError, Camera
+from calibration.store import load_camera
 from common.clock import Ticker, prefer
 from common.errors import Mendable
 from common.slots import SlotError, SlotReader

@@ -5,14 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-from runtime.observe.trace import percentiles, summary
-
-if TYPE_CHECKING:
-    from runtime.loop.two_rate import Policy
 
 STAGES = {  # what each stage is, for people; in the order in which a picture passes them
     "observation.age": "exposure, transfer and waiting: capture to the loop's hand",
@@ -39,57 +34,6 @@ SERIES = {  # of a whole run, by their keys in a report: what the trace calls th
     "prior_age_ms": "prior.age",
     "period_error_ms": "fast.period_error",
 }
-
-
-def timing_report(policy: Policy, motor_hz: float) -> dict[str, Any]:
-    """The `profile` JSON shape: rates, misses, ages and stages of a run, however it ended; `began_s` is on the monotonic clock."""
-    c = policy.counts
-    seconds = max((c.ended_ns - c.began_ns) * 1e-9, 1e-9)
-    found: dict[str, np.ndarray] = {}
-    for trace in (policy.fast_trace, policy.slow_trace, policy.motor_trace):
-        found.update(trace.durations_ms())
-    empty = np.zeros(0)
-    stages = summary({name: found[name] for name in STAGES if name in found})
-    budgets = {"slow": 1000 / policy.slow_hz, "motor": 1000 / motor_hz}
-    for name, row in stages.items():
-        row["budget_ms"] = round(budgets.get(name.split(".")[0], 1000 / policy.fast_hz), 3)
-    report: dict[str, Any] = {
-        "began_s": round(c.began_ns * 1e-9, 3), "seconds": round(seconds, 2),
-        "fast_hz": round(c.new_frames / seconds, 3), "repeat_hz": round(c.repeats / seconds, 3),
-        "slow_hz": round(c.slow / seconds, 3), "ticks": c.ticks, "deadline_misses": c.misses,
-        "commanded": c.first_command_ns > 0, "held_s": round(c.held / policy.fast_hz, 2),
-        **{key: percentiles(found.get(name, empty)) for key, name in SERIES.items()}, "stages": stages,
-        "goal_jerk_rad_s3": {"rms": round(c.jerk_rms, 1), "max": round(c.jerk_max, 1)},
-        "refused_outputs": c.faults_seen,
-        "health": {
-            "state": policy.health.state.name.lower(),
-            "changes": [
-                {"at_s": h.at_s, "state": h.state.name.lower(), "reasons": list(h.reasons)} for h in policy.health.history
-            ],
-        },
-    }  # fmt: skip
-    if policy.log is not None:
-        report["log"] = {
-            "file": str(policy.log.path),
-            "mb": round(policy.log.bytes / 1e6, 1),
-            "dropped": policy.log.dropped,
-        }
-        if policy.log.fault:
-            report["log"]["fault"] = policy.log.fault
-    return report
-
-
-def tracks(policy: Policy) -> dict[str, dict[str, np.ndarray]]:
-    """Spans of each thread and process, for a timeline; measured ages have a track of their own."""
-    fast = policy.fast_trace.spans()
-    loop = {s: v for s, v in fast.items() if s.startswith("fast.") and s != "fast.period_error"}
-    ages = {s: v for s, v in fast.items() if s in ("observation.age", "wire", "wire.observation")}
-    return {
-        "fast loop": loop,
-        "slow loop": policy.slow_trace.spans(),
-        "motor process": policy.motor_trace.spans(),
-        **{f"age: {s}": {s: v} for s, v in ages.items()},
-    }
 
 
 def hints(report: Mapping[str, Any]) -> list[str]:

@@ -38,7 +38,7 @@ def _held(report: Mapping[str, Any]) -> list[str]:
 def reasons(report: Mapping[str, Any]) -> list[str]:
     """Why the task was not done, as far as the report tells: how it ended, what the arm did not manage, what held it up.
 
-    `report`: what `harmowam run` writes (`runtime.observe.profile.timing_report` and, where known, `error`, `interrupted`, `failure`,
+    `report`: what `harmowam run` writes (`runtime.loop.timing.timing_report` and, where known, `error`, `interrupted`, `failure`,
     `processors`). Never empty.
     """
     out = [report["error"].rstrip(".")] if report.get("error") else []

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 
 from calibration import hand_eye, intrinsics
 from calibration.board import Board
-from calibration.camera import CalibrationError, load_camera
+from calibration.camera import CalibrationError
 from calibration.guide import Guide
 from calibration.jobs import compare_records, find_views, finish_hand_eye, run_intrinsics
-from calibration.store import Store, new_record
+from calibration.store import Store, load_camera, new_record
 from firmware_bridge.arms import so101
 from firmware_bridge.motion.messages import SafetyState
 from harmowam.calibration_rig import LiveRig, refuse_moved
@@ -421,7 +421,8 @@ def test_parallax_of_the_homography_is_nothing_on_the_table_and_grows_with_heigh
 
 def test_a_camera_on_the_arm_keeps_its_place_and_tells_how_far_it_sits_from_training(tmp_path):
     """Through the store and the training geometry; one that does not know its place is not called moved."""
-    from calibration.camera import Camera, load_camera, moved_mount, policy_camera
+    from calibration.camera import Camera, moved_mount, policy_camera
+    from calibration.store import load_camera
 
     store, X = Store(tmp_path / "store"), ArmBench("arm", np.random.default_rng(0)).X
     store_pose(store, "arm", X)

@@ -15,7 +15,8 @@ from calibration.store import Store, new_record
 from firmware_bridge.arms import so101
 from firmware_bridge.arms.so101 import SHUT
 from firmware_bridge.bus.master import Bus
-from firmware_bridge.motion.arm import Arm, ArmError
+from firmware_bridge.motion.arm import Arm
+from firmware_bridge.motion.config import ArmError
 from firmware_bridge.servos.sts3215 import RAD_PER_STEP
 from firmware_bridge.virtual.bus import MemoryPort
 from sim.boards import render

@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from calibration.camera import CalibrationError, Camera, load_camera
-from calibration.store import Store, content_hash, new_record, refuse_other_camera
+from calibration.camera import CalibrationError, Camera
+from calibration.store import Store, content_hash, load_camera, new_record, refuse_other_camera
 
 K = np.array([[300.0, 0, 160], [0, 300, 120], [0, 0, 1]])
 

@@ -11,9 +11,9 @@ from export.half import KEPT, to_half
 from export.lint import lint
 from export.roofline import layers_of
 from harmowam.cli import main
+from runtime.build import observations
 from runtime.bundle import Bundle
 from runtime.engines.onnx import OrtEngine, centred_cosine
-from runtime.engines.tensorrt_build import observations
 
 ROBOTS = ("world_model", "predictive", "fast")
 

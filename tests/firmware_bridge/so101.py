@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from firmware_bridge.motion.arm import ArmConfig
+from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.virtual.bus import VirtualBus
 from firmware_bridge.virtual.plant import KinematicPlant
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from firmware_bridge.bus.master import Bus
-from firmware_bridge.bus.service import mend
-from firmware_bridge.motion.arm import Arm, ArmError
+from firmware_bridge.motion.arm import Arm
+from firmware_bridge.motion.config import ArmError
+from firmware_bridge.service import mend
 from firmware_bridge.servos.models import MODELS
 from firmware_bridge.servos.settings import LEFT_OVERS, SETTINGS
 from firmware_bridge.virtual.bus import MemoryPort, VirtualBus

@@ -16,7 +16,8 @@ from common.slots import SlotError, SlotReader, SlotWriter, _offset
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import Port, PortError
 from firmware_bridge.codecs import feetech as fs
-from firmware_bridge.motion.arm import NO_REPLY, Arm, ArmError
+from firmware_bridge.motion.arm import NO_REPLY, Arm
+from firmware_bridge.motion.config import ArmError
 from firmware_bridge.motion.guard import STALL_S
 from firmware_bridge.motion.messages import Command, Expert, JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor import MotorLoop

@@ -17,7 +17,8 @@ from common.slots import SlotWriter
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import Port
 from firmware_bridge.motion import guard, motor
-from firmware_bridge.motion.arm import Arm, ArmError
+from firmware_bridge.motion.arm import Arm
+from firmware_bridge.motion.config import ArmError
 from firmware_bridge.motion.estop import _EVENT, EStop
 from firmware_bridge.motion.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor import COMMAND_SLOT, EXIT_FAULT, EXIT_HOLDING, EXIT_SAFE_STOP, REQUEST_SLOT

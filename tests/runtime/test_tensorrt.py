@@ -16,11 +16,12 @@ import pytest
 from click.testing import CliRunner
 
 from harmowam.cli import main
+from runtime.build import Options, build_engine, plan
 from runtime.bundle import Bundle, BundleError, sha256
+from runtime.engines.built import LISTING, Board, built_engine
 from runtime.engines.cuda import Cuda, CudaError
 from runtime.engines.onnx import EngineError, OrtEngine
 from runtime.engines.tensorrt import TensorRTEngine, tensorrt
-from runtime.engines.tensorrt_build import LISTING, Board, Options, build_engine, built_engine, plan
 from tests.tiny import tiny_bundle
 
 NANO = "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit"
@@ -84,9 +85,13 @@ def test_the_folder_is_named_after_gpu_and_version(bundle):
     assert bare.key() == "nvidia-h100-sm90-132mp-trt10.3.0"
 
 
+def found_engine(bundle, name, board):
+    return built_engine(bundle.path, name, bundle.manifest.files[bundle.manifest.engines[name].file], board)
+
+
 def test_a_built_engine_is_found(bundle):
     folder = pretend_built(bundle)
-    assert built_engine(bundle, "fast", BOARD) == (folder / "fast.engine", False)
+    assert found_engine(bundle, "fast", BOARD) == (folder / "fast.engine", False)
 
 
 @pytest.mark.parametrize("other", [{"module": NANO.replace("Nano", "NX")}, {"multiprocessors": 4}])
@@ -94,7 +99,7 @@ def test_engines_of_another_module_or_power_mode_are_refused(bundle, other):
     """CUDA calls the GPU of every Orin "Orin", sm_87; a Nano's engines load on an AGX and leave half of it idle."""
     pretend_built(bundle)
     with pytest.raises(EngineError, match=rf"it has them for {KEY}\): run `harmowam build"):
-        built_engine(bundle, "fast", dataclasses.replace(BOARD, **other))
+        found_engine(bundle, "fast", dataclasses.replace(BOARD, **other))
 
 
 def test_newer_tensorrts_find_version_compatible_engines(bundle):
@@ -102,9 +107,9 @@ def test_newer_tensorrts_find_version_compatible_engines(bundle):
     assert folder.name == KEY.replace("trt10.3.0", "trt10-compatible")
     newer = dataclasses.replace(BOARD, tensorrt="10.13.3", jetpack="L4T 36.5.0")
     for board in (BOARD, newer):
-        assert built_engine(bundle, "fast", board) == (folder / "fast.engine", True)
+        assert found_engine(bundle, "fast", board) == (folder / "fast.engine", True)
     with pytest.raises(EngineError, match="harmowam build"):
-        built_engine(bundle, "fast", dataclasses.replace(BOARD, tensorrt="11.4.1"))
+        found_engine(bundle, "fast", dataclasses.replace(BOARD, tensorrt="11.4.1"))
 
 
 def truncated(bundle, folder):
@@ -141,7 +146,7 @@ def half_listing(bundle, folder):
 def test_an_engine_that_does_not_match_is_refused_with_the_command_that_mends_it(bundle, spoil, says):
     spoil(bundle, pretend_built(bundle))
     with pytest.raises(EngineError, match="harmowam build") as refused:
-        built_engine(bundle, "fast", BOARD)
+        found_engine(bundle, "fast", BOARD)
     assert says in str(refused.value)
 
 
@@ -190,7 +195,7 @@ def test_float32_layers_are_built_with_tf32(monkeypatch, tmp_path):
     for name in ("polygraphy", "polygraphy.backend", "polygraphy.backend.trt", "polygraphy.exception"):
         monkeypatch.setitem(sys.modules, name, polygraphy)
     pool = SimpleNamespace(WORKSPACE=0)
-    monkeypatch.setattr("runtime.engines.tensorrt_build.tensorrt", lambda: SimpleNamespace(MemoryPoolType=pool))
+    monkeypatch.setattr("runtime.build.tensorrt", lambda: SimpleNamespace(MemoryPoolType=pool))
     assert build_engine(tmp_path / "fast.onnx", tmp_path / "cache", Options()) == b"plan"
     assert asked["tf32"] is True and "use_dla" not in asked
 
@@ -377,7 +382,7 @@ def test_host_code_of_a_version_compatible_engine_is_allowed_where_its_listing_s
     TensorRTEngine(pretended.path, cuda=pretended.cuda, version_compatible=True).close()
     pretend_built(bundle, Options(version_compatible=True))
     asked = []
-    monkeypatch.setattr("runtime.engines.tensorrt_build.this_board", lambda: BOARD)
+    monkeypatch.setattr("runtime.engines.built.this_board", lambda: BOARD)
     monkeypatch.setattr("runtime.engines.tensorrt.TensorRTEngine.__init__", lambda self, path, **how: asked.append(how))
     bundle._open("fast", bundle.manifest.engines["fast"], 1, "tensorrt")
     assert asked == [{"urgent": True, "version_compatible": True}]

@@ -75,7 +75,7 @@ def bindings(version: str) -> Path:
 def used() -> set[str]:
     """Dotted names below `tensorrt` that our two modules use, read from their syntax trees."""
     names = set()
-    for file in ("tensorrt_engine.py", "tensorrt_build.py"):
+    for file in ("engines/tensorrt.py", "build.py"):
         for node in ast.walk(ast.parse((ROOT / "runtime" / file).read_text())):
             parts: list[str] = []
             while isinstance(node, ast.Attribute):
@@ -150,7 +150,7 @@ def test_polygraphy_takes_our_keywords_on_each_version(version):
     known = json.loads(done.stdout)
     calls = {"create_config": "config", "network_from_onnx_path": "network", "engine_bytes_from_network": "engine"}
     seen = set()
-    for node in ast.walk(ast.parse((ROOT / "runtime" / "tensorrt_build.py").read_text())):
+    for node in ast.walk(ast.parse((ROOT / "runtime" / "build.py").read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in calls:
             seen.add(node.func.id)
             assert {k.arg for k in node.keywords} <= set(known[calls[node.func.id]]), node.func.id

@@ -19,9 +19,9 @@ from firmware_bridge.motion.messages import Expert, JointState, SafetyState
 from runtime.bundle import Bundle
 from runtime.cameras.sources import calibrations, open_cameras
 from runtime.loop.health import Health, HealthLimits
+from runtime.loop.timing import timing_report
 from runtime.loop.two_rate import Policy, RunError
 from runtime.observe.log import LogWriter
-from runtime.observe.profile import timing_report
 from runtime.observe.recorder import load_episode, wire_ms
 from runtime.robot import load_robot
 from tests.rig import Bench, undo_real_time

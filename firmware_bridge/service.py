@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import Port
-from firmware_bridge.motion.arm import Arm, ArmError
+from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.before_torque import Wrong, called, model_of, read_settings, wrong_settings
+from firmware_bridge.motion.config import ArmError
 from firmware_bridge.servos.models import BY_NUMBER
 from firmware_bridge.servos.registers import Model
 from firmware_bridge.servos.sts3215 import STS3215

@@ -1,0 +1,69 @@
+"""Both loops of a robot whose guard already runs on the same slots: `python -m runtime.loop --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+
+from common.errors import Mendable
+from common.slots import SlotReader
+from firmware_bridge.motion.motor import STATE_SLOT
+from firmware_bridge.motion.safety import lowering_s
+from runtime.bundle import Bundle
+from runtime.cameras.sources import CameraSource, calibrations, open_cameras
+from runtime.loop.timing import timing_report
+from runtime.loop.two_rate import Policy
+from runtime.robot import load_robot
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Policy process: both loops of a robot whose guard already runs on the same slots. "
+        "Normally `harmowam run` starts everything."
+    )
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--robot", required=True, help="a shipped robot or a robot file")
+    parser.add_argument("--task", required=True, help="an instruction that the bundle knows")
+    parser.add_argument("--slots", type=Path, required=True, help="folder of the slots")
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--record", type=Path, help="folder for the recorded episode")
+    parser.add_argument("--log", type=Path, help="MCAP file for every input and output of the engines")
+    args = parser.parse_args()
+    cameras: dict[str, CameraSource] = {}
+    policy: Policy | None = None
+    try:
+        bundle, robot = Bundle.load(args.bundle), load_robot(args.robot)
+        cameras = open_cameras(robot, bundle.manifest.cameras, args.slots)
+        known = calibrations(robot, args.slots)
+        policy = driver = Policy(
+            bundle, args.task, cameras, known, args.slots, robot.fast_hz, robot.slow_hz, record=args.record is not None, log=args.log
+        )  # fmt: skip
+        driver.warm_up()
+        state_slot = SlotReader(args.slots / STATE_SLOT)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: driver.stop())
+        try:
+            driver.arm(state_slot)
+            driver.run(args.seconds)
+        finally:
+            driver.lower(lowering_s(robot.arm) + 1.0)
+        report = timing_report(driver, robot.arm.motor_hz)
+        if args.record is not None:
+            driver.recorder.save(args.record, report)
+        print(json.dumps(report, indent=1, sort_keys=True))
+    except Mendable as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    finally:
+        if policy is not None:
+            policy.close()
+        for camera in cameras.values():
+            camera.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
