@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,10 +18,9 @@ from calibration.check import BLOCK, FRAMES, OK, Verdict, check
 from calibration.jobs import stored_reference
 from calibration.store import Store
 from common.slots import SlotWriter
-from firmware_bridge.motion import guard
 from firmware_bridge.motion.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor import COMMAND_SLOT, REQUEST_SLOT
-from firmware_bridge.motion.safety import lowering_s
+from firmware_bridge.motion.session import ArmSession, Interrupts
 from runtime.cameras.sources import CameraSource, focus, serial
 from runtime.robot import CameraConfig, Robot, RobotError
 
@@ -108,12 +108,16 @@ class LiveRig:
     def __init__(self, robot: Robot, slots: Path, port: str | None = None):
         self.robot, self.slots = robot, slots
         self._over = threading.Event()
-        self._keeper = guard.start(port or robot.port, robot.arm, slots)
-        try:
-            self._state = guard.wait_for_state(self._keeper, slots)
-        except BaseException:
-            self.__exit__()
-            raise
+        with contextlib.ExitStack() as stack:
+            interrupts = stack.enter_context(Interrupts())
+            interrupts.deaf = True  # a guard that runs and is not known yet could not be ended
+            self.session = stack.enter_context(ArmSession(port or robot.port, robot.arm, slots))
+            stack.callback(setattr, interrupts, "deaf", True)  # nor may anything keep the arm from being lowered
+            interrupts.deaf = False
+            if interrupts.caught:
+                raise KeyboardInterrupt
+            self._state = self.session.wait_for_state()
+            self._stack = stack.pop_all()
         self._commands = SlotWriter(slots / COMMAND_SLOT, COMMAND_BYTES)
         self._requests = SlotWriter(slots / REQUEST_SLOT, 16)
         self._driver = threading.Thread(target=self._drive, name="calibration commands", daemon=True)
@@ -123,11 +127,11 @@ class LiveRig:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        guard.end(self._keeper, self.slots, lowering_s(self.robot.arm) + 1.0)
-        guard.tell_log(self.slots)
+        self._stack.close()
 
     def arm(self) -> None:
         """Let the servos hold; raises CalibrationError when they do not within 5 s."""
+        self.session.armed = True
         deadline = time.monotonic() + 5
         while self.state().safety == SafetyState.DISARMED:
             self._requests.write(bytes([RequestKind.ARM]))

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ import click
 import harmowam
 from common.errors import Mendable
 from common.files import write_whole
+from firmware_bridge.motion import endings
 
 
 class UserError(click.ClickException):
@@ -47,23 +49,47 @@ EXTRAS = {
 
 
 def errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn the rooms' own exceptions into a sentence; anything else is a defect and keeps its traceback."""
+    """Turn the rooms' own exceptions into a sentence; anything else is a defect and keeps its traceback. What became of an arm stands
+    above every exit code of the command's own."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        endings.ENDED.clear()
         try:
-            return command(*args, **kwargs)
-        except KeyboardInterrupt:
-            click.echo("stopped", err=True)
-            sys.exit(130)
-        except ModuleNotFoundError as e:
-            if e.name not in EXTRAS:
+            result = told(command, *args, **kwargs)
+        except click.ClickException as e:
+            if (code := endings.exit_code(e.exit_code)) == e.exit_code:
                 raise
-            raise UserError(f"{e.name} is not installed: run `pip install 'harmowam-edge[{EXTRAS[e.name]}]'`.") from e
-        except Mendable as e:
-            raise UserError(str(e)) from e
+            e.show()
+            sys.exit(code)
+        except SystemExit as e:
+            e.code = endings.exit_code(e.code) if isinstance(e.code, int) else e.code
+            raise
+        except Exception:
+            if not endings.ENDED:
+                raise
+            traceback.print_exc()
+            sys.exit(endings.exit_code(endings.Exit.VERDICT))
+        if code := endings.exit_code(endings.Exit.REST):
+            sys.exit(code)
+        return result
 
     return wrapped
+
+
+def told(command: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`command`, whose Mendable errors become UserErrors and whose interruption ends with a word."""
+    try:
+        return command(*args, **kwargs)
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+        sys.exit(endings.Exit.INTERRUPTED)
+    except ModuleNotFoundError as e:
+        if e.name not in EXTRAS:
+            raise
+        raise UserError(f"{e.name} is not installed: run `pip install 'harmowam-edge[{EXTRAS[e.name]}]'`.") from e
+    except Mendable as e:
+        raise UserError(str(e)) from e
 
 
 def write_text(path: Path, text: str) -> None:
@@ -287,8 +313,6 @@ def run(
         else:
             write_report(bundle, record, record, done.report)
             click.echo(f"recorded: {record}, report: {record / 'report.html'}")
-    if done.interrupted:
-        sys.exit(130)
 
 
 @main.command(short_help="Export, drive the simulated arm, write a report and a film.")
@@ -315,8 +339,6 @@ def demo(out: Path, task: str, seed: int, seconds: float, json_path: Path | None
     click.echo(f"task: {result['task']}: {verdict(result)}")
     click.echo(f"report: {out / 'report.html'}\nvideo:  {out / 'episode.mp4'}")
     write_json(json_path, result)
-    if result["interrupted"]:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,8 @@ from typing import Any
 import numpy as np
 
 from calibration.camera import Camera, moved_mount, parallax
-from firmware_bridge.motion import guard
-from firmware_bridge.motion.messages import RequestKind
-from firmware_bridge.motion.motor import EXIT_HOLDING, tell
-from firmware_bridge.motion.safety import lowering_s
+from firmware_bridge.motion.motor import tell
+from firmware_bridge.motion.session import ArmSession, Interrupts
 from harmowam.calibration_rig import refuse_moved
 from runtime.bundle import Bundle, default_backend
 from runtime.cameras.sources import CameraSource, calibrations, open_cameras
@@ -40,7 +38,6 @@ class LiveRun:
 
     policy: Policy
     report: dict[str, Any]
-    interrupted: bool
 
 
 def resident_mb(pids: list[int]) -> float:
@@ -122,43 +119,33 @@ def live(
         known = ", ".join(f"'{t}'" for t in bundle.manifest.tasks)
         raise RunError(f"no task was given: name one with --task ({known}).")
     sweep(Path(memory_folder() or tempfile.gettempdir()))
-    with tempfile.TemporaryDirectory(
-        prefix=f"harmowam-{os.getpid()}-", dir=memory_folder(), ignore_cleanup_errors=True
-    ) as folder:
-        slots = Path(folder)
-        simulator: subprocess.Popen[str] | None = None
-        keeper: subprocess.Popen[bytes] | None = None
-        cameras: dict[str, CameraSource] = {}
-        interrupted: list[int] = []
-        driver: Policy | None = None
-        report: dict[str, Any] = {}
-        armed = deaf = touched = False
-        lowered_s = lowering_s(robot.arm) + 1.0
-
-        def interrupt(number: int, frame: object) -> None:
-            interrupted.append(number)
-            if armed and driver is not None:
-                driver.stop()
-            elif not deaf:  # nothing moves yet, but a guard may run already: end it in order, whatever the signal
-                raise KeyboardInterrupt
-
-        old = {s: signal.signal(s, interrupt) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        try:
-            simulation_s = 0.0
+    driver: Policy | None = None
+    session: ArmSession | None = None
+    interrupts = Interrupts()
+    report: dict[str, Any] = {}
+    simulation_s = 0.0
+    try:
+        with contextlib.ExitStack() as stack:
+            prefix = f"harmowam-{os.getpid()}-"
+            made = tempfile.TemporaryDirectory(prefix=prefix, dir=memory_folder(), ignore_cleanup_errors=True)
+            slots = Path(stack.enter_context(made))
+            stack.enter_context(interrupts)
             if robot.simulated:
                 say("starting the simulated robot")
-                fps = max(c.fps for c in robot.cameras.values())
                 started = time.monotonic()
-                simulator, info = server.start(slots, seed, task, fps, faults=faults, terminal=False)
+                info = stack.enter_context(_simulated(robot, slots, seed, task, faults))
                 simulation_s = time.monotonic() - started
                 port, task = info["port"], info["instruction"]
             assert task is not None
-            deaf = True  # a guard that runs and is not known yet could not be ended
-            keeper = guard.start(port or robot.port, robot.arm, slots, MOTOR_PRIORITY)
-            deaf = False
-            if interrupted:
+            cameras: dict[str, CameraSource] = {}
+            stack.callback(lambda: _close((*cameras.values(), *([driver] if driver is not None else []))))
+            interrupts.deaf = True  # a guard that runs and is not known yet could not be ended
+            session = stack.enter_context(ArmSession(port or robot.port, robot.arm, slots, MOTOR_PRIORITY))
+            stack.callback(_put_down, session, interrupts, say)
+            interrupts.deaf = False
+            if interrupts.caught:
                 raise KeyboardInterrupt
-            cameras = open_cameras(robot, bundle.manifest.cameras, slots)
+            cameras.update(open_cameras(robot, bundle.manifest.cameras, slots))
             known_cameras = calibrations(robot, slots)
             refuse_moved(robot, cameras, say)
             for name, trained in bundle.manifest.cameras.items():
@@ -168,67 +155,79 @@ def live(
                 compensate=compensate, record=record is not None, log=log,
             )  # fmt: skip
             driver.warm_up()
-            state_slot = guard.wait_for_state(keeper, slots)
-
+            session.wait_for_state()
             say(f"task: {task}")
-            ticks = processor_ticks()
-            armed = touched = True  # from here on it may be
-            driver.arm(state_slot)
-            until = None
-            if stop_at_success and robot.simulated:
-
-                def until() -> bool:
-                    return bool(server.judged(slots, 0)["success_at_end"])
-
-            driver.run(seconds, until)
-            report.update(_seen(driver, robot, slots, ticks))
+            interrupts.stop = driver.stop
+            _drive(driver, session, robot, seconds, stop_at_success, report)
+            memory = resident_mb([os.getpid(), session.keeper.pid, *children(session.keeper.pid)])
             say("lowering the arm")
-            driver.request(RequestKind.LOWER)
-            memory = resident_mb([os.getpid(), keeper.pid, *children(keeper.pid)])
-            last = driver.lower(lowered_s)
-            guard.end(keeper, slots)
-            armed = False
-            code = keeper.returncode
-            if code == EXIT_HOLDING:
-                raise RunError("a servo did not let go: switch the arm's power off.")
-            report.update(motor_missed_ticks=last.missed_ticks, motor_exit_code=code, rss_mb=memory)
-            return LiveRun(driver, report, bool(interrupted))
-        except BaseException as e:
-            if touched and driver is not None and not report:
-                report.update(_seen(driver, robot, slots, ticks))
-            if isinstance(e, Exception):
-                report["error"] = str(e) or type(e).__name__
-            raise
-        finally:
-            deaf = not armed
-            if armed and driver is not None:
-                say("lowering the arm")
-                try:
-                    driver.lower(lowered_s)
-                except RunError as e:
-                    tell(str(e), "error: ")
-            armed, deaf = False, True
-            if driver is not None:
-                driver.close()
-            if keeper is not None:
-                guard.end(keeper, slots, lowered_s)
-                guard.tell_log(slots)
-            for camera in cameras.values():
-                camera.close()
-            if simulator is not None:
-                simulator.terminate()
-                try:
-                    simulator.communicate(timeout=5)
-                except subprocess.TimeoutExpired:
-                    simulator.kill()
-                    simulator.communicate()
-            for number, handler in old.items():
-                signal.signal(number, handler)
-            if driver is not None and touched:
-                report.update(task=task, policy=policy, interrupted=bool(interrupted))
-                report.update(_facts(driver, robot, bundle, began + simulation_s))
-                if record is not None:
-                    keep(driver, record, report)
+            last = session.lower()
+            session.interrupted, session.held = bool(interrupts.caught), driver.why_held()
+            session.close()
+            missed = last.missed_ticks if last is not None else 0
+            report.update(motor_missed_ticks=missed, motor_exit_code=session.keeper.returncode, rss_mb=memory)
+            return LiveRun(driver, report)
+    except Exception as e:
+        report["error"] = str(e) or type(e).__name__
+        raise
+    finally:
+        if driver is not None and session is not None and session.armed:
+            ending = session.close()
+            report.update(task=task, policy=policy, interrupted=bool(interrupts.caught))
+            report.update(_facts(driver, robot, bundle, began + simulation_s))
+            report.update(exit_code=int(ending.code), ending=ending.said)
+            if record is not None:
+                keep(driver, record, report)
+
+
+def _drive(
+    driver: Policy, session: ArmSession, robot: Robot, seconds: float, stop_at_success: bool, report: dict[str, Any]
+) -> None:  # fmt: skip
+    """Arm, and run `driver`; what must be looked at when it ends, however it ends, goes into `report`."""
+    ticks = processor_ticks()
+    until = None
+    if stop_at_success and robot.simulated:
+
+        def until() -> bool:
+            return bool(server.judged(session.slots, 0)["success_at_end"])
+
+    state_slot = session.wait_for_state()
+    session.armed = True  # from here on it may be
+    try:
+        driver.arm(state_slot)
+        driver.run(seconds, until)
+    finally:
+        report.update(_seen(driver, robot, session.slots, ticks))
+
+
+def _close(things: Iterable[CameraSource | Policy]) -> None:
+    for thing in things:
+        thing.close()
+
+
+def _put_down(session: ArmSession, interrupts: Interrupts, say: Callable[[str], None]) -> None:
+    """Nothing may keep an arm from being lowered any more; `session` does that next, unless it has been done."""
+    interrupts.deaf = True
+    if session.armed and not session.closed:
+        say("lowering the arm")
+
+
+@contextlib.contextmanager
+def _simulated(
+    robot: Robot, slots: Path, seed: int, task: str | None, faults: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
+    """What the simulator says of itself: its port and the instruction of the task that it has set up."""
+    fps = max(c.fps for c in robot.cameras.values())
+    simulator, info = server.start(slots, seed, task, fps, faults=faults, terminal=False)
+    try:
+        yield info
+    finally:
+        simulator.terminate()
+        try:
+            simulator.communicate(timeout=5)
+        except subprocess.TimeoutExpired:
+            simulator.kill()
+            simulator.communicate()
 
 
 def _seen(driver: Policy, robot: Robot, slots: Path, ticks: np.ndarray) -> dict[str, Any]:

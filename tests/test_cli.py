@@ -189,9 +189,13 @@ def told(folder):
 
 def test_a_run_whose_arm_faults_leaves_a_report_that_says_why(bench, bundle, tmp_path):
     threading.Timer(2.5, bench.servos.faults.inject, ["silent-servo"], {"servo": 4}).start()
-    said = refusal(*drive(bench, bundle, "--seconds", 30, "--record", tmp_path / "r"))
+    done = harmowam(*drive(bench, bundle, "--seconds", 30, "--record", tmp_path / "r"))
     page, report = told(tmp_path / "r")
-    assert "wrist_flex does not answer" in said and "wrist_flex does not answer" in report["error"]
+    assert done.exit_code == report["exit_code"] == 7 and "switch it off" in report["ending"]  # nobody saw it let go
+    assert (
+        "error: the motor process stopped the arm (wrist_flex does not answer)" in done.stderr
+        and "wrist_flex does not answer" in report["error"]
+    )
     assert "How it ended" in page and "wrist_flex does not answer" in page and report["commanded"]
 
 

@@ -23,26 +23,16 @@ from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import BY_ID, Port, PortError, lasting_name
 from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.config import ArmConfig, ArmError
+from firmware_bridge.motion.endings import BY_MOTOR, Exit
 from firmware_bridge.motion.messages import JointState, RequestKind, SafetyState
-from firmware_bridge.motion.motor import (
-    EXIT_FAULT,
-    EXIT_HOLDING,
-    EXIT_PORT_LOST,
-    EXIT_SAFE_STOP,
-    REQUEST_SLOT,
-    SAYS,
-    STATE_SLOT,
-    still_holds,
-    tell,
-)
+from firmware_bridge.motion.motor import MOTOR_CODE_SLOT, REQUEST_SLOT, SAYS, STATE_SLOT, still_holds, tell
 
 LOG = "guard.log"  # what the guard says, in the folder of the slots
 STALL_S = 0.25
 START_S = 5.0
 REPLUG_S = 60.0  # so long the adapter may stay away
-EXIT_STOPPED_BY_GUARD = 5
-# Exit codes of a motor process that has released the arm as far as its servos let it, or never armed it.
-FINISHED = (0, EXIT_SAFE_STOP, EXIT_FAULT, EXIT_HOLDING)
+LETTING_DOWN = "holding, then letting the torque down"
+GUARD_CODE_SLOT = "guard-code.slot"  # the exit code, for whoever is not the guard's parent
 
 
 def release(port: Port, config: ArmConfig) -> list[int]:
@@ -72,10 +62,11 @@ def watch(child: subprocess.Popen[bytes], slots: Path) -> str:
     while True:
         time.sleep(0.02)
         code = child.poll()
-        if code in FINISHED:
+        if code in BY_MOTOR:
             return ""
         if code is not None:
-            return f"died ({f'signal {-code}' if code < 0 else f'code {code}'})"
+            refused = code == Exit.REFUSED
+            return "refused" if refused else f"died ({f'signal {-code}' if code < 0 else f'code {code}'})"
         try:
             heartbeat = heartbeat or SlotReader(slots / STATE_SLOT)
             if heartbeat.newest != seen:
@@ -112,10 +103,11 @@ def reopen(name: str, config: ArmConfig, fingerprint: str) -> Port:
 def guard(
     port_path: str, config: ArmConfig, arm_file: Path, slots: Path, priority: int = 0, core: int | None = None, by_id: Path = BY_ID
 ) -> int:  # fmt: skip
-    """Run the motor process to its end; returns its exit code, EXIT_STOPPED_BY_GUARD, or EXIT_HOLDING where a servo did not let go.
+    """Run the motor process to its end; returns its exit code, or what became of the arm without it.
 
     When it fails, torque that it switched on is let down in a ramp; an arm that stood energised before and was not armed stays so.
     When the port is lost, the same arm is awaited on the same adapter, and then waits to be armed again or lowered.
+    Raises PortError or ArmError for a port or an arm that is not as it should be, unless the arm is energised meanwhile.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     port = Port.open(port_path, config.baud)
@@ -124,39 +116,55 @@ def guard(
     arm.check()
     fingerprint = arm.fingerprint()
     found_energised, left_energised = arm.energised(), False
-    while True:
-        (slots / STATE_SLOT).unlink(missing_ok=True)
-        os.set_inheritable(port.fd, True)
-        command = [
-            sys.executable, "-m", "firmware_bridge.motion.motor", "--fd", str(port.fd), "--port", port_path, "--arm", str(arm_file),
-            "--slots", str(slots), "--guard", str(os.getpid()), "--priority", str(priority),
-            *(["--core", str(core)] if core is not None else []), *(["--energised"] if left_energised else []),
-        ]  # fmt: skip
-        child = subprocess.Popen(command, pass_fds=[port.fd])
-        failure = watch(child, slots)
-        if not failure:
-            return child.returncode
-        child.kill()
-        child.wait()
-        if child.returncode != EXIT_PORT_LOST:
-            break
-        tell(f"the port was lost: a servo with torque on holds its last goal until {name} is back or its power is off")
-        armed = is_armed(slots)
-        port.close()
-        port = reopen(name, config, fingerprint)
-        left_energised = (armed or left_energised) and Arm(
-            Bus(port, config.baud, protocol=config.protocol), config
-        ).energised()
-        tell("the same arm is back: arm it again, or lower it")
-    if found_energised and not is_armed(slots):
-        tell(f"motor process {failure}: the arm is energised as it was found; support it, then switch its power off")
-        return EXIT_STOPPED_BY_GUARD
-    tell(f"motor process {failure}: holding, then letting the torque down")
-    holding = release(port, config)
+    try:
+        while True:
+            child = start_motor(port, port_path, arm_file, slots, priority, core, left_energised)
+            failure = watch(child, slots)
+            if not failure:
+                return child.returncode
+            child.kill()
+            child.wait()
+            if child.returncode != Exit.PORT_LOST:
+                break
+            tell(
+                f"the port was lost: a servo with torque on holds its last goal until {name} is back or its power is off"
+            )
+            left_energised = left_energised or is_armed(slots)
+            port.close()
+            port = reopen(name, config, fingerprint)
+            arm = Arm(Bus(port, config.baud, protocol=config.protocol), config)
+            left_energised = left_energised and arm.energised()
+            tell("the same arm is back: arm it again, or lower it")
+        refused = child.returncode == Exit.REFUSED and not (left_energised or is_armed(slots))
+        if found_energised and not is_armed(slots):
+            tell(f"motor process {failure}: the arm is energised as it was found")
+            return Exit.REFUSED if refused else Exit.ADRIFT
+        tell(f"motor process {failure}: {'seeing to it that no servo holds' if refused else LETTING_DOWN}")
+        holding = release(port, config)
+    except (PortError, ArmError) as e:
+        if not (found_energised or left_energised or is_armed(slots)):
+            raise
+        tell(str(e))
+        return Exit.ADRIFT
     if holding:
         tell(still_holds(holding))
-        return EXIT_HOLDING
-    return EXIT_STOPPED_BY_GUARD
+        return Exit.HOLDING
+    return Exit.REFUSED if refused else Exit.GUARD
+
+
+def start_motor(
+    port: Port, path: str, arm_file: Path, slots: Path, priority: int, core: int | None, energised: bool
+) -> subprocess.Popen[bytes]:  # fmt: skip
+    """Start a motor process that inherits the open port."""
+    for slot in (STATE_SLOT, MOTOR_CODE_SLOT):
+        (slots / slot).unlink(missing_ok=True)
+    os.set_inheritable(port.fd, True)
+    command = [
+        sys.executable, "-m", "firmware_bridge.motion.motor", "--fd", str(port.fd), "--port", path, "--arm", str(arm_file),
+        "--slots", str(slots), "--guard", str(os.getpid()), "--priority", str(priority),
+        *(["--core", str(core)] if core is not None else []), *(["--energised"] if energised else []),
+    ]  # fmt: skip
+    return subprocess.Popen(command, pass_fds=[port.fd])
 
 
 def start(
@@ -166,7 +174,8 @@ def start(
     slots.mkdir(parents=True, exist_ok=True)
     arm_file = slots / "arm.json"
     arm_file.write_text(json.dumps(config.to_dict()))
-    (slots / STATE_SLOT).unlink(missing_ok=True)
+    for slot in (STATE_SLOT, MOTOR_CODE_SLOT, GUARD_CODE_SLOT):
+        (slots / slot).unlink(missing_ok=True)
     command = [
         sys.executable, "-m", "firmware_bridge.motion.guard", "--port", port, "--arm", str(arm_file), "--slots", str(slots),
         "--priority", str(priority), "--by-id", str(by_id), *(["--core", str(core)] if core is not None else []),
@@ -217,8 +226,6 @@ def end(process: subprocess.Popen[bytes], slots: Path, tell_s: float = 12.0) -> 
         if waited > tell_s and not told:
             told = True
             tell("the guard does not end: plug the servo adapter in, or switch the arm's power off.", "error: ")
-    if process.poll() is None:
-        tell("the guard has not ended: switch the arm's power off if it is still stiff.", "error: ")
 
 
 def tell_log(slots: Path) -> None:
@@ -239,13 +246,16 @@ def main() -> int:
     parser.add_argument("--core", type=int, help="core of the motor process")
     parser.add_argument("--by-id", type=Path, default=BY_ID, help="folder of the ports' lasting names")
     args = parser.parse_args()
+    left = SlotWriter(args.slots / GUARD_CODE_SLOT, 1)  # made while there is room for it
     try:
         config = ArmConfig.from_dict(json.loads(args.arm.read_text()))
-        return guard(args.port, config, args.arm, args.slots, args.priority, args.core, args.by_id)
+        code = guard(args.port, config, args.arm, args.slots, args.priority, args.core, args.by_id)
     except (PortError, ArmError) as e:
         # Whoever waits for the first state raises what stands here; after it only what begins like the guard's other lines is shown.
         tell(str(e), SAYS if (args.slots / STATE_SLOT).exists() else "error: ")
-        return 2
+        code = Exit.REFUSED
+    left.write(bytes([code]))
+    return code
 
 
 if __name__ == "__main__":

@@ -23,14 +23,14 @@ from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import Port, PortError
 from firmware_bridge.motion.arm import NO_REPLY, Arm, Measurement
 from firmware_bridge.motion.config import ArmConfig, ArmError
+from firmware_bridge.motion.endings import Exit
 from firmware_bridge.motion.estop import EStop, EStopError
 from firmware_bridge.motion.messages import JOINT_STATE_BYTES, Command, JointState, RequestKind, SafetyState
-from firmware_bridge.motion.safety import INSIST_S, Safety, blind
+from firmware_bridge.motion.safety import INSIST_S, REST_TOLERANCE, Safety, blind
 from firmware_bridge.motion.stamps import StampWriter
 
 STATE_SLOT, COMMAND_SLOT, REQUEST_SLOT = "state.slot", "command.slot", "request.slot"
-EXIT_SAFE_STOP, EXIT_FAULT, EXIT_PORT_LOST = 3, 4, 6
-EXIT_HOLDING = 7  # a servo did not let go, or did not answer: only the power switch is sure
+MOTOR_CODE_SLOT = "motor-code.slot"  # the exit code, for whoever is not the parent of the motor process
 SAYS = "guard: "  # lines of standard error, the guard's log, that the front door shows begin so
 RELEASE_NS = 100_000_000
 INSIST_NS = int(INSIST_S * 1e9)
@@ -59,6 +59,7 @@ class MotorLoop:
         self._late = late
         self.finished = False
         self.holding: list[int] = []  # servos that could not be released at the end
+        self.rested: bool | None = None  # whether the arm was at rest when its torque began to go down
         self._period_ns = int(1e9 / arm.config.motor_hz)
         self._torque: float | None = None
         self._releasing_ns = 0
@@ -81,6 +82,9 @@ class MotorLoop:
         if read_first:
             self._measured = self.arm.read()
         d = self.safety.step(now_ns, command, request, self._measured, self.arm.telemetry, pressed)
+        if self.rested is None and (d.release or d.torque is not None):
+            away = np.abs(self._measured.q - self.safety.rest)[:-1]  # a gripper may hold something
+            self.rested = bool((away < REST_TOLERANCE).all())
         if d.arm:
             bus.until_ns = None
             self.arm.torque_on()
@@ -226,11 +230,22 @@ def as_request(raw: bytes | None) -> RequestKind:
         return RequestKind.HOLD
 
 
+def exit_of(loop: MotorLoop, asked: bool) -> Exit:
+    """The exit code of a loop that has finished; `asked`: it was told to lower the arm, and did not stop by itself."""
+    if loop.holding:
+        return Exit.HOLDING
+    if loop.safety.state == SafetyState.FAULT:
+        return Exit.FAULT
+    if not loop.rested:
+        return Exit.DROPPED
+    return Exit.REST if asked else Exit.SAFE_STOP
+
+
 def run(
     port: Port, config: ArmConfig, slots: Path, priority: int = 0, core: int | None = None, guard: int | None = None,
     energised: bool = False,
 ) -> int:  # fmt: skip
-    """Serve until the arm has been lowered or has stopped; returns the exit code: 0 lowered, or one of EXIT_*.
+    """Serve until the arm has been lowered or has stopped; returns the exit code.
 
     Without its `guard` (a process id), or told by SIGTERM, it lowers the arm by itself: nobody would catch its own death.
     """
@@ -251,6 +266,7 @@ def run(
     real_time(priority, core)
     goal: np.ndarray | None = None  # of the tick before, corrections included
     waited = 0  # number of the newest command that came in good time
+    asked = False  # to lower, before it stopped by itself
 
     def active() -> bool:
         return loop.safety.state == SafetyState.ACTIVE
@@ -274,6 +290,7 @@ def run(
                 told.append(0)
                 tell("the guard is gone: lowering the arm")
         request = RequestKind.LOWER if told else as_request(requests.read())
+        asked = asked or (request == RequestKind.LOWER and loop.safety.state != SafetyState.SAFE_STOP)
         pressed = stop is not None and stop.pressed()
         state = loop.tick(now, as_command(commands.read()), request, ticker.missed, pressed, ticker.shifted_ns)
         states.write(state.pack())
@@ -282,12 +299,9 @@ def run(
         if loop.finished:
             if loop.holding:
                 tell(still_holds(loop.holding))
-                return EXIT_HOLDING
-            if request == RequestKind.LOWER:
-                return 0
-            return EXIT_FAULT if state.safety == SafetyState.FAULT else EXIT_SAFE_STOP
+            return exit_of(loop, asked)
         if request == RequestKind.LOWER and state.safety == SafetyState.DISARMED and not energised:
-            return 0
+            return Exit.REST
         correct()
         loop.telemetry()
         if active() and commands.newest != waited:
@@ -314,6 +328,14 @@ def main() -> int:
     parser.add_argument("--energised", action="store_true", help="the arm holds a pose after its port was lost")
     args = parser.parse_args()
     config = ArmConfig.from_dict(json.loads(args.arm.read_text()))
+    left = SlotWriter(args.slots / MOTOR_CODE_SLOT, 1)  # made while there is room for it
+    code = served(config, args)
+    left.write(bytes([code]))
+    return code
+
+
+def served(config: ArmConfig, args: argparse.Namespace) -> int:
+    """`run` on the port of the command line; what keeps it from serving is told, and returned as an exit code."""
     try:
         port = Port(args.fd, args.port) if args.fd is not None else Port.open(args.port, config.baud)
         if args.fd is not None:
@@ -321,10 +343,10 @@ def main() -> int:
         return run(port, config, args.slots, args.priority, args.core, args.guard, args.energised)
     except PortError as e:
         tell(str(e))
-        return EXIT_PORT_LOST
+        return Exit.PORT_LOST
     except (ArmError, EStopError) as e:
         tell(str(e))
-        return 2
+        return Exit.REFUSED
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ import numpy as np
 from common.slots import SlotError, SlotReader, SlotWriter
 from firmware_bridge.motion import guard
 from firmware_bridge.motion.config import ArmConfig, ArmError
+from firmware_bridge.motion.endings import Exit
 from firmware_bridge.motion.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
-from firmware_bridge.motion.motor import COMMAND_SLOT, EXIT_HOLDING, REQUEST_SLOT, STATE_SLOT
+from firmware_bridge.motion.motor import COMMAND_SLOT, REQUEST_SLOT, STATE_SLOT
 from firmware_bridge.servos.models import MODELS
 from firmware_bridge.virtual.bus import PtyBus, VirtualBus
 from firmware_bridge.virtual.campaign import KOCH, MIDDLE, SO101, SWING
@@ -236,7 +237,7 @@ def _silent(rig: LiveRig) -> dict[str, Any]:
     code = rig.keeper.wait(8)
     s = rig.state()
     said = s.reason if s is not None else ""
-    faulted = s is not None and s.safety == SafetyState.FAULT and code == EXIT_HOLDING  # nobody has seen it let go
+    faulted = s is not None and s.safety == SafetyState.FAULT and code == Exit.HOLDING  # nobody has seen it let go
     return _row(1, "silent-servo, in processes", said, took, 400, rig, "FAULT", "operator", took <= 0.5 and faulted)
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from common.errors import Mendable
 from common.slots import SlotReader
+from firmware_bridge.motion import endings
+from firmware_bridge.motion.messages import RequestKind
 from firmware_bridge.motion.motor import STATE_SLOT
-from firmware_bridge.motion.safety import lowering_s
+from firmware_bridge.motion.session import newest_state, settle_apart, stopped
 from runtime.bundle import Bundle
 from runtime.cameras.sources import CameraSource, calibrations, open_cameras
 from runtime.loop.timing import timing_report
@@ -43,26 +45,36 @@ def main() -> int:
         )  # fmt: skip
         driver.warm_up()
         state_slot = SlotReader(args.slots / STATE_SLOT)
+        told: list[int] = []
+
+        def stop(number: int, frame: object) -> None:
+            told.append(number)
+            driver.stop()
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: driver.stop())
+            signal.signal(number, stop)
+        held = ""
         try:
             driver.arm(state_slot)
             driver.run(args.seconds)
+            held = "" if told else driver.why_held()
         finally:
-            driver.lower(lowering_s(robot.arm) + 1.0)
+            lowering = not stopped(newest_state(args.slots))
+            driver.request(RequestKind.LOWER)
+            settle_apart(args.slots, robot.arm, lowering, held)
         report = timing_report(driver, robot.arm.motor_hz)
         if args.record is not None:
             driver.recorder.save(args.record, report)
         print(json.dumps(report, indent=1, sort_keys=True))
     except Mendable as e:
         print(f"error: {e}", file=sys.stderr)
-        return 2
+        return endings.exit_code(endings.Exit.REFUSED)
     finally:
         if policy is not None:
             policy.close()
         for camera in cameras.values():
             camera.close()
-    return 0
+    return endings.exit_code(endings.Exit.REST)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ class Counts:
     began_ns: int = 0
     ended_ns: int = 0
     first_command_ns: int = 0
+    followed: int = 0  # commands whose goals were seen on the wire
     jerk_rms: float = 0.0  # of the motor process's goals, rad/s^3
     jerk_max: float = 0.0
     motor_ns: int = 0  # by the motor's clock, shifts apart, from the first to the last tick that was seen, and
@@ -243,9 +244,7 @@ class Policy:
         if state.safety in (SafetyState.SAFE_STOP, SafetyState.FAULT):
             raise RunError(f"the motor process stopped the arm ({state.reason}): mend that, then start again.")
         if time.monotonic_ns() - state.t_ns > MOTOR_SILENT_S * 1e9:
-            raise RunError(
-                "the motor process fell silent and the guard took the arm over: see its message, then start again."
-            )
+            raise RunError("the motor process fell silent: see what is said of the arm, then start again.")
         return state
 
     def _watch(self, frames: dict[str, Frame], now: int) -> None:
@@ -330,6 +329,7 @@ class Policy:
         """Book what the motor process did since the last look; returns the number of the newest command on the wire."""
         if state.command_seq != seen and state.t_wire_ns:
             seen = state.command_seq
+            self.counts.followed += 1
             taken_ns, slot_ns, engine_ns = self._made.get(seen, (0, 0, 0))
             if slot_ns:
                 total = state.t_wire_ns - state.t_command_capture_ns
@@ -437,19 +437,8 @@ class Policy:
             raise self._failure
         return c
 
-    def lower(self, timeout_s: float = 15.0) -> JointState:
-        """Ask the motor process to lower the arm, ramp the torque down and end; returns the last state it showed.
-
-        `timeout_s`: at least a second more than `firmware_bridge.motion.safety.lowering_s` says of the arm.
-        """
-        self.request(RequestKind.LOWER)
-        state, deadline = self.joint_state(), time.monotonic() + timeout_s
-        seen_at, tick = time.monotonic(), state.tick
-        while time.monotonic() < deadline:
-            state = self.joint_state()
-            if state.tick != tick:
-                tick, seen_at = state.tick, time.monotonic()
-            elif time.monotonic() - seen_at > 0.5:  # no more ticks: the motor process has finished
-                break
-            time.sleep(0.02)
-        return state
+    def why_held(self) -> str:
+        """Why no command of the models reached the servos in a run that came to its end; empty where one did."""
+        if self.counts.followed:
+            return ""
+        return "; ".join(self.health.reasons) or "no command reached the servos"

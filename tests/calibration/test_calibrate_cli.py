@@ -20,6 +20,7 @@ from calibration.guide import Guide
 from calibration.jobs import compare_records, find_views, finish_hand_eye, run_intrinsics
 from calibration.store import Store, load_camera, new_record
 from firmware_bridge.arms import so101
+from firmware_bridge.motion.endings import Exit, exit_code
 from firmware_bridge.motion.messages import SafetyState
 from harmowam.calibration_rig import LiveRig, refuse_moved
 from harmowam.capture_page import CapturePage
@@ -306,13 +307,23 @@ def test_the_arm_is_driven_through_guard_and_motor_process_and_put_down(bench, t
 def test_a_motor_process_that_dies_is_noticed_while_calibrating_and_the_guards_words_are_shown(bench, tmp_path, capfd):
     with LiveRig(load_robot(str(bench.robot_file)), tmp_path / "slots") as rig:
         rig.arm()
-        keeper = rig._keeper.pid
+        keeper = rig.session.keeper.pid
         (motor,) = [int(p) for p in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()]
         os.kill(motor, signal.SIGKILL)
         with pytest.raises(CalibrationError, match="the motor process is silent: check the adapter"):
             rig.move_to(rig.state().q_rad[:-1] + 0.3, velocity=0.1)
-    assert "guard: motor process died (signal 9): holding" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "guard: motor process died (signal 9): holding" in said and "error: the arm lost its motor process" in said
+    assert exit_code(Exit.REFUSED) == Exit.GUARD
     assert not any(bench.torque())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_calibration_that_is_told_to_end_puts_the_arm_down(bench, tmp_path, number):
+    with pytest.raises(KeyboardInterrupt), LiveRig(load_robot(str(bench.robot_file)), tmp_path / "slots") as rig:
+        rig.arm()
+        signal.raise_signal(number)
+    assert rig.session.close().code == Exit.REST and not any(bench.torque())
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ from firmware_bridge.bus.port import Port
 from firmware_bridge.motion import guard, motor
 from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.config import ArmError
+from firmware_bridge.motion.endings import Exit
 from firmware_bridge.motion.estop import _EVENT, EStop
 from firmware_bridge.motion.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
-from firmware_bridge.motion.motor import COMMAND_SLOT, EXIT_FAULT, EXIT_HOLDING, EXIT_SAFE_STOP, REQUEST_SLOT
+from firmware_bridge.motion.motor import COMMAND_SLOT, REQUEST_SLOT
 from firmware_bridge.virtual.bus import PtyBus
 from firmware_bridge.virtual.campaign_live import LiveRig, campaign_live
 from tests.firmware_bridge.so101 import CONFIG, bus
@@ -136,7 +137,7 @@ def test_a_policy_that_is_killed_leaves_a_held_and_then_lowered_arm(rig):
     assert (held.t_ns - killed) * 1e-9 <= 0.1
     rig.wait_for(SafetyState.SAFE_STOP)
     assert rig.torque() == [1] * 6
-    assert rig.keeper.wait(10) == EXIT_SAFE_STOP
+    assert rig.keeper.wait(10) == Exit.SAFE_STOP
     assert rig.torque() == [0] * 6
     assert np.allclose(rig.state().q_rad[:5], CONFIG.rest[:5], atol=0.08)
 
@@ -161,7 +162,7 @@ def test_a_motor_process_that_stalls_or_dies_is_replaced_by_the_guard(rig, how):
     rig.ask(RequestKind.ARM)
     rig.wait_for(SafetyState.HOLD)
     os.kill(rig.motor_pid(), how)
-    assert rig.keeper.wait(10) == guard.EXIT_STOPPED_BY_GUARD
+    assert rig.keeper.wait(10) == Exit.GUARD
     assert rig.torque() == [0] * 6
     assert "motor process" in (rig.folder / guard.LOG).read_text()
 
@@ -199,7 +200,7 @@ def test_a_guard_that_cannot_write_its_log_releases_the_arm_nevertheless(mute_ri
     mute_rig.ask(RequestKind.ARM)
     mute_rig.wait_for(SafetyState.HOLD)
     os.kill(mute_rig.motor_pid(), signal.SIGKILL)
-    assert mute_rig.keeper.wait(10) == guard.EXIT_STOPPED_BY_GUARD
+    assert mute_rig.keeper.wait(10) == Exit.GUARD
     assert mute_rig.torque() == [0] * 6
 
 
@@ -226,7 +227,7 @@ def test_a_servo_that_does_not_let_go_is_said_to_the_user_and_in_the_exit_code(r
         os.kill(rig.motor_pid(), signal.SIGKILL)
     else:
         rig.ask(RequestKind.LOWER)
-    assert rig.keeper.wait(15) == EXIT_HOLDING
+    assert rig.keeper.wait(15) == Exit.HOLDING
     assert shown(rig.folder)[-1] == "guard: servo 3 still holds: switch the arm's power off."
     assert rig.torque() == [0, 0, 1, 0, 0, 0]
 
@@ -235,8 +236,9 @@ def test_why_the_motor_process_could_not_arm_is_said_to_the_user(rig):
     write = rig.servos.servos[3].write
     rig.servos.servos[3].write = lambda address, data: 0 if address == 40 else write(address, data)
     rig.ask(RequestKind.ARM)
-    assert rig.keeper.wait(10) == guard.EXIT_STOPPED_BY_GUARD
+    assert rig.keeper.wait(10) == Exit.REFUSED
     assert "guard: servo 3 did not switch its torque on: power the arm off and on, then try again." in shown(rig.folder)
+    assert rig.torque() == [0] * 6  # those that did are let go again
 
 
 def test_what_keeps_a_motor_process_from_starting_is_raised_as_a_sentence_of_its_own(tmp_path):
@@ -245,7 +247,7 @@ def test_what_keeps_a_motor_process_from_starting_is_raised_as_a_sentence_of_its
     keeper = guard.start(server.path, dataclasses.replace(CONFIG, estop="gpio:/dev/gpiochip99:4"), tmp_path)
     with pytest.raises(ArmError, match=r"^(?!guard: )[^\n]*gpiochip99"):
         guard.wait_for_state(keeper, tmp_path)
-    assert keeper.wait(5) == guard.EXIT_STOPPED_BY_GUARD
+    assert keeper.wait(5) == Exit.REFUSED
     server.close()
 
 
@@ -380,7 +382,7 @@ def test_the_guard_goes_on_with_a_torque_ramp_where_the_motor_process_left_it(ri
             highest = max(highest, limit)
         time.sleep(0.002)
     assert left <= 600 and highest <= left
-    assert rig.keeper.returncode == guard.EXIT_STOPPED_BY_GUARD and rig.torque() == [0] * 6
+    assert rig.keeper.returncode == Exit.GUARD and rig.torque() == [0] * 6
 
 
 def test_an_arm_that_stood_energised_is_not_dropped_by_a_motor_process_that_never_armed_it(tmp_path):
@@ -392,7 +394,7 @@ def test_an_arm_that_stood_energised_is_not_dropped_by_a_motor_process_that_neve
     guard.wait_for_state(keeper, tmp_path)
     motor = int(Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children").read_text().split()[0])
     os.kill(motor, signal.SIGKILL)
-    assert keeper.wait(5) == guard.EXIT_STOPPED_BY_GUARD
+    assert keeper.wait(5) == Exit.ADRIFT
     assert [servos.get(i, "torque_enable") for i in CONFIG.ids] == [1] * 6
     assert "energised as it was found" in (tmp_path / guard.LOG).read_text()
     server.close()
@@ -403,7 +405,7 @@ def test_an_arm_that_stood_energised_and_was_then_armed_is_released_when_its_mot
     rig.ask(RequestKind.ARM)
     rig.wait_for(SafetyState.HOLD)
     os.kill(rig.motor_pid(), signal.SIGKILL)
-    assert rig.keeper.wait(10) == guard.EXIT_STOPPED_BY_GUARD
+    assert rig.keeper.wait(10) == Exit.GUARD
     assert rig.torque() == [0] * 6
 
 
@@ -416,7 +418,7 @@ def test_an_emergency_stop_that_is_pressed_while_the_arm_is_driven_ends_in_a_fau
     rig.wait_for(SafetyState.HOLD)
     os.write(presses, _EVENT.pack(0, 0, 1, 30, 1))
     assert rig.wait_for(SafetyState.FAULT, timeout=1).reason == "emergency stop pressed"
-    assert rig.keeper.wait(10) == EXIT_FAULT
+    assert rig.keeper.wait(10) == Exit.FAULT
     assert rig.torque() == [0] * 6
     os.close(presses)
 
@@ -479,7 +481,7 @@ def test_a_command_that_comes_with_the_emergency_stop_pressed_does_not_reach_the
         driver.join()
         port.close()
         server.close()
-    assert code == EXIT_FAULT and stop.ticks <= stop.most
+    assert code == Exit.FAULT and stop.ticks <= stop.most
     assert not any(revised)
 
 

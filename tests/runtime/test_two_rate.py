@@ -15,7 +15,9 @@ import pytest
 
 from common.clock import prefer
 from firmware_bridge.motion import guard
+from firmware_bridge.motion.endings import Exit
 from firmware_bridge.motion.messages import Expert, JointState, SafetyState
+from firmware_bridge.motion.session import ArmSession
 from runtime.bundle import Bundle
 from runtime.cameras.sources import calibrations, open_cameras
 from runtime.loop.health import Health, HealthLimits
@@ -41,17 +43,16 @@ class Run(Bench):
     def __init__(self, folder, bundle):
         super().__init__(folder)
         self.robot = load_robot(str(self.robot_file))
-        self.keeper = guard.start(self.robot.port, self.robot.arm, folder)
+        self.session = ArmSession(self.robot.port, self.robot.arm, folder)
+        self.keeper = self.session.keeper
         eyes = open_cameras(self.robot, bundle.manifest.cameras, folder)
         known = calibrations(self.robot, folder)
         self.policy = Policy(bundle, TASK, eyes, known, folder, self.robot.fast_hz, self.robot.slow_hz, record=True)
         self.policy.warm_up()
-        self.policy.arm(guard.wait_for_state(self.keeper, folder))
+        self.policy.arm(self.session.wait_for_state())
 
     def close(self):
-        if self.keeper.poll() is None:
-            self.policy.lower()
-            self.keeper.wait(5)
+        self.session.lower()
         super().close()
 
 
@@ -67,7 +68,7 @@ def test_both_loops_drive_the_arm_and_leave_it_at_rest_without_torque(run, tmp_p
     counts = run.policy.run(1.5)
     assert counts.slow >= 3 and counts.new_frames > 30 and counts.first_command_ns > counts.began_ns
     assert run.torque() == [1] * 6
-    last = run.policy.lower()
+    last = run.session.lower()
     assert run.keeper.wait(5) == 0 and run.torque() == [0] * 6
     assert np.allclose(last.q_rad[:5], run.robot.arm.rest[:5], atol=0.1)
     report = timing_report(run.policy, run.robot.arm.motor_hz)
@@ -270,9 +271,9 @@ def test_a_motor_process_that_dies_ends_the_run_and_the_guard_lets_the_arm_down(
             os.kill(motor, signal.SIGKILL)
         return False
 
-    with pytest.raises(RunError, match="fell silent and the guard took the arm over"):
+    with pytest.raises(RunError, match="the motor process fell silent"):
         run.policy.run(20, kill)
-    assert run.keeper.wait(8) == guard.EXIT_STOPPED_BY_GUARD and run.torque() == [0] * 6
+    assert run.keeper.wait(8) == Exit.GUARD and run.torque() == [0] * 6
 
 
 def test_a_servo_that_falls_silent_stops_the_run_with_its_name(run):
@@ -339,6 +340,17 @@ def test_the_policy_process_runs_alone_and_lowers_the_arm_on_sigterm(bench, bund
     assert policy.returncode == 0 and not err
     assert json.loads(out)["ticks"] > 0 and (b.folder / "episode" / "episode.npz").is_file()
     assert keeper.wait(5) == 0 and b.torque() == [0] * 6
+
+
+def test_a_policy_process_whose_servo_does_not_let_go_says_so(bench, bundle):
+    b, keeper, slot = bench
+    policy = start_policy(b, bundle, "--seconds", "60")
+    wait_for(slot, SafetyState.ACTIVE)
+    b.servos.faults.inject("torque-off-refused", servo=3)
+    policy.send_signal(signal.SIGTERM)
+    _, err = policy.communicate(timeout=20)
+    assert policy.returncode == keeper.wait(5) == Exit.HOLDING
+    assert "error: the arm has a servo that does not let go" in err
 
 
 def test_a_policy_killed_in_flight_leaves_a_held_arm_within_a_tenth_of_a_second(bench, bundle):
