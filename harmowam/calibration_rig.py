@@ -18,13 +18,13 @@ from calibration.check import BLOCK, FRAMES, OK, Verdict, check
 from calibration.jobs import stored_reference
 from calibration.store import Store
 from common.slots import SlotWriter
+from common.timing import MOTOR_SILENT_CALIBRATING_S
 from firmware_bridge.motion.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor import COMMAND_SLOT, REQUEST_SLOT
 from firmware_bridge.motion.session import ArmSession, Interrupts
 from runtime.cameras.sources import CameraSource, focus, serial
 from runtime.robot import CameraConfig, Robot, RobotError
 
-SILENT_NS = 1_000_000_000  # without a new state of the arm
 SETTLE_S = 0.8  # until an arm that has arrived stands still
 
 
@@ -153,7 +153,7 @@ class LiveRig:
         """Raises CalibrationError when the motor process has said nothing for a second: it died, or lost the port."""
         got = self._state.read()
         state = None if got is None else JointState.unpack(got[0])
-        if state is None or time.monotonic_ns() - state.t_ns > SILENT_NS:
+        if state is None or time.monotonic_ns() - state.t_ns > MOTOR_SILENT_CALIBRATING_S * 1e9:
             raise CalibrationError("the motor process is silent: check the adapter and the arm's power, then repeat.")
         return state
 

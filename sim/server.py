@@ -23,16 +23,16 @@ import numpy as np
 from common.clock import Ticker, prefer, real_time
 from common.errors import Mendable
 from common.slots import SlotReader, SlotWriter
+from common.timing import SIM_CAMERA_PRIORITY, SIM_SERVO_PRIORITY, TRANSFER_PRIORITY
 from firmware_bridge.virtual.bus import PtyBus, SocketBus, VirtualBus
 from firmware_bridge.virtual.faults import parse as parse_fault
 from runtime.cameras.sources import FRAME_HEAD, slot_path
 
 # Whoever starts the simulator or reads its truth needs no MuJoCo in memory: only the two processes below load it.
 
-# Hardware competes with nobody for the processor, but takes nothing from the fast loop either: servos and rendering, above the slow loop
-# and below the fast one, find a core as soon as they are asked, or a picture would be late for every forward pass of the world model.
-# A transfer waits for nobody, and takes a tenth of a millisecond.
-SERVO_PRIORITY, CAMERA_PRIORITY, TRANSFER_PRIORITY = 7, 6, 12
+# Priorities (common/timing.py): hardware competes with nobody for the processor, but takes nothing from the fast loop either. Servos and
+# rendering, above the slow loop and below the fast one, find a core as soon as they are asked, or a picture would be late for every forward
+# pass of the world model. A transfer waits for nobody, and takes a tenth of a millisecond.
 # A camera hands its pictures over at even intervals, so long after the exposure as reading out and transfer take. A renderer is done
 # when it gets the processor: what it has early waits for that instant, what it has late comes late.
 TRANSFER_NS = 8_000_000
@@ -81,7 +81,7 @@ def serve(
         str(fps),
     ]
     cameras = subprocess.Popen(command + (["--task", task] if task else []))
-    prefer(SERVO_PRIORITY)
+    prefer(SIM_SERVO_PRIORITY)
     servos = VirtualBus(range(1, J + 1), MujocoPlant(world))
     bus = PtyBus(servos, link=slots / "servo-bus") if terminal else SocketBus(servos, slots / "servo-bus")
     real_time()
@@ -125,7 +125,7 @@ def serve_cameras(slots: Path, seed: int, task: str | None, fps: float) -> int:
     truth = SlotReader(slots / TRUTH_SLOT)
     width, height = CAMERA_SIZE
     writers: dict[str, SlotWriter] = {}
-    prefer(CAMERA_PRIORITY)
+    prefer(SIM_CAMERA_PRIORITY)
     ticker = Ticker(fps)
     transfer_ns = min(TRANSFER_NS, ticker.period_ns * 4 // 5)
     while os.getppid() == parent:
@@ -141,7 +141,7 @@ def serve_cameras(slots: Path, seed: int, task: str | None, fps: float) -> int:
                 if name not in writers:  # the slot appears with its first frame
                     writers[name] = SlotWriter(slot_path(slots, name), FRAME_HEAD.size + width * height * 3)
                 writers[name].write(FRAME_HEAD.pack(t_ns, width, height), frame)
-            prefer(CAMERA_PRIORITY)
+            prefer(SIM_CAMERA_PRIORITY)
     return 0
 
 

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from common.slots import SlotError, SlotReader, SlotWriter
+from common.timing import GUARD_STALL_S
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import BY_ID, Port, PortError, lasting_name
 from firmware_bridge.motion.arm import Arm
@@ -28,7 +29,6 @@ from firmware_bridge.motion.messages import JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor import MOTOR_CODE_SLOT, REQUEST_SLOT, SAYS, STATE_SLOT, still_holds, tell
 
 LOG = "guard.log"  # what the guard says, in the folder of the slots
-STALL_S = 0.25
 START_S = 5.0
 REPLUG_S = 60.0  # so long the adapter may stay away
 LETTING_DOWN = "holding, then letting the torque down"
@@ -73,8 +73,8 @@ def watch(child: subprocess.Popen[bytes], slots: Path) -> str:
                 seen, seen_at = heartbeat.newest, time.monotonic()
         except SlotError:
             pass
-        if time.monotonic() - seen_at > STALL_S:
-            return f"gave no sign for {STALL_S} s"
+        if time.monotonic() - seen_at > GUARD_STALL_S:
+            return f"gave no sign for {GUARD_STALL_S} s"
 
 
 def reopen(name: str, config: ArmConfig, fingerprint: str) -> Port:

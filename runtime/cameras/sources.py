@@ -23,6 +23,7 @@ from calibration.store import load_camera
 from common.clock import Ticker, prefer
 from common.errors import Mendable
 from common.slots import SlotError, SlotReader
+from common.timing import CAMERA_PRIORITY
 from runtime.robot import CameraConfig, Robot
 
 FRAME_HEAD = struct.Struct("<qII")  # capture time (monotonic ns), width, height; then RGB bytes
@@ -31,7 +32,6 @@ CONTROL = struct.Struct("<Ii")  # struct v4l2_control: id, value (linux/videodev
 VIDIOC_G_CTRL = 0xC008561B
 FOCUS_ABSOLUTE, FOCUS_AUTO = 0x009A090A, 0x009A090C
 
-CAMERA_PRIORITY = 11  # above the loop that waits for its pictures
 STALL_MS, OPEN_MS = 1000, 3000  # so long a read, or opening a stream, may take; OpenCV's own limits are 10 s and more
 PIPELINE_MS = 10_000  # opening a GStreamer pipeline, which waits for a sensor to start
 WAIT_V4L2 = ("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(STALL_MS // 1000))  # read by OpenCV at its first picture

@@ -13,12 +13,12 @@ import pytest
 import serial
 
 from common.slots import SlotError, SlotReader, SlotWriter, _offset
+from common.timing import GUARD_STALL_S
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import Port, PortError
 from firmware_bridge.codecs import feetech as fs
 from firmware_bridge.motion.arm import NO_REPLY, Arm
 from firmware_bridge.motion.config import ArmError
-from firmware_bridge.motion.guard import STALL_S
 from firmware_bridge.motion.messages import Command, Expert, JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor import MotorLoop
 from firmware_bridge.virtual.bus import MemoryPort, PtyBus, SocketBus
@@ -116,7 +116,7 @@ def test_a_release_that_nobody_hears_is_no_stall(config):
         rig.tick()
         longest = max(longest, rig.port.time_ns - rig.now)
     assert rig.loop.safety.state == SafetyState.FAULT and rig.loop.holding == list(rig.loop.arm._ids)
-    assert longest < 0.6 * STALL_S * 1e9
+    assert longest < 0.6 * GUARD_STALL_S * 1e9
 
 
 def test_a_write_is_not_tried_again_when_the_time_is_up():
