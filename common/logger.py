@@ -64,6 +64,7 @@ class _Writer(logging.handlers.QueueListener):
     """Its thread ends when it has written what is queued, however much that is."""
 
     def enqueue_sentinel(self) -> None:
+        assert isinstance(self.queue, queue.Queue)
         self.queue.put(None)
 
 
