@@ -303,7 +303,7 @@ def start_policy(bench, bundle, *more):
     command = [
         sys.executable,
         "-m",
-        "runtime.loop.two_rate",
+        "runtime.loop",
         "--bundle",
         str(bundle.path),
         "--robot",
