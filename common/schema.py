@@ -45,7 +45,7 @@ class Malformed(Exception):
     """What is wrong with a file, without its name and without the next step."""
 
 
-class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table whose keys are all declared: a misspelt one is refused with the list of those that are known."""
 
 
@@ -98,7 +98,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) < len(pairs):
         names = [k for k, _ in pairs]
         twice = next(k for k in names if names.count(k) > 1)
-        raise Malformed(f"'{_shown(twice)}' is given twice")
+        raise Malformed(f"'{shown(twice)}' is given twice")
     return table
 
 
@@ -113,7 +113,7 @@ def _refuse_strange(raw: Any) -> None:
             if isinstance(key, str) and (len(key) > NAME or _halved(key)):
                 where = f" in '{_path(path)}'" if path else ""
                 what = "longer than 255 characters" if len(key) > NAME else "no text (half of a surrogate pair)"
-                raise Malformed(f"the name '{_shown(key)}'{where} is {what}")
+                raise Malformed(f"the name '{shown(key)}'{where} is {what}")
             if isinstance(inner, (dict, list)):
                 open_ends.append(([*path, key], inner))
             elif isinstance(inner, float) and not math.isfinite(inner):
@@ -128,10 +128,10 @@ def _halved(text: str) -> bool:
     return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """One printable line, cut short."""
     if isinstance(value, (dict, list)):
-        return "a table" if isinstance(value, dict) else f"a list of {len(value)}"
+        return f"a list of {len(value)}" if isinstance(value, list) else "a table" if value else "an empty one"
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= 60 else text[:57] + "..."
@@ -141,7 +141,7 @@ def _path(keys: list[str | int]) -> str:
     """`arm.joint[2].id`."""
     out = ""
     for key in keys:
-        out += f"[{key}]" if isinstance(key, int) else f"{'.' if out else ''}{_shown(key)}"
+        out += f"[{key}]" if isinstance(key, int) else f"{'.' if out else ''}{shown(key)}"
     return out
 
 
@@ -196,10 +196,10 @@ def _explain(said: str, raw: Any, kind: Any) -> str:
     if at.startswith("key`"):
         name_kind = get_args(_plain(kind)[0])[0]
         bad = next(k for k in raw if not _fits(k, name_kind))
-        return f"the name '{_shown(bad)}' in '{here}' must be {_allowed(name_kind)}"
+        return f"the name '{shown(bad)}' in '{here}' must be {_allowed(name_kind)}"
     if not re.match("Expected|Invalid|Number out of range", what):  # said by a Struct's __post_init__
         return f"'{here}': {what}" if here else what
-    value = f"'{_shown(raw)}'" if isinstance(raw, str) else _shown(raw)
+    value = f"'{shown(raw)}'" if isinstance(raw, str) else shown(raw)
     subject = f"'{here}'" if here else "it"
     return f"{subject} must be {_allowed(kind)}, not {value}"
 
@@ -213,12 +213,13 @@ def _allowed(kind: Any) -> str:
     span = f" from {low:g} to {high:g}" if low is not None and high is not None else ""
     if get_origin(kind) is Literal:
         return " or ".join(map(str, get_args(kind)))
+    fewest, most = (
+        next((getattr(m, k) for m in metas if getattr(m, k) is not None), None) for k in ("min_length", "max_length")
+    )
+    count = "" if most is None else f" of {fewest if fewest == most else f'{fewest or 0} to {most}'}"
     if get_origin(kind) in (list, tuple):
-        fewest, most = (
-            next((getattr(m, k) for m in metas if getattr(m, k) is not None), None)
-            for k in ("min_length", "max_length")
-        )
-        count = f" of {fewest if fewest == most else f'{fewest or 0} to {most}'}" if most is not None else ""
         return f"a list{count}: {_allowed(get_args(kind)[0])} each"
+    if get_origin(kind) is dict:
+        return f"a table{count or ' of'} keys"
     words = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}
     return words.get(kind, "a table of keys") + span
