@@ -91,6 +91,9 @@ def shaped(raw: Any, kind: type[T]) -> T:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as e:
         raise Malformed(_explain(str(e), raw, kind)) from None
+    except UnicodeEncodeError:  # of plain data that did not come through the parsers above
+        _refuse_strange(raw)
+        raise
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class Manifest(Shape, frozen=True, kw_only=True):
     reactive: Reactive
     quantization: dict[str, Any]
     files: dict[File, Digest] = field(default_factory=dict)
-    schema: int = SCHEMA
+    schema: Annotated[int, Meta(ge=SCHEMA, le=SCHEMA)] = SCHEMA
 
     def __post_init__(self) -> None:
         self._fits_the_arm()
