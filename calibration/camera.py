@@ -138,7 +138,9 @@ def _matrix(pose: list[list[float]] | None) -> np.ndarray | None:
 
 def _impossible(camera: Camera) -> str:
     """What no camera can be, or nothing."""
-    if not (camera.K[0, 0] >= 1 and camera.K[1, 1] >= 1):
+    K, size = camera.K, np.array([camera.width, camera.height])
+    straight = K[0, 1] == K[1, 0] == K[2, 0] == K[2, 1] == 0 and K[2, 2] == 1
+    if not (straight and min(K[0, 0], K[1, 1]) >= 1 and (-size <= K[:2, 2]).all() and (K[:2, 2] <= 2 * size).all()):
         return "impossible intrinsics"
     if camera.model not in DISTORTION:
         return f"an unknown lens model ('{camera.model}')"

@@ -205,6 +205,10 @@ WHOLE = Camera("front", 320, 240, K, np.zeros(5), POSE).to_json()
         ({"D": [0.1, 0, 0]}, "3 numbers of distortion"),
         ({"D": [0.0] * 5, "model": "fisheye"}, "5 numbers of distortion, which the fisheye model does not take"),
         ({"K": [[-300, 0, 160], [0, 300, 120], [0, 0, 1]]}, "impossible intrinsics"),
+        ({"K": [[0.1, 0, 160], [0, 300, 120], [0, 0, 1]]}, "impossible intrinsics"),
+        ({"K": [[300, 50, 160], [0, 300, 120], [0, 0, 1]]}, "impossible intrinsics"),
+        ({"K": [[300, 0, 160], [0, 300, 120], [0, 0, 7]]}, "impossible intrinsics"),
+        ({"K": [[300, 0, 160], [0, 300, 9000], [0, 0, 1]]}, "impossible intrinsics"),
     ],
 )
 def test_a_camera_that_cannot_be_is_refused(spoil, what):
