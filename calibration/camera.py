@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from common.errors import Mendable
+from common.schema import Malformed, Shape, Text, shaped
 
 SCHEMA = 1
 DISTORTION = {"rational": (0, 4, 5, 8), "fisheye": (4,)}  # how many numbers of distortion a lens model takes
@@ -22,6 +24,29 @@ ROUNDED = 1e-3  # by so much a rotation in a file may be off
 
 class CalibrationError(Mendable):
     """A calibration that must not be used; the text says why and what to do next."""
+
+
+Pixels = Annotated[int, Meta(ge=8, le=16384)]
+Lens = Annotated[float, Meta(ge=-1e5, le=1e5)]
+Metres = Annotated[float, Meta(ge=-10, le=10)]  # and what a rotation is made of
+Pose = Annotated[
+    list[Annotated[list[Metres], Meta(min_length=4, max_length=4)]],
+    Meta(min_length=4, max_length=4, description="a pose: 4 rows of 4 numbers from -10 to 10 (m)"),
+]
+
+
+class CameraFile(Shape, frozen=True):
+    """What `Camera.to_json` gives."""
+
+    name: Text
+    width: Pixels
+    height: Pixels
+    K: Annotated[list[Annotated[list[Lens], Meta(min_length=3, max_length=3)]], Meta(min_length=3, max_length=3)]
+    D: Annotated[list[Lens], Meta(max_length=8)]
+    T_base_from_cam: Pose | None
+    schema: Annotated[int, Meta(ge=0, le=SCHEMA)] = 0
+    model: Text = "rational"
+    T_tool_from_cam: Pose | None = None
 
 
 @dataclass(frozen=True)
@@ -88,36 +113,34 @@ class Camera:
     def from_json(cls, data: Any, source: str = "camera") -> Camera:
         """From what `to_json` gave. Raises CalibrationError for anything else: no object, a missing field, a newer schema, numbers
         that are no camera."""
-        if not isinstance(data, dict) or not isinstance(data.get("schema", 0), int):
-            what = "no JSON object" if not isinstance(data, dict) else f"schema {data['schema']!r}"
+        mend = "calibrate the camera again or restore the file."
+        schema = data.get("schema", 0) if isinstance(data, dict) else 0
+        if isinstance(schema, int) and schema > SCHEMA:
             raise CalibrationError(
-                f"{source} is not a camera calibration ({what}): calibrate the camera again or restore the file."
-            )
-        if data.get("schema", 0) > SCHEMA:
-            raise CalibrationError(
-                f"{source} has calibration schema {data['schema']}, this version reads {SCHEMA}: upgrade harmowam."
+                f"{source} has calibration schema {schema}, this version reads {SCHEMA}: upgrade harmowam."
             )
         try:
-            pose, mount = data["T_base_from_cam"], data.get("T_tool_from_cam")
-            camera = cls(
-                data["name"], int(data["width"]), int(data["height"]), np.array(data["K"], float).reshape(3, 3),
-                np.array(data["D"], float).ravel(), None if pose is None else np.array(pose, float).reshape(4, 4),
-                str(data.get("model", "rational")), None if mount is None else np.array(mount, float).reshape(4, 4),
-            )  # fmt: skip
-        except (KeyError, TypeError, ValueError) as e:
-            raise CalibrationError(
-                f"{source} is not a camera calibration ({e!r}): calibrate the camera again or restore the file."
-            ) from e
+            file = shaped(data, CameraFile)
+        except Malformed as e:
+            raise CalibrationError(f"{source} is not a camera calibration ({e}): {mend}") from e
+        camera = cls(
+            file.name, file.width, file.height, np.array(file.K), np.array(file.D, float), _matrix(file.T_base_from_cam), file.model,
+            _matrix(file.T_tool_from_cam),
+        )  # fmt: skip
         if wrong := _impossible(camera):
-            raise CalibrationError(f"{source} holds {wrong}: calibrate the camera again or restore the file.")
+            raise CalibrationError(f"{source} holds {wrong}: {mend}")
         return camera
+
+
+def _matrix(pose: list[list[float]] | None) -> np.ndarray | None:
+    return None if pose is None else np.array(pose)
 
 
 def _impossible(camera: Camera) -> str:
     """What no camera can be, or nothing."""
-    if camera.width <= 0 or camera.height <= 0:
-        return f"an impossible size ({camera.width}x{camera.height})"
-    if not (camera.K[0, 0] > 0 and camera.K[1, 1] > 0 and np.isfinite(camera.K).all() and np.isfinite(camera.D).all()):
+    K, size = camera.K, np.array([camera.width, camera.height])
+    straight = K[0, 1] == K[1, 0] == K[2, 0] == K[2, 1] == 0 and K[2, 2] == 1
+    if not (straight and min(K[0, 0], K[1, 1]) >= 1 and (-size <= K[:2, 2]).all() and (K[:2, 2] <= 2 * size).all()):
         return "impossible intrinsics"
     if camera.model not in DISTORTION:
         return f"an unknown lens model ('{camera.model}')"

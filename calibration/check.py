@@ -9,13 +9,15 @@ which learning from whole pictures includes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
+from msgspec import Meta
 
 from calibration.board import Board
-from calibration.camera import CalibrationError
+from calibration.camera import CalibrationError, Pixels
+from common.schema import Malformed, Shape, Text, shaped
 
 FRAMES = 10  # pictures whose median is judged
 LEARN_FRAMES = 40
@@ -25,6 +27,36 @@ WARN_SIGMA, BLOCK_PX = 6.0, 3.0  # BLOCK_PX at 1280 columns; scaled with the pic
 ARM_SIGMA = 3.5
 
 OK, WARN, BLOCK = "ok", "warn", "block"
+
+
+CornerId = Annotated[int, Meta(ge=0, le=100_000)]
+Corner = Annotated[
+    list[Annotated[float, Meta(ge=-16384, le=32768)]], Meta(min_length=2, max_length=2)
+]  # px; may lie outside
+Noise = Annotated[float, Meta(ge=0, le=1000)]  # px
+
+
+class ReferenceFile(Shape, frozen=True):
+    """What `Reference.to_json` gives; the arm's marker is there whole or not at all."""
+
+    board: Text
+    width: Pixels
+    height: Pixels
+    ids: list[CornerId]
+    corners: list[Corner]
+    noise: Noise
+    arm_board: Text = ""
+    arm_ids: list[CornerId] | None = None
+    arm_corners: list[Corner] | None = None
+    arm_noise: Noise = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.corners):
+            raise ValueError("'ids' and 'corners' must be equally many")
+        if (self.arm_ids is None) != (self.arm_corners is None) or len(self.arm_ids or ()) != len(
+            self.arm_corners or ()
+        ):
+            raise ValueError("'arm_ids' and 'arm_corners' must be equally many")
 
 
 @dataclass(frozen=True)
@@ -62,19 +94,16 @@ class Reference:
     def from_json(cls, data: dict[str, Any]) -> Reference:
         """Raises CalibrationError when `data` is no reference."""
         try:
-            arm: tuple[Any, ...] = ()
-            if "arm_ids" in data:
-                ids, corners = np.array(data["arm_ids"], int), np.array(data["arm_corners"], float)
-                arm = (data["arm_board"], ids, corners, float(data["arm_noise"]))
-            return cls(
-                data["board"], int(data["width"]), int(data["height"]), np.array(data["ids"], int),
-                np.array(data["corners"], float).reshape(-1, 2), float(data["noise"]),
-                *arm,
-            )  # fmt: skip
-        except (KeyError, TypeError, ValueError) as e:
+            f = shaped(data, ReferenceFile)
+        except Malformed as e:
             raise CalibrationError(
-                f"the drift reference is damaged ({e!r}): run `harmowam calibrate check --learn`."
+                f"the drift reference is damaged ({e}): run `harmowam calibrate check --learn`."
             ) from e
+        arm: tuple[Any, ...] = ()
+        if f.arm_ids is not None and f.arm_corners is not None:
+            arm = (f.arm_board, np.array(f.arm_ids, int), np.array(f.arm_corners, float).reshape(-1, 2), f.arm_noise)
+        corners = np.array(f.corners, float).reshape(-1, 2)
+        return cls(f.board, f.width, f.height, np.array(f.ids, int), corners, f.noise, *arm)
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,16 @@ offsets have changed since. Angles are the maker's (`firmware_bridge.arms.so101`
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
 from calibration.camera import CalibrationError
+from common.schema import Malformed, Name, Shape, parse_json, read_bounded, shaped
 from firmware_bridge.arms.so101 import SHUT
 from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.config import ArmConfig
@@ -24,20 +26,42 @@ from firmware_bridge.servos.sts3215 import RAD_PER_STEP, STEPS, decode
 
 MARGIN = 0.035  # rad kept free at each end of the measured range
 MIN_RANGE = 0.5  # rad; less, and the joint was hardly moved
+MOST_LEROBOT_BYTES = 256 * 1024
 ANGLES = "maker"  # whose joint angles a record's zeros and directions make
 
 
-@dataclass(frozen=True)
-class Joint:
+ServoId = Annotated[int, Meta(ge=0, le=252)]
+Step = Annotated[int, Meta(ge=0, le=STEPS - 1)]
+Offset = Annotated[int, Meta(ge=-2047, le=2047)]
+
+
+class Joint(Shape, frozen=True):
     """One joint, servo steps as the servo reports them. `zero_step` is 0 rad; `direction` +1 or -1; `homing_offset` is the EEPROM's."""
 
-    name: str
-    id: int
-    zero_step: int
-    direction: int
-    range_min: int
-    range_max: int
-    homing_offset: int
+    name: Name
+    id: ServoId
+    zero_step: Step
+    direction: Literal[1, -1]
+    range_min: Step
+    range_max: Step
+    homing_offset: Offset
+
+
+class JointsFile(Shape, frozen=True):
+    """What `JointCalibration.to_json` gives."""
+
+    angles: Literal["maker"]
+    joints: Annotated[list[Joint], Meta(min_length=1, max_length=32)]
+
+
+class LeRobotJoint(msgspec.Struct, frozen=True):
+    """A joint of LeRobot's file; what else stands there is passed over."""
+
+    id: ServoId
+    drive_mode: Literal[0, 1] | bool
+    homing_offset: Offset
+    range_min: Step
+    range_max: Step
 
 
 @dataclass(frozen=True)
@@ -45,23 +69,21 @@ class JointCalibration:
     joints: tuple[Joint, ...]
 
     def to_json(self) -> dict[str, Any]:
-        return {"angles": ANGLES, "joints": [dataclasses.asdict(j) for j in self.joints]}
+        return {"angles": ANGLES, "joints": msgspec.to_builtins(list(self.joints))}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any], source: str = "joint calibration") -> JointCalibration:
+    def from_json(cls, data: Any, source: str = "joint calibration") -> JointCalibration:
         """Raises CalibrationError when `data` is none, holds impossible numbers, or makes angles of another convention: with such zeros and
         directions the arm would move to the wrong side."""
-        if "joints" in data and data.get("angles") != ANGLES:
+        if isinstance(data, dict) and "joints" in data and data.get("angles") != ANGLES:
             raise CalibrationError(
                 f"{source} was made for mirrored joint angles (shoulder_pan and wrist_roll turned the other way, the jaw was shut at 0): "
                 "run `harmowam calibrate joints` again, or import LeRobot's file once more."
             )
         try:
-            made = cls(tuple(Joint(**j) for j in data["joints"]))
-        except (KeyError, TypeError) as e:
-            raise CalibrationError(
-                f"{source} is damaged ({e!r}): restore it or run `harmowam calibrate joints`."
-            ) from e
+            made = cls(tuple(shaped(data, JointsFile).joints))
+        except Malformed as e:
+            raise CalibrationError(f"{source} is damaged ({e}): restore it or run `harmowam calibrate joints`.") from e
         for j in made.joints:
             _sane(j, source)
         return made
@@ -117,18 +139,11 @@ def _jaw_zero(shut_step: int, direction: int) -> int:
 
 
 def _sane(j: Joint, source: str) -> None:
-    numbers: tuple[Any, ...] = (j.id, j.zero_step, j.direction, j.range_min, j.range_max, j.homing_offset)
-    if not all(isinstance(v, int) and not isinstance(v, bool) for v in numbers):
-        raise CalibrationError(
-            f"{source}: joint '{j.name}' holds something other than whole steps: calibrate it again."
-        )
-    if not (
-        0 <= j.range_min < j.range_max <= STEPS - 1
-        and abs(j.homing_offset) <= 2047
-        and j.direction in (1, -1)
-        and 0 <= j.id <= 252
-    ):
-        raise CalibrationError(f"{source}: joint '{j.name}' has impossible steps or id: calibrate it again.")
+    """Raises CalibrationError for a joint that was measured wrongly: numbers that no servo has, or hardly any way."""
+    try:
+        shaped(msgspec.to_builtins(j), Joint)
+    except Malformed as e:
+        raise CalibrationError(f"{source}: joint '{j.name}' is impossible, {e}: calibrate it again.") from e
     if (j.range_max - j.range_min) * RAD_PER_STEP < MIN_RANGE:
         raise CalibrationError(
             f"{source}: joint '{j.name}' was moved over {(j.range_max - j.range_min) * RAD_PER_STEP:.2f} rad only: "
@@ -168,7 +183,10 @@ class RangeRecorder:
         c = self.config
         zero_step = np.append(zero_step[:-1], _jaw_zero(int(zero_step[-1]), c.direction[-1]))
         made = JointCalibration(tuple(
-            Joint(c.joints[k], c.ids[k], int(zero_step[k]), c.direction[k], int(self.low[k]), int(self.high[k]), int(offsets[c.ids[k]]))
+            Joint(
+                c.joints[k], c.ids[k], int(zero_step[k]), 1 if c.direction[k] > 0 else -1, int(self.low[k]), int(self.high[k]),
+                int(offsets[c.ids[k]]),
+            )
             for k in range(len(c.ids))
         ))  # fmt: skip
         for j in made.joints:
@@ -217,41 +235,29 @@ def from_lerobot(path: Path, config: ArmConfig) -> JointCalibration:
     """A LeRobot calibration file for the joints of `config`; 0 rad is the middle of the range as in LeRobot; the gripper is at SHUT at
     its closed end. Raises CalibrationError for a file that is damaged or for another arm."""
     try:
-        data = json.loads(Path(path).read_text())
-        rows = {
-            name: {k: row[k] for k in ("id", "drive_mode", "homing_offset", "range_min", "range_max")}
-            for name, row in data.items()
-        }
+        rows = shaped(parse_json(read_bounded(path, MOST_LEROBOT_BYTES)), dict[Name, LeRobotJoint])
     except OSError as e:
         raise CalibrationError(f"{path} cannot be read ({e.strerror}): check the path.") from e
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+    except Malformed as e:
         raise CalibrationError(
-            f"{path} is no LeRobot calibration ({e!r}): give the JSON that lerobot-calibrate wrote."
+            f"{path} is no LeRobot calibration ({e}): give the JSON that lerobot-calibrate wrote."
         ) from e
     if list(rows) != list(config.joints) and set(rows) != set(config.joints):
         raise CalibrationError(
             f"{path} is for joints {', '.join(rows)}, the robot has {', '.join(config.joints)}: give this arm's file."
         )
-    for name, r in rows.items():
-        for key, value in r.items():
-            # A direction may be a truth value as well.
-            if not isinstance(value, int) or (isinstance(value, bool) and key != "drive_mode"):
-                raise CalibrationError(
-                    f"{path}: '{key}' of {name} is {json.dumps(value)}, not a whole number: correct it, or let lerobot-calibrate "
-                    "write the file again."
-                )
     joints = []
     for k, name in enumerate(config.joints):
         r = rows[name]
-        if r["id"] != config.ids[k]:
+        if r.id != config.ids[k]:
             raise CalibrationError(
-                f"{path}: {name} is servo {r['id']}, the robot file says {config.ids[k]}: correct one of them."
+                f"{path}: {name} is servo {r.id}, the robot file says {config.ids[k]}: correct one of them."
             )
-        direction = -1 if r["drive_mode"] else config.direction[k]
-        middle = (r["range_min"] + r["range_max"]) // 2
-        closed = r["range_min"] if direction > 0 else r["range_max"]
+        direction: Literal[1, -1] = -1 if r.drive_mode or config.direction[k] < 0 else 1
+        middle = (r.range_min + r.range_max) // 2
+        closed = r.range_min if direction > 0 else r.range_max
         zero = middle if k < len(config.joints) - 1 else _jaw_zero(closed, direction)
-        joints.append(Joint(name, r["id"], int(zero), direction, r["range_min"], r["range_max"], r["homing_offset"]))
+        joints.append(Joint(name, r.id, int(zero), direction, r.range_min, r.range_max, r.homing_offset))
     made = JointCalibration(tuple(joints))
     for j in made.joints:
         _sane(j, str(path))

@@ -15,12 +15,43 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from calibration.camera import CalibrationError, Camera
+from msgspec import Meta
+
+from calibration.camera import CalibrationError, Camera, Pixels
 from common.files import write_whole
+from common.schema import Malformed, Name, Shape, Text, parse_json, read_bounded, shaped
 
 SCHEMA = 1
+MOST_BYTES = 64 * 1024 * 1024  # of a record: it holds the raw corners of every view
+MOST_CAMERA_BYTES = 1024 * 1024  # of a plain camera file
+
+
+class Identity(Shape, frozen=True):
+    """What a record was made with: a camera (`serial` and `focus` where the driver tells them; `mount`), or servos by their ids."""
+
+    serial: Text | None = None
+    focus: Annotated[float, Meta(ge=-1e6, le=1e6)] | None = None
+    width: Pixels | None = None
+    height: Pixels | None = None
+    mount: Literal["base", "arm"] | None = None
+    ids: list[Annotated[int, Meta(ge=0, le=252)]] | None = None
+
+
+class Record(Shape, frozen=True):
+    """A file of the store. What `result` holds depends on `kind`: `CameraFile`, `JointsFile` or `ReferenceFile`."""
+
+    schema: Annotated[int, Meta(ge=1, le=SCHEMA)]
+    kind: Literal["camera", "joints", "reference"]
+    name: Name
+    created: Text
+    identity: Identity
+    parents: Annotated[list[Text], Meta(max_length=16)]
+    result: dict[Text, Any]
+    uncertainty: dict[Text, Any]
+    evidence: dict[Text, Any]
+    hash: Text = ""
 
 
 def content_hash(record: dict[str, Any]) -> str:
@@ -66,7 +97,13 @@ class Store:
 
     def put(self, record: dict[str, Any]) -> str:
         """Write a record; returns its hash. The pointer stays where it is. Raises CalibrationError when it cannot be written."""
-        digest = content_hash(record)
+        try:
+            shaped(record, Record)
+            digest = content_hash(record)
+        except (Malformed, ValueError) as e:  # ValueError: a NaN in what the result was computed from
+            raise CalibrationError(
+                f"this calibration cannot be stored ({e}): the stored one is untouched; calibrate again."
+            ) from e
         folder = self._folder(record["name"])
         text = json.dumps({**record, "hash": digest}, indent=1, sort_keys=True, allow_nan=False) + "\n"
         try:
@@ -82,9 +119,11 @@ class Store:
         """The hash in use, None where nothing is; raises CalibrationError for a pointer that is damaged."""
         path = self._folder(name) / "current"
         try:
-            text = path.read_bytes().decode("ascii", "replace").strip()
+            text = read_bounded(path, 1024).decode("ascii", "replace").strip()
         except FileNotFoundError:
             return None
+        except Malformed:
+            text = ""
         except OSError as e:
             raise CalibrationError(
                 f"the pointer {path} cannot be read ({e.strerror}): run `harmowam calibrate rollback {name}`."
@@ -122,8 +161,8 @@ class Store:
         path = self._folder(name) / f"{digest}.json"
         mend = f"run `harmowam calibrate rollback {name}` or calibrate again."
         try:
-            record = json.loads(path.read_text())
-        except (OSError, ValueError) as e:
+            record = parse_json(read_bounded(path, MOST_BYTES))
+        except (OSError, Malformed) as e:
             raise CalibrationError(f"calibration {path} is missing or damaged ({e}): {mend}") from e
         if not isinstance(record, dict) or not isinstance(record.get("schema"), int):
             raise CalibrationError(f"{path} is no calibration record: {mend}")
@@ -137,8 +176,12 @@ class Store:
             intact = False
         if not intact:
             raise CalibrationError(f"calibration {path} was changed or damaged (its hash does not fit): {mend}")
-        if kind is not None and record.get("kind") != kind:
-            raise CalibrationError(f"{path} is a {record.get('kind')} calibration, not a {kind} one: name another.")
+        try:
+            shaped(record, Record)
+        except Malformed as e:
+            raise CalibrationError(f"{path} is no calibration record ({e}): {mend}") from e
+        if kind is not None and record["kind"] != kind:
+            raise CalibrationError(f"{path} is a {record['kind']} calibration, not a {kind} one: name another.")
         return record
 
     def set_current(self, name: str, digest: str, why: str) -> None:
@@ -171,8 +214,8 @@ class Store:
         out = []
         for line in lines:
             try:
-                move = json.loads(line)
-            except ValueError:  # of bytes that are no text, too
+                move = parse_json(line)
+            except Malformed:
                 continue
             if not isinstance(move, dict) or not {"to", "from", "why"} <= move.keys():
                 continue
@@ -251,23 +294,23 @@ def load_camera(path: Path, identity: dict[str, Any] | None = None) -> Camera:
     Raises CalibrationError when it is absent or damaged, when a camera fixed to the base has no pose yet, or when the record was
     made with another camera than `identity` ("serial", "width", "height", "focus") says.
     """
-    if Path(path).is_dir():
-        record = Store(Path(path).parent).get(Path(path).name, kind="camera")
-        refuse_other_camera(record, identity or {})
-        camera = Camera.from_json(record["result"], str(path))
-        if record["identity"].get("mount") == "base" and camera.T_base_from_cam is None:
-            raise CalibrationError(
-                f"camera '{camera.name}' has intrinsics but no pose yet: run `harmowam calibrate hand-eye`."
-            )
-        return camera
     try:
-        data = json.loads(Path(path).read_text())
-    except OSError as e:
+        if not Path(path).is_dir():
+            return Camera.from_json(parse_json(read_bounded(path, MOST_CAMERA_BYTES)), str(path))
+    except (OSError, ValueError) as e:  # ValueError: a path that can be none
+        why = e.strerror if isinstance(e, OSError) else e
         raise CalibrationError(
-            f"camera calibration {path} cannot be read ({e.strerror}): calibrate the camera, or check the path in the robot file."
+            f"camera calibration {path} cannot be read ({why}): calibrate the camera, or check the path in the robot file."
         ) from e
-    except ValueError as e:
+    except Malformed as e:
         raise CalibrationError(
             f"camera calibration {path} is damaged ({e}): restore it or calibrate the camera again."
         ) from e
-    return Camera.from_json(data, str(path))
+    record = Store(Path(path).parent).get(Path(path).name, kind="camera")
+    refuse_other_camera(record, identity or {})
+    camera = Camera.from_json(record["result"], str(path))
+    if record["identity"].get("mount") == "base" and camera.T_base_from_cam is None:
+        raise CalibrationError(
+            f"camera '{camera.name}' has intrinsics but no pose yet: run `harmowam calibrate hand-eye`."
+        )
+    return camera

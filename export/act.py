@@ -34,7 +34,8 @@ from export.onnx import export_engine
 from export.rows import digest_of
 from export.text import ngrams
 from firmware_bridge.arms import so101
-from runtime.bundle import EngineFiles, Manifest, check_replaceable, save_bundle
+from runtime.bundle import check_replaceable, save_bundle
+from runtime.manifest import Chunk, EngineFiles, Gate, JointLimits, Manifest, Preprocess, Rates, Reactive
 
 SAVE_EVERY_S = 60.0
 
@@ -319,18 +320,18 @@ def save_act_bundle(
         licence="Apache-2.0",
         arm_family=so101.FAMILY,
         engines={"act": EngineFiles("onnx/act.onnx", {k: list(s) for k, s in inputs.items()}, ["chunk"])},
-        preprocess={"size": [c.image, c.image], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+        preprocess=Preprocess([c.image, c.image], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
         cameras={k: v.to_json() for k, v in sorted(cameras.items())},
         joints=[
-            {"name": n, "lower": float(a), "upper": float(b)} for n, a, b in zip(so101.JOINTS, so101.LOWER, so101.UPPER, strict=True)
+            JointLimits(n, float(a), float(b)) for n, a, b in zip(so101.JOINTS, so101.LOWER, so101.UPPER, strict=True)
         ],
         links={k: float(v) for k, v in vars(so101.Links()).items()},
         tasks={k: [float(x) for x in v] for k, v in tasks.items()},
-        rates={"fast_hz": 50.0, "slow_hz": 8.0, "motor_hz": 100.0},
-        chunk={"steps": c.chunk, "dt_ms": round(c.chunk_dt_s * 1000)},
+        rates=Rates(fast_hz=50.0, slow_hz=8.0, motor_hz=100.0),
+        chunk=Chunk(c.chunk, round(c.chunk_dt_s * 1000)),
         proprio=["x", "y", "z", "pitch", "roll", "gripper"],
-        gate={"on": 1.0, "off": 1.0},
-        reactive={},
+        gate=Gate(on=1.0, off=1.0),
+        reactive=Reactive(),
         quantization={"format": "fp32"},
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:

@@ -27,8 +27,9 @@ from export.onnx import engines, export_engine
 from export.quantise import Feeds, left_in_float, load_recipe, quantise
 from export.text import Encoder, encoder_of
 from firmware_bridge.arms import so101
-from runtime.bundle import EngineFiles, Manifest, check_replaceable, save_bundle
+from runtime.bundle import check_replaceable, save_bundle
 from runtime.engines.onnx import Engine, OrtEngine
+from runtime.manifest import Chunk, EngineFiles, Gate, JointLimits, Manifest, Preprocess, Rates, Reactive
 from runtime.policies.decode import proprio
 from runtime.policies.harmowam import fixed_noise
 
@@ -134,24 +135,20 @@ def manifest_for(
             name: EngineFiles(f"onnx/{name}.onnx", {k: list(s) for k, s in inputs.items()}, outputs)
             for name, (_, inputs, outputs) in engines(model).items()
         },
-        preprocess={"size": [c.image, c.image], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+        preprocess=Preprocess([c.image, c.image], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
         cameras={k: v.to_json() for k, v in sorted(cameras.items())},
         joints=[
-            {"name": n, "lower": float(a), "upper": float(b)}
-            for n, a, b in zip(so101.JOINTS, so101.LOWER, so101.UPPER, strict=True)
+            JointLimits(n, float(a), float(b)) for n, a, b in zip(so101.JOINTS, so101.LOWER, so101.UPPER, strict=True)
         ],
         links={k: float(v) for k, v in vars(so101.Links()).items()},
         tasks={k: [float(x) for x in v] for k, v in tasks.items()},
-        rates={"fast_hz": 50.0, "slow_hz": 8.0, "motor_hz": 100.0},
-        chunk={
-            "steps": c.chunk,
-            "dt_ms": round(c.chunk_dt_s * 1000),
-            "mean": model.action_mean.double().tolist(),
-            "std": model.action_std.double().tolist(),
-        },
+        rates=Rates(fast_hz=50.0, slow_hz=8.0, motor_hz=100.0),
+        chunk=Chunk(
+            c.chunk, round(c.chunk_dt_s * 1000), model.action_mean.double().tolist(), model.action_std.double().tolist()
+        ),
         proprio=list(c.proprio),
-        gate={"on": 0.5, "off": 0.2},
-        reactive={"heatmap": c.heatmap},
+        gate=Gate(on=0.5, off=0.2),
+        reactive=Reactive(c.heatmap),
         quantization=quantisation,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import tempfile
@@ -10,13 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnx
 
 from common.files import write_whole
 from export.bundle import export_bundle
 from export.gates import ExportError
 from export.quantise import LAYERS
-from runtime.bundle import Bundle, Manifest
+from runtime.bundle import Bundle
+from runtime.manifest import Manifest
 from sim.evaluate import jobs_for, run_jobs
 from sim.statistics import paired_lower_bound
 from sim.tasks import TASKS
@@ -54,7 +55,7 @@ def refuse_strangers(int8: Bundle, fp32: Bundle, note: Any) -> None:
             name: sum(n.op_type in LAYERS for n in onnx.load(bundle.path / e.file).graph.node)
             for name, e in bundle.manifest.engines.items()
         }
-        return dataclasses.replace(bundle.manifest, quantization={}, files={}), layers
+        return msgspec.structs.replace(bundle.manifest, quantization={}, files={}), layers
 
     report = int8.path / "reports" / "parity.json"
     other = report.is_file() and json.loads(report.read_text()).get("checkpoint", note) != note

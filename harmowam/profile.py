@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import sys
 from pathlib import Path
@@ -55,16 +54,17 @@ def _print_comparison(compared: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """An earlier profile that `compare` can read; raises UserError."""
-    from runtime.observe.profile import compare
+    """An earlier profile, read before the arm moves and not after; raises UserError."""
+    from common.schema import Malformed
+    from runtime.observe.profile import read_report
 
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        compare(found, found)  # reads all that a comparison reads, before the arm moves and not after
-        return found
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise UserError(f"{path} is no profile: give a file that `harmowam profile --json` wrote.")
+        return read_report(path)
+    except OSError as e:
+        why = e.strerror
+    except (ValueError, Malformed) as e:  # ValueError: a path that can be none
+        why = str(e)
+    raise UserError(f"{path} is no profile ({why}): give a file that `harmowam profile --json` wrote.")
 
 
 def _injected(items: tuple[str, ...]) -> dict[str, float]:

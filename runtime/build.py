@@ -94,7 +94,7 @@ def observations(bundle: Bundle, count: int = 16) -> dict[str, list[dict[str, np
     with np.load(bundle.path / "samples.npz") as stored:
         raw = {k: stored[k] for k in ("front", "wrist", "pose", "instruction")}
     m = bundle.manifest
-    mean, std = (np.array(m.preprocess[k], np.float32).reshape(3, 1, 1) for k in ("mean", "std"))
+    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (m.preprocess.mean, m.preprocess.std))
     noise = fixed_noise(*(tuple(m.engines[k].inputs["noise"]) for k in ("world_model", "predictive")))
     world = OrtEngine(bundle.path / m.engines["world_model"].file)
     out: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in m.engines}

@@ -5,113 +5,34 @@ Layout: `manifest.json`, `onnx/*.onnx`, `samples.npz` (all hashed), `reports/` (
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import hashlib
 import json
 import logging
-import math
 import os
 import shlex
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 
 from common.errors import Mendable
-from firmware_bridge.arms.so101 import FAMILY
+from common.schema import Malformed, parse_json, read_bounded, shaped, shown
+from firmware_bridge.arms.families import FAMILIES
 from runtime.engines.onnx import Engine, EngineError, OrtEngine
+from runtime.manifest import SCHEMA, EngineFiles, Manifest
 
-SCHEMA = 2  # 2: the mean and spread of action chunks, which plans are gone on from
+MOST_BYTES = 4 * 1024 * 1024  # of a manifest
 
 
 class BundleError(Mendable):
     """A bundle that must not be used; one sentence and the next step."""
 
 
-@dataclass(frozen=True)
-class EngineFiles:
-    """Where an engine lies in the bundle and what it takes and gives (fixed shapes, float32)."""
-
-    file: str
-    inputs: dict[str, list[int]]
-    outputs: list[str]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """See `docs/ARCHITECTURE.md`, "The bundle". SI units; cameras are the training geometry (`Camera.to_json`)."""
-
-    name: str
-    licence: str
-    arm_family: str
-    engines: dict[str, EngineFiles]
-    preprocess: dict[str, Any]
-    cameras: dict[str, dict[str, Any]]
-    joints: list[dict[str, Any]]
-    links: dict[str, float]
-    tasks: dict[str, list[float]]
-    rates: dict[str, float]
-    chunk: dict[str, Any]
-    proprio: list[str]
-    gate: dict[str, float]
-    reactive: dict[str, Any]
-    quantization: dict[str, Any]
-    files: dict[str, str] = field(default_factory=dict)
-    schema: int = SCHEMA
-
-
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _numbers(values: Any, count: int | None = None) -> bool:
-    return (
-        isinstance(values, list)
-        and (count is None or len(values) == count)
-        and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
-    )
-
-
-def _rows(values: Any, rows: int, columns: int) -> bool:
-    return isinstance(values, list) and len(values) == rows and all(_numbers(row, columns) for row in values)
-
-
-_KEYS = {  # what the loops look up in the free-form parts
-    "preprocess": {"size", "mean", "std"}, "chunk": {"steps", "dt_ms"}, "gate": {"on", "off"},
-}  # fmt: skip
-_FAST_KEYS = {"reactive": {"heatmap"}, "cameras": {"front"}}  # and where there is a fast engine: a baseline has none
-
-
-def _wrong_field(manifest: Manifest) -> str:
-    """The first field that does not hold what the loops count on, or nothing."""
-    m: dict[str, Any] = vars(manifest)
-    for f in dataclasses.fields(manifest):
-        kind = {"str": str, "int": int, "list": list, "dict": dict}[str(f.type).partition("[")[0]]
-        if not isinstance(m[f.name], kind):
-            return f.name
-    for name, keys in {**_KEYS, **(_FAST_KEYS if "fast" in m["engines"] else {})}.items():
-        if not keys <= set(m[name]):
-            return name
-    sizes = {len(t) if isinstance(t, list) else -1 for t in m["tasks"].values()}
-    p, chunk = m["preprocess"], m["chunk"]
-    checks = {
-        "tasks": len(sizes) == 1 and all(_numbers(t) for t in m["tasks"].values()),
-        "links": _numbers(list(m["links"].values())),
-        "preprocess": _numbers(p["size"], 2) and _numbers(p["mean"], 3) and _numbers(p["std"], 3),
-        "chunk": _numbers([chunk["steps"], chunk["dt_ms"]])
-        and ("predictive" not in m["engines"] or all(_rows(chunk.get(k), chunk["steps"], 6) for k in ("mean", "std"))),
-        "reactive": _numbers([m["reactive"].get("heatmap", 0)]),
-        "gate": _numbers(list(m["gate"].values())),
-        "cameras": all(isinstance(c, dict) for c in m["cameras"].values()),
-        "joints": all(isinstance(j, dict) and _numbers([j.get("lower"), j.get("upper")]) for j in m["joints"]),
-        "engines": all(isinstance(e.file, str) and isinstance(e.inputs, dict) for e in m["engines"].values()),
-        "files": all(isinstance(d, str) for d in m["files"].values())
-        and not any(Path(n).is_absolute() or ".." in Path(n).parts for n in m["files"]),
-    }
-    return next((name for name, good in checks.items() if not good), "")
 
 
 @dataclass(frozen=True)
@@ -136,31 +57,7 @@ class Bundle:
                 "or name another with --bundle."
             )
         again = "copy it again from the workstation, or export it again."
-        try:
-            raw = json.loads((path / "manifest.json").read_text())
-            schema = raw["schema"]
-        except (OSError, ValueError, KeyError, TypeError) as e:
-            raise BundleError(f"{path}/manifest.json is damaged: {again}") from e
-        if schema != SCHEMA:
-            mend = (
-                "upgrade harmowam on this machine."
-                if isinstance(schema, int) and schema > SCHEMA
-                else "export it again with this version."
-            )
-            raise BundleError(f"{path} has bundle schema {schema}, this version reads {SCHEMA}: {mend}")
-        try:
-            raw["engines"] = {k: EngineFiles(**v) for k, v in raw["engines"].items()}
-            manifest = Manifest(**raw)
-        except (TypeError, AttributeError, KeyError) as e:
-            raise BundleError(f"{path}/manifest.json lacks or adds fields ({e}): {again}") from e
-        wrong = _wrong_field(manifest)
-        if wrong:
-            raise BundleError(f"{path}/manifest.json is damaged ('{wrong}' does not hold what it should): {again}")
-        if manifest.arm_family != FAMILY:
-            raise BundleError(
-                f"{path} is for arms of the family '{manifest.arm_family}', this version drives {FAMILY}: "
-                "name another with --bundle, or upgrade harmowam on this machine."
-            )
+        manifest = _read(path, again)
         for name, digest in manifest.files.items():
             file = path / name
             if not file.is_file():
@@ -221,6 +118,33 @@ class Bundle:
         return OrtEngine(self.path / spec.file, threads, providers[backend])
 
 
+def _read(path: Path, again: str) -> Manifest:
+    """The manifest of the bundle `path`. Raises BundleError: damaged, of another schema, for another arm."""
+    file = path / "manifest.json"
+    try:
+        raw = parse_json(read_bounded(file, MOST_BYTES))
+        schema, family = raw["schema"], raw["arm_family"]
+    except (OSError, TypeError) as e:
+        raise BundleError(f"{file} is damaged ({e.strerror if isinstance(e, OSError) else 'no table'}): {again}") from e
+    except KeyError as e:
+        raise BundleError(f"{file} is damaged ({e} is missing): {again}") from e
+    except Malformed as e:
+        raise BundleError(f"{file} is damaged ({e}): {again}") from e
+    if schema != SCHEMA:
+        newer = isinstance(schema, int) and schema > SCHEMA
+        mend = "upgrade harmowam on this machine." if newer else "export it again with this version."
+        raise BundleError(f"{path} has bundle schema {shown(schema)}, this version reads {SCHEMA}: {mend}")
+    if isinstance(family, str) and family not in FAMILIES:
+        raise BundleError(
+            f"{path} is for arms of the family '{shown(family)}', this version drives {', '.join(FAMILIES)}: "
+            "name another with --bundle, or upgrade harmowam on this machine."
+        )
+    try:
+        return shaped(raw, Manifest)
+    except Malformed as e:
+        raise BundleError(f"{file} is damaged ({e}): {again}") from e
+
+
 def default_backend() -> str:
     """What engines run on unless told otherwise: "cpu", "cuda" or "tensorrt"."""
     return os.environ.get("HARMOWAM_ENGINE", "cpu")
@@ -248,13 +172,20 @@ def save_bundle(out: Path, manifest: Manifest, files: dict[str, Path], reports: 
     """
     out = Path(out)
     check_replaceable(out)
+    plain = msgspec.to_builtins(manifest)
+    try:
+        shaped(plain, Manifest)
+    except Malformed as e:
+        raise BundleError(
+            f"no arm could be driven by this bundle ({e}), it is not written: train the policy again."
+        ) from e
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     for name, source in {**files, **{f"reports/{k}": v for k, v in (reports or {}).items()}}.items():
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, partial / name)
-    hashed = dataclasses.replace(manifest, files={name: sha256(partial / name) for name in sorted(files)})
-    (partial / "manifest.json").write_text(json.dumps(dataclasses.asdict(hashed), indent=1, sort_keys=True) + "\n")
+    plain = {**plain, "files": {name: sha256(partial / name) for name in sorted(files)}}
+    (partial / "manifest.json").write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n")
     for file in partial.rglob("*"):
         if file.is_file():
             with open(file, "rb+") as f:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from calibration.joints import JointCalibration
 from calibration.store import Store
 from common.errors import Mendable
-from firmware_bridge.arms.so101 import FAMILY
+from common.schema import Malformed, Name, Shape, Text, parse_toml, read_bounded, shaped
+from firmware_bridge.arms.families import FAMILIES, beyond
 from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.servos.models import MODELS
+from firmware_bridge.servos.registers import RegisterError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-JOINTS = 6  # of an SO-101
 SHIPPED = Path(__file__).parent / "robots"
+MOST_BYTES = 64 * 1024  # of a robot file
+# An arm without a torque limit could not be let down in a ramp.
+DRIVABLE = {name: m for name, m in MODELS.items() if "torque_limit" in m.registers}
 
 
 class RobotError(Mendable):
@@ -59,68 +59,156 @@ class Robot:
     joints_measured: bool = False  # zeros and ranges come from a joint calibration
 
 
-_JOINT = {"name": str, "id": int, "lower": float, "upper": float, "zero_step": int, "direction": int}
-_EEPROM = ("homing_offset", "min_position", "max_position")  # of a joint's servo, verified at start when given
-_TOP = {"name", "family", "simulated", "bus", "arm", "rates", "camera"}
+# The ranges are what an arm on a desk can have: wide enough for any that we know of, narrow enough to catch a slip of the pen.
+Seconds = Annotated[float, Meta(ge=0.05, le=10)]
+Lag = Annotated[float, Meta(ge=0.02, le=1.6)]  # rad
+Angle = Annotated[float, Meta(ge=-6.2832, le=6.2832)]  # rad
+Angles = list[Angle]
+Velocities = list[Annotated[float, Meta(ge=0.01, le=20)]]  # rad/s
+Accelerations = list[Annotated[float, Meta(ge=0.1, le=1000)]]  # rad/s^2
+Jerks = list[Annotated[float, Meta(ge=1, le=1e6)]]  # rad/s^3
+ServoId = Annotated[int, Meta(ge=0, le=252)]
+Step = Annotated[int, Meta(ge=0, le=1_048_575)]  # how many a turn has is the servo model's
+Register = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]  # what fits into it is the servo model's
+Side = Annotated[int, Meta(ge=16, le=8192)]  # pixels
+FourCC = Annotated[str, Meta(pattern=r"\A([ -~]{4})?\Z", description="four characters such as MJPG")]
 
 
-def _take(table: dict[str, Any], key: str, kind: type, where: str, default: Any = None) -> Any:
-    value = table.get(key, default)
-    if value is None:
-        raise RobotError(f"{where} lacks '{key}': add it (runtime/robots/so101.toml shows how).")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise RobotError(f"{where}: '{key}' must be {kind.__name__}, not {value!r}: correct it.")
-    return value
+class BusTable(Shape, frozen=True):
+    """[bus]"""
+
+    port: Text
+    baud: Annotated[int, Meta(ge=9600, le=4_500_000)] = 1_000_000
 
 
-def _known(table: dict[str, Any], keys: set[str], where: str) -> None:
-    extra = sorted(set(table) - keys)
-    if extra:
-        raise RobotError(
-            f"{where}: '{extra[0]}' is no key of a robot file: remove it or correct its spelling ({', '.join(sorted(keys))})."
+class RatesTable(Shape, frozen=True):
+    """[rates]"""
+
+    fast_hz: Annotated[float, Meta(ge=5, le=240)]
+    slow_hz: Annotated[float, Meta(ge=0.5, le=60)]
+    motor_hz: Annotated[float, Meta(ge=20, le=500)]
+
+
+class ShadowTable(Shape, frozen=True):
+    """The second servo of a joint."""
+
+    id: ServoId
+    direction: Literal[1, -1] = -1
+    zero_step: Step = 2048
+
+
+class JointTable(Shape, frozen=True):
+    """[[arm.joint]]"""
+
+    name: Name
+    id: ServoId
+    lower: Angle
+    upper: Angle
+    zero_step: Step = 2048
+    direction: Literal[1, -1] = 1
+    model: Text = "STS3215"
+    gear: Annotated[float, Meta(ge=0.1, le=20)] = 1.0
+    shadow: ShadowTable | None = None
+    homing_offset: Register | None = None
+    min_position: Register | None = None
+    max_position: Register | None = None
+
+    def __post_init__(self) -> None:
+        if not self.lower < self.upper:
+            raise ValueError(f"impossible limits, 'lower' {self.lower:g} is not below 'upper' {self.upper:g}")
+        if self.model not in DRIVABLE:
+            raise ValueError(f"servo model '{self.model}' cannot be driven (these can: {', '.join(DRIVABLE)})")
+        last = DRIVABLE[self.model].steps - 1
+        for step in (self.zero_step, *([self.shadow.zero_step] if self.shadow else [])):
+            if step > last:
+                raise ValueError(f"'zero_step' must be a whole number from 0 to {last}, not {step}")
+        for register, value in self.eeprom:
+            try:
+                DRIVABLE[self.model].encode(register, value)
+            except RegisterError as e:
+                raise ValueError(f"'{register}' cannot be held by the servo ({e})") from None
+
+    @property
+    def eeprom(self) -> list[tuple[str, int]]:
+        """Registers of the servo and what the file says of them: verified at start."""
+        held = (
+            ("homing_offset", self.homing_offset),
+            ("min_position", self.min_position),
+            ("max_position", self.max_position),
         )
+        return [(register, value) for register, value in held if value is not None]
 
 
-def _vector(table: dict[str, Any], key: str, n: int, where: str) -> tuple[float, ...]:
-    value = _take(table, key, list, where)
-    if len(value) != n or not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value):
-        raise RobotError(f"{where}: '{key}' must hold {n} numbers, one a joint: correct it.")
-    return tuple(float(v) for v in value)
+class ArmTable(Shape, frozen=True):
+    """[arm]: what a file does not say of the tuning is as in `ArmConfig`."""
+
+    joint: list[JointTable]
+    rest: Angles
+    max_velocity: Velocities
+    max_acceleration: Accelerations
+    max_jerk: Jerks | None = None
+    stop_after_s: Seconds = ArmConfig.stop_after_s
+    release_s: Seconds = ArmConfig.release_s
+    lower_speed: Annotated[float, Meta(ge=0.05, le=3)] = ArmConfig.lower_speed  # rad/s
+    max_lead: Lag = ArmConfig.max_lead
+    follow_rad: Lag = ArmConfig.follow_rad
+    follow_s: Seconds = ArmConfig.follow_s
+    estop: Text = ""
+    calibration: Text = ""
+
+    def __post_init__(self) -> None:
+        joints, n = self.joint, len(self.joint)
+        for key in ("rest", "max_velocity", "max_acceleration", "max_jerk"):
+            row = getattr(self, key)
+            if row is not None and len(row) != n:
+                raise ValueError(f"'{key}' must hold {n} numbers, one a joint, not {len(row)}")
+        for j, angle in zip(joints, self.rest, strict=True):
+            if not j.lower <= angle <= j.upper:
+                raise ValueError(f"'rest' puts {j.name} at {angle:g}, outside its limits of {j.lower:g} to {j.upper:g}")
+        ids = [j.id for j in joints] + [j.shadow.id for j in joints if j.shadow]
+        if len(set(ids)) != len(ids):
+            raise ValueError("two servos share a servo id, and each needs its own")
+        if len({j.name for j in joints}) != n:
+            raise ValueError("two joints share a name, and each needs its own")
+        if len({DRIVABLE[j.model].protocol for j in joints}) > 1:
+            raise ValueError("servo models of two protocols cannot be driven on one bus")
 
 
-def _positive(table: dict[str, Any], key: str, kind: type, where: str, default: Any = None) -> Any:
-    value = _take(table, key, kind, where, default)
-    if not 0 < value < float("inf"):
-        raise RobotError(f"{where}: '{key}' must be greater than zero, not {value!r}: correct it.")
-    return value
+class CameraTable(Shape, frozen=True):
+    """[camera.NAME]: see `CameraConfig`."""
+
+    source: Text
+    width: Side
+    height: Side
+    fps: Annotated[float, Meta(ge=1, le=1000)]
+    calibration: Text
+    marker: Text = ""
+    delay_ms: Annotated[float, Meta(ge=0, le=1000)] = 0.0
+    fourcc: FourCC = ""
 
 
-def _fourcc(table: dict[str, Any], where: str) -> str:
-    value = str(_take(table, "fourcc", str, where, ""))
-    if value and not (len(value) == 4 and value.isascii() and value.isprintable()):
-        raise RobotError(f"{where}: 'fourcc' must be four characters such as MJPG, not {value!r}: correct it.")
-    return value
+class RobotFile(Shape, frozen=True):
+    """A whole robot file."""
 
+    name: Text
+    family: Text
+    bus: BusTable
+    arm: ArmTable
+    rates: RatesTable
+    camera: dict[Name, CameraTable]
+    simulated: bool = False
 
-def _table(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise RobotError(
-            f"{where} must be a table of keys, not {value!r}: correct it (runtime/robots/so101.toml shows how)."
-        )
-    return value
-
-
-def _shadow(joint: dict[str, Any], k: int, where: str) -> tuple[int, int, int, int]:
-    """The second servo of joint `k`, as ArmConfig has it: id, joint, direction, step at 0 rad."""
-    where = f"{where} shadow"
-    table = _table(joint["shadow"], where)
-    _known(table, {"id", "direction", "zero_step"}, where)
-    servo, direction = _take(table, "id", int, where), _take(table, "direction", int, where, -1)
-    if direction not in (1, -1) or not 0 <= servo <= 252:
-        raise RobotError(f"{where} has an impossible direction or id: correct it.")
-    return servo, k, direction, _take(table, "zero_step", int, where, 2048)
+    def __post_init__(self) -> None:
+        family = FAMILIES.get(self.family)
+        if family is None:
+            raise ValueError(f"arm family '{self.family}' is not known (this version drives {', '.join(FAMILIES)})")
+        if len(self.arm.joint) != len(family.joints):
+            raise ValueError(
+                f"arms of the family {self.family} have {len(family.joints)} joints, gripper last, [[arm.joint]] is there "
+                f"{len(self.arm.joint)} times"
+            )
+        if wrong := beyond(family, [j.lower for j in self.arm.joint], [j.upper for j in self.arm.joint]):
+            raise ValueError(wrong)
 
 
 def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
@@ -129,140 +217,67 @@ def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
     `calibrated` False leaves the joint calibration that it names aside (for who makes one). Raises RobotError, or CalibrationError
     for its joint calibration.
     """
-    path = SHIPPED / f"{name_or_path}.toml"
-    if not path.is_file():
-        path = Path(name_or_path)
     try:
-        raw = tomllib.loads(path.read_text())
-    except OSError as e:
+        path = SHIPPED / f"{name_or_path}.toml"
+        path = path if path.is_file() else Path(name_or_path)
+        file = shaped(parse_toml(read_bounded(path, MOST_BYTES)), RobotFile)
+    except (OSError, ValueError) as e:  # ValueError: a path that can be none
         shipped = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.toml")))
-        raise RobotError(
-            f"robot file {name_or_path} cannot be read ({e.strerror}): give a path or one of {shipped}."
-        ) from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise RobotError(f"robot file {path} is not TOML ({e}): correct that line.") from e
-    where = str(path)
-    _known(raw, _TOP, where)
-    bus, arm, rates = (_take(raw, k, dict, where) for k in ("bus", "arm", "rates"))
-    _known(bus, {"port", "baud"}, f"{where} [bus]")
-    _known(
-        arm,
-        {
-            "rest",
-            "max_velocity",
-            "max_acceleration",
-            "joint",
-            "stop_after_s",
-            "lower_speed",
-            "release_s",
-            "max_lead",
-            "max_jerk",
-            "follow_rad",
-            "follow_s",
-            "estop",
-            "calibration",
-        },
-        f"{where} [arm]",
-    )
-    _known(rates, {"fast_hz", "slow_hz", "motor_hz"}, f"{where} [rates]")
-    joints = _take(arm, "joint", list, f"{where} [arm]")
-    rows = []
-    for k, j in enumerate(joints):
-        at = f"{where} [[arm.joint]] number {k + 1}"
-        _known(_table(j, at), {*_JOINT, *_EEPROM, "model", "gear", "shadow"}, at)
-        rows.append(
-            {key: _take(j, key, kind, at, {"zero_step": 2048, "direction": 1}.get(key)) for key, kind in _JOINT.items()}
-        )
-    n = len(rows)
-    if n != JOINTS:
-        raise RobotError(
-            f"{where}: an so101 has {JOINTS} joints, gripper last, this file has {n}: correct [[arm.joint]]."
-        )
-    for r in rows:
-        if not r["lower"] < r["upper"] or r["direction"] not in (1, -1) or not 0 <= r["id"] <= 252:
-            raise RobotError(f"{where}: joint '{r['name']}' has impossible limits, direction or id: correct it.")
-    gear = tuple(_positive(j, "gear", float, where, 1.0) for j in joints)
-    shadows = tuple(
-        _shadow(j, k, f"{where} [[arm.joint]] number {k + 1}") for k, j in enumerate(joints) if "shadow" in j
-    )
-    if len({r["id"] for r in rows} | {s[0] for s in shadows}) != n + len(shadows):
-        raise RobotError(f"{where}: two joints share a servo id: give each its own.")
-    if len({r["name"] for r in rows}) != n:
-        raise RobotError(f"{where}: two joints share a name: give each its own.")
-    tuning = ("stop_after_s", "lower_speed", "release_s", "max_lead", "follow_rad", "follow_s")
-    optional = {k: _positive(arm, k, float, f"{where} [arm]") for k in tuning if k in arm}
-    rest, velocity, acceleration = (
-        _vector(arm, k, n, f"{where} [arm]") for k in ("rest", "max_velocity", "max_acceleration")
-    )
-    for k, r in enumerate(rows):
-        if not r["lower"] <= rest[k] <= r["upper"]:
-            raise RobotError(f"{where} [arm]: 'rest' puts {r['name']} outside its limits: correct one of them.")
-        if not (0 < velocity[k] < float("inf") and 0 < acceleration[k] < float("inf")):
-            raise RobotError(
-                f"{where} [arm]: {r['name']} needs a velocity and an acceleration above zero: correct them."
-            )
-    jerk = _vector(arm, "max_jerk", n, f"{where} [arm]") if "max_jerk" in arm else ()
-    if jerk and min(jerk) <= 0:
-        raise RobotError(f"{where} [arm]: every 'max_jerk' must be greater than zero: correct it.")
-    models = tuple(_take(j, "model", str, where, "STS3215") for j in joints)
-    # An arm without a torque limit could not be let down in a ramp.
-    unknown = [m for m in models if m not in MODELS or "torque_limit" not in MODELS[m].registers]
-    if unknown or len({MODELS[m].protocol for m in models}) > 1:
-        raise RobotError(
-            f"{where}: servo model '{unknown[0] if unknown else models}' cannot be driven: "
-            f"use models of one protocol ({', '.join(n for n, m in MODELS.items() if 'torque_limit' in m.registers)})."
-        )
-    held = tuple((r["id"], k, _take(j, k, int, where)) for r, j in zip(rows, joints) for k in _EEPROM if k in j)
-    config = ArmConfig(
-        joints=tuple(r["name"] for r in rows),
-        ids=tuple(r["id"] for r in rows),
-        lower=tuple(r["lower"] for r in rows),
-        upper=tuple(r["upper"] for r in rows),
-        direction=tuple(r["direction"] for r in rows),
-        zero_step=tuple(r["zero_step"] for r in rows),
-        rest=rest,
-        max_velocity=velocity,
-        max_acceleration=acceleration,
-        baud=_positive(bus, "baud", int, f"{where} [bus]", 1_000_000),
-        motor_hz=_positive(rates, "motor_hz", float, f"{where} [rates]"),
-        max_jerk=jerk,
-        models=models,
-        gear=gear if any(g != 1.0 for g in gear) else (),
-        shadows=shadows,
-        eeprom=held,
-        estop=_take(arm, "estop", str, f"{where} [arm]", ""),
-        **optional,
-    )
-    if calibrated and "calibration" in arm:  # a store's "joints" folder: measured zeros and ranges
-        folder = path.parent / _take(arm, "calibration", str, f"{where} [arm]")
+        why = e.strerror if isinstance(e, OSError) else e
+        raise RobotError(f"robot file {name_or_path} cannot be read ({why}): give a path or one of {shipped}.") from e
+    except Malformed as e:
+        raise RobotError(f"robot file {path}: {e}: correct it (runtime/robots/so101.toml shows how).") from e
+    config = arm_config(file)
+    measured = calibrated and bool(file.arm.calibration)
+    if measured:  # a store's "joints" folder: measured zeros and ranges
+        folder = path.parent / file.arm.calibration
         record = Store(folder.parent).get(folder.name, kind="joints")
         config = JointCalibration.from_json(record["result"], str(folder)).apply(config)
-    cameras = {}
-    for key, c in _take(raw, "camera", dict, where).items():
-        at = f"{where} [camera.{key}]"
-        _known(_table(c, at), {"source", "width", "height", "fps", "calibration", "marker", "delay_ms", "fourcc"}, at)
-        cameras[key] = CameraConfig(
-            key,
-            _take(c, "source", str, at),
-            _positive(c, "width", int, at),
-            _positive(c, "height", int, at),
-            _positive(c, "fps", float, at),
-            _take(c, "calibration", str, at),
-            _take(c, "marker", str, at, ""),
-            _take(c, "delay_ms", float, at, 0.0),
-            _fourcc(c, at),
-        )
-    family = _take(raw, "family", str, where)
-    if family != FAMILY:
-        raise RobotError(f"{where}: arm family '{family}' is not known: this version drives {FAMILY}.")
+    cameras = {
+        name: CameraConfig(name, c.source, c.width, c.height, c.fps, c.calibration, c.marker, c.delay_ms, c.fourcc)
+        for name, c in file.camera.items()
+    }
     return Robot(
-        _take(raw, "name", str, where),
+        file.name,
         path,
-        _take(raw, "simulated", bool, where, False),
-        _take(bus, "port", str, f"{where} [bus]"),
+        file.simulated,
+        file.bus.port,
         config,
-        _positive(rates, "fast_hz", float, f"{where} [rates]"),
-        _positive(rates, "slow_hz", float, f"{where} [rates]"),
+        file.rates.fast_hz,
+        file.rates.slow_hz,
         cameras,
-        joints_measured=calibrated and "calibration" in arm,
+        measured,
+    )
+
+
+def arm_config(file: RobotFile) -> ArmConfig:
+    """What the motor process is told, without a joint calibration."""
+    arm, joints = file.arm, file.arm.joint
+    gear = tuple(j.gear for j in joints)
+    return ArmConfig(
+        joints=tuple(j.name for j in joints),
+        ids=tuple(j.id for j in joints),
+        lower=tuple(j.lower for j in joints),
+        upper=tuple(j.upper for j in joints),
+        direction=tuple(j.direction for j in joints),
+        zero_step=tuple(j.zero_step for j in joints),
+        rest=tuple(arm.rest),
+        max_velocity=tuple(arm.max_velocity),
+        max_acceleration=tuple(arm.max_acceleration),
+        baud=file.bus.baud,
+        motor_hz=file.rates.motor_hz,
+        max_jerk=tuple(arm.max_jerk or ()),
+        models=tuple(j.model for j in joints),
+        gear=gear if any(g != 1.0 for g in gear) else (),
+        shadows=tuple(
+            (j.shadow.id, k, j.shadow.direction, j.shadow.zero_step) for k, j in enumerate(joints) if j.shadow
+        ),
+        eeprom=tuple((j.id, register, value) for j in joints for register, value in j.eeprom),
+        estop=arm.estop,
+        stop_after_s=arm.stop_after_s,
+        lower_speed=arm.lower_speed,
+        release_s=arm.release_s,
+        max_lead=arm.max_lead,
+        follow_rad=arm.follow_rad,
+        follow_s=arm.follow_s,
     )

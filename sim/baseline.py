@@ -20,7 +20,7 @@ class ChunkStep:
         self.views = Views(bundle, cameras)
         self.engine = bundle.engine("act", threads=threads)
         self.links = so101.Links(**m.links)
-        self.grid_ns = (np.arange(1, m.chunk["steps"] + 1) * m.chunk["dt_ms"] * MS).astype(np.int64)
+        self.grid_ns = (np.arange(1, m.chunk.steps + 1) * m.chunk.dt_ms * MS).astype(np.int64)
         self.seq = 0
         self.set_task(next(iter(m.tasks)))
 

@@ -69,6 +69,7 @@ def test_robot_rooms_load_nothing_from_the_workstation(room: str) -> None:
 
 NOT_MENDABLE = {
     "CudaError": "the TensorRT engine and its builder make EngineErrors of it",
+    "Malformed": "what is wrong with a file: its reader says which file and what to do",
     "PacketError": "a request that no servo could be sent: a defect",
     "RegisterError": "a value that does not fit into a servo's register: a defect",
     "UserError": "the front door's own: click shows it",

@@ -8,7 +8,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from firmware_bridge.arms import so101
-from runtime.bundle import EngineFiles, Manifest, save_bundle
+from runtime.bundle import save_bundle
+from runtime.manifest import Chunk, EngineFiles, Gate, JointLimits, Manifest, Preprocess, Rates, Reactive
 
 TASK = "put the red cube on the plate"
 SIDE = 48
@@ -76,19 +77,16 @@ def tiny_bundle(folder: Path, gate: float = 0.1) -> Path:
         licence="Apache-2.0",
         arm_family="so101",
         engines={k: EngineFiles(f"onnx/{k}.onnx", INPUTS[k], list(said[k])) for k in INPUTS},
-        preprocess={"size": [96, 96], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+        preprocess=Preprocess([96, 96], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
         cameras={"front": FRONT, "wrist": WRIST},
-        joints=[
-            {"name": n, "lower": float(a), "upper": float(b)}
-            for n, a, b in zip(joints, so101.LOWER, so101.UPPER, strict=True)
-        ],
+        joints=[JointLimits(n, float(a), float(b)) for n, a, b in zip(joints, so101.LOWER, so101.UPPER, strict=True)],
         links={k: float(v) for k, v in vars(so101.Links()).items()},
         tasks={TASK: [0.1] * 32, "put the blue cube on the plate": [0.2] * 32},
-        rates={"fast_hz": 50.0, "slow_hz": 8.0, "motor_hz": 100.0},
-        chunk={"steps": 16, "dt_ms": 50, "mean": [[0.0] * 6] * 16, "std": [[1.0] * 6] * 16},
+        rates=Rates(fast_hz=50.0, slow_hz=8.0, motor_hz=100.0),
+        chunk=Chunk(16, 50, [[0.0] * 6] * 16, [[1.0] * 6] * 16),
         proprio=["z", "pitch", "roll", "gripper"],
-        gate={"on": 0.5, "off": 0.5},
-        reactive={"heatmap": SIDE},
+        gate=Gate(on=0.5, off=0.5),
+        reactive=Reactive(SIDE),
         quantization={"format": "fp32"},
     )
     files = {"samples.npz": work / "samples.npz", **{f"onnx/{k}.onnx": work / f"{k}.onnx" for k in INPUTS}}

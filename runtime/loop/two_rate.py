@@ -104,7 +104,7 @@ class Policy:
         self.recorder = Recorder(record)
         self.compensate, self.lead = compensate, Lead()
         joints = bundle.manifest.joints
-        self._lower, self._upper = (np.array([j[k] for j in joints]) for k in ("lower", "upper"))
+        self._lower, self._upper = (np.array([getattr(j, k) for j in joints]) for k in ("lower", "upper"))
         self._commands = SlotWriter(slots / COMMAND_SLOT, COMMAND_BYTES)
         self._requests = SlotWriter(slots / REQUEST_SLOT, 16)
         self._slots = slots

@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
+from msgspec import Meta
+
+from common.schema import parse_json, read_bounded, shaped
+
+MOST_BYTES = 4 * 1024 * 1024  # of a report
 
 STAGES = {  # what each stage is, for people; in the order in which a picture passes them
     "observation.age": "exposure, transfer and waiting: capture to the loop's hand",
@@ -34,6 +40,80 @@ SERIES = {  # of a whole run, by their keys in a report: what the trace calls th
     "prior_age_ms": "prior.age",
     "period_error_ms": "fast.period_error",
 }
+
+
+Milliseconds = Annotated[float, Meta(ge=-1e9, le=1e9)]  # a period's error may be below zero
+Hertz = Annotated[float, Meta(ge=0, le=1e6)]
+Seconds = Annotated[float, Meta(ge=0, le=1e10)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+
+
+class Percentiles(msgspec.Struct, frozen=True):
+    """Of a whole run, ms."""
+
+    p50: Milliseconds
+    p99: Milliseconds
+    p90: Milliseconds | None = None
+    p999: Milliseconds | None = None
+    max: Milliseconds | None = None
+
+
+class StageRow(msgspec.Struct, frozen=True):
+    """Of one stage."""
+
+    p50_ms: Milliseconds
+    p99_ms: Milliseconds
+    p90_ms: Milliseconds | None = None
+    p999_ms: Milliseconds | None = None
+    max_ms: Milliseconds | None = None
+    budget_ms: Milliseconds | None = None
+    count: Count | None = None
+
+
+class Processors(msgspec.Struct, frozen=True):
+    """Shares of the cores' time."""
+
+    busy: Annotated[float, Meta(ge=-1, le=1)]  # two counters that are read one after the other
+    stolen: Share
+
+
+class Report(msgspec.Struct, frozen=True):
+    """The JSON of `run` and `profile`. What has no default is what a comparison counts on; more may stand in a file than is declared here,
+    as each verb adds its own."""
+
+    fast_hz: Hertz
+    slow_hz: Hertz
+    ticks: Count
+    deadline_misses: Count
+    stages: dict[str, StageRow]
+    repeat_hz: Hertz | None = None
+    began_s: Seconds | None = None
+    seconds: Seconds | None = None
+    held_s: Seconds | None = None
+    commanded: bool | None = None
+    refused_outputs: Count | None = None
+    observation_to_wire_ms: Percentiles | None = None
+    overhead_ms: Percentiles | None = None
+    prior_age_ms: Percentiles | None = None
+    period_error_ms: Percentiles | None = None
+    processors: Processors | None = None
+    motor_missed_ticks: Count | None = None
+    motor_shift_ms: Milliseconds | None = None
+    motor_drift_ms: Milliseconds | None = None
+    rss_mb: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+    time_to_first_command_s: Seconds | None = None
+    interrupted: bool | None = None
+    task: str | None = None
+    robot: str | None = None
+    bundle: str | None = None
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """The report in a file, as `compare` takes it. Raises OSError, or Malformed where it is none."""
+    raw = parse_json(read_bounded(path, MOST_BYTES))
+    shaped(raw, Report)
+    return dict(raw)
 
 
 def hints(report: Mapping[str, Any]) -> list[str]:

@@ -57,12 +57,10 @@ class Views:
     def __init__(self, bundle: Bundle, cameras: dict[str, Camera], gpu: bool = False):
         m = bundle.manifest
         self.warps = {
-            name: Warp(
-                cameras[name], Camera.from_json(dst), mean=tuple(m.preprocess["mean"]), std=tuple(m.preprocess["std"])
-            )
+            name: Warp(cameras[name], Camera.from_json(dst), mean=tuple(m.preprocess.mean), std=tuple(m.preprocess.std))
             for name, dst in m.cameras.items()
         }
-        size = m.preprocess["size"]
+        size = m.preprocess.size
         self.out = {name: np.empty((1, 3, size[1], size[0]), np.float32) for name in self.warps}
         self.gpu = GpuPass(list(self.warps.values())) if gpu else None
 
@@ -92,8 +90,8 @@ class SlowStep:
         self.set_task(task)
         noise = fixed_noise(self.world.inputs["noise"].shape, self.predictive.inputs["noise"].shape)
         self.world_noise, self.action_noise = noise["world_model"], noise["predictive"]
-        self.grid_ns = (np.arange(1, m.chunk["steps"] + 1) * m.chunk["dt_ms"] * MS).astype(np.int64)
-        self.mean, self.std = np.array(m.chunk["mean"]), np.array(m.chunk["std"])
+        self.grid_ns = (np.arange(1, m.chunk.steps + 1) * m.chunk.dt_ms * MS).astype(np.int64)
+        self.mean, self.std = np.array(m.chunk.mean), np.array(m.chunk.std)
         self.seq = 0
 
     def set_task(self, task: str) -> None:
@@ -196,8 +194,8 @@ class FastStep:
         self.engine = bundle.engine("fast", threads=threads)
         self.links = so101.Links(**m.links)
         self.front = Camera.from_json(m.cameras["front"])
-        self.side = int(m.reactive["heatmap"])
-        self.on, self.off = float(m.gate["on"]), float(m.gate["off"])
+        self.side = m.reactive.heatmap or 0
+        self.on, self.off = m.gate.on, m.gate.off
         self.set = settings or FastSettings()
         self.other_gate: Callable[[], float] | None = None
         self.listens = True

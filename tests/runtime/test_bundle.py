@@ -43,16 +43,25 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: edit(p, lambda m: m.update(arm_family="viperx")),
         "family 'viperx', this version drives so101",
     ),
-    "a field missing": (lambda p: edit(p, lambda m: m.pop("tasks")), "lacks or adds fields"),
-    "no size of the heat map": (lambda p: edit(p, lambda m: m["reactive"].pop("heatmap")), "'reactive' does not hold"),
+    "a field missing": (lambda p: edit(p, lambda m: m.pop("tasks")), "'tasks' is missing"),
+    "no size of the heat map": (
+        lambda p: edit(p, lambda m: m["reactive"].pop("heatmap")),
+        "'reactive.heatmap' is missing",
+    ),
     "a heat map of no size": (
         lambda p: edit(p, lambda m: m["reactive"].update(heatmap="48")),
-        "'reactive' does not hold",
+        "'reactive.heatmap' must be a whole number",
     ),
-    "no front camera": (lambda p: edit(p, lambda m: m["cameras"].pop("front")), "'cameras' does not hold"),
-    "no mean of the chunks": (lambda p: edit(p, lambda m: m["chunk"].pop("mean")), "'chunk' does not hold"),
-    "a spread of too few steps": (lambda p: edit(p, lambda m: m["chunk"]["std"].pop()), "'chunk' does not hold"),
-    "a chunk without numbers": (lambda p: edit(p, lambda m: m["chunk"].update(dt_ms="50")), "'chunk' does not hold"),
+    "no front camera": (lambda p: edit(p, lambda m: m["cameras"].pop("front")), "'cameras.front' is missing"),
+    "no mean of the chunks": (
+        lambda p: edit(p, lambda m: m["chunk"].pop("mean")),
+        "'mean' and 'std' must hold 16 rows",
+    ),
+    "a spread of too few steps": (lambda p: edit(p, lambda m: m["chunk"]["std"].pop()), "'std' must hold 16 rows"),
+    "a chunk without numbers": (
+        lambda p: edit(p, lambda m: m["chunk"].update(dt_ms="50")),
+        "'chunk.dt_ms' must be a whole",
+    ),
     "an engine without a hash": (lambda p: edit(p, lambda m: m["files"].pop("onnx/fast.onnx")), "without a hash"),
 }
 

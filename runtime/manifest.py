@@ -1,0 +1,187 @@
+"""The manifest of a bundle, as declared: what may stand in it, and what must fit what.
+
+The ranges are what an arm on a desk and a policy for it can have; damage that stays within them is found by the hashes of the files only.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta, field
+
+from calibration.camera import CalibrationError, Camera
+from common.schema import Name, Shape, Text
+from firmware_bridge.arms.families import FAMILIES, beyond
+
+SCHEMA = 2  # 2: the mean and spread of action chunks, which plans are gone on from
+LINK_SLACK = 0.03  # m: an arm of a family is built to its drawings, and a tool tip may be a little longer
+TENSORS = {  # what the HarmoWAM policy feeds to each engine and reads from it
+    "world_model": ({"front", "text", "proprio", "noise"}, {"latent", "tokens", "future"}),
+    "predictive": ({"wrist", "latent", "tokens", "proprio", "noise"}, {"chunk"}),
+    "fast": ({"front", "wrist", "future", "proprio"}, {"heat", "reach", "gate"}),
+    "decoder": ({"future"}, {"frames"}),
+}
+
+File = Annotated[
+    str,
+    Meta(pattern=r"\A[A-Za-z0-9_][\w.-]{0,99}(/[A-Za-z0-9_][\w.-]{0,99}){0,7}\Z", description="a path in the bundle"),
+]
+Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z", description="a SHA-256")]
+Sizes = Annotated[list[Annotated[int, Meta(ge=1, le=65536)]], Meta(min_length=1, max_length=8)]
+Side = Annotated[int, Meta(ge=8, le=2048)]  # pixels
+Angle = Annotated[float, Meta(ge=-6.2832, le=6.2832)]  # rad
+Share = Annotated[float, Meta(ge=0, le=1)]
+Rate = Annotated[float, Meta(ge=0.5, le=500)]  # Hz
+Spread = Annotated[float, Meta(ge=1e-3, le=2)]
+Target = Annotated[float, Meta(ge=-100, le=100)]  # m, rad, or how far a jaw is open
+TargetSpread = Annotated[float, Meta(ge=1e-6, le=100)]
+Embedding = Annotated[list[Annotated[float, Meta(ge=-1e4, le=1e4)]], Meta(min_length=1, max_length=4096)]
+
+
+class EngineFiles(Shape, frozen=True):
+    """Where an engine lies in the bundle and what it takes and gives (fixed shapes, float32)."""
+
+    file: File
+    inputs: dict[Name, Sizes]
+    outputs: Annotated[list[Name], Meta(min_length=1, max_length=64)]
+
+
+class Preprocess(Shape, frozen=True):
+    """Size [width, height] of the pictures that engines take; mean and standard deviation a colour, of values from 0 to 1."""
+
+    size: Annotated[list[Side], Meta(min_length=2, max_length=2)]
+    mean: Annotated[list[Share], Meta(min_length=3, max_length=3)]
+    std: Annotated[list[Spread], Meta(min_length=3, max_length=3)]
+
+
+class JointLimits(Shape, frozen=True):
+    """Radians."""
+
+    name: Name
+    lower: Angle
+    upper: Angle
+
+
+class Chunk(Shape, frozen=True, omit_defaults=True):
+    """Targets of a plan, `dt_ms` apart, and mean and spread of each in training: [steps][width], nothing where no plan is gone on from."""
+
+    steps: Annotated[int, Meta(ge=1, le=1000)]
+    dt_ms: Annotated[int, Meta(ge=5, le=1000)]
+    mean: list[list[Target]] = field(default_factory=list)
+    std: list[list[TargetSpread]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        widths = {len(row) for row in self.mean + self.std}
+        if {len(self.mean), len(self.std)} not in ({0}, {self.steps}) or len(widths) > 1 or 0 in widths:
+            raise ValueError(f"'mean' and 'std' must hold {self.steps} rows of equal length each, one a step")
+
+
+class Gate(Shape, frozen=True):
+    """P(interaction) above which the predictive expert takes over, and below which the reactive one does."""
+
+    on: Share
+    off: Share
+
+    def __post_init__(self) -> None:
+        if self.off > self.on:
+            raise ValueError(
+                f"'off' {self.off:g} must not be above 'on' {self.on:g}, or both experts would want the arm"
+            )
+
+
+class Reactive(Shape, frozen=True, omit_defaults=True):
+    """`heatmap`: its side in cells; None where there is no fast engine."""
+
+    heatmap: Annotated[int, Meta(ge=4, le=1024)] | None = None
+
+
+class Rates(Shape, frozen=True, omit_defaults=True):
+    """At what rates the policy was trained and judged, Hz; the robot file says at what it is driven."""
+
+    fast_hz: Rate | None = None
+    slow_hz: Rate | None = None
+    motor_hz: Rate | None = None
+
+
+class Manifest(Shape, frozen=True, kw_only=True):
+    """See `docs/ARCHITECTURE.md`, "The bundle". SI units; cameras are the training geometry (`Camera.to_json`)."""
+
+    name: Text
+    licence: Text
+    arm_family: Text
+    engines: Annotated[dict[Name, EngineFiles], Meta(min_length=1, max_length=16)]
+    preprocess: Preprocess
+    cameras: dict[Name, dict[str, Any]]
+    joints: list[JointLimits]
+    links: dict[Name, Annotated[float, Meta(ge=-2, le=2)]]
+    tasks: Annotated[dict[Text, Embedding], Meta(min_length=1, max_length=1000)]
+    rates: Rates
+    chunk: Chunk
+    proprio: Annotated[list[Name], Meta(max_length=64)]
+    gate: Gate
+    reactive: Reactive
+    quantization: dict[str, Any]
+    files: dict[File, Digest] = field(default_factory=dict)
+    schema: Annotated[int, Meta(ge=SCHEMA, le=SCHEMA)] = SCHEMA
+
+    def __post_init__(self) -> None:
+        self._fits_the_arm()
+        sizes = {len(t) for t in self.tasks.values()}
+        if len(sizes) > 1:
+            raise ValueError("'tasks' must hold equally many numbers each")
+        self._cameras_fit()
+        for name, engine in self.engines.items():
+            self._engine_fits(name, engine, next(iter(sizes)))
+        if "fast" in self.engines and self.reactive.heatmap is None:
+            raise ValueError("'reactive.heatmap' is missing, which the fast engine's answer is read by")
+        if "predictive" in self.engines and not self.chunk.mean:
+            raise ValueError(
+                "'chunk.mean' and 'chunk.std' are missing, which the predictive engine's plans are gone on by"
+            )
+
+    def _fits_the_arm(self) -> None:
+        family = FAMILIES.get(self.arm_family)
+        if family is None:
+            raise ValueError(f"'arm_family' must be one of {', '.join(FAMILIES)}, not '{self.arm_family}'")
+        if (names := tuple(j.name for j in self.joints)) != family.joints:
+            raise ValueError(
+                f"'joints' must be {', '.join(family.joints)} in this order, not {', '.join(names) or 'none'}"
+            )
+        if wrong := beyond(family, [j.lower for j in self.joints], [j.upper for j in self.joints]):
+            raise ValueError(f"'joints' holds {wrong}")
+        if strange := sorted(self.links.keys() ^ family.links.keys()):
+            what = "is no link of this arm" if strange[0] in self.links else "is missing"
+            raise ValueError(f"'links.{strange[0]}' {what} (these are: {', '.join(sorted(family.links))})")
+        for name, metres in family.links.items():
+            if abs(self.links[name] - metres) > LINK_SLACK:
+                raise ValueError(
+                    f"'links.{name}' must be a number from {metres - LINK_SLACK:.4f} to {metres + LINK_SLACK:.4f} (m), "
+                    f"not {self.links[name]:g}"
+                )
+
+    def _cameras_fit(self) -> None:
+        if "fast" in self.engines and "front" not in self.cameras:
+            raise ValueError("'cameras.front' is missing, through which the fast engine looks")
+        for name, data in self.cameras.items():
+            try:
+                camera = Camera.from_json(data, f"'cameras.{name}'")
+            except CalibrationError as e:
+                raise ValueError(str(e).partition(": ")[0]) from None
+            if [camera.width, camera.height] != self.preprocess.size:
+                raise ValueError(f"'cameras.{name}' must be of the size that 'preprocess.size' says")
+
+    def _engine_fits(self, name: str, engine: EngineFiles, text: int) -> None:
+        """Raises ValueError for tensors that the policy does not feed, or that differ in size from what it feeds."""
+        if name in TENSORS and (set(engine.inputs), set(engine.outputs)) != TENSORS[name]:
+            raise ValueError(
+                f"'engines.{name}' must take {', '.join(sorted(TENSORS[name][0]))} and give {', '.join(sorted(TENSORS[name][1]))}"
+            )
+        width, height = self.preprocess.size
+        sizes = {
+            **{camera: [1, 3, height, width] for camera in self.cameras}, "text": [1, text], "proprio": [1, len(self.proprio)],
+        }  # fmt: skip
+        if name == "predictive" and self.chunk.mean:
+            sizes["noise"] = [1, self.chunk.steps, len(self.chunk.mean[0])]
+        for tensor, found in engine.inputs.items():
+            if tensor in sizes and found != sizes[tensor]:
+                raise ValueError(f"'engines.{name}.inputs.{tensor}' must be {sizes[tensor]}, not {found}")
