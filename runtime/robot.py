@@ -230,6 +230,7 @@ def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
         gear=gear if any(g != 1.0 for g in gear) else (),
         shadows=shadows,
         eeprom=held,
+        family=_take(raw, "family", str, where),
         estop=_take(arm, "estop", str, f"{where} [arm]", ""),
         **optional,
     )
@@ -252,9 +253,8 @@ def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
             _take(c, "delay_ms", float, at, 0.0),
             _fourcc(c, at),
         )
-    family = _take(raw, "family", str, where)
-    if family != FAMILY:
-        raise RobotError(f"{where}: arm family '{family}' is not known: this version drives {FAMILY}.")
+    if config.family != FAMILY:
+        raise RobotError(f"{where}: arm family '{config.family}' is not known: this version drives {FAMILY}.")
     return Robot(
         _take(raw, "name", str, where),
         path,

@@ -18,7 +18,6 @@ class Family(Protocol):
     JOINTS: tuple[str, ...]
     PAN: int  # the joint that turns the whole arm about the vertical
     RAISING: tuple[int, ...]  # joints that move the gripper up and down
-    UPRIGHT: np.ndarray  # float64[J]: a posture in which every other joint may turn as it likes
 
     def forward(self, q: np.ndarray) -> np.ndarray:
         """Tool poses [..., 6] (x, y, z, pitch, roll, jaw) of joint angles [..., J]."""

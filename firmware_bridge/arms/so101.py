@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 FAMILY = "so101"
-JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+JOINTS: tuple[str, ...] = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 LOWER = np.array([-1.91986, -1.74533, -1.69, -1.65806, -2.74385, -0.174533])
 UPPER = np.array([1.91986, 1.74533, 1.69, 1.65806, 2.84121, 1.74533])
 # What a person standing behind the arm sees where each joint's angle grows from the zero pose.
@@ -37,16 +37,17 @@ SHUT = -0.174533  # gripper angle at which the tips touch
 ROLL_AT_ZERO = np.pi / 2 + 0.0486795
 
 PAN = 0
-RAISING = (1, 2, 3)
-UPRIGHT = np.array([0.0, -0.6, 0.2, 0.4, ROLL_AT_ZERO, SHUT])
-# What each link fills: boxes ((x, x), (y, y), (z, z)) in its own frame (m), with all joints at 0 but jaws side by side and shut. They hold the
-# maker's parts, the simulated arm's jaws and a small camera on the gripper.
+RAISING: tuple[int, ...] = (1, 2, 3)
+# What each link fills: boxes ((x, x), (y, y), (z, z)) in its own frame (m), with all joints at 0 but jaws side by side and shut.
+# They hold the maker's parts, the simulated arm's jaws and a small camera on the gripper.
 Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
 BASE: tuple[Box, ...] = (
     ((-0.031, 0.065), (-0.056, 0.056), (-0.003, 0.027)),
     ((-0.031, 0.054), (-0.026, 0.026), (0.024, 0.070)),
 )
-SHOULDER: tuple[Box, ...] = (((-0.013, 0.051), (-0.027, 0.029), (0.016, 0.127)),)  # its own frame: on the table under the pan axis
+SHOULDER: tuple[Box, ...] = (
+    ((-0.013, 0.051), (-0.027, 0.029), (0.016, 0.127)),
+)  # its own frame: on the table under the pan axis
 UPPER_ARM: tuple[Box, ...] = (
     ((-0.013, 0.013), (-0.032, 0.036), (-0.012, 0.096)),
     ((-0.012, 0.039), (-0.026, 0.026), (0.094, 0.131)),  # the elbow's servo
@@ -181,7 +182,7 @@ def _turned(points: np.ndarray, axis: int, angle: np.ndarray) -> np.ndarray:
     """Points [..., N, 3] turned about x, y or z by angles [...]."""
     one, two = (axis + 1) % 3, (axis + 2) % 3
     c, s = np.cos(angle)[..., None], np.sin(angle)[..., None]
-    out = np.empty(np.broadcast_shapes(points.shape[:-1], c.shape) + (3,))
+    out = np.empty((*np.broadcast_shapes(points.shape[:-1], c.shape), 3))
     out[..., axis] = points[..., axis]
     out[..., one] = c * points[..., one] - s * points[..., two]
     out[..., two] = s * points[..., one] + c * points[..., two]
