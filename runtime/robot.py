@@ -273,6 +273,7 @@ def arm_config(file: RobotFile) -> ArmConfig:
             (j.shadow.id, k, j.shadow.direction, j.shadow.zero_step) for k, j in enumerate(joints) if j.shadow
         ),
         eeprom=tuple((j.id, register, value) for j in joints for register, value in j.eeprom),
+        family=file.family,
         estop=arm.estop,
         stop_after_s=arm.stop_after_s,
         lower_speed=arm.lower_speed,
