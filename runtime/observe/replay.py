@@ -24,7 +24,7 @@ from runtime.observe.log import (
     read_log,
     read_meta,
 )
-from runtime.policies.harmowam import FastStep, SlowStep
+from runtime.policies import open_policy
 
 KEPT = 256  # newest observations and Priors: a slow step may look back that far
 
@@ -62,7 +62,7 @@ def bundle_digest(bundle: Bundle) -> str:
 
 
 def run_meta(bundle: Bundle, task: str, policy: str, cameras: dict[str, Camera], **more: Any) -> dict[str, Any]:
-    """What a log must know about its run so that it can be replayed."""
+    """What a log must know about its run so that it can be replayed. `policy`: its mode; `more`: "engine" (default "cpu") and rates."""
     calibrations = {name: camera.to_json() for name, camera in cameras.items()}
     return {
         "task": task, "policy": policy, "bundle": str(bundle.path), "bundle_sha256": bundle_digest(bundle),
@@ -77,8 +77,8 @@ def _floats(command: bytes) -> list[float]:
 class _Player:
     def __init__(self, bundle: Bundle, meta: dict[str, Any]):
         cameras = {name: Camera.from_json(c) for name, c in meta["calibrations"].items()}
-        self.slow = SlowStep(bundle, meta["task"], cameras)
-        self.fast = FastStep(bundle, cameras, policy=meta["policy"])
+        policy = open_policy(bundle, meta["task"], cameras, mode=meta["policy"], engine=meta.get("engine", "cpu"))
+        self.slow, self.fast = policy.slow, policy.fast
         self.frames: dict[str, FrameRecord] = {}
         self.observations: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
         self.priors: OrderedDict[int, Prior] = OrderedDict()
@@ -98,7 +98,7 @@ class _Player:
         if r.observation > self.newest:
             self.waiting.append(r)
             return None
-        if self.slow.last is not None and r.number != self.slow.seq + 1:
+        if self.slow.remembers and r.number != self.slow.seq + 1:
             raise KeyError(r.number)
         frames = self.observations[r.observation]
         obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.observation)

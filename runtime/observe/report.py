@@ -68,7 +68,7 @@ def _crop(rgb: np.ndarray, size: int) -> np.ndarray:
 
 def film_strip(bundle: Bundle, episode: dict[str, np.ndarray], columns: int = 7) -> list[dict[str, Any]]:
     """For moments spread over the run: what the camera saw, what the world model predicted, and what came true."""
-    if "prior_future" not in episode or len(episode["prior_future"]) == 0:
+    if "decoder" not in bundle.manifest.engines or "prior_future" not in episode or len(episode["prior_future"]) == 0:
         return []
     decoder = bundle.engine("decoder")
     start = int(episode["t_ns"][0])
@@ -228,7 +228,9 @@ def write_video(episode: dict[str, np.ndarray], path: Path) -> None:
             colour = {Expert.REACTIVE: (42, 120, 181), Expert.PREDICTIVE: (217, 99, 43)}.get(expert, (90, 90, 90))
             cv2.rectangle(picture, (0, 0), (picture.shape[1], 30), colour, -1)
             seconds = max((int(t) - int(episode["t_ns"][0])) * 1e-9, 0.0)
-            who = f"{expert.name.lower()} expert   P(interaction) {episode['gate'][k]:.2f}" if expert else "no plan yet"
+            who = {Expert.NONE: "no plan yet", Expert.PLAN: "follows its plan"}.get(
+                expert, f"{expert.name.lower()} expert   P(interaction) {episode['gate'][k]:.2f}"
+            )
             text = f"{seconds:5.1f} s   {who}"
             cv2.putText(picture, text, (10, 21), cv2.FONT_HERSHEY_SIMPLEX, 0.58, (255, 255, 255), 1, cv2.LINE_AA)
             encoder.stdin.write(np.ascontiguousarray(picture).tobytes())
@@ -269,6 +271,7 @@ def write_report(bundle_path: Path, record: Path, out: Path, report: dict[str, A
             verdict=verdict(report),
             driven=driven,
             horizons=HORIZONS,
+            experts=driven and bool(np.isin(episode["expert"], (Expert.REACTIVE, Expert.PREDICTIVE)).any()),
             stages=sorted(report["stages"].items()),
             **pictures,
         )
