@@ -25,6 +25,8 @@ from common.errors import Mendable
 from common.schema import Malformed, parse_json, parse_toml, shaped
 from harmowam.cli import main
 from runtime.bundle import Bundle
+from runtime.engines import built
+from runtime.engines.onnx import EngineError
 from runtime.robot import SHIPPED, RobotFile, arm_config
 from tests.tiny import tiny_bundle
 
@@ -165,3 +167,13 @@ def test_help_loads_no_schema():
     listing = "import sys, harmowam.cli, harmowam.profile, harmowam.evaluate; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True)
     assert "msgspec" not in done.stdout.split()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"engines": {}, "engines": {}}', "7", " " * 2_000_000])
+def test_a_damaged_list_of_built_engines_is_refused(tmp_path, text):
+    board = built.Board("Orin", "87", "10.3.0", "none", "", 8)
+    folder = tmp_path / "engines" / board.key()
+    folder.mkdir(parents=True)
+    (folder / built.LISTING).write_text(text)
+    with pytest.raises(EngineError, match=r"engines.json is damaged: run `harmowam build"):
+        built.built_engine(tmp_path, "fast", "0" * 64, board)

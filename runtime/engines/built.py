@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.schema import Malformed, parse_json, read_bounded
 from runtime.engines.cuda import Cuda, CudaError
 from runtime.engines.onnx import EngineError
 from runtime.engines.tensorrt import tensorrt
 
 URGENT = ("fast",)
 LISTING = "engines.json"
+MOST_BYTES = 1024 * 1024  # of it
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ def built_engine(bundle: Path, name: str, onnx_sha256: str, board: Board) -> tup
         was = f" (it has them for {', '.join(others)})" if others else ""
         raise EngineError(f"{bundle} has no TensorRT engines for {board.key()}{was}: {mend}")
     try:
-        listing = json.loads((folder / LISTING).read_text())
+        listing = parse_json(read_bounded(folder / LISTING, MOST_BYTES))
         entry = listing["engines"][name]
         from_onnx, digest, jetpack = entry["onnx_sha256"], entry["sha256"], listing["board"]["jetpack"]
         compatible = bool(listing["options"]["version_compatible"])
-    except (ValueError, KeyError, TypeError) as e:
+    except (OSError, Malformed, KeyError, TypeError) as e:
         raise EngineError(f"{folder / LISTING} is damaged: {mend}") from e
     path = folder / f"{name}.engine"
     if jetpack != board.jetpack and not compatible:  # a newer TensorRT comes with a newer JetPack
