@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from common.clock import Ticker, real_time
+from common.logger import Logger
 from common.slots import SlotError, SlotReader, SlotWriter
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import Port, PortError
@@ -27,6 +29,7 @@ from firmware_bridge.motion.endings import Exit
 from firmware_bridge.motion.estop import EStop, EStopError
 from firmware_bridge.motion.lowering import REST_TOLERANCE
 from firmware_bridge.motion.messages import JOINT_STATE_BYTES, Command, JointState, RequestKind, SafetyState
+from firmware_bridge.motion.narrator import LOG_FILE, Narrator
 from firmware_bridge.motion.safety import INSIST_S, Safety, blind
 from firmware_bridge.motion.stamps import StampWriter
 
@@ -244,7 +247,7 @@ def exit_of(loop: MotorLoop, asked: bool) -> Exit:
 
 def run(
     port: Port, config: ArmConfig, slots: Path, priority: int = 0, core: int | None = None, guard: int | None = None,
-    energised: bool = False,
+    energised: bool = False, log: Logger | None = None,
 ) -> int:  # fmt: skip
     """Serve until the arm has been lowered or has stopped; returns the exit code.
 
@@ -264,6 +267,7 @@ def run(
     states = SlotWriter(slots / STATE_SLOT, JOINT_STATE_BYTES)
     stamps = StampWriter(loop.arm, slots, config.motor_hz)
     ticker = Ticker(config.motor_hz)
+    narrator = Narrator(log) if log is not None else None
     real_time(priority, core)
     goal: np.ndarray | None = None  # of the tick before, corrections included
     waited = 0  # number of the newest command that came in good time
@@ -305,6 +309,8 @@ def run(
             return Exit.REST
         correct()
         loop.telemetry()
+        if narrator is not None:
+            narrator.tick(state, loop.safety.rejected, loop.arm.bus.errors)
         if active() and commands.newest != waited:
             # A command came while nothing could be written: about when the tick began, or while servos answered. Ticks move to where
             # commands fall between them; only ever later, for the limits are made for a whole period.
@@ -341,7 +347,8 @@ def served(config: ArmConfig, args: argparse.Namespace) -> int:
         port = Port(args.fd, args.port) if args.fd is not None else Port.open(args.port, config.baud)
         if args.fd is not None:
             os.set_blocking(args.fd, False)
-        return run(port, config, args.slots, args.priority, args.core, args.guard, args.energised)
+        with Logger(args.slots / LOG_FILE, logging.DEBUG, console=False) as log:
+            return run(port, config, args.slots, args.priority, args.core, args.guard, args.energised, log)
     except PortError as e:
         tell(str(e))
         return Exit.PORT_LOST
