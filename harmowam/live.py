@@ -19,11 +19,14 @@ import numpy as np
 from calibration.camera import Camera, moved_mount, parallax
 from firmware_bridge.motion.motor import tell
 from firmware_bridge.motion.session import ArmSession, Interrupts
+from harmowam import __version__
 from harmowam.calibration_rig import refuse_moved
 from runtime.bundle import Bundle, default_backend
 from runtime.cameras.sources import CameraSource, calibrations, open_cameras
 from runtime.loop.timing import timing_report
 from runtime.loop.two_rate import Policy, RunError
+from runtime.observe.episode import LOG
+from runtime.observe.episode import keep as keep_beside
 from runtime.observe.profile import processor_shares, processor_ticks
 from runtime.preprocess import on_gpu
 from runtime.robot import Robot
@@ -97,13 +100,17 @@ def live(
     compensate: bool = True,
     log: Path | None = None,
 ) -> LiveRun:
-    """Run the two-rate loop on `robot` for `seconds`; the arm is lowered and released whatever happens, and what was recorded
-    up to then is kept in `record` with the report: how it ended (`error`, `interrupted`), what the simulator's judge says, timing.
-    `faults`: NAME@SECONDS each, for the virtual servo bus. `began_s`: what the time to the first command is counted from (default: now).
+    """Run the two-rate loop on `robot` for `seconds`; the arm is lowered and released whatever happens.
+
+    `record`: the folder that keeps the log up to then with the run's config and report: how it ended (`error`, `interrupted`), what the
+    simulator's judge says, timing. `log`: a file for the log alone. `faults`: NAME@SECONDS each, for the virtual servo bus. `began_s`:
+    what the time to the first command is counted from (default: now).
 
     Raises BundleError, RobotError, CameraError, CalibrationError, ArmError or RunError, each one sentence and a next step.
     """
     began = time.monotonic() if began_s is None else began_s
+    if record is not None and log is not None:
+        raise RunError(f"--record writes a log, too ({record / LOG}): leave --log out.")
     if not 0 < seconds < float("inf"):
         raise RunError(f"a run of {seconds} s makes no sense: give --seconds a positive number.")
     if robot.simulated and port is not None:
@@ -152,7 +159,11 @@ def live(
                 _compare_places(name, known_cameras[name], Camera.from_json(trained), say)
             driver = Policy(
                 bundle, task, cameras, known_cameras, slots, robot.fast_hz, robot.slow_hz, policy, inject=inject,
-                compensate=compensate, record=record is not None, log=log,
+                compensate=compensate, log=log if record is None else record / LOG,
+                facts={
+                    "harmowam": __version__, "robot": robot.name, "robot_file": robot.path.read_text(), "seconds": seconds,
+                    "seed": seed, "faults": list(faults),
+                },
             )  # fmt: skip
             driver.warm_up()
             session.wait_for_state()
@@ -280,9 +291,10 @@ def _compare_places(name: str, here: Camera, trained: Camera, say: Callable[[str
 
 
 def keep(driver: Policy, record: Path, report: dict[str, Any]) -> None:
-    """Save what was recorded; raises RunError where that fails, unless another error is on its way out."""
+    """Write what belongs beside the log; raises RunError where that fails, unless another error is on its way out."""
+    assert driver.log is not None
     try:
-        driver.recorder.save(record, report)
+        keep_beside(driver.log, record, report)
     except OSError as e:
         lost = (
             f"the recording could not be written to {record} ({e.strerror}): make room there, or name another folder."

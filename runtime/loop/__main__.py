@@ -18,6 +18,7 @@ from runtime.bundle import Bundle
 from runtime.cameras.sources import CameraSource, calibrations, open_cameras
 from runtime.loop.timing import timing_report
 from runtime.loop.two_rate import Policy
+from runtime.observe.episode import LOG, keep
 from runtime.robot import load_robot
 
 
@@ -31,9 +32,12 @@ def main() -> int:
     parser.add_argument("--task", required=True, help="an instruction that the bundle knows")
     parser.add_argument("--slots", type=Path, required=True, help="folder of the slots")
     parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--record", type=Path, help="folder for the recorded episode")
+    parser.add_argument("--record", type=Path, help="folder for the log (run.mcap) and the run's numbers")
     parser.add_argument("--log", type=Path, help="MCAP file for every input and output of the engines")
     args = parser.parse_args()
+    if args.record is not None and args.log is not None:
+        parser.error("--record writes a log, too: leave --log out")
+    log = args.log if args.record is None else args.record / LOG
     cameras: dict[str, CameraSource] = {}
     policy: Policy | None = None
     try:
@@ -41,7 +45,7 @@ def main() -> int:
         cameras = open_cameras(robot, bundle.manifest.cameras, args.slots)
         known = calibrations(robot, args.slots)
         policy = driver = Policy(
-            bundle, args.task, cameras, known, args.slots, robot.fast_hz, robot.slow_hz, record=args.record is not None, log=args.log
+            bundle, args.task, cameras, known, args.slots, robot.fast_hz, robot.slow_hz, log=log
         )  # fmt: skip
         driver.warm_up()
         state_slot = SlotReader(args.slots / STATE_SLOT)
@@ -64,7 +68,9 @@ def main() -> int:
             settle_apart(args.slots, robot.arm, lowering, held)
         report = timing_report(driver, robot.arm.motor_hz)
         if args.record is not None:
-            driver.recorder.save(args.record, report)
+            driver.close()  # the log is whole before its report is there
+            assert driver.log is not None
+            keep(driver.log, args.record, report)
         print(json.dumps(report, indent=1, sort_keys=True))
     except Mendable as e:
         print(f"error: {e}", file=sys.stderr)

@@ -8,11 +8,13 @@ Both loops call the pure steps of `runtime.policies.harmowam`; what is here is o
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from calibration.camera import Camera
 from common.clock import Ticker, prefer, real_time
 from common.errors import Mendable
 from common.slots import SlotReader, SlotWriter
+from firmware_bridge.arms import so101
 from firmware_bridge.motion.messages import COMMAND_BYTES, Command, Expert, JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor import COMMAND_SLOT, REQUEST_SLOT
 from firmware_bridge.motion.stamps import StampReader
@@ -30,8 +33,8 @@ from runtime.contracts import FastTick, Observation, Prior
 from runtime.loop.delay import Lead, roll_forward
 from runtime.loop.health import Health, HealthLimits, HealthMonitor, Signs, board_temperature, output_fault
 from runtime.observe.log import LogWriter
-from runtime.observe.recorder import Recorder
 from runtime.observe.replay import run_meta
+from runtime.observe.schemas import Level
 from runtime.observe.trace import StageTrace
 from runtime.policies.harmowam import FastStep, SlowStep
 from runtime.preprocess import on_gpu
@@ -84,14 +87,14 @@ class Policy:
     """Owns the engines, both loops and the slots to the motor process. `state` is that process's slot.
 
     `inject` (stage -> ms) slows stages down; `compensate` False takes the state and the time of a command as they are now, not
-    as they will be when it arrives; `record` keeps an episode in memory (`recorder`); `log` is the file that takes every input of
-    the engines. `close` it whatever happens.
+    as they will be when it arrives; `log` is the file that takes every input of the engines, `facts` what else it says of the run.
+    `close` it whatever happens.
     """
 
     def __init__(
         self, bundle: Bundle, task: str, cameras: dict[str, CameraSource], calibrations: dict[str, Camera], slots: Path,
         fast_hz: float, slow_hz: float, policy: str = "gated", *, inject: Mapping[str, float] | None = None,
-        compensate: bool = True, record: bool = False, log: Path | None = None, limits: HealthLimits | None = None,
+        compensate: bool = True, log: Path | None = None, facts: Mapping[str, Any] | None = None, limits: HealthLimits | None = None,
     ):  # fmt: skip
         self.cameras, self.fast_hz, self.slow_hz = cameras, fast_hz, slow_hz
         self.fast_trace = StageTrace(stages=FAST_STAGES, inject=inject)
@@ -101,7 +104,6 @@ class Policy:
         self.fast = FastStep(bundle, calibrations, trace=self.fast_trace, policy=policy, gpu=on_gpu())
         self.counts = Counts()
         self.health = HealthMonitor(fast_hz, limits)
-        self.recorder = Recorder(record)
         self.compensate, self.lead = compensate, Lead()
         joints = bundle.manifest.joints
         self._lower, self._upper = (np.array([getattr(j, k) for j in joints]) for k in ("lower", "upper"))
@@ -134,7 +136,8 @@ class Policy:
         self.log: LogWriter | None = None
         if log is not None:  # last: a constructor that fails leaves no file and no thread behind
             rates = {"fast_hz": fast_hz, "slow_hz": slow_hz, "compensate": compensate}
-            self.log = LogWriter(log, run_meta(bundle, task, policy, calibrations, **rates))
+            tool = functools.partial(so101.tool, links=so101.Links(**bundle.manifest.links))
+            self.log = LogWriter(log, run_meta(bundle, task, policy, calibrations, **rates, **(facts or {})), tool=tool)
 
     def close(self) -> None:
         """End the loops and finish the log. Closing twice is allowed."""
@@ -212,7 +215,6 @@ class Policy:
                         self.log.prior(made, obs, began)
                     self._prior, self._slow_fault = made, ""
                     self.counts.slow += 1
-                    self.recorder.prior(made)
                 else:
                     self._slow_fault = "the slow engine gave numbers that are not finite"
                     self.counts.faults_seen += 1
@@ -296,7 +298,6 @@ class Policy:
         c.new_frames += 1
         if prior is not None:
             trace.add("prior.age", now - prior.t_capture_ns, prior.t_capture_ns)
-        self.recorder.tick(obs, tick, command, state)
         self._record(now, obs, frames, prior, command, tick, reset=reset, sent=command is not None and not held)
         return fault
 
@@ -356,7 +357,7 @@ class Policy:
         )  # fmt: skip
         health = self.health.step(now, signs)
         if self.log is not None and (change := self.health.changed) is not None:
-            self.log.event(now, "health", state=change.state.name, reasons=change.reasons)
+            self.log.health(now, change.state, change.reasons)
         return health
 
     def _in_phase(self) -> Ticker:
@@ -427,6 +428,10 @@ class Policy:
         c.began_ns = time.monotonic_ns()
         try:
             self._drive(c.began_ns + int(seconds * 1e9), until)
+        except RunError as e:
+            if self.log is not None:
+                self.log.message(time.monotonic_ns(), Level.FATAL, str(e))
+            raise
         finally:
             c.ended_ns = time.monotonic_ns()
             self._stop.set()
