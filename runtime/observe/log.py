@@ -48,6 +48,9 @@ from runtime.observe.schemas import BASE, TOOL, Level
 WAITING = 256  # records between the loops and the disk; frames are held by reference
 RESERVE_BYTES = 256_000_000  # of the disk are left free: the rest of the system needs room to write, too
 CHUNK_BYTES = 1_000_000  # compressed at a time; a log that is cut off loses one of these at most
+TOOL_PERIOD_NS = (
+    38_000_000  # about 25 times a second a viewer gets the tool's place: it costs more than all other numbers
+)
 STOPPED = {SafetyState.SAFE_STOP: Level.ERROR, SafetyState.FAULT: Level.ERROR}  # what the motor process says louder
 
 
@@ -85,6 +88,7 @@ class LogWriter:
         self._schemas: dict[str, int] = {}
         self._texts = schemas.json_schemas(self._joints)
         self._motor = (SafetyState.DISARMED, "")
+        self._tool_ns = -TOOL_PERIOD_NS
         self._whole = 0  # bytes of the file that are whole records
         self._flush()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -188,7 +192,8 @@ class LogWriter:
         self._put_places(state.t_ns)
         self._put(STATE, state.t_ns, state.pack(), state.tick)
         self._put("joints", state.t_ns, schemas.joints_message(self._joints, state), state.tick, schemas.JOINTS)
-        if self._tool is not None:
+        if self._tool is not None and state.t_ns - self._tool_ns >= TOOL_PERIOD_NS:
+            self._tool_ns = state.t_ns
             place = schemas.transform(state.t_ns, BASE, TOOL, self._tool(state.q_rad))
             self._put("transform/tool", state.t_ns, place, state.tick, schemas.FRAME_TRANSFORM)
         if (state.safety, state.reason) != self._motor:

@@ -128,12 +128,13 @@ def test_other_programs_read_pictures_places_joints_commands_and_health_as_the_r
         assert np.array_equal(np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3), pictures[t_ns])
     names = list(run.robot.arm.joints)
     joints, places = decoded(log, "joints"), decoded(log, "transform/tool")
-    assert joints.keys() == places.keys() == {s.t_ns for s in states}
+    assert joints.keys() == {s.t_ns for s in states} > places.keys() and len(places) > 12
     for s in states:
         name, shown = joints[s.t_ns]
         assert name == "harmowam.Joints" and list(shown["measured_rad"]) == names
         assert list(shown["measured_rad"].values()) == pytest.approx(s.q_rad.tolist(), abs=1e-6)
         assert list(shown["goal_rad"].values()) == pytest.approx(s.goal_rad.tolist(), abs=1e-6)
+    for s in [s for s in states if s.t_ns in places]:
         name, place = places[s.t_ns]
         assert (name, place["parent_frame_id"], place["child_frame_id"]) == ("foxglove.FrameTransform", "base", "tool")
         assert turned(place["rotation"]) == pytest.approx(so101.tool(s.q_rad)[:3, :3], abs=1e-6)
