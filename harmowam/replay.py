@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Run a log's inputs through the same engines again.")
-@click.argument("log", type=click.Path(path_type=Path))
+@click.argument("log", type=click.Path(path_type=Path), metavar="LOG")
 @click.option(
     "--bundle", type=click.Path(path_type=Path), help="Another bundle than the run's: where do its actions differ?"
 )
@@ -31,9 +31,13 @@ if TYPE_CHECKING:
 @json_option
 @errors
 def replay(log: Path, bundle: Path | None, within: float | None, view: bool, json_path: Path | None) -> None:
-    """Run a log's inputs through the same engines: identical actions bit for bit, or the first difference and exit code 1."""
+    """Run a log's inputs through the same engines: identical actions bit for bit, or the first difference and exit code 1.
+
+    LOG: a file of --log, or a folder of --record.
+    """
     if within is not None and not math.isfinite(within):
         raise UserError("--within must be a number of degrees: correct it.")
+    log = log / "run.mcap" if log.is_dir() else log  # what --record wrote
     partial = log.with_name(log.name + ".partial")
     if log.is_file() and partial.is_file():
         click.echo(

@@ -22,6 +22,7 @@ from mcap.writer import CompressionType, Writer
 
 from calibration.camera import Camera
 from common.clock import prefer
+from common.timing import LOG_PRIORITY
 from firmware_bridge.motion.messages import Command, JointState, SafetyState
 from runtime.cameras.sources import Frame
 from runtime.contracts import Observation, Prior
@@ -214,7 +215,7 @@ class LogWriter:
         self._whole = self._file.tell()
 
     def _run(self) -> None:
-        prefer(0)  # started by a loop with deadlines
+        prefer(LOG_PRIORITY)
         since = CHUNK_BYTES
         try:
             while True:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import resource
 import shutil
 import struct
@@ -16,6 +17,8 @@ from mcap.reader import make_reader
 from mcap.writer import CompressionType, Writer
 
 from calibration.camera import Camera
+from common.clock import prefer
+from common.timing import FAST_PRIORITY, LOG_PRIORITY, SIM_CAMERA_PRIORITY, SIM_SERVO_PRIORITY, SLOW_PRIORITY
 from firmware_bridge.arms.so101 import JOINTS
 from firmware_bridge.motion.messages import Command, JointState
 from harmowam.cli import main
@@ -261,7 +264,7 @@ def test_on_another_processor_the_commands_may_be_some_degrees_apart(tmp_path):
 def test_a_log_of_the_same_processor_is_identical_also_where_degrees_are_allowed(log):
     result = replay(log, within_deg=0.2)
     assert result.identical and result.passed and result.largest is None and (result.steps, result.priors) == (40, 7)
-    said = CliRunner().invoke(main, ["replay", str(log), "--within", "0.2"])
+    said = CliRunner().invoke(main, ["replay", str(log.parent), "--within", "0.2"])  # the folder of --record
     assert said.exit_code == 0 and said.stdout.endswith("identical, bit for bit\n")
     assert "must be a number" in CliRunner().invoke(main, ["replay", str(log), "--within", "nan"]).stderr
 
@@ -439,6 +442,24 @@ def test_what_is_no_log_is_refused(tmp_path, bundle):
         LogWriter(tmp_path / "text" / "run.mcap", {})
     with pytest.raises(BundleError):
         replay(record(tmp_path / "run.mcap", bundle, ticks=2), tmp_path / "gone.bundle")
+
+
+def test_nobody_but_the_fast_loop_keeps_the_writer_from_giving_pythons_lock_back(tmp_path):
+    """The fast loop waits for that lock: a slow loop or a renderer that ran before the writer made it 5 ms late."""
+    assert FAST_PRIORITY > LOG_PRIORITY > max(SLOW_PRIORITY, SIM_SERVO_PRIORITY, SIM_CAMERA_PRIORITY)
+    log = LogWriter(tmp_path / "run.mcap", {"task": TASK})
+    if may_prefer():
+        deadline = time.monotonic() + 2
+        while os.sched_getparam(log._thread.native_id or 0).sched_priority != LOG_PRIORITY:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+    log.close()
+
+
+def may_prefer():
+    granted = prefer(1)
+    prefer(0)
+    return granted
 
 
 def test_a_disk_that_fills_up_stops_the_recording_and_keeps_what_fitted(tmp_path):
