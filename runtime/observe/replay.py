@@ -144,6 +144,10 @@ class _Player:
         obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.observation)
         self.slow.seq = r.number - 1
         made = self.slow.step(r.t_ns, obs)
+        self.slow.last = (
+            r.t_capture_ns,
+            r.chunk,
+        )  # the next one goes on from what was driven: differences do not add up
         self.priors[r.number] = made
         while len(self.priors) > KEPT:
             self.priors.popitem(last=False)
@@ -202,7 +206,8 @@ def _bundle_of(log: Path, meta: dict[str, Any], other: Path | None) -> Bundle:
 
 def replay(log: Path, bundle_path: Path | None = None, within_deg: float | None = None) -> Replay:
     """Every recorded step once more, through the bundle of the run or `bundle_path`; stops at the first difference, or with
-    `within_deg` goes on after it, on what it made itself (another processor rounds otherwise), and measures how far the commands are apart.
+    `within_deg` goes on after it (another processor rounds otherwise), each Prior from the plan recorded before it, and measures how
+    far the commands are apart.
 
     Raises LogError when the log cannot be read or was made with another bundle, BundleError when the bundle cannot.
     """

@@ -216,19 +216,20 @@ def test_the_first_difference_is_reported(log, bundle, tmp_path):
     assert result.steps == 1 and len(result.difference.recorded) == 6
 
 
-def rounding_otherwise(folder, by):
-    """The same bundle of another rounding: the reactive expert reaches further by `by` metres."""
-    path = tiny_bundle(folder, gate=0.1)
-    said = outputs(0.1)["fast"]
-    write_engine(
-        path / "onnx" / "fast.onnx",
-        INPUTS["fast"],
-        {**said, "reach": said["reach"] + np.array([[by, 0, 0]], np.float32)},
-    )
+def with_engine(path, name, inputs, said):
+    """The bundle at `path` with another engine `name`."""
+    write_engine(path / "onnx" / f"{name}.onnx", inputs, said)
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest["files"]["onnx/fast.onnx"] = sha256(path / "onnx" / "fast.onnx")
+    manifest["files"][f"onnx/{name}.onnx"] = sha256(path / "onnx" / f"{name}.onnx")
     (path / "manifest.json").write_text(json.dumps(manifest))
     return path
+
+
+def rounding_otherwise(folder, by):
+    """The same bundle of another rounding: the reactive expert reaches further by `by` metres."""
+    said = outputs(0.1)["fast"]
+    further = {**said, "reach": said["reach"] + np.array([[by, 0, 0]], np.float32)}
+    return with_engine(tiny_bundle(folder, gate=0.1), "fast", INPUTS["fast"], further)
 
 
 def commands(log):
@@ -267,6 +268,23 @@ def test_a_log_of_the_same_processor_is_identical_also_where_degrees_are_allowed
     said = CliRunner().invoke(main, ["replay", str(log.parent), "--within", "0.2"])  # the folder of --record
     assert said.exit_code == 0 and said.stdout.endswith("identical, bit for bit\n")
     assert "must be a number" in CliRunner().invoke(main, ["replay", str(log), "--within", "nan"]).stderr
+
+
+def test_each_prior_goes_on_from_the_recorded_plan_so_that_differences_do_not_add_up(tmp_path, monkeypatch):
+    """Plans depend on the last one here: where a recorded plan was another, so is the next one that the replay makes."""
+    noise = {
+        "noise": INPUTS["predictive"]["noise"],
+        **INPUTS["predictive"],
+    }  # the input that an engine's answer depends on
+    bundle = with_engine(tiny_bundle(tmp_path, gate=0.6), "predictive", noise, outputs(0.6)["predictive"])
+    log = record(tmp_path / "run.mcap", Bundle.load(bundle))
+    assert replay(log).identical
+    records: list[Any] = list(read_log(log))
+    at = [i for i, r in enumerate(records) if isinstance(r, PriorRecord)][3]
+    records[at] = dataclasses.replace(records[at], chunk=records[at].chunk + np.float32(0.05))
+    monkeypatch.setattr("runtime.observe.replay.read_log", lambda path: iter(records))
+    result = replay(log, within_deg=1000.0)
+    assert result.difference.number == records[at].number and result.differing > 1
 
 
 def test_a_command_that_is_not_there_is_no_matter_of_degrees(log, monkeypatch):
