@@ -24,6 +24,7 @@ def report(folder: Path, bundle: Path | None) -> None:
     try:
         config, numbers = (json.loads((folder / name).read_text()) for name in (CONFIG, REPORT))
         recorded = Path(config["bundle"])
+        numbers["ticks"], numbers["stages"], numbers["health"]["changes"]  # what every report has
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{folder} holds no recorded run ({e!r}): name a folder that `run --record` wrote.") from e
     write_report(bundle or recorded, folder, numbers)

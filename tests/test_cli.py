@@ -160,6 +160,8 @@ def test_page_and_film_can_be_made_of_a_recorded_run_later_and_elsewhere(bench, 
         page.count("data:image/png") > 10 and report["ticks"] > 20 and (tmp_path / "copied" / "episode.mp4").is_file()
     )
     assert "holds no recorded run" in refusal("report", tmp_path)
+    (tmp_path / "copied" / "report.json").write_text("[]")
+    assert "holds no recorded run" in refusal("report", tmp_path / "copied")
 
 
 def test_what_is_missing_busy_or_silent_is_refused(bench, bundle, tmp_path):

@@ -79,7 +79,7 @@ def bundle_digest(bundle: Bundle) -> str:
 def run_meta(bundle: Bundle, task: str, policy: str, cameras: dict[str, Camera], **more: Any) -> dict[str, Any]:
     """What a log must know about its run so that it can be replayed."""
     calibrations = {name: camera.to_json() for name, camera in cameras.items()}
-    joints = [j["name"] for j in bundle.manifest.joints]
+    joints = [j.name for j in bundle.manifest.joints]
     return {
         "task": task, "policy": policy, "bundle": str(bundle.path), "bundle_sha256": bundle_digest(bundle), "joints": joints,
         "calibrations": calibrations, **more,
@@ -107,7 +107,7 @@ class _Player:
         cameras = {name: Camera.from_json(c) for name, c in meta["calibrations"].items()}
         self.slow = SlowStep(bundle, meta["task"], cameras)
         self.fast = FastStep(bundle, cameras, policy=meta["policy"])
-        self.joints = [j["name"] for j in bundle.manifest.joints]
+        self.joints = [j.name for j in bundle.manifest.joints]
         self.within_deg = within_deg
         self.first: Difference | None = None
         self.largest: Largest | None = None
