@@ -18,10 +18,12 @@ from export.gates import ExportError
 from export.quantise import LAYERS
 from runtime.bundle import Bundle
 from runtime.manifest import Manifest
+from runtime.policies import mode_of
 from sim.evaluate import jobs_for, run_jobs
 from sim.statistics import paired_lower_bound
 from sim.tasks import TASKS
 
+ANY = object()  # any note of a training
 LEAST = -0.03  # of the lower bound: at most 3 points of success may be lost
 
 
@@ -29,12 +31,17 @@ def play_pairs(
     first: Path, second: Path, tasks: Sequence[str], environment: str, episodes: int, rows: Path, seed: int = 0,
     workers: int | None = None,
 ) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], dict[str, Any]]:  # fmt: skip
-    """Play `episodes` test starts with two bundles, gated, in virtual time; rows are kept in `rows`, so a second call goes on.
+    """Play `episodes` test starts with two bundles, each in its usual mode, in virtual time; rows are kept in `rows`, so a second call
+    goes on.
 
     Returns the pairs of rows, and what they say: starts solved by each and by one alone, the difference and its lower 95 % bound.
     """
     seeds = range(seed, seed + math.ceil(episodes / len(tasks)))
-    sides = [jobs_for(b, ["gated"], [environment], tasks, seeds, split="test")[:episodes] for b in (first, second)]
+    modes = [mode_of(Bundle.load(b), None) for b in (first, second)]
+    sides = [
+        jobs_for(b, [mode], [environment], tasks, seeds, split="test")[:episodes]
+        for b, mode in zip((first, second), modes, strict=True)
+    ]
     # Side by side, so that a run that is stopped half way has pairs.
     played = run_jobs([job for pair in zip(*sides, strict=True) for job in pair], rows, workers)
     pairs = list(zip(played[::2], played[1::2], strict=True))
@@ -48,7 +55,7 @@ def play_pairs(
 
 def refuse_strangers(int8: Bundle, fp32: Bundle, note: Any) -> None:
     """Raise ExportError unless both bundles are of one model with as many steps: all that quantising leaves as it was must be equal, and
-    the note of the training that `int8` was exported from, which its report has, be `note`."""
+    the note of the training that `int8` was exported from, which its report has, be `note` (or `note` ANY)."""
 
     def left(bundle: Bundle) -> tuple[Manifest, dict[str, int]]:
         layers = {
@@ -58,7 +65,7 @@ def refuse_strangers(int8: Bundle, fp32: Bundle, note: Any) -> None:
         return msgspec.structs.replace(bundle.manifest, quantization={}, files={}), layers
 
     report = int8.path / "reports" / "parity.json"
-    other = report.is_file() and json.loads(report.read_text()).get("checkpoint", note) != note
+    other = note is not ANY and report.is_file() and json.loads(report.read_text()).get("checkpoint", note) != note
     if other or left(int8) != left(fp32):
         raise ExportError(
             f"{int8.path} was not made from this checkpoint with these options: name the checkpoint, and the --world-steps and "
@@ -76,8 +83,9 @@ def certify(
 ) -> dict[str, Any]:
     """Play `episodes` starts with the engines of `bundle` and with FP32 ones; write `reports/certificate.json` into the bundle.
 
-    `how`: what `export_bundle` was told besides (steps, sentence encoder). Killed and called again, it goes on where it was
-    (`reports/certify.jsonl`). Raises ExportError when the bound is missed.
+    `checkpoint`: what `bundle` was exported from, or, for a policy of any kind, its FP32 bundle. `how`: what `export_bundle` was told
+    besides (steps, sentence encoder). Killed and called again, it goes on where it was (`reports/certify.jsonl`). Raises ExportError when
+    the bound is missed.
     """
     opened = Bundle.load(bundle)
     if opened.manifest.quantization.get("format") == "fp32":
@@ -90,9 +98,15 @@ def certify(
     reports = bundle / "reports"
     reports.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        fp32 = Path(folder) / "fp32.bundle"
-        note = export_bundle(checkpoint, fp32, bundle / "samples.npz", int8=False, **how)["checkpoint"]
-        refuse_strangers(opened, Bundle.load(fp32), json.loads(json.dumps(note)))
+        fp32, note = checkpoint, ANY
+        if not (checkpoint / "manifest.json").is_file():
+            fp32 = Path(folder) / "fp32.bundle"
+            made = export_bundle(checkpoint, fp32, bundle / "samples.npz", int8=False, **how)["checkpoint"]
+            note = json.loads(json.dumps(made))
+        reference = Bundle.load(fp32)
+        if reference.manifest.quantization.get("format") != "fp32":
+            raise ExportError(f"{fp32} is not FP32: name the checkpoint, or the FP32 bundle that {bundle} was made of.")
+        refuse_strangers(opened, reference, note)
         _, found = play_pairs(bundle, fp32, tasks, "seen", episodes, reports / "certify.jsonl", seed, workers)
     result: dict[str, Any] = {
         "int8_successes": found.pop("first"), "fp32_successes": found.pop("second"), "only_int8": found.pop("only_first"),

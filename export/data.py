@@ -221,6 +221,8 @@ class Demonstrations:
     play: np.ndarray  # bool[N]
     cameras: dict[str, Camera]
     rate_hz: float
+    state: np.ndarray  # float32[N,J], measured joint angles (rad, the maker's)
+    action: np.ndarray  # float32[N,J], commanded
 
     @property
     def task_instructions(self) -> list[str]:
@@ -244,5 +246,5 @@ def load_demonstrations(
     play = data.extra.get("play", np.zeros(len(data.tasks), int)).astype(bool)[data.episode]
     return Demonstrations(
         data.images["front"], data.images["wrist"], pose, target, next_events(events, data.last), events,
-        data.episode, data.last, data.tasks, scenes, play, data.cameras, data.fps,
+        data.episode, data.last, data.tasks, scenes, play, data.cameras, data.fps, data.state, data.action,
     )  # fmt: skip

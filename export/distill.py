@@ -25,11 +25,12 @@ from torch import Tensor
 from export.checkpoint import load_checkpoint, save_checkpoint
 from export.data import Demonstrations
 from export.labels import Labels
-from export.loop import Loop, Stage
+from export.loop import Stage
 from export.models import HarmoWam, PredictiveExpert
 from export.rows import images
 from export.text import encoder_of
 from export.train import augment, check_rate, displace
+from export.world_loop import WorldLoop
 
 STAGES = ("world", "shift", "predictive")
 HUBER = (
@@ -67,7 +68,7 @@ def shifted_time(uniform: Tensor, alpha: float) -> Tensor:
     return 1 - noise
 
 
-class Distiller(Loop):
+class Distiller(WorldLoop):
     """`teacher` stays as it came; model and average begin as the teacher's weights and become the student."""
 
     stages = STAGES

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -30,10 +30,8 @@ from tqdm import tqdm
 
 from export.checkpoint import CheckpointError
 from export.data import Demonstrations
-from export.labels import HELD_RAD, Labels
 from export.log import Log
-from export.models import HarmoWam
-from export.rows import digest_of, images, make_blocks, read_blocks
+from export.rows import digest_of, make_blocks, read_blocks
 from export.state import (
     difference,
     load_state,
@@ -48,9 +46,9 @@ from export.state import (
 SAVE_EVERY_S = 60.0
 ROUND_EVERY = 20  # steps; only then may a state be written (export/state.py)
 SCHEMA = 1  # of the state file
-GRIP_RAD = 0.06  # how much wider or narrower than it was a held thing is felt (`_felt`)
 
 Stage = tuple[int, int, float]  # steps, batch, peak learning rate
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def leads() -> bool:
@@ -99,7 +97,7 @@ def alone(run: Path) -> Iterator[None]:
         yield
 
 
-class Loop:
+class Loop(Generic[Model]):
     """Owns the model, its moving average, the optimiser of the stage at hand, and the state file of the run.
 
     A child names its `stages`, and for each there is a `_NAME_loss(rng, batch) -> dict of scalar tensors`; `_begin(name)` freezes all
@@ -107,23 +105,26 @@ class Loop:
     """
 
     stages: tuple[str, ...]
+    layout: torch.memory_format = (
+        torch.channels_last
+    )  # a sixth to a fifth less time for convolutions on a CPU with bf16
 
     def __init__(
-        self, run: Path, model: HarmoWam, data: Demonstrations, labels: Labels, schedule: Mapping[str, Stage], seed: int, shards: int,
+        self, run: Path, model: Model, cfg: Any, data: Demonstrations, schedule: Mapping[str, Stage], seed: int, shards: int,
         bf16: bool | None, **settings: Any,
     ) -> None:  # fmt: skip
-        """`bf16`: None is what the device does best (or the state began with). `settings`: what else must be the same to go on.
+        """`cfg`: the model's configuration, a dataclass. `bf16`: None is what the device does best (or the state began with). `settings`:
+        what else must be the same to go on.
 
         Raises CheckpointError for a plan that makes no sense, a run folder of other settings, and one that cannot be written.
         """
         self.run, self.schedule, self.seed, self.shards = Path(run), dict(schedule), seed, shards
-        self.data, self.labels, self.cfg = data, labels, model.cfg
+        self.data, self.cfg = data, cfg
         self._join()
         self._check_plan()
         make_run_folder(self.run)
-        # Channels last: a sixth to a fifth less time for every stage on a CPU with bf16.
         self.model = model.to(self.device).requires_grad_(False)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
         round_finished(self.model.state_dict())
         self.average = copy.deepcopy(self.model).eval()
         self.initial = {k: v.clone() for k, v in self.model.state_dict().items()}
@@ -133,7 +134,7 @@ class Loop:
         self.bf16 = self._all(rounds_bf16(self.device)) if bf16 is None else bf16
         digest = hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in self.initial.values())).hexdigest()[:16]
         everything = {
-            **settings, "config": dataclasses.asdict(model.cfg), "data": digest_of(data), "start": digest, "schema": SCHEMA,
+            **settings, "config": dataclasses.asdict(cfg), "data": digest_of(data), "start": digest, "schema": SCHEMA,
             "cameras": {name: c.to_json() for name, c in data.cameras.items()},
             "plan": {**self.schedule, "seed": seed, "shards": shards}, "round_every": ROUND_EVERY,
         }  # fmt: skip
@@ -187,15 +188,17 @@ class Loop:
 
     def _check_room(self) -> None:
         """A disk that is full after an hour is known to be full now."""
-        c = self.cfg
-        row = 2 * (1 + c.futures) * c.latent_channels * c.latent_size**2 + 2 * c.unet_channels[1] * c.token_size**2
-        needed = 2 * 12 * sum(p.numel() for p in self.model.parameters()) + row * len(self.data.pose)
+        needed = 2 * 12 * sum(p.numel() for p in self.model.parameters()) + self._row_bytes() * len(self.data.pose)
         free = shutil.disk_usage(self.run).free if self.rank == 0 else needed
         if free < needed:
             raise CheckpointError(
                 f"{self.run} has room for {free / 1e6:.0f} MB and the run needs {needed / 1e6:.0f} MB: free some, or choose another --run "
                 f"folder."
             )
+
+    def _row_bytes(self) -> int:
+        """What `_every_row` will keep on the disk of a row of the dataset."""
+        return 0
 
     def _all(self, here: bool) -> bool:
         """Whether all processes say so: they must compute alike."""
@@ -280,7 +283,7 @@ class Loop:
 
     # -- the loop -------------------------------------------------------------------------------------------------------
 
-    def train(self) -> HarmoWam:
+    def train(self) -> Model:
         """Run the stages that are left; returns the averaged model. Raises CheckpointError when it cannot go on."""
         with nullcontext() if self.rank else alone(self.run):
             while self.stage < len(self.stages):
@@ -381,14 +384,6 @@ class Loop:
 
     # -- the data --------------------------------------------------------------------------------------------------------
 
-    def _encode_all(self) -> None:
-        """The latent of every front picture."""
-
-        def encode(rows: np.ndarray) -> tuple[Tensor]:
-            return (self.average.tokeniser.encode(images(self.data.front[rows], self.device)),)
-
-        (self.latents,) = self._every_row("encode", encode, [self.average.tokeniser])
-
     def _every_row(
         self, name: str, make: Callable[[np.ndarray], tuple[Tensor, ...]], by: list[nn.Module], rows: np.ndarray | None = None
     ) -> tuple[Tensor, ...]:  # fmt: skip
@@ -404,23 +399,6 @@ class Loop:
 
     def _row(self, array: np.ndarray, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(array[rows]).to(self.device)
-
-    def _state(self, rows: np.ndarray) -> Tensor:
-        return (self._row(self.labels.proprio, rows) - self.model.proprio_mean) / self.model.proprio_std
-
-    def _felt(self, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """`_state` with a little noise, and half of the time as if what the jaw holds were of another width: never so narrow that it could
-        as well have closed on nothing."""
-        state = self._state(rows)
-        other = self.labels.holds[rows] & (rng.random(len(rows)) < 0.5)
-        jaw = self.cfg.proprio.index("gripper")
-        least = np.minimum(HELD_RAD - self.labels.proprio[rows, jaw], 0.0)
-        wider = other * np.maximum(rng.uniform(-GRIP_RAD, GRIP_RAD, len(rows)), least)
-        state[:, jaw] += torch.from_numpy(wider.astype(np.float32)).to(self.device) / self.model.proprio_std[jaw]
-        return state + 0.03 * torch.randn_like(state)
-
-    def _future(self, rows: np.ndarray) -> Tensor:
-        return self.latents[torch.from_numpy(self.labels.future[rows])].flatten(1, 2).float()
 
     def _cast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)

@@ -22,10 +22,11 @@ from export.config import Config
 from export.data import Demonstrations
 from export.labels import Labels
 from export.lerobot import DataError
-from export.loop import Loop, Stage
+from export.loop import Stage
 from export.models import HarmoWam
 from export.rows import images
 from export.text import Encoder
+from export.world_loop import WorldLoop
 
 STAGES = ("tokeniser", "world", "experts")
 
@@ -63,7 +64,7 @@ def normalise(m: HarmoWam, data: Demonstrations, labels: Labels) -> None:
     m.reach_std.copy_(reach.std(0).clamp_min(5e-3))
 
 
-class Trainer(Loop):
+class Trainer(WorldLoop):
     """The three stages on one dataset: tokeniser, world model, experts and gate."""
 
     stages = STAGES

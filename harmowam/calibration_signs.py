@@ -28,7 +28,8 @@ def check_signs(
 ) -> None:
     """Move each joint by 5 degrees from the zero pose and ask what was seen. The arm is held by a person before and after.
 
-    The rest pose would be driven to with signs that nobody has checked, so this arm rests where it was held. Raises CalibrationError that
+    The rest pose would be driven to, along a path that the kinematics plan, with signs that nobody has checked: so this arm rests where it
+    was held. Raises CalibrationError that
     names the joints that turned the other way, and what stops the arm.
     """
     zero = tuple(float(min(max(0.0, a), b)) for a, b in zip(calibrated.lower, calibrated.upper, strict=True))
@@ -37,7 +38,7 @@ def check_signs(
         "5 degrees and back. Press Enter"
     )
     turned = []
-    held = dataclasses.replace(robot, arm=dataclasses.replace(calibrated, rest=zero))
+    held = dataclasses.replace(robot, arm=dataclasses.replace(calibrated, rest=zero, family=""))
     with tempfile.TemporaryDirectory() as folder, LiveRig(held, Path(folder), port) as rig:
         at = rig.state().q_rad.astype(float)
         if far := [n for n, q, z in zip(calibrated.joints, at[:-1], zero, strict=False) if abs(q - z) > NEAR]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import importlib
 import json
@@ -11,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -19,6 +20,9 @@ import harmowam
 from common.errors import Mendable
 from common.files import write_whole
 from firmware_bridge.motion import endings
+
+if TYPE_CHECKING:
+    from runtime.robot import Robot
 
 
 class UserError(click.ClickException):
@@ -138,6 +142,11 @@ bundle_option = click.option(
     show_default=True,
     help="What `harmowam export` wrote.",
 )
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["auto", "tensorrt", "cuda", "cpu"]),
+    help="What networks run on (default: the robot file's [compute], else auto: TensorRT if built for this board, else the CPU).",
+)
 robot_option = click.option("--robot", default="sim_so101", show_default=True, help="A shipped robot or a robot file.")
 
 
@@ -182,6 +191,15 @@ def refuse_unused(mode: str, *names: str) -> None:
         if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
             option = next(p for p in context.command.params if p.name == name)
             raise UserError(f"{option.opts[0]} means nothing {mode}: leave it out.")
+
+
+def with_engine(robot: Robot, engine: str | None) -> Robot:
+    """`robot`, whose networks run on what the command line names, where it names anything."""
+    if engine is None:
+        return robot
+    import msgspec
+
+    return dataclasses.replace(robot, compute=msgspec.structs.replace(robot.compute, engine=engine))
 
 
 def say(line: str) -> None:
@@ -251,11 +269,9 @@ def collect(
 @seed_option
 @click.option(
     "--policy",
-    type=click.Choice(["gated", "reactive", "predictive"]),
-    default="gated",
-    show_default=True,
-    help="Both experts and the gate, or one expert throughout.",
+    help="How it drives: of kind harmowam gated (both experts and the gate, the default), or reactive or predictive throughout.",
 )
+@engine_option
 @click.option(
     "--record", type=click.Path(path_type=Path), help="Folder for the run's log (run.mcap), config, report and film."
 )
@@ -276,7 +292,8 @@ def run(
     seconds: float,
     port: str | None,
     seed: int,
-    policy: str,
+    policy: str | None,
+    engine: str | None,
     record: Path | None,
     fault: tuple[str, ...],
     log: Path | None,
@@ -294,7 +311,7 @@ def run(
         raise UserError("--fault acts on the virtual servo bus only: use --robot sim_so101.")
     for f in fault:
         parse(f)
-    described = load_robot(robot)
+    described = with_engine(load_robot(robot), engine)
     with contextlib.nullcontext() if record is None else reported(bundle, record, say):
         done = live(
             bundle, described, task, seconds, port=port, seed=seed, policy=policy, record=record, log=log, say=say,
@@ -325,15 +342,16 @@ def run(
 @click.option("--task", default="put the red cube on the plate", show_default=True, help="Instruction (docs/tasks.md).")
 @seed_option
 @click.option("--seconds", default=20.0, show_default=True, help="At most; the run ends with success.")
+@engine_option
 @json_option
 @errors
-def demo(out: Path, task: str, seed: int, seconds: float, json_path: Path | None) -> None:
+def demo(out: Path, task: str, seed: int, seconds: float, engine: str | None, json_path: Path | None) -> None:
     """Export the shipped checkpoint to INT8, let it drive the simulated arm in real time, and report."""
     from harmowam.demo import demo
     from harmowam.profile import print_timing
     from runtime.observe.verdict import verdict
 
-    result = demo(out, task, seed, seconds, say)
+    result = demo(out, task, seed, seconds, say, engine)
     print_timing(result)
     click.echo(f"task: {result['task']}: {verdict(result)}")
     click.echo(f"report: {out / 'report.html'}\nvideo:  {out / 'episode.mp4'}")

@@ -8,14 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harmowam.cli import UserError
+from harmowam.cli import UserError, with_engine
 from harmowam.failed import reported
 from harmowam.live import live, make_folder
 from runtime.observe.report import write_report
 from runtime.robot import load_robot
 
 
-def demo(out: Path, task: str, seed: int, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
+def demo(
+    out: Path, task: str, seed: int, seconds: float, say: Callable[[str], None], engine: str | None = None
+) -> dict[str, Any]:
     """Returns the report that it wrote to `out`. Raises UserError and what `live` and `write_report` raise."""
     bundle = out / "so101.bundle"
     make_folder(out, "--out")
@@ -31,7 +33,7 @@ def demo(out: Path, task: str, seed: int, seconds: float, say: Callable[[str], N
                 "the shipped checkpoint could not be exported: mend what is said above, then start the demo again."
             )
     say("2 of 3: run the two-rate loop against the simulated arm, in real time")
-    robot = load_robot("sim_so101")
+    robot = with_engine(load_robot("sim_so101"), engine)
     with reported(bundle, out, say):
         done = live(bundle, robot, task, seconds, seed=seed, record=out, stop_at_success=True, say=say)
     say("3 of 3: report")

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from harmowam.cli import UserError, bundle_option, errors, json_option, to_be_written, workers_option, write_json
+from harmowam.cli import (
+    UserError,
+    bundle_option,
+    engine_option,
+    errors,
+    json_option,
+    say,
+    to_be_written,
+    workers_option,
+    write_json,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from runtime.compute import Engine
+    from sim.virtual_time import Schedule
 
 
 def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -24,9 +40,7 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 @bundle_option
 @click.option(
     "--policy",
-    default="gated",
-    show_default=True,
-    help="gated, reactive, predictive, average, oracle, true_future, bc, bc_play; several with commas.",
+    help="Of kind harmowam gated (the default), reactive, predictive, average, oracle, true_future; bc, bc_play; several with commas.",
 )
 @click.option(
     "--environment",
@@ -98,12 +112,13 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     metavar="I/N",
     help="Run every N-th episode only, beginning with the I-th.",
 )
+@engine_option
 @workers_option
 @json_option
 @errors
 def evaluate(
     bundle: Path,
-    policy: str,
+    policy: str | None,
     environment: str,
     task: str,
     episodes: int,
@@ -118,38 +133,31 @@ def evaluate(
     bc_play: Path | None,
     rows: Path | None,
     shard: str,
+    engine: Engine | None,
     workers: int | None,
     json_path: Path | None,
 ) -> None:
     """Success over seeded starts, in virtual time: policies by environments, on the same starts."""
-    import dataclasses
-
-    from sim.evaluate import POLICIES, STARTS, digest, jobs_for, run_jobs
+    from runtime.bundle import Bundle
+    from runtime.compute import REPORTED, Compute, choose
+    from runtime.policies import kind_of
+    from sim.evaluate import BASELINES, OURS, STARTS, digest, jobs_for, run_jobs
     from sim.results import COLUMNS, cells, sentences, summary, table
     from sim.tasks import ENVIRONMENTS, INSTRUCTIONS, TASKS
-    from sim.virtual_time import Schedule
 
-    if not math.isfinite(camera_fps + rest):
-        raise UserError("--camera-fps and --rest must be numbers: correct them.")
-    schedule = Schedule(camera_hz=camera_fps, rest_s=rest)
-    if board:
-        schedule = dataclasses.replace(schedule, **predicted_latency(bundle, board))
-    for item in latency:
-        engine, _, ms = item.partition("=")
-        try:
-            late = float(ms)
-        except ValueError:
-            late = -1.0
-        if engine not in ("world_model", "predictive", "fast") or not 0 <= late < math.inf:
-            raise UserError(f"--latency {item} is not understood: write world_model=MS, predictive=MS or fast=MS.")
-        schedule = dataclasses.replace(schedule, **{f"{engine}_ms": late})
+    schedule = _schedule(bundle, camera_fps, rest, board, latency)
     part, _, parts = shard.partition("/")
     if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
         raise UserError(f"--shard {shard} is not understood: write for example 1/4 for the first of four parts.")
+    opened = Bundle.load(bundle)
+    kind, chosen = kind_of(opened), choose(opened, Compute(engine or "auto"))
+    ways = OURS if opened.manifest.policy.kind == "harmowam" else kind.modes
+    if chosen.note:
+        say(chosen.note)
     single = task in INSTRUCTIONS or " " in task
     jobs = jobs_for(
         bundle,
-        _chosen("policy", policy, POLICIES),
+        _chosen("policy", policy or kind.modes[0], (*ways, *BASELINES)),
         _chosen("environment", environment, ENVIRONMENTS),
         (task,) if single else _chosen("task", task, tuple(TASKS)),
         range(seed, seed + episodes),
@@ -157,6 +165,7 @@ def evaluate(
         starts=STARTS if start == "both" else (start,),
         schedule=schedule,
         baselines={k: v for k, v in (("bc", bc), ("bc_play", bc_play)) if v is not None},
+        engine=chosen.engine,
     )[int(part) - 1 :: int(parts)]
     began = time.monotonic()
     found = run_jobs(jobs, rows, workers)
@@ -167,8 +176,29 @@ def evaluate(
     click.echo(f"{len(found)} episodes of the {split} seeds in {wall:.0f} s ({len(found) / wall:.2f} a second)")
     write_json(json_path, {
         "bundle": bundle.name, "hash": digest(bundle), "seed": seed, "split": split, "cells": cells(found), "summary": summary(found),
-        "schedule": dataclasses.asdict(schedule),
+        "schedule": dataclasses.asdict(schedule), "engine": REPORTED[chosen.engine],
     })  # fmt: skip
+
+
+def _schedule(bundle: Path, camera_fps: float, rest: float, board: str | None, latency: tuple[str, ...]) -> Schedule:
+    """Rates and latencies of the virtual robot, as the options have them; raises UserError."""
+    from sim.virtual_time import Schedule
+
+    if not math.isfinite(camera_fps + rest):
+        raise UserError("--camera-fps and --rest must be numbers: correct them.")
+    schedule = Schedule(camera_hz=camera_fps, rest_s=rest)
+    if board:
+        schedule = dataclasses.replace(schedule, **predicted_latency(bundle, board))
+    for item in latency:
+        name, _, ms = item.partition("=")
+        try:
+            late = float(ms)
+        except ValueError:
+            late = -1.0
+        if name not in ("world_model", "predictive", "fast") or not 0 <= late < math.inf:
+            raise UserError(f"--latency {item} is not understood: write world_model=MS, predictive=MS or fast=MS.")
+        schedule = dataclasses.replace(schedule, **{f"{name}_ms": late})
+    return schedule
 
 
 def predicted_latency(bundle: Path, name: str) -> dict[str, float]:

@@ -9,37 +9,40 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from calibration.camera import Camera, moved_mount, parallax
+from common.timing import MOTOR_PRIORITY
 from firmware_bridge.motion.motor import tell
 from firmware_bridge.motion.session import ArmSession, Interrupts
 from harmowam import __version__
 from harmowam.calibration_rig import refuse_moved
-from runtime.bundle import Bundle, default_backend
+from runtime.bundle import Bundle
 from runtime.cameras.sources import CameraSource, calibrations, open_cameras
+from runtime.compute import Chosen, choose, on_cores
+from runtime.loop.errors import RunError
 from runtime.loop.timing import timing_report
-from runtime.loop.two_rate import Policy, RunError
+from runtime.loop.two_rate import Driver
 from runtime.observe.episode import LOG
 from runtime.observe.episode import keep as keep_beside
 from runtime.observe.profile import processor_shares, processor_ticks
-from runtime.preprocess import on_gpu
+from runtime.policies import mode_of
 from runtime.robot import Robot
 from sim import server
 
-MOTOR_PRIORITY = 20  # of SCHED_FIFO: above both loops of the policy (runtime/loop/two_rate.py)
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class LiveRun:
     """What a run left behind."""
 
-    policy: Policy
+    driver: Driver
     report: dict[str, Any]
 
 
@@ -82,6 +85,24 @@ def process_began_s() -> float:
     return time.monotonic() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
 
 
+@dataclass
+class _Run:
+    """What a run is made of, as far as it has come. `from_s`: what its first command's time is counted from."""
+
+    robot: Robot
+    bundle: Bundle
+    mode: str
+    compute: Chosen
+    task: str | None
+    record: Path | None
+    from_s: float
+    report: dict[str, Any] = field(default_factory=dict)
+    interrupts: Interrupts = field(default_factory=Interrupts)
+    cameras: dict[str, CameraSource] = field(default_factory=dict)
+    session: ArmSession | None = None
+    driver: Driver | None = None
+
+
 def live(
     bundle_path: Path,
     robot: Robot,
@@ -90,10 +111,10 @@ def live(
     *,
     port: str | None = None,
     seed: int = 0,
-    policy: str = "gated",
+    policy: str | None = None,
     record: Path | None = None,
     stop_at_success: bool = False,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
     began_s: float | None = None,
     faults: tuple[str, ...] = (),
     inject: Mapping[str, float] | None = None,
@@ -103,12 +124,50 @@ def live(
     """Run the two-rate loop on `robot` for `seconds`; the arm is lowered and released whatever happens.
 
     `record`: the folder that keeps the log up to then with the run's config and report: how it ended (`error`, `interrupted`), what the
-    simulator's judge says, timing. `log`: a file for the log alone. `faults`: NAME@SECONDS each, for the virtual servo bus. `began_s`:
-    what the time to the first command is counted from (default: now).
+    simulator's judge says, timing. `log`: a file for the log alone. `policy`: the mode in which the bundle's policy drives (None: its
+    usual one). `faults`: NAME@SECONDS each, for the virtual servo bus. `began_s`: what the time to the first command is counted from
+    (default: now).
 
-    Raises BundleError, RobotError, CameraError, CalibrationError, ArmError or RunError, each one sentence and a next step.
+    Raises BundleError, PolicyError, ComputeError, RobotError, CameraError, CalibrationError, ArmError or RunError, each one sentence and a
+    next step.
     """
     began = time.monotonic() if began_s is None else began_s
+    _refuse_senseless(robot, seconds, port, record, log)
+    bundle = Bundle.load(bundle_path)
+    run = _Run(robot, bundle, mode_of(bundle, policy), choose(bundle, robot.compute), task, record, began)
+    _refuse_task(run)
+    if run.compute.note:
+        say(run.compute.note)
+    facts = {
+        "harmowam": __version__, "robot": robot.name, "robot_file": robot.path.read_text(), "seconds": seconds, "seed": seed,
+        "faults": list(faults),
+    }  # fmt: skip
+    how: dict[str, Any] = {"inject": inject, "compensate": compensate, "facts": facts}
+    how["log"] = log if record is None else record / LOG
+    with _reported(run), contextlib.ExitStack() as stack:
+        slots = stack.enter_context(_slots())
+        stack.enter_context(run.interrupts)
+        if robot.simulated:
+            say("starting the simulated robot")
+            port = stack.enter_context(_simulated(run, slots, seed, faults))
+        stack.enter_context(_closed_when_lowered(run))
+        session = stack.enter_context(_guarded(run, port or robot.port, slots, say))
+        stack.enter_context(on_cores(robot.compute.cores))
+        driver = _opened(run, slots, say, how)
+        say(f"task: {run.task}")
+        run.interrupts.stop = driver.stop
+        _drive(run, driver, session, seconds, stop_at_success)
+        memory = resident_mb([os.getpid(), session.keeper.pid, *children(session.keeper.pid)])
+        say("lowering the arm")
+        last = session.lower()
+        session.interrupted, session.held = bool(run.interrupts.caught), driver.why_held()
+        session.close()
+        missed = last.missed_ticks if last is not None else 0
+        run.report.update(motor_missed_ticks=missed, motor_exit_code=session.keeper.returncode, rss_mb=memory)
+        return LiveRun(driver, run.report)
+
+
+def _refuse_senseless(robot: Robot, seconds: float, port: str | None, record: Path | None, log: Path | None) -> None:
     if record is not None and log is not None:
         raise RunError(f"--record writes a log, too ({record / LOG}): leave --log out.")
     if not 0 < seconds < float("inf"):
@@ -119,85 +178,96 @@ def live(
         )
     if record is not None:
         make_folder(record, "--record")
-    bundle = Bundle.load(bundle_path)
-    if task is not None:
-        bundle.task(task)
-    elif not robot.simulated:
-        known = ", ".join(f"'{t}'" for t in bundle.manifest.tasks)
+
+
+def _refuse_task(run: _Run) -> None:
+    """Raises BundleError for a task that the bundle does not know, RunError where none was given and nobody draws one."""
+    if run.task is not None:
+        run.bundle.task(run.task)
+    elif not run.robot.simulated:
+        known = ", ".join(f"'{t}'" for t in run.bundle.manifest.tasks)
         raise RunError(f"no task was given: name one with --task ({known}).")
-    sweep(Path(memory_folder() or tempfile.gettempdir()))
-    driver: Policy | None = None
-    session: ArmSession | None = None
-    interrupts = Interrupts()
-    report: dict[str, Any] = {}
-    simulation_s = 0.0
+
+
+@contextlib.contextmanager
+def _reported(run: _Run) -> Iterator[None]:
+    """However the run ends: what it was goes into its report, and is kept where it was to be recorded, once the arm is released."""
     try:
-        with contextlib.ExitStack() as stack:
-            prefix = f"harmowam-{os.getpid()}-"
-            made = tempfile.TemporaryDirectory(prefix=prefix, dir=memory_folder(), ignore_cleanup_errors=True)
-            slots = Path(stack.enter_context(made))
-            stack.enter_context(interrupts)
-            if robot.simulated:
-                say("starting the simulated robot")
-                started = time.monotonic()
-                info = stack.enter_context(_simulated(robot, slots, seed, task, faults))
-                simulation_s = time.monotonic() - started
-                port, task = info["port"], info["instruction"]
-            assert task is not None
-            cameras: dict[str, CameraSource] = {}
-            stack.callback(lambda: _close((*cameras.values(), *([driver] if driver is not None else []))))
-            interrupts.deaf = True  # a guard that runs and is not known yet could not be ended
-            session = stack.enter_context(ArmSession(port or robot.port, robot.arm, slots, MOTOR_PRIORITY))
-            stack.callback(_put_down, session, interrupts, say)
-            interrupts.deaf = False
-            if interrupts.caught:
-                raise KeyboardInterrupt
-            cameras.update(open_cameras(robot, bundle.manifest.cameras, slots))
-            known_cameras = calibrations(robot, slots)
-            refuse_moved(robot, cameras, say)
-            for name, trained in bundle.manifest.cameras.items():
-                _compare_places(name, known_cameras[name], Camera.from_json(trained), say)
-            driver = Policy(
-                bundle, task, cameras, known_cameras, slots, robot.fast_hz, robot.slow_hz, policy, inject=inject,
-                compensate=compensate, log=log if record is None else record / LOG,
-                facts={
-                    "harmowam": __version__, "robot": robot.name, "robot_file": robot.path.read_text(), "seconds": seconds,
-                    "seed": seed, "faults": list(faults),
-                },
-            )  # fmt: skip
-            driver.warm_up()
-            session.wait_for_state()
-            say(f"task: {task}")
-            interrupts.stop = driver.stop
-            _drive(driver, session, robot, seconds, stop_at_success, report)
-            memory = resident_mb([os.getpid(), session.keeper.pid, *children(session.keeper.pid)])
-            say("lowering the arm")
-            last = session.lower()
-            session.interrupted, session.held = bool(interrupts.caught), driver.why_held()
-            session.close()
-            missed = last.missed_ticks if last is not None else 0
-            report.update(motor_missed_ticks=missed, motor_exit_code=session.keeper.returncode, rss_mb=memory)
-            return LiveRun(driver, report)
+        yield
     except Exception as e:
-        report["error"] = str(e) or type(e).__name__
+        run.report["error"] = str(e) or type(e).__name__
         raise
     finally:
-        if driver is not None and session is not None and session.armed:
-            ending = session.close()
-            report.update(task=task, policy=policy, interrupted=bool(interrupts.caught))
-            report.update(_facts(driver, robot, bundle, began + simulation_s))
-            report.update(exit_code=int(ending.code), ending=ending.said)
-            if record is not None:
-                keep(driver, record, report)
+        if run.driver is not None and run.session is not None and run.session.armed:
+            ending = run.session.close()
+            run.report.update(task=run.task, policy=run.mode, interrupted=bool(run.interrupts.caught))
+            run.report.update(_facts(run, run.driver))
+            run.report.update(exit_code=int(ending.code), ending=ending.said)
+            if run.record is not None:
+                keep(run.driver, run.record, run.report)
 
 
-def _drive(
-    driver: Policy, session: ArmSession, robot: Robot, seconds: float, stop_at_success: bool, report: dict[str, Any]
-) -> None:  # fmt: skip
-    """Arm, and run `driver`; what must be looked at when it ends, however it ends, goes into `report`."""
+@contextlib.contextmanager
+def _slots() -> Iterator[Path]:
+    """A folder for the slots of this run; what killed runs left is taken away."""
+    memory = memory_folder()
+    sweep(Path(memory or tempfile.gettempdir()))
+    prefix = f"harmowam-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=memory, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def _closed_when_lowered(run: _Run) -> Iterator[None]:
+    """Cameras and driver, which come into being after the guard and end after it has let go of the arm."""
+    try:
+        yield
+    finally:
+        for camera in run.cameras.values():
+            camera.close()
+        if run.driver is not None:
+            run.driver.close()
+
+
+@contextlib.contextmanager
+def _guarded(run: _Run, port: str, slots: Path, say: Say) -> Iterator[ArmSession]:
+    """Guard and motor process. Afterwards nothing may keep an arm from being lowered any more."""
+    run.interrupts.deaf = True  # a guard that runs and is not known yet could not be ended
+    with ArmSession(port, run.robot.arm, slots, MOTOR_PRIORITY) as session:
+        run.session = session
+        try:
+            run.interrupts.deaf = False
+            if run.interrupts.caught:
+                raise KeyboardInterrupt
+            yield session
+        finally:
+            run.interrupts.deaf = True
+            if session.armed and not session.closed:
+                say("lowering the arm")
+
+
+def _opened(run: _Run, slots: Path, say: Say, how: dict[str, Any]) -> Driver:
+    """Cameras that stand where they should, and a driver that is warm."""
+    robot, trained = run.robot, run.bundle.manifest.cameras
+    assert run.task is not None and run.session is not None
+    run.cameras.update(open_cameras(robot, trained, slots))
+    known = calibrations(robot, slots)
+    refuse_moved(robot, run.cameras, say)
+    for name in trained:
+        _compare_places(name, known[name], Camera.from_json(trained[name]), say)
+    run.driver = Driver(
+        run.bundle, run.task, run.cameras, known, slots, robot.fast_hz, robot.slow_hz, run.mode, compute=run.compute, **how
+    )  # fmt: skip
+    run.driver.warm_up()
+    run.session.wait_for_state()
+    return run.driver
+
+
+def _drive(run: _Run, driver: Driver, session: ArmSession, seconds: float, stop_at_success: bool) -> None:
+    """Arm, and run `driver`; what must be looked at when it ends, however it ends, goes into the report."""
     ticks = processor_ticks()
     until = None
-    if stop_at_success and robot.simulated:
+    if stop_at_success and run.robot.simulated:
 
         def until() -> bool:
             return bool(server.judged(session.slots, 0)["success_at_end"])
@@ -208,30 +278,19 @@ def _drive(
         driver.arm(state_slot)
         driver.run(seconds, until)
     finally:
-        report.update(_seen(driver, robot, session.slots, ticks))
-
-
-def _close(things: Iterable[CameraSource | Policy]) -> None:
-    for thing in things:
-        thing.close()
-
-
-def _put_down(session: ArmSession, interrupts: Interrupts, say: Callable[[str], None]) -> None:
-    """Nothing may keep an arm from being lowered any more; `session` does that next, unless it has been done."""
-    interrupts.deaf = True
-    if session.armed and not session.closed:
-        say("lowering the arm")
+        run.report.update(_seen(driver, run.robot, session.slots, ticks))
 
 
 @contextlib.contextmanager
-def _simulated(
-    robot: Robot, slots: Path, seed: int, task: str | None, faults: tuple[str, ...]
-) -> Iterator[dict[str, Any]]:
-    """What the simulator says of itself: its port and the instruction of the task that it has set up."""
-    fps = max(c.fps for c in robot.cameras.values())
-    simulator, info = server.start(slots, seed, task, fps, faults=faults, terminal=False)
+def _simulated(run: _Run, slots: Path, seed: int, faults: tuple[str, ...]) -> Iterator[str]:
+    """The simulator, by its port. What it needs to start is no part of the time to the first command; it may draw the task."""
+    fps = max(c.fps for c in run.robot.cameras.values())
+    started = time.monotonic()
+    simulator, info = server.start(slots, seed, run.task, fps, faults=faults, terminal=False)
+    run.from_s += time.monotonic() - started
+    run.task = info["instruction"]
     try:
-        yield info
+        yield info["port"]
     finally:
         simulator.terminate()
         try:
@@ -241,28 +300,29 @@ def _simulated(
             simulator.communicate()
 
 
-def _seen(driver: Policy, robot: Robot, slots: Path, ticks: np.ndarray) -> dict[str, Any]:
+def _seen(driver: Driver, robot: Robot, slots: Path, ticks: np.ndarray) -> dict[str, Any]:
     """What must be looked at when the loop ends, before the arm is lowered. `ticks`: `processor_ticks` at the beginning."""
     judged = server.judged(slots, driver.counts.began_ns) if robot.simulated else {}
     return {"processors": processor_shares(ticks, processor_ticks()), **judged}
 
 
-def _facts(driver: Policy, robot: Robot, bundle: Bundle, from_s: float) -> dict[str, Any]:
-    """What a run was and how its loops kept time, however it ended. `from_s`: what the first command's time is counted from."""
-    counts, backend = driver.counts, default_backend()
+def _facts(run: _Run, driver: Driver) -> dict[str, Any]:
+    """What a run was and how its loops kept time, however it ended."""
+    counts, motor_hz = driver.counts, run.robot.arm.motor_hz
     first_ns = counts.first_command_ns
-    return dict(
-        timing_report(driver, robot.arm.motor_hz),
-        robot=robot.name,
-        bundle=bundle.manifest.name,
-        engine={"cpu": "onnxruntime", "cuda": "onnxruntime (cuda)"}.get(backend, backend),
-        preprocess="gpu" if on_gpu() else "cpu",
-        quantization=bundle.manifest.quantization.get("format", "fp32"),
+    facts = dict(
+        timing_report(driver, motor_hz),
+        robot=run.robot.name,
+        bundle=run.bundle.manifest.name,
+        kind=driver.policy.kind,
+        **driver.compute_report,
+        quantization=run.bundle.manifest.quantization.get("format", "fp32"),
         real_time=driver.granted,
-        time_to_first_command_s=round(first_ns * 1e-9 - from_s, 3) if first_ns else None,
+        time_to_first_command_s=round(first_ns * 1e-9 - run.from_s, 3) if first_ns else None,
         motor_shift_ms=counts.motor_shift_ns / 1e6,
-        motor_drift_ms=round((counts.motor_ns - counts.motor_ticks * round(1e9 / robot.arm.motor_hz)) / 1e6, 3),
+        motor_drift_ms=round((counts.motor_ns - counts.motor_ticks * round(1e9 / motor_hz)) / 1e6, 3),
     )
+    return facts | ({"cores": list(run.robot.compute.cores)} if run.robot.compute.cores else {})
 
 
 def make_folder(folder: Path, option: str) -> None:
@@ -290,11 +350,11 @@ def _compare_places(name: str, here: Camera, trained: Camera, say: Callable[[str
         )
 
 
-def keep(driver: Policy, record: Path, report: dict[str, Any]) -> None:
+def keep(driver: Driver, record: Path, report: dict[str, Any]) -> None:
     """Write what belongs beside the log; raises RunError where that fails, unless another error is on its way out."""
-    assert driver.log is not None
+    assert driver.record.log is not None
     try:
-        keep_beside(driver.log, record, report)
+        keep_beside(driver.record.log, record, report)
     except OSError as e:
         lost = (
             f"the recording could not be written to {record} ({e.strerror}): make room there, or name another folder."

@@ -11,7 +11,18 @@ from typing import Any
 import click
 
 from common.files import write_whole
-from harmowam.cli import UserError, bundle_option, errors, json_option, robot_option, say, seed_option, write_json
+from harmowam.cli import (
+    UserError,
+    bundle_option,
+    engine_option,
+    errors,
+    json_option,
+    robot_option,
+    say,
+    seed_option,
+    with_engine,
+    write_json,
+)  # fmt: skip
 
 
 def print_timing(report: dict[str, Any]) -> None:
@@ -67,10 +78,8 @@ def _read(path: Path) -> dict[str, Any]:
     raise UserError(f"{path} is no profile ({why}): give a file that `harmowam profile --json` wrote.")
 
 
-def _injected(items: tuple[str, ...]) -> dict[str, float]:
-    from runtime.loop.two_rate import FAST_STAGES, SLOW_STAGES
-
-    known = [s for s in FAST_STAGES + SLOW_STAGES if s.startswith(("fast.", "slow.")) and s != "fast.period_error"]
+def _injected(items: tuple[str, ...], stages: tuple[str, ...]) -> dict[str, float]:
+    known = ["fast.take", *(s for s in stages if s.startswith(("fast.", "slow."))), "fast.slot"]
     out = {}
     for item in items:
         stage, _, ms = item.partition("=")
@@ -87,6 +96,7 @@ def _injected(items: tuple[str, ...]) -> dict[str, float]:
 @click.option("--task", help="Instruction; a simulated robot draws one from --seed.")
 @click.option("--port", help="Serial port (default: the robot file's).")
 @seed_option
+@engine_option
 @click.option(
     "--fps",
     type=click.FloatRange(1, 1000),
@@ -111,20 +121,22 @@ def _injected(items: tuple[str, ...]) -> dict[str, float]:
 @json_option
 @errors
 def profile(
-    bundle: Path, robot: str, seconds: float, task: str | None, port: str | None, seed: int, fps: float | None,
+    bundle: Path, robot: str, seconds: float, task: str | None, port: str | None, seed: int, engine: str | None, fps: float | None,
     camera_fps: float | None, inject: tuple[str, ...], no_compensate: bool, log: Path | None, out: Path | None,
     against: Path | None, json_path: Path | None,
 ) -> None:  # fmt: skip
     """Where each millisecond goes: the same loop as `run`, with every stage stamped by one clock."""
     from harmowam.live import live, make_folder, process_began_s
+    from runtime.bundle import Bundle
     from runtime.loop.timing import tracks
     from runtime.observe.profile import board, compare, hints
     from runtime.observe.profile_page import page
     from runtime.observe.trace import write_perfetto
+    from runtime.policies import kind_of
     from runtime.robot import load_robot
 
     other = None if against is None else _read(against)
-    described = load_robot(robot)
+    described = with_engine(load_robot(robot), engine)
     if fps is not None or camera_fps is not None:
         if not described.simulated:
             raise UserError("--fps and --camera-fps are for a simulated robot: set the rates in the robot file.")
@@ -132,11 +144,12 @@ def profile(
             raise UserError("--fps and --camera-fps must be numbers: correct them.")
         cameras = {k: dataclasses.replace(c, fps=camera_fps or fps or c.fps) for k, c in described.cameras.items()}
         described = dataclasses.replace(described, fast_hz=fps or described.fast_hz, cameras=cameras)
+    injected = _injected(inject, kind_of(Bundle.load(bundle)).stages) if inject else {}
     if out is not None:
         make_folder(out, "--out")
     before = board()
     done = live(
-        bundle, described, task, seconds, port=port, seed=seed, say=say, began_s=process_began_s(), inject=_injected(inject),
+        bundle, described, task, seconds, port=port, seed=seed, say=say, began_s=process_began_s(), inject=injected,
         compensate=not no_compensate, log=log,
     )  # fmt: skip
     report = {**done.report, "board": {**board(), "temperature_before_c": before.get("temperature_c", {})}}
@@ -151,7 +164,7 @@ def profile(
         report["against"] = {"file": str(against), "verdict": compared["verdict"], "worse": compared["worse"]}
     write_json(json_path, report)
     if out is not None:
-        found = tracks(done.policy)
+        found = tracks(done.driver)
         write_perfetto(out / "trace.json", found)
         write_whole(out / "profile.html", page(report, found, compared))
         write_json(out / "profile.json", report)

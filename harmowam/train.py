@@ -13,11 +13,12 @@ from harmowam.baseline import baseline_options, train_baseline
 from harmowam.cli import UserError, errors, json_option, refuse_unused, write_json
 
 if TYPE_CHECKING:
+    from export.act import ActPlan
     from export.data import Demonstrations
     from export.distill import DistilPlan
     from export.train import Plan
 
-PlanT = TypeVar("PlanT", "Plan", "DistilPlan")
+PlanT = TypeVar("PlanT", "Plan", "DistilPlan", "ActPlan")
 PATH = click.Path(path_type=Path)
 
 
@@ -135,6 +136,8 @@ def train(
 
     Several processes: torchrun --nproc-per-node 2 -m harmowam.cli train --run-folder RUN ...
     """
+    from export import act
+    from export.act import ActPlan
     from export.backdrop import with_other_tables
     from export.bundle import pick_samples, samples_path
     from export.config import Config
@@ -143,12 +146,11 @@ def train(
     from export.train import STAGES, Plan, train
 
     if baseline["baseline"]:
-        refuse_unused("with --baseline", "start", "stages", "shards", "text_encoder", "bf16")
-        if baseline["steps"]:
-            refuse_unused("with --steps", "minutes")
+        refuse_unused("with --baseline", "start", "text_encoder")
+        act_plan = changed(ActPlan(seed=seed, shards=shards, bf16=bf16), stages, act.STAGES)
     else:
-        refuse_unused("without --baseline", "steps", "minutes", "play")
-    plan = changed(Plan(tables=tables, seed=seed, shards=shards, bf16=bf16), stages, STAGES)
+        refuse_unused("without --baseline", "play")
+        plan = changed(Plan(tables=tables, seed=seed, shards=shards, bf16=bf16), stages, STAGES)
     cfg, encode = Config(), None
     if text_encoder is not None:
         encode = hugging_face(text_encoder)
@@ -157,7 +159,9 @@ def train(
     data = read(dataset, run_folder, units, cameras)
     if baseline["baseline"]:
         data = with_other_tables(data, tables, seed, cfg)
-        write_json(json_path, train_baseline(data, run_folder, out, seed, **baseline))
+        report = train_baseline(data, run_folder, out, act_plan, **baseline)
+        if leads():
+            write_json(json_path, report)
         return
     note = train(data, run_folder, out, plan, cfg, encode, start)
     if leads():

@@ -21,8 +21,7 @@ from runtime.bundle import Bundle, sha256
 from runtime.engines.built import LISTING, URGENT, Board, this_board
 from runtime.engines.onnx import EngineError, OrtEngine, centred_cosine
 from runtime.engines.tensorrt import TensorRTEngine, tensorrt
-from runtime.policies.decode import proprio
-from runtime.policies.harmowam import fixed_noise
+from runtime.policies import kind_of
 
 COSINE = 0.99  # against ONNX Runtime, node by node
 
@@ -90,28 +89,16 @@ def build_engine(source: Path, cache: Path, options: Options) -> bytes:
 
 
 def observations(bundle: Bundle, count: int = 16) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Feeds of every engine from the bundle's stored observations, by the FP32-bordered ONNX on the CPU."""
-    with np.load(bundle.path / "samples.npz") as stored:
-        raw = {k: stored[k] for k in ("front", "wrist", "pose", "instruction")}
-    m = bundle.manifest
-    mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (m.preprocess.mean, m.preprocess.std))
-    noise = fixed_noise(*(tuple(m.engines[k].inputs["noise"]) for k in ("world_model", "predictive")))
-    world = OrtEngine(bundle.path / m.engines["world_model"].file)
-    out: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in m.engines}
-    for i in np.linspace(0, len(raw["pose"]) - 1, count).astype(int):
-        views = {
-            k: ((raw[k][i][None].astype(np.float32) / 255 - mean) / std).astype(np.float32) for k in ("front", "wrist")
-        }
-        have = {
-            **views,
-            "proprio": proprio(raw["pose"][i])[None],
-            "text": bundle.task(str(raw["instruction"][i]))[None],
-        }
-        made = world.run({k: {**have, "noise": noise["world_model"]}[k] for k in world.inputs})
-        have |= {k: v.copy() for k, v in made.items()}
-        for name, files in m.engines.items():
-            out[name].append({k: noise[name] if k == "noise" else have[k] for k in files.inputs})
-    return out
+    """Feeds of every engine from the bundle's stored observations, by the ONNX files on the CPU; raises EngineError without any."""
+    try:
+        with np.load(bundle.path / "samples.npz") as stored:
+            raw = {k: stored[k] for k in stored.files}
+        rows = np.linspace(0, len(raw["front"]) - 1, count).astype(int)
+        return kind_of(bundle).feeds(bundle, {k: v[rows] for k, v in raw.items()})
+    except (OSError, ValueError, KeyError) as e:
+        raise EngineError(
+            f"{bundle.path} holds no observations that its engines could be compared on ({e}): export it again."
+        ) from e
 
 
 def compare(

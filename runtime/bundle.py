@@ -84,17 +84,17 @@ class Bundle:
             )
         return np.array(self.manifest.tasks[text], np.float32)
 
-    def engine(self, name: str, threads: int = 1, backend: str | None = None) -> Engine:
+    def engine(self, name: str, threads: int = 1, backend: str = "cpu") -> Engine:
         """Load an engine; raises BundleError when it is absent or does not have the manifest's tensors.
 
-        `backend`: "cpu" or "cuda" (ONNX Runtime), or "tensorrt" (engines of `harmowam build`); by default what the environment
-        variable HARMOWAM_ENGINE names, else "cpu". What is asked for runs, or an error says why not: nothing falls back.
+        `backend`: "cpu" or "cuda" (ONNX Runtime), or "tensorrt" (engines of `harmowam build`). What is asked for runs, or an error says
+        why not: nothing falls back. Which one to ask for: `runtime.compute`.
         """
         spec = self.manifest.engines.get(name)
         if spec is None:
             raise BundleError(f"{self.path} holds no engine '{name}': export the bundle again.")
         try:
-            engine = self._open(name, spec, threads, backend or default_backend())
+            engine = self._open(name, spec, threads, backend)
         except EngineError as e:
             raise BundleError(f"{self.path}: {e}") from e
         # TensorRT promises no order of an engine's tensors.
@@ -114,7 +114,7 @@ class Bundle:
             return TensorRTEngine(path, urgent=name in URGENT, version_compatible=compatible)
         providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
         if backend not in providers:
-            raise EngineError(f"HARMOWAM_ENGINE={backend} is unknown: use cpu, cuda or tensorrt.")
+            raise EngineError(f"the engine '{backend}' is unknown: use cpu, cuda or tensorrt.")
         return OrtEngine(self.path / spec.file, threads, providers[backend])
 
 
@@ -143,11 +143,6 @@ def _read(path: Path, again: str) -> Manifest:
         return shaped(raw, Manifest)
     except Malformed as e:
         raise BundleError(f"{file} is damaged ({e}): {again}") from e
-
-
-def default_backend() -> str:
-    """What engines run on unless told otherwise: "cpu", "cuda" or "tensorrt"."""
-    return os.environ.get("HARMOWAM_ENGINE", "cpu")
 
 
 def _old(out: Path) -> Path:

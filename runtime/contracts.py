@@ -25,18 +25,19 @@ class Observation:
 class Prior:
     """What the slow loop made of one observation.
 
-    `chunk` float32[K,A] holds absolute end-effector targets in the base frame (`ACTION_NAMES`: m, rad, jaw rad) that
-    apply at `t_capture_ns + grid_ns[k]`.
+    `chunk` float32[K,A] holds absolute targets that apply at `t_capture_ns + grid_ns[k]`. `space` says of what: "tool" poses in the
+    base frame (`ACTION_NAMES`: m, rad, jaw rad), or "joints" (rad, the maker's angles, gripper last).
     """
 
     t_capture_ns: int
     t_ready_ns: int
     task: str
-    tokens: np.ndarray  # float32[N,D]
+    tokens: np.ndarray  # float32[N,D]; empty where the policy has none, as `future`
     future: np.ndarray  # float32[H,C,h,w] predicted latents: the predicted visual evolution
     chunk: np.ndarray  # float32[K,A]
     grid_ns: np.ndarray  # int64[K]
     seq: int = 0
+    space: str = "tool"
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,12 @@ class Rates(Shape, frozen=True, omit_defaults=True):
     motor_hz: Rate | None = None
 
 
+class PolicyKind(Shape, frozen=True):
+    """`kind`: a file of `runtime/policies`."""
+
+    kind: Name = "harmowam"
+
+
 class Manifest(Shape, frozen=True, kw_only=True):
     """See `docs/ARCHITECTURE.md`, "The bundle". SI units; cameras are the training geometry (`Camera.to_json`)."""
 
@@ -121,6 +127,7 @@ class Manifest(Shape, frozen=True, kw_only=True):
     gate: Gate
     reactive: Reactive
     quantization: dict[str, Any]
+    policy: PolicyKind = field(default_factory=PolicyKind)
     files: dict[File, Digest] = field(default_factory=dict)
     schema: Annotated[int, Meta(ge=SCHEMA, le=SCHEMA)] = SCHEMA
 

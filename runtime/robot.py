@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
 from calibration.joints import JointCalibration
@@ -16,6 +17,7 @@ from firmware_bridge.arms.families import FAMILIES, beyond
 from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.servos.models import MODELS
 from firmware_bridge.servos.registers import RegisterError
+from runtime.compute import Compute
 
 SHIPPED = Path(__file__).parent / "robots"
 MOST_BYTES = 64 * 1024  # of a robot file
@@ -57,6 +59,7 @@ class Robot:
     slow_hz: float
     cameras: dict[str, CameraConfig]
     joints_measured: bool = False  # zeros and ranges come from a joint calibration
+    compute: Compute = field(default_factory=Compute)
 
 
 # The ranges are what an arm on a desk can have: wide enough for any that we know of, narrow enough to catch a slip of the pen.
@@ -197,6 +200,7 @@ class RobotFile(Shape, frozen=True):
     rates: RatesTable
     camera: dict[Name, CameraTable]
     simulated: bool = False
+    compute: Compute = msgspec.field(default_factory=Compute)
 
     def __post_init__(self) -> None:
         family = FAMILIES.get(self.family)
@@ -247,6 +251,7 @@ def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
         file.rates.slow_hz,
         cameras,
         measured,
+        file.compute,
     )
 
 
@@ -273,6 +278,7 @@ def arm_config(file: RobotFile) -> ArmConfig:
             (j.shadow.id, k, j.shadow.direction, j.shadow.zero_step) for k, j in enumerate(joints) if j.shadow
         ),
         eeprom=tuple((j.id, register, value) for j in joints for register, value in j.eeprom),
+        family=file.family,
         estop=arm.estop,
         stop_after_s=arm.stop_after_s,
         lower_speed=arm.lower_speed,

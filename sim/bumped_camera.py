@@ -18,7 +18,7 @@ from calibration.check import LEARN_FRAMES, Verdict, check, learn
 from calibration.hand_eye import inverse, transform
 from firmware_bridge.arms import so101
 from runtime.bundle import Bundle
-from runtime.policies.harmowam import FastStep, SlowStep
+from runtime.policies import open_policy
 from sim.boards import look_at_board, render
 from sim.calibration_rig import ArmBench, ServoRig
 from sim.statistics import wilson
@@ -173,11 +173,11 @@ def success(
     }
     wins = []
     task = next(iter(bundle.manifest.tasks))
-    slow, fast = SlowStep(bundle, task, cameras), FastStep(bundle, cameras)
+    policy = open_policy(bundle, task, cameras)
     for seed in seeds:
         world.reset(sample_layout(np.random.default_rng([seed, 7])))
-        slow.set_task(world.instruction)
-        wins.append(run_episode(world, slow, fast, virtual_motor(world), Schedule()).success)
+        policy.slow.set_task(world.instruction)
+        wins.append(run_episode(world, policy.slow, policy.fast, virtual_motor(world), Schedule()).success)
     nominal.close()
     world.close()
     return {

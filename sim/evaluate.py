@@ -21,8 +21,8 @@ from common.errors import Mendable
 from firmware_bridge.motion.messages import Expert
 from runtime.bundle import Bundle, sha256
 from runtime.contracts import Observation
-from runtime.policies.harmowam import FastStep, SlowStep
-from sim.baseline import ChunkStep
+from runtime.policies import FastStep, SlowStep, kind_of, mode_of, open_policy
+from runtime.policies import harmowam as ours
 from sim.expert import plan
 from sim.phases import find_events, interaction
 from sim.plant import virtual_motor
@@ -33,14 +33,17 @@ from sim.virtual_time import REST_S, Episode, Schedule, run_episode
 from sim.workers import spawned
 from sim.world import World
 
-POLICIES = ("gated", "reactive", "predictive", "average", "oracle", "true_future", "bc", "bc_play")
-BASELINES = ("bc", "bc_play")  # behaviour cloning, on task data and on task and play data
-ACTS_AS = {
-    "oracle": "gated",
-    "true_future": "reactive",
-    "bc": "predictive",
-    "bc_play": "predictive",
-}  # in the fast loop
+OURS = (
+    "gated",
+    "reactive",
+    "predictive",
+    "average",
+    "oracle",
+    "true_future",
+)  # ways to drive a bundle of kind harmowam
+BASELINES = ("bc", "bc_play")  # behaviour cloning, on task data and on task and play data: bundles of their own
+POLICIES = (*OURS, *BASELINES)
+ACTS_AS = {"oracle": "gated", "true_future": "reactive"}  # in the fast loop
 STARTS = ("home", "near")
 # The last word of every seed. Collecting uses 1: no start of a demonstration is ever evaluated, and none of development ever reported.
 SPLITS = {"development": 2, "test": 3}
@@ -53,11 +56,10 @@ class EvaluationError(Mendable):
 
 @dataclass(frozen=True)
 class Job:
-    """One episode: everything that a worker must know. `bundle` is the policy's own; `loop` gives camera geometry and the fast engine."""
+    """One episode: everything that a worker must know. `bundle` is the policy's own; `engine` is what its networks run on."""
 
     bundle: str
     digest: str
-    loop: str
     policy: str
     environment: str
     task: str
@@ -66,6 +68,7 @@ class Job:
     split: str = "development"
     start: str = "home"
     schedule: Schedule = field(default_factory=Schedule)
+    engine: str = "cpu"
 
     @property
     def key(self) -> str:
@@ -75,7 +78,7 @@ class Job:
         latency += "" if s.rest_s == REST_S else f"/{s.rest_s:g}"
         asked = self.task if len(self.instructions) > 1 else self.instructions[0]
         parts = (self.digest, self.policy, self.environment, asked, self.split, self.seed, self.start, latency)
-        return " ".join(map(str, parts))
+        return " ".join(map(str, parts if self.engine == "cpu" else (*parts, self.engine)))
 
 
 def digest(path: Path) -> str:
@@ -86,25 +89,30 @@ def digest(path: Path) -> str:
 _cache: dict[str, Any] = {}
 
 
-def _prepare(job: Job) -> tuple[World, SlowStep | ChunkStep | TrueFutureStep, FastStep]:
+def _prepare(job: Job) -> tuple[World, SlowStep, FastStep]:
     """World and steps are built once a process and reused."""
     if "world" not in _cache:
         _cache["world"] = World(0)
     world: World = _cache["world"]
-    cameras = {name: world.camera(name) for name in ("front", "wrist")}
-    own, loop = f"slow of {job.bundle}", f"fast of {job.loop}"
+    own = f"{job.engine} steps of {job.bundle}"
     if own not in _cache:
         bundle = Bundle.load(Path(job.bundle))
-        first = next(iter(bundle.manifest.tasks))
-        _cache[own] = ChunkStep(bundle, cameras) if job.policy in BASELINES else SlowStep(bundle, first, cameras)
-    if loop not in _cache:
-        _cache[loop] = FastStep(Bundle.load(Path(job.loop)), cameras)
-    slow: SlowStep | ChunkStep | TrueFutureStep = _cache[own]
+        cameras = {name: world.camera(name) for name in ("front", "wrist")}
+        _cache[own] = open_policy(bundle, next(iter(bundle.manifest.tasks)), cameras, engine=job.engine)
+    slow, fast = _cache[own].slow, _cache[own].fast
     if job.policy == "true_future":
         if "ghost" not in _cache:
             _cache["ghost"] = World(0)
-        slow = TrueFutureStep(_cache[own], world, _cache["ghost"])
-    return world, slow, _cache[loop]
+        slow = TrueFutureStep(slow, world, _cache["ghost"])
+    return world, slow, fast
+
+
+def _drive_as(policy: str, fast: FastStep, oracle: Callable[[], float]) -> None:
+    """How `fast` chooses between experts, where it has any."""
+    if isinstance(fast, ours.FastStep):
+        fast.policy = ACTS_AS.get(policy, policy)
+        fast.other_gate = oracle if policy == "oracle" else None
+        fast.listens = fast.policy != "predictive"
 
 
 def start_of(world: World, job: Job) -> Layout:
@@ -134,9 +142,7 @@ def run_and_keep(
     world.reset(start_of(world, job))
     slow.set_task(world.instruction)
     score = Score(world)
-    fast.policy = ACTS_AS.get(job.policy, job.policy)
-    fast.other_gate = score.oracle if job.policy == "oracle" else None
-    fast.listens = fast.policy != "predictive"
+    _drive_as(job.policy, fast, score.oracle)
 
     def watch(now_ns: int, obs: Observation) -> str:
         if look is not None:
@@ -202,6 +208,26 @@ def _open_rows(path: Path) -> Any:
     return f
 
 
+def _refuse_unfit(policy: str, path: Path, shared: bool, texts: Sequence[str]) -> None:
+    """Raise what `jobs_for` raises unless the bundle at `path` can drive as `policy`, told `texts`. `shared`: no baseline has it alone."""
+    if policy in BASELINES and shared:
+        raise EvaluationError(
+            f"policy '{policy}' needs its own bundle: train one with `harmowam train --baseline act` and name it with "
+            f"--{policy.replace('_', '-')}."
+        )
+    bundle = Bundle.load(path)
+    kind_of(bundle)
+    for text in texts:
+        bundle.task(text)
+    if policy in BASELINES:
+        return
+    mode_of(bundle, ACTS_AS.get(policy, policy))
+    if policy in ACTS_AS and bundle.manifest.policy.kind != "harmowam":
+        raise EvaluationError(
+            f"policy '{policy}' is a way to drive a bundle of kind harmowam, {path} is another: leave --policy out."
+        )
+
+
 def jobs_for(
     bundle: Path,
     policies: Sequence[str],
@@ -213,10 +239,12 @@ def jobs_for(
     starts: Sequence[str] = ("home",),
     schedule: Schedule = Schedule(),
     baselines: dict[str, Path] | None = None,
+    engine: str = "cpu",
 ) -> list[Job]:
     """All episodes. `tasks` are names of tasks, or instructions.
 
-    Raises BundleError for an instruction that the bundle does not know, EvaluationError for a baseline without its bundle.
+    Raises BundleError for an instruction that a bundle does not know, EvaluationError for a baseline without its bundle, PolicyError for a
+    policy that a bundle is not.
     """
     opened = Bundle.load(bundle)
     out = []
@@ -235,18 +263,10 @@ def jobs_for(
             chosen.append((name, (task,)))
     for _, texts in chosen:
         opened.task(texts[0])
-    own: dict[str, tuple[str, str]] = {}
+    own = {}
     for policy in policies:
         path = (baselines or {}).get(policy, bundle)
-        if policy in BASELINES and path == bundle:
-            raise EvaluationError(
-                f"policy '{policy}' needs its own bundle: train one with `harmowam train --baseline act` and name it with "
-                f"--{policy.replace('_', '-')}."
-            )
-        if policy in BASELINES:
-            baseline = Bundle.load(path)
-            for _, texts in chosen:
-                baseline.task(texts[0])
+        _refuse_unfit(policy, path, path == bundle, [texts[0] for _, texts in chosen])
         own[policy] = (str(path), digest(path))
     # Seeds outermost: a run that is stopped half way has seen as much of every cell.
     for seed in seeds:
@@ -254,7 +274,7 @@ def jobs_for(
             for environment in environments:
                 for start in starts:
                     out += [
-                        Job(p, d, str(bundle), policy, environment, task, texts, seed, split, start, schedule)
+                        Job(p, d, policy, environment, task, texts, seed, split, start, schedule, engine)
                         for policy, (p, d) in own.items()
                     ]
     return out

@@ -60,11 +60,21 @@ def next_event_s(segments: list[Segment]) -> float:
 class TrueFutureStep:
     """Stands in for `SlowStep`: the same Priors, but with the tokeniser's latents of the true future."""
 
+    remembers = True
+
     def __init__(self, slow: SlowStep, world: World, ghost: World):
         self.slow, self.world, self.ghost = slow, world, ghost
+        self.seq, self.task = slow.seq, slow.task
 
     def set_task(self, task: str) -> None:
         self.slow.set_task(task)
+        self.task = task
+
+    def reset(self) -> None:
+        self.slow.reset()
+
+    def go_on_from(self, t_capture_ns: int, chunk: np.ndarray) -> None:
+        self.slow.go_on_from(t_capture_ns, chunk)
 
     def _latent(self, obs: Observation) -> np.ndarray:
         """The front picture in the tokeniser's code, float32[C,h,w]."""
@@ -74,6 +84,7 @@ class TrueFutureStep:
 
     def step(self, now_ns: int, obs: Observation) -> Prior:
         prior = self.slow.step(now_ns, obs)
+        self.seq = prior.seq
         go_on(self.ghost, self.world)
         segments = remaining(self.ghost)
         event = min(max(next_event_s(segments), DT), MOST_S)

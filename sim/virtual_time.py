@@ -10,11 +10,10 @@ import dataclasses
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from firmware_bridge.motion.messages import Command, JointState
 from runtime.contracts import FastTick, Observation, Prior
-from runtime.policies.harmowam import FastStep
+from runtime.policies import FastStep, SlowStep
 from sim.world import World
 
 S = 1_000_000_000
@@ -51,19 +50,13 @@ class Episode:
     priors: list[Prior] = field(default_factory=list)
 
 
-class Slow(Protocol):
-    """Observation -> Prior: `runtime.policies.harmowam.SlowStep`, or another policy's."""
-
-    def step(self, now_ns: int, obs: Observation) -> Prior: ...
-
-
 MotorTick = Callable[[int, Command | None], JointState]
 Watcher = Callable[[int, Observation], str]  # called at every frame, before the policy; a text ends the episode
 
 
 def run_episode(
     world: World,
-    slow: Slow,
+    slow: SlowStep,
     fast: FastStep,
     motor_tick: MotorTick,
     schedule: Schedule = Schedule(),

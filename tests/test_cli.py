@@ -56,10 +56,9 @@ def refusal(*args):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["train", "--steps", 500], "--steps means nothing without --baseline"),
+        (["train", "--play"], "--play means nothing without --baseline"),
         (["train", "--baseline", "act", "--from", "x.safetensors"], "--from means nothing with --baseline"),
-        (["train", "--baseline", "act", "--steps", 5, "--minutes", 5], "--minutes means nothing with --steps"),
-        (["train", "--baseline", "act", "--fp32"], "--bf16 means nothing with --baseline"),
+        (["train", "--baseline", "act", "--plan", "world=5"], "there is no stage 'world', choose act"),
         (["export", "--search", "--world-steps", 1], "--world-steps means nothing with --search"),
         (["export", "--certify", "--dataset", "d"], "--dataset means nothing with --certify"),
         (["export", "--units", "rad"], "--units means nothing without --dataset"),

@@ -9,7 +9,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from firmware_bridge.arms import so101
 from runtime.bundle import save_bundle
-from runtime.manifest import Chunk, EngineFiles, Gate, JointLimits, Manifest, Preprocess, Rates, Reactive
+from runtime.manifest import (
+    Chunk,
+    EngineFiles,
+    Gate,
+    JointLimits,
+    Manifest,
+    PolicyKind,
+    Preprocess,
+    Rates,
+    Reactive,
+)
 
 TASK = "put the red cube on the plate"
 SIDE = 48
@@ -63,32 +73,54 @@ def write_engine(path: Path, inputs: dict[str, list[int]], said: dict[str, np.nd
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
-def tiny_bundle(folder: Path, gate: float = 0.1) -> Path:
-    """Write a bundle into `folder`; `gate` is the interaction probability that its fast engine gives."""
-    said = outputs(gate)
+JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+CHUNK_INPUTS: dict[str, list[int]] = {"front": IMAGE, "wrist": IMAGE, "text": [1, 32], "state": [1, 6]}
+
+
+def save_tiny(
+    folder: Path, inputs: dict[str, dict[str, list[int]]], said: dict[str, dict[str, np.ndarray]], **differs: Any
+) -> Path:
+    """Write a bundle of toy engines into `folder`; `differs`: fields of its manifest."""
     work = folder / "engines"
     work.mkdir(parents=True)
-    for name, inputs in INPUTS.items():
-        write_engine(work / f"{name}.onnx", inputs, said[name])
+    for name in inputs:
+        write_engine(work / f"{name}.onnx", inputs[name], said[name])
     (work / "samples.npz").write_bytes(b"none")
-    joints = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
-    manifest = Manifest(
+    usual: dict[str, Any] = {
+        "licence": "Apache-2.0", "arm_family": "so101", "cameras": {"front": FRONT, "wrist": WRIST}, "quantization": {"format": "fp32"},
+        "engines": {k: EngineFiles(f"onnx/{k}.onnx", inputs[k], list(said[k])) for k in inputs},
+        "preprocess": Preprocess([96, 96], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+        "joints": [JointLimits(n, float(a), float(b)) for n, a, b in zip(JOINTS, so101.LOWER, so101.UPPER)],
+        "links": {k: float(v) for k, v in vars(so101.Links()).items()},
+        "tasks": {TASK: [0.1] * 32, "put the blue cube on the plate": [0.2] * 32},
+        "rates": Rates(fast_hz=50.0, slow_hz=8.0, motor_hz=100.0),
+    }  # fmt: skip
+    manifest = Manifest(**{**usual, **differs})
+    files = {"samples.npz": work / "samples.npz", **{f"onnx/{k}.onnx": work / f"{k}.onnx" for k in inputs}}
+    out = folder / f"{manifest.name}.bundle"
+    save_bundle(out, manifest, files)
+    return out
+
+
+def tiny_bundle(folder: Path, gate: float = 0.1) -> Path:
+    """Write a bundle into `folder`; `gate` is the interaction probability that its fast engine gives."""
+    return save_tiny(
+        folder, INPUTS, outputs(gate),
         name="tiny",
-        licence="Apache-2.0",
-        arm_family="so101",
-        engines={k: EngineFiles(f"onnx/{k}.onnx", INPUTS[k], list(said[k])) for k in INPUTS},
-        preprocess=Preprocess([96, 96], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
-        cameras={"front": FRONT, "wrist": WRIST},
-        joints=[JointLimits(n, float(a), float(b)) for n, a, b in zip(joints, so101.LOWER, so101.UPPER, strict=True)],
-        links={k: float(v) for k, v in vars(so101.Links()).items()},
-        tasks={TASK: [0.1] * 32, "put the blue cube on the plate": [0.2] * 32},
-        rates=Rates(fast_hz=50.0, slow_hz=8.0, motor_hz=100.0),
         chunk=Chunk(16, 50, [[0.0] * 6] * 16, [[1.0] * 6] * 16),
         proprio=["z", "pitch", "roll", "gripper"],
         gate=Gate(on=0.5, off=0.5),
         reactive=Reactive(SIDE),
-        quantization={"format": "fp32"},
-    )
-    files = {"samples.npz": work / "samples.npz", **{f"onnx/{k}.onnx": work / f"{k}.onnx" for k in INPUTS}}
-    save_bundle(folder / "tiny.bundle", manifest, files)
-    return folder / "tiny.bundle"
+    )  # fmt: skip
+
+
+def tiny_chunk_bundle(
+    folder: Path, targets: np.ndarray, dt_ms: int = 50, inputs: dict[str, list[int]] = CHUNK_INPUTS, **differs: Any
+) -> Path:
+    """A bundle of kind chunk whose engine always plans the joint angles `targets` [K,6] (rad)."""
+    chunk = np.asarray(targets, np.float32)[None]
+    fields: dict[str, Any] = {
+        "name": "tiny-chunk", "policy": PolicyKind("chunk"), "chunk": Chunk(len(targets), dt_ms), "proprio": list(JOINTS),
+        "gate": Gate(on=1.0, off=1.0), "reactive": Reactive(), **differs,
+    }  # fmt: skip
+    return save_tiny(folder, {"chunk": inputs}, {"chunk": {"chunk": chunk}}, **fields)

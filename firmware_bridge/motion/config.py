@@ -42,6 +42,7 @@ class ArmConfig:
         0.3  # a joint that lags behind its goal by more for `follow_s` does not follow (the gripper may)
     )
     follow_s: float = 0.4
+    family: str = ""  # whose kinematics and shapes are known (firmware_bridge.arms); "" or any other: none
     estop: str = ""  # "gpio:/dev/gpiochip0:17" or "key:/dev/input/by-id/..."
 
     @property

@@ -50,6 +50,11 @@ class Limiter:
         self.goal: np.ndarray = q.copy()
 
     @property
+    def ahead(self) -> np.ndarray:
+        """Where the goals will be when they have caught up with the limits on jerk, float64[J] rad."""
+        return self._ahead
+
+    @property
     def at_rest(self) -> bool:
         """Whether the goal stands still and would go on doing so."""
         return not self._rate.any() and bool((self._recent[0] == self._recent[-1]).all())

@@ -27,11 +27,12 @@ class SafetyState(enum.IntEnum):
 
 
 class Expert(enum.IntEnum):
-    """Which expert made a command; NONE is used by scripts, calibration and tests."""
+    """Which expert made a command; NONE is used by scripts, calibration and tests, PLAN by a policy that has plans and no experts."""
 
     NONE = 0
     REACTIVE = 1
     PREDICTIVE = 2
+    PLAN = 3
 
 
 class RequestKind(enum.IntEnum):

@@ -25,8 +25,9 @@ from firmware_bridge.motion.arm import NO_REPLY, Arm, Measurement
 from firmware_bridge.motion.config import ArmConfig, ArmError
 from firmware_bridge.motion.endings import Exit
 from firmware_bridge.motion.estop import EStop, EStopError
+from firmware_bridge.motion.lowering import REST_TOLERANCE
 from firmware_bridge.motion.messages import JOINT_STATE_BYTES, Command, JointState, RequestKind, SafetyState
-from firmware_bridge.motion.safety import INSIST_S, REST_TOLERANCE, Safety, blind
+from firmware_bridge.motion.safety import INSIST_S, Safety, blind
 from firmware_bridge.motion.stamps import StampWriter
 
 STATE_SLOT, COMMAND_SLOT, REQUEST_SLOT = "state.slot", "command.slot", "request.slot"
@@ -83,7 +84,7 @@ class MotorLoop:
             self._measured = self.arm.read()
         d = self.safety.step(now_ns, command, request, self._measured, self.arm.telemetry, pressed)
         if self.rested is None and (d.release or d.torque is not None):
-            away = np.abs(self._measured.q - self.safety.rest)[:-1]  # a gripper may hold something
+            away = np.abs(self._measured.q - np.array(self.config.rest))[:-1]  # a gripper may hold something
             self.rested = bool((away < REST_TOLERANCE).all())
         if d.arm:
             bus.until_ns = None

@@ -3,7 +3,8 @@
 DISARMED -> ARMING -> HOLD <-> ACTIVE -> SAFE_STOP (latched), and FAULT (latched) from anywhere. What comes out is finite, in range, and
 within velocity, acceleration and jerk of the goals sent before. This is a protective function, not a certified one.
 
-SAFE_STOP moves to the rest pose and lets the torque down in a ramp; FAULT trusts no position, so it brakes where it is and ramps down.
+SAFE_STOP brakes, moves to the rest pose (`firmware_bridge.lowering`) and lets the torque down in a ramp; FAULT trusts no position, so it
+brakes where it is and ramps down.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from firmware_bridge.motion.arm import DOUBTED, NO_REPLY, TWIN, Measurement, Telemetry
 from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.motion.limits import Limiter
+from firmware_bridge.motion.lowering import Descent, longest_s
 from firmware_bridge.motion.messages import Command, RequestKind, SafetyState
 
 TEMPERATURE_WARN, TEMPERATURE_SLOW, TEMPERATURE_STOP = 55.0, 60.0, 65.0  # deg C; the servo's own limit is 70
@@ -25,8 +27,6 @@ STALL_SHARE, STALL_SPEED, STALL_S = 0.6, 0.05, 1.0  # that share of follow_rad b
 BLEND_S = 0.6  # after arming, limits grow from a fifth to full
 FIRST_COMMAND_S = 10.0  # an armed arm that nobody commands is lowered
 MAX_LIFE_S = 1.0  # a command that claims to be good for longer is rejected
-REST_TOLERANCE, REST_TIMEOUT_S = 0.06, 6.0  # the way to rest may take this long at least
-REST_SHARE = 1.5  # and, where that is longer, so many times what it takes at the speed of lowering
 INSIST_S = 3.0  # so long a servo that does not let go is told again: a stalled bus may come back
 VOLTAGE, ENCODER, TEMPERATURE, CURRENT, OVERLOAD = 1, 2, 4, 8, 32  # condition bits
 
@@ -103,20 +103,12 @@ def blind(measured: Measurement) -> bool:
     return bool((measured.bits & (NO_REPLY | DOUBTED)).all())
 
 
-def rest_timeout_s(config: ArmConfig, q: np.ndarray) -> float:
-    """How long the way from `q` (rad) to the rest pose may take, in s. Whoever lowers slowly is given longer: an arm that is let go on
-    the way falls. The gripper need not arrive."""
-    speed = np.minimum(config.max_velocity, config.lower_speed)
-    return max(REST_TIMEOUT_S, REST_SHARE * float((np.abs(q - np.array(config.rest)) / speed)[:-1].max(initial=0.0)))
-
-
 def lowering_s(config: ArmConfig) -> float:
-    """The longest that a lowering from anywhere within the limits can take, in s: the way to rest, braking there, the torque's ramp, and
-    a servo that does not let go. Who asks for one waits at least this long."""
+    """The longest that a lowering from anywhere within the limits can take, in s: braking, the way to rest, braking there, the torque's
+    ramp, and a servo that does not let go. Who asks for one waits at least this long."""
     velocity, acceleration, jerk = (np.array(v) for v in (config.max_velocity, config.max_acceleration, config.jerk))
     braking = float((velocity / acceleration + 2 * acceleration / jerk).max()) + 2 / config.motor_hz
-    way = max(rest_timeout_s(config, np.array(end)) for end in (config.lower, config.upper))
-    return way + braking + config.release_s + INSIST_S
+    return longest_s(config) + 2 * braking + config.release_s + INSIST_S
 
 
 class Safety:
@@ -128,7 +120,6 @@ class Safety:
     def __init__(self, config: ArmConfig, energised: bool = False):
         self.config, self.energised = config, energised
         self.velocity = np.array(config.max_velocity)
-        self.rest = np.array(config.rest)
         self.limiter = Limiter(
             1.0 / config.motor_hz, np.array(config.max_acceleration), np.array(config.jerk),
             np.array(config.lower), np.array(config.upper),
@@ -136,7 +127,7 @@ class Safety:
         self.state, self.reason = SafetyState.DISARMED, "not armed"
         self.rejected = 0
         self._began_ns = self._armed_ns = self._held_ns = self._ramp_ns = 0
-        self._give_up_ns = 0  # SAFE_STOP: the rest pose is waited for until then
+        self._descent: Descent | None = None  # SAFE_STOP: the way to rest
         self._lasting_ns = np.array([int(CONDITIONS[row][1] * 1e9) for row in Row])[:, None]
         self._lasting_ns[Row.BEHIND] = int(config.follow_s * 1e9)
         self._since_ns: np.ndarray = np.zeros((len(Row), len(config.joints)))
@@ -152,8 +143,6 @@ class Safety:
     def _enter(self, state: SafetyState, reason: str, now_ns: int) -> None:
         if state == SafetyState.HOLD and self.state != SafetyState.HOLD:
             self._held_ns = now_ns
-        if state == SafetyState.SAFE_STOP:
-            self._give_up_ns = now_ns + int(rest_timeout_s(self.config, self.goal) * 1e9)
         self.state, self.reason = state, reason
 
     def valid(self, command: Command, now_ns: int) -> bool:
@@ -311,12 +300,13 @@ class Safety:
         return self._towards(now_ns, command, measured)
 
     def _stop(self, now_ns: int, measured: Measurement) -> Decision:
-        """SAFE_STOP: down to the rest pose first. FAULT: brake first. Then the torque goes down in a ramp, and off."""
+        """SAFE_STOP: brake, then go down to the rest pose. FAULT: brake. Then the torque goes down in a ramp, and off."""
         if self._ramp_ns == 0 and self.state == SafetyState.SAFE_STOP:
-            there = bool((np.abs(measured.q - self.rest)[:-1] < REST_TOLERANCE).all())
-            if not there and now_ns < self._give_up_ns:
-                slow = np.minimum(self.velocity, self.config.lower_speed)
-                return Decision(self.limiter.step(self.rest, slow), self.state, self.reason)
+            if self._descent is None and self.limiter.at_rest:
+                self._descent = Descent(self.config, self.limiter, now_ns, measured.q)
+            goal = self._descent.step(now_ns, measured.q) if self._descent is not None else None
+            if goal is not None:
+                return Decision(goal, self.state, self.reason)
         if self._ramp_ns == 0 and not self.limiter.at_rest:
             return Decision(self.limiter.brake(), self.state, self.reason)
         self._ramp_ns = self._ramp_ns or now_ns

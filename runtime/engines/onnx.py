@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -53,6 +53,19 @@ def check_feeds(inputs: dict[str, TensorSpec], feeds: dict[str, np.ndarray]) -> 
         raise EngineError(f"'{extra}' is no input ({', '.join(inputs)} are): export the bundle again.")
 
 
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as e:
+        raise EngineError("no inference engine is installed: run `pip install 'harmowam-edge[cpu]'` (or [gpu]).") from e
+    return onnxruntime
+
+
+def providers() -> list[str]:
+    """What ONNX Runtime can run on here; raises EngineError where it is not installed."""
+    return list(_onnxruntime().get_available_providers())
+
+
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int8)": "int8", "tensor(int64)": "int64"}
 
 
@@ -64,12 +77,7 @@ class OrtEngine:
     """
 
     def __init__(self, path: Path, threads: int = 1, provider: str = "CPUExecutionProvider", literal: bool = False):
-        try:
-            import onnxruntime as ort
-        except ImportError as e:
-            raise EngineError(
-                "no inference engine is installed: run `pip install 'harmowam-edge[cpu]'` (or [gpu])."
-            ) from e
+        ort = _onnxruntime()
         if provider == "CUDAExecutionProvider" and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # where pip brought CUDA's libraries, the loader does not find them by itself
         options = ort.SessionOptions()

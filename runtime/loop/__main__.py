@@ -7,6 +7,9 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import get_args
+
+import msgspec
 
 from common.errors import Mendable
 from common.slots import SlotReader
@@ -16,8 +19,9 @@ from firmware_bridge.motion.motor import STATE_SLOT
 from firmware_bridge.motion.session import newest_state, settle_apart, stopped
 from runtime.bundle import Bundle
 from runtime.cameras.sources import CameraSource, calibrations, open_cameras
+from runtime.compute import Engine, choose
 from runtime.loop.timing import timing_report
-from runtime.loop.two_rate import Policy
+from runtime.loop.two_rate import Driver
 from runtime.observe.episode import LOG, keep
 from runtime.robot import load_robot
 
@@ -31,6 +35,9 @@ def main() -> int:
     parser.add_argument("--robot", required=True, help="a shipped robot or a robot file")
     parser.add_argument("--task", required=True, help="an instruction that the bundle knows")
     parser.add_argument("--slots", type=Path, required=True, help="folder of the slots")
+    parser.add_argument(
+        "--engine", choices=get_args(Engine), help="what networks run on (default: the robot file's [compute])"
+    )
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--record", type=Path, help="folder for the log (run.mcap) and the run's numbers")
     parser.add_argument("--log", type=Path, help="MCAP file for every input and output of the engines")
@@ -39,13 +46,18 @@ def main() -> int:
         parser.error("--record writes a log, too: leave --log out")
     log = args.log if args.record is None else args.record / LOG
     cameras: dict[str, CameraSource] = {}
-    policy: Policy | None = None
+    opened: Driver | None = None
     try:
         bundle, robot = Bundle.load(args.bundle), load_robot(args.robot)
+        asked = msgspec.structs.replace(robot.compute, engine=args.engine or robot.compute.engine)
+        chosen = choose(bundle, asked)
+        if chosen.note:
+            print(chosen.note, file=sys.stderr)
         cameras = open_cameras(robot, bundle.manifest.cameras, args.slots)
         known = calibrations(robot, args.slots)
-        policy = driver = Policy(
-            bundle, args.task, cameras, known, args.slots, robot.fast_hz, robot.slow_hz, log=log
+        opened = driver = Driver(
+            bundle, args.task, cameras, known, args.slots, robot.fast_hz, robot.slow_hz, compute=chosen,
+            log=log,
         )  # fmt: skip
         driver.warm_up()
         state_slot = SlotReader(args.slots / STATE_SLOT)
@@ -69,15 +81,15 @@ def main() -> int:
         report = timing_report(driver, robot.arm.motor_hz)
         if args.record is not None:
             driver.close()  # the log is whole before its report is there
-            assert driver.log is not None
-            keep(driver.log, args.record, report)
+            assert driver.record.log is not None
+            keep(driver.record.log, args.record, report)
         print(json.dumps(report, indent=1, sort_keys=True))
     except Mendable as e:
         print(f"error: {e}", file=sys.stderr)
         return endings.exit_code(endings.Exit.REFUSED)
     finally:
-        if policy is not None:
-            policy.close()
+        if opened is not None:
+            opened.close()
         for camera in cameras.values():
             camera.close()
     return endings.exit_code(endings.Exit.REST)

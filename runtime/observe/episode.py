@@ -12,6 +12,7 @@ import numpy as np
 
 from common.files import write_whole
 from firmware_bridge.motion.messages import Command, Expert, JointState
+from runtime.contracts import A
 from runtime.observe.log import LogWriter
 from runtime.observe.log_reader import read_log, read_meta
 from runtime.observe.records import CUT, DAMAGED, FrameRecord, FutureRecord, TickRecord
@@ -71,16 +72,17 @@ def load_episode(log: Path) -> Episode:
         elif isinstance(record, dict) and record.get("kind") in (CUT, DAMAGED):
             gap = record["why"]
     commands = [Command.unpack(t.command) if t.command else None for t in ticks]
-    nothing = np.full(len(ticks[0].q_rad) if ticks else 0, np.nan, np.float32)
+    joints = len((ticks or states)[0].q_rad) if ticks or states else 0
+    nothing = np.full(joints, np.nan, np.float32)
     return Episode(
         np.array([t.t_ns for t in ticks], np.int64),
         np.array(_to_be_shown([t.t_capture_ns for t in ticks]), np.int64),
-        np.array([nothing if c is None else c.q_rad for c in commands], np.float32).reshape(len(ticks), -1),
+        np.array([nothing if c is None else c.q_rad for c in commands], np.float32).reshape(len(ticks), joints),
         np.array([0.0 if c is None else c.gate for c in commands], np.float32),
         np.array([Expert.NONE if c is None else c.expert for c in commands], np.uint8),
-        np.array([t.targets[2] for t in ticks], np.float32).reshape(len(ticks), -1),
+        np.array([t.targets[2] for t in ticks], np.float32).reshape(len(ticks), A),
         np.array([s.t_ns for s in states], np.int64),
-        np.array([s.q_rad for s in states], np.float32).reshape(len(states), -1),
+        np.array([s.q_rad for s in states], np.float32).reshape(len(states), joints),
         np.array(_wire_ms(states)),
         tuple(futures),
         gap,

@@ -187,7 +187,8 @@ class LogWriter:
 
     def _put_prior(self, prior: Prior, obs: Observation, t_ns: int) -> None:
         self._put(PRIOR, prior.t_ready_ns, packed_prior(prior, obs, t_ns), prior.seq)
-        self._put(FUTURE, prior.t_ready_ns, packed_future(prior), prior.seq)
+        if prior.future.size:  # a policy without a world model predicts nothing
+            self._put(FUTURE, prior.t_ready_ns, packed_future(prior), prior.seq)
 
     def _put_state(self, state: JointState) -> None:
         self._put_places(state.t_ns)

@@ -28,6 +28,7 @@ STAGES = {  # what each stage is, for people; in the order in which a picture pa
     "slow.preprocess": "pre-processing, all cameras",
     "slow.world_model": "world model: image encoder and flow",
     "slow.predictive": "predictive expert",
+    "slow.chunk": "action chunk: one engine",
     "motor.read": "servo read-back",
     "motor.write": "bus write",
     "motor.telemetry": "temperature, voltage and current of one servo",

@@ -29,6 +29,7 @@ _PRIOR = struct.Struct("<qqqqqII")  # number, observation, its capture time, ste
 _FUTURE = struct.Struct("<qq4I")  # Prior's number, capture time of its observation, shape; then float16
 # Flags: the fast step's memory was cleared before this step; its command went to the arm; the step before it was dropped.
 RESET, SENT, AFTER_GAP = 1, 2, 4
+DIGEST_BYTES = 32  # of SHA-256, at the end of a Prior
 CUT, DAMAGED = "cut", "damaged"  # `kind` of what `read_log` gives last where a file does not come to its end
 
 
@@ -145,9 +146,11 @@ def tick_of(raw: bytes) -> TickRecord:
 
 def prior_of(raw: bytes) -> PriorRecord:
     number, observation, captured, t, ready, k, n = _PRIOR.unpack_from(raw)
-    floats = np.frombuffer(raw, "<f4", 2 * n + k * A, _PRIOR.size).copy()
-    chunk = floats[2 * n :].reshape(k, A)
-    return PriorRecord(number, observation, captured, t, ready, floats[:n], floats[n : 2 * n], chunk, raw[-32:])
+    floats = np.frombuffer(raw[_PRIOR.size : -DIGEST_BYTES], "<f4").copy()
+    chunk = floats[2 * n :].reshape(k, -1)
+    return PriorRecord(
+        number, observation, captured, t, ready, floats[:n], floats[n : 2 * n], chunk, raw[-DIGEST_BYTES:]
+    )
 
 
 def future_of(raw: bytes) -> FutureRecord:

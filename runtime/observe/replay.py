@@ -16,7 +16,7 @@ from runtime.bundle import Bundle, sha256
 from runtime.contracts import Observation, Prior
 from runtime.observe.log_reader import read_log, read_meta
 from runtime.observe.records import CUT, DAMAGED, FrameRecord, LogError, PriorRecord, TickRecord, digest
-from runtime.policies.harmowam import FastStep, SlowStep
+from runtime.policies import open_policy
 
 KEPT = 256  # newest observations and Priors: a slow step may look back that far
 
@@ -77,7 +77,7 @@ def bundle_digest(bundle: Bundle) -> str:
 
 
 def run_meta(bundle: Bundle, task: str, policy: str, cameras: dict[str, Camera], **more: Any) -> dict[str, Any]:
-    """What a log must know about its run so that it can be replayed."""
+    """What a log must know about its run so that it can be replayed. `policy`: its mode; `more`: "engine" (default "cpu") and rates."""
     calibrations = {name: camera.to_json() for name, camera in cameras.items()}
     joints = [j.name for j in bundle.manifest.joints]
     return {
@@ -105,8 +105,8 @@ class _Stop(Exception):
 class _Player:
     def __init__(self, bundle: Bundle, meta: dict[str, Any], within_deg: float | None):
         cameras = {name: Camera.from_json(c) for name, c in meta["calibrations"].items()}
-        self.slow = SlowStep(bundle, meta["task"], cameras)
-        self.fast = FastStep(bundle, cameras, policy=meta["policy"])
+        policy = open_policy(bundle, meta["task"], cameras, mode=meta["policy"], engine=meta.get("engine", "cpu"))
+        self.slow, self.fast = policy.slow, policy.fast
         self.joints = [j.name for j in bundle.manifest.joints]
         self.within_deg = within_deg
         self.first: Difference | None = None
@@ -138,16 +138,13 @@ class _Player:
         if r.observation > self.newest:
             self.waiting.append(r)
             return
-        if self.slow.last is not None and r.number != self.slow.seq + 1:
+        if self.slow.remembers and r.number != self.slow.seq + 1:
             raise KeyError(r.number)
         frames = self.observations[r.observation]
         obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.observation)
         self.slow.seq = r.number - 1
         made = self.slow.step(r.t_ns, obs)
-        self.slow.last = (
-            r.t_capture_ns,
-            r.chunk,
-        )  # the next one goes on from what was driven: differences do not add up
+        self.slow.go_on_from(r.t_capture_ns, r.chunk)  # what was driven: differences do not add up
         self.priors[r.number] = made
         while len(self.priors) > KEPT:
             self.priors.popitem(last=False)

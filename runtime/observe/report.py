@@ -89,6 +89,8 @@ def film_strip(
     bundle: Bundle, start_ns: int, shown: list[FutureRecord], seen: dict[int, np.ndarray]
 ) -> list[dict[str, Any]]:
     """For `moments`: what the camera saw, what the world model predicted, and what came true. `seen`: front pictures by capture time."""
+    if "decoder" not in bundle.manifest.engines:
+        return []
     decoder, times = bundle.engine("decoder"), np.array(sorted(seen), np.int64)
 
     def real(wanted: int) -> str | None:
@@ -193,7 +195,9 @@ def _captioned(episode: Episode, t_ns: int, both: np.ndarray) -> np.ndarray:
     colour = {Expert.REACTIVE: (42, 120, 181), Expert.PREDICTIVE: (217, 99, 43)}.get(expert, (90, 90, 90))
     cv2.rectangle(picture, (0, 0), (picture.shape[1], 30), colour, -1)
     seconds = max((t_ns - int(episode.t_ns[0])) * 1e-9, 0.0)
-    who = f"{expert.name.lower()} expert   P(interaction) {episode.gate[k]:.2f}" if expert else "no plan yet"
+    who = {Expert.NONE: "no plan yet", Expert.PLAN: "follows its plan"}.get(
+        expert, f"{expert.name.lower()} expert   P(interaction) {episode.gate[k]:.2f}"
+    )
     text = f"{seconds:5.1f} s   {who}"
     cv2.putText(picture, text, (10, 21), cv2.FONT_HERSHEY_SIMPLEX, 0.58, (255, 255, 255), 1, cv2.LINE_AA)
     return picture
@@ -265,7 +269,8 @@ def write_report(bundle_path: Path, folder: Path, report: dict[str, Any]) -> Non
         fronts = _filmed(folder / LOG, episode, folder / "episode.mp4", _came_true(chosen))
         strip = film_strip(Bundle.load(bundle_path), int(episode.t_ns[0]), chosen, fronts)
         seen = {"driven": True, "gap": episode.gap, "strip": strip, "gate": plot_gate(episode)}
-        seen.update(joints=plot_joints(episode), wire=plot_wire(episode.wire_ms))
+        experts = bool(np.isin(episode.expert, (Expert.REACTIVE, Expert.PREDICTIVE)).any())
+        seen.update(joints=plot_joints(episode), wire=plot_wire(episode.wire_ms), experts=experts)
     else:
         (folder / "episode.mp4").unlink(missing_ok=True)  # of an earlier run
     template = jinja2.Environment(autoescape=True).from_string((Path(__file__).parent / "report.html.j2").read_text())

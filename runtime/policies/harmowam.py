@@ -6,36 +6,28 @@ Command (reactive expert, gate, hand-over, inverse kinematics). No sleeping, no 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from calibration.camera import Camera
+from common.timing import COMMAND_LIFE_S
 from firmware_bridge.arms import so101
 from firmware_bridge.motion.messages import Command, Expert
 from runtime.bundle import Bundle
 from runtime.contracts import A, FastTick, Observation, Prior
+from runtime.manifest import Manifest
 from runtime.policies.decode import absolute_chunk, heatmap_point, proprio, relative_chunk
-from runtime.preprocess import Warp
-from runtime.preprocess.cuda import GpuPass
+from runtime.policies.handover import on_grid, remainder
+from runtime.policies.protocol import MS, Kind, NoTrace, Opening, Trace
+from runtime.policies.views import Views, stored_views
 
-MS = 1_000_000
+SPACE = "tool"  # its chunks hold tool poses
 WARMTH = 0.4  # share of the last plan in what the next one's flow starts from,
 WARM_STEP = 6  # from this step of the new plan on: before it, what the tool does now is left to the newest picture
 WARM_NS = 500 * MS  # a plan older than this is not gone on with
 WARM_MOST = 3.0  # standard deviations: further out than chunks are, a start misleads
-
-
-class Trace(Protocol):
-    def mark(self, stage: str) -> None:
-        """What ran since the previous mark of this thread belongs to `stage`."""
-
-
-class NoTrace:
-    def mark(self, stage: str) -> None:
-        pass
 
 
 def fixed_noise(world_shape: tuple[int, ...], action_shape: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -49,43 +41,19 @@ def fixed_noise(world_shape: tuple[int, ...], action_shape: tuple[int, ...]) -> 
     }
 
 
-class Views:
-    """Camera frames to network inputs: one warp per camera from its calibration to the bundle's training geometry.
-
-    On the GPU with `gpu`, the same numbers bit for bit; raises KernelError where that cannot be."""
-
-    def __init__(self, bundle: Bundle, cameras: dict[str, Camera], gpu: bool = False):
-        m = bundle.manifest
-        self.warps = {
-            name: Warp(cameras[name], Camera.from_json(dst), mean=tuple(m.preprocess.mean), std=tuple(m.preprocess.std))
-            for name, dst in m.cameras.items()
-        }
-        size = m.preprocess.size
-        self.out = {name: np.empty((1, 3, size[1], size[0]), np.float32) for name in self.warps}
-        self.gpu = GpuPass(list(self.warps.values())) if gpu else None
-
-    def __call__(self, obs: Observation) -> dict[str, np.ndarray]:
-        """name -> float32[1,3,96,96]; the arrays are overwritten by the next call."""
-        if self.gpu is not None:
-            made = self.gpu([obs.frames[name] for name in self.warps])
-            return {name: view[None] for name, view in zip(self.warps, made, strict=True)}
-        for name, warp in self.warps.items():
-            warp(obs.frames[name], out=self.out[name][0])
-        return self.out
-
-
 class SlowStep:
     """World model, then predictive expert. One instance a task; not shared between threads. It remembers its last plan (`_start`)."""
 
     def __init__(
-        self, bundle: Bundle, task: str, cameras: dict[str, Camera], threads: int = 1, trace: Trace | None = None, gpu: bool = False
+        self, bundle: Bundle, task: str, cameras: Mapping[str, Camera], threads: int = 1, trace: Trace | None = None,
+        gpu: bool = False, engine: str = "cpu",
     ):  # fmt: skip
         m = bundle.manifest
         self.trace = trace or NoTrace()
         self.bundle = bundle
         self.views = Views(bundle, cameras, gpu)
-        self.world = bundle.engine("world_model", threads=threads)
-        self.predictive = bundle.engine("predictive", threads=threads)
+        self.world = bundle.engine("world_model", threads, engine)
+        self.predictive = bundle.engine("predictive", threads, engine)
         self.links = so101.Links(**m.links)
         self.set_task(task)
         noise = fixed_noise(self.world.inputs["noise"].shape, self.predictive.inputs["noise"].shape)
@@ -103,6 +71,14 @@ class SlowStep:
     def reset(self) -> None:
         """Forget the last plan."""
         self.last: tuple[int, np.ndarray] | None = None  # capture time of its pictures, and the plan
+
+    def go_on_from(self, t_capture_ns: int, chunk: np.ndarray) -> None:
+        """`chunk` float32[K,6], tool poses, was its last plan; its pictures were taken at `t_capture_ns`."""
+        self.last = (t_capture_ns, chunk)
+
+    @property
+    def remembers(self) -> bool:
+        return self.last is not None
 
     def _start(self, t_ns: int, pose: np.ndarray) -> np.ndarray:
         """What the predictive flow starts from, float32[1,K,6]: some of the last plan as seen from `pose` at `t_ns`, else its middle.
@@ -161,12 +137,10 @@ class FastSettings:
     blend_s: float = 0.18  # hand-over between chunks and experts
     chunk_age_s: float = 0.55  # a Prior older than this gives no more predictive targets
     prior_age_s: float = 1.5  # a Prior older than this gives no targets at all: hold
-    pause_s: float = (
-        0.25  # so much longer than a chunk's first pause the tool must have stood still for the pause to be skipped
-    )
+    pause_s: float = 0.25  # a chunk's first pause is skipped where the tool has stood still for so much longer
     pause_m: float = 0.005  # standing still: no further than that
     skip_s: float = 0.6  # how long pauses are then skipped
-    stale_s: float = 0.075  # lifetime of a Command beyond the tick it applies to
+    stale_s: float = COMMAND_LIFE_S  # lifetime of a Command beyond the tick it applies to
     jaw_open: float = 0.6
     jaw_closed: float = 0.05
 
@@ -181,17 +155,18 @@ class FastStep:
     def __init__(
         self,
         bundle: Bundle,
-        cameras: dict[str, Camera],
+        cameras: Mapping[str, Camera],
         threads: int = 1,
         trace: Trace | None = None,
         policy: str = "gated",
         settings: FastSettings | None = None,
         gpu: bool = False,
+        engine: str = "cpu",
     ):
         m = bundle.manifest
         self.trace, self.policy = trace or NoTrace(), policy
         self.views = Views(bundle, cameras, gpu)
-        self.engine = bundle.engine("fast", threads=threads)
+        self.engine = bundle.engine("fast", threads, engine)
         self.links = so101.Links(**m.links)
         self.front = Camera.from_json(m.cameras["front"])
         self.side = m.reactive.heatmap or 0
@@ -245,9 +220,8 @@ class FastStep:
         else:
             dt = (now_ns - (self.last_ns or now_ns)) * 1e-9
             a = dt / (self.set.smoothing_s + dt)
-            jumped = (
-                np.linalg.norm(raw[:3] - self.target[:3]) > 0.05
-            )  # another object is meant: do not drift across the table
+            # Another object is meant: do not drift across the table.
+            jumped = np.linalg.norm(raw[:3] - self.target[:3]) > 0.05
             self.target = raw if jumped else self.target + a * (raw - self.target)
         self.target[5] = self.jaw
         return self.target, gate, mass
@@ -268,13 +242,9 @@ class FastStep:
         times = prior.grid_ns
         t_ns += self.ahead_ns
         at = float(np.clip(t_ns - prior.t_capture_ns, times[0], times[-1]))
-        step = float(times[1] - times[0])
-        i = min(int((at - times[0]) / step), len(times) - 2)
-        s = (at - times[i]) / step
-        a, b = prior.chunk[i].astype(float), prior.chunk[i + 1].astype(float)
-        pose = a + s * (b - a)
-        ended = t_ns - prior.t_capture_ns >= times[-1]
-        velocity = np.zeros(A) if ended else (b - a) / (step * 1e-9)
+        pose, velocity = on_grid(prior.chunk, times, at)
+        if t_ns - prior.t_capture_ns >= times[-1]:
+            velocity = np.zeros(A)
         middle = 0.5 * (self.set.jaw_open + self.set.jaw_closed)
         pose[5] = self.set.jaw_open if pose[5] > middle else self.set.jaw_closed
         velocity[5] = 0.0
@@ -304,11 +274,8 @@ class FastStep:
 
     def _follow_plan(self, now_ns: int, prior: Prior, fresh: bool) -> None:
         """Commanded pose := plan plus a remainder that dies out; position and velocity stay continuous."""
-        if (
-            fresh
-            or np.linalg.norm(self.pose[:3] - self.anchor[:3]) > self.set.pause_m
-            or self.pose[5] != self.anchor[5]
-        ):
+        moved = np.linalg.norm(self.pose[:3] - self.anchor[:3]) > self.set.pause_m
+        if fresh or moved or self.pose[5] != self.anchor[5]:
             self.anchor, self.still_ns = self.pose.copy(), now_ns
         if fresh:
             self.skip_ns = self.ahead_ns = 0
@@ -321,15 +288,7 @@ class FastStep:
             # on for the tick cost one success in nine (docs/notebook.md, "A tick of standing still").
             self.offset[0], self.offset[1] = self.pose - plan, self.velocity - plan_velocity
             self.offset_ns, self.plan_seq = now_ns, prior.seq
-        T = self.set.blend_s
-        s = min((now_ns - self.offset_ns) * 1e-9 / T, 1.0)
-        h0, h1 = (
-            (1 + 2 * s) * (1 - s) ** 2,
-            s * (1 - s) ** 2,
-        )  # cubic Hermite from (offset, its velocity) to rest at zero
-        d0, d1 = (6 * s * s - 6 * s) / T, (1 - 4 * s + 3 * s * s) / T
-        position = h0 * self.offset[0] + h1 * T * self.offset[1]
-        rate = d0 * self.offset[0] + d1 * T * self.offset[1]
+        position, rate = remainder(self.offset, (now_ns - self.offset_ns) * 1e-9, self.set.blend_s)
         self.pose, self.velocity = plan + position, plan_velocity + rate
         self.pose[5], self.velocity[5] = plan[5], 0.0
 
@@ -393,15 +352,47 @@ class FastStep:
             now_ns, now_ns + int(self.set.stale_s * 1e9), joints, rates, expert, gate, obs.t_capture_ns, self.seq
         )
         predictive = self._plan(prior, now_ns)[0].astype(np.float32)
-        tick = FastTick(
-            now_ns,
-            age_ns,
-            gate,
-            int(expert),
-            reactive.astype(np.float32),
-            predictive,
-            self.pose.astype(np.float32),
-            mass,
-        )
+        targets = (reactive.astype(np.float32), predictive, self.pose.astype(np.float32))
+        tick = FastTick(now_ns, age_ns, gate, int(expert), *targets, mass)
         self.trace.mark("fast.command")
         return command, tick
+
+
+def _wrong(m: Manifest) -> str:
+    """See `runtime.policies.protocol.Kind`. What its engines need of each other, the manifest has checked itself."""
+    lacks = [f"camera '{c}'" for c in ("front", "wrist") if c not in m.cameras]
+    return lacks[0] if lacks else ""
+
+
+def _steps(bundle: Bundle, o: Opening) -> tuple[SlowStep, FastStep]:
+    slow = SlowStep(bundle, o.task, o.cameras, o.threads, o.slow_trace, o.gpu, o.engine)
+    return slow, FastStep(bundle, o.cameras, o.threads, o.fast_trace, o.mode, gpu=o.gpu, engine=o.engine)
+
+
+def _feeds(bundle: Bundle, samples: dict[str, np.ndarray]) -> dict[str, list[dict[str, np.ndarray]]]:
+    """See `runtime.policies.protocol.Kind`. What the world model makes is made by its own ONNX file."""
+    m = bundle.manifest
+    noise = fixed_noise(*(tuple(m.engines[k].inputs["noise"]) for k in ("world_model", "predictive")))
+    world, views = bundle.engine("world_model"), stored_views(bundle, samples, ("front", "wrist"))
+    out: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in m.engines}
+    for i, pose in enumerate(samples["pose"]):
+        have = {k: v[i][None] for k, v in views.items()}
+        have |= {"proprio": proprio(pose)[None], "text": bundle.task(str(samples["instruction"][i]))[None]}
+        made = world.run({k: {**have, "noise": noise["world_model"]}[k] for k in world.inputs})
+        have |= {k: v.copy() for k, v in made.items()}
+        for name, files in m.engines.items():
+            out[name].append({k: noise[name] if k == "noise" else have[k] for k in files.inputs})
+    return out
+
+
+KIND = Kind(
+    modes=("gated", "reactive", "predictive", "average"),
+    engines=("world_model", "predictive", "fast"),
+    stages=(
+        "slow.preprocess", "slow.world_model", "slow.predictive",
+        "fast.preprocess", "fast.engine", "fast.gate", "fast.handover", "fast.command",
+    ),
+    wrong=_wrong,
+    steps=_steps,
+    feeds=_feeds,
+)  # fmt: skip

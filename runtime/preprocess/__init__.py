@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ import numpy as np
 from calibration.camera import Camera
 from runtime.preprocess.build import KernelError, library
 
-__all__ = ["KernelError", "Warp", "on_gpu", "warp_all"]
+__all__ = ["KernelError", "Warp", "warp_all"]
 
 LAYOUTS = ("rgb", "bgr", "yuyv", "nv12")  # in the order of warp.cuh's enums
 DTYPES = ("float32", "uint8", "float16", "int8")
@@ -227,14 +226,6 @@ class Warp:
         elif out.shape != self._out_shape or out.dtype != self.dtype or not out.flags.c_contiguous:
             raise ValueError(f"out must be a contiguous {self.dtype}{list(self._out_shape)}")
         return frame, out
-
-
-def on_gpu() -> bool:
-    """Whether HARMOWAM_PREPROCESS in the environment is "gpu" and not "cpu" (default); raises KernelError for anything else."""
-    wanted = os.environ.get("HARMOWAM_PREPROCESS", "cpu")
-    if wanted not in ("cpu", "gpu"):
-        raise KernelError(f"HARMOWAM_PREPROCESS={wanted} is unknown: use cpu or gpu.")
-    return wanted == "gpu"
 
 
 def warp_all(

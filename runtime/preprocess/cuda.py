@@ -1,4 +1,4 @@
-"""The same pass on a GPU: `GpuPass` is what the loops use (HARMOWAM_PREPROCESS=gpu), `DeviceWarp` what it launches.
+"""The same pass on a GPU: `GpuPass` is what the loops use (`preprocess = "gpu"` of a robot file), `DeviceWarp` what it launches.
 
 `DeviceWarp` ran on an H200 (`benchmarks/preprocess_gpu.py`, straight on the CUDA driver); neither on an Orin nor through pycuda yet.
 Frames come in pinned, mapped host memory: on a Tegra the GPU reads it where it lies (I/O-coherent since Xavier), so nothing is
@@ -273,7 +273,9 @@ class GpuPass:
             self._driver = driver or Direct()
             self._device = DeviceWarp(self._warps, answers=True, driver=self._driver, tuning=tuning)
         except CudaError as e:
-            raise KernelError(f"pre-processing on the GPU cannot start: {e} Or unset HARMOWAM_PREPROCESS.") from e
+            raise KernelError(
+                f'pre-processing on the GPU cannot start: {e} Or set [compute] preprocess to "cpu" in the robot file.'
+            ) from e
 
     def __call__(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
         """A frame of each warp's camera to `dtype`[3,h,w] each, overwritten by the next call; raises ValueError for a misfit."""
@@ -297,7 +299,7 @@ class GpuPass:
             wrong = int((got.view(np.uint8) != want.view(np.uint8)).reshape(want.size, -1).any(1).sum())
             if wrong:
                 raise KernelError(
-                    f"the GPU makes {wrong} of {want.size} numbers of camera '{warp.src.name}' otherwise than the host: unset "
-                    "HARMOWAM_PREPROCESS, and run `python -m benchmarks.preprocess_gpu`."
+                    f"the GPU makes {wrong} of {want.size} numbers of camera '{warp.src.name}' otherwise than the host: set "
+                    '[compute] preprocess to "cpu" in the robot file, and run `python -m benchmarks.preprocess_gpu`.'
                 )
         self._compared = True

@@ -137,9 +137,10 @@ def played(text, scene, jaw=0.05, play=True, grip=0.36):
     following = np.where(np.arange(n) < 20, 20, n - 1).astype(np.int32)
     pictures = np.zeros((n, 3, 96, 96), np.uint8)
     rows = np.zeros(n, np.int32)
+    joints = np.zeros((n, 6), np.float32)
     return Demonstrations(
         pictures, pictures, pose, target, following, np.array([20], np.int32), rows, np.full(n, n - 1), [text], [scene],
-        np.full(n, play), {n: camera(n) for n in ("front", "wrist")}, 20.0,
+        np.full(n, play), {n: camera(n) for n in ("front", "wrist")}, 20.0, joints, joints,
     )  # fmt: skip
 
 

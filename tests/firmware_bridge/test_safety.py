@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from firmware_bridge.motion.arm import DOUBTED, NO_REPLY, TWIN, Measurement, Telemetry
 from firmware_bridge.motion.limits import Limiter, limit_step
+from firmware_bridge.motion.lowering import REST_TOLERANCE
 from firmware_bridge.motion.messages import Command, RequestKind, SafetyState
-from firmware_bridge.motion.safety import CONDITIONS, INSIST_S, REST_TOLERANCE, Row, Safety, lowering_s
+from firmware_bridge.motion.safety import CONDITIONS, INSIST_S, Row, Safety, lowering_s
 from tests.firmware_bridge.so101 import CONFIG, LOWER, UPPER
 
 S = 1_000_000_000
@@ -522,7 +523,8 @@ def test_who_waits_as_long_as_a_lowering_can_take_also_waits_for_an_arm_that_nev
 
 
 def test_what_a_lowering_can_take_is_known_beforehand():
-    assert lowering_s(CONFIG) == pytest.approx(6.0 + 4 / 30 + 0.04 + 0.02 + 0.4 + 3.0)
+    braking = 4 / 30 + 0.04 + 0.02  # where it was going, and at rest
+    assert lowering_s(CONFIG) == pytest.approx(6.0 + 2 * braking + 0.4 + 3.0)
     slow = dataclasses.replace(CONFIG, lower_speed=0.3)  # the shoulder has the longest way, from 1.75 to -1.2 rad
     assert lowering_s(slow) - lowering_s(CONFIG) == pytest.approx(1.5 * (UPPER[1] + 1.2) / 0.3 - 6.0)
 

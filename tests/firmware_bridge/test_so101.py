@@ -136,6 +136,65 @@ def test_heading_is_where_the_pan_joint_points_the_arm():
         assert heading(forward(ahead * [0, 1, 1, 1, 1, 1] + np.array([pan, 0, 0, 0, 0, 0]))) == pytest.approx(-pan)
 
 
+# -- what the links fill ------------------------------------------------------------------------------------------------------------
+
+
+def lowest_of_meshes(maker, q):
+    """Height of the lowest point of the maker's upper arm and all behind it."""
+    model, data, low = maker.model, maker.pose(q), np.inf
+    for k in range(model.ngeom):
+        if model.geom_type[k] == mujoco.mjtGeom.mjGEOM_MESH and model.geom_bodyid[k] >= model.body("upper_arm").id:
+            mesh = model.geom_dataid[k]
+            points = model.mesh_vert[model.mesh_vertadr[mesh] :][: model.mesh_vertnum[mesh]]
+            low = min(low, data.geom_xpos[k][2] + float((points @ data.geom_xmat[k].reshape(3, 3)[2]).min()))
+    return low
+
+
+def test_no_part_of_the_makers_arm_is_lower_than_the_shapes_say(maker):
+    poses = POSES[:80]
+    spare = np.array([lowest_of_meshes(maker, q) for q in poses]) - so101.lowest(poses)
+    assert spare.min() > 0 and np.median(spare) < 0.008  # the rest is the camera, which the maker's model has not
+
+
+def test_no_jaw_of_the_simulated_arm_is_lower_than_the_shapes_say(simulated):
+    corners = np.array([[a, b, c] for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)])
+    for q in POSES:
+        data = simulated.pose(q)
+        for name in ("fixed_jaw", "moving_jaw"):
+            points = (corners * simulated.model.geom(name).size) @ data.geom(name).xmat.reshape(3, 3)[2]
+            assert data.geom(name).xpos[2] + points.min() > so101.lowest(q)
+
+
+def test_wherever_parts_of_the_makers_arm_touch_there_is_no_room():
+    """MuJoCo's contacts between the convex hulls of the maker's parts, those of neighbours left out."""
+    spec = mujoco.MjSpec.from_file(str(makers.SO101))
+    for body in spec.bodies:
+        for geom in body.geoms:
+            geom.contype = geom.conaffinity = int(geom.type == mujoco.mjtGeom.mjGEOM_MESH)
+    model = spec.compile()
+    data = mujoco.MjData(model)
+    base, touched = model.body("base").id, []
+    for q in POSES:
+        data.qpos[:6] = q
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_comPos(model, data)
+        mujoco.mj_collision(model, data)
+        bodies = model.geom_bodyid[np.stack([data.contact.geom1, data.contact.geom2], -1)]
+        moving = (bodies.max(-1) > base + 1) & (data.contact.dist < -0.003)  # base and shoulder overlap by design
+        touched.append(bool(moving.any()))
+    room = so101.room(POSES)
+    assert 20 < sum(touched) < 200
+    assert room[touched].max() < 0
+    assert np.mean(room[np.logical_not(touched)] < 0) < 0.05
+
+
+@given(st.tuples(*(st.floats(float(lo), float(hi)) for lo, hi in zip(LOWER, UPPER, strict=True))))
+def test_shapes_of_many_poses_at_once_are_those_of_each(q):
+    poses = np.stack([q, np.zeros(6)])
+    for of in (so101.lowest, so101.room):
+        assert of(poses) == pytest.approx([float(of(poses[0])), float(of(poses[1]))])
+
+
 def test_angles_of_schema_1_become_the_makers():
     mirrored = np.array([[0.5, 0.1, 0.2, 0.3, -0.2, 0.6]], np.float32)
     made = so101.from_mirrored(mirrored)

@@ -107,7 +107,6 @@ def test_what_is_no_profile_is_refused_before_the_arm_moves(text, what, tmp_path
     ("args", "words"),
     [
         (["profile", "--against", "none.json"], "is no profile"),
-        (["profile", "--inject", "warp=9"], "write STAGE=MS with one of fast.take"),
         (["profile", "--robot", "so101", "--fps", "100"], "are for a simulated robot"),
         (["replay", "none.mcap"], "cannot be read"),
         (["doctor", "--robot", "none.toml"], "cannot be read"),
@@ -116,6 +115,15 @@ def test_what_is_no_profile_is_refused_before_the_arm_moves(text, what, tmp_path
 def test_what_the_user_can_mend_is_refused_in_one_sentence(args, words):
     result = harmowam(*args)
     assert result.exit_code == 2 and words in result.stderr and "Traceback" not in result.output
+
+
+def test_a_stage_that_the_policy_has_not_is_refused_with_those_that_it_has(bundle):
+    for item in ("warp=9", "slow.chunk=9", "fast.engine=x", "fast.period_error=1"):
+        result = harmowam("profile", "--bundle", bundle, "--inject", item)
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1
+        assert (
+            f"--inject {item} is not understood: write STAGE=MS with one of fast.take, slow.preprocess" in result.stderr
+        )
 
 
 @pytest.mark.parametrize("option", ["--fps", "--camera-fps"])

@@ -20,7 +20,7 @@ from runtime.bundle import Bundle
 from runtime.contracts import Observation
 from runtime.engines.cuda import Cuda, CudaError
 from runtime.policies.harmowam import FastStep, SlowStep
-from runtime.preprocess import DTYPES, LAYOUTS, KernelError, Warp, build, cuda, on_gpu
+from runtime.preprocess import DTYPES, LAYOUTS, KernelError, Warp, build, cuda
 from runtime.preprocess.cuda import DeviceWarp, GpuPass, Tuning, Windows
 from tests.rig import START
 from tests.runtime.test_preprocess import GEOMETRIES, camera
@@ -274,7 +274,8 @@ def test_a_gpu_that_makes_other_pixels_is_refused_at_the_first_frame(faulty):
     chosen.value = FAULTS.index("no barrier")
     try:
         with pytest.raises(
-            KernelError, match=r"the GPU makes \d+ of 663 numbers of camera .* otherwise than the host: unset"
+            KernelError,
+            match=r"the GPU makes \d+ of 663 numbers of camera .* otherwise than the host: set .compute. preprocess",
         ):
             GpuPass(warps, Driver(), Tuning(image=faulty))(pictures(warps, 0))
     finally:
@@ -317,18 +318,8 @@ def test_a_real_gpu_gives_the_pixels_of_the_host():
 
 @pytest.mark.skipif(gpu_here(), reason="there is a GPU")
 def test_without_a_gpu_the_pass_says_what_to_do():
-    with pytest.raises(KernelError, match=r"cannot start: no CUDA driver .* Or unset HARMOWAM_PREPROCESS"):
+    with pytest.raises(KernelError, match=r"cannot start: no CUDA driver .* Or set \[compute\] preprocess to \"cpu\""):
         GpuPass([Warp(*SMALL)])
-
-
-def test_the_environment_chooses(monkeypatch):
-    monkeypatch.delenv("HARMOWAM_PREPROCESS", raising=False)
-    assert not on_gpu()
-    monkeypatch.setenv("HARMOWAM_PREPROCESS", "gpu")
-    assert on_gpu()
-    monkeypatch.setenv("HARMOWAM_PREPROCESS", "tpu")
-    with pytest.raises(KernelError, match="HARMOWAM_PREPROCESS=tpu is unknown: use cpu or gpu"):
-        on_gpu()
 
 
 def test_both_steps_decide_the_same_with_either_pass(image, tmp_path, monkeypatch):

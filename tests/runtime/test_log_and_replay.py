@@ -20,20 +20,31 @@ from calibration.camera import Camera
 from common.clock import prefer
 from common.timing import FAST_PRIORITY, LOG_PRIORITY, SIM_CAMERA_PRIORITY, SIM_SERVO_PRIORITY, SLOW_PRIORITY
 from firmware_bridge.arms.so101 import JOINTS
-from firmware_bridge.motion.messages import Command, JointState
+from firmware_bridge.motion.messages import Command, Expert, JointState
 from harmowam.cli import main
 from runtime.bundle import Bundle, BundleError, sha256
 from runtime.cameras.sources import Frame
-from runtime.contracts import Observation
+from runtime.contracts import Observation, Prior
 from runtime.loop.health import Health
+from runtime.observe.episode import load_episode
 from runtime.observe.log import LogWriter
 from runtime.observe.log_reader import read_log, read_meta
-from runtime.observe.records import CUT, DAMAGED, FrameRecord, LogError, PriorRecord, TickRecord
+from runtime.observe.records import (
+    CUT,
+    DAMAGED,
+    FrameRecord,
+    LogError,
+    PriorRecord,
+    TickRecord,
+    digest,
+    packed_prior,
+    prior_of,
+)
 from runtime.observe.replay import replay, run_meta
 from runtime.observe.schemas import image_of
-from runtime.policies.harmowam import FastStep, SlowStep
+from runtime.policies import open_policy
 from tests.rig import START
-from tests.tiny import FRONT, INPUTS, TASK, WRIST, outputs, tiny_bundle, write_engine
+from tests.tiny import FRONT, INPUTS, TASK, WRIST, outputs, tiny_bundle, tiny_chunk_bundle, write_engine
 
 MS = 1_000_000
 
@@ -46,8 +57,9 @@ def bundle(tmp_path_factory):
 def record(path, bundle, ticks=40, reset_at=25, dropped=0):
     """A run without a clock: pictures with noise, a Prior every six ticks."""
     cameras = {"front": Camera.from_json(FRONT), "wrist": Camera.from_json(WRIST)}
-    slow, fast = SlowStep(bundle, TASK, cameras), FastStep(bundle, cameras)
-    log = LogWriter(path, run_meta(bundle, TASK, "gated", cameras), reserve_bytes=0)
+    policy = open_policy(bundle, TASK, cameras)
+    slow, fast = policy.slow, policy.fast
+    log = LogWriter(path, run_meta(bundle, TASK, policy.mode, cameras), reserve_bytes=0)
     rng, prior = np.random.default_rng(0), None
     for k in range(ticks):
         t = 1_000 * MS + k * 20 * MS
@@ -101,6 +113,38 @@ def test_a_log_holds_what_the_engines_got_and_gave(log, bundle):
 def test_replay_is_identical_bit_for_bit(log):
     result = replay(log)
     assert result.identical and (result.steps, result.priors, result.gap) == (40, 7, "")
+
+
+def test_a_run_of_joint_chunks_is_recorded_and_replayed_like_any(tmp_path, monkeypatch):
+    """It predicts nothing and has no tokens; its plans are joint angles."""
+    ramp = np.array(START) + np.outer(np.arange(1, 9) * 0.05, [0.4, -0.2, 0.2, 0.1, 0.3, 0.5])
+    log = record(tmp_path / "run.mcap", Bundle.load(tiny_chunk_bundle(tmp_path, ramp)))
+    records: list[Any] = list(read_log(log))
+    priors = [r for r in records if isinstance(r, PriorRecord)]
+    assert len(priors) == 7 and all(r.chunk == pytest.approx(ramp, abs=1e-6) for r in priors)
+    episode = load_episode(log)
+    assert not episode.futures and not episode.gap and {*episode.expert} == {Expert.NONE, Expert.PLAN}
+    result = replay(log)
+    assert result.identical and (result.steps, result.priors, result.gap) == (40, 7, "")
+    at = next(i for i, r in enumerate(records) if isinstance(r, TickRecord) and r.number == 20)
+    command = Command.unpack(records[at].command)
+    other = dataclasses.replace(command, q_rad=command.q_rad + np.float32(0.01))
+    records[at] = dataclasses.replace(records[at], command=other.pack())
+    monkeypatch.setattr("runtime.observe.replay.read_log", lambda path: iter(records))
+    assert (replay(log).steps, replay(log).identical) == (20, False)
+    far, near = replay(log, within_deg=0.1), replay(log, within_deg=1.0)
+    assert near.passed and not far.passed and near.largest is not None and near.largest.number == 20
+    assert near.largest.degrees == pytest.approx(np.degrees(0.01), abs=1e-3) and near.differing == 1
+
+
+def test_a_plan_is_as_wide_as_the_arm_has_joints():
+    seven = np.arange(7, dtype=np.float32)
+    chunk = np.arange(21, dtype=np.float32).reshape(3, 7)
+    nothing = np.zeros(0, np.float32)
+    made = Prior(5, 7, TASK, nothing, nothing, chunk, np.arange(3), 9, "joints")
+    kept = prior_of(packed_prior(made, Observation(5, {}, seven, seven + 1, 4), 6))
+    assert np.array_equal(kept.chunk, chunk) and np.array_equal(kept.qd_rad_s, seven + 1)
+    assert (kept.number, kept.observation, kept.digest) == (9, 4, digest(made))
 
 
 def test_a_prior_that_was_made_before_its_fast_step_was_written_is_replayed_too(log, monkeypatch):

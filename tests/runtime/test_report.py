@@ -64,6 +64,22 @@ def test_an_episode_comes_back(tmp_path):
     assert episode.futures[0].future.ravel() == pytest.approx(np.linspace(-2, 2, 48), abs=2e-3)
 
 
+def test_a_log_without_fast_steps_or_without_states_is_an_episode_that_lacks_them(tmp_path):
+    """No picture came before the run ended; or no joint state."""
+    for name in ("no steps", "no states"):
+        log = LogWriter(tmp_path / name, {}, reserve_bytes=0)
+        if name == "no steps":
+            none = np.zeros(6, np.uint8)
+            log.state(JointState(S, *[SIX] * 6, none, SafetyState.ACTIVE, "", 0, 0, 0))
+        else:
+            obs = Observation(S, {}, SIX, SIX, 0)
+            log.tick(S, obs, {}, -1, None, np.stack([SIX] * 3), reset=False, sent=False)
+        log.close()
+        episode = load_episode(tmp_path / name)
+        sizes = episode.command.shape, episode.sent_target.shape, episode.measured.shape
+        assert sizes == (((0, 6), (0, 6), (1, 6)) if name == "no steps" else ((1, 6), (1, 6), (0, 6)))
+
+
 def test_each_command_on_the_wire_counts_once(tmp_path):
     """Five numbers were seen in ten steps; the first was not on the wire yet when it was seen first."""
     assert load_episode(recorded(tmp_path / "run.mcap", ticks=10)).wire_ms == pytest.approx([21.0] * 5)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from runtime.compute import Compute
 from runtime.robot import SHIPPED, RobotError, load_robot
 
 
@@ -75,6 +76,13 @@ CASES = {  # what is replaced in the simulated arm's file, by what, and what is 
     "a text of two lines": ("name = ", 'name = "a\\nb"\n# ', "'name' must be text in one line"),
     "a port that is no path": ('port = "sim"', 'port = "\\u0000"', "'bus.port' must be text in one line"),
     "a camera that is a number": ("[camera.front]", "[camera]\nfront = 3\n[camera.hand]", "'camera.front' must be a table of keys, not 3"),
+    "an engine of no kind": ("[rates]", '[compute]\nengine = "tpu"\n[rates]', "'compute.engine' must be .*tensorrt.*, not 'tpu'"),
+    "pre-processing nowhere": ("[rates]", "[compute]\npreprocess = 3\n[rates]", "'compute.preprocess' must be .*gpu.*, not 3"),
+    "a core twice": ("[rates]", "[compute]\ncores = [1, 1]\n[rates]", "'compute': 'cores' must name each processor core once"),
+    "a core that no machine has": ("[rates]", "[compute]\ncores = [1024]\n[rates]", "must be a whole number from 0 to 1023, not 1024"),
+    "a core that is true": ("[rates]", "[compute]\ncores = [true]\n[rates]", "must be a whole number from 0 to 1023, not true"),
+    "compute that is no table": ('name = "sim', 'compute = 3\nname = "sim', "'compute' must be a table of keys, not 3"),
+    "compute by another name": ("[rates]", "[compute]\nthreads = 2\n[rates]", "'compute.threads' is no key that is known here"),
     "a table that is a number": ("[rates]", "[other]", "'other' is no key that is known here"),
 }  # fmt: skip
 
@@ -127,3 +135,10 @@ def test_gears_and_second_servos_are_handed_to_the_arm(tmp_path):
     assert arm.gear == (1.0, 2.5, 1.0, 1.0, 1.0, 1.0) and arm.shadows == ((12, 1, -1, 2040),)
     plain = load_robot("so101").arm
     assert plain.gear == () and plain.shadows == ()
+
+
+def test_what_to_compute_with_is_in_the_robot_file(tmp_path):
+    text = (SHIPPED / "sim_so101.toml").read_text()
+    assert load_robot("sim_so101").compute == Compute("auto", "auto", ())
+    (tmp_path / "r.toml").write_text(text + '\n[compute]\nengine = "tensorrt"\npreprocess = "gpu"\ncores = [2, 3]\n')
+    assert load_robot(str(tmp_path / "r.toml")).compute == Compute("tensorrt", "gpu", (2, 3))

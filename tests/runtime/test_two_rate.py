@@ -24,9 +24,10 @@ from firmware_bridge.motion.messages import Expert, JointState, SafetyState
 from firmware_bridge.motion.session import ArmSession
 from runtime.bundle import Bundle
 from runtime.cameras.sources import calibrations, open_cameras
+from runtime.loop.errors import RunError
 from runtime.loop.health import Health, HealthLimits
 from runtime.loop.timing import timing_report
-from runtime.loop.two_rate import Policy, RunError
+from runtime.loop.two_rate import Driver
 from runtime.observe.episode import load_episode
 from runtime.observe.log import LogWriter
 from runtime.robot import load_robot
@@ -51,11 +52,11 @@ class Run(Bench):
         self.keeper = self.session.keeper
         eyes = open_cameras(self.robot, bundle.manifest.cameras, folder)
         known = calibrations(self.robot, folder)
-        self.policy = Policy(
+        self.driver = Driver(
             bundle, TASK, eyes, known, folder, self.robot.fast_hz, self.robot.slow_hz, log=folder / "run.mcap"
         )
-        self.policy.warm_up()
-        self.policy.arm(self.session.wait_for_state())
+        self.driver.warm_up()
+        self.driver.arm(self.session.wait_for_state())
 
     def close(self):
         self.session.lower()
@@ -71,13 +72,13 @@ def run(tmp_path, bundle):
 
 
 def test_both_loops_drive_the_arm_and_leave_it_at_rest_without_torque(run, tmp_path):
-    counts = run.policy.run(1.5)
+    counts = run.driver.run(1.5)
     assert counts.slow >= 3 and counts.new_frames > 30 and counts.first_command_ns > counts.began_ns
     assert run.torque() == [1] * 6
     last = run.session.lower()
     assert run.keeper.wait(5) == 0 and run.torque() == [0] * 6
     assert np.allclose(last.q_rad[:5], run.robot.arm.rest[:5], atol=0.1)
-    report = timing_report(run.policy, run.robot.arm.motor_hz)
+    report = timing_report(run.driver, run.robot.arm.motor_hz)
     assert {"fast_hz", "repeat_hz", "slow_hz", "ticks", "deadline_misses", "prior_age_ms", "stages"} <= set(report)
     assert report["observation_to_wire_ms"]["p50"] > 0 and report["stages"]["fast.engine"]["budget_ms"] == 20
     assert set(report["stages"]) > {"slow.world_model", "slow.predictive", "fast.preprocess", "fast.slot"}
@@ -105,7 +106,7 @@ def decoded(path, topic):
 def test_other_programs_read_pictures_places_joints_commands_and_health_as_the_run_saw_them(run, tmp_path):
     pictures: dict[int, np.ndarray] = {}
     states: list[JointState] = []
-    frames, state = run.policy._frames, run.policy.log.state
+    frames, state = run.driver.eyes.frames, run.driver.record.log.state
 
     def look():
         got = frames()
@@ -116,9 +117,9 @@ def test_other_programs_read_pictures_places_joints_commands_and_health_as_the_r
         states.append(s)
         state(s)
 
-    run.policy._frames = look
-    run.policy.log.state = note
-    run.policy.run(1.0)
+    run.driver.eyes.frames = look
+    run.driver.record.log.state = note
+    run.driver.run(1.0)
     log = tmp_path / "run.mcap"
     seen = decoded(log, "camera/wrist")
     assert seen.keys() == pictures.keys() and len(seen) > 25
@@ -167,19 +168,19 @@ def turned(q):
 
 def test_the_first_ticks_already_take_fresh_pictures(run):
     """The loop begins half way between two pictures, which come every 20 ms: one that waited for its tick would be 10 ms older."""
-    eye = next(iter(run.policy.cameras.values()))
+    eye = next(iter(run.driver.eyes.cameras.values()))
     seen = eye.seq
     while eye.seq == seen:
         time.sleep(0.0005)
     time.sleep(0.008)
-    run.policy.run(0.4)
-    ages = run.policy.fast_trace.durations_ms()["observation.age"]
+    run.driver.run(0.4)
+    ages = run.driver.record.fast_trace.durations_ms()["observation.age"]
     assert np.median(ages[:8]) < 4, ages[:8]
 
 
 def test_a_camera_that_stops_ends_the_run(run):
-    counts = run.policy.counts
-    run.policy.health.limits = HealthLimits(camera_lost_s=1.0)
+    counts = run.driver.counts
+    run.driver.health.limits = HealthLimits(camera_lost_s=1.0)
 
     def pull_the_plug():
         if counts.new_frames > 20:
@@ -188,15 +189,15 @@ def test_a_camera_that_stops_ends_the_run(run):
 
     began = time.monotonic()
     with pytest.raises(RunError, match="camera 'front' stopped giving frames: check its cable"):
-        run.policy.run(20, pull_the_plug)
+        run.driver.run(20, pull_the_plug)
     assert time.monotonic() - began < 5 and counts.repeats > 10
-    assert run.policy.joint_state().safety not in (SafetyState.SAFE_STOP, SafetyState.FAULT)
-    assert run.policy.health.state == Health.STOPPED
+    assert run.driver.link.state().safety not in (SafetyState.SAFE_STOP, SafetyState.FAULT)
+    assert run.driver.health.state == Health.STOPPED
     assert run.torque() == [1] * 6
 
 
 def states(run):
-    return [c.state for c in run.policy.health.history]
+    return [c.state for c in run.driver.health.history]
 
 
 def held_once_and_ran_again(run):
@@ -206,23 +207,23 @@ def held_once_and_ran_again(run):
 
 
 def test_a_camera_that_is_plugged_in_again_lets_the_run_go_on_and_the_arm_stays_where_it_was(run):
-    counts, held = run.policy.counts, []
+    counts, held = run.driver.counts, []
 
     def unplug_for_two_seconds():
         t = (time.monotonic_ns() - counts.began_ns) * 1e-9
         run.cameras.unplugged = 1.0 < t < 3.0
         if 1.8 < t < 3.0:
-            held.append(run.policy.joint_state().q_rad)
+            held.append(run.driver.link.state().q_rad)
         return False
 
-    run.policy.run(4.0, unplug_for_two_seconds)
+    run.driver.run(4.0, unplug_for_two_seconds)
     assert held_once_and_ran_again(run)
     assert np.ptp(held, axis=0).max() < 0.01
     assert counts.new_frames > 60  # it drives again
 
 
 def test_outputs_that_are_not_finite_hold_the_arm_and_are_forgotten(run):
-    counts, engine = run.policy.counts, run.policy.fast.engine
+    counts, engine = run.driver.counts, run.driver.policy.fast.engine
     whole = engine.run
 
     def spoiled(feeds):
@@ -233,60 +234,60 @@ def test_outputs_that_are_not_finite_hold_the_arm_and_are_forgotten(run):
 
     engine.run = spoiled
     safety = []
-    run.policy.run(2.0, lambda: safety.append(run.policy.joint_state().safety))
+    run.driver.run(2.0, lambda: safety.append(run.driver.link.state().safety))
     assert held_once_and_ran_again(run) and counts.faults_seen == 14
-    assert "not finite" in next(c for c in run.policy.health.history if c.state == Health.HOLDING).reasons[0]
+    assert "not finite" in next(c for c in run.driver.health.history if c.state == Health.HOLDING).reasons[0]
     assert SafetyState.HOLD in safety[5:] and safety[-1] == SafetyState.ACTIVE
-    assert 0 < timing_report(run.policy, 100.0)["held_s"] < 2.0
+    assert 0 < timing_report(run.driver, 100.0)["held_s"] < 2.0
 
 
 def test_a_board_that_is_too_hot_moves_nothing_and_goes_on_from_where_the_arm_is(run, monkeypatch):
-    heat, policy = [120.0], run.policy
-    monkeypatch.setattr("runtime.loop.two_rate.board_temperature", lambda: heat[0])
-    policy._temperature = heat[0]
-    sent, send = [], policy._send
+    heat, driver = [120.0], run.driver
+    monkeypatch.setattr("runtime.loop.slow.board_temperature", lambda: heat[0])
+    driver.slow.temperature = heat[0]
+    sent, send = [], driver.link.send
 
     def noting(command, *rest):
-        sent.append((policy._temperature, np.abs(command.q_rad - policy.joint_state().q_rad)[:5].max()))
+        sent.append((driver.slow.temperature, np.abs(command.q_rad - driver.link.state().q_rad)[:5].max()))
         send(command, *rest)
 
-    monkeypatch.setattr(policy, "_send", noting)
+    monkeypatch.setattr(driver.link, "send", noting)
 
     def cool():
-        if time.monotonic_ns() - policy.counts.began_ns > 1.5e9:
+        if time.monotonic_ns() - driver.counts.began_ns > 1.5e9:
             heat[0] = 20.0
         return False
 
-    policy.run(4.0, cool)
-    assert held_once_and_ran_again(run) and "the board is at 120 C" in str(policy.health.history)
+    driver.run(4.0, cool)
+    assert held_once_and_ran_again(run) and "the board is at 120 C" in str(driver.health.history)
     assert len(sent) > 30 and {t for t, _ in sent} == {20.0}  # nothing went out meanwhile
     assert sent[0][1] < 0.1  # rad: and it begins where the arm is
 
 
 def test_a_slow_engine_whose_numbers_are_not_finite_stops_the_targets_at_once(run):
-    policy, step = run.policy, run.policy.slow.step
+    driver, step = run.driver, run.driver.policy.slow.step
 
     def spoiled(now_ns, obs):
         made = step(now_ns, obs)
-        t = (time.monotonic_ns() - policy.counts.began_ns) * 1e-9
+        t = (time.monotonic_ns() - driver.counts.began_ns) * 1e-9
         return dataclasses.replace(made, chunk=np.full_like(made.chunk, np.nan)) if 1.0 < t < 2.0 else made
 
-    policy.slow.step = spoiled
-    sent, send = [], policy._send
+    driver.policy.slow.step = spoiled
+    sent, send = [], driver.link.send
 
     def noting(*arguments):
-        sent.append(policy._slow_fault)
+        sent.append(driver.slow.fault)
         send(*arguments)
 
-    policy._send = noting
-    policy.run(3.0)
+    driver.link.send = noting
+    driver.run(3.0)
     assert held_once_and_ran_again(run) and len(sent) > 50 and not any(sent)
 
 
 def test_the_camera_that_stopped_is_the_one_that_is_named(run):
-    policy = run.policy
-    policy.health.limits = HealthLimits(camera_lost_s=1.0)
-    wrist = policy.cameras["wrist"]
+    driver = run.driver
+    driver.health.limits = HealthLimits(camera_lost_s=1.0)
+    wrist = driver.eyes.cameras["wrist"]
 
     class Stopped:
         """The wrist camera as it was when it stopped."""
@@ -301,40 +302,40 @@ def test_the_camera_that_stopped_is_the_one_that_is_named(run):
             return wrist.newest()
 
     def pull():
-        if policy.counts.new_frames > 20 and policy.cameras["wrist"] is wrist:
-            Stopped.seq = policy._seen["wrist"]
-            policy.cameras["wrist"] = Stopped()
+        if driver.counts.new_frames > 20 and driver.eyes.cameras["wrist"] is wrist:
+            Stopped.seq = driver.eyes.seen["wrist"]
+            driver.eyes.cameras["wrist"] = Stopped()
         return False
 
     with pytest.raises(RunError, match="camera 'wrist' stopped giving frames: check its cable"):
-        policy.run(20, pull)
+        driver.run(20, pull)
 
 
 def test_a_slow_engine_that_hangs_degrades_then_holds_then_stops_the_run(run):
-    run.policy.health.limits = HealthLimits(prior_late_s=0.3, prior_lost_s=0.6, engine_lost_s=0.5)
-    step = run.policy.slow.step
+    run.driver.health.limits = HealthLimits(prior_late_s=0.3, prior_lost_s=0.6, engine_lost_s=0.5)
+    step = run.driver.policy.slow.step
 
     def hang(now_ns, obs):
-        if run.policy.counts.slow > 3:
+        if run.driver.counts.slow > 3:
             time.sleep(3.0)
         return step(now_ns, obs)
 
-    run.policy.slow.step = hang
+    run.driver.policy.slow.step = hang
     with pytest.raises(RunError, match="the slow engine is overdue"):
-        run.policy.run(20)
+        run.driver.run(20)
     assert states(run)[-3:] == [Health.DEGRADED, Health.HOLDING, Health.STOPPED]
 
 
 def test_a_full_disk_ends_the_recording_and_not_the_run(run, tmp_path):
     log = LogWriter(tmp_path / "full" / "run.mcap", {"task": TASK}, reserve_bytes=1 << 62)
-    run.policy.log = log
+    run.driver.record.log = log
     after: list[tuple[Health, SafetyState]] = []
 
     def look():
         if log.fault:
-            after.append((run.policy.health.state, run.policy.joint_state().safety))
+            after.append((run.driver.health.state, run.driver.link.state().safety))
 
-    counts = run.policy.run(1.0, look)
+    counts = run.driver.run(1.0, look)
     assert "recording stopped" in log.fault and counts.new_frames > 25
     assert (Health.DEGRADED, SafetyState.ACTIVE) in after[1:] and all(
         health != Health.RUNNING for health, _ in after[1:]
@@ -353,18 +354,18 @@ def test_a_motor_process_that_dies_ends_the_run_and_the_guard_lets_the_arm_down(
         return False
 
     with pytest.raises(RunError, match="the motor process fell silent"):
-        run.policy.run(20, kill)
+        run.driver.run(20, kill)
     assert run.keeper.wait(8) == Exit.GUARD and run.torque() == [0] * 6
 
 
 def test_a_servo_that_falls_silent_stops_the_run_with_its_name(run):
     def unplug():
-        if run.policy.counts.new_frames > 20:
+        if run.driver.counts.new_frames > 20:
             run.servos.faults.inject("silent-servo", servo=3)
         return False
 
     with pytest.raises(RunError, match="elbow_flex does not answer"):
-        run.policy.run(20, unplug)
+        run.driver.run(20, unplug)
 
 
 def test_a_slow_loop_that_fails_ends_the_run(run):
@@ -374,10 +375,10 @@ def test_a_slow_loop_that_fails_ends_the_run(run):
     def fail(now_ns, obs):
         raise Broken
 
-    run.policy.slow.step = fail
+    run.driver.policy.slow.step = fail
     with pytest.raises(Broken):
-        run.policy.run(20)
-    assert run.policy.counts.first_command_ns == 0  # without a plan nothing is commanded
+        run.driver.run(20)
+    assert run.driver.counts.first_command_ns == 0  # without a plan nothing is commanded
 
 
 def start_policy(bench, bundle, *more):
@@ -390,7 +391,7 @@ def start_policy(bench, bundle, *more):
         "--robot",
         str(bench.robot_file),
     ]
-    command += ["--task", TASK, "--slots", str(bench.folder), *more]
+    command += ["--task", TASK, "--slots", str(bench.folder), "--engine", "cpu", *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

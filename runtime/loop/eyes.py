@@ -1,0 +1,78 @@
+"""What the fast loop sees: the newest pictures of all cameras, whose does not come, and what is wrong with those that came."""
+
+from __future__ import annotations
+
+import time
+
+from runtime.cameras.sources import CameraSource, Frame
+from runtime.cameras.watch import CameraWatch, apart
+from runtime.loop.errors import RunError
+
+
+class Eyes:
+    """All cameras of a run. `arrived_ns`: when each one's newest picture was there; `faults`: what `look` found."""
+
+    def __init__(self, cameras: dict[str, CameraSource], fast_hz: float):
+        self.cameras = cameras
+        self.seen = dict.fromkeys(cameras, 0)  # number of the newest picture that the fast loop has used
+        self.arrived_ns = dict.fromkeys(cameras, 0)
+        self.faults: tuple[str, ...] = ()
+        self._noted = dict.fromkeys(cameras, 0)  # newest picture that was seen to come while another did not
+        self._apart_ns = int(1e9 / fast_hz)
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._watches = {
+            n: CameraWatch(n, fast_hz, getattr(c, "noisy", False), getattr(c, "delay_ns", 0))
+            for n, c in cameras.items()
+        }
+
+    def begin(self, now_ns: int) -> None:
+        """Nobody is late at `now_ns`."""
+        self.arrived_ns = dict.fromkeys(self.cameras, now_ns)
+
+    def pass_over(self) -> None:
+        """The pictures that are there are not waited for again."""
+        self.seen = {name: camera.seq for name, camera in self.cameras.items()}
+
+    def wait(self, until_ns: int) -> bool:
+        """Whether every camera gave a new picture before `until_ns`; returns the moment they are there."""
+        for name, camera in self.cameras.items():
+            if not camera.wait(self.seen[name], until_ns):
+                self._note_who_came()
+                return False
+            camera.newest()  # out of its slot while the others are still to come
+        return True
+
+    def _note_who_came(self) -> None:
+        """Whose picture does not come is then known by name."""
+        for name, camera in self.cameras.items():
+            if camera.seq > max(self.seen[name], self._noted[name]):
+                self._noted[name], self.arrived_ns[name] = camera.seq, time.monotonic_ns()
+
+    def frames(self) -> dict[str, Frame]:
+        """The newest picture of each; raises RunError for a camera that has none, or one of another size than its first."""
+        frames = {}
+        for name, camera in self.cameras.items():
+            frame = camera.newest()
+            if frame is None:
+                raise RunError(f"camera '{name}' stopped giving frames: check its cable.")
+            shape = self._shapes.setdefault(name, frame.image.shape)
+            if frame.image.shape != shape:
+                raise RunError(
+                    f"camera '{name}' changed from {shape[1]}x{shape[0]} to {frame.image.shape[1]}x{frame.image.shape[0]} while "
+                    "driving: stop the program that did it, then start again."
+                )
+            frames[name] = frame
+        return frames
+
+    def take(self, now_ns: int) -> dict[str, Frame]:
+        """`frames`, which count as used at `now_ns`."""
+        frames = self.frames()
+        self.seen = {name: frame.seq for name, frame in frames.items()}
+        self.arrived_ns = dict.fromkeys(frames, now_ns)
+        return frames
+
+    def look(self, frames: dict[str, Frame], now_ns: int) -> None:
+        """Look for faults of the pictures that came at `now_ns`; they change the health, no command, and so can wait for it."""
+        stamps = {name: f.t_capture_ns for name, f in frames.items()}
+        found = [fault for n, f in frames.items() for fault in self._watches[n].look(now_ns, f.t_capture_ns, f.image)]
+        self.faults = (*found, *apart(stamps, self._apart_ns))

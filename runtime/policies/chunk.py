@@ -1,0 +1,193 @@
+"""A policy of action chunks in joint space (ACT and its like): one slow engine, whose newest plan the fast step follows.
+
+`SlowStep`: observation -> Prior of joint targets. `FastStep`: the newest Prior read at the time an action applies -> Command.
+
+What it needs of a bundle: an engine "chunk" that gives `chunk` float32[1,K,J], joint targets (rad, the maker's angles, gripper last) at
+`dt_ms`, 2 `dt_ms`, ... after the capture of its pictures. Its inputs are any of: a picture of each camera of the manifest, by the camera's
+name, float32[1,3,h,w]; `state` float32[1,J], measured joint angles (rad); `text` float32[1,E], the embedding of the instruction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from calibration.camera import Camera
+from common.timing import COMMAND_LIFE_S
+from firmware_bridge.arms import so101
+from firmware_bridge.motion.messages import Command, Expert
+from runtime.bundle import Bundle
+from runtime.contracts import A, FastTick, Observation, Prior
+from runtime.manifest import Manifest
+from runtime.policies.handover import on_grid, remainder
+from runtime.policies.protocol import MS, Kind, NoTrace, Opening, Trace
+from runtime.policies.views import Views, stored_views
+
+SPACE = "joints"
+ENGINE = "chunk"
+
+
+class SlowStep:
+    """One pass of the engine. It remembers nothing but its instruction."""
+
+    remembers = False
+
+    def __init__(
+        self, bundle: Bundle, task: str, cameras: Mapping[str, Camera], threads: int = 1, trace: Trace | None = None,
+        gpu: bool = False, engine: str = "cpu",
+    ):  # fmt: skip
+        m = bundle.manifest
+        self.trace = trace or NoTrace()
+        self.bundle = bundle
+        self.views = Views(bundle, cameras, gpu)
+        self.engine = bundle.engine(ENGINE, threads, engine)
+        self.grid_ns = (np.arange(1, m.chunk.steps + 1) * m.chunk.dt_ms * MS).astype(np.int64)
+        self.seq = 0
+        self.set_task(task)
+
+    def set_task(self, task: str) -> None:
+        """Another instruction from now on; raises BundleError for a text the bundle does not know."""
+        self.text = self.bundle.task(task)[None]
+        self.task = task
+
+    def reset(self) -> None:
+        pass
+
+    def go_on_from(self, t_capture_ns: int, chunk: np.ndarray) -> None:
+        pass
+
+    def step(self, now_ns: int, obs: Observation) -> Prior:
+        """One Prior from one observation; `t_ready_ns` is left at `now_ns` for the driver to complete."""
+        have = {**self.views(obs), "text": self.text, "state": obs.q_rad[None]}
+        self.trace.mark("slow.preprocess")
+        chunk = self.engine.run({name: have[name] for name in self.engine.inputs})["chunk"][0].copy()
+        self.trace.mark("slow.chunk")
+        if np.isfinite(chunk).all():
+            self.seq += 1  # what will be refused leaves no gap in a log's numbers
+        nothing = np.zeros(0, np.float32)
+        return Prior(obs.t_capture_ns, now_ns, self.task, nothing, nothing, chunk, self.grid_ns, self.seq, SPACE)
+
+
+@dataclass(frozen=True)
+class FastSettings:
+    """How commands are made from plans; seconds."""
+
+    blend_s: float = 0.18  # hand-over from plan to plan
+    prior_age_s: float = 1.5  # a Prior older than this gives no targets at all: the motor process holds
+    stale_s: float = COMMAND_LIFE_S  # lifetime of a Command beyond the tick it applies to
+
+
+class FastStep:
+    """Follows the newest plan; where plans meet, or one ends, the joints go on with the position and the velocity that they had.
+
+    Beyond a plan's last target the arm stays at it. The first command starts where the arm is, at rest.
+    """
+
+    listens = False
+
+    def __init__(self, bundle: Bundle, trace: Trace | None = None, settings: FastSettings | None = None):
+        m = bundle.manifest
+        self.trace, self.set = trace or NoTrace(), settings or FastSettings()
+        self.links = so101.Links(**m.links)
+        self.joints = len(m.joints)
+        self.seq = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything about the episode before."""
+        self.plan: Prior | None = None  # which is followed,
+        self.over = False  # whether to its end,
+        self.offset = np.zeros((2, self.joints))  # what of position and velocity was left over when that began,
+        self.offset_ns = 0  # and when that was
+
+    def _read(self, prior: Prior, now_ns: int) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Targets and velocities [J] of the plan at `now_ns`, and whether that is its end or beyond."""
+        at = now_ns - prior.t_capture_ns
+        if at >= prior.grid_ns[-1]:
+            return prior.chunk[-1].astype(float), np.zeros(self.joints), True
+        return *on_grid(prior.chunk, prior.grid_ns, float(max(at, 0))), False
+
+    def _follow(self, now_ns: int, prior: Prior, over: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Where the plan that is followed has the joints at `now_ns`, and how fast. `over`: it stays at its end, else its last piece
+        goes on for as long as a command lasts."""
+        if over:
+            q, rate = prior.chunk[-1].astype(float), np.zeros(self.joints)
+        else:
+            most = prior.grid_ns[-1] + self.set.stale_s * 1e9
+            q, rate = on_grid(prior.chunk, prior.grid_ns, float(min(max(now_ns - prior.t_capture_ns, 0), most)))
+        left, left_rate = remainder(self.offset, (now_ns - self.offset_ns) * 1e-9, self.set.blend_s)
+        return q + left, rate + left_rate
+
+    def step(self, now_ns: int, obs: Observation, prior: Prior | None) -> tuple[Command | None, FastTick]:
+        """The command for this instant, or None while there is nothing to act on (the motor process then holds).
+
+        Raises ValueError for a Prior of another action space.
+        """
+        age_ns = -1 if prior is None else now_ns - prior.t_capture_ns
+        if prior is None or age_ns > self.set.prior_age_s * 1e9:
+            self.reset()
+            nothing = np.zeros(A, np.float32)
+            return None, FastTick(now_ns, age_ns, 0.0, int(Expert.NONE), nothing, nothing, nothing)
+        if prior.space != SPACE:
+            raise ValueError(f"a Prior of {prior.space} targets, where {SPACE} are followed")
+        q, rate, over = self._read(prior, now_ns)
+        if self.plan is None or prior.seq != self.plan.seq or over != self.over:
+            here = (
+                (obs.q_rad, np.zeros(self.joints)) if self.plan is None else self._follow(now_ns, self.plan, self.over)
+            )
+            self.offset = np.stack(here) - np.stack([q, rate])
+            self.offset_ns, self.plan, self.over = now_ns, prior, over
+        planned = so101.forward(q, self.links).astype(np.float32)
+        q, rate = self._follow(now_ns, prior, over)
+        self.trace.mark("fast.handover")
+        self.seq += 1
+        joints, rates = q.astype(np.float32), rate.astype(np.float32)
+        stale = now_ns + int(self.set.stale_s * 1e9)
+        command = Command(now_ns, stale, joints, rates, Expert.PLAN, 0.0, obs.t_capture_ns, self.seq)
+        sent = so101.forward(q, self.links).astype(np.float32)
+        tick = FastTick(now_ns, age_ns, 0.0, int(Expert.PLAN), sent, planned, sent)
+        self.trace.mark("fast.command")
+        return command, tick
+
+
+def _wrong(m: Manifest) -> str:
+    """See `runtime.policies.protocol.Kind`."""
+    engine, joints = m.engines[ENGINE], len(m.joints)
+    strange = sorted(set(engine.inputs) - set(m.cameras) - {"text", "state"})
+    if strange:
+        return f"engine '{ENGINE}' with the input '{strange[0]}', which is no camera, nor text or state"
+    if engine.outputs != ["chunk"]:
+        return f"engine '{ENGINE}' with the output 'chunk' alone"
+    if engine.inputs.get("state", [1, joints]) != [1, joints]:
+        return f"a state of {joints} joints"
+    if m.chunk.steps < 2:
+        return "'chunk' of two steps or more"
+    return ""
+
+
+def _steps(bundle: Bundle, o: Opening) -> tuple[SlowStep, FastStep]:
+    slow = SlowStep(bundle, o.task, o.cameras, o.threads, o.slow_trace, o.gpu, o.engine)
+    return slow, FastStep(bundle, o.fast_trace)
+
+
+def _feeds(bundle: Bundle, samples: dict[str, np.ndarray]) -> dict[str, list[dict[str, np.ndarray]]]:
+    """See `runtime.policies.protocol.Kind`."""
+    inputs = bundle.manifest.engines[ENGINE].inputs
+    have = stored_views(bundle, samples, [k for k in inputs if k in bundle.manifest.cameras])
+    if "state" in inputs:
+        have["state"] = samples["state"].astype(np.float32)
+    if "text" in inputs:
+        have["text"] = np.stack([bundle.task(str(text)) for text in samples["instruction"]])
+    return {ENGINE: [{k: v[i][None] for k, v in have.items()} for i in range(len(samples["instruction"]))]}
+
+
+KIND = Kind(
+    modes=("chunk",),
+    engines=(ENGINE,),
+    stages=("slow.preprocess", "slow.chunk", "fast.handover", "fast.command"),
+    wrong=_wrong,
+    steps=_steps,
+    feeds=_feeds,
+)
