@@ -10,6 +10,9 @@ MOTOR_PRIORITY = 20
 TRANSFER_PRIORITY = 12  # a simulated camera hands its picture over
 CAMERA_PRIORITY = 11
 FAST_PRIORITY = 10
+LOG_PRIORITY = (
+    8  # it holds Python's lock at times: nothing may keep it from giving it back but the loop that waits for it
+)
 SLOW_PRIORITY = 5
 SIM_SERVO_PRIORITY, SIM_CAMERA_PRIORITY = 7, 6  # below the fast loop: simulated hardware takes what the loops leave
 

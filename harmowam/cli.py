@@ -164,6 +164,7 @@ class Verbs(click.Group):
         "export": "harmowam.export",
         "profile": "harmowam.profile",
         "replay": "harmowam.replay",
+        "report": "harmowam.report",
         "train": "harmowam.train",
     }
 
@@ -271,14 +272,16 @@ def collect(
     help="How it drives: of kind harmowam gated (both experts and the gate, the default), or reactive or predictive throughout.",
 )
 @engine_option
-@click.option("--record", type=click.Path(path_type=Path), help="Folder for the recorded episode and its report.")
+@click.option(
+    "--record", type=click.Path(path_type=Path), help="Folder for the run's log (run.mcap), config, report and film."
+)
 @click.option(
     "--fault", multiple=True, metavar="NAME@SECONDS", help="Inject a fault into the virtual bus (see bus campaign)."
 )
 @click.option(
     "--log",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="MCAP log for `harmowam replay`: every frame, input and command.",
+    help="Write the log alone, to this file (`harmowam replay`, Foxglove): every frame, input and command.",
 )
 @json_option
 @errors
@@ -298,7 +301,7 @@ def run(
 ) -> None:
     """Drive an arm in real time. Ctrl-C lowers it to rest and releases the torque in a ramp."""
     from firmware_bridge.virtual.faults import parse
-    from harmowam.failed import reported
+    from harmowam.failed import lean, reported
     from harmowam.live import live, process_began_s
     from harmowam.profile import print_timing
     from runtime.observe.verdict import verdict
@@ -309,7 +312,7 @@ def run(
     for f in fault:
         parse(f)
     described = with_engine(load_robot(robot), engine)
-    with contextlib.nullcontext() if record is None else reported(bundle, record, record, say):
+    with contextlib.nullcontext() if record is None else reported(bundle, record, say):
         done = live(
             bundle, described, task, seconds, port=port, seed=seed, policy=policy, record=record, log=log, say=say,
             began_s=process_began_s(), faults=fault,
@@ -319,16 +322,12 @@ def run(
         click.echo(f"task: {done.report['task']}: {verdict(done.report)}")
     write_json(json_path, done.report)
     if record is not None:
-        if dropped := done.driver.record.recorder.dropped:
-            click.echo(
-                f"recording: {dropped} pictures, Priors or rows had no room in memory: record a shorter run to have all"
-            )
         from runtime.observe.report import lacking, write_report
 
         if missing := lacking():  # a robot's installation is lean
-            click.echo(f"recorded: {record}; for a page and a film first `pip install {' '.join(missing)}`")
+            click.echo(lean(record, missing))
         else:
-            write_report(bundle, record, record, done.report)
+            write_report(bundle, record, done.report)
             click.echo(f"recorded: {record}, report: {record / 'report.html'}")
 
 

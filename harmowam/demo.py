@@ -33,10 +33,9 @@ def demo(
                 "the shipped checkpoint could not be exported: mend what is said above, then start the demo again."
             )
     say("2 of 3: run the two-rate loop against the simulated arm, in real time")
-    record = out / "episode"
     robot = with_engine(load_robot("sim_so101"), engine)
-    with reported(bundle, record, out, say):
-        done = live(bundle, robot, task, seconds, seed=seed, record=record, stop_at_success=True, say=say)
+    with reported(bundle, out, say):
+        done = live(bundle, robot, task, seconds, seed=seed, record=out, stop_at_success=True, say=say)
     say("3 of 3: report")
-    write_report(bundle, record, out, done.report)
+    write_report(bundle, out, done.report)
     return done.report

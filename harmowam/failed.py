@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common.errors import Mendable
-from runtime.observe.recorder import load_episode
+from runtime.observe.episode import REPORT
 from runtime.observe.report import lacking, write_report
 
 
-def _written_ns(record: Path) -> int:
-    meta = record / "meta.json"
-    return meta.stat().st_mtime_ns if meta.is_file() else 0
+def lean(folder: Path, missing: list[str]) -> str:
+    """What to do where the packages for a page and a film are not installed."""
+    return (
+        f"recorded: {folder}; for a page and a film `pip install {' '.join(missing)}`, here or where you copy the folder, "
+        f"then `harmowam report {folder}`"
+    )
+
+
+def _written_ns(folder: Path) -> int:
+    report = folder / REPORT
+    return report.stat().st_mtime_ns if report.is_file() else 0
 
 
 @contextlib.contextmanager
-def reported(bundle: Path, record: Path, out: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Round a `live` run that records into `record`: if it raises, what it recorded becomes the report in `out`, and the error goes on.
+def reported(bundle: Path, folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Round a `live` run that records into `folder`: if it raises, what it recorded becomes the report there, and the error goes on.
 
     A run that was refused before the arm was armed records nothing, and leaves an earlier report as it is.
     """
-    before = _written_ns(record)
+    before = _written_ns(folder)
     try:
         yield
     except BaseException:
-        if _written_ns(record) != before:
+        if _written_ns(folder) != before:
             try:
                 if missing := lacking():
-                    say(f"recorded: {record}; for a page and a film first `pip install {' '.join(missing)}`")
+                    say(lean(folder, missing))
                 else:
-                    write_report(bundle, record, out, load_episode(record)[1])
-                    say(f"what happened: {out / 'report.html'}")
+                    write_report(bundle, folder, json.loads((folder / REPORT).read_text()))
+                    say(f"what happened: {folder / 'report.html'}")
             except (Mendable, OSError) as e:
-                say(f"recorded: {record}, but no report: {e}")
+                say(f"recorded: {folder}, but no report: {e}")
         raise

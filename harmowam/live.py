@@ -20,6 +20,7 @@ from calibration.camera import Camera, moved_mount, parallax
 from common.timing import MOTOR_PRIORITY
 from firmware_bridge.motion.motor import tell
 from firmware_bridge.motion.session import ArmSession, Interrupts
+from harmowam import __version__
 from harmowam.calibration_rig import refuse_moved
 from runtime.bundle import Bundle
 from runtime.cameras.sources import CameraSource, calibrations, open_cameras
@@ -27,6 +28,8 @@ from runtime.compute import Chosen, choose, on_cores
 from runtime.loop.errors import RunError
 from runtime.loop.timing import timing_report
 from runtime.loop.two_rate import Driver
+from runtime.observe.episode import LOG
+from runtime.observe.episode import keep as keep_beside
 from runtime.observe.profile import processor_shares, processor_ticks
 from runtime.policies import mode_of
 from runtime.robot import Robot
@@ -118,22 +121,29 @@ def live(
     compensate: bool = True,
     log: Path | None = None,
 ) -> LiveRun:
-    """Run the two-rate loop on `robot` for `seconds`; the arm is lowered and released whatever happens, and what was recorded
-    up to then is kept in `record` with the report: how it ended (`error`, `interrupted`), what the simulator's judge says, timing.
-    `policy`: the mode in which the bundle's policy drives (None: its usual one). `faults`: NAME@SECONDS each, for the virtual servo bus.
-    `began_s`: what the time to the first command is counted from (default: now).
+    """Run the two-rate loop on `robot` for `seconds`; the arm is lowered and released whatever happens.
+
+    `record`: the folder that keeps the log up to then with the run's config and report: how it ended (`error`, `interrupted`), what the
+    simulator's judge says, timing. `log`: a file for the log alone. `policy`: the mode in which the bundle's policy drives (None: its
+    usual one). `faults`: NAME@SECONDS each, for the virtual servo bus. `began_s`: what the time to the first command is counted from
+    (default: now).
 
     Raises BundleError, PolicyError, ComputeError, RobotError, CameraError, CalibrationError, ArmError or RunError, each one sentence and a
     next step.
     """
     began = time.monotonic() if began_s is None else began_s
-    _refuse_senseless(robot, seconds, port, record)
+    _refuse_senseless(robot, seconds, port, record, log)
     bundle = Bundle.load(bundle_path)
     run = _Run(robot, bundle, mode_of(bundle, policy), choose(bundle, robot.compute), task, record, began)
     _refuse_task(run)
     if run.compute.note:
         say(run.compute.note)
-    how: dict[str, Any] = {"inject": inject, "compensate": compensate, "keep": record is not None, "log": log}
+    facts = {
+        "harmowam": __version__, "robot": robot.name, "robot_file": robot.path.read_text(), "seconds": seconds, "seed": seed,
+        "faults": list(faults),
+    }  # fmt: skip
+    how: dict[str, Any] = {"inject": inject, "compensate": compensate, "facts": facts}
+    how["log"] = log if record is None else record / LOG
     with _reported(run), contextlib.ExitStack() as stack:
         slots = stack.enter_context(_slots())
         stack.enter_context(run.interrupts)
@@ -157,7 +167,9 @@ def live(
         return LiveRun(driver, run.report)
 
 
-def _refuse_senseless(robot: Robot, seconds: float, port: str | None, record: Path | None) -> None:
+def _refuse_senseless(robot: Robot, seconds: float, port: str | None, record: Path | None, log: Path | None) -> None:
+    if record is not None and log is not None:
+        raise RunError(f"--record writes a log, too ({record / LOG}): leave --log out.")
     if not 0 < seconds < float("inf"):
         raise RunError(f"a run of {seconds} s makes no sense: give --seconds a positive number.")
     if robot.simulated and port is not None:
@@ -339,9 +351,10 @@ def _compare_places(name: str, here: Camera, trained: Camera, say: Callable[[str
 
 
 def keep(driver: Driver, record: Path, report: dict[str, Any]) -> None:
-    """Save what was recorded; raises RunError where that fails, unless another error is on its way out."""
+    """Write what belongs beside the log; raises RunError where that fails, unless another error is on its way out."""
+    assert driver.record.log is not None
     try:
-        driver.record.recorder.save(record, report)
+        keep_beside(driver.record.log, record, report)
     except OSError as e:
         lost = (
             f"the recording could not be written to {record} ({e.strerror}): make room there, or name another folder."

@@ -42,7 +42,7 @@ class Prior:
 
 @dataclass(frozen=True)
 class FastTick:
-    """Everything one fast step decided, for trace, recorder and report (the Command is what goes to the arm)."""
+    """Everything one fast step decided, for trace, log and report (the Command is what goes to the arm)."""
 
     t_ns: int
     prior_age_ns: int  # now minus the capture time of the Prior's frames; -1 without a Prior

@@ -73,6 +73,9 @@ class TrueFutureStep:
     def reset(self) -> None:
         self.slow.reset()
 
+    def go_on_from(self, t_capture_ns: int, chunk: np.ndarray) -> None:
+        self.slow.go_on_from(t_capture_ns, chunk)
+
     def _latent(self, obs: Observation) -> np.ndarray:
         """The front picture in the tokeniser's code, float32[C,h,w]."""
         s = self.slow

@@ -17,14 +17,15 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from mcap.reader import make_reader
 
 from firmware_bridge.bus.port import Port
 from firmware_bridge.motion.safety import lowering_s
 from harmowam.cli import main
 from harmowam.live import sweep
 from harmowam.profile import print_timing
-from runtime.observe.recorder import load_episode
-from runtime.observe.report import write_report
+from runtime.observe.episode import load_episode
+from runtime.observe.replay import replay
 from runtime.robot import load_robot
 from tests.rig import SlotCameras, undo_real_time
 from tests.tiny import TASK, tiny_bundle
@@ -134,8 +135,32 @@ def test_a_run_moves_the_arm_records_it_and_lets_go(bench, bundle, tmp_path):
     page = (tmp_path / "r" / "report.html").read_text()
     assert page.count("data:image/png") > 10 and "http" not in page  # whole in itself
     assert (tmp_path / "r" / "episode.mp4").stat().st_size > 2000
-    write_report(bundle, tmp_path / "r", tmp_path / "again", report)
-    assert (tmp_path / "again" / "report.html").is_file()
+    names = {"config.json", "episode.mp4", "report.html", "report.json", "run.mcap"}
+    assert {p.name for p in (tmp_path / "r").iterdir()} == names
+    config = json.loads((tmp_path / "r" / "config.json").read_text())
+    assert config["task"] == TASK and config["seconds"] == 1.5 and config["robot_file"] == bench.robot_file.read_text()
+    assert replay(tmp_path / "r" / "run.mcap").identical
+
+
+def test_page_and_film_can_be_made_of_a_recorded_run_later_and_elsewhere(bench, bundle, tmp_path, monkeypatch):
+    """A robot has no packages for them."""
+    with monkeypatch.context() as lean:
+        lean.setattr("runtime.observe.report.lacking", lambda: ["jinja2"])
+        said = harmowam(*drive(bench, bundle, "--record", tmp_path / "r"))
+    assert (
+        said.exit_code == 0
+        and f"`pip install jinja2`, here or where you copy the folder, then `harmowam report {tmp_path}" in said.stdout
+    )
+    assert {p.name for p in (tmp_path / "r").iterdir()} == {"config.json", "report.json", "run.mcap"}
+    (tmp_path / "r").rename(tmp_path / "copied")
+    assert harmowam("report", tmp_path / "copied", "--bundle", bundle).exit_code == 0
+    page, report = told(tmp_path / "copied")
+    assert (
+        page.count("data:image/png") > 10 and report["ticks"] > 20 and (tmp_path / "copied" / "episode.mp4").is_file()
+    )
+    assert "holds no recorded run" in refusal("report", tmp_path)
+    (tmp_path / "copied" / "report.json").write_text("[]")
+    assert "holds no recorded run" in refusal("report", tmp_path / "copied")
 
 
 def test_what_is_missing_busy_or_silent_is_refused(bench, bundle, tmp_path):
@@ -173,8 +198,10 @@ def test_a_run_that_fails_keeps_its_recording(bench, bundle, tmp_path):
     threading.Timer(3.0, bench.cameras.stop.set).start()
     said = refusal(*drive(bench, bundle, "--seconds", 30, "--record", tmp_path / "r"))
     assert "stopped giving frames" in said and bench.torque() == [0] * 6
-    episode, meta = load_episode(tmp_path / "r")
-    assert len(episode["t_ns"]) > 20 and "stopped giving frames" in meta["error"]
+    assert len(load_episode(tmp_path / "r" / "run.mcap").t_ns) > 20
+    with open(tmp_path / "r" / "run.mcap", "rb") as f:
+        said = [json.loads(m.data) for _, _, m in make_reader(f).iter_messages(topics=["log"])]
+    assert "stopped giving frames: check its cable" in said[-1]["message"] and said[-1]["level"] == 5  # foxglove: FATAL
     page, report = told(tmp_path / "r")
     assert "How it ended" in page and "stopped giving frames: check its cable" in page
     assert report["ticks"] > 20 and report["stages"]["fast.engine"]["p50_ms"] > 0 and report["interrupted"] is False
@@ -201,17 +228,21 @@ def test_a_run_whose_arm_faults_leaves_a_report_that_says_why(bench, bundle, tmp
 def test_an_arm_that_cannot_be_armed_leaves_a_report_without_pictures(bench, bundle, tmp_path):
     write = bench.servos.servos[3].write
     bench.servos.servos[3].write = lambda address, data: 0 if address == 40 else write(address, data)  # stays limp
+    (tmp_path / "r").mkdir()
+    for of_an_earlier_run in ("run.mcap", "episode.mp4"):
+        (tmp_path / "r" / of_an_earlier_run).touch()
     said = refusal(*drive(bench, bundle, "--record", tmp_path / "r"))
     page, report = told(tmp_path / "r")
     assert "could not be armed" in said and "could not be armed" in page and "No command" in page
-    assert report["ticks"] == 0 and not report["commanded"] and not (tmp_path / "r" / "episode.mp4").exists()
+    assert report["ticks"] == 0 and not report["commanded"]
+    assert {p.name for p in (tmp_path / "r").iterdir()} == {"config.json", "report.html", "report.json"}
 
 
 def test_a_run_that_is_refused_before_it_arms_leaves_an_earlier_report_alone(bench, bundle, tmp_path):
-    for name in ("meta.json", "report.html"):
+    for name in ("report.json", "report.html", "run.mcap"):
         (tmp_path / name).write_text("{}")
     refusal(*drive(bench, bundle, "--port", tmp_path / "none", "--record", tmp_path))
-    assert (tmp_path / "report.html").read_text() == "{}"
+    assert (tmp_path / "report.html").read_text() == (tmp_path / "run.mcap").read_text() == "{}"
 
 
 def test_ctrl_c_lowers_the_arm_lets_go_in_a_ramp_and_leaves_a_report(bench, bundle, tmp_path):
@@ -254,7 +285,7 @@ def test_a_terminal_that_is_gone_does_not_keep_the_arm_up(bench, bundle, tmp_pat
         limits.add(bench.servos.get(2, "torque_limit"))
         time.sleep(0.01)
     assert bench.torque() == [0] * 6 and len(limits) > 5
-    assert (tmp_path / "kept" / "episode.npz").is_file()
+    assert (tmp_path / "kept" / "run.mcap").is_file() and (tmp_path / "kept" / "report.json").is_file()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -337,6 +368,8 @@ def test_runs_that_make_no_sense_are_refused_before_the_arm_is_touched(bench, bu
         assert "makes no sense" in refusal(*drive(bench, bundle, "--seconds", seconds))
     (tmp_path / "file").touch()
     assert "name a folder with --record" in refusal(*drive(bench, bundle, "--record", tmp_path / "file"))
+    both = drive(bench, bundle, "--record", tmp_path / "r", "--log", tmp_path / "run.mcap")
+    assert "--record writes a log, too" in refusal(*both)
     assert "brings its own bus" in refusal("run", "--bundle", bundle, "--port", bench.server.path)
     assert bench.torque() == [0] * 6
 

@@ -73,6 +73,7 @@ NOT_MENDABLE = {
     "PacketError": "a request that no servo could be sent: a defect",
     "RegisterError": "a value that does not fit into a servo's register: a defect",
     "UserError": "the front door's own: click shows it",
+    "_Stop": "ends the comparison of a replay, which catches it",
 }
 
 

@@ -22,6 +22,7 @@ from runtime.cameras.sources import CameraSource, calibrations, open_cameras
 from runtime.compute import Engine, choose
 from runtime.loop.timing import timing_report
 from runtime.loop.two_rate import Driver
+from runtime.observe.episode import LOG, keep
 from runtime.robot import load_robot
 
 
@@ -38,9 +39,12 @@ def main() -> int:
         "--engine", choices=get_args(Engine), help="what networks run on (default: the robot file's [compute])"
     )
     parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--record", type=Path, help="folder for the recorded episode")
+    parser.add_argument("--record", type=Path, help="folder for the log (run.mcap) and the run's numbers")
     parser.add_argument("--log", type=Path, help="MCAP file for every input and output of the engines")
     args = parser.parse_args()
+    if args.record is not None and args.log is not None:
+        parser.error("--record writes a log, too: leave --log out")
+    log = args.log if args.record is None else args.record / LOG
     cameras: dict[str, CameraSource] = {}
     opened: Driver | None = None
     try:
@@ -53,7 +57,7 @@ def main() -> int:
         known = calibrations(robot, args.slots)
         opened = driver = Driver(
             bundle, args.task, cameras, known, args.slots, robot.fast_hz, robot.slow_hz, compute=chosen,
-            keep=args.record is not None, log=args.log,
+            log=log,
         )  # fmt: skip
         driver.warm_up()
         state_slot = SlotReader(args.slots / STATE_SLOT)
@@ -76,7 +80,9 @@ def main() -> int:
             settle_apart(args.slots, robot.arm, lowering, held)
         report = timing_report(driver, robot.arm.motor_hz)
         if args.record is not None:
-            driver.record.recorder.save(args.record, report)
+            driver.close()  # the log is whole before its report is there
+            assert driver.record.log is not None
+            keep(driver.record.log, args.record, report)
         print(json.dumps(report, indent=1, sort_keys=True))
     except Mendable as e:
         print(f"error: {e}", file=sys.stderr)

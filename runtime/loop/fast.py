@@ -76,5 +76,5 @@ class FastLoop:
         if prior is not None:
             trace.add("prior.age", now - prior.t_capture_ns, prior.t_capture_ns)
         sent = command is not None and not held
-        self.record.tick(now, obs, frames, prior, command, tick, state, reset=reset, sent=sent)
+        self.record.tick(now, obs, frames, prior, command, tick, reset=reset, sent=sent)
         return fault

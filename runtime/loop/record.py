@@ -1,4 +1,4 @@
-"""What a run leaves behind: counts, stamps of every stage, an episode, a log. Writing it costs the loops microseconds."""
+"""What a run leaves behind: counts, stamps of every stage, a log. Writing it costs the loops microseconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.cameras.sources import Frame
 from runtime.contracts import FastTick, Observation, Prior
 from runtime.loop.health import Change
 from runtime.observe.log import LogWriter
-from runtime.observe.recorder import Recorder
+from runtime.observe.schemas import Level
 from runtime.observe.trace import StageTrace
 
 FAST_STAGES = (  # what the fast loop marks round a policy's own stages
@@ -44,16 +44,15 @@ class Counts:
 
 
 class RunRecord:
-    """`stages`: the policy's own. `inject` (stage -> ms) slows stages down; `keep` keeps an episode in memory (`recorder`)."""
+    """`stages`: the policy's own. `inject` (stage -> ms) slows stages down; `log` is the run's recording."""
 
-    def __init__(self, stages: tuple[str, ...] = (), inject: Mapping[str, float] | None = None, keep: bool = False):
+    def __init__(self, stages: tuple[str, ...] = (), inject: Mapping[str, float] | None = None):
         fast = tuple(s for s in stages if s.startswith("fast."))
         slow = tuple(s for s in stages if s.startswith("slow."))
         self.counts = Counts()
         self.fast_trace = StageTrace(stages=(*fast, *FAST_STAGES), inject=inject)
         self.slow_trace = StageTrace(stages=slow, capacity=1 << 14, inject=inject)
         self.motor_trace = StageTrace(stages=MOTOR_STAGES)
-        self.recorder = Recorder(keep)
         self.log: LogWriter | None = None
 
     @property
@@ -66,14 +65,12 @@ class RunRecord:
         if self.log is not None:
             self.log.prior(made, obs, began_ns)
         self.counts.slow += 1
-        self.recorder.prior(made)
 
     def tick(
         self, now_ns: int, obs: Observation, frames: Mapping[str, Frame], prior: Prior | None, command: Command | None,
-        tick: FastTick, state: JointState, *, reset: bool, sent: bool,
+        tick: FastTick, *, reset: bool, sent: bool,
     ) -> None:  # fmt: skip
         """One fast step: what went in, what came out. `reset`: its memory was cleared before; `sent`: its command went to the arm."""
-        self.recorder.tick(obs, tick, command, state)
         if self.log is not None:
             targets = np.stack([tick.reactive_target, tick.predictive_target, tick.sent_target])
             number = -1 if prior is None else prior.seq
@@ -85,7 +82,12 @@ class RunRecord:
 
     def health(self, now_ns: int, change: Change | None) -> None:
         if self.log is not None and change is not None:
-            self.log.event(now_ns, "health", state=change.state.name, reasons=change.reasons)
+            self.log.health(now_ns, change.state, change.reasons)
+
+    def ended(self, now_ns: int, why: str) -> None:
+        """The run ended in an error, which a person who looks at its log should read."""
+        if self.log is not None:
+            self.log.message(now_ns, Level.FATAL, why)
 
     def clear(self) -> None:
         """Forget the stamps of warming up."""

@@ -7,10 +7,12 @@ Both loops call the pure steps of a policy (`runtime.policies`); what is here is
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from calibration.camera import Camera
 from common.clock import Ticker, prefer, real_time
 from common.slots import SlotReader
 from common.timing import FAST_PRIORITY
+from firmware_bridge.arms import so101
 from firmware_bridge.motion.messages import RequestKind, SafetyState
 from runtime.bundle import Bundle
 from runtime.cameras.sources import CameraSource
@@ -46,19 +49,19 @@ class Driver:
     (`record`).
 
     `mode`: how the policy drives (None: its usual way); `compute`: what its engines run on. `inject` (stage -> ms) slows stages down;
-    `compensate` as in FastLoop; `keep` keeps an episode in memory; `log` is the file that takes every input of the engines. `close` it
+    `compensate` as in FastLoop; `log` is the file that takes every input of the engines, `facts` what else it says of the run. `close` it
     whatever happens.
     """
 
     def __init__(
         self, bundle: Bundle, task: str, cameras: dict[str, CameraSource], calibrations: dict[str, Camera], slots: Path,
         fast_hz: float, slow_hz: float, mode: str | None = None, *, compute: Chosen = Chosen(),
-        inject: Mapping[str, float] | None = None, compensate: bool = True, keep: bool = False, log: Path | None = None,
-        limits: HealthLimits | None = None,
+        inject: Mapping[str, float] | None = None, compensate: bool = True, log: Path | None = None,
+        facts: Mapping[str, Any] | None = None, limits: HealthLimits | None = None,
     ):  # fmt: skip
         self.fast_hz, self.slow_hz, self.compute = fast_hz, slow_hz, compute
         self.stages = kind_of(bundle).stages
-        self.record = RunRecord(self.stages, inject, keep)
+        self.record = RunRecord(self.stages, inject)
         self.policy = open_policy(
             bundle, task, calibrations, mode=mode, engine=compute.engine, gpu=compute.gpu,
             slow_trace=self.record.slow_trace, fast_trace=self.record.fast_trace,
@@ -76,7 +79,9 @@ class Driver:
         self.granted: dict[str, bool] = {}
         if log is not None:  # last: a constructor that fails leaves no file and no thread behind
             how = {"fast_hz": fast_hz, "slow_hz": slow_hz, "compensate": compensate, "engine": compute.engine}
-            self.record.log = LogWriter(log, run_meta(bundle, task, self.policy.mode, calibrations, **how))
+            meta = run_meta(bundle, task, self.policy.mode, calibrations, **how, **(facts or {}))
+            tool = functools.partial(so101.tool, links=so101.Links(**bundle.manifest.links))
+            self.record.log = LogWriter(log, meta, tool=tool)
 
     @property
     def counts(self) -> Counts:
@@ -191,6 +196,9 @@ class Driver:
         c.began_ns = time.monotonic_ns()
         try:
             self._drive(c.began_ns + int(seconds * 1e9), until)
+        except RunError as e:
+            self.record.ended(time.monotonic_ns(), str(e))
+            raise
         finally:
             c.ended_ns = time.monotonic_ns()
             self._stop.set()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from firmware_bridge.motion.messages import Command, JointState
-from runtime.observe.log import CUT, DAMAGED, FrameRecord, LogError, PriorRecord, TickRecord, read_log, read_meta
+from runtime.observe.log_reader import read_log, read_meta
+from runtime.observe.records import CUT, DAMAGED, FrameRecord, LogError, PriorRecord, TickRecord
 
 
 def view(log: Path) -> None:

@@ -1,8 +1,9 @@
-"""Run the same engines again on the recorded inputs: the actions must be identical, bit for bit."""
+"""Run the same engines again on the recorded inputs: the actions must be identical, bit for bit; on another processor, close by."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,8 @@ from calibration.camera import Camera
 from firmware_bridge.motion.messages import Command
 from runtime.bundle import Bundle, sha256
 from runtime.contracts import Observation, Prior
-from runtime.observe.log import (
-    CUT,
-    DAMAGED,
-    FrameRecord,
-    LogError,
-    PriorRecord,
-    TickRecord,
-    digest,
-    read_log,
-    read_meta,
-)
+from runtime.observe.log_reader import read_log, read_meta
+from runtime.observe.records import CUT, DAMAGED, FrameRecord, LogError, PriorRecord, TickRecord, digest
 from runtime.policies import open_policy
 
 KEPT = 256  # newest observations and Priors: a slow step may look back that far
@@ -41,19 +33,42 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Largest:
+    """The command that is farthest from the recorded one, and the joint in which it is."""
+
+    degrees: float
+    joint: str
+    number: int  # of the fast step
+    t_s: float  # since the first step
+
+
+@dataclass(frozen=True)
 class Replay:
     """What was compared and what differed first, if anything. `gap`: where records are missing and comparing had to end; `damaged`:
-    they are missing from a file that had them."""
+    they are missing from a file that had them. `differing` steps and Priors had another bit, which ends the comparison unless
+    `within_deg` was given; `stopped`: it ended at such a difference."""
 
     steps: int
     priors: int
     difference: Difference | None
     gap: str = ""
     damaged: bool = False
+    within_deg: float | None = None
+    differing: int = 0
+    largest: Largest | None = None
+    stopped: bool = False
 
     @property
     def identical(self) -> bool:
         return self.difference is None and self.steps > 0 and not self.damaged
+
+    @property
+    def passed(self) -> bool:
+        """Identical, or no command farther off than `within_deg`."""
+        if self.within_deg is None or self.stopped:
+            return self.identical
+        near = self.largest is None or self.largest.degrees <= self.within_deg
+        return near and self.steps > 0 and not self.damaged
 
 
 def bundle_digest(bundle: Bundle) -> str:
@@ -64,21 +79,39 @@ def bundle_digest(bundle: Bundle) -> str:
 def run_meta(bundle: Bundle, task: str, policy: str, cameras: dict[str, Camera], **more: Any) -> dict[str, Any]:
     """What a log must know about its run so that it can be replayed. `policy`: its mode; `more`: "engine" (default "cpu") and rates."""
     calibrations = {name: camera.to_json() for name, camera in cameras.items()}
+    joints = [j.name for j in bundle.manifest.joints]
     return {
-        "task": task, "policy": policy, "bundle": str(bundle.path), "bundle_sha256": bundle_digest(bundle),
+        "task": task, "policy": policy, "bundle": str(bundle.path), "bundle_sha256": bundle_digest(bundle), "joints": joints,
         "calibrations": calibrations, **more,
     }  # fmt: skip
 
 
-def _floats(command: bytes) -> list[float]:
+def _joints(command: bytes) -> list[float]:
     return Command.unpack(command).q_rad.tolist() if command else []
 
 
+def _apart_deg(recorded: list[float], replayed: list[float]) -> np.ndarray:
+    """Degrees between two commands, joint by joint; infinite where only one of them is a number, or there at all."""
+    if len(recorded) != len(replayed):
+        return np.array([np.inf])
+    a, b = np.array(recorded), np.array(replayed)
+    return np.where(np.isnan(a) & np.isnan(b), 0.0, np.nan_to_num(np.degrees(np.abs(a - b)), nan=np.inf))
+
+
+class _Stop(Exception):
+    """What differs is no matter of degrees, or nobody asked for them."""
+
+
 class _Player:
-    def __init__(self, bundle: Bundle, meta: dict[str, Any]):
+    def __init__(self, bundle: Bundle, meta: dict[str, Any], within_deg: float | None):
         cameras = {name: Camera.from_json(c) for name, c in meta["calibrations"].items()}
         policy = open_policy(bundle, meta["task"], cameras, mode=meta["policy"], engine=meta.get("engine", "cpu"))
         self.slow, self.fast = policy.slow, policy.fast
+        self.joints = [j.name for j in bundle.manifest.joints]
+        self.within_deg = within_deg
+        self.first: Difference | None = None
+        self.largest: Largest | None = None
+        self.differing = 0
         self.frames: dict[str, FrameRecord] = {}
         self.observations: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
         self.priors: OrderedDict[int, Prior] = OrderedDict()
@@ -90,32 +123,37 @@ class _Player:
         self.began_ns = self.began_ns or t_ns
         return round((t_ns - self.began_ns) * 1e-9, 3)
 
-    def prior(self, r: PriorRecord) -> Difference | None:
+    def _found(self, what: str, number: int, t_ns: int, recorded: Sequence[float], replayed: Sequence[float]) -> None:
+        """Raises _Stop unless one may go on after it."""
+        self.first = self.first or Difference(what, number, self._seconds(t_ns), list(recorded), list(replayed))
+        self.differing += 1
+        if self.within_deg is None:
+            raise _Stop
+
+    def prior(self, r: PriorRecord) -> None:
         """Raises KeyError when its observation, or the Prior before it (which it goes on from), is not in the log.
 
         A quick slow step may be in the log before the fast step that took its pictures, which is written once its command is out.
         """
         if r.observation > self.newest:
             self.waiting.append(r)
-            return None
+            return
         if self.slow.remembers and r.number != self.slow.seq + 1:
             raise KeyError(r.number)
         frames = self.observations[r.observation]
         obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.observation)
         self.slow.seq = r.number - 1
         made = self.slow.step(r.t_ns, obs)
+        self.slow.go_on_from(r.t_capture_ns, r.chunk)  # what was driven: differences do not add up
         self.priors[r.number] = made
         while len(self.priors) > KEPT:
             self.priors.popitem(last=False)
         if made.chunk.tobytes() != r.chunk.tobytes():
-            return Difference(
-                "Prior's chunk", r.number, self._seconds(r.t_ns), r.chunk[0].tolist(), made.chunk[0].tolist()
-            )
-        if digest(made) != r.digest:
-            return Difference("Prior's tokens or predicted future", r.number, self._seconds(r.t_ns), [], [])
-        return None
+            self._found("Prior's chunk", r.number, r.t_ns, r.chunk[0].tolist(), made.chunk[0].tolist())
+        elif digest(made) != r.digest:
+            self._found("Prior's tokens or predicted future", r.number, r.t_ns, [], [])
 
-    def step(self, r: TickRecord) -> Difference | None:
+    def step(self, r: TickRecord) -> None:
         """Raises KeyError when a frame or the Prior is not in the log."""
         frames = {name: self.frames[name].image for name in r.frames}
         for name, seq in r.frames.items():
@@ -126,8 +164,7 @@ class _Player:
             self.observations.popitem(last=False)
         self.newest = r.number
         while self.waiting and self.waiting[0].observation <= r.number:
-            if difference := self.prior(self.waiting.pop(0)):
-                return difference
+            self.prior(self.waiting.pop(0))
         prior = self.priors[r.prior] if r.prior >= 0 else None
         if r.reset:
             self.fast.reset()
@@ -136,57 +173,69 @@ class _Player:
         obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.number)
         command, tick = self.fast.step(r.t_ns, obs, prior)
         packed = b"" if command is None else command.pack()
-        if packed != r.command:
-            return Difference("command", r.number, self._seconds(r.t_ns), _floats(r.command), _floats(packed))
         targets = np.stack([tick.reactive_target, tick.predictive_target, tick.sent_target])
-        if targets.astype("<f4").tobytes() != r.targets.tobytes():
-            return Difference(
-                "target", r.number, self._seconds(r.t_ns), r.targets.ravel().tolist(), targets.ravel().tolist()
-            )
         self._seconds(r.t_ns)
-        return None
+        if packed != r.command:
+            self._command_differs(r, packed)
+        elif targets.astype("<f4").tobytes() != r.targets.tobytes():
+            self._found("target", r.number, r.t_ns, r.targets.ravel().tolist(), targets.ravel().tolist())
+
+    def _command_differs(self, r: TickRecord, packed: bytes) -> None:
+        recorded, replayed = _joints(r.command), _joints(packed)
+        self._found("command", r.number, r.t_ns, recorded, replayed)
+        apart = _apart_deg(recorded, replayed)
+        if not np.isfinite(apart).all():
+            raise _Stop
+        worst = int(np.argmax(apart))
+        if self.largest is None or apart[worst] > self.largest.degrees:
+            self.largest = Largest(float(apart[worst]), self.joints[worst], r.number, self._seconds(r.t_ns))
 
 
-def replay(log: Path, bundle_path: Path | None = None) -> Replay:
-    """Every recorded step once more, through the bundle of the run or `bundle_path`; stops at the first difference.
-
-    Raises LogError when the log cannot be read or was made with another bundle, BundleError when the bundle cannot.
-    """
-    meta = read_meta(log)
-    bundle = Bundle.load(bundle_path or Path(meta["bundle"]))
-    if bundle_path is None and bundle_digest(bundle) != meta["bundle_sha256"]:
+def _bundle_of(log: Path, meta: dict[str, Any], other: Path | None) -> Bundle:
+    bundle = Bundle.load(other or Path(meta["bundle"]))
+    if other is None and bundle_digest(bundle) != meta["bundle_sha256"]:
         raise LogError(
             f"{meta['bundle']} is not the bundle that {log} was recorded with (another hash): name that one with --bundle, "
             "or this one to see where its actions differ."
         )
-    player = _Player(bundle, meta)
+    return bundle
+
+
+def replay(log: Path, bundle_path: Path | None = None, within_deg: float | None = None) -> Replay:
+    """Every recorded step once more, through the bundle of the run or `bundle_path`; stops at the first difference, or with
+    `within_deg` goes on after it (another processor rounds otherwise), each Prior from the plan recorded before it, and measures how
+    far the commands are apart.
+
+    Raises LogError when the log cannot be read or was made with another bundle, BundleError when the bundle cannot.
+    """
+    meta = read_meta(log)
+    player = _Player(_bundle_of(log, meta, bundle_path), meta, within_deg)
     steps = priors = 0
+    gap, damaged, stopped = "", False, False
     records = iter(read_log(log))
     for record in records:
         try:
             if isinstance(record, FrameRecord):
                 player.frames[record.camera] = record
             elif isinstance(record, PriorRecord):
-                difference = player.prior(record)
-                if difference:
-                    return Replay(steps, priors, difference)
+                player.prior(record)
                 priors += 1
             elif isinstance(record, TickRecord):
                 if record.after_gap:
                     raise KeyError(record.number)
-                difference = player.step(record)
-                if difference:
-                    return Replay(steps, priors, difference)
+                player.step(record)
                 steps += 1
             elif isinstance(record, dict) and record.get("kind") == CUT:
-                return Replay(steps, priors, None, "the log was cut off there, and has no end")
+                gap = "the log was cut off there, and has no end"
             elif isinstance(record, dict) and record.get("kind") == DAMAGED:
-                return Replay(steps, priors, None, f"the log is damaged there ({record['why']})", damaged=True)
+                gap, damaged = f"the log is damaged there ({record['why']})", True
+        except _Stop:
+            stopped = True
         except KeyError:
             number = record.number if isinstance(record, (PriorRecord, TickRecord)) else 0
-            missing = f"records before number {number} are missing"
             # A record that was wiped out whole is told from one that was never written at the file's end only.
-            if any(isinstance(r, dict) and r.get("kind") == DAMAGED for r in records):
-                return Replay(steps, priors, None, f"{missing} (the log is damaged)", damaged=True)
-            return Replay(steps, priors, None, f"{missing} (the disk was too slow)")
-    return Replay(steps, priors, None)
+            damaged = any(isinstance(r, dict) and r.get("kind") == DAMAGED for r in records)
+            gap = f"records before number {number} are missing (the {'log is damaged' if damaged else 'disk was too slow'})"
+        if gap or stopped:
+            break
+    return Replay(steps, priors, player.first, gap, damaged, within_deg, player.differing, player.largest, stopped)

@@ -55,6 +55,9 @@ class SlowStep:
     def reset(self) -> None:
         pass
 
+    def go_on_from(self, t_capture_ns: int, chunk: np.ndarray) -> None:
+        pass
+
     def step(self, now_ns: int, obs: Observation) -> Prior:
         """One Prior from one observation; `t_ready_ns` is left at `now_ns` for the driver to complete."""
         have = {**self.views(obs), "text": self.text, "state": obs.q_rad[None]}

@@ -72,6 +72,10 @@ class SlowStep:
         """Forget the last plan."""
         self.last: tuple[int, np.ndarray] | None = None  # capture time of its pictures, and the plan
 
+    def go_on_from(self, t_capture_ns: int, chunk: np.ndarray) -> None:
+        """`chunk` float32[K,6], tool poses, was its last plan; its pictures were taken at `t_capture_ns`."""
+        self.last = (t_capture_ns, chunk)
+
     @property
     def remembers(self) -> bool:
         return self.last is not None

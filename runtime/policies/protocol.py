@@ -50,6 +50,9 @@ class SlowStep(Protocol):
     def reset(self) -> None:
         """Forget the last plan."""
 
+    def go_on_from(self, t_capture_ns: int, chunk: np.ndarray) -> None:
+        """Its last plan was `chunk` [K,A] of pictures taken at `t_capture_ns`, as a log says; nothing for a step that remembers nothing."""
+
     def step(self, now_ns: int, obs: Observation) -> Prior:
         """One Prior from one observation; `t_ready_ns` is left at `now_ns` for the driver to complete."""
 

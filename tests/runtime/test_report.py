@@ -1,35 +1,134 @@
-"""A recorded episode as a film: also of cameras whose pictures are not alike."""
+"""A recorded run as arrays, as a film and as a page: also of cameras whose pictures are not alike, of what is missing and of old logs."""
+
+import dataclasses
+import time
 
 import cv2
 import numpy as np
 import pytest
 
-from runtime.observe.report import ReportError, lacking, write_video
+from firmware_bridge.motion.messages import Command, Expert, JointState, SafetyState
+from runtime.bundle import Bundle
+from runtime.cameras.sources import Frame
+from runtime.contracts import Observation, Prior
+from runtime.observe.episode import PICTURE_PERIOD_NS, load_episode, pictures
+from runtime.observe.log import LogWriter
+from runtime.observe.records import FutureRecord
+from runtime.observe.report import ReportError, film_strip, lacking, moments, write_video
+from tests.tiny import tiny_bundle
+
+S = 1_000_000_000
+SIX = np.arange(6, dtype=np.float32)
 
 
-def recorded(n=3):
-    return {
-        "picture_front": np.full((n, 48, 64, 3), 200, np.uint8), "picture_wrist": np.full((n, 90, 100, 3), 60, np.uint8),
-        "picture_ns": np.arange(n) * 40_000_000, "t_ns": np.arange(n) * 40_000_000, "expert": np.arange(n) % 3, "gate": np.zeros(n),
-    }  # fmt: skip
+def recorded(path, ticks=30, wrist=(90, 100), period_ns=20_000_000):
+    """A log of 30 fast steps at 50 Hz; a command from the second on, each the first to reach the wire every other step."""
+    log, zero = LogWriter(path, {}, reserve_bytes=0), np.zeros(6, np.float32)
+    sizes = {"front": (48, 64), **({"wrist": wrist} if wrist else {})}
+    for k in range(ticks):
+        t = S + k * period_ns
+        images = {name: np.full((*size, 3), 200 if name == "front" else 60, np.uint8) for name, size in sizes.items()}
+        frames = {name: Frame(t, image, k + 1) for name, image in images.items()}
+        command = Command(t, t + S, SIX + k, SIX, Expert(1 + k % 2), 0.5) if k else None
+        obs = Observation(t, images, SIX, SIX, k)
+        log.tick(t + 5, obs, frames, -1, command, np.stack([SIX, SIX + 1, SIX + 2]), reset=False, sent=True)
+        wire_ns = t if k else 0
+        log.state(
+            JointState(
+                t, SIX + k, zero, SIX, zero, zero, zero, np.zeros(6, np.uint8), SafetyState.ACTIVE, "",
+                wire_ns, wire_ns - 21_000_000 if k else 0, k // 2,
+            )
+        )  # fmt: skip
+        if k % 6 == 0:
+            future = np.linspace(-2, 2, 48).reshape(3, 16, 1, 1).astype(np.float32)
+            log.prior(Prior(t, t + 5, "t", SIX, future, SIX[None], np.zeros(1, np.int64), k // 6), obs, t)
+        while len(log._waiting) > 100:
+            time.sleep(0.001)
+    log.close()
+    assert not log.dropped and not log.fault
+    return path
+
+
+def test_an_episode_comes_back(tmp_path):
+    log = recorded(tmp_path / "run.mcap")
+    episode = load_episode(log)
+    assert len(episode.t_ns) == 30 and episode.t_ns[0] == S + 5 and not episode.gap
+    assert np.isnan(episode.command[0]).all() and np.array_equal(episode.command[29], SIX + 29)
+    assert np.array_equal(episode.measured[3], SIX + 3) and np.array_equal(episode.sent_target[3], SIX + 2)
+    assert episode.expert.tolist()[:4] == [0, 2, 1, 2] and episode.gate.tolist()[:2] == [0, 0.5]
+    assert np.diff(episode.picture_ns).min() >= PICTURE_PERIOD_NS and len(episode.picture_ns) == 8
+    shown = list(pictures(log, episode.picture_ns))
+    assert [t for t, _ in shown] == episode.picture_ns.tolist()
+    assert shown[3][1]["front"].shape == (48, 64, 3) and (shown[3][1]["wrist"] == 60).all()
+    assert [f.number for f in episode.futures] == [0, 1, 2, 3, 4] and episode.futures[1].t_capture_ns == S + 120_000_000
+    assert episode.futures[0].future.ravel() == pytest.approx(np.linspace(-2, 2, 48), abs=2e-3)
+
+
+def test_a_log_without_fast_steps_or_without_states_is_an_episode_that_lacks_them(tmp_path):
+    """No picture came before the run ended; or no joint state."""
+    for name in ("no steps", "no states"):
+        log = LogWriter(tmp_path / name, {}, reserve_bytes=0)
+        if name == "no steps":
+            none = np.zeros(6, np.uint8)
+            log.state(JointState(S, *[SIX] * 6, none, SafetyState.ACTIVE, "", 0, 0, 0))
+        else:
+            obs = Observation(S, {}, SIX, SIX, 0)
+            log.tick(S, obs, {}, -1, None, np.stack([SIX] * 3), reset=False, sent=False)
+        log.close()
+        episode = load_episode(tmp_path / name)
+        sizes = episode.command.shape, episode.sent_target.shape, episode.measured.shape
+        assert sizes == (((0, 6), (0, 6), (1, 6)) if name == "no steps" else ((1, 6), (1, 6), (0, 6)))
+
+
+def test_each_command_on_the_wire_counts_once(tmp_path):
+    """Five numbers were seen in ten steps; the first was not on the wire yet when it was seen first."""
+    assert load_episode(recorded(tmp_path / "run.mcap", ticks=10)).wire_ms == pytest.approx([21.0] * 5)
+
+
+def test_a_log_that_was_cut_off_is_an_episode_up_to_there(tmp_path):
+    log = recorded(tmp_path / "run.mcap")
+    log.write_bytes(log.read_bytes()[:-3])
+    episode = load_episode(log)
+    assert len(episode.t_ns) == 30 and "was not finished" in episode.gap
 
 
 def test_a_film_of_two_cameras_of_different_size(tmp_path):
-    """Three pictures of 64x48 beside three of 100x90, which are shown as high as the others (53x48); twice as large in the film."""
-    write_video(recorded(), tmp_path / "episode.mp4")
+    """Pictures of 64x48 beside some of 100x90, which are shown as high as the others (53x48); twice as large in the film."""
+    log = recorded(tmp_path / "run.mcap")
+    episode = load_episode(log)
+    write_video(episode, pictures(log, episode.picture_ns), tmp_path / "episode.mp4")
     film = cv2.VideoCapture(str(tmp_path / "episode.mp4"))
     read, picture = film.read()
-    assert read and picture.shape == (96, 2 * (64 + 53), 3)
+    assert read and picture.shape == (96, 2 * (64 + 53), 3) and film.get(cv2.CAP_PROP_FRAME_COUNT) == 8
+    assert film.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5, abs=0.1)
     assert abs(int(picture[80, 60].mean()) - 200) < 6 and abs(int(picture[80, 180].mean()) - 60) < 6
 
 
 def test_a_recording_without_pictures_and_a_film_that_cannot_be_written_are_said_in_a_sentence(tmp_path, capfd):
-    blind = {k: v for k, v in recorded().items() if not k.startswith("picture_")}
+    log = recorded(tmp_path / "run.mcap", wrist=None)
+    episode = load_episode(log)
     with pytest.raises(ReportError, match=r"holds no pictures of both cameras.*record again"):
-        write_video(blind, tmp_path / "episode.mp4")
+        write_video(episode, pictures(log, episode.picture_ns), tmp_path / "episode.mp4")
+    log = recorded(tmp_path / "more.mcap")
     with pytest.raises(ReportError, match=r"cannot be encoded \(see above\): make room there, or name another folder"):
-        write_video(recorded(80), tmp_path / "none" / "episode.mp4")  # more than a pipe holds
+        shown = list(pictures(log, episode.picture_ns)) * 10  # more than a pipe holds
+        write_video(episode, shown, tmp_path / "none" / "episode.mp4")
     assert "No such file or directory" in capfd.readouterr().err
+
+
+def test_predictions_are_shown_beside_what_came_true(tmp_path):
+    bundle = Bundle.load(tiny_bundle(tmp_path))
+    future = FutureRecord(1, S, np.zeros((3, 16, 12, 12), np.float16))
+    picture = np.zeros((48, 64, 3), np.uint8)
+    seen = {S + 10_000_000: picture, S + 400_000_000: picture}
+    (column,) = film_strip(bundle, S // 2, [future, dataclasses.replace(future, t_capture_ns=3 * S)], seen)
+    assert column["time"] == "0.5 s" and len(column["predicted"]) == 3
+    assert [shown is not None for shown in column["real"]] == [True, False]  # 0.8 s later nothing was recorded
+
+
+def test_a_log_of_version_2_has_no_predictions_to_show(tmp_path):
+    episode = load_episode(recorded(tmp_path / "run.mcap"))
+    assert len(moments(episode)) == 7 and moments(dataclasses.replace(episode, futures=())) == []
 
 
 def test_what_a_page_needs_and_a_robot_may_lack_is_named_as_pip_knows_it(monkeypatch):

@@ -12,8 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mcap.decoder import DecoderFactory as McapDecoderFactory
+from mcap.reader import make_reader
+from mcap_protobuf.decoder import DecoderFactory
 
 from common.clock import prefer
+from firmware_bridge.arms import so101
 from firmware_bridge.motion import guard
 from firmware_bridge.motion.endings import Exit
 from firmware_bridge.motion.messages import Expert, JointState, SafetyState
@@ -24,11 +28,11 @@ from runtime.loop.errors import RunError
 from runtime.loop.health import Health, HealthLimits
 from runtime.loop.timing import timing_report
 from runtime.loop.two_rate import Driver
+from runtime.observe.episode import load_episode
 from runtime.observe.log import LogWriter
-from runtime.observe.recorder import load_episode, wire_ms
 from runtime.robot import load_robot
 from tests.rig import Bench, undo_real_time
-from tests.tiny import TASK, tiny_bundle
+from tests.tiny import FRONT, TASK, tiny_bundle
 
 pytestmark = pytest.mark.wall_clock
 
@@ -48,7 +52,9 @@ class Run(Bench):
         self.keeper = self.session.keeper
         eyes = open_cameras(self.robot, bundle.manifest.cameras, folder)
         known = calibrations(self.robot, folder)
-        self.driver = Driver(bundle, TASK, eyes, known, folder, self.robot.fast_hz, self.robot.slow_hz, keep=True)
+        self.driver = Driver(
+            bundle, TASK, eyes, known, folder, self.robot.fast_hz, self.robot.slow_hz, log=folder / "run.mcap"
+        )
         self.driver.warm_up()
         self.driver.arm(self.session.wait_for_state())
 
@@ -76,13 +82,88 @@ def test_both_loops_drive_the_arm_and_leave_it_at_rest_without_torque(run, tmp_p
     assert {"fast_hz", "repeat_hz", "slow_hz", "ticks", "deadline_misses", "prior_age_ms", "stages"} <= set(report)
     assert report["observation_to_wire_ms"]["p50"] > 0 and report["stages"]["fast.engine"]["budget_ms"] == 20
     assert set(report["stages"]) > {"slow.world_model", "slow.predictive", "fast.preprocess", "fast.slot"}
-    run.driver.record.recorder.save(tmp_path / "episode", report)
-    episode, _ = load_episode(tmp_path / "episode")
-    assert len(episode["t_ns"]) == counts.new_frames and len(episode["prior_ready_ns"]) == counts.slow
-    assert set(episode["expert"]) == {Expert.NONE, Expert.REACTIVE} and (wire_ms(episode) > 0).all()
-    elapsed_s = np.diff(episode["t_ns"])[:, None] * 1e-9  # a late tick commands where the plan is by then
-    assert np.nanmax(np.abs(np.diff(episode["command"], axis=0)) / elapsed_s) < 10  # rad/s: no jumps
-    assert np.all(np.diff(episode["t_capture_ns"]) > 0)
+    episode = load_episode(tmp_path / "run.mcap")
+    assert len(episode.t_ns) == counts.new_frames and len(episode.futures) == counts.slow and not episode.gap
+    assert set(episode.expert) == {Expert.NONE, Expert.REACTIVE} and (episode.wire_ms > 0).all()
+    elapsed_s = np.diff(episode.t_ns)[:, None] * 1e-9  # a late tick commands where the plan is by then
+    assert np.nanmax(np.abs(np.diff(episode.command, axis=0)) / elapsed_s) < 10  # rad/s: no jumps
+
+
+class JsonDecoderFactory(McapDecoderFactory):
+    def decoder_for(self, encoding, schema):
+        return json.loads if (encoding, schema.encoding) == ("json", "jsonschema") else None
+
+
+def decoded(path, topic):
+    """Messages of a log by their times, read and decoded by the `mcap` packages, which know nothing of this program."""
+    with open(path, "rb") as f:
+        reader = make_reader(f, decoder_factories=[DecoderFactory(), JsonDecoderFactory()], validate_crcs=True)
+        return {
+            m.message.log_time: (m.schema.name, m.decoded_message) for m in reader.iter_decoded_messages(topics=[topic])
+        }
+
+
+def test_other_programs_read_pictures_places_joints_commands_and_health_as_the_run_saw_them(run, tmp_path):
+    pictures: dict[int, np.ndarray] = {}
+    states: list[JointState] = []
+    frames, state = run.driver.eyes.frames, run.driver.record.log.state
+
+    def look():
+        got = frames()
+        pictures.update({f.t_capture_ns: f.image for name, f in got.items() if name == "wrist"})
+        return got
+
+    def note(s):
+        states.append(s)
+        state(s)
+
+    run.driver.eyes.frames = look
+    run.driver.record.log.state = note
+    run.driver.run(1.0)
+    log = tmp_path / "run.mcap"
+    seen = decoded(log, "camera/wrist")
+    assert seen.keys() == pictures.keys() and len(seen) > 25
+    for t_ns, (name, image) in seen.items():
+        assert (name, image.encoding, image.frame_id) == ("foxglove.RawImage", "rgb8", "wrist_camera")
+        assert image.timestamp.ToNanoseconds() == t_ns and image.step == 3 * image.width
+        assert np.array_equal(np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3), pictures[t_ns])
+    names = list(run.robot.arm.joints)
+    joints, places = decoded(log, "joints"), decoded(log, "transform/tool")
+    assert joints.keys() == {s.t_ns for s in states} > places.keys() and len(places) > 12
+    for s in states:
+        name, shown = joints[s.t_ns]
+        assert name == "harmowam.Joints" and list(shown["measured_rad"]) == names
+        assert list(shown["measured_rad"].values()) == pytest.approx(s.q_rad.tolist(), abs=1e-6)
+        assert list(shown["goal_rad"].values()) == pytest.approx(s.goal_rad.tolist(), abs=1e-6)
+    for s in [s for s in states if s.t_ns in places]:
+        name, place = places[s.t_ns]
+        assert (name, place["parent_frame_id"], place["child_frame_id"]) == ("foxglove.FrameTransform", "base", "tool")
+        assert turned(place["rotation"]) == pytest.approx(so101.tool(s.q_rad)[:3, :3], abs=1e-6)
+        assert list(place["translation"].values()) == pytest.approx(so101.tool(s.q_rad)[:3, 3], abs=1e-9)
+    ((name, front),) = decoded(log, "transform/front").values()
+    assert (name, front["parent_frame_id"], front["child_frame_id"]) == (
+        "foxglove.FrameTransform",
+        "base",
+        "front_camera",
+    )
+    assert turned(front["rotation"]) == pytest.approx(np.array(FRONT["T_base_from_cam"])[:3, :3], abs=1e-4)
+    commands = [m for name, m in decoded(log, "command").values() if name == "harmowam.Command"]
+    assert {m["expert"] for m in commands} == {"REACTIVE"} and list(commands[0]["q_rad"]) == names
+    assert next(m["state"] for _, m in decoded(log, "health").values()) == "RUNNING"
+    said = [m["message"] for name, m in decoded(log, "log").values() if name == "foxglove.Log"]
+    assert "RUNNING" in said and "ACTIVE" in said
+
+
+def turned(q):
+    """Rotation of a quaternion, by its textbook formula."""
+    x, y, z, w = (q[k] for k in "xyzw")
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
+            [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
+            [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
+        ]
+    )
 
 
 def test_the_first_ticks_already_take_fresh_pictures(run):
@@ -339,7 +420,7 @@ def test_the_policy_process_runs_alone_and_lowers_the_arm_on_sigterm(bench, bund
     policy.send_signal(signal.SIGTERM)
     out, err = policy.communicate(timeout=20)
     assert policy.returncode == 0 and not err
-    assert json.loads(out)["ticks"] > 0 and (b.folder / "episode" / "episode.npz").is_file()
+    assert json.loads(out)["ticks"] > 0 and load_episode(b.folder / "episode" / "run.mcap").t_ns.size > 0
     assert keeper.wait(5) == 0 and b.torque() == [0] * 6
 
 

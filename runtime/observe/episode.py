@@ -1,0 +1,111 @@
+"""A recorded run as people look at it: rows and pictures out of its log, and the folder that `--record` names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.files import write_whole
+from firmware_bridge.motion.messages import Command, Expert, JointState
+from runtime.contracts import A
+from runtime.observe.log import LogWriter
+from runtime.observe.log_reader import read_log, read_meta
+from runtime.observe.records import CUT, DAMAGED, FrameRecord, FutureRecord, TickRecord
+
+LOG, CONFIG, REPORT = "run.mcap", "config.json", "report.json"  # what a folder of --record holds, beside page and film
+PICTURE_PERIOD_NS = 66_000_000  # a film shows about 15 pictures a second
+
+
+@dataclass(frozen=True)
+class Episode:
+    """`t_ns` int64[n]: the fast steps; `picture_ns` int64[p]: capture times of the pictures that a film shows; `command` (rad, NaN
+    where a step gave none) and `gate` float32[n, ...], `expert` uint8[n], `sent_target` float32[n,6]; `state_ns` int64[m] and
+    `measured` float32[m,J] (rad): the motor process. `wire_ms` float64[k]: capture to bytes on the wire of every command that got
+    there. `gap` says why the log ends early, if it does."""
+
+    t_ns: np.ndarray
+    picture_ns: np.ndarray
+    command: np.ndarray
+    gate: np.ndarray
+    expert: np.ndarray
+    sent_target: np.ndarray
+    state_ns: np.ndarray
+    measured: np.ndarray
+    wire_ms: np.ndarray
+    futures: tuple[FutureRecord, ...]
+    gap: str = ""
+
+
+def _to_be_shown(captured: list[int]) -> list[int]:
+    """Of capture times, those at least `PICTURE_PERIOD_NS` after the one before."""
+    shown: list[int] = []
+    for t in captured:
+        if not shown or t - shown[-1] >= PICTURE_PERIOD_NS:
+            shown.append(t)
+    return shown
+
+
+def _wire_ms(states: list[JointState]) -> list[float]:
+    first = {s.command_seq: s for s in reversed(states) if s.t_wire_ns > 0}
+    return [(s.t_wire_ns - s.t_command_capture_ns) / 1e6 for _, s in sorted(first.items())]
+
+
+def load_episode(log: Path) -> Episode:
+    """All but the pictures, up to where the log ends. Raises LogError."""
+    read_meta(log)
+    ticks: list[TickRecord] = []
+    states: list[JointState] = []
+    futures: list[FutureRecord] = []
+    gap = ""
+    for record in read_log(log):
+        if isinstance(record, TickRecord):
+            ticks.append(record)
+        elif isinstance(record, JointState):
+            states.append(record)
+        elif isinstance(record, FutureRecord):
+            futures.append(record)
+        elif isinstance(record, dict) and record.get("kind") in (CUT, DAMAGED):
+            gap = record["why"]
+    commands = [Command.unpack(t.command) if t.command else None for t in ticks]
+    joints = len((ticks or states)[0].q_rad) if ticks or states else 0
+    nothing = np.full(joints, np.nan, np.float32)
+    return Episode(
+        np.array([t.t_ns for t in ticks], np.int64),
+        np.array(_to_be_shown([t.t_capture_ns for t in ticks]), np.int64),
+        np.array([nothing if c is None else c.q_rad for c in commands], np.float32).reshape(len(ticks), joints),
+        np.array([0.0 if c is None else c.gate for c in commands], np.float32),
+        np.array([Expert.NONE if c is None else c.expert for c in commands], np.uint8),
+        np.array([t.targets[2] for t in ticks], np.float32).reshape(len(ticks), A),
+        np.array([s.t_ns for s in states], np.int64),
+        np.array([s.q_rad for s in states], np.float32).reshape(len(states), joints),
+        np.array(_wire_ms(states)),
+        tuple(futures),
+        gap,
+    )
+
+
+def pictures(log: Path, times: np.ndarray) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """Of the fast steps whose capture time is in `times`: that time, and each camera's uint8[H,W,3] RGB. One pair in memory at a time."""
+    wanted, newest = set(times.tolist()), dict[str, FrameRecord]()
+    for record in read_log(log):
+        if isinstance(record, FrameRecord):
+            newest[record.camera] = record
+        elif isinstance(record, TickRecord) and record.t_capture_ns in wanted:
+            wanted.remove(record.t_capture_ns)
+            yield record.t_capture_ns, {name: f.image for name, f in newest.items()}
+
+
+def keep(log: LogWriter, folder: Path, report: dict[str, Any]) -> None:
+    """Write what belongs beside the log: the report's numbers, and what the run was. Raises OSError.
+
+    A run that wrote no log takes an earlier run's out of the folder: its report would speak of another run.
+    """
+    if log.empty:
+        (folder / LOG).unlink(missing_ok=True)
+    for name, data in ((REPORT, report), (CONFIG, log.meta)):
+        write_whole(folder / name, json.dumps(data, indent=1, sort_keys=True) + "\n")

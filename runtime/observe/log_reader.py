@@ -1,0 +1,145 @@
+"""Reads what `runtime.observe.log` wrote: all of it, or up to where it was cut off or damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mcap.exceptions import RecordLengthLimitExceeded
+from mcap.records import Channel, Message, Metadata, Statistics
+from mcap.stream_reader import StreamReader
+from mcap.writer import MCAP0_MAGIC
+
+from firmware_bridge.motion.messages import JointState
+from runtime.cameras.sources import FRAME_HEAD
+from runtime.observe.records import (
+    CAMERA,
+    CUT,
+    DAMAGED,
+    ENCODING,
+    FUTURE,
+    HEALTH,
+    PRIOR,
+    READABLE,
+    STATE,
+    STEP,
+    FrameRecord,
+    FutureRecord,
+    LogError,
+    PriorRecord,
+    TickRecord,
+    future_of,
+    prior_of,
+    tick_of,
+)
+from runtime.observe.schemas import image_of
+
+Record = dict[str, Any] | TickRecord | PriorRecord | FutureRecord | FrameRecord | JointState
+
+
+def _frame_of(channel: Channel, message: Message) -> FrameRecord:
+    raw: bytes = message.data
+    if channel.message_encoding == ENCODING:  # of a log of version 2
+        t_ns, width, height = FRAME_HEAD.unpack_from(raw)
+        image = np.frombuffer(raw, np.uint8, width * height * 3, FRAME_HEAD.size).reshape(height, width, 3)
+    else:
+        t_ns, image = image_of(raw)
+    return FrameRecord(channel.topic.removeprefix(CAMERA), message.sequence, t_ns, image)
+
+
+def _message_of(channel: Channel, message: Message) -> Record | None:
+    topic, raw = channel.topic, message.data
+    if topic.startswith(CAMERA):
+        return _frame_of(channel, message)
+    if topic == STEP:
+        return tick_of(raw)
+    if topic == PRIOR:
+        return prior_of(raw)
+    if topic == FUTURE:
+        return future_of(raw)
+    if topic == STATE:
+        return JointState.unpack(raw)
+    if topic in (HEALTH, "event"):  # the latter in version 2
+        return {"kind": HEALTH, "t_ns": message.log_time, **json.loads(raw)}
+    return None
+
+
+def _decoded(record: Any, channels: dict[int, Channel]) -> Record | None:
+    """What one record of the file says; None for MCAP's own ones and for topics of others. `channels` is filled on the way."""
+    if isinstance(record, Channel):
+        channels[record.id] = record
+    elif isinstance(record, Metadata):
+        meta: dict[str, Any] = record.metadata
+        return dict(json.loads(meta["json"])) if record.name == "run" else {"kind": record.name, **meta}
+    elif isinstance(record, Message):
+        if record.channel_id not in channels:
+            raise ValueError("a message of an unknown topic")
+        return _message_of(channels[record.channel_id], record)
+    return None
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """What the run was: task, bundle, calibrations, rates. Raises LogError."""
+    for record in read_log(path):
+        if isinstance(record, dict) and "version" in record:
+            if record["version"] not in READABLE:
+                older = isinstance(record["version"], int) and record["version"] < READABLE[0]
+                raise LogError(
+                    f"{path} is a log of version {record['version']}, this program reads {READABLE[0]} to {READABLE[-1]}: "
+                    + ("replay it with the release that recorded it." if older else "upgrade harmowam.")
+                )
+            return record
+        if isinstance(record, dict) and record.get("kind") == DAMAGED:
+            raise LogError(f"{path} is damaged at its beginning ({record['why']}): give another copy of it.")
+        break
+    raise LogError(f"{path} is not a log of harmowam: give a file made with --log or --record.")
+
+
+def read_log(path: Path) -> Iterator[Record]:
+    """Records in the order they were written. JSON comes as dicts (`kind`).
+
+    A file that was not finished ends where it was cut, and one that is damaged where the damage begins; the last record is then a
+    dict whose `kind` is CUT or DAMAGED and whose `why` says what was found. Raises LogError for a file that is absent or no log.
+    """
+    path = Path(path)
+    if not path.is_file() and path.with_name(path.name + ".partial").is_file():
+        path = path.with_name(path.name + ".partial")
+    try:
+        stream = open(path, "rb")  # noqa: SIM115
+    except OSError as e:
+        raise LogError(f"log {path} cannot be read ({e.strerror}): give a file made with --log or --record.") from e
+    channels: dict[int, Channel] = {}
+    with stream:
+        if stream.read(len(MCAP0_MAGIC)) != MCAP0_MAGIC:
+            raise LogError(f"{path} is not a log of harmowam: give a file made with --log or --record.")
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(size - len(MCAP0_MAGIC), len(MCAP0_MAGIC)))
+        finished = stream.read() == MCAP0_MAGIC
+        stream.seek(0)
+        # A length that is damaged must not ask for more memory than the file has bytes.
+        records = iter(StreamReader(stream, validate_crcs=True, record_size_limit=size).records)
+        messages, counted = 0, -1  # read, and what the file says that it holds
+        while True:
+            try:
+                record = next(records)
+                messages += isinstance(record, Message)
+                counted = record.message_count if isinstance(record, Statistics) else counted
+                made = _decoded(record, channels)
+            except StopIteration:
+                # Whole records that were wiped out leave no trace but their number.
+                if messages != counted:
+                    yield {"kind": DAMAGED, "why": f"{messages} messages were found where {counted} were written"}
+                return
+            except Exception as e:  # the reader raises whatever it meets
+                beyond = stream.tell() >= size or isinstance(e, RecordLengthLimitExceeded)
+                if beyond and not finished:
+                    yield {"kind": CUT, "why": "it was not finished"}
+                else:
+                    yield {"kind": DAMAGED, "why": str(e) or type(e).__name__}
+                return
+            if made is not None:
+                yield made

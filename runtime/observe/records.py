@@ -1,0 +1,158 @@
+"""What a log holds, and how the records that replay needs bit for bit are packed (channels encoded "harmowam").
+
+The other channels are for other programs, too: `runtime.observe.schemas`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.errors import Mendable
+from firmware_bridge.motion.messages import Command
+from runtime.contracts import A, Observation, Prior
+
+# 3: pictures, places, joints, commands and health in well-known schemas; 2: all of them packed as the rest, no predicted future;
+# 1: shoulder_pan and wrist_roll mirrored, jaw shut at 0.
+VERSION = 3
+READABLE = (2, 3)
+ENCODING = "harmowam"
+STEP, PRIOR, FUTURE, STATE, HEALTH = "fast/step", "slow/prior", "slow/future", "arm/state", "health"
+CAMERA = "camera/"  # and its name
+_TICK = struct.Struct("<qqqqBB")  # step's time, observation, its capture time, Prior's number (-1: none), flags, joints
+_PRIOR = struct.Struct("<qqqqqII")  # number, observation, its capture time, step's time, ready, chunk rows, joints
+_FUTURE = struct.Struct("<qq4I")  # Prior's number, capture time of its observation, shape; then float16
+# Flags: the fast step's memory was cleared before this step; its command went to the arm; the step before it was dropped.
+RESET, SENT, AFTER_GAP = 1, 2, 4
+DIGEST_BYTES = 32  # of SHA-256, at the end of a Prior
+CUT, DAMAGED = "cut", "damaged"  # `kind` of what `read_log` gives last where a file does not come to its end
+
+
+class LogError(Mendable):
+    """A log that cannot be written or read; one sentence and the next step."""
+
+
+@dataclass(frozen=True)
+class TickRecord:
+    """One fast step: what went in (frames by their numbers) and what came out. `command` is raw, before any limiter."""
+
+    t_ns: int
+    number: int
+    t_capture_ns: int
+    prior: int
+    reset: bool
+    sent: bool
+    q_rad: np.ndarray  # float32[J], as the step saw it: rolled forward
+    qd_rad_s: np.ndarray
+    frames: dict[str, int]
+    command: bytes  # `Command.pack()`, empty when the step gave none
+    targets: np.ndarray  # float32[3,6]: reactive, predictive, sent
+    after_gap: bool = False  # the step before it did not fit into the queue and is not in the log
+
+
+@dataclass(frozen=True)
+class PriorRecord:
+    """One slow step: which observation went in, with which measured joints, and what came out (tokens and future by hash)."""
+
+    number: int
+    observation: int
+    t_capture_ns: int
+    t_ns: int
+    t_ready_ns: int
+    q_rad: np.ndarray
+    qd_rad_s: np.ndarray
+    chunk: np.ndarray  # float32[K,A]
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class FrameRecord:
+    camera: str
+    seq: int
+    t_capture_ns: int
+    image: np.ndarray  # uint8[H,W,3] RGB
+
+
+@dataclass(frozen=True)
+class FutureRecord:
+    """What the world model predicted in one slow step: float16[H,C,h,w] latents, for people to look at (`digest` holds them exactly)."""
+
+    number: int
+    t_capture_ns: int
+    future: np.ndarray
+
+
+def digest(prior: Prior) -> bytes:
+    """SHA-256 of tokens and predicted future."""
+    return hashlib.sha256(prior.tokens.tobytes() + prior.future.tobytes()).digest()
+
+
+def packed_tick(
+    t_ns: int,
+    obs: Observation,
+    frames: Mapping[str, int],
+    prior: int,
+    command: Command | None,
+    targets: np.ndarray,
+    flags: int,
+) -> bytes:
+    """A `TickRecord`; `frames` are the numbers of its pictures."""
+    raw = _TICK.pack(t_ns, obs.seq, obs.t_capture_ns, prior, flags, len(obs.q_rad))
+    raw += np.concatenate([obs.q_rad, obs.qd_rad_s, targets.ravel()]).astype("<f4").tobytes()
+    names = json.dumps(frames).encode()
+    return raw + struct.pack("<I", len(names)) + names + (command.pack() if command is not None else b"")
+
+
+def packed_prior(prior: Prior, obs: Observation, t_ns: int) -> bytes:
+    """A `PriorRecord`."""
+    raw = _PRIOR.pack(prior.seq, obs.seq, prior.t_capture_ns, t_ns, prior.t_ready_ns, len(prior.chunk), len(obs.q_rad))
+    return raw + np.concatenate([obs.q_rad, obs.qd_rad_s, prior.chunk.ravel()]).astype("<f4").tobytes() + digest(prior)
+
+
+def packed_future(prior: Prior) -> bytes:
+    """A `FutureRecord`."""
+    return _FUTURE.pack(prior.seq, prior.t_capture_ns, *prior.future.shape) + prior.future.astype("<f2").tobytes()
+
+
+def tick_of(raw: bytes) -> TickRecord:
+    t, number, captured, prior, flags, n = _TICK.unpack_from(raw)
+    at = _TICK.size
+    floats = np.frombuffer(raw, "<f4", 2 * n + 3 * A, at).copy()
+    at += floats.nbytes
+    (length,) = struct.unpack_from("<I", raw, at)
+    frames = json.loads(raw[at + 4 : at + 4 + length])
+    q, qd, targets = floats[:n], floats[n : 2 * n], floats[2 * n :].reshape(3, A)
+    command = raw[at + 4 + length :]
+    return TickRecord(
+        t,
+        number,
+        captured,
+        prior,
+        bool(flags & RESET),
+        bool(flags & SENT),
+        q,
+        qd,
+        frames,
+        command,
+        targets,
+        bool(flags & AFTER_GAP),
+    )
+
+
+def prior_of(raw: bytes) -> PriorRecord:
+    number, observation, captured, t, ready, k, n = _PRIOR.unpack_from(raw)
+    floats = np.frombuffer(raw[_PRIOR.size : -DIGEST_BYTES], "<f4").copy()
+    chunk = floats[2 * n :].reshape(k, -1)
+    return PriorRecord(
+        number, observation, captured, t, ready, floats[:n], floats[n : 2 * n], chunk, raw[-DIGEST_BYTES:]
+    )
+
+
+def future_of(raw: bytes) -> FutureRecord:
+    number, captured, *shape = _FUTURE.unpack_from(raw)
+    return FutureRecord(number, captured, np.frombuffer(raw, "<f2", offset=_FUTURE.size).reshape(shape))
