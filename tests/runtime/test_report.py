@@ -70,7 +70,7 @@ def test_a_log_without_fast_steps_or_without_states_is_an_episode_that_lacks_the
         log = LogWriter(tmp_path / name, {}, reserve_bytes=0)
         if name == "no steps":
             none = np.zeros(6, np.uint8)
-            log.state(JointState(S, *[SIX] * 6, none, SafetyState.ACTIVE, "", 0, 0, 0))
+            log.state(JointState(S, SIX, SIX, SIX, SIX, SIX, SIX, none, SafetyState.ACTIVE))
         else:
             obs = Observation(S, {}, SIX, SIX, 0)
             log.tick(S, obs, {}, -1, None, np.stack([SIX] * 3), reset=False, sent=False)
