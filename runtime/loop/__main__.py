@@ -45,6 +45,7 @@ def main() -> int:
     opened: Driver | None = None
     try:
         bundle, robot = Bundle.load(args.bundle), load_robot(args.robot)
+        bundle.check_arm(robot.arm.family, robot.path)
         asked = msgspec.structs.replace(robot.compute, engine=args.engine or robot.compute.engine)
         chosen = choose(bundle, asked)
         if chosen.note:
@@ -53,7 +54,7 @@ def main() -> int:
         known = calibrations(robot, args.slots)
         opened = driver = Driver(
             bundle, args.task, cameras, known, args.slots, robot.fast_hz, robot.slow_hz, compute=chosen,
-            keep=args.record is not None, log=args.log,
+            keep=args.record is not None, log=args.log, ends=(robot.arm.lower, robot.arm.upper),
         )  # fmt: skip
         driver.warm_up()
         state_slot = SlotReader(args.slots / STATE_SLOT)

@@ -33,6 +33,7 @@ from runtime.loop.slow import SlowLoop
 from runtime.observe.log import LogWriter
 from runtime.observe.replay import run_meta
 from runtime.policies import kind_of, open_policy
+from runtime.policies.protocol import Ends
 
 PHASE_NS = 1_000_000  # the fast clock is led to tick so long before a picture comes,
 PHASE_STEP_NS = 200_000  # by at most so much a tick
@@ -46,7 +47,7 @@ class Driver:
     (`record`).
 
     `mode`: how the policy drives (None: its usual way); `compute`: what its engines run on. `inject` (stage -> ms) slows stages down;
-    `compensate` as in FastLoop; `keep` keeps an episode in memory; `log` is the file that takes every input of the engines. `close` it
+    `compensate` as in FastLoop; `keep` keeps an episode in memory; `log` is the file that takes every input of the engines; `ends`: of this robot's joints (None: the bundle's). `close` it
     whatever happens.
     """
 
@@ -54,14 +55,14 @@ class Driver:
         self, bundle: Bundle, task: str, cameras: dict[str, CameraSource], calibrations: dict[str, Camera], slots: Path,
         fast_hz: float, slow_hz: float, mode: str | None = None, *, compute: Chosen = Chosen(),
         inject: Mapping[str, float] | None = None, compensate: bool = True, keep: bool = False, log: Path | None = None,
-        limits: HealthLimits | None = None,
+        limits: HealthLimits | None = None, ends: Ends | None = None,
     ):  # fmt: skip
         self.fast_hz, self.slow_hz, self.compute = fast_hz, slow_hz, compute
         self.stages = kind_of(bundle).stages
         self.record = RunRecord(self.stages, inject, keep)
         self.policy = open_policy(
             bundle, task, calibrations, mode=mode, engine=compute.engine, gpu=compute.gpu,
-            slow_trace=self.record.slow_trace, fast_trace=self.record.fast_trace,
+            slow_trace=self.record.slow_trace, fast_trace=self.record.fast_trace, ends=ends,
         )  # fmt: skip
         self.health = HealthMonitor(fast_hz, limits)
         self.eyes = Eyes(cameras, fast_hz)
@@ -75,7 +76,13 @@ class Driver:
         )
         self.granted: dict[str, bool] = {}
         if log is not None:  # last: a constructor that fails leaves no file and no thread behind
-            how = {"fast_hz": fast_hz, "slow_hz": slow_hz, "compensate": compensate, "engine": compute.engine}
+            how = {
+                "fast_hz": fast_hz,
+                "slow_hz": slow_hz,
+                "compensate": compensate,
+                "engine": compute.engine,
+                "ends": ends,
+            }
             self.record.log = LogWriter(log, run_meta(bundle, task, self.policy.mode, calibrations, **how))
 
     @property

@@ -77,7 +77,9 @@ def _floats(command: bytes) -> list[float]:
 class _Player:
     def __init__(self, bundle: Bundle, meta: dict[str, Any]):
         cameras = {name: Camera.from_json(c) for name, c in meta["calibrations"].items()}
-        policy = open_policy(bundle, meta["task"], cameras, mode=meta["policy"], engine=meta.get("engine", "cpu"))
+        policy = open_policy(
+            bundle, meta["task"], cameras, mode=meta["policy"], engine=meta.get("engine", "cpu"), ends=meta.get("ends")
+        )
         self.slow, self.fast = policy.slow, policy.fast
         self.frames: dict[str, FrameRecord] = {}
         self.observations: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
