@@ -73,7 +73,11 @@ def main() -> None:
     steps = recorded(args.log)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.mcap"
-        log = LogWriter(path, {**read_meta(args.log), "joints": list(so101.JOINTS)}, tool=functools.partial(so101.tool))
+        log = LogWriter(
+            path,
+            {**read_meta(args.log), "joints": list(so101.FAMILY.JOINTS)},
+            tool=functools.partial(so101.FAMILY.tool),
+        )
         clock = time.pthread_getcpuclockid(log._thread.ident or 0)
         prefer(10)
         took = play(log, steps, args.seconds, args.hz)

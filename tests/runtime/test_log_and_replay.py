@@ -19,7 +19,7 @@ from mcap.writer import CompressionType, Writer
 from calibration.camera import Camera
 from common.clock import prefer
 from common.timing import FAST_PRIORITY, LOG_PRIORITY, SIM_CAMERA_PRIORITY, SIM_SERVO_PRIORITY, SLOW_PRIORITY
-from firmware_bridge.arms.so101 import JOINTS
+from firmware_bridge.arms.so101 import FAMILY
 from firmware_bridge.motion.messages import Command, Expert, JointState
 from harmowam.cli import main
 from runtime.bundle import Bundle, BundleError, sha256
@@ -46,6 +46,7 @@ from runtime.policies import open_policy
 from tests.rig import START
 from tests.tiny import FRONT, INPUTS, TASK, WRIST, outputs, tiny_bundle, tiny_chunk_bundle, write_engine
 
+JOINTS = FAMILY.JOINTS
 MS = 1_000_000
 
 
