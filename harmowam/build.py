@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from harmowam.cli import errors, json_option, say, write_json
+from harmowam.options import errors, json_option, say, write_json
 
 
 @click.command(short_help="Build TensorRT engines from a bundle on this machine.")

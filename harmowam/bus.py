@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harmowam.cli import UserError, errors, json_option, robot_option, to_be_written, write_json, write_text
+from harmowam.options import UserError, errors, json_option, robot_option, to_be_written, write_json, write_text
 
 if TYPE_CHECKING:
     from firmware_bridge.bus.port import Port

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from harmowam.cli import UserError, errors, json_option, refuse_unused, robot_option, say, write_json
+from harmowam.options import UserError, errors, json_option, refuse_unused, robot_option, say, write_json
 
 BOARD = "charuco:11x8:0.024:0.018:4x4_50"  # fills an A4 sheet
 

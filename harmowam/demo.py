@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harmowam.cli import UserError, with_engine
 from harmowam.failed import reported
 from harmowam.live import live, make_folder
+from harmowam.options import UserError, with_engine
 from runtime.observe.report import write_report
 from runtime.robot import load_robot
 

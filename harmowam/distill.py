@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import click
 
-from harmowam.cli import errors, json_option, write_json
+from harmowam.options import errors, json_option, write_json
 from harmowam.train import PATH, changed, read, training_options
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from harmowam.cli import errors, json_option, robot_option, write_json
+from harmowam.options import errors, json_option, robot_option, write_json
 
 MARKS = {"ok": "  ok  ", "warn": " warn ", "bad": " BAD  "}
 

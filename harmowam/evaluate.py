@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harmowam.cli import (
+from harmowam.options import (  # fmt: skip
     UserError,
     bundle_option,
     engine_option,
@@ -20,7 +20,7 @@ from harmowam.cli import (
     to_be_written,
     workers_option,
     write_json,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from runtime.compute import Engine

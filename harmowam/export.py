@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from harmowam.cli import UserError, errors, json_option, refuse_unused, say, workers_option, write_json
+from harmowam.options import UserError, errors, json_option, refuse_unused, say, workers_option, write_json
 
 PATH = click.Path(path_type=Path)
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from common.files import write_whole
-from harmowam.cli import (
+from harmowam.options import (  # fmt: skip
     UserError,
     bundle_option,
     engine_option,
@@ -22,7 +22,7 @@ from harmowam.cli import (
     seed_option,
     with_engine,
     write_json,
-)  # fmt: skip
+)
 
 
 def print_timing(report: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harmowam.cli import UserError, errors, json_option, write_json
+from harmowam.options import UserError, errors, json_option, write_json
 
 if TYPE_CHECKING:
     from runtime.observe.replay import Replay

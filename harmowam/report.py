@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from harmowam.cli import UserError, errors
+from harmowam.options import UserError, errors
 
 
 @click.command(short_help="Make page and film of a recorded run.")

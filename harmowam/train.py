@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from harmowam.baseline import baseline_options, train_baseline
-from harmowam.cli import UserError, errors, json_option, refuse_unused, write_json
+from harmowam.options import UserError, errors, json_option, refuse_unused, write_json
 
 if TYPE_CHECKING:
     from export.act import ActPlan

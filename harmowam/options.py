@@ -1,0 +1,172 @@
+"""What the verbs share: options, errors as sentences and exit codes, files that are written whole."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from common.errors import Mendable
+from common.files import write_whole
+from firmware_bridge.motion import endings
+
+if TYPE_CHECKING:
+    from runtime.robot import Robot
+
+
+class UserError(click.ClickException):
+    """What the user can mend: one sentence and the next step, exit code 2."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"error: {self.message}", err=True)
+
+
+EXTRAS = {
+    "mujoco": "sim",
+    "tqdm": "sim",
+    "jinja2": "sim",
+    "matplotlib": "sim",
+    "imageio_ffmpeg": "sim",
+    "torch": "export",
+    "safetensors": "export",
+    "onnxscript": "export",
+    "sympy": "export",
+    "onnx": "export",
+    "pyarrow": "export",
+    "av": "export",
+    "tensorboard": "export",
+    "transformers": "text",
+}
+
+
+def errors(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Turn the rooms' own exceptions into a sentence; anything else is a defect and keeps its traceback. What became of an arm stands
+    above every exit code of the command's own."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        endings.ENDED.clear()
+        try:
+            result = told(command, *args, **kwargs)
+        except click.ClickException as e:
+            if (code := endings.exit_code(e.exit_code)) == e.exit_code:
+                raise
+            e.show()
+            sys.exit(code)
+        except SystemExit as e:
+            e.code = endings.exit_code(e.code) if isinstance(e.code, int) else e.code
+            raise
+        except Exception:
+            if not endings.ENDED:
+                raise
+            traceback.print_exc()
+            sys.exit(endings.exit_code(endings.Exit.VERDICT))
+        if code := endings.exit_code(endings.Exit.REST):
+            sys.exit(code)
+        return result
+
+    return wrapped
+
+
+def told(command: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`command`, whose Mendable errors become UserErrors and whose interruption ends with a word."""
+    try:
+        return command(*args, **kwargs)
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+        sys.exit(endings.Exit.INTERRUPTED)
+    except ModuleNotFoundError as e:
+        if e.name not in EXTRAS:
+            raise
+        raise UserError(f"{e.name} is not installed: run `pip install 'harmowam-edge[{EXTRAS[e.name]}]'`.") from e
+    except Mendable as e:
+        raise UserError(str(e)) from e
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all; raises UserError."""
+    try:
+        write_whole(path, text)
+    except OSError as e:
+        raise UserError(f"{path} cannot be written ({e.strerror}): name another file.") from e
+
+
+def write_json(path: Path | None, data: Any) -> None:
+    if path is not None:
+        write_text(path, json.dumps(data, indent=1, sort_keys=True) + "\n")
+
+
+def to_be_written(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+    """The file of an option, whose folder is made at once: what cannot be written is better known before the work than after."""
+    if path is not None:
+        wrong = ""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            wrong = f"{path.parent} is a file" if isinstance(e, FileExistsError) else str(e.strerror)
+        if wrong or not os.access(path.parent, os.W_OK):
+            raise UserError(
+                f"{path} cannot be written ({wrong or 'no permission'}): name another file with {param.opts[0]}."
+            )
+    return path
+
+
+json_option = click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=to_be_written,
+    help="Also write the numbers to this file.",
+)
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Start of the simulated robot."
+)
+workers_option = click.option("--workers", type=click.IntRange(min=1), help="Processes (default: one a core).")
+bundle_option = click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    default=Path("out/so101.bundle"),
+    show_default=True,
+    help="What `harmowam export` wrote.",
+)
+engine_option = click.option(
+    "--engine",
+    type=click.Choice(["auto", "tensorrt", "cuda", "cpu"]),
+    help="What networks run on (default: the robot file's [compute], else auto: TensorRT if built for this board, else the CPU).",
+)
+robot_option = click.option("--robot", default="sim_so101", show_default=True, help="A shipped robot or a robot file.")
+
+
+def refuse_unused(mode: str, *names: str) -> None:
+    """Raises UserError for an option, given by its parameter's name, that was given although it means nothing with `mode`."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            option = next(p for p in context.command.params if p.name == name)
+            raise UserError(f"{option.opts[0]} means nothing {mode}: leave it out.")
+
+
+def with_engine(robot: Robot, engine: str | None) -> Robot:
+    """`robot`, whose networks run on what the command line names, where it names anything."""
+    if engine is None:
+        return robot
+    import msgspec
+
+    return dataclasses.replace(robot, compute=msgspec.structs.replace(robot.compute, engine=engine))
+
+
+def say(line: str) -> None:
+    """Tell the user; a terminal that is gone must not keep an arm from being lowered."""
+    with contextlib.suppress(OSError):
+        click.echo(f"  {line}", err=True)
