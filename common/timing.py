@@ -18,7 +18,9 @@ SIM_SERVO_PRIORITY, SIM_CAMERA_PRIORITY = 7, 6  # below the fast loop: simulated
 
 # How long a motor process may say nothing. The guard acts first, for it can still let the torque down.
 GUARD_STALL_S = 0.25  # the guard stops the arm
-MOTOR_SILENT_S = 0.6  # the policy gives up: the guard has acted by now
+MOTOR_SILENT_S = (
+    0.6  # policy and front door give up: the guard has acted by now, and a tick of the release takes 0.11 s at most
+)
 MOTOR_SILENT_CALIBRATING_S = 1.0  # a calibration gives up; it looks for boards in between, which takes a while
 
 COMMAND_LIFE_S = 0.075  # of a policy's command beyond the tick that it applies to: seven motor ticks

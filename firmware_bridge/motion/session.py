@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.slots import SlotError, SlotReader
+from common.timing import MOTOR_SILENT_S
 from firmware_bridge.motion import endings, guard
 from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.motion.endings import Ending, Facts
@@ -16,7 +17,6 @@ from firmware_bridge.motion.messages import JointState, SafetyState
 from firmware_bridge.motion.motor import MOTOR_CODE_SLOT, STATE_SLOT, tell
 from firmware_bridge.motion.safety import INSIST_S, lowering_s
 
-SILENT_S = 0.6  # without a new joint state nobody drives the arm any more; a tick of the release takes 0.11 s at most
 GUARD_LOST = -1  # for the exit code of a guard that left none
 
 
@@ -66,10 +66,10 @@ def newest_state(slots: Path) -> JointState | None:
 
 
 def driven_until(slots: Path, timeout_s: float) -> None:
-    """Wait until the motor process has ended or has been silent for SILENT_S, `timeout_s` at most."""
+    """Wait until the motor process has ended or has been silent for MOTOR_SILENT_S, `timeout_s` at most."""
     seen, began = -1, time.monotonic()
     seen_at = began
-    while time.monotonic() - seen_at < SILENT_S and time.monotonic() - began < timeout_s:
+    while time.monotonic() - seen_at < MOTOR_SILENT_S and time.monotonic() - began < timeout_s:
         if exit_left(slots / MOTOR_CODE_SLOT) is not None:
             return
         state = newest_state(slots)
