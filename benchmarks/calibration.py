@@ -22,9 +22,9 @@ from calibration import check, hand_eye, intrinsics, lens
 from calibration.board import Board
 from calibration.camera import CalibrationError, Camera, parallax
 from calibration.hand_eye import inverse, transform
-from firmware_bridge.arms import so101
 from sim.boards import look_at_board, render
 from sim.calibration_rig import ArmBench, look_at, webcam
+from sim.tasks import ARM
 
 SHEET = Board.parse("charuco:11x8:0.030:0.022:4x4_50")
 SIZE = (1280, 720)
@@ -96,19 +96,19 @@ def part_hand_eye(repeats: int) -> dict[str, Any]:
             bench = ArmBench(mount, np.random.default_rng([seed, 2]))
             shots = [bench.view(str(k), q) for k, q in enumerate(bench.poses(15))]
             try:
-                done, halves = hand_eye.calibrate(mount, shots, bench.theta, "rational", so101.tool, sigma=0.1)
+                done, halves = hand_eye.calibrate(mount, shots, bench.theta, "rational", ARM.tool, sigma=0.1)
             except CalibrationError as e:
                 print(f"{mount} {seed}: {e}", file=sys.stderr)
                 refused += 1
                 continue
             park, _ = hand_eye.park(
                 mount,
-                [so101.tool(v.q) for v in shots],
+                [ARM.tool(v.q) for v in shots],
                 [hand_eye.board_pose(v, bench.theta, "rational") for v in shots],
             )
             exact = (
                 hand_eye.solve(
-                    mount, shots, bench.theta, "rational", so101.tool, hand_eye.ArmNoise(0.001, 1e-6, 0.0), 0.1
+                    mount, shots, bench.theta, "rational", ARM.tool, hand_eye.ArmNoise(0.001, 1e-6, 0.0), 0.1
                 ).X
                 if seed < 10
                 else None

@@ -15,9 +15,8 @@ import numpy as np
 
 from calibration.camera import policy_camera
 from export.lerobot import Episode, finish, load, video, write_part
-from firmware_bridge.arms.so101 import JOINTS
 from runtime.preprocess import Warp
-from sim.tasks import sample_layout
+from sim.tasks import ARM, sample_layout
 from sim.world import World
 
 ROWS, EPISODES, FPS = 120, 6, 20.0
@@ -82,11 +81,11 @@ def whole(some: list[Episode], folder: Path) -> None:
     write = []
     for part in range(4):
         begin = time.perf_counter()
-        write_part(folder, part, some, FPS, JOINTS)
+        write_part(folder, part, some, FPS, ARM.JOINTS)
         write.append((time.perf_counter() - begin) / len(some))
     world = World(0)
     begin = time.perf_counter()
-    finish(folder, FPS, "so101_follower", JOINTS, {c: policy_camera(world.camera(c)) for c in CAMERAS})
+    finish(folder, FPS, "so101_follower", ARM.JOINTS, {c: policy_camera(world.camera(c)) for c in CAMERAS})
     print(f"\nwrite_part {statistics.median(write):.3f} s an episode, finish {time.perf_counter() - begin:.3f} s")
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / (4 * len(some))
     print(f"{size / 1e3:.0f} kB an episode, all files")

@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 
 from common.clock import prefer
-from firmware_bridge.arms.so101 import JOINTS
 from runtime.bundle import Bundle
 from runtime.cameras.sources import SlotCamera, calibrations, slot_path
 from runtime.contracts import Observation
 from runtime.observe.trace import percentiles
 from runtime.policies.harmowam import FastStep, SlowStep
 from runtime.robot import CameraConfig, load_robot
+from sim.tasks import ARM
 
 
 class Timed:
@@ -111,9 +111,9 @@ def main() -> None:
             described, bundle = load_robot("sim_so101"), Bundle.load(args.bundle)
             known = calibrations(described, slots)
             robot = SOFollower(SOFollowerRobotConfig(id="bench", port=info["port"], cameras={}))
-            robot.bus.calibration = {n: MotorCalibration(k + 1, 0, 0, 0, 4095) for k, n in enumerate(JOINTS)}
+            robot.bus.calibration = {n: MotorCalibration(k + 1, 0, 0, 0, 4095) for k, n in enumerate(ARM.JOINTS)}
             robot.bus.connect(handshake=False)
-            robot.bus.sync_write("Torque_Enable", dict.fromkeys(JOINTS, 1), normalize=False)
+            robot.bus.sync_write("Torque_Enable", dict.fromkeys(ARM.JOINTS, 1), normalize=False)
             robot.cameras = {n: Eye(c, slots, now) for n, c in described.cameras.items()}
             fast = FastStep(bundle, known)
             q = np.zeros(6, np.float32)
@@ -137,7 +137,7 @@ def main() -> None:
                 return sent
 
             robot.get_observation, robot.send_action = get_observation, send_action
-            names = [f"{j}.pos" for j in JOINTS]
+            names = [f"{j}.pos" for j in ARM.JOINTS]
             image = {"dtype": "image", "shape": (240, 320, 3), "names": ["height", "width", "channels"]}
             state = {"dtype": "float32", "shape": (6,), "names": names}
             features = {

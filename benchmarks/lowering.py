@@ -23,19 +23,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from firmware_bridge.arms import so101
+from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.lowering import REST_TOLERANCE
 from firmware_bridge.motion.messages import Command, JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor import MotorLoop
 from firmware_bridge.motion.safety import lowering_s
-from firmware_bridge.virtual.bus import MemoryPort, VirtualBus
+from firmware_bridge.virtual.bus import MemoryPort
 from runtime.robot import load_robot
-from sim.plant import MujocoPlant
+from sim.plant import servos
 from sim.tasks import CLOSED, OPEN, PAN_X, TASKS, TOOL_PITCH, Layout, sample_layout
 from sim.workers import spawned
-from sim.world import J, World
+from sim.world import World
 
 KINDS = ("low", "sunk", "held", "anywhere", "low", "low", "held", "on top", "low", "held")
 S, TICK_NS = 1_000_000_000, 10_000_000
@@ -81,13 +81,13 @@ class Bench:
 
     def __init__(self, world: World, limp_s: float = 0.0):
         self.world, self.config = world, load_robot("sim_so101").arm
-        self.servos = VirtualBus(range(1, J + 1), MujocoPlant(world))
+        self.servos = servos(world, self.config)
         self.port = MemoryPort(self.servos)
         self.loop = MotorLoop(Arm(Bus(self.port), self.config))
         self.now = S
         if limp_s:
             for on in (True, False):
-                world.set_goals(world.q, np.full(J, on))
+                world.set_goals(world.q, np.full(len(world.q), on))
         for _ in range(round(limp_s * 100)):
             self.tick(request=RequestKind.NONE)
         self.state = self.tick()
@@ -96,7 +96,7 @@ class Bench:
         """One period, with a command to go to `q` (rad), and the physics behind it."""
         self.now += TICK_NS
         self.port.time_ns = self.now
-        still = np.zeros(J, np.float32)
+        still = np.zeros(len(self.world.q), np.float32)
         command = None if q is None else Command(self.now, self.now + S // 10, q.astype(np.float32), still)
         self.state = self.loop.tick(self.now, command, request)
         self.world.advance(TICK_NS / S)
@@ -110,7 +110,7 @@ class Bench:
 
 
 def posed(x: float, y: float, z: float, pitch: float, roll: float, jaw: float) -> np.ndarray:
-    return so101.inverse(np.array([x, y, z, pitch, roll, jaw]))[0]
+    return so101.inverse(np.array([x, y, z, pitch, roll, jaw]), so101.LOWER, so101.UPPER)[0]
 
 
 def low(rng: np.random.Generator, press: bool) -> Start:
@@ -121,7 +121,7 @@ def low(rng: np.random.Generator, press: bool) -> Start:
         z = 0.010 if press else z
         pose = np.array([x, y, z, pitch, roll, CLOSED])
         above = np.add(pose, [0, 0, 0.05, 0, 0, 0])
-        (q, exact), (over, reached) = so101.inverse(pose), so101.inverse(above)
+        (q, exact), (over, reached) = (so101.inverse(at, so101.LOWER, so101.UPPER) for at in (pose, above))
         if exact and reached and x < 0.45 and float(so101.lowest(q)) > (-0.004 if press else 0.002):
             break
     layout = sample_layout(rng, task="press")
@@ -157,7 +157,7 @@ def over_item(rng: np.random.Generator, grasp: bool) -> Start:
 
 def anywhere(rng: np.random.Generator) -> Start:
     layout = sample_layout(rng, task="press")
-    home = so101.inverse(np.append(layout.start, CLOSED))[0]
+    home = so101.inverse(np.append(layout.start, CLOSED), so101.LOWER, so101.UPPER)[0]
     while True:
         q = rng.uniform(so101.LOWER, so101.UPPER)
         way = np.linspace(home, q, 60)

@@ -2,7 +2,7 @@
 
 Conventions: pixel (0, 0) is the centre of the top-left pixel; the camera frame is right-handed, x right,
 y down, z forward (OpenCV); `T_base_from_cam` maps camera coordinates to the arm's base frame, `T_tool_from_cam` those of a camera
-that rides on the arm to the tool's frame (`firmware_bridge.arms.so101.tool_rotation`), metres.
+that rides on the arm to the tool's frame (`firmware_bridge.arms.family`), metres.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 LeRobot keeps the same facts in another form, one JSON object a joint: `homing_offset` is written to the servo (register 31), which then
 reports `position - homing_offset`; `range_min` and `range_max` are such reported steps; 0 degrees is the middle of the range, and the
 gripper goes from 0, shut, to 100. This project never writes EEPROM: it reads the offsets, keeps them, and refuses to drive an arm whose
-offsets have changed since. Angles are the maker's (`firmware_bridge.arms.so101`): the jaw is shut at SHUT, not at 0.
+offsets have changed since. Angles are the maker's (`firmware_bridge.arms`): a jaw is shut at its family's SHUT, which need not be 0.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from calibration.camera import CalibrationError
 from common.schema import Malformed, Name, Shape, parse_json, read_bounded, shaped
-from firmware_bridge.arms.so101 import SHUT
+from firmware_bridge.arms import family
 from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.servos.sts3215 import RAD_PER_STEP, STEPS, decode
@@ -133,9 +133,9 @@ class JointCalibration:
         return ends[0] + (0.0 if jaw else MARGIN), ends[1] - MARGIN
 
 
-def _jaw_zero(shut_step: int, direction: int) -> int:
-    """The jaw's step at 0 rad, from the step at which it is shut."""
-    return shut_step - direction * round(SHUT / RAD_PER_STEP)
+def _zero(step: int, direction: int, rad: float) -> int:
+    """A joint's step at 0 rad, from the step at which it is at `rad`."""
+    return step - direction * round(rad / RAD_PER_STEP)
 
 
 def _sane(j: Joint, source: str) -> None:
@@ -181,7 +181,7 @@ class RangeRecorder:
         """`zero_step` int[J]: reported steps at the zero pose, in which the jaw is shut; `offsets`: EEPROM homing offsets by id. Raises
         CalibrationError."""
         c = self.config
-        zero_step = np.append(zero_step[:-1], _jaw_zero(int(zero_step[-1]), c.direction[-1]))
+        zero_step = np.append(zero_step[:-1], _zero(int(zero_step[-1]), c.direction[-1], family(c.family).SHUT))
         made = JointCalibration(tuple(
             Joint(
                 c.joints[k], c.ids[k], int(zero_step[k]), 1 if c.direction[k] > 0 else -1, int(self.low[k]), int(self.high[k]),
@@ -232,10 +232,12 @@ def to_lerobot(calibration: JointCalibration) -> dict[str, dict[str, int]]:
 
 
 def from_lerobot(path: Path, config: ArmConfig) -> JointCalibration:
-    """A LeRobot calibration file for the joints of `config`; 0 rad is the middle of the range as in LeRobot; the gripper is at SHUT at
-    its closed end. Raises CalibrationError for a file that is damaged or for another arm."""
+    """A LeRobot calibration file for the joints of `config`; the middle of a range is what the family says that LeRobot's 0 degrees are;
+    the gripper is at SHUT at its closed end. Raises CalibrationError for a file that is damaged or for another arm."""
+    known = family(config.family)
     try:
         rows = shaped(parse_json(read_bounded(path, MOST_LEROBOT_BYTES)), dict[Name, LeRobotJoint])
+        rows = {name: row for name, row in rows.items() if name not in known.SECONDS}
     except OSError as e:
         raise CalibrationError(f"{path} cannot be read ({e.strerror}): check the path.") from e
     except Malformed as e:
@@ -256,7 +258,10 @@ def from_lerobot(path: Path, config: ArmConfig) -> JointCalibration:
         direction: Literal[1, -1] = -1 if r.drive_mode or config.direction[k] < 0 else 1
         middle = (r.range_min + r.range_max) // 2
         closed = r.range_min if direction > 0 else r.range_max
-        zero = middle if k < len(config.joints) - 1 else _jaw_zero(closed, direction)
+        if k < len(config.joints) - 1:
+            zero = _zero(middle, direction, float(known.middle[k]))
+        else:
+            zero = _zero(closed, direction, known.SHUT)
         joints.append(Joint(name, r.id, int(zero), direction, r.range_min, r.range_max, r.homing_offset))
     made = JointCalibration(tuple(joints))
     for j in made.joints:

@@ -27,7 +27,6 @@ from export.data import Demonstrations
 from export.loop import Loop, Stage
 from export.onnx import export_engine
 from export.text import ngrams
-from firmware_bridge.arms import so101
 from runtime.bundle import check_replaceable, save_bundle
 from runtime.manifest import (
     Chunk,
@@ -40,6 +39,7 @@ from runtime.manifest import (
     Rates,
     Reactive,
 )
+from sim.tasks import ARM
 
 STAGES = ("act",)
 
@@ -67,7 +67,7 @@ class ActConfig:
     kl_weight: float = 10.0
     text_ngrams: int = 512
     text_dim: int = 32
-    joints: int = len(so101.JOINTS)
+    joints: int = len(ARM.JOINTS)
     chunk: int = 16
     chunk_dt_s: float = 0.05
 
@@ -259,20 +259,20 @@ def save_act_bundle(model: Act, data: Demonstrations, out: Path, report: dict[st
         grams = torch.from_numpy(np.stack([ngrams(s, c.text_ngrams) for s in instructions]))
         tasks = dict(zip(instructions, model.embed(grams).numpy(), strict=True))
     manifest = Manifest(
-        name="act-so101",
+        name=f"act-{ARM.NAME}",
         licence="Apache-2.0",
-        arm_family=so101.FAMILY,
+        arm_family=ARM.NAME,
         engines={"chunk": EngineFiles("onnx/chunk.onnx", {k: list(s) for k, s in inputs.items()}, ["chunk"])},
         preprocess=Preprocess([c.image, c.image], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
         cameras={k: v.to_json() for k, v in sorted(data.cameras.items())},
         joints=[
-            JointLimits(n, float(a), float(b)) for n, a, b in zip(so101.JOINTS, so101.LOWER, so101.UPPER, strict=True)
+            JointLimits(n, float(a), float(b)) for n, a, b in zip(ARM.JOINTS, ARM.LOWER, ARM.UPPER, strict=True)
         ],
-        links={k: float(v) for k, v in vars(so101.Links()).items()},
+        links=ARM.lengths,
         tasks={k: [float(x) for x in v] for k, v in tasks.items()},
         rates=Rates(fast_hz=50.0, slow_hz=8.0, motor_hz=100.0),
         chunk=Chunk(c.chunk, round(c.chunk_dt_s * 1000)),
-        proprio=list(so101.JOINTS),
+        proprio=list(ARM.JOINTS),
         gate=Gate(on=1.0, off=1.0),
         reactive=Reactive(),
         quantization={"format": "fp32"},

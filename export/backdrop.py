@@ -20,7 +20,7 @@ from export.config import Config
 from export.data import Demonstrations
 from export.labels import wrist_mount
 from export.lerobot import DataError
-from firmware_bridge.arms.so101 import tool_rotation
+from firmware_bridge.arms.family import rotation
 from sim.tasks import PAN_X
 from sim.variety import draw_table_top
 
@@ -136,7 +136,7 @@ def wrist_pose(pose: np.ndarray, mount: np.ndarray) -> np.ndarray:
     """Where the wrist camera is when the tool stands at `pose` [6] and the camera sits at `mount` on it, T float64[4, 4]: base from
     camera (x right, y down, z ahead)."""
     tool = np.eye(4)
-    tool[:3, :3] = tool_rotation(np.arctan2(pose[1], pose[0] - PAN_X), pose[3], pose[4])
+    tool[:3, :3] = rotation(np.arctan2(pose[1], pose[0] - PAN_X), pose[3], pose[4])
     tool[:3, 3] = pose[:3]
     return tool @ mount
 

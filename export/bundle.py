@@ -26,12 +26,12 @@ from export.models import HarmoWam
 from export.onnx import engines, export_engine
 from export.quantise import Feeds, left_in_float, load_recipe, quantise
 from export.text import Encoder, encoder_of
-from firmware_bridge.arms import so101
 from runtime.bundle import check_replaceable, save_bundle
 from runtime.engines.onnx import Engine, OrtEngine
 from runtime.manifest import Chunk, EngineFiles, Gate, JointLimits, Manifest, Preprocess, Rates, Reactive
 from runtime.policies.decode import proprio
 from runtime.policies.harmowam import fixed_noise
+from sim.tasks import ARM
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "harmowam-so101.safetensors"
 OBSERVATIONS = 256
@@ -128,19 +128,17 @@ def manifest_for(
     """Everything the robot must know, from the checkpoint alone: no dates, no paths."""
     c = model.cfg
     return Manifest(
-        name="harmowam-so101",
+        name=f"harmowam-{ARM.NAME}",
         licence="Apache-2.0",
-        arm_family=so101.FAMILY,
+        arm_family=ARM.NAME,
         engines={
             name: EngineFiles(f"onnx/{name}.onnx", {k: list(s) for k, s in inputs.items()}, outputs)
             for name, (_, inputs, outputs) in engines(model).items()
         },
         preprocess=Preprocess([c.image, c.image], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
         cameras={k: v.to_json() for k, v in sorted(cameras.items())},
-        joints=[
-            JointLimits(n, float(a), float(b)) for n, a, b in zip(so101.JOINTS, so101.LOWER, so101.UPPER, strict=True)
-        ],
-        links={k: float(v) for k, v in vars(so101.Links()).items()},
+        joints=[JointLimits(n, float(a), float(b)) for n, a, b in zip(ARM.JOINTS, ARM.LOWER, ARM.UPPER, strict=True)],
+        links=ARM.lengths,
         tasks={k: [float(x) for x in v] for k, v in tasks.items()},
         rates=Rates(fast_hz=50.0, slow_hz=8.0, motor_hz=100.0),
         chunk=Chunk(

@@ -29,11 +29,10 @@ from export.lerobot import (
     write_json,
     write_part,
 )
-from firmware_bridge.arms import so101
 from runtime.preprocess import Warp
 from sim.expert import Follower, joints_for, plan, plan_play
 from sim.phases import find_events, next_events
-from sim.tasks import CLOSED, TASKS, Layout, sample_layout
+from sim.tasks import ARM, CLOSED, TASKS, Layout, sample_layout
 from sim.workers import spawned
 from sim.world import World
 
@@ -160,7 +159,7 @@ def _worker(args: tuple[Part, int, str, float, str]) -> tuple[int, int]:
         if success or part.play:
             kept.append(episode)
     world.close()
-    write_part(Path(folder), part.number, kept, rate_hz, so101.JOINTS)
+    write_part(Path(folder), part.number, kept, rate_hz, ARM.JOINTS)
     return len(kept), tried
 
 
@@ -199,7 +198,7 @@ def collect(
             kept, tried = kept + n, tried + m
             bar.update(n)
     world = World(0)
-    finish(folder, rate_hz, "so101_follower", so101.JOINTS, {c: policy_camera(world.camera(c)) for c in VIEWS})
+    finish(folder, rate_hz, ARM.LEROBOT[0], ARM.JOINTS, {c: policy_camera(world.camera(c)) for c in VIEWS})
     world.close()
     return {"kept": kept, "tried": tried}
 
@@ -240,7 +239,7 @@ def load_demonstrations(
 ) -> Demonstrations:
     """Read a LeRobotDataset of an SO-101, ours or another's (`export.lerobot.load`); raises DataError when it cannot be used."""
     data = load(folder, VIEWS, fps=rate_hz, cache=cache, units=units, calibration=calibration)
-    pose, target = (so101.forward(x).astype(np.float32) for x in (data.state, data.action))
+    pose, target = (ARM.forward(x).astype(np.float32) for x in (data.state, data.action))
     events = find_events(pose, target, data.last, data.fps)
     scenes = [str(t) for t in data.extra.get("task", [""] * len(data.tasks))]
     play = data.extra.get("play", np.zeros(len(data.tasks), int)).astype(bool)[data.episode]

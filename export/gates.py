@@ -14,9 +14,9 @@ from onnx import numpy_helper
 
 from common.errors import Mendable
 from export.quantise import Feeds
-from firmware_bridge.arms import so101
 from runtime.engines.onnx import Engine, centred_cosine
 from runtime.policies.decode import absolute_chunk, heatmap_peak
+from sim.tasks import ARM
 
 # Least cosine after subtracting the mean over observations. The Prior's tensors feed other networks, the chunk moves the arm.
 COSINE = {
@@ -102,12 +102,12 @@ def joint_error(
         for w, p, pose in zip(world, predictive, poses, strict=True):
             made = side["world_model"].run(w)
             feed = {**p, "latent": made["latent"].copy(), "tokens": made["tokens"].copy()}
-            chunk = absolute_chunk(pose.astype(float), side["predictive"].run(feed)["chunk"][0].astype(float))
-            joints.append([so101.inverse(target)[0] for target in chunk])
+            chunk = absolute_chunk(pose.astype(float), side["predictive"].run(feed)["chunk"][0].astype(float), ARM)
+            joints.append([ARM.inverse(target, ARM.LOWER, ARM.UPPER)[0] for target in chunk])
         goals.append(np.array(joints))
     # Roll and pan may be a whole turn apart and yet the same.
     apart = np.degrees(np.abs((goals[0] - goals[1] + np.pi) % (2 * np.pi) - np.pi))
-    arm, jaw = apart[..., :5], apart[..., 5]
+    arm, jaw = apart[..., :-1], apart[..., -1]
     figures = {"p50": np.percentile(arm, 50), "p99": np.percentile(arm, 99), "max": arm.max()}
     figures |= {"jaw_p99": np.percentile(jaw, 99), "jaw_max": jaw.max()}
     return {k: round(float(v), 4) for k, v in figures.items()}

@@ -12,7 +12,7 @@ from export.data import Demonstrations
 from export.text import Encoder, encoder_of
 from runtime.policies.decode import heatmap_cell, proprio, relative_chunk
 from sim.phases import interaction
-from sim.tasks import CLOSED, INSTRUCTIONS, OPEN, TASKS
+from sim.tasks import ARM, CLOSED, INSTRUCTIONS, OPEN, TASKS
 
 JAW_S = 0.3  # how long the SO-101's jaw takes to close on something,
 HELD_RAD = CLOSED + 0.05  # and where it stands then at least
@@ -31,7 +31,7 @@ class Labels:
         stride = cfg.chunk_dt_s * data.rate_hz
         if abs(stride - 1) > 1e-6:
             raise ValueError("the chunk's time step must be the dataset's")
-        self.chunk = relative_chunk(data.pose.astype(float), data.target[steps].astype(float))
+        self.chunk = relative_chunk(data.pose.astype(float), data.target[steps].astype(float), ARM)
         self.proprio = proprio(data.pose)
         event_pose = data.pose[data.next_event]
         self.cell = heatmap_cell(data.cameras["front"], event_pose[:, :3], cfg.heatmap).astype(np.float32)
@@ -129,7 +129,7 @@ def contact_cell(pose: np.ndarray, then: np.ndarray, wrist: Camera, cfg: Config)
     cells float32[N, 2] (column, row), and which of them bool[N] lie on the map."""
     T = wrist_mount(wrist, cfg)
     right, down, depth = (
-        (relative_chunk(pose.astype(float), then[:, None].astype(float))[:, 0, :3] - T[:3, 3]) @ T[:3, :3]
+        (relative_chunk(pose.astype(float), then[:, None].astype(float), ARM)[:, 0, :3] - T[:3, 3]) @ T[:3, :3]
     ).T
     K = wrist.scaled(cfg.contact_map, cfg.contact_map).K
     ahead = np.maximum(depth, 0.01)

@@ -84,10 +84,7 @@ def guided(
                 "the arm is energised and would not move by hand: lower it (`harmowam run` does at its end), then repeat."
             )
         offsets = joints.eeprom_offsets(arm)
-        ask(
-            "Put every joint at its zero (arm straight ahead, upper arm up, forearm and gripper level, moving jaw above the fixed one), "
-            "shut the jaw, then press Enter"
-        )
+        ask(f"Put every joint at its zero (arm {robot.family.ZERO_POSE}), shut the jaw, then press Enter")
         zero = joints.reported_steps(arm)
         recorder = joints.RangeRecorder(robot.arm)
         say("move every joint from stop to stop, then press Enter")

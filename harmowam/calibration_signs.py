@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from calibration.camera import CalibrationError
-from firmware_bridge.arms import so101
 from firmware_bridge.motion.config import ArmConfig
 from harmowam.calibration_rig import LiveRig
 from runtime.robot import Robot
@@ -34,7 +33,7 @@ def check_signs(
     """
     zero = tuple(float(min(max(0.0, a), b)) for a, b in zip(calibrated.lower, calibrated.upper, strict=True))
     ask(
-        "Hold the arm in its zero pose (straight ahead, upper arm up, forearm and gripper level): it stiffens, then moves each joint by "
+        f"Hold the arm in its zero pose ({robot.family.ZERO_POSE}): it stiffens, then moves each joint by "
         "5 degrees and back. Press Enter"
     )
     turned = []
@@ -47,7 +46,7 @@ def check_signs(
             )
         rig.arm()
         start = rig.state().goal_rad.astype(float)
-        for k, question in enumerate(so101.SEEN_TURNS):
+        for k, question in enumerate(robot.family.SEEN_TURNS):
             there = start.copy()
             there[k] += STEP
             rig.move_to(there, VELOCITY, settle_s=0.2)

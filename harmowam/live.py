@@ -134,6 +134,7 @@ def live(
     began = time.monotonic() if began_s is None else began_s
     _refuse_senseless(robot, seconds, port, record, log)
     bundle = Bundle.load(bundle_path)
+    bundle.check_arm(robot.arm.family, robot.path)
     run = _Run(robot, bundle, mode_of(bundle, policy), choose(bundle, robot.compute), task, record, began)
     _refuse_task(run)
     if run.compute.note:
@@ -256,7 +257,8 @@ def _opened(run: _Run, slots: Path, say: Say, how: dict[str, Any]) -> Driver:
     for name in trained:
         _compare_places(name, known[name], Camera.from_json(trained[name]), say)
     run.driver = Driver(
-        run.bundle, run.task, run.cameras, known, slots, robot.fast_hz, robot.slow_hz, run.mode, compute=run.compute, **how
+        run.bundle, run.task, run.cameras, known, slots, robot.fast_hz, robot.slow_hz, run.mode, compute=run.compute,
+        ends=(robot.arm.lower, robot.arm.upper), **how
     )  # fmt: skip
     run.driver.warm_up()
     run.session.wait_for_state()
@@ -286,7 +288,7 @@ def _simulated(run: _Run, slots: Path, seed: int, faults: tuple[str, ...]) -> It
     """The simulator, by its port. What it needs to start is no part of the time to the first command; it may draw the task."""
     fps = max(c.fps for c in run.robot.cameras.values())
     started = time.monotonic()
-    simulator, info = server.start(slots, seed, run.task, fps, faults=faults, terminal=False)
+    simulator, info = server.start(slots, seed, run.task, fps, faults=faults, terminal=False, robot=str(run.robot.path))
     run.from_s += time.monotonic() - started
     run.task = info["instruction"]
     try:

@@ -18,7 +18,6 @@ from calibration.camera import CalibrationError
 from calibration.hand_eye import ArmNoise, ArmView, inverse
 from calibration.jobs import Size, camera_of, current, finish_hand_eye, theta_of
 from calibration.store import Store, new_record, refuse_other_camera
-from firmware_bridge.arms import so101
 from runtime.robot import Robot
 
 TAKE_S = 15.0  # that an operator has to take the board out of the gripper, before the arm goes down with it
@@ -63,16 +62,16 @@ def run_hand_eye(
         if held is None:
             visible = bench.visible
         else:
-            X, Z = _first_guess(held, theta, model, board, move_to, picture, so101.tool, robot, mount)
+            X, Z = _first_guess(held, theta, model, board, move_to, picture, robot.family.tool, robot, mount)
             visible = _board_in_view(
-                X, Z, board, theta, model, (camera.width, camera.height), so101.tool, on_arm=mount == "arm"
+                X, Z, board, theta, model, (camera.width, camera.height), robot.family.tool, on_arm=mount == "arm"
             )
         views = []
         # A board in the gripper must clear the table however it is turned, on the way as well.
         floor = max(0.09, 0.02 + float(np.hypot(*board.size())) / 2) if mount == "base" else 0.09
         last: np.ndarray | None = None
-        for k, q in enumerate(hand_eye.propose(rng, so101.tool, lower, upper, visible, count, floor)):
-            if last is not None and not hand_eye.clear_path(so101.tool, last, q, floor - 0.02):
+        for k, q in enumerate(hand_eye.propose(rng, robot.family.tool, lower, upper, visible, count, floor)):
+            if last is not None and not hand_eye.clear_path(robot.family.tool, last, q, floor - 0.02):
                 say(f"pose {k + 1} of {count}: passed over, the way there is too close to the table")
                 continue
             last, measured = q, move_to(q)
@@ -90,7 +89,7 @@ def run_hand_eye(
             )
             time.sleep(TAKE_S)
     return finish_hand_eye(
-        store, name, old, views, mount, noise, page, dry_run, board.text, so101.tool, robot.arm.joints
+        store, name, old, views, mount, noise, page, dry_run, board.text, robot.family.tool, robot.arm.joints
     )
 
 
@@ -148,15 +147,18 @@ def _first_guess(
     lower, upper = np.array(robot.arm.lower[:-1]) + 0.05, np.array(robot.arm.upper[:-1]) - 0.05
     first = move_to(np.clip(held, lower, upper))
     arms, boards = [], []
-    for d in (
-        [0, 0, 0, 0, 0],
-        [0.15, 0, 0, 0.15, 0.2],
-        [-0.15, 0, 0, -0.15, 0.2],
-        [0.1, 0, 0, 0.2, -0.25],
-        [-0.1, 0, 0, -0.2, -0.25],
-        [0, -0.1, 0, 0.25, 0.4],
+    moved = [robot.family.PAN, robot.family.RAISING[0], robot.family.RAISING[-1], len(first) - 1]
+    for turns in (
+        [0, 0, 0, 0],  # of pan, of the first and of the last joint that raises the gripper, and of its roll
+        [0.15, 0, 0.15, 0.2],
+        [-0.15, 0, -0.15, 0.2],
+        [0.1, 0, 0.2, -0.25],
+        [-0.1, 0, -0.2, -0.25],
+        [0, -0.1, 0.25, 0.4],
     ):
-        q = move_to(np.clip(first + np.array(d), lower, upper))
+        d = np.zeros(len(first))
+        d[moved] = turns
+        q = move_to(np.clip(first + d, lower, upper))
         found = board.detect(picture())
         if len(found.ids) >= FEWEST:
             arms.append(forward(q))

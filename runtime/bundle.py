@@ -20,7 +20,7 @@ import numpy as np
 
 from common.errors import Mendable
 from common.schema import Malformed, parse_json, read_bounded, shaped, shown
-from firmware_bridge.arms.families import FAMILIES
+from firmware_bridge.arms import FAMILIES, Family
 from runtime.engines.onnx import Engine, EngineError, OrtEngine
 from runtime.manifest import SCHEMA, EngineFiles, Manifest
 
@@ -73,6 +73,19 @@ class Bundle:
                 "(what failed is in reports/parity.json under 'missed').", path,
             )  # fmt: skip
         return cls(path, manifest)
+
+    @property
+    def arm(self) -> Family:
+        """The arm family, with the link lengths, that the bundle was made for."""
+        return FAMILIES[self.manifest.arm_family].with_links(self.manifest.links)
+
+    def check_arm(self, family: str, robot: Path) -> None:
+        """Raises BundleError when the robot of that file is of another family than the bundle was made for."""
+        if family != self.manifest.arm_family:
+            raise BundleError(
+                f"{self.path} was made for arms of the family '{self.manifest.arm_family}', {robot} is one of '{family}': "
+                "name another bundle with --bundle, or another robot with --robot."
+            )
 
     def task(self, text: str) -> np.ndarray:
         """Embedding float32[E] of an instruction; raises BundleError for a text the bundle was not exported with."""

@@ -11,7 +11,7 @@ from msgspec import Meta, field
 
 from calibration.camera import CalibrationError, Camera
 from common.schema import Name, Shape, Text
-from firmware_bridge.arms.families import FAMILIES, beyond
+from firmware_bridge.arms import FAMILIES, beyond
 
 SCHEMA = 2  # 2: the mean and spread of action chunks, which plans are gone on from
 LINK_SLACK = 0.03  # m: an arm of a family is built to its drawings, and a tool tip may be a little longer
@@ -150,16 +150,16 @@ class Manifest(Shape, frozen=True, kw_only=True):
         family = FAMILIES.get(self.arm_family)
         if family is None:
             raise ValueError(f"'arm_family' must be one of {', '.join(FAMILIES)}, not '{self.arm_family}'")
-        if (names := tuple(j.name for j in self.joints)) != family.joints:
+        if (names := tuple(j.name for j in self.joints)) != family.JOINTS:
             raise ValueError(
-                f"'joints' must be {', '.join(family.joints)} in this order, not {', '.join(names) or 'none'}"
+                f"'joints' must be {', '.join(family.JOINTS)} in this order, not {', '.join(names) or 'none'}"
             )
         if wrong := beyond(family, [j.lower for j in self.joints], [j.upper for j in self.joints]):
             raise ValueError(f"'joints' holds {wrong}")
-        if strange := sorted(self.links.keys() ^ family.links.keys()):
+        if strange := sorted(self.links.keys() ^ family.lengths.keys()):
             what = "is no link of this arm" if strange[0] in self.links else "is missing"
-            raise ValueError(f"'links.{strange[0]}' {what} (these are: {', '.join(sorted(family.links))})")
-        for name, metres in family.links.items():
+            raise ValueError(f"'links.{strange[0]}' {what} (these are: {', '.join(sorted(family.lengths))})")
+        for name, metres in family.lengths.items():
             if abs(self.links[name] - metres) > LINK_SLACK:
                 raise ValueError(
                     f"'links.{name}' must be a number from {metres - LINK_SLACK:.4f} to {metres + LINK_SLACK:.4f} (m), "

@@ -13,7 +13,7 @@ from calibration.joints import JointCalibration
 from calibration.store import Store
 from common.errors import Mendable
 from common.schema import Malformed, Name, Shape, Text, parse_toml, read_bounded, shaped
-from firmware_bridge.arms.families import FAMILIES, beyond
+from firmware_bridge.arms import FAMILIES, Family, beyond
 from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.servos.models import MODELS
 from firmware_bridge.servos.registers import RegisterError
@@ -58,6 +58,7 @@ class Robot:
     fast_hz: float
     slow_hz: float
     cameras: dict[str, CameraConfig]
+    family: Family
     joints_measured: bool = False  # zeros and ranges come from a joint calibration
     compute: Compute = field(default_factory=Compute)
 
@@ -206,10 +207,14 @@ class RobotFile(Shape, frozen=True):
         family = FAMILIES.get(self.family)
         if family is None:
             raise ValueError(f"arm family '{self.family}' is not known (this version drives {', '.join(FAMILIES)})")
-        if len(self.arm.joint) != len(family.joints):
+        if len(self.arm.joint) != len(family.JOINTS):
             raise ValueError(
-                f"arms of the family {self.family} have {len(family.joints)} joints, gripper last, [[arm.joint]] is there "
+                f"arms of the family {self.family} have {len(family.JOINTS)} joints, gripper last, [[arm.joint]] is there "
                 f"{len(self.arm.joint)} times"
+            )
+        if (names := tuple(j.name for j in self.arm.joint)) != family.JOINTS:
+            raise ValueError(
+                f"the joints of a {self.family} are {', '.join(family.JOINTS)}, in this order, not {', '.join(names)}"
             )
         if wrong := beyond(family, [j.lower for j in self.arm.joint], [j.upper for j in self.arm.joint]):
             raise ValueError(wrong)
@@ -250,6 +255,7 @@ def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
         file.rates.fast_hz,
         file.rates.slow_hz,
         cameras,
+        FAMILIES[file.family],
         measured,
         file.compute,
     )

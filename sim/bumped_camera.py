@@ -16,13 +16,12 @@ from calibration.board import Board
 from calibration.camera import Camera
 from calibration.check import LEARN_FRAMES, Verdict, check, learn
 from calibration.hand_eye import inverse, transform
-from firmware_bridge.arms import so101
 from runtime.bundle import Bundle
 from runtime.policies import open_policy
 from sim.boards import look_at_board, render
 from sim.calibration_rig import ArmBench, ServoRig
 from sim.statistics import wilson
-from sim.tasks import Layout, sample_layout
+from sim.tasks import ARM, Layout, sample_layout
 from sim.virtual_time import Schedule, run_episode
 from sim.world import CAMERA_SIZE, World
 
@@ -141,7 +140,7 @@ def recalibrate(seed: int = 0, views: int = 30, poses: int = 15) -> tuple[Camera
         )
     rig.world.close()
     pose, halves = hand_eye.calibrate(
-        "base", shots, done.fit.theta, "rational", so101.tool, hand_eye.ArmNoise(), max(done.fit.sigma, 0.1)
+        "base", shots, done.fit.theta, "rational", ARM.tool, hand_eye.ArmNoise(), max(done.fit.sigma, 0.1)
     )
     camera = Camera("front", *CAMERA_SIZE, lens.matrix(done.fit.theta), done.fit.theta[4:], pose.X)
     assert true.T_base_from_cam is not None

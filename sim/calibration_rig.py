@@ -16,11 +16,11 @@ from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
 from calibration.hand_eye import ArmView, inverse, transform
 from calibration.lens import parameters, project
-from firmware_bridge.arms import so101
 from firmware_bridge.motion.messages import Command, SafetyState
 from sim.boards import render
 from sim.plant import virtual_motor
-from sim.world import J, World
+from sim.tasks import ARM
+from sim.world import World
 
 BOARD = Board.parse("charuco:7x5:0.020:0.015:4x4_50")
 # A second-hand webcam: 1280x720, barrel distortion. It looks at the working space from the front, 60 cm off.
@@ -75,8 +75,8 @@ class ArmBench:
             self.Z = np.eye(4)
             self.Z[:3, :3] = np.array([[0, -1.0, 0], [-1, 0, 0], [0, 0, -1]])
             self.Z[:3, 3] = np.array([0.24, 0, 0.0]) - self.Z[:3, :3] @ middle
-        self.offsets = np.radians(self.noise.offset_deg) * self.rng.normal(0, 1, 5)
-        self.offsets[[0, 4]] = 0.0  # base and tool frame are where the first and the last encoder say zero
+        self.offsets = np.radians(self.noise.offset_deg) * self.rng.normal(0, 1, len(ARM.JOINTS) - 1)
+        self.offsets[[0, -1]] = 0.0  # base and tool frame are where the first and the last encoder say zero
         self.theta = parameters(self.camera.K, self.camera.D, "rational")
         if self.camera.T_base_from_cam is not None:
             self.X = self.camera.T_base_from_cam
@@ -86,7 +86,7 @@ class ArmBench:
 
     def visible(self, q: np.ndarray) -> bool:
         """Whether most of the board is in the picture, from in front and not too flat."""
-        T = self.cam_from_board(so101.tool(q))
+        T = self.cam_from_board(ARM.tool(q))
         if T[2, 3] < 0.08 or T[:3, 2] @ T[:3, 3] / np.linalg.norm(T[:3, 3]) < 0.5:
             return False
         uv = project(self.board.points(), self.theta, "rational", cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
@@ -97,7 +97,7 @@ class ArmBench:
         return np.asarray(((uv > edge) & (uv < size - edge)).all(1))
 
     def poses(self, count: int) -> np.ndarray:
-        return hand_eye.propose(self.rng, so101.tool, so101.LOWER[:5], so101.UPPER[:5], self.visible, count)
+        return hand_eye.propose(self.rng, ARM.tool, ARM.LOWER[:-1], ARM.UPPER[:-1], self.visible, count)
 
     def view(self, name: str, q: np.ndarray) -> ArmView:
         """One picture's corners: the arm believes to be at `q`, and is somewhere near."""
@@ -106,7 +106,7 @@ class ArmBench:
             / np.sqrt(3)
             * ([np.radians(self.noise.rotation_deg)] * 3 + [self.noise.translation_m] * 3)
         )
-        T = self.cam_from_board(so101.tool(q + self.offsets) @ transform(error[:3], error[3:]))
+        T = self.cam_from_board(ARM.tool(q + self.offsets) @ transform(error[:3], error[3:]))
         uv = project(self.board.points(), self.theta, "rational", cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
         seen = self._inside(uv)
         return ArmView(name, self.board.points()[seen], (uv + self.rng.normal(0, self.corner_noise, uv.shape))[seen], q)
@@ -132,15 +132,15 @@ class ServoRig:
         ticks = max(1, int(np.abs(goal - start).max() / velocity * 100))
         for k in range(ticks + 60):
             at = start + (goal - start) * min(1.0, (k + 1) / ticks)
-            command = Command(self._now, self._now + S // 10, at.astype(np.float32), np.zeros(J, np.float32))
+            command = Command(self._now, self._now + S // 10, at.astype(np.float32), np.zeros(len(at), np.float32))
             self.state = self._motor(self._now, command)
             if self.state.safety in (SafetyState.SAFE_STOP, SafetyState.FAULT):
                 raise CalibrationError(f"the arm stopped ({self.state.reason}): clear the way, then repeat.")
             self.world.advance(0.01)
             self._now += S // 100
-        return self.state.q_rad[:5].astype(float) - self.bench.offsets
+        return self.state.q_rad[:-1].astype(float) - self.bench.offsets
 
     def picture(self) -> np.ndarray:
         """uint8[H,W] of the board where the arm truly is."""
-        T = self.bench.cam_from_board(so101.tool(self.world.q[:5]))
+        T = self.bench.cam_from_board(ARM.tool(self.world.q[:-1]))
         return render(self.bench.camera, T, self.bench.board, self._rng)

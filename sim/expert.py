@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firmware_bridge.arms import so101
-from sim.tasks import CLOSED, HOME, OPEN, PAN_X, REACH, SEEN, TASKS, TOOL_PITCH, UNSEEN
+from sim.tasks import ARM, CLOSED, HOME, OPEN, PAN_X, REACH, SEEN, TASKS, TOOL_PITCH, UNSEEN
 from sim.world import World
 
 HOVER = 0.070  # m, tool height in transit
@@ -295,4 +294,4 @@ class Follower:
 
 def joints_for(target: np.ndarray) -> np.ndarray:
     """Joint goals [6] (rad) for a tool pose [6]."""
-    return so101.inverse(target)[0]
+    return ARM.inverse(target, ARM.LOWER, ARM.UPPER)[0]

@@ -6,39 +6,59 @@ import numpy as np
 
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.motion.arm import Arm
+from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.motion.messages import Command, JointState, RequestKind
 from firmware_bridge.motion.motor import MotorLoop
-from firmware_bridge.servos.sts3215 import RAD_PER_STEP
+from firmware_bridge.servos.models import MODELS
 from firmware_bridge.virtual.bus import MemoryPort, VirtualBus
 from runtime.robot import load_robot
 from sim.virtual_time import MotorTick
-from sim.world import J, World
-
-MIDDLE = 2048
+from sim.world import World
 
 
 class MujocoPlant:
-    """`firmware_bridge.virtual.plant.Plant` over a World: 2048 steps are 0 rad, all servos turn the joint's way.
+    """`firmware_bridge.virtual.plant.Plant` over a World: what turns under the servos of `config`, second servos last.
 
-    It only passes values on; whoever owns the World decides when time passes.
+    It only passes values on; whoever owns the World decides when time passes. Of two servos on a joint the first one's goal and speed are
+    the joint's; it is limp when both are, and as strong as both together.
     """
 
-    def __init__(self, world: World):
-        self.world = world
+    def __init__(self, world: World, config: ArmConfig):
+        self.world, n = world, len(config.ids)
+        self._first = n
+        self._joint = np.array([*range(n), *(s[1] for s in config.shadows)])
+        sign = np.array([*config.direction, *(s[2] for s in config.shadows)], float)
+        unit = np.array([MODELS[m].rad_per_step for m in config.model_names])[self._joint]
+        self._zero = np.array([*config.zero_step, *(s[3] for s in config.shadows)], float)
+        self._rad = sign * unit / np.array(config.gear or (1.0,) * n)[self._joint]  # joint radians a servo step
+        self._share = 1.0 / np.bincount(self._joint)
 
     def drive(self, goal: np.ndarray, torque_on: np.ndarray, speed: np.ndarray, torque_limit: np.ndarray) -> None:
-        limit = np.where(speed > 0, speed * RAD_PER_STEP, np.inf)
-        self.world.set_goals((goal - MIDDLE) * RAD_PER_STEP, torque_on, limit, torque_limit)
+        n = self._first
+        limit = np.where(speed > 0, speed * np.abs(self._rad), np.inf)[:n]
+        on = np.bincount(self._joint, torque_on) > 0
+        pushing = torque_on | ~on[self._joint]
+        strength = np.bincount(self._joint, np.where(pushing, torque_limit, 0.0)) * self._share
+        self.world.set_goals(((goal - self._zero) * self._rad)[:n], on, limit, strength)
 
     def present(self, now_ns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        w = self.world
-        return w.q / RAD_PER_STEP + MIDDLE, w.qd / RAD_PER_STEP, w.load
+        w, j = self.world, self._joint
+        return w.q[j] / self._rad + self._zero, w.qd[j] / self._rad, w.load[j] * np.sign(self._rad)
 
 
-def virtual_motor(world: World) -> MotorTick:
-    """A motor tick for `run_episode`: limiter, state machine and servo packets, over memory instead of a port. Arms itself."""
-    port = MemoryPort(VirtualBus(range(1, J + 1), MujocoPlant(world)))
-    loop = MotorLoop(Arm(Bus(port), load_robot("sim_so101").arm))
+def servos(world: World, config: ArmConfig) -> VirtualBus:
+    """The servos of an arm, as its robot file has them, over the arm of `world`."""
+    models = [MODELS[m] for m in config.model_names]
+    models += [models[s[1]] for s in config.shadows]
+    return VirtualBus([*config.ids, *(s[0] for s in config.shadows)], MujocoPlant(world, config), models)
+
+
+def virtual_motor(world: World, config: ArmConfig | None = None) -> MotorTick:
+    """A motor tick for `run_episode`: limiter, state machine and servo packets, over memory instead of a port. Arms itself. `config`
+    (default: the shipped simulated arm of the world's family) must be of that family."""
+    config = config or load_robot(f"sim_{world.arm.NAME}").arm
+    port = MemoryPort(servos(world, config))
+    loop = MotorLoop(Arm(Bus(port, protocol=config.protocol), config))
 
     def tick(now_ns: int, command: Command | None) -> JointState:
         port.time_ns = now_ns

@@ -24,9 +24,10 @@ from common.clock import Ticker, prefer, real_time
 from common.errors import Mendable
 from common.slots import SlotReader, SlotWriter
 from common.timing import SIM_CAMERA_PRIORITY, SIM_SERVO_PRIORITY, TRANSFER_PRIORITY
-from firmware_bridge.virtual.bus import PtyBus, SocketBus, VirtualBus
+from firmware_bridge.virtual.bus import PtyBus, SocketBus
 from firmware_bridge.virtual.faults import parse as parse_fault
 from runtime.cameras.sources import FRAME_HEAD, slot_path
+from runtime.robot import load_robot
 
 # Whoever starts the simulator or reads its truth needs no MuJoCo in memory: only the two processes below load it.
 
@@ -37,6 +38,7 @@ from runtime.cameras.sources import FRAME_HEAD, slot_path
 # when it gets the processor: what it has early waits for that instant, what it has late comes late.
 TRANSFER_NS = 8_000_000
 TRUTH_SLOT = "truth.slot"
+ROBOT = "sim_so101"  # unless another one is named
 _TRUTH = struct.Struct(
     "<qqdB63s"
 )  # time, first success (0: not yet), simulated seconds, success now, what went wrong so far
@@ -48,23 +50,25 @@ class SimulatorError(Mendable):
 
 
 def serve(
-    slots: Path, seed: int, task: str | None, fps: float, faults: tuple[str, ...] = (), terminal: bool = True
-) -> int:
+    slots: Path, robot: str, seed: int, task: str | None, fps: float, faults: tuple[str, ...] = (), terminal: bool = True
+) -> int:  # fmt: skip
     """Physics on the wall clock and the bus on a pseudo-terminal (or a socket), until SIGTERM or the death of the parent.
 
-    `faults`: NAME@SECONDS each, injected into the bus so long after the torque was first switched on.
+    `robot`: the simulated robot's file, or its name; its servos are on the bus. `faults`: NAME@SECONDS each, injected into the bus so
+    long after the torque was first switched on.
     """
-    from sim.plant import MujocoPlant
+    from sim.plant import servos
     from sim.score import Score
     from sim.tasks import sample_layout
-    from sim.world import SERVO_DT, J, World
+    from sim.world import SERVO_DT, World
 
     parent = os.getppid()
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     rng = np.random.default_rng([seed, 7])
-    world = World(layout=sample_layout(rng, task))
+    described = load_robot(robot)
+    world = World(layout=sample_layout(rng, task), arm=described.family)
     truth = SlotWriter(slots / TRUTH_SLOT, _TRUTH.size + world.visible.nbytes)
     for name in ("front", "wrist"):
         (slots / f"{name}.json").write_text(json.dumps(world.camera(name).to_json()))
@@ -75,6 +79,8 @@ def serve(
         "--cameras",
         "--slots",
         str(slots),
+        "--robot",
+        robot,
         "--seed",
         str(seed),
         "--fps",
@@ -82,8 +88,9 @@ def serve(
     ]
     cameras = subprocess.Popen(command + (["--task", task] if task else []))
     prefer(SIM_SERVO_PRIORITY)
-    servos = VirtualBus(range(1, J + 1), MujocoPlant(world))
-    bus = PtyBus(servos, link=slots / "servo-bus") if terminal else SocketBus(servos, slots / "servo-bus")
+    made, baud, where = servos(world, described.arm), described.arm.baud, slots / "servo-bus"
+    bus = PtyBus(made, baud, link=where) if terminal else SocketBus(made, where, baud)
+    first = described.arm.ids[0]
     real_time()
     ticker = Ticker(1 / SERVO_DT)
     began = time.monotonic_ns()
@@ -93,7 +100,7 @@ def serve(
     while not stop and os.getppid() == parent and cameras.poll() is None:
         now = ticker.wait()
         world.advance((now - began) * 1e-9 - world.time_s)
-        if pending and bus.bus.get(1, "torque_enable"):
+        if pending and bus.bus.get(first, "torque_enable"):
             for name, seconds in pending:
                 bus.bus.faults.inject(name, now + int(seconds * 1e9))
             pending = []
@@ -113,7 +120,7 @@ def serve(
     return 0
 
 
-def serve_cameras(slots: Path, seed: int, task: str | None, fps: float) -> int:
+def serve_cameras(slots: Path, robot: str, seed: int, task: str | None, fps: float) -> int:
     """Render the newest truth at `fps` into camera slots, stamped with the time of that truth, handed over `TRANSFER_NS` after the tick
     (at more than 100 fps sooner: within 0.8 of the period)."""
     from sim.tasks import sample_layout
@@ -121,7 +128,7 @@ def serve_cameras(slots: Path, seed: int, task: str | None, fps: float) -> int:
 
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    world = World(layout=sample_layout(np.random.default_rng([seed, 7]), task))
+    world = World(layout=sample_layout(np.random.default_rng([seed, 7]), task), arm=load_robot(robot).family)
     truth = SlotReader(slots / TRUTH_SLOT)
     width, height = CAMERA_SIZE
     writers: dict[str, SlotWriter] = {}
@@ -164,12 +171,25 @@ def start(
     timeout_s: float = 30.0,
     faults: tuple[str, ...] = (),
     terminal: bool = True,
+    robot: str = ROBOT,
 ) -> tuple[subprocess.Popen[str], dict[str, str]]:
-    """Start the simulated robot; returns the process and {"port", "instruction"} once cameras and bus are up."""
+    """Start the simulated robot (its file, or its name); returns the process and {"port", "instruction"} once cameras and bus are up."""
     slots.mkdir(parents=True, exist_ok=True)
     for name in ("front", "wrist"):
         slot_path(slots, name).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "sim.server", "--slots", str(slots), "--seed", str(seed), "--fps", str(fps)]
+    command = [
+        sys.executable,
+        "-m",
+        "sim.server",
+        "--slots",
+        str(slots),
+        "--robot",
+        robot,
+        "--seed",
+        str(seed),
+        "--fps",
+        str(fps),
+    ]
     command += [*(["--task", task] if task else []), *(x for f in faults for x in ("--fault", f))]
     command += [] if terminal else ["--socket"]
     # Its own session: Ctrl-C is the parent's, who ends it; a child that is still importing would answer with a traceback.
@@ -194,9 +214,10 @@ def main() -> int:
     from sim.tasks import INSTRUCTIONS
 
     parser = argparse.ArgumentParser(
-        description="Simulated SO-101: MuJoCo, servo bus on a pseudo-terminal, cameras in slots."
+        description="Simulated arm: MuJoCo, servo bus on a pseudo-terminal, cameras in slots."
     )
     parser.add_argument("--slots", type=Path, required=True, help="folder for slots and calibration files")
+    parser.add_argument("--robot", default=ROBOT, help="a shipped simulated robot, or the file of one")
     parser.add_argument("--seed", type=int, default=0, help="start layout")
     parser.add_argument("--task", choices=list(INSTRUCTIONS), help="instruction; default: drawn from the seed")
     parser.add_argument("--fps", type=float, default=50.0)
@@ -208,8 +229,8 @@ def main() -> int:
     args = parser.parse_args()
     args.slots.mkdir(parents=True, exist_ok=True)
     if args.cameras:
-        return serve_cameras(args.slots, args.seed, args.task, args.fps)
-    return serve(args.slots, args.seed, args.task, args.fps, tuple(args.fault), not args.socket)
+        return serve_cameras(args.slots, args.robot, args.seed, args.task, args.fps)
+    return serve(args.slots, args.robot, args.seed, args.task, args.fps, tuple(args.fault), not args.socket)
 
 
 if __name__ == "__main__":

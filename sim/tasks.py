@@ -12,14 +12,17 @@ from typing import Protocol
 
 import numpy as np
 
+from firmware_bridge.arms.so101 import FAMILY
+
 Region = tuple[tuple[float, float], tuple[float, float]]  # (x, y) of two corners, m
 Places = dict[str, tuple[float, float, float]]  # body -> x, y (m), heading (rad)
 
+ARM = FAMILY  # whose reach the tasks are laid out for, and whose demonstrations the shipped checkpoint has learnt from
 ENVIRONMENTS = ("seen", "background", "position", "object")
 SEEN = ((0.162, -0.125), (0.260, 0.030))  # (x, y) of two corners, m
 UNSEEN = ((0.162, 0.045), (0.260, 0.125))
 REACH = 0.225  # m from the pan axis, tool pointing down
-PAN_X = 0.0388353
+PAN_X = ARM.links.pan_forward
 OPEN, CLOSED = 0.6, 0.05  # jaw angles, rad
 TOOL_PITCH = 1.40  # rad; 10 degrees off vertical keeps the wrist inside its limits over the whole table
 HOME = np.array([0.17, 0.0, 0.09, TOOL_PITCH, 0.0])

@@ -11,7 +11,6 @@ import dataclasses
 import mujoco
 import numpy as np
 
-from firmware_bridge.arms import so101
 from runtime.contracts import Observation, Prior
 from runtime.policies.decode import proprio
 from runtime.policies.harmowam import SlowStep
@@ -80,7 +79,7 @@ class TrueFutureStep:
         """The front picture in the tokeniser's code, float32[C,h,w]."""
         s = self.slow
         feeds = {"front": s.views(obs)["front"], "text": s.text, "noise": s.world_noise}
-        return s.world.run({**feeds, "proprio": proprio(so101.forward(obs.q_rad, s.links))[None]})["latent"][0].copy()
+        return s.world.run({**feeds, "proprio": proprio(s.arm.forward(obs.q_rad))[None]})["latent"][0].copy()
 
     def step(self, now_ns: int, obs: Observation) -> Prior:
         prior = self.slow.step(now_ns, obs)
@@ -89,7 +88,7 @@ class TrueFutureStep:
         segments = remaining(self.ghost)
         event = min(max(next_event_s(segments), DT), MOST_S)
         follower = Follower(self.ghost, segments, np.random.default_rng(0), noise_m=0.0)
-        follower.start[5] = so101.forward(self.world._goal)[5]
+        follower.start[5] = self.world.arm.forward(self.world._goal)[5]
         wanted = {"a": HORIZON_S[0], "b": HORIZON_S[1], "event": event}
         found: dict[str, np.ndarray] = {}
         t = 0.0

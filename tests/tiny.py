@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from firmware_bridge.arms import so101
+from firmware_bridge.arms.so101 import FAMILY as so101
 from runtime.bundle import save_bundle
 from runtime.manifest import (
     Chunk,
@@ -91,7 +91,7 @@ def save_tiny(
         "engines": {k: EngineFiles(f"onnx/{k}.onnx", inputs[k], list(said[k])) for k in inputs},
         "preprocess": Preprocess([96, 96], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
         "joints": [JointLimits(n, float(a), float(b)) for n, a, b in zip(JOINTS, so101.LOWER, so101.UPPER)],
-        "links": {k: float(v) for k, v in vars(so101.Links()).items()},
+        "links": so101.lengths,
         "tasks": {TASK: [0.1] * 32, "put the blue cube on the plate": [0.2] * 32},
         "rates": Rates(fast_hz=50.0, slow_hz=8.0, motor_hz=100.0),
     }  # fmt: skip

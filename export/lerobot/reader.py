@@ -27,16 +27,20 @@ from export.lerobot.layout import (
     read_table,
 )  # fmt: skip
 from export.lerobot.pictures import Pictures, geometry_of
-from firmware_bridge.arms import so101
+from firmware_bridge.arms import FAMILIES
+from firmware_bridge.arms.family import Family
+from sim.tasks import ARM
 
 Row = Mapping[str, Any]  # of the episode table
+Columns = Mapping[str, tuple[int, tuple[int, ...]]]  # of the vectors: width, and where the joints are
 
 
 def load(
     folder: Path, cameras: Sequence[str] = ("front", "wrist"), *, fps: float | None = None, split: str | None = None,
     units: str | None = None, calibration: Mapping[str, Camera] | None = None, cache: Path | None = None, workers: int | None = None,
+    arm: Family = ARM,
 ) -> Dataset:  # fmt: skip
-    """Read a dataset of an SO-101, ours or one that lerobot recorded.
+    """Read a dataset of an arm of that family, ours or one that lerobot recorded.
 
     `fps`: refuse any other rate. `split`: only the episodes of that split.
     A dataset without meta/harmowam.json (lerobot recorded it) says neither its units nor its cameras: give `units`, "degrees" (the
@@ -49,18 +53,18 @@ def load(
     """
     folder = Path(folder)
     info = _read_info(folder, fps)
-    _check_features(folder, info, cameras)
+    columns = _check_features(folder, info, cameras, arm)
     stored = _stored_cameras(folder, info, cameras, units, calibration or {})
     table = _episode_table(folder, cameras)
     chosen = [table[i] for i in _split(folder, info, split, len(table))]
     if not chosen:
         raise DataError(f"{folder} holds no episodes{f' in split {split!r}' if split else ''}: collect or record some.")
-    state, action = _read_rows(folder, info, chosen)
+    state, action = _read_rows(folder, info, chosen, columns)
     _check_units(folder, units, state, action)
     if units == "degrees":
-        state, action = _radians(state), _radians(action)
+        state, action = (arm.from_lerobot(x).astype(np.float32) for x in (state, action))
     if _schema(folder) == 1:
-        state, action = (so101.from_mirrored(x).astype(np.float32) for x in (state, action))
+        state, action = (ARM.from_mirrored(x).astype(np.float32) for x in (state, action))
     images: dict[str, np.ndarray] = {}
     geometry: dict[str, Camera] = {}
     with tqdm(total=len(state) * len(cameras), unit=" pictures", desc=f"reading {folder}", delay=1) as bar:
@@ -119,17 +123,24 @@ def _read_info(folder: Path, fps: float | None) -> dict[str, Any]:
     return info
 
 
-def _check_features(folder: Path, info: Mapping[str, Any], cameras: Sequence[str]) -> None:
-    features = info["features"]
-    wanted = [f"{j}.pos" for j in so101.JOINTS]
+def _check_features(folder: Path, info: Mapping[str, Any], cameras: Sequence[str], arm: Family) -> Columns:
+    """Width of each vector, and its columns that hold the arm's joints in their order."""
+    features, columns = info["features"], {}
+    other = [f.NAME for f in FAMILIES.values() if info.get("robot_type") in f.LEROBOT and f.NAME != arm.NAME]
+    if other:
+        raise DataError(
+            f"{folder} was recorded with a {other[0]} ({info['robot_type']}): use a dataset of a {arm.NAME}."
+        )
     for k in VECTORS:
         names = features.get(k, {}).get("names")
         if isinstance(names, dict):  # as converted from older versions: {"motors": [...]}
             names = next(iter(names.values()), None)
-        if names != wanted:
+        found = arm.lerobot_columns(names) if isinstance(names, list) else None
+        if found is None:
             raise DataError(
-                f"'{k}' of {folder} is {names}, not {wanted}: use a dataset of an SO-101, joints in this order."
+                f"'{k}' of {folder} is {names}, not {', '.join(f'{j}.pos' for j in arm.JOINTS)}: use a dataset of a {arm.NAME}."
             )
+        columns[k] = (len(names), found)
     stored = {k.removeprefix(PICTURES): f.get("dtype") for k, f in features.items() if k.startswith(PICTURES)}
     for name in cameras:
         if name not in stored:
@@ -138,6 +149,7 @@ def _check_features(folder: Path, info: Mapping[str, Any], cameras: Sequence[str
             )
         if stored[name] != "video":
             raise DataError(f"camera '{name}' of {folder} is stored as {stored[name]}: record it with videos.")
+    return columns
 
 
 def _stored_cameras(
@@ -208,15 +220,17 @@ def _split(folder: Path, info: Mapping[str, Any], split: str | None, count: int)
     return range(first, min(last, count))
 
 
-def _read_rows(folder: Path, info: Mapping[str, Any], chosen: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-    """State and action float32[N,6] of the chosen episodes, in their order."""
+def _read_rows(
+    folder: Path, info: Mapping[str, Any], chosen: Sequence[Row], columns: Columns
+) -> tuple[np.ndarray, np.ndarray]:
+    """State and action float32[N,J] of the chosen episodes, in their order."""
     files: dict[Path, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
     parts = []
     for e in chosen:
         path = folder / info["data_path"].format(chunk_index=e["data/chunk_index"], file_index=e["data/file_index"])
         if path not in files:
-            files[path] = _rows_by_episode(path)
-        rows = files[path].get(e["episode_index"], (np.empty((0, 6)),) * 2)
+            files[path] = _rows_by_episode(path, columns)
+        rows = files[path].get(e["episode_index"], (np.empty((0, 1)),) * 2)
         if len(rows[0]) != e["length"]:
             raise DataError(
                 f"{path} has {len(rows[0])} rows of episode {e['episode_index']} instead of {e['length']}: restore it or collect again."
@@ -232,7 +246,7 @@ def _read_rows(folder: Path, info: Mapping[str, Any], chosen: Sequence[Row]) -> 
     return np.concatenate([s for s, _ in parts]), np.concatenate([a for _, a in parts])
 
 
-def _rows_by_episode(path: Path) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+def _rows_by_episode(path: Path, columns: Columns) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     table = read_table(path, [*VECTORS, "episode_index", "frame_index"])
     episode, frame = (table[c].to_numpy() for c in ("episode_index", "frame_index"))
     order = np.lexsort((frame, episode))
@@ -241,11 +255,10 @@ def _rows_by_episode(path: Path) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         flat = np.concatenate(
             [np.zeros(0), *(chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table[c].chunks)]
         )
-        if len(flat) != len(order) * len(so101.JOINTS):
-            raise DataError(
-                f"'{c}' of {path} does not hold {len(so101.JOINTS)} numbers in each row: restore it or record again."
-            )
-        values.append(flat.astype(np.float32).reshape(-1, len(so101.JOINTS))[order])
+        width, own = columns[c]
+        if len(flat) != len(order) * width:
+            raise DataError(f"'{c}' of {path} does not hold {width} numbers in each row: restore it or record again.")
+        values.append(flat.astype(np.float32).reshape(-1, width)[order][:, own])
     numbers, first = np.unique(episode[order], return_index=True)
     return {int(n): (values[0][a:b], values[1][a:b]) for n, a, b in zip(numbers, first, [*first[1:], len(order)])}
 
@@ -259,10 +272,3 @@ def _check_units(folder: Path, units: str | None, *vectors: np.ndarray) -> None:
         raise DataError(
             f"joints in {folder} reach {furthest:.0f}, these are no radians: give --units degrees or record it again."
         )
-
-
-def _radians(joints: np.ndarray) -> np.ndarray:
-    """lerobot's SO-101 (`use_degrees`): degrees, and 0 (shut) to 100 (wide open) for the gripper, which spans the maker's limits."""
-    out = np.radians(joints)
-    out[:, -1] = so101.LOWER[-1] + joints[:, -1] / 100 * (so101.UPPER[-1] - so101.LOWER[-1])
-    return out.astype(np.float32)

@@ -49,6 +49,7 @@ def main() -> int:
     opened: Driver | None = None
     try:
         bundle, robot = Bundle.load(args.bundle), load_robot(args.robot)
+        bundle.check_arm(robot.arm.family, robot.path)
         asked = msgspec.structs.replace(robot.compute, engine=args.engine or robot.compute.engine)
         chosen = choose(bundle, asked)
         if chosen.note:
@@ -57,7 +58,7 @@ def main() -> int:
         known = calibrations(robot, args.slots)
         opened = driver = Driver(
             bundle, args.task, cameras, known, args.slots, robot.fast_hz, robot.slow_hz, compute=chosen,
-            log=log,
+            log=log, ends=(robot.arm.lower, robot.arm.upper),
         )  # fmt: skip
         driver.warm_up()
         state_slot = SlotReader(args.slots / STATE_SLOT)

@@ -7,7 +7,6 @@ Both loops call the pure steps of a policy (`runtime.policies`); what is here is
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +19,6 @@ from calibration.camera import Camera
 from common.clock import Ticker, prefer, real_time
 from common.slots import SlotReader
 from common.timing import FAST_PRIORITY
-from firmware_bridge.arms import so101
 from firmware_bridge.motion.messages import RequestKind, SafetyState
 from runtime.bundle import Bundle
 from runtime.cameras.sources import CameraSource
@@ -36,6 +34,7 @@ from runtime.loop.slow import SlowLoop
 from runtime.observe.log import LogWriter
 from runtime.observe.replay import run_meta
 from runtime.policies import kind_of, open_policy
+from runtime.policies.protocol import Ends
 
 PHASE_NS = 1_000_000  # the fast clock is led to tick so long before a picture comes,
 PHASE_STEP_NS = 200_000  # by at most so much a tick
@@ -49,22 +48,22 @@ class Driver:
     (`record`).
 
     `mode`: how the policy drives (None: its usual way); `compute`: what its engines run on. `inject` (stage -> ms) slows stages down;
-    `compensate` as in FastLoop; `log` is the file that takes every input of the engines, `facts` what else it says of the run. `close` it
-    whatever happens.
+    `compensate` as in FastLoop; `log` is the file that takes every input of the engines, `facts` what else it says of the run; `ends`: of
+    this robot's joints (None: the bundle's). `close` it whatever happens.
     """
 
     def __init__(
         self, bundle: Bundle, task: str, cameras: dict[str, CameraSource], calibrations: dict[str, Camera], slots: Path,
         fast_hz: float, slow_hz: float, mode: str | None = None, *, compute: Chosen = Chosen(),
         inject: Mapping[str, float] | None = None, compensate: bool = True, log: Path | None = None,
-        facts: Mapping[str, Any] | None = None, limits: HealthLimits | None = None,
+        facts: Mapping[str, Any] | None = None, limits: HealthLimits | None = None, ends: Ends | None = None,
     ):  # fmt: skip
         self.fast_hz, self.slow_hz, self.compute = fast_hz, slow_hz, compute
         self.stages = kind_of(bundle).stages
         self.record = RunRecord(self.stages, inject)
         self.policy = open_policy(
             bundle, task, calibrations, mode=mode, engine=compute.engine, gpu=compute.gpu,
-            slow_trace=self.record.slow_trace, fast_trace=self.record.fast_trace,
+            slow_trace=self.record.slow_trace, fast_trace=self.record.fast_trace, ends=ends,
         )  # fmt: skip
         self.health = HealthMonitor(fast_hz, limits)
         self.eyes = Eyes(cameras, fast_hz)
@@ -79,9 +78,8 @@ class Driver:
         self.granted: dict[str, bool] = {}
         if log is not None:  # last: a constructor that fails leaves no file and no thread behind
             how = {"fast_hz": fast_hz, "slow_hz": slow_hz, "compensate": compensate, "engine": compute.engine}
-            meta = run_meta(bundle, task, self.policy.mode, calibrations, **how, **(facts or {}))
-            tool = functools.partial(so101.tool, links=so101.Links(**bundle.manifest.links))
-            self.record.log = LogWriter(log, meta, tool=tool)
+            meta = run_meta(bundle, task, self.policy.mode, calibrations, ends=ends, **how, **(facts or {}))
+            self.record.log = LogWriter(log, meta, tool=bundle.arm.tool)
 
     @property
     def counts(self) -> Counts:

@@ -105,7 +105,9 @@ class _Stop(Exception):
 class _Player:
     def __init__(self, bundle: Bundle, meta: dict[str, Any], within_deg: float | None):
         cameras = {name: Camera.from_json(c) for name, c in meta["calibrations"].items()}
-        policy = open_policy(bundle, meta["task"], cameras, mode=meta["policy"], engine=meta.get("engine", "cpu"))
+        policy = open_policy(
+            bundle, meta["task"], cameras, mode=meta["policy"], engine=meta.get("engine", "cpu"), ends=meta.get("ends")
+        )
         self.slow, self.fast = policy.slow, policy.fast
         self.joints = [j.name for j in bundle.manifest.joints]
         self.within_deg = within_deg

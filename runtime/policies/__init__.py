@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from calibration.camera import Camera
 from runtime.bundle import Bundle
-from runtime.policies.protocol import FastStep, Kind, NoTrace, Opening, Policy, PolicyError, SlowStep, Trace
+from runtime.policies.protocol import Ends, FastStep, Kind, NoTrace, Opening, Policy, PolicyError, SlowStep, Trace
 
 __all__ = ["FastStep", "Kind", "Policy", "PolicyError", "SlowStep", "kind_of", "open_policy"]
 
@@ -72,12 +72,15 @@ def open_policy(
     threads: int = 1,
     slow_trace: Trace | None = None,
     fast_trace: Trace | None = None,
+    ends: Ends | None = None,
 ) -> Policy:
-    """The steps of `bundle`, whatever its kind, told `task`, seeing through `cameras` (calibrations by name).
+    """The steps of `bundle`, whatever its kind, told `task`, seeing through `cameras` (calibrations by name). `ends`: of the
+    robot's joints (default: the bundle's).
 
     Raises PolicyError for a kind or `mode` that is not there, BundleError for engines that are not, KernelError where `gpu` cannot be.
     """
     kind, chosen = kind_of(bundle), mode_of(bundle, mode)
-    opening = Opening(task, cameras, chosen, engine, gpu, threads, slow_trace or NoTrace(), fast_trace or NoTrace())
+    traces = slow_trace or NoTrace(), fast_trace or NoTrace()
+    opening = Opening(task, cameras, chosen, engine, gpu, threads, *traces, ends)
     slow, fast = kind.steps(bundle, opening)
     return Policy(bundle.manifest.policy.kind, chosen, slow, fast)

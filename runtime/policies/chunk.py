@@ -16,7 +16,6 @@ import numpy as np
 
 from calibration.camera import Camera
 from common.timing import COMMAND_LIFE_S
-from firmware_bridge.arms import so101
 from firmware_bridge.motion.messages import Command, Expert
 from runtime.bundle import Bundle
 from runtime.contracts import A, FastTick, Observation, Prior
@@ -90,7 +89,7 @@ class FastStep:
     def __init__(self, bundle: Bundle, trace: Trace | None = None, settings: FastSettings | None = None):
         m = bundle.manifest
         self.trace, self.set = trace or NoTrace(), settings or FastSettings()
-        self.links = so101.Links(**m.links)
+        self.arm = bundle.arm
         self.joints = len(m.joints)
         self.seq = 0
         self.reset()
@@ -139,14 +138,14 @@ class FastStep:
             )
             self.offset = np.stack(here) - np.stack([q, rate])
             self.offset_ns, self.plan, self.over = now_ns, prior, over
-        planned = so101.forward(q, self.links).astype(np.float32)
+        planned = self.arm.forward(q).astype(np.float32)
         q, rate = self._follow(now_ns, prior, over)
         self.trace.mark("fast.handover")
         self.seq += 1
         joints, rates = q.astype(np.float32), rate.astype(np.float32)
         stale = now_ns + int(self.set.stale_s * 1e9)
         command = Command(now_ns, stale, joints, rates, Expert.PLAN, 0.0, obs.t_capture_ns, self.seq)
-        sent = so101.forward(q, self.links).astype(np.float32)
+        sent = self.arm.forward(q).astype(np.float32)
         tick = FastTick(now_ns, age_ns, 0.0, int(Expert.PLAN), sent, planned, sent)
         self.trace.mark("fast.command")
         return command, tick

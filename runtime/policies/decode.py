@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from calibration.camera import Camera
-from firmware_bridge.arms.so101 import Links, heading, tool_rotation
+from firmware_bridge.arms.family import rotation
+from firmware_bridge.arms.five_axis import FiveAxis
 
 
 def proprio(pose: np.ndarray) -> np.ndarray:
@@ -13,20 +14,20 @@ def proprio(pose: np.ndarray) -> np.ndarray:
     return np.asarray(pose, np.float32)[..., 2:6]
 
 
-def _tool_frame(pose: np.ndarray, links: Links) -> np.ndarray:
-    return tool_rotation(heading(pose, links), pose[..., 3], pose[..., 4])
+def _tool_frame(pose: np.ndarray, arm: FiveAxis) -> np.ndarray:
+    return rotation(arm.heading(pose), pose[..., 3], pose[..., 4])
 
 
-def relative_chunk(pose: np.ndarray, targets: np.ndarray, links: Links = Links()) -> np.ndarray:
+def relative_chunk(pose: np.ndarray, targets: np.ndarray, arm: FiveAxis) -> np.ndarray:
     """Targets [..., K, 6] seen from the tool at `pose` [..., 6]: position in its frame, pitch and roll as differences, jaw as it is."""
-    R = _tool_frame(pose, links)
+    R = _tool_frame(pose, arm)
     position = np.einsum("...ji,...kj->...ki", R, targets[..., :3] - pose[..., None, :3])
     return np.concatenate([position, targets[..., 3:5] - pose[..., None, 3:5], targets[..., 5:]], -1).astype(np.float32)
 
 
-def absolute_chunk(pose: np.ndarray, chunk: np.ndarray, links: Links = Links()) -> np.ndarray:
+def absolute_chunk(pose: np.ndarray, chunk: np.ndarray, arm: FiveAxis) -> np.ndarray:
     """Inverse of `relative_chunk`: float64[..., K, 6] in the base frame."""
-    R = _tool_frame(pose, links)
+    R = _tool_frame(pose, arm)
     position = np.einsum("...ij,...kj->...ki", R, chunk[..., :3]) + pose[..., None, :3]
     return np.concatenate([position, chunk[..., 3:5] + pose[..., None, 3:5], chunk[..., 5:]], -1)
 

@@ -13,14 +13,14 @@ import numpy as np
 
 from calibration.camera import Camera
 from common.timing import COMMAND_LIFE_S
-from firmware_bridge.arms import so101
+from firmware_bridge.arms.five_axis import FiveAxis
 from firmware_bridge.motion.messages import Command, Expert
-from runtime.bundle import Bundle
+from runtime.bundle import Bundle, BundleError
 from runtime.contracts import A, FastTick, Observation, Prior
 from runtime.manifest import Manifest
 from runtime.policies.decode import absolute_chunk, heatmap_point, proprio, relative_chunk
 from runtime.policies.handover import on_grid, remainder
-from runtime.policies.protocol import MS, Kind, NoTrace, Opening, Trace
+from runtime.policies.protocol import MS, Ends, Kind, NoTrace, Opening, Trace
 from runtime.policies.views import Views, stored_views
 
 SPACE = "tool"  # its chunks hold tool poses
@@ -41,6 +41,16 @@ def fixed_noise(world_shape: tuple[int, ...], action_shape: tuple[int, ...]) -> 
     }
 
 
+def five_axis(bundle: Bundle) -> FiveAxis:
+    """The arm that a bundle was made for; raises BundleError unless it has five axes and a jaw, as this policy's tool poses do."""
+    arm = bundle.arm
+    if not isinstance(arm, FiveAxis):
+        raise BundleError(
+            f"{bundle.path} is a HarmoWAM bundle for '{arm.NAME}', but HarmoWAM drives arms of five axes: name another with --bundle."
+        )
+    return arm
+
+
 class SlowStep:
     """World model, then predictive expert. One instance a task; not shared between threads. It remembers its last plan (`_start`)."""
 
@@ -54,7 +64,7 @@ class SlowStep:
         self.views = Views(bundle, cameras, gpu)
         self.world = bundle.engine("world_model", threads, engine)
         self.predictive = bundle.engine("predictive", threads, engine)
-        self.links = so101.Links(**m.links)
+        self.arm = five_axis(bundle)
         self.set_task(task)
         noise = fixed_noise(self.world.inputs["noise"].shape, self.predictive.inputs["noise"].shape)
         self.world_noise, self.action_noise = noise["world_model"], noise["predictive"]
@@ -91,14 +101,14 @@ class SlowStep:
         at = t_ns - self.last[0] + self.grid_ns
         known = (at <= self.grid_ns[-1]) & (np.arange(len(at)) >= WARM_STEP)
         plan = np.stack([np.interp(at, self.grid_ns, column) for column in self.last[1].T], -1)
-        start = (relative_chunk(pose, plan, self.links) - self.mean) / self.std
+        start = (relative_chunk(pose, plan, self.arm) - self.mean) / self.std
         start = WARMTH * np.clip(start, -WARM_MOST, WARM_MOST) * known[:, None]
         return start[None].astype(np.float32)
 
     def step(self, now_ns: int, obs: Observation) -> Prior:
         """One Prior from one observation; `t_ready_ns` is left at `now_ns` for the driver to complete."""
         views = self.views(obs)
-        pose = so101.forward(obs.q_rad, self.links)
+        pose = self.arm.forward(obs.q_rad)
         state = proprio(pose)[None]
         self.trace.mark("slow.preprocess")
         w = self.world.run({"front": views["front"], "text": self.text, "proprio": state, "noise": self.world_noise})
@@ -113,7 +123,7 @@ class SlowStep:
             }
         )["chunk"][0]
         self.trace.mark("slow.predictive")
-        targets = absolute_chunk(pose, chunk, self.links).astype(np.float32)
+        targets = absolute_chunk(pose, chunk, self.arm).astype(np.float32)
         if np.isfinite(targets).all() and np.isfinite(w["future"]).all():
             self.seq += 1  # what will be refused leaves no trace: not in the next plan, and no gap in a log's numbers
             self.last = (obs.t_capture_ns, targets)
@@ -150,6 +160,7 @@ class FastStep:
 
     For comparisons, `policy` can be "reactive" or "predictive" (the choice is pinned) or "average" (both at once) instead of "gated";
     `other_gate` replaces P(interaction), and without `listens` the fast engine is not run (a pinned predictive expert needs none).
+    `ends`: of this robot's joints (default: those of the bundle).
     """
 
     def __init__(
@@ -162,12 +173,15 @@ class FastStep:
         settings: FastSettings | None = None,
         gpu: bool = False,
         engine: str = "cpu",
+        ends: Ends | None = None,
     ):
         m = bundle.manifest
         self.trace, self.policy = trace or NoTrace(), policy
         self.views = Views(bundle, cameras, gpu)
         self.engine = bundle.engine("fast", threads, engine)
-        self.links = so101.Links(**m.links)
+        self.arm = five_axis(bundle)
+        lower, upper = ends or ([x.lower for x in m.joints], [x.upper for x in m.joints])
+        self.limits = np.array(lower, float), np.array(upper, float)
         self.front = Camera.from_json(m.cameras["front"])
         self.side = m.reactive.heatmap or 0
         self.on, self.off = m.gate.on, m.gate.off
@@ -200,7 +214,7 @@ class FastStep:
         """Run the fast engine: smoothed reactive target [6], gate probability, heat-map mass round the peak."""
         views = self.views(obs)
         self.trace.mark("fast.preprocess")
-        state = proprio(so101.forward(obs.q_rad, self.links))[None]
+        state = proprio(self.arm.forward(obs.q_rad))[None]
         out = self.engine.run(
             {"front": views["front"], "wrist": views["wrist"], "future": prior.future, "proprio": state}
         )
@@ -323,7 +337,7 @@ class FastStep:
         nothing = np.zeros(A, np.float32)
         age_ns = -1 if prior is None else now_ns - prior.t_capture_ns
         if self.last_ns is None:  # first command starts where the arm is
-            self.pose = so101.forward(obs.q_rad, self.links)
+            self.pose = self.arm.forward(obs.q_rad)
         if prior is None or age_ns > self.set.prior_age_s * 1e9:
             self.last_ns, self.expert = None, Expert.NONE
             self.velocity = np.zeros(A)
@@ -343,9 +357,9 @@ class FastStep:
             self._transit(dt, reactive)
         self.expert, self.last_ns = expert, now_ns
         self.trace.mark("fast.handover")
-        q, _ = so101.inverse(self.pose, self.links)
+        q, _ = self.arm.inverse(self.pose, *self.limits)
         h = 0.02
-        ahead, _ = so101.inverse(self.pose + h * self.velocity, self.links)
+        ahead, _ = self.arm.inverse(self.pose + h * self.velocity, *self.limits)
         joints, rates = q.astype(np.float32), ((ahead - q) / h).astype(np.float32)
         self.seq += 1
         command = Command(
@@ -366,7 +380,7 @@ def _wrong(m: Manifest) -> str:
 
 def _steps(bundle: Bundle, o: Opening) -> tuple[SlowStep, FastStep]:
     slow = SlowStep(bundle, o.task, o.cameras, o.threads, o.slow_trace, o.gpu, o.engine)
-    return slow, FastStep(bundle, o.cameras, o.threads, o.fast_trace, o.mode, gpu=o.gpu, engine=o.engine)
+    return slow, FastStep(bundle, o.cameras, o.threads, o.fast_trace, o.mode, gpu=o.gpu, engine=o.engine, ends=o.ends)
 
 
 def _feeds(bundle: Bundle, samples: dict[str, np.ndarray]) -> dict[str, list[dict[str, np.ndarray]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from runtime.contracts import FastTick, Observation, Prior
 from runtime.manifest import Manifest
 
 MS = 1_000_000
+Ends = tuple[Sequence[float], Sequence[float]]  # lower and upper limits of all joints, rad
 
 
 class PolicyError(Mendable):
@@ -75,7 +76,8 @@ class FastStep(Protocol):
 
 @dataclass(frozen=True)
 class Opening:
-    """How a bundle is opened. `cameras`: calibrations by name. `engine`: "cpu", "cuda" or "tensorrt"; `gpu`: pre-process there."""
+    """How a bundle is opened. `cameras`: calibrations by name. `engine`: "cpu", "cuda" or "tensorrt"; `gpu`: pre-process there. `ends`:
+    of this robot's joints, which may be nearer than the bundle's (None: those)."""
 
     task: str
     cameras: Mapping[str, Camera]
@@ -85,6 +87,7 @@ class Opening:
     threads: int = 1
     slow_trace: Trace = field(default_factory=NoTrace)
     fast_trace: Trace = field(default_factory=NoTrace)
+    ends: Ends | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from calibration.camera import CalibrationError
 from calibration.guide import Guide
 from calibration.jobs import compare_records, find_views, finish_hand_eye, run_intrinsics
 from calibration.store import Store, load_camera, new_record
-from firmware_bridge.arms import so101
+from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.motion.endings import Exit, exit_code
 from firmware_bridge.motion.messages import SafetyState
 from harmowam.calibration_rig import LiveRig, refuse_moved

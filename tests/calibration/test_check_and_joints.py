@@ -13,8 +13,7 @@ from calibration.camera import CalibrationError, Camera
 from calibration.hand_eye import inverse, transform
 from calibration.jobs import run_learn, stored_reference
 from calibration.store import Store, new_record
-from firmware_bridge.arms import so101
-from firmware_bridge.arms.so101 import SHUT
+from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.config import ArmError
@@ -263,9 +262,9 @@ def test_lerobots_file_goes_in_and_out(tmp_path):
     made = joints.from_lerobot(path, CONFIG)
     assert joints.to_lerobot(made) == data and made.joints[0].zero_step == 2045
     gripper = made.joints[-1]
-    assert (gripper.range_min - gripper.zero_step) * RAD_PER_STEP == pytest.approx(SHUT, abs=RAD_PER_STEP)
+    assert (gripper.range_min - gripper.zero_step) * RAD_PER_STEP == pytest.approx(so101.SHUT, abs=RAD_PER_STEP)
     arm = made.apply(CONFIG)
-    assert arm.lower[-1] == pytest.approx(SHUT, abs=RAD_PER_STEP)  # it can be shut, and driven no further
+    assert arm.lower[-1] == pytest.approx(so101.SHUT, abs=RAD_PER_STEP)  # it can be shut, and driven no further
 
 
 @pytest.mark.parametrize(("drive_mode", "direction"), [(1, 1), (True, 1), (0, -1)])
@@ -279,7 +278,7 @@ def test_of_a_joint_that_counts_backwards_lerobots_upper_end_is_the_closed_gripp
     assert [j.direction for j in made.joints] == [-1] * 6
     assert [j.zero_step for j in made.joints] == [2045] * 5 + [3290 - 114]
     assert all(row["drive_mode"] == 1 for row in joints.to_lerobot(made).values())
-    assert made.apply(config).lower[5] == pytest.approx(SHUT, abs=RAD_PER_STEP)
+    assert made.apply(config).lower[5] == pytest.approx(so101.SHUT, abs=RAD_PER_STEP)
 
 
 def test_lerobots_positive_is_the_makers_positive(tmp_path):

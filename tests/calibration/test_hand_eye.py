@@ -6,7 +6,7 @@ import pytest
 from calibration import hand_eye
 from calibration.camera import CalibrationError
 from calibration.hand_eye import ArmView, distance, inverse, log, transform
-from firmware_bridge.arms import so101
+from firmware_bridge.arms.so101 import FAMILY as so101
 from sim.calibration_rig import ArmBench, ServoRig
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from calibration.camera import CalibrationError
 from calibration.store import Store
-from firmware_bridge.arms.so101 import SEEN_TURNS
+from firmware_bridge.arms.so101 import FAMILY
 from firmware_bridge.servos.sts3215 import RAD_PER_STEP
 from harmowam import calibration_joints
 from harmowam.calibration_signs import check_signs
@@ -57,7 +57,7 @@ def test_an_arm_whose_joints_turn_as_the_makers_passes_and_is_let_go_where_it_wa
     told: list[str] = []
     person = Person(plant)
     check_signs(robot, robot.arm, robot.port, person, told.append)
-    assert [q.split(": ")[1].removesuffix("? (y/n)") for q, _ in person.asked] == list(SEEN_TURNS)
+    assert [q.split(": ")[1].removesuffix("? (y/n)") for q, _ in person.asked] == list(FAMILY.SEEN_TURNS)
     assert all(answer for _, answer in person.asked)
     assert np.abs(plant.position - 2048).max() < 20 and bench.torque() == [0] * 6
     assert told == ["hold the arm: it lets go"]

@@ -20,7 +20,7 @@ import pytest
 from calibration.camera import policy_camera
 from calibration.store import Store, new_record
 from export.lerobot import DataError, finish, load, part_exists, read_cameras, write_part
-from firmware_bridge.arms import so101
+from firmware_bridge.arms.so101 import FAMILY as so101
 from runtime.preprocess import Warp
 from tests.dataset import CAMERAS, EPISODES, FPS, PARTS, camera, edit_column, edit_json, episode, film, write_all
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from export.data import _hold_to, collect, parts_of
 from export.lerobot import DataError, Episode, finish, load, video, write_part
 from export.lerobot.layout import read_table, write_table
-from firmware_bridge.arms.so101 import JOINTS
+from firmware_bridge.arms.so101 import FAMILY as so101
 from harmowam.cli import main
 from tests.dataset import CAMERAS, FPS, PARTS, camera, edit_column, edit_json, film, write_all
 
@@ -148,7 +148,7 @@ def changed(e: Episode, **fields: Any) -> Episode:
 )
 def test_episodes_that_cannot_be_stored_are_refused_before_anything_is_written(tmp_path, episodes, sentence):
     with pytest.raises(DataError, match=sentence):
-        write_part(tmp_path, 0, episodes, FPS, JOINTS)
+        write_part(tmp_path, 0, episodes, FPS, so101.JOINTS)
     assert not list(tmp_path.iterdir())
 
 
@@ -192,7 +192,7 @@ def test_somebody_elses_dataset_is_left_alone(copy):
     for path in (copy / "meta/episodes").rglob("*.parquet"):
         write_table(path, read_table(path).replace_schema_metadata({}))
     before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
-    for work in (lambda: collect(copy, 1, 0), lambda: finish(copy, FPS, "so101_follower", JOINTS, CAMERAS)):
+    for work in (lambda: collect(copy, 1, 0), lambda: finish(copy, FPS, "so101_follower", so101.JOINTS, CAMERAS)):
         with pytest.raises(DataError, match="is not by harmowam: collect into a new folder"):
             work()
     assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
@@ -200,19 +200,19 @@ def test_somebody_elses_dataset_is_left_alone(copy):
 
 def test_parts_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(DataError, match="no finished part: collect"):
-        finish(tmp_path, FPS, "so101_follower", JOINTS, CAMERAS)
-    write_part(tmp_path, 0, PARTS[0], FPS, JOINTS)
-    for wrong in ({"fps": 10.0}, {"joint_names": JOINTS[:5]}, {"cameras": {"front": CAMERAS["front"]}}):
+        finish(tmp_path, FPS, "so101_follower", so101.JOINTS, CAMERAS)
+    write_part(tmp_path, 0, PARTS[0], FPS, so101.JOINTS)
+    for wrong in ({"fps": 10.0}, {"joint_names": so101.JOINTS[:5]}, {"cameras": {"front": CAMERAS["front"]}}):
         given: dict[str, Any] = {
             "fps": FPS,
             "robot_type": "so101_follower",
-            "joint_names": JOINTS,
+            "joint_names": so101.JOINTS,
             "cameras": CAMERAS,
         } | wrong
         with pytest.raises(DataError, match="other joints or cameras than asked for"):
             finish(tmp_path, **given)
     with pytest.raises(DataError, match="camera 'wrist' stored 96x96 and its geometry is of 640x480"):
-        finish(tmp_path, FPS, "so101_follower", JOINTS, CAMERAS | {"wrist": camera("wrist", 640, 480)})
-    write_part(tmp_path, 1, PARTS[1], 10.0, JOINTS)
+        finish(tmp_path, FPS, "so101_follower", so101.JOINTS, CAMERAS | {"wrist": camera("wrist", 640, 480)})
+    write_part(tmp_path, 1, PARTS[1], 10.0, so101.JOINTS)
     with pytest.raises(DataError, match=r"file-001\.parquet was collected with other settings"):
-        finish(tmp_path, FPS, "so101_follower", JOINTS, CAMERAS)
+        finish(tmp_path, FPS, "so101_follower", so101.JOINTS, CAMERAS)

@@ -15,7 +15,7 @@ from export.lerobot import DataError
 from export.models import HarmoWam
 from export.text import ngrams
 from export.train import Trainer, bin_loss, normalise, train
-from firmware_bridge.arms import so101
+from firmware_bridge.arms.so101 import FAMILY as so101
 from sim.phases import find_events
 from sim.tasks import INSTRUCTIONS, sample_layout
 from sim.world import World

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_bridge.arms import so101
-from firmware_bridge.arms.so101 import JOINTS, LOWER, SHUT, UPPER, forward, heading, inverse, tool, tool_rotation
+from firmware_bridge.arms.family import rotation
+from firmware_bridge.arms.so101 import FAMILY as so101
 from runtime.robot import load_robot
 from sim.tasks import TOOL_PITCH
 from sim.world import ASSETS
 from tests import makers
 
+JOINTS, LOWER, SHUT, UPPER = so101.JOINTS, so101.LOWER, so101.SHUT, so101.UPPER
+forward, heading, tool = so101.forward, so101.heading, so101.tool
 POSES = np.random.default_rng(0).uniform(LOWER, UPPER, (300, 6))
 
 
@@ -126,7 +128,7 @@ def test_forward_agrees_with_the_simulated_arm_to_rounding(simulated):
     for q in POSES:
         site, pose = simulated.pose(q).site("tcp"), forward(q)
         assert np.allclose(pose[:3], site.xpos, atol=1e-12)
-        assert np.allclose(tool_rotation(-q[0], pose[3], pose[4]), site.xmat.reshape(3, 3), atol=1e-6)
+        assert np.allclose(rotation(-q[0], pose[3], pose[4]), site.xmat.reshape(3, 3), atol=1e-6)
         assert np.allclose(tool(q)[:3, :3], site.xmat.reshape(3, 3), atol=1e-6)
 
 
@@ -215,14 +217,14 @@ reachable = st.tuples(
 
 @given(reachable)
 def test_inverse_undoes_forward_over_the_table(pose):
-    q, exact = inverse(np.array(pose))
+    q, exact = so101.inverse(np.array(pose), LOWER, UPPER)
     assert exact
     assert np.allclose(forward(q), pose, atol=1e-9)
 
 
 @given(st.tuples(*(st.floats(-2, 2) for _ in range(6))))
 def test_inverse_always_answers_inside_the_joint_limits(pose):
-    q, exact = inverse(np.array(pose))
+    q, exact = so101.inverse(np.array(pose), LOWER, UPPER)
     assert np.all(q >= LOWER) and np.all(q <= UPPER)
     if exact:
         assert np.allclose(forward(q)[:3], pose[:3], atol=1e-6)
@@ -237,12 +239,12 @@ def test_inverse_agrees_with_mink(simulated):
     rng = np.random.default_rng(1)
     low, high = [0.16, -0.1, 0.02, TOOL_PITCH, -0.6, 0.1], [0.25, 0.1, 0.06, TOOL_PITCH, 0.6, 0.1]
     for pose in rng.uniform(low, high, (5, 6)):
-        ours, _ = inverse(pose)
+        ours, _ = so101.inverse(pose, LOWER, UPPER)
         start = model.qpos0.copy()
         start[:5] = ours[:5] + rng.uniform(-0.2, 0.2, 5)
         configuration.update(start)
         target = np.eye(4)
-        target[:3, :3] = tool_rotation(heading(pose), pose[3], pose[4])
+        target[:3, :3] = rotation(heading(pose), pose[3], pose[4])
         target[:3, 3] = pose[:3]
         task.set_target(mink.SE3.from_matrix(target))
         for _ in range(40):

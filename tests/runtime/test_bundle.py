@@ -40,8 +40,8 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "from the future": (lambda p: edit(p, lambda m: m.update(schema=99)), "upgrade harmowam"),
     "from the past": (lambda p: edit(p, lambda m: m.update(schema=1)), "export it again"),
     "for another arm": (
-        lambda p: edit(p, lambda m: m.update(arm_family="viperx")),
-        "family 'viperx', this version drives so101",
+        lambda p: edit(p, lambda m: m.update(arm_family="panda")),
+        "family 'panda', this version drives koch, so101, viperx",
     ),
     "a field missing": (lambda p: edit(p, lambda m: m.pop("tasks")), "'tasks' is missing"),
     "no size of the heat map": (

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibration.camera import Camera
-from firmware_bridge.arms import so101
+from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.motion.messages import Expert
 from runtime.bundle import Bundle, BundleError
 from runtime.contracts import Observation, Prior

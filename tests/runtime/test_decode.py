@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from calibration.camera import policy_camera
 from runtime.policies.decode import absolute_chunk, heatmap_cell, heatmap_point, proprio, relative_chunk
+from sim.tasks import ARM
 from sim.world import World
 
 poses = st.tuples(
@@ -21,7 +22,7 @@ poses = st.tuples(
 @given(poses, st.lists(poses, min_size=3, max_size=3))
 def test_relative_and_absolute_chunks_are_inverse(pose, targets):
     pose, targets = np.array(pose), np.array(targets)
-    assert np.allclose(absolute_chunk(pose, relative_chunk(pose, targets).astype(float)), targets, atol=1e-6)
+    assert np.allclose(absolute_chunk(pose, relative_chunk(pose, targets, ARM).astype(float), ARM), targets, atol=1e-6)
 
 
 def test_relative_chunk_does_not_know_where_on_the_table_it_is():
@@ -33,7 +34,9 @@ def test_relative_chunk_does_not_know_where_on_the_table_it_is():
         turn = lambda p: np.array([pan + c * (p[0] - pan) - s * p[1], s * (p[0] - pan) + c * p[1], *p[2:]])  # noqa: B023, E731
         label.append(
             relative_chunk(
-                turn(np.array([0.2, 0.0, 0.05, 1.4, 0.1, 1.0])), turn(np.array([0.21, 0.02, 0.03, 1.4, 0.2, 1.0]))[None]
+                turn(np.array([0.2, 0.0, 0.05, 1.4, 0.1, 1.0])),
+                turn(np.array([0.21, 0.02, 0.03, 1.4, 0.2, 1.0]))[None],
+                ARM,
             )
         )
     assert np.allclose(label[0], label[1], atol=1e-6)

@@ -9,7 +9,7 @@ from runtime.robot import SHIPPED, RobotError, load_robot
 def test_shipped_robots_load():
     for path in SHIPPED.glob("*.toml"):
         robot = load_robot(path.stem)
-        assert len(robot.arm.joints) == 6 and set(robot.cameras) == {"front", "wrist"}
+        assert robot.arm.joints == robot.family.JOINTS and set(robot.cameras) == {"front", "wrist"}
         assert all(lo <= r <= hi for lo, r, hi in zip(robot.arm.lower, robot.arm.rest, robot.arm.upper, strict=True))
 
 
@@ -27,7 +27,9 @@ CASES = {  # what is replaced in the simulated arm's file, by what, and what is 
     "two joints of one name": ('name = "elbow_flex"', 'name = "gripper"', "share a name"),
     "a joint more": ("[rates]", '[[arm.joint]]\nname = "x"\nid = 7\nlower = 0\nupper = 1\n[rates]', "must hold 7 numbers"),
     "limits the wrong way round": ("lower = -1.69", "lower = 2.0", "impossible limits, 'lower' 2 is not below 'upper' 1.69"),
-    "another family": ('family = "so101"', 'family = "hexapod"', "'hexapod' is not known .this version drives so101"),
+    "joints of another family": ('family = "so101"', 'family = "koch"\n# ', "'arm.joint' must|impossible limits of shoulder_lift"),
+    "joints in another order": ('name = "shoulder_lift"', 'name = "lift"', "joints of a so101 are shoulder_pan, shoulder_lift, elbow_flex"),
+    "another family": ('family = "so101"', 'family = "hexapod"', "'hexapod' is not known .this version drives koch, so101, viperx"),
     "servo of another protocol": ("id = 2", 'id = 2\nmodel = "XL430-W250"', "of two protocols cannot be driven"),
     "servo that nobody knows": ("id = 2", 'id = 2\nmodel = "S9000"', "'S9000' cannot be driven .these can: STS3215, "),
     "servo that cannot be let down in a ramp": ("id = 2", 'id = 2\nmodel = "SCS0009"', "'SCS0009' cannot be driven"),

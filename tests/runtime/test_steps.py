@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calibration.camera import Camera
-from firmware_bridge.arms import so101
+from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.motion.messages import Expert
 from runtime.bundle import Bundle
 from runtime.contracts import Observation
@@ -56,8 +56,8 @@ def test_a_plan_goes_on_from_the_last_one_as_seen_from_here(rig, starts):
     world, slow, _ = rig
     first = slow.step(S, observe(world, S))
     slow.step(S + S // 10, observe(world, S + S // 10))  # two steps of the grid later
-    pose = so101.forward(world.measured.astype(np.float32), slow.links)
-    left = (relative_chunk(pose, first.chunk[2:], slow.links) - slow.mean[:14]) / slow.std[:14]
+    pose = so101.forward(world.measured.astype(np.float32))
+    left = (relative_chunk(pose, first.chunk[2:], slow.arm) - slow.mean[:14]) / slow.std[:14]
     later = slice(WARM_STEP, 14)
     assert not starts[0].any()
     assert np.allclose(starts[1][later], WARMTH * np.clip(left, -WARM_MOST, WARM_MOST)[later], atol=1e-4)
@@ -204,7 +204,7 @@ def test_velocity_stays_continuous_at_every_hand_over_of_a_moving_tool(toys, fas
         now = S + k * TICK
         if new := k % 5 == 0:
             velocity = np.array([0.1, 0.2 * (-1) ** (k // 5), -0.05, 0.3, -0.3, 0.0])
-            prior = straight(made, now, so101.forward(obs.q_rad, fast.links), velocity, 10 + k)
+            prior = straight(made, now, so101.forward(obs.q_rad), velocity, 10 + k)
         fast.other_gate = lambda k=k: float(k // 10 % 2)
         before, was, expert = fast.velocity.copy(), fast.pose.copy(), fast.expert
         fast.step(now, obs, prior)
@@ -255,7 +255,7 @@ def test_the_joints_velocity_is_how_the_joints_move(toys, fast):
     made, _, obs = toys
     fast.other_gate = lambda: 1.0
     velocity = np.array([0.15, 0.1, -0.1, 0.5, -0.5, 0.0])
-    prior = straight(made, S, so101.forward(obs.q_rad, fast.links), velocity, 1)
+    prior = straight(made, S, so101.forward(obs.q_rad), velocity, 1)
     sent = [fast.step(S + k * TICK, obs, prior)[0] for k in range(22)]
     assert {c.expert for c in sent} == {Expert.PREDICTIVE}
     q, qd = (np.array([getattr(c, name) for c in sent], float)[:, :5] for name in ("q_rad", "qd_rad_s"))
@@ -268,7 +268,7 @@ def test_the_joints_velocity_is_how_the_joints_move(toys, fast):
 def test_after_a_prior_was_lost_the_tool_starts_at_rest_from_where_the_arm_is(toys, fast, gate):
     made, _, obs = toys
     fast.other_gate = lambda: gate
-    there = so101.forward(obs.q_rad, fast.links)
+    there = so101.forward(obs.q_rad)
     prior = straight(made, S, there, np.array([0.1, 0.1, 0, 0, 0, 0]), 1)
     for k in range(20):
         fast.step(S + k * TICK, obs, prior)
@@ -278,7 +278,7 @@ def test_after_a_prior_was_lost_the_tool_starts_at_rest_from_where_the_arm_is(to
     now = S + 25 * TICK
     prior = straight(made, now, there, np.array([0.1, 0.1, 0, 0, 0, 0]), 30)
     command, tick = fast.step(now, elsewhere, prior)
-    assert tick.sent_target[:5] == pytest.approx(so101.forward(elsewhere.q_rad, fast.links)[:5], abs=1e-5)
+    assert tick.sent_target[:5] == pytest.approx(so101.forward(elsewhere.q_rad)[:5], abs=1e-5)
     assert np.abs(command.qd_rad_s).max() < 1e-5
     assert np.abs(command.q_rad - elsewhere.q_rad)[:5].max() < 0.02
 
@@ -302,7 +302,7 @@ def test_a_pause_that_every_new_chunk_begins_with_is_served_once(rig):
         fast.policy, settings = "predictive", fast.set
         fast.set = dataclasses.replace(settings, pause_s=pause_s)
         prior, sent = dataclasses.replace(made, seq=1), []
-        fast.pose = so101.forward(obs.q_rad, fast.links)
+        fast.pose = so101.forward(obs.q_rad)
         for i in range(100):  # two seconds
             now = S + i * 20_000_000
             if i % 6 == 0:
@@ -336,7 +336,7 @@ def test_one_plan_alone_does_not_let_go(rig):
 
 def test_the_gripper_pose_is_what_the_joints_say(rig):
     world, _, fast = rig
-    assert np.allclose(so101.forward(world.measured, fast.links), world.pose)
+    assert np.allclose(so101.forward(world.measured), world.pose)
 
 
 def test_an_episode_in_virtual_time_repeats_bit_for_bit(rig):

@@ -7,7 +7,6 @@ import pytest
 from benchmarks.lowering import REST_M, Result, lowered, table
 from firmware_bridge.motion.safety import lowering_s
 from runtime.robot import load_robot
-from sim.world import J
 
 # Seeds of the benchmark. Straight to rest, the gripper is dragged over the table: a fault, or the item is left behind.
 STARTS = [
@@ -47,7 +46,7 @@ def test_it_takes_no_longer_than_callers_wait(result):
 
 def test_the_table_counts_what_came_to_rest_and_what_did_not():
     def made(seed, kind, **what):
-        start = Result(seed, kind, (0.0,) * J, 0.02, 0.02, 0.01, "", None, 5.0)
+        start = Result(seed, kind, (0.0,) * 6, 0.02, 0.02, 0.01, "", None, 5.0)
         return dataclasses.replace(start, **what)
 
     fault = made(1, "low", fault="wrist_flex is blocked", lowest_m=0.002, off_rad=0.5, seconds=3.0)

@@ -7,11 +7,11 @@ from firmware_bridge.bus.master import Bus
 from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.messages import Command, SafetyState
 from firmware_bridge.servos.sts3215 import RAD_PER_STEP
-from firmware_bridge.virtual.bus import MemoryPort, VirtualBus
+from firmware_bridge.virtual.bus import MemoryPort
 from runtime.robot import load_robot
-from sim.plant import MujocoPlant, virtual_motor
+from sim.plant import servos, virtual_motor
 from sim.tasks import sample_layout
-from sim.world import J, World
+from sim.world import World
 
 S = 1_000_000_000
 LIFT = 1
@@ -29,15 +29,16 @@ def world():
 def arm(world, request):
     """The arm as `sim.server` starts it, behind its servo bus; nobody has armed it."""
     world.reset(sample_layout(np.random.default_rng([request.param, 7])))
-    return Arm(Bus(MemoryPort(VirtualBus(range(1, J + 1), MujocoPlant(world)))), load_robot("sim_so101").arm)
+    config = load_robot("sim_so101").arm
+    return Arm(Bus(MemoryPort(servos(world, config))), config)
 
 
 def test_an_arm_that_waits_for_its_first_torque_stays_where_it_stands(world, arm):
     before = world.q
     world.advance(SLOW_START_S)
     assert np.abs(world.q - before).max() < RAD_PER_STEP
-    telemetry = [arm.bus.port.line.bus.get(i, "present_load") for i in range(1, J + 1)]
-    assert telemetry == [0] * J  # a brake is not a servo's work
+    telemetry = [arm.bus.port.line.bus.get(i, "present_load") for i in arm.ids]
+    assert telemetry == [0] * len(arm.ids)  # a brake is not a servo's work
 
 
 def test_after_a_slow_start_it_stiffens_where_it_stands_and_follows_its_goals(world, arm):
@@ -92,7 +93,7 @@ def test_a_robot_that_starts_late_is_armed_and_driven_as_one_that_starts_at_once
         goal = state.q_rad + np.array([0.3, -0.1, 0.1, 0, 0, 0], np.float32)
         for _ in range(200):
             now += S // 100
-            state = motor(now, Command(now, now + S // 10, goal, np.zeros(J, np.float32)))
+            state = motor(now, Command(now, now + S // 10, goal, np.zeros_like(goal)))
             assert state.safety in (SafetyState.HOLD, SafetyState.ACTIVE), state.reason
             world.advance(0.01)
         ends.append(world.q)
