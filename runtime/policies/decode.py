@@ -7,6 +7,17 @@ import numpy as np
 from calibration.camera import Camera
 from firmware_bridge.arms.family import rotation
 from firmware_bridge.arms.five_axis import FiveAxis
+from runtime.bundle import Bundle, BundleError
+
+
+def five_axis(bundle: Bundle) -> FiveAxis:
+    """The arm that a bundle was made for; raises BundleError unless it has five axes and a jaw, as this policy's tool poses do."""
+    arm = bundle.arm
+    if not isinstance(arm, FiveAxis):
+        raise BundleError(
+            f"{bundle.path} is a HarmoWAM bundle for '{arm.NAME}', but HarmoWAM drives arms of five axes: name another with --bundle."
+        )
+    return arm
 
 
 def proprio(pose: np.ndarray) -> np.ndarray:

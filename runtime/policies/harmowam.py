@@ -13,12 +13,11 @@ import numpy as np
 
 from calibration.camera import Camera
 from common.timing import COMMAND_LIFE_S
-from firmware_bridge.arms.five_axis import FiveAxis
 from firmware_bridge.motion.messages import Command, Expert
-from runtime.bundle import Bundle, BundleError
+from runtime.bundle import Bundle
 from runtime.contracts import A, FastTick, Observation, Prior
 from runtime.manifest import Manifest
-from runtime.policies.decode import absolute_chunk, heatmap_point, proprio, relative_chunk
+from runtime.policies.decode import absolute_chunk, five_axis, heatmap_point, proprio, relative_chunk
 from runtime.policies.handover import on_grid, remainder
 from runtime.policies.protocol import MS, Ends, Kind, NoTrace, Opening, Trace
 from runtime.policies.views import Views, stored_views
@@ -39,16 +38,6 @@ def fixed_noise(world_shape: tuple[int, ...], action_shape: tuple[int, ...]) -> 
         "world_model": np.random.default_rng(0).standard_normal(world_shape).astype(np.float32),
         "predictive": np.zeros(action_shape, np.float32),
     }
-
-
-def five_axis(bundle: Bundle) -> FiveAxis:
-    """The arm that a bundle was made for; raises BundleError unless it has five axes and a jaw, as this policy's tool poses do."""
-    arm = bundle.arm
-    if not isinstance(arm, FiveAxis):
-        raise BundleError(
-            f"{bundle.path} is a HarmoWAM bundle for '{arm.NAME}', but HarmoWAM drives arms of five axes: name another with --bundle."
-        )
-    return arm
 
 
 class SlowStep:

@@ -12,7 +12,8 @@ from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.arms.viperx import FAMILY as viperx
 from runtime.bundle import Bundle, BundleError
 from runtime.contracts import Observation
-from runtime.policies.harmowam import FastStep, SlowStep, five_axis
+from runtime.policies.decode import five_axis
+from runtime.policies.harmowam import FastStep, SlowStep
 from tests.tiny import TASK, tiny_bundle
 
 S = 1_000_000_000
