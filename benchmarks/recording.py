@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from common.clock import Ticker, prefer
-from firmware_bridge.arms import so101
+from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.motion.messages import Command, JointState
 from runtime.cameras.sources import Frame
 from runtime.contracts import Observation, Prior
