@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from common.clock import Ticker, prefer
-from firmware_bridge.arms import so101
+from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.motion.messages import Command, JointState
 from runtime.cameras.sources import Frame
 from runtime.contracts import Observation, Prior
@@ -73,11 +73,7 @@ def main() -> None:
     steps = recorded(args.log)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.mcap"
-        log = LogWriter(
-            path,
-            {**read_meta(args.log), "joints": list(so101.FAMILY.JOINTS)},
-            tool=functools.partial(so101.FAMILY.tool),
-        )
+        log = LogWriter(path, {**read_meta(args.log), "joints": list(so101.JOINTS)}, tool=functools.partial(so101.tool))
         clock = time.pthread_getcpuclockid(log._thread.ident or 0)
         prefer(10)
         took = play(log, steps, args.seconds, args.hz)

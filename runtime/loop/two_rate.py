@@ -49,8 +49,7 @@ class Driver:
 
     `mode`: how the policy drives (None: its usual way); `compute`: what its engines run on. `inject` (stage -> ms) slows stages down;
     `compensate` as in FastLoop; `log` is the file that takes every input of the engines, `facts` what else it says of the run; `ends`: of
-    this robot's joints (None: the bundle's). `close` it
-    whatever happens.
+    this robot's joints (None: the bundle's). `close` it whatever happens.
     """
 
     def __init__(
@@ -78,10 +77,8 @@ class Driver:
         )
         self.granted: dict[str, bool] = {}
         if log is not None:  # last: a constructor that fails leaves no file and no thread behind
-            how = {
-                "fast_hz": fast_hz, "slow_hz": slow_hz, "compensate": compensate, "engine": compute.engine, "ends": ends,
-            }  # fmt: skip
-            meta = run_meta(bundle, task, self.policy.mode, calibrations, **how, **(facts or {}))
+            how = {"fast_hz": fast_hz, "slow_hz": slow_hz, "compensate": compensate, "engine": compute.engine}
+            meta = run_meta(bundle, task, self.policy.mode, calibrations, ends=ends, **how, **(facts or {}))
             self.record.log = LogWriter(log, meta, tool=bundle.arm.tool)
 
     @property

@@ -104,6 +104,7 @@ def test_five_numbers_and_a_jaw_say_where_the_tool_is(arm):
         assert pose[5] == pytest.approx(q[-1] - arm.SHUT)
         seen = Family.forward(arm, q)
         assert np.allclose(np.sin(pose[3:5]), np.sin(seen[3:5]), atol=1e-9)
+        assert np.allclose(T, Family.tool(arm, q), atol=1e-12)
         if isinstance(arm, FiveAxis):
             assert np.allclose(rotation(arm.heading_at(q), pose[3], pose[4]), T[:3, :3], atol=1e-9)
 

@@ -19,7 +19,7 @@ from mcap.writer import CompressionType, Writer
 from calibration.camera import Camera
 from common.clock import prefer
 from common.timing import FAST_PRIORITY, LOG_PRIORITY, SIM_CAMERA_PRIORITY, SIM_SERVO_PRIORITY, SLOW_PRIORITY
-from firmware_bridge.arms.so101 import FAMILY
+from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.motion.messages import Command, Expert, JointState
 from harmowam.cli import main
 from runtime.bundle import Bundle, BundleError, sha256
@@ -46,7 +46,6 @@ from runtime.policies import open_policy
 from tests.rig import START
 from tests.tiny import FRONT, INPUTS, TASK, WRIST, outputs, tiny_bundle, tiny_chunk_bundle, write_engine
 
-JOINTS = FAMILY.JOINTS
 MS = 1_000_000
 
 
@@ -294,7 +293,7 @@ def test_on_another_processor_the_commands_may_be_some_degrees_apart(tmp_path):
     step, joint = np.unravel_index(np.argmax(apart), apart.shape)
     assert near.largest.degrees == pytest.approx(apart.max()) and 0 < apart.max() < 0.2
     assert (near.largest.joint, near.largest.number) == (
-        JOINTS[joint],
+        so101.JOINTS[joint],
         step + 1,
     )  # there is no command before the first Prior
     assert near.largest.t_s == pytest.approx(0.02 * (step + 1))
@@ -393,7 +392,7 @@ def test_a_log_of_a_version_that_is_not_known_is_refused(tmp_path, version, mend
 def test_a_refused_command_without_numbers_can_be_logged(tmp_path):
     """JSON knows no NaN: other programs get null, replay the bits."""
     nan = np.full(6, np.nan, np.float32)
-    log = LogWriter(tmp_path / "run.mcap", {"task": TASK, "joints": list(JOINTS)}, reserve_bytes=0)
+    log = LogWriter(tmp_path / "run.mcap", {"task": TASK, "joints": list(so101.JOINTS)}, reserve_bytes=0)
     obs = Observation(5, {}, nan, nan, 1)
     log.tick(
         5, obs, {}, -1, Command(5, 6, nan, nan, gate=float("nan")), np.full((3, 6), np.nan), reset=False, sent=False
@@ -404,7 +403,7 @@ def test_a_refused_command_without_numbers_can_be_logged(tmp_path):
     assert np.isnan(Command.unpack(kept.command).q_rad).all()
     with open(tmp_path / "run.mcap", "rb") as f:
         (shown,) = (json.loads(m.data) for _, _, m in make_reader(f).iter_messages(topics=["command"]))
-    assert shown["gate"] is None and shown["q_rad"] == dict.fromkeys(JOINTS)
+    assert shown["gate"] is None and shown["q_rad"] == dict.fromkeys(so101.JOINTS)
 
 
 def plain(records):

@@ -17,7 +17,7 @@ from mcap.reader import make_reader
 from mcap_protobuf.decoder import DecoderFactory
 
 from common.clock import prefer
-from firmware_bridge.arms import so101
+from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.motion import guard
 from firmware_bridge.motion.endings import Exit
 from firmware_bridge.motion.messages import Expert, JointState, SafetyState
@@ -138,8 +138,8 @@ def test_other_programs_read_pictures_places_joints_commands_and_health_as_the_r
     for s in [s for s in states if s.t_ns in places]:
         name, place = places[s.t_ns]
         assert (name, place["parent_frame_id"], place["child_frame_id"]) == ("foxglove.FrameTransform", "base", "tool")
-        assert turned(place["rotation"]) == pytest.approx(so101.FAMILY.tool(s.q_rad)[:3, :3], abs=1e-6)
-        assert list(place["translation"].values()) == pytest.approx(so101.FAMILY.tool(s.q_rad)[:3, 3], abs=1e-9)
+        assert turned(place["rotation"]) == pytest.approx(so101.tool(s.q_rad)[:3, :3], abs=1e-6)
+        assert list(place["translation"].values()) == pytest.approx(so101.tool(s.q_rad)[:3, 3], abs=1e-9)
     ((name, front),) = decoded(log, "transform/front").values()
     assert (name, front["parent_frame_id"], front["child_frame_id"]) == (
         "foxglove.FrameTransform",
