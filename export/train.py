@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +35,18 @@ STAGES = ("tokeniser", "world", "experts")
 class Plan:
     """Steps, batch and peak learning rate of each stage; in how many shards a batch is drawn (`export/loop.py`).
 
-    `tables`: share of demonstrations that get another table top (`export/backdrop.py`). `bf16`: None is what the device does best.
+    `tables`: share of demonstrations that get another table top (`export/backdrop.py`). `wrist`: share of a tokeniser batch that are
+    wrist views. `from_noise`: share of a world-model batch at pure noise, where few Euler steps begin. `end`: the rate falls in a straight
+    line to this share of its peak; None is half a cosine to 3 %. `bf16`: None is what the device does best.
     """
 
     tokeniser: Stage = (3000, 48, 8e-4)
     world: Stage = (4500, 64, 6e-4)
     experts: Stage = (8000, 96, 7e-4)
     tables: float = 0.0
+    wrist: float = 0.0
+    from_noise: float = 0.4
+    end: float | None = None
     seed: int = 0
     shards: int = 2
     bf16: bool | None = None
@@ -80,7 +86,12 @@ class Trainer(Loop):
         if start is not None:
             model.load_state_dict(start.state_dict())
         schedule = {s: getattr(plan, s) for s in STAGES}
-        super().__init__(run, model, data, labels, schedule, plan.seed, plan.shards, plan.bf16, tables=plan.tables)
+        usual = Plan()
+        asked = {k: getattr(plan, k) for k in ("wrist", "from_noise", "end") if getattr(plan, k) != getattr(usual, k)}
+        self.plan, self.end = plan, plan.end
+        super().__init__(
+            run, model, data, labels, schedule, plan.seed, plan.shards, plan.bf16, tables=plan.tables, **asked
+        )
 
     def _begin(self, name: str) -> None:
         """Let the stage's own parts learn; cache what the frozen parts give."""
@@ -114,7 +125,8 @@ class Trainer(Loop):
     # -- the losses, one a stage ----------------------------------------------------------------------------------------
 
     def _tokeniser_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
-        x = images(self.data.front[rng.integers(len(self.data.front), size=batch)], self.device)
+        rows, n = rng.integers(len(self.data.front), size=batch), round(batch * self.plan.wrist)
+        x = images(np.concatenate([self.data.front[rows[n:]], self.data.wrist[rows[:n]]]), self.device)
         # What stands out from its surroundings (arm, things) is a few per cent of the pixels and all of the matter.
         padded = F.pad(x, (12, 12, 12, 12), mode="replicate")
         around = F.avg_pool2d(F.avg_pool2d(padded, (1, 25), 1), (25, 1), 1)
@@ -132,9 +144,8 @@ class Trainer(Loop):
         rows = np.minimum(np.searchsorted(self.asked_for, rng.random(batch)), len(self.data.pose) - 1)
         now, future = self.latents[rows].float(), self._future(rows)
         # Few Euler steps at run time: half of the batch trains where they start, at pure noise.
-        t = torch.from_numpy(np.where(rng.random(batch) < 0.4, 0.0, rng.random(batch)).astype(np.float32)).to(
-            self.device
-        )
+        starts = rng.random(batch) < self.plan.from_noise
+        t = torch.from_numpy(np.where(starts, 0.0, rng.random(batch)).astype(np.float32)).to(self.device)
         noise = torch.randn_like(future)
         x = (1 - t)[:, None, None, None] * noise + t[:, None, None, None] * future
         weight = 1 + 3 * (future - now.repeat(1, self.cfg.futures, 1, 1)).abs().clamp(0, 1)
@@ -329,11 +340,11 @@ def check_rate(data: Demonstrations, cfg: Config) -> None:
 
 def train(
     data: Demonstrations, run: Path, out: Path, plan: Plan = Plan(), cfg: Config = Config(), encode: Encoder | None = None,
-    start: Path | None = None,
+    start: Path | None = None, about: Mapping[str, object] | None = None,
 ) -> dict[str, object]:  # fmt: skip
     """Train (or go on training) in folder `run` and write the checkpoint to `out`; returns its note.
 
-    `start` is a checkpoint to fine-tune: its configuration must be `cfg`, and stages may have no steps.
+    `start` is a checkpoint to fine-tune: its configuration must be `cfg`, and stages may have no steps. `about` joins the note.
 
     Raises DataError for a dataset of another rate, CheckpointError for anything else that prevents it; what was saved then stays.
     """
@@ -357,7 +368,8 @@ def train(
     note: dict[str, object] = {
         "episodes": len(data.instructions), "rows": len(data.pose), "plan": dataclasses.asdict(plan),
         "train_minutes": round(trainer.seconds / 60, 1), "torch": torch.__version__,
-        "processes": trainer.processes, "bf16": trainer.bf16, **({"from": before} if before is not None else {}),
+        "processes": trainer.processes, "bf16": trainer.bf16, **({"from": before} if before is not None else {}), **(about or {}),
+        "losses": trainer.losses(),
     }  # fmt: skip
     if trainer.rank == 0:
         save_checkpoint(Path(out), model, data.cameras, data.task_instructions, note)
