@@ -18,7 +18,6 @@ class Config:
     futures: int = 3
     # world model
     unet_channels: tuple[int, int] = (128, 192)
-    norms: int = 2  # of a residual block of the world model: where it is entered and between its convolutions, or (1) between them only
     token_channels: int = 96
     token_size: int = 6
     condition: int = 192

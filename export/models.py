@@ -27,22 +27,18 @@ def silence(layer: nn.Conv2d | nn.Linear) -> None:
 
 
 class Residual(nn.Module):
-    """Two convolutions with a skip; an optional condition scales and shifts in between (FiLM).
+    """Two convolutions with a skip; an optional condition scales and shifts in between (FiLM)."""
 
-    With one norm of two, the first convolution reads the skip as it is: a kernel less, and the norm behind it takes out its scale.
-    """
-
-    def __init__(self, i: int, o: int, condition: int = 0, norms: int = 2):
+    def __init__(self, i: int, o: int, condition: int = 0):
         super().__init__()
         self.a, self.b = conv(i, o), conv(o, o)
-        self.norm_a = nn.GroupNorm(8, i) if norms == 2 else None
-        self.norm_b = nn.GroupNorm(8, o)
+        self.norm_a, self.norm_b = nn.GroupNorm(8, i), nn.GroupNorm(8, o)
         self.skip = conv(i, o, 1) if i != o else nn.Identity()
         self.film = nn.Linear(condition, 2 * o) if condition else None
         silence(self.b)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        h = self.norm_b(self.a(x if self.norm_a is None else F.silu(self.norm_a(x))))
+        h = self.norm_b(self.a(F.silu(self.norm_a(x))))
         if self.film is not None and c is not None:
             scale, shift = self.film(c)[:, :, None, None].chunk(2, 1)
             h = h * (1 + scale) + shift
@@ -115,19 +111,19 @@ class WorldModel(nn.Module):
         self.look = nn.Sequential(
             conv(3, a, 3, 2), nn.ReLU(), conv(a, b, 3, 2), nn.ReLU(), conv(b, c, 3, 2), nn.ReLU(), last
         )
-        self.down1 = Residual(c1, c1, d, cfg.norms)
-        self.down2 = Residual(c1, c1, d, cfg.norms)
+        self.down1 = Residual(c1, c1, d)
+        self.down2 = Residual(c1, c1, d)
         self.pool = conv(c1, c2, 3, 2)
-        self.mid1 = Residual(c2, c2, d, cfg.norms)
+        self.mid1 = Residual(c2, c2, d)
         self.attention = nn.MultiheadAttention(c2, 4, batch_first=True)
         self.attention_norm = nn.LayerNorm(c2)
-        self.mid2 = Residual(c2, c2, d, cfg.norms)
+        self.mid2 = Residual(c2, c2, d)
         self.tokens = nn.Sequential(nn.LayerNorm(c2), nn.Linear(c2, cfg.token_channels))
         # Trained beside the flow and not exported: where on a 24x24 map the gripper acts next. Pixels say little of what words mean.
         self.where = nn.Sequential(nn.LayerNorm(c2), nn.Linear(c2, 16))
         self.up = conv(c2, c1)
-        self.up1 = Residual(2 * c1, c1, d, cfg.norms)
-        self.up2 = Residual(c1, c1, d, cfg.norms)
+        self.up1 = Residual(2 * c1, c1, d)
+        self.up2 = Residual(c1, c1, d)
         self.out_norm = nn.GroupNorm(8, c1)
         self.out = conv(c1, channels * cfg.futures)
         silence(self.out)

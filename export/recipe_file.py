@@ -55,7 +55,7 @@ class RecipeError(Mendable):
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a recipe. `tables`, `wrist`, `from_noise`: as in `Plan`. `minutes` are expected on two cores, and bind nobody."""
+    """One stage of a recipe. `tables`: as in `Plan`. `minutes` are expected on two cores that nothing else uses, and bind nobody."""
 
     name: str
     part: str
@@ -64,8 +64,6 @@ class Step:
     rate: tuple[float, float]
     minutes: float
     tables: float = 0.0
-    wrist: float = 0.0
-    from_noise: float = 0.4
 
     def plan(self, seed: int, index: int, done: int = 0) -> Plan:
         """What is left after `done` steps, as a plan in which the other parts rest. Batches and tables are drawn anew for each."""
@@ -74,9 +72,7 @@ class Step:
         drawn = int(np.random.SeedSequence([seed, index, done]).generate_state(1)[0])
         rest = dict.fromkeys(STAGES, (0, self.batch, rate))
         stages: dict[str, Any] = {**rest, self.part: (self.steps - done, self.batch, rate)}
-        return Plan(
-            **stages, tables=self.tables, wrist=self.wrist, from_noise=self.from_noise, end=last / rate, seed=drawn
-        )
+        return Plan(**stages, tables=self.tables, end=last / rate, seed=drawn)
 
 
 @dataclass(frozen=True)
@@ -140,6 +136,7 @@ def pack(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) ->
     half = {k: v.detach().cpu().half() for k, v in weights.items()}
     raw = torch.cat([v.flatten() for v in half.values()]).numpy().view(np.uint8).reshape(-1, 2)
     high = np.frombuffer(lzma.compress(raw[:, 1].tobytes()), np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
     meta = {"stage": json.dumps(dict(about)), "shapes": json.dumps({k: list(v.shape) for k, v in half.items()})}
     write_file(path, safetensors.numpy.save({"low": raw[:, 0].copy(), "high": high.copy()}, meta))
 

@@ -35,17 +35,14 @@ STAGES = ("tokeniser", "world", "experts")
 class Plan:
     """Steps, batch and peak learning rate of each stage; in how many shards a batch is drawn (`export/loop.py`).
 
-    `tables`: share of demonstrations that get another table top (`export/backdrop.py`). `wrist`: share of a tokeniser batch that are
-    wrist views. `from_noise`: share of a world-model batch at pure noise, where few Euler steps begin. `end`: the rate falls in a straight
-    line to this share of its peak; None is half a cosine to 3 %. `bf16`: None is what the device does best.
+    `tables`: share of demonstrations that get another table top (`export/backdrop.py`). `end`: the rate falls in a straight line to this
+    share of its peak; None is half a cosine to 3 %. `bf16`: None is what the device does best.
     """
 
     tokeniser: Stage = (3000, 48, 8e-4)
     world: Stage = (4500, 64, 6e-4)
     experts: Stage = (8000, 96, 7e-4)
     tables: float = 0.0
-    wrist: float = 0.0
-    from_noise: float = 0.4
     end: float | None = None
     seed: int = 0
     shards: int = 2
@@ -86,11 +83,10 @@ class Trainer(Loop):
         if start is not None:
             model.load_state_dict(start.state_dict())
         schedule = {s: getattr(plan, s) for s in STAGES}
-        usual = Plan()
-        asked = {k: getattr(plan, k) for k in ("wrist", "from_noise", "end") if getattr(plan, k) != getattr(usual, k)}
-        self.plan, self.end = plan, plan.end
+        self.end = plan.end
+        line = {} if plan.end is None else {"end": plan.end}
         super().__init__(
-            run, model, data, labels, schedule, plan.seed, plan.shards, plan.bf16, tables=plan.tables, **asked
+            run, model, data, labels, schedule, plan.seed, plan.shards, plan.bf16, tables=plan.tables, **line
         )
 
     def _begin(self, name: str) -> None:
@@ -125,8 +121,7 @@ class Trainer(Loop):
     # -- the losses, one a stage ----------------------------------------------------------------------------------------
 
     def _tokeniser_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
-        rows, n = rng.integers(len(self.data.front), size=batch), round(batch * self.plan.wrist)
-        x = images(np.concatenate([self.data.front[rows[n:]], self.data.wrist[rows[:n]]]), self.device)
+        x = images(self.data.front[rng.integers(len(self.data.front), size=batch)], self.device)
         # What stands out from its surroundings (arm, things) is a few per cent of the pixels and all of the matter.
         padded = F.pad(x, (12, 12, 12, 12), mode="replicate")
         around = F.avg_pool2d(F.avg_pool2d(padded, (1, 25), 1), (25, 1), 1)
@@ -144,8 +139,9 @@ class Trainer(Loop):
         rows = np.minimum(np.searchsorted(self.asked_for, rng.random(batch)), len(self.data.pose) - 1)
         now, future = self.latents[rows].float(), self._future(rows)
         # Few Euler steps at run time: half of the batch trains where they start, at pure noise.
-        starts = rng.random(batch) < self.plan.from_noise
-        t = torch.from_numpy(np.where(starts, 0.0, rng.random(batch)).astype(np.float32)).to(self.device)
+        t = torch.from_numpy(np.where(rng.random(batch) < 0.4, 0.0, rng.random(batch)).astype(np.float32)).to(
+            self.device
+        )
         noise = torch.randn_like(future)
         x = (1 - t)[:, None, None, None] * noise + t[:, None, None, None] * future
         weight = 1 + 3 * (future - now.repeat(1, self.cfg.futures, 1, 1)).abs().clamp(0, 1)

@@ -27,10 +27,10 @@ LINE = (1e-2, 1e-3)
 RECIPE = Recipe(
     seed=3,
     data={"episodes": 1, "play": 2, "seed": 0},
-    model={**MODEL, "norms": 1},
+    model=MODEL,
     stages=(
-        Step("tokeniser", "tokeniser", 8, 4, LINE, 1.0, wrist=0.5),
-        Step("world-1", "world", 12, 4, LINE, 1.0, from_noise=0.7),
+        Step("tokeniser", "tokeniser", 8, 4, LINE, 1.0),
+        Step("world-1", "world", 12, 4, LINE, 1.0),
         Step("world-2", "world", 4, 4, LINE, 1.0),
         Step("experts", "experts", 4, 4, LINE, 1.0),
     ),
@@ -48,7 +48,6 @@ def often_saved():
 def whole(drawn, one_thread, often_saved, tmp_path_factory):
     """Folder of a run that nothing happened to, and the stages that it packed."""
     run = tmp_path_factory.mktemp("whole")
-    (run / "packed").mkdir()
     follow(RECIPE, drawn, run, run / "packed")
     return run
 
@@ -108,7 +107,6 @@ def test_packed_stages_stand_for_their_training(drawn, whole, tmp_path, monkeypa
 
 def test_a_stage_that_was_cut_goes_on_elsewhere_along_its_line(drawn, tmp_path, monkeypatch):
     here, there, packed = (tmp_path / n for n in ("here", "there", "packed"))
-    packed.mkdir()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         killed_at(patch, "world", 17)  # two shards a step: in the ninth, after the state of the eighth
         follow(RECIPE, drawn, here, packed)
@@ -172,9 +170,9 @@ def test_stages_of_another_recipe_or_model_are_refused(drawn, whole, tmp_path):
     other = dataclasses.replace(RECIPE, data={**RECIPE.data, "play": 3})
     with pytest.raises(CheckpointError, match="another recipe"):
         follow(other, drawn, tmp_path / "data", whole / "packed")
-    two = dataclasses.replace(RECIPE, model={**RECIPE.model, "norms": 2})
+    wider = dataclasses.replace(RECIPE, model={**RECIPE.model, "condition": 48})
     with pytest.raises(CheckpointError, match=r"world-1.*does not fit the recipe's model"):
-        follow(two, drawn, tmp_path / "model", whole / "packed")
+        follow(wider, drawn, tmp_path / "model", whole / "packed")
     with pytest.raises(CheckpointError, match="no stage that is half done"):
         snapshot(RECIPE, whole, tmp_path)
 
@@ -197,9 +195,9 @@ def test_the_shipped_recipe_fits_ten_hours_in_stages_that_fit_a_session():
     [
         ('part = "tokeniser"', 'part = "gate"', "of tokeniser, world, experts at least one each"),
         ('name = "world-2"', 'name = "world-1"', "give each another name"),
-        ("steps = 5000", "steps = 0", "give it steps"),
+        ("steps = 6000", "steps = 0", "give it steps"),
         ("rate = [8e-4, 2e-5]", "rate = [8e-4]", "not understood"),
-        ("norms = 1", "normals = 1", "not understood.*normals"),
+        ("[model]", "[model]\nwidths = 1", "not understood.*widths"),
         ("seed = 0", "seed = ", "not understood"),
     ],
 )
