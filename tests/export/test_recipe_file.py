@@ -113,11 +113,10 @@ def test_a_stage_that_was_cut_goes_on_elsewhere_along_its_line(drawn, tmp_path, 
     assert snapshot(RECIPE, here, packed) == (RECIPE.stages[1], 8)
     weights, about = unpack(packed / "world-1.safetensors")
     assert about["done"] == 8 and about["of"] == 12
-    assert any(
-        not torch.equal(weights[k], v.float())
-        for k, v in load_file(here / "tokeniser.safetensors").items()
-        if k in weights
-    )
+    before = load_file(here / "tokeniser.safetensors")[
+        "world.text.weight"
+    ].float()  # of size 1; a step moves it by the rate at most
+    assert 0 < (weights["world.text.weight"] - before).abs().max() < 8 * LINE[0]
 
     plans: list[tuple[Plan, Path]] = []
 
