@@ -27,6 +27,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from common.errors import Mendable
 from export.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, write_file
 from export.config import Config
 from export.data import Demonstrations
@@ -34,7 +35,6 @@ from export.labels import Labels
 from export.models import HarmoWam
 from export.state import MOMENTS, load_state, unpack_running
 from export.train import STAGES, Plan, normalise, train
-from firmware_bridge.mendable import Mendable
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -220,10 +220,12 @@ def test_one_command_follows_a_recipe_from_a_dataset_to_a_checkpoint(dataset, tm
     )
     recipe.write_text(f"seed = 0\n[data]\nepisodes = 1\nplay = 2\nseed = 0\n[model]\n{model}\n{stages}\n")
     call = ["train", "--recipe", str(recipe), "--dataset", str(dataset), "--run", str(tmp_path / "run")]
+    written = (dataset / "meta/info.json").stat().st_mtime_ns
     done = CliRunner().invoke(main, call)
     assert done.exit_code == 0, done.output
     out = tmp_path / "run/harmowam-so101.safetensors"
     assert load_checkpoint(out)[3]["stage"]["name"] == "experts" and out.with_suffix(".samples.npz").is_file()
+    assert (dataset / "meta/info.json").stat().st_mtime_ns == written  # what is whole is read, not collected
     for extra, said in ((["--tables", "0.5"], "means nothing with --recipe"), (["--snapshot"], "add --stages")):
         refused = CliRunner().invoke(main, [*call, *extra])
         assert refused.exit_code == 2 and said in refused.stderr
