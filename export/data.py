@@ -190,6 +190,8 @@ def collect(
     asked |= {"environment": environment, "more": " ".join(f"{t}={n}" for t, n in more.items()) or "nothing"}
     _hold_to(folder, asked)
     jobs = [(p, seed, str(folder), rate_hz, environment) for p in parts if not part_exists(folder, p.number)]
+    if not jobs and (folder / "meta/info.json").exists():
+        return {"kept": 0, "tried": 0}
     kept = tried = 0
     with (
         tqdm(total=sum(j[0].episodes for j in jobs), unit="episode") as bar,

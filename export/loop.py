@@ -108,6 +108,7 @@ class Loop(Generic[Model]):
     layout: torch.memory_format = (
         torch.channels_last
     )  # a sixth to a fifth less time for convolutions on a CPU with bf16
+    end: float | None = None  # `learning_rate`
 
     def __init__(
         self, run: Path, model: Model, cfg: Any, data: Demonstrations, schedule: Mapping[str, Stage], seed: int, shards: int,
@@ -130,6 +131,7 @@ class Loop(Generic[Model]):
         self.initial = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.kept: dict[str, Tensor] = {}  # what a later stage needs of an earlier one besides the weights
         self.stage, self.step, self.seconds = 0, 0, 0.0
+        self._recent: list[dict[str, float]] = []  # losses of the last logged steps
         self.optimiser: torch.optim.Optimizer | None = None
         self.bf16 = self._all(rounds_bf16(self.device)) if bf16 is None else bf16
         digest = hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in self.initial.values())).hexdigest()[:16]
@@ -303,6 +305,7 @@ class Loop(Generic[Model]):
         total, _, peak = self.schedule[name]
         before = sum(self.schedule[s][0] for s in self.stages[: self.stage])
         self.model.requires_grad_(False)
+        self._recent = []
         saved = began = time.monotonic()
         self._begin(name)
         trained = {k: p for k, p in self.model.named_parameters() if p.requires_grad}
@@ -312,7 +315,7 @@ class Loop(Generic[Model]):
         with tqdm(total=total, initial=self.step, desc=name, mininterval=5, disable=self.rank > 0) as bar:
             while self.step < total:
                 for group in self.optimiser.param_groups:
-                    group["lr"] = learning_rate(self.step, total, peak)
+                    group["lr"] = learning_rate(self.step, total, peak, self.end)
                 losses = self._gradients(name, list(trained.values()))
                 norm = nn.utils.clip_grad_norm_(trained.values(), 1.0)
                 self.optimiser.step()
@@ -322,6 +325,7 @@ class Loop(Generic[Model]):
                 if self.step % ROUND_EVERY and self.step < total:
                     continue
                 row = {k: float(v) for k, v in losses.items()}
+                self._recent = [*self._recent[-9:], row]
                 if not math.isfinite(sum(row.values())):
                     raise CheckpointError(
                         f"{name} diverged before step {self.step} ({row}): the state in {self.run} is older; lower its rate with --plan, "
@@ -349,6 +353,10 @@ class Loop(Generic[Model]):
         self.seconds += time.monotonic() - began
         self.stage, self.step, self.optimiser = self.stage + 1, 0, None
         self.save()
+
+    def losses(self) -> dict[str, float]:
+        """Means over the last 200 steps that this process took in the stage that ended."""
+        return {k: round(sum(r[k] for r in self._recent) / len(self._recent), 5) for k in (self._recent or [{}])[0]}
 
     def _gradients(self, name: str, trained: list[nn.Parameter]) -> dict[str, Tensor]:
         """Fill in the gradients of one step; the losses, averaged over the shards of this process."""
@@ -404,7 +412,10 @@ class Loop(Generic[Model]):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
 
-def learning_rate(step: int, total: int, peak: float) -> float:
-    """A hundred steps of warm-up, then half a cosine down to 3 % of the peak."""
+def learning_rate(step: int, total: int, peak: float, end: float | None = None) -> float:
+    """A hundred steps of warm-up, then half a cosine down to 3 % of the peak, or a straight line to `end` of it: a line that is cut
+    goes on as a line."""
     warm = min(1.0, (step + 1) / 100)
+    if end is not None:
+        return peak * warm * (1 + (end - 1) * step / total)
     return peak * warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / total)))

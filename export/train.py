@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +36,15 @@ STAGES = ("tokeniser", "world", "experts")
 class Plan:
     """Steps, batch and peak learning rate of each stage; in how many shards a batch is drawn (`export/loop.py`).
 
-    `tables`: share of demonstrations that get another table top (`export/backdrop.py`). `bf16`: None is what the device does best.
+    `tables`: share of demonstrations that get another table top (`export/backdrop.py`). `end`: the rate falls in a straight line to this
+    share of its peak; None is half a cosine to 3 %. `bf16`: None is what the device does best.
     """
 
     tokeniser: Stage = (3000, 48, 8e-4)
     world: Stage = (4500, 64, 6e-4)
     experts: Stage = (8000, 96, 7e-4)
     tables: float = 0.0
+    end: float | None = None
     seed: int = 0
     shards: int = 2
     bf16: bool | None = None
@@ -81,7 +84,11 @@ class Trainer(WorldLoop):
         if start is not None:
             model.load_state_dict(start.state_dict())
         schedule = {s: getattr(plan, s) for s in STAGES}
-        super().__init__(run, model, data, labels, schedule, plan.seed, plan.shards, plan.bf16, tables=plan.tables)
+        self.end = plan.end
+        line = {} if plan.end is None else {"end": plan.end}
+        super().__init__(
+            run, model, data, labels, schedule, plan.seed, plan.shards, plan.bf16, tables=plan.tables, **line
+        )
 
     def _begin(self, name: str) -> None:
         """Let the stage's own parts learn; cache what the frozen parts give."""
@@ -330,11 +337,11 @@ def check_rate(data: Demonstrations, cfg: Config) -> None:
 
 def train(
     data: Demonstrations, run: Path, out: Path, plan: Plan = Plan(), cfg: Config = Config(), encode: Encoder | None = None,
-    start: Path | None = None,
+    start: Path | None = None, about: Mapping[str, object] | None = None,
 ) -> dict[str, object]:  # fmt: skip
     """Train (or go on training) in folder `run` and write the checkpoint to `out`; returns its note.
 
-    `start` is a checkpoint to fine-tune: its configuration must be `cfg`, and stages may have no steps.
+    `start` is a checkpoint to fine-tune: its configuration must be `cfg`, and stages may have no steps. `about` joins the note.
 
     Raises DataError for a dataset of another rate, CheckpointError for anything else that prevents it; what was saved then stays.
     """
@@ -358,7 +365,8 @@ def train(
     note: dict[str, object] = {
         "episodes": len(data.instructions), "rows": len(data.pose), "plan": dataclasses.asdict(plan),
         "train_minutes": round(trainer.seconds / 60, 1), "torch": torch.__version__,
-        "processes": trainer.processes, "bf16": trainer.bf16, **({"from": before} if before is not None else {}),
+        "processes": trainer.processes, "bf16": trainer.bf16, **({"from": before} if before is not None else {}), **(about or {}),
+        "losses": trainer.losses(),
     }  # fmt: skip
     if trainer.rank == 0:
         save_checkpoint(Path(out), model, data.cameras, data.task_instructions, note)

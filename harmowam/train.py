@@ -91,6 +91,28 @@ def read(dataset: Path, run: Path, units: str | None, cameras: Path | None) -> D
     return load_demonstrations(dataset, run / "pictures", units=units, calibration=calibration)
 
 
+def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path | None, only_snapshot: bool) -> None:
+    """From nothing to a checkpoint, or what is left of the way; raises UserError."""
+    from export.bundle import pick_samples, samples_path
+    from export.checkpoint import write_file
+    from export.data import collect
+    from export.recipe_file import follow, read_recipe, snapshot
+
+    recipe = read_recipe(path)
+    if only_snapshot:
+        if packed is None:
+            raise UserError("--snapshot needs a folder to write to: add --stages.")
+        step, done = snapshot(recipe, run, packed)
+        click.echo(f"{packed / step.name}.safetensors: {done} of {step.steps} steps")
+        return
+    collect(dataset, **recipe.data)
+    data = read(dataset, run, None, None)
+    last = follow(recipe, data, run, packed)
+    write_file(out, last.read_bytes())
+    pick_samples(data, samples_path(out))
+    click.echo(f"{out}: {len(recipe.stages)} stages on {len(data.instructions)} episodes")
+
+
 @click.command(short_help="Train the model, or a baseline, on a dataset.")
 @training_options
 @click.option(
@@ -112,6 +134,22 @@ def read(dataset: Path, run: Path, units: str | None, cameras: Path | None) -> D
     show_default=True,
     help="Share of demonstrations that get another table top; they must have been recorded on one plain table.",
 )
+@click.option(
+    "--recipe",
+    type=PATH,
+    help="Follow this file from nothing to the checkpoint, data included (export/recipes/so101.toml).",
+)
+@click.option(
+    "--stages",
+    "packed",
+    type=PATH,
+    help="With --recipe: a folder of single stages' weights, which stand for their training; those that end are written there.",
+)
+@click.option(
+    "--snapshot",
+    is_flag=True,
+    help="With --recipe and --stages: pack the weights of the stage that is being trained, and do no more.",
+)
 @baseline_options
 @click.option("--out", type=PATH, help="The checkpoint (default: harmowam-so101.safetensors in the run's folder).")
 @json_option
@@ -128,6 +166,9 @@ def train(
     run_folder: Path,
     start: Path | None,
     tables: float,
+    recipe: Path | None,
+    packed: Path | None,
+    snapshot: bool,
     out: Path | None,
     json_path: Path | None,
     **baseline: Any,
@@ -145,6 +186,15 @@ def train(
     from export.text import hugging_face
     from export.train import STAGES, Plan, train
 
+    out = out or run_folder / "harmowam-so101.safetensors"
+    if recipe is not None:
+        refuse_unused(
+            "with --recipe", "start", "stages", "shards", "bf16", "text_encoder", "seed", "tables", "units", "cameras"
+        )
+        refuse_unused("with --recipe", "baseline", "steps", "minutes", "play")
+        follow_recipe(recipe, dataset, run_folder, out, packed, snapshot)
+        return
+    refuse_unused("without --recipe", "packed", "snapshot")
     if baseline["baseline"]:
         refuse_unused("with --baseline", "start", "text_encoder")
         act_plan = changed(ActPlan(seed=seed, shards=shards, bf16=bf16), stages, act.STAGES)
@@ -155,7 +205,6 @@ def train(
     if text_encoder is not None:
         encode = hugging_face(text_encoder)
         cfg = dataclasses.replace(cfg, text_encoder=encode.name, text_ngrams=encode.size)
-    out = out or run_folder / "harmowam-so101.safetensors"
     data = read(dataset, run_folder, units, cameras)
     if baseline["baseline"]:
         data = with_other_tables(data, tables, seed, cfg)
