@@ -34,6 +34,7 @@ from runtime.observe.profile import processor_shares, processor_ticks
 from runtime.policies import mode_of
 from runtime.robot import Robot
 from sim import server
+from sim.tasks import REST_S
 
 Say = Callable[[str], None]
 
@@ -265,14 +266,26 @@ def _opened(run: _Run, slots: Path, say: Say, how: dict[str, Any]) -> Driver:
     return run.driver
 
 
+def lasting(look: Callable[[], bool], seconds: float) -> Callable[[], bool]:
+    """Whether `look` has been true for that long: a thing that is let go may be in its place for an instant, and fall."""
+    since: list[float] = []
+
+    def asked() -> bool:
+        if not look():
+            since.clear()
+        elif not since:
+            since.append(time.monotonic())
+        return bool(since) and time.monotonic() - since[0] >= seconds
+
+    return asked
+
+
 def _drive(run: _Run, driver: Driver, session: ArmSession, seconds: float, stop_at_success: bool) -> None:
     """Arm, and run `driver`; what must be looked at when it ends, however it ends, goes into the report."""
     ticks = processor_ticks()
-    until = None
+    until: Callable[[], bool] | None = None
     if stop_at_success and run.robot.simulated:
-
-        def until() -> bool:
-            return bool(server.judged(session.slots, 0)["success_at_end"])
+        until = lasting(lambda: bool(server.judged(session.slots, 0)["success_at_end"]), REST_S)
 
     state_slot = session.wait_for_state()
     session.armed = True  # from here on it may be

@@ -23,6 +23,7 @@ SEEN = ((0.162, -0.125), (0.260, 0.030))  # (x, y) of two corners, m
 UNSEEN = ((0.162, 0.045), (0.260, 0.125))
 REACH = 0.225  # m from the pan axis, tool pointing down
 PAN_X = ARM.links.pan_forward
+REST_S = 0.2  # success must last this long
 OPEN, CLOSED = 0.6, 0.05  # jaw angles, rad
 TOOL_PITCH = 1.40  # rad; 10 degrees off vertical keeps the wrist inside its limits over the whole table
 HOME = np.array([0.17, 0.0, 0.09, TOOL_PITCH, 0.0])

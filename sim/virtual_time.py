@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from firmware_bridge.motion.messages import Command, JointState
 from runtime.contracts import FastTick, Observation, Prior
 from runtime.policies import FastStep, SlowStep
+from sim.tasks import REST_S
 from sim.world import World
 
 S = 1_000_000_000
 MS = 1_000_000
-REST_S = 0.2
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,19 @@
+"""What ends a run that stops at success."""
+
+from harmowam import live
+
+
+def test_success_has_to_last_before_it_ends_a_run(monkeypatch):
+    """A cube that is let go stands in its place for an instant, then rolls off: the run goes on."""
+    now, seen = [0.0], [True]
+    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    done = live.lasting(lambda: seen[0], 0.2)
+    assert not done()
+    now[0] = 0.19
+    assert not done()
+    seen[0] = False
+    assert not done()
+    seen[0], now[0] = True, 0.5
+    assert not done()
+    now[0] = 0.71
+    assert done()
