@@ -27,9 +27,9 @@ from sim.expert import plan
 from sim.phases import find_events, interaction
 from sim.plant import virtual_motor
 from sim.score import Score
-from sim.tasks import TASKS, Layout, sample_layout
+from sim.tasks import REST_S, TASKS, Layout, sample_layout
 from sim.true_future import TrueFutureStep
-from sim.virtual_time import REST_S, Episode, Schedule, run_episode
+from sim.virtual_time import Episode, Schedule, run_episode
 from sim.workers import spawned
 from sim.world import World
 

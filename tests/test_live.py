@@ -6,7 +6,7 @@ from harmowam import live
 def test_success_has_to_last_before_it_ends_a_run(monkeypatch):
     """A cube that is let go stands in its place for an instant, then rolls off: the run goes on."""
     now, seen = [0.0], [True]
-    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     done = live.lasting(lambda: seen[0], 0.2)
     assert not done()
     now[0] = 0.19
