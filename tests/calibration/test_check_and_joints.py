@@ -21,7 +21,8 @@ from firmware_bridge.servos.sts3215 import RAD_PER_STEP
 from firmware_bridge.virtual.bus import MemoryPort
 from sim.boards import render
 from sim.calibration_rig import look_at
-from tests.firmware_bridge.so101 import CONFIG, bus
+from tests.firmware_bridge.so101 import KNOWN as CONFIG
+from tests.firmware_bridge.so101 import bus
 
 MARKER = Board.parse("charuco:5x4:0.030:0.022:4x4_50")
 POSE = look_at(np.array([0.62, 0.05, 0.45]), np.array([0.25, 0.0, 0.0]))

@@ -10,7 +10,7 @@ from calibration.camera import CalibrationError, Camera
 from calibration.check import Reference
 from calibration.joints import JointCalibration, from_lerobot
 from calibration.store import Store, content_hash, load_camera, new_record
-from tests.firmware_bridge.so101 import CONFIG
+from tests.firmware_bridge.so101 import KNOWN as CONFIG
 
 POSE = np.array([[0, 0.73991, -0.67271, 0.5], [1, 0, 0, 0], [0, -0.67271, -0.73991, 0.36], [0, 0, 0, 1]])  # rounded
 FAR = POSE.copy()

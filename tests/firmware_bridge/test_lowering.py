@@ -25,7 +25,7 @@ from firmware_bridge.motion.lowering import (
 from firmware_bridge.motion.messages import RequestKind, SafetyState
 from firmware_bridge.motion.safety import INSIST_S, lowering_s
 from runtime.robot import load_robot
-from tests.firmware_bridge.so101 import CONFIG
+from tests.firmware_bridge.so101 import KNOWN
 from tests.firmware_bridge.test_safety import Bench
 
 ARM = load_robot("so101").arm
@@ -286,7 +286,7 @@ def test_an_obstacle_on_the_way_is_still_a_fault():
 
 
 def test_a_moving_arm_is_stopped_before_it_is_lowered():
-    bench = Bench((-1.0, -0.5, 0.5, 0.5, 0.0, 0.5), dataclasses.replace(CONFIG, family="so101"))
+    bench = Bench((-1.0, -0.5, 0.5, 0.5, 0.0, 0.5), KNOWN)
     bench.tick()
     for k in range(100):
         bench.tick(np.array([-1 + 0.02 * k, -0.5, 0.5, 0.5, 0.0, 0.5]))
