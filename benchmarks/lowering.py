@@ -1,6 +1,6 @@
 """How the simulated arm comes down: from random poses over the table to rest, through motor loop, servo packets and physics.
 
-`python -m benchmarks.lowering --count 200 --json FILE` (about five minutes on 2 cores). Kinds of start, in turn:
+`python -m benchmarks.lowering --count 200 --json FILE` (two minutes on two idle cores). Kinds of start, in turn:
 
 * low: the closed gripper 5 to 40 mm over the table, near and far, left and right, turned; three of eight are told to go 10 mm under it;
 * held: the task's item between the closed jaws, on the table or lifted by up to 60 mm;

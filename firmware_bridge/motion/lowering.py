@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Generator
 
 import numpy as np
 
@@ -18,7 +19,10 @@ from firmware_bridge.motion.limits import Limiter
 
 CLEAR_M = 0.09  # of the lowest part, over the table, while the arm goes over
 RISE_M, TURN_RAD = 0.01, 0.06  # a step on the way up: of the tool, straight up; of a joint
-MOST_RAD = 2.0  # the way up is no longer: for every step, what the joint that moves most turns
+MOST_RAD, STEPS = (
+    2.0,
+    60,
+)  # the way up is no longer: for every step, what the joint that moves most turns; and has no more steps
 NEAR_RAD = 0.2  # of rest, in every joint: straight down
 BEND_RAD = 0.03  # poses that are as near to the straight way between others are no way-points
 MARGIN_M, SAG_M = 0.004, 0.002  # so far the arm's parts keep apart on the way up; over the table so much less will do
@@ -31,18 +35,44 @@ REACHED_RAD = 1e-6  # by the goals
 SETTLE_S = 0.5  # so long an arm is waited for at a way-point that its goals have reached
 
 
-def plan(config: ArmConfig, q: np.ndarray) -> list[np.ndarray]:
+Way = list[np.ndarray]
+Slices = Generator[None, None, Way]  # a way that is planned a slice at a time: a tick has little time to spare
+
+
+def plan(config: ArmConfig, q: np.ndarray) -> Way:
     """Way-points float64[J] (rad) from the measured pose `q` [J] to the rest pose, the last of them; the jaw stays where it is in `q`.
 
     The ways between them are straight in joint space: the joints have to move together (`travel_s`).
     """
+    return _all_of(_planned(config, q))
+
+
+def raised(config: ArmConfig, q: np.ndarray) -> Way:
+    """Way-points float64[J] (rad) from `q` [J], the first of them, to where every part is `CLEAR_M` above the table, or as high as a way up
+    leads. Only `q` for an arm that is clear already, or whose family is not known."""
+    family = family_of(config)
+    q = np.clip(q, config.lower, config.upper)
+    return [q] if family is None else _all_of(_raised(config, family, q))
+
+
+def _all_of(slices: Slices) -> Way:
+    while True:
+        try:
+            next(slices)
+        except StopIteration as planned:
+            return list(planned.value)
+
+
+def _planned(config: ArmConfig, q: np.ndarray) -> Slices:
     q = np.clip(q, config.lower, config.upper)
     rest = np.append(np.array(config.rest)[:-1], q[-1])
     family = family_of(config)
     if family is None or bool((np.abs(q - rest) < NEAR_RAD).all()):
         return [rest]
-    up, down = raised(config, q), raised(config, rest)[::-1]
-    return [*up[1:], *_over(family, up[-1], down[0]), *down[1:]]
+    up = yield from _raised(config, family, q)
+    down = yield from _raised(config, family, rest)
+    over = yield from _over(family, up[-1], down[-1])
+    return [*up[1:], *over, *down[-2::-1]]
 
 
 def family_of(config: ArmConfig) -> Family | None:
@@ -51,21 +81,17 @@ def family_of(config: ArmConfig) -> Family | None:
     return family if family is not None and len(family.JOINTS) == len(config.joints) else None
 
 
-def raised(config: ArmConfig, q: np.ndarray) -> list[np.ndarray]:
-    """Way-points float64[J] (rad) from `q` [J], the first of them, to where every part is `CLEAR_M` above the table, or as high as a way up
-    leads. Only `q` for an arm that is clear already, or whose family is not known."""
-    family = family_of(config)
-    way = [np.clip(q, config.lower, config.upper)]
-    if family is None:
-        return way
-    height, travel = float(family.lowest(way[0])), 0.0
-    while height < CLEAR_M and travel < MOST_RAD:
+def _raised(config: ArmConfig, family: Family, q: np.ndarray) -> Slices:
+    way = [q]
+    height, travel = float(family.lowest(q)), 0.0
+    while height < CLEAR_M and travel < MOST_RAD and len(way) <= STEPS:
         step = _step_up(config, family, way[-1], height)
         if step is None:
             break
         travel += float(np.abs(step - way[-1]).max())
         height = float(family.lowest(step))
         way.append(step)
+        yield
     bend = BEND_RAD
     while len(thin := _thinned(way, bend)) > POINTS:
         bend *= 1.5
@@ -94,7 +120,8 @@ def longest_s(config: ArmConfig) -> float:
     upright = float(furthest(family.UPRIGHT[:-1])[raising].max())
     over = upright + float(posture.max()) + float(furthest(rest)[family.PAN])
     ways = 2 * (POINTS - 1) + 3
-    return 2 * climb + over + (ways - 1) * SETTLE_S + max(REST_TIMEOUT_S, REST_SHARE * climb)
+    planning = (2 * STEPS + 12) / config.motor_hz
+    return planning + 2 * climb + over + (ways - 1) * SETTLE_S + max(REST_TIMEOUT_S, REST_SHARE * climb)
 
 
 def _slow(config: ArmConfig) -> np.ndarray:
@@ -105,15 +132,14 @@ def _slow(config: ArmConfig) -> np.ndarray:
 class Descent:
     """An arm on its way to rest: what `plan` says, one way-point after the other, through the limiter that made the goals until now.
 
-    It begins when the goals stand still, from the pose measured then. The jaw keeps its goal: what is held is carried along, and nothing
-    is squeezed harder than it was.
+    It begins when the goals stand still, and plans from the pose measured then, a slice a tick. The jaw keeps its goal: what is held is
+    carried along, and nothing is squeezed harder than it was.
     """
 
-    def __init__(self, config: ArmConfig, limiter: Limiter, now_ns: int, measured: np.ndarray):
-        self._limiter, self._slow = limiter, _slow(config)
-        way = [np.append(target[:-1], limiter.goal[-1]) for target in plan(config, measured)]
-        self._way = [np.clip(target, config.lower, config.upper) for target in way]  # the goals never go beyond
-        self._set_out(now_ns)
+    def __init__(self, config: ArmConfig, limiter: Limiter, measured: np.ndarray):
+        self._config, self._limiter, self._slow = config, limiter, _slow(config)
+        self._planning = _planned(config, measured)
+        self._way: Way = []
 
     def _set_out(self, now_ns: int) -> None:
         """To the next way-point."""
@@ -123,6 +149,17 @@ class Descent:
 
     def step(self, now_ns: int, measured: np.ndarray) -> np.ndarray | None:
         """The tick's goal, float64[J] rad; None when the arm is at rest, or has not come there in time."""
+        if not self._way:
+            try:
+                next(self._planning)
+                return self._limiter.brake()
+            except StopIteration as planned:
+                jaw, ends = (
+                    self._limiter.goal[-1],
+                    (self._config.lower, self._config.upper),
+                )  # the goals never go beyond
+                self._way = [np.clip(np.append(target[:-1], jaw), *ends) for target in planned.value]
+                self._set_out(now_ns)
         there = bool((np.abs(measured - self._way[0])[:-1] < REST_TOLERANCE).all())
         if len(self._way) == 1:
             if there or now_ns >= self._give_up_ns:
@@ -175,7 +212,7 @@ def _straight_up(family: Family, q: np.ndarray) -> np.ndarray:
     return out
 
 
-def _over(family: Family, start: np.ndarray, end: np.ndarray) -> list[np.ndarray]:
+def _over(family: Family, start: np.ndarray, end: np.ndarray) -> Slices:
     """Way-points from `start` to `end`, both clear of the table: first the posture of the end, then round to it; by way of the upright
     posture where the arm itself or the table is in the way of that."""
     posture, upright, turned = end.copy(), start.copy(), end.copy()
@@ -184,7 +221,10 @@ def _over(family: Family, start: np.ndarray, end: np.ndarray) -> list[np.ndarray
     upright[raising] = turned[raising] = family.UPRIGHT[raising]
     best, most = [end], -np.inf
     for way in ([posture, end], [upright, posture, end], [upright, turned, end]):
-        spare = _spare_m(family, [start, *way])
+        spare = np.inf
+        for a, b in itertools.pairwise([start, *way]):
+            spare = min(spare, _spare_m(family, a, b, (start, end)))
+            yield
         if spare > most:
             best, most = way, spare
         if spare >= 0:
@@ -192,15 +232,15 @@ def _over(family: Family, start: np.ndarray, end: np.ndarray) -> list[np.ndarray
     return best
 
 
-def _spare_m(family: Family, way: list[np.ndarray]) -> float:
-    """By how much more than they must (m) the straight ways between way-points keep clear of the table, and the arm of itself, at the worst
-    of the poses looked at."""
-    legs = zip(way, way[1:], strict=False)
-    poses = np.concatenate([np.linspace(a, b, 2 + int(np.abs(b - a).max() / SAMPLE_RAD)) for a, b in legs])
-    height, room = family.lowest(poses), family.room(poses)
-    low = min(float(height[0]), float(height[-1]), CLEAR_M) - DIP_M
-    close = min(float(room[0]), float(room[-1]), MARGIN_M) - SAG_M
-    return min(float(height.min()) - low, float(room.min()) - close)
+def _spare_m(family: Family, a: np.ndarray, b: np.ndarray, ends: tuple[np.ndarray, np.ndarray]) -> float:
+    """By how much more than it must (m) the straight way from `a` to `b` keeps clear of the table, and the arm of itself, at the worst of
+    the poses looked at; as clear as `ends` is enough."""
+    poses = np.linspace(a, b, 2 + int(np.abs(b - a).max() / SAMPLE_RAD))
+    low, close = (
+        min(family.lowest(np.array(ends)).min(), CLEAR_M) - DIP_M,
+        min(family.room(np.array(ends)).min(), MARGIN_M) - SAG_M,
+    )
+    return min(float(family.lowest(poses).min() - low), float(family.room(poses).min() - close))
 
 
 def _thinned(way: list[np.ndarray], bend: float) -> list[np.ndarray]:

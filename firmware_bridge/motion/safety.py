@@ -303,7 +303,7 @@ class Safety:
         """SAFE_STOP: brake, then go down to the rest pose. FAULT: brake. Then the torque goes down in a ramp, and off."""
         if self._ramp_ns == 0 and self.state == SafetyState.SAFE_STOP:
             if self._descent is None and self.limiter.at_rest:
-                self._descent = Descent(self.config, self.limiter, now_ns, measured.q)
+                self._descent = Descent(self.config, self.limiter, measured.q)
             goal = self._descent.step(now_ns, measured.q) if self._descent is not None else None
             if goal is not None:
                 return Decision(goal, self.state, self.reason)

@@ -74,6 +74,7 @@ def along(start, way, step=0.03):
 
 @settings(max_examples=40)
 @given(st.one_of(anywhere, low_poses()))
+@example(np.array([-1.91986, -1.74533, -1.69, 1.65806, -2.71, -0.1]))  # raised most steeply by joints that end here
 def test_a_way_ends_at_rest_stays_within_the_limits_and_leaves_the_jaw_alone(q):
     way = plan(ARM, q)
     assert np.array_equal(way[-1][:5], REST[:5])
@@ -84,15 +85,14 @@ def test_a_way_ends_at_rest_stays_within_the_limits_and_leaves_the_jaw_alone(q):
 
 @settings(max_examples=40)
 @given(st.one_of(anywhere, low_poses()))
-@example(
-    np.array([1.1121, -1.4956, 1.2045, 0.9036, -2.7438, -0.1745])
-)  # its gripper would turn into the shoulder on the shortest way
+@example(np.array([-0.31, 0.15, 1.43, -1.15, 1.85, 1.37]))  # the steepest way up: wrist onto upper arm
+@example(np.array([1.1121, -1.4956, 1.2045, 0.9036, -2.7438, -0.1745]))  # the shortest way over: gripper into shoulder
 def test_on_the_way_no_part_comes_nearer_to_the_table_than_at_its_ends_nor_into_the_arm(q):
     assume(float(so101.room(q)) > MARGIN_M and float(so101.lowest(q)) > -0.02)
     poses = along(q, plan(ARM, q))
     height, room = so101.lowest(poses), so101.room(poses)
     assert height.min() > min(height[0], height[-1]) - SLACK_M
-    assert room.min() > 0.001
+    assert room.min() > 0.0005
 
 
 @settings(max_examples=40)
@@ -199,7 +199,7 @@ def test_the_robot_file_says_whose_shapes_the_arm_has_and_they_cross_to_the_moto
 def descent(q, measured=None):
     limiter = Limiter(0.01, np.array(ARM.max_acceleration), np.array(ARM.jerk), LOW, HIGH)
     limiter.reset(np.array(q))
-    return limiter, Descent(ARM, limiter, S, np.array(q if measured is None else measured))
+    return limiter, Descent(ARM, limiter, np.array(q if measured is None else measured))
 
 
 def test_joints_move_together_so_that_the_way_is_the_planned_one():
@@ -215,17 +215,25 @@ def test_joints_move_together_so_that_the_way_is_the_planned_one():
     assert np.abs(np.diff(goals, axis=0)).max() <= ARM.lower_speed * 0.01 + 1e-9
 
 
+def test_a_tick_has_little_time_to_plan_in_so_the_goals_stand_still_for_some():
+    q = posed(0.2, 0.1, 0.012)
+    _, down = descent(q)
+    goals = [down.step(S + k * S // 100, q) for k in range(60)]
+    still = sum(np.array_equal(goal, goals[0]) for goal in goals)
+    assert 10 < still < 40 and not np.array_equal(goals[-1], goals[0])
+
+
 def test_a_way_begins_where_the_arm_is_not_where_it_was_told_to_go():
     q = posed(0.2, 0.0, 0.012)
     pressed = posed(0.2, -0.02, 0.001)  # into the table, and against something on its left
     limiter, down = descent(pressed, q)
     heights, off = [], []
-    for k in range(110):
+    for k in range(140):
         goal = down.step(S + k * S // 100, q)
         heights.append(float(so101.lowest(goal)))
         off.append(float(np.abs(goal - plan(ARM, q)[0])[:5].max()))
     assert abs(q[0] - pressed[0]) > 0.05 and min(off) < 1e-6
-    assert np.diff(heights).min() > -1e-4 and heights[20] > heights[0] + 0.01  # from the first goal on it is relieved
+    assert np.diff(heights).min() > -1e-4 and heights[60] > heights[0] + 0.01  # from the first goal on it is relieved
 
 
 def test_an_arm_that_hangs_behind_at_a_way_point_is_waited_for_but_not_for_ever():

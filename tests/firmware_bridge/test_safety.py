@@ -483,7 +483,7 @@ def test_torque_goes_down_in_a_ramp_and_off_when_the_time_is_over():
 
 
 def test_an_arm_that_cannot_reach_its_rest_pose_is_let_down_where_it_is():
-    bench = Bench(config=dataclasses.replace(CONFIG, follow_rad=9.0))
+    bench = Bench(config=dataclasses.replace(CONFIG, follow_rad=9.0, family=""))
     bench.tick()
     bench.stuck = True
     decisions = bench.ticks(700, request=RequestKind.LOWER)
@@ -522,11 +522,12 @@ def test_who_waits_as_long_as_a_lowering_can_take_also_waits_for_an_arm_that_nev
     assert 6.0 < (bench.now - began) / S < lowering_s(config) - INSIST_S
 
 
-def test_what_a_lowering_can_take_is_known_beforehand():
+def test_what_a_lowering_straight_to_rest_can_take_is_known_beforehand():
+    straight = dataclasses.replace(CONFIG, family="")
     braking = 4 / 30 + 0.04 + 0.02  # where it was going, and at rest
-    assert lowering_s(CONFIG) == pytest.approx(6.0 + 2 * braking + 0.4 + 3.0)
-    slow = dataclasses.replace(CONFIG, lower_speed=0.3)  # the shoulder has the longest way, from 1.75 to -1.2 rad
-    assert lowering_s(slow) - lowering_s(CONFIG) == pytest.approx(1.5 * (UPPER[1] + 1.2) / 0.3 - 6.0)
+    assert lowering_s(straight) == pytest.approx(6.0 + 2 * braking + 0.4 + 3.0)
+    slow = dataclasses.replace(straight, lower_speed=0.3)  # the shoulder has the longest way, from 1.75 to -1.2 rad
+    assert lowering_s(slow) - lowering_s(straight) == pytest.approx(1.5 * (UPPER[1] + 1.2) / 0.3 - 6.0)
 
 
 def test_the_goal_never_leads_the_measured_arm_by_more_than_max_lead():
