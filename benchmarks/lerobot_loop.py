@@ -27,7 +27,8 @@ import numpy as np
 
 from common.clock import prefer
 from runtime.bundle import Bundle
-from runtime.cameras.sources import SlotCamera, calibrations, slot_path
+from runtime.cameras.frames import frames_path
+from runtime.cameras.sources import CameraSource, calibrations
 from runtime.contracts import Observation
 from runtime.observe.trace import percentiles
 from runtime.policies.harmowam import FastStep, SlowStep
@@ -47,7 +48,7 @@ class Eye:
     is_connected = True
 
     def __init__(self, config: CameraConfig, slots: Path, now: Timed):
-        self.slot, self.now = SlotCamera(config, slot_path(slots, config.name)), now
+        self.slot, self.now = CameraSource(config, frames_path(slots, config.name)), now
 
     def read_latest(self) -> np.ndarray:
         frame = self.slot.newest()

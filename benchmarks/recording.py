@@ -17,7 +17,7 @@ import numpy as np
 from common.clock import Ticker, prefer
 from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.motion.messages import Command, JointState
-from runtime.cameras.sources import Frame
+from runtime.cameras.frames import Frame
 from runtime.contracts import Observation, Prior
 from runtime.observe.log import LogWriter
 from runtime.observe.log_reader import read_log, read_meta

@@ -46,36 +46,70 @@ def _size(capacity: int) -> int:
     return _HEAD.size + 2 * (_CELL.size + capacity)
 
 
-def _word(mapped: mmap.mmap) -> memoryview:
-    """The newest sequence number, as one aligned word that is stored and loaded whole.
+def memory_folder() -> str | None:
+    """Where slots lie: in memory if there is such a place. Mapped pages of a disk wait, now and then, for its write-back."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def create_mapped(path: Path, size: int, head: bytes) -> mmap.mmap:
+    """A new file of `size` bytes that begins with `head`, mapped; it takes `path`'s place only once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.ftruncate(fd, size)
+        mapped = mmap.mmap(fd, size)
+    finally:
+        os.close(fd)
+    mapped[: len(head)] = head
+    os.replace(partial, path)
+    return mapped
+
+
+class NewestNumber:
+    """The sequence number at byte 8 of a mapped file: one aligned word, stored and loaded whole, that readers can sleep on (a futex;
+    where there is none they poll). 0 before the first value.
 
     `struct.pack_into` sets its bytes to zero first and then writes them one by one: a reader saw that zero in one read of five.
     """
-    return memoryview(mapped)[8:16].cast("Q")
 
+    def __init__(self, mapped: mmap.mmap):
+        self._word = memoryview(mapped)[8:16].cast("Q")
+        self._where = (
+            int(np.frombuffer(mapped, np.uint8).ctypes.data) + 8
+        )  # its low half, by which the kernel knows the futex
 
-def _address(mapped: mmap.mmap) -> int:
-    """Where the low half of that word lies: what sleeping readers and a writer that wakes them agree upon."""
-    return int(np.frombuffer(mapped, np.uint8).ctypes.data) + 8
+    def get(self) -> int:
+        return self._word[0]
+
+    def set(self, seq: int) -> None:
+        """Store it, and wake who sleeps on it."""
+        self._word[0] = seq
+        if _FUTEX is not None:
+            _libc.syscall(_FUTEX, ctypes.c_void_p(self._where), _WAKE, 1 << 30, None, None, 0)
+
+    def wait(self, seq: int, timeout_ns: int) -> bool:
+        """Sleep until it is another than `seq`, `timeout_ns` at most; whether it is. May return early."""
+        if self.get() == seq and timeout_ns > 0:
+            if _FUTEX is None:
+                time.sleep(min(_POLL_S, timeout_ns * 1e-9))
+            else:
+                rest = _Time(*divmod(timeout_ns, 1_000_000_000))
+                low = ctypes.c_uint32(seq & 0xFFFFFFFF)
+                _libc.syscall(_FUTEX, ctypes.c_void_p(self._where), _WAIT, low, ctypes.byref(rest), None, 0)
+        return self.get() != seq
+
+    def close(self) -> None:
+        self._word.release()
 
 
 class SlotWriter:
     """Creates (or takes over) the slot at `path` for payloads of up to `capacity` bytes. One writer a slot."""
 
     def __init__(self, path: Path, capacity: int):
-        size = _size(capacity)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-        try:
-            os.ftruncate(fd, size)
-            self._map = mmap.mmap(fd, size)
-        finally:
-            os.close(fd)
+        self._map = create_mapped(path, _size(capacity), _HEAD.pack(_MAGIC, capacity, 0))
         self._capacity, self.seq = capacity, 0
-        _HEAD.pack_into(self._map, 0, _MAGIC, capacity, 0)
-        self._newest, self._where = _word(self._map), _address(self._map)
-        os.replace(partial, path)
+        self._newest = NewestNumber(self._map)
 
     def write(self, *parts: Any) -> int:
         """Store the concatenation of `parts` (anything with the buffer protocol); returns its sequence number."""
@@ -91,14 +125,12 @@ class SlotWriter:
             crc = zlib.crc32(v, crc)
             end += len(v)
         _CELL.pack_into(self._map, at, seq, length, crc)
-        self._newest[0] = seq
-        if _FUTEX is not None:
-            _libc.syscall(_FUTEX, ctypes.c_void_p(self._where), _WAKE, 1 << 30, None, None, 0)
+        self._newest.set(seq)
         self.seq = seq
         return seq
 
     def close(self) -> None:
-        self._newest.release()
+        self._newest.close()
         self._map.close()
 
 
@@ -123,7 +155,7 @@ class SlotReader:
             raise SlotError(f"{path} is not a slot ({e.strerror})") from e
         finally:
             os.close(fd)
-        self._newest, self._where = _word(self._map), _address(self._map)
+        self._newest = NewestNumber(self._map)
         self._last: tuple[bytes, int] | None = None
 
     @property
@@ -137,7 +169,7 @@ class SlotReader:
     @property
     def newest(self) -> int:
         """Sequence number of the newest value, 0 before the first: cheap, for polling."""
-        return self._newest[0]
+        return self._newest.get()
 
     @property
     def given(self) -> int:
@@ -146,14 +178,7 @@ class SlotReader:
 
     def wait(self, seq: int, timeout_ns: int) -> bool:
         """Sleep until there is another value than number `seq`, `timeout_ns` at most; whether there is. May return early without."""
-        if self.newest == seq and timeout_ns > 0:
-            if _FUTEX is None:
-                time.sleep(min(_POLL_S, timeout_ns * 1e-9))
-            else:
-                rest = _Time(*divmod(timeout_ns, 1_000_000_000))
-                low = ctypes.c_uint32(seq & 0xFFFFFFFF)
-                _libc.syscall(_FUTEX, ctypes.c_void_p(self._where), _WAIT, low, ctypes.byref(rest), None, 0)
-        return self.newest != seq
+        return self._newest.wait(seq, timeout_ns)
 
     def read(self) -> tuple[bytes, int] | None:
         """Newest payload and its sequence number; None before the first. After a torn read the last good value again."""
@@ -173,5 +198,5 @@ class SlotReader:
         return self._last
 
     def close(self) -> None:
-        self._newest.release()
+        self._newest.close()
         self._map.close()

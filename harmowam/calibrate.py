@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,19 +50,15 @@ def _store(store: Path | None, robot: str) -> Any:
 def _camera(robot: Any, name: str) -> Iterator[Any]:
     """An open live camera of the robot file."""
     from harmowam.calibration_rig import camera_config
-    from runtime.cameras.sources import open_camera
+    from runtime.cameras.process import looking_at
 
     config = camera_config(robot, name)
     if config.source == "sim":
         raise UserError(
             "the simulated robot's cameras show no board: give --images, or a robot file with a real camera."
         )
-    with tempfile.TemporaryDirectory() as slots:
-        source = open_camera(config, Path(slots))
-        try:
-            yield source
-        finally:
-            source.close()
+    with looking_at(robot, name) as source:
+        yield source
 
 
 def _pictures(pattern: str) -> list[tuple[str, Any]]:

@@ -22,7 +22,8 @@ from common.timing import MOTOR_SILENT_CALIBRATING_S
 from firmware_bridge.motion.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor import COMMAND_SLOT, REQUEST_SLOT
 from firmware_bridge.motion.session import ArmSession, Interrupts
-from runtime.cameras.sources import CameraSource, focus, serial
+from runtime.cameras.sources import CameraSource
+from runtime.cameras.v4l2 import focus, serial
 from runtime.robot import CameraConfig, Robot, RobotError
 
 SETTLE_S = 0.8  # until an arm that has arrived stands still

@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 
 from calibration.camera import Camera, moved_mount, parallax
+from common.slots import memory_folder
 from common.timing import MOTOR_PRIORITY
 from firmware_bridge.motion.motor import tell
 from firmware_bridge.motion.session import ArmSession, Interrupts
 from harmowam import __version__
 from harmowam.calibration_rig import refuse_moved
 from runtime.bundle import Bundle
-from runtime.cameras.sources import CameraSource, calibrations, open_cameras
+from runtime.cameras.process import CameraProcess, checked
+from runtime.cameras.sources import CameraSource, calibrations, open_camera
 from runtime.compute import Chosen, choose, on_cores
 from runtime.loop.errors import RunError
 from runtime.loop.timing import timing_report
@@ -67,11 +69,6 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def memory_folder() -> str | None:
-    """Where slots lie: in memory if there is such a place. Mapped pages of a disk wait, now and then, for its write-back."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-
-
 def sweep(folder: Path) -> None:
     """Remove what killed runs left in `folder`: slots of processes that are gone."""
     for left in folder.glob("harmowam-*-*"):
@@ -99,6 +96,7 @@ class _Run:
     from_s: float
     report: dict[str, Any] = field(default_factory=dict)
     interrupts: Interrupts = field(default_factory=Interrupts)
+    reading: CameraProcess | None = None
     cameras: dict[str, CameraSource] = field(default_factory=dict)
     session: ArmSession | None = None
     driver: Driver | None = None
@@ -152,6 +150,7 @@ def live(
         if robot.simulated:
             say("starting the simulated robot")
             port = stack.enter_context(_simulated(run, slots, seed, faults))
+        run.reading = CameraProcess(robot, checked(robot, bundle.manifest.cameras), slots)
         stack.enter_context(_closed_when_lowered(run))
         session = stack.enter_context(_guarded(run, port or robot.port, slots, say))
         stack.enter_context(on_cores(robot.compute.cores))
@@ -159,7 +158,7 @@ def live(
         say(f"task: {run.task}")
         run.interrupts.stop = driver.stop
         _drive(run, driver, session, seconds, stop_at_success)
-        memory = resident_mb([os.getpid(), session.keeper.pid, *children(session.keeper.pid)])
+        memory = resident_mb([os.getpid(), session.keeper.pid, *children(session.keeper.pid), *run.reading.pids])
         say("lowering the arm")
         last = session.lower()
         session.interrupted, session.held = bool(run.interrupts.caught), driver.why_held()
@@ -227,6 +226,8 @@ def _closed_when_lowered(run: _Run) -> Iterator[None]:
     finally:
         for camera in run.cameras.values():
             camera.close()
+        if run.reading is not None:
+            run.reading.close()
         if run.driver is not None:
             run.driver.close()
 
@@ -251,8 +252,10 @@ def _guarded(run: _Run, port: str, slots: Path, say: Say) -> Iterator[ArmSession
 def _opened(run: _Run, slots: Path, say: Say, how: dict[str, Any]) -> Driver:
     """Cameras that stand where they should, and a driver that is warm."""
     robot, trained = run.robot, run.bundle.manifest.cameras
-    assert run.task is not None and run.session is not None
-    run.cameras.update(open_cameras(robot, trained, slots))
+    assert run.task is not None and run.session is not None and run.reading is not None
+    run.reading.wait()
+    for name in trained:
+        run.cameras[name] = open_camera(robot.cameras[name], slots)
     known = calibrations(robot, slots)
     refuse_moved(robot, run.cameras, say)
     for name in trained:

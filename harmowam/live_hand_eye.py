@@ -109,22 +109,18 @@ def _rig(
             rig.world.close()
         return
     from harmowam.calibration_rig import LiveRig, take
-    from runtime.cameras.sources import open_camera
+    from runtime.cameras.process import looking_at
 
-    with tempfile.TemporaryDirectory() as folder:
-        source = open_camera(robot.cameras[name], Path(folder))
+    with looking_at(robot, name) as source, tempfile.TemporaryDirectory() as folder:
 
         def picture() -> np.ndarray:
             return cv2.cvtColor(take(source, 2)[-1], cv2.COLOR_RGB2GRAY)
 
-        try:
-            with LiveRig(robot, Path(folder), port) as live:
-                say("hold the arm where the camera sees the board: it stiffens when it does, and then moves by itself")
-                _until_seen(picture, board)
-                live.arm()
-                yield live.move_to, picture, live.state().q_rad[:-1].astype(float)
-        finally:
-            source.close()
+        with LiveRig(robot, Path(folder), port) as live:
+            say("hold the arm where the camera sees the board: it stiffens when it does, and then moves by itself")
+            _until_seen(picture, board)
+            live.arm()
+            yield live.move_to, picture, live.state().q_rad[:-1].astype(float)
 
 
 def _until_seen(picture: Callable[[], np.ndarray], board: Board) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from calibration.camera import CalibrationError
 from calibration.store import load_camera
-from runtime.cameras.sources import is_device
-from runtime.cameras.sources import node as device_path
+from runtime.cameras.v4l2 import is_device
+from runtime.cameras.v4l2 import node as device_path
 from runtime.robot import Robot
 
 

@@ -26,7 +26,7 @@ from common.slots import SlotReader, SlotWriter
 from common.timing import SIM_CAMERA_PRIORITY, SIM_SERVO_PRIORITY, TRANSFER_PRIORITY
 from firmware_bridge.virtual.bus import PtyBus, SocketBus
 from firmware_bridge.virtual.faults import parse as parse_fault
-from runtime.cameras.sources import FRAME_HEAD, slot_path
+from runtime.cameras.frames import FrameWriter, frames_path
 from runtime.robot import load_robot
 
 # Whoever starts the simulator or reads its truth needs no MuJoCo in memory: only the two processes below load it.
@@ -111,7 +111,7 @@ def serve(
             score.pose.clear()  # nobody asks for them, and a simulator may run for days
         looks += 1
         truth.write(_TRUTH.pack(now, first_success, world.time_s, success, failure), world.visible)
-        if not announced and all(slot_path(slots, c).exists() for c in ("front", "wrist")):
+        if not announced and all(frames_path(slots, c).exists() for c in ("front", "wrist")):
             print(json.dumps({"port": bus.path, "instruction": world.instruction}), flush=True)
             announced = True
     cameras.terminate()
@@ -131,7 +131,7 @@ def serve_cameras(slots: Path, robot: str, seed: int, task: str | None, fps: flo
     world = World(layout=sample_layout(np.random.default_rng([seed, 7]), task), arm=load_robot(robot).family)
     truth = SlotReader(slots / TRUTH_SLOT)
     width, height = CAMERA_SIZE
-    writers: dict[str, SlotWriter] = {}
+    writers: dict[str, FrameWriter] = {}
     prefer(SIM_CAMERA_PRIORITY)
     ticker = Ticker(fps)
     transfer_ns = min(TRANSFER_NS, ticker.period_ns * 4 // 5)
@@ -146,8 +146,8 @@ def serve_cameras(slots: Path, robot: str, seed: int, task: str | None, fps: flo
                 time.sleep(early * 1e-9)
             for name, frame in frames.items():
                 if name not in writers:  # the slot appears with its first frame
-                    writers[name] = SlotWriter(slot_path(slots, name), FRAME_HEAD.size + width * height * 3)
-                writers[name].write(FRAME_HEAD.pack(t_ns, width, height), frame)
+                    writers[name] = FrameWriter(frames_path(slots, name), width, height)
+                writers[name].write(t_ns, frame)
             prefer(SIM_CAMERA_PRIORITY)
     return 0
 
@@ -176,7 +176,7 @@ def start(
     """Start the simulated robot (its file, or its name); returns the process and {"port", "instruction"} once cameras and bus are up."""
     slots.mkdir(parents=True, exist_ok=True)
     for name in ("front", "wrist"):
-        slot_path(slots, name).unlink(missing_ok=True)
+        frames_path(slots, name).unlink(missing_ok=True)
     command = [
         sys.executable,
         "-m",

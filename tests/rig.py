@@ -11,10 +11,9 @@ import numpy as np
 
 from calibration.camera import Camera
 from common.clock import Ticker, prefer
-from common.slots import SlotWriter
 from firmware_bridge.virtual.bus import PtyBus, VirtualBus
 from firmware_bridge.virtual.plant import KinematicPlant
-from runtime.cameras.sources import FRAME_HEAD, slot_path
+from runtime.cameras.frames import FrameWriter, frames_path
 from runtime.robot import SHIPPED
 from tests.tiny import FRONT, WRIST
 
@@ -22,13 +21,23 @@ IDS = range(1, 7)
 START = (0.2, -1.2, 1.2, 1.0, 0.0, 0.5)  # rad
 
 
+def film(path: Path, bgr: tuple[int, int, int] = (90, 90, 90), size: tuple[int, int] = (64, 48)) -> str:
+    """A video of five pictures of one colour; its path, as a robot file's `source`."""
+    import cv2
+
+    out = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 30, size)
+    for _ in range(5):
+        out.write(np.full((size[1], size[0], 3), bgr, np.uint8))
+    out.release()
+    return str(path)
+
+
 class SlotCameras:
     """Writes grey pictures with a moving bar into the slots of front and wrist camera, `fps` times a second."""
 
     def __init__(self, slots: Path, fps: float = 50.0, size: tuple[int, int] = (320, 240)):
         self.size, self.fps = size, fps
-        capacity = FRAME_HEAD.size + size[0] * size[1] * 3
-        self._slots = [SlotWriter(slot_path(slots, name), capacity) for name in ("front", "wrist")]
+        self._slots = [FrameWriter(frames_path(slots, name), *size) for name in ("front", "wrist")]
         self.stop = threading.Event()
         self.unplugged = False
         self._write(0)
@@ -40,7 +49,7 @@ class SlotCameras:
         image = np.full((height, width, 3), 90, np.uint8)
         image[:, 4 * k % width, 0] = 255
         for slot in self._slots:
-            slot.write(FRAME_HEAD.pack(time.monotonic_ns(), width, height), image)
+            slot.write(time.monotonic_ns(), image)
 
     def _run(self) -> None:
         ticker, k = Ticker(self.fps), 0
@@ -78,7 +87,7 @@ class Bench:
         text = text.replace("[arm]", "[arm]\nlower_speed = 2.0\nrelease_s = 0.4")  # impatient
         head, front, wrist = text.split("[camera.")
         front, wrist = (
-            part.replace('source = "sim"', f'source = "slot:{slot_path(folder, name)}"')
+            part.replace('source = "sim"', f'source = "slot:{frames_path(folder, name)}"')
             .replace('calibration = "sim"', f'calibration = "{name}.json"')
             for name, part in (("front", front), ("wrist", wrist))
         )  # fmt: skip

@@ -14,12 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 from common.errors import Mendable
-from common.slots import SlotError, SlotReader
+from common.slots import SlotError, SlotReader, memory_folder
 from firmware_bridge.motion.endings import ENDED, Ending, Exit
 from firmware_bridge.motion.messages import JointState, SafetyState
 from firmware_bridge.motion.motor import STATE_SLOT
 from harmowam.cli import main
-from harmowam.live import memory_folder
 from harmowam.options import errors
 from tests.rig import Bench, undo_real_time
 from tests.tiny import TASK, tiny_bundle

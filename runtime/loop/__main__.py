@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import msgspec
 
@@ -18,15 +19,16 @@ from firmware_bridge.motion.messages import RequestKind
 from firmware_bridge.motion.motor import STATE_SLOT
 from firmware_bridge.motion.session import newest_state, settle_apart, stopped
 from runtime.bundle import Bundle
-from runtime.cameras.sources import CameraSource, calibrations, open_cameras
+from runtime.cameras.process import open_cameras
+from runtime.cameras.sources import calibrations
 from runtime.compute import Engine, choose
 from runtime.loop.timing import timing_report
 from runtime.loop.two_rate import Driver
 from runtime.observe.episode import LOG, keep
-from runtime.robot import load_robot
+from runtime.robot import Robot, load_robot
 
 
-def main() -> int:
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Policy process: both loops of a robot whose guard already runs on the same slots. "
         "Normally `harmowam run` starts everything."
@@ -44,9 +46,35 @@ def main() -> int:
     args = parser.parse_args()
     if args.record is not None and args.log is not None:
         parser.error("--record writes a log, too: leave --log out")
-    log = args.log if args.record is None else args.record / LOG
-    cameras: dict[str, CameraSource] = {}
-    opened: Driver | None = None
+    return args
+
+
+def drive(driver: Driver, robot: Robot, slots: Path, seconds: float) -> dict[str, Any]:
+    """Arm, run for `seconds` or until SIGINT or SIGTERM, lower; returns the report of the loops."""
+    driver.warm_up()
+    state_slot = SlotReader(slots / STATE_SLOT)
+    told: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        told.append(number)
+        driver.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    held = ""
+    try:
+        driver.arm(state_slot)
+        driver.run(seconds)
+        held = "" if told else driver.why_held()
+    finally:
+        lowering = not stopped(newest_state(slots))
+        driver.request(RequestKind.LOWER)
+        settle_apart(slots, robot.arm, lowering, held)
+    return timing_report(driver, robot.arm.motor_hz)
+
+
+def main() -> int:
+    args = parsed()
     try:
         bundle, robot = Bundle.load(args.bundle), load_robot(args.robot)
         bundle.check_arm(robot.arm.family, robot.path)
@@ -54,45 +82,21 @@ def main() -> int:
         chosen = choose(bundle, asked)
         if chosen.note:
             print(chosen.note, file=sys.stderr)
-        cameras = open_cameras(robot, bundle.manifest.cameras, args.slots)
-        known = calibrations(robot, args.slots)
-        opened = driver = Driver(
-            bundle, args.task, cameras, known, args.slots, robot.fast_hz, robot.slow_hz, compute=chosen,
-            log=log, ends=(robot.arm.lower, robot.arm.upper),
-        )  # fmt: skip
-        driver.warm_up()
-        state_slot = SlotReader(args.slots / STATE_SLOT)
-        told: list[int] = []
-
-        def stop(number: int, frame: object) -> None:
-            told.append(number)
-            driver.stop()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, stop)
-        held = ""
-        try:
-            driver.arm(state_slot)
-            driver.run(args.seconds)
-            held = "" if told else driver.why_held()
-        finally:
-            lowering = not stopped(newest_state(args.slots))
-            driver.request(RequestKind.LOWER)
-            settle_apart(args.slots, robot.arm, lowering, held)
-        report = timing_report(driver, robot.arm.motor_hz)
-        if args.record is not None:
-            driver.close()  # the log is whole before its report is there
+        with open_cameras(robot, bundle.manifest.cameras, args.slots) as cameras:
+            driver = Driver(
+                bundle, args.task, cameras, calibrations(robot, args.slots), args.slots, robot.fast_hz, robot.slow_hz,
+                compute=chosen, log=args.log if args.record is None else args.record / LOG,
+                ends=(robot.arm.lower, robot.arm.upper),
+            )  # fmt: skip
+            with contextlib.closing(driver):
+                report = drive(driver, robot, args.slots, args.seconds)
+        if args.record is not None:  # the log is whole before its report is there
             assert driver.record.log is not None
             keep(driver.record.log, args.record, report)
         print(json.dumps(report, indent=1, sort_keys=True))
     except Mendable as e:
         print(f"error: {e}", file=sys.stderr)
         return endings.exit_code(endings.Exit.REFUSED)
-    finally:
-        if opened is not None:
-            opened.close()
-        for camera in cameras.values():
-            camera.close()
     return endings.exit_code(endings.Exit.REST)
 
 

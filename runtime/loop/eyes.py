@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 
-from runtime.cameras.sources import CameraSource, Frame
+from runtime.cameras.frames import Frame
+from runtime.cameras.sources import CameraSource
 from runtime.cameras.watch import CameraWatch, apart
 from runtime.loop.errors import RunError
 
@@ -20,10 +21,7 @@ class Eyes:
         self._noted = dict.fromkeys(cameras, 0)  # newest picture that was seen to come while another did not
         self._apart_ns = int(1e9 / fast_hz)
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._watches = {
-            n: CameraWatch(n, fast_hz, getattr(c, "noisy", False), getattr(c, "delay_ns", 0))
-            for n, c in cameras.items()
-        }
+        self._watches = {n: CameraWatch(n, fast_hz, c.noisy, c.delay_ns) for n, c in cameras.items()}
 
     def begin(self, now_ns: int) -> None:
         """Nobody is late at `now_ns`."""

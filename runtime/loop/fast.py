@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from firmware_bridge.motion.messages import JointState
-from runtime.cameras.sources import Frame
+from runtime.cameras.frames import Frame
 from runtime.contracts import Observation
 from runtime.loop.delay import roll_forward
 from runtime.loop.eyes import Eyes

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from firmware_bridge.motion.messages import Command, JointState
-from runtime.cameras.sources import Frame
+from runtime.cameras.frames import Frame
 from runtime.contracts import FastTick, Observation, Prior
 from runtime.loop.health import Change
 from runtime.observe.log import LogWriter

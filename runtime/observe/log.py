@@ -24,7 +24,7 @@ from calibration.camera import Camera
 from common.clock import prefer
 from common.timing import LOG_PRIORITY
 from firmware_bridge.motion.messages import Command, JointState, SafetyState
-from runtime.cameras.sources import Frame
+from runtime.cameras.frames import Frame
 from runtime.contracts import Observation, Prior
 from runtime.observe import schemas
 from runtime.observe.records import (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from mcap.stream_reader import StreamReader
 from mcap.writer import MCAP0_MAGIC
 
 from firmware_bridge.motion.messages import JointState
-from runtime.cameras.sources import FRAME_HEAD
 from runtime.observe.records import (
     CAMERA,
     CUT,
@@ -37,6 +37,8 @@ from runtime.observe.records import (
     tick_of,
 )
 from runtime.observe.schemas import image_of
+
+FRAME_HEAD = struct.Struct("<qII")  # of a picture in a log of version 2: capture time, width, height
 
 Record = dict[str, Any] | TickRecord | PriorRecord | FutureRecord | FrameRecord | JointState
 

@@ -1,9 +1,11 @@
 """`harmowam calibrate` as a user meets it: pictures in, record and report out; refusals in one sentence; the check before a run."""
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -25,7 +27,7 @@ from firmware_bridge.motion.messages import SafetyState
 from harmowam.calibration_rig import LiveRig, refuse_moved
 from harmowam.capture_page import CapturePage
 from harmowam.cli import main
-from runtime.cameras.sources import open_cameras
+from runtime.cameras.sources import open_camera
 from runtime.robot import load_robot
 from sim.boards import look_at_board, render
 from sim.calibration_rig import ArmBench, webcam
@@ -273,7 +275,7 @@ def test_a_run_is_refused_when_the_marker_is_not_where_it_was(bench):
     )
     bench.robot_file.write_text(text)
     robot = load_robot(str(bench.robot_file))
-    cameras = open_cameras(robot, ["front"], bench.folder)
+    cameras = {"front": open_camera(robot.cameras["front"], bench.folder)}
     with pytest.raises(CalibrationError, match="no calibration"):
         refuse_moved(robot, cameras, print)
     seen = Reference("chessboard:6x5:0.015", 320, 240, np.arange(30), np.full((30, 2), 100.0), 0.02)
@@ -565,7 +567,7 @@ def test_the_cameras_focus_is_part_of_its_identity(monkeypatch, tmp_path):
     import fcntl
     import os
 
-    from runtime.cameras import sources as cameras
+    from runtime.cameras import v4l2 as cameras
 
     controls = {cameras.FOCUS_ABSOLUTE: 30, cameras.FOCUS_AUTO: 1}
 
@@ -586,27 +588,26 @@ def test_the_cameras_focus_is_part_of_its_identity(monkeypatch, tmp_path):
     assert cameras.focus("/dev/video7") is None and cameras.focus("slot:x") is None and cameras.focus("sim") is None
 
 
-def test_a_camera_that_changes_its_resolution_while_capturing_is_refused():
+def test_a_camera_that_changes_its_resolution_while_capturing_is_refused(tmp_path):
     from harmowam.capture_page import capture
-    from runtime.cameras.sources import Frame
+    from runtime.cameras.frames import FrameWriter
+    from runtime.cameras.sources import CameraSource
+    from runtime.robot import CameraConfig
 
-    class Fickle:
-        count = 0
+    writer, stop = FrameWriter(tmp_path / "slot", 256, 192), threading.Event()
+    camera = CameraSource(CameraConfig("front", f"slot:{writer.path}", 128, 96, 30.0, "x"), writer.path)
 
-        @property
-        def seq(self):
-            self.count += 1
-            return self.count
+    def write():
+        for k in itertools.count():
+            writer.write(k, np.zeros((96, 128, 3) if k % 2 else (192, 256, 3), np.uint8))
+            if stop.wait(0.02):
+                return
 
-        def wait(self, seq, until_ns):
-            return True
-
-        def newest(self):
-            size = 1 if self.count < 4 else 2
-            return Frame(0, np.zeros((96 * size, 128 * size, 3), np.uint8), self.count)
-
-        def close(self):
-            pass
-
-    with pytest.raises(CalibrationError, match=r"changed from 128x96 to 256x192"):
-        capture(Fickle(), SHEET, 5, 0, lambda line: None)
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        with pytest.raises(CalibrationError, match=r"changed from (128x96 to 256x192|256x192 to 128x96)"):
+            capture(camera, SHEET, 50, 0, lambda line: None)
+    finally:
+        stop.set()
+        thread.join()

@@ -23,7 +23,7 @@ from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.motion.messages import Command, Expert, JointState
 from harmowam.cli import main
 from runtime.bundle import Bundle, BundleError, sha256
-from runtime.cameras.sources import Frame
+from runtime.cameras.frames import Frame
 from runtime.contracts import Observation, Prior
 from runtime.loop.health import Health
 from runtime.observe.episode import load_episode

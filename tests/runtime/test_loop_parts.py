@@ -1,7 +1,5 @@
 """Parts of the two-rate loop that need neither clock nor engines: what it takes from cameras, and how it stays where it is."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -9,38 +7,36 @@ from common.slots import SlotReader
 from common.timing import COMMAND_LIFE_S
 from firmware_bridge.motion.messages import Command, Expert, JointState
 from firmware_bridge.motion.motor import COMMAND_SLOT
-from runtime.cameras.sources import Frame
+from runtime.cameras.frames import FrameWriter, frames_path
+from runtime.cameras.sources import CameraSource
 from runtime.loop.errors import RunError
 from runtime.loop.eyes import Eyes
 from runtime.loop.motor_link import MotorLink
 from runtime.loop.record import RunRecord
-
-
-class Camera:
-    image: Any
-
-    def __init__(self, width, height):
-        self.image = np.zeros((height, width, 3), np.uint8)
-
-    def newest(self):
-        return None if self.image is None else Frame(1, self.image, 1)
+from runtime.robot import CameraConfig
 
 
 @pytest.fixture
-def eyes():
-    cameras: Any = {"front": Camera(96, 96), "wrist": Camera(96, 64)}
-    return Eyes(cameras, 50.0)
+def writers(tmp_path):
+    return {name: FrameWriter(frames_path(tmp_path, name), 96, 96) for name in ("front", "wrist")}
 
 
-def test_a_resolution_that_changes_while_driving_ends_the_run(eyes):
+@pytest.fixture
+def eyes(writers, tmp_path):
+    configs = (CameraConfig(name, "sim", 96, 96, 50.0, "sim") for name in writers)
+    return Eyes({c.name: CameraSource(c, frames_path(tmp_path, c.name)) for c in configs}, 50.0)
+
+
+def test_a_resolution_that_changes_while_driving_ends_the_run(eyes, writers):
+    for writer in writers.values():
+        writer.write(1, np.zeros((64, 96, 3), np.uint8))
     assert set(eyes.frames()) == {"front", "wrist"} == set(eyes.frames())
-    eyes.cameras["wrist"] = Camera(64, 96)
+    writers["wrist"].write(2, np.zeros((96, 64, 3), np.uint8))
     with pytest.raises(RunError, match=r"camera 'wrist' changed from 96x64 to 64x96 .*stop the program that did it"):
         eyes.frames()
 
 
 def test_a_camera_without_a_picture_is_named(eyes):
-    eyes.cameras["front"].image = None
     with pytest.raises(RunError, match="camera 'front' stopped giving frames: check its cable"):
         eyes.frames()
 

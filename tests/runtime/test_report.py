@@ -9,7 +9,7 @@ import pytest
 
 from firmware_bridge.motion.messages import Command, Expert, JointState, SafetyState
 from runtime.bundle import Bundle
-from runtime.cameras.sources import Frame
+from runtime.cameras.frames import Frame
 from runtime.contracts import Observation, Prior
 from runtime.observe.episode import PICTURE_PERIOD_NS, load_episode, pictures
 from runtime.observe.log import LogWriter

@@ -23,7 +23,7 @@ from firmware_bridge.motion.endings import Exit
 from firmware_bridge.motion.messages import Expert, JointState, SafetyState
 from firmware_bridge.motion.session import ArmSession
 from runtime.bundle import Bundle
-from runtime.cameras.sources import calibrations, open_cameras
+from runtime.cameras.sources import calibrations, open_camera
 from runtime.loop.errors import RunError
 from runtime.loop.health import Health, HealthLimits
 from runtime.loop.timing import timing_report
@@ -50,7 +50,7 @@ class Run(Bench):
         self.robot = load_robot(str(self.robot_file))
         self.session = ArmSession(self.robot.port, self.robot.arm, folder)
         self.keeper = self.session.keeper
-        eyes = open_cameras(self.robot, bundle.manifest.cameras, folder)
+        eyes = {name: open_camera(self.robot.cameras[name], folder) for name in bundle.manifest.cameras}
         known = calibrations(self.robot, folder)
         self.driver = Driver(
             bundle, TASK, eyes, known, folder, self.robot.fast_hz, self.robot.slow_hz, log=folder / "run.mcap"

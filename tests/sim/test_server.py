@@ -5,8 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from common.slots import SlotReader
-from runtime.cameras.sources import FRAME_HEAD, slot_path
+from runtime.cameras.frames import FrameReader, frames_path
 from sim import server
 
 
@@ -14,15 +13,15 @@ from sim import server
 def test_pictures_are_handed_over_at_even_intervals_a_transfer_after_their_exposure(tmp_path):
     process, _ = server.start(tmp_path, 3, None, 50.0)
     try:
-        slot = SlotReader(slot_path(tmp_path, "front"))
+        front = FrameReader(frames_path(tmp_path, "front"))
         arrived: list[int] = []
         age: list[int] = []
-        seq = slot.newest
+        seq = front.seq
         while len(arrived) < 60:
-            if slot.wait(seq, 1_000_000_000) and (got := slot.read()) is not None:
-                now, seq = time.monotonic_ns(), got[1]
+            if front.wait(seq, time.monotonic_ns() + 1_000_000_000) and (frame := front.newest()) is not None:
+                now, seq = time.monotonic_ns(), frame.seq
                 arrived.append(now)
-                age.append(now - FRAME_HEAD.unpack_from(got[0])[0])
+                age.append(now - frame.t_capture_ns)
         judged = server.judged(tmp_path, 0)
     finally:
         process.terminate()
