@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.bundle import CHECKPOINT
 from export.checkpoint import load_checkpoint
 from export.gates import weight_bytes
 from export.onnx import engines, export_engine
+from export.plan import CHECKPOINT
 from runtime.bundle import Bundle
 from runtime.engines.onnx import OrtEngine
 

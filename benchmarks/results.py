@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results_pictures import film_strip, plot_line, plot_policies
-from export.bundle import CHECKPOINT, export_bundle, samples_path
+from export.bundle import export_bundle
 from export.checkpoint import load_checkpoint, save_checkpoint
+from export.observations import samples_path
+from export.plan import CHECKPOINT, Plan
 from runtime.bundle import sha256
 from sim.evaluate import BASELINES, Job, jobs_for, read_rows, run_jobs
 from sim.results import COLUMNS, Row, difference, grouped, measures, sentences, success_rate, summary, table
@@ -71,7 +73,7 @@ def bundle_of(checkpoint: Path, work: Path, steps: int | None = None) -> Path:
         source = work / "variant.safetensors"
         save_checkpoint(source, model, cameras, instructions, note)
         shutil.copyfile(samples_path(checkpoint), samples_path(source))
-    export_bundle(source, out, int8=False, say=lambda line: print(f"  {out.name}: {line}", flush=True))
+    export_bundle(Plan(source, precision="fp32"), out, say=lambda line: print(f"  {out.name}: {line}", flush=True))
     return out
 
 

@@ -2,124 +2,33 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import json
 import shutil
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from calibration.camera import Camera
-from export.checkpoint import load_checkpoint, write_file
-from export.data import Demonstrations
 from export.gates import ExportError, joint_error, missed, parity, race, weight_bytes
 from export.half import to_half
 from export.lint import lint
 from export.models import HarmoWam
-from export.onnx import engines, export_engine
-from export.quantise import Feeds, left_in_float, load_recipe, quantise
-from export.text import Encoder, encoder_of
+from export.observations import JUDGED, SHOWN, engine_feeds
+from export.onnx import Specs, engines, export_engine
+from export.plan import Plan
+from export.quantise import Feeds, left_in_float, quantise
 from runtime.bundle import check_replaceable, save_bundle
-from runtime.engines.onnx import Engine, OrtEngine
+from runtime.engines.onnx import OrtEngine
 from runtime.manifest import Chunk, EngineFiles, Gate, JointLimits, Manifest, Preprocess, Rates, Reactive
-from runtime.policies.decode import proprio
 from runtime.policies.harmowam import fixed_noise
 from sim.tasks import ARM
 
-CHECKPOINT = Path(__file__).parent / "checkpoints" / "harmowam-so101.safetensors"
-OBSERVATIONS = 256
-LEAST = 32
-SHOWN, JUDGED = (
-    slice(0, None, 4),
-    slice(1, None, 2),
-)  # observations: what INT8 is calibrated with, and others that it is judged by
-
-
-def samples_path(checkpoint: Path) -> Path:
-    """Calibration observations lie beside their checkpoint."""
-    return checkpoint.with_suffix(".samples.npz")
-
-
-def pick_samples(data: Demonstrations, path: Path, count: int = OBSERVATIONS, seed: int = 0) -> None:
-    """Store `count` real observations, spread over all episodes, as the calibration set (<= 5 MB)."""
-    candidates = np.flatnonzero(~data.play)
-    rows = np.sort(np.random.default_rng(seed).choice(candidates, min(count, len(candidates)), replace=False))
-    stored = io.BytesIO()
-    np.savez_compressed(
-        stored,
-        front=data.front[rows],
-        wrist=data.wrist[rows],
-        pose=data.pose[rows],
-        instruction=np.array([data.instructions[e] for e in data.episode[rows]]),
-    )
-    write_file(path, stored.getvalue())
-
-
-def observation_feeds(samples: Path, tasks: dict[str, np.ndarray]) -> list[Feeds]:
-    """Network inputs of the stored observations; raises ExportError without real ones."""
-    if not samples.exists():
-        raise ExportError(
-            f"no calibration observations at {samples}: collect some with `harmowam collect` and pass --dataset; random data is never used."
-        )
-    try:
-        with np.load(samples) as arrays:
-            raw = {k: arrays[k] for k in ("front", "wrist", "pose", "instruction")}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
-        raise ExportError(
-            f"{samples} holds no calibration observations ({e}): take those that lie beside the checkpoint."
-        ) from e
-    if len(raw["pose"]) < LEAST:
-        raise ExportError(
-            f"{samples} holds {len(raw['pose'])} observations, {LEAST} are the least that an INT8 range can be taken from: collect more."
-        )
-    bad = [k for k in ("front", "wrist", "pose") if not np.isfinite(raw[k]).all()]
-    if bad:
-        raise ExportError(f"'{bad[0]}' in {samples} holds values that are not finite: record the observations again.")
-    out = []
-    for i in range(len(raw["pose"])):
-        views = {k: (raw[k][i][None].astype(np.float32) / 127.5 - 1.0).astype(np.float32) for k in ("front", "wrist")}
-        text = tasks.get(str(raw["instruction"][i]))
-        if text is None:
-            raise ExportError(
-                f"{samples} was recorded for '{raw['instruction'][i]}', which the checkpoint does not know: use its own samples."
-            )
-        out.append({**views, "proprio": proprio(raw["pose"][i])[None], "text": text[None]})
-    return out
-
-
-def engine_feeds(world: Engine, observations: list[Feeds], noise: dict[str, np.ndarray]) -> dict[str, list[Feeds]]:
-    """Inputs of every engine for the same observations; what is made by the world model comes from `world`."""
-    out: dict[str, list[Feeds]] = {"world_model": [], "predictive": [], "fast": [], "decoder": []}
-    for o in observations:
-        feed = {"front": o["front"], "text": o["text"], "proprio": o["proprio"], "noise": noise["world_model"]}
-        made = {k: v.copy() for k, v in world.run(feed).items()}
-        out["world_model"].append(feed)
-        out["predictive"].append(
-            {
-                "wrist": o["wrist"],
-                "latent": made["latent"],
-                "tokens": made["tokens"],
-                "proprio": o["proprio"],
-                "noise": noise["predictive"],
-            }
-        )
-        out["fast"].append(
-            {"front": o["front"], "wrist": o["wrist"], "future": made["future"], "proprio": o["proprio"]}
-        )
-        out["decoder"].append({"future": made["future"]})
-    return out
-
-
-def task_embeddings(model: HarmoWam, instructions: list[str], encode: Encoder) -> dict[str, np.ndarray]:
-    with torch.no_grad():
-        return {s: model.world.embed(torch.from_numpy(encode(s))[None])[0].numpy() for s in instructions}
+Say = Callable[[str], None]
 
 
 def manifest_for(
@@ -151,117 +60,144 @@ def manifest_for(
     )
 
 
-def export_bundle(
-    checkpoint: Path,
-    out: Path,
-    samples: Path | None = None,
-    int8: bool = True,
-    say: Callable[[str], None] = lambda line: None,
-    target: str = "onnxruntime",
-    force: bool = False,
-    recipe: dict[str, Any] | None = None,
-    world_steps: int | None = None,
-    action_steps: int | None = None,
-    text_encoder: Path | None = None,
-    timed: bool = True,
-    half: bool = False,
-) -> dict[str, Any]:
-    """Write the bundle `out`; returns the report. With `int8` False the engines stay FP32 (the reference); with `half` what is float
-    becomes float16 (`export.half`), for TensorRT.
+def float_engines(specs: Specs, work: Path, say: Say = lambda line: None) -> dict[str, Path]:
+    """Every engine as an FP32 ONNX file in folder `work`."""
+    files = {name: work / f"{name}.fp32.onnx" for name in specs}
+    for name, (module, inputs, outputs) in specs.items():
+        say(f"{name}: torch to ONNX")
+        export_engine(module, inputs, outputs, files[name])
+    return files
 
-    `world_steps`, `action_steps`: other numbers of Euler steps than the checkpoint's own (the undistilled control of a student, say).
-    `text_encoder`: folder of the sentence encoder, where the checkpoint was trained with another than the default.
+
+def noise_of(specs: Specs) -> dict[str, np.ndarray]:
+    """What the flows of a policy begin with, by engine."""
+    return fixed_noise(specs["world_model"][1]["noise"], specs["predictive"][1]["noise"])
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """ONNX file of each engine as it will be run, and how many of its layers became INT8."""
+
+    files: dict[str, Path]
+    layers: dict[str, dict[str, Any]]
+
+
+def shrink(plan: Plan, floats: dict[str, Path], feeds: dict[str, list[Feeds]], work: Path, say: Say) -> Shipped:
+    """The engines at the plan's precision, as files in `work`; raises ExportError for a recipe that does not fit them."""
+    shipped, counts = dict(floats), {}
+    recipe = plan.recipe_or_committed()
+    for name in floats if plan.int8 else ():
+        if name not in recipe["quantise"]:
+            raise ExportError(
+                f"the recipe does not know the engine '{name}': take one that `harmowam search-recipe` wrote."
+            )
+        if not recipe["quantise"][name]:  # nothing in it was worth it where the recipe was found
+            counts[name] = {"int8_layers": 0}
+            continue
+        say(f"{name}: INT8 from {len(feeds[name][SHOWN])} observations")
+        shipped[name] = work / f"{name}.int8.onnx"
+        try:
+            counts[name] = quantise(floats[name], shipped[name], name, recipe, feeds[name][SHOWN])
+        except ValueError as e:
+            raise ExportError(f"the recipe cannot be used: {e}. Take one that `harmowam search-recipe` wrote.") from e
+    for name, path in list(shipped.items()) if plan.half else ():
+        say(f"{name}: FP16")
+        shipped[name] = work / f"{name}.half.onnx"
+        to_half(path, shipped[name])
+    return Shipped(shipped, counts)
+
+
+def refuse_what_it_would_not_run(plan: Plan, shipped: Shipped) -> None:
+    """Raise ExportError where the linter objects, or where what is INT8 in the file would be computed in float."""
+    complaints = [f"{name}: {c}" for name, path in shipped.files.items() for c in lint(path, plan.target)]
+    if complaints:
+        raise ExportError(f"{complaints[0]} ({len(complaints)} complaints in all): mend the model or the recipe.")
+    if plan.int8 and plan.target == "onnxruntime":
+        idle = [layer for path in shipped.files.values() for layer in left_in_float(path)]
+        if idle:
+            raise ExportError(
+                f"ONNX Runtime would compute {idle[0]} ({len(idle)} layers in all) in float: leave them out of the recipe."
+            )
+
+
+def compared(
+    reference: dict[str, OrtEngine], candidate: dict[str, OrtEngine], floats: dict[str, Path], shipped: Shipped,
+    feeds: dict[str, list[Feeds]], say: Say,
+) -> dict[str, Any]:  # fmt: skip
+    """Sizes, parity and time of every engine against its FP32 form."""
+    rows = {}
+    for name, path in shipped.files.items():
+        say(f"{name}: compared with FP32")
+        rows[name] = {
+            **shipped.layers.get(name, {}),
+            "megabytes": round(path.stat().st_size / 1e6, 2),
+            "fp32_megabytes": round(floats[name].stat().st_size / 1e6, 2),
+            "weight_bytes": weight_bytes(path),
+            "fp32_weight_bytes": weight_bytes(floats[name]),
+            "parity": parity(reference[name], candidate[name], feeds[name][JUDGED]),
+            "time": race(reference[name], candidate[name], feeds[name][0]),
+        }
+    return rows
+
+
+def quantisation(plan: Plan, shipped: Shipped, failed: bool) -> dict[str, Any]:
+    """What the manifest says of it. Times differ from run to run: only what repeats exactly may enter the hashed manifest."""
+    how: dict[str, Any] = {"format": "fp16" if plan.half else "fp32"}
+    if plan.int8:
+        how = {
+            "format": "int8 qdq",
+            "target": plan.target,
+            "recipe": plan.recipe_or_committed(),
+            "layers": shipped.layers,
+        }
+        how["float"] = "float16" if plan.half else "float32"
+    return how | ({"failed": True} if failed else {})
+
+
+def export_bundle(
+    plan: Plan, out: Path, say: Say = lambda line: None, *, force: bool = False, timed: bool = True
+) -> dict[str, Any]:
+    """Write the bundle `out`; returns the report.
+
     `timed` False judges only what repeats exactly, not speed: tests must not fail because a machine is busy or has no INT8 instructions.
     Raises ExportError, and writes nothing, when a gate of `export.gates` is missed or `export.lint` objects; with `force` the
     bundle is written all the same and its manifest lists what failed.
     """
     began = time.monotonic()
     check_replaceable(out)
-    model, cameras, instructions, note = load_checkpoint(checkpoint)
-    model.cfg = dataclasses.replace(
-        model.cfg, world_steps=world_steps or model.cfg.world_steps, action_steps=action_steps or model.cfg.action_steps
-    )
-    tasks = task_embeddings(model, instructions, encoder_of(model.cfg, text_encoder))
-    source = samples or samples_path(checkpoint)
-    observations = observation_feeds(source, tasks)
-    recipe = recipe or load_recipe(target)
+    opened = plan.opened()
+    config = opened.model.cfg
     report: dict[str, Any] = {
-        "checkpoint": note, "observations": len(observations), "target": target, "engines": {},
-        "steps": {"world": model.cfg.world_steps, "action": model.cfg.action_steps},
+        "checkpoint": opened.note, "observations": len(opened.observations), "target": plan.target,
+        "steps": {"world": config.world_steps, "action": config.action_steps},
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        specs = engines(model)
-        float_files = {name: work / f"{name}.fp32.onnx" for name in specs}
-        for name, (module, inputs, outputs) in specs.items():
-            say(f"{name}: torch to ONNX")
-            export_engine(module, inputs, outputs, float_files[name])
-        noise = fixed_noise(specs["world_model"][1]["noise"], specs["predictive"][1]["noise"])
-        reference = {name: OrtEngine(path) for name, path in float_files.items()}
-        feeds = engine_feeds(reference["world_model"], observations, noise)
-        shipped, counts = dict(float_files), {}
-        for name in specs if int8 else ():
-            if name not in recipe["quantise"]:
-                raise ExportError(
-                    f"the recipe does not know the engine '{name}': take one that `harmowam export --search` wrote."
-                )
-            if not recipe["quantise"][name]:  # nothing in it was worth it where the recipe was found
-                counts[name] = {"int8_layers": 0}
-                continue
-            say(f"{name}: INT8 from {len(observations[SHOWN])} observations")
-            shipped[name] = work / f"{name}.int8.onnx"
-            try:
-                counts[name] = quantise(float_files[name], shipped[name], name, recipe, feeds[name][SHOWN])
-            except ValueError as e:
-                raise ExportError(
-                    f"the recipe cannot be used: {e}. Take one that `harmowam export --search` wrote."
-                ) from e
-        for name, path in list(shipped.items()) if half else ():
-            say(f"{name}: FP16")
-            shipped[name] = work / f"{name}.half.onnx"
-            to_half(path, shipped[name])
-        complaints = [f"{name}: {c}" for name, path in shipped.items() for c in lint(path, target)]
-        if complaints:
-            raise ExportError(f"{complaints[0]} ({len(complaints)} complaints in all): mend the model or the recipe.")
-        if int8 and target == "onnxruntime" and (idle := [w for path in shipped.values() for w in left_in_float(path)]):
-            raise ExportError(
-                f"ONNX Runtime would compute {idle[0]} ({len(idle)} layers in all) in float: leave them out of the recipe."
-            )
-        candidate = {name: OrtEngine(path) for name, path in shipped.items()} if int8 or half else reference
-        for name, path in shipped.items():
-            say(f"{name}: compared with FP32")
-            report["engines"][name] = {
-                **counts.get(name, {}),
-                "megabytes": round(path.stat().st_size / 1e6, 2),
-                "fp32_megabytes": round(float_files[name].stat().st_size / 1e6, 2),
-                "weight_bytes": weight_bytes(path),
-                "fp32_weight_bytes": weight_bytes(float_files[name]),
-                "parity": parity(reference[name], candidate[name], feeds[name][JUDGED]),
-                "time": race(reference[name], candidate[name], feeds[name][0]),
-            }
-        with np.load(source) as stored:
+        floats = float_engines(opened.specs, work, say)
+        reference = {name: OrtEngine(path) for name, path in floats.items()}
+        feeds = engine_feeds(reference["world_model"], opened.observations, noise_of(opened.specs))
+        shipped = shrink(plan, floats, feeds, work, say)
+        refuse_what_it_would_not_run(plan, shipped)
+        candidate = reference if plan.precision == "fp32" else {n: OrtEngine(path) for n, path in shipped.files.items()}
+        report["engines"] = compared(reference, candidate, floats, shipped, feeds, say)
+        with np.load(plan.observations) as stored:
             poses = stored["pose"][JUDGED]
-        report["joints_deg"] = joint_error(
-            reference, candidate, feeds["world_model"][JUDGED], feeds["predictive"][JUDGED], poses
-        )
-        report["missed"] = missed(report, speed=timed and int8 and target == "onnxruntime")
+        chain = feeds["world_model"][JUDGED], feeds["predictive"][JUDGED]
+        report["joints_deg"] = joint_error(reference, candidate, *chain, poses)
+        report["missed"] = missed(report, speed=timed and plan.int8 and plan.target == "onnxruntime")
         if report["missed"] and not force:
             raise ExportError(
                 f"{report['missed'][0]} ({len(report['missed'])} gates missed, nothing was written): find another recipe with "
-                "`harmowam export --search`, or write it marked as failed with --force."
+                "`harmowam search-recipe`, or write it marked as failed with --force."
             )
-        quantisation: dict[str, Any] = {"format": "fp16" if half else "fp32"}
-        if int8:
-            quantisation = {"format": "int8 qdq", "target": target, "recipe": recipe, "layers": counts}
-            quantisation["float"] = "float16" if half else "float32"
-        # Times differ from run to run, so only what repeats exactly may enter the hashed manifest.
-        if report["missed"]:
-            quantisation["failed"] = True
-        files = {f"onnx/{name}.onnx": path for name, path in shipped.items()}
+        files = {f"onnx/{name}.onnx": path for name, path in shipped.files.items()}
         files["samples.npz"] = work / "samples.npz"
-        shutil.copy(source, files["samples.npz"])
+        shutil.copy(plan.observations, files["samples.npz"])
         report["seconds"] = round(time.monotonic() - began, 1)
-        report_path = work / "parity.json"
-        report_path.write_text(json.dumps(report, indent=1, sort_keys=True))
-        save_bundle(out, manifest_for(model, cameras, tasks, quantisation), files, reports={"parity.json": report_path})
+        said = work / "parity.json"
+        said.write_text(json.dumps(report, indent=1, sort_keys=True))
+        how = quantisation(plan, shipped, bool(report["missed"]))
+        save_bundle(
+            out, manifest_for(opened.model, opened.cameras, opened.tasks, how), files, reports={"parity.json": said}
+        )
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import tempfile
@@ -15,6 +16,7 @@ import onnx
 from common.files import write_whole
 from export.bundle import export_bundle
 from export.gates import ExportError
+from export.plan import Plan
 from export.quantise import LAYERS
 from runtime.bundle import Bundle
 from runtime.manifest import Manifest
@@ -23,7 +25,7 @@ from sim.evaluate import jobs_for, run_jobs
 from sim.statistics import paired_lower_bound
 from sim.tasks import TASKS
 
-ANY = object()  # any note of a training
+ANY: Any = object()  # any note of a training
 LEAST = -0.03  # of the lower bound: at most 3 points of success may be lost
 
 
@@ -68,28 +70,29 @@ def refuse_strangers(int8: Bundle, fp32: Bundle, note: Any) -> None:
     other = note is not ANY and report.is_file() and json.loads(report.read_text()).get("checkpoint", note) != note
     if other or left(int8) != left(fp32):
         raise ExportError(
-            f"{int8.path} was not made from this checkpoint with these options: name the checkpoint, and the --world-steps and "
-            "--action-steps that it was exported with."
+            f"{int8.path} was not made from this checkpoint: name the one that it was exported from with --against."
         )
 
 
+def steps_of(bundle: Path) -> dict[str, Any]:
+    """The numbers of Euler steps that a bundle was exported with, as its report says."""
+    report = bundle / "reports" / "parity.json"
+    steps = json.loads(report.read_text()).get("steps", {}) if report.is_file() else {}
+    return {"world_steps": steps.get("world"), "action_steps": steps.get("action")}
+
+
 def certify(
-    checkpoint: Path,
-    bundle: Path,
-    episodes: int,
-    seed: int = 0,
-    workers: int | None = None,
-    **how: Any,
+    against: Plan | Path, bundle: Path, episodes: int, seed: int = 0, workers: int | None = None
 ) -> dict[str, Any]:
     """Play `episodes` starts with the engines of `bundle` and with FP32 ones; write `reports/certificate.json` into the bundle.
 
-    `checkpoint`: what `bundle` was exported from, or, for a policy of any kind, its FP32 bundle. `how`: what `export_bundle` was told
-    besides (steps, sentence encoder). Killed and called again, it goes on where it was (`reports/certify.jsonl`). Raises ExportError when
-    the bound is missed.
+    `against`: the plan of the checkpoint that `bundle` was exported from (its precision and steps follow from the bundle), or, for a
+    policy of any kind, its FP32 bundle. Killed and called again, it goes on where it was (`reports/certify.jsonl`). Raises ExportError
+    when the bound is missed.
     """
     opened = Bundle.load(bundle)
     if opened.manifest.quantization.get("format") == "fp32":
-        raise ExportError(f"{bundle} is FP32 itself, there is nothing to certify: export it without --fp32.")
+        raise ExportError(f"{bundle} is FP32 itself, there is nothing to certify: export it with --precision int8.")
     tasks = [t for t, task in TASKS.items() if any(text in opened.manifest.tasks for text in task.instructions)]
     if not tasks:
         raise ExportError(
@@ -98,11 +101,14 @@ def certify(
     reports = bundle / "reports"
     reports.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        fp32, note = checkpoint, ANY
-        if not (checkpoint / "manifest.json").is_file():
+        if isinstance(against, Path):
+            fp32, note = against, ANY
+        else:
             fp32 = Path(folder) / "fp32.bundle"
-            made = export_bundle(checkpoint, fp32, bundle / "samples.npz", int8=False, **how)["checkpoint"]
-            note = json.loads(json.dumps(made))
+            plan = dataclasses.replace(
+                against, precision="fp32", target="onnxruntime", samples=bundle / "samples.npz", **steps_of(bundle)
+            )
+            note = json.loads(json.dumps(export_bundle(plan, fp32)["checkpoint"]))
         reference = Bundle.load(fp32)
         if reference.manifest.quantization.get("format") != "fp32":
             raise ExportError(f"{fp32} is not FP32: name the checkpoint, or the FP32 bundle that {bundle} was made of.")
@@ -118,6 +124,6 @@ def certify(
         raise ExportError(
             f"INT8 is not certified: {result['int8_successes']} against {result['fp32_successes']} successes of {episodes}, "
             f"the lower bound of the difference is {100 * result['lower_bound']:.1f} points, {100 * LEAST:.0f} is needed: "
-            "play more --episodes, or find another recipe with --search."
+            "play more --episodes, or find another recipe with `harmowam search-recipe`."
         )
     return result

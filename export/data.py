@@ -176,7 +176,7 @@ def collect(
     """Collect `episodes` demonstrations of each task and `play` episodes of play into `folder`; parts that exist are kept, so
     the same call goes on after a kill. `more`: so many demonstrations of a task, and as much play with its things, on top.
 
-    Tasks are shown in `environment`: training sees "seen" only, the others are for measuring (`benchmarks/bottleneck.py`).
+    Tasks are shown in `environment`: training sees "seen" only, the others are for measuring (`analyses/november_2026/bottleneck.py`).
     Returns how many were kept and tried. Raises DataError when the folder holds something else, or could not hold so many.
     """
     folder = Path(folder)

@@ -7,7 +7,7 @@ Three stages, world model and expert apart (naive joint distillation of both str
 * shift: the predictive expert, on the student's tokens, by flow matching with the time shifted to high noise, where few steps begin;
 * predictive: its own endpoint in few steps lands where that of N steps lands, with a small anchor of flow matching.
 
-Beside it belongs the control: the teacher's weights at the student's steps, `harmowam export TEACHER --world-steps 1 --action-steps 1`.
+Beside it belongs the control: the teacher's weights at the student's steps, a bundle of `Plan(TEACHER, world_steps=1, action_steps=1)`.
 """
 
 from __future__ import annotations

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from export.models import HarmoWam
 
 OPSET = 20
+Specs = dict[
+    str, tuple[nn.Module, dict[str, tuple[int, ...]], list[str]]
+]  # engine -> module, shapes of its inputs, outputs
 
 
 class WorldEngine(nn.Module):
@@ -72,8 +75,8 @@ class DecoderEngine(nn.Module):
         return self.m.tokeniser.decode(future).clamp(-1, 1)
 
 
-def engines(model: HarmoWam) -> dict[str, tuple[nn.Module, dict[str, tuple[int, ...]], list[str]]]:
-    """Engine name -> (module, input shapes, output names)."""
+def engines(model: HarmoWam) -> Specs:
+    """The engines of a bundle."""
     c = model.cfg
     picture = (1, 3, c.image, c.image)
     future = (c.futures, c.latent_channels, c.latent_size, c.latent_size)

@@ -56,15 +56,6 @@ BOARDS = (
 MEASURED_ON = BOARDS[3]
 
 
-def board_named(text: str) -> Board:
-    """The board that "NAME:MODE" means, whatever the case and with dashes for spaces; raises ValueError that lists them all."""
-    known = {f"{b.name.replace(' ', '-')}:{b.mode}".lower(): b for b in BOARDS}
-    found = known.get(text.replace(" ", "-").lower())
-    if found is None:
-        raise ValueError(f"board '{text}' is not known: use one of {', '.join(known)}.")
-    return found
-
-
 @dataclass(frozen=True)
 class Layer:
     """One kernel: multiply-adds count twice. `kind` is the type it computes in."""

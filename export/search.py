@@ -12,14 +12,12 @@ from typing import Any
 import onnx
 
 from common.files import write_whole
-from export.bundle import engine_feeds, observation_feeds, samples_path, task_embeddings
-from export.checkpoint import load_checkpoint
+from export.bundle import float_engines, noise_of
 from export.gates import COSINE, ExportError, parity, race
-from export.onnx import engines, export_engine
+from export.observations import engine_feeds
+from export.plan import Plan
 from export.quantise import CALIBRATORS, layer_weights, load_recipe, quantise
-from export.text import encoder_of
 from runtime.engines.onnx import OrtEngine
-from runtime.policies.harmowam import fixed_noise
 
 LEAST_GAIN = 1.01  # speed-up of the whole engine that a group must bring to be worth its error
 
@@ -36,77 +34,86 @@ def groups(model: onnx.ModelProto) -> list[str]:
     return sorted(names)
 
 
+class Bench:
+    """Engines of a plan as FP32 files in `work`, and their inputs for a few observations."""
+
+    def __init__(self, plan: Plan, work: Path, observations: int):
+        opened = plan.opened()
+        self.base = load_recipe(plan.target)
+        self.work, self.files = work, float_engines(opened.specs, work)
+        seen = opened.observations[:: max(1, len(opened.observations) // observations)]
+        self.observations = len(seen)
+        self.feeds = engine_feeds(OrtEngine(self.files["world_model"]), seen, noise_of(opened.specs))
+
+    def attempt(self, name: str, patterns: list[str], calibration: str | None = None) -> dict[str, Any] | None:
+        """Engine `name` with the layers of `patterns` in INT8, against FP32; None where they have too few channels."""
+        recipe = {**self.base, "calibration": calibration or self.base["calibration"], "quantise": {name: patterns}}
+        tried = self.work / "try.onnx"
+        try:
+            counts = quantise(self.files[name], tried, name, recipe, self.feeds[name][::2])
+        except ValueError:
+            return None
+        reference, candidate = OrtEngine(self.files[name]), OrtEngine(tried)
+        rows = parity(reference, candidate, self.feeds[name])
+        return {
+            "layers": counts["int8_layers"], "cosine": {k: r["cosine"] for k, r in rows.items()},
+            "speedup": race(reference, candidate, self.feeds[name][0], 20)["speedup"],
+            "bytes": round(tried.stat().st_size / self.files[name].stat().st_size, 3),
+        }  # fmt: skip
+
+
+def good(row: dict[str, Any]) -> bool:
+    """Whether an engine passes its gates."""
+    return all(v >= COSINE.get(k, 0.99) for k, v in row["cosine"].items())
+
+
+def patterns_of(names: list[str]) -> list[str]:
+    return [re.escape(name) + r"\b" for name in names]
+
+
+def worth_it(bench: Bench, name: str, table: dict[str, Any], faster_only: bool) -> list[str]:
+    """The groups of `table` that engine `name` passes its gates with, all of them together."""
+    worth = [g for g, row in table.items() if good(row) and (not faster_only or row["speedup"] >= LEAST_GAIN)]
+    worth.sort(key=lambda g: min(table[g]["cosine"].values()), reverse=True)
+    while worth:  # the group with most harm goes first
+        whole = bench.attempt(name, patterns_of(worth))
+        if whole is not None and good(whole):
+            break
+        worth.pop()
+    return worth
+
+
 def search(
-    checkpoint: Path,
-    out: Path,
-    target: str = "onnxruntime",
-    observations: int = 48,
-    say: Callable[[str], None] = lambda line: None,
-    samples: Path | None = None,
-    text_encoder: Path | None = None,
+    plan: Plan, out: Path, say: Callable[[str], None] = lambda line: None, observations: int = 48
 ) -> dict[str, Any]:
     """Write `recipe.json` and `search.json` into `out`; returns the latter.
 
     Per engine: cosine, speed-up and bytes with only that group in INT8; the calibrators compared on the groups that were chosen.
-    Raises ExportError where `out` cannot be written, before minutes of measuring, and what reading checkpoint and samples raises.
+    Raises ExportError where `out` cannot be written, before minutes of measuring, and what `Plan.opened` raises.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ExportError(f"{out} cannot be made ({e.strerror}): name another --out.") from e
-    model, _, instructions, _ = load_checkpoint(checkpoint)
-    tasks = task_embeddings(model, instructions, encoder_of(model.cfg, text_encoder))
-    seen = observation_feeds(samples or samples_path(checkpoint), tasks)
-    seen = seen[:: max(1, len(seen) // observations)]
-    base = load_recipe(target)
-    report: dict[str, Any] = {"target": target, "observations": len(seen), "engines": {}}
+    chosen: dict[str, list[str]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        specs = engines(model)
-        for name, (module, inputs, outputs) in specs.items():
-            export_engine(module, inputs, outputs, work / f"{name}.onnx")
-        noise = fixed_noise(specs["world_model"][1]["noise"], specs["predictive"][1]["noise"])
-        feeds = engine_feeds(OrtEngine(work / "world_model.onnx"), seen, noise)
-
-        def attempt(name: str, patterns: list[str], calibration: str = base["calibration"]) -> dict[str, Any] | None:
-            recipe = {**base, "calibration": calibration, "quantise": {name: patterns}}
-            try:
-                counts = quantise(work / f"{name}.onnx", work / "try.onnx", name, recipe, feeds[name][::2])
-            except ValueError:
-                return None  # too few channels
-            reference, candidate = OrtEngine(work / f"{name}.onnx"), OrtEngine(work / "try.onnx")
-            rows = parity(reference, candidate, feeds[name])
-            return {
-                "layers": counts["int8_layers"], "cosine": {k: r["cosine"] for k, r in rows.items()},
-                "speedup": race(reference, candidate, feeds[name][0], 20)["speedup"],
-                "bytes": round((work / "try.onnx").stat().st_size / (work / f"{name}.onnx").stat().st_size, 3),
-            }  # fmt: skip
-
-        def good(row: dict[str, Any]) -> bool:
-            return all(v >= COSINE.get(k, 0.99) for k, v in row["cosine"].items())
-
-        chosen: dict[str, list[str]] = {}
-        for name in specs:
+        bench = Bench(plan, Path(folder), observations)
+        report: dict[str, Any] = {"target": plan.target, "observations": bench.observations, "engines": {}}
+        for name, file in bench.files.items():
             table = {}
-            for group in groups(onnx.load(work / f"{name}.onnx")):
-                row = attempt(name, [re.escape(group) + r"\b"])
+            for group in groups(onnx.load(file)):
+                row = bench.attempt(name, patterns_of([group]))
                 if row is not None:
                     table[group] = row
                     say(f"{name:12} {group:28} cosine {min(row['cosine'].values()):.5f}  {row['speedup']:.2f}x")
-            # Least harm per gain first; a group stays when the engine as a whole still passes its gates.
-            # How fast TensorRT would be cannot be told here.
-            worth = [g for g, r in table.items() if good(r) and (target != "onnxruntime" or r["speedup"] >= LEAST_GAIN)]
-            worth.sort(key=lambda g: min(table[g]["cosine"].values()), reverse=True)
-            while worth:
-                patterns = [re.escape(g) + r"\b" for g in worth]
-                whole = attempt(name, patterns)
-                if whole is not None and good(whole):
-                    break
-                worth.pop()
-            chosen[name] = [re.escape(g) + r"\b" for g in worth]
-            calibrators = {c: attempt(name, chosen[name], c) for c in CALIBRATORS} if worth else {}
+            # How fast TensorRT would be cannot be told by timing ONNX Runtime.
+            worth = worth_it(bench, name, table, faster_only=plan.target == "onnxruntime")
+            chosen[name] = patterns_of(worth)
+            calibrators = {c: bench.attempt(name, chosen[name], c) for c in CALIBRATORS} if worth else {}
             report["engines"][name] = {"groups": table, "chosen": worth, "calibrators": calibrators}
-    recipe = {k: v for k, v in base.items() if k not in ("target", "quantise")} | {"targets": {target: chosen}}
-    for file, data in (("recipe.json", recipe), ("search.json", report)):
-        write_whole(out / file, json.dumps(data, indent=1) + "\n")
+    recipe = {k: v for k, v in bench.base.items() if k not in ("target", "quantise")} | {
+        "targets": {plan.target: chosen}
+    }
+    for wanted, data in (("recipe.json", recipe), ("search.json", report)):
+        write_whole(out / wanted, json.dumps(data, indent=1) + "\n")
     return report

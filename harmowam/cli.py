@@ -36,6 +36,7 @@ class Verbs(click.Group):
         "build": "harmowam.build",
         "bus": "harmowam.bus",
         "calibrate": "harmowam.calibrate",
+        "certify": "harmowam.export",
         "distill": "harmowam.distill",
         "doctor": "harmowam.doctor",
         "evaluate": "harmowam.evaluate",
@@ -43,6 +44,7 @@ class Verbs(click.Group):
         "profile": "harmowam.profile",
         "replay": "harmowam.replay",
         "report": "harmowam.report",
+        "search-recipe": "harmowam.export",
         "train": "harmowam.train",
     }
 
@@ -51,7 +53,7 @@ class Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in self.groups:
-            group: click.Command = getattr(importlib.import_module(self.groups[cmd_name]), cmd_name)
+            group: click.Command = getattr(importlib.import_module(self.groups[cmd_name]), cmd_name.replace("-", "_"))
             return group
         return super().get_command(ctx, cmd_name)
 

@@ -40,7 +40,7 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 @bundle_option
 @click.option(
     "--policy",
-    help="Of kind harmowam gated (the default), reactive, predictive, average, oracle, true_future; bc, bc_play; several with commas.",
+    help="Of kind harmowam gated (the default), reactive, predictive, average, oracle, true_future; several with commas.",
 )
 @click.option(
     "--environment",
@@ -83,22 +83,7 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     metavar="ENGINE=MS",
     help="world_model, predictive or fast: virtual latency of an engine.",
 )
-@click.option(
-    "--board", metavar="NAME:MODE", help="Latencies that TensorRT is predicted to have there, e.g. orin-nano-8gb:25w."
-)
 @click.option("--camera-fps", type=click.FloatRange(min=1), default=25.0, show_default=True, help="Of both cameras.")
-@click.option(
-    "--rest",
-    type=click.FloatRange(min=0.01),
-    default=0.2,
-    show_default=True,
-    metavar="S",
-    help="How long success must last.",
-)
-@click.option(
-    "--bc", type=click.Path(path_type=Path), help="Bundle of the behaviour-cloning baseline, trained on task data."
-)
-@click.option("--bc-play", type=click.Path(path_type=Path), help="The same, trained on task and play data.")
 @click.option(
     "--rows",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -126,11 +111,7 @@ def evaluate(
     split: str,
     start: str,
     latency: tuple[str, ...],
-    board: str | None,
     camera_fps: float,
-    rest: float,
-    bc: Path | None,
-    bc_play: Path | None,
     rows: Path | None,
     shard: str,
     engine: Engine | None,
@@ -141,11 +122,11 @@ def evaluate(
     from runtime.bundle import Bundle
     from runtime.compute import REPORTED, Compute, choose
     from runtime.policies import kind_of
-    from sim.evaluate import BASELINES, OURS, STARTS, digest, jobs_for, run_jobs
+    from sim.evaluate import OURS, STARTS, digest, jobs_for, run_jobs
     from sim.results import COLUMNS, cells, sentences, summary, table
     from sim.tasks import ENVIRONMENTS, INSTRUCTIONS, TASKS
 
-    schedule = _schedule(bundle, camera_fps, rest, board, latency)
+    schedule = _schedule(camera_fps, latency)
     part, _, parts = shard.partition("/")
     if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
         raise UserError(f"--shard {shard} is not understood: write for example 1/4 for the first of four parts.")
@@ -157,14 +138,13 @@ def evaluate(
     single = task in INSTRUCTIONS or " " in task
     jobs = jobs_for(
         bundle,
-        _chosen("policy", policy or kind.modes[0], (*ways, *BASELINES)),
+        _chosen("policy", policy or kind.modes[0], ways),
         _chosen("environment", environment, ENVIRONMENTS),
         (task,) if single else _chosen("task", task, tuple(TASKS)),
         range(seed, seed + episodes),
         split=split,
         starts=STARTS if start == "both" else (start,),
         schedule=schedule,
-        baselines={k: v for k, v in (("bc", bc), ("bc_play", bc_play)) if v is not None},
         engine=chosen.engine,
     )[int(part) - 1 :: int(parts)]
     began = time.monotonic()
@@ -180,15 +160,13 @@ def evaluate(
     })  # fmt: skip
 
 
-def _schedule(bundle: Path, camera_fps: float, rest: float, board: str | None, latency: tuple[str, ...]) -> Schedule:
+def _schedule(camera_fps: float, latency: tuple[str, ...]) -> Schedule:
     """Rates and latencies of the virtual robot, as the options have them; raises UserError."""
     from sim.virtual_time import Schedule
 
-    if not math.isfinite(camera_fps + rest):
-        raise UserError("--camera-fps and --rest must be numbers: correct them.")
-    schedule = Schedule(camera_hz=camera_fps, rest_s=rest)
-    if board:
-        schedule = dataclasses.replace(schedule, **predicted_latency(bundle, board))
+    if not math.isfinite(camera_fps):
+        raise UserError("--camera-fps must be a number: correct it.")
+    schedule = Schedule(camera_hz=camera_fps)
     for item in latency:
         name, _, ms = item.partition("=")
         try:
@@ -199,28 +177,6 @@ def _schedule(bundle: Path, camera_fps: float, rest: float, board: str | None, l
             raise UserError(f"--latency {item} is not understood: write world_model=MS, predictive=MS or fast=MS.")
         schedule = dataclasses.replace(schedule, **{f"{name}_ms": late})
     return schedule
-
-
-def predicted_latency(bundle: Path, name: str) -> dict[str, float]:
-    """Fields of a Schedule, ms: the engines alone, by `export.roofline`; pre-processing and transfers are not in them.
-
-    Raises UserError for a board that is not known, BundleError, and UserError for a bundle without these engines.
-    """
-    from export.roofline import board_named, predicted
-    from runtime.bundle import Bundle
-
-    try:
-        board = board_named(name)
-    except ValueError as e:
-        raise UserError(str(e)) from e
-    engines = Bundle.load(bundle).manifest.engines
-    if lacks := [e for e in ("world_model", "predictive", "fast") if e not in engines]:
-        raise UserError(
-            f"{bundle} holds no engine '{lacks[0]}', as a baseline does not: give one of `harmowam export` with --bundle."
-        )
-    files = {e: bundle / engines[e].file for e in ("world_model", "predictive", "fast")}
-    row = predicted(files, [board])[0]
-    return {f"{e}_ms": float(row[e]) for e in files}
 
 
 def print_table(lines: list[list[str]]) -> None:

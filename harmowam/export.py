@@ -1,8 +1,10 @@
-"""`harmowam export`: a checkpoint to a bundle that was checked against it; the search for a recipe, and the certificate."""
+"""`harmowam export`, `search-recipe` and `certify`: a checkpoint to a bundle that was checked against it."""
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,124 +13,139 @@ import click
 from harmowam.options import UserError, errors, json_option, refuse_unused, say, workers_option, write_json
 
 PATH = click.Path(path_type=Path)
-
-
-@click.command(short_help="Turn a checkpoint into a checked INT8 bundle.")
-@click.argument("checkpoint", type=PATH, required=False)
-@click.option("--out", type=PATH, default=Path("out/so101.bundle"), show_default=True, help="Folder of the bundle.")
-@click.option("--samples", type=PATH, help="Calibration observations (default: beside the checkpoint).")
-@click.option("--dataset", type=PATH, help="Or a LeRobotDataset of yours to draw 256 of them from.")
-@click.option("--units", type=click.Choice(["degrees", "rad"]), help="Of a --dataset that lerobot recorded.")
-@click.option("--cameras", type=PATH, help="Calibrations of its cameras: front.json, wrist.json.")
-@click.option("--fp32", is_flag=True, help="Do not quantise (the reference).")
-@click.option(
-    "--world-steps", type=click.IntRange(1, 100), help="Euler steps of the world model (default: the checkpoint's)."
-)
-@click.option("--action-steps", type=click.IntRange(1, 100), help="Of the predictive expert, likewise.")
-@click.option("--text-encoder", type=PATH, help="The sentence encoder's folder, if trained with one.")
-@click.option(
+checkpoint_argument = click.argument("checkpoint", type=PATH, required=False)
+samples_option = click.option("--samples", type=PATH, help="Calibration observations (default: beside the checkpoint).")
+text_option = click.option("--text-encoder", type=PATH, help="The sentence encoder's folder, if trained with one.")
+target_option = click.option(
     "--target",
     type=click.Choice(["onnxruntime", "tensorrt"]),
     default="onnxruntime",
     show_default=True,
     help="Who runs it.",
 )
-@click.option("--half", is_flag=True, help="FP16 for what stays float; with --target tensorrt.")
+
+
+@click.command(short_help="Turn a checkpoint into a checked INT8 bundle.")
+@checkpoint_argument
+@click.option("--out", type=PATH, default=Path("out/so101.bundle"), show_default=True, help="Folder of the bundle.")
+@target_option
+@click.option(
+    "--precision",
+    type=click.Choice(["int8", "int8-fp16", "fp16", "fp32"]),
+    default="int8",
+    show_default=True,
+    help="Of the engines; the FP16 ones (with int8-fp16 what stays float) are for --target tensorrt.",
+)
+@click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False), help="What `search-recipe` wrote.")
+@samples_option
+@click.option("--dataset", type=PATH, help="Or a LeRobotDataset of yours to draw 256 of them from.")
+@click.option("--units", type=click.Choice(["degrees", "rad"]), help="Of a --dataset that lerobot recorded.")
+@click.option("--cameras", type=PATH, help="Calibrations of its cameras: front.json, wrist.json.")
+@text_option
 @click.option("--force", is_flag=True, help="Write the bundle, marked as failed, although it misses a gate.")
-@click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False), help="A recipe that --search wrote.")
-@click.option("--search", is_flag=True, help="Find a recipe: error and time of each group of layers, into OUT.search/.")
-@click.option("--certify", is_flag=True, help="Play paired episodes, INT8 against FP32, with the bundle at OUT.")
-@click.option("--episodes", type=click.IntRange(min=1), default=400, show_default=True, help="Of --certify.")
-@workers_option
 @json_option
 @errors
 def export(
-    checkpoint: Path | None,
-    out: Path,
-    samples: Path | None,
-    dataset: Path | None,
-    units: str | None,
-    cameras: Path | None,
-    fp32: bool,
-    world_steps: int | None,
-    action_steps: int | None,
-    text_encoder: Path | None,
-    target: str,
-    half: bool,
-    force: bool,
-    recipe: Path | None,
-    search: bool,
-    certify: bool,
-    episodes: int,
-    workers: int | None,
-    json_path: Path | None,
-) -> None:
+    checkpoint: Path | None, out: Path, target: str, precision: str, recipe: Path | None, samples: Path | None, dataset: Path | None,
+    units: str | None, cameras: Path | None, text_encoder: Path | None, force: bool, json_path: Path | None,
+) -> None:  # fmt: skip
     """Turn a checkpoint into an INT8 bundle (default: the shipped checkpoint); refused when it strays from FP32."""
-    from export.bundle import CHECKPOINT, export_bundle, pick_samples
-    from export.quantise import load_recipe
+    from export.bundle import export_bundle
 
-    if certify:
-        refuse_unused("with --certify", "samples", "dataset", "fp32", "target", "half", "force", "recipe", "search")
-    else:
-        refuse_unused("without --certify", "episodes", "workers")
-    if search:
-        refuse_unused("with --search", "fp32", "half", "world_steps", "action_steps", "force", "recipe")
-    if half and target != "tensorrt":
-        raise UserError(
-            "--half is for TensorRT, ONNX Runtime on a CPU computes in FP32: add --target tensorrt, or leave it out."
-        )
     if not dataset:
         refuse_unused("without --dataset", "units", "cameras")
     if samples and dataset:
         raise UserError("--samples and --dataset both say where observations come from: give one of them.")
-    checkpoint = checkpoint or CHECKPOINT
-    how: dict[str, Any] = {"world_steps": world_steps, "action_steps": action_steps, "text_encoder": text_encoder}
-    try:
-        own = load_recipe(target, recipe) if recipe else None
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{recipe} is no recipe ({e}): take one that `harmowam export --search` wrote.") from e
-    if certify:
-        from export.certify import certify as play
-
-        result = play(checkpoint, out, episodes, workers=workers, **how)
-        click.echo(
-            f"INT8 {result['int8_successes']}, FP32 {result['fp32_successes']} of {result['pairs']}: difference "
-            f"{100 * result['difference']:+.1f} points, one-sided 95 % bound {100 * result['lower_bound']:+.1f}"
-        )
-        write_json(json_path, result)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        if dataset:
-            from export.data import load_demonstrations
-            from export.lerobot import read_cameras
-
-            samples = Path(folder) / "samples.npz"
-            known = read_cameras(cameras) if cameras else None
-            pick_samples(
-                load_demonstrations(dataset, Path(folder) / "pictures", units=units, calibration=known), samples
-            )
-        if search:
-            from export.search import search as find
-
-            into = out.with_name(out.name + ".search")
-            found = find(checkpoint, into, target, say=say, samples=samples, text_encoder=text_encoder)
-            write_json(json_path, found)
-            click.echo(f"recipe: {into / 'recipe.json'} (use it with --recipe), measurements: {into / 'search.json'}")
-            return
-        report = export_bundle(
-            checkpoint,
-            out,
-            samples,
-            int8=not fp32,
-            say=say,
-            target=target,
-            force=force,
-            recipe=own,
-            half=half,
-            **how,
-        )
+    with drawn(dataset, units, cameras) as observations:
+        plan = planned(
+            checkpoint, target=target, precision=precision, recipe=read_recipe(recipe, target),
+            samples=observations or samples, text_encoder=text_encoder,
+        )  # fmt: skip
+        report = export_bundle(plan, out, say, force=force)
     print_report(report, out)
     write_json(json_path, report)
+
+
+@click.command("search-recipe", short_help="Measure which layers are worth INT8.")
+@checkpoint_argument
+@click.option(
+    "--out", type=PATH, default=Path("out/recipe"), show_default=True, help="Folder of recipe.json and search.json."
+)
+@target_option
+@samples_option
+@text_option
+@json_option
+@errors
+def search_recipe(
+    checkpoint: Path | None, out: Path, target: str, samples: Path | None, text_encoder: Path | None, json_path: Path | None
+) -> None:  # fmt: skip
+    """Find a recipe: error and time of each group of layers in INT8 (7 minutes)."""
+    from export.search import search
+
+    found = search(planned(checkpoint, target=target, samples=samples, text_encoder=text_encoder), out, say)
+    write_json(json_path, found)
+    click.echo(f"recipe: {out / 'recipe.json'} (`harmowam export --recipe`), measurements: {out / 'search.json'}")
+
+
+@click.command(short_help="Play paired episodes, INT8 against FP32.")
+@click.argument("bundle", type=PATH, default=Path("out/so101.bundle"))
+@click.option(
+    "--against",
+    type=PATH,
+    help="The checkpoint that it was exported from (default: the shipped one), or its FP32 bundle.",
+)
+@click.option("--episodes", type=click.IntRange(min=1), default=400, show_default=True, help="Pairs.")
+@text_option
+@workers_option
+@json_option
+@errors
+def certify(
+    bundle: Path, against: Path | None, episodes: int, text_encoder: Path | None, workers: int | None, json_path: Path | None
+) -> None:  # fmt: skip
+    """Play the same starts with the engines of BUNDLE and with FP32 ones; refused when INT8 may cost more than 3 points."""
+    from export.certify import certify as play
+
+    fp32 = against is not None and (against / "manifest.json").is_file()
+    reference = against if fp32 and against is not None else planned(against, text_encoder=text_encoder)
+    result = play(reference, bundle, episodes, workers=workers)
+    click.echo(
+        f"INT8 {result['int8_successes']}, FP32 {result['fp32_successes']} of {result['pairs']}: difference "
+        f"{100 * result['difference']:+.1f} points, one-sided 95 % bound {100 * result['lower_bound']:+.1f}"
+    )
+    write_json(json_path, result)
+
+
+def planned(checkpoint: Path | None, **how: Any) -> Any:
+    """The plan of a checkpoint, the shipped one if none is named."""
+    from export.plan import CHECKPOINT, Plan
+
+    return Plan(checkpoint or CHECKPOINT, **how)
+
+
+def read_recipe(path: Path | None, target: str) -> dict[str, Any] | None:
+    from export.quantise import load_recipe
+
+    try:
+        return load_recipe(target, path) if path else None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path} is no recipe ({e}): take one that `harmowam search-recipe` wrote.") from e
+
+
+@contextlib.contextmanager
+def drawn(dataset: Path | None, units: str | None, cameras: Path | None) -> Iterator[Path | None]:
+    """256 observations of a dataset as a file that is there for as long as the context; None without a dataset."""
+    if dataset is None:
+        yield None
+        return
+    from export.data import load_demonstrations
+    from export.lerobot import read_cameras
+    from export.observations import pick_samples
+
+    with tempfile.TemporaryDirectory() as folder:
+        known = read_cameras(cameras) if cameras else None
+        data = load_demonstrations(dataset, Path(folder) / "pictures", units=units, calibration=known)
+        pick_samples(data, Path(folder) / "samples.npz")
+        yield Path(folder) / "samples.npz"
 
 
 def print_report(report: dict[str, Any], out: Path) -> None:

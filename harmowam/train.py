@@ -93,9 +93,9 @@ def read(dataset: Path, run: Path, units: str | None, cameras: Path | None) -> D
 
 def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path | None, only_snapshot: bool) -> None:
     """From nothing to a checkpoint, or what is left of the way; raises UserError."""
-    from export.bundle import pick_samples, samples_path
     from export.checkpoint import write_file
     from export.data import collect
+    from export.observations import pick_samples, samples_path
     from export.recipe_file import follow, read_recipe, snapshot
 
     recipe = read_recipe(path)
@@ -180,9 +180,9 @@ def train(
     from export import act
     from export.act import ActPlan
     from export.backdrop import with_other_tables
-    from export.bundle import pick_samples, samples_path
     from export.config import Config
     from export.loop import leads
+    from export.observations import pick_samples, samples_path
     from export.text import hugging_face
     from export.train import STAGES, Plan, train
 
@@ -230,9 +230,9 @@ def train(
 @errors
 def average(before: Path, after: Path, out: Path, share: float, json_path: Path | None) -> None:
     """Mean of the weights of BEFORE and of AFTER, which `train --from BEFORE` made: often better than either."""
-    from export.bundle import samples_path
     from export.checkpoint import average as mean
     from export.checkpoint import save_checkpoint, write_file
+    from export.observations import samples_path
 
     model, cameras, instructions, note = mean(before, after, share)
     save_checkpoint(out, model, cameras, instructions, note)

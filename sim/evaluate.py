@@ -212,8 +212,7 @@ def _refuse_unfit(policy: str, path: Path, shared: bool, texts: Sequence[str]) -
     """Raise what `jobs_for` raises unless the bundle at `path` can drive as `policy`, told `texts`. `shared`: no baseline has it alone."""
     if policy in BASELINES and shared:
         raise EvaluationError(
-            f"policy '{policy}' needs its own bundle: train one with `harmowam train --baseline act` and name it with "
-            f"--{policy.replace('_', '-')}."
+            f"policy '{policy}' needs its own bundle: train one with `harmowam train --baseline act`, and evaluate it by itself."
         )
     bundle = Bundle.load(path)
     kind_of(bundle)

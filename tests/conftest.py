@@ -46,10 +46,11 @@ def pytest_unconfigure(config):
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
     """Path of the bundle and its parity report, exported as `harmowam export` does, but for the gate of speed."""
-    from export.bundle import CHECKPOINT, export_bundle
+    from export.bundle import export_bundle
+    from export.plan import Plan
 
     path = tmp_path_factory.mktemp("bundle") / "so101.bundle"
-    return path, export_bundle(CHECKPOINT, path, timed=False)
+    return path, export_bundle(Plan(), path, timed=False)
 
 
 @pytest.fixture(scope="session")

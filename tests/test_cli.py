@@ -59,11 +59,8 @@ def refusal(*args):
         (["train", "--play"], "--play means nothing without --baseline"),
         (["train", "--baseline", "act", "--from", "x.safetensors"], "--from means nothing with --baseline"),
         (["train", "--baseline", "act", "--plan", "world=5"], "there is no stage 'world', choose act"),
-        (["export", "--search", "--world-steps", 1], "--world-steps means nothing with --search"),
-        (["export", "--certify", "--dataset", "d"], "--dataset means nothing with --certify"),
         (["export", "--units", "rad"], "--units means nothing without --dataset"),
         (["export", "--cameras", "c"], "--cameras means nothing without --dataset"),
-        (["export", "--episodes", 10], "--episodes means nothing without --certify"),
     ],
 )  # fmt: skip
 def test_an_option_that_would_do_nothing_is_refused(options, said):

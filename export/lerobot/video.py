@@ -1,6 +1,6 @@
 """Pictures to H.264 and back, through PyAV.
 
-Settings were chosen by measurement on rendered 96x96 pictures (`python -m benchmarks.dataset`, docs/data.md): no chroma
+Settings were chosen by measurement on rendered 96x96 pictures (`benchmarks/dataset.py` of commit 94199e5, docs/data.md): no chroma
 subsampling, because small coloured objects are what the policy looks for; a key frame every 10, so that a reader that
 wants one picture decodes ten at most; no B-frames, so that pictures are stored in the order in which they are shown.
 """

@@ -6,10 +6,12 @@ import numpy as np
 import onnx
 import pytest
 
-from export.bundle import CHECKPOINT, export_bundle, samples_path
+from export.bundle import export_bundle
 from export.checkpoint import load_checkpoint
 from export.gates import ExportError
+from export.observations import samples_path
 from export.onnx import engines, export_engine
+from export.plan import CHECKPOINT, Plan
 from export.quantise import left_in_float, load_recipe, quantise
 from export.text import ngrams
 from runtime.bundle import Bundle
@@ -74,7 +76,7 @@ def test_the_bundle_knows_its_tasks_cameras_and_recipe(bundle_path):
 
 def test_without_real_observations_there_is_no_export(tmp_path):
     with pytest.raises(ExportError, match="random data is never used"):
-        export_bundle(CHECKPOINT, tmp_path / "b", samples=tmp_path / "none.npz")
+        export_bundle(Plan(samples=tmp_path / "none.npz"), tmp_path / "b")
 
 
 def test_the_shipped_files_are_small():
@@ -103,5 +105,5 @@ def test_instructions_are_told_apart_by_their_ngrams():
 
 @pytest.mark.slow
 def test_equal_inputs_give_equal_bytes(bundle_path, tmp_path):
-    export_bundle(CHECKPOINT, tmp_path / "again.bundle", timed=False)
+    export_bundle(Plan(), tmp_path / "again.bundle", timed=False)
     assert (tmp_path / "again.bundle" / "manifest.json").read_bytes() == (bundle_path / "manifest.json").read_bytes()

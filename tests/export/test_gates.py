@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from export import bundle as room
-from export.bundle import CHECKPOINT, export_bundle, observation_feeds, samples_path
+from export.bundle import export_bundle
 from export.gates import ASTRAY_CELLS, ExportError, aims_apart, missed, probabilities
+from export.observations import observation_feeds, samples_path
 from export.onnx import engines
+from export.plan import CHECKPOINT, Plan
 from runtime.bundle import Bundle
 from runtime.engines.onnx import centred_cosine
 
@@ -58,11 +60,11 @@ def test_a_missed_gate_writes_nothing_and_force_marks_the_bundle(tmp_path, monke
     monkeypatch.setattr("export.gates.JOINT_MAX_DEG", -1.0)  # no model is better than that
     monkeypatch.setattr(room, "engines", lambda model: {k: ENGINES(model)[k] for k in ("world_model", "predictive")})
     few = _samples(tmp_path, **dict.fromkeys(("front", "wrist", "pose", "instruction"), lambda a: a[:32]))
-    out = tmp_path / "b.bundle"
+    out, plan = tmp_path / "b.bundle", Plan(precision="fp32", samples=few)
     with pytest.raises(ExportError, match="nothing was written"):
-        export_bundle(CHECKPOINT, out, few, int8=False)
+        export_bundle(plan, out)
     assert list(tmp_path.iterdir()) == [few]
-    export_bundle(CHECKPOINT, out, few, int8=False, force=True)
+    export_bundle(plan, out, force=True)
     assert Bundle.load(out).manifest.quantization["failed"]
     assert "FAILED the gates" in caplog.text
 

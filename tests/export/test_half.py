@@ -86,7 +86,8 @@ def test_the_prediction_for_an_orin_reckons_with_float16(halves):
     assert half.count("int8") == source.count("int8") > 0, "what is INT8 stays so"
 
 
-def test_on_the_workstations_runtime_it_is_refused(tmp_path):
-    done = CliRunner().invoke(main, ["export", "--half", "--out", str(tmp_path / "b")])
-    assert done.exit_code == 2 and "--half is for TensorRT" in done.output
+@pytest.mark.parametrize("precision", ["int8-fp16", "fp16"])
+def test_on_the_workstations_runtime_it_is_refused(precision, tmp_path):
+    done = CliRunner().invoke(main, ["export", "--precision", precision, "--out", str(tmp_path / "b")])
+    assert done.exit_code == 2 and f"--precision {precision} is for TensorRT" in done.output
     assert not (tmp_path / "b").exists()

@@ -18,10 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from export.bundle import samples_path
 from export.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from export.config import Config
 from export.models import HarmoWam
+from export.observations import samples_path
 from export.state import (
     MOMENTS,
     load_state,

@@ -10,7 +10,6 @@ from export.roofline import (
     MEASURED_ON,
     Board,
     Layer,
-    board_named,
     calibration_errors,
     fitted,
     layers_of,
@@ -46,10 +45,11 @@ def test_more_clock_more_processors_and_more_memory_never_cost_time():
 def test_an_orin_nx_in_the_modes_of_its_super_configuration():
     """Of nvpmodel_p3767_0000_super.conf: TPC mask 252 in 10 and 15 W, memory at 2133 MHz in 10 W, GPU at 1173 MHz in 40 W."""
     name = "Orin NX 16GB"
-    assert board_named("orin-nx-16gb:10w") == Board(name, "10W", 4, 0.612, 68)
-    assert board_named("orin-nx-16gb:15w") == Board(name, "15W", 4, 0.612, 102)
-    assert board_named("orin-nx-16gb:40w") == Board(name, "40W", 8, 1.173, 102)
-    assert board_named("orin-nx-16gb:maxn_super") == Board(name, "MAXN_SUPER", 8, 1.173, 102)
+    modes = {b.mode: b for b in BOARDS if b.name == name}
+    assert modes["10W"] == Board(name, "10W", 4, 0.612, 68)
+    assert modes["15W"] == Board(name, "15W", 4, 0.612, 102)
+    assert modes["40W"] == Board(name, "40W", 8, 1.173, 102)
+    assert modes["MAXN_SUPER"] == Board(name, "MAXN_SUPER", 8, 1.173, 102)
 
 
 def graph(tmp_path, quantised):

@@ -7,13 +7,15 @@ import onnx
 import pytest
 import torch
 
-from export.bundle import export_bundle, pick_samples, samples_path
+from export.bundle import export_bundle
 from export.certify import certify, refuse_strangers
 from export.checkpoint import load_checkpoint, save_checkpoint
 from export.gates import COSINE, ExportError
 from export.lint import lint
 from export.models import HarmoWam
+from export.observations import pick_samples, samples_path
 from export.onnx import engines, export_engine
+from export.plan import Plan
 from export.quantise import load_recipe
 from export.search import groups, search
 from runtime.bundle import Bundle
@@ -31,7 +33,7 @@ def untrained(drawn, tmp_path_factory):
 
 def test_what_leaves_for_tensorrt_is_what_tensorrt_takes(untrained, tmp_path):
     """--force: nothing was trained, so the gates have nothing to hold on to."""
-    export_bundle(untrained, tmp_path / "b", target="tensorrt", force=True)
+    export_bundle(Plan(untrained, "tensorrt"), tmp_path / "b", force=True)
     manifest = Bundle.load(tmp_path / "b").manifest
     assert manifest.quantization["target"] == "tensorrt"
     int8 = 0
@@ -45,9 +47,9 @@ def test_what_leaves_for_tensorrt_is_what_tensorrt_takes(untrained, tmp_path):
 
 @pytest.mark.slow
 def test_only_the_int8_form_of_the_same_model_with_as_many_steps_is_certified(untrained, tmp_path):
-    export_bundle(untrained, tmp_path / "fp32", int8=False, force=True)
+    export_bundle(Plan(untrained, precision="fp32"), tmp_path / "fp32", force=True)
     with pytest.raises(ExportError, match="is FP32 itself"):
-        certify(untrained, tmp_path / "fp32", 4)
+        certify(Plan(untrained), tmp_path / "fp32", 4)
     fp32 = Bundle.load(tmp_path / "fp32")
     refuse_strangers(fp32, fp32, {})
     with pytest.raises(ExportError, match="was not made from this checkpoint"):  # equal but for how it was trained
@@ -60,20 +62,20 @@ def test_only_the_int8_form_of_the_same_model_with_as_many_steps_is_certified(un
     save_checkpoint(other, model, cameras, instructions, note)
     shutil.copyfile(samples_path(untrained), samples_path(other))
     for checkpoint, steps in ((other, None), (untrained, 3)):
-        export_bundle(checkpoint, tmp_path / "stranger", int8=False, force=True, world_steps=steps)
-        with pytest.raises(ExportError, match="was not made from this checkpoint with these options"):
+        export_bundle(Plan(checkpoint, precision="fp32", world_steps=steps), tmp_path / "stranger", force=True)
+        with pytest.raises(ExportError, match="was not made from this checkpoint: name the one"):
             refuse_strangers(Bundle.load(tmp_path / "stranger"), fp32, note)
 
 
 def test_a_search_whose_result_cannot_be_written_does_not_begin(untrained, tmp_path, monkeypatch):
-    monkeypatch.setattr("export.search.engines", lambda model: pytest.fail("it measures"))
+    monkeypatch.setattr(Plan, "opened", lambda plan: pytest.fail("it measures"))
     (tmp_path / "file").touch()
     with pytest.raises(ExportError, match=r"cannot be made .*: name another --out"):
-        search(untrained, tmp_path / "file" / "s")
+        search(Plan(untrained), tmp_path / "file" / "s")
 
 
 def test_the_search_names_groups_measures_them_and_writes_a_recipe_that_export_takes(untrained, tmp_path):
-    found = search(untrained, tmp_path / "s", observations=8)
+    found = search(Plan(untrained), tmp_path / "s", observations=8)
     assert found == json.loads((tmp_path / "s" / "search.json").read_text())
     recipe = load_recipe("onnxruntime", tmp_path / "s" / "recipe.json")
     for name, engine in found["engines"].items():

@@ -1,4 +1,6 @@
-"""Which model errs where training never went? `python -m benchmarks.bottleneck` measures each on demonstrations of each environment.
+"""Which model errs where training never went? Each is measured on demonstrations of each environment:
+
+    python -m analyses.november_2026.bottleneck
 
 Open loop, so that errors do not add up: every row is a state that the scripted expert was in, on starts that no training and no test has.
 The distances are on the table, from where the gripper acted next (closed, opened, pressed) to where a model says that it will.
@@ -14,11 +16,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from export.bundle import CHECKPOINT
 from export.checkpoint import load_checkpoint
 from export.data import Demonstrations, collect, load_demonstrations
 from export.labels import Labels, grasps
 from export.models import HarmoWam
+from export.plan import CHECKPOINT
 from export.rows import images
 from export.text import encoder_of
 from runtime.policies.decode import heatmap_point

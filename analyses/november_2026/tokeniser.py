@@ -1,8 +1,9 @@
 """What the latents keep of a picture: front views of each environment and what the tokeniser makes of them.
 
-`python -m benchmarks.tokeniser [--checkpoint FILE ...]` reads the demonstrations that `benchmarks.bottleneck` collected (out/held_out),
-prints the signal-to-noise ratio by environment and draws docs/images/tokeniser.png: a row of pictures, and for each checkpoint a row of
-what it makes of them.
+    python -m analyses.november_2026.tokeniser [--checkpoint FILE ...]
+
+It reads the demonstrations that the study bottleneck.py collected (out/held_out), prints the signal-to-noise ratio by environment and
+draws docs/images/tokeniser.png: a row of pictures, and for each checkpoint a row of what it makes of them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import cv2
 import numpy as np
 import torch
 
-from export.bundle import CHECKPOINT
 from export.checkpoint import load_checkpoint
 from export.data import Demonstrations, load_demonstrations
 from export.models import Tokeniser
+from export.plan import CHECKPOINT
 from export.rows import images
 from sim.tasks import ENVIRONMENTS
 

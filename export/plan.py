@@ -1,0 +1,92 @@
+"""What is to become of a checkpoint: one plan for exporting it, for finding a recipe and for certifying what was exported."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from calibration.camera import Camera
+from export.checkpoint import load_checkpoint
+from export.gates import ExportError
+from export.models import HarmoWam
+from export.observations import observation_feeds, samples_path
+from export.onnx import Specs, engines
+from export.quantise import Feeds, load_recipe
+from export.text import encoder_of
+
+CHECKPOINT = Path(__file__).parent / "checkpoints" / "harmowam-so101.safetensors"
+Target = Literal["onnxruntime", "tensorrt"]
+Precision = Literal["int8", "int8-fp16", "fp16", "fp32"]
+TARGETS, PRECISIONS = get_args(Target), get_args(Precision)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`precision`: "int8" by `recipe`, the rest float32; "int8-fp16", the rest float16; all "fp16"; all "fp32" (the reference).
+
+    `samples`: observations other than those beside the checkpoint. `recipe`: another than the committed one for `target`.
+    `text_encoder`: folder of the sentence encoder, where the checkpoint was trained with another than the default. `world_steps`,
+    `action_steps`: other numbers of Euler steps than the checkpoint's own (the undistilled control of a student, say).
+    """
+
+    checkpoint: Path = CHECKPOINT
+    target: Target = "onnxruntime"
+    precision: Precision = "int8"
+    samples: Path | None = None
+    recipe: dict[str, Any] | None = None
+    text_encoder: Path | None = None
+    world_steps: int | None = None
+    action_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ExportError for what no engine computes."""
+        if self.half and self.target != "tensorrt":
+            raise ExportError(
+                f"--precision {self.precision} is for TensorRT, ONNX Runtime on a CPU computes in FP32: add --target tensorrt, or "
+                "choose int8 or fp32."
+            )
+
+    @property
+    def int8(self) -> bool:
+        return self.precision.startswith("int8")
+
+    @property
+    def half(self) -> bool:
+        """What stays float is float16."""
+        return self.precision.endswith("fp16")
+
+    @property
+    def observations(self) -> Path:
+        return self.samples or samples_path(self.checkpoint)
+
+    def recipe_or_committed(self) -> dict[str, Any]:
+        return self.recipe or load_recipe(self.target)
+
+    def opened(self) -> Opened:
+        """The checkpoint and its observations; raises CheckpointError and ExportError."""
+        model, cameras, instructions, note = load_checkpoint(self.checkpoint)
+        c = model.cfg
+        model.cfg = dataclasses.replace(
+            c, world_steps=self.world_steps or c.world_steps, action_steps=self.action_steps or c.action_steps
+        )
+        encode = encoder_of(model.cfg, self.text_encoder)
+        with torch.no_grad():
+            tasks = {s: model.world.embed(torch.from_numpy(encode(s))[None])[0].numpy() for s in instructions}
+        return Opened(model, cameras, tasks, note, engines(model), observation_feeds(self.observations, tasks))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """`tasks`: instruction -> embedding float32[E]. `note`: of the training. `specs`: module, inputs and outputs of each engine."""
+
+    model: HarmoWam
+    cameras: dict[str, Camera]
+    tasks: dict[str, np.ndarray]
+    note: dict[str, Any]
+    specs: Specs
+    observations: list[Feeds]
