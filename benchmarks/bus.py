@@ -1,7 +1,9 @@
-"""Bus master against the paced virtual bus, and side by side with other SDKs: `python -m benchmarks.bus` (peers: ./build.sh peers).
+"""Bus master against the paced virtual bus, and side by side with other SDKs: `python -m benchmarks.bus` (peers:
+./build.sh peers).
 
-The virtual servos run in a process of their own. Paced: cycle = read all + write all of six STS servos at 1 Mbaud, against the time that
-the bytes need on the wire. Not paced: sync reads of six positions a second, each SDK in its turn, many short rounds, best and median.
+The virtual servos run in a process of their own. Paced: cycle = read all + write all of six STS servos at 1 Mbaud,
+against the time that the bytes need on the wire. Not paced: sync reads of six positions a second, each SDK in its turn,
+many short rounds, best and median.
 """
 
 from __future__ import annotations
@@ -73,8 +75,10 @@ def paced(cycles: int) -> None:
         times.append((time.perf_counter() - t) * 1e3)
     cpu = (time.process_time() - began) / cycles * 1e6
     p50, p99 = np.percentile(times[100:], (50, 99))
-    print(f"paced, {cycles} cycles of read all + write all: wire {wire:.3f} ms, p50 {p50:.3f} ms ({p50 / wire:.2f} x), "
-          f"p99 {p99:.3f} ms ({p99 / wire:.2f} x), CPU {cpu:.0f} us a cycle, errors {dict(arm.bus.errors)}")  # fmt: skip
+    print(
+        f"paced, {cycles} cycles of read all + write all: wire {wire:.3f} ms, p50 {p50:.3f} ms ({p50 / wire:.2f} x), "
+        f"p99 {p99:.3f} ms ({p99 / wire:.2f} x), CPU {cpu:.0f} us a cycle, errors {dict(arm.bus.errors)}"
+    )
     port.write(
         fs.sync_read(SO101.ids, 56, 4)
     )  # the same bytes with no master at all: what this machine's terminal costs
@@ -87,7 +91,8 @@ def paced(cycles: int) -> None:
         floor.append((time.perf_counter() - t) * 1e3)
     p50, p99 = np.percentile(floor[100:], (50, 99))
     print(
-        f"  the same bytes written and read without a master: p50 {p50:.3f} ms ({p50 / wire:.2f} x), p99 {p99:.3f} ms ({p99 / wire:.2f} x)"
+        f"  the same bytes written and read without a master: p50 {p50:.3f} ms ({p50 / wire:.2f} x), p99 {p99:.3f} ms "
+        f"({p99 / wire:.2f} x)"
     )
     prefer(0)
     port.close()
@@ -95,10 +100,16 @@ def paced(cycles: int) -> None:
 
 
 def rates(rounds: int, seconds: float) -> None:
-    """Each master in a process of its own, at one priority, on a bus of its own; short turns, because the machine's speed changes."""
-    rows = [("ours (STS)", "feetech", "ours"), ("rustypot (STS)", "feetech", "rustypot"), ("scservo_sdk (STS)", "feetech", "scservo_sdk"),
-            ("ours (Dynamixel)", "dynamixel", "ours_dxl"), ("rustypot (Dynamixel)", "dynamixel", "rustypot_dxl"),
-            ("dynamixel_sdk (Dynamixel)", "dynamixel", "dynamixel_sdk")]  # fmt: skip
+    """Each master in a process of its own, at one priority, on a bus of its own; short turns, because the machine's
+    speed changes."""
+    rows = [
+        ("ours (STS)", "feetech", "ours"),
+        ("rustypot (STS)", "feetech", "rustypot"),
+        ("scservo_sdk (STS)", "feetech", "scservo_sdk"),
+        ("ours (Dynamixel)", "dynamixel", "ours_dxl"),
+        ("rustypot (Dynamixel)", "dynamixel", "rustypot_dxl"),
+        ("dynamixel_sdk (Dynamixel)", "dynamixel", "dynamixel_sdk"),
+    ]
     servers, masters = [], {}
     with contextlib.suppress(PermissionError):
         os.nice(-10)

@@ -1,7 +1,8 @@
-"""Sync reads of six positions by our bus master and by other people's SDKs, for `benchmarks/bus.py`: python bus_peers.py NAME PORT.
+"""Sync reads of six positions by our bus master and by other people's SDKs, for `benchmarks/bus.py`: python
+bus_peers.py NAME PORT.
 
-Each line on stdin is a turn of so many seconds; the answer is reads a second and CPU microseconds a read. All read numbers, not bytes.
-Other people's SDKs run in .venv-peers.
+Each line on stdin is a turn of so many seconds; the answer is reads a second and CPU microseconds a read. All read
+numbers, not bytes. Other people's SDKs run in .venv-peers.
 """
 
 import struct

@@ -1,5 +1,5 @@
-"""Every figure of docs/calibration.md: `python -m benchmarks.calibration PART [--json FILE]`, PART one of intrinsics, honest, board,
-hand-eye, drift, samples, mrcal, before-after."""
+"""Every figure of docs/calibration.md: `python -m benchmarks.calibration PART [--json FILE]`, PART one of intrinsics,
+honest, board, hand-eye, drift, samples, mrcal, before-after."""
 
 from __future__ import annotations
 
@@ -51,10 +51,15 @@ def part_intrinsics(repeats: int) -> dict[str, Any]:
     for seed in range(repeats):
         done = intrinsics.calibrate(views(np.random.default_rng([seed, 1]), 30), SIZE)
         error = lens.difference(done.fit.theta, truth(), "rational", "rational", pixels, done.used)[done.used]
-        rows.append([
-            100 * abs(done.fit.theta[0] / truth()[0] - 1), float(np.median(error)), float(np.quantile(error, 0.9)), done.heldout,
-            done.quality()["crossval_median_px"],
-        ])  # fmt: skip
+        rows.append(
+            [
+                100 * abs(done.fit.theta[0] / truth()[0] - 1),
+                float(np.median(error)),
+                float(np.quantile(error, 0.9)),
+                done.heldout,
+                done.quality()["crossval_median_px"],
+            ]
+        )
     many = views(np.random.default_rng(77), 100)
     began = time.monotonic()
     intrinsics.calibrate(many, SIZE)
@@ -82,13 +87,17 @@ def part_honest(repeats: int) -> dict[str, Any]:
     a, p = np.sqrt(np.nanmean(np.square(actual), 0)), np.sqrt(np.nanmean(np.square(predicted), 0))
     ratio = p / a
     return {
-        "repeats": repeats, "predicted_over_actual": round(float(np.median(ratio)), 3), "p10": round(float(np.quantile(ratio, 0.1)), 3),
-        "p90": round(float(np.quantile(ratio, 0.9)), 3), "actual_rms_px": round(float(np.median(a)), 4),
-    }  # fmt: skip
+        "repeats": repeats,
+        "predicted_over_actual": round(float(np.median(ratio)), 3),
+        "p10": round(float(np.quantile(ratio, 0.1)), 3),
+        "p90": round(float(np.quantile(ratio, 0.9)), 3),
+        "actual_rms_px": round(float(np.median(a)), 4),
+    }
 
 
 def part_hand_eye(repeats: int) -> dict[str, Any]:
-    """15 proposed poses, 0.5 degrees and 2 mm of noise a pose and 0.5 degrees a joint zero; beside it Park alone and pixels only."""
+    """15 proposed poses, 0.5 degrees and 2 mm of noise a pose and 0.5 degrees a joint zero; beside it Park alone and
+    pixels only."""
     out: dict[str, Any] = {}
     for mount in ("base", "arm"):
         rows, refused = [], 0
@@ -115,19 +124,29 @@ def part_hand_eye(repeats: int) -> dict[str, Any]:
             )
             error = hand_eye.log(inverse(done.X) @ bench.X)
             degrees, metres = hand_eye.distance(done.X, bench.X)
-            rows.append({
-                "mm": 1000 * metres, "deg": degrees, "sd_mm": 1000 * done.sd[1], "sd_deg": done.sd[0], "halves_mm": halves["halves_mm"],
-                "nees": float(error @ np.linalg.solve(done.covariance, error)) / 6, "park_mm": 1000 * hand_eye.distance(park, bench.X)[1],
-                "park_deg": hand_eye.distance(park, bench.X)[0],
-                "exact_mm": np.nan if exact is None else 1000 * hand_eye.distance(exact, bench.X)[1],
-            })  # fmt: skip
+            rows.append(
+                {
+                    "mm": 1000 * metres,
+                    "deg": degrees,
+                    "sd_mm": 1000 * done.sd[1],
+                    "sd_deg": done.sd[0],
+                    "halves_mm": halves["halves_mm"],
+                    "nees": float(error @ np.linalg.solve(done.covariance, error)) / 6,
+                    "park_mm": 1000 * hand_eye.distance(park, bench.X)[1],
+                    "park_deg": hand_eye.distance(park, bench.X)[0],
+                    "exact_mm": np.nan if exact is None else 1000 * hand_eye.distance(exact, bench.X)[1],
+                }
+            )
         table = {k: np.array([r[k] for r in rows]) for k in rows[0]}
         out[mount] = {
-            **{k: round(float(np.nanmedian(v)), 2) for k, v in table.items()}, "p90_mm": round(float(np.quantile(table["mm"], 0.9)), 2),
+            **{k: round(float(np.nanmedian(v)), 2) for k, v in table.items()},
+            "p90_mm": round(float(np.quantile(table["mm"], 0.9)), 2),
             "sd_over_actual_mm": round(float(np.sqrt((table["sd_mm"] ** 2).mean() / (table["mm"] ** 2).mean())), 2),
             "sd_over_actual_deg": round(float(np.sqrt((table["sd_deg"] ** 2).mean() / (table["deg"] ** 2).mean())), 2),
-            "nees_mean": round(float(table["nees"].mean()), 2), "refused": refused, "repeats": repeats,
-        }  # fmt: skip
+            "nees_mean": round(float(table["nees"].mean()), 2),
+            "refused": refused,
+            "repeats": repeats,
+        }
     return out
 
 
@@ -172,17 +191,22 @@ def part_drift(trials: int) -> dict[str, Any]:
         shifts[kind].append(verdict.shift_px)
     n = {"rotation": (trials + 1) // 2, "translation": trials // 2}
     return {
-        "trials": trials, "false_alarms_percent": 100 * false / trials, "warn_px": round(float(still.warn_px), 3),
+        "trials": trials,
+        "false_alarms_percent": 100 * false / trials,
+        "warn_px": round(float(still.warn_px), 3),
         "noise_px": round(reference.noise, 4),
-        **{f"found_{k}_percent": 100 * v / n[k] for k, v in found.items()}, "worst_still_px": round(max(shifts["still"]), 3),
-        "least_rotation_px": round(min(shifts["rotation"]), 3), "least_translation_px": round(min(shifts["translation"]), 3),
+        **{f"found_{k}_percent": 100 * v / n[k] for k, v in found.items()},
+        "worst_still_px": round(max(shifts["still"]), 3),
+        "least_rotation_px": round(min(shifts["rotation"]), 3),
+        "least_translation_px": round(min(shifts["translation"]), 3),
         "check_s_rendering_included": round(float(np.median(seconds)), 3),
-    }  # fmt: skip
+    }
 
 
 def part_board(repeats: int) -> dict[str, Any]:
-    """A sheet that is not as described: corners strayed by 0.08 mm (as in `samples`), or bowed by 0.5 mm; 30 views, corners by
-    exact projection with 0.1 px of noise. "exact" takes the board at its word, as OpenCV does; "found" estimates its shape."""
+    """A sheet that is not as described: corners strayed by 0.08 mm (as in `samples`), or bowed by 0.5 mm; 30 views,
+    corners by exact projection with 0.1 px of noise. "exact" takes the board at its word, as OpenCV does; "found"
+    estimates its shape."""
     out: dict[str, Any] = {}
     pixels, _ = lens.grid(*SIZE, 16)
     for sheet, stray, bow in (("as printed", 0.0, 0.0), ("strayed 0.08 mm", 8e-5, 0.0), ("bowed 0.5 mm", 0.0, 5e-4)):
@@ -201,14 +225,16 @@ def part_board(repeats: int) -> dict[str, Any]:
             error, predicted = np.array(pairs).transpose(1, 0, 2)
             actual = np.sqrt(np.nanmean(error**2, 0))
             out[f"{sheet}, {name}"] = {
-                "error_median_px": round(float(np.nanmedian(error)), 3), "error_p90_px": round(float(np.nanquantile(error, 0.9)), 3),
+                "error_median_px": round(float(np.nanmedian(error)), 3),
+                "error_p90_px": round(float(np.nanquantile(error, 0.9)), 3),
                 "predicted_over_actual": round(float(np.nanmedian(np.sqrt(np.nanmean(predicted**2, 0)) / actual)), 2),
-            }  # fmt: skip
+            }
     return out
 
 
 def uneven_views(rng: np.random.Generator, count: int, stray: float, bow: float) -> list[intrinsics.View]:
-    """Views of a sheet whose corners are off by `stray` (m, each axis) and which sags by `bow` (m) from its middle to its corners."""
+    """Views of a sheet whose corners are off by `stray` (m, each axis) and which sags by `bow` (m) from its middle to
+    its corners."""
     points = SHEET.points()
     r2 = ((points - points.mean(0)) ** 2).sum(1)
     true = points + rng.normal(0, stray, points.shape) + np.outer(bow * r2 / r2.max(), [0, 0, 1.0])
@@ -241,7 +267,8 @@ def _own(part: list[intrinsics.View], size: tuple[int, int], exact_board: bool) 
 
 
 def part_samples(folder: str, halvings: int = 24) -> dict[str, Any]:
-    """OpenCV's own sample images: our calibration beside OpenCV's recipe (cornerSubPix 11x11, calibrateCamera), one measure for all.
+    """OpenCV's own sample images: our calibration beside OpenCV's recipe (cornerSubPix 11x11, calibrateCamera), one
+    measure for all.
 
     Two halves of 13 views differ by luck as well: the same `halvings` random ones for every contender."""
     board = Board.parse("chessboard:9x6:0.025")
@@ -290,11 +317,13 @@ def part_samples(folder: str, halvings: int = 24) -> dict[str, Any]:
                 median.append(float(np.median(cross)))
                 high.append(float(np.quantile(cross, 0.9)))
             out[f"{side}, {name}"] = {
-                "views": len(data), "heldout_px": round(float(np.sqrt(np.mean(squares))), 3),
+                "views": len(data),
+                "heldout_px": round(float(np.sqrt(np.mean(squares))), 3),
                 "crossval_median_px": round(float(np.median(median)), 3),
                 "crossval_quartiles_px": [round(float(q), 3) for q in np.quantile(median, [0.25, 0.75])],
-                "crossval_worst_px": round(max(median), 3), "crossval_p90_px": round(float(np.median(high)), 3),
-            }  # fmt: skip
+                "crossval_worst_px": round(max(median), 3),
+                "crossval_p90_px": round(float(np.median(high)), 3),
+            }
         out[f"{side}, crossval to opencv recipe's"] = round(
             out[f"{side}, ours"]["crossval_median_px"] / out[f"{side}, opencv recipe"]["crossval_median_px"], 3
         )
@@ -318,7 +347,8 @@ def has_mrcal() -> bool:
 
 
 def part_mrcal(repeats: int) -> dict[str, Any]:
-    """The same ray-cast corners to mrcal and to us: whose lens is nearer to the truth, and how far both are apart (px, used area)."""
+    """The same ray-cast corners to mrcal and to us: whose lens is nearer to the truth, and how far both are apart (px,
+    used area)."""
     if not has_mrcal():
         raise SystemExit("mrcal is not installed: apt install python3-mrcal, then repeat.")
     rows, columns = SHEET.rows - 1, SHEET.columns - 1
@@ -385,10 +415,15 @@ def main() -> None:
     args = parser.parse_args()
     n = args.repeats
     result = {
-        "intrinsics": lambda: part_intrinsics(n or 10), "honest": lambda: part_honest(n or 100), "hand-eye": lambda: part_hand_eye(n or 60),
-        "board": lambda: part_board(n or 20), "drift": lambda: part_drift(n or 500), "samples": lambda: part_samples(args.samples, n or 24),
-        "mrcal": lambda: part_mrcal(n or 10), "before-after": lambda: part_before_after(args.bundle, n or 50),
-    }[args.part]()  # fmt: skip
+        "intrinsics": lambda: part_intrinsics(n or 10),
+        "honest": lambda: part_honest(n or 100),
+        "hand-eye": lambda: part_hand_eye(n or 60),
+        "board": lambda: part_board(n or 20),
+        "drift": lambda: part_drift(n or 500),
+        "samples": lambda: part_samples(args.samples, n or 24),
+        "mrcal": lambda: part_mrcal(n or 10),
+        "before-after": lambda: part_before_after(args.bundle, n or 50),
+    }[args.part]()
     text = json.dumps(result, indent=1, default=float)
     print(text)
     if args.json:

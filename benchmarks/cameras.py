@@ -1,8 +1,8 @@
 """From a picture read off a device to the loop that wakes with it in hand: `python -m benchmarks.cameras --count 500`.
 
-Two films of 640x480 stand in for the devices, as two busy cameras would. Printed: ms from the return of the read to the picture in the
-loop's hands, p50 and p99, and the processor time of the loop's own process a picture. `--thread` reads them by threads of the loop's
-process instead of the camera process, into the same files.
+Two films of 640x480 stand in for the devices, as two busy cameras would. Printed: ms from the return of the read to the
+picture in the loop's hands, p50 and p99, and the processor time of the loop's own process a picture. `--thread` reads
+them by threads of the loop's process instead of the camera process, into the same files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""One slow and one fast tick side by side: torch eager, FP32 ONNX Runtime, and the bundle's engines. One thread, batch 1.
+"""One slow and one fast tick side by side: torch eager, FP32 ONNX Runtime, and the bundle's engines. One thread, batch
+1.
 
 python -m benchmarks.export --bundle out/so101.bundle [--json FILE]
 """
@@ -65,8 +66,9 @@ def compare(bundle: Bundle, checkpoint: Path, rounds: int) -> dict[str, Any]:
                     if i >= 5:
                         taken[way].append(1e3 * (time.perf_counter() - began))
             out["engines"][name] = {
-                w: {"median": float(np.median(t)), "p99": float(np.percentile(t, 99)), "min": min(t)} for w, t in taken.items()
-            }  # fmt: skip
+                w: {"median": float(np.median(t)), "p99": float(np.percentile(t, 99)), "min": min(t)}
+                for w, t in taken.items()
+            }
     for key in ("median", "min"):
         total = {w: sum(e[w][key] for e in out["engines"].values()) for w in ("torch", "fp32", "bundle")}
         out[f"tick_{key}_ms"] = total

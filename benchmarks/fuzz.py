@@ -1,8 +1,9 @@
 """Parsers against ten million bytes of damaged packets: `python -m benchmarks.fuzz [--bytes N] [--seed S]`.
 
-Valid packets are mixed with noise, cut, merged, and their bytes turned over. Counted: exceptions, and packets that were accepted though
-they were never sent whole. A checksum lets 1 of 256 (Feetech) or 65536 (Dynamixel) random candidates pass; Feetech's is a sum, so two
-opposite flips of the same bit pass always. (Behind the parser stand id, length, order and the plausibility of the position.)
+Valid packets are mixed with noise, cut, merged, and their bytes turned over. Counted: exceptions, and packets that were
+accepted though they were never sent whole. A checksum lets 1 of 256 (Feetech) or 65536 (Dynamixel) random candidates
+pass; Feetech's is a sum, so two opposite flips of the same bit pass always. (Behind the parser stand id, length, order
+and the plausibility of the position.)
 """
 
 from __future__ import annotations

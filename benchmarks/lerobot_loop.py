@@ -3,12 +3,14 @@
     PYTHONPATH=. .venv-peers/bin/python -m benchmarks.lerobot_loop --seconds 60 --fps 50
     harmowam profile --seconds 60 --fps 50 --seed 3                                      # ours, in the same sitting
 
-Real on its side: `record_loop` (nothing is stored), `SOFollower`, its Feetech bus (scservo_sdk) over the pseudo-terminal of
-`sim.server`, `predict_action` with torch. Its policy is our fast step with the newest of our slow steps, made beforehand; the time
-inside it is taken off. Cameras are our slots behind the two methods that its loop calls: no decoding, no conversion, in its favour.
+Real on its side: `record_loop` (nothing is stored), `SOFollower`, its Feetech bus (scservo_sdk) over the
+pseudo-terminal of `sim.server`, `predict_action` with torch. Its policy is our fast step with the newest of our slow
+steps, made beforehand; the time inside it is taken off. Cameras are our slots behind the two methods that its loop
+calls: no decoding, no conversion, in its favour.
 
-Against it on a small machine: the simulated hardware runs with real-time priority, as for us, and its loop asks for none. With
-`--priority 10`, or with hardware of ordinary priority, its bus gives up ("There is no status packet", no retry) within seconds.
+Against it on a small machine: the simulated hardware runs with real-time priority, as for us, and its loop asks for
+none. With `--priority 10`, or with hardware of ordinary priority, its bus gives up ("There is no status packet", no
+retry) within seconds.
 """
 
 from __future__ import annotations
@@ -142,8 +144,11 @@ def main() -> None:
             image = {"dtype": "image", "shape": (240, 320, 3), "names": ["height", "width", "channels"]}
             state = {"dtype": "float32", "shape": (6,), "names": names}
             features = {
-                "observation.state": state, "action": state, "observation.images.front": image, "observation.images.wrist": image,
-            }  # fmt: skip
+                "observation.state": state,
+                "action": state,
+                "observation.images.front": image,
+                "observation.images.wrist": image,
+            }
             dataset = SimpleNamespace(fps=args.fps, features=features, add_frame=lambda frame: None)
 
             class Same:  # its processors, without a model's statistics
@@ -155,9 +160,19 @@ def main() -> None:
 
             teleop, action, observation = make_default_processors()
             record_loop(
-                robot, {"exit_early": False}, args.fps, teleop, action, observation, dataset=dataset, policy=Ours(fast, prior, now),
-                preprocessor=Same(), postprocessor=Same(), control_time_s=args.seconds, single_task=info["instruction"],
-            )  # fmt: skip
+                robot,
+                {"exit_early": False},
+                args.fps,
+                teleop,
+                action,
+                observation,
+                dataset=dataset,
+                policy=Ours(fast, prior, now),
+                preprocessor=Same(),
+                postprocessor=Same(),
+                control_time_s=args.seconds,
+                single_task=info["instruction"],
+            )
         finally:
             simulator.terminate()
             simulator.wait()
@@ -165,10 +180,14 @@ def main() -> None:
     period = np.diff(starts[20:]) / 1e6
     drift = (starts[-1] - starts[20]) / 1e6 - (len(starts) - 21) * 1000 / args.fps
     result = {
-        "ticks": len(v), "hz": round(1000 / float(period.mean()), 3), "drift_ms": round(drift, 1),
-        "period_error_ms": percentiles(np.abs(period - 1000 / args.fps)), "observation_to_wire_ms": percentiles(v[:, 0]),
-        "overhead_ms": percentiles(v[:, 1]), "overhead_with_servo_read_ms": percentiles(v[:, 2]),
-    }  # fmt: skip
+        "ticks": len(v),
+        "hz": round(1000 / float(period.mean()), 3),
+        "drift_ms": round(drift, 1),
+        "period_error_ms": percentiles(np.abs(period - 1000 / args.fps)),
+        "observation_to_wire_ms": percentiles(v[:, 0]),
+        "overhead_ms": percentiles(v[:, 1]),
+        "overhead_with_servo_read_ms": percentiles(v[:, 2]),
+    }
     print(json.dumps(result, indent=1))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1))

@@ -1,16 +1,18 @@
-"""How the simulated arm comes down: from random poses over the table to rest, through motor loop, servo packets and physics.
+"""How the simulated arm comes down: from random poses over the table to rest, through motor loop, servo packets and
+physics.
 
 `python -m benchmarks.lowering --count 200 --json FILE` (two minutes on two idle cores). Kinds of start, in turn:
 
-* low: the closed gripper 5 to 40 mm over the table, near and far, left and right, turned; three of eight are told to go 10 mm under it;
+* low: the closed gripper 5 to 40 mm over the table, near and far, left and right, turned; three of eight are told to go
+  10 mm under it;
 * held: the task's item between the closed jaws, on the table or lifted by up to 60 mm;
 * on top: the closed gripper pressed onto the task's item from above;
 * sunk: limp for 1 to 4 s, so that it lies on the table, then armed and held for up to 1.5 s;
 * anywhere: joint angles drawn from the whole range, wherever no part of the arm is in the table or in the arm.
 
-Each is lowered on request. The table says how many came to rest (every joint but the jaw within 0.06 rad as the torque begins to go
-down), how many ended in a FAULT, how many still held then what they had held, how much deeper than both start and rest any part of the arm
-came on the way, and how long it all took, the torque's ramp included.
+Each is lowered on request. The table says how many came to rest (every joint but the jaw within 0.06 rad as the torque
+begins to go down), how many ended in a FAULT, how many still held then what they had held, how much deeper than both
+start and rest any part of the arm came on the way, and how long it all took, the torque's ramp included.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ ITEMS = ("plate", "stack", "peg", "slot")  # tasks whose item is taken across th
 
 @dataclass(frozen=True)
 class Start:
-    """Where the arm goes before it is lowered: way-points (rad), the jaw included, each for so many seconds (None: held there)."""
+    """Where the arm goes before it is lowered: way-points (rad), the jaw included, each for so many seconds (None: held
+    there)."""
 
     layout: Layout
     way: tuple[tuple[np.ndarray | None, float], ...]
@@ -55,7 +58,8 @@ class Start:
 
 @dataclass(frozen=True)
 class Result:
-    """One lowering. Metres, radians, seconds; `lowest_m`: of any part of the arm, as it stood, from the request to the torque's ramp."""
+    """One lowering. Metres, radians, seconds; `lowest_m`: of any part of the arm, as it stood, from the request to the
+    torque's ramp."""
 
     seed: int
     kind: str
@@ -178,9 +182,12 @@ def lowered(job: tuple[int, str]) -> Result:
     ready = False
     while not ready:  # a start with a fault on the way to it, or an item that slipped: another one
         start = {
-            "low": lambda: low(rng, seed % 4 == 0), "held": lambda: over_item(rng, True), "sunk": lambda: sunk(rng),
-            "on top": lambda: over_item(rng, False), "anywhere": lambda: anywhere(rng),
-        }[kind]()  # fmt: skip
+            "low": lambda: low(rng, seed % 4 == 0),
+            "held": lambda: over_item(rng, True),
+            "sunk": lambda: sunk(rng),
+            "on top": lambda: over_item(rng, False),
+            "anywhere": lambda: anywhere(rng),
+        }[kind]()
         world = World(layout=start.layout)
         bench = Bench(world, start.limp_s)
         bench.follow(start.way)
@@ -198,16 +205,25 @@ def lowered(job: tuple[int, str]) -> Result:
             ramp = bench.servos.get(1, "torque_limit") < 1000
     world.close()
     return Result(
-        seed, kind, tuple(float(v) for v in begin.q_rad), float(so101.lowest(begin.q_rad)), lowest, off,
+        seed,
+        kind,
+        tuple(float(v) for v in begin.q_rad),
+        float(so101.lowest(begin.q_rad)),
+        lowest,
+        off,
         last.reason if last.safety == SafetyState.FAULT else "" if bench.loop.finished else "did not end",
-        kept, (bench.now - began) / S,
-    )  # fmt: skip
+        kept,
+        (bench.now - began) / S,
+    )
 
 
 def table(results: list[Result]) -> str:
     """Markdown, a row a kind and one for all."""
     rows = [
-        "| start | lowered | at rest | FAULT | held / kept | deeper than start and rest, mm | seconds, median (longest) |",
+        (
+            "| start | lowered | at rest | FAULT | held / kept | deeper than start and rest, mm | seconds, median "
+            "(longest) |"
+        ),
         "|---|---|---|---|---|---|---|",
     ]
     for kind in (*dict.fromkeys(KINDS), "all"):
@@ -218,7 +234,8 @@ def table(results: list[Result]) -> str:
         seconds = [r.seconds for r in own]
         rows.append(
             f"| {kind} | {len(own)} | {sum(r.at_rest for r in own)} | {sum(bool(r.fault) for r in own)} "
-            f"| {f'{len(held)} / {sum(bool(r.kept) for r in held)}' if held else '-'} | {1000 * max(r.dip_m for r in own):.0f} "
+            f"| {f'{len(held)} / {sum(bool(r.kept) for r in held)}' if held else '-'} | "
+            f"{1000 * max(r.dip_m for r in own):.0f} "
             f"| {np.median(seconds):.1f} ({max(seconds):.1f}) |"
         )
     return "\n".join(rows)

@@ -20,18 +20,41 @@ def solve(corners, spacing, size):
         indices[:, :2], corners, spacing, [mrcal.cameramodel(intrinsics=("LENSMODEL_PINHOLE", core), imagersize=size)]
     )
     problem = {
-        "intrinsics": np.concatenate([core, np.zeros(8)])[None], "extrinsics_rt_fromref": np.zeros((0, 6)),
-        "frames_rt_toref": mrcal.rt_from_Rt(poses), "points": None, "observations_board": corners,
-        "indices_frame_camintrinsics_camextrinsics": indices, "observations_point": None,
-        "indices_point_camintrinsics_camextrinsics": None, "lensmodel": "LENSMODEL_OPENCV8", "imagersizes": np.array([size], np.int32),
-        "calibration_object_spacing": spacing, "calobject_warp": np.zeros(2), "do_optimize_frames": True,
-        "do_optimize_extrinsics": True, "do_apply_regularization": True, "do_apply_outlier_rejection": False, "verbose": False,
-    }  # fmt: skip
+        "intrinsics": np.concatenate([core, np.zeros(8)])[None],
+        "extrinsics_rt_fromref": np.zeros((0, 6)),
+        "frames_rt_toref": mrcal.rt_from_Rt(poses),
+        "points": None,
+        "observations_board": corners,
+        "indices_frame_camintrinsics_camextrinsics": indices,
+        "observations_point": None,
+        "indices_point_camintrinsics_camextrinsics": None,
+        "lensmodel": "LENSMODEL_OPENCV8",
+        "imagersizes": np.array([size], np.int32),
+        "calibration_object_spacing": spacing,
+        "calobject_warp": np.zeros(2),
+        "do_optimize_frames": True,
+        "do_optimize_extrinsics": True,
+        "do_apply_regularization": True,
+        "do_apply_outlier_rejection": False,
+        "verbose": False,
+    }
     for free in (
-        {"do_optimize_intrinsics_core": True, "do_optimize_intrinsics_distortions": False, "do_optimize_calobject_warp": False},
-        {"do_optimize_intrinsics_core": True, "do_optimize_intrinsics_distortions": True, "do_optimize_calobject_warp": False},
-        {"do_optimize_intrinsics_core": True, "do_optimize_intrinsics_distortions": True, "do_apply_outlier_rejection": True},
-    ):  # fmt: skip
+        {
+            "do_optimize_intrinsics_core": True,
+            "do_optimize_intrinsics_distortions": False,
+            "do_optimize_calobject_warp": False,
+        },
+        {
+            "do_optimize_intrinsics_core": True,
+            "do_optimize_intrinsics_distortions": True,
+            "do_optimize_calobject_warp": False,
+        },
+        {
+            "do_optimize_intrinsics_core": True,
+            "do_optimize_intrinsics_distortions": True,
+            "do_apply_outlier_rejection": True,
+        },
+    ):
         problem.update(free)
         mrcal.optimize(**problem)
     return mrcal.cameramodel(optimization_inputs=problem, icam_intrinsics=0)

@@ -1,7 +1,9 @@
-"""Two bundles on the same starts, a student and its teacher for example: who solves what, and a bound on the difference.
+"""Two bundles on the same starts, a student and its teacher for example: who solves what, and a bound on the
+difference.
 
-`python -m benchmarks.pairs STUDENT.bundle TEACHER.bundle [--episodes 400] [--environment seen]`: test starts, gated, virtual time, side by
-side. Episodes are rows of --rows: a run that was stopped goes on, and a bundle that has been played is not played again.
+`python -m benchmarks.pairs STUDENT.bundle TEACHER.bundle [--episodes 400] [--environment seen]`: test starts, gated,
+virtual time, side by side. Episodes are rows of --rows: a run that was stopped goes on, and a bundle that has been
+played is not played again.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def main() -> None:
         mine = [pair for pair in pairs if task in (pair[0]["task"], "all")]
         print(row(task, [f"{sum(bool(pair[k]['success']) for pair in mine)} / {len(mine)}" for k in (0, 1)]))
     print(
-        f"only the first solves {found['only_first']}, only the second {found['only_second']}: difference {100 * found['difference']:+.1f} "
+        f"only the first solves {found['only_first']}, only the second {found['only_second']}: difference "
+        f"{100 * found['difference']:+.1f} "
         f"points, one-sided 95 % bound {100 * found['lower_bound']:+.1f}"
     )
 

@@ -1,10 +1,12 @@
-"""The pre-processing kernel on an NVIDIA GPU: first that it gives the host's pixels bit for bit, then how near it is to memory's speed.
+"""The pre-processing kernel on an NVIDIA GPU: first that it gives the host's pixels bit for bit, then how near it is to
+memory's speed.
 
-`python -m benchmarks.preprocess_gpu` does both; `--small` one small launch of every kind, for compute-sanitizer; `--pycuda` the
-check through pycuda; `--variants` times other tiles and constants of the kernel too. Needs nvcc and a driver.
+`python -m benchmarks.preprocess_gpu` does both; `--small` one small launch of every kind, for compute-sanitizer;
+`--pycuda` the check through pycuda; `--variants` times other tiles and constants of the kernel too. Needs nvcc and a
+driver.
 
-The bound is the time in which the fewest bytes can be moved: the 32-byte sectors that some footprint touches, the footprint table
-once, the output once, at the rate of a large copy on the device (bytes read and written).
+The bound is the time in which the fewest bytes can be moved: the 32-byte sectors that some footprint touches, the
+footprint table once, the output once, at the rate of a large copy on the device (bytes read and written).
 """
 
 from __future__ import annotations
@@ -129,8 +131,10 @@ def kinds(src: Camera, dst: Camera, layouts: Sequence[str] = LAYOUTS, dtypes: Se
     even = src.width % 2 == 0 and src.height % 2 == 0
     return [
         Warp(src, dst, layout=layout, dtype=d, step=0.0173 if d == "int8" else 1.0, **NORMAL)
-        for layout in layouts if even or layout in ("rgb", "bgr") for d in dtypes
-    ]  # fmt: skip
+        for layout in layouts
+        if even or layout in ("rgb", "bgr")
+        for d in dtypes
+    ]
 
 
 def check(driver: Any) -> int:

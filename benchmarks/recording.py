@@ -1,6 +1,8 @@
-"""What writing a log costs: `python -m benchmarks.recording run.mcap`. Plays a log's pictures, steps and joint states into a new one.
+"""What writing a log costs: `python -m benchmarks.recording run.mcap`. Plays a log's pictures, steps and joint states
+into a new one.
 
-Says how long the loops are held up by a call, the processor time that the writer takes for a fast step, and the size on the disk.
+Says how long the loops are held up by a call, the processor time that the writer takes for a fast step, and the size on
+the disk.
 """
 
 from __future__ import annotations
@@ -82,7 +84,8 @@ def main() -> None:
         log.close()
         n = len(took)
         print(
-            f"calls of a fast step: {np.median(took):.0f} us, p99 {np.percentile(took, 99):.0f} us; writer: {1e3 * spent / n:.2f} ms of "
+            f"calls of a fast step: {np.median(took):.0f} us, p99 {np.percentile(took, 99):.0f} us; writer: "
+            f"{1e3 * spent / n:.2f} ms of "
             f"processor a step; {path.stat().st_size / 1e6 * 60 / args.seconds:.0f} MB a minute; {log.dropped} dropped"
         )
 

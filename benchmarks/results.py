@@ -1,8 +1,9 @@
 """Regenerates docs/results.md and its pictures from the shipped checkpoint: `python -m benchmarks.results`.
 
-Everything runs through the FP32 ONNX bundle in virtual time, on the test seeds. Episodes are rows in `--work`/rows.jsonl: a run that
-was stopped goes on where it was, a longer one (`--episodes`) adds to it, `--report` only writes the page from what is there. The rows
-know the bundle that made them, not the simulator: delete the file after changing sim/ or runtime/.
+Everything runs through the FP32 ONNX bundle in virtual time, on the test seeds. Episodes are rows in
+`--work`/rows.jsonl: a run that was stopped goes on where it was, a longer one (`--episodes`) adds to it, `--report`
+only writes the page from what is there. The rows know the bundle that made them, not the simulator: delete the file
+after changing sim/ or runtime/.
 """
 
 from __future__ import annotations
@@ -78,8 +79,8 @@ def bundle_of(checkpoint: Path, work: Path, steps: int | None = None) -> Path:
 
 
 def trained(note: Any, baselines: Mapping[str, Path]) -> str:
-    """How long each was trained, as a checkpoint's note and the baselines' reports say: our minutes are all of the chain of
-    `train --from`."""
+    """How long each was trained, as a checkpoint's note and the baselines' reports say: our minutes are all of the
+    chain of `train --from`."""
     minutes: list[float] = []
     while note:
         minutes.append(note["train_minutes"])
@@ -89,7 +90,10 @@ def trained(note: Any, baselines: Mapping[str, Path]) -> str:
         out += f", after {len(minutes) - 1} runs of {sum(minutes[1:]):.0f} minutes together that it went on from"
     for name, path in baselines.items():
         report = json.loads((path / "reports" / "training.json").read_text())
-        out += f"; `{name}` from nothing for {report['train_minutes']:.0f} minutes ({report['steps']:,} steps, {report['rows']:,} rows)"
+        out += (
+            f"; `{name}` from nothing for {report['train_minutes']:.0f} minutes ({report['steps']:,} steps, "
+            f"{report['rows']:,} rows)"
+        )
     return out + "."
 
 
@@ -124,9 +128,9 @@ def plan(
     policies: tuple[str, ...],
     parts: Sequence[str],
     claim: int = 0,
-) -> Work:  # fmt: skip
-    """`episodes` a cell of the table, `claim` if that is more for the policies of CLAIM; two fifths of `episodes` from near
-    starts, a fifth at every point of a curve.
+) -> Work:
+    """`episodes` a cell of the table, `claim` if that is more for the policies of CLAIM; two fifths of `episodes` from
+    near starts, a fifth at every point of a curve.
 
     Variants of the bundle are exported for the `parts` that are to be run; for others, those that exist are used.
     """
@@ -187,9 +191,12 @@ def failures(rows: list[Row], policies: tuple[str, ...]) -> list[list[str]]:
     home = [r for r in rows if r["start"] == "home" and not r["success"] and r["policy"] in policies]
     kinds = sorted({r["failure"] for r in home}, key=lambda k: -sum(r["failure"] == k for r in home))
     count = {
-        p: [sum(r["start"] == "home" and r["policy"] == p and (r["environment"] == "seen") == s for r in rows) for s in (True, False)]
+        p: [
+            sum(r["start"] == "home" and r["policy"] == p and (r["environment"] == "seen") == s for r in rows)
+            for s in (True, False)
+        ]
         for p in policies
-    }  # fmt: skip
+    }
     out = [["failure (seen / unseen)", *(f"{p} ({a} / {b} episodes)" for p, (a, b) in count.items())]]
     for kind in kinds:
         line = [kind]
@@ -264,9 +271,9 @@ def curve_table(first: str, lines: dict[str, list[tuple[int, float, float, float
 
 def page(
     work: Work, have: dict[str, Row], checkpoint: Path, training: str, tables: float, command: str, images: Path
-) -> str:  # fmt: skip
-    """docs/results.md from the rows there are; `training` says how long who was trained, `tables` how many demonstrations had drawn
-    tables; the plots are written into `images`."""
+) -> str:
+    """docs/results.md from the rows there are; `training` says how long who was trained, `tables` how many
+    demonstrations had drawn tables; the plots are written into `images`."""
 
     def rows_of(jobs: list[Job]) -> list[Row]:
         return [have[j.key] for j in jobs if j.key in have]
@@ -274,14 +281,24 @@ def page(
     rows = rows_of(work.table)
     short = tuple(p for p in ("gated", "reactive", "predictive", *BASELINES) if any(r["policy"] == p for r in rows))
     out = [
-        "# Results in simulation\n", VERDICT.format(verdict=verdict(rows)),
+        "# Results in simulation\n",
+        VERDICT.format(verdict=verdict(rows)),
         "![success by environment and policy](images/results_policies.png)\n",
-        "## Goals\n", markdown(goals(rows)), "",
-        "## The table\n", markdown([list(COLUMNS), *table(rows)]), "",
-        *(f"* {line}" for line in sentences(rows)), "",
-        "## Task by task (seen / mean of unseen)\n", markdown(by_task(rows)), "",
-        "## How it fails\n", markdown(failures(rows, short)), "",
-    ]  # fmt: skip
+        "## Goals\n",
+        markdown(goals(rows)),
+        "",
+        "## The table\n",
+        markdown([list(COLUMNS), *table(rows)]),
+        "",
+        *(f"* {line}" for line in sentences(rows)),
+        "",
+        "## Task by task (seen / mean of unseen)\n",
+        markdown(by_task(rows)),
+        "",
+        "## How it fails\n",
+        markdown(failures(rows, short)),
+        "",
+    ]
     plot_policies(rows, images / "results_policies.png")
     for title, first, name, parts, policies in (
         ("World-model steps", "Euler steps", "results_steps", work.steps, ("gated", "reactive")),
@@ -301,8 +318,9 @@ def page(
         out += [
             "## Oracle future\n",
             FUTURE,
-            markdown(lines2), "",
-        ]  # fmt: skip
+            markdown(lines2),
+            "",
+        ]
         if d:
             points = [f"{100 * d[k]:+.1f}" for k in ("difference", "low", "high")]
             between = (
@@ -318,10 +336,16 @@ def page(
     out += [
         "## Where this comes from\n",
         ORIGIN.format(
-            command=command, name=checkpoint.name, digest=sha256(checkpoint)[:12], have=len(rows), want=len(work.table),
-            training=training, tables=percent(tables), baselines=ACT if set(short) & set(BASELINES) else NO_ACT,
+            command=command,
+            name=checkpoint.name,
+            digest=sha256(checkpoint)[:12],
+            have=len(rows),
+            want=len(work.table),
+            training=training,
+            tables=percent(tables),
+            baselines=ACT if set(short) & set(BASELINES) else NO_ACT,
         ),
-    ]  # fmt: skip
+    ]
     return "\n".join(out)
 
 

@@ -76,7 +76,8 @@ def plot_line(lines: dict[str, list[tuple[int, float, float, float]]], label: st
 
 
 def film_strip(jobs: Sequence[Job], path: Path) -> None:
-    """Predicted beside real front frames, one line an environment, each from another task; the real ones are of the same episode."""
+    """Predicted beside real front frames, one line an environment, each from another task; the real ones are of the
+    same episode."""
     lines = []
     gated = [j for j in jobs if j.policy == "gated" and j.start == "home"]
     tasks = list(dict.fromkeys(j.task for j in gated))

@@ -1,8 +1,9 @@
 """Whether the demo's task succeeds on a machine that has other work: `python -m benchmarks.slow_start`.
 
-Beside `--busy` processes that do nothing but compute, from before the start to after the end, `harmowam run` drives the simulated arm for
-each seed: the loop of `harmowam demo` without its export and without ending at success. One line a seed: when the first command came,
-what was missed, how long the arm was held, whether and when the task was done, and what the run said of itself if it was not.
+Beside `--busy` processes that do nothing but compute, from before the start to after the end, `harmowam run` drives the
+simulated arm for each seed: the loop of `harmowam demo` without its export and without ending at success. One line a
+seed: when the first command came, what was missed, how long the arm was held, whether and when the task was done, and
+what the run said of itself if it was not.
 """
 
 from __future__ import annotations
@@ -38,11 +39,18 @@ def one(bundle: str, task: str, seed: int, seconds: float, busy: int) -> dict[st
         report = json.loads(file.read_text()) if file.exists() else {}
     said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith(("task: ", "error: "))]
     return {
-        "seed": seed, "success": bool(report.get("success")), "exit_code": done.returncode, "said": " ".join(said),
-        "took_s": round(took, 1), "first_command_s": report.get("time_to_first_command_s"),
-        "success_after_s": report.get("success_after_s"), "ticks": report.get("ticks", 0), "misses": report.get("deadline_misses", 0),
-        "held_s": report.get("held_s"), "stolen": report.get("processors", {}).get("stolen"),
-    }  # fmt: skip
+        "seed": seed,
+        "success": bool(report.get("success")),
+        "exit_code": done.returncode,
+        "said": " ".join(said),
+        "took_s": round(took, 1),
+        "first_command_s": report.get("time_to_first_command_s"),
+        "success_after_s": report.get("success_after_s"),
+        "ticks": report.get("ticks", 0),
+        "misses": report.get("deadline_misses", 0),
+        "held_s": report.get("held_s"),
+        "stolen": report.get("processors", {}).get("stolen"),
+    }
 
 
 def main() -> int:
@@ -61,8 +69,10 @@ def main() -> int:
         row = one(args.bundle, args.task, seed, args.seconds, args.busy)
         rows.append(row)
         print(
-            f"seed {seed}: {'done' if row['success'] else 'NOT done'} after {row['success_after_s']} s; first command after "
-            f"{row['first_command_s']} s, {row['misses']} of {row['ticks']} deadlines missed, held {row['held_s']} s, exit code "
+            f"seed {seed}: {'done' if row['success'] else 'NOT done'} after {row['success_after_s']} s; first command "
+            "after "
+            f"{row['first_command_s']} s, {row['misses']} of {row['ticks']} deadlines missed, held {row['held_s']} s, "
+            "exit code "
             f"{row['exit_code']}; {row['said']}",
             flush=True,
         )

@@ -1,10 +1,11 @@
 """A long run with faults, and whether each led to the right state: `python -m benchmarks.soak --seconds 1800`.
 
-Drives the simulated arm through `harmowam profile` and, in turn, freezes its cameras (the process that renders them is stopped for
-3 s, as an unplugged cable) and overloads the machine (as many busy processes as cores, twice, for 5 s). Reads the health changes
-back from the profile: frozen cameras must lead to HOLDING within 0.5 s, and after either fault the arm must run again (or be degraded)
-within 5 s. Holds outside a fault are told apart; they are the machine's or a mistake of ours, and fail the run, too. Memory of the policy
-process is read every 5 s, after a first minute (or a quarter of a short run).
+Drives the simulated arm through `harmowam profile` and, in turn, freezes its cameras (the process that renders them is
+stopped for 3 s, as an unplugged cable) and overloads the machine (as many busy processes as cores, twice, for 5 s).
+Reads the health changes back from the profile: frozen cameras must lead to HOLDING within 0.5 s, and after either fault
+the arm must run again (or be degraded) within 5 s. Holds outside a fault are told apart; they are the machine's or a
+mistake of ours, and fail the run, too. Memory of the policy process is read every 5 s, after a first minute (or a
+quarter of a short run).
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ HOLD_WITHIN_S, BACK_WITHIN_S = 0.5, 5.0
 
 
 def judge(injected: list[tuple[str, float, float]], changes: list[dict[str, Any]]) -> tuple[list[str], list[float]]:
-    """What went wrong with each fault (name, from, until; s of the run), and when the loop held although no fault asked for it."""
+    """What went wrong with each fault (name, from, until; s of the run), and when the loop held although no fault asked
+    for it."""
     wrong, asked = [], []
     for name, start, end in injected:
         holds = [c["at_s"] for c in changes if c["state"] == "holding" and start <= c["at_s"] <= end + BACK_WITHIN_S]
@@ -116,17 +118,27 @@ def main() -> int:
     # The last samples are of a process that is tidying up.
     growth = max(memory[:-5] or [0.0]) - (memory[0] if memory else 0.0)
     result = {
-        "seconds": args.seconds, "faults": faults, "exit_code": code, "wrong": wrong, "unasked_holds_s": unasked, "end": end,
-        "lowered": lowered, "memory_growth_mb": round(growth, 2), "deadline_misses": report.get("deadline_misses"),
-        "ticks": report.get("ticks"), "motor_drift_ms": report.get("motor_drift_ms"),
-        "processors": report.get("processors"), "changes": changes,
-    }  # fmt: skip
+        "seconds": args.seconds,
+        "faults": faults,
+        "exit_code": code,
+        "wrong": wrong,
+        "unasked_holds_s": unasked,
+        "end": end,
+        "lowered": lowered,
+        "memory_growth_mb": round(growth, 2),
+        "deadline_misses": report.get("deadline_misses"),
+        "ticks": report.get("ticks"),
+        "motor_drift_ms": report.get("motor_drift_ms"),
+        "processors": report.get("processors"),
+        "changes": changes,
+    }
     good = code == 0 and not wrong and not unasked and end in ("running", "degraded") and lowered
     print(json.dumps({k: v for k, v in result.items() if k not in ("changes", "faults")}, indent=1))
     arm = "lowered" if lowered else "NOT lowered"
     right = len(faults) - len({w.partition(":")[0] for w in wrong})
     print(
-        f"{right} of {len(faults)} faults led to the right state, {len(unasked)} holds without a fault, at the end {end}, arm {arm}: "
+        f"{right} of {len(faults)} faults led to the right state, {len(unasked)} holds without a fault, at the end "
+        f"{end}, arm {arm}: "
         f"{'good' if good else 'BAD'}"
     )
     if args.json:

@@ -1,16 +1,18 @@
 """TensorRT engines of a bundle on this GPU: parity and time. `python -m benchmarks.tensorrt_engines out/so101.bundle`.
 
-Builds the engines as `harmowam build` does, then, engine by engine, on the bundle's recorded observations:
-parity with ONNX Runtime on the CPU (cosine of the centred outputs, largest difference and largest value); milliseconds of `run` with
-the CUDA graph and without; and of its halves, `start` (the processor is busy) and `wait` (it is free).
-Then the fast engine alone and beside the slow ones, which run without pause in threads of their own, on streams of low priority:
-once on the stream of high priority that it has on the robot and once on one of low priority, which shows what the priority is worth.
-On a GPU that these engines do not fill, the last two hardly differ. Exit code 1 when an engine strays or cannot be built.
+Builds the engines as `harmowam build` does, then, engine by engine, on the bundle's recorded observations: parity with
+ONNX Runtime on the CPU (cosine of the centred outputs, largest difference and largest value); milliseconds of `run`
+with the CUDA graph and without; and of its halves, `start` (the processor is busy) and `wait` (it is free). Then the
+fast engine alone and beside the slow ones, which run without pause in threads of their own, on streams of low priority:
+once on the stream of high priority that it has on the robot and once on one of low priority, which shows what the
+priority is worth. On a GPU that these engines do not fill, the last two hardly differ. Exit code 1 when an engine
+strays or cannot be built.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import threading
@@ -109,12 +111,15 @@ def percentiles(times: np.ndarray) -> dict[str, float]:
 def priority(paths: dict[str, Path], feeds: dict[str, Feeds], rounds: int) -> dict[str, Any]:
     """The fast engine on either priority, alone and beside all engines that may be slow."""
     slow = [
-        (TensorRTEngine(p), feeds[n][0]) for n, p in paths.items() if n not in URGENT and n in ("world_model", "predictive")
-    ]  # fmt: skip
+        (TensorRTEngine(p), feeds[n][0])
+        for n, p in paths.items()
+        if n not in URGENT and n in ("world_model", "predictive")
+    ]
     rows: dict[str, Any] = {}
     for label, urgent in (("high priority", True), ("low priority", False)):
         fast = TensorRTEngine(paths["fast"], urgent=urgent)
-        rows[f"{label}, alone"] = percentiles(timed(lambda: fast.run(feeds["fast"][0]), rounds))  # noqa: B023  (called at once)
+        run = functools.partial(fast.run, feeds["fast"][0])
+        rows[f"{label}, alone"] = percentiles(timed(run, rounds))
         with busy(slow) as passes:
             began, before = time.perf_counter(), sum(passes)
             rows[f"{label}, beside slow"] = percentiles(timed(lambda: fast.run(feeds["fast"][0]), rounds))  # noqa: B023
@@ -127,13 +132,17 @@ def priority(paths: dict[str, Path], feeds: dict[str, Feeds], rounds: int) -> di
 
 
 def measure(bundle: Bundle, options: Options, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Build, compare and time. Raises EngineError when an engine cannot be built or loaded, or strays while it is built."""
+    """Build, compare and time. Raises EngineError when an engine cannot be built or loaded, or strays while it is
+    built."""
     began = time.perf_counter()
     listing = build(bundle, options, say)
     out: dict[str, Any] = {
-        "board": listing["board"], "quantization": bundle.manifest.quantization.get("format"),
-        "build_s": round(time.perf_counter() - began, 1), "rounds": rounds, "engines": {},
-    }  # fmt: skip
+        "board": listing["board"],
+        "quantization": bundle.manifest.quantization.get("format"),
+        "build_s": round(time.perf_counter() - began, 1),
+        "rounds": rounds,
+        "engines": {},
+    }
     board, feeds = this_board(), observations(bundle)
     paths = {
         name: built_engine(bundle.path, name, bundle.manifest.files[bundle.manifest.engines[name].file], board)[0]
@@ -161,7 +170,8 @@ def measure(bundle: Bundle, options: Options, rounds: int, say: Callable[[str], 
 def show(found: dict[str, Any]) -> None:
     b = found["board"]
     print(
-        f"{b['gpu']}, sm{b['capability']}, TensorRT {b['tensorrt']}, {found['quantization']}, built in {found['build_s']} s"
+        f"{b['gpu']}, sm{b['capability']}, TensorRT {b['tensorrt']}, {found['quantization']}, built in "
+        f"{found['build_s']} s"
     )
     print(f"\n{'engine, output':24}{'cosine':>10}{'max error':>12}{'of max':>10}")
     for name, e in found["engines"].items():

@@ -1,11 +1,11 @@
 """Calibration boards: ChArUco and chessboard, from one line of text; detection, and true-size PDF and PNG.
 
-    charuco:11x8:0.030:0.022:4x4_50          squares, square and marker edge in metres, dictionary (append ":legacy" for boards
-                                             printed with OpenCV before 4.6)
+    charuco:11x8:0.030:0.022:4x4_50          squares, square and marker edge (m), dictionary (append ":legacy" for
+                                             boards printed with OpenCV before 4.6)
     chessboard:9x6:0.025                     inner corners, square edge
 
-Board frame: x along the columns, y down the rows, z away from the viewer, origin at the first square's outer corner (charuco) or
-the first inner corner (chessboard).
+Board frame: x along the columns, y down the rows, z away from the viewer, origin at the first square's outer corner
+(charuco) or the first inner corner (chessboard).
 """
 
 from __future__ import annotations
@@ -192,8 +192,8 @@ class Board:
         return data[:33] + chunk + data[33:]  # after IHDR
 
     def pdf(self, margin: float = 0.012) -> bytes:
-        """A one-page vector PDF in true size, with a 100 mm line to hold a ruler against, in the margin below; above it is as narrow as a
-        printer allows, so that the usual board fits A4 across."""
+        """A one-page vector PDF in true size, with a 100 mm line to hold a ruler against, in the margin below; above it
+        is as narrow as a printer allows, so that the usual board fits A4 across."""
         point = 72 / 0.0254
         width, height = self.size()
         page = (max(width, 0.1) + 2 * margin, height + margin + NARROW)

@@ -1,7 +1,7 @@
 """A calibrated camera: intrinsics, distortion, pose, and the files that hold them.
 
-Conventions: pixel (0, 0) is the centre of the top-left pixel; the camera frame is right-handed, x right,
-y down, z forward (OpenCV); `T_base_from_cam` maps camera coordinates to the arm's base frame, `T_tool_from_cam` those of a camera
+Conventions: pixel (0, 0) is the centre of the top-left pixel; the camera frame is right-handed, x right, y down, z
+forward (OpenCV); `T_base_from_cam` maps camera coordinates to the arm's base frame, `T_tool_from_cam` those of a camera
 that rides on the arm to the tool's frame (`firmware_bridge.arms.family`), metres.
 """
 
@@ -54,8 +54,8 @@ class Camera:
     """Intrinsics `K` float64[3,3], distortion `D` float64[n], pose, size in pixels.
 
     `D` is in OpenCV's rational order (0, 4, 5 or 8 numbers), or the four of its fisheye model where `model` says so.
-    `T_base_from_cam` is float64[4,4]; None for a camera that rides on the arm (wrist), which has `T_tool_from_cam` once it is
-    calibrated hand-eye.
+    `T_base_from_cam` is float64[4,4]; None for a camera that rides on the arm (wrist), which has `T_tool_from_cam` once
+    it is calibrated hand-eye.
     """
 
     name: str
@@ -89,7 +89,8 @@ class Camera:
         return uv * [self.K[0, 0], self.K[1, 1]] + [self.K[0, 2], self.K[1, 2]]
 
     def at_height(self, pixels: np.ndarray, z: np.ndarray | float) -> np.ndarray:
-        """Points float64[..., 3] in the base frame where the rays of `pixels` [..., 2] cross the plane of height `z` (m)."""
+        """Points float64[..., 3] in the base frame where the rays of `pixels` [..., 2] cross the plane of height `z`
+        (m)."""
         if self.T_base_from_cam is None:
             raise CalibrationError(
                 f"camera '{self.name}' has no fixed pose; only a camera fixed to the base can unproject."
@@ -103,16 +104,21 @@ class Camera:
     def to_json(self) -> dict[str, Any]:
         pose = None if self.T_base_from_cam is None else self.T_base_from_cam.tolist()
         return {
-            "schema": SCHEMA, "name": self.name, "width": self.width, "height": self.height,
-            "K": self.K.tolist(), "D": self.D.tolist(), "T_base_from_cam": pose,
+            "schema": SCHEMA,
+            "name": self.name,
+            "width": self.width,
+            "height": self.height,
+            "K": self.K.tolist(),
+            "D": self.D.tolist(),
+            "T_base_from_cam": pose,
             **({"model": self.model} if self.model != "rational" else {}),
             **({"T_tool_from_cam": self.T_tool_from_cam.tolist()} if self.T_tool_from_cam is not None else {}),
-        }  # fmt: skip
+        }
 
     @classmethod
     def from_json(cls, data: Any, source: str = "camera") -> Camera:
-        """From what `to_json` gave. Raises CalibrationError for anything else: no object, a missing field, a newer schema, numbers
-        that are no camera."""
+        """From what `to_json` gave. Raises CalibrationError for anything else: no object, a missing field, a newer
+        schema, numbers that are no camera."""
         mend = "calibrate the camera again or restore the file."
         schema = data.get("schema", 0) if isinstance(data, dict) else 0
         if isinstance(schema, int) and schema > SCHEMA:
@@ -124,9 +130,15 @@ class Camera:
         except Malformed as e:
             raise CalibrationError(f"{source} is not a camera calibration ({e}): {mend}") from e
         camera = cls(
-            file.name, file.width, file.height, np.array(file.K), np.array(file.D, float), _matrix(file.T_base_from_cam), file.model,
+            file.name,
+            file.width,
+            file.height,
+            np.array(file.K),
+            np.array(file.D, float),
+            _matrix(file.T_base_from_cam),
+            file.model,
             _matrix(file.T_tool_from_cam),
-        )  # fmt: skip
+        )
         if wrong := _impossible(camera):
             raise CalibrationError(f"{source} holds {wrong}: {mend}")
         return camera
@@ -160,7 +172,8 @@ def _rigid(T: np.ndarray) -> bool:
 
 
 def parallax(src: Camera, dst: Camera, height: float = 0.05, at: tuple[float, float] = (0.2, 0.0)) -> float:
-    """How far (m, on the table) the table-plane homography misplaces a point `height` (m) above `at`; 0 for a wrist camera.
+    """How far (m, on the table) the table-plane homography misplaces a point `height` (m) above `at`; 0 for a wrist
+    camera.
 
     The homography from `src` to `dst` is exact on the table; what stands up leans the way `src` sees it.
     """
@@ -172,7 +185,8 @@ def parallax(src: Camera, dst: Camera, height: float = 0.05, at: tuple[float, fl
 
 
 def moved_mount(src: Camera, dst: Camera) -> tuple[float, float]:
-    """How far (m) and by what angle (rad) two cameras sit apart on the tool; 0 where one of them does not know its place there."""
+    """How far (m) and by what angle (rad) two cameras sit apart on the tool; 0 where one of them does not know its
+    place there."""
     if src.T_tool_from_cam is None or dst.T_tool_from_cam is None:
         return 0.0, 0.0
     between = np.linalg.inv(dst.T_tool_from_cam) @ src.T_tool_from_cam

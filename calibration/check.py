@@ -1,9 +1,10 @@
-"""Has the camera moved? A marker fixed to the table answers in a second; one on the arm tells "camera moved" from "arm off".
+"""Has the camera moved? A marker fixed to the table answers in a second; one on the arm tells "camera moved" from "arm
+off".
 
-`learn` looks at the marker while all is well and keeps where its corners are and how much they jitter. `check` compares: the
-smallest camera rotation that explains the corners' displacement is found, and both its size and its significance count, so that
-thresholds come from the camera's own noise and not from a table. Corner noise has a common part (the camera shakes, light changes),
-which learning from whole pictures includes.
+`learn` looks at the marker while all is well and keeps where its corners are and how much they jitter. `check`
+compares: the smallest camera rotation that explains the corners' displacement is found, and both its size and its
+significance count, so that thresholds come from the camera's own noise and not from a table. Corner noise has a common
+part (the camera shakes, light changes), which learning from whole pictures includes.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ class ReferenceFile(Shape, frozen=True):
 
 @dataclass(frozen=True)
 class Reference:
-    """Median corners float64[n,2] of a marker by id, and the spread of a median of FRAMES pictures: `noise` px: RMS over
-    such medians of the corners' median shift. `arm` is the same of a marker on the arm at
-    the rest pose, with the arm's own repeatability in px."""
+    """Median corners float64[n,2] of a marker by id, and the spread of a median of FRAMES pictures: `noise` px: RMS
+    over such medians of the corners' median shift. `arm` is the same of a marker on the arm at the rest pose, with the
+    arm's own repeatability in px."""
 
     board: str
     width: int
@@ -78,9 +79,13 @@ class Reference:
 
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {
-            "board": self.board, "width": self.width, "height": self.height, "ids": self.ids.tolist(),
-            "corners": self.corners.tolist(), "noise": self.noise,
-        }  # fmt: skip
+            "board": self.board,
+            "width": self.width,
+            "height": self.height,
+            "ids": self.ids.tolist(),
+            "corners": self.corners.tolist(),
+            "noise": self.noise,
+        }
         if self.arm_ids is not None and self.arm_corners is not None:
             out.update(
                 arm_board=self.arm_board,
@@ -108,7 +113,8 @@ class Reference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`level` ok, warn or block; what happened; median shift of the base marker (px) and the limits that it was held against."""
+    """`level` ok, warn or block; what happened; median shift of the base marker (px) and the limits that it was held
+    against."""
 
     level: str
     reason: str
@@ -137,8 +143,9 @@ def learn(
     arm_frames: list[list[np.ndarray]] | None = None,
     arm_board: Board | None = None,
 ) -> Reference:
-    """A reference from at least 2 * FRAMES pictures of the standing camera. `arm_frames`: pictures of the arm's marker after each of
-    several returns to the rest pose, so that the arm's repeatability is in its noise. Raises CalibrationError."""
+    """A reference from at least 2 * FRAMES pictures of the standing camera. `arm_frames`: pictures of the arm's marker
+    after each of several returns to the rest pose, so that the arm's repeatability is in its noise. Raises
+    CalibrationError."""
     if len(frames) < 2 * FRAMES:
         raise CalibrationError(f"{len(frames)} pictures are too few to learn the camera's noise: take {LEARN_FRAMES}.")
     ids, corners = median_corners(frames, board)
@@ -173,10 +180,11 @@ def learn(
 
 
 def check(reference: Reference, frames: list[np.ndarray], arm_frames: list[np.ndarray] | None = None) -> Verdict:
-    """Judge at least one picture (FRAMES are good) against the reference. Raises CalibrationError for pictures that cannot be judged.
+    """Judge at least one picture (FRAMES are good) against the reference. Raises CalibrationError for pictures that
+    cannot be judged.
 
-    ok: shift within WARN_SIGMA of the camera's own noise. block: more than BLOCK_PX (at 1280 columns), or another shift together with
-    the arm's marker. Marker on the arm only: "arm off".
+    ok: shift within WARN_SIGMA of the camera's own noise. block: more than BLOCK_PX (at 1280 columns), or another shift
+    together with the arm's marker. Marker on the arm only: "arm off".
     """
     if not frames:
         raise CalibrationError(f"there is no picture to judge: give {FRAMES} of them, as PNG or JPEG.")
@@ -195,8 +203,10 @@ def check(reference: Reference, frames: list[np.ndarray], arm_frames: list[np.nd
             BLOCK,
             f"the base marker is hidden or out of sight ({common.sum()} of {len(reference.ids)} corners): "
             "clear the view, then check again",
-            float("nan"), warn_px, block_px,
-        )  # fmt: skip
+            float("nan"),
+            warn_px,
+            block_px,
+        )
     shift = corners[np.isin(ids, reference.ids)] - reference.corners[common]
     size = float(np.median(np.linalg.norm(shift, axis=1)))
     moved = size > warn_px
@@ -211,12 +221,21 @@ def check(reference: Reference, frames: list[np.ndarray], arm_frames: list[np.nd
             arm_off = arm_size > max(ARM_SIGMA * reference.arm_noise, warn_px)
     level = BLOCK if size > block_px else WARN if moved else OK
     if moved and arm_size is not None and not arm_off and size > ARM_SIGMA * reference.arm_noise:
-        reason = f"the base marker is {size:.2f} px off, the arm's is not: the marker was moved; fix it and run check --learn"
+        reason = (
+            f"the base marker is {size:.2f} px off, the arm's is not: the marker was moved; fix it and run check "
+            "--learn"
+        )
     elif moved:
-        reason = f"the camera has moved: the base marker is {size:.2f} px off (limit {warn_px:.2f}); run `harmowam calibrate hand-eye`"
+        reason = (
+            f"the camera has moved: the base marker is {size:.2f} px off (limit {warn_px:.2f}); run `harmowam "
+            "calibrate hand-eye`"
+        )
     elif arm_off:
         level = BLOCK
-        reason = f"the arm is off, the camera is not: its marker is {arm_size:.1f} px off at rest; run `harmowam calibrate joints`"
+        reason = (
+            f"the arm is off, the camera is not: its marker is {arm_size:.1f} px off at rest; run `harmowam "
+            "calibrate joints`"
+        )
     else:
         reason = f"the camera stands where it was calibrated ({size:.3f} px, limit {warn_px:.2f})"
     return Verdict(level, reason, size, warn_px, block_px, arm_size, shift, reference.corners[common])

@@ -29,7 +29,8 @@ class Guide:
     _last: Detection | None = None
 
     def add(self, image: np.ndarray) -> str:
-        """One picture (grey or RGB); returns "kept" or why not. Blurred, moving, hidden and repeated boards are not kept."""
+        """One picture (grey or RGB); returns "kept" or why not. Blurred, moving, hidden and repeated boards are not
+        kept."""
         grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         found = self.board.detect(grey)
         last, self._last = self._last, found
@@ -73,13 +74,17 @@ class Guide:
                     return f"tilt the board: its {side} edge 30 degrees away from the camera"
         if len(empty) > 0.1 * self.coverage.size:
             r, c = empty[np.abs(empty - (np.array(GRID) - 1) / 2).sum(1).argmax()]
-            return f"move the board to the {names[0][int(r * 3 // GRID[0])]} {names[1][int(c * 3 // GRID[1])]} of the picture"
+            return (
+                f"move the board to the {names[0][int(r * 3 // GRID[0])]} {names[1][int(c * 3 // GRID[1])]} of the "
+                "picture"
+            )
         if len(self.views) < self.wanted:
             return "close-ups: let the board reach over the picture's edges"
         return "enough: the calibration can be computed"
 
     def picture(self, image: np.ndarray, said: str) -> np.ndarray:
-        """uint8[H,W,3] BGR: the live picture with coverage (red: none, green: enough), corners, tilt dial and the next step."""
+        """uint8[H,W,3] BGR: the live picture with coverage (red: none, green: enough), corners, tilt dial and the next
+        step."""
         out = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR if image.ndim == 2 else cv2.COLOR_RGB2BGR)
         h, w = out.shape[:2]
         tint = np.zeros((*GRID, 3), np.uint8)
@@ -106,7 +111,8 @@ class Guide:
 
 
 def sharpness(grey: np.ndarray, corners: np.ndarray) -> float:
-    """Steepest edges inside the board's bounding box against its contrast, 1/px: about 0.5 when sharp, 0.1 in a blur of 3 px."""
+    """Steepest edges inside the board's bounding box against its contrast, 1/px: about 0.5 when sharp, 0.1 in a blur of
+    3 px."""
     low, high = np.maximum(corners.min(0).astype(int), 0), corners.max(0).astype(int) + 1
     part = grey[low[1] : high[1], low[0] : high[0]].astype(np.float32)
     if part.size < 64:
@@ -126,7 +132,8 @@ def _moved(a: Detection, b: Detection) -> float:
 
 
 def _tilt(view: View, width: int, height: int) -> tuple[float, float]:
-    """Board's tilt (deg) about the picture's x and y axes through a lens of ordinary length: good enough to guide a hand."""
+    """Board's tilt (deg) about the picture's x and y axes through a lens of ordinary length: good enough to guide a
+    hand."""
     f = 0.8 * width
     K = np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1.0]])
     ok, rvec, _ = cv2.solvePnP(view.points, view.pixels, K, None, flags=cv2.SOLVEPNP_IPPE)

@@ -1,11 +1,12 @@
 """Hand-eye calibration: where a camera is, from views of a board at known arm poses.
 
-Two mounts. "base" (eye-to-hand): the camera is fixed and the board is in the gripper; X = T_base_from_cam, Z = T_tool_from_board.
-"arm" (eye-in-hand): the camera rides on the tool and the board is fixed; X = T_tool_from_cam, Z = T_base_from_board.
+Two mounts. "base" (eye-to-hand): the camera is fixed and the board is in the gripper; X = T_base_from_cam, Z =
+T_tool_from_board. "arm" (eye-in-hand): the camera rides on the tool and the board is fixed; X = T_tool_from_cam, Z =
+T_base_from_board.
 
-Park's closed form (Park and Martin 1994) starts; then a bundle adjustment over pixels in which every arm pose may be wrong by what
-the arm's own precision says, and the joints by a common offset. A cheap arm taken as exact gives centimetres (docs/calibration.md);
-Andreff's and Li's forms break on small noise and are not offered.
+Park's closed form (Park and Martin 1994) starts; then a bundle adjustment over pixels in which every arm pose may be
+wrong by what the arm's own precision says, and the joints by a common offset. A cheap arm taken as exact gives
+centimetres (docs/calibration.md); Andreff's and Li's forms break on small noise and are not offered.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ AGREE = 4.0  # standard deviations that two halves may differ
 
 @dataclass(frozen=True)
 class ArmNoise:
-    """One standard deviation of what an arm pose may be wrong by: each picture on its own, and joint zero offsets common to all.
+    """One standard deviation of what an arm pose may be wrong by: each picture on its own, and joint zero offsets
+    common to all.
 
     The defaults are a real SO-101's (0.5 degrees, 2 mm); 0 for `offset_deg` leaves the joints as they are.
     """
@@ -51,7 +53,8 @@ class ArmView:
 
 @dataclass(frozen=True)
 class HandEye:
-    """X and Z float64[4,4] (module docstring), covariance float64[6,6] of X (rotation rad, translation m, in the camera's frame)."""
+    """X and Z float64[4,4] (module docstring), covariance float64[6,6] of X (rotation rad, translation m, in the
+    camera's frame)."""
 
     mount: str
     X: np.ndarray
@@ -75,7 +78,8 @@ class HandEye:
         )
 
     def ray_sd(self, rays: np.ndarray, distance: float) -> np.ndarray:
-        """Standard deviation (m) across each unit ray float64[n,3] of the camera, of where it passes at `distance` (m)."""
+        """Standard deviation (m) across each unit ray float64[n,3] of the camera, of where it passes at `distance`
+        (m)."""
         J = np.concatenate([-_skew(rays * distance), np.broadcast_to(np.eye(3), (len(rays), 3, 3))], axis=2)
         across = np.eye(3) - rays[:, :, None] * rays[:, None, :]
         J = across @ J
@@ -125,9 +129,12 @@ def park(mount: str, arms: list[np.ndarray], boards: list[np.ndarray]) -> tuple[
     """X and Z from Park's method; boards are T_cam_from_board."""
     gripper = arms if mount == "arm" else [inverse(a) for a in arms]
     R, t = cv2.calibrateHandEye(
-        [g[:3, :3] for g in gripper], [g[:3, 3] for g in gripper], [b[:3, :3] for b in boards], [b[:3, 3] for b in boards],
+        [g[:3, :3] for g in gripper],
+        [g[:3, 3] for g in gripper],
+        [b[:3, :3] for b in boards],
+        [b[:3, 3] for b in boards],
         method=cv2.CALIB_HAND_EYE_PARK,
-    )  # fmt: skip
+    )
     X = np.eye(4)
     X[:3, :3], X[:3, 3] = R, t.ravel()
     if not np.isfinite(X).all():
@@ -164,12 +171,21 @@ class _State:
 
 
 def _adjust(
-    mount: str, views: list[ArmView], theta: np.ndarray, model: str, forward: Forward, noise: ArmNoise, sigma: float,
-    X: np.ndarray, Z: np.ndarray, free_scale: bool,
-) -> tuple[_State, np.ndarray, float, float]:  # fmt: skip
+    mount: str,
+    views: list[ArmView],
+    theta: np.ndarray,
+    model: str,
+    forward: Forward,
+    noise: ArmNoise,
+    sigma: float,
+    X: np.ndarray,
+    Z: np.ndarray,
+    free_scale: bool,
+) -> tuple[_State, np.ndarray, float, float]:
     """Levenberg-Marquardt over X, Z, joint offsets, board scale and an error for each arm pose.
 
-    Arm errors are eliminated view by view. Returns the state, the covariance of (X, Z, offsets, scale), pixel RMS, arm chi2 a dof.
+    Arm errors are eliminated view by view. Returns the state, the covariance of (X, Z, offsets, scale), pixel RMS, arm
+    chi2 a dof.
     """
     J = len(views[0].q)
     prior = (
@@ -216,7 +232,8 @@ def _adjust(
                 arm = np.concatenate([D @ Rx.T @ _skew(w), -(D @ Rx.T)], axis=2)
             DZ = DM @ s.Z[:3, :3]
             board = np.concatenate([-DZ @ _skew(b), DZ], axis=2)
-            # The joint offsets move A0; seen through exp(xi) of the same tool, which is small: the twist is taken as A's own.
+            # The joint offsets move A0; seen through exp(xi) of the same tool, which is small: the twist is taken as
+            # A's own.
             joints = arm @ twists[k]
             scale = (DZ @ v.points[:, :, None])[..., :1]
             G = np.concatenate([top, board, joints, scale], axis=2).reshape(-1, m)
@@ -245,9 +262,12 @@ def _adjust(
             d = np.linalg.solve(S, r)
             arms = state.arms + np.array([Pi @ (h6 - C.T @ d) for Pi, (_, C, h6) in zip(inverses, blocks, strict=True)])
             new = _State(
-                state.X @ transform(d[:3], d[3:6]), state.Z @ transform(d[6:9], d[9:12]), arms,
-                state.offsets + d[12 : 12 + J], state.scale + d[-1],
-            )  # fmt: skip
+                state.X @ transform(d[:3], d[3:6]),
+                state.Z @ transform(d[6:9], d[9:12]),
+                arms,
+                state.offsets + d[12 : 12 + J],
+                state.scale + d[-1],
+            )
             new_cost, new_squares, new_parts = evaluate(new)
             if new_cost <= cost:
                 done = cost - new_cost < 1e-8 * cost
@@ -275,9 +295,16 @@ def board_pose(view: ArmView, theta: np.ndarray, model: str) -> np.ndarray:
 
 
 def solve(
-    mount: str, views: list[ArmView], theta: np.ndarray, model: str, forward: Forward, noise: ArmNoise = ArmNoise(), sigma: float = 0.2,
-    free_scale: bool = False, joints: tuple[str, ...] = (),
-) -> HandEye:  # fmt: skip
+    mount: str,
+    views: list[ArmView],
+    theta: np.ndarray,
+    model: str,
+    forward: Forward,
+    noise: ArmNoise = ArmNoise(),
+    sigma: float = 0.2,
+    free_scale: bool = False,
+    joints: tuple[str, ...] = (),
+) -> HandEye:
     """One calibration without the comparison of halves. `sigma` is the corner noise, px. Raises CalibrationError."""
     if mount not in ("base", "arm"):
         raise CalibrationError(f"mount '{mount}' is not known: a camera is fixed to the base or rides on the arm.")
@@ -305,11 +332,13 @@ def solve(
         if turned := _turned_joints(mount, views, boards, forward, noise):
             names = ", ".join(joints[k] if joints else f"joint {k + 1}" for k in turned)
             raise CalibrationError(
-                f"{names} turned the other way than the angle says (with the sign changed, arm poses and pictures agree): "
+                f"{names} turned the other way than the angle says (with the sign changed, arm poses and pictures "
+                "agree): "
                 "correct its direction (`harmowam calibrate joints --signs`), then repeat."
             )
         raise CalibrationError(
-            "arm poses and pictures do not belong together: check that board and camera are firmly fixed, the board's size, "
+            "arm poses and pictures do not belong together: check that board and camera are firmly fixed, the "
+            "board's size, "
             "and the joint calibration."
         )
     state, covariance, pixels, chi2 = _adjust(mount, views, theta, model, forward, noise, sigma, X, Z, free_scale)
@@ -317,11 +346,20 @@ def solve(
     J = len(views[0].q)
     arm = state.arms
     return HandEye(
-        mount, state.X, state.Z, covariance[:6, :6], state.offsets, np.sqrt(np.diag(covariance)[12 : 12 + J]), state.scale,
+        mount,
+        state.X,
+        state.Z,
+        covariance[:6, :6],
+        state.offsets,
+        np.sqrt(np.diag(covariance)[12 : 12 + J]),
+        state.scale,
         float(np.sqrt(covariance[-1, -1])),
         (float(np.degrees(np.sqrt((arm[:, :3] ** 2).sum(1).mean()))), float(np.sqrt((arm[:, 3:] ** 2).sum(1).mean()))),
-        pixels, tuple(v.name for v in views), tuple(rejected), chi2,
-    )  # fmt: skip
+        pixels,
+        tuple(v.name for v in views),
+        tuple(rejected),
+        chi2,
+    )
 
 
 def _enough(views: list[ArmView], forward: Forward) -> None:
@@ -332,7 +370,8 @@ def _enough(views: list[ArmView], forward: Forward) -> None:
     _, second = rotation_spread([forward(v.q) for v in views])
     if second < MIN_ROTATION:
         raise CalibrationError(
-            f"the arm turned about one axis only ({second:.0f} degrees about a second one, {MIN_ROTATION:.0f} are needed): "
+            f"the arm turned about one axis only ({second:.0f} degrees about a second one, {MIN_ROTATION:.0f} are "
+            "needed): "
             "turn and tilt the gripper between the pictures."
         )
 
@@ -353,7 +392,8 @@ def _contradiction(
 def _turned_joints(
     mount: str, views: list[ArmView], boards: list[np.ndarray], forward: Forward, noise: ArmNoise
 ) -> tuple[int, ...]:
-    """The fewest joints that, with the signs of their angles changed, make arm poses and pictures agree; () where none do."""
+    """The fewest joints that, with the signs of their angles changed, make arm poses and pictures agree; () where none
+    do."""
     J = len(views[0].q)
     for count in range(1, J + 1):
         found = []
@@ -381,17 +421,18 @@ def calibrate(
     sigma: float = 0.2,
     joints: tuple[str, ...] = (),
 ) -> tuple[HandEye, dict[str, float]]:
-    """Solve with all views and with each half; returns the result and the halves' difference. Raises CalibrationError, in which `joints`
-    names the arm's.
+    """Solve with all views and with each half; returns the result and the halves' difference. Raises CalibrationError,
+    in which `joints` names the arm's.
 
-    Refused: too few poses, rotation about one axis only, a wrong square size, a joint that turns the other way than its angle says,
-    halves that differ more than their covariances allow.
+    Refused: too few poses, rotation about one axis only, a wrong square size, a joint that turns the other way than its
+    angle says, halves that differ more than their covariances allow.
     """
     whole = solve(mount, views, theta, model, forward, noise, sigma, joints=joints)
     scaled = solve(mount, views, theta, model, forward, noise, sigma, free_scale=True)
     if abs(scaled.scale - 1) > max(4 * scaled.scale_sd, 0.02):
         raise CalibrationError(
-            f"the board is {scaled.scale:.3f} times as large as described: measure a square with a ruler and correct the board's size."
+            f"the board is {scaled.scale:.3f} times as large as described: measure a square with a ruler and correct "
+            "the board's size."
         )
     if whole.chi2 > 16:
         raise CalibrationError(
@@ -434,12 +475,18 @@ def clear_path(forward: Forward, start: np.ndarray, end: np.ndarray, floor: floa
 
 
 def propose(
-    rng: np.random.Generator, forward: Forward, lower: np.ndarray, upper: np.ndarray, visible: Callable[[np.ndarray], bool],
-    count: int = 15, floor: float = 0.09, tries: int = 20000,
-) -> np.ndarray:  # fmt: skip
-    """Arm poses float64[count,J] with much rotation: random ones inside the limits (a tenth kept free), tool above `floor` (m),
-    board `visible`; then each next one is the farthest in rotation and place from those chosen. Raises CalibrationError when too
-    few are found."""
+    rng: np.random.Generator,
+    forward: Forward,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    visible: Callable[[np.ndarray], bool],
+    count: int = 15,
+    floor: float = 0.09,
+    tries: int = 20000,
+) -> np.ndarray:
+    """Arm poses float64[count,J] with much rotation: random ones inside the limits (a tenth kept free), tool above
+    `floor` (m), board `visible`; then each next one is the farthest in rotation and place from those chosen. Raises
+    CalibrationError when too few are found."""
     margin = 0.1 * (upper - lower)
     pool: list[np.ndarray] = []
     frames: list[np.ndarray] = []
@@ -456,7 +503,8 @@ def propose(
                 break
     if len(pool) < count:
         raise CalibrationError(
-            f"only {len(pool)} safe arm poses show the board, {count} are needed: aim the camera at the space above the table."
+            f"only {len(pool)} safe arm poses show the board, {count} are needed: aim the camera at the space above "
+            "the table."
         )
     chosen = [0]
     gap = np.full(len(pool), np.inf)

@@ -1,14 +1,14 @@
 """Intrinsics from pictures of a board: robust bundle adjustment, its covariance, and cross-validation.
 
-The camera's parameters, one pose a view and the true places of the board's corners are fitted by Levenberg-Marquardt; poses are
-eliminated block by block (Schur complement), so that 100 views take seconds. No sheet is printed and glued exactly: on OpenCV's sample
-images the corners are 0.08 mm off, seen alike by both cameras; taken as exact, such a board doubles the error of the projection, and one
-that is bowed by 0.5 mm makes it thirty times as large (docs/calibration.md; Strobl and Hirzinger 2011). How far corners stray is itself
-estimated, so that an exact board stays exact.
-Corners that disagree are weighed down (Huber), then left out. Weak priors say what any camera is like (square pixels, principal
-point near the middle, small coefficients): data overrule them wherever there are data, and they keep the lens tame where there are
-none. Uncertainty is propagated to pixels, rotation of the camera apart (Kojima, mrcal: "projection uncertainty"); a fit is judged by
-held-out views and by two halves, never by its own RMS.
+The camera's parameters, one pose a view and the true places of the board's corners are fitted by Levenberg-Marquardt;
+poses are eliminated block by block (Schur complement), so that 100 views take seconds. No sheet is printed and glued
+exactly: on OpenCV's sample images the corners are 0.08 mm off, seen alike by both cameras; taken as exact, such a board
+doubles the error of the projection, and one that is bowed by 0.5 mm makes it thirty times as large
+(docs/calibration.md; Strobl and Hirzinger 2011). How far corners stray is itself estimated, so that an exact board
+stays exact. Corners that disagree are weighed down (Huber), then left out. Weak priors say what any camera is like
+(square pixels, principal point near the middle, small coefficients): data overrule them wherever there are data, and
+they keep the lens tame where there are none. Uncertainty is propagated to pixels, rotation of the camera apart (Kojima,
+mrcal: "projection uncertainty"); a fit is judged by held-out views and by two halves, never by its own RMS.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Fit:
         return float(np.sqrt((r**2).sum(1).mean()))
 
     def on_true_board(self, views: list[View] | tuple[View, ...]) -> list[View]:
-        """The same views with the board's corners where this fit found them; a corner that it has not seen stays as described."""
+        """The same views with the board's corners where this fit found them; a corner that it has not seen stays as
+        described."""
         out = []
         for v in views:
             far = np.linalg.norm(v.points[:, None] - self.corners, axis=2)
@@ -89,11 +90,15 @@ class Calibration:
         v = self.crossval[self.used & np.isfinite(self.crossval)]
         u = self.predicted[self.used]
         return {
-            "rms_px": self.fit.rms, "heldout_px": self.heldout, "crossval_median_px": float(np.median(v)),
-            "crossval_p90_px": float(np.quantile(v, 0.9)), "uncertainty_median_px": float(np.median(u)),
-            "uncertainty_p90_px": float(np.quantile(u, 0.9)), "corner_noise_px": self.fit.sigma,
+            "rms_px": self.fit.rms,
+            "heldout_px": self.heldout,
+            "crossval_median_px": float(np.median(v)),
+            "crossval_p90_px": float(np.quantile(v, 0.9)),
+            "uncertainty_median_px": float(np.median(u)),
+            "uncertainty_p90_px": float(np.quantile(u, 0.9)),
+            "corner_noise_px": self.fit.sigma,
             "board_rms_mm": 1000 * float(np.sqrt((self.fit.shape**2).sum(1).mean())),
-        }  # fmt: skip
+        }
 
     def verdict(self) -> list[str]:
         """Why this must not be used; empty when it may be."""
@@ -107,7 +112,8 @@ class Calibration:
             )
         if q["crossval_median_px"] > 0.3 or q["crossval_p90_px"] > 1.0:
             out.append(
-                f"two halves of the views disagree by {q['crossval_median_px']:.2f} px (90 %: {q['crossval_p90_px']:.2f}; "
+                f"two halves of the views disagree by {q['crossval_median_px']:.2f} px (90 %: "
+                f"{q['crossval_p90_px']:.2f}; "
                 "at most 0.30 and 1.00): take more, closer and more tilted views"
             )
         return out
@@ -169,7 +175,8 @@ def _pose(view: View, theta: np.ndarray, model: str) -> np.ndarray:
 
 @dataclass
 class _State:
-    """What is fitted: `theta`, `poses` float64[views,6], `shape` float64[m,3] (m, deviations of the board's corners)."""
+    """What is fitted: `theta`, `poses` float64[views,6], `shape` float64[m,3] (m, deviations of the board's
+    corners)."""
 
     theta: np.ndarray
     poses: np.ndarray
@@ -178,8 +185,8 @@ class _State:
 
 @dataclass(frozen=True)
 class _Known:
-    """What is given: the views, each view's corners as rows of `shape`, which are used, the corner noise (px), and the standard
-    deviation of `shape` by axis float64[3] (m)."""
+    """What is given: the views, each view's corners as rows of `shape`, which are used, the corner noise (px), and the
+    standard deviation of `shape` by axis float64[3] (m)."""
 
     views: list[View]
     index: list[np.ndarray]
@@ -192,8 +199,8 @@ class _Known:
 
 @dataclass(frozen=True)
 class _Fitted:
-    """A minimum: residuals px, derivatives and weights by view, the normal matrix [n+3m,n+3m] of theta and shape with the poses
-    eliminated, and by view what takes the poses out of a gradient, [views,n+3m,6]."""
+    """A minimum: residuals px, derivatives and weights by view, the normal matrix [n+3m,n+3m] of theta and shape with
+    the poses eliminated, and by view what takes the poses out of a gradient, [views,n+3m,6]."""
 
     state: _State
     residuals: list[np.ndarray]
@@ -211,8 +218,8 @@ def adjust(
 ) -> Fit:
     """Bundle adjustment of one lens, a pose for each view, and (unless `exact_board`) the board's shape.
 
-    `start`: a fit of other views, or of more, by the same model; it saves time and changes nothing but the starting point.
-    Raises CalibrationError when it does not settle."""
+    `start`: a fit of other views, or of more, by the same model; it saves time and changes nothing but the starting
+    point. Raises CalibrationError when it does not settle."""
     corners, rows = np.unique(np.round(np.concatenate([v.points for v in views]), 7), axis=0, return_inverse=True)
     index = np.split(np.ravel(rows), np.cumsum([len(v.points) for v in views])[:-1])
     inlier = [np.ones(len(v.pixels), bool) for v in views]
@@ -261,9 +268,20 @@ def adjust(
     inverse = np.linalg.inv(fitted.normal)
     covariance = inverse[:n, :n] * (chi / sigma) ** 2
     return Fit(
-        model, size, state.theta, covariance, state.poses, tuple(views), tuple(fitted.residuals), tuple(inlier), chi,
-        _clustered(fitted, index, inverse, n), corners, state.shape, stray,
-    )  # fmt: skip
+        model,
+        size,
+        state.theta,
+        covariance,
+        state.poses,
+        tuple(views),
+        tuple(fitted.residuals),
+        tuple(inlier),
+        chi,
+        _clustered(fitted, index, inverse, n),
+        corners,
+        state.shape,
+        stray,
+    )
 
 
 def _levenberg(known: _Known, state: _State, rounds: int = 60) -> _Fitted:
@@ -293,7 +311,8 @@ def _levenberg(known: _Known, state: _State, rounds: int = 60) -> _Fitted:
     def blocks_of(
         residuals: list[np.ndarray], parts: list[tuple[np.ndarray, ...]]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Normal matrix and gradient of theta and shape; a view's pose block [6,6], its coupling [n+3m,6] and gradient [6]."""
+        """Normal matrix and gradient of theta and shape; a view's pose block [6,6], its coupling [n+3m,6] and gradient
+        [6]."""
         A, g = np.diag(weak), weak * (mean - _vector(state))
         ratio = np.array([1 / state.theta[1], -state.theta[0] / state.theta[1] ** 2])
         A[:2, :2] += np.outer(ratio, ratio) / aspect**2
@@ -352,8 +371,9 @@ def _vector(state: _State) -> np.ndarray:
 
 
 def _clustered(fitted: _Fitted, index: list[np.ndarray], inverse: np.ndarray, n: int) -> np.ndarray:
-    """Covariance [n,n] of theta from what the views say, each taken as a whole (Liang and Zeger 1986): corners of one picture err alike,
-    which the residuals' size alone does not show. Corrected for what the fit itself takes out of the scores."""
+    """Covariance [n,n] of theta from what the views say, each taken as a whole (Liang and Zeger 1986): corners of one
+    picture err alike, which the residuals' size alone does not show. Corrected for what the fit itself takes out of the
+    scores."""
     scores, data, taken = [], np.zeros((n, n)), np.zeros((n, n))
     for r, (jt, jp, js, w), at, out in zip(fitted.residuals, fitted.parts, index, fitted.through_pose, strict=True):
         full = np.zeros((len(r), 2, len(inverse)))
@@ -381,7 +401,8 @@ def used_area(views: tuple[View, ...] | list[View], pixels: np.ndarray, size: tu
 
 
 def projection_sd(fit: Fit, pixels: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Predicted standard deviation (px, both axes together) of where the lens sends a ray, rotation of the camera apart."""
+    """Predicted standard deviation (px, both axes together) of where the lens sends a ray, rotation of the camera
+    apart."""
     rays, good = lens.unproject(pixels, fit.theta, fit.model)
     good &= rays[:, 2] > 0.02
     p = rays / np.where(good, rays[:, 2], 1.0)[:, None]
@@ -391,7 +412,8 @@ def projection_sd(fit: Fit, pixels: np.ndarray, used: np.ndarray) -> np.ndarray:
     g, a = G[fitted].reshape(-1, 3), A[fitted].reshape(-1, A.shape[-1])
     absorbed = np.linalg.solve(g.T @ g, g.T @ a)
     B = A - G @ absorbed
-    # Corners of one picture err alike: the larger of both estimates, or the promise is a fifth too good (docs/calibration.md).
+    # Corners of one picture err alike: the larger of both estimates, or the promise is a fifth too good
+    # (docs/calibration.md).
     each = [np.einsum("nij,jk,nik->n", B, c, B) for c in (fit.covariance, fit.clustered)]
     variance = np.maximum(*each)
     return np.where(good, np.sqrt(np.maximum(variance, 0)), np.nan)
@@ -400,7 +422,8 @@ def projection_sd(fit: Fit, pixels: np.ndarray, used: np.ndarray) -> np.ndarray:
 def heldout_rms(
     theta: np.ndarray, model: str, views: list[View] | tuple[View, ...], sigma: float | None = None
 ) -> float:
-    """RMS (px) of views that the lens was not fitted to; only their poses are. Gross outliers (10 sigma) are left out."""
+    """RMS (px) of views that the lens was not fitted to; only their poses are. Gross outliers (10 sigma) are left
+    out."""
     total, count = 0.0, 0
     for v in views:
         p = _pose(v, theta, model)
@@ -416,7 +439,8 @@ def heldout_rms(
 
 
 def screen(views: list[View], size: tuple[int, int]) -> tuple[list[View], list[tuple[str, str]]]:
-    """Leave out views that cannot help: too few corners, near-duplicates of another. Returns the rest and name, reason."""
+    """Leave out views that cannot help: too few corners, near-duplicates of another. Returns the rest and name,
+    reason."""
     kept: list[View] = []
     rejected = []
     for v in views:
@@ -441,7 +465,8 @@ def _same(a: View, b: View, size: tuple[int, int]) -> bool:
 
 
 def tilt_spread(poses: np.ndarray) -> float:
-    """Largest angle (deg) between two boards' normals: without tilt the focal length cannot be told from the distance."""
+    """Largest angle (deg) between two boards' normals: without tilt the focal length cannot be told from the
+    distance."""
     normals = np.array([cv2.Rodrigues(p[:3])[0][:, 2] for p in poses])
     return float(np.degrees(np.arccos(np.clip((normals @ normals.T).min(), -1, 1))))
 
@@ -452,7 +477,8 @@ def calibrate(views: list[View], size: tuple[int, int], model: str = "rational")
     if len(views) < MIN_VIEWS:
         why = "; ".join(sorted({r.split(" of ")[0] for _, r in rejected}))
         raise CalibrationError(
-            f"only {len(views)} usable views{f' ({why})' if why else ''}, at least {MIN_VIEWS} are needed (30 are good): take more."
+            f"only {len(views)} usable views{f' ({why})' if why else ''}, at least {MIN_VIEWS} are needed (30 are "
+            "good): take more."
         )
     fit = adjust(views, size, model)
     each = np.array([np.sqrt(np.median((r**2).sum(1))) for r in fit.residuals])
@@ -495,4 +521,4 @@ def calibrate(views: list[View], size: tuple[int, int], model: str = "rational")
         squares, count = squares + heldout_rms(part.theta, model, test, fit.sigma) ** 2 * corners, count + corners
     return Calibration(
         fit, tuple(rejected), float(np.sqrt(squares / count)), crossval, projection_sd(fit, pixels, used), used, shape
-    )  # fmt: skip
+    )

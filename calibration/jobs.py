@@ -1,4 +1,5 @@
-"""The calibrations as jobs: views in, record in the store and report out. No terminal, no argument parsing, no robot."""
+"""The calibrations as jobs: views in, record in the store and report out. No terminal, no argument parsing, no
+robot."""
 
 from __future__ import annotations
 
@@ -68,12 +69,21 @@ def current(store: Store, name: str) -> dict[str, Any] | None:
 
 
 def run_intrinsics(
-    store: Store, name: str, views: list[View], size: Size, rejected: list[tuple[str, str]], model: str, mount: str | None, board: str,
-    identity: dict[str, Any], page: Path, dry_run: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Calibrate, judge, store if it is better than what is in use, and report. A stored pose and how exactly it is known stay where both
-    lenses agree. Returns the design's `calibrate intrinsics` JSON and "accepted", "hash", "said". Raises CalibrationError; the stored
-    calibration is untouched then."""
+    store: Store,
+    name: str,
+    views: list[View],
+    size: Size,
+    rejected: list[tuple[str, str]],
+    model: str,
+    mount: str | None,
+    board: str,
+    identity: dict[str, Any],
+    page: Path,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Calibrate, judge, store if it is better than what is in use, and report. A stored pose and how exactly it is
+    known stay where both lenses agree. Returns the design's `calibrate intrinsics` JSON and "accepted", "hash", "said".
+    Raises CalibrationError; the stored calibration is untouched then."""
     done = intrinsics.calibrate(views, size, model)
     fit, q = done.fit, done.quality()
     verdict, old = done.verdict(), current(store, name)
@@ -95,7 +105,8 @@ def run_intrinsics(
                     f"the stored calibration explains these views better ({stored:.3f} px) "
                     f"than the new one held out ({q['heldout_px']:.3f} px)"
                 )
-            # The pose was found through the old lens: it holds as long as the lenses agree and the camera sits where it sat.
+            # The pose was found through the old lens: it holds as long as the lenses agree and the camera sits where it
+            # sat.
             found = old["result"].get(POSE_KEYS[mount])
             if found is not None and float(np.nanmedian(before[done.used])) < SAME_LENS_PX:
                 pose = {POSE_KEYS[mount]: found}
@@ -106,22 +117,39 @@ def run_intrinsics(
     left_out = [*rejected, *done.rejected]
     report.intrinsics_page(page, name, done, before, verdict, left_out)
     result: dict[str, Any] = {
-        "K": camera.K.tolist(), "D": D.tolist(), "model": model, "rms_px": q["rms_px"], "heldout_px": q["heldout_px"],
+        "K": camera.K.tolist(),
+        "D": D.tolist(),
+        "model": model,
+        "rms_px": q["rms_px"],
+        "heldout_px": q["heldout_px"],
         "crossval_px": {"median": q["crossval_median_px"], "p90": q["crossval_p90_px"]},
         "uncertainty_px": {"median": q["uncertainty_median_px"], "p90": q["uncertainty_p90_px"]},
-        "views_used": len(fit.views), "views_rejected": [{"view": v, "reason": r} for v, r in left_out],
-        "accepted": not verdict, "refused": verdict, "report": str(page), "hash": None,
-    }  # fmt: skip
+        "views_used": len(fit.views),
+        "views_rejected": [{"view": v, "reason": r} for v, r in left_out],
+        "accepted": not verdict,
+        "refused": verdict,
+        "report": str(page),
+        "hash": None,
+    }
     if not verdict and not dry_run:
         evidence = {
             "board": board,
-            "views": [{"name": v.name, "points": v.points.tolist(), "pixels": np.round(v.pixels, 4).tolist()} for v in views],
-        }  # fmt: skip
+            "views": [
+                {"name": v.name, "points": v.points.tolist(), "pixels": np.round(v.pixels, 4).tolist()} for v in views
+            ],
+        }
         kept = {k: v for k, v in identity.items() if v is not None}
-        result["hash"] = store.put(new_record(
-            "camera", name, {**camera.to_json(), **pose}, identity={**kept, "width": size[0], "height": size[1], "mount": mount},
-            parents=parents, uncertainty={**q, **known}, evidence=evidence,
-        ))  # fmt: skip
+        result["hash"] = store.put(
+            new_record(
+                "camera",
+                name,
+                {**camera.to_json(), **pose},
+                identity={**kept, "width": size[0], "height": size[1], "mount": mount},
+                parents=parents,
+                uncertainty={**q, **known},
+                evidence=evidence,
+            )
+        )
         store.set_current(name, result["hash"], "intrinsics")
     said += [f"left out: {v}: {r}" for v, r in left_out]
     said.append(
@@ -138,9 +166,18 @@ def run_intrinsics(
 
 
 def finish_hand_eye(
-    store: Store, name: str, old: dict[str, Any], views: list[ArmView], mount: str, noise: ArmNoise, page: Path, dry_run: bool, board: str,
-    forward: hand_eye.Forward, joints: tuple[str, ...] = (),
-) -> dict[str, Any]:  # fmt: skip
+    store: Store,
+    name: str,
+    old: dict[str, Any],
+    views: list[ArmView],
+    mount: str,
+    noise: ArmNoise,
+    page: Path,
+    dry_run: bool,
+    board: str,
+    forward: hand_eye.Forward,
+    joints: tuple[str, ...] = (),
+) -> dict[str, Any]:
     """Solve and store: the same lens as `old` with a new pose. Raises CalibrationError; what is in use stays then."""
     camera = camera_of(old)
     theta, model = theta_of(camera)
@@ -190,29 +227,56 @@ def finish_hand_eye(
         **halves,
     }
     out: dict[str, Any] = {
-        "X": h.X.tolist(), "mount": mount, "sd_mm": 1000 * metres, "sd_deg": degrees, **halves, "poses_used": len(h.kept),
-        "poses_rejected": [{"pose": v, "reason": r} for v, r in h.rejected], "joint_offsets_deg": np.degrees(h.offsets).tolist(),
-        "joint_offsets_sd_deg": np.degrees(h.offsets_sd).tolist(), "pixel_rms": h.pixel_rms, "report": str(page), "hash": None,
-    }  # fmt: skip
+        "X": h.X.tolist(),
+        "mount": mount,
+        "sd_mm": 1000 * metres,
+        "sd_deg": degrees,
+        **halves,
+        "poses_used": len(h.kept),
+        "poses_rejected": [{"pose": v, "reason": r} for v, r in h.rejected],
+        "joint_offsets_deg": np.degrees(h.offsets).tolist(),
+        "joint_offsets_sd_deg": np.degrees(h.offsets_sd).tolist(),
+        "pixel_rms": h.pixel_rms,
+        "report": str(page),
+        "hash": None,
+    }
     out["accepted"], out["refused"] = not refused, [refused] if refused else []
     if before is not None:
         out.update(moved_deg=before[0], moved_mm=1000 * before[1])
     if not dry_run and not refused:
         evidence = {
-            "board": board, "lens": store.current_hash(name), "covariance": h.covariance.tolist(),
+            "board": board,
+            "lens": store.current_hash(name),
+            "covariance": h.covariance.tolist(),
             "views": [
-                {"name": v.name, "points": v.points.tolist(), "pixels": np.round(v.pixels, 4).tolist(), "q": v.q.tolist()} for v in views
+                {
+                    "name": v.name,
+                    "points": v.points.tolist(),
+                    "pixels": np.round(v.pixels, 4).tolist(),
+                    "q": v.q.tolist(),
+                }
+                for v in views
             ],
-        }  # fmt: skip
+        }
         current = store.current_hash(name)
-        out["hash"] = store.put(new_record(
-            "camera", name, result, identity={**old["identity"], "mount": mount}, parents=[current] if current else [],
-            uncertainty=quality, evidence=evidence,
-        ))  # fmt: skip
+        out["hash"] = store.put(
+            new_record(
+                "camera",
+                name,
+                result,
+                identity={**old["identity"], "mount": mount},
+                parents=[current] if current else [],
+                uncertainty=quality,
+                evidence=evidence,
+            )
+        )
         store.set_current(name, out["hash"], "hand-eye")
     out["said"] = [
         *(f"left out: {v}: {r}" for v, r in h.rejected),
-        f"camera at {', '.join(f'{v:.3f}' for v in h.X[:3, 3])} m, standard deviation {1000 * metres:.1f} mm and {degrees:.2f} degrees",
+        (
+            f"camera at {', '.join(f'{v:.3f}' for v in h.X[:3, 3])} m, standard deviation {1000 * metres:.1f} mm and "
+            f"{degrees:.2f} degrees"
+        ),
         f"halves differ by {halves['halves_mm']:.1f} mm and {halves['halves_deg']:.2f} degrees",
         *([f"kept the stored pose: {refused}"] if refused else []),
         *(
@@ -245,13 +309,21 @@ def run_learn(
     reference = learn(frames, board, [[a] for a in arm] if arm else None, arm_board)
     if (reference.width, reference.height) != (camera["identity"]["width"], camera["identity"]["height"]):
         raise CalibrationError(
-            f"the camera gives {reference.width}x{reference.height}, its calibration is for {camera['identity']['width']}x"
+            f"the camera gives {reference.width}x{reference.height}, its calibration is for "
+            f"{camera['identity']['width']}x"
             f"{camera['identity']['height']}: set the resolution back or calibrate again."
         )
-    digest = store.put(new_record(
-        "reference", f"{name}.reference", reference.to_json(), identity=camera["identity"], parents=[store.current_hash(name) or ""],
-        uncertainty={"noise_px": reference.noise}, evidence={},
-    ))  # fmt: skip
+    digest = store.put(
+        new_record(
+            "reference",
+            f"{name}.reference",
+            reference.to_json(),
+            identity=camera["identity"],
+            parents=[store.current_hash(name) or ""],
+            uncertainty={"noise_px": reference.noise},
+            evidence={},
+        )
+    )
     store.set_current(f"{name}.reference", digest, "learn")
     return {
         "noise_px": reference.noise,
@@ -262,11 +334,13 @@ def run_learn(
 
 
 def stored_reference(store: Store, name: str) -> Reference:
-    """The drift reference of camera `name`; raises CalibrationError when there is none, or the camera was calibrated since."""
+    """The drift reference of camera `name`; raises CalibrationError when there is none, or the camera was calibrated
+    since."""
     record = store.get(f"{name}.reference", kind="reference")
     if record["parents"][:1] != [store.current_hash(name) or ""]:
         raise CalibrationError(
-            f"camera '{name}' was calibrated or rolled back after its drift reference was learnt: run `harmowam calibrate check --learn`."
+            f"camera '{name}' was calibrated or rolled back after its drift reference was learnt: run `harmowam "
+            "calibrate check --learn`."
         )
     return Reference.from_json(record["result"])
 
@@ -297,9 +371,15 @@ def run_check(
         )
     report.page(page, f"Drift check of camera {name}", [] if v.level == "ok" else [v.reason], parts)
     return {
-        "level": v.level, "reason": v.reason, "shift_px": None if np.isnan(v.shift_px) else v.shift_px, "warn_px": v.warn_px,
-        "block_px": v.block_px, "arm_shift_px": v.arm_shift_px, "report": str(page), "said": f"{v.level}: {v.reason}",
-    }  # fmt: skip
+        "level": v.level,
+        "reason": v.reason,
+        "shift_px": None if np.isnan(v.shift_px) else v.shift_px,
+        "warn_px": v.warn_px,
+        "block_px": v.block_px,
+        "arm_shift_px": v.arm_shift_px,
+        "report": str(page),
+        "said": f"{v.level}: {v.reason}",
+    }
 
 
 def compare_records(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:

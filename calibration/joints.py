@@ -1,9 +1,10 @@
 """Joint calibration: where each servo's zero is, how far each joint goes, and what the servo's EEPROM said then.
 
-LeRobot keeps the same facts in another form, one JSON object a joint: `homing_offset` is written to the servo (register 31), which then
-reports `position - homing_offset`; `range_min` and `range_max` are such reported steps; 0 degrees is the middle of the range, and the
-gripper goes from 0, shut, to 100. This project never writes EEPROM: it reads the offsets, keeps them, and refuses to drive an arm whose
-offsets have changed since. Angles are the maker's (`firmware_bridge.arms`): a jaw is shut at its family's SHUT, which need not be 0.
+LeRobot keeps the same facts in another form, one JSON object a joint: `homing_offset` is written to the servo (register
+31), which then reports `position - homing_offset`; `range_min` and `range_max` are such reported steps; 0 degrees is
+the middle of the range, and the gripper goes from 0, shut, to 100. This project never writes EEPROM: it reads the
+offsets, keeps them, and refuses to drive an arm whose offsets have changed since. Angles are the maker's
+(`firmware_bridge.arms`): a jaw is shut at its family's SHUT, which need not be 0.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ Offset = Annotated[int, Meta(ge=-2047, le=2047)]
 
 
 class Joint(Shape, frozen=True):
-    """One joint, servo steps as the servo reports them. `zero_step` is 0 rad; `direction` +1 or -1; `homing_offset` is the EEPROM's."""
+    """One joint, servo steps as the servo reports them. `zero_step` is 0 rad; `direction` +1 or -1; `homing_offset` is
+    the EEPROM's."""
 
     name: Name
     id: ServoId
@@ -73,11 +75,12 @@ class JointCalibration:
 
     @classmethod
     def from_json(cls, data: Any, source: str = "joint calibration") -> JointCalibration:
-        """Raises CalibrationError when `data` is none, holds impossible numbers, or makes angles of another convention: with such zeros and
-        directions the arm would move to the wrong side."""
+        """Raises CalibrationError when `data` is none, holds impossible numbers, or makes angles of another convention:
+        with such zeros and directions the arm would move to the wrong side."""
         if isinstance(data, dict) and "joints" in data and data.get("angles") != ANGLES:
             raise CalibrationError(
-                f"{source} was made for mirrored joint angles (shoulder_pan and wrist_roll turned the other way, the jaw was shut at 0): "
+                f"{source} was made for mirrored joint angles (shoulder_pan and wrist_roll turned the other way, the "
+                "jaw was shut at 0): "
                 "run `harmowam calibrate joints` again, or import LeRobot's file once more."
             )
         try:
@@ -89,8 +92,8 @@ class JointCalibration:
         return made
 
     def apply(self, config: ArmConfig) -> ArmConfig:
-        """The bridge's ArmConfig with these zeros, directions and ranges, and the offsets that the servos must hold; limits become the
-        narrower of file and measurement.
+        """The bridge's ArmConfig with these zeros, directions and ranges, and the offsets that the servos must hold;
+        limits become the narrower of file and measurement.
 
         Raises CalibrationError when joints or ids differ, or when the rest pose is out of range.
         """
@@ -99,7 +102,8 @@ class JointCalibration:
             by_name[n].id != i for n, i in zip(config.joints, config.ids, strict=True)
         ):
             raise CalibrationError(
-                "the joint calibration is for other joints or servo ids than the robot file: run `harmowam calibrate joints` for this arm."
+                "the joint calibration is for other joints or servo ids than the robot file: run `harmowam calibrate "
+                "joints` for this arm."
             )
         ordered = [by_name[n] for n in config.joints]
         limits = [self.limits(j, jaw=j is ordered[-1]) for j in ordered]
@@ -109,7 +113,8 @@ class JointCalibration:
             if not low <= rest <= high:
                 raise CalibrationError(
                     f"the rest pose puts {name} at {rest:.2f} rad, outside its measured range {low:.2f} to {high:.2f}: "
-                    "calibrate again with every joint at its zero pose, or correct 'rest' in the robot file if that is wrong."
+                    "calibrate again with every joint at its zero pose, or correct 'rest' in the robot file if that "
+                    "is wrong."
                 )
         return dataclasses.replace(
             config,
@@ -152,7 +157,8 @@ def _sane(j: Joint, source: str) -> None:
 
 
 class RangeRecorder:
-    """Watches limp joints that a person moves from stop to stop. Feed `add` with reported steps; `missing` says what is left to do."""
+    """Watches limp joints that a person moves from stop to stop. Feed `add` with reported steps; `missing` says what is
+    left to do."""
 
     def __init__(self, config: ArmConfig):
         self.config = config
@@ -162,7 +168,8 @@ class RangeRecorder:
         self._last: np.ndarray | None = None
 
     def add(self, steps: np.ndarray) -> None:
-        """int[J]. Raises CalibrationError when a joint runs over the encoder's end (0/4095): its range would be the wrong side."""
+        """int[J]. Raises CalibrationError when a joint runs over the encoder's end (0/4095): its range would be the
+        wrong side."""
         if self._last is not None and (np.abs(steps - self._last) > STEPS // 2).any():
             k = int(np.abs(steps - self._last).argmax())
             raise CalibrationError(
@@ -178,17 +185,24 @@ class RangeRecorder:
         return [n for n, ok in zip(self.config.joints, far, strict=True) if not ok]
 
     def finish(self, zero_step: np.ndarray, offsets: dict[int, int]) -> JointCalibration:
-        """`zero_step` int[J]: reported steps at the zero pose, in which the jaw is shut; `offsets`: EEPROM homing offsets by id. Raises
-        CalibrationError."""
+        """`zero_step` int[J]: reported steps at the zero pose, in which the jaw is shut; `offsets`: EEPROM homing
+        offsets by id. Raises CalibrationError."""
         c = self.config
         zero_step = np.append(zero_step[:-1], _zero(int(zero_step[-1]), c.direction[-1], family(c.family).SHUT))
-        made = JointCalibration(tuple(
-            Joint(
-                c.joints[k], c.ids[k], int(zero_step[k]), 1 if c.direction[k] > 0 else -1, int(self.low[k]), int(self.high[k]),
-                int(offsets[c.ids[k]]),
+        made = JointCalibration(
+            tuple(
+                Joint(
+                    c.joints[k],
+                    c.ids[k],
+                    int(zero_step[k]),
+                    1 if c.direction[k] > 0 else -1,
+                    int(self.low[k]),
+                    int(self.high[k]),
+                    int(offsets[c.ids[k]]),
+                )
+                for k in range(len(c.ids))
             )
-            for k in range(len(c.ids))
-        ))  # fmt: skip
+        )
         for j in made.joints:
             _sane(j, "this calibration")
         return made
@@ -222,18 +236,24 @@ def compare(calibration: JointCalibration, offsets: dict[int, int]) -> list[str]
 
 
 def to_lerobot(calibration: JointCalibration) -> dict[str, dict[str, int]]:
-    """LeRobot's calibration JSON (MotorCalibration a joint). Zeros that are not the middle of the range are lost: LeRobot has no place
-    for them."""
+    """LeRobot's calibration JSON (MotorCalibration a joint). Zeros that are not the middle of the range are lost:
+    LeRobot has no place for them."""
     return {
-        j.name: {"id": j.id, "drive_mode": int(j.direction < 0), "homing_offset": j.homing_offset,
-            "range_min": j.range_min, "range_max": j.range_max}
+        j.name: {
+            "id": j.id,
+            "drive_mode": int(j.direction < 0),
+            "homing_offset": j.homing_offset,
+            "range_min": j.range_min,
+            "range_max": j.range_max,
+        }
         for j in calibration.joints
-    }  # fmt: skip
+    }
 
 
 def from_lerobot(path: Path, config: ArmConfig) -> JointCalibration:
-    """A LeRobot calibration file for the joints of `config`; the middle of a range is what the family says that LeRobot's 0 degrees are;
-    the gripper is at SHUT at its closed end. Raises CalibrationError for a file that is damaged or for another arm."""
+    """A LeRobot calibration file for the joints of `config`; the middle of a range is what the family says that
+    LeRobot's 0 degrees are; the gripper is at SHUT at its closed end. Raises CalibrationError for a file that is
+    damaged or for another arm."""
     known = family(config.family)
     try:
         rows = shaped(parse_json(read_bounded(path, MOST_LEROBOT_BYTES)), dict[Name, LeRobotJoint])

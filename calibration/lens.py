@@ -1,7 +1,8 @@
 """Lens models: points in the camera frame to pixels and back, with derivatives.
 
-`model` is "pinhole" (k1 k2 p1 p2 k3), "rational" (k1 k2 p1 p2 k3 k4 k5 k6) or "fisheye" (k1..k4, equidistant); parameters are one
-vector `theta` = fx, fy, cx, cy, then the distortion. Models: OpenCV calib3d; fisheye: Kannala and Brandt 2006.
+`model` is "pinhole" (k1 k2 p1 p2 k3), "rational" (k1 k2 p1 p2 k3 k4 k5 k6) or "fisheye" (k1..k4, equidistant);
+parameters are one vector `theta` = fx, fy, cx, cy, then the distortion. Models: OpenCV calib3d; fisheye: Kannala and
+Brandt 2006.
 """
 
 from __future__ import annotations
@@ -95,9 +96,11 @@ def rotation_jacobian(rays: np.ndarray, theta: np.ndarray, model: str) -> np.nda
 def difference(
     theta_a: np.ndarray, theta_b: np.ndarray, model_a: str, model_b: str, pixels: np.ndarray, used: np.ndarray
 ) -> np.ndarray:
-    """How far two lenses send the same ray, px float64[n] (NaN where a model has no ray), after the best common rotation.
+    """How far two lenses send the same ray, px float64[n] (NaN where a model has no ray), after the best common
+    rotation.
 
-    A rotation of the whole camera is no fault of the lens: the pose takes it up. It is fitted on the `used` pixels (bool[n]).
+    A rotation of the whole camera is no fault of the lens: the pose takes it up. It is fitted on the `used` pixels
+    (bool[n]).
     """
     rays, good = unproject(pixels, theta_a, model_a)
     good &= rays[:, 2] > 0.02

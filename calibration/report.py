@@ -40,7 +40,8 @@ def heat(
     unit: str,
     used: np.ndarray | None = None,
 ) -> str:
-    """Map of values float64[rows*columns] over the picture with its scale; what is not `used` is drawn pale, NaN is white."""
+    """Map of values float64[rows*columns] over the picture with its scale; what is not `used` is drawn pale, NaN is
+    white."""
     rows, columns = grid
     w, h = size[0] / columns, size[1] / rows
     body = []
@@ -48,7 +49,8 @@ def heat(
         if np.isfinite(v):
             pale = "" if used is None or used[k] else ' opacity=".35"'
             body.append(
-                f'<rect x="{(k % columns) * w:.1f}" y="{(k // columns) * h:.1f}" width="{w + 0.5:.1f}" height="{h + 0.5:.1f}" '
+                f'<rect x="{(k % columns) * w:.1f}" y="{(k // columns) * h:.1f}" width="{w + 0.5:.1f}" '
+                f'height="{h + 0.5:.1f}" '
                 f'fill="{colour(v / top)}"{pale}/>'
             )
     bar, f = size[1] / 18, size[1] / 24
@@ -95,7 +97,8 @@ def page(path: Path, title: str, verdict: list[str], parts: Sequence[str]) -> No
     """Write the page; `verdict` lists what is wrong, empty when all is well."""
     judged = "".join(f'<p class="bad">{html.escape(v)}.</p>' for v in verdict) or '<p class="ok">Accepted.</p>'
     text = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width,initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1>{judged}{''.join(parts)}</html>"
     )
     write_result(path, text.encode())
@@ -118,16 +121,22 @@ def _board(corners: np.ndarray, shape: np.ndarray) -> str:
     picture = arrows((640, round(float(extent[1]) * scale) + 80), at, shape[:, :2] * scale, magnify)
     return figure(
         picture,
-        f"The board as found: its corners are {rms[0]:.3f}, {rms[1]:.3f} and {rms[2]:.3f} mm off (x, y, out of its plane; RMS). "
+        f"The board as found: its corners are {rms[0]:.3f}, {rms[1]:.3f} and {rms[2]:.3f} mm off (x, y, out of its "
+        "plane; RMS). "
         f"Arrows {magnify:.0f} times as long.",
     )
 
 
 def intrinsics_page(
-    path: Path, name: str, c: intrinsics.Calibration, before: np.ndarray | None, verdict: list[str], left_out: Sequence[tuple[str, str]],
-) -> None:  # fmt: skip
-    """`before`: px float64[grid] by which the new lens differs from the stored one, None without one; `left_out`: view, reason.
-    Raises CalibrationError when the page cannot be written."""
+    path: Path,
+    name: str,
+    c: intrinsics.Calibration,
+    before: np.ndarray | None,
+    verdict: list[str],
+    left_out: Sequence[tuple[str, str]],
+) -> None:
+    """`before`: px float64[grid] by which the new lens differs from the stored one, None without one; `left_out`: view,
+    reason. Raises CalibrationError when the page cannot be written."""
     fit, size, q = c.fit, c.fit.size, c.quality()
     at = np.concatenate([v.pixels for v in fit.views])
     residual, kept = np.concatenate(fit.residuals), np.concatenate(fit.inlier)
@@ -143,20 +152,37 @@ def intrinsics_page(
     top = max(float(np.nanquantile(c.predicted[c.used], 0.98)), float(np.nanquantile(c.crossval[c.used], 0.98)), 0.02)
     magnify = 0.03 * size[0] / max(float(np.quantile(np.linalg.norm(residual, axis=1), 0.95)), 0.01)
     parts = [
-        table([
-            ("camera", f"{name}, {size[0]} x {size[1]}, {fit.model}"),
-            ("views", f"{len(fit.views)} used, {len(left_out)} left out; {int((~kept).sum())} of {len(kept)} corners left out"),
-            ("tilt spread", f"{intrinsics.tilt_spread(fit.poses):.0f} degrees"),
-            *((k.replace("_", " "), f"{v:.3f}") for k, v in q.items()),
-        ]),
+        table(
+            [
+                ("camera", f"{name}, {size[0]} x {size[1]}, {fit.model}"),
+                (
+                    "views",
+                    (
+                        f"{len(fit.views)} used, {len(left_out)} left out; {int((~kept).sum())} of {len(kept)} corners "
+                        "left out"
+                    ),
+                ),
+                ("tilt spread", f"{intrinsics.tilt_spread(fit.poses):.0f} degrees"),
+                *((k.replace("_", " "), f"{v:.3f}") for k, v in q.items()),
+            ]
+        ),
         '<div class="row">',
-        figure(heat(size, c.grid, c.predicted, top, "px", c.used), "Predicted uncertainty of the projection (one sd). Pale: no corners."),
-        figure(heat(size, c.grid, c.crossval, top, "px", c.used), "Cross-validation: how far two halves of the views disagree."),
+        figure(
+            heat(size, c.grid, c.predicted, top, "px", c.used),
+            "Predicted uncertainty of the projection (one sd). Pale: no corners.",
+        ),
+        figure(
+            heat(size, c.grid, c.crossval, top, "px", c.used),
+            "Cross-validation: how far two halves of the views disagree.",
+        ),
         _coverage(size, c.grid, at),
-        figure(arrows(size, at, residual, magnify, kept), f"Residuals, {magnify:.0f} times as long as they are; red ones are left out."),
+        figure(
+            arrows(size, at, residual, magnify, kept),
+            f"Residuals, {magnify:.0f} times as long as they are; red ones are left out.",
+        ),
         _board(fit.corners, fit.shape),
         "</div>",
-    ]  # fmt: skip
+    ]
     if before is not None and np.isfinite(before).any():
         limit = max(float(np.nanquantile(before, 0.98)), 0.1)
         parts.append(
@@ -172,12 +198,22 @@ def intrinsics_page(
 
 
 def hand_eye_page(
-    path: Path, name: str, h: HandEye, halves: dict[str, float], size: tuple[int, int], corners: np.ndarray, residuals: np.ndarray,
-    grid: tuple[int, int], ray_sd_mm: np.ndarray, before: tuple[float, float] | None, before_px: np.ndarray | None, verdict: list[str],
-) -> None:  # fmt: skip
-    """`ray_sd_mm` float64[grid]: `HandEye.ray_sd` of the grid's pixels. `before`: how far (deg, m) the new pose is from the stored one,
-    `before_px` float64[n,2]: from where a corner is seen to where it would be seen by that one.
-    Raises CalibrationError when the page cannot be written."""
+    path: Path,
+    name: str,
+    h: HandEye,
+    halves: dict[str, float],
+    size: tuple[int, int],
+    corners: np.ndarray,
+    residuals: np.ndarray,
+    grid: tuple[int, int],
+    ray_sd_mm: np.ndarray,
+    before: tuple[float, float] | None,
+    before_px: np.ndarray | None,
+    verdict: list[str],
+) -> None:
+    """`ray_sd_mm` float64[grid]: `HandEye.ray_sd` of the grid's pixels. `before`: how far (deg, m) the new pose is from
+    the stored one, `before_px` float64[n,2]: from where a corner is seen to where it would be seen by that one. Raises
+    CalibrationError when the page cannot be written."""
     degrees, metres = h.sd
     magnify = 0.03 * size[0] / max(float(np.quantile(np.linalg.norm(residuals, axis=1), 0.95)), 0.01)
     rows = [
@@ -186,7 +222,10 @@ def hand_eye_page(
         ("standard deviation", f"{1000 * metres:.1f} mm, {degrees:.2f} degrees"),
         (
             "two halves differ by",
-            f"{halves['halves_mm']:.1f} mm, {halves['halves_deg']:.2f} degrees ({halves['halves_sigma']:.1f} standard deviations)",
+            (
+                f"{halves['halves_mm']:.1f} mm, {halves['halves_deg']:.2f} degrees ({halves['halves_sigma']:.1f} "
+                "standard deviations)"
+            ),
         ),
         ("poses", f"{len(h.kept)} used, {len(h.rejected)} left out"),
         (
@@ -208,7 +247,8 @@ def hand_eye_page(
         '<div class="row">',
         figure(
             heat(size, grid, ray_sd_mm, float(np.nanmax(ray_sd_mm)), "mm"),
-            "Predicted uncertainty: how far the ray of a pixel may pass from where it seems to, at the board's distance (one sd).",
+            "Predicted uncertainty: how far the ray of a pixel may pass from where it seems to, at the board's "
+            "distance (one sd).",
         ),
         _coverage(size, grid, corners),
         figure(
@@ -226,7 +266,8 @@ def hand_eye_page(
 
 
 def joints_page(path: Path, made: JointCalibration, before: JointCalibration | None) -> None:
-    """Ranges and zeros of the joints, beside those stored before. Raises CalibrationError when the page cannot be written."""
+    """Ranges and zeros of the joints, beside those stored before. Raises CalibrationError when the page cannot be
+    written."""
     old = {j.name: j for j in before.joints} if before else {}
     low, high = -np.pi, np.pi
     step, left, width = 46, 150, 960

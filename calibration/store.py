@@ -4,7 +4,8 @@
     STORE/front/current       the hash in use
     STORE/front/log.jsonl     every move of the pointer, and why
 
-Nothing is ever overwritten: a new result is a new file, `rollback` moves the pointer, and a full disk leaves both as they were.
+Nothing is ever overwritten: a new result is a new file, `rollback` moves the pointer, and a full disk leaves both as
+they were.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ MOST_CAMERA_BYTES = 1024 * 1024  # of a plain camera file
 
 
 class Identity(Shape, frozen=True):
-    """What a record was made with: a camera (`serial` and `focus` where the driver tells them; `mount`), or servos by their ids."""
+    """What a record was made with: a camera (`serial` and `focus` where the driver tells them; `mount`), or servos by
+    their ids."""
 
     serial: Text | None = None
     focus: Annotated[float, Meta(ge=-1e6, le=1e6)] | None = None
@@ -62,25 +64,41 @@ def content_hash(record: dict[str, Any]) -> str:
 
 
 def new_record(
-    kind: str, name: str, result: dict[str, Any], *, identity: dict[str, Any], parents: list[str],
-    uncertainty: dict[str, Any], evidence: dict[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    """A record ready for `Store.put`; `evidence` holds what the result was computed from (raw corners, joint angles)."""
+    kind: str,
+    name: str,
+    result: dict[str, Any],
+    *,
+    identity: dict[str, Any],
+    parents: list[str],
+    uncertainty: dict[str, Any],
+    evidence: dict[str, Any],
+) -> dict[str, Any]:
+    """A record ready for `Store.put`; `evidence` holds what the result was computed from (raw corners, joint
+    angles)."""
     created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     return {
-        "schema": SCHEMA, "kind": kind, "name": name, "created": created, "identity": identity, "parents": parents,
-        "result": result, "uncertainty": uncertainty, "evidence": evidence,
-    }  # fmt: skip
+        "schema": SCHEMA,
+        "kind": kind,
+        "name": name,
+        "created": created,
+        "identity": identity,
+        "parents": parents,
+        "result": result,
+        "uncertainty": uncertainty,
+        "evidence": evidence,
+    }
 
 
 def write_result(path: Path, data: bytes) -> None:
-    """A report or another file for people, its folder made if need be. Raises CalibrationError when it cannot be written."""
+    """A report or another file for people, its folder made if need be. Raises CalibrationError when it cannot be
+    written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, data)
     except OSError as e:
         raise CalibrationError(
-            f"{path} cannot be written ({e.strerror}): make room or name another place; the stored calibration is untouched."
+            f"{path} cannot be written ({e.strerror}): make room or name another place; the stored calibration is "
+            "untouched."
         ) from e
 
 
@@ -96,7 +114,8 @@ class Store:
         return self.root / name
 
     def put(self, record: dict[str, Any]) -> str:
-        """Write a record; returns its hash. The pointer stays where it is. Raises CalibrationError when it cannot be written."""
+        """Write a record; returns its hash. The pointer stays where it is. Raises CalibrationError when it cannot be
+        written."""
         try:
             shaped(record, Record)
             digest = content_hash(record)
@@ -111,7 +130,8 @@ class Store:
             write_whole(folder / f"{digest}.json", text.encode(), 0o444)
         except OSError as e:
             raise CalibrationError(
-                f"calibration could not be written to {folder} ({e.strerror}): the stored one is untouched; make room and repeat."
+                f"calibration could not be written to {folder} ({e.strerror}): the stored one is untouched; make room "
+                "and repeat."
             ) from e
         return digest
 
@@ -153,7 +173,8 @@ class Store:
         return found[0]
 
     def get(self, name: str, digest: str | None = None, kind: str | None = None) -> dict[str, Any]:
-        """The record `digest` (default: the current one); raises CalibrationError when absent, damaged, newer or of another kind."""
+        """The record `digest` (default: the current one); raises CalibrationError when absent, damaged, newer or of
+        another kind."""
         digest = digest or self.current_hash(name)
         if digest is None:
             verb = {"reference": "check --learn", "joints": "joints"}.get(kind or "", "intrinsics")
@@ -227,7 +248,8 @@ class Store:
         return sorted(p.name for p in self.root.iterdir() if p.is_dir()) if self.root.is_dir() else []
 
     def history(self, name: str) -> list[dict[str, Any]]:
-        """All records of `name`, oldest first: hash, created, kind, current, what is wrong with it ("" if nothing), summary."""
+        """All records of `name`, oldest first: hash, created, kind, current, what is wrong with it ("" if nothing),
+        summary."""
         current = self.known_hash(name)
         rows = []
         for path in self._folder(name).glob("*.json"):
@@ -278,7 +300,8 @@ class Store:
 
 
 def refuse_other_camera(record: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Raises CalibrationError when the record was made with another camera, resolution or focus; keys absent on one side pass."""
+    """Raises CalibrationError when the record was made with another camera, resolution or focus; keys absent on one
+    side pass."""
     for key, meaning in (("serial", "camera"), ("width", "width"), ("height", "height"), ("focus", "focus")):
         was, now = record["identity"].get(key), identity.get(key)
         if was is not None and now is not None and was != now:
@@ -291,8 +314,8 @@ def refuse_other_camera(record: dict[str, Any], identity: dict[str, Any]) -> Non
 def load_camera(path: Path, identity: dict[str, Any] | None = None) -> Camera:
     """Read one camera: a plain file, or a camera's folder in a calibration store, whose current record counts.
 
-    Raises CalibrationError when it is absent or damaged, when a camera fixed to the base has no pose yet, or when the record was
-    made with another camera than `identity` ("serial", "width", "height", "focus") says.
+    Raises CalibrationError when it is absent or damaged, when a camera fixed to the base has no pose yet, or when the
+    record was made with another camera than `identity` ("serial", "width", "height", "focus") says.
     """
     try:
         if not Path(path).is_dir():
@@ -300,7 +323,8 @@ def load_camera(path: Path, identity: dict[str, Any] | None = None) -> Camera:
     except (OSError, ValueError) as e:  # ValueError: a path that can be none
         why = e.strerror if isinstance(e, OSError) else e
         raise CalibrationError(
-            f"camera calibration {path} cannot be read ({why}): calibrate the camera, or check the path in the robot file."
+            f"camera calibration {path} cannot be read ({why}): calibrate the camera, or check the path in the robot "
+            "file."
         ) from e
     except Malformed as e:
         raise CalibrationError(

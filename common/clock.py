@@ -10,7 +10,8 @@ import time
 
 
 class Ticker:
-    """Deadlines at `start + k / hz`; a period that was slept through is skipped and counted, never made up for. Only `shift` moves them."""
+    """Deadlines at `start + k / hz`; a period that was slept through is skipped and counted, never made up for. Only
+    `shift` moves them."""
 
     def __init__(self, hz: float):
         self.period_ns = round(1e9 / hz)
@@ -38,8 +39,8 @@ class Ticker:
 
 
 def prefer(priority: int) -> bool:
-    """Run the calling thread before ordinary ones (SCHED_FIFO), or like them (0); whether it was granted. Threads and processes
-    that it starts inherit it."""
+    """Run the calling thread before ordinary ones (SCHED_FIFO), or like them (0); whether it was granted. Threads and
+    processes that it starts inherit it."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO if priority else os.SCHED_OTHER, os.sched_param(priority))
     except OSError:
@@ -50,8 +51,8 @@ def prefer(priority: int) -> bool:
 def real_time(priority: int = 0, core: int | None = None) -> dict[str, bool]:
     """Ask for what a loop with deadlines needs; says what was granted. Never raises.
 
-    SCHED_FIFO at `priority` (0: not asked), memory locked, garbage collector frozen and off, pinned to `core`, and short GIL
-    turns for the helper threads of the same process.
+    SCHED_FIFO at `priority` (0: not asked), memory locked, garbage collector frozen and off, pinned to `core`, and
+    short GIL turns for the helper threads of the same process.
     """
     granted: dict[str, bool] = {}
     sys.setswitchinterval(0.0005)

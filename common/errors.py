@@ -2,6 +2,6 @@
 
 
 class Mendable(Exception):
-    """One sentence and the next step, exit code 2. The errors of all rooms derive from it; anything else that gets as far as the
-    front door is a defect and keeps its traceback.
+    """One sentence and the next step, exit code 2. The errors of all rooms derive from it; anything else that gets as
+    far as the front door is a defect and keeps its traceback.
     """

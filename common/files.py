@@ -9,10 +9,11 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes | str | Iterable[str], mode: int = 0o644) -> None:
-    """Beside, fsync, rename, fsync the folder: after a power cut, a kill or on a full disk there is the old file or the new one.
+    """Beside, fsync, rename, fsync the folder: after a power cut, a kill or on a full disk there is the old file or the
+    new one.
 
-    `content` may come in pieces, where all of it at once would be too much memory. The folder is made if need be. Raises OSError;
-    nothing is left beside then (a kill leaves `.NAME.*.partial`).
+    `content` may come in pieces, where all of it at once would be too much memory. The folder is made if need be.
+    Raises OSError; nothing is left beside then (a kill leaves `.NAME.*.partial`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")

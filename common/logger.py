@@ -1,7 +1,8 @@
 """What a run has to tell while it goes on: levels, JSON lines to a rotating file, sentences to the console.
 
-A loop with deadlines calls `Logger.debug` and the like and goes on: a line is queued in microseconds, and a thread formats and writes it.
-When the queue is full the line is counted as dropped. Nothing here raises, for a disk that is full must not stop an arm.
+A loop with deadlines calls `Logger.debug` and the like and goes on: a line is queued in microseconds, and a thread
+formats and writes it. When the queue is full the line is counted as dropped. Nothing here raises, for a disk that is
+full must not stop an arm.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ FILE_BYTES, FILES = 5_000_000, 3  # of the rotating file
 
 
 class _Lines(logging.Formatter):
-    """One JSON object a line: wall-clock time (ISO 8601, UTC), monotonic ns, level, process, what happened, and its numbers."""
+    """One JSON object a line: wall-clock time (ISO 8601, UTC), monotonic ns, level, process, what happened, and its
+    numbers."""
 
     def format(self, record: logging.LogRecord) -> str:
         row = {
@@ -71,7 +73,8 @@ class _Writer(logging.handlers.QueueListener):
 class Logger:
     """The log of one process. Use as a context: leaving it writes what is still queued.
 
-    `file`: JSON lines of every level from `level` on, rotated at 5 MB; `console`: warnings and errors as sentences on standard error.
+    `file`: JSON lines of every level from `level` on, rotated at 5 MB; `console`: warnings and errors as sentences on
+    standard error.
     """
 
     def __init__(self, file: Path | None = None, level: int = logging.INFO, console: bool = True):
@@ -89,7 +92,8 @@ class Logger:
             shown.setLevel(logging.WARNING)
             handlers.append(shown)
         for handler in handlers:
-            handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is nobody's traceback
+            # A full disk is nobody's traceback.
+            handler.handleError = lambda record: None  # type: ignore[method-assign]
         self._writer = _Writer(self._queue.queue, *handlers, respect_handler_level=True)
         self._writer.start()
 

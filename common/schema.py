@@ -1,8 +1,8 @@
 """Files from outside: read with bounds, then held against a declared shape. What is wrong is said in one sentence.
 
-`parse_json` and `parse_toml` refuse what is too large, nested too deep, given twice, or a number or text that no program can work with;
-`shaped` makes a `msgspec.Struct` of the rest. All raise Malformed, which names the key; callers put the file before it and the next step
-behind it, in an error of their own.
+`parse_json` and `parse_toml` refuse what is too large, nested too deep, given twice, or a number or text that no
+program can work with; `shaped` makes a `msgspec.Struct` of the rest. All raise Malformed, which names the key; callers
+put the file before it and the next step behind it, in an error of their own.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """Content of a file of at most `most` bytes. Raises OSError where it cannot be read, Malformed where it is larger."""
+    """Content of a file of at most `most` bytes. Raises OSError where it cannot be read, Malformed where it is
+    larger."""
     with open(path, "rb") as f:
         data = f.read(most + 1)
     if len(data) > most:
@@ -86,7 +87,8 @@ def parse_toml(data: bytes) -> dict[str, Any]:
 
 
 def shaped(raw: Any, kind: type[T]) -> T:
-    """`raw` as `kind`. Raises Malformed with the path of the first key that does not fit, what may stand there and what does."""
+    """`raw` as `kind`. Raises Malformed with the path of the first key that does not fit, what may stand there and what
+    does."""
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as e:

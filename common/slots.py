@@ -47,7 +47,8 @@ def _size(capacity: int) -> int:
 
 
 def memory_folder() -> str | None:
-    """Where slots lie: in memory if there is such a place. Mapped pages of a disk wait, now and then, for its write-back."""
+    """Where slots lie: in memory if there is such a place. Mapped pages of a disk wait, now and then, for its
+    write-back."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
@@ -67,10 +68,11 @@ def create_mapped(path: Path, size: int, head: bytes) -> mmap.mmap:
 
 
 class NewestNumber:
-    """The sequence number at byte 8 of a mapped file: one aligned word, stored and loaded whole, that readers can sleep on (a futex;
-    where there is none they poll). 0 before the first value.
+    """The sequence number at byte 8 of a mapped file: one aligned word, stored and loaded whole, that readers can sleep
+    on (a futex; where there is none they poll). 0 before the first value.
 
-    `struct.pack_into` sets its bytes to zero first and then writes them one by one: a reader saw that zero in one read of five.
+    `struct.pack_into` sets its bytes to zero first and then writes them one by one: a reader saw that zero in one read
+    of five.
     """
 
     def __init__(self, mapped: mmap.mmap):
@@ -177,11 +179,13 @@ class SlotReader:
         return self._last[1] if self._last is not None else 0
 
     def wait(self, seq: int, timeout_ns: int) -> bool:
-        """Sleep until there is another value than number `seq`, `timeout_ns` at most; whether there is. May return early without."""
+        """Sleep until there is another value than number `seq`, `timeout_ns` at most; whether there is. May return
+        early without."""
         return self._newest.wait(seq, timeout_ns)
 
     def read(self) -> tuple[bytes, int] | None:
-        """Newest payload and its sequence number; None before the first. After a torn read the last good value again."""
+        """Newest payload and its sequence number; None before the first. After a torn read the last good value
+        again."""
         for _ in range(3):
             seq = self.newest
             if seq == 0:

@@ -5,7 +5,8 @@ Priorities are SCHED_FIFO, 1 to 99; the higher one runs first. Limits of a singl
 
 from __future__ import annotations
 
-# Motors first: a late tick moves the arm late. Then pictures, so that a loop that waits for them finds them; then the loops.
+# Motors first: a late tick moves the arm late. Then pictures, so that a loop that waits for them finds them; then the
+# loops.
 MOTOR_PRIORITY = 20
 TRANSFER_PRIORITY = 12  # a simulated camera hands its picture over
 CAMERA_PRIORITY = 11

@@ -1,9 +1,10 @@
 """The behaviour-cloning baseline: ACT (Zhao et al. 2023, arXiv 2304.13705) at about the size of our own model.
 
-Action chunking with transformers: a convolutional backbone a camera, a transformer encoder over picture tokens, joint angles, the
-instruction and a style variable, a transformer decoder that reads the whole chunk off in one pass; trained as a conditional VAE with
-an L1 loss. It sees the same pictures, instructions and episodes as our model and drives the arm through the same loop, as a policy of kind
-chunk (`runtime/policies/chunk.py`); unlike our experts it knows all joint angles and gives absolute joint targets, as ACT does.
+Action chunking with transformers: a convolutional backbone a camera, a transformer encoder over picture tokens, joint
+angles, the instruction and a style variable, a transformer decoder that reads the whole chunk off in one pass; trained
+as a conditional VAE with an L1 loss. It sees the same pictures, instructions and episodes as our model and drives the
+arm through the same loop, as a policy of kind chunk (`runtime/policies/chunk.py`); unlike our experts it knows all
+joint angles and gives absolute joint targets, as ACT does.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class ActError(Mendable):
 
 @dataclass(frozen=True)
 class ActConfig:
-    """As in ACT (4 encoder layers, 1 decoder layer, KL weight 10), narrower, so that what runs on the robot has 5.8 M parameters.
+    """As in ACT (4 encoder layers, 1 decoder layer, KL weight 10), narrower, so that what runs on the robot has 5.8 M
+    parameters.
 
     Ours has 6.3 M; lerobot's ACT 51.6 M (ResNet-18, width 512). The VAE's encoder (1.5 M more) exists in training only.
     """
@@ -74,8 +76,8 @@ class ActConfig:
 
 @dataclass(frozen=True)
 class ActPlan:
-    """Steps, batch and peak learning rate; in how many shards a batch is drawn (`export/loop.py`). `bf16`: None is what the device does
-    best."""
+    """Steps, batch and peak learning rate; in how many shards a batch is drawn (`export/loop.py`). `bf16`: None is what
+    the device does best."""
 
     act: Stage = (3000, 48, 3e-4)
     seed: int = 0
@@ -112,10 +114,14 @@ class Act(nn.Module):
         self.cfg = cfg
         d = cfg.width
         sizes = (3, *cfg.channels)
-        self.backbones = nn.ModuleDict({
-            view: nn.Sequential(*(Block(i, o) for i, o in zip(sizes, cfg.channels, strict=False)), nn.Conv2d(cfg.channels[-1], d, 1))
-            for view in ("front", "wrist")
-        })  # fmt: skip
+        self.backbones = nn.ModuleDict(
+            {
+                view: nn.Sequential(
+                    *(Block(i, o) for i, o in zip(sizes, cfg.channels, strict=False)), nn.Conv2d(cfg.channels[-1], d, 1)
+                )
+                for view in ("front", "wrist")
+            }
+        )
         tokens = 2 * (cfg.image // 2 ** len(cfg.channels)) ** 2
         self.text = nn.Linear(cfg.text_ngrams, cfg.text_dim)
         self.text_in, self.state_in, self.style_in = (
@@ -142,7 +148,8 @@ class Act(nn.Module):
         return torch.tanh(self.text(grams))
 
     def chunk(self, front: Tensor, wrist: Tensor, text: Tensor, state: Tensor, style: Tensor) -> Tensor:
-        """Normalised joint targets [B,K,J] from pictures [B,3,96,96], embedding, normalised joint angles [B,J] and style."""
+        """Normalised joint targets [B,K,J] from pictures [B,3,96,96], embedding, normalised joint angles [B,J] and
+        style."""
         pictures = [self.backbones[k](x).flatten(2).transpose(1, 2) for k, x in (("front", front), ("wrist", wrist))]
         rest = torch.stack([self.text_in(text), self.state_in(state), self.style_in(style)], 1)
         memory = torch.cat([*pictures, rest], 1) + self.place
@@ -238,7 +245,8 @@ def jitter(raw: np.ndarray, rng: np.random.Generator, device: torch.device) -> T
 
 
 def samples_of(data: Demonstrations, count: int = 64) -> bytes:
-    """`count` rows of task demonstrations as npz: what engines that are built from a bundle are compared on (`runtime.build`)."""
+    """`count` rows of task demonstrations as npz: what engines that are built from a bundle are compared on
+    (`runtime.build`)."""
     candidates = np.flatnonzero(~data.play)
     candidates = candidates if len(candidates) else np.arange(len(data.play))
     rows = candidates[np.linspace(0, len(candidates) - 1, min(count, len(candidates))).astype(int)]
@@ -251,7 +259,8 @@ def samples_of(data: Demonstrations, count: int = 64) -> bytes:
 
 
 def save_act_bundle(model: Act, data: Demonstrations, out: Path, report: dict[str, Any]) -> None:
-    """Write the baseline as a bundle of kind chunk: one FP32 engine; what it knows of tasks, cameras and joints as in any bundle."""
+    """Write the baseline as a bundle of kind chunk: one FP32 engine; what it knows of tasks, cameras and joints as in
+    any bundle."""
     c, model = model.cfg, model.cpu().eval()
     picture, instructions = (1, 3, c.image, c.image), data.task_instructions
     inputs = {"front": picture, "wrist": picture, "text": (1, c.text_dim), "state": (1, c.joints)}
@@ -265,9 +274,7 @@ def save_act_bundle(model: Act, data: Demonstrations, out: Path, report: dict[st
         engines={"chunk": EngineFiles("onnx/chunk.onnx", {k: list(s) for k, s in inputs.items()}, ["chunk"])},
         preprocess=Preprocess([c.image, c.image], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
         cameras={k: v.to_json() for k, v in sorted(data.cameras.items())},
-        joints=[
-            JointLimits(n, float(a), float(b)) for n, a, b in zip(ARM.JOINTS, ARM.LOWER, ARM.UPPER, strict=True)
-        ],
+        joints=[JointLimits(n, float(a), float(b)) for n, a, b in zip(ARM.JOINTS, ARM.LOWER, ARM.UPPER, strict=True)],
         links=ARM.lengths,
         tasks={k: [float(x) for x in v] for k, v in tasks.items()},
         rates=Rates(fast_hz=50.0, slow_hz=8.0, motor_hz=100.0),
@@ -277,7 +284,7 @@ def save_act_bundle(model: Act, data: Demonstrations, out: Path, report: dict[st
         reactive=Reactive(),
         quantization={"format": "fp32"},
         policy=PolicyKind("chunk"),
-    )  # fmt: skip
+    )
     with tempfile.TemporaryDirectory() as folder:
         path, said, samples = (Path(folder) / name for name in ("chunk.onnx", "training.json", "samples.npz"))
         export_engine(model, inputs, ["chunk"], path)
@@ -288,7 +295,7 @@ def save_act_bundle(model: Act, data: Demonstrations, out: Path, report: dict[st
 
 def train_act(
     data: Demonstrations, run: Path, out: Path, play: bool, plan: ActPlan = ActPlan(), cfg: ActConfig = ActConfig()
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Train (or go on training) in folder `run` and write the bundle `out`; returns what was done.
 
     Raises ActError, BundleError for an `out` that is something else, and CheckpointError when `run` cannot be written.
@@ -297,10 +304,17 @@ def train_act(
     trainer = ActTrainer(data, run, plan, cfg, play)
     model = trainer.train()
     report = {
-        "baseline": "act", "play": play, "rows": len(trainer.rows), "steps": plan.act[0], "train_minutes": round(trainer.seconds / 60, 1),
-        "parameters": run_time_parameters(model), "parameters_training": sum(p.numel() for p in model.parameters()),
-        "config": dataclasses.asdict(cfg), "plan": dataclasses.asdict(plan), "torch": torch.__version__,
-    }  # fmt: skip
+        "baseline": "act",
+        "play": play,
+        "rows": len(trainer.rows),
+        "steps": plan.act[0],
+        "train_minutes": round(trainer.seconds / 60, 1),
+        "parameters": run_time_parameters(model),
+        "parameters_training": sum(p.numel() for p in model.parameters()),
+        "config": dataclasses.asdict(cfg),
+        "plan": dataclasses.asdict(plan),
+        "torch": torch.__version__,
+    }
     if trainer.rank == 0:
         save_act_bundle(model, data, out, report)
     return report

@@ -1,8 +1,9 @@
 """Other table tops under recorded demonstrations: what was recorded on one plain table trains for many.
 
-The plain table is told from what lies on it by its colour, as a green screen is (GreenAug: Teoh et al., arXiv 2407.07868), and replaced by
-a drawn one with foreign things on it, flat ones and some that stand. Both views show it from where they are: the front camera by its
-calibration, the wrist camera by the arm's pose and its place on the tool. Pictures of a table that is not plain are left as they are.
+The plain table is told from what lies on it by its colour, as a green screen is (GreenAug: Teoh et al., arXiv
+2407.07868), and replaced by a drawn one with foreign things on it, flat ones and some that stand. Both views show it
+from where they are: the front camera by its calibration, the wrist camera by the arm's pose and its place on the tool.
+Pictures of a table that is not plain are left as they are.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ PLAIN = 45.0  # grey levels round the table's colour within which a picture's us
 
 @dataclass(frozen=True)
 class Prism:
-    """A foreign thing that stands on the drawn table: its foot float64[corners, 2] (m, base frame, convex), height (m), RGB colour of
-    its top in grey levels."""
+    """A foreign thing that stands on the drawn table: its foot float64[corners, 2] (m, base frame, convex), height (m),
+    RGB colour of its top in grey levels."""
 
     foot: np.ndarray
     height: float
@@ -43,10 +44,11 @@ class Prism:
 
 
 def with_other_tables(data: Demonstrations, share: float, seed: int, cfg: Config) -> Demonstrations:
-    """The same rows, a `share` of the demonstrations' episodes (never of play) on a drawn table each; drawn from `seed`.
+    """The same rows, a `share` of the demonstrations' episodes (never of play) on a drawn table each; drawn from
+    `seed`.
 
-    Row for row the arm, the things and all labels stay. The arrays given are not written to. Raises DataError for a front camera without
-    a pose.
+    Row for row the arm, the things and all labels stay. The arrays given are not written to. Raises DataError for a
+    front camera without a pose.
     """
     rng = np.random.default_rng([seed, 5])
     plain = np.flatnonzero(~data.play)
@@ -83,9 +85,11 @@ def with_other_tables(data: Demonstrations, share: float, seed: int, cfg: Config
 
 
 def empty_table(pictures: np.ndarray) -> np.ndarray:
-    """What a view shows where nothing is on the plain table, float32[3, H, W], from many of its pictures uint8[N, 3, H, W].
+    """What a view shows where nothing is on the plain table, float32[3, H, W], from many of its pictures uint8[N, 3, H,
+    W].
 
-    That is their median; where it is not the table's colour (jaws, what they hold), a smooth surface through the rest goes on.
+    That is their median; where it is not the table's colour (jaws, what they hold), a smooth surface through the rest
+    goes on.
     """
     usual = np.median(pictures, 0)
     colour = np.median(usual, (1, 2))  # the commonest: the table's
@@ -97,7 +101,8 @@ def empty_table(pictures: np.ndarray) -> np.ndarray:
 
 
 def draw_table(rng: np.random.Generator, keep_clear: np.ndarray) -> np.ndarray:
-    """A table top float32[rows, columns, 3] in grey levels, `CELL` m a pixel, with flat clutter away from `keep_clear` [N, 2] (m)."""
+    """A table top float32[rows, columns, 3] in grey levels, `CELL` m a pixel, with flat clutter away from `keep_clear`
+    [N, 2] (m)."""
     height, width = (round((b - a) / CELL) for a, b in zip(LOW, HIGH, strict=True))
     tile = draw_table_top(rng, 128)
     side = round(rng.uniform(0.12, 0.8) / CELL)
@@ -122,7 +127,8 @@ def draw_foreign(rng: np.random.Generator, keep_clear: np.ndarray) -> list[Prism
 
 
 def _outline(rng: np.random.Generator, keep_clear: np.ndarray) -> np.ndarray | None:
-    """Four or sixteen corners float64[corners, 2] round a place on the table; None for a place that is to be kept clear."""
+    """Four or sixteen corners float64[corners, 2] round a place on the table; None for a place that is to be kept
+    clear."""
     at, size, turn = rng.uniform([0.10, -0.19], [0.36, 0.19]), rng.uniform(0.009, 0.02), rng.uniform(0, math.pi)
     corners, narrow = (4 if rng.random() < 0.6 else 16), rng.uniform(0.6, 1.0)
     if len(keep_clear) and np.hypot(*(keep_clear - at).T).min() < CLEAR:
@@ -133,8 +139,8 @@ def _outline(rng: np.random.Generator, keep_clear: np.ndarray) -> np.ndarray | N
 
 
 def wrist_pose(pose: np.ndarray, mount: np.ndarray) -> np.ndarray:
-    """Where the wrist camera is when the tool stands at `pose` [6] and the camera sits at `mount` on it, T float64[4, 4]: base from
-    camera (x right, y down, z ahead)."""
+    """Where the wrist camera is when the tool stands at `pose` [6] and the camera sits at `mount` on it, T float64[4,
+    4]: base from camera (x right, y down, z ahead)."""
     tool = np.eye(4)
     tool[:3, :3] = rotation(np.arctan2(pose[1], pose[0] - PAN_X), pose[3], pose[4])
     tool[:3, 3] = pose[:3]
@@ -149,7 +155,8 @@ def _rays(camera: Camera) -> np.ndarray:
 
 
 def _on_table(rays: np.ndarray, T: np.ndarray) -> np.ndarray:
-    """Where on the drawn table (row, column; float32[H, W, 2]) the rays of a camera at T meet it; NaN where they do not."""
+    """Where on the drawn table (row, column; float32[H, W, 2]) the rays of a camera at T meet it; NaN where they do
+    not."""
     out = rays @ T[:3, :3].T.astype(np.float32)
     down = np.where(out[..., 2] < -0.02, out[..., 2], np.float32("nan"))
     start = ((T[:2, 3] - LOW) / CELL).astype(np.float32)
@@ -159,8 +166,8 @@ def _on_table(rays: np.ndarray, T: np.ndarray) -> np.ndarray:
 def _look(
     top: np.ndarray, at: np.ndarray, shade: np.ndarray, foreign: list[Prism], K: np.ndarray, T: np.ndarray
 ) -> np.ndarray:
-    """The drawn table float32[3, H, W], and what stands on it, as a camera of intrinsics `K` at `T` sees it, lighter and darker as the
-    plain one; NaN where there is none."""
+    """The drawn table float32[3, H, W], and what stands on it, as a camera of intrinsics `K` at `T` sees it, lighter
+    and darker as the plain one; NaN where there is none."""
     flat = cv2.remap(top, at[..., 1], at[..., 0], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     new = stand(np.round(flat).astype(np.uint8), foreign, K, T).transpose(2, 0, 1) * shade
     new[:, np.isnan(at[..., 0])] = np.nan
@@ -168,8 +175,8 @@ def _look(
 
 
 def stand(picture: np.ndarray, foreign: list[Prism], K: np.ndarray, T: np.ndarray) -> np.ndarray:
-    """`picture` uint8[H, W, 3] with `foreign` painted into it, the farthest first, as a camera of intrinsics `K` at `T` (base from
-    camera) sees them; their sides are darker than their tops. The picture given is painted on."""
+    """`picture` uint8[H, W, 3] with `foreign` painted into it, the farthest first, as a camera of intrinsics `K` at `T`
+    (base from camera) sees them; their sides are darker than their tops. The picture given is painted on."""
     for prism in sorted(foreign, key=lambda p: -np.linalg.norm(p.foot.mean(0) - T[:2, 3])):
         z = np.full((len(prism.foot), 1), prism.height)
         corners = np.concatenate([np.concatenate([prism.foot, z * 0], 1), np.concatenate([prism.foot, z], 1)])

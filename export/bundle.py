@@ -83,7 +83,8 @@ class Shipped:
 
 
 def shrink(plan: Plan, floats: dict[str, Path], feeds: dict[str, list[Feeds]], work: Path, say: Say) -> Shipped:
-    """The engines at the plan's precision, as files in `work`; raises ExportError for a recipe that does not fit them."""
+    """The engines at the plan's precision, as files in `work`; raises ExportError for a recipe that does not fit
+    them."""
     shipped, counts = dict(floats), {}
     recipe = plan.recipe_or_committed()
     for name in floats if plan.int8 else ():
@@ -116,14 +117,19 @@ def refuse_what_it_would_not_run(plan: Plan, shipped: Shipped) -> None:
         idle = [layer for path in shipped.files.values() for layer in left_in_float(path)]
         if idle:
             raise ExportError(
-                f"ONNX Runtime would compute {idle[0]} ({len(idle)} layers in all) in float: leave them out of the recipe."
+                f"ONNX Runtime would compute {idle[0]} ({len(idle)} layers in all) in float: leave them out of the "
+                "recipe."
             )
 
 
 def compared(
-    reference: dict[str, OrtEngine], candidate: dict[str, OrtEngine], floats: dict[str, Path], shipped: Shipped,
-    feeds: dict[str, list[Feeds]], say: Say,
-) -> dict[str, Any]:  # fmt: skip
+    reference: dict[str, OrtEngine],
+    candidate: dict[str, OrtEngine],
+    floats: dict[str, Path],
+    shipped: Shipped,
+    feeds: dict[str, list[Feeds]],
+    say: Say,
+) -> dict[str, Any]:
     """Sizes, parity and time of every engine against its FP32 form."""
     rows = {}
     for name, path in shipped.files.items():
@@ -141,7 +147,8 @@ def compared(
 
 
 def quantisation(plan: Plan, shipped: Shipped, failed: bool) -> dict[str, Any]:
-    """What the manifest says of it. Times differ from run to run: only what repeats exactly may enter the hashed manifest."""
+    """What the manifest says of it. Times differ from run to run: only what repeats exactly may enter the hashed
+    manifest."""
     how: dict[str, Any] = {"format": "fp16" if plan.half else "fp32"}
     if plan.int8:
         how = {
@@ -159,18 +166,20 @@ def export_bundle(
 ) -> dict[str, Any]:
     """Write the bundle `out`; returns the report.
 
-    `timed` False judges only what repeats exactly, not speed: tests must not fail because a machine is busy or has no INT8 instructions.
-    Raises ExportError, and writes nothing, when a gate of `export.gates` is missed or `export.lint` objects; with `force` the
-    bundle is written all the same and its manifest lists what failed.
+    `timed` False judges only what repeats exactly, not speed: tests must not fail because a machine is busy or has no
+    INT8 instructions. Raises ExportError, and writes nothing, when a gate of `export.gates` is missed or `export.lint`
+    objects; with `force` the bundle is written all the same and its manifest lists what failed.
     """
     began = time.monotonic()
     check_replaceable(out)
     opened = plan.opened()
     config = opened.model.cfg
     report: dict[str, Any] = {
-        "checkpoint": opened.note, "observations": len(opened.observations), "target": plan.target,
+        "checkpoint": opened.note,
+        "observations": len(opened.observations),
+        "target": plan.target,
         "steps": {"world": config.world_steps, "action": config.action_steps},
-    }  # fmt: skip
+    }
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         floats = float_engines(opened.specs, work, say)
@@ -187,7 +196,8 @@ def export_bundle(
         report["missed"] = missed(report, speed=timed and plan.int8 and plan.target == "onnxruntime")
         if report["missed"] and not force:
             raise ExportError(
-                f"{report['missed'][0]} ({len(report['missed'])} gates missed, nothing was written): find another recipe with "
+                f"{report['missed'][0]} ({len(report['missed'])} gates missed, nothing was written): find another "
+                "recipe with "
                 "`harmowam search-recipe`, or write it marked as failed with --force."
             )
         files = {f"onnx/{name}.onnx": path for name, path in shipped.files.items()}

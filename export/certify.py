@@ -30,13 +30,20 @@ LEAST = -0.03  # of the lower bound: at most 3 points of success may be lost
 
 
 def play_pairs(
-    first: Path, second: Path, tasks: Sequence[str], environment: str, episodes: int, rows: Path, seed: int = 0,
+    first: Path,
+    second: Path,
+    tasks: Sequence[str],
+    environment: str,
+    episodes: int,
+    rows: Path,
+    seed: int = 0,
     workers: int | None = None,
-) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], dict[str, Any]]:  # fmt: skip
-    """Play `episodes` test starts with two bundles, each in its usual mode, in virtual time; rows are kept in `rows`, so a second call
-    goes on.
+) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], dict[str, Any]]:
+    """Play `episodes` test starts with two bundles, each in its usual mode, in virtual time; rows are kept in `rows`,
+    so a second call goes on.
 
-    Returns the pairs of rows, and what they say: starts solved by each and by one alone, the difference and its lower 95 % bound.
+    Returns the pairs of rows, and what they say: starts solved by each and by one alone, the difference and its lower
+    95 % bound.
     """
     seeds = range(seed, seed + math.ceil(episodes / len(tasks)))
     modes = [mode_of(Bundle.load(b), None) for b in (first, second)]
@@ -50,14 +57,20 @@ def play_pairs(
     won = [(bool(a["success"]), bool(b["success"])) for a, b in pairs]
     better, worse = sum(a and not b for a, b in won), sum(b and not a for a, b in won)
     return pairs, {
-        "pairs": episodes, "first": sum(a for a, _ in won), "second": sum(b for _, b in won), "only_first": better, "only_second": worse,
-        "difference": round((better - worse) / episodes, 4), "lower_bound": round(paired_lower_bound(better, worse, episodes), 4),
-    }  # fmt: skip
+        "pairs": episodes,
+        "first": sum(a for a, _ in won),
+        "second": sum(b for _, b in won),
+        "only_first": better,
+        "only_second": worse,
+        "difference": round((better - worse) / episodes, 4),
+        "lower_bound": round(paired_lower_bound(better, worse, episodes), 4),
+    }
 
 
 def refuse_strangers(int8: Bundle, fp32: Bundle, note: Any) -> None:
-    """Raise ExportError unless both bundles are of one model with as many steps: all that quantising leaves as it was must be equal, and
-    the note of the training that `int8` was exported from, which its report has, be `note` (or `note` ANY)."""
+    """Raise ExportError unless both bundles are of one model with as many steps: all that quantising leaves as it was
+    must be equal, and the note of the training that `int8` was exported from, which its report has, be `note` (or
+    `note` ANY)."""
 
     def left(bundle: Bundle) -> tuple[Manifest, dict[str, int]]:
         layers = {
@@ -84,11 +97,12 @@ def steps_of(bundle: Path) -> dict[str, Any]:
 def certify(
     against: Plan | Path, bundle: Path, episodes: int, seed: int = 0, workers: int | None = None
 ) -> dict[str, Any]:
-    """Play `episodes` starts with the engines of `bundle` and with FP32 ones; write `reports/certificate.json` into the bundle.
+    """Play `episodes` starts with the engines of `bundle` and with FP32 ones; write `reports/certificate.json` into the
+    bundle.
 
-    `against`: the plan of the checkpoint that `bundle` was exported from (its precision and steps follow from the bundle), or, for a
-    policy of any kind, its FP32 bundle. Killed and called again, it goes on where it was (`reports/certify.jsonl`). Raises ExportError
-    when the bound is missed.
+    `against`: the plan of the checkpoint that `bundle` was exported from (its precision and steps follow from the
+    bundle), or, for a policy of any kind, its FP32 bundle. Killed and called again, it goes on where it was
+    (`reports/certify.jsonl`). Raises ExportError when the bound is missed.
     """
     opened = Bundle.load(bundle)
     if opened.manifest.quantization.get("format") == "fp32":
@@ -115,15 +129,22 @@ def certify(
         refuse_strangers(opened, reference, note)
         _, found = play_pairs(bundle, fp32, tasks, "seen", episodes, reports / "certify.jsonl", seed, workers)
     result: dict[str, Any] = {
-        "int8_successes": found.pop("first"), "fp32_successes": found.pop("second"), "only_int8": found.pop("only_first"),
-        "only_fp32": found.pop("only_second"), **found, "least": LEAST, "bundle": opened.manifest.name,
-    }  # fmt: skip
+        "int8_successes": found.pop("first"),
+        "fp32_successes": found.pop("second"),
+        "only_int8": found.pop("only_first"),
+        "only_fp32": found.pop("only_second"),
+        **found,
+        "least": LEAST,
+        "bundle": opened.manifest.name,
+    }
     result["passed"] = result["lower_bound"] >= LEAST
     write_whole(reports / "certificate.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
     if not result["passed"]:
         raise ExportError(
-            f"INT8 is not certified: {result['int8_successes']} against {result['fp32_successes']} successes of {episodes}, "
-            f"the lower bound of the difference is {100 * result['lower_bound']:.1f} points, {100 * LEAST:.0f} is needed: "
+            f"INT8 is not certified: {result['int8_successes']} against {result['fp32_successes']} successes of "
+            f"{episodes}, "
+            f"the lower bound of the difference is {100 * result['lower_bound']:.1f} points, {100 * LEAST:.0f} is "
+            "needed: "
             "play more --episodes, or find another recipe with `harmowam search-recipe`."
         )
     return result

@@ -87,17 +87,20 @@ def load_checkpoint(path: Path, grow: bool = False) -> tuple[HarmoWam, dict[str,
 def average(
     before: Path, after: Path, share: float = 0.5
 ) -> tuple[HarmoWam, dict[str, Camera], list[str], dict[str, object]]:
-    """What `load_checkpoint` gives of `after`, but with weights (1 - share) x `before` + share x `after`, of which the latter was made.
+    """What `load_checkpoint` gives of `after`, but with weights (1 - share) x `before` + share x `after`, of which the
+    latter was made.
 
-    Both then lie in one valley of the loss, and their mean keeps what either does well (WiSE-FT: Wortsman et al. 2022, arXiv 2109.01903).
-    Raises CheckpointError for two that cannot be of one chain: another configuration, or another normalisation.
+    Both then lie in one valley of the loss, and their mean keeps what either does well (WiSE-FT: Wortsman et al. 2022,
+    arXiv 2109.01903). Raises CheckpointError for two that cannot be of one chain: another configuration, or another
+    normalisation.
     """
     old, _, _, _ = load_checkpoint(before)
     new, cameras, instructions, note = load_checkpoint(after)
     scales = dict(new.named_buffers())
     if old.cfg != new.cfg or not all(torch.equal(b, scales[name]) for name, b in old.named_buffers()):
         raise CheckpointError(
-            f"{after} was not fine-tuned from {before}: only such weights can be averaged, name a checkpoint and one that `train --from` "
+            f"{after} was not fine-tuned from {before}: only such weights can be averaged, name a checkpoint and one "
+            "that `train --from` "
             "made of it."
         )
     weights = new.state_dict()

@@ -37,8 +37,8 @@ class Config:
     contact_map: int = 24  # cells a side, over the wrist view
     headings: int = 24  # bins of the turn from the present heading to the one at the contact
     heading_range: float = math.pi / 3  # rad, to either side
-    # How the wrist camera sits on the SO-101's gripper, seen from the tool's centre: m forward, m up, rad tilted down. For labels only, and
-    # only where the dataset's calibration does not say it.
+    # How the wrist camera sits on the SO-101's gripper, seen from the tool's centre: m forward, m up, rad tilted down.
+    # For labels only, and only where the dataset's calibration does not say it.
     wrist_mount: tuple[float, float, float] = (-0.0861, 0.058, math.pi / 6)
     # reactive expert
     heatmap: int = 48

@@ -1,8 +1,9 @@
 """Demonstrations and play: collecting them with the scripted expert, and what the training reads back.
 
 A dataset is a LeRobotDataset v3 folder (`export.lerobot`). A row is one control step at `rate_hz`: both views as the
-pre-processing kernel gives them (96x96), the measured joint positions, and the joint goals of the expert's clean plan. Task
-demonstrations are kept only when they succeed; play is kept whatever comes of it, with a text that says in hindsight what was done.
+pre-processing kernel gives them (96x96), the measured joint positions, and the joint goals of the expert's clean plan.
+Task demonstrations are kept only when they succeed; play is kept whatever comes of it, with a text that says in
+hindsight what was done.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def simulated_warps(world: World) -> dict[str, Warp]:
 
 
 def after_a_miss(layout: Layout, rng: np.random.Generator) -> Layout:
-    """The same start with the gripper shut beside the item, as a failed grasp leaves it; of a row of buttons with the first one lit and the
-    gripper near it or at rest, as a policy leaves it that forgot the second."""
+    """The same start with the gripper shut beside the item, as a failed grasp leaves it; of a row of buttons with the
+    first one lit and the gripper near it or at rest, as a policy leaves it that forgot the second."""
     task = TASKS[layout.task]
     x, y, _ = layout.places[layout.roles[0]]
     start = layout.start.copy()
@@ -113,8 +114,8 @@ class Part:
 
 
 def parts_of(episodes: int, play: int, more: Mapping[str, int]) -> list[Part]:
-    """Which parts make `episodes` demonstrations of each task, `play` episodes of play, and for every task in `more` so many of both
-    on top."""
+    """Which parts make `episodes` demonstrations of each task, `play` episodes of play, and for every task in `more` so
+    many of both on top."""
     out: list[Part] = []
     on_top = [(t, n, played) for t, n in more.items() for played in (False, True)]
     for task, count, played in [*((t, episodes, False) for t in TASKS), (None, play, True), *on_top]:
@@ -124,7 +125,8 @@ def parts_of(episodes: int, play: int, more: Mapping[str, int]) -> list[Part]:
 
 
 def _hold_to(folder: Path, asked: dict[str, int | float | str]) -> None:
-    """Note what `folder` is asked to hold; raises DataError where it was asked for something else, or is somebody else's."""
+    """Note what `folder` is asked to hold; raises DataError where it was asked for something else, or is somebody
+    else's."""
     path = folder / ASKED
     if path.exists():
         try:
@@ -173,18 +175,21 @@ def collect(
     environment: str = "seen",
     more: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Collect `episodes` demonstrations of each task and `play` episodes of play into `folder`; parts that exist are kept, so
-    the same call goes on after a kill. `more`: so many demonstrations of a task, and as much play with its things, on top.
+    """Collect `episodes` demonstrations of each task and `play` episodes of play into `folder`; parts that exist are
+    kept, so the same call goes on after a kill. `more`: so many demonstrations of a task, and as much play with its
+    things, on top.
 
-    Tasks are shown in `environment`: training sees "seen" only, the others are for measuring (`analyses/november_2026/bottleneck.py`).
-    Returns how many were kept and tried. Raises DataError when the folder holds something else, or could not hold so many.
+    Tasks are shown in `environment`: training sees "seen" only, the others are for measuring
+    (`analyses/november_2026/bottleneck.py`). Returns how many were kept and tried. Raises DataError when the folder
+    holds something else, or could not hold so many.
     """
     folder = Path(folder)
     more = more or {}
     parts = parts_of(episodes, play, more)
     if len(parts) > CHUNK_SIZE:
         raise DataError(
-            f"{len(parts) * PER_PART:,} episodes are more than a dataset holds here ({CHUNK_SIZE * PER_PART:,}): ask for fewer."
+            f"{len(parts) * PER_PART:,} episodes are more than a dataset holds here ({CHUNK_SIZE * PER_PART:,}): ask "
+            "for fewer."
         )
     asked: dict[str, int | float | str] = {"episodes": episodes, "play": play, "seed": seed, "rate_hz": rate_hz}
     asked |= {"environment": environment, "more": " ".join(f"{t}={n}" for t, n in more.items()) or "nothing"}
@@ -207,7 +212,8 @@ def collect(
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """All N rows of a dataset, end to end, as the losses need them. Poses are [x, y, z, pitch, roll, jaw] in the base frame."""
+    """All N rows of a dataset, end to end, as the losses need them. Poses are [x, y, z, pitch, roll, jaw] in the base
+    frame."""
 
     front: np.ndarray  # uint8[N,3,96,96]
     wrist: np.ndarray
@@ -239,13 +245,27 @@ def load_demonstrations(
     units: str | None = None,
     calibration: Mapping[str, Camera] | None = None,
 ) -> Demonstrations:
-    """Read a LeRobotDataset of an SO-101, ours or another's (`export.lerobot.load`); raises DataError when it cannot be used."""
+    """Read a LeRobotDataset of an SO-101, ours or another's (`export.lerobot.load`); raises DataError when it cannot be
+    used."""
     data = load(folder, VIEWS, fps=rate_hz, cache=cache, units=units, calibration=calibration)
     pose, target = (ARM.forward(x).astype(np.float32) for x in (data.state, data.action))
     events = find_events(pose, target, data.last, data.fps)
     scenes = [str(t) for t in data.extra.get("task", [""] * len(data.tasks))]
     play = data.extra.get("play", np.zeros(len(data.tasks), int)).astype(bool)[data.episode]
     return Demonstrations(
-        data.images["front"], data.images["wrist"], pose, target, next_events(events, data.last), events,
-        data.episode, data.last, data.tasks, scenes, play, data.cameras, data.fps, data.state, data.action,
-    )  # fmt: skip
+        data.images["front"],
+        data.images["wrist"],
+        pose,
+        target,
+        next_events(events, data.last),
+        events,
+        data.episode,
+        data.last,
+        data.tasks,
+        scenes,
+        play,
+        data.cameras,
+        data.fps,
+        data.state,
+        data.action,
+    )

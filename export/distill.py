@@ -1,13 +1,16 @@
 """Distillation: a student that imagines in one pass and acts in one or two, from a teacher that takes many.
 
-Three stages, world model and expert apart (naive joint distillation of both streams collapses: Flash-WAM, 91 % to 24-36 %):
+Three stages, world model and expert apart (naive joint distillation of both streams collapses: Flash-WAM, 91 % to
+24-36 %):
 
-* world: one Euler step of the student lands where N steps of the teacher land from the same noise (pseudo-Huber), also as the reactive
-  expert's stem sees it, with a tenth of the true future and of the teacher's tokens;
-* shift: the predictive expert, on the student's tokens, by flow matching with the time shifted to high noise, where few steps begin;
+* world: one Euler step of the student lands where N steps of the teacher land from the same noise (pseudo-Huber),
+  also as the reactive expert's stem sees it, with a tenth of the true future and of the teacher's tokens;
+* shift: the predictive expert, on the student's tokens, by flow matching with the time shifted to high noise,
+  where few steps begin;
 * predictive: its own endpoint in few steps lands where that of N steps lands, with a small anchor of flow matching.
 
-Beside it belongs the control: the teacher's weights at the student's steps, a bundle of `Plan(TEACHER, world_steps=1, action_steps=1)`.
+Beside it belongs the control: the teacher's weights at the student's steps, a bundle of `Plan(TEACHER, world_steps=1,
+action_steps=1)`.
 """
 
 from __future__ import annotations
@@ -42,7 +45,8 @@ TEST_ROWS = 256
 
 @dataclass(frozen=True)
 class DistilPlan:
-    """Steps, batch and peak learning rate of each stage; how many Euler steps the teacher and the student's expert take.
+    """Steps, batch and peak learning rate of each stage; how many Euler steps the teacher and the student's expert
+    take.
 
     `alpha`: noise level s of flow matching becomes alpha s / (1 + (alpha - 1) s). The rest as in `Plan`.
     """
@@ -79,11 +83,21 @@ class Distiller(WorldLoop):
         student.cfg = dataclasses.replace(teacher.cfg, world_steps=1, action_steps=plan.action_steps)
         schedule = {s: getattr(plan, s) for s in STAGES}
         super().__init__(
-            run, student, data, labels, schedule, plan.seed, plan.shards, plan.bf16,
-            teacher_steps=plan.teacher_steps, action_steps=plan.action_steps, alpha=plan.alpha,
-        )  # fmt: skip
+            run,
+            student,
+            data,
+            labels,
+            schedule,
+            plan.seed,
+            plan.shards,
+            plan.bf16,
+            teacher_steps=plan.teacher_steps,
+            action_steps=plan.action_steps,
+            alpha=plan.alpha,
+        )
         self.teacher = teacher.to(self.device).eval().requires_grad_(False)
-        # What a demonstration is to the expert: task rows alone, three times as often where things are touched (as in Trainer).
+        # What a demonstration is to the expert: task rows alone, three times as often where things are touched (as in
+        # Trainer).
         weight = np.where(labels.gate > 0.5, 3.0, 1.0) * labels.skilled
         self.sampling = np.cumsum(weight / weight.sum())
 
@@ -104,7 +118,7 @@ class Distiller(WorldLoop):
         # The last stage learns from what the second left; by then the weights have gone on.
         self.kept = {k: v.half() for k, v in self.average.predictive.state_dict().items()} if name == "shift" else {}
 
-    # -- the losses, one a stage ----------------------------------------------------------------------------------------
+    # -- the losses, one a stage ---------------------------------------------------------------------------------------
 
     def _world_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
         rows = rng.integers(len(self.data.pose), size=batch)
@@ -152,7 +166,8 @@ class Distiller(WorldLoop):
         return future.float(), tokens.float()
 
     def _situation(self, rng: np.random.Generator, batch: int) -> tuple[np.ndarray, tuple[Tensor, ...]]:
-        """Rows of demonstrations; and wrist view, front latent, tokens of the student's world model, proprioception, as in Trainer."""
+        """Rows of demonstrations; and wrist view, front latent, tokens of the student's world model, proprioception, as
+        in Trainer."""
         rows = np.minimum(np.searchsorted(self.sampling, rng.random(batch)), len(self.sampling) - 1)
         wrist = augment(images(self.data.wrist[rows], self.device), rng)
         now = self.latents[rows].float()
@@ -187,12 +202,13 @@ class Distiller(WorldLoop):
         taught = self._row(self.labels.taught, rows)[:, :, None]
         return (taught * (velocity.float() - (chunk - noise)) ** 2).mean()
 
-    # -- how good it became ---------------------------------------------------------------------------------------------
+    # -- how good it became --------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def compare(self) -> dict[str, dict[str, float]]:
-        """Root mean square distances, in standard deviations, over rows spread through the dataset: student and control (the teacher's
-        weights at the student's steps) to the teacher's endpoint from the same noise, and all three to what really happened."""
+        """Root mean square distances, in standard deviations, over rows spread through the dataset: student and control
+        (the teacher's weights at the student's steps) to the teacher's endpoint from the same noise, and all three to
+        what really happened."""
         rows = np.unique(np.linspace(0, len(self.data.pose) - 1, TEST_ROWS).astype(int))
         now, future = self.latents[rows].float(), self._future(rows)
         generator = torch.Generator().manual_seed(self.seed)
@@ -212,23 +228,33 @@ class Distiller(WorldLoop):
         return {
             "world": distances(student, control, teacher, future),
             "predictive": distances(
-                act(self.average, ours, self.plan.action_steps), act(self.teacher, told, self.plan.action_steps),
-                act(self.teacher, told, self.plan.teacher_steps), chunk,
+                act(self.average, ours, self.plan.action_steps),
+                act(self.teacher, told, self.plan.action_steps),
+                act(self.teacher, told, self.plan.teacher_steps),
+                chunk,
             ),
-        }  # fmt: skip
+        }
 
 
 def distances(student: Tensor, control: Tensor, teacher: Tensor, truth: Tensor) -> dict[str, float]:
     pairs = {
-        "student_to_teacher": (student, teacher), "control_to_teacher": (control, teacher), "student_to_truth": (student, truth),
-        "control_to_truth": (control, truth), "teacher_to_truth": (teacher, truth),
-    }  # fmt: skip
+        "student_to_teacher": (student, teacher),
+        "control_to_teacher": (control, teacher),
+        "student_to_truth": (student, truth),
+        "control_to_truth": (control, truth),
+        "teacher_to_truth": (teacher, truth),
+    }
     return {k: round(float((a - b).pow(2).mean().sqrt()), 4) for k, (a, b) in pairs.items()}
 
 
 def distil(
-    checkpoint: Path, data: Demonstrations, run: Path, out: Path, plan: DistilPlan = DistilPlan(), text_encoder: Path | None = None
-) -> dict[str, object]:  # fmt: skip
+    checkpoint: Path,
+    data: Demonstrations,
+    run: Path,
+    out: Path,
+    plan: DistilPlan = DistilPlan(),
+    text_encoder: Path | None = None,
+) -> dict[str, object]:
     """Distil `checkpoint` (or go on with it) in folder `run` and write the student to `out`; returns its note.
 
     Raises CheckpointError, DataError and EncoderError for what prevents it; what was saved then stays.
@@ -243,12 +269,16 @@ def distil(
     student = distiller.train()
     made: dict[str, object] = {
         "teacher": {
-            "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(), "world_steps": teacher.cfg.world_steps,
-            "action_steps": teacher.cfg.action_steps, "note": note,
+            "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
+            "world_steps": teacher.cfg.world_steps,
+            "action_steps": teacher.cfg.action_steps,
+            "note": note,
         },
-        "plan": dataclasses.asdict(plan), "distance": distiller.compare(),
-        "train_minutes": round(distiller.seconds / 60, 1), "torch": torch.__version__,
-    }  # fmt: skip
+        "plan": dataclasses.asdict(plan),
+        "distance": distiller.compare(),
+        "train_minutes": round(distiller.seconds / 60, 1),
+        "torch": torch.__version__,
+    }
     if distiller.rank == 0:
         save_checkpoint(Path(out), student, cameras, instructions, made)
     return made

@@ -18,10 +18,18 @@ from runtime.engines.onnx import Engine, centred_cosine
 from runtime.policies.decode import absolute_chunk, heatmap_peak
 from sim.tasks import ARM
 
-# Least cosine after subtracting the mean over observations. The Prior's tensors feed other networks, the chunk moves the arm.
+# Least cosine after subtracting the mean over observations. The Prior's tensors feed other networks, the chunk moves
+# the arm.
 COSINE = {
-    "latent": 0.99, "tokens": 0.99, "future": 0.99, "chunk": 0.995, "heat": 0.99, "reach": 0.99, "gate": 0.99, "frames": 0.99,
-}  # fmt: skip
+    "latent": 0.99,
+    "tokens": 0.99,
+    "future": 0.99,
+    "chunk": 0.995,
+    "heat": 0.99,
+    "reach": 0.99,
+    "gate": 0.99,
+    "frames": 0.99,
+}
 # World model and predictive expert together. 2 degrees at a joint are up to 10 mm at the fingers of a stretched SO-101.
 JOINT_P99_DEG = 2.0
 JOINT_MAX_DEG = 5.0
@@ -29,7 +37,8 @@ JAW_P99_DEG = 5.0  # the jaw is told to be open or shut: near the switch the two
 # Share of observations on which the gate may choose another expert or the jaw another side.
 FLIPS = 0.02
 THRESHOLD = 0.5
-# Cells of the heat map (7 mm each) between what both aim at: at p99, and from where on another thing is meant (FLIPS of these).
+# Cells of the heat map (7 mm each) between what both aim at: at p99, and from where on another thing is meant (FLIPS of
+# these).
 AIM_P99_CELLS = 0.5
 ASTRAY_CELLS = 3.0
 SLOWEST = 0.9  # FP32 time over INT8 time of one engine: less cannot be the noise of a shared machine
@@ -40,10 +49,12 @@ class ExportError(Mendable):
 
 
 def parity(reference: Engine, candidate: Engine, feeds: list[Feeds]) -> dict[str, dict[str, float]]:
-    """Per output tensor: cosine, largest absolute error, root mean square error; of the gate also the share of flipped decisions.
+    """Per output tensor: cosine, largest absolute error, root mean square error; of the gate also the share of flipped
+    decisions.
 
-    Of the heat map, the probabilities are compared: the logits of cells where nothing ever is stand at -10000, tell nothing and make up
-    nearly all of the logits' variance. Beside them, how far apart the points lie that both aim at ("aim_p99", cells; "astray", share).
+    Of the heat map, the probabilities are compared: the logits of cells where nothing ever is stand at -10000, tell
+    nothing and make up nearly all of the logits' variance. Beside them, how far apart the points lie that both aim at
+    ("aim_p99", cells; "astray", share).
     """
     pairs: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {k: ([], []) for k in reference.outputs}
     for feed in feeds:
@@ -90,11 +101,17 @@ def weight_bytes(path: Path) -> int:
 
 
 def joint_error(
-    reference: Mapping[str, Engine], candidate: Mapping[str, Engine], world: list[Feeds], predictive: list[Feeds], poses: np.ndarray
-) -> dict[str, float]:  # fmt: skip
-    """Degrees between the joint goals of both, through world model, predictive expert and inverse kinematics: {"p50", "p99", "max"}.
+    reference: Mapping[str, Engine],
+    candidate: Mapping[str, Engine],
+    world: list[Feeds],
+    predictive: list[Feeds],
+    poses: np.ndarray,
+) -> dict[str, float]:
+    """Degrees between the joint goals of both, through world model, predictive expert and inverse kinematics: {"p50",
+    "p99", "max"}.
 
-    Each side's expert is fed by its own world model, as on the robot. `poses` float[N, 6]; the jaw is told apart: {"jaw_p99", "jaw_max"}.
+    Each side's expert is fed by its own world model, as on the robot. `poses` float[N, 6]; the jaw is told apart:
+    {"jaw_p99", "jaw_max"}.
     """
     goals = []
     for side in (reference, candidate):
@@ -114,7 +131,8 @@ def joint_error(
 
 
 def race(reference: Engine, candidate: Engine, feed: Feeds, rounds: int = 40) -> dict[str, float]:
-    """Milliseconds of both, taken in turns so that a busy machine slows both; the fastest round counts, one thread each."""
+    """Milliseconds of both, taken in turns so that a busy machine slows both; the fastest round counts, one thread
+    each."""
     times: tuple[list[float], list[float]] = ([], [])
     for engine in (reference, candidate):
         engine.run(feed)
@@ -130,8 +148,8 @@ def race(reference: Engine, candidate: Engine, feed: Feeds, rounds: int = 40) ->
 
 
 def missed(report: dict[str, Any], speed: bool) -> list[str]:
-    """One sentence for each gate that `report` misses. `speed` also asks that INT8 brings something on this machine: no engine
-    clearly slower than in FP32, and the robot's engines together faster."""
+    """One sentence for each gate that `report` misses. `speed` also asks that INT8 brings something on this machine: no
+    engine clearly slower than in FP32, and the robot's engines together faster."""
     out = []
     for name, engine in report["engines"].items():
         for tensor, row in engine["parity"].items():

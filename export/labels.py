@@ -1,4 +1,5 @@
-"""What the losses ask for, told in hindsight from demonstrations: futures, chunks, phases, places, words, and what of play to imitate."""
+"""What the losses ask for, told in hindsight from demonstrations: futures, chunks, phases, places, words, and what of
+play to imitate."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class Labels:
         self.gate = interaction(data.pose, data.events, data.last, data.rate_hz, *rule).astype(np.float32)
         self.jaw_open = (data.target[:, 5] > 0.5 * (OPEN + CLOSED)).astype(np.float32)
         self.text = np.stack([encode(s) for s in data.instructions])[data.episode]
-        # After the last event nothing is left to aim at: "stay where you are" was a goal that, once believed in, kept itself true.
+        # After the last event nothing is left to aim at: "stay where you are" was a goal that, once believed in, kept
+        # itself true.
         self.aims = np.isin(data.next_event, data.events)
         told, throughout = hindsight(data)
         asked = sorted({t for t in told if t})
@@ -63,7 +65,8 @@ class Labels:
         rest = round(JAW_S * data.rate_hz)
         self.holds = (data.pose[:, 5] > HELD_RAD) & (rows - rest >= np.searchsorted(data.episode, data.episode))
         self.holds &= (data.target[np.maximum(rows - rest, 0), 5] < 0.5 * (OPEN + CLOSED)) & (self.jaw_open < 0.5)
-        # Where in the wrist view the gripper acts next. Not where play takes a thing away to: nothing in the picture tells exactly.
+        # Where in the wrist view the gripper acts next. Not where play takes a thing away to: nothing in the picture
+        # tells exactly.
         self.contact, inside = contact_cell(data.pose, event_pose, data.cameras["wrist"], cfg)
         verb = np.array([p.partition(" ")[0] for p in data.instructions])[data.episode]
         careless = (verb == "take") & data.play & begun
@@ -72,20 +75,27 @@ class Labels:
         self.gate_told = (
             ~careless | interaction(data.pose, data.events, data.last, data.rate_hz, *rule[:2], 0.0) | (self.gate < 0.5)
         )
-        # How far the tool turns until then, in bins; not where play touches, or puts down beside: there it has any heading.
+        # How far the tool turns until then, in bins; not where play touches, or puts down beside: there it has any
+        # heading.
         turn = event_pose[:, 4] - data.pose[:, 4]
         self.turn = ((turn / cfg.heading_range + 1) * cfg.headings / 2 - 0.5).astype(np.float32)
         takes = (verb == "drop") | ((verb != "touch") & ~begun)
         self.turns = self.in_view & (np.abs(turn) < cfg.heading_range) & (takes | ~data.play)
 
     def _skilled(
-        self, data: Demonstrations, cfg: Config, taken: np.ndarray, pressing: np.ndarray, fits: np.ndarray, whole: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        self,
+        data: Demonstrations,
+        cfg: Config,
+        taken: np.ndarray,
+        pressing: np.ndarray,
+        fits: np.ndarray,
+        whole: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Rows bool[N] whose actions are an example, and which steps bool[N, chunk] of their chunks are.
 
-        All of a task. Of play what a task could have asked for (`fits`): how a thing is taken and lifted, if it was; and to the end, where
-        the task asks for what followed too (`whole`): how it was put where it belongs, how two buttons were pressed. How play carries
-        things elsewhere is no example.
+        All of a task. Of play what a task could have asked for (`fits`): how a thing is taken and lifted, if it was;
+        and to the end, where the task asks for what followed too (`whole`): how it was put where it belongs, how two
+        buttons were pressed. How play carries things elsewhere is no example.
         """
         rows = np.arange(len(data.pose))
         until = np.full(len(taken), -1)  # the row of each episode up to which play is an example
@@ -113,8 +123,8 @@ class Labels:
 
 
 def wrist_mount(wrist: Camera, cfg: Config) -> np.ndarray:
-    """Where the wrist camera sits, `T_tool_from_cam` float64[4, 4]: as calibrated (`harmowam calibrate hand-eye --mount arm`), else
-    `cfg.wrist_mount`."""
+    """Where the wrist camera sits, `T_tool_from_cam` float64[4, 4]: as calibrated (`harmowam calibrate hand-eye --mount
+    arm`), else `cfg.wrist_mount`."""
     if wrist.T_tool_from_cam is not None:
         return wrist.T_tool_from_cam
     forward, up, tilt = cfg.wrist_mount
@@ -148,9 +158,10 @@ def grasps(data: Demonstrations) -> np.ndarray:
 
 
 def hindsight(data: Demonstrations) -> tuple[list[str], list[bool]]:
-    """For each episode of play, an instruction whose first part it would have been, or "", and whether it would have been all of it:
-    reaching for the ring is the same whether the ring is then hung on the post or just taken away (hindsight relabelling:
-    Andrychowicz et al. 2017); dropping it onto the post goes to the same place as hanging it there."""
+    """For each episode of play, an instruction whose first part it would have been, or "", and whether it would have
+    been all of it: reaching for the ring is the same whether the ring is then hung on the post or just taken away
+    (hindsight relabelling: Andrychowicz et al. 2017); dropping it onto the post goes to the same place as hanging it
+    there."""
     texts, throughout = [], []
     for e, (text, scene) in enumerate(zip(data.instructions, data.scenes, strict=True)):
         verb, rest = text.partition(" ")[0], text.split()[2:]

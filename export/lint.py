@@ -1,7 +1,8 @@
 """What TensorRT would refuse or silently compute otherwise, found on the workstation: rules for an exported ONNX file.
 
-Facts: TensorRT's operators page (supported ONNX operators, float input only for normalisation), its explicit-quantisation rules
-(symmetric int8, zero point 0, DequantizeLinear never on int32), and what 10.3 (JetPack 6.2) and 11.x share.
+Facts: TensorRT's operators page (supported ONNX operators, float input only for normalisation), its
+explicit-quantisation rules (symmetric int8, zero point 0, DequantizeLinear never on int32), and what 10.3 (JetPack 6.2)
+and 11.x share.
 """
 
 from __future__ import annotations
@@ -20,12 +21,65 @@ LEAST_OPSET, MOST_OPSET = (
 )  # TensorRT 10.3's parser was made for opset 20; newer ones do not change what is listed below
 # What our graphs are made of and the parser of 10.3 knows. Anything else must be looked up first, then added here.
 SUPPORTED = {
-    "Add", "AveragePool", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "ConvTranspose", "Cos", "DepthToSpace",
-    "DequantizeLinear", "Div", "Einsum", "Equal", "Erf", "Exp", "Expand", "Flatten", "Gather", "Gelu", "Gemm", "GlobalAveragePool",
-    "GroupNormalization", "Identity", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Log", "MatMul", "Max", "MaxPool",
-    "Min", "Mul", "Neg", "Pad", "Pow", "QuantizeLinear", "Reciprocal", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Resize",
-    "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where",
-}  # fmt: skip
+    "Add",
+    "AveragePool",
+    "Cast",
+    "Clip",
+    "Concat",
+    "Constant",
+    "ConstantOfShape",
+    "Conv",
+    "ConvTranspose",
+    "Cos",
+    "DepthToSpace",
+    "DequantizeLinear",
+    "Div",
+    "Einsum",
+    "Equal",
+    "Erf",
+    "Exp",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Gelu",
+    "Gemm",
+    "GlobalAveragePool",
+    "GroupNormalization",
+    "Identity",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "LeakyRelu",
+    "Log",
+    "MatMul",
+    "Max",
+    "MaxPool",
+    "Min",
+    "Mul",
+    "Neg",
+    "Pad",
+    "Pow",
+    "QuantizeLinear",
+    "Reciprocal",
+    "ReduceMean",
+    "ReduceSum",
+    "Relu",
+    "Reshape",
+    "Resize",
+    "Shape",
+    "Sigmoid",
+    "Sin",
+    "Slice",
+    "Softmax",
+    "Split",
+    "Sqrt",
+    "Squeeze",
+    "Sub",
+    "Tanh",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+    "Where",
+}
 TYPES = {
     TensorProto.FLOAT,
     TensorProto.FLOAT16,
@@ -39,8 +93,8 @@ PATHS = re.compile(rb"(/(home|root|tmp|usr|work|opt|mnt|Users)/[\w.-]+|site-pack
 
 
 def lint(path: Path, target: str = "tensorrt") -> list[str]:
-    """Complaints about the model at `path`, none if it may ship. For "onnxruntime", int32 biases between Q/DQ are welcome, and activations
-    are uint8 with any zero point (`export.quantise` says why)."""
+    """Complaints about the model at `path`, none if it may ship. For "onnxruntime", int32 biases between Q/DQ are
+    welcome, and activations are uint8 with any zero point (`export.quantise` says why)."""
     model = onnx.load(path)
     graph = model.graph
     out = [*_header(model, path), *_nodes(graph)]
@@ -72,7 +126,8 @@ def _nodes(graph: onnx.GraphProto) -> list[str]:
     for node in graph.node:
         if node.domain not in ("", "ai.onnx") or node.op_type not in SUPPORTED:
             out.append(
-                f"operation {node.domain + '.' if node.domain else ''}{node.op_type} ({node.name}) is not among TensorRT's"
+                f"operation {node.domain + '.' if node.domain else ''}{node.op_type} ({node.name}) is not among "
+                "TensorRT's"
             )
     made = {o: n for n in graph.node for o in n.output}
     for (
@@ -115,9 +170,13 @@ def _quantisation(graph: onnx.GraphProto, runtime: bool) -> list[str]:
 
 
 def _pair(
-    node: onnx.NodeProto, constants: dict[str, TensorProto], made: dict[str, onnx.NodeProto],
-    users: dict[str, list[onnx.NodeProto]], outputs: set[str], runtime: bool,
-) -> list[str]:  # fmt: skip
+    node: onnx.NodeProto,
+    constants: dict[str, TensorProto],
+    made: dict[str, onnx.NodeProto],
+    users: dict[str, list[onnx.NodeProto]],
+    outputs: set[str],
+    runtime: bool,
+) -> list[str]:
     """Complaints about one QuantizeLinear or DequantizeLinear."""
     out = []
     name = f"{node.op_type} {node.name}"

@@ -10,9 +10,11 @@ from export.checkpoint import CheckpointError
 
 
 def wait_for_a_later_name(folder: Path) -> None:
-    """Until a new event file would sort behind those there: readers go by name, which holds whole seconds and then the process id.
+    """Until a new event file would sort behind those there: readers go by name, which holds whole seconds and then the
+    process id.
 
-    A life that begins in the second in which the one before it began could else be read first, and its purge would hide the wrong rows.
+    A life that begins in the second in which the one before it began could else be read first, and its purge would hide
+    the wrong rows.
     """
     stamps = [int(p.name.split(".")[3]) for p in folder.glob("events.out.tfevents.*")]
     for _ in range(40):  # not for ever: a clock may have been set back
@@ -22,7 +24,8 @@ def wait_for_a_later_name(folder: Path) -> None:
 
 
 class Log:
-    """TensorBoard scalars `STAGE/NAME` over the steps of the whole run; what an earlier life wrote beyond `step` is hidden."""
+    """TensorBoard scalars `STAGE/NAME` over the steps of the whole run; what an earlier life wrote beyond `step` is
+    hidden."""
 
     def __init__(self, run: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second to import, and only training needs it
@@ -52,6 +55,7 @@ class Log:
             action()
         except OSError as e:
             raise CheckpointError(
-                f"the TensorBoard log cannot be written ({e.strerror}), the state saved before is untouched: make room and run the same "
+                f"the TensorBoard log cannot be written ({e.strerror}), the state saved before is untouched: make "
+                "room and run the same "
                 f"command again."
             ) from e

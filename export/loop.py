@@ -1,8 +1,8 @@
 """The training loop: stages of steps, a moving average, a state that survives a kill, one process or several.
 
-A step is the mean over `shards` sub-batches, each drawn from a generator keyed by (seed, stage, step, shard). Processes (torchrun) share
-the shards out and add up their gradients, so that two processes take the step that one takes, up to the order of a sum, and a run that was
-killed goes on exactly where its last saved state stood.
+A step is the mean over `shards` sub-batches, each drawn from a generator keyed by (seed, stage, step, shard). Processes
+(torchrun) share the shards out and add up their gradients, so that two processes take the step that one takes, up to
+the order of a sum, and a run that was killed goes on exactly where its last saved state stood.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def leads() -> bool:
 
 
 def rounds_bf16(device: torch.device) -> bool:
-    """Whether autocast to bfloat16 saves time here. A CPU that has the instructions is tried: of two with AVX512-BF16, one took 0.6 of the
-    time, the other 1.6 times as long."""
+    """Whether autocast to bfloat16 saves time here. A CPU that has the instructions is tried: of two with AVX512-BF16,
+    one took 0.6 of the time, the other 1.6 times as long."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
@@ -100,8 +100,9 @@ def alone(run: Path) -> Iterator[None]:
 class Loop(Generic[Model]):
     """Owns the model, its moving average, the optimiser of the stage at hand, and the state file of the run.
 
-    A child names its `stages`, and for each there is a `_NAME_loss(rng, batch) -> dict of scalar tensors`; `_begin(name)` freezes all
-    but the stage's own parts and makes what the stage needs again and again, `_finish(name)` rounds the stage off.
+    A child names its `stages`, and for each there is a `_NAME_loss(rng, batch) -> dict of scalar tensors`;
+    `_begin(name)` freezes all but the stage's own parts and makes what the stage needs again and again, `_finish(name)`
+    rounds the stage off.
     """
 
     stages: tuple[str, ...]
@@ -111,13 +112,22 @@ class Loop(Generic[Model]):
     end: float | None = None  # `learning_rate`
 
     def __init__(
-        self, run: Path, model: Model, cfg: Any, data: Demonstrations, schedule: Mapping[str, Stage], seed: int, shards: int,
-        bf16: bool | None, **settings: Any,
-    ) -> None:  # fmt: skip
-        """`cfg`: the model's configuration, a dataclass. `bf16`: None is what the device does best (or the state began with). `settings`:
-        what else must be the same to go on.
+        self,
+        run: Path,
+        model: Model,
+        cfg: Any,
+        data: Demonstrations,
+        schedule: Mapping[str, Stage],
+        seed: int,
+        shards: int,
+        bf16: bool | None,
+        **settings: Any,
+    ) -> None:
+        """`cfg`: the model's configuration, a dataclass. `bf16`: None is what the device does best (or the state began
+        with). `settings`: what else must be the same to go on.
 
-        Raises CheckpointError for a plan that makes no sense, a run folder of other settings, and one that cannot be written.
+        Raises CheckpointError for a plan that makes no sense, a run folder of other settings, and one that cannot be
+        written.
         """
         self.run, self.schedule, self.seed, self.shards = Path(run), dict(schedule), seed, shards
         self.data, self.cfg = data, cfg
@@ -136,15 +146,20 @@ class Loop(Generic[Model]):
         self.bf16 = self._all(rounds_bf16(self.device)) if bf16 is None else bf16
         digest = hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in self.initial.values())).hexdigest()[:16]
         everything = {
-            **settings, "config": dataclasses.asdict(cfg), "data": digest_of(data), "start": digest, "schema": SCHEMA,
+            **settings,
+            "config": dataclasses.asdict(cfg),
+            "data": digest_of(data),
+            "start": digest,
+            "schema": SCHEMA,
             "cameras": {name: c.to_json() for name, c in data.cameras.items()},
-            "plan": {**self.schedule, "seed": seed, "shards": shards}, "round_every": ROUND_EVERY,
-        }  # fmt: skip
+            "plan": {**self.schedule, "seed": seed, "shards": shards},
+            "round_every": ROUND_EVERY,
+        }
         self.settings = json.loads(json.dumps(everything))  # as it is read back: no tuples
         self._resume(bf16)
         self._check_room()
 
-    # -- processes ------------------------------------------------------------------------------------------------------
+    # -- processes -----------------------------------------------------------------------------------------------------
 
     def _join(self) -> None:
         """Meet the other processes of torchrun, if there are any."""
@@ -167,17 +182,19 @@ class Loop(Generic[Model]):
     def _check_plan(self) -> None:
         if self.shards < 1 or self.shards % self.processes:
             raise CheckpointError(
-                f"{self.shards} shards of a batch cannot be shared out evenly to {self.processes} processes: add --shards "
+                f"{self.shards} shards of a batch cannot be shared out evenly to {self.processes} processes: add "
+                "--shards "
                 f"{self.processes * max(1, self.shards // self.processes)}."
             )
         for name, (steps, batch, rate) in self.schedule.items():
             if steps < 0 or batch < 2 * self.shards or batch % self.shards or not 0 < rate < 1:
                 raise CheckpointError(
-                    f"stage {name} of {steps} steps of batch {batch} at rate {rate:g} makes no sense: give no or some steps, a batch "
+                    f"stage {name} of {steps} steps of batch {batch} at rate {rate:g} makes no sense: give no or some "
+                    "steps, a batch "
                     f"of at least {2 * self.shards} that {self.shards} divides (--shards), and a rate between 0 and 1."
                 )
 
-    # -- the state ------------------------------------------------------------------------------------------------------
+    # -- the state -----------------------------------------------------------------------------------------------------
 
     @property
     def state_path(self) -> Path:
@@ -194,7 +211,8 @@ class Loop(Generic[Model]):
         free = shutil.disk_usage(self.run).free if self.rank == 0 else needed
         if free < needed:
             raise CheckpointError(
-                f"{self.run} has room for {free / 1e6:.0f} MB and the run needs {needed / 1e6:.0f} MB: free some, or choose another --run "
+                f"{self.run} has room for {free / 1e6:.0f} MB and the run needs {needed / 1e6:.0f} MB: free some, or "
+                "choose another --run "
                 f"folder."
             )
 
@@ -222,7 +240,8 @@ class Loop(Generic[Model]):
                 differs = f"bf16 {about['bf16']}, now {bf16}"
             if differs:
                 raise CheckpointError(
-                    f"{self.state_path} belongs to another run ({differs}): repeat its settings, choose another --run folder or delete it."
+                    f"{self.state_path} belongs to another run ({differs}): repeat its settings, choose another --run "
+                    "folder or delete it."
                 )
             self.stage, self.step, self.seconds, self.bf16 = (about[k] for k in ("stage", "step", "seconds", "bf16"))
             for key, value in tensors.items():
@@ -248,8 +267,9 @@ class Loop(Generic[Model]):
                 p.copy_(weight)
                 averages[name].copy_(average)
                 self.optimiser.state[p] = {
-                    "step": torch.tensor(float(self.step)), **{k: v.reshape(p.shape).to(p) for k, v in moments.items()}
-                }  # fmt: skip
+                    "step": torch.tensor(float(self.step)),
+                    **{k: v.reshape(p.shape).to(p) for k, v in moments.items()},
+                }
         self._running = {}
 
     def _running_values(self) -> Iterator[tuple[str, nn.Parameter, Tensor, dict[str, Tensor]]]:
@@ -260,7 +280,8 @@ class Loop(Generic[Model]):
                 yield name, p, averages[name], self.optimiser.state[p]
 
     def save(self) -> None:
-        """Write the state; the running values must be rounded. Raises CheckpointError, the state before is then untouched."""
+        """Write the state; the running values must be rounded. Raises CheckpointError, the state before is then
+        untouched."""
         if self.rank:
             return
         tensors: dict[str, Tensor] = {f"kept/{k}": v.cpu().contiguous() for k, v in self.kept.items()}
@@ -283,7 +304,7 @@ class Loop(Generic[Model]):
             },
         )
 
-    # -- the loop -------------------------------------------------------------------------------------------------------
+    # -- the loop ------------------------------------------------------------------------------------------------------
 
     def train(self) -> Model:
         """Run the stages that are left; returns the averaged model. Raises CheckpointError when it cannot go on."""
@@ -328,7 +349,8 @@ class Loop(Generic[Model]):
                 self._recent = [*self._recent[-9:], row]
                 if not math.isfinite(sum(row.values())):
                     raise CheckpointError(
-                        f"{name} diverged before step {self.step} ({row}): the state in {self.run} is older; lower its rate with --plan, "
+                        f"{name} diverged before step {self.step} ({row}): the state in {self.run} is older; lower "
+                        "its rate with --plan, "
                         "in another --run folder."
                     )
                 for _, p, average, moments in self._running_values():
@@ -384,17 +406,22 @@ class Loop(Generic[Model]):
             averages[name].lerp_(p, 1 - decay)
 
     def _begin(self, name: str) -> None:
-        """Let the stage's own parts learn (all are frozen when this is called); may look at no weight that the stage changes."""
+        """Let the stage's own parts learn (all are frozen when this is called); may look at no weight that the stage
+        changes."""
         raise NotImplementedError
 
     def _finish(self, name: str) -> None:
         """Anything to set in `average` once a stage is over."""
 
-    # -- the data --------------------------------------------------------------------------------------------------------
+    # -- the data ------------------------------------------------------------------------------------------------------
 
     def _every_row(
-        self, name: str, make: Callable[[np.ndarray], tuple[Tensor, ...]], by: list[nn.Module], rows: np.ndarray | None = None
-    ) -> tuple[Tensor, ...]:  # fmt: skip
+        self,
+        name: str,
+        make: Callable[[np.ndarray], tuple[Tensor, ...]],
+        by: list[nn.Module],
+        rows: np.ndarray | None = None,
+    ) -> tuple[Tensor, ...]:
         """What frozen parts `by` make of `rows` (None: of all), from the cache where it is there (`export/rows.py`)."""
         rows = np.arange(len(self.data.pose)) if rows is None else rows
         weights = b"".join(v.cpu().numpy().tobytes() for m in by for v in m.state_dict().values())
@@ -413,8 +440,8 @@ class Loop(Generic[Model]):
 
 
 def learning_rate(step: int, total: int, peak: float, end: float | None = None) -> float:
-    """A hundred steps of warm-up, then half a cosine down to 3 % of the peak, or a straight line to `end` of it: a line that is cut
-    goes on as a line."""
+    """A hundred steps of warm-up, then half a cosine down to 3 % of the peak, or a straight line to `end` of it: a line
+    that is cut goes on as a line."""
     warm = min(1.0, (step + 1) / 100)
     if end is not None:
         return peak * warm * (1 + (end - 1) * step / total)

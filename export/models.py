@@ -1,7 +1,8 @@
 """HarmoWAM at table-top scale: one world model, two experts, one gate (facts: arXiv 2605.10942).
 
-Shapes: images float32[B,3,96,96] normalised to [-1, 1]; latents float32[B,C,12,12]; futures are `futures` latents stacked
-on the channel axis. Everything has fixed shapes and few kinds of operator, so that it exports to ONNX as it stands.
+Shapes: images float32[B,3,96,96] normalised to [-1, 1]; latents float32[B,C,12,12]; futures are `futures` latents
+stacked on the channel axis. Everything has fixed shapes and few kinds of operator, so that it exports to ONNX as it
+stands.
 """
 
 from __future__ import annotations
@@ -55,14 +56,33 @@ class Tokeniser(nn.Module):
         super().__init__()
         a, b, c = cfg.encoder_channels
         self.encoder = nn.Sequential(
-            conv(3, a, 3, 2), nn.ReLU(), conv(a, b, 3, 2), nn.ReLU(), conv(b, c, 3, 2), nn.ReLU(), conv(c, c), nn.ReLU(),
+            conv(3, a, 3, 2),
+            nn.ReLU(),
+            conv(a, b, 3, 2),
+            nn.ReLU(),
+            conv(b, c, 3, 2),
+            nn.ReLU(),
+            conv(c, c),
+            nn.ReLU(),
             conv(c, cfg.latent_channels, 1),
-        )  # fmt: skip
+        )
         up = nn.Upsample(scale_factor=2, mode="nearest")
         self.decoder = nn.Sequential(
-            conv(cfg.latent_channels, c), nn.ReLU(), conv(c, c), nn.ReLU(), up, conv(c, b), nn.ReLU(), conv(b, b), nn.ReLU(),
-            up, conv(b, a), nn.ReLU(), conv(a, 12), nn.PixelShuffle(2),
-        )  # fmt: skip
+            conv(cfg.latent_channels, c),
+            nn.ReLU(),
+            conv(c, c),
+            nn.ReLU(),
+            up,
+            conv(c, b),
+            nn.ReLU(),
+            conv(b, b),
+            nn.ReLU(),
+            up,
+            conv(b, a),
+            nn.ReLU(),
+            conv(a, 12),
+            nn.PixelShuffle(2),
+        )
         self.register_buffer("mean", torch.zeros(1, cfg.latent_channels, 1, 1))
         self.register_buffer("std", torch.ones(1, cfg.latent_channels, 1, 1))
 
@@ -81,7 +101,8 @@ def time_features(t: Tensor, dim: int) -> Tensor:
 
 
 class WorldModel(nn.Module):
-    """Latent flow-matching U-Net: velocity of the future latents given the current one, instruction and proprioception."""
+    """Latent flow-matching U-Net: velocity of the future latents given the current one, instruction and
+    proprioception."""
 
     grid: Tensor
 
@@ -103,8 +124,8 @@ class WorldModel(nn.Module):
         yy, xx = torch.meshgrid(grid, grid, indexing="ij")
         self.register_buffer("grid", torch.stack([xx, yy])[None])
         self.stem = conv(channels * (1 + cfg.futures) + 2, c1)
-        # The picture itself rides along too. Latents are made to be painted from: a post of three pixels is a grey blot in them, and
-        # where the gripper acts next cannot be told from a blot.
+        # The picture itself rides along too. Latents are made to be painted from: a post of three pixels is a grey blot
+        # in them, and where the gripper acts next cannot be told from a blot.
         a, b, c = cfg.encoder_channels
         last = conv(c, c1)
         silence(last)
@@ -119,7 +140,8 @@ class WorldModel(nn.Module):
         self.attention_norm = nn.LayerNorm(c2)
         self.mid2 = Residual(c2, c2, d)
         self.tokens = nn.Sequential(nn.LayerNorm(c2), nn.Linear(c2, cfg.token_channels))
-        # Trained beside the flow and not exported: where on a 24x24 map the gripper acts next. Pixels say little of what words mean.
+        # Trained beside the flow and not exported: where on a 24x24 map the gripper acts next. Pixels say little of
+        # what words mean.
         self.where = nn.Sequential(nn.LayerNorm(c2), nn.Linear(c2, 16))
         self.up = conv(c2, c1)
         self.up1 = Residual(2 * c1, c1, d)
@@ -140,7 +162,8 @@ class WorldModel(nn.Module):
     def forward(
         self, future: Tensor, t: Tensor, now: Tensor, seen: Tensor, text: Tensor, proprio: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Velocity [B, futures*C, 12, 12] and mid-layer features [B, 36, c2]; `seen` [B, c1, 12, 12] is `look(front)`."""
+        """Velocity [B, futures*C, 12, 12] and mid-layer features [B, 36, c2]; `seen` [B, c1, 12, 12] is
+        `look(front)`."""
         c = self.condition(torch.cat([time_features(t, 64), text, proprio], 1))
         x = torch.cat([future, now, self.grid.expand(now.shape[0], -1, -1, -1)], 1)
         h1 = self.down2(self.down1(self.stem(x) + seen, c), c)
@@ -157,7 +180,8 @@ class WorldModel(nn.Module):
     def imagine(
         self, noise: Tensor, now: Tensor, seen: Tensor, text: Tensor, proprio: Tensor, steps: int
     ) -> tuple[Tensor, Tensor]:
-        """Euler from noise (t = 0) to the future (t = 1): futures [B, futures*C, 12, 12] and tokens [B, 36, token_channels].
+        """Euler from noise (t = 0) to the future (t = 1): futures [B, futures*C, 12, 12] and tokens [B, 36,
+        token_channels].
 
         The tokens are those of the first forward, at pure noise: one pass already conditions well (VPP, mimic-video).
         """
@@ -213,9 +237,10 @@ class PredictiveExpert(nn.Module):
     Sees the wrist view (its own small CNN), the current front latent, proprioception without absolute position, and the
     world-model tokens. Actions are relative to the current pose, in the tool frame, normalised to unit variance.
 
-    A contact map over the wrist view says where the tool will be when the gripper next acts; it is trained by cross-entropy,
-    also on play, and what lies under it is one token of the memory. So is how far the tool will have turned by then: a bar and its tray
-    are a few pixels wide. Regressing actions alone grounds small things late, and headings hardly at all.
+    A contact map over the wrist view says where the tool will be when the gripper next acts; it is trained by
+    cross-entropy, also on play, and what lies under it is one token of the memory. So is how far the tool will have
+    turned by then: a bar and its tray are a few pixels wide. Regressing actions alone grounds small things late, and
+    headings hardly at all.
     """
 
     grid: Tensor
@@ -225,9 +250,16 @@ class PredictiveExpert(nn.Module):
         self.cfg = cfg
         d = cfg.width
         self.wrist = nn.Sequential(
-            conv(3, 32, 3, 2), nn.ReLU(), conv(32, 64, 3, 2), nn.ReLU(), conv(64, 96, 3, 2), nn.ReLU(),
-            conv(96, 96, 3, 2), nn.ReLU(), conv(96, d, 1),
-        )  # fmt: skip
+            conv(3, 32, 3, 2),
+            nn.ReLU(),
+            conv(32, 64, 3, 2),
+            nn.ReLU(),
+            conv(64, 96, 3, 2),
+            nn.ReLU(),
+            conv(96, 96, 3, 2),
+            nn.ReLU(),
+            conv(96, d, 1),
+        )
         self.aim = nn.Linear(d, 2 * 64)
         self.spot_in, self.spot = conv(96, 64), nn.Sequential(conv(64, 64), nn.ReLU(), conv(64, 4, 1))
         self.contact = nn.Sequential(nn.Linear(96 + 2, d), nn.SiLU(), nn.Linear(d, d))
@@ -263,8 +295,11 @@ class PredictiveExpert(nn.Module):
         contact = self.contact(torch.cat([(there * fine).sum((2, 3)), p @ self.grid], -1))
         contact = contact + self.turned(torch.softmax(turn, -1))
         parts = [
-            self.wrist[6:](fine).flatten(2).transpose(1, 2), self.front(now).flatten(2).transpose(1, 2), world, state[:, None],
-        ]  # fmt: skip
+            self.wrist[6:](fine).flatten(2).transpose(1, 2),
+            self.front(now).flatten(2).transpose(1, 2),
+            world,
+            state[:, None],
+        ]
         return self.memory_norm(torch.cat([torch.cat(parts, 1) + self.place, contact[:, None]], 1)), logits, turn
 
     def velocity(self, x: Tensor, t: Tensor, memory: Tensor) -> Tensor:
@@ -284,7 +319,8 @@ class PredictiveExpert(nn.Module):
 
 
 class ReactiveExpert(nn.Module):
-    """Transit: where the predicted evolution says the gripper will be. Fully convolutional, so that it moves with the picture.
+    """Transit: where the predicted evolution says the gripper will be. Fully convolutional, so that it moves with the
+    picture.
 
     Gets the predicted latents and their difference to the newest frame's latent: no text, no target id, no pose. Gives
     heat-map logits [B, 48, 48] over the training camera's pixels and, read out under the heat map, [z, pitch, roll].
@@ -297,9 +333,13 @@ class ReactiveExpert(nn.Module):
             conv(2 * channels * cfg.futures, 128), nn.ReLU(), conv(128, 96), nn.ReLU(), conv(96, 96), nn.ReLU()
         )
         self.up = nn.Sequential(
-            nn.Upsample(scale_factor=2, mode="nearest"), conv(96, 64), nn.ReLU(),
-            nn.Upsample(scale_factor=2, mode="nearest"), conv(64, 32), nn.ReLU(),
-        )  # fmt: skip
+            nn.Upsample(scale_factor=2, mode="nearest"),
+            conv(96, 64),
+            nn.ReLU(),
+            nn.Upsample(scale_factor=2, mode="nearest"),
+            conv(64, 32),
+            nn.ReLU(),
+        )
         self.heat = conv(32, 1)
         self.reach = conv(96, 3, 1)
 
@@ -325,8 +365,13 @@ class Gate(nn.Module):
     def __init__(self, cfg: Config):
         super().__init__()
         self.wrist = nn.Sequential(
-            conv(3, 16, 5, 4), nn.ReLU(), conv(16, 32, 3, 2), nn.ReLU(), conv(32, 48, 3, 2), nn.ReLU(),
-        )  # fmt: skip
+            conv(3, 16, 5, 4),
+            nn.ReLU(),
+            conv(16, 32, 3, 2),
+            nn.ReLU(),
+            conv(32, 48, 3, 2),
+            nn.ReLU(),
+        )
         self.front = nn.Sequential(conv(cfg.latent_channels, 32, 3, 2), nn.ReLU(), conv(32, 16, 1), nn.ReLU())
         self.head = nn.Sequential(nn.Linear(48 * 36 + 16 * 36 + len(cfg.proprio), 96), nn.ReLU(), nn.Linear(96, 2))
 

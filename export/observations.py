@@ -45,7 +45,8 @@ def observation_feeds(samples: Path, tasks: dict[str, np.ndarray]) -> list[Feeds
     """Network inputs of the stored observations; raises ExportError without real ones."""
     if not samples.exists():
         raise ExportError(
-            f"no calibration observations at {samples}: collect some with `harmowam collect` and pass --dataset; random data is never used."
+            f"no calibration observations at {samples}: collect some with `harmowam collect` and pass --dataset; "
+            "random data is never used."
         )
     try:
         with np.load(samples) as arrays:
@@ -56,7 +57,8 @@ def observation_feeds(samples: Path, tasks: dict[str, np.ndarray]) -> list[Feeds
         ) from e
     if len(raw["pose"]) < LEAST:
         raise ExportError(
-            f"{samples} holds {len(raw['pose'])} observations, {LEAST} are the least that an INT8 range can be taken from: collect more."
+            f"{samples} holds {len(raw['pose'])} observations, {LEAST} are the least that an INT8 range can be taken "
+            "from: collect more."
         )
     bad = [k for k in ("front", "wrist", "pose") if not np.isfinite(raw[k]).all()]
     if bad:
@@ -67,7 +69,8 @@ def observation_feeds(samples: Path, tasks: dict[str, np.ndarray]) -> list[Feeds
         text = tasks.get(str(raw["instruction"][i]))
         if text is None:
             raise ExportError(
-                f"{samples} was recorded for '{raw['instruction'][i]}', which the checkpoint does not know: use its own samples."
+                f"{samples} was recorded for '{raw['instruction'][i]}', which the checkpoint does not know: use its "
+                "own samples."
             )
         out.append({**views, "proprio": proprio(raw["pose"][i])[None], "text": text[None]})
     return out

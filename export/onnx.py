@@ -85,7 +85,9 @@ def engines(model: HarmoWam) -> Specs:
         "world_model": (
             WorldEngine(model, c.world_steps),
             {
-                "front": picture, "text": (1, c.text_dim), "proprio": state,
+                "front": picture,
+                "text": (1, c.text_dim),
+                "proprio": state,
                 "noise": (1, c.futures * c.latent_channels, c.latent_size, c.latent_size),
             },
             ["latent", "tokens", "future"],
@@ -93,14 +95,21 @@ def engines(model: HarmoWam) -> Specs:
         "predictive": (
             PredictiveEngine(model, c.action_steps),
             {
-                "wrist": picture, "latent": (1, *future[1:]), "tokens": (1, c.token_size**2, c.token_channels), "proprio": state,
+                "wrist": picture,
+                "latent": (1, *future[1:]),
+                "tokens": (1, c.token_size**2, c.token_channels),
+                "proprio": state,
                 "noise": (1, c.chunk, 6),
             },
             ["chunk"],
         ),
-        "fast": (FastEngine(model), {"front": picture, "wrist": picture, "future": future, "proprio": state}, ["heat", "reach", "gate"]),
+        "fast": (
+            FastEngine(model),
+            {"front": picture, "wrist": picture, "future": future, "proprio": state},
+            ["heat", "reach", "gate"],
+        ),
         "decoder": (DecoderEngine(model), {"future": future}, ["frames"]),
-    }  # fmt: skip
+    }
 
 
 def export_engine(module: nn.Module, inputs: dict[str, tuple[int, ...]], outputs: list[str], path: Path) -> None:
@@ -126,8 +135,8 @@ def export_engine(module: nn.Module, inputs: dict[str, tuple[int, ...]], outputs
 
 
 def name_folded_weights(model: onnx.ModelProto, module: nn.Module) -> onnx.ModelProto:
-    """Give weights that the exporter transposed by itself, and renamed, the parameter's name with `.T` added, in place: recipes and
-    the search know layers by it."""
+    """Give weights that the exporter transposed by itself, and renamed, the parameter's name with `.T` added, in place:
+    recipes and the search know layers by it."""
     known = {k: p.detach().numpy().T for k, p in module.named_parameters() if p.ndim == 2}
     names: dict[str, str] = {}
     for stored in model.graph.initializer:
@@ -144,7 +153,8 @@ def name_folded_weights(model: onnx.ModelProto, module: nn.Module) -> onnx.Model
 
 
 def fold_transposed_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Store the weight of a Linear as its MatMul reads it: torch leaves a Transpose node, which hides the weight from quantisers.
+    """Store the weight of a Linear as its MatMul reads it: torch leaves a Transpose node, which hides the weight from
+    quantisers.
 
     A folded weight keeps its name with `.T` added. In place.
     """

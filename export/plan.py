@@ -1,4 +1,5 @@
-"""What is to become of a checkpoint: one plan for exporting it, for finding a recipe and for certifying what was exported."""
+"""What is to become of a checkpoint: one plan for exporting it, for finding a recipe and for certifying what was
+exported."""
 
 from __future__ import annotations
 
@@ -27,11 +28,13 @@ TARGETS, PRECISIONS = get_args(Target), get_args(Precision)
 
 @dataclass(frozen=True)
 class Plan:
-    """`precision`: "int8" by `recipe`, the rest float32; "int8-fp16", the rest float16; all "fp16"; all "fp32" (the reference).
+    """`precision`: "int8" by `recipe`, the rest float32; "int8-fp16", the rest float16; all "fp16"; all "fp32" (the
+    reference).
 
-    `samples`: observations other than those beside the checkpoint. `recipe`: another than the committed one for `target`.
-    `text_encoder`: folder of the sentence encoder, where the checkpoint was trained with another than the default. `world_steps`,
-    `action_steps`: other numbers of Euler steps than the checkpoint's own (the undistilled control of a student, say).
+    `samples`: observations other than those beside the checkpoint. `recipe`: another than the committed one for
+    `target`. `text_encoder`: folder of the sentence encoder, where the checkpoint was trained with another than the
+    default. `world_steps`, `action_steps`: other numbers of Euler steps than the checkpoint's own (the undistilled
+    control of a student, say).
     """
 
     checkpoint: Path = CHECKPOINT
@@ -47,7 +50,8 @@ class Plan:
         """Raises ExportError for what no engine computes."""
         if self.half and self.target != "tensorrt":
             raise ExportError(
-                f"--precision {self.precision} is for TensorRT, ONNX Runtime on a CPU computes in FP32: add --target tensorrt, or "
+                f"--precision {self.precision} is for TensorRT, ONNX Runtime on a CPU computes in FP32: add --target "
+                "tensorrt, or "
                 "choose int8 or fp32."
             )
 
@@ -82,7 +86,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Opened:
-    """`tasks`: instruction -> embedding float32[E]. `note`: of the training. `specs`: module, inputs and outputs of each engine."""
+    """`tasks`: instruction -> embedding float32[E]. `note`: of the training. `specs`: module, inputs and outputs of
+    each engine."""
 
     model: HarmoWam
     cameras: dict[str, Camera]

@@ -1,10 +1,11 @@
 """Explicit Q/DQ INT8 from real observations, by a committed recipe of weight names; strongly typed by construction.
 
-TensorRT accepts symmetric int8 on both sides and nothing else. ONNX Runtime on a CPU would run a quarter of such layers in float without
-a word: its kernels want uint8 activations, it turns int8 into them only where a tensor is read by one layer alone, and leaves the rest
-between Q and DQ. So its activations are uint8 over each tensor's whole range; and its weights keep to 7 bits, because a processor without
-VNNI adds products up in pairs of 16 bits and cuts off what overflows (docs/export.md). The recipe is an allow list: whatever it does not
-name (normalisation, softmax, skip additions, heads) stays in float.
+TensorRT accepts symmetric int8 on both sides and nothing else. ONNX Runtime on a CPU would run a quarter of such layers
+in float without a word: its kernels want uint8 activations, it turns int8 into them only where a tensor is read by one
+layer alone, and leaves the rest between Q and DQ. So its activations are uint8 over each tensor's whole range; and its
+weights keep to 7 bits, because a processor without VNNI adds products up in pairs of 16 bits and cuts off what
+overflows (docs/export.md). The recipe is an allow list: whatever it does not name (normalisation, softmax, skip
+additions, heads) stays in float.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ CALIBRATORS = {
 
 
 def load_recipe(target: str = "onnxruntime", path: Path = RECIPE) -> dict[str, Any]:
-    """The committed recipe for one inference engine: {"target", "calibration", "min_channels", "quantise": {engine: patterns}}.
+    """The committed recipe for one inference engine: {"target", "calibration", "min_channels", "quantise": {engine:
+    patterns}}.
 
     Raises ValueError for a target or a calibration that is not known.
     """
@@ -106,20 +108,31 @@ def quantise(source: Path, target: Path, engine: str, recipe: dict[str, Any], fe
         if not nodes:
             raise ValueError(f"it quantises nothing in engine '{engine}': its patterns match no weight")
         quantize_static(
-            str(prepared), str(target), Observations(feeds), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(LAYERS),
-            nodes_to_quantize=nodes, per_channel=True, reduce_range=runtime,
-            activation_type=QuantType.QUInt8 if runtime else QuantType.QInt8, weight_type=QuantType.QInt8,
+            str(prepared),
+            str(target),
+            Observations(feeds),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(LAYERS),
+            nodes_to_quantize=nodes,
+            per_channel=True,
+            reduce_range=runtime,
+            activation_type=QuantType.QUInt8 if runtime else QuantType.QInt8,
+            weight_type=QuantType.QInt8,
             calibrate_method=CALIBRATORS[recipe["calibration"]],
-            extra_options={"ActivationSymmetric": not runtime, "WeightSymmetric": True, "CalibMovingAverage": False,
-                           "QuantizeBias": runtime},
-        )  # fmt: skip
+            extra_options={
+                "ActivationSymmetric": not runtime,
+                "WeightSymmetric": True,
+                "CalibMovingAverage": False,
+                "QuantizeBias": runtime,
+            },
+        )
     onnx.save(clean(onnx.load(target)), str(target))
     return {"int8_layers": len(nodes), "layers": total}
 
 
 def left_in_float(path: Path) -> list[str]:
-    """Names of int8 weights in the file at `path` that ONNX Runtime takes back to float at every start: their layers cost error and are not
-    run in int8. Nothing but the graph that it has optimised says so."""
+    """Names of int8 weights in the file at `path` that ONNX Runtime takes back to float at every start: their layers
+    cost error and are not run in int8. Nothing but the graph that it has optimised says so."""
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")

@@ -1,9 +1,9 @@
 """A recipe: data, seeds and stages that make a checkpoint from nothing, in one file and by one command.
 
-`export/recipes/so101.toml` is read like this. `[data]`: what `collect` is asked for. `[model]`: fields of `Config` that differ from its
-defaults. A `[[stage]]` trains one part (`tokeniser`, `world` or `experts`) for a number of steps, its rate falling in a straight line
-from the first number of `rate` to the second, and ends in a checkpoint of its own, on which the next one stands. What is there is not
-made again.
+`export/recipes/so101.toml` is read like this. `[data]`: what `collect` is asked for. `[model]`: fields of `Config` that
+differ from its defaults. A `[[stage]]` trains one part (`tokeniser`, `world` or `experts`) for a number of steps, its
+rate falling in a straight line from the first number of `rate` to the second, and ends in a checkpoint of its own, on
+which the next one stands. What is there is not made again.
 
 Of a stage, its weights alone can travel as well (`pack`): they end it, or cut short they are where it goes on.
 """
@@ -55,7 +55,8 @@ class RecipeError(Mendable):
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a recipe. `tables`: as in `Plan`. `minutes` are expected on two cores that nothing else uses, and bind nobody."""
+    """One stage of a recipe. `tables`: as in `Plan`. `minutes` are expected on two cores that nothing else uses, and
+    bind nobody."""
 
     name: str
     part: str
@@ -66,7 +67,8 @@ class Step:
     tables: float = 0.0
 
     def plan(self, seed: int, index: int, done: int = 0) -> Plan:
-        """What is left after `done` steps, as a plan in which the other parts rest. Batches and tables are drawn anew for each."""
+        """What is left after `done` steps, as a plan in which the other parts rest. Batches and tables are drawn anew
+        for each."""
         first, last = self.rate
         rate = first + (last - first) * done / self.steps
         drawn = int(np.random.SeedSequence([seed, index, done]).generate_state(1)[0])
@@ -89,7 +91,8 @@ class Recipe:
         return Config(**self.model)
 
     def digest(self, step: Step) -> str:
-        """Tells apart what a stage's weights come from: data, seed, and the stages up to it. Not the model: weights fit it or do not."""
+        """Tells apart what a stage's weights come from: data, seed, and the stages up to it. Not the model: weights fit
+        it or do not."""
         until = [dataclasses.asdict(s) | {"minutes": 0} for s in self.stages[: self.stages.index(step) + 1]]
         text = json.dumps([self.seed, dict(self.data), until], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -113,18 +116,20 @@ def read_recipe(path: Path) -> Recipe:
     names = {s.name for s in stages}
     if -1 in order or order != sorted(order) or set(order) != set(range(len(STAGES))) or len(names) < len(stages):
         raise RecipeError(
-            f"recipe {path} has stages of {', '.join(s.part for s in stages)}: give each another name, and of {', '.join(STAGES)} at least "
+            f"recipe {path} has stages of {', '.join(s.part for s in stages)}: give each another name, and of "
+            f"{', '.join(STAGES)} at least "
             "one each in this order."
         )
     for s in stages:
         if s.steps < 1 or not all(0 < r < 1 for r in s.rate):
             raise RecipeError(
-                f"stage {s.name} of {path} has {s.steps} steps at rates {s.rate}: give it steps, and two rates between 0 and 1."
+                f"stage {s.name} of {path} has {s.steps} steps at rates {s.rate}: give it steps, and two rates "
+                "between 0 and 1."
             )
     return recipe
 
 
-# -- the weights of one stage ---------------------------------------------------------------------------------------------------
+# -- the weights of one stage ------------------------------------------------------------------------------------------
 
 
 def weights_of(model: HarmoWam, part: str) -> dict[str, Tensor]:
@@ -132,7 +137,8 @@ def weights_of(model: HarmoWam, part: str) -> dict[str, Tensor]:
 
 
 def pack(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write weights as float16: the high bytes of all, which repeat, compressed, and the low bytes as they are (0.85 of the size)."""
+    """Write weights as float16: the high bytes of all, which repeat, compressed, and the low bytes as they are (0.85 of
+    the size)."""
     half = {k: v.detach().cpu().half() for k, v in weights.items()}
     raw = torch.cat([v.flatten() for v in half.values()]).numpy().view(np.uint8).reshape(-1, 2)
     high = np.frombuffer(lzma.compress(raw[:, 1].tobytes()), np.uint8)
@@ -155,12 +161,13 @@ def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"stage {path} is damaged ({e}): restore it, or delete it and it is trained.") from e
 
 
-# -- following a recipe ---------------------------------------------------------------------------------------------------------
+# -- following a recipe ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Course:
-    """A recipe that is followed in folder `run`; `stages`: a folder of packed stages to begin from and to write to, or None."""
+    """A recipe that is followed in folder `run`; `stages`: a folder of packed stages to begin from and to write to, or
+    None."""
 
     recipe: Recipe
     run: Path
@@ -182,11 +189,15 @@ class Course:
 
     def done(self, step: Step) -> int:
         """Steps that lie behind the run in `run/NAME`."""
-        return int(load_checkpoint(self.cut(step))[3]["stage"]["done"]) if self.cut(step).exists() else 0  # type: ignore[index]
+        if not self.cut(step).exists():
+            return 0
+        note = load_checkpoint(self.cut(step))[3]
+        return int(note["stage"]["done"])  # type: ignore[index]
 
 
 def begin(data: Demonstrations, course: Course) -> None:
-    """Write the checkpoint on which the first stage stands, unless it is there: weights from the seed, and the normalisation."""
+    """Write the checkpoint on which the first stage stands, unless it is there: weights from the seed, and the
+    normalisation."""
     path = course.before(course.recipe.stages[0])
     if path.exists():
         return
@@ -197,7 +208,8 @@ def begin(data: Demonstrations, course: Course) -> None:
 
 
 def take_over(course: Course, step: Step) -> None:
-    """Make a packed stage, if there is one and the run has nothing of its own, the stage's checkpoint, or the one from which it goes on.
+    """Make a packed stage, if there is one and the run has nothing of its own, the stage's checkpoint, or the one from
+    which it goes on.
 
     Raises CheckpointError for one of another recipe, or that does not fit the model.
     """
@@ -207,7 +219,8 @@ def take_over(course: Course, step: Step) -> None:
     weights, about = unpack(path)
     if about["recipe"] != course.recipe.digest(step):
         raise CheckpointError(
-            f"{path} was made by another recipe ({about['recipe']}, now {course.recipe.digest(step)}): use that one, or move the file away."
+            f"{path} was made by another recipe ({about['recipe']}, now {course.recipe.digest(step)}): use that one, "
+            "or move the file away."
         )
     model, cameras, instructions, note = load_checkpoint(course.before(step))
     mine = weights_of(model, step.part)
@@ -249,7 +262,8 @@ def follow(recipe: Recipe, data: Demonstrations, run: Path, stages: Path | None 
 
 
 def snapshot(recipe: Recipe, run: Path, stages: Path) -> tuple[Step, int]:
-    """Pack the averaged weights of the stage that is being trained in `run`, also while it is; returns it and its steps so far.
+    """Pack the averaged weights of the stage that is being trained in `run`, also while it is; returns it and its steps
+    so far.
 
     Raises CheckpointError where none has begun.
     """

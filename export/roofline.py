@@ -1,9 +1,10 @@
 """What an engine will take on a Jetson Orin, before anyone owns one: a roofline over the ONNX graph.
 
-Every layer takes the longer of its arithmetic and its memory traffic, each at a share of the board's peak, plus one kernel launch;
-element-wise operations ride along with the layer before them, as TensorRT fuses them. The three unknowns (share of the arithmetic
-peak, share of the bandwidth, time of a launch) are fitted to published TensorRT times of ResNet-50 and ViT-B/16 on an Orin Nano;
-`calibration_errors` says how far off the fit is on those. Take the figures for an order of magnitude, not for a measurement.
+Every layer takes the longer of its arithmetic and its memory traffic, each at a share of the board's peak, plus one
+kernel launch; element-wise operations ride along with the layer before them, as TensorRT fuses them. The three unknowns
+(share of the arithmetic peak, share of the bandwidth, time of a launch) are fitted to published TensorRT times of
+ResNet-50 and ViT-B/16 on an Orin Nano; `calibration_errors` says how far off the fit is on those. Take the figures for
+an order of magnitude, not for a measurement.
 """
 
 from __future__ import annotations
@@ -21,18 +22,46 @@ import onnx
 PER_CLOCK = {"int8": 4096, "float16": 2048, "float32": 1024}
 BYTES = {"int8": 1, "float16": 2, "float32": 4}
 FUSED = {
-    "Add", "Mul", "Sub", "Div", "Relu", "Sigmoid", "Tanh", "Erf", "Gelu", "Clip", "Cast", "Sqrt", "Exp", "Sin", "Cos", "Pow",
-    "QuantizeLinear", "DequantizeLinear", "Constant", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Shape", "Identity", "Expand",
-    "Slice", "Split", "Concat", "Gather", "Transpose",
-}  # fmt: skip
+    "Add",
+    "Mul",
+    "Sub",
+    "Div",
+    "Relu",
+    "Sigmoid",
+    "Tanh",
+    "Erf",
+    "Gelu",
+    "Clip",
+    "Cast",
+    "Sqrt",
+    "Exp",
+    "Sin",
+    "Cos",
+    "Pow",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "Constant",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+    "Shape",
+    "Identity",
+    "Expand",
+    "Slice",
+    "Split",
+    "Concat",
+    "Gather",
+    "Transpose",
+}
 
 
 @dataclass(frozen=True)
 class Board:
     """A module in one of its power modes: streaming multiprocessors, GPU clock (GHz), memory (GB/s).
 
-    Modes of an Orin Nano and an Orin NX are those of nvpmodel's "super" configuration (JetPack 6.2 and later), but for the NX's MAXN,
-    which only its plain one has; 10, 15 and 25 W of an NX are alike in both.
+    Modes of an Orin Nano and an Orin NX are those of nvpmodel's "super" configuration (JetPack 6.2 and later), but for
+    the NX's MAXN, which only its plain one has; 10, 15 and 25 W of an NX are alike in both.
     """
 
     name: str
@@ -42,17 +71,25 @@ class Board:
     gb_s: float
 
 
-# Jetson Linux Developer Guide, "Supported Modes and Power Efficiency"; Orin NX: nvpmodel_p3767_0000_super.conf and, for MAXN,
-# nvpmodel_p3767_0000.conf (TPC mask 252: two of four TPCs, 4 multiprocessors). `nvpmodel -q --verbose` says what holds on a board.
+# Jetson Linux Developer Guide, "Supported Modes and Power Efficiency"; Orin NX: nvpmodel_p3767_0000_super.conf and, for
+# MAXN, nvpmodel_p3767_0000.conf (TPC mask 252: two of four TPCs, 4 multiprocessors). `nvpmodel -q --verbose` says what
+# holds on a board.
 BOARDS = (
-    Board("Orin Nano 8GB", "7W", 8, 0.408, 68), Board("Orin Nano 8GB", "15W", 8, 0.612, 68),
-    Board("Orin Nano 8GB", "25W", 8, 0.918, 102), Board("Orin Nano 8GB", "MAXN_SUPER", 8, 1.020, 102),
-    Board("Orin NX 16GB", "10W", 4, 0.612, 68), Board("Orin NX 16GB", "15W", 4, 0.612, 102),
-    Board("Orin NX 16GB", "25W", 8, 0.408, 102), Board("Orin NX 16GB", "MAXN", 8, 0.918, 102),
-    Board("Orin NX 16GB", "40W", 8, 1.173, 102), Board("Orin NX 16GB", "MAXN_SUPER", 8, 1.173, 102),
-    Board("AGX Orin 64GB", "15W", 6, 0.420, 136), Board("AGX Orin 64GB", "30W", 8, 0.624, 204),
-    Board("AGX Orin 64GB", "50W", 16, 0.828, 204), Board("AGX Orin 64GB", "MAXN", 16, 1.301, 204),
-)  # fmt: skip
+    Board("Orin Nano 8GB", "7W", 8, 0.408, 68),
+    Board("Orin Nano 8GB", "15W", 8, 0.612, 68),
+    Board("Orin Nano 8GB", "25W", 8, 0.918, 102),
+    Board("Orin Nano 8GB", "MAXN_SUPER", 8, 1.020, 102),
+    Board("Orin NX 16GB", "10W", 4, 0.612, 68),
+    Board("Orin NX 16GB", "15W", 4, 0.612, 102),
+    Board("Orin NX 16GB", "25W", 8, 0.408, 102),
+    Board("Orin NX 16GB", "MAXN", 8, 0.918, 102),
+    Board("Orin NX 16GB", "40W", 8, 1.173, 102),
+    Board("Orin NX 16GB", "MAXN_SUPER", 8, 1.173, 102),
+    Board("AGX Orin 64GB", "15W", 6, 0.420, 136),
+    Board("AGX Orin 64GB", "30W", 8, 0.624, 204),
+    Board("AGX Orin 64GB", "50W", 16, 0.828, 204),
+    Board("AGX Orin 64GB", "MAXN", 16, 1.301, 204),
+)
 MEASURED_ON = BOARDS[3]
 
 
@@ -67,8 +104,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Shares:
-    """What is fitted: share of the arithmetic peak, share of the bandwidth, seconds a kernel takes however little it does (at
-    MEASURED_ON's clock; a slower clock makes it longer)."""
+    """What is fitted: share of the arithmetic peak, share of the bandwidth, seconds a kernel takes however little it
+    does (at MEASURED_ON's clock; a slower clock makes it longer)."""
 
     arithmetic: float
     bandwidth: float
@@ -90,7 +127,7 @@ def seconds(layers: Iterable[Layer], board: Board, shares: Shares) -> float:
     return total
 
 
-# -- what was published (onnxsim, scripts/nvidia/README.md: TensorRT 10.3, batch 1, Orin Nano at MAXN_SUPER) -------------------
+# -- what was published (onnxsim, scripts/nvidia/README.md: TensorRT 10.3, batch 1, Orin Nano at MAXN_SUPER) -----------
 
 
 def _conv(side: int, i: int, o: int, k: int, kind: str) -> Layer:
@@ -122,17 +159,24 @@ def vit_b16(linear: str, rest: str) -> list[Layer]:
     glue = Layer(10.0 * n * d, 2 * BYTES[rest] * n * d, rest)
     attention = Layer(4.0 * n * n * d, BYTES[rest] * 4 * n * d, rest)
     block = [
-        glue, _linear(n, d, 3 * d, linear), attention, _linear(n, d, d, linear),
-        glue, _linear(n, d, 4 * d, linear), _linear(n, 4 * d, d, linear),
-    ]  # fmt: skip
+        glue,
+        _linear(n, d, 3 * d, linear),
+        attention,
+        _linear(n, d, d, linear),
+        glue,
+        _linear(n, d, 4 * d, linear),
+        _linear(n, 4 * d, d, linear),
+    ]
     return [_linear(n, d, d, rest), *(block * 12)]
 
 
 PUBLISHED = (
-    ("ResNet-50 FP16", resnet50("float16"), 1.81e-3), ("ResNet-50 INT8", resnet50("int8"), 1.19e-3),
-    ("ViT-B/16 FP32", vit_b16("float32", "float32"), 13.3e-3), ("ViT-B/16 FP16", vit_b16("float16", "float16"), 5.63e-3),
+    ("ResNet-50 FP16", resnet50("float16"), 1.81e-3),
+    ("ResNet-50 INT8", resnet50("int8"), 1.19e-3),
+    ("ViT-B/16 FP32", vit_b16("float32", "float32"), 13.3e-3),
+    ("ViT-B/16 FP16", vit_b16("float16", "float16"), 5.63e-3),
     ("ViT-B/16 INT8 Linear", vit_b16("int8", "float16"), 4.92e-3),
-)  # fmt: skip
+)
 
 
 @functools.cache
@@ -157,11 +201,12 @@ def calibration_errors() -> dict[str, float]:
     return {name: round(seconds(layers, MEASURED_ON, fitted()) / t - 1, 3) for name, layers, t in PUBLISHED}
 
 
-# -- our own graphs ------------------------------------------------------------------------------------------------------------
+# -- our own graphs ----------------------------------------------------------------------------------------------------
 
 
 def layers_of(path: Path) -> list[Layer]:
-    """The kernels of an ONNX file with fixed shapes; a layer between Q/DQ pairs computes in int8, the rest in its own type."""
+    """The kernels of an ONNX file with fixed shapes; a layer between Q/DQ pairs computes in int8, the rest in its own
+    type."""
     half = onnx.TensorProto.FLOAT16
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
     graph = model.graph

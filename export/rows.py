@@ -1,7 +1,8 @@
 """The rows of a dataset as tensors, and what frozen parts of a model make of them, kept on the disk.
 
-Encoding and imagining every row takes minutes. It is done in blocks, each a file in the run's folder: a run that was killed takes up what
-is there, and processes share the work. Nothing is lost with the files but the time to make them again.
+Encoding and imagining every row takes minutes. It is done in blocks, each a file in the run's folder: a run that was
+killed takes up what is there, and processes share the work. Nothing is lost with the files but the time to make them
+again.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def _blocks(folder: Path, n: int) -> list[tuple[Path, np.ndarray]]:
 @torch.no_grad()
 def make_blocks(
     folder: Path, name: str, make: Callable[[np.ndarray], tuple[Tensor, ...]], n: int, rank: int = 0, processes: int = 1
-) -> None:  # fmt: skip
+) -> None:
     """Write the blocks of `make(rows)`, rows first, float16, that this process owes and that are not there.
 
     `make` must depend on the rows that it is given and on nothing else. Raises CheckpointError when the disk is full.

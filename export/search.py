@@ -1,4 +1,5 @@
-"""Where to quantise, by measurement: each group of layers is switched to INT8 alone; error and time say which are worth it."""
+"""Where to quantise, by measurement: each group of layers is switched to INT8 alone; error and time say which are worth
+it."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ LEAST_GAIN = 1.01  # speed-up of the whole engine that a group must bring to be 
 
 
 def groups(model: onnx.ModelProto) -> list[str]:
-    """Layer groups of an engine: the weight's name up to its block and part, for example `world.down1.a` or `predictive.blocks.0.ff`."""
+    """Layer groups of an engine: the weight's name up to its block and part, for example `world.down1.a` or
+    `predictive.blocks.0.ff`."""
     names = set()
     for weight in layer_weights(model).values():
         parts = weight.removeprefix("m.").split(".")
@@ -56,10 +58,11 @@ class Bench:
         reference, candidate = OrtEngine(self.files[name]), OrtEngine(tried)
         rows = parity(reference, candidate, self.feeds[name])
         return {
-            "layers": counts["int8_layers"], "cosine": {k: r["cosine"] for k, r in rows.items()},
+            "layers": counts["int8_layers"],
+            "cosine": {k: r["cosine"] for k, r in rows.items()},
             "speedup": race(reference, candidate, self.feeds[name][0], 20)["speedup"],
             "bytes": round(tried.stat().st_size / self.files[name].stat().st_size, 3),
-        }  # fmt: skip
+        }
 
 
 def good(row: dict[str, Any]) -> bool:
@@ -88,8 +91,9 @@ def search(
 ) -> dict[str, Any]:
     """Write `recipe.json` and `search.json` into `out`; returns the latter.
 
-    Per engine: cosine, speed-up and bytes with only that group in INT8; the calibrators compared on the groups that were chosen.
-    Raises ExportError where `out` cannot be written, before minutes of measuring, and what `Plan.opened` raises.
+    Per engine: cosine, speed-up and bytes with only that group in INT8; the calibrators compared on the groups that
+    were chosen. Raises ExportError where `out` cannot be written, before minutes of measuring, and what `Plan.opened`
+    raises.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)

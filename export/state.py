@@ -7,9 +7,10 @@ A parameter that is being trained takes 9 bytes instead of the 16 of plain AdamW
     first moment        bfloat16    2
     second moment       bfloat16    2
 
-So that a resumed run equals the unbroken one, the *running* values are rounded in the same way every ROUND_EVERY steps, saved or not, and
-files are written at such steps only: what lies in the file is exactly what the run goes on with. What is finished is float16 already (a
-checkpoint ships in float16, and later stages train on what ships) and takes 2 bytes; what is as it was in the beginning takes none.
+So that a resumed run equals the unbroken one, the *running* values are rounded in the same way every ROUND_EVERY steps,
+saved or not, and files are written at such steps only: what lies in the file is exactly what the run goes on with. What
+is finished is float16 already (a checkpoint ships in float16, and later stages train on what ships) and takes 2 bytes;
+what is as it was in the beginning takes none.
 """
 
 from __future__ import annotations
@@ -74,11 +75,13 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, An
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and what `save_state` was told about them; raises CheckpointError.
 
-    Also while another process replaces the file: it is opened twice on the way, and torch refuses what has another size by then.
+    Also while another process replaces the file: it is opened twice on the way, and torch refuses what has another size
+    by then.
     """
     try:
         with safetensors.safe_open(str(path), "pt") as f:
-            return {k: f.get_tensor(k) for k in f.keys()}, json.loads(f.metadata()["state"])  # noqa: SIM118  (not a dict)
+            names = f.keys()
+            return {k: f.get_tensor(k) for k in names}, json.loads(f.metadata()["state"])
     except (OSError, RuntimeError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as e:
         raise CheckpointError(f"{path} is damaged ({e}): restore it, or delete it and the run begins anew.") from e
 

@@ -1,7 +1,7 @@
 """Instruction embedding: a sentence encoder makes a vector of the text, the world model's learnt layer projects it.
 
-The default needs no model hub: hashed character n-grams. Any sentence encoder of Hugging Face can stand in, as a folder on the disk.
-Encoders work in training and export only; the robot looks projected vectors up.
+The default needs no model hub: hashed character n-grams. Any sentence encoder of Hugging Face can stand in, as a folder
+on the disk. Encoders work in training and export only; the robot looks projected vectors up.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class EncoderError(Mendable):
 
 @dataclass(frozen=True)
 class Encoder:
-    """`encoder(text)` is a unit-length float32[size]; `name` goes into the checkpoint and tells whether the right one is at hand."""
+    """`encoder(text)` is a unit-length float32[size]; `name` goes into the checkpoint and tells whether the right one
+    is at hand."""
 
     name: str
     size: int
@@ -35,9 +36,11 @@ class Encoder:
 
 
 def ngrams(text: str, size: int) -> np.ndarray:
-    """Unit-length float32[size] of hashed counts: 3- to 5-character n-grams, and, three times as heavy, one to three words in a row.
+    """Unit-length float32[size] of hashed counts: 3- to 5-character n-grams, and, three times as heavy, one to three
+    words in a row.
 
-    Without the rows of words "stack the red cube on the blue cube" and "stack the blue cube on the red cube" would be one vector.
+    Without the rows of words "stack the red cube on the blue cube" and "stack the blue cube on the red cube" would be
+    one vector.
     """
     words = text.lower().split()
     padded = f" {' '.join(words)} "
@@ -71,15 +74,18 @@ def encoder_of(cfg: Config, folder: Path | None = None) -> Encoder:
 
 
 def hugging_face(folder: Path) -> Encoder:
-    """The encoder in a folder as `save_pretrained` writes it (config.json, model.safetensors, tokenizer.json): mean over tokens.
+    """The encoder in a folder as `save_pretrained` writes it (config.json, model.safetensors, tokenizer.json): mean
+    over tokens.
 
-    Nothing is downloaded and no code of the folder is run. Raises EncoderError, and ModuleNotFoundError without `transformers`.
+    Nothing is downloaded and no code of the folder is run. Raises EncoderError, and ModuleNotFoundError without
+    `transformers`.
     """
     folder = Path(folder)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise EncoderError(
-                f"{folder} has no {name}: give the folder of a Hugging Face sentence encoder, as save_pretrained() writes it."
+                f"{folder} has no {name}: give the folder of a Hugging Face sentence encoder, as save_pretrained() "
+                "writes it."
             )
     import torch
     from transformers import AutoModel, AutoTokenizer  # only for those who ask for it

@@ -1,7 +1,7 @@
 """Training: tokeniser, then world model, then experts and gate. Resumable, deterministic given a seed.
 
-How steps are taken, saved and resumed: `export/loop.py`. The loss of the last stage is the paper's: L_predictive + 0.1 L_reactive +
-0.05 L_gate.
+How steps are taken, saved and resumed: `export/loop.py`. The loss of the last stage is the paper's: L_predictive + 0.1
+L_reactive + 0.05 L_gate.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ STAGES = ("tokeniser", "world", "experts")
 class Plan:
     """Steps, batch and peak learning rate of each stage; in how many shards a batch is drawn (`export/loop.py`).
 
-    `tables`: share of demonstrations that get another table top (`export/backdrop.py`). `end`: the rate falls in a straight line to this
-    share of its peak; None is half a cosine to 3 %. `bf16`: None is what the device does best.
+    `tables`: share of demonstrations that get another table top (`export/backdrop.py`). `end`: the rate falls in a
+    straight line to this share of its peak; None is half a cosine to 3 %. `bf16`: None is what the device does best.
     """
 
     tokeniser: Stage = (3000, 48, 8e-4)
@@ -54,7 +54,8 @@ class Plan:
 def normalise(m: HarmoWam, data: Demonstrations, labels: Labels) -> None:
     """Set the scale of what goes in and comes out: actions by what is done near things, the rest by all rows.
 
-    Near a contact the tool moves sideways by millimetres, in transit by centimetres: on the scale of both, 2 mm would be lost in the noise.
+    Near a contact the tool moves sideways by millimetres, in transit by centimetres: on the scale of both, 2 mm would
+    be lost in the noise.
     """
     precise = ~data.play & (labels.gate > 0.5)
     actions = labels.chunk[precise if precise.any() else ~data.play]
@@ -73,8 +74,14 @@ class Trainer(WorldLoop):
     stages = STAGES
 
     def __init__(
-        self, data: Demonstrations, run: Path, plan: Plan, cfg: Config, encode: Encoder | None = None, start: HarmoWam | None = None
-    ):  # fmt: skip
+        self,
+        data: Demonstrations,
+        run: Path,
+        plan: Plan,
+        cfg: Config,
+        encode: Encoder | None = None,
+        start: HarmoWam | None = None,
+    ):
         """`start`: go on from this trained model and its normalisation, instead of from weights drawn from the seed."""
         data = with_other_tables(data, plan.tables, plan.seed, cfg)
         labels = Labels(data, cfg, encode)
@@ -105,7 +112,8 @@ class Trainer(WorldLoop):
         if name == "world":
             m.world.tokens.requires_grad_(False)
             weight = np.where(self.labels.ambiguous, 3.0, 1.0)  # else the words would matter in a quarter of the rows
-            # An arm at rest has more often finished than not begun, and where that cannot be told it must not stay at rest.
+            # An arm at rest has more often finished than not begun, and where that cannot be told it must not stay at
+            # rest.
             weight[~self.labels.aims] *= 0.3
             self.asked_for = np.cumsum(weight / weight.sum())
         if name == "experts":
@@ -119,7 +127,7 @@ class Trainer(WorldLoop):
             self.average.tokeniser.mean.copy_(raw.mean((0, 2, 3), keepdim=True))
             self.average.tokeniser.std.copy_(raw.std((0, 2, 3), keepdim=True))
 
-    # -- the losses, one a stage ----------------------------------------------------------------------------------------
+    # -- the losses, one a stage ---------------------------------------------------------------------------------------
 
     def _tokeniser_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
         x = images(self.data.front[rng.integers(len(self.data.front), size=batch)], self.device)
@@ -130,7 +138,8 @@ class Trainer(WorldLoop):
         with self._cast():
             y = self.model.tokeniser.decode(self.model.tokeniser.encode(x))
         error = y.float() - x
-        # Edges apart (gradient difference loss: Mathieu et al. 2016): what is thin or has a hole was a blot on tables with a pattern.
+        # Edges apart (gradient difference loss: Mathieu et al. 2016): what is thin or has a hole was a blot on tables
+        # with a pattern.
         across = (weight[..., 1:] * error.diff(dim=-1).abs()).mean() + (
             weight[..., 1:, :] * error.diff(dim=-2).abs()
         ).mean()
@@ -154,7 +163,8 @@ class Trainer(WorldLoop):
             text = self.model.world.embed(torch.from_numpy(said).to(self.device))
             velocity, mid = self.model.world(x, t, now, self.model.world.look(front), text, self._felt(rows, rng))
             where = self.model.world.acts_next(mid)
-        # The words move a few cells of the picture: asking where the gripper will act teaches them far sooner than pixels do.
+        # The words move a few cells of the picture: asking where the gripper will act teaches them far sooner than
+        # pixels do.
         asked = (t == 0).float() * self._row(lab.aims, rows)  # later the noisy future itself shows it
         place = heat_loss(where, self._row(lab.cell, rows), self.cfg.heatmap)
         return {
@@ -163,8 +173,8 @@ class Trainer(WorldLoop):
         }
 
     def _imagine_all(self) -> None:
-        """Mid-layer features and generated futures by the frozen world model at one noise each, of every second row of an episode:
-        that is 10 a second, and a robot's slow loop makes 8. `imagined` tells where a row's newest are."""
+        """Mid-layer features and generated futures by the frozen world model at one noise each, of every second row of
+        an episode: that is 10 a second, and a robot's slow loop makes 8. `imagined` tells where a row's newest are."""
         m = self.average
         first = np.searchsorted(self.data.episode, self.data.episode)
         every_other = (np.arange(len(first)) - first) % 2 == 0
@@ -190,8 +200,8 @@ class Trainer(WorldLoop):
         self.mids, self.generated = self._every_row(
             "imagine", imagine, [m.tokeniser, m.world], np.flatnonzero(every_other)
         )
-        # The predictive expert learns actions from what tasks ask for, three times as often where things are touched, and what to look
-        # at from all of play.
+        # The predictive expert learns actions from what tasks ask for, three times as often where things are touched,
+        # and what to look at from all of play.
         weight = np.where(self.labels.skilled, np.where(self.labels.gate > 0.5, 3.0, 1.0), 0.7 * self.labels.in_view)
         self.sampling = np.cumsum(weight / weight.sum())
         aims = self.labels.aims
@@ -252,8 +262,9 @@ class Trainer(WorldLoop):
         newest = np.minimum(rows + rng.integers(0, 9, len(rows)), self.data.next_event[rows])
         futures = torch.where(
             torch.from_numpy(rng.random(len(rows)) < 0.5).to(self.device)[:, None, None, None],
-            self.generated[self.imagined[rows]].float(), self._future(rows),
-        )  # fmt: skip
+            self.generated[self.imagined[rows]].float(),
+            self._future(rows),
+        )
         with self._cast():
             heat, reach = m.reactive(self.latents[newest].float(), futures)
         place = heat_loss(heat, self._row(lab.cell, rows), self.cfg.heatmap).mean()
@@ -264,7 +275,8 @@ class Trainer(WorldLoop):
 
 
 def heat_loss(logits: Tensor, cell: Tensor, side: int) -> Tensor:
-    """Cross-entropy [B] of a square map's logits [B, n*n] against a spot round `cell` [B, 2] (column, row of a side x side map)."""
+    """Cross-entropy [B] of a square map's logits [B, n*n] against a spot round `cell` [B, 2] (column, row of a side x
+    side map)."""
     n = math.isqrt(logits.shape[1])
     at = (cell + 0.5) * (n / side) - 0.5
     grid = torch.arange(n, device=logits.device, dtype=torch.float32)
@@ -277,7 +289,8 @@ def heat_loss(logits: Tensor, cell: Tensor, side: int) -> Tensor:
 
 
 def bin_loss(logits: Tensor, at: Tensor) -> Tensor:
-    """Cross-entropy [B] of logits [B, n] against a bump, one bin wide, round the bins `at` [B] (centres at whole numbers)."""
+    """Cross-entropy [B] of logits [B, n] against a bump, one bin wide, round the bins `at` [B] (centres at whole
+    numbers)."""
     bins = torch.arange(logits.shape[1], device=logits.device, dtype=torch.float32)
     bump = torch.softmax(-((bins - at[:, None]) ** 2) / 2, 1)
     return -(bump * F.log_softmax(logits.float(), -1)).sum(1)
@@ -286,8 +299,8 @@ def bin_loss(logits: Tensor, at: Tensor) -> Tensor:
 def displace(
     now: Tensor, mids: Tensor, near: np.ndarray, ambiguous: np.ndarray, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Move what the front camera shows by whole token cells, for the rows that are `near` a contact: what a grasp looks like
-    from close by does not depend on where on the table it happens, and the targets are the tool's own.
+    """Move what the front camera shows by whole token cells, for the rows that are `near` a contact: what a grasp looks
+    like from close by does not depend on where on the table it happens, and the targets are the tool's own.
 
     `now` [B,C,12,12], `mids` [B,36,D] on a 6x6 grid; a fifth of the near rows lose the tokens altogether, but for those
     that are `ambiguous`: there the tokens alone tell what is meant.
@@ -309,15 +322,16 @@ def displace(
 
 
 def augment(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """The wrist view shifted by up to a pixel (1.6 mm at the jaws' tips: more would be more than a peg's play) and in another light."""
+    """The wrist view shifted by up to a pixel (1.6 mm at the jaws' tips: more would be more than a peg's play) and in
+    another light."""
     dx, dy = (int(v) for v in rng.integers(-1, 2, 2))
     x = torch.roll(F.pad(x, (1, 1, 1, 1), mode="replicate"), (dy, dx), (2, 3))[:, :, 1:-1, 1:-1]
     return relit(x, rng)
 
 
 def relit(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """Pictures in another light, and with another row's picture shining through: task demonstrations know one table only (random
-    overlay: Hansen and Wang 2021)."""
+    """Pictures in another light, and with another row's picture shining through: task demonstrations know one table
+    only (random overlay: Hansen and Wang 2021)."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.from_numpy(rng.uniform(low, high, (len(x), *shape)).astype(np.float32)).to(x.device)
@@ -331,19 +345,28 @@ def check_rate(data: Demonstrations, cfg: Config) -> None:
     """Raises DataError unless a row of the dataset is a step of the chunk."""
     if abs(cfg.chunk_dt_s * data.rate_hz - 1) > 1e-6:
         raise DataError(
-            f"the dataset has {data.rate_hz:g} rows/s and the model's actions are {1 / cfg.chunk_dt_s:g} a second: record it at that rate."
+            f"the dataset has {data.rate_hz:g} rows/s and the model's actions are {1 / cfg.chunk_dt_s:g} a second: "
+            "record it at that rate."
         )
 
 
 def train(
-    data: Demonstrations, run: Path, out: Path, plan: Plan = Plan(), cfg: Config = Config(), encode: Encoder | None = None,
-    start: Path | None = None, about: Mapping[str, object] | None = None,
-) -> dict[str, object]:  # fmt: skip
+    data: Demonstrations,
+    run: Path,
+    out: Path,
+    plan: Plan = Plan(),
+    cfg: Config = Config(),
+    encode: Encoder | None = None,
+    start: Path | None = None,
+    about: Mapping[str, object] | None = None,
+) -> dict[str, object]:
     """Train (or go on training) in folder `run` and write the checkpoint to `out`; returns its note.
 
-    `start` is a checkpoint to fine-tune: its configuration must be `cfg`, and stages may have no steps. `about` joins the note.
+    `start` is a checkpoint to fine-tune: its configuration must be `cfg`, and stages may have no steps. `about` joins
+    the note.
 
-    Raises DataError for a dataset of another rate, CheckpointError for anything else that prevents it; what was saved then stays.
+    Raises DataError for a dataset of another rate, CheckpointError for anything else that prevents it; what was saved
+    then stays.
     """
     check_rate(data, cfg)
     if data.play.all():
@@ -363,11 +386,17 @@ def train(
     trainer = Trainer(data, run, plan, cfg, encode, model)
     model = trainer.train()
     note: dict[str, object] = {
-        "episodes": len(data.instructions), "rows": len(data.pose), "plan": dataclasses.asdict(plan),
-        "train_minutes": round(trainer.seconds / 60, 1), "torch": torch.__version__,
-        "processes": trainer.processes, "bf16": trainer.bf16, **({"from": before} if before is not None else {}), **(about or {}),
+        "episodes": len(data.instructions),
+        "rows": len(data.pose),
+        "plan": dataclasses.asdict(plan),
+        "train_minutes": round(trainer.seconds / 60, 1),
+        "torch": torch.__version__,
+        "processes": trainer.processes,
+        "bf16": trainer.bf16,
+        **({"from": before} if before is not None else {}),
+        **(about or {}),
         "losses": trainer.losses(),
-    }  # fmt: skip
+    }
     if trainer.rank == 0:
         save_checkpoint(Path(out), model, data.cameras, data.task_instructions, note)
     return note

@@ -23,9 +23,17 @@ class WorldLoop(Loop[HarmoWam]):
     """`labels` are those of `data`."""
 
     def __init__(
-        self, run: Path, model: HarmoWam, data: Demonstrations, labels: Labels, schedule: Mapping[str, Stage], seed: int, shards: int,
-        bf16: bool | None, **settings: Any,
-    ) -> None:  # fmt: skip
+        self,
+        run: Path,
+        model: HarmoWam,
+        data: Demonstrations,
+        labels: Labels,
+        schedule: Mapping[str, Stage],
+        seed: int,
+        shards: int,
+        bf16: bool | None,
+        **settings: Any,
+    ) -> None:
         """As of Loop, whose errors it raises."""
         self.labels = labels
         super().__init__(run, model, model.cfg, data, schedule, seed, shards, bf16, **settings)
@@ -48,8 +56,8 @@ class WorldLoop(Loop[HarmoWam]):
         return (self._row(self.labels.proprio, rows) - self.model.proprio_mean) / self.model.proprio_std
 
     def _felt(self, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """`_state` with a little noise, and half of the time as if what the jaw holds were of another width: never so narrow that it could
-        as well have closed on nothing."""
+        """`_state` with a little noise, and half of the time as if what the jaw holds were of another width: never so
+        narrow that it could as well have closed on nothing."""
         state = self._state(rows)
         other = self.labels.holds[rows] & (rng.random(len(rows)) < 0.5)
         jaw = self.cfg.proprio.index("gripper")

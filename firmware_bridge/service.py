@@ -1,7 +1,9 @@
-"""Work on servos by hand, with the arm out of service: find them, look at them, give one a new id, set right what they hold.
+"""Work on servos by hand, with the arm out of service: find them, look at them, give one a new id, set right what they
+hold.
 
-Finding and looking only read. Two things in this project are written to EEPROM, both because the operator asks for it: a new id, one servo
-at a time, and settings that would change the arm's motion (`servo_settings.SETTINGS`), with its torque off.
+Finding and looking only read. Two things in this project are written to EEPROM, both because the operator asks for it:
+a new id, one servo at a time, and settings that would change the arm's motion (`servo_settings.SETTINGS`), with its
+torque off.
 """
 
 from __future__ import annotations
@@ -43,9 +45,17 @@ class Found:
 
 
 SHOWN = (
-    "firmware_major", "firmware", "torque_enable", "present_position", "present_voltage", "present_temperature", "homing_offset",
-    "min_position", "max_position", "return_delay",
-)  # fmt: skip
+    "firmware_major",
+    "firmware",
+    "torque_enable",
+    "present_position",
+    "present_voltage",
+    "present_temperature",
+    "homing_offset",
+    "min_position",
+    "max_position",
+    "return_delay",
+)
 
 
 def look(bus: Bus, servo: int) -> Found | None:
@@ -71,9 +81,13 @@ def look(bus: Bus, servo: int) -> Found | None:
 
 
 def scan(
-    path: str, ids: Iterable[int], protocols: Iterable[str] = ("feetech", "dynamixel"), bauds: Iterable[int] = (),
-    say: Callable[[str], None] = lambda line: None, enough: int = 253,
-) -> list[Found]:  # fmt: skip
+    path: str,
+    ids: Iterable[int],
+    protocols: Iterable[str] = ("feetech", "dynamixel"),
+    bauds: Iterable[int] = (),
+    say: Callable[[str], None] = lambda line: None,
+    enough: int = 253,
+) -> list[Found]:
     """Every servo that answers on `path`; reads only. `bauds`: default all that the protocol knows; ends with
     `enough` servos. Raises PortError."""
     out: list[Found] = []
@@ -94,7 +108,8 @@ def scan(
 
 
 def set_id(bus: Bus, found: Found, new: int) -> None:
-    """Give the only servo on the bus the id `new`; read back. Raises ArmError, with the servo unchanged or its state said."""
+    """Give the only servo on the bus the id `new`; read back. Raises ArmError, with the servo unchanged or its state
+    said."""
     model = found.model
     if model is None:
         raise ArmError(
@@ -122,13 +137,15 @@ def set_id(bus: Bus, found: Found, new: int) -> None:
 def mend(arm: Arm) -> list[Wrong]:
     """Write what every wrong setting must be to its servo, read it back, and return what was wrong.
 
-    Raises ArmError, with nothing written, while a servo's torque is on or unknown; and when a servo does not keep what was written.
+    Raises ArmError, with nothing written, while a servo's torque is on or unknown; and when a servo does not keep what
+    was written.
     """
     on = arm.read_span("torque_enable", "torque_enable")
     stiff = [i for i in arm.ids if i not in on or on[i]["torque_enable"] != 0]
     if stiff:
         raise ArmError(
-            f"{called(arm, stiff[0])} has its torque on, or does not say that it is off: support the arm, switch its power off "
+            f"{called(arm, stiff[0])} has its torque on, or does not say that it is off: support the arm, switch its "
+            "power off "
             "and on, then repeat; nothing was written."
         )
     wrong = wrong_settings(arm, read_settings(arm))
@@ -146,6 +163,7 @@ def mend(arm: Arm) -> list[Wrong]:
             arm.bus.write(w.servo, lock.address, b"\x01")
     for w in wrong_settings(arm, read_settings(arm)):
         raise ArmError(
-            f"{called(arm, w.servo)} still holds {w.setting.register} {w.value}: set it to {w.setting.must} with its maker's tool."
+            f"{called(arm, w.servo)} still holds {w.setting.register} {w.value}: set it to {w.setting.must} with its "
+            "maker's tool."
         )
     return wrong

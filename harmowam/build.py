@@ -15,14 +15,16 @@ from harmowam.options import errors, json_option, say, write_json
 @click.option("--memory-mb", type=click.IntRange(min=64), default=1024, show_default=True, help="Builder's workspace.")
 @click.option("--builds", type=click.IntRange(1, 10), default=2, show_default=True, help="Keep the fastest of so many.")
 @click.option(
-    "--version-compatible", is_flag=True, help="Engines that newer TensorRTs of the same major version load too; slower."
-)  # fmt: skip
+    "--version-compatible",
+    is_flag=True,
+    help="Engines that newer TensorRTs of the same major version load too; slower.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be built; needs neither GPU nor TensorRT.")
 @json_option
 @errors
 def build(
     bundle: Path, memory_mb: int, builds: int, version_compatible: bool, dry_run: bool, json_path: Path | None
-) -> None:  # fmt: skip
+) -> None:
     """Build TensorRT engines from BUNDLE on this machine, compare them with ONNX Runtime, keep the fastest."""
     from runtime import build as room
     from runtime.bundle import Bundle

@@ -73,11 +73,20 @@ def scan(port: str, baud: tuple[int, ...], protocol: str, ids: str, json_path: P
     for f in found:
         v = f.values
         rows.append(
-            [f.servo, f.model.name if f.model else f"model {f.number}", f.baud, v.get("firmware", v.get("firmware_major", "?")),
-             "on" if v.get("torque_enable") else "off", v.get("present_position", "?"), v.get("present_voltage", 0) / 10,
-             v.get("present_temperature", "?"), v.get("homing_offset", "-"), f"{v.get('min_position', '?')}..{v.get('max_position', '?')}",
-             "two servos share this id" if f.double else ""]
-        )  # fmt: skip
+            [
+                f.servo,
+                f.model.name if f.model else f"model {f.number}",
+                f.baud,
+                v.get("firmware", v.get("firmware_major", "?")),
+                "on" if v.get("torque_enable") else "off",
+                v.get("present_position", "?"),
+                v.get("present_voltage", 0) / 10,
+                v.get("present_temperature", "?"),
+                v.get("homing_offset", "-"),
+                f"{v.get('min_position', '?')}..{v.get('max_position', '?')}",
+                "two servos share this id" if f.double else "",
+            ]
+        )
     if not rows:
         raise UserError(f"no servo answers on {port}: check the arm's power supply, the cable, and --ids.")
     for line in table(rows, ["id", "model", "baud", "fw", "torque", "position", "V", "C", "offset", "limits", ""]):
@@ -149,10 +158,20 @@ def monitor(robot: str, port: str | None, seconds: float | None) -> None:
                     said = "no reply" if bits & NO_REPLY else " ".join(conditions(bits)) or "ok"
                     lost = sum(n for (i, _), n in arm.bus.errors.items() if i == config.ids[k])
                     rows.append(
-                        [name, config.ids[k], f"{m.q[k]:+.3f}", f"{np.degrees(m.q[k]):+.1f}", f"{m.qd[k]:+.2f}",
-                         f"{arm.current[k]:+.2f}", f"{arm.voltage[k]:.1f}", f"{arm.temperature[k]:.0f}",
-                         "off" if arm.limp[k] else "on", lost, said]
-                    )  # fmt: skip
+                        [
+                            name,
+                            config.ids[k],
+                            f"{m.q[k]:+.3f}",
+                            f"{np.degrees(m.q[k]):+.1f}",
+                            f"{m.qd[k]:+.2f}",
+                            f"{arm.current[k]:+.2f}",
+                            f"{arm.voltage[k]:.1f}",
+                            f"{arm.temperature[k]:.0f}",
+                            "off" if arm.limp[k] else "on",
+                            lost,
+                            said,
+                        ]
+                    )
                 lines = table(rows, ["joint", "id", "rad", "deg", "rad/s", "A", "V", "C", "torque", "errors", "state"])
                 lines.append(f"{ticks / (time.monotonic() - began):.0f} readings a second; Ctrl-C ends")
                 if drawn and sys.stdout.isatty():
@@ -177,7 +196,8 @@ def monitor(robot: str, port: str | None, seconds: float | None) -> None:
 @json_option
 @errors
 def check(robot: str, port: str | None, fix: bool, json_path: Path | None) -> None:
-    """What the arm's servos hold that would change its motion, and why it must be otherwise. Only reads, but with --fix."""
+    """What the arm's servos hold that would change its motion, and why it must be otherwise. Only reads, but with
+    --fix."""
     from firmware_bridge import service
     from firmware_bridge.motion import before_torque
 
@@ -193,11 +213,13 @@ def check(robot: str, port: str | None, fix: bool, json_path: Path | None) -> No
         if rows and not fix:
             raise UserError(
                 f"{len(rows)} setting{'s' * (len(rows) > 1)} would change the arm's motion: "
-                f"`harmowam bus check --robot {robot} --fix` sets {'them' if len(rows) > 1 else 'it'} right, with the torque off."
+                f"`harmowam bus check --robot {robot} --fix` sets {'them' if len(rows) > 1 else 'it'} right, with the "
+                "torque off."
             )
         if rows:
             click.echo(
-                "set right; what its steps mean may have changed: calibrate the joints again (`harmowam calibrate joints`)"
+                "set right; what its steps mean may have changed: calibrate the joints again (`harmowam calibrate "
+                "joints`)"
             )
         before_torque.check_file(arm, held)
         before_torque.poses(arm, before_torque.read_settings(arm))
@@ -264,8 +286,20 @@ def campaign(only: str, virtual: bool, markdown: Path | None, json_path: Path | 
     if not rows:
         raise UserError(f"no fault's name contains '{only}': leave --only out to see all.")
     head = ["group", "fault", "safe after ms", "limit ms", "state", "torque", "recovery", "", "detected as"]
-    cells = [[r["group"], r["name"], r["time_to_safe_ms"], r["limit_ms"], r["final_state"], r["torque"], r["recovery"],
-              "ok" if r["safe"] else "NOT SAFE", r["detected_as"]] for r in rows]  # fmt: skip
+    cells = [
+        [
+            r["group"],
+            r["name"],
+            r["time_to_safe_ms"],
+            r["limit_ms"],
+            r["final_state"],
+            r["torque"],
+            r["recovery"],
+            "ok" if r["safe"] else "NOT SAFE",
+            r["detected_as"],
+        ]
+        for r in rows
+    ]
     for line in table([c[:-1] for c in cells], head[:-1]):
         click.echo(line)
     write_json(json_path, {"faults": rows})

@@ -136,9 +136,19 @@ def board(out: Path, text: str, json_path: Path | None) -> None:
 @json_option
 @errors
 def intrinsics(
-    robot: str, camera: str, images: str | None, text: str, model: str, mount: str | None, views: int, page: int, dry_run: bool,
-    store: Path | None, report: Path | None, json_path: Path | None,
-) -> None:  # fmt: skip
+    robot: str,
+    camera: str,
+    images: str | None,
+    text: str,
+    model: str,
+    mount: str | None,
+    views: int,
+    page: int,
+    dry_run: bool,
+    store: Path | None,
+    report: Path | None,
+    json_path: Path | None,
+) -> None:
     """Focal length, centre and distortion, from views of a board."""
     from calibration.board import Board
     from calibration.jobs import find_views, run_intrinsics
@@ -204,9 +214,20 @@ def intrinsics(
 @json_option
 @errors
 def hand_eye(
-    robot: str, camera: str, text: str, mount: str, poses: int, precision: str, offsets: float, port: str | None, seed: int, dry_run: bool,
-    store: Path | None, report: Path | None, json_path: Path | None,
-) -> None:  # fmt: skip
+    robot: str,
+    camera: str,
+    text: str,
+    mount: str,
+    poses: int,
+    precision: str,
+    offsets: float,
+    port: str | None,
+    seed: int,
+    dry_run: bool,
+    store: Path | None,
+    report: Path | None,
+    json_path: Path | None,
+) -> None:
     """Where the camera is: the arm drives through safe poses while the camera watches a board."""
     from calibration.board import Board
     from calibration.hand_eye import ArmNoise
@@ -223,9 +244,19 @@ def hand_eye(
     if loaded.simulated:
         refuse_unused("with a simulated robot, which brings its own bus and board", "port", "text")
     result = run_hand_eye(
-        loaded, _store(store, robot), camera, Board.parse(text), mount, poses, ArmNoise(degrees, mm / 1000, offsets), port, seed,
-        report or Path(f"out/calibrate/{camera}-hand-eye.html"), dry_run, say,
-    )  # fmt: skip
+        loaded,
+        _store(store, robot),
+        camera,
+        Board.parse(text),
+        mount,
+        poses,
+        ArmNoise(degrees, mm / 1000, offsets),
+        port,
+        seed,
+        report or Path(f"out/calibrate/{camera}-hand-eye.html"),
+        dry_run,
+        say,
+    )
     for line in result.pop("said"):
         click.echo(line)
     write_json(json_path, result)
@@ -244,9 +275,17 @@ def hand_eye(
 @json_option
 @errors
 def check(
-    robot: str, camera: str, images: str | None, marker: str | None, learn: bool, arm_marker: str | None, arm_images: str | None,
-    store: Path | None, report: Path | None, json_path: Path | None,
-) -> None:  # fmt: skip
+    robot: str,
+    camera: str,
+    images: str | None,
+    marker: str | None,
+    learn: bool,
+    arm_marker: str | None,
+    arm_images: str | None,
+    store: Path | None,
+    report: Path | None,
+    json_path: Path | None,
+) -> None:
     """Has the camera moved? ok, warn, or block (exit code 1), in a few seconds."""
     from calibration.board import Board
     from calibration.check import FRAMES, LEARN_FRAMES

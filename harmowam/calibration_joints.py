@@ -31,10 +31,17 @@ def _save(store: Store, made: JointCalibration, why: str, page: Path) -> str:
     except CalibrationError:  # none yet, or damaged: a new one is the cure
         before = None
     report.joints_page(page, made, before)
-    digest = store.put(new_record(
-        "joints", NAME, made.to_json(), identity={"ids": [j.id for j in made.joints]}, parents=[current] if current else [],
-        uncertainty={}, evidence={"how": why},
-    ))  # fmt: skip
+    digest = store.put(
+        new_record(
+            "joints",
+            NAME,
+            made.to_json(),
+            identity={"ids": [j.id for j in made.joints]},
+            parents=[current] if current else [],
+            uncertainty={},
+            evidence={"how": why},
+        )
+    )
     store.set_current(NAME, digest, why)
     return digest
 
@@ -72,8 +79,8 @@ def guided(
     poll_s: float = 0.02,
     sign_check: bool = True,
 ) -> dict[str, Any]:
-    """A person moves the limp arm: to the zero pose, then every joint from stop to stop, and then looks which way each joint turns
-    (`sign_check`). Nothing is stored before that. An energised arm is refused, never dropped."""
+    """A person moves the limp arm: to the zero pose, then every joint from stop to stop, and then looks which way each
+    joint turns (`sign_check`). Nothing is stored before that. An energised arm is refused, never dropped."""
     _refuse_other_servos(robot)
     _refuse_simulated(robot)
     with contextlib.closing(Port.open(port, robot.arm.baud)) as opened:
@@ -81,7 +88,8 @@ def guided(
         arm.check(to_move=False)  # where a joint reads what its servo cannot be sent to, this is the cure
         if arm.energised():
             raise CalibrationError(
-                "the arm is energised and would not move by hand: lower it (`harmowam run` does at its end), then repeat."
+                "the arm is energised and would not move by hand: lower it (`harmowam run` does at its end), then "
+                "repeat."
             )
         offsets = joints.eeprom_offsets(arm)
         ask(f"Put every joint at its zero (arm {robot.family.ZERO_POSE}), shut the jaw, then press Enter")
@@ -103,7 +111,8 @@ def guided(
         "hash": digest,
         **made.to_json(),
         "report": str(page),
-        "said": f'joints stored as {digest[:10]}; name it in the robot file: [arm] calibration = "calibration/joints"\nreport: {page}',
+        "said": f"joints stored as {digest[:10]}; name it in the robot file: "
+        f'[arm] calibration = "calibration/joints"\nreport: {page}',
     }
 
 
@@ -135,14 +144,16 @@ def compare_eeprom(robot: Robot, store: Store, port: str) -> dict[str, Any]:
 def stored_signs(
     robot: Robot, store: Store, port: str, ask: Callable[[str], object], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The sign check alone, with the stored calibration. Raises CalibrationError naming the joints that turn the other way."""
+    """The sign check alone, with the stored calibration. Raises CalibrationError naming the joints that turn the other
+    way."""
     _refuse_simulated(robot)
     check_signs(robot, _stored(store).apply(robot.arm), port, ask, say)
     return {"turned": [], "said": "every joint turns the way its angle says"}
 
 
 def import_lerobot(robot: Robot, store: Store, path: Path, page: Path) -> dict[str, Any]:
-    """Store LeRobot's file `path` as this arm's joint calibration. Raises CalibrationError for a file of another arm."""
+    """Store LeRobot's file `path` as this arm's joint calibration. Raises CalibrationError for a file of another
+    arm."""
     _refuse_other_servos(robot)
     _refuse_simulated(robot)
     made = joints.from_lerobot(path, robot.arm)

@@ -1,4 +1,5 @@
-"""What calibration needs of a live robot: pictures of its cameras, an arm that moves through the safety module, the check at start."""
+"""What calibration needs of a live robot: pictures of its cameras, an arm that moves through the safety module, the
+check at start."""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ def live_identity(robot: Robot, name: str) -> dict[str, Any]:
 
 
 def refuse_moved(robot: Robot, cameras: Mapping[str, CameraSource], say: Callable[[str], None]) -> dict[str, Verdict]:
-    """The check at start: every camera with a marker in the robot file. Raises CalibrationError where the verdict is block."""
+    """The check at start: every camera with a marker in the robot file. Raises CalibrationError where the verdict is
+    block."""
     verdicts = {}
     for name, source in cameras.items():
         config = robot.cameras[name]
@@ -96,15 +98,16 @@ class _Way:
     goal: np.ndarray
 
     def at(self, now: float) -> tuple[np.ndarray, np.ndarray]:
-        """Goals (rad) and their rates (rad/s) at `now` (s): smooth at both ends, so that the limiter has nothing to do."""
+        """Goals (rad) and their rates (rad/s) at `now` (s): smooth at both ends, so that the limiter has nothing to
+        do."""
         s = min(max((now - self.began) / self.seconds, 0.0), 1.0)
         way = self.goal - self.start
         return self.start + way * s * s * (3 - 2 * s), way * 6 * s * (1 - s) / self.seconds
 
 
 class LiveRig:
-    """The real arm, through guard and motor process; limp until `arm`, and from then on it stays where `move_to` has brought it for as
-    long as this process lives. Use as a context: it is lowered and released whatever happens."""
+    """The real arm, through guard and motor process; limp until `arm`, and from then on it stays where `move_to` has
+    brought it for as long as this process lives. Use as a context: it is lowered and released whatever happens."""
 
     def __init__(self, robot: Robot, slots: Path, port: str | None = None):
         self.robot, self.slots = robot, slots
@@ -144,7 +147,8 @@ class LiveRig:
         self._driver.start()
 
     def _drive(self) -> None:
-        """Fifty commands a second, on the way and at its end: looking for a board may take longer than the motor process waits for one."""
+        """Fifty commands a second, on the way and at its end: looking for a board may take longer than the motor
+        process waits for one."""
         while not self._over.wait(0.02):
             now = time.monotonic_ns()
             at, rate = self._way.at(now * 1e-9)
@@ -159,8 +163,8 @@ class LiveRig:
         return state
 
     def move_to(self, q: np.ndarray, velocity: float = 0.5, settle_s: float = SETTLE_S) -> np.ndarray:
-        """Drive slowly to joint angles [J], or [J-1] where the gripper stays, and wait until it stands; returns the measured angles,
-        rad [J-1].
+        """Drive slowly to joint angles [J], or [J-1] where the gripper stays, and wait until it stands; returns the
+        measured angles, rad [J-1].
 
         Raises CalibrationError when safety stops the arm."""
         start = self.state().goal_rad.astype(float)
@@ -195,6 +199,7 @@ def marker_board(robot: Robot, camera: str, text: str | None) -> Board:
     chosen = text or (robot.cameras[camera].marker if camera in robot.cameras else "")
     if not chosen:
         raise RobotError(
-            f'no marker is configured: add marker = "charuco:..." under [camera.{camera}] in {robot.path}, or give --marker.'
+            f'no marker is configured: add marker = "charuco:..." under [camera.{camera}] in {robot.path}, or give '
+            "--marker."
         )
     return Board.parse(chosen)

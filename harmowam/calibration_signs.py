@@ -1,6 +1,7 @@
 """Whether every joint turns the way its angle says: the arm moves one joint at a time, and a person looks.
 
-Nothing else can tell. A joint whose sign is wrong reaches to the wrong side with every reading, limit and picture in order.
+Nothing else can tell. A joint whose sign is wrong reaches to the wrong side with every reading, limit and picture in
+order.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ NEAR = 0.5  # rad from the zero pose at which the questions still mean what they
 def check_signs(
     robot: Robot, calibrated: ArmConfig, port: str, ask: Callable[[str], object], say: Callable[[str], None]
 ) -> None:
-    """Move each joint by 5 degrees from the zero pose and ask what was seen. The arm is held by a person before and after.
+    """Move each joint by 5 degrees from the zero pose and ask what was seen. The arm is held by a person before and
+    after.
 
-    The rest pose would be driven to, along a path that the kinematics plan, with signs that nobody has checked: so this arm rests where it
-    was held. Raises CalibrationError that
-    names the joints that turned the other way, and what stops the arm.
+    The rest pose would be driven to, along a path that the kinematics plan, with signs that nobody has checked: so this
+    arm rests where it was held. Raises CalibrationError that names the joints that turned the other way, and what stops
+    the arm.
     """
     zero = tuple(float(min(max(0.0, a), b)) for a, b in zip(calibrated.lower, calibrated.upper, strict=True))
     ask(
@@ -56,7 +58,8 @@ def check_signs(
         say("hold the arm: it lets go")
     if turned:
         raise CalibrationError(
-            f"{', '.join(turned)} turned the other way than the angle says: set `direction = -1` (or 1, where it is -1) for it under "
+            f"{', '.join(turned)} turned the other way than the angle says: set `direction = -1` (or 1, where it is "
+            "-1) for it under "
             f"[[arm.joint]] in {robot.path} and calibrate again; nothing was stored."
         )
 

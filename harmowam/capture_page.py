@@ -89,8 +89,8 @@ class CapturePage:
 def capture(
     source: CameraSource, board: Board, wanted: int, port: int, say: Callable[[str], None]
 ) -> tuple[list[View], tuple[int, int]]:
-    """Collect `wanted` good views, shown on `port` (0: nowhere); Ctrl-C ends earlier with what there is. Raises CalibrationError when
-    the port is taken, or the camera falls silent or changes its resolution."""
+    """Collect `wanted` good views, shown on `port` (0: nowhere); Ctrl-C ends earlier with what there is. Raises
+    CalibrationError when the port is taken, or the camera falls silent or changes its resolution."""
     guide = Guide(board, wanted)
     page = CapturePage(port) if port else None
     if page is not None:
@@ -101,7 +101,8 @@ def capture(
             image = take(source, 1)[0]
             if size not in ((0, 0), (image.shape[1], image.shape[0])):
                 raise CalibrationError(
-                    f"the camera changed from {size[0]}x{size[1]} to {image.shape[1]}x{image.shape[0]} during the capture: "
+                    f"the camera changed from {size[0]}x{size[1]} to {image.shape[1]}x{image.shape[0]} during the "
+                    "capture: "
                     "keep other programs from it, then repeat."
                 )
             size = (image.shape[1], image.shape[0])

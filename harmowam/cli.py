@@ -96,9 +96,15 @@ def main() -> None:
 @json_option
 @errors
 def collect(
-    out: Path, episodes: int, play: int, seed: int, environment: str, workers: int | None, more: tuple[str, ...],
+    out: Path,
+    episodes: int,
+    play: int,
+    seed: int,
+    environment: str,
+    workers: int | None,
+    more: tuple[str, ...],
     json_path: Path | None,
-) -> None:  # fmt: skip
+) -> None:
     """Record the scripted expert in simulation as a LeRobotDataset: demonstrations of the six tasks, and play."""
     from export.data import collect
     from sim.tasks import TASKS
@@ -125,7 +131,8 @@ def collect(
 @seed_option
 @click.option(
     "--policy",
-    help="How it drives: of kind harmowam gated (both experts and the gate, the default), or reactive or predictive throughout.",
+    help="How it drives: of kind harmowam gated (both experts and the gate, the default), or reactive or predictive "
+    "throughout.",
 )
 @engine_option
 @click.option(
@@ -170,9 +177,19 @@ def run(
     described = with_engine(load_robot(robot), engine)
     with contextlib.nullcontext() if record is None else reported(bundle, record, say):
         done = live(
-            bundle, described, task, seconds, port=port, seed=seed, policy=policy, record=record, log=log, say=say,
-            began_s=process_began_s(), faults=fault,
-        )  # fmt: skip
+            bundle,
+            described,
+            task,
+            seconds,
+            port=port,
+            seed=seed,
+            policy=policy,
+            record=record,
+            log=log,
+            say=say,
+            began_s=process_began_s(),
+            faults=fault,
+        )
     print_timing(done.report)
     if "success" in done.report:
         click.echo(f"task: {done.report['task']}: {verdict(done.report)}")

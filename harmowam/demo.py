@@ -26,7 +26,8 @@ def demo(
     export = [sys.executable, "-m", "harmowam.cli", "export", "--out", str(bundle)]
     if subprocess.run(export, check=False).returncode:  # on a machine where INT8 brings nothing, say
         say(
-            "the export was refused, see above: trying it with --force, which passes over missed gates and marks the bundle as failed"
+            "the export was refused, see above: trying it with --force, which passes over missed gates and marks the "
+            "bundle as failed"
         )
         if subprocess.run([*export, "--force"], check=False).returncode:
             raise UserError(

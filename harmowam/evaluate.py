@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from harmowam.options import (  # fmt: skip
+from harmowam.options import (
     UserError,
     bundle_option,
     engine_option,
@@ -40,7 +40,8 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 @bundle_option
 @click.option(
     "--policy",
-    help="Of kind harmowam gated (the default), reactive, predictive, average, oracle, true_future; several with commas.",
+    help="Of kind harmowam gated (the default), reactive, predictive, average, oracle, true_future; several with "
+    "commas.",
 )
 @click.option(
     "--environment",
@@ -154,10 +155,19 @@ def evaluate(
     for line in sentences(found):
         click.echo(line)
     click.echo(f"{len(found)} episodes of the {split} seeds in {wall:.0f} s ({len(found) / wall:.2f} a second)")
-    write_json(json_path, {
-        "bundle": bundle.name, "hash": digest(bundle), "seed": seed, "split": split, "cells": cells(found), "summary": summary(found),
-        "schedule": dataclasses.asdict(schedule), "engine": REPORTED[chosen.engine],
-    })  # fmt: skip
+    write_json(
+        json_path,
+        {
+            "bundle": bundle.name,
+            "hash": digest(bundle),
+            "seed": seed,
+            "split": split,
+            "cells": cells(found),
+            "summary": summary(found),
+            "schedule": dataclasses.asdict(schedule),
+            "engine": REPORTED[chosen.engine],
+        },
+    )
 
 
 def _schedule(camera_fps: float, latency: tuple[str, ...]) -> Schedule:

@@ -46,9 +46,19 @@ target_option = click.option(
 @json_option
 @errors
 def export(
-    checkpoint: Path | None, out: Path, target: str, precision: str, recipe: Path | None, samples: Path | None, dataset: Path | None,
-    units: str | None, cameras: Path | None, text_encoder: Path | None, force: bool, json_path: Path | None,
-) -> None:  # fmt: skip
+    checkpoint: Path | None,
+    out: Path,
+    target: str,
+    precision: str,
+    recipe: Path | None,
+    samples: Path | None,
+    dataset: Path | None,
+    units: str | None,
+    cameras: Path | None,
+    text_encoder: Path | None,
+    force: bool,
+    json_path: Path | None,
+) -> None:
     """Turn a checkpoint into an INT8 bundle (default: the shipped checkpoint); refused when it strays from FP32."""
     from export.bundle import export_bundle
 
@@ -58,9 +68,13 @@ def export(
         raise UserError("--samples and --dataset both say where observations come from: give one of them.")
     with drawn(dataset, units, cameras) as observations:
         plan = planned(
-            checkpoint, target=target, precision=precision, recipe=read_recipe(recipe, target),
-            samples=observations or samples, text_encoder=text_encoder,
-        )  # fmt: skip
+            checkpoint,
+            target=target,
+            precision=precision,
+            recipe=read_recipe(recipe, target),
+            samples=observations or samples,
+            text_encoder=text_encoder,
+        )
         report = export_bundle(plan, out, say, force=force)
     print_report(report, out)
     write_json(json_path, report)
@@ -77,8 +91,13 @@ def export(
 @json_option
 @errors
 def search_recipe(
-    checkpoint: Path | None, out: Path, target: str, samples: Path | None, text_encoder: Path | None, json_path: Path | None
-) -> None:  # fmt: skip
+    checkpoint: Path | None,
+    out: Path,
+    target: str,
+    samples: Path | None,
+    text_encoder: Path | None,
+    json_path: Path | None,
+) -> None:
     """Find a recipe: error and time of each group of layers in INT8 (7 minutes)."""
     from export.search import search
 
@@ -100,9 +119,15 @@ def search_recipe(
 @json_option
 @errors
 def certify(
-    bundle: Path, against: Path | None, episodes: int, text_encoder: Path | None, workers: int | None, json_path: Path | None
-) -> None:  # fmt: skip
-    """Play the same starts with the engines of BUNDLE and with FP32 ones; refused when INT8 may cost more than 3 points."""
+    bundle: Path,
+    against: Path | None,
+    episodes: int,
+    text_encoder: Path | None,
+    workers: int | None,
+    json_path: Path | None,
+) -> None:
+    """Play the same starts with the engines of BUNDLE and with FP32 ones; refused when INT8 may cost more than 3
+    points."""
     from export.certify import certify as play
 
     fp32 = against is not None and (against / "manifest.json").is_file()
@@ -166,7 +191,8 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     for name, engine in engines.items():
         took = engine["time"]
         click.echo(
-            f"{name:14}FP32 {took['fp32_ms']:7.2f} ms, shipped {took['ms']:7.2f} ms: {took['speedup']:.2f}x (CPU, 1 thread)"
+            f"{name:14}FP32 {took['fp32_ms']:7.2f} ms, shipped {took['ms']:7.2f} ms: {took['speedup']:.2f}x (CPU, 1 "
+            "thread)"
         )
     small, large = (sum(e[k] for e in engines.values()) for k in ("weight_bytes", "fp32_weight_bytes"))
     click.echo(f"weights: {small / 1e6:.2f} of {large / 1e6:.2f} MB ({small / large:.3f}); {report['seconds']} s")

@@ -15,7 +15,8 @@ from runtime.observe.report import lacking, write_report
 def lean(folder: Path, missing: list[str]) -> str:
     """What to do where the packages for a page and a film are not installed."""
     return (
-        f"recorded: {folder}; for a page and a film `pip install {' '.join(missing)}`, here or where you copy the folder, "
+        f"recorded: {folder}; for a page and a film `pip install {' '.join(missing)}`, here or where you copy the "
+        "folder, "
         f"then `harmowam report {folder}`"
     )
 
@@ -27,7 +28,8 @@ def _written_ns(folder: Path) -> int:
 
 @contextlib.contextmanager
 def reported(bundle: Path, folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Round a `live` run that records into `folder`: if it raises, what it recorded becomes the report there, and the error goes on.
+    """Round a `live` run that records into `folder`: if it raises, what it recorded becomes the report there, and the
+    error goes on.
 
     A run that was refused before the arm was armed records nothing, and leaves an earlier report as it is.
     """

@@ -122,13 +122,13 @@ def live(
 ) -> LiveRun:
     """Run the two-rate loop on `robot` for `seconds`; the arm is lowered and released whatever happens.
 
-    `record`: the folder that keeps the log up to then with the run's config and report: how it ended (`error`, `interrupted`), what the
-    simulator's judge says, timing. `log`: a file for the log alone. `policy`: the mode in which the bundle's policy drives (None: its
-    usual one). `faults`: NAME@SECONDS each, for the virtual servo bus. `began_s`: what the time to the first command is counted from
-    (default: now).
+    `record`: the folder that keeps the log up to then with the run's config and report: how it ended (`error`,
+    `interrupted`), what the simulator's judge says, timing. `log`: a file for the log alone. `policy`: the mode in
+    which the bundle's policy drives (None: its usual one). `faults`: NAME@SECONDS each, for the virtual servo bus.
+    `began_s`: what the time to the first command is counted from (default: now).
 
-    Raises BundleError, PolicyError, ComputeError, RobotError, CameraError, CalibrationError, ArmError or RunError, each one sentence and a
-    next step.
+    Raises BundleError, PolicyError, ComputeError, RobotError, CameraError, CalibrationError, ArmError or RunError, each
+    one sentence and a next step.
     """
     began = time.monotonic() if began_s is None else began_s
     _refuse_senseless(robot, seconds, port, record, log)
@@ -139,9 +139,13 @@ def live(
     if run.compute.note:
         say(run.compute.note)
     facts = {
-        "harmowam": __version__, "robot": robot.name, "robot_file": robot.path.read_text(), "seconds": seconds, "seed": seed,
+        "harmowam": __version__,
+        "robot": robot.name,
+        "robot_file": robot.path.read_text(),
+        "seconds": seconds,
+        "seed": seed,
         "faults": list(faults),
-    }  # fmt: skip
+    }
     how: dict[str, Any] = {"inject": inject, "compensate": compensate, "facts": facts}
     how["log"] = log if record is None else record / LOG
     with _reported(run), contextlib.ExitStack() as stack:
@@ -175,14 +179,16 @@ def _refuse_senseless(robot: Robot, seconds: float, port: str | None, record: Pa
         raise RunError(f"a run of {seconds} s makes no sense: give --seconds a positive number.")
     if robot.simulated and port is not None:
         raise RunError(
-            "the simulated robot brings its own bus: to drive an arm, copy runtime/robots/so101.toml and name it with --robot."
+            "the simulated robot brings its own bus: to drive an arm, copy runtime/robots/so101.toml and name it "
+            "with --robot."
         )
     if record is not None:
         make_folder(record, "--record")
 
 
 def _refuse_task(run: _Run) -> None:
-    """Raises BundleError for a task that the bundle does not know, RunError where none was given and nobody draws one."""
+    """Raises BundleError for a task that the bundle does not know, RunError where none was given and nobody draws
+    one."""
     if run.task is not None:
         run.bundle.task(run.task)
     elif not run.robot.simulated:
@@ -192,7 +198,8 @@ def _refuse_task(run: _Run) -> None:
 
 @contextlib.contextmanager
 def _reported(run: _Run) -> Iterator[None]:
-    """However the run ends: what it was goes into its report, and is kept where it was to be recorded, once the arm is released."""
+    """However the run ends: what it was goes into its report, and is kept where it was to be recorded, once the arm is
+    released."""
     try:
         yield
     except Exception as e:
@@ -261,16 +268,26 @@ def _opened(run: _Run, slots: Path, say: Say, how: dict[str, Any]) -> Driver:
     for name in trained:
         _compare_places(name, known[name], Camera.from_json(trained[name]), say)
     run.driver = Driver(
-        run.bundle, run.task, run.cameras, known, slots, robot.fast_hz, robot.slow_hz, run.mode, compute=run.compute,
-        ends=(robot.arm.lower, robot.arm.upper), **how
-    )  # fmt: skip
+        run.bundle,
+        run.task,
+        run.cameras,
+        known,
+        slots,
+        robot.fast_hz,
+        robot.slow_hz,
+        run.mode,
+        compute=run.compute,
+        ends=(robot.arm.lower, robot.arm.upper),
+        **how,
+    )
     run.driver.warm_up()
     run.session.wait_for_state()
     return run.driver
 
 
 def lasting(look: Callable[[], bool], seconds: float) -> Callable[[], bool]:
-    """Whether `look` has been true for that long: a thing that is let go may be in its place for an instant, and fall."""
+    """Whether `look` has been true for that long: a thing that is let go may be in its place for an instant, and
+    fall."""
     since: list[float] = []
 
     def asked() -> bool:
@@ -301,7 +318,8 @@ def _drive(run: _Run, driver: Driver, session: ArmSession, seconds: float, stop_
 
 @contextlib.contextmanager
 def _simulated(run: _Run, slots: Path, seed: int, faults: tuple[str, ...]) -> Iterator[str]:
-    """The simulator, by its port. What it needs to start is no part of the time to the first command; it may draw the task."""
+    """The simulator, by its port. What it needs to start is no part of the time to the first command; it may draw the
+    task."""
     fps = max(c.fps for c in run.robot.cameras.values())
     started = time.monotonic()
     simulator, info = server.start(slots, seed, run.task, fps, faults=faults, terminal=False, robot=str(run.robot.path))
@@ -319,7 +337,8 @@ def _simulated(run: _Run, slots: Path, seed: int, faults: tuple[str, ...]) -> It
 
 
 def _seen(driver: Driver, robot: Robot, slots: Path, ticks: np.ndarray) -> dict[str, Any]:
-    """What must be looked at when the loop ends, before the arm is lowered. `ticks`: `processor_ticks` at the beginning."""
+    """What must be looked at when the loop ends, before the arm is lowered. `ticks`: `processor_ticks` at the
+    beginning."""
     judged = server.judged(slots, driver.counts.began_ns) if robot.simulated else {}
     return {"processors": processor_shares(ticks, processor_ticks()), **judged}
 
@@ -358,12 +377,14 @@ def _compare_places(name: str, here: Camera, trained: Camera, say: Callable[[str
     """Say what re-projection to the training camera cannot put right."""
     if (lean := parallax(here, trained)) > 0.001:
         say(
-            f"camera '{name}' stands elsewhere than in training: 5 cm above the table it shows things {1000 * lean:.0f} mm off"
+            f"camera '{name}' stands elsewhere than in training: 5 cm above the table it shows things "
+            f"{1000 * lean:.0f} mm off"
         )
     away, turned = moved_mount(here, trained)
     if away > 0.003 or turned > math.radians(2):
         say(
-            f"camera '{name}' sits elsewhere on the tool than in training: {1000 * away:.0f} mm and {math.degrees(turned):.0f} "
+            f"camera '{name}' sits elsewhere on the tool than in training: {1000 * away:.0f} mm and "
+            f"{math.degrees(turned):.0f} "
             "degrees off, which no re-projection puts right: mount it as it was, or train with this one"
         )
 

@@ -1,4 +1,5 @@
-"""Hand-eye calibration of a live robot: hold, drive, look, solve. A simulated one brings its own camera, lens and board."""
+"""Hand-eye calibration of a live robot: hold, drive, look, solve. A simulated one brings its own camera, lens and
+board."""
 
 from __future__ import annotations
 
@@ -26,13 +27,23 @@ FEWEST = 6  # corners of the board that tell its place roughly
 
 
 def run_hand_eye(
-    robot: Robot, store: Store, name: str, board: Board, mount: str, count: int, noise: ArmNoise, port: str | None, seed: int, page: Path,
-    dry_run: bool, say: Callable[[str], None],
-) -> dict[str, Any]:  # fmt: skip
+    robot: Robot,
+    store: Store,
+    name: str,
+    board: Board,
+    mount: str,
+    count: int,
+    noise: ArmNoise,
+    port: str | None,
+    seed: int,
+    page: Path,
+    dry_run: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
     """Drive, look, solve, compare halves, store. A simulated robot brings its own camera, lens and board.
 
-    Raises RobotError, CameraError or CalibrationError before a real arm moves where the camera is not the one whose lens is stored:
-    another one, another resolution, another focus."""
+    Raises RobotError, CameraError or CalibrationError before a real arm moves where the camera is not the one whose
+    lens is stored: another one, another resolution, another focus."""
     from harmowam.calibration_rig import live_identity
 
     if robot.simulated:
@@ -85,7 +96,8 @@ def run_hand_eye(
             except CalibrationError as e:  # the views are there already
                 say(str(e))
             say(
-                f"take the board out of the gripper: in {TAKE_S:.0f} s the arm goes down to its rest pose, lower than a board is high"
+                f"take the board out of the gripper: in {TAKE_S:.0f} s the arm goes down to its rest pose, lower than "
+                "a board is high"
             )
             time.sleep(TAKE_S)
     return finish_hand_eye(
@@ -97,8 +109,8 @@ def run_hand_eye(
 def _rig(
     robot: Robot, bench: Any, name: str, port: str | None, seed: int, board: Board, say: Callable[[str], None]
 ) -> Iterator[tuple[Callable[[np.ndarray], np.ndarray], Callable[[], np.ndarray], np.ndarray | None]]:
-    """(move_to, picture, joint angles at which it was held) of the real arm, which stays limp until the camera sees the board; of the
-    simulated one, which nobody holds, the last is None."""
+    """(move_to, picture, joint angles at which it was held) of the real arm, which stays limp until the camera sees the
+    board; of the simulated one, which nobody holds, the last is None."""
     if bench is not None:
         from sim.calibration_rig import ServoRig
 
@@ -124,22 +136,32 @@ def _rig(
 
 
 def _until_seen(picture: Callable[[], np.ndarray], board: Board) -> None:
-    """Return when the board has been seen in three pictures running; raises CalibrationError when it was not in time."""
+    """Return when the board has been seen in three pictures running; raises CalibrationError when it was not in
+    time."""
     deadline, seen = time.monotonic() + SEEK_S, 0
     while seen < 3:
         image = picture()
         seen = seen + 1 if len(board.detect(image).ids) >= FEWEST else 0
         if time.monotonic() > deadline:
             raise CalibrationError(
-                f"the camera did not see the board ({board.why_unseen(image)}): hold the arm so that it does, then repeat."
+                f"the camera did not see the board ({board.why_unseen(image)}): hold the arm so that it does, then "
+                "repeat."
             )
 
 
 def _first_guess(
-    held: np.ndarray, theta: np.ndarray, model: str, board: Board, move_to: Callable[[np.ndarray], np.ndarray],
-    picture: Callable[[], np.ndarray], forward: hand_eye.Forward, robot: Robot, mount: str,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Rough X and Z from small wiggles about where the operator held the arm, board in view; enough to plan wide poses."""
+    held: np.ndarray,
+    theta: np.ndarray,
+    model: str,
+    board: Board,
+    move_to: Callable[[np.ndarray], np.ndarray],
+    picture: Callable[[], np.ndarray],
+    forward: hand_eye.Forward,
+    robot: Robot,
+    mount: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rough X and Z from small wiggles about where the operator held the arm, board in view; enough to plan wide
+    poses."""
     lower, upper = np.array(robot.arm.lower[:-1]) + 0.05, np.array(robot.arm.upper[:-1]) - 0.05
     first = move_to(np.clip(held, lower, upper))
     arms, boards = [], []
@@ -161,7 +183,8 @@ def _first_guess(
             boards.append(hand_eye.board_pose(ArmView("", board.points()[found.ids], found.pixels, q), theta, model))
     if len(arms) < 4:
         raise CalibrationError(
-            "the board is not seen where the arm stands: move the arm by hand so that the camera sees the board, then repeat."
+            "the board is not seen where the arm stands: move the arm by hand so that the camera sees the board, "
+            "then repeat."
         )
     return hand_eye.park(mount, arms, boards)
 

@@ -51,8 +51,8 @@ EXTRAS = {
 
 
 def errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn the rooms' own exceptions into a sentence; anything else is a defect and keeps its traceback. What became of an arm stands
-    above every exit code of the command's own."""
+    """Turn the rooms' own exceptions into a sentence; anything else is a defect and keeps its traceback. What became of
+    an arm stands above every exit code of the command's own."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -108,7 +108,8 @@ def write_json(path: Path | None, data: Any) -> None:
 
 
 def to_be_written(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
-    """The file of an option, whose folder is made at once: what cannot be written is better known before the work than after."""
+    """The file of an option, whose folder is made at once: what cannot be written is better known before the work than
+    after."""
     if path is not None:
         wrong = ""
         try:
@@ -143,13 +144,15 @@ bundle_option = click.option(
 engine_option = click.option(
     "--engine",
     type=click.Choice(["auto", "tensorrt", "cuda", "cpu"]),
-    help="What networks run on (default: the robot file's [compute], else auto: TensorRT if built for this board, else the CPU).",
+    help="What networks run on (default: the robot file's [compute], else auto: TensorRT if built for this board, "
+    "else the CPU).",
 )
 robot_option = click.option("--robot", default="sim_so101", show_default=True, help="A shipped robot or a robot file.")
 
 
 def refuse_unused(mode: str, *names: str) -> None:
-    """Raises UserError for an option, given by its parameter's name, that was given although it means nothing with `mode`."""
+    """Raises UserError for an option, given by its parameter's name, that was given although it means nothing with
+    `mode`."""
     context = click.get_current_context()
     for name in names:
         if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:

@@ -1,4 +1,5 @@
-"""`harmowam profile`: where each millisecond goes, as table, JSON, page and Perfetto trace; compared with another run."""
+"""`harmowam profile`: where each millisecond goes, as table, JSON, page and Perfetto trace; compared with another
+run."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from typing import Any
 import click
 
 from common.files import write_whole
-from harmowam.options import (  # fmt: skip
+from harmowam.options import (
     UserError,
     bundle_option,
     engine_option,
@@ -30,8 +31,10 @@ def print_timing(report: dict[str, Any]) -> None:
     from runtime.observe.profile import SERIES
 
     click.echo(
-        f"fast {report['fast_hz']:.1f} Hz on new frames (+{report['repeat_hz']:.2f} Hz repeats), slow {report['slow_hz']:.1f} Hz, "
-        f"{report['deadline_misses']} of {report['ticks']} ticks missed, motor ticks missed {report['motor_missed_ticks']}"
+        f"fast {report['fast_hz']:.1f} Hz on new frames (+{report['repeat_hz']:.2f} Hz repeats), slow "
+        f"{report['slow_hz']:.1f} Hz, "
+        f"{report['deadline_misses']} of {report['ticks']} ticks missed, motor ticks missed "
+        f"{report['motor_missed_ticks']}"
     )
     click.echo(f"{'':26}{'p50':>9}{'p90':>9}{'p99':>9}{'p99.9':>9}{'max':>9}{'budget':>9}  ms")
     for name in SERIES:
@@ -43,7 +46,8 @@ def print_timing(report: dict[str, Any]) -> None:
         click.echo(f"{name:26}{cells}{row['budget_ms']:9.1f}")
     health = report["health"]
     click.echo(
-        f"health: {health['state']}, {len(health['changes'])} changes; goals' jerk rms {report['goal_jerk_rad_s3']['rms']:.0f} rad/s^3"
+        f"health: {health['state']}, {len(health['changes'])} changes; goals' jerk rms "
+        f"{report['goal_jerk_rad_s3']['rms']:.0f} rad/s^3"
     )
     click.echo(f"first command after {report['time_to_first_command_s']} s, runtime processes {report['rss_mb']} MB")
     log = report.get("log", {})
@@ -121,10 +125,22 @@ def _injected(items: tuple[str, ...], stages: tuple[str, ...]) -> dict[str, floa
 @json_option
 @errors
 def profile(
-    bundle: Path, robot: str, seconds: float, task: str | None, port: str | None, seed: int, engine: str | None, fps: float | None,
-    camera_fps: float | None, inject: tuple[str, ...], no_compensate: bool, log: Path | None, out: Path | None,
-    against: Path | None, json_path: Path | None,
-) -> None:  # fmt: skip
+    bundle: Path,
+    robot: str,
+    seconds: float,
+    task: str | None,
+    port: str | None,
+    seed: int,
+    engine: str | None,
+    fps: float | None,
+    camera_fps: float | None,
+    inject: tuple[str, ...],
+    no_compensate: bool,
+    log: Path | None,
+    out: Path | None,
+    against: Path | None,
+    json_path: Path | None,
+) -> None:
     """Where each millisecond goes: the same loop as `run`, with every stage stamped by one clock."""
     from harmowam.live import live, make_folder, process_began_s
     from runtime.bundle import Bundle
@@ -149,9 +165,18 @@ def profile(
         make_folder(out, "--out")
     before = board()
     done = live(
-        bundle, described, task, seconds, port=port, seed=seed, say=say, began_s=process_began_s(), inject=injected,
-        compensate=not no_compensate, log=log,
-    )  # fmt: skip
+        bundle,
+        described,
+        task,
+        seconds,
+        port=port,
+        seed=seed,
+        say=say,
+        began_s=process_began_s(),
+        inject=injected,
+        compensate=not no_compensate,
+        log=log,
+    )
     report = {**done.report, "board": {**board(), "temperature_before_c": before.get("temperature_c", {})}}
     if inject:
         report["injected"] = list(inject)

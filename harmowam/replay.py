@@ -25,13 +25,15 @@ if TYPE_CHECKING:
     "--within",
     type=click.FloatRange(min=0),
     metavar="DEGREES",
-    help="Go on after a difference; succeed if no command is farther off. For another kind of processor than the run's.",
+    help="Go on after a difference; succeed if no command is farther off. For another kind of processor than the "
+    "run's.",
 )
 @click.option("--view", is_flag=True, help="Open the log in Rerun instead (needs the package rerun-sdk).")
 @json_option
 @errors
 def replay(log: Path, bundle: Path | None, within: float | None, view: bool, json_path: Path | None) -> None:
-    """Run a log's inputs through the same engines: identical actions bit for bit, or the first difference and exit code 1.
+    """Run a log's inputs through the same engines: identical actions bit for bit, or the first difference and exit code
+    1.
 
     LOG: a file of --log, or a folder of --record.
     """

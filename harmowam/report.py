@@ -17,7 +17,8 @@ from harmowam.options import UserError, errors
 )
 @errors
 def report(folder: Path, bundle: Path | None) -> None:
-    """Make report.html and episode.mp4 in FOLDER, which `run --record FOLDER` wrote, perhaps on a robot without the packages for it."""
+    """Make report.html and episode.mp4 in FOLDER, which `run --record FOLDER` wrote, perhaps on a robot without the
+    packages for it."""
     from runtime.observe.episode import CONFIG, REPORT
     from runtime.observe.report import write_report
 

@@ -83,7 +83,8 @@ def changed(plan: PlanT, stages: Sequence[str], names: Sequence[str]) -> PlanT:
 
 
 def read(dataset: Path, run: Path, units: str | None, cameras: Path | None) -> Demonstrations:
-    """The dataset; its decoded pictures stay in the run's folder, where the next start and other processes find them."""
+    """The dataset; its decoded pictures stay in the run's folder, where the next start and other processes find
+    them."""
     from export.data import load_demonstrations
     from export.lerobot import read_cameras
 
@@ -143,7 +144,8 @@ def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path 
     "--stages",
     "packed",
     type=PATH,
-    help="With --recipe: a folder of single stages' weights, which stand for their training; those that end are written there.",
+    help="With --recipe: a folder of single stages' weights, which stand for their training; those that end are "
+    "written there.",
 )
 @click.option(
     "--snapshot",

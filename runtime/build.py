@@ -1,7 +1,8 @@
-"""TensorRT engines from a bundle, on the machine that will run them: strongly typed, cached, compared with ONNX Runtime, listed.
+"""TensorRT engines from a bundle, on the machine that will run them: strongly typed, cached, compared with ONNX
+Runtime, listed.
 
-`engines/<module>-sm<capability>-<multiprocessors>mp-trt<version>/` holds `<name>.engine`, `timing.cache` and `engines.json`, which says
-what each was made from.
+`engines/<module>-sm<capability>-<multiprocessors>mp-trt<version>/` holds `<name>.engine`, `timing.cache` and
+`engines.json`, which says what each was made from.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ COSINE = 0.99  # against ONNX Runtime, node by node
 
 @dataclass(frozen=True)
 class Options:
-    """How to build. `memory_mb` bounds the builder's workspace: 1 GiB leaves an 8 GB board room to live. `tf32`: float32 layers on the
-    tensor cores, as `export/roofline.py` reckons; TensorRT's own default, which Polygraphy turns off unless it is asked for."""
+    """How to build. `memory_mb` bounds the builder's workspace: 1 GiB leaves an 8 GB board room to live. `tf32`:
+    float32 layers on the tensor cores, as `export/roofline.py` reckons; TensorRT's own default, which Polygraphy turns
+    off unless it is asked for."""
 
     memory_mb: int = 1024
     builds: int = 2
@@ -42,7 +44,8 @@ def refuse_unfit(bundle: Bundle) -> None:
     q = bundle.manifest.quantization
     if q.get("format") not in ("fp32", "fp16") and q.get("target") != "tensorrt":
         raise EngineError(
-            f"{bundle.path} was quantised for ONNX Runtime: on the workstation run `harmowam export --target tensorrt --out {bundle.path}`."
+            f"{bundle.path} was quantised for ONNX Runtime: on the workstation run `harmowam export --target tensorrt "
+            f"--out {bundle.path}`."
         )
 
 
@@ -52,16 +55,22 @@ def plan(bundle: Bundle, options: Options, board: Board | None) -> list[dict[str
     folder = bundle.path / "engines" / key
     return [
         {
-            "engine": name, "onnx": files.file, "onnx_sha256": bundle.manifest.files[files.file],
-            "file": str(folder / f"{name}.engine"), "inputs": files.inputs, "outputs": files.outputs,
-            "stream": "high priority" if name in URGENT else "low priority", **asdict(options),
+            "engine": name,
+            "onnx": files.file,
+            "onnx_sha256": bundle.manifest.files[files.file],
+            "file": str(folder / f"{name}.engine"),
+            "inputs": files.inputs,
+            "outputs": files.outputs,
+            "stream": "high priority" if name in URGENT else "low priority",
+            **asdict(options),
         }
         for name, files in bundle.manifest.engines.items()
-    ]  # fmt: skip
+    ]
 
 
 def build_engine(source: Path, cache: Path, options: Options) -> bytes:
-    """One serialised engine by Polygraphy. Strongly typed: precision comes from the Q/DQ nodes, no flag can change it."""
+    """One serialised engine by Polygraphy. Strongly typed: precision comes from the Q/DQ nodes, no flag can change
+    it."""
     trt = tensorrt()
     try:
         from polygraphy.backend.trt import create_config, engine_bytes_from_network, network_from_onnx_path
@@ -89,7 +98,8 @@ def build_engine(source: Path, cache: Path, options: Options) -> bytes:
 
 
 def observations(bundle: Bundle, count: int = 16) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Feeds of every engine from the bundle's stored observations, by the ONNX files on the CPU; raises EngineError without any."""
+    """Feeds of every engine from the bundle's stored observations, by the ONNX files on the CPU; raises EngineError
+    without any."""
     try:
         with np.load(bundle.path / "samples.npz") as stored:
             raw = {k: stored[k] for k in stored.files}
@@ -123,7 +133,8 @@ def compare(
 
 
 def build(bundle: Bundle, options: Options, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Build all engines beside their place, then put them there; returns the listing. Raises EngineError, leaving nothing behind."""
+    """Build all engines beside their place, then put them there; returns the listing. Raises EngineError, leaving
+    nothing behind."""
     refuse_unfit(bundle)
     board = this_board()
     target = bundle.path / "engines" / board.key(options.version_compatible)
@@ -149,14 +160,18 @@ def build(bundle: Bundle, options: Options, say: Callable[[str], None] = lambda 
                 low = {k: v for k, v in cosines.items() if not v >= COSINE}
                 if low:
                     raise EngineError(
-                        f"the TensorRT engine {name} strays from ONNX Runtime (cosine {low}): report this with its timing.cache."
+                        f"the TensorRT engine {name} strays from ONNX Runtime (cosine {low}): report this with its "
+                        "timing.cache."
                     )
                 if ms < kept:
                     kept = ms
                     trial.replace(best)
                     listing["engines"][name] = {
-                        "onnx_sha256": row["onnx_sha256"], "sha256": sha256(best), "cosine": cosines, "median_ms": round(ms, 3),
-                    }  # fmt: skip
+                        "onnx_sha256": row["onnx_sha256"],
+                        "sha256": sha256(best),
+                        "cosine": cosines,
+                        "median_ms": round(ms, 3),
+                    }
                 trial.unlink(missing_ok=True)
                 if cache.name != "timing.cache":
                     cache.unlink(missing_ok=True)

@@ -70,8 +70,9 @@ class Bundle:
         if manifest.quantization.get("failed"):
             logging.getLogger("harmowam").warning(
                 "WARNING: %s FAILED the gates of its export and was written with --force: keep it off a real arm "
-                "(what failed is in reports/parity.json under 'missed').", path,
-            )  # fmt: skip
+                "(what failed is in reports/parity.json under 'missed').",
+                path,
+            )
         return cls(path, manifest)
 
     @property
@@ -83,7 +84,8 @@ class Bundle:
         """Raises BundleError when the robot of that file is of another family than the bundle was made for."""
         if family != self.manifest.arm_family:
             raise BundleError(
-                f"{self.path} was made for arms of the family '{self.manifest.arm_family}', {robot} is one of '{family}': "
+                f"{self.path} was made for arms of the family '{self.manifest.arm_family}', {robot} is one of "
+                f"'{family}': "
                 "name another bundle with --bundle, or another robot with --robot."
             )
 
@@ -100,8 +102,8 @@ class Bundle:
     def engine(self, name: str, threads: int = 1, backend: str = "cpu") -> Engine:
         """Load an engine; raises BundleError when it is absent or does not have the manifest's tensors.
 
-        `backend`: "cpu" or "cuda" (ONNX Runtime), or "tensorrt" (engines of `harmowam build`). What is asked for runs, or an error says
-        why not: nothing falls back. Which one to ask for: `runtime.compute`.
+        `backend`: "cpu" or "cuda" (ONNX Runtime), or "tensorrt" (engines of `harmowam build`). What is asked for runs,
+        or an error says why not: nothing falls back. Which one to ask for: `runtime.compute`.
         """
         spec = self.manifest.engines.get(name)
         if spec is None:
@@ -175,8 +177,8 @@ def check_replaceable(out: Path) -> None:
 def save_bundle(out: Path, manifest: Manifest, files: dict[str, Path], reports: dict[str, Path] | None = None) -> None:
     """Write a bundle beside `out`, then put it in its place; equal inputs give equal bytes (reports excepted).
 
-    Killed between two renames it leaves no bundle at `out`: the one before is at `out.old` then, and `Bundle.load` says how to
-    put it back. Raises BundleError when something else is at `out`.
+    Killed between two renames it leaves no bundle at `out`: the one before is at `out.old` then, and `Bundle.load` says
+    how to put it back. Raises BundleError when something else is at `out`.
     """
     out = Path(out)
     check_replaceable(out)

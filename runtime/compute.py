@@ -1,4 +1,5 @@
-"""What engines and pre-processing run on: what a robot file or the command line asks for, and what this machine and the bundle have."""
+"""What engines and pre-processing run on: what a robot file or the command line asks for, and what this machine and the
+bundle have."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ class ComputeError(Mendable):
 
 
 class Compute(Shape, frozen=True):
-    """What is asked for: `[compute]` of a robot file. `cores`: the processor cores that the loops and their engines may use, by number;
-    none leaves it to the kernel."""
+    """What is asked for: `[compute]` of a robot file. `cores`: the processor cores that the loops and their engines may
+    use, by number; none leaves it to the kernel."""
 
     engine: Engine = "auto"
     preprocess: Literal["auto", "cpu", "gpu"] = "auto"
@@ -41,8 +42,8 @@ class Compute(Shape, frozen=True):
 
 @dataclass(frozen=True)
 class Chosen:
-    """What runs. `engine`: "tensorrt", "cuda" or "cpu"; `gpu`: pre-process there; `note`: one line for the user where "auto" took less
-    than the fastest, "" else."""
+    """What runs. `engine`: "tensorrt", "cuda" or "cpu"; `gpu`: pre-process there; `note`: one line for the user where
+    "auto" took less than the fastest, "" else."""
 
     engine: str = "cpu"
     gpu: bool = False
@@ -50,22 +51,25 @@ class Chosen:
 
 
 def _require_tensorrt(bundle: Bundle) -> None:
-    """Raises EngineError, with what mends it, unless `bundle` has engines for this board of all that its policy runs."""
+    """Raises EngineError, with what mends it, unless `bundle` has engines for this board of all that its policy
+    runs."""
     board = this_board()
     for name in kind_of(bundle).engines:
         built_engine(bundle.path, name, bundle.manifest.files[bundle.manifest.engines[name].file], board)
 
 
 def choose(bundle: Bundle, asked: Compute) -> Chosen:
-    """What `bundle` runs on here. "auto" takes TensorRT where its engines are built for this board, else the CPU, and says so.
+    """What `bundle` runs on here. "auto" takes TensorRT where its engines are built for this board, else the CPU, and
+    says so.
 
-    Pre-processing by "auto" is on the CPU: no GPU has been measured to be faster (docs/runtime.md). Raises ComputeError for an engine that
-    was asked for and is not there, PolicyError for a bundle of an unknown kind.
+    Pre-processing by "auto" is on the CPU: no GPU has been measured to be faster (docs/runtime.md). Raises ComputeError
+    for an engine that was asked for and is not there, PolicyError for a bundle of an unknown kind.
     """
     gpu = asked.preprocess == "gpu"
     if asked.engine == "cuda" and "CUDAExecutionProvider" not in providers():
         raise ComputeError(
-            "the engine 'cuda' is not there, for ONNX Runtime has no CUDA on this machine: install onnxruntime-gpu for it "
+            "the engine 'cuda' is not there, for ONNX Runtime has no CUDA on this machine: install onnxruntime-gpu "
+            "for it "
             "(docs/jetson.md), or choose --engine auto."
         )
     if asked.engine in ("cuda", "cpu"):
@@ -89,7 +93,8 @@ def on_cores(cores: tuple[int, ...]) -> Iterator[None]:
     if missing := sorted(set(cores) - before):
         usable = ", ".join(map(str, sorted(before)))
         raise ComputeError(
-            f"[compute] cores names core {missing[0]}, which this process may not use: name some of {usable} in the robot file."
+            f"[compute] cores names core {missing[0]}, which this process may not use: name some of {usable} in the "
+            "robot file."
         )
     if cores:
         os.sched_setaffinity(0, cores)

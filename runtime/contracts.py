@@ -25,8 +25,8 @@ class Observation:
 class Prior:
     """What the slow loop made of one observation.
 
-    `chunk` float32[K,A] holds absolute targets that apply at `t_capture_ns + grid_ns[k]`. `space` says of what: "tool" poses in the
-    base frame (`ACTION_NAMES`: m, rad, jaw rad), or "joints" (rad, the maker's angles, gripper last).
+    `chunk` float32[K,A] holds absolute targets that apply at `t_capture_ns + grid_ns[k]`. `space` says of what: "tool"
+    poses in the base frame (`ACTION_NAMES`: m, rad, jaw rad), or "joints" (rad, the maker's angles, gripper last).
     """
 
     t_capture_ns: int

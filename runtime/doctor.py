@@ -23,7 +23,8 @@ from runtime.robot import Robot
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: `state` ok, warn (works, but not as well as it could) or bad (will not work); `mend` is what to type."""
+    """One check: `state` ok, warn (works, but not as well as it could) or bad (will not work); `mend` is what to
+    type."""
 
     name: str
     state: str
@@ -66,7 +67,10 @@ def _fifo() -> bool:
 
 def realtime(machine: Machine) -> Iterator[Finding]:
     """SCHED_FIFO, locked memory, its throttling, and whether the cores are enough."""
-    limits = f"run `echo '@realtime - rtprio 60\n@realtime - memlock unlimited' | sudo tee {LIMITS}`, `sudo groupadd -f realtime`, "
+    limits = (
+        f"run `echo '@realtime - rtprio 60\n@realtime - memlock unlimited' | sudo tee {LIMITS}`, `sudo groupadd -f "
+        "realtime`, "
+    )
     limits += "`sudo usermod -aG realtime $USER`, and log in again"
     if _fifo():
         yield Finding("real-time scheduling", "ok", "SCHED_FIFO is allowed")
@@ -145,7 +149,8 @@ def clocks(machine: Machine) -> Iterator[Finding]:
         yield Finding("clock source", "ok", source)
     if not machine.jetson:
         return
-    # The fastest mode has another number on every board: on an Orin Nano with the "super" modes 0 is 15 W and 2 is MAXN_SUPER.
+    # The fastest mode has another number on every board: on an Orin Nano with the "super" modes 0 is 15 W and 2 is
+    # MAXN_SUPER.
     modes = {
         int(k): v
         for k, v in re.findall(r"^<\s*POWER_MODEL ID=(\d+) NAME=(\S+)", machine.read("/etc/nvpmodel.conf"), re.M)
@@ -243,7 +248,10 @@ def serial_port(machine: Machine, port: str) -> Iterator[Finding]:
         yield Finding("servo port", "ok", f"{port} may be opened")
     timer = machine.read(f"/sys/bus/usb-serial/devices/{name}/latency_timer")
     if timer and int(timer) > 1:
-        rule = f"`echo 1 | sudo tee /sys/bus/usb-serial/devices/{name}/latency_timer` (for good: the udev rule of docs/jetson.md)"
+        rule = (
+            f"`echo 1 | sudo tee /sys/bus/usb-serial/devices/{name}/latency_timer` (for good: the udev rule of "
+            "docs/jetson.md)"
+        )
         yield Finding("USB latency timer", "bad", f"{timer} ms: each answer of a servo waits for it", rule)
     elif timer:
         yield Finding("USB latency timer", "ok", "1 ms")
@@ -269,7 +277,8 @@ def serial_port(machine: Machine, port: str) -> Iterator[Finding]:
 
 
 def arm(machine: Machine, robot: Robot) -> Iterator[Finding]:
-    """Whether the joints' zeros are this arm's own, and whether the emergency stop that the robot file names can be read."""
+    """Whether the joints' zeros are this arm's own, and whether the emergency stop that the robot file names can be
+    read."""
     if robot.simulated:
         return
     if robot.joints_measured:
@@ -383,7 +392,8 @@ def engines(machine: Machine) -> Iterator[Finding]:
         yield Finding(
             "inference",
             "ok",
-            f"ONNX Runtime {onnxruntime.__version__} ({', '.join(p.removesuffix('ExecutionProvider') for p in providers)})",
+            f"ONNX Runtime {onnxruntime.__version__} "
+            f"({', '.join(p.removesuffix('ExecutionProvider') for p in providers)})",
         )
         if machine.jetson and not gpu:
             yield Finding(
@@ -399,11 +409,18 @@ def engines(machine: Machine) -> Iterator[Finding]:
     if machine.jetson:
         for module, without, found, mend in (
             (
-                "tensorrt", "bad", "does not import",
+                "tensorrt",
+                "bad",
+                "does not import",
                 "`sudo apt-get install python3-libnvinfer`, and a .venv made with --system-site-packages",
             ),
-            ("pycuda", "warn", "does not import: the kernel's check through pycuda cannot run (no loop needs it)", "`./build.sh jetson`"),
-        ):  # fmt: skip
+            (
+                "pycuda",
+                "warn",
+                "does not import: the kernel's check through pycuda cannot run (no loop needs it)",
+                "`./build.sh jetson`",
+            ),
+        ):
             done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, check=False)
             yield Finding(module, "ok", "imports") if done.returncode == 0 else Finding(module, without, found, mend)
     if shutil.which("g++") or shutil.which("clang++") or os.environ.get("CXX"):
@@ -447,7 +464,13 @@ def examine(robot: Robot, machine: Machine | None = None) -> list[Finding]:
     """Every check, in the order in which one would mend them."""
     m = machine or Machine()
     checks: list[Callable[[], Iterator[Finding]]] = [
-        lambda: engines(m), lambda: serial_port(m, robot.port), lambda: arm(m, robot), opencv, lambda: cameras(m, robot),
-        lambda: realtime(m), lambda: clocks(m), lambda: storage(m),
-    ]  # fmt: skip
+        lambda: engines(m),
+        lambda: serial_port(m, robot.port),
+        lambda: arm(m, robot),
+        opencv,
+        lambda: cameras(m, robot),
+        lambda: realtime(m),
+        lambda: clocks(m),
+        lambda: storage(m),
+    ]
     return [finding for check in checks for finding in check()]

@@ -1,6 +1,7 @@
 """The manifest of a bundle, as declared: what may stand in it, and what must fit what.
 
-The ranges are what an arm on a desk and a policy for it can have; damage that stays within them is found by the hashes of the files only.
+The ranges are what an arm on a desk and a policy for it can have; damage that stays within them is found by the hashes
+of the files only.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class EngineFiles(Shape, frozen=True):
 
 
 class Preprocess(Shape, frozen=True):
-    """Size [width, height] of the pictures that engines take; mean and standard deviation a colour, of values from 0 to 1."""
+    """Size [width, height] of the pictures that engines take; mean and standard deviation a colour, of values from 0 to
+    1."""
 
     size: Annotated[list[Side], Meta(min_length=2, max_length=2)]
     mean: Annotated[list[Share], Meta(min_length=3, max_length=3)]
@@ -63,7 +65,8 @@ class JointLimits(Shape, frozen=True):
 
 
 class Chunk(Shape, frozen=True, omit_defaults=True):
-    """Targets of a plan, `dt_ms` apart, and mean and spread of each in training: [steps][width], nothing where no plan is gone on from."""
+    """Targets of a plan, `dt_ms` apart, and mean and spread of each in training: [steps][width], nothing where no plan
+    is gone on from."""
 
     steps: Annotated[int, Meta(ge=1, le=1000)]
     dt_ms: Annotated[int, Meta(ge=5, le=1000)]
@@ -181,12 +184,15 @@ class Manifest(Shape, frozen=True, kw_only=True):
         """Raises ValueError for tensors that the policy does not feed, or that differ in size from what it feeds."""
         if name in TENSORS and (set(engine.inputs), set(engine.outputs)) != TENSORS[name]:
             raise ValueError(
-                f"'engines.{name}' must take {', '.join(sorted(TENSORS[name][0]))} and give {', '.join(sorted(TENSORS[name][1]))}"
+                f"'engines.{name}' must take {', '.join(sorted(TENSORS[name][0]))} and give "
+                f"{', '.join(sorted(TENSORS[name][1]))}"
             )
         width, height = self.preprocess.size
         sizes = {
-            **{camera: [1, 3, height, width] for camera in self.cameras}, "text": [1, text], "proprio": [1, len(self.proprio)],
-        }  # fmt: skip
+            **{camera: [1, 3, height, width] for camera in self.cameras},
+            "text": [1, text],
+            "proprio": [1, len(self.proprio)],
+        }
         if name == "predictive" and self.chunk.mean:
             sizes["noise"] = [1, self.chunk.steps, len(self.chunk.mean[0])]
         for tensor, found in engine.inputs.items():

@@ -1,4 +1,5 @@
-"""A robot is one TOML file: family, bus, joints, rest pose, limits, rates, cameras. The simulated arm is just another such file."""
+"""A robot is one TOML file: family, bus, joints, rest pose, limits, rates, cameras. The simulated arm is just another
+such file."""
 
 from __future__ import annotations
 
@@ -31,9 +32,10 @@ class RobotError(Mendable):
 
 @dataclass(frozen=True)
 class CameraConfig:
-    """`source`: "sim", slot:PATH (a slot that another program writes), a device such as /dev/video0, gst:PIPELINE, a video file or
-    a URL. `calibration`: a file beside the robot file. `delay_ms`: from capture to hand-over where no driver stamps the frames.
-    `fourcc`: the pixel format asked of a V4L2 device, such as MJPG; "" leaves it to OpenCV."""
+    """`source`: "sim", slot:PATH (a slot that another program writes), a device such as /dev/video0, gst:PIPELINE, a
+    video file or a URL. `calibration`: a file beside the robot file. `delay_ms`: from capture to hand-over where no
+    driver stamps the frames. `fourcc`: the pixel format asked of a V4L2 device, such as MJPG; "" leaves it to
+    OpenCV."""
 
     name: str
     source: str
@@ -63,7 +65,8 @@ class Robot:
     compute: Compute = field(default_factory=Compute)
 
 
-# The ranges are what an arm on a desk can have: wide enough for any that we know of, narrow enough to catch a slip of the pen.
+# The ranges are what an arm on a desk can have: wide enough for any that we know of, narrow enough to catch a slip of
+# the pen.
 Seconds = Annotated[float, Meta(ge=0.05, le=10)]
 Lag = Annotated[float, Meta(ge=0.02, le=1.6)]  # rad
 Angle = Annotated[float, Meta(ge=-6.2832, le=6.2832)]  # rad
@@ -209,7 +212,8 @@ class RobotFile(Shape, frozen=True):
             raise ValueError(f"arm family '{self.family}' is not known (this version drives {', '.join(FAMILIES)})")
         if len(self.arm.joint) != len(family.JOINTS):
             raise ValueError(
-                f"arms of the family {self.family} have {len(family.JOINTS)} joints, gripper last, [[arm.joint]] is there "
+                f"arms of the family {self.family} have {len(family.JOINTS)} joints, gripper last, [[arm.joint]] is "
+                "there "
                 f"{len(self.arm.joint)} times"
             )
         if (names := tuple(j.name for j in self.arm.joint)) != family.JOINTS:
@@ -223,8 +227,8 @@ class RobotFile(Shape, frozen=True):
 def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
     """A shipped robot by name ("sim_so101", "so101") or any robot file by path.
 
-    `calibrated` False leaves the joint calibration that it names aside (for who makes one). Raises RobotError, or CalibrationError
-    for its joint calibration.
+    `calibrated` False leaves the joint calibration that it names aside (for who makes one). Raises RobotError, or
+    CalibrationError for its joint calibration.
     """
     try:
         path = SHIPPED / f"{name_or_path}.toml"

@@ -44,9 +44,15 @@ def _rays(width: int, height: int, K: bytes, D: bytes, model: str) -> np.ndarray
 
 
 def render(
-    camera: Camera, T_cam_from_board: np.ndarray, board: Board, rng: np.random.Generator | None = None, *,
-    background: np.ndarray | None = None, blur_px: float = 0.6, noise: float = 2.0,
-) -> np.ndarray:  # fmt: skip
+    camera: Camera,
+    T_cam_from_board: np.ndarray,
+    board: Board,
+    rng: np.random.Generator | None = None,
+    *,
+    background: np.ndarray | None = None,
+    blur_px: float = 0.6,
+    noise: float = 2.0,
+) -> np.ndarray:
     """uint8[H,W] picture of the board; `noise` in grey levels, `background` uint8[H,W] shows where the board is not."""
     model = camera.model if camera.model == "fisheye" else "rational"
     rays = _rays(camera.width, camera.height, camera.K.tobytes(), camera.D.astype(float).tobytes(), model)
@@ -88,9 +94,12 @@ def render(
 
 
 def look_at_board(
-    rng: np.random.Generator, board: Board, camera: Camera, tilt_deg: tuple[float, float] = (0, 45),
+    rng: np.random.Generator,
+    board: Board,
+    camera: Camera,
+    tilt_deg: tuple[float, float] = (0, 45),
     fill: tuple[float, float] = (0.35, 0.9),
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """A random T_cam_from_board float64[4,4]: the board somewhere in the picture, tilted, as a person would hold it."""
     width, height = board.size()
     ox, oy = board.origin()

@@ -1,5 +1,6 @@
-"""The experiment behind calibration: the front camera is bumped and gets another lens. How often does the policy succeed then, what
-does the drift check say, and how often does it succeed after recalibration by the very jobs that a user would run?"""
+"""The experiment behind calibration: the front camera is bumped and gets another lens. How often does the policy
+succeed then, what does the drift check say, and how often does it succeed after recalibration by the very jobs that a
+user would run?"""
 
 from __future__ import annotations
 
@@ -115,7 +116,8 @@ def drift(seed: int = 0) -> Verdict:
 
 
 def recalibrate(seed: int = 0, views: int = 30, poses: int = 15) -> tuple[Camera, dict[str, float]]:
-    """Calibrate the bumped camera as a user would: a sheet before the camera, then the arm with a board and an SO-101's errors."""
+    """Calibrate the bumped camera as a user would: a sheet before the camera, then the arm with a board and an SO-101's
+    errors."""
     rng = np.random.default_rng([seed, 3])
     world = World(0)
     true = bumped(world.camera("front"))
@@ -146,9 +148,15 @@ def recalibrate(seed: int = 0, views: int = 30, poses: int = 15) -> tuple[Camera
     assert true.T_base_from_cam is not None
     degrees, metres = hand_eye.distance(pose.X, true.T_base_from_cam)
     return camera, {
-        "heldout_px": done.heldout, "fx_error_percent": 100 * float(abs(done.fit.theta[0] / K[0, 0] - 1)), "pose_error_mm": 1000 * metres,
-        "pose_error_deg": degrees, "pose_sd_mm": 1000 * pose.sd[1], "pose_sd_deg": pose.sd[0], "poses_used": len(pose.kept), **halves,
-    }  # fmt: skip
+        "heldout_px": done.heldout,
+        "fx_error_percent": 100 * float(abs(done.fit.theta[0] / K[0, 0] - 1)),
+        "pose_error_mm": 1000 * metres,
+        "pose_error_deg": degrees,
+        "pose_sd_mm": 1000 * pose.sd[1],
+        "pose_sd_deg": pose.sd[0],
+        "poses_used": len(pose.kept),
+        **halves,
+    }
 
 
 CONDITIONS = ("as calibrated", "bumped, old calibration", "bumped, recalibrated", "bumped, true calibration")

@@ -1,7 +1,9 @@
-"""A simulated SO-101 on the calibration bench: its real kinematics, servo noise and joint zero errors, a board, a camera with a lens.
+"""A simulated SO-101 on the calibration bench: its real kinematics, servo noise and joint zero errors, a board, a
+camera with a lens.
 
-The arm that is commanded and read is a little wrong, as a cheap one is; the pictures show where it truly is. Two levels:
-`ArmBench` is geometry (thousands of trials), `ServoRig` moves the MuJoCo arm through safety module and servo packets.
+The arm that is commanded and read is a little wrong, as a cheap one is; the pictures show where it truly is. Two
+levels: `ArmBench` is geometry (thousands of trials), `ServoRig` moves the MuJoCo arm through safety module and servo
+packets.
 """
 
 from __future__ import annotations
@@ -45,8 +47,8 @@ def webcam(pose: np.ndarray | None) -> Camera:
 
 @dataclass
 class ArmBench:
-    """Truth: camera pose X (base or tool), board pose Z (tool or base), joint zero errors (rad), servo noise. `camera` gives lens and,
-    where it has a pose, X."""
+    """Truth: camera pose X (base or tool), board pose Z (tool or base), joint zero errors (rad), servo noise. `camera`
+    gives lens and, where it has a pose, X."""
 
     mount: str
     rng: np.random.Generator

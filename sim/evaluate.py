@@ -1,7 +1,8 @@
 """Evaluation: seeded episodes in virtual time, several processes, one row an episode.
 
-The same bundle, steps, motor tick and servo bytes as on a robot; only the clock is virtual. All policies start from the same
-seeds, so that results are paired. Rows are appended to a file as they come; episodes that it holds already are not run again.
+The same bundle, steps, motor tick and servo bytes as on a robot; only the clock is virtual. All policies start from the
+same seeds, so that results are paired. Rows are appended to a file as they come; episodes that it holds already are not
+run again.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ BASELINES = ("bc", "bc_play")  # behaviour cloning, on task data and on task and
 POLICIES = (*OURS, *BASELINES)
 ACTS_AS = {"oracle": "gated", "true_future": "reactive"}  # in the fast loop
 STARTS = ("home", "near")
-# The last word of every seed. Collecting uses 1: no start of a demonstration is ever evaluated, and none of development ever reported.
+# The last word of every seed. Collecting uses 1: no start of a demonstration is ever evaluated, and none of development
+# ever reported.
 SPLITS = {"development": 2, "test": 3}
 LIMIT_S = 12.0  # demonstrations take 4 to 7 s: time for a second try
 
@@ -56,7 +58,8 @@ class EvaluationError(Mendable):
 
 @dataclass(frozen=True)
 class Job:
-    """One episode: everything that a worker must know. `bundle` is the policy's own; `engine` is what its networks run on."""
+    """One episode: everything that a worker must know. `bundle` is the policy's own; `engine` is what its networks run
+    on."""
 
     bundle: str
     digest: str
@@ -116,7 +119,8 @@ def _drive_as(policy: str, fast: FastStep, oracle: Callable[[], float]) -> None:
 
 
 def start_of(world: World, job: Job) -> Layout:
-    """The layout of a job's seed: the same for every policy. "near" begins at hover above the first subgoal, as demonstrations do."""
+    """The layout of a job's seed: the same for every policy. "near" begins at hover above the first subgoal, as
+    demonstrations do."""
     code = (job.seed, list(TASKS).index(job.task), SPLITS[job.split])
     rng = np.random.default_rng([code[0], code[1], 0, code[2]])
     text = job.instructions[int(rng.integers(len(job.instructions)))]
@@ -152,20 +156,29 @@ def run_and_keep(
     episode = run_episode(world, slow, fast, virtual_motor(world), job.schedule, LIMIT_S, watch)
     experts = [t.expert for t in episode.ticks if t.expert != Expert.NONE]
     row: dict[str, Any] = {
-        "key": job.key, "policy": job.policy, "environment": job.environment, "task": job.task, "seed": job.seed, "split": job.split,
-        "start": job.start, "instruction": world.instruction, "success": episode.success, "seconds": round(episode.seconds, 2),
-        "ended": episode.ended, "transit": score.transit(episode.success),
+        "key": job.key,
+        "policy": job.policy,
+        "environment": job.environment,
+        "task": job.task,
+        "seed": job.seed,
+        "split": job.split,
+        "start": job.start,
+        "instruction": world.instruction,
+        "success": episode.success,
+        "seconds": round(episode.seconds, 2),
+        "ended": episode.ended,
+        "transit": score.transit(episode.success),
         "failure": "" if episode.success else score.failure(episode.ended),
         "switches": sum(a != b for a, b in zip(experts, experts[1:], strict=False)),
-    }  # fmt: skip
+    }
     if job.policy == "gated":
         row["gate_right"], row["gate_frames"] = gate_score(score.pose, episode, job.schedule.camera_hz)
     return row, episode, world
 
 
 def gate_score(pose: list[np.ndarray], episode: Episode, rate_hz: float) -> tuple[int, int]:
-    """Frames in which the choice of expert equals the rule of the gate's labels, applied in hindsight to the episode's own
-    proprioception and commands; and all frames in which there was a choice."""
+    """Frames in which the choice of expert equals the rule of the gate's labels, applied in hindsight to the episode's
+    own proprioception and commands; and all frames in which there was a choice."""
     n = len(episode.ticks)  # a frame that ended the episode was not acted upon
     chosen = np.array([t.expert for t in episode.ticks])
     sent = np.array([t.sent_target for t in episode.ticks])
@@ -177,7 +190,8 @@ def gate_score(pose: list[np.ndarray], episode: Episode, rate_hz: float) -> tupl
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of an earlier run; a last line that was cut off is left out. Raises EvaluationError for a file of something else."""
+    """Rows of an earlier run; a last line that was cut off is left out. Raises EvaluationError for a file of something
+    else."""
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = []
@@ -209,10 +223,12 @@ def _open_rows(path: Path) -> Any:
 
 
 def _refuse_unfit(policy: str, path: Path, shared: bool, texts: Sequence[str]) -> None:
-    """Raise what `jobs_for` raises unless the bundle at `path` can drive as `policy`, told `texts`. `shared`: no baseline has it alone."""
+    """Raise what `jobs_for` raises unless the bundle at `path` can drive as `policy`, told `texts`. `shared`: no
+    baseline has it alone."""
     if policy in BASELINES and shared:
         raise EvaluationError(
-            f"policy '{policy}' needs its own bundle: train one with `harmowam train --baseline act`, and evaluate it by itself."
+            f"policy '{policy}' needs its own bundle: train one with `harmowam train --baseline act`, and evaluate it "
+            "by itself."
         )
     bundle = Bundle.load(path)
     kind_of(bundle)
@@ -242,8 +258,8 @@ def jobs_for(
 ) -> list[Job]:
     """All episodes. `tasks` are names of tasks, or instructions.
 
-    Raises BundleError for an instruction that a bundle does not know, EvaluationError for a baseline without its bundle, PolicyError for a
-    policy that a bundle is not.
+    Raises BundleError for an instruction that a bundle does not know, EvaluationError for a baseline without its
+    bundle, PolicyError for a policy that a bundle is not.
     """
     opened = Bundle.load(bundle)
     out = []

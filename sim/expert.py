@@ -24,8 +24,8 @@ MISS = (0.003, 0.003, 0.06)  # how far beside play puts one thing onto another: 
 
 @dataclass(frozen=True)
 class Segment:
-    """Move to `goal` [6] (pose and jaw) in `seconds`; `noise` scales the disturbance; `event`: the jaw moves at once; `precise`: the
-    disturbance has died away at the end."""
+    """Move to `goal` [6] (pose and jaw) in `seconds`; `noise` scales the disturbance; `event`: the jaw moves at once;
+    `precise`: the disturbance has died away at the end."""
 
     goal: np.ndarray
     seconds: float
@@ -63,7 +63,8 @@ def _beside(x: float, y: float, roll: float, offset: float) -> tuple[float, floa
 
 
 def entry(rng: np.random.Generator, x: float, y: float) -> np.ndarray:
-    """Where the descent to (x, y) begins: a little to the side, sometimes far, for the transit expert will not be exact either."""
+    """Where the descent to (x, y) begins: a little to the side, sometimes far, for the transit expert will not be exact
+    either."""
     return np.array([x, y]) + rng.normal(0, FAR_ENTRY_M if rng.random() < FAR_ENTRIES else ENTRY_M, 2)
 
 
@@ -74,7 +75,8 @@ def pick(
     x, y, _ = world.position(item)
     round_ring = item == "ring" and world.layout.environment != "object"
     symmetry = math.pi if item == "bar" else math.pi / 4 if round_ring else math.pi / 2
-    # A bar is taken across: its length runs along the tool's forward axis. A round thing has a heading that nobody can see.
+    # A bar is taken across: its length runs along the tool's forward axis. A round thing has a heading that nobody can
+    # see.
     roll = 0.0 if world.is_round(item) else jaw_roll(world.yaw(item), x, y, symmetry)
     x, y = _beside(x, y, roll, offset)
     hx, hy = entry(rng, x, y)
@@ -99,7 +101,8 @@ def pick(
 def put(
     world: World, rng: np.random.Generator, item: str, goal: str, lift: np.ndarray, z: float, miss: np.ndarray
 ) -> list[Segment]:
-    """Carry what `pick` took (its last pose is `lift`) to `goal`, descend to `z`, open, rise. `miss`: so far beside [x, y, heading]."""
+    """Carry what `pick` took (its last pose is `lift`) to `goal`, descend to `z`, open, rise. `miss`: so far beside [x,
+    y, heading]."""
     task = TASKS[world.layout.task]
     roll, high = float(lift[4]), float(lift[2])
     px, py, _ = world.position(goal)
@@ -154,7 +157,8 @@ def plan(world: World, rng: np.random.Generator) -> list[Segment]:
 
 
 def _next_to(world: World, item: str, other: str, side: str) -> tuple[float, float, str] | None:
-    """Where the tool puts `item` down on the table to one side of `other`, as far off as both need room; None where it cannot."""
+    """Where the tool puts `item` down on the table to one side of `other`, as far off as both need room; None where it
+    cannot."""
     props = {p.name: p for p in TASKS[world.layout.task].props}
     x, y, _ = world.position(other)
     apart = props[item].room + props[other].room + 0.004
@@ -171,7 +175,8 @@ def _next_to(world: World, item: str, other: str, side: str) -> tuple[float, flo
 
 
 def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], str]:
-    """Task-agnostic play: wander, touch things, and often grasp one and let it go somewhere, next to another thing, or on top of it.
+    """Task-agnostic play: wander, touch things, and often grasp one and let it go somewhere, next to another thing, or
+    on top of it.
 
     Also says, in hindsight, what was done.
     """
@@ -221,9 +226,11 @@ def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], st
             opened, leave = drop.copy(), hover.copy()
             opened[5] = leave[5] = OPEN
             out += [
-                Segment(hover, _travel(lift, hover), 1.0), Segment(drop, 0.5, 0.4),
-                Segment(opened, 0.3, 0.0, event=True), Segment(leave, 0.45, 0.3),
-            ]  # fmt: skip
+                Segment(hover, _travel(lift, hover), 1.0),
+                Segment(drop, 0.5, 0.4),
+                Segment(opened, 0.3, 0.0, event=True),
+                Segment(leave, 0.45, 0.3),
+            ]
     else:
         touched = [target]
         if world.layout.task == "press" and rng.random() < 0.7:  # and another one after it
@@ -286,7 +293,8 @@ class Follower:
         seg = self.segments[min(self.index, len(self.segments) - 1)]
         tau = 0.35
         self._ou += -self._ou * dt / tau + np.sqrt(2 * dt / tau) * self.rng.normal(size=6)
-        # The disturbance dies away before a precise end: what follows it (closing, opening) happens where it was meant to.
+        # The disturbance dies away before a precise end: what follows it (closing, opening) happens where it was meant
+        # to.
         left = 1.0 - self.t / seg.seconds if seg.precise else 1.0
         self._gain += (seg.noise * min(1.0, max(0.0, (left - 0.15) / 0.35)) - self._gain) * min(1.0, dt / 0.1)
         return self.clean() + self._ou * self._scale * self._gain, done

@@ -19,8 +19,8 @@ from sim.world import World
 class MujocoPlant:
     """`firmware_bridge.virtual.plant.Plant` over a World: what turns under the servos of `config`, second servos last.
 
-    It only passes values on; whoever owns the World decides when time passes. Of two servos on a joint the first one's goal and speed are
-    the joint's; it is limp when both are, and as strong as both together.
+    It only passes values on; whoever owns the World decides when time passes. Of two servos on a joint the first one's
+    goal and speed are the joint's; it is limp when both are, and as strong as both together.
     """
 
     def __init__(self, world: World, config: ArmConfig):
@@ -54,8 +54,8 @@ def servos(world: World, config: ArmConfig) -> VirtualBus:
 
 
 def virtual_motor(world: World, config: ArmConfig | None = None) -> MotorTick:
-    """A motor tick for `run_episode`: limiter, state machine and servo packets, over memory instead of a port. Arms itself. `config`
-    (default: the shipped simulated arm of the world's family) must be of that family."""
+    """A motor tick for `run_episode`: limiter, state machine and servo packets, over memory instead of a port. Arms
+    itself. `config` (default: the shipped simulated arm of the world's family) must be of that family."""
     config = config or load_robot(f"sim_{world.arm.NAME}").arm
     port = MemoryPort(servos(world, config))
     loop = MotorLoop(Arm(Bus(port, protocol=config.protocol), config))

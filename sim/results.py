@@ -64,7 +64,8 @@ def success_rate(rows: list[Row]) -> float | None:
 
 
 def difference(rows: list[Row], a: str, b: str, environments: tuple[str, ...] = UNSEEN) -> dict[str, float] | None:
-    """Success of policy `a` minus `b` on the same starts; None where they share none. See `statistics.paired_difference`.
+    """Success of policy `a` minus `b` on the same starts; None where they share none. See
+    `statistics.paired_difference`.
 
     The three environments of a seed count as one observation of it: the thing that was drawn is the start.
     """
@@ -83,7 +84,8 @@ def difference(rows: list[Row], a: str, b: str, environments: tuple[str, ...] = 
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:
-    """Per policy: success where training was and elsewhere, relative drop; and the gated policy against the better of the others."""
+    """Per policy: success where training was and elsewhere, relative drop; and the gated policy against the better of
+    the others."""
     home = [r for r in rows if r["start"] == "home"]
     by = grouped(home, "policy", "environment")
     policies: dict[str, dict[str, Any]] = {}
@@ -93,8 +95,10 @@ def summary(rows: list[Row]) -> dict[str, Any]:
         mean = float(np.mean(unseen)) if unseen else None
         seen = rates["seen"]
         policies[policy] = {
-            **rates, "unseen": mean, "relative_drop": None if seen is None or mean is None else relative_drop(seen, mean),
-        }  # fmt: skip
+            **rates,
+            "unseen": mean,
+            "relative_drop": None if seen is None or mean is None else relative_drop(seen, mean),
+        }
     paired = {}
     for name, rivals in (("better single expert", SINGLE), ("better behaviour cloning", CLONING)):
         there = [p for p in rivals if policies.get(p, {}).get("unseen") is not None]
@@ -109,9 +113,17 @@ def _percent(value: float | None, digits: int = 0) -> str:
 
 
 COLUMNS = (
-    "policy", "environment", "episodes", "transit", "interaction given transit", "interaction, near start", "success (95 %)",
-    "relative drop", "gate accuracy", "switches",
-)  # fmt: skip
+    "policy",
+    "environment",
+    "episodes",
+    "transit",
+    "interaction given transit",
+    "interaction, near start",
+    "success (95 %)",
+    "relative drop",
+    "gate accuracy",
+    "switches",
+)
 
 
 def table(rows: list[Row]) -> list[list[str]]:
@@ -127,11 +139,20 @@ def table(rows: list[Row]) -> list[list[str]]:
         seen = total.get(policy, {}).get("seen")
         drop = relative_drop(seen, rate) if seen is not None and rate is not None and environment != "seen" else None
         switches = m["switches_per_episode"]
-        out.append([
-            policy, environment, str(m["episodes"]), _percent(m["transit"]), _percent(m["interaction_given_transit"]),
-            _percent(m["interaction_near"]), "-" if rate is None else f"{_percent(rate)} ({_percent(low)[:-2]}-{_percent(high)[:-2]})",
-            _percent(drop), _percent(m["gate_accuracy"], 1), "-" if switches is None else f"{switches:.1f}",
-        ])  # fmt: skip
+        out.append(
+            [
+                policy,
+                environment,
+                str(m["episodes"]),
+                _percent(m["transit"]),
+                _percent(m["interaction_given_transit"]),
+                _percent(m["interaction_near"]),
+                "-" if rate is None else f"{_percent(rate)} ({_percent(low)[:-2]}-{_percent(high)[:-2]})",
+                _percent(drop),
+                _percent(m["gate_accuracy"], 1),
+                "-" if switches is None else f"{switches:.1f}",
+            ]
+        )
     return out
 
 
@@ -139,7 +160,8 @@ def sentences(rows: list[Row]) -> list[str]:
     """What the summary says, in words."""
     s = summary(rows)
     out = [
-        f"{p}: seen {_percent(v['seen'], 1)}, mean of unseen {_percent(v['unseen'], 1)}, relative drop {_percent(v['relative_drop'], 1)}"
+        f"{p}: seen {_percent(v['seen'], 1)}, mean of unseen {_percent(v['unseen'], 1)}, relative drop "
+        f"{_percent(v['relative_drop'], 1)}"
         for p, v in s["policies"].items()
         if v["unseen"] is not None
     ]

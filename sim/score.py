@@ -1,11 +1,13 @@
-"""What became of an episode, seen with privileged eyes: transit, interaction, how it failed, and the oracle's choice of expert.
+"""What became of an episode, seen with privileged eyes: transit, interaction, how it failed, and the oracle's choice of
+expert.
 
-An episode is a sequence of subgoals: the item and then the goal, or one button after the other. The next is faced when the last is
-done (the item is held, the button is down). *Reached* means that the tool stayed for 0.2 s (longer than a fly-over at transit
-speed takes) within 25 mm of where the subgoal wants it (sideways): most demonstrations enter their descent with a spread of 8 mm, so
-this is three standard deviations, the range in which the precise expert was taught to take over. On the way to the goal it is the
-item in the jaws that must get there. *Transit* succeeded when every subgoal that was faced was reached, or what was carried fell on
-the way; what fails after that is the interaction's. So success = transit x (interaction given transit).
+An episode is a sequence of subgoals: the item and then the goal, or one button after the other. The next is faced when
+the last is done (the item is held, the button is down). *Reached* means that the tool stayed for 0.2 s (longer than a
+fly-over at transit speed takes) within 25 mm of where the subgoal wants it (sideways): most demonstrations enter their
+descent with a spread of 8 mm, so this is three standard deviations, the range in which the precise expert was taught to
+take over. On the way to the goal it is the item in the jaws that must get there. *Transit* succeeded when every subgoal
+that was faced was reached, or what was carried fell on the way; what fails after that is the interaction's. So success
+= transit x (interaction given transit).
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ class Score:
         self._wrong_since: int | None = None
         self._others = [
             p.name for p in self.task.props if p.name != self.roles[0] and world.free_joint(p.name) is not None
-        ]  # fmt: skip
+        ]
         self.pose: list[np.ndarray] = []  # measured, one a frame
 
     def _due(self) -> int:

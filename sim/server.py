@@ -1,5 +1,5 @@
-"""The simulated robot as processes of its own: physics and servo bus in one, cameras in another. The runtime sees a serial
-port and camera slots, nothing else.
+"""The simulated robot as processes of its own: physics and servo bus in one, cameras in another. The runtime sees a
+serial port and camera slots, nothing else.
 
     python -m sim.server --help
 """
@@ -31,11 +31,12 @@ from runtime.robot import load_robot
 
 # Whoever starts the simulator or reads its truth needs no MuJoCo in memory: only the two processes below load it.
 
-# Priorities (common/timing.py): hardware competes with nobody for the processor, but takes nothing from the fast loop either. Servos and
-# rendering, above the slow loop and below the fast one, find a core as soon as they are asked, or a picture would be late for every forward
-# pass of the world model. A transfer waits for nobody, and takes a tenth of a millisecond.
-# A camera hands its pictures over at even intervals, so long after the exposure as reading out and transfer take. A renderer is done
-# when it gets the processor: what it has early waits for that instant, what it has late comes late.
+# Priorities (common/timing.py): hardware competes with nobody for the processor, but takes nothing from the fast loop
+# either. Servos and rendering, above the slow loop and below the fast one, find a core as soon as they are asked, or a
+# picture would be late for every forward pass of the world model. A transfer waits for nobody, and takes a tenth of a
+# millisecond. A camera hands its pictures over at even intervals, so long after the exposure as reading out and
+# transfer take. A renderer is done when it gets the processor: what it has early waits for that instant, what it has
+# late comes late.
 TRANSFER_NS = 8_000_000
 TRUTH_SLOT = "truth.slot"
 ROBOT = "sim_so101"  # unless another one is named
@@ -50,12 +51,19 @@ class SimulatorError(Mendable):
 
 
 def serve(
-    slots: Path, robot: str, seed: int, task: str | None, fps: float, faults: tuple[str, ...] = (), terminal: bool = True
-) -> int:  # fmt: skip
-    """Physics on the wall clock and the bus on a pseudo-terminal (or a socket), until SIGTERM or the death of the parent.
+    slots: Path,
+    robot: str,
+    seed: int,
+    task: str | None,
+    fps: float,
+    faults: tuple[str, ...] = (),
+    terminal: bool = True,
+) -> int:
+    """Physics on the wall clock and the bus on a pseudo-terminal (or a socket), until SIGTERM or the death of the
+    parent.
 
-    `robot`: the simulated robot's file, or its name; its servos are on the bus. `faults`: NAME@SECONDS each, injected into the bus so
-    long after the torque was first switched on.
+    `robot`: the simulated robot's file, or its name; its servos are on the bus. `faults`: NAME@SECONDS each, injected
+    into the bus so long after the torque was first switched on.
     """
     from sim.plant import servos
     from sim.score import Score
@@ -121,8 +129,8 @@ def serve(
 
 
 def serve_cameras(slots: Path, robot: str, seed: int, task: str | None, fps: float) -> int:
-    """Render the newest truth at `fps` into camera slots, stamped with the time of that truth, handed over `TRANSFER_NS` after the tick
-    (at more than 100 fps sooner: within 0.8 of the period)."""
+    """Render the newest truth at `fps` into camera slots, stamped with the time of that truth, handed over
+    `TRANSFER_NS` after the tick (at more than 100 fps sooner: within 0.8 of the period)."""
     from sim.tasks import sample_layout
     from sim.world import CAMERA_SIZE, World
 
@@ -158,9 +166,11 @@ def judged(slots: Path, since_ns: int) -> dict[str, Any]:
     got = SlotReader(slots / TRUTH_SLOT).read()
     _, first, _, now, failure = _TRUTH.unpack_from(got[0]) if got is not None else (0, 0, 0.0, 0, b"")
     return {
-        "success": first > since_ns, "success_after_s": round(max(first - since_ns, 0) * 1e-9, 2), "success_at_end": bool(now),
+        "success": first > since_ns,
+        "success_after_s": round(max(first - since_ns, 0) * 1e-9, 2),
+        "success_at_end": bool(now),
         "failure": "" if now else failure.rstrip(b"\0").decode(),
-    }  # fmt: skip
+    }
 
 
 def start(
@@ -173,7 +183,8 @@ def start(
     terminal: bool = True,
     robot: str = ROBOT,
 ) -> tuple[subprocess.Popen[str], dict[str, str]]:
-    """Start the simulated robot (its file, or its name); returns the process and {"port", "instruction"} once cameras and bus are up."""
+    """Start the simulated robot (its file, or its name); returns the process and {"port", "instruction"} once cameras
+    and bus are up."""
     slots.mkdir(parents=True, exist_ok=True)
     for name in ("front", "wrist"):
         frames_path(slots, name).unlink(missing_ok=True)
@@ -192,7 +203,8 @@ def start(
     ]
     command += [*(["--task", task] if task else []), *(x for f in faults for x in ("--fault", f))]
     command += [] if terminal else ["--socket"]
-    # Its own session: Ctrl-C is the parent's, who ends it; a child that is still importing would answer with a traceback.
+    # Its own session: Ctrl-C is the parent's, who ends it; a child that is still importing would answer with a
+    # traceback.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     try:

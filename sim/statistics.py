@@ -24,9 +24,9 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
 def paired_difference(strata: Mapping[Hashable, Sequence[float]]) -> dict[str, float]:
     """Mean of paired differences with its 95 % interval; every stratum (a task) counts alike.
 
-    A stratum holds one difference per start: +1, 0 or -1, or their mean over the environments that share the start, so that what
-    is equal in them is not counted twice. With one stratum this is the Wald interval of matched pairs (Agresti, Categorical Data
-    Analysis, 10.1). `lower95` is the one-sided bound. Raises ValueError without any pair.
+    A stratum holds one difference per start: +1, 0 or -1, or their mean over the environments that share the start, so
+    that what is equal in them is not counted twice. With one stratum this is the Wald interval of matched pairs
+    (Agresti, Categorical Data Analysis, 10.1). `lower95` is the one-sided bound. Raises ValueError without any pair.
     """
     groups = [np.asarray(d, float) for d in strata.values() if len(d)]
     if not groups:
@@ -34,16 +34,20 @@ def paired_difference(strata: Mapping[Hashable, Sequence[float]]) -> dict[str, f
     mean = float(np.mean([g.mean() for g in groups]))
     error = math.sqrt(sum(g.var() / len(g) for g in groups)) / len(groups)
     return {
-        "difference": mean, "low": mean - Z95 * error, "high": mean + Z95 * error, "lower95": mean - Z95_ONE_SIDED * error,
+        "difference": mean,
+        "low": mean - Z95 * error,
+        "high": mean + Z95 * error,
+        "lower95": mean - Z95_ONE_SIDED * error,
         "pairs": sum(len(g) for g in groups),
-    }  # fmt: skip
+    }
 
 
 def paired_lower_bound(better: int, worse: int, pairs: int, z: float = Z95_ONE_SIDED) -> float:
-    """Lower confidence bound of a difference of paired proportions by Tango's score interval (Statistics in Medicine 17, 1998).
+    """Lower confidence bound of a difference of paired proportions by Tango's score interval (Statistics in Medicine
+    17, 1998).
 
-    `better`: pairs that only the candidate won; `worse`: that only the reference won. Unlike a normal interval it does not
-    collapse to a point when no pair differs.
+    `better`: pairs that only the candidate won; `worse`: that only the reference won. Unlike a normal interval it does
+    not collapse to a point when no pair differs.
     """
 
     def score(d: float) -> float:

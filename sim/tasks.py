@@ -1,7 +1,7 @@
 """Six table-top tasks and four environments: what stands where, what is asked for, and when physics says it is done.
 
-Regions: demonstrations of tasks cover `SEEN` of the table; the "position" environment puts what is to be grasped (and where it
-goes, when there is room) into `UNSEEN`. Play covers both. Nothing here is ever shown to a policy.
+Regions: demonstrations of tasks cover `SEEN` of the table; the "position" environment puts what is to be grasped (and
+where it goes, when there is room) into `UNSEEN`. Play covers both. Nothing here is ever shown to a policy.
 """
 
 from __future__ import annotations
@@ -47,14 +47,16 @@ class Prop:
 
 @dataclass(frozen=True)
 class Task:
-    """`instructions` maps each text to its roles: (item, goal), or the buttons in the order to press them. Heights of the tool, m."""
+    """`instructions` maps each text to its roles: (item, goal), or the buttons in the order to press them. Heights of
+    the tool, m."""
 
     name: str
     props: tuple[Prop, ...]
     instructions: dict[str, tuple[str, ...]]
     grasp_z: float = 0.014
     place_z: float = 0.022
-    # From the item's centre to the tool, sideways, m. The moving jaw pushes everything against the fixed one, 18 mm from the tool.
+    # From the item's centre to the tool, sideways, m. The moving jaw pushes everything against the fixed one, 18 mm
+    # from the tool.
     grasp_offset: float = -0.002
     place_offset: float = 0.0055
 
@@ -65,42 +67,65 @@ TASKS = {
     task.name: task
     for task in (
         Task(
-            "plate", (RED, BLUE, Prop("plate", 0.043, 0.0)),
+            "plate",
+            (RED, BLUE, Prop("plate", 0.043, 0.0)),
             {f"put the {c} cube on the plate": (f"{c}_cube", "plate") for c in ("red", "blue")},
         ),
         Task(
-            "stack", (RED, BLUE),
-            {f"stack the {a} cube on the {b} cube": (f"{a}_cube", f"{b}_cube") for a, b in (("red", "blue"), ("blue", "red"))},
+            "stack",
+            (RED, BLUE),
+            {
+                f"stack the {a} cube on the {b} cube": (f"{a}_cube", f"{b}_cube")
+                for a, b in (("red", "blue"), ("blue", "red"))
+            },
             place_z=0.040,
         ),
         Task(
-            "peg", (Prop("peg", 0.030), Prop("block", 0.042)), {"put the peg into the hole": ("peg", "block")},
-            grasp_z=0.028, place_z=0.040, grasp_offset=0.003, place_offset=0.010,
+            "peg",
+            (Prop("peg", 0.030), Prop("block", 0.042)),
+            {"put the peg into the hole": ("peg", "block")},
+            grasp_z=0.028,
+            place_z=0.040,
+            grasp_offset=0.003,
+            place_offset=0.010,
         ),
         Task(
-            "slot", (Prop("bar", 0.038), Prop("tray", 0.045)), {"lay the bar into the tray": ("bar", "tray")},
-            grasp_z=0.013, place_z=0.024, grasp_offset=0.003, place_offset=0.010,
+            "slot",
+            (Prop("bar", 0.038), Prop("tray", 0.045)),
+            {"lay the bar into the tray": ("bar", "tray")},
+            grasp_z=0.013,
+            place_z=0.024,
+            grasp_offset=0.003,
+            place_offset=0.010,
         ),
         Task(
-            "ring", (Prop("ring", 0.036), Prop("post", 0.036)), {"hang the ring on the post": ("ring", "post")},
-            grasp_z=0.0135, place_z=0.018, grasp_offset=0.0315, place_offset=0.0345,
+            "ring",
+            (Prop("ring", 0.036), Prop("post", 0.036)),
+            {"hang the ring on the post": ("ring", "post")},
+            grasp_z=0.0135,
+            place_z=0.018,
+            grasp_offset=0.0315,
+            place_offset=0.0345,
         ),
         Task(
-            "press", tuple(Prop(f"{c}_button", 0.022, 0.0) for c in COLOURS),
+            "press",
+            tuple(Prop(f"{c}_button", 0.022, 0.0) for c in COLOURS),
             {
                 f"press the {a} button and then the {b} button": (f"{a}_button", f"{b}_button")
                 for a, b in (("red", "green"), ("green", "blue"), ("blue", "red"))
             },
-            grasp_z=0.014, grasp_offset=0.0,
+            grasp_z=0.014,
+            grasp_offset=0.0,
         ),
     )
-}  # fmt: skip
+}
 INSTRUCTIONS: dict[str, str] = {text: t.name for t in TASKS.values() for text in t.instructions}
 
 
 @dataclass(frozen=True)
 class Look:
-    """Table top (a material, or "" for the plain one), brightness of the lights, where the clutter stands [(x, y, yaw)]."""
+    """Table top (a material, or "" for the plain one), brightness of the lights, where the clutter stands [(x, y,
+    yaw)]."""
 
     table: str = ""
     colour: tuple[float, float, float] = (0.62, 0.58, 0.54)
@@ -115,8 +140,8 @@ class Look:
 
 @dataclass(frozen=True)
 class Layout:
-    """One start. `places` maps body -> (x, y, yaw); `start` is the end-effector pose [5], `jaw` its opening (rad); `pressed` are the
-    buttons that are lit already."""
+    """One start. `places` maps body -> (x, y, yaw); `start` is the end-effector pose [5], `jaw` its opening (rad);
+    `pressed` are the buttons that are lit already."""
 
     task: str
     instruction: str
@@ -139,9 +164,7 @@ def _spot(rng: np.random.Generator, region: Region) -> np.ndarray:
             return p
 
 
-def _scatter(
-    rng: np.random.Generator, props: tuple[Prop, ...], regions: dict[str, Region]
-) -> Places | None:  # fmt: skip
+def _scatter(rng: np.random.Generator, props: tuple[Prop, ...], regions: dict[str, Region]) -> Places | None:
     """Places for all props, apart from one another; None when they found no room."""
     placed: Places = {}
     for prop in props:
@@ -159,7 +182,7 @@ def _scatter(
     return placed
 
 
-def _row(rng: np.random.Generator, region: Region) -> Places:  # fmt: skip
+def _row(rng: np.random.Generator, region: Region) -> Places:
     """Three buttons in a row, their colours in any order."""
     while True:
         centre, turn = _spot(rng, region), rng.uniform(-0.5, 0.5)
@@ -171,7 +194,8 @@ def _row(rng: np.random.Generator, region: Region) -> Places:  # fmt: skip
 
 
 def sample_look(rng: np.random.Generator, environment: str, places: Places) -> Look:
-    """What the table looks like: plain for "seen", "position" and "object"; other top, light and clutter for "background" and "play"."""
+    """What the table looks like: plain for "seen", "position" and "object"; other top, light and clutter for
+    "background" and "play"."""
     if environment not in ("background", "play"):
         return Look()
     table = str(rng.choice(TABLES[environment]))
@@ -190,9 +214,14 @@ def sample_look(rng: np.random.Generator, environment: str, places: Places) -> L
     base = np.clip(np.array(Look().colour) * shade + rng.uniform(-spread, spread, 3), 0, 1)
     light = (float(rng.uniform(-0.6, 0.4)), float(rng.uniform(-0.6, 0.6)), -1.0)
     return Look(
-        table, (float(base[0]), float(base[1]), float(base[2])), float(rng.uniform(0.30, 0.60)), float(rng.uniform(0.25, 0.45)),
-        light, tuple(clutter), int(rng.integers(1, 2**31)) if environment == "play" else 0,
-    )  # fmt: skip
+        table,
+        (float(base[0]), float(base[1]), float(base[2])),
+        float(rng.uniform(0.30, 0.60)),
+        float(rng.uniform(0.25, 0.45)),
+        light,
+        tuple(clutter),
+        int(rng.integers(1, 2**31)) if environment == "play" else 0,
+    )
 
 
 def sample_layout(

@@ -1,7 +1,8 @@
-"""The oracle future: what the world model should have predicted, from a scripted expert that goes on from the present state.
+"""The oracle future: what the world model should have predicted, from a scripted expert that goes on from the present
+state.
 
-It tells apart a bad prediction from a bad use of it: with the true future in place of the predicted one, what still fails is the
-reactive expert's. Privileged; for evaluation only.
+It tells apart a bad prediction from a bad use of it: with the true future in place of the predicted one, what still
+fails is the reactive expert's. Privileged; for evaluation only.
 """
 
 from __future__ import annotations

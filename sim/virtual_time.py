@@ -25,8 +25,8 @@ MS = 1_000_000
 class Schedule:
     """Rates (Hz) and latencies (ms) of the virtual robot. The defaults are what the real-time loop shows on two cores.
 
-    The slow loop begins at `slow_hz`, or when it is done with what it began before if that is later. Success must last for `rest_s`; what
-    that is longer than usual comes on top of the limit.
+    The slow loop begins at `slow_hz`, or when it is done with what it began before if that is later. Success must last
+    for `rest_s`; what that is longer than usual comes on top of the limit.
     """
 
     camera_hz: float = 25.0
@@ -63,9 +63,11 @@ def run_episode(
     limit_s: float = 12.0,
     watch: Watcher | None = None,
 ) -> Episode:
-    """Drive `world` (already reset) to success or `limit_s` of virtual time. `motor_tick(now, newest command)` moves the servos.
+    """Drive `world` (already reset) to success or `limit_s` of virtual time. `motor_tick(now, newest command)` moves
+    the servos.
 
-    Pictures are rendered only when a step will look at them: a fast step that does not listen leaves most frames to nobody.
+    Pictures are rendered only when a step will look at them: a fast step that does not listen leaves most frames to
+    nobody.
     """
     out = Episode()
     fast.reset()

@@ -31,7 +31,8 @@ def _end_with(parent: int) -> None:
 def spawned(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int | None = None) -> Iterator[Result]:
     """Results of `work` in the order in which they come, from `workers` processes (default: one a core).
 
-    Raises WorkerError when one of them was killed (for which `multiprocessing.Pool` would wait for ever), and what `work` raises.
+    Raises WorkerError when one of them was killed (for which `multiprocessing.Pool` would wait for ever), and what
+    `work` raises.
     """
     pool = ProcessPoolExecutor(
         workers or os.cpu_count(), mp_context=mp.get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),)
@@ -41,7 +42,8 @@ def spawned(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int | N
             yield done.result()
     except BrokenProcessPool as e:
         raise WorkerError(
-            "a worker process was killed, most likely because memory ran out: the same command with fewer --workers goes on."
+            "a worker process was killed, most likely because memory ran out: the same command with fewer --workers "
+            "goes on."
         ) from e
     finally:
         pool.shutdown(cancel_futures=True)

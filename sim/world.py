@@ -1,7 +1,7 @@
 """The simulated robot and its table: MuJoCo physics, servos with finite speed, latency and resolution, two cameras.
 
-One `World` is one episode's worth of reality. It knows nothing of policies or buses: joint goals go in (radians, through
-`set_goals`), positions and pictures come out. `sim.plant` puts the virtual servo bus on top of it.
+One `World` is one episode's worth of reality. It knows nothing of policies or buses: joint goals go in (radians,
+through `set_goals`), positions and pictures come out. `sim.plant` puts the virtual servo bus on top of it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class WorldError(Mendable):
 
 
 def compiled(task: str, arm: Family = ARM) -> mujoco.MjModel:
-    """The model of a task (the name of a file in assets/) with an arm at its table; raises WorldError for a family without one."""
+    """The model of a task (the name of a file in assets/) with an arm at its table; raises WorldError for a family
+    without one."""
     if not (ASSETS / f"arms/{arm.NAME}.xml").is_file():
         raise WorldError(f"the arm family '{arm.NAME}' has no simulated arm: add sim/assets/arms/{arm.NAME}.xml.")
     files = {p.name: p.read_bytes() for p in (ASSETS / "table_top.xml", ASSETS / f"arms/{arm.NAME}.xml")}
@@ -49,7 +50,8 @@ def compiled(task: str, arm: Family = ARM) -> mujoco.MjModel:
     joints = tuple(model.joint(k).name for k in range(len(arm.JOINTS)))
     if joints != arm.JOINTS or model.nu != len(arm.JOINTS):
         raise WorldError(
-            f"sim/assets/arms/{arm.NAME}.xml has joints {', '.join(joints)}: it must have those of the family, an actuator each "
+            f"sim/assets/arms/{arm.NAME}.xml has joints {', '.join(joints)}: it must have those of the family, an "
+            "actuator each "
             f"({', '.join(arm.JOINTS)})."
         )
     return model
@@ -80,14 +82,16 @@ class Scene:
         roots = m.body_rootid[m.geom_bodyid]
         self.things = [i for i, b in enumerate(bodies) if roots[i] not in no_things and not b.startswith("distractor")]
         foreign = [i for i, b in enumerate(bodies) if b.startswith("distractor")]
-        # What has one colour: the walls of a tray, the cap of a button, its base. A hole stays dark, and a red cap red: it is called so.
+        # What has one colour: the walls of a tray, the cap of a button, its base. A hole stays dark, and a red cap red:
+        # it is called so.
         parts: dict[tuple[str, str], list[int]] = {}
         for i in [*self.things, *foreign]:
             if i not in self.unseen and names[i] not in ("hole", "floor_of_tray"):
                 parts.setdefault((bodies[i], names[i].rstrip("0123456789")), []).append(i)
         self.coloured = [(geoms, _named_channel(part or body)) for (body, part), geoms in parts.items()]
         self.shapes = tuple(a.copy() for a in (m.geom_type, m.geom_size, m.geom_pos, m.geom_aabb, m.geom_rbound))
-        # Bodies of one or two geoms may change their proportions, what is put together from several (ring, tray, block) its width.
+        # Bodies of one or two geoms may change their proportions, what is put together from several (ring, tray, block)
+        # its width.
         self.simple: dict[int, list[int]] = {}
         for i in self.things:
             if i not in self.unseen and m.geom_type[i] in (BOX, CYLINDER):
@@ -238,13 +242,17 @@ class World:
         return self.arm.forward(self.measured)
 
     def set_goals(
-        self, goal_rad: np.ndarray, torque_on: np.ndarray | None = None, speed_rad_s: np.ndarray | None = None,
+        self,
+        goal_rad: np.ndarray,
+        torque_on: np.ndarray | None = None,
+        speed_rad_s: np.ndarray | None = None,
         torque_limit: np.ndarray | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """New goal registers; angles are rounded to servo steps and cut to the joint limits. `torque_limit` in [0, 1].
 
-        A joint whose torque has not been on since `reset` is held at the start pose by a brake, so that an arm waits for its first torque
-        however long it takes. The first torque opens the brake for good: without torque the joint is limp from then on.
+        A joint whose torque has not been on since `reset` is held at the start pose by a brake, so that an arm waits
+        for its first torque however long it takes. The first torque opens the brake for good: without torque the joint
+        is limp from then on.
         """
         goal = np.clip(np.round(np.asarray(goal_rad, float) / RAD_PER_STEP) * RAD_PER_STEP, *self._limits)
         if torque_on is not None:
@@ -333,7 +341,7 @@ class World:
                 scene.renderer.close()
                 scene.renderer = None
 
-    # -- the truth: for the scripted expert and the judges, never for a policy -------------------------------------------
+    # -- the truth: for the scripted expert and the judges, never for a policy -----------------------------------------
 
     def position(self, body: str) -> np.ndarray:
         """True centre of a body [3], m (a fixed one: its foot)."""

@@ -20,8 +20,8 @@ ABSENT_S = pytest.StashKey[float]()
 
 
 def pytest_collection_modifyitems(config, items):
-    """A test on the wall clock that fails while the machine held back its processors counts for nothing: it runs again, twice at
-    most, and the summary lists it. One that fails on a machine that kept its time has failed."""
+    """A test on the wall clock that fails while the machine held back its processors counts for nothing: it runs again,
+    twice at most, and the summary lists it. One that fails on a machine that kept its time has failed."""
     clocked = [item for item in items if item.get_closest_marker("wall_clock")]
     if clocked and not config.option.collectonly:
         config.stash[WITNESS] = Witness(config._tmp_path_factory.mktemp("witness") / "absent_s")

@@ -1,4 +1,5 @@
-"""A robot on the bench, without physics: virtual servos on a pseudo-terminal, two cameras in slots, a robot file that names them."""
+"""A robot on the bench, without physics: virtual servos on a pseudo-terminal, two cameras in slots, a robot file that
+names them."""
 
 import gc
 import json
@@ -70,7 +71,8 @@ class Bench:
     def __init__(self, folder: Path, size: tuple[int, int] = (320, 240)):
         self.folder = folder
         gc.collect()
-        gc.freeze()  # the loop collects once; a heap with torch in it takes 0.3 s, and these servos are threads of the same process
+        # the loop collects once; a heap with torch in it takes 0.3 s, and these servos are threads of the same process
+        gc.freeze()
         folder.mkdir(parents=True, exist_ok=True)
         self.servos = VirtualBus(IDS, KinematicPlant(np.array(START) * 4096 / (2 * np.pi) + 2048))
         prefer(3)  # for the threads that stand in for hardware, if we may
@@ -87,10 +89,11 @@ class Bench:
         text = text.replace("[arm]", "[arm]\nlower_speed = 2.0\nrelease_s = 0.4")  # impatient
         head, front, wrist = text.split("[camera.")
         front, wrist = (
-            part.replace('source = "sim"', f'source = "slot:{frames_path(folder, name)}"')
-            .replace('calibration = "sim"', f'calibration = "{name}.json"')
+            part.replace('source = "sim"', f'source = "slot:{frames_path(folder, name)}"').replace(
+                'calibration = "sim"', f'calibration = "{name}.json"'
+            )
             for name, part in (("front", front), ("wrist", wrist))
-        )  # fmt: skip
+        )
         self.robot_file = folder / "bench.toml"
         self.robot_file.write_text("[camera.".join((head, front, wrist)))
 

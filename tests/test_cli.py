@@ -62,7 +62,7 @@ def refusal(*args):
         (["export", "--units", "rad"], "--units means nothing without --dataset"),
         (["export", "--cameras", "c"], "--cameras means nothing without --dataset"),
     ],
-)  # fmt: skip
+)
 def test_an_option_that_would_do_nothing_is_refused(options, said):
     assert said in refusal(*options)
 
@@ -302,7 +302,8 @@ def test_a_signal_before_the_arm_is_armed_ends_the_guard_too(bench, bundle, numb
 
 
 def test_the_unit_for_systemd_lets_guard_and_motor_process_outlive_the_policy():
-    """systemd kills what is left of a unit when its main process dies, unless it is told not to: nobody would lower the arm."""
+    """systemd kills what is left of a unit when its main process dies, unless it is told not to: nobody would lower the
+    arm."""
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.read(Path(__file__).parent.parent / "runtime/jetson/harmowam.service")
     assert unit["Service"]["KillMode"] == "process" and unit["Service"]["KillSignal"] == "SIGTERM"
@@ -330,9 +331,13 @@ def test_a_demo_whose_folder_cannot_be_made_is_refused():
 def test_ctrl_c_while_the_simulator_starts_ends_quietly_and_leaves_nothing(bundle):
     command = [sys.executable, "-m", "harmowam.cli", "run", "--bundle", str(bundle), "--task", TASK, "--seconds", "60"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    ) as group:  # fmt: skip
+    ) as group:
         assert any("starting the simulated robot" in line for line in group.stdout)
         time.sleep(0.3)  # it is still importing
         children = [int(p) for p in Path(f"/proc/{group.pid}/task/{group.pid}/children").read_text().split()]

@@ -1,4 +1,5 @@
-"""How `harmowam run` ends when somebody dies or something fails: the exit code says what the arm is doing (docs/arm.md)."""
+"""How `harmowam run` ends when somebody dies or something fails: the exit code says what the arm is doing
+(docs/arm.md)."""
 
 import os
 import signal

@@ -31,9 +31,15 @@ from runtime.robot import SHIPPED, RobotFile, arm_config
 from tests.tiny import tiny_bundle
 
 TOPS = (
-    runtime.robot.RobotFile, runtime.manifest.Manifest, calibration.store.Record, calibration.camera.CameraFile,
-    calibration.joints.JointsFile, calibration.joints.LeRobotJoint, calibration.check.ReferenceFile, runtime.observe.profile.Report,
-)  # fmt: skip
+    runtime.robot.RobotFile,
+    runtime.manifest.Manifest,
+    calibration.store.Record,
+    calibration.camera.CameraFile,
+    calibration.joints.JointsFile,
+    calibration.joints.LeRobotJoint,
+    calibration.check.ReferenceFile,
+    runtime.observe.profile.Report,
+)
 
 
 def endless(kind: Any, where: str, metas: tuple[Any, ...] = ()) -> list[str]:

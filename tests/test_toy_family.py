@@ -1,5 +1,5 @@
-"""A fourth arm family, added as docs/ARCHITECTURE.md says: a Python file, a robot file, and a MuJoCo file to simulate it. No other file
-is touched, and the tests of all families hold for it, too."""
+"""A fourth arm family, added as docs/ARCHITECTURE.md says: a Python file, a robot file, and a MuJoCo file to simulate
+it. No other file is touched, and the tests of all families hold for it, too."""
 
 import os
 import re
@@ -38,7 +38,10 @@ def run(tree, *command):
 
 
 def test_it_is_known_by_its_name(tree):
-    asked = "from runtime.robot import load_robot as r; from firmware_bridge.arms import FAMILIES; print(r('toy').family.NAME, *FAMILIES)"
+    asked = (
+        "from runtime.robot import load_robot as r; from firmware_bridge.arms import FAMILIES; "
+        "print(r('toy').family.NAME, *FAMILIES)"
+    )
     done = run(tree, "-c", asked)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["toy", "koch", "so101", "toy", "viperx"]

@@ -1,4 +1,5 @@
-"""A bundle of toy engines with the tensors of the real ones: made in milliseconds, for tests of everything round the models."""
+"""A bundle of toy engines with the tensors of the real ones: made in milliseconds, for tests of everything round the
+models."""
 
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,28 @@ from runtime.manifest import (
 TASK = "put the red cube on the plate"
 SIDE = 48
 FRONT: dict[str, Any] = {
-    "schema": 1, "name": "front", "width": 96, "height": 96, "D": [],
+    "schema": 1,
+    "name": "front",
+    "width": 96,
+    "height": 96,
+    "D": [],
     "K": [[131.879, 0, 47.5], [0, 131.879, 47.5], [0, 0, 1]],
     "T_base_from_cam": [[0, 0.73991, -0.67271, 0.5], [1, 0, 0, 0], [0, -0.67271, -0.73991, 0.36], [0, 0, 0, 1]],
-}  # fmt: skip
+}
 WRIST = {**FRONT, "name": "wrist", "K": [[62.555, 0, 47.5], [0, 62.555, 47.5], [0, 0, 1]], "T_base_from_cam": None}
 IMAGE, FUTURE, STATE = [1, 3, 96, 96], [3, 16, 12, 12], [1, 4]
 INPUTS: dict[str, dict[str, list[int]]] = {
     "world_model": {"front": IMAGE, "text": [1, 32], "proprio": STATE, "noise": [1, 48, 12, 12]},
-    "predictive": {"wrist": IMAGE, "latent": [1, 16, 12, 12], "tokens": [1, 36, 96], "proprio": STATE, "noise": [1, 16, 6]},
+    "predictive": {
+        "wrist": IMAGE,
+        "latent": [1, 16, 12, 12],
+        "tokens": [1, 36, 96],
+        "proprio": STATE,
+        "noise": [1, 16, 6],
+    },
     "fast": {"front": IMAGE, "wrist": IMAGE, "future": FUTURE, "proprio": STATE},
     "decoder": {"future": FUTURE},
-}  # fmt: skip
+}
 
 
 def outputs(gate: float) -> dict[str, dict[str, np.ndarray]]:
@@ -45,11 +56,15 @@ def outputs(gate: float) -> dict[str, dict[str, np.ndarray]]:
     chunk = np.zeros((1, 16, 6), np.float32)
     chunk[..., 5] = 1.0
     said: dict[str, dict[str, Any]] = {
-        "world_model": {"latent": np.zeros((1, 16, 12, 12)), "tokens": np.zeros((1, 36, 96)), "future": np.zeros(FUTURE)},
+        "world_model": {
+            "latent": np.zeros((1, 16, 12, 12)),
+            "tokens": np.zeros((1, 36, 96)),
+            "future": np.zeros(FUTURE),
+        },
         "predictive": {"chunk": chunk},
         "fast": {"heat": heat.reshape(1, -1), "reach": np.array([[0.06, 1.4, 0.0]]), "gate": np.array([[gate, 1.0]])},
         "decoder": {"frames": np.linspace(-1, 1, 3 * 3 * 96 * 96).reshape(3, 3, 96, 96)},
-    }  # fmt: skip
+    }
     return {e: {k: np.asarray(v, np.float32) for k, v in o.items()} for e, o in said.items()}
 
 
@@ -87,14 +102,17 @@ def save_tiny(
         write_engine(work / f"{name}.onnx", inputs[name], said[name])
     (work / "samples.npz").write_bytes(b"none")
     usual: dict[str, Any] = {
-        "licence": "Apache-2.0", "arm_family": "so101", "cameras": {"front": FRONT, "wrist": WRIST}, "quantization": {"format": "fp32"},
+        "licence": "Apache-2.0",
+        "arm_family": "so101",
+        "cameras": {"front": FRONT, "wrist": WRIST},
+        "quantization": {"format": "fp32"},
         "engines": {k: EngineFiles(f"onnx/{k}.onnx", inputs[k], list(said[k])) for k in inputs},
         "preprocess": Preprocess([96, 96], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
         "joints": [JointLimits(n, float(a), float(b)) for n, a, b in zip(JOINTS, so101.LOWER, so101.UPPER)],
         "links": so101.lengths,
         "tasks": {TASK: [0.1] * 32, "put the blue cube on the plate": [0.2] * 32},
         "rates": Rates(fast_hz=50.0, slow_hz=8.0, motor_hz=100.0),
-    }  # fmt: skip
+    }
     manifest = Manifest(**{**usual, **differs})
     files = {"samples.npz": work / "samples.npz", **{f"onnx/{k}.onnx": work / f"{k}.onnx" for k in inputs}}
     out = folder / f"{manifest.name}.bundle"
@@ -105,13 +123,15 @@ def save_tiny(
 def tiny_bundle(folder: Path, gate: float = 0.1) -> Path:
     """Write a bundle into `folder`; `gate` is the interaction probability that its fast engine gives."""
     return save_tiny(
-        folder, INPUTS, outputs(gate),
+        folder,
+        INPUTS,
+        outputs(gate),
         name="tiny",
         chunk=Chunk(16, 50, [[0.0] * 6] * 16, [[1.0] * 6] * 16),
         proprio=["z", "pitch", "roll", "gripper"],
         gate=Gate(on=0.5, off=0.5),
         reactive=Reactive(SIDE),
-    )  # fmt: skip
+    )
 
 
 def tiny_chunk_bundle(
@@ -120,7 +140,12 @@ def tiny_chunk_bundle(
     """A bundle of kind chunk whose engine always plans the joint angles `targets` [K,6] (rad)."""
     chunk = np.asarray(targets, np.float32)[None]
     fields: dict[str, Any] = {
-        "name": "tiny-chunk", "policy": PolicyKind("chunk"), "chunk": Chunk(len(targets), dt_ms), "proprio": list(JOINTS),
-        "gate": Gate(on=1.0, off=1.0), "reactive": Reactive(), **differs,
-    }  # fmt: skip
+        "name": "tiny-chunk",
+        "policy": PolicyKind("chunk"),
+        "chunk": Chunk(len(targets), dt_ms),
+        "proprio": list(JOINTS),
+        "gate": Gate(on=1.0, off=1.0),
+        "reactive": Reactive(),
+        **differs,
+    }
     return save_tiny(folder, {"chunk": inputs}, {"chunk": {"chunk": chunk}}, **fields)

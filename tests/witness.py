@@ -1,8 +1,9 @@
-"""Whether the machine held back its processors while a test on the wall clock ran: a witness process, one thread a core.
+"""Whether the machine held back its processors while a test on the wall clock ran: a witness process, one thread a
+core.
 
-A virtual machine whose host is busy stands still for tens of milliseconds, mostly without booking it as stolen time. A loop of
-50 Hz rightly degrades or holds then, so such a test says nothing about the code. The witness runs before all others where that
-is permitted: it is late only when the machine is, not when the code under test takes too long.
+A virtual machine whose host is busy stands still for tens of milliseconds, mostly without booking it as stolen time. A
+loop of 50 Hz rightly degrades or holds then, so such a test says nothing about the code. The witness runs before all
+others where that is permitted: it is late only when the machine is, not when the code under test takes too long.
 """
 
 import os

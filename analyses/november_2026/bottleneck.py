@@ -2,8 +2,9 @@
 
     python -m analyses.november_2026.bottleneck
 
-Open loop, so that errors do not add up: every row is a state that the scripted expert was in, on starts that no training and no test has.
-The distances are on the table, from where the gripper acted next (closed, opened, pressed) to where a model says that it will.
+Open loop, so that errors do not add up: every row is a state that the scripted expert was in, on starts that no
+training and no test has. The distances are on the table, from where the gripper acted next (closed, opened, pressed) to
+where a model says that it will.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ SEED = 77_000  # training collects with 0
 
 @torch.no_grad()
 def everything(m: HarmoWam, data: Demonstrations, labels: Labels, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """What the models say at `rows`: heat maps (from the world model, from the reactive expert with predicted and with true frames),
-    contact maps, action chunks, gate."""
+    """What the models say at `rows`: heat maps (from the world model, from the reactive expert with predicted and with
+    true frames), contact maps, action chunks, gate."""
     state = (torch.from_numpy(labels.proprio) - m.proprio_mean) / m.proprio_std
     generator = torch.Generator().manual_seed(0)
     out: dict[str, list[Tensor]] = {}
@@ -52,9 +53,17 @@ def everything(m: HarmoWam, data: Demonstrations, labels: Labels, rows: np.ndarr
         noise = torch.randn(len(part), m.cfg.chunk, 6, generator=generator)
         chunk = m.predictive.generate(noise, memory, m.cfg.action_steps) * m.action_std + m.action_mean
         said = {
-            "where": m.world.acts_next(mid), "heat": heat, "z": reach[:, 0], "roll": reach[:, 2], "heat_true": heat_true,
-            "z_true": reach_true[:, 0], "contact": contact, "turn": turn, "chunk": chunk, "gate": m.gate(wrist, now, state[part])[:, 0],
-        }  # fmt: skip
+            "where": m.world.acts_next(mid),
+            "heat": heat,
+            "z": reach[:, 0],
+            "roll": reach[:, 2],
+            "heat_true": heat_true,
+            "z_true": reach_true[:, 0],
+            "contact": contact,
+            "turn": turn,
+            "chunk": chunk,
+            "gate": m.gate(wrist, now, state[part])[:, 0],
+        }
         for name, x in said.items():
             out.setdefault(name, []).append(x)
     return {name: torch.cat(x).numpy() for name, x in out.items()}
@@ -73,8 +82,8 @@ def peak(logits: np.ndarray, side: int) -> np.ndarray:
 
 
 def report(m: HarmoWam, data: Demonstrations, labels: Labels, every: int) -> tuple[dict[str, str], dict[str, str]]:
-    """What each model is off by (median, and a share), and task by task the share of transits that the reactive expert would end within
-    15 mm."""
+    """What each model is off by (median, and a share), and task by task the share of transits that the reactive expert
+    would end within 15 mm."""
     rows = np.flatnonzero(np.isin(data.next_event, data.events))[::every]
     said = everything(m, data, labels, rows)
     transit, near = labels.gate[rows] < 0.5, labels.gate[rows] > 0.5
@@ -98,7 +107,8 @@ def report(m: HarmoWam, data: Demonstrations, labels: Labels, every: int) -> tup
         )
 
     def heading(which: np.ndarray) -> str:
-        """How far the reactive expert's heading is from the one at the contact; only bars and what is square have one."""
+        """How far the reactive expert's heading is from the one at the contact; only bars and what is square have
+        one."""
         off = np.abs(said["roll"] * float(m.reach_std[2]) + float(m.reach_mean[2]) - labels.reach[rows, 2])
         return f"{np.median(np.rad2deg(off[which])):.0f} / {np.percentile(np.rad2deg(off[which]), 90):.0f} deg"
 

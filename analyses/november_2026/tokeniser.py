@@ -2,8 +2,9 @@
 
     python -m analyses.november_2026.tokeniser [--checkpoint FILE ...]
 
-It reads the demonstrations that the study bottleneck.py collected (out/held_out), prints the signal-to-noise ratio by environment and
-draws docs/images/tokeniser.png: a row of pictures, and for each checkpoint a row of what it makes of them.
+It reads the demonstrations that the study bottleneck.py collected (out/held_out), prints the signal-to-noise ratio by
+environment and draws docs/images/tokeniser.png: a row of pictures, and for each checkpoint a row of what it makes of
+them.
 """
 
 from __future__ import annotations

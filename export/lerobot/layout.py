@@ -36,8 +36,9 @@ class DataError(Mendable):
 class Episode:
     """One demonstration of T rows at the dataset's rate.
 
-    `images`: camera name -> uint8[T,H,W,3] (RGB); `state`: float32[T,6] measured joint positions and `action`: float32[T,6] joint
-    goals, rad, gripper last; `task`: the instruction; `extra`: what else is to be kept of it, one value a name.
+    `images`: camera name -> uint8[T,H,W,3] (RGB); `state`: float32[T,6] measured joint positions and `action`:
+    float32[T,6] joint goals, rad, gripper last; `task`: the instruction; `extra`: what else is to be kept of it, one
+    value a name.
     """
 
     images: dict[str, np.ndarray]

@@ -21,14 +21,16 @@ from export.lerobot.layout import PICTURES, DataError
 from runtime.preprocess import Warp
 
 SIZE = 96
-# From so many pictures on, processes decode into the cache: threads get in each other's way at Python's lock (16 of them on 16 cores read
-# 4,500 pictures a second, two on two cores 5,000 to 7,000, two processes 8,700), and a process takes a second to start.
+# From so many pictures on, processes decode into the cache: threads get in each other's way at Python's lock (16 of
+# them on 16 cores read 4,500 pictures a second, two on two cores 5,000 to 7,000, two processes 8,700), and a process
+# takes a second to start.
 MANY = 20_000
 Convert = Callable[[np.ndarray, np.ndarray], object]
 
 
 def geometry_of(stored: Camera) -> tuple[Camera, Convert | None]:
-    """The camera of the pictures as they are handed out, and what makes them from stored ones (None: they are the same)."""
+    """The camera of the pictures as they are handed out, and what makes them from stored ones (None: they are the
+    same)."""
     if (stored.width, stored.height) == (SIZE, SIZE) and not np.any(stored.D):
         return stored, None
     target = policy_camera(stored, SIZE)
@@ -61,7 +63,8 @@ class _File:
             ) from e
         if lost := int(((place >= 0) & ~seen).sum()):
             raise DataError(
-                f"{self.path} is truncated, {lost} of {(place >= 0).sum()} pictures are missing: restore it or collect again."
+                f"{self.path} is truncated, {lost} of {(place >= 0).sum()} pictures are missing: restore it or "
+                "collect again."
             )
         return int((place >= 0).sum())
 
@@ -70,9 +73,15 @@ class Pictures:
     """The pictures of one camera: where they lie, and how they get into an array."""
 
     def __init__(
-        self, folder: Path, info: Mapping[str, Any], camera: str, stored: Camera, chosen: Sequence[Mapping[str, Any]], workers: int,
+        self,
+        folder: Path,
+        info: Mapping[str, Any],
+        camera: str,
+        stored: Camera,
+        chosen: Sequence[Mapping[str, Any]],
+        workers: int,
         bar: tqdm,
-    ):  # fmt: skip
+    ):
         self._fps, self._workers, self._bar = info["fps"], workers, bar
         self._camera, self._rows = camera, sum(e["length"] for e in chosen)
         files: dict[Path, list[tuple[int, int, int]]] = {}

@@ -25,7 +25,7 @@ from export.lerobot.layout import (
     Dataset,
     read_json,
     read_table,
-)  # fmt: skip
+)
 from export.lerobot.pictures import Pictures, geometry_of
 from firmware_bridge.arms import FAMILIES
 from firmware_bridge.arms.family import Family
@@ -36,20 +36,27 @@ Columns = Mapping[str, tuple[int, tuple[int, ...]]]  # of the vectors: width, an
 
 
 def load(
-    folder: Path, cameras: Sequence[str] = ("front", "wrist"), *, fps: float | None = None, split: str | None = None,
-    units: str | None = None, calibration: Mapping[str, Camera] | None = None, cache: Path | None = None, workers: int | None = None,
+    folder: Path,
+    cameras: Sequence[str] = ("front", "wrist"),
+    *,
+    fps: float | None = None,
+    split: str | None = None,
+    units: str | None = None,
+    calibration: Mapping[str, Camera] | None = None,
+    cache: Path | None = None,
+    workers: int | None = None,
     arm: Family = ARM,
-) -> Dataset:  # fmt: skip
+) -> Dataset:
     """Read a dataset of an arm of that family, ours or one that lerobot recorded.
 
-    `fps`: refuse any other rate. `split`: only the episodes of that split.
-    A dataset without meta/harmowam.json (lerobot recorded it) says neither its units nor its cameras: give `units`, "degrees" (the
-    joints; the gripper from 0, shut, to 100, open) or "rad", and `calibration`, the `Camera` of each stored picture (`read_cameras`).
-    Pictures of another size than 96x96 or with lens distortion go through the robot's pre-processing to the central square.
-    `cache`: keep decoded pictures in that folder and map them into memory: the next load, or another process, takes no time and no
-    memory of its own. `workers`: how many decode at a time, one a processor if not given; for a large cache they are processes, so a
-    script that calls this needs its `if __name__ == "__main__":`.
-    Raises DataError for whatever cannot be used, and CalibrationError for a camera that is none.
+    `fps`: refuse any other rate. `split`: only the episodes of that split. A dataset without meta/harmowam.json
+    (lerobot recorded it) says neither its units nor its cameras: give `units`, "degrees" (the joints; the gripper from
+    0, shut, to 100, open) or "rad", and `calibration`, the `Camera` of each stored picture (`read_cameras`). Pictures
+    of another size than 96x96 or with lens distortion go through the robot's pre-processing to the central square.
+    `cache`: keep decoded pictures in that folder and map them into memory: the next load, or another process, takes no
+    time and no memory of its own. `workers`: how many decode at a time, one a processor if not given; for a large cache
+    they are processes, so a script that calls this needs its `if __name__ == "__main__":`. Raises DataError for
+    whatever cannot be used, and CalibrationError for a camera that is none.
     """
     folder = Path(folder)
     info = _read_info(folder, fps)
@@ -75,16 +82,21 @@ def load(
             images[name] = pictures.cached(Path(cache), digest) if cache else pictures.decoded()
     lengths = np.array([e["length"] for e in chosen])
     return Dataset(
-        images, state, action, np.repeat(np.arange(len(chosen)), lengths).astype(np.int32),
-        np.repeat(np.cumsum(lengths) - 1, lengths).astype(np.int32), [e["tasks"][0] for e in chosen],
+        images,
+        state,
+        action,
+        np.repeat(np.arange(len(chosen)), lengths).astype(np.int32),
+        np.repeat(np.cumsum(lengths) - 1, lengths).astype(np.int32),
+        [e["tasks"][0] for e in chosen],
         {k.removeprefix(EXTRA): np.array([e[k] for e in chosen]) for k in chosen[0] if k.startswith(EXTRA)},
-        geometry, float(info["fps"]),
-    )  # fmt: skip
+        geometry,
+        float(info["fps"]),
+    )
 
 
 def read_cameras(folder: Path) -> dict[str, Camera]:
-    """The calibrations `front.json`, `wrist.json`, ... in a folder, or the current ones of a calibration store, by name; raises
-    CalibrationError, DataError if there is none."""
+    """The calibrations `front.json`, `wrist.json`, ... in a folder, or the current ones of a calibration store, by
+    name; raises CalibrationError, DataError if there is none."""
     found = {path.stem: load_camera(path) for path in sorted(Path(folder).glob("*.json"))}
     for pointer in sorted(Path(folder).glob("*/current")):
         if Store(folder).get(pointer.parent.name)["kind"] == "camera":
@@ -138,14 +150,16 @@ def _check_features(folder: Path, info: Mapping[str, Any], cameras: Sequence[str
         found = arm.lerobot_columns(names) if isinstance(names, list) else None
         if found is None:
             raise DataError(
-                f"'{k}' of {folder} is {names}, not {', '.join(f'{j}.pos' for j in arm.JOINTS)}: use a dataset of a {arm.NAME}."
+                f"'{k}' of {folder} is {names}, not {', '.join(f'{j}.pos' for j in arm.JOINTS)}: use a dataset of a "
+                f"{arm.NAME}."
             )
         columns[k] = (len(names), found)
     stored = {k.removeprefix(PICTURES): f.get("dtype") for k, f in features.items() if k.startswith(PICTURES)}
     for name in cameras:
         if name not in stored:
             raise DataError(
-                f"{folder} has no camera '{name}', only {', '.join(stored) or 'none'}: record it with a camera of that name."
+                f"{folder} has no camera '{name}', only {', '.join(stored) or 'none'}: record it with a camera of "
+                "that name."
             )
         if stored[name] != "video":
             raise DataError(f"camera '{name}' of {folder} is stored as {stored[name]}: record it with videos.")
@@ -172,7 +186,8 @@ def _stored_cameras(
         found |= {k: Camera.from_json(v, str(path)) for k, v in ours["cameras"].items()}
     elif units not in ("degrees", "rad"):
         raise DataError(
-            f"{folder} was not recorded by harmowam and does not say its units: add --units degrees (lerobot's SO-101) or --units rad, "
+            f"{folder} was not recorded by harmowam and does not say its units: add --units degrees (lerobot's "
+            "SO-101) or --units rad, "
             f"and --cameras FOLDER with the calibration of each camera."
         )
     found |= calibration
@@ -233,13 +248,15 @@ def _read_rows(
         rows = files[path].get(e["episode_index"], (np.empty((0, 1)),) * 2)
         if len(rows[0]) != e["length"]:
             raise DataError(
-                f"{path} has {len(rows[0])} rows of episode {e['episode_index']} instead of {e['length']}: restore it or collect again."
+                f"{path} has {len(rows[0])} rows of episode {e['episode_index']} instead of {e['length']}: restore it "
+                "or collect again."
             )
         for what, x in zip(VECTORS, rows):
             bad = np.flatnonzero(~np.isfinite(x).all(1))
             if len(bad):
                 raise DataError(
-                    f"'{what}' in row {bad[0]} of episode {e['episode_index']} of {folder} is not a number: remove that "
+                    f"'{what}' in row {bad[0]} of episode {e['episode_index']} of {folder} is not a number: remove "
+                    "that "
                     f"episode or record it again."
                 )
         parts.append(rows)

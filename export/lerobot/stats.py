@@ -40,7 +40,8 @@ def of_pictures(x: np.ndarray) -> dict[str, Any]:
 
 
 def merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of all episodes: exact for min, max, mean and std; a quantile is the mean of the episodes' quantiles, as in lerobot."""
+    """Of all episodes: exact for min, max, mean and std; a quantile is the mean of the episodes' quantiles, as in
+    lerobot."""
     a = {k: np.array([p[k] for p in parts], np.float64) for k in NAMES}
     count = a.pop("count")[:, 0]
 

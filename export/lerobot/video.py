@@ -1,8 +1,9 @@
 """Pictures to H.264 and back, through PyAV.
 
-Settings were chosen by measurement on rendered 96x96 pictures (`benchmarks/dataset.py` of commit 94199e5, docs/data.md): no chroma
-subsampling, because small coloured objects are what the policy looks for; a key frame every 10, so that a reader that
-wants one picture decodes ten at most; no B-frames, so that pictures are stored in the order in which they are shown.
+Settings were chosen by measurement on rendered 96x96 pictures (`benchmarks/dataset.py` of commit 94199e5,
+docs/data.md): no chroma subsampling, because small coloured objects are what the policy looks for; a key frame every
+10, so that a reader that wants one picture decodes ten at most; no B-frames, so that pictures are stored in the order
+in which they are shown.
 """
 
 from __future__ import annotations
@@ -54,14 +55,19 @@ def _planar(frame: av.VideoFrame, reformat: VideoReformatter, out: np.ndarray) -
 
 
 def decode(
-    path: Path, fps: float, place: np.ndarray, out: np.ndarray, *,
-    convert: Callable[[np.ndarray, np.ndarray], object] | None = None, threads: int = 1,
-) -> np.ndarray:  # fmt: skip
+    path: Path,
+    fps: float,
+    place: np.ndarray,
+    out: np.ndarray,
+    *,
+    convert: Callable[[np.ndarray, np.ndarray], object] | None = None,
+    threads: int = 1,
+) -> np.ndarray:
     """Decode one file; the picture shown at i / fps seconds goes to `out[place[i]]` (planar RGB) where `place[i]` >= 0.
 
-    `convert` gets uint8[H,W,3] and the slot to fill; without it the stored size must be that of `out`. Returns bool[len(place)]:
-    which pictures came; damaged ones count as not there. Raises OSError or av.FFmpegError where nothing can be read and
-    ValueError for pictures of another size.
+    `convert` gets uint8[H,W,3] and the slot to fill; without it the stored size must be that of `out`. Returns
+    bool[len(place)]: which pictures came; damaged ones count as not there. Raises OSError or av.FFmpegError where
+    nothing can be read and ValueError for pictures of another size.
     """
     seen, reformat, each = np.zeros(len(place), bool), VideoReformatter(), rate(fps)
     with av.open(str(path)) as container:

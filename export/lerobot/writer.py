@@ -29,7 +29,7 @@ from export.lerobot.layout import (
     write,
     write_json,
     write_table,
-)  # fmt: skip
+)
 
 CHUNK_SIZE = 1000  # files a folder, as lerobot has it
 
@@ -40,10 +40,11 @@ def part_exists(folder: Path, part: int) -> bool:
 
 
 def write_part(folder: Path, part: int, episodes: Sequence[Episode], fps: float, joint_names: Sequence[str]) -> None:
-    """Write `episodes` as part `part` (0..999) of the dataset in `folder`; a part that is complete there is kept as it is.
+    """Write `episodes` as part `part` (0..999) of the dataset in `folder`; a part that is complete there is kept as it
+    is.
 
-    Several processes may write, each its own parts. Keep a part below 1,000 s: lerobot compares picture times in float32
-    with a tolerance of 0.1 ms. Raises DataError for what cannot be stored.
+    Several processes may write, each its own parts. Keep a part below 1,000 s: lerobot compares picture times in
+    float32 with a tolerance of 0.1 ms. Raises DataError for what cannot be stored.
     """
     folder = Path(folder)
     if not 0 <= part < CHUNK_SIZE:
@@ -63,10 +64,14 @@ def write_part(folder: Path, part: int, episodes: Sequence[Episode], fps: float,
         pictures = (picture for e in episodes for picture in e.images[name])
         write(folder / VIDEO.format(video_key=PICTURES + name, **where), video.encode(pictures, fps))
     rows = {
-        "observation.state": vectors([e.state for e in episodes]), "action": vectors([e.action for e in episodes]),
-        "timestamp": (frame / fps).astype(np.float32), "frame_index": frame, "index": np.arange(total),
-        "episode_index": np.repeat(np.arange(len(episodes)), lengths), "task_index": np.zeros(total, np.int64),
-    }  # fmt: skip
+        "observation.state": vectors([e.state for e in episodes]),
+        "action": vectors([e.action for e in episodes]),
+        "timestamp": (frame / fps).astype(np.float32),
+        "frame_index": frame,
+        "index": np.arange(total),
+        "episode_index": np.repeat(np.arange(len(episodes)), lengths),
+        "task_index": np.zeros(total, np.int64),
+    }
     write_table(folder / DATA.format(**where), pa.table(rows))
     table = [_episode_row(e, i, int(first[i]), where, fps) for i, e in enumerate(episodes)]
     sizes = {name: list(x.shape[1:]) for name, x in episodes[0].images.items()}
@@ -117,7 +122,8 @@ def finish(
 ) -> None:
     """Number the parts in `folder` through and write what is one a dataset. May be run again after more parts came.
 
-    `cameras` took the pictures: `Camera` of the stored size. Raises DataError when parts are missing or do not belong together.
+    `cameras` took the pictures: `Camera` of the stored size. Raises DataError when parts are missing or do not belong
+    together.
     """
     folder = Path(folder)
     tables = _episode_tables(folder)
@@ -131,7 +137,8 @@ def finish(
     for name, (height, width, _) in note["pictures"].items():
         if (cameras[name].height, cameras[name].width) != (height, width):
             raise DataError(
-                f"camera '{name}' stored {width}x{height} and its geometry is of {cameras[name].width}x{cameras[name].height}: "
+                f"camera '{name}' stored {width}x{height} and its geometry is of "
+                f"{cameras[name].width}x{cameras[name].height}: "
                 f"give the geometry of the stored pictures."
             )
     parts = [t.to_pylist() for t in tables.values()]
@@ -159,10 +166,20 @@ def finish(
     ours = {"schema": SCHEMA, "units": "rad", "cameras": {k: c.to_json() for k, c in cameras.items()}}
     write_json(folder / OURS, ours)
     info = {
-        "codebase_version": VERSION, "robot_type": robot_type, "total_episodes": episode, "total_frames": index,
-        "total_tasks": len(instructions), "chunks_size": CHUNK_SIZE, "data_files_size_in_mb": 100, "video_files_size_in_mb": 200,
-        "fps": _whole(fps), "splits": {"train": f"0:{episode}"}, "data_path": DATA, "video_path": VIDEO, "features": features,
-    }  # fmt: skip
+        "codebase_version": VERSION,
+        "robot_type": robot_type,
+        "total_episodes": episode,
+        "total_frames": index,
+        "total_tasks": len(instructions),
+        "chunks_size": CHUNK_SIZE,
+        "data_files_size_in_mb": 100,
+        "video_files_size_in_mb": 200,
+        "fps": _whole(fps),
+        "splits": {"train": f"0:{episode}"},
+        "data_path": DATA,
+        "video_path": VIDEO,
+        "features": features,
+    }
     write_json(folder / INFO, info)
 
 
@@ -171,7 +188,8 @@ def _episode_tables(folder: Path) -> dict[Path, pa.Table]:
 
 
 def common_note(folder: Path) -> dict[str, Any]:
-    """What `write_part` noted beside the episodes of every part in `folder`; raises DataError for a folder of something else."""
+    """What `write_part` noted beside the episodes of every part in `folder`; raises DataError for a folder of something
+    else."""
     tables = _episode_tables(Path(folder))
     if not tables:
         raise DataError(f"{folder} is not by harmowam: collect into a new folder.")
@@ -208,8 +226,13 @@ def _same_types(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _number_rows(
-    folder: Path, path: Path, part: Sequence[Mapping[str, Any]], episode: int, index: int, instructions: Mapping[str, int]
-) -> None:  # fmt: skip
+    folder: Path,
+    path: Path,
+    part: Sequence[Mapping[str, Any]],
+    episode: int,
+    index: int,
+    instructions: Mapping[str, int],
+) -> None:
     data_path = folder / DATA.format(chunk_index=0, file_index=part[0]["data/file_index"])
     data, lengths = read_table(data_path), [row["length"] for row in part]
     if data.num_rows != sum(lengths):
@@ -235,12 +258,21 @@ def _features(fps: float, joint_names: Sequence[str], pictures: Mapping[str, Seq
     features: dict[str, Any] = {k: {"dtype": "float32", "shape": [len(names)], "names": names} for k in VECTORS}
     for name, shape in pictures.items():
         info = {
-            "video.height": shape[0], "video.width": shape[1], "video.channels": shape[2], "video.fps": _whole(fps),
-            "video.codec": "h264", "video.pix_fmt": video.PIXELS, "video.is_depth_map": False, "has_audio": False,
-        }  # fmt: skip
+            "video.height": shape[0],
+            "video.width": shape[1],
+            "video.channels": shape[2],
+            "video.fps": _whole(fps),
+            "video.codec": "h264",
+            "video.pix_fmt": video.PIXELS,
+            "video.is_depth_map": False,
+            "has_audio": False,
+        }
         features[PICTURES + name] = {
-            "dtype": "video", "shape": list(shape), "names": ["height", "width", "channels"], "info": info,
-        }  # fmt: skip
+            "dtype": "video",
+            "shape": list(shape),
+            "names": ["height", "width", "channels"],
+            "info": info,
+        }
     features["timestamp"] = {"dtype": "float32", "shape": [1], "names": None}
     counters = ("frame_index", "episode_index", "index", "task_index")
     return features | {k: {"dtype": "int64", "shape": [1], "names": None} for k in counters}
@@ -251,11 +283,12 @@ def _task_table(instructions: Sequence[str]) -> pa.Table:
     index = "__index_level_0__"
     kinds = ((None, index, "unicode", "object"), ("task_index", "task_index", "int64", "int64"))
     note = {
-        "index_columns": [index], "column_indexes": [],
+        "index_columns": [index],
+        "column_indexes": [],
         "columns": [
             {"name": name, "field_name": field, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
             for name, field, kind, numpy in kinds
         ],
-    }  # fmt: skip
+    }
     table = pa.table({"task_index": np.arange(len(instructions)), index: list(instructions)})
     return table.replace_schema_metadata({"pandas": json.dumps(note)})

@@ -1,6 +1,8 @@
-"""Arm families: one file each, numpy only. Joint angles are those of the arm's maker, tool poses are the same for every family.
+"""Arm families: one file each, numpy only. Joint angles are those of the arm's maker, tool poses are the same for every
+family.
 
-To add a family, add a file whose `FAMILY` is an object of a subclass of `firmware_bridge.arms.family.Family`: it is found by that name.
+To add a family, add a file whose `FAMILY` is an object of a subclass of `firmware_bridge.arms.family.Family`: it is
+found by that name.
 """
 
 from __future__ import annotations
@@ -40,12 +42,14 @@ SLACK = 0.5  # rad: horns and stops sit differently from arm to arm, by less tha
 
 
 def beyond(known: Family, lower: Sequence[float], upper: Sequence[float]) -> str:
-    """The first pair of joint limits (rad, one a joint) that no arm of this family can have, in a few words; "" if there is none."""
+    """The first pair of joint limits (rad, one a joint) that no arm of this family can have, in a few words; "" if
+    there is none."""
     for k, (name, low, high) in enumerate(zip(known.JOINTS, lower, upper, strict=True)):
         ends = float(known.LOWER[k]) - SLACK, float(known.UPPER[k]) + SLACK
         if not ends[0] <= low < high <= ends[1]:
             return (
-                f"impossible limits of {name}: 'lower' and 'upper' must be from {ends[0]:.2f} to {ends[1]:.2f} rad and in that "
+                f"impossible limits of {name}: 'lower' and 'upper' must be from {ends[0]:.2f} to {ends[1]:.2f} rad "
+                "and in that "
                 f"order, not {low:g} and {high:g}"
             )
     return ""

@@ -1,9 +1,11 @@
-"""What an arm family is: joints, limits, kinematics, shapes, and how others name and scale its joints. One object for each family.
+"""What an arm family is: joints, limits, kinematics, shapes, and how others name and scale its joints. One object for
+each family.
 
-Angles are radians, lengths metres. The base frame stands on the table under the base: x forward, y left, z up. The tool frame: x is the
-approach axis, y the side to which the moving jaw opens. A tool pose of five numbers and a jaw is `[x, y, z, pitch, roll, jaw]`: tool
-centre, pitch of the approach axis below the horizon (pi/2 = straight down), turn about the approach axis (0 = the moving jaw is on the
-left), and how far the jaw is open (rad, 0 = shut); its yaw is where the arm points.
+Angles are radians, lengths metres. The base frame stands on the table under the base: x forward, y left, z up. The tool
+frame: x is the approach axis, y the side to which the moving jaw opens. A tool pose of five numbers and a jaw is `[x,
+y, z, pitch, roll, jaw]`: tool centre, pitch of the approach axis below the horizon (pi/2 = straight down), turn about
+the approach axis (0 = the moving jaw is on the left), and how far the jaw is open (rad, 0 = shut); its yaw is where the
+arm points.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ EXACT_M, EXACT_RAD = 1e-6, 1e-6  # a tool that is nearer than this to what was a
 
 @dataclass(frozen=True)
 class Link:
-    """What one joint moves. It turns about `axis` (unit vector) through `at` (m), both in the frame of the link before, by the joint's
-    angle less `zero` (rad). `boxes` hold all of it, in its own frame; of these, those from number `apart` on may come near the base, the
-    shoulder and the upper arm (the others are hinged to them), and those from number `low` on may come near the table."""
+    """What one joint moves. It turns about `axis` (unit vector) through `at` (m), both in the frame of the link before,
+    by the joint's angle less `zero` (rad). `boxes` hold all of it, in its own frame; of these, those from number
+    `apart` on may come near the base, the shoulder and the upper arm (the others are hinged to them), and those from
+    number `low` on may come near the table."""
 
     name: str
     at: tuple[float, float, float]
@@ -39,8 +42,8 @@ class Link:
 
 @dataclass(frozen=True)
 class Reached:
-    """The nearest that an arm can do to a tool pose: joint angles float64[J] (rad) within the limits, and how far its tool is then from
-    what was asked for."""
+    """The nearest that an arm can do to a tool pose: joint angles float64[J] (rad) within the limits, and how far its
+    tool is then from what was asked for."""
 
     q: np.ndarray
     away_m: float
@@ -84,15 +87,18 @@ class Family(ABC):
     def reach(
         self, T: np.ndarray, jaw: float, lower: np.ndarray, upper: np.ndarray, near: np.ndarray | None = None
     ) -> Reached:
-        """Joint angles for a tool at `T` (`T_base_from_tool` float64[4,4]) whose jaw is `jaw` rad open, within `lower` and `upper`.
+        """Joint angles for a tool at `T` (`T_base_from_tool` float64[4,4]) whose jaw is `jaw` rad open, within `lower`
+        and `upper`.
 
-        `near` float64[J]: of several ways to be there, the nearest to this one (default: to the middle of the limits). An arm that cannot
-        hold the whole pose keeps its position first, then as much of its rotation as it can; the answer says what is missing.
+        `near` float64[J]: of several ways to be there, the nearest to this one (default: to the middle of the limits).
+        An arm that cannot hold the whole pose keeps its position first, then as much of its rotation as it can; the
+        answer says what is missing.
         """
 
     @abstractmethod
     def inverse(self, pose: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Joint angles float64[J] within `lower` and `upper` for one tool pose [6], and whether it is reached exactly."""
+        """Joint angles float64[J] within `lower` and `upper` for one tool pose [6], and whether it is reached
+        exactly."""
 
     def with_links(self, lengths: Mapping[str, Any]) -> Family:
         """The family with the link lengths that a bundle was made with; those of other names raise TypeError."""
@@ -110,7 +116,7 @@ class Family(ABC):
         """Joint angles float64[J] that LeRobot calls 0 degrees: the middle of the range."""
         return 0.5 * (self.LOWER + self.UPPER)
 
-    # ---- forward kinematics --------------------------------------------------------------------------------------------------
+    # ---- forward kinematics ------------------------------------------------------------------------------------------
     def frames(self, q: np.ndarray) -> np.ndarray:
         """`T_base_from_link` float64[..., L, 4, 4] of the links of `chain` at joint angles [..., >= L]."""
         q, T, out = np.asarray(q, float), np.eye(4), []
@@ -128,7 +134,8 @@ class Family(ABC):
         return T @ placed(self.tcp)
 
     def forward(self, q: np.ndarray) -> np.ndarray:
-        """Tool poses float64[..., 6] of joint angles [..., J]. Pitch and roll are seen in the plane in which the arm reaches out."""
+        """Tool poses float64[..., 6] of joint angles [..., J]. Pitch and roll are seen in the plane in which the arm
+        reaches out."""
         q = np.asarray(q, float)
         T = self.tool(q)
         yaw = self.heading_at(q)
@@ -142,10 +149,11 @@ class Family(ABC):
         """Yaw (rad, left positive) in which the pan joint points the arm at joint angles [..., J]."""
         return np.asarray(q, float)[..., self.PAN] * self.chain[self.PAN].axis[2]
 
-    # ---- shapes --------------------------------------------------------------------------------------------------------------
+    # ---- shapes ------------------------------------------------------------------------------------------------------
     @functools.cached_property
     def _shapes(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Corners, and after them the middles of the edges, of each link's boxes and of those that may come near others."""
+        """Corners, and after them the middles of the edges, of each link's boxes and of those that may come near
+        others."""
         return [(points(link.boxes[link.low :]), points(link.boxes[link.apart :])) for link in self.chain]
 
     def lowest(self, q: np.ndarray) -> np.ndarray:
@@ -159,15 +167,19 @@ class Family(ABC):
         return np.min(heights, axis=0)
 
     def room(self, q: np.ndarray) -> np.ndarray:
-        """How far forearm, wrist and gripper stay clear of base, shoulder and upper arm, float64[...] m, at joint angles [..., J];
-        negative where they touch. Looks at corners and edges' middles, along the axes of what they come near: an estimate, good to a few
-        millimetres."""
+        """How far forearm, wrist and gripper stay clear of base, shoulder and upper arm, float64[...] m, at joint
+        angles [..., J]; negative where they touch. Looks at corners and edges' middles, along the axes of what they
+        come near: an estimate, good to a few millimetres."""
         frames = self.frames(q)
         upper = 1 + self.PAN
-        far = np.concatenate([
-            p @ np.swapaxes(frames[..., k, :3, :3], -1, -2) + frames[..., k, None, :3, 3]
-            for k, (_, p) in enumerate(self._shapes) if k > upper and len(p)
-        ], axis=-2)  # fmt: skip
+        far = np.concatenate(
+            [
+                p @ np.swapaxes(frames[..., k, :3, :3], -1, -2) + frames[..., k, None, :3, 3]
+                for k, (_, p) in enumerate(self._shapes)
+                if k > upper and len(p)
+            ],
+            axis=-2,
+        )
         rooms = [outside(far, self.BASE)] if self.BASE else []
         for k in range(upper + 1):
             if self.chain[k].boxes:
@@ -175,10 +187,11 @@ class Family(ABC):
                 rooms.append(outside(seen, self.chain[k].boxes))
         return np.min(rooms, axis=0)
 
-    # ---- LeRobot -------------------------------------------------------------------------------------------------------------
+    # ---- LeRobot -----------------------------------------------------------------------------------------------------
     def lerobot_columns(self, names: Sequence[str]) -> tuple[int, ...] | None:
-        """Columns of a LeRobot vector, whose entries have these names, that hold this family's joints in order; None where the names are
-        of another arm. Old datasets prefix the names (`main_shoulder_pan`) or number the motors (`motor_1`)."""
+        """Columns of a LeRobot vector, whose entries have these names, that hold this family's joints in order; None
+        where the names are of another arm. Old datasets prefix the names (`main_shoulder_pan`) or number the motors
+        (`motor_1`)."""
         if isinstance(names, str) or not all(isinstance(n, str) for n in names):
             return None
         plain = [n.removesuffix(".pos").removeprefix("main_") for n in names]
@@ -189,8 +202,8 @@ class Family(ABC):
         return tuple(range(n)) if plain in numbered else None
 
     def from_lerobot(self, values: np.ndarray) -> np.ndarray:
-        """Joint angles float64[..., J] (rad) of LeRobot's values [..., J]: degrees about the middle of each range, and 0 (shut) to 100
-        (wide open) for the jaw, which spans the maker's limits."""
+        """Joint angles float64[..., J] (rad) of LeRobot's values [..., J]: degrees about the middle of each range, and
+        0 (shut) to 100 (wide open) for the jaw, which spans the maker's limits."""
         values = np.asarray(values)
         out = np.radians(values) + self.middle
         out[..., -1] = self.LOWER[-1] + values[..., -1] / 100 * (self.UPPER[-1] - self.LOWER[-1])

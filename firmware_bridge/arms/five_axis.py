@@ -1,6 +1,7 @@
 """Arms of five axes and a jaw: pan about the vertical, three parallel joints that lift, roll about the approach axis.
 
-Five axes hold no whole pose: where the tool is says which way the arm points, so that of a rotation only pitch and roll are free.
+Five axes hold no whole pose: where the tool is says which way the arm points, so that of a rotation only pitch and roll
+are free.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from firmware_bridge.arms.family import METRE_RAD, Box, Family, Link, Reached, d
 
 @dataclass(frozen=True)
 class Links:
-    """Metres. `*_up`/`*_forward` are components of a link with all joints at zero; `side`: of the roll axis, to the left of pan."""
+    """Metres. `*_up`/`*_forward` are components of a link with all joints at zero; `side`: of the roll axis, to the
+    left of pan."""
 
     pan_forward: float = 0.0
     shoulder_forward: float = 0.0
@@ -32,7 +34,8 @@ class Links:
 
 @dataclass(frozen=True)
 class FiveAxis(Family):
-    """One family of such arms, with its link lengths. With all joints at 0 the upper arm points up, forearm and gripper level ahead."""
+    """One family of such arms, with its link lengths. With all joints at 0 the upper arm points up, forearm and gripper
+    level ahead."""
 
     links: Links
 
@@ -61,15 +64,20 @@ class FiveAxis(Family):
         at, s = self.links, self.SHAPES
         return (
             Link("shoulder", (at.pan_forward, 0, 0), (0, 0, self.YAW), boxes=s.get("shoulder", ())),
-            Link("upper", (at.shoulder_forward, 0, at.shoulder_up), (0, 1, 0), boxes=s.get("upper", ()), low=self.PIVOT),
+            Link(
+                "upper", (at.shoulder_forward, 0, at.shoulder_up), (0, 1, 0), boxes=s.get("upper", ()), low=self.PIVOT
+            ),
             Link("lower", (at.upper_forward, 0, at.upper_up), (0, 1, 0), boxes=s.get("lower", ()), apart=1),
             Link("hand", (at.lower_forward, at.side, at.lower_up), (0, 1, 0), boxes=s.get("hand", ())),
             Link(
-                "gripper", (self.ROLL_AT, 0, 0), (self.ROLL, 0, 0), -self.ROLL * self.ROLL_AT_ZERO,
+                "gripper",
+                (self.ROLL_AT, 0, 0),
+                (self.ROLL, 0, 0),
+                -self.ROLL * self.ROLL_AT_ZERO,
                 s.get("gripper", ()),
             ),
             Link("jaw", self.HINGE, (0, 0, 1), self.SHUT, s.get("jaw", ())),
-        )  # fmt: skip
+        )
 
     @property
     def tcp(self) -> tuple[float, float, float]:
@@ -111,8 +119,8 @@ class FiveAxis(Family):
     def inverse(self, pose: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, bool]:
         """Joint angles float64[6] for one tool pose [6], and whether it is reached exactly.
 
-        Elbow-up solution. A pose outside the workspace is answered with the nearest the arm can do: the wrist is drawn onto
-        the reachable ring and the pitch gives way where wrist_flex ends (position is kept before pitch).
+        Elbow-up solution. A pose outside the workspace is answered with the nearest the arm can do: the wrist is drawn
+        onto the reachable ring and the pitch gives way where wrist_flex ends (position is kept before pitch).
         """
         links = self.links
         x, y, z, pitch, roll, jaw = (float(v) for v in pose)
@@ -148,7 +156,8 @@ class FiveAxis(Family):
         return self.YAW * np.asarray(q, float)[..., self.PAN]
 
     def heading(self, pose: np.ndarray) -> np.ndarray:
-        """Yaw (rad, left positive) of the tool at poses [..., >=2]: the direction in which the pan joint points the arm."""
+        """Yaw (rad, left positive) of the tool at poses [..., >=2]: the direction in which the pan joint points the
+        arm."""
         pose, links = np.asarray(pose, float), self.links
         yaw = np.arctan2(pose[..., 1], pose[..., 0] - links.pan_forward)
         if not links.side:
@@ -159,8 +168,8 @@ class FiveAxis(Family):
     def reach(
         self, T: np.ndarray, jaw: float, lower: np.ndarray, upper: np.ndarray, near: np.ndarray | None = None
     ) -> Reached:
-        """As `Family.reach`. There is one way to be anywhere, elbow up, so `near` changes nothing; what the rotation leans out of the
-        plane in which the arm reaches out is left away."""
+        """As `Family.reach`. There is one way to be anywhere, elbow up, so `near` changes nothing; what the rotation
+        leans out of the plane in which the arm reaches out is left away."""
         yaw = float(self.heading(T[:3, 3]))
         R = rotation(yaw, 0.0, 0.0).T @ T[:3, :3]
         pitch = float(np.arctan2(-R[2, 0], R[0, 0]))

@@ -1,12 +1,14 @@
 """The Koch v1.1: joint names, limits, link lengths, shapes.
 
-Its maker gives no model with joint angles, so the names' meaning is the SO-101's: `shoulder_pan` to the right, `shoulder_lift`,
-`elbow_flex`, `wrist_flex` down, `wrist_roll` counter-clockwise as seen from behind, `gripper` open, as the angle grows; all joints at 0:
-upper arm up, forearm and gripper level ahead, moving jaw on the left of the fixed one, jaw shut.
+Its maker gives no model with joint angles, so the names' meaning is the SO-101's: `shoulder_pan` to the right,
+`shoulder_lift`, `elbow_flex`, `wrist_flex` down, `wrist_roll` counter-clockwise as seen from behind, `gripper` open, as
+the angle grows; all joints at 0: upper arm up, forearm and gripper level ahead, moving jaw on the left of the fixed
+one, jaw shut.
 
-Sources: lengths from the maker's drawing (hardware/follower/STEP/Follower_Arm.STEP of github.com/jess-moss/koch-v1-1, where the servos'
-shafts and the jaws are); they agree with MuJoCo Menagerie's low_cost_robot_arm, the arm that this one improves, to 0.3 mm. Limits and the
-zero of the upper arm are that model's. Not measured on an arm: the limits, and which way the servos' steps grow.
+Sources: lengths from the maker's drawing (hardware/follower/STEP/Follower_Arm.STEP of github.com/jess-moss/koch-v1-1,
+where the servos' shafts and the jaws are); they agree with MuJoCo Menagerie's low_cost_robot_arm, the arm that this one
+improves, to 0.3 mm. Limits and the zero of the upper arm are that model's. Not measured on an arm: the limits, and
+which way the servos' steps grow.
 """
 
 from __future__ import annotations
@@ -21,8 +23,14 @@ from firmware_bridge.arms.family import Box
 from firmware_bridge.arms.five_axis import FiveAxis, Links
 
 LINKS = Links(
-    shoulder_up=0.0563, upper_forward=0.0149, upper_up=0.1083, lower_forward=0.1005, lower_up=0.0027, wrist_to_tcp=0.1100, side=0.00105,
-)  # fmt: skip
+    shoulder_up=0.0563,
+    upper_forward=0.0149,
+    upper_up=0.1083,
+    lower_forward=0.1005,
+    lower_up=0.0027,
+    wrist_to_tcp=0.1100,
+    side=0.00105,
+)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 Joint angles (rad, gripper last) follow the maker's model `so101_new_calib`, which LeRobot uses too:
 
 * `shoulder_pan` turns the arm to its right, seen from behind, as the angle grows;
-* `shoulder_lift`, `elbow_flex`, `wrist_flex` turn the gripper down; all joints at 0: upper arm up, forearm and gripper level, forward;
+* `shoulder_lift`, `elbow_flex`, `wrist_flex` turn the gripper down; all joints at 0: upper arm up, forearm and gripper
+  level, forward;
 * `wrist_roll` turns the gripper counter-clockwise, seen from behind; at 0 the moving jaw is above the fixed one;
 * `gripper` opens: `SHUT` (-10 degrees) is shut, 0 leaves the tips 16 mm apart.
 """
@@ -20,9 +21,15 @@ from firmware_bridge.arms.family import Box
 from firmware_bridge.arms.five_axis import FiveAxis, Links
 
 LINKS = Links(
-    pan_forward=0.0388353, shoulder_forward=0.0303992, shoulder_up=0.1166, upper_forward=0.028, upper_up=0.11257, lower_forward=0.1349,
-    lower_up=0.0052, wrist_to_tcp=0.1592,
-)  # fmt: skip
+    pan_forward=0.0388353,
+    shoulder_forward=0.0303992,
+    shoulder_up=0.1166,
+    upper_forward=0.028,
+    upper_up=0.11257,
+    lower_forward=0.1349,
+    lower_up=0.0052,
+    wrist_to_tcp=0.1592,
+)
 ROLL_AT_ZERO = np.pi / 2 + 0.0486795  # the maker's jaw hinge lies across, and 2.79 degrees off, the horizontal plane
 SHUT = -0.174533  # the tips touch
 
@@ -50,7 +57,8 @@ class So101(FiveAxis):
     ROLL_AT_ZERO = ROLL_AT_ZERO
     UPRIGHT = np.array([0.0, -0.6, 0.2, 0.4, ROLL_AT_ZERO, SHUT])
     LEROBOT = ("so101_follower", "so100_follower", "so_follower", "so101", "so100")
-    # Boxes hold the maker's parts, the simulated arm's jaws and a small camera on the gripper; jaws side by side and shut.
+    # Boxes hold the maker's parts, the simulated arm's jaws and a small camera on the gripper; jaws side by side and
+    # shut.
     ROLL_AT, HINGE = 0.0611, (0.0234, 0.0202, 0.0)
     BASE = (((-0.031, 0.065), (-0.056, 0.056), (-0.003, 0.027)), ((-0.031, 0.054), (-0.026, 0.026), (0.024, 0.070)))
     SHAPES: ClassVar[Mapping[str, tuple[Box, ...]]] = {
@@ -82,8 +90,8 @@ class So101(FiveAxis):
         return np.zeros(len(self.JOINTS))
 
     def from_mirrored(self, q: np.ndarray) -> np.ndarray:
-        """Joint angles [..., 6] (rad) out of those of a dataset of schema 1: pan and roll of the opposite sign, roll 0 where the moving jaw
-        is on the left, gripper 0 where it is shut."""
+        """Joint angles [..., 6] (rad) out of those of a dataset of schema 1: pan and roll of the opposite sign, roll 0
+        where the moving jaw is on the left, gripper 0 where it is shut."""
         return np.asarray(q) * [-1, 1, 1, 1, -1, 1] + [0, 0, 0, 0, ROLL_AT_ZERO, SHUT]
 
 

@@ -1,13 +1,13 @@
 """The ViperX 300 S: six axes and a jaw; two servos on shoulder and elbow.
 
-Joint angles are the maker's (Interbotix `vx300s`): `waist` turns the arm to its left, `shoulder`, `elbow`, `wrist_angle` tilt down,
-`forearm_roll` and `wrist_rotate` turn clockwise as seen from behind, as the angle grows; all joints at 0: upper arm up, forearm and gripper
-level ahead. `gripper` is its servo's angle: shut at -0.6213, wide open at 1.4910 (LeRobot's and ALOHA's numbers); a crank makes fingers
-that slide of it (`finger`).
+Joint angles are the maker's (Interbotix `vx300s`): `waist` turns the arm to its left, `shoulder`, `elbow`,
+`wrist_angle` tilt down, `forearm_roll` and `wrist_rotate` turn clockwise as seen from behind, as the angle grows; all
+joints at 0: upper arm up, forearm and gripper level ahead. `gripper` is its servo's angle: shut at -0.6213, wide open
+at 1.4910 (LeRobot's and ALOHA's numbers); a crank makes fingers that slide of it (`finger`).
 
-Sources: link lengths and limits from the maker's MJCF in the package gym-aloha; the tool centre from Interbotix' description of the arm
-(home pose of `ee_gripper_link`: 0.536494 ahead, 0.42705 up); the crank's lengths, 22 and 36 mm, make both ends of that package's table.
-Not measured on an arm: which way the second servos' steps grow.
+Sources: link lengths and limits from the maker's MJCF in the package gym-aloha; the tool centre from Interbotix'
+description of the arm (home pose of `ee_gripper_link`: 0.536494 ahead, 0.42705 up); the crank's lengths, 22 and 36 mm,
+make both ends of that package's table. Not measured on an arm: which way the second servos' steps grow.
 """
 
 from __future__ import annotations
@@ -56,20 +56,38 @@ class ViperX(Family):
         return (
             Link("shoulder", (0, 0, 0), (0, 0, 1), boxes=(((-0.062, 0.063), (-0.062, 0.062), (0.075, 0.141)),)),
             Link(
-                "upper", (0, 0, SHOULDER_UP), (0, 1, 0),
-                boxes=(((-0.017, 0.033), (-0.053, 0.053), (-0.005, 0.260)), ((-0.017, 0.074), (-0.053, 0.053), (0.260, 0.322))),
+                "upper",
+                (0, 0, SHOULDER_UP),
+                (0, 1, 0),
+                boxes=(
+                    ((-0.017, 0.033), (-0.053, 0.053), (-0.005, 0.260)),
+                    ((-0.017, 0.074), (-0.053, 0.053), (0.260, 0.322)),
+                ),
             ),
             Link(
-                "lower", (UPPER_FORWARD, 0, UPPER_UP), (0, 1, 0),
-                boxes=(((-0.005, 0.110), (-0.052, 0.052), (-0.020, 0.020)), ((0.110, 0.201), (-0.052, 0.052), (-0.020, 0.020))), apart=1,
+                "lower",
+                (UPPER_FORWARD, 0, UPPER_UP),
+                (0, 1, 0),
+                boxes=(
+                    ((-0.005, 0.110), (-0.052, 0.052), (-0.020, 0.020)),
+                    ((0.110, 0.201), (-0.052, 0.052), (-0.020, 0.020)),
+                ),
+                apart=1,
             ),
             Link("forearm", (FOREARM, 0, 0), (1, 0, 0), boxes=(((-0.006, 0.115), (-0.046, 0.046), (-0.024, 0.024)),)),
-            Link("wrist", (ROLL_TO_WRIST, 0, 0), (0, 1, 0), boxes=(((-0.006, 0.071), (-0.029, 0.029), (-0.021, 0.036)),)),
             Link(
-                "gripper", (WRIST_TO_ROLL, 0, 0), (1, 0, 0),
-                boxes=(((-0.001, 0.078), (-0.076, 0.076), (-0.036, 0.036)), ((0.063, 0.155), (-0.061, 0.061), (-0.032, 0.032))),
+                "wrist", (ROLL_TO_WRIST, 0, 0), (0, 1, 0), boxes=(((-0.006, 0.071), (-0.029, 0.029), (-0.021, 0.036)),)
             ),
-        )  # fmt: skip
+            Link(
+                "gripper",
+                (WRIST_TO_ROLL, 0, 0),
+                (1, 0, 0),
+                boxes=(
+                    ((-0.001, 0.078), (-0.076, 0.076), (-0.036, 0.036)),
+                    ((0.063, 0.155), (-0.061, 0.061), (-0.032, 0.032)),
+                ),
+            ),
+        )
 
     @property
     def tcp(self) -> tuple[float, float, float]:
@@ -83,8 +101,8 @@ class ViperX(Family):
     def reach(
         self, T: np.ndarray, jaw: float, lower: np.ndarray, upper: np.ndarray, near: np.ndarray | None = None
     ) -> Reached:
-        """As `Family.reach`, in closed form: waist to either side, elbow up or down, wrist one way or the other. A wrist out of reach is
-        drawn onto the ring that the arm reaches."""
+        """As `Family.reach`, in closed form: waist to either side, elbow up or down, wrist one way or the other. A
+        wrist out of reach is drawn onto the ring that the arm reaches."""
         lower, upper = np.asarray(lower, float), np.asarray(upper, float)
         near = 0.5 * (lower + upper) if near is None else np.asarray(near, float)
         best: tuple[float, Reached] | None = None
@@ -129,8 +147,8 @@ class ViperX(Family):
 
 
 def _wrist(R: np.ndarray, flip: int, near: float) -> tuple[float, float, float]:
-    """forearm_roll, wrist_angle, wrist_rotate that make the rotation R = Rx Ry Rx. Where the first and the last axis are one,
-    forearm_roll is `near`."""
+    """forearm_roll, wrist_angle, wrist_rotate that make the rotation R = Rx Ry Rx. Where the first and the last axis
+    are one, forearm_roll is `near`."""
     sine = flip * float(np.hypot(R[0, 1], R[0, 2]))
     angle = float(np.arctan2(sine, R[0, 0]))
     first = near if abs(sine) < 1e-9 else float(np.arctan2(R[1, 0] * flip, -R[2, 0] * flip))

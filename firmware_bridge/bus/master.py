@@ -1,8 +1,10 @@
-"""Bus master for both protocols: requests, replies, retries inside the tick, and counters. Knows registers only by address.
+"""Bus master for both protocols: requests, replies, retries inside the tick, and counters. Knows registers only by
+address.
 
-A servo bus has no sequence numbers, so a reply that comes late could be taken for the answer to a later question. It never is: what
-lies in the line is thrown away before each request, and as long as a servo *owes* an answer (it was asked and said nothing) it is
-asked for another number of bytes than it owes. A servo answers in the order in which it was asked, so its next answer settles the debt.
+A servo bus has no sequence numbers, so a reply that comes late could be taken for the answer to a later question. It
+never is: what lies in the line is thrown away before each request, and as long as a servo *owes* an answer (it was
+asked and said nothing) it is asked for another number of bytes than it owes. A servo answers in the order in which it
+was asked, so its next answer settles the debt.
 """
 
 from __future__ import annotations
@@ -30,15 +32,19 @@ class Reply(NamedTuple):
 class Bus:
     """The only one who talks on `port`. Not thread-safe.
 
-    `margin_s` is what USB and scheduler may add to the wire time, `return_delay_s` what each servo waits before it answers (default:
-    as delivered). `until_ns` (monotonic): no retry begins after it; None outside of ticks, where there is time to wait longer.
-    `fast`: Dynamixel's fast sync read. `sync`: servos know sync read (SCS do not).
+    `margin_s` is what USB and scheduler may add to the wire time, `return_delay_s` what each servo waits before it
+    answers (default: as delivered). `until_ns` (monotonic): no retry begins after it; None outside of ticks, where
+    there is time to wait longer. `fast`: Dynamixel's fast sync read. `sync`: servos know sync read (SCS do not).
     """
 
     def __init__(
-        self, port: Transport, baud: int = 1_000_000, margin_s: float = 0.004, protocol: str = "feetech",
+        self,
+        port: Transport,
+        baud: int = 1_000_000,
+        margin_s: float = 0.004,
+        protocol: str = "feetech",
         return_delay_s: float | None = None,
-    ):  # fmt: skip
+    ):
         self.port, self.baud, self.margin_ns = port, baud, int(margin_s * 1e9)
         self.dynamixel = protocol == "dynamixel"
         self._byte_ns = 10_000_000_000 // baud
@@ -80,7 +86,8 @@ class Bus:
         return True
 
     def _settle(self, servo: int, size: int) -> bool:
-        """Take the first owed answer of `size` bytes for come, and those before it for lost: a servo keeps the order. False: none was."""
+        """Take the first owed answer of `size` bytes for come, and those before it for lost: a servo keeps the order.
+        False: none was."""
         debts = self._owed.get(servo, [])
         sizes = [n for n, _ in debts]
         if size not in sizes:
@@ -106,12 +113,20 @@ class Bus:
         return dict(zip(servos, map(Reply, data[at - 1 :: step], parts), strict=True))
 
     def _collect(
-        self, request: bytes, servos: Sequence[int], size: int, deadline: int, data: bytes = b"", fast: bool = False, linger: bool = False
-    ) -> dict[int, Reply]:  # fmt: skip
-        """Replies of `servos` with exactly `size` data bytes, in the order asked, until all are in or the deadline has passed.
+        self,
+        request: bytes,
+        servos: Sequence[int],
+        size: int,
+        deadline: int,
+        data: bytes = b"",
+        fast: bool = False,
+        linger: bool = False,
+    ) -> dict[int, Reply]:
+        """Replies of `servos` with exactly `size` data bytes, in the order asked, until all are in or the deadline has
+        passed.
 
-        `data`: what has been read of them. `fast`: the joint answer to a fast sync read. `linger`: wait out the deadline in any case, to
-        hear a second servo with the same id.
+        `data`: what has been read of them. `fast`: the joint answer to a fast sync read. `linger`: wait out the
+        deadline in any case, to hear a second servo with the same id.
         """
         n = len(servos)
         answer, parser, errors = self.codec.answer, self._parser, self.errors
@@ -207,10 +222,11 @@ class Bus:
     def exchange(
         self, before: bytes, servos: Sequence[int], address: int, size: int, retries: int = 1
     ) -> bytes | dict[int, Reply]:
-        """A sync read in one write with the packet `before`, which goes first and which nobody answers (goals, or nothing).
+        """A sync read in one write with the packet `before`, which goes first and which nobody answers (goals, or
+        nothing).
 
-        Returns the answers as they came, one status packet after another, when nothing is wrong with them (`codec.whole`); otherwise
-        partial results: a servo that stayed silent is absent and counted.
+        Returns the answers as they came, one status packet after another, when nothing is wrong with them
+        (`codec.whole`); otherwise partial results: a servo that stayed silent is absent and counted.
         """
         if self._owed or self.fast or not self.sync:
             return self._piecemeal(before, servos, address, size, 1 + retries)
@@ -232,8 +248,14 @@ class Bus:
         return got if len(got) == len(servos) else self._piecemeal(b"", servos, address, size, retries, got)
 
     def _piecemeal(
-        self, before: bytes, servos: Sequence[int], address: int, size: int, attempts: int, got: dict[int, Reply] | None = None
-    ) -> dict[int, Reply]:  # fmt: skip
+        self,
+        before: bytes,
+        servos: Sequence[int],
+        address: int,
+        size: int,
+        attempts: int,
+        got: dict[int, Reply] | None = None,
+    ) -> dict[int, Reply]:
         """Answers of those who are not in `got` yet, in so many attempts and as far as the time allows."""
         if not self.sync:
             if before:
@@ -320,7 +342,8 @@ class Bus:
         return None
 
     def write(self, servo: int, address: int, data: bytes, retries: int = 1) -> bool:
-        """True when the servo acknowledged, or, where its word is missing or could be an old one, when it holds `data`."""
+        """True when the servo acknowledged, or, where its word is missing or could be an old one, when it holds
+        `data`."""
         for attempt in range(1 + retries):
             if attempt and self.time_is_up():
                 break
@@ -338,7 +361,8 @@ class Bus:
         return False
 
     def ping(self, servo: int) -> bool:
-        """Whether somebody answers as `servo`. (On an adapter that echoes, a ping comes back like an answer: then it reads.)"""
+        """Whether somebody answers as `servo`. (On an adapter that echoes, a ping comes back like an answer: then it
+        reads.)"""
         size = 3 if self.dynamixel else 0
         return servo in self._ask(self.codec.ping(servo), servo, size) or (
             bool(self.errors[-1, "echo"]) and self.read(servo, 0 if self.dynamixel else 3, 2) is not None

@@ -1,4 +1,5 @@
-"""One owner of the serial port. pyserial opens it, `select` waits, deadlines are monotonic. A simulated bus may stand behind a socket."""
+"""One owner of the serial port. pyserial opens it, `select` waits, deadlines are monotonic. A simulated bus may stand
+behind a socket."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ BY_ID = Path("/dev/serial/by-id")
 
 
 def lasting_name(path: str, by_id: Path = BY_ID) -> str:
-    """The name of a port that survives unplugging: the link with the adapter's serial number, or `path` where there is none."""
+    """The name of a port that survives unplugging: the link with the adapter's serial number, or `path` where there is
+    none."""
     try:
         device = Path(path).resolve(strict=True)
         return next((str(link) for link in sorted(by_id.iterdir()) if link.resolve() == device), path)
@@ -78,7 +80,8 @@ class Port:
 
     @classmethod
     def open(cls, path: str, baud: int = 1_000_000) -> Port:
-        """Exclusive open of a serial port, or the way to a `SocketBus`. Raises PortError when it is missing, busy or not permitted."""
+        """Exclusive open of a serial port, or the way to a `SocketBus`. Raises PortError when it is missing, busy or
+        not permitted."""
         if Path(path).is_socket():
             return cls(_connect(path), path)
         import serial
@@ -89,16 +92,19 @@ class Port:
             code = getattr(e, "errno", None)
             if code == errno.ENOENT:
                 raise PortError(
-                    f"serial port {path} does not exist: plug the adapter in, or name the port with --port (see `ls /dev/serial/by-id`)."
+                    f"serial port {path} does not exist: plug the adapter in, or name the port with --port (see `ls "
+                    "/dev/serial/by-id`)."
                 ) from e
             if code == errno.EACCES:
                 group = owner(path)
                 raise PortError(
-                    f"serial port {path} may be opened by the group {group} only: run `sudo usermod -aG {group} $USER` and log in again."
+                    f"serial port {path} may be opened by the group {group} only: run `sudo usermod -aG {group} "
+                    "$USER` and log in again."
                 ) from e
             if code in (errno.EBUSY, errno.EAGAIN) or "lock" in str(e).lower():
                 raise PortError(
-                    f"serial port {path} is in use by another process: stop it (`fuser {path}` shows which) and try again."
+                    f"serial port {path} is in use by another process: stop it (`fuser {path}` shows which) and try "
+                    "again."
                 ) from e
             raise PortError(f"serial port {path} cannot be opened ({e}): check the path and the adapter.") from e
         os.set_blocking(s.fd, False)

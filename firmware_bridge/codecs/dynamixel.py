@@ -1,8 +1,8 @@
 """Dynamixel Protocol 2.0 as pure functions: bytes in, bytes out.
 
-Packet: `FF FF FD 00 ID LENL LENH INST PARAM... CRCL CRCH`, LEN = parameters + 3; a status has INST 55 and the error byte first.
-Between INST and the CRC every `FF FF FD` gets another `FD` (byte stuffing), which LEN and CRC count. The CRC-16 is the catalogue's
-CRC-16/UMTS over everything before it. Source: ROBOTIS e-manual, protocol 2.0.
+Packet: `FF FF FD 00 ID LENL LENH INST PARAM... CRCL CRCH`, LEN = parameters + 3; a status has INST 55 and the error
+byte first. Between INST and the CRC every `FF FF FD` gets another `FD` (byte stuffing), which LEN and CRC count. The
+CRC-16 is the catalogue's CRC-16/UMTS over everything before it. Source: ROBOTIS e-manual, protocol 2.0.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def status(servo: int, error: int, data: bytes = b"") -> bytes:
 
 
 def fast_status(answers: Sequence[tuple[int, int, bytes]]) -> bytes:
-    """The joint answer to a fast sync read from (id, error, data); it carries no stuffing. The CRC runs on through it."""
+    """The joint answer to a fast sync read from (id, error, data); it carries no stuffing. The CRC runs on through
+    it."""
     length = 1 + sum(len(d) + 4 for _, _, d in answers)
     raw = HEADER + bytes([BROADCAST]) + _word(length) + bytes([STATUS])
     for servo, error, data in answers:
@@ -123,7 +124,8 @@ def fast_status(answers: Sequence[tuple[int, int, bytes]]) -> bytes:
 
 
 def fast_answers(packet: Packet, servos: Sequence[int], size: int) -> list[tuple[int, int, bytes]]:
-    """(id, error, data) of each servo in the joint answer, or nothing when it is not the one that `servos` would give."""
+    """(id, error, data) of each servo in the joint answer, or nothing when it is not the one that `servos` would
+    give."""
     body, step = packet.params, size + 4  # the parser has cut the last CRC off
     if packet.servo != BROADCAST or packet.code != STATUS or len(body) != step * len(servos) - 2:
         return []
@@ -134,8 +136,8 @@ def fast_answers(packet: Packet, servos: Sequence[int], size: int) -> list[tuple
 class Parser:
     """Incremental reader of any byte stream; what fails its CRC is skipped one byte at a time.
 
-    A `Packet` has the instruction as its code (STATUS for an answer) and its parameters unstuffed; a status from the broadcast id
-    (fast sync read) is left as it is. `longest` is the longest packet that may come.
+    A `Packet` has the instruction as its code (STATUS for an answer) and its parameters unstuffed; a status from the
+    broadcast id (fast sync read) is left as it is. `longest` is the longest packet that may come.
     """
 
     def __init__(self, longest: int = MAX_PACKET) -> None:

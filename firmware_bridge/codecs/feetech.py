@@ -1,8 +1,8 @@
 """Feetech STS/SMS serial protocol as pure functions: bytes in, bytes out.
 
-Packet: `FF FF ID LEN INST PARAM... CK`, LEN = parameters + 2, CK = ~(ID + LEN + INST + sum(PARAM)) & FF; a status packet has
-the condition byte in INST's place. Little-endian, no byte stuffing: FF FF may occur in data, so a reader must find packets by
-their checksum, never by the header alone. Source: ftservo memory tables, SCS protocol description.
+Packet: `FF FF ID LEN INST PARAM... CK`, LEN = parameters + 2, CK = ~(ID + LEN + INST + sum(PARAM)) & FF; a status
+packet has the condition byte in INST's place. Little-endian, no byte stuffing: FF FF may occur in data, so a reader
+must find packets by their checksum, never by the header alone. Source: ftservo memory tables, SCS protocol description.
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ class Parser:
 
 
 def whole(data: bytes, servos: Sequence[int], size: int) -> bool:
-    """Whether `data` is exactly the undamaged answer of `servos` to a sync read of `size` bytes: one status after another. Cheap."""
+    """Whether `data` is exactly the undamaged answer of `servos` to a sync read of `size` bytes: one status after
+    another. Cheap."""
     n, step = len(servos), size + STATUS_BYTES
     if (
         len(data) != step * n

@@ -1,4 +1,5 @@
-"""The arm in radians: servo steps, homing, directions, gears and ranges from one `ArmConfig`. EEPROM is verified, never written."""
+"""The arm in radians: servo steps, homing, directions, gears and ranges from one `ArmConfig`. EEPROM is verified, never
+written."""
 
 from __future__ import annotations
 
@@ -34,9 +35,11 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class Telemetry:
-    """What is read in turn, float32[J]: current (A), temperature (deg C), voltage (V); bool[J] `limp`: torque is off in the servo.
+    """What is read in turn, float32[J]: current (A), temperature (deg C), voltage (V); bool[J] `limp`: torque is off in
+    the servo.
 
-    A joint with two servos has the first one's current, the higher temperature, the lower voltage, and is limp when either is.
+    A joint with two servos has the first one's current, the higher temperature, the lower voltage, and is limp when
+    either is.
     """
 
     current: np.ndarray
@@ -79,7 +82,8 @@ class Arm:
         self._goal = self.model.registers["goal_position"]
         self._rows = struct.Struct(ends + ("Bi" if self._goal.size == 4 else "BH") * len(self._ids))
         self._map = list(zip(self._ids, joint.tolist(), self._rad.tolist(), self._zero.tolist(), strict=True))
-        # a servo's number, where its position and its speed stand among the words, and what turns them into rad and rad/s
+        # a servo's number, where its position and its speed stand among the words, and what turns them into rad and
+        # rad/s
         rows = [
             (k, 2 * k + order, 2 * k + (not order), *scale)
             for k, scale in enumerate(zip(self._zero.tolist(), self._rad.tolist(), self._speed.tolist(), strict=True))
@@ -113,7 +117,7 @@ class Arm:
     def name(self, servo: int) -> str:
         return self.config.joints[self.joint_of(servo)]
 
-    # ---- before anything moves -----------------------------------------------------------------------------------------------
+    # ---- before anything moves ---------------------------------------------------------------------------------------
     @property
     def ids(self) -> tuple[int, ...]:
         """Every servo, second ones of a joint last."""
@@ -123,8 +127,9 @@ class Arm:
         return int(self._joint[self._ids.index(servo)])
 
     def check(self, to_move: bool = True) -> None:
-        """Raises ArmError when a servo is silent, double, of another model, holds other values than the file, has a setting that would
-        change a motion or, where the arm is `to_move`, reads outside what it can be sent to. Only reads."""
+        """Raises ArmError when a servo is silent, double, of another model, holds other values than the file, has a
+        setting that would change a motion or, where the arm is `to_move`, reads outside what it can be sent to. Only
+        reads."""
         before_torque.check_servos(self)
         held = before_torque.read_settings(self)
         before_torque.check_file(self, held)
@@ -142,7 +147,7 @@ class Arm:
                 digest.update(f"{i} {r.name} {'' if reply is None else reply.data.hex()}\n".encode())
         return digest.hexdigest()
 
-    # ---- every tick ----------------------------------------------------------------------------------------------------------
+    # ---- every tick --------------------------------------------------------------------------------------------------
     def read(self) -> Measurement:
         """Positions and velocities in one sync read; a silent servo keeps its last values and gets NO_REPLY."""
         return self._measure(self.bus.exchange(b"", self._ids, *self._state))
@@ -152,7 +157,8 @@ class Arm:
         return self._measure(self.bus.exchange(self._goals(rad), self._ids, *self._state))
 
     def _measure(self, got: bytes | dict[int, Reply]) -> Measurement:
-        """What the servos' answers say. Every tick comes here from a sleep, with cold caches: so one plain loop and few arrays."""
+        """What the servos' answers say. Every tick comes here from a sleep, with cold caches: so one plain loop and few
+        arrays."""
         now = self.bus.sent_ns
         if isinstance(got, bytes):  # every servo has answered and nothing is wrong
             words, partial = self._block.unpack(got), False
@@ -215,7 +221,8 @@ class Arm:
         return Measurement(np.where(stale, self._last.q, q), np.where(stale, self._last.qd, qd), bits)
 
     def _bits(self, k: int, error: int) -> int:
-        """Condition bits of a reply's error byte; a Dynamixel only raises a flag, and its register 70 is read in the next turn."""
+        """Condition bits of a reply's error byte; a Dynamixel only raises a flag, and its register 70 is read in the
+        next turn."""
         if not self.bus.dynamixel:
             return error & ~(TWIN | DOUBTED | NO_REPLY)
         if error & 0x80 and not self._asked[k]:
@@ -225,7 +232,8 @@ class Arm:
         return int(self._errors[k])
 
     def read_telemetry(self) -> None:
-        """Torque state, voltage, temperature and current of one servo a call, in turn; a silent one keeps its last values."""
+        """Torque state, voltage, temperature and current of one servo a call, in turn; a silent one keeps its last
+        values."""
         turn, n = self._turn, len(self._ids)
         self._turn += 1
         if not self.bus.dynamixel:
@@ -284,7 +292,7 @@ class Arm:
             rows += (i, s if wide or s >= 0 else 0x8000 - s)
         return self.bus.codec.sync_write_rows(self._goal.address, self._goal.size, self._rows.pack(*rows))
 
-    # ---- torque --------------------------------------------------------------------------------------------------------------
+    # ---- torque ------------------------------------------------------------------------------------------------------
     def _write_all(self, name: str, value: int) -> None:
         r = self.model.registers[name]
         self.bus.sync_write(r.address, dict.fromkeys(self._ids, self.model.encode(name, value)))
@@ -317,22 +325,24 @@ class Arm:
         return any(v == 1 for v in self._read_all("torque_enable").values())
 
     def _read_caps(self) -> None:
-        """Ask the servos, once, how much torque their EEPROM allows them: an SO-101's gripper often has half, lest it burn out."""
+        """Ask the servos, once, how much torque their EEPROM allows them: an SO-101's gripper often has half, lest it
+        burn out."""
         if len(self._caps) < len(self._ids):
             self._caps.update(self._read_all(self.model.torque_cap))
 
     def full(self, servo: int) -> int:
-        """The torque_limit that lets through all that the servo is allowed; what its model can do where it did not tell."""
+        """The torque_limit that lets through all that the servo is allowed; what its model can do where it did not
+        tell."""
         most = self.model.full_torque
         return min(self._caps.get(servo, most), most)
 
     def torque_on(self) -> None:
-        """Goal := present position with nothing left over from another program, then the torque that each servo's EEPROM allows: the arm
-        stiffens where it is. An energised arm keeps its torque throughout.
+        """Goal := present position with nothing left over from another program, then the torque that each servo's
+        EEPROM allows: the arm stiffens where it is. An energised arm keeps its torque throughout.
 
-        Raises ArmError, before any torque, when a servo does not tell its settings, has one that would change a motion, reads outside what
-        it can be sent to, or does not keep what is written; and when one stays limp. Dynamixel's bus watchdog is set to 200 ms
-        as a second line of defence.
+        Raises ArmError, before any torque, when a servo does not tell its settings, has one that would change a motion,
+        reads outside what it can be sent to, or does not keep what is written; and when one stays limp. Dynamixel's bus
+        watchdog is set to 200 ms as a second line of defence.
         """
         held = before_torque.read_settings(self)
         before_torque.check_settings(self, held)
@@ -348,7 +358,8 @@ class Arm:
         limp = [i for i in self._ids if on.get(i) != 1]
         if limp:
             raise ArmError(
-                f"servo {', '.join(map(str, limp))} did not switch its torque on: power the arm off and on, then try again."
+                f"servo {', '.join(map(str, limp))} did not switch its torque on: power the arm off and on, then try "
+                "again."
             )
         if self.bus.dynamixel:
             self._write_all("watchdog", 10)
@@ -357,7 +368,8 @@ class Arm:
         self.watchful = True
 
     def calm(self) -> None:
-        """After another master died: clear Dynamixel's watchdog, whose trip makes goals read-only, with the goal where the arm is."""
+        """After another master died: clear Dynamixel's watchdog, whose trip makes goals read-only, with the goal where
+        the arm is."""
         if self.bus.dynamixel:
             self._write_all("watchdog", 0)
             measured = self.read()
@@ -365,7 +377,8 @@ class Arm:
                 self.write_goals(measured.q)
 
     def set_torque(self, share: float) -> None:
-        """Torque limit of all servos, 0..1 of what their EEPROM allows; unacknowledged, so that one servo that refuses stops nobody."""
+        """Torque limit of all servos, 0..1 of what their EEPROM allows; unacknowledged, so that one servo that refuses
+        stops nobody."""
         share = min(max(share, 0.0), 1.0)
         limits = {i: self.model.encode("torque_limit", int(self.full(i) * share)) for i in self._ids}
         self.bus.sync_write(self.model.registers["torque_limit"].address, limits)
@@ -377,8 +390,8 @@ class Arm:
         return min(max(shares, default=1.0), 1.0)
 
     def torque_off(self) -> list[int]:
-        """Release every servo, those that did not listen together once more one by one; returns the ids that still hold, as far as the
-        bus's time (`until_ns`) allowed to see: in a tick the guard must not take it for a stall."""
+        """Release every servo, those that did not listen together once more one by one; returns the ids that still
+        hold, as far as the bus's time (`until_ns`) allowed to see: in a tick the guard must not take it for a stall."""
         self.watchful = False
         enable = self.model.registers["torque_enable"]
         if self.bus.dynamixel:

@@ -1,4 +1,5 @@
-"""What is looked at, and set right, before an arm's torque is switched on: at start (`Arm.check`) and at the instant of arming.
+"""What is looked at, and set right, before an arm's torque is switched on: at start (`Arm.check`) and at the instant of
+arming.
 
 Nothing here writes EEPROM. What keeps the arm from being armed is raised as one sentence with the next step.
 """
@@ -43,7 +44,8 @@ class Servos(Protocol):
     def set_torque(self, share: float) -> None: ...
 
 
-# So far outside its servo's limits a joint may lie that leans on its stop with its own weight; it is armed at the limit.
+# So far outside its servo's limits a joint may lie that leans on its stop with its own weight; it is armed at the
+# limit.
 LEAN_RAD = 0.035
 ROUND_AND_ROUND = (4, 5)  # Dynamixel's modes that know no position limits
 
@@ -83,7 +85,8 @@ def check_servos(arm: Servos) -> None:
     twice = [i for i in arm.ids if bus.count(i, number.address, 2) > 1]
     if twice:
         raise ArmError(
-            f"two servos answer as id {twice[0]} on {where}: unplug one of them and give it another id with `harmowam bus set-id`."
+            f"two servos answer as id {twice[0]} on {where}: unplug one of them and give it another id with `harmowam "
+            "bus set-id`."
         )
     if mute:
         raise ArmError(
@@ -104,7 +107,8 @@ def check_servos(arm: Servos) -> None:
 
 
 def read_settings(arm: Servos) -> Held:
-    """What every servo holds of the registers in `SETTINGS`, its limits, and those that the robot file names; one block, read together.
+    """What every servo holds of the registers in `SETTINGS`, its limits, and those that the robot file names; one
+    block, read together.
 
     Raises ArmError when one does not answer.
     """
@@ -134,7 +138,8 @@ def check_file(arm: Servos, held: Held) -> None:
 
 
 def wrong_settings(arm: Servos, held: Held) -> list[Wrong]:
-    """Settings that would change a motion, in the order of the servos. What the robot file says itself is left to it."""
+    """Settings that would change a motion, in the order of the servos. What the robot file says itself is left to
+    it."""
     said = {(servo, name) for servo, name, _ in arm.config.eeprom}
     return [
         Wrong(i, s, held[i][s.register])
@@ -157,7 +162,8 @@ def check_settings(arm: Servos, held: Held) -> None:
 
 
 def limits(arm: Servos, servo: int, held: Held) -> tuple[int, int]:
-    """Steps that the servo can be sent to. Without limits of its own: a turn, or more where the joint's range is more (gears)."""
+    """Steps that the servo can be sent to. Without limits of its own: a turn, or more where the joint's range is more
+    (gears)."""
     if held[servo].get("mode") not in ROUND_AND_ROUND:
         return held[servo]["min_position"], held[servo]["max_position"]
     k = arm.ids.index(servo)
@@ -168,7 +174,8 @@ def limits(arm: Servos, servo: int, held: Held) -> tuple[int, int]:
 def poses(arm: Servos, held: Held) -> dict[int, int]:
     """Step by servo that each is to hold: where it stands, or the limit that it leans on.
 
-    Raises ArmError for a joint that reads outside what its servo can be sent to: switched on it would run there by itself.
+    Raises ArmError for a joint that reads outside what its servo can be sent to: switched on it would run there by
+    itself.
     """
     steps = arm.read_steps()
     out = {}
@@ -183,7 +190,8 @@ def poses(arm: Servos, held: Held) -> dict[int, int]:
             mend = (
                 "move it by hand into its range, and calibrate the joints again if these are not its limits"
                 if 0 <= step <= last
-                else "turn it back by hand and switch the arm's power off and on; if it reads so still, set the middle of its "
+                else "turn it back by hand and switch the arm's power off and on; if it reads so still, set the middle "
+                "of its "
                 "servo anew (`lerobot-calibrate`) and calibrate the joints again (`harmowam calibrate joints`)"
             )
             raise ArmError(
@@ -195,8 +203,8 @@ def poses(arm: Servos, held: Held) -> dict[int, int]:
 
 
 def _to_be_written(arm: Servos, held: Held, goals: dict[int, int]) -> dict[int, dict[str, int]]:
-    """What every servo gets at arming, by register. The goal comes with the registers beside it: on a Feetech servo a new goal or a new
-    acceleration may switch the torque on, so none of them may arrive before the others."""
+    """What every servo gets at arming, by register. The goal comes with the registers beside it: on a Feetech servo a
+    new goal or a new acceleration may switch the torque on, so none of them may arrive before the others."""
     out = {}
     for i in arm.ids:
         rows = [r for r in LEFT_OVERS[model_of(arm, i).name] if not r.modes or held[i]["mode"] in r.modes]

@@ -16,7 +16,8 @@ class ArmError(Mendable):
 
 @dataclass(frozen=True)
 class ArmConfig:
-    """One arm, gripper last. Radians, rad/s, rad/s^2, rad/s^3, seconds; made from the robot file and its joint calibration."""
+    """One arm, gripper last. Radians, rad/s, rad/s^2, rad/s^3, seconds; made from the robot file and its joint
+    calibration."""
 
     joints: tuple[str, ...]
     ids: tuple[int, ...]

@@ -1,6 +1,7 @@
 """How an arm session ended: what the arm is doing then, as an exit code and as words.
 
-Guard, motor process and every verb that moves an arm use these codes, so that a script can tell them apart. docs/arm.md has the same table.
+Guard, motor process and every verb that moves an arm use these codes, so that a script can tell them apart. docs/arm.md
+has the same table.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ WORDS = {
         "find out who ended the guard, then start again",
     ),
     Exit.INTERRUPTED: ("is as after 0; the run was interrupted", "nothing"),
-}  # fmt: skip
+}
 
 # With these an arm is not as the program's own result would have it: they stand above every other exit code.
 ABOVE = (

@@ -31,7 +31,8 @@ class EStop:
 
     @classmethod
     def open(cls, where: str) -> EStop:
-        """`where`: "gpio:/dev/gpiochip0:17" (line 17) or "key:/dev/input/by-id/..." (any key of that device). Raises EStopError."""
+        """`where`: "gpio:/dev/gpiochip0:17" (line 17) or "key:/dev/input/by-id/..." (any key of that device). Raises
+        EStopError."""
         kind, _, rest = where.partition(":")
         try:
             if kind == "gpio":
@@ -77,7 +78,8 @@ def _request_line(chip: str, line: int) -> int:
         raise OSError(f"{chip} does not exist")
     fd = os.open(chip, os.O_RDWR)
     try:
-        # struct gpio_v2_line_request: offsets[64], consumer[32], config (flags first, 272 bytes), num_lines, size, padding[5], fd
+        # struct gpio_v2_line_request: offsets[64], consumer[32], config (flags first, 272 bytes), num_lines, size,
+        # padding[5], fd
         request = bytearray(592)
         struct.pack_into("I", request, 0, line)
         request[256:265] = b"e-stop\0\0\0"

@@ -1,7 +1,8 @@
 """The guard: parent of the motor process. Opens and locks the port, watches the heartbeat, stops the arm when it fails.
 
-An STS3215 has no bus watchdog: it holds its last goal with torque on for ever. So when the motor process dies or stalls (also
-SIGSTOP) the guard kills it and lets the torque down in a ramp itself. The motor process, in turn, lowers the arm when the guard dies.
+An STS3215 has no bus watchdog: it holds its last goal with torque on for ever. So when the motor process dies or stalls
+(also SIGSTOP) the guard kills it and lets the torque down in a ramp itself. The motor process, in turn, lowers the arm
+when the guard dies.
 
     python -m firmware_bridge.motion.guard --help
 """
@@ -78,7 +79,8 @@ def watch(child: subprocess.Popen[bytes], slots: Path) -> str:
 
 
 def reopen(name: str, config: ArmConfig, fingerprint: str) -> Port:
-    """Wait for the adapter to come back, on whatever path; raises PortError when it stays away, ArmError when it is not this arm."""
+    """Wait for the adapter to come back, on whatever path; raises PortError when it stays away, ArmError when it is not
+    this arm."""
     deadline = time.monotonic() + REPLUG_S
     while True:
         port: Port | None = None
@@ -101,13 +103,20 @@ def reopen(name: str, config: ArmConfig, fingerprint: str) -> Port:
 
 
 def guard(
-    port_path: str, config: ArmConfig, arm_file: Path, slots: Path, priority: int = 0, core: int | None = None, by_id: Path = BY_ID
-) -> int:  # fmt: skip
+    port_path: str,
+    config: ArmConfig,
+    arm_file: Path,
+    slots: Path,
+    priority: int = 0,
+    core: int | None = None,
+    by_id: Path = BY_ID,
+) -> int:
     """Run the motor process to its end; returns its exit code, or what became of the arm without it.
 
-    When it fails, torque that it switched on is let down in a ramp; an arm that stood energised before and was not armed stays so.
-    When the port is lost, the same arm is awaited on the same adapter, and then waits to be armed again or lowered.
-    Raises PortError or ArmError for a port or an arm that is not as it should be, unless the arm is energised meanwhile.
+    When it fails, torque that it switched on is let down in a ramp; an arm that stood energised before and was not
+    armed stays so. When the port is lost, the same arm is awaited on the same adapter, and then waits to be armed again
+    or lowered. Raises PortError or ArmError for a port or an arm that is not as it should be, unless the arm is
+    energised meanwhile.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     port = Port.open(port_path, config.baud)
@@ -127,7 +136,8 @@ def guard(
             if child.returncode != Exit.PORT_LOST:
                 break
             tell(
-                f"the port was lost: a servo with torque on holds its last goal until {name} is back or its power is off"
+                f"the port was lost: a servo with torque on holds its last goal until {name} is back or its power is "
+                "off"
             )
             left_energised = left_energised or is_armed(slots)
             port.close()
@@ -154,16 +164,30 @@ def guard(
 
 def start_motor(
     port: Port, path: str, arm_file: Path, slots: Path, priority: int, core: int | None, energised: bool
-) -> subprocess.Popen[bytes]:  # fmt: skip
+) -> subprocess.Popen[bytes]:
     """Start a motor process that inherits the open port."""
     for slot in (STATE_SLOT, MOTOR_CODE_SLOT):
         (slots / slot).unlink(missing_ok=True)
     os.set_inheritable(port.fd, True)
     command = [
-        sys.executable, "-m", "firmware_bridge.motion.motor", "--fd", str(port.fd), "--port", path, "--arm", str(arm_file),
-        "--slots", str(slots), "--guard", str(os.getpid()), "--priority", str(priority),
-        *(["--core", str(core)] if core is not None else []), *(["--energised"] if energised else []),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "firmware_bridge.motion.motor",
+        "--fd",
+        str(port.fd),
+        "--port",
+        path,
+        "--arm",
+        str(arm_file),
+        "--slots",
+        str(slots),
+        "--guard",
+        str(os.getpid()),
+        "--priority",
+        str(priority),
+        *(["--core", str(core)] if core is not None else []),
+        *(["--energised"] if energised else []),
+    ]
     return subprocess.Popen(command, pass_fds=[port.fd])
 
 
@@ -177,9 +201,21 @@ def start(
     for slot in (STATE_SLOT, MOTOR_CODE_SLOT, GUARD_CODE_SLOT):
         (slots / slot).unlink(missing_ok=True)
     command = [
-        sys.executable, "-m", "firmware_bridge.motion.guard", "--port", port, "--arm", str(arm_file), "--slots", str(slots),
-        "--priority", str(priority), "--by-id", str(by_id), *(["--core", str(core)] if core is not None else []),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "firmware_bridge.motion.guard",
+        "--port",
+        port,
+        "--arm",
+        str(arm_file),
+        "--slots",
+        str(slots),
+        "--priority",
+        str(priority),
+        "--by-id",
+        str(by_id),
+        *(["--core", str(core)] if core is not None else []),
+    ]
     with open(slots / LOG, "w") as log:
         return subprocess.Popen(command, start_new_session=True, stderr=log)
 
@@ -193,7 +229,8 @@ def wait_for_state(process: subprocess.Popen[bytes], slots: Path, timeout_s: flo
             said = "\n".join(line.removeprefix("error: ").removeprefix(SAYS) for line in lines)
             raise ArmError(
                 said
-                or f"the guard ended with code {process.returncode} before the arm was ready: run it by hand to see why."
+                or f"the guard ended with code {process.returncode} before the arm was ready: run it by hand to see "
+                "why."
             )
         try:
             reader = SlotReader(slots / STATE_SLOT)
@@ -210,10 +247,12 @@ def wait_for_state(process: subprocess.Popen[bytes], slots: Path, timeout_s: flo
 
 
 def end(process: subprocess.Popen[bytes], slots: Path, tell_s: float = 12.0) -> None:
-    """Wait until a guard that is still running has finished, asking for lowering. It is never killed while the arm is energised.
+    """Wait until a guard that is still running has finished, asking for lowering. It is never killed while the arm is
+    energised.
 
-    Asked again and again because a motor process that is only starting takes what lies in the slot for an earlier run's. It is waited
-    for as long as it waits for an adapter that was pulled out: what it needs to lower the arm then lies in the folder of this run.
+    Asked again and again because a motor process that is only starting takes what lies in the slot for an earlier
+    run's. It is waited for as long as it waits for an adapter that was pulled out: what it needs to lower the arm then
+    lies in the folder of this run.
     """
     if process.poll() is not None:
         return
@@ -229,7 +268,8 @@ def end(process: subprocess.Popen[bytes], slots: Path, tell_s: float = 12.0) -> 
 
 
 def tell_log(slots: Path) -> None:
-    """Show the user what a guard said that has ended. Its errors are left out: whoever waited for its first state has raised them."""
+    """Show the user what a guard said that has ended. Its errors are left out: whoever waited for its first state has
+    raised them."""
     for line in (slots / LOG).read_text().splitlines():
         if line.startswith(SAYS):
             tell(line, "")
@@ -251,7 +291,8 @@ def main() -> int:
         config = ArmConfig.from_dict(json.loads(args.arm.read_text()))
         code = guard(args.port, config, args.arm, args.slots, args.priority, args.core, args.by_id)
     except (PortError, ArmError) as e:
-        # Whoever waits for the first state raises what stands here; after it only what begins like the guard's other lines is shown.
+        # Whoever waits for the first state raises what stands here; after it only what begins like the guard's other
+        # lines is shown.
         tell(str(e), SAYS if (args.slots / STATE_SLOT).exists() else "error: ")
         code = Exit.REFUSED
     left.write(bytes([code]))

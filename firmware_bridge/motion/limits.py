@@ -1,8 +1,9 @@
 """Limits on what is sent to the motors: position, velocity, acceleration and jerk, whatever comes in.
 
-Two stages. `limit_step` is exact in discrete time for position, velocity and acceleration. A moving average over its last n goals then
-limits the jerk: an average of goals lies within their range, its velocity and acceleration are averages of theirs, and its
-acceleration changes by (newest - oldest) / n <= 2 a_max / n a tick. So every limit holds by construction, at a delay of (n - 1) / 2 ticks.
+Two stages. `limit_step` is exact in discrete time for position, velocity and acceleration. A moving average over its
+last n goals then limits the jerk: an average of goals lies within their range, its velocity and acceleration are
+averages of theirs, and its acceleration changes by (newest - oldest) / n <= 2 a_max / n a tick. So every limit holds by
+construction, at a delay of (n - 1) / 2 ticks.
 """
 
 from __future__ import annotations
@@ -13,13 +14,21 @@ import numpy as np
 
 
 def limit_step(
-    target: np.ndarray, last: np.ndarray, last_velocity: np.ndarray, dt: float, velocity: np.ndarray, acceleration: np.ndarray,
-    lower: np.ndarray, upper: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Next goal and its velocity: towards `target`, within the limits of the last goal sent, able to stop at the target.
+    target: np.ndarray,
+    last: np.ndarray,
+    last_velocity: np.ndarray,
+    dt: float,
+    velocity: np.ndarray,
+    acceleration: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Next goal and its velocity: towards `target`, within the limits of the last goal sent, able to stop at the
+    target.
 
-    A move that starts at v and brakes by a*dt a tick stops after n ticks and n*v*dt - a*dt^2*n*(n-1)/2; solved for v with the
-    smallest n that covers the distance, that is the exact speed limit near a target (no overshoot, no harder braking).
+    A move that starts at v and brakes by a*dt a tick stops after n ticks and n*v*dt - a*dt^2*n*(n-1)/2; solved for v
+    with the smallest n that covers the distance, that is the exact speed limit near a target (no overshoot, no harder
+    braking).
     """
     away = np.minimum(np.maximum(target, lower), upper) - last
     quantum = acceleration * dt * dt
@@ -67,7 +76,8 @@ class Limiter:
         return self._take(ahead, rate)
 
     def undo(self) -> None:
-        """Forget the last step, to make another one from where it started at once: the limits hold between what is kept."""
+        """Forget the last step, to make another one from where it started at once: the limits hold between what is
+        kept."""
         self._ahead, self._rate, oldest = self._before
         self._recent.pop()
         self._recent.appendleft(oldest)

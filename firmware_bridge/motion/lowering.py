@@ -1,8 +1,8 @@
 """The way down: joint way-points from wherever the arm is to its rest pose, over the table and not across it.
 
-First up until every part is `CLEAR_M` above the table (straight up where the arm can, else as its joints let it), then to the posture
-above the rest pose, then round to it, then down the way that leads up from it. The table is the plane z = 0 of the arm's base. An arm
-whose family is not known (`firmware_bridge.arms`) goes straight to rest.
+First up until every part is `CLEAR_M` above the table (straight up where the arm can, else as its joints let it), then
+to the posture above the rest pose, then round to it, then down the way that leads up from it. The table is the plane z
+= 0 of the arm's base. An arm whose family is not known (`firmware_bridge.arms`) goes straight to rest.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ Slices = Generator[None, None, Way]  # a way that is planned a slice at a time: 
 
 
 def plan(config: ArmConfig, q: np.ndarray) -> Way:
-    """Way-points float64[J] (rad) from the measured pose `q` [J] to the rest pose, the last of them; the jaw stays where it is in `q`.
+    """Way-points float64[J] (rad) from the measured pose `q` [J] to the rest pose, the last of them; the jaw stays
+    where it is in `q`.
 
     The ways between them are straight in joint space: the joints have to move together (`travel_s`).
     """
@@ -48,8 +49,8 @@ def plan(config: ArmConfig, q: np.ndarray) -> Way:
 
 
 def raised(config: ArmConfig, q: np.ndarray) -> Way:
-    """Way-points float64[J] (rad) from `q` [J], the first of them, to where every part is `CLEAR_M` above the table, or as high as a way up
-    leads. Only `q` for an arm that is clear already, or whose family is not known."""
+    """Way-points float64[J] (rad) from `q` [J], the first of them, to where every part is `CLEAR_M` above the table, or
+    as high as a way up leads. Only `q` for an arm that is clear already, or whose family is not known."""
     family = family_of(config)
     q = np.clip(q, config.lower, config.upper)
     return [q] if family is None else _all_of(_raised(config, family, q))
@@ -130,10 +131,11 @@ def _slow(config: ArmConfig) -> np.ndarray:
 
 
 class Descent:
-    """An arm on its way to rest: what `plan` says, one way-point after the other, through the limiter that made the goals until now.
+    """An arm on its way to rest: what `plan` says, one way-point after the other, through the limiter that made the
+    goals until now.
 
-    It begins when the goals stand still, and plans from the pose measured then, a slice a tick. The jaw keeps its goal: what is held is
-    carried along, and nothing is squeezed harder than it was.
+    It begins when the goals stand still, and plans from the pose measured then, a slice a tick. The jaw keeps its goal:
+    what is held is carried along, and nothing is squeezed harder than it was.
     """
 
     def __init__(self, config: ArmConfig, limiter: Limiter, measured: np.ndarray):
@@ -184,8 +186,8 @@ def _turns(joints: int, raising: tuple[int, ...]) -> np.ndarray:
 
 
 def _step_up(config: ArmConfig, family: Family, q: np.ndarray, height: float) -> np.ndarray | None:
-    """The pose a step higher than `q`, whose lowest part is at `height` (m): tool straight up if that raises the lowest part too, else the
-    step that raises it most; None when none does."""
+    """The pose a step higher than `q`, whose lowest part is at `height` (m): tool straight up if that raises the lowest
+    part too, else the step that raises it most; None when none does."""
     enough = min(float(family.room(q)), MARGIN_M) - 1e-3
 
     def gains(steps: np.ndarray) -> np.ndarray:
@@ -201,7 +203,8 @@ def _step_up(config: ArmConfig, family: Family, q: np.ndarray, height: float) ->
 
 
 def _straight_up(family: Family, q: np.ndarray) -> np.ndarray:
-    """Change of joint angles that lifts the tool by `RISE_M`, without moving it sideways or pitching it, as far as the joints can."""
+    """Change of joint angles that lifts the tool by `RISE_M`, without moving it sideways or pitching it, as far as the
+    joints can."""
     raising, small = list(family.RAISING), 1e-4
     near = np.tile(q, (len(raising) + 1, 1))
     near[range(1, len(near)), raising] += small
@@ -213,8 +216,8 @@ def _straight_up(family: Family, q: np.ndarray) -> np.ndarray:
 
 
 def _over(family: Family, start: np.ndarray, end: np.ndarray) -> Slices:
-    """Way-points from `start` to `end`, both clear of the table: first the posture of the end, then round to it; by way of the upright
-    posture where the arm itself or the table is in the way of that."""
+    """Way-points from `start` to `end`, both clear of the table: first the posture of the end, then round to it; by way
+    of the upright posture where the arm itself or the table is in the way of that."""
     posture, upright, turned = end.copy(), start.copy(), end.copy()
     posture[family.PAN] = start[family.PAN]
     raising = list(family.RAISING)
@@ -233,8 +236,8 @@ def _over(family: Family, start: np.ndarray, end: np.ndarray) -> Slices:
 
 
 def _spare_m(family: Family, a: np.ndarray, b: np.ndarray, ends: tuple[np.ndarray, np.ndarray]) -> float:
-    """By how much more than it must (m) the straight way from `a` to `b` keeps clear of the table, and the arm of itself, at the worst of
-    the poses looked at; as clear as `ends` is enough."""
+    """By how much more than it must (m) the straight way from `a` to `b` keeps clear of the table, and the arm of
+    itself, at the worst of the poses looked at; as clear as `ends` is enough."""
     poses = np.linspace(a, b, 2 + int(np.abs(b - a).max() / SAMPLE_RAD))
     low, close = (
         min(family.lowest(np.array(ends)).min(), CLEAR_M) - DIP_M,
@@ -244,7 +247,8 @@ def _spare_m(family: Family, a: np.ndarray, b: np.ndarray, ends: tuple[np.ndarra
 
 
 def _thinned(way: list[np.ndarray], bend: float) -> list[np.ndarray]:
-    """Without the poses that lie within `bend` (rad) of the straight way between those that stay (Douglas and Peucker 1973)."""
+    """Without the poses that lie within `bend` (rad) of the straight way between those that stay (Douglas and Peucker
+    1973)."""
     if len(way) < 3:
         return way
     first, along, inner = way[0], way[-1] - way[0], np.array(way[1:-1])

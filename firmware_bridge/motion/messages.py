@@ -27,7 +27,8 @@ class SafetyState(enum.IntEnum):
 
 
 class Expert(enum.IntEnum):
-    """Which expert made a command; NONE is used by scripts, calibration and tests, PLAN by a policy that has plans and no experts."""
+    """Which expert made a command; NONE is used by scripts, calibration and tests, PLAN by a policy that has plans and
+    no experts."""
 
     NONE = 0
     REACTIVE = 1
@@ -87,11 +88,11 @@ COMMAND_BYTES = Command._HEAD.size + 2 * 4 * MAX_JOINTS
 class JointState:
     """One measurement of the whole arm and what the motor process thinks of it.
 
-    `status_bits` are the servo's condition bits (Feetech register 65 layout), 0x80 is added by the
-    bus master for a servo that did not answer in this tick. `goal_rad` is the last goal that went
-    out on the wire. `command_seq` is the newest command that reached the wire, `t_wire_ns` when its
-    first goal was handed to the port, `t_command_capture_ns` the capture time of the observation
-    behind it (0 before the first). `shifted_ns` is by how much the motor clock has moved out of the commands' way since it began.
+    `status_bits` are the servo's condition bits (Feetech register 65 layout), 0x80 is added by the bus master for a
+    servo that did not answer in this tick. `goal_rad` is the last goal that went out on the wire. `command_seq` is the
+    newest command that reached the wire, `t_wire_ns` when its first goal was handed to the port, `t_command_capture_ns`
+    the capture time of the observation behind it (0 before the first). `shifted_ns` is by how much the motor clock has
+    moved out of the commands' way since it began.
     """
 
     t_ns: int
@@ -116,9 +117,17 @@ class JointState:
     def pack(self) -> bytes:
         n = len(self.q_rad)
         head = self._HEAD.pack(
-            self.t_ns, self.t_wire_ns, self.t_command_capture_ns, self.command_seq, self.tick, self.missed_ticks,
-            self.shifted_ns, n, int(self.safety), self.reason.encode()[:96],
-        )  # fmt: skip
+            self.t_ns,
+            self.t_wire_ns,
+            self.t_command_capture_ns,
+            self.command_seq,
+            self.tick,
+            self.missed_ticks,
+            self.shifted_ns,
+            n,
+            int(self.safety),
+            self.reason.encode()[:96],
+        )
         floats = (self.q_rad, self.qd_rad_s, self.goal_rad, self.current_a, self.temperature_c, self.voltage_v)
         return (
             head
@@ -134,8 +143,23 @@ class JointState:
         bits = np.frombuffer(raw, "u1", n, offset + 24 * n).copy()
         text = reason.rstrip(b"\0").decode(errors="replace")
         return cls(
-            t, q, qd, goal, cur, temp, volt, bits, SafetyState(safety), text, t_wire, t_capture, seq, tick, missed, shifted,
-        )  # fmt: skip
+            t,
+            q,
+            qd,
+            goal,
+            cur,
+            temp,
+            volt,
+            bits,
+            SafetyState(safety),
+            text,
+            t_wire,
+            t_capture,
+            seq,
+            tick,
+            missed,
+            shifted,
+        )
 
 
 JOINT_STATE_BYTES = JointState._HEAD.size + 25 * MAX_JOINTS

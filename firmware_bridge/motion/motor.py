@@ -48,12 +48,12 @@ PHASE_STEP_NS = 500_000  # by so much a tick the clock moves out of the commands
 class MotorLoop:
     """One arm, one safety machine. `tick(now, command, request)` does one period's work and says what was done.
 
-    A tick decides by what was read at the end of the tick before, then writes the goals and asks all servos in one write to the port: a
-    command that is there does not wait for six servos to answer. It reads first where nothing is armed, so that arming starts from the
-    pose of that instant, and after a tick in which nobody answered.
+    A tick decides by what was read at the end of the tick before, then writes the goals and asks all servos in one
+    write to the port: a command that is there does not wait for six servos to answer. It reads first where nothing is
+    armed, so that arming starts from the pose of that instant, and after a tick in which nobody answered.
 
-    `late` gives a command that has come since `tick` was called, if any; who has one calls `telemetry` himself, when the tick's state
-    is out.
+    `late` gives a command that has come since `tick` was called, if any; who has one calls `telemetry` himself, when
+    the tick's state is out.
     """
 
     def __init__(self, arm: Arm, energised: bool = False, late: Callable[[], Command | None] | None = None):
@@ -73,11 +73,16 @@ class MotorLoop:
         self._measured = Measurement(np.zeros(n), np.zeros(n), np.full(n, NO_REPLY, np.uint8))
 
     def tick(
-        self, now_ns: int, command: Command | None, request: RequestKind, missed: int = 0, pressed: bool = False,
+        self,
+        now_ns: int,
+        command: Command | None,
+        request: RequestKind,
+        missed: int = 0,
+        pressed: bool = False,
         shifted_ns: int = 0,
-    ) -> JointState:  # fmt: skip
-        """`missed` periods and `shifted_ns`: what the clock did, for the record. `pressed`: the emergency stop. Raises PortError when
-        the port is lost, ArmError when a servo does not take its torque."""
+    ) -> JointState:
+        """`missed` periods and `shifted_ns`: what the clock did, for the record. `pressed`: the emergency stop. Raises
+        PortError when the port is lost, ArmError when a servo does not take its torque."""
         bus = self.arm.bus
         began = self._began_ns = bus.port.now_ns()
         self._now_ns = now_ns
@@ -123,10 +128,23 @@ class MotorLoop:
         state, reason = self.safety.state, self.safety.reason
         goal = self.safety.goal if state != SafetyState.DISARMED else measured.q
         return JointState(
-            now_ns, measured.q.astype(np.float32), measured.qd.astype(np.float32), np.asarray(goal, np.float32), self.arm.current,
-            self.arm.temperature, self.arm.voltage, measured.bits, state, reason,
-            self._sent[2], self._sent[1], self._sent[0], self.ticks, missed, shifted_ns,
-        )  # fmt: skip
+            now_ns,
+            measured.q.astype(np.float32),
+            measured.qd.astype(np.float32),
+            np.asarray(goal, np.float32),
+            self.arm.current,
+            self.arm.temperature,
+            self.arm.voltage,
+            measured.bits,
+            state,
+            reason,
+            self._sent[2],
+            self._sent[1],
+            self._sent[0],
+            self.ticks,
+            missed,
+            shifted_ns,
+        )
 
     def telemetry(self) -> None:
         """Ask one servo how it is, if the tick leaves room for it."""
@@ -137,7 +155,8 @@ class MotorLoop:
             self.arm.read_telemetry()
 
     def revise(self, command: Command) -> None:
-        """Correct the goal of the last tick: a command has come since, which need not wait for the next one, or nobody answered."""
+        """Correct the goal of the last tick: a command has come since, which need not wait for the next one, or nobody
+        answered."""
         goal = self.safety.revise(self._now_ns, command, self._measured)
         if goal is not None:
             self.arm.write_goals(goal)
@@ -154,8 +173,8 @@ UNREADABLE = Command(0, 1 << 62, np.full(0, np.nan, np.float32), np.full(0, np.n
 
 
 def tell(sentence: str, beginning: str = SAYS) -> None:
-    """Write a sentence for the user to standard error, the guard's log. One that cannot be written (its disk is full) is lost: it must
-    not stop a release, nor wait in a buffer and spoil the exit code."""
+    """Write a sentence for the user to standard error, the guard's log. One that cannot be written (its disk is full)
+    is lost: it must not stop a release, nor wait in a buffer and spoil the exit code."""
     with contextlib.suppress(OSError):
         os.write(2, f"{beginning}{sentence}\n".encode())
 
@@ -168,7 +187,8 @@ def opened(path: Path) -> SlotReader | None:
 
 
 class Latest:
-    """Newest value of a slot whose writer may come late or come again. What already lay there is an earlier run's: not read."""
+    """Newest value of a slot whose writer may come late or come again. What already lay there is an earlier run's: not
+    read."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -246,12 +266,19 @@ def exit_of(loop: MotorLoop, asked: bool) -> Exit:
 
 
 def run(
-    port: Port, config: ArmConfig, slots: Path, priority: int = 0, core: int | None = None, guard: int | None = None,
-    energised: bool = False, log: Logger | None = None,
-) -> int:  # fmt: skip
+    port: Port,
+    config: ArmConfig,
+    slots: Path,
+    priority: int = 0,
+    core: int | None = None,
+    guard: int | None = None,
+    energised: bool = False,
+    log: Logger | None = None,
+) -> int:
     """Serve until the arm has been lowered or has stopped; returns the exit code.
 
-    Without its `guard` (a process id), or told by SIGTERM, it lowers the arm by itself: nobody would catch its own death.
+    Without its `guard` (a process id), or told by SIGTERM, it lowers the arm by itself: nobody would catch its own
+    death.
     """
     told: list[int] = []
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -312,8 +339,8 @@ def run(
         if narrator is not None:
             narrator.tick(state, loop.safety.rejected, loop.arm.bus.errors)
         if active() and commands.newest != waited:
-            # A command came while nothing could be written: about when the tick began, or while servos answered. Ticks move to where
-            # commands fall between them; only ever later, for the limits are made for a whole period.
+            # A command came while nothing could be written: about when the tick began, or while servos answered. Ticks
+            # move to where commands fall between them; only ever later, for the limits are made for a whole period.
             ticker.shift(PHASE_STEP_NS)
         correct(ticker.next_ns - CLEAR_NS)
         waited = commands.newest

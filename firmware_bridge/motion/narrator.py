@@ -21,7 +21,8 @@ class Narrator:
         self._rejected = self._shifted_ns = self._missed = self._errors = 0
 
     def tick(self, state: JointState, rejected: int, errors: Mapping[tuple[int, str], int]) -> None:
-        """`rejected`: commands refused since the start; `errors`: the bus's counts by servo (-1: none in particular) and kind."""
+        """`rejected`: commands refused since the start; `errors`: the bus's counts by servo (-1: none in particular)
+        and kind."""
         if (state.safety, state.reason) != (self._state, self._reason):
             self._log.info("state", was=self._state.name, now=state.safety.name, reason=state.reason, tick=state.tick)
             self._state, self._reason = state.safety, state.reason

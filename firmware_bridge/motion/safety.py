@@ -1,10 +1,11 @@
 """The last gate before the motors: a state machine over a limiter, pure functions of time and inputs.
 
-DISARMED -> ARMING -> HOLD <-> ACTIVE -> SAFE_STOP (latched), and FAULT (latched) from anywhere. What comes out is finite, in range, and
-within velocity, acceleration and jerk of the goals sent before. This is a protective function, not a certified one.
+DISARMED -> ARMING -> HOLD <-> ACTIVE -> SAFE_STOP (latched), and FAULT (latched) from anywhere. What comes out is
+finite, in range, and within velocity, acceleration and jerk of the goals sent before. This is a protective function,
+not a certified one.
 
-SAFE_STOP brakes, moves to the rest pose (`firmware_bridge.lowering`) and lets the torque down in a ramp; FAULT trusts no position, so it
-brakes where it is and ramps down.
+SAFE_STOP brakes, moves to the rest pose (`firmware_bridge.lowering`) and lets the torque down in a ramp; FAULT trusts
+no position, so it brakes where it is and ramps down.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ def blind(measured: Measurement) -> bool:
 
 
 def lowering_s(config: ArmConfig) -> float:
-    """The longest that a lowering from anywhere within the limits can take, in s: braking, the way to rest, braking there, the torque's
-    ramp, and a servo that does not let go. Who asks for one waits at least this long."""
+    """The longest that a lowering from anywhere within the limits can take, in s: braking, the way to rest, braking
+    there, the torque's ramp, and a servo that does not let go. Who asks for one waits at least this long."""
     velocity, acceleration, jerk = (np.array(v) for v in (config.max_velocity, config.max_acceleration, config.jerk))
     braking = float((velocity / acceleration + 2 * acceleration / jerk).max()) + 2 / config.motor_hz
     return longest_s(config) + 2 * braking + config.release_s + INSIST_S
@@ -114,16 +115,20 @@ def lowering_s(config: ArmConfig) -> float:
 class Safety:
     """`step` is called once a tick, `revise` when something new is known before the next: goals are made nowhere else.
 
-    `energised`: the arm holds a pose that nobody commands (the port was lost and is back): it waits to be armed or lowered.
+    `energised`: the arm holds a pose that nobody commands (the port was lost and is back): it waits to be armed or
+    lowered.
     """
 
     def __init__(self, config: ArmConfig, energised: bool = False):
         self.config, self.energised = config, energised
         self.velocity = np.array(config.max_velocity)
         self.limiter = Limiter(
-            1.0 / config.motor_hz, np.array(config.max_acceleration), np.array(config.jerk),
-            np.array(config.lower), np.array(config.upper),
-        )  # fmt: skip
+            1.0 / config.motor_hz,
+            np.array(config.max_acceleration),
+            np.array(config.jerk),
+            np.array(config.lower),
+            np.array(config.upper),
+        )
         self.state, self.reason = SafetyState.DISARMED, "not armed"
         self.rejected = 0
         self._began_ns = self._armed_ns = self._held_ns = self._ramp_ns = 0
@@ -146,10 +151,11 @@ class Safety:
         self.state, self.reason = state, reason
 
     def valid(self, command: Command, now_ns: int) -> bool:
-        """Finite, of the right size, and not good for longer than a second; anything else is rejected whole, never repaired.
+        """Finite, of the right size, and not good for longer than a second; anything else is rejected whole, never
+        repaired.
 
-        That second counts from when the command applies and from now: times of another clock than the monotonic one (time.time_ns())
-        agree with each other, and would keep a command alive for decades.
+        That second counts from when the command applies and from now: times of another clock than the monotonic one
+        (time.time_ns()) agree with each other, and would keep a command alive for decades.
         """
         n = len(self.velocity)
         q, qd = command.q_rad, command.qd_rad_s
@@ -203,10 +209,16 @@ class Safety:
         return level, f"{self.config.joints[int(lasting[row].argmax())]} {says}"
 
     def step(
-        self, now_ns: int, command: Command | None, request: RequestKind, measured: Measurement, telemetry: Telemetry,
+        self,
+        now_ns: int,
+        command: Command | None,
+        request: RequestKind,
+        measured: Measurement,
+        telemetry: Telemetry,
         pressed: bool = False,
-    ) -> Decision:  # fmt: skip
-        """One tick: `command` and `request` are the newest there are (stale ones included); `pressed`: the emergency stop."""
+    ) -> Decision:
+        """One tick: `command` and `request` are the newest there are (stale ones included); `pressed`: the emergency
+        stop."""
         if self.state == SafetyState.DISARMED:
             return self._disarmed(now_ns, request, measured, pressed)
         level, trouble = self._health(now_ns, measured, telemetry)
@@ -244,8 +256,14 @@ class Safety:
         return Decision(self.goal, self.state, self.reason, arm=True)
 
     def _follow(
-        self, now_ns: int, command: Command | None, request: RequestKind, measured: Measurement, level: Level | None, trouble: str
-    ) -> Decision:  # fmt: skip
+        self,
+        now_ns: int,
+        command: Command | None,
+        request: RequestKind,
+        measured: Measurement,
+        level: Level | None,
+        trouble: str,
+    ) -> Decision:
         why = (
             "held on request"
             if request == RequestKind.HOLD
@@ -285,11 +303,13 @@ class Safety:
         return self.limiter.step(target, self.velocity * self._scale)
 
     def revise(self, now_ns: int, command: Command, measured: Measurement) -> np.ndarray | None:
-        """The goal of the tick at `now_ns` made again, for a `command` that came after it or for what was `measured` since.
+        """The goal of the tick at `now_ns` made again, for a `command` that came after it or for what was `measured`
+        since.
 
-        It starts from the goal before that tick, so the goals that stand at the end of each tick keep every limit as if the command had
-        come in time; what it takes back is never more than j_max dt^3. When no servo answers any more it brakes. None where the arm follows
-        no commands at present, or cannot follow this one: the next tick then says so.
+        It starts from the goal before that tick, so the goals that stand at the end of each tick keep every limit as if
+        the command had come in time; what it takes back is never more than j_max dt^3. When no servo answers any more
+        it brakes. None where the arm follows no commands at present, or cannot follow this one: the next tick then says
+        so.
         """
         if self.state != SafetyState.ACTIVE or now_ns >= command.t_stale_ns or not self.valid(command, now_ns):
             return None
@@ -300,7 +320,8 @@ class Safety:
         return self._towards(now_ns, command, measured)
 
     def _stop(self, now_ns: int, measured: Measurement) -> Decision:
-        """SAFE_STOP: brake, then go down to the rest pose. FAULT: brake. Then the torque goes down in a ramp, and off."""
+        """SAFE_STOP: brake, then go down to the rest pose. FAULT: brake. Then the torque goes down in a ramp, and
+        off."""
         if self._ramp_ns == 0 and self.state == SafetyState.SAFE_STOP:
             if self._descent is None and self.limiter.at_rest:
                 self._descent = Descent(self.config, self.limiter, measured.q)

@@ -1,4 +1,5 @@
-"""One arm, driven from start to end by a guard and its motor process. However it ends, `endings` says what the arm is doing then."""
+"""One arm, driven from start to end by a guard and its motor process. However it ends, `endings` says what the arm is
+doing then."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ GUARD_LOST = -1  # for the exit code of a guard that left none
 
 
 class Interrupts:
-    """Ctrl-C, SIGTERM and a closed terminal, as a context: `stop` is called, and without one KeyboardInterrupt raised, unless `deaf`."""
+    """Ctrl-C, SIGTERM and a closed terminal, as a context: `stop` is called, and without one KeyboardInterrupt raised,
+    unless `deaf`."""
 
     def __init__(self) -> None:
         self.caught: list[int] = []
@@ -80,9 +82,9 @@ def driven_until(slots: Path, timeout_s: float) -> None:
 
 def settle(
     slots: Path, guarded: int | None, *, armed: bool, lowering: bool = False, held: str = "", interrupted: bool = False
-) -> Ending:  # fmt: skip
-    """Book how the session on `slots` has ended, and tell the user unless all is well. `guarded`: the guard's exit code; for the rest
-    see Facts."""
+) -> Ending:
+    """Book how the session on `slots` has ended, and tell the user unless all is well. `guarded`: the guard's exit
+    code; for the rest see Facts."""
     state = newest_state(slots)
     reason = state.reason if state is not None else ""
     left = exit_left(slots / MOTOR_CODE_SLOT)
@@ -94,7 +96,8 @@ def settle(
 
 
 def settle_apart(slots: Path, config: ArmConfig, lowering: bool, held: str) -> Ending:
-    """`settle` for a program that has had the arm lowered, but did not start its guard: that leaves its exit code in a slot."""
+    """`settle` for a program that has had the arm lowered, but did not start its guard: that leaves its exit code in a
+    slot."""
     driven_until(slots, lowering_s(config) + 1.0)
     patience_s = 1.0 if exit_left(slots / MOTOR_CODE_SLOT) is not None else config.release_s + INSIST_S + 2.0
     deadline = time.monotonic() + patience_s
@@ -109,8 +112,8 @@ def stopped(state: JointState | None) -> bool:
 
 
 class ArmSession:
-    """Guard and motor process from start to end. Use as a context: the arm is lowered and released whatever happens, and what it does
-    then is told and goes into the exit code (`endings.exit_code`)."""
+    """Guard and motor process from start to end. Use as a context: the arm is lowered and released whatever happens,
+    and what it does then is told and goes into the exit code (`endings.exit_code`)."""
 
     def __init__(self, port: str, config: ArmConfig, slots: Path, priority: int = 0):
         self.config, self.slots = config, slots
@@ -153,7 +156,11 @@ class ArmSession:
             self.lower()
             guard.tell_log(self.slots)
             self._ending = settle(
-                self.slots, self.keeper.returncode, armed=self.armed, lowering=bool(self._lowering), held=self.held,
+                self.slots,
+                self.keeper.returncode,
+                armed=self.armed,
+                lowering=bool(self._lowering),
+                held=self.held,
                 interrupted=self.interrupted,
-            )  # fmt: skip
+            )
         return self._ending

@@ -1,4 +1,5 @@
-"""When the motor process was at what: read-back, telemetry, bus write, and how smooth its goals are. For the profiler."""
+"""When the motor process was at what: read-back, telemetry, bus write, and how smooth its goals are. For the
+profiler."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _RECORD = struct.Struct("<qqq6qdd")
 
 @dataclass(frozen=True)
 class MotorStamps:
-    """The newest tick's spans (start and duration, ns) and, since the start, rms and maximum of the goals' jerk, rad/s^3."""
+    """The newest tick's spans (start and duration, ns) and, since the start, rms and maximum of the goals' jerk,
+    rad/s^3."""
 
     tick: int
     due_ns: int
@@ -87,7 +89,8 @@ class StampWriter:
             self._most = max(self._most, jerk)
 
     def write(self, tick: int, due_ns: int, began_ns: int, goal: np.ndarray | None) -> None:
-        """One tick's record; `due_ns` is when it should have begun, `began_ns` when it did. `goal` None: none was made."""
+        """One tick's record; `due_ns` is when it should have begun, `began_ns` when it did. `goal` None: none was
+        made."""
         if goal is None:
             self._goals, self._fresh = None, 0
         else:

@@ -9,7 +9,8 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Register:
-    """`sign` is the bit that holds the sign of a sign-magnitude number; `signed` marks two's complement; else unsigned."""
+    """`sign` is the bit that holds the sign of a sign-magnitude number; `signed` marks two's complement; else
+    unsigned."""
 
     name: str
     address: int
@@ -42,8 +43,9 @@ def decode_sign(raw: int, bit: int) -> int:
 class Model:
     """One servo model: how its numbers are laid out and what they mean.
 
-    All models name alike what means alike: torque_enable, goal_position, present_position, present_speed, present_current,
-    present_voltage, present_temperature, torque_limit (what fades the output), homing_offset, min_position, max_position.
+    All models name alike what means alike: torque_enable, goal_position, present_position, present_speed,
+    present_current, present_voltage, present_temperature, torque_limit (what fades the output), homing_offset,
+    min_position, max_position.
     """
 
     name: str

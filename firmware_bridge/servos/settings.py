@@ -1,7 +1,8 @@
 """What a servo remembers that can change a motion: for each model, what every such register must hold, and why.
 
-`SETTINGS` are read before torque and refused by name where they are wrong; only `harmowam bus check --fix` writes them. `LEFT_OVERS` are
-volatile: another program's values stay until the power goes, so they are written and read back at every arming.
+`SETTINGS` are read before torque and refused by name where they are wrong; only `harmowam bus check --fix` writes them.
+`LEFT_OVERS` are volatile: another program's values stay until the power goes, so they are written and read back at
+every arming.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from firmware_bridge.servos.registers import Model
 
 @dataclass(frozen=True)
 class Setting:
-    """`register` must hold a value that is `right` (`must` says it in words); `mended` gives it from the value that is held."""
+    """`register` must hold a value that is `right` (`must` says it in words); `mended` gives it from the value that is
+    held."""
 
     register: str
     must: str
@@ -26,7 +28,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class LeftOver:
-    """A volatile register and what it gets at arming: `value`, or what the servo holds in the register `like`; `modes`: in these only."""
+    """A volatile register and what it gets at arming: `value`, or what the servo holds in the register `like`; `modes`:
+    in these only."""
 
     register: str
     value: int
@@ -88,10 +91,14 @@ def _left_overs(model: Model) -> tuple[LeftOver, ...]:
             LeftOver("response_level", 2, "the servo would not confirm that it let go"),
             # A change to mode 5 gives gains of its own, which no manual numbers.
             *(LeftOver(g, model.registers[g].default, GAIN, modes=(3, 4)) for g in ("d_gain", "i_gain", "p_gain")),
-            LeftOver("feedforward_2nd", 0, GAIN), LeftOver("feedforward_1st", 0, GAIN),
-            LeftOver("goal_current", 0, "the joint would be weaker than its owner allows", like="current_limit", modes=(5,)),
-            LeftOver("profile_acceleration", 0, SLOW), LeftOver("profile_velocity", 0, SLOW),
-        )  # fmt: skip
+            LeftOver("feedforward_2nd", 0, GAIN),
+            LeftOver("feedforward_1st", 0, GAIN),
+            LeftOver(
+                "goal_current", 0, "the joint would be weaker than its owner allows", like="current_limit", modes=(5,)
+            ),
+            LeftOver("profile_acceleration", 0, SLOW),
+            LeftOver("profile_velocity", 0, SLOW),
+        )
     return tuple(r for r in rows if r.register in model.registers)
 
 

@@ -12,32 +12,61 @@ from firmware_bridge.servos.registers import Model, Register
 _SPEED = 0.229 / 60 * 4096  # step/s a unit of 0.229 rpm
 
 _X = (
-    Register("model", 0, 2, 0, False, True), Register("firmware", 6, 1, 52, False, True), Register("id", 7, 1, 1, True, True),
-    Register("baud", 8, 1, 1, True, True), Register("return_delay", 9, 1, 250, True, True),
-    Register("drive_mode", 10, 1, 0, True, True), Register("mode", 11, 1, 3, True, True),
-    Register("secondary_id", 12, 1, 255, True, True), Register("homing_offset", 20, 4, 0, True, True, signed=True),
+    Register("model", 0, 2, 0, False, True),
+    Register("firmware", 6, 1, 52, False, True),
+    Register("id", 7, 1, 1, True, True),
+    Register("baud", 8, 1, 1, True, True),
+    Register("return_delay", 9, 1, 250, True, True),
+    Register("drive_mode", 10, 1, 0, True, True),
+    Register("mode", 11, 1, 3, True, True),
+    Register("secondary_id", 12, 1, 255, True, True),
+    Register("homing_offset", 20, 4, 0, True, True, signed=True),
     Register("max_temperature", 31, 1, 80, True, True),
-    Register("max_voltage", 32, 2, 160, True, True), Register("min_voltage", 34, 2, 60, True, True),
-    Register("pwm_limit", 36, 2, 885, True, True), Register("current_limit", 38, 2, 1193, True, True),
-    Register("velocity_limit", 44, 4, 200, True, True), Register("max_position", 48, 4, 4095, True, True),
-    Register("min_position", 52, 4, 0, True, True), Register("startup", 60, 1, 0, True, True),
-    Register("shutdown", 63, 1, 52, True, True), Register("torque_enable", 64, 1), Register("led", 65, 1),
-    Register("response_level", 68, 1, 2), Register("hardware_error", 70, 1, 0, False), Register("d_gain", 80, 2, 0),
-    Register("i_gain", 82, 2, 0), Register("p_gain", 84, 2, 800),
-    Register("feedforward_2nd", 88, 2), Register("feedforward_1st", 90, 2), Register("watchdog", 98, 1, 0, signed=True),
-    Register("torque_limit", 100, 2, 885, signed=True), Register("goal_current", 102, 2, 1193, signed=True),
-    Register("goal_speed", 104, 4, 0, signed=True), Register("profile_acceleration", 108, 4), Register("profile_velocity", 112, 4),
-    Register("goal_position", 116, 4, 2048, signed=True), Register("tick_ms", 120, 2, 0, False), Register("moving", 122, 1, 0, False),
-    Register("present_pwm", 124, 2, 0, False, signed=True), Register("present_current", 126, 2, 0, False, signed=True),
-    Register("present_speed", 128, 4, 0, False, signed=True), Register("present_position", 132, 4, 2048, False, signed=True),
-    Register("present_voltage", 144, 2, 120, False), Register("present_temperature", 146, 1, 30, False),
-)  # fmt: skip
+    Register("max_voltage", 32, 2, 160, True, True),
+    Register("min_voltage", 34, 2, 60, True, True),
+    Register("pwm_limit", 36, 2, 885, True, True),
+    Register("current_limit", 38, 2, 1193, True, True),
+    Register("velocity_limit", 44, 4, 200, True, True),
+    Register("max_position", 48, 4, 4095, True, True),
+    Register("min_position", 52, 4, 0, True, True),
+    Register("startup", 60, 1, 0, True, True),
+    Register("shutdown", 63, 1, 52, True, True),
+    Register("torque_enable", 64, 1),
+    Register("led", 65, 1),
+    Register("response_level", 68, 1, 2),
+    Register("hardware_error", 70, 1, 0, False),
+    Register("d_gain", 80, 2, 0),
+    Register("i_gain", 82, 2, 0),
+    Register("p_gain", 84, 2, 800),
+    Register("feedforward_2nd", 88, 2),
+    Register("feedforward_1st", 90, 2),
+    Register("watchdog", 98, 1, 0, signed=True),
+    Register("torque_limit", 100, 2, 885, signed=True),
+    Register("goal_current", 102, 2, 1193, signed=True),
+    Register("goal_speed", 104, 4, 0, signed=True),
+    Register("profile_acceleration", 108, 4),
+    Register("profile_velocity", 112, 4),
+    Register("goal_position", 116, 4, 2048, signed=True),
+    Register("tick_ms", 120, 2, 0, False),
+    Register("moving", 122, 1, 0, False),
+    Register("present_pwm", 124, 2, 0, False, signed=True),
+    Register("present_current", 126, 2, 0, False, signed=True),
+    Register("present_speed", 128, 4, 0, False, signed=True),
+    Register("present_position", 132, 4, 2048, False, signed=True),
+    Register("present_voltage", 144, 2, 120, False),
+    Register("present_temperature", 146, 1, 30, False),
+)
 
 
 def _model(
-    name: str, number: int, current_a: float = 0.0, volt: int = 120, watchdog_stops: bool = True,
-    gains: tuple[int, int, int] = (800, 0, 0), current: int = 0,
-) -> Model:  # fmt: skip
+    name: str,
+    number: int,
+    current_a: float = 0.0,
+    volt: int = 120,
+    watchdog_stops: bool = True,
+    gains: tuple[int, int, int] = (800, 0, 0),
+    current: int = 0,
+) -> Model:
     """`current_a` 0: register 126 holds the load (0.1 %), and there is neither a current limit nor a goal current.
 
     `gains` P, I, D and the limit `current` are what the servo is delivered with.
@@ -54,9 +83,17 @@ def _model(
             if r.name not in ("current_limit", "goal_current")
         ]
     return Model(
-        name, number, "dynamixel", {r.name: r for r in rows}, speed_steps_s=_SPEED, current_a=current_a, full_torque=885,
-        torque_cap="pwm_limit", offset_sign=1, watchdog_stops=watchdog_stops,
-    )  # fmt: skip
+        name,
+        number,
+        "dynamixel",
+        {r.name: r for r in rows},
+        speed_steps_s=_SPEED,
+        current_a=current_a,
+        full_torque=885,
+        torque_cap="pwm_limit",
+        offset_sign=1,
+        watchdog_stops=watchdog_stops,
+    )
 
 
 # 330-size servos: the watchdog trips but does not stop the motor (forum.robotis.com/t/4814, firmware 51).

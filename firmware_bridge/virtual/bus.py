@@ -1,6 +1,7 @@
 """Virtual servos that answer at byte level, the line between them and the host, and the pseudo-terminal that serves it.
 
-A master cannot tell it from hardware: same port class, same bytes, the pace of the wire, and every fault of `faults.py` by name.
+A master cannot tell it from hardware: same port class, same bytes, the pace of the wire, and every fault of `faults.py`
+by name.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from firmware_bridge.virtual.faults import Faults
 from firmware_bridge.virtual.plant import Plant
 from firmware_bridge.virtual.servo import VirtualServo
 
-SPIN_NS = 80_000  # a sleep may end that much late, the line must not: the last bit of the way to a due time is waited for awake
+# a sleep may end that much late, the line must not: the last bit of the way to a due time is waited for awake
+SPIN_NS = 80_000
 SAG_V = 0.15  # of the supply for each servo at full load
 
 
@@ -75,7 +77,8 @@ class VirtualBus:
             self.drive(True)
 
     def drive(self, changed: bool = False) -> None:
-        """Hand what the registers ask for to the plant. All but the goal is read again only after something else was written."""
+        """Hand what the registers ask for to the plant. All but the goal is read again only after something else was
+        written."""
         every = [self.servos[i] for i in self.ids]
         if self._settings is None or changed:
             self._settings = (
@@ -204,7 +207,8 @@ class VirtualBus:
 class Line:
     """The wire and the USB adapter between host and servos: when bytes arrive. `baud` 0: at once.
 
-    Answers to one request reach the host together, when the last of them has crossed the wire, as through a USB adapter.
+    Answers to one request reach the host together, when the last of them has crossed the wire, as through a USB
+    adapter.
     """
 
     def __init__(self, bus: VirtualBus, baud: int = 0, latency_ns: int = 0):
@@ -257,8 +261,9 @@ TCGETS2 = 0x802C542A
 
 
 class MemoryPort:
-    """The virtual bus without a pseudo-terminal: the same bytes, no waiting. Whoever drives virtual time sets `time_ns`; while the
-    master waits for an answer, virtual time passes as far as the line's pace (none by default) demands."""
+    """The virtual bus without a pseudo-terminal: the same bytes, no waiting. Whoever drives virtual time sets
+    `time_ns`; while the master waits for an answer, virtual time passes as far as the line's pace (none by default)
+    demands."""
 
     def __init__(self, bus: VirtualBus, baud: int = 0, latency_ns: int = 0):
         self.line, self.time_ns, self._arrived = Line(bus, baud, latency_ns), 0, b""
@@ -363,8 +368,9 @@ class PtyBus:
 class SocketBus:
     """The same behind a Unix socket at `path`, one host at a time; `Port.open` finds the way.
 
-    Bytes in a pseudo-terminal are handed on by a kernel worker of ordinary priority, twice an exchange: beside loops with SCHED_FIFO on
-    all cores it comes too late, and it is not the servos that are measured then. A socket hands over in the writer's own time.
+    Bytes in a pseudo-terminal are handed on by a kernel worker of ordinary priority, twice an exchange: beside loops
+    with SCHED_FIFO on all cores it comes too late, and it is not the servos that are measured then. A socket hands over
+    in the writer's own time.
     """
 
     def __init__(self, bus: VirtualBus, path: Path, baud: int = 1_000_000, latency_s: float = 0.0002):

@@ -1,7 +1,8 @@
 """The fault campaign: every fault of groups 1 to 23 against a moving arm, and what became of it.
 
 Faults of bus, servos and host are played in virtual time (real bytes, paced line, the motor process's own `MotorLoop`);
-`campaign_start.py` adds what is found before the arm moves (groups 22 and 26 to 28), `campaign_live.py` what needs processes and ports.
+`campaign_start.py` adds what is found before the arm moves (groups 22 and 26 to 28), `campaign_live.py` what needs
+processes and ports.
 """
 
 from __future__ import annotations
@@ -25,18 +26,28 @@ from firmware_bridge.virtual.plant import KinematicPlant
 
 MS = 1_000_000
 REACT_MS = 100  # allowed over the stated detection limit
-BEHIND_MS = 1200  # 0.18 rad behind for 1 s, or 0.3 rad for 0.4 s, of a joint that was asked to move (one at rest cannot show it)
+# 0.18 rad behind for 1 s, or 0.3 rad for 0.4 s, of a joint that was asked to move (one at rest cannot show it)
+BEHIND_MS = 1200
 LEAD_MS = 100  # no goal may lie further ahead of the arm than it can move in this time
 IDS = (1, 2, 3, 4, 5, 6)
 SO101 = ArmConfig(
-    joints=("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"), ids=IDS,
-    lower=(-1.9, -1.7, -1.69, -1.65, -2.7, -0.17), upper=(1.9, 1.7, 1.69, 1.65, 2.8, 1.7), direction=(1,) * 6, zero_step=(2048,) * 6,
-    rest=(0.0, -0.6, 0.6, 0.4, 0.0, 0.1), max_velocity=(4.0,) * 6, max_acceleration=(30.0,) * 6, release_s=0.4, stop_after_s=0.5,
+    joints=("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper"),
+    ids=IDS,
+    lower=(-1.9, -1.7, -1.69, -1.65, -2.7, -0.17),
+    upper=(1.9, 1.7, 1.69, 1.65, 2.8, 1.7),
+    direction=(1,) * 6,
+    zero_step=(2048,) * 6,
+    rest=(0.0, -0.6, 0.6, 0.4, 0.0, 0.1),
+    max_velocity=(4.0,) * 6,
+    max_acceleration=(30.0,) * 6,
+    release_s=0.4,
+    stop_after_s=0.5,
     eeprom=tuple(
-        (i, name, value) for i in IDS
+        (i, name, value)
+        for i in IDS
         for name, value in (("firmware_major", 3), ("homing_offset", 0), ("min_position", 0), ("max_position", 4095))
     ),
-)  # fmt: skip
+)
 KOCH = dataclasses.replace(SO101, models=("XL430-W250",) * 2 + ("XL330-M288",) * 4, eeprom=())
 MIDDLE = np.array([0.0, -0.3, 0.4, 0.2, 0.0, 0.5])
 SWING = np.array([0.3, 0.3, -0.3, 0.3, 0.3, 0.2])
@@ -215,40 +226,82 @@ def _press(rig: Rig) -> None:
 
 
 TOLERATED = (
-    (2, "late-reply"), (4, "flip-header"), (4, "flip-id"), (4, "flip-length"), (4, "flip-data"), (4, "flip-checksum"), (5, "truncated"),
-    (7, "short-payload"), (7, "long-payload"), (7, "len-0"), (7, "len-1"), (7, "len-255"), (3, "wrong-id"), (3, "duplicate-id"),
-)  # fmt: skip
+    (2, "late-reply"),
+    (4, "flip-header"),
+    (4, "flip-id"),
+    (4, "flip-length"),
+    (4, "flip-data"),
+    (4, "flip-checksum"),
+    (5, "truncated"),
+    (7, "short-payload"),
+    (7, "long-payload"),
+    (7, "len-0"),
+    (7, "len-1"),
+    (7, "len-255"),
+    (3, "wrong-id"),
+    (3, "duplicate-id"),
+)
 CASES = (
-    Case(1, "silent-servo", 300), Case(1, "silent-all", 100),
+    Case(1, "silent-servo", 300),
+    Case(1, "silent-all", 100),
     Case(2, "late-past-timeout", 300),
     *(Case(g, f"{n} once", 0, _inject(n, count=1)) for g, n in TOLERATED),
     *(Case(g, f"{n} for ever", 300, _inject(n)) for g, n in TOLERATED if n != "late-reply"),
-    Case(5, "split"), Case(5, "merged"), Case(6, "noise-before"), Case(6, "noise-after"), Case(6, "extra-ff"), Case(6, "ff-in-data"),
-    Case(8, "babble"), Case(9, "echo"),
-    Case(10, "stuffing", config=KOCH), Case(10, "fast-sync-silent", 0, _inject("fast-sync-silent"), KOCH),
-    Case(11, "bit-voltage", 300), Case(11, "bit-encoder", 100), Case(11, "bit-temperature", 200), Case(11, "bit-current", 500),
-    Case(11, "bit-overload", 500), Case(11, "dxl-alert", 500, config=KOCH),
+    Case(5, "split"),
+    Case(5, "merged"),
+    Case(6, "noise-before"),
+    Case(6, "noise-after"),
+    Case(6, "extra-ff"),
+    Case(6, "ff-in-data"),
+    Case(8, "babble"),
+    Case(9, "echo"),
+    Case(10, "stuffing", config=KOCH),
+    Case(10, "fast-sync-silent", 0, _inject("fast-sync-silent"), KOCH),
+    Case(11, "bit-voltage", 300),
+    Case(11, "bit-encoder", 100),
+    Case(11, "bit-temperature", 200),
+    Case(11, "bit-current", 500),
+    Case(11, "bit-overload", 500),
+    Case(11, "dxl-alert", 500, config=KOCH),
     *(Case(11, f"dxl-error-{n}", 300, config=KOCH) for n in range(1, 8)),
-    Case(12, "overload-latch", 0), Case(12, "dxl-shutdown", 300, config=KOCH),
-    Case(13, "torque-off-refused", 0, _lower_then("torque-off-refused"), seconds=14.0), Case(14, "no-motion", BEHIND_MS),
-    Case(15, "brown-out", 250), Case(15, "brown-out-torque-on", 0), Case(15, "brown-out", 400, config=KOCH),
-    Case(16, "jump", 50), Case(16, "glitch", 0), Case(16, "sign-bit", 50), Case(16, "wrap", 50), Case(16, "multi-turn", 50),
-    Case(17, "frozen", BEHIND_MS), Case(18, "hot", 0), Case(18, "overheat", 300), Case(18, "voltage-sag", 300),
-    Case(19, "unplug when idle", 10, _unplug("idle")), Case(19, "unplug after the request", 10, _unplug("request")),
+    Case(12, "overload-latch", 0),
+    Case(12, "dxl-shutdown", 300, config=KOCH),
+    Case(13, "torque-off-refused", 0, _lower_then("torque-off-refused"), seconds=14.0),
+    Case(14, "no-motion", BEHIND_MS),
+    Case(15, "brown-out", 250),
+    Case(15, "brown-out-torque-on", 0),
+    Case(15, "brown-out", 400, config=KOCH),
+    Case(16, "jump", 50),
+    Case(16, "glitch", 0),
+    Case(16, "sign-bit", 50),
+    Case(16, "wrap", 50),
+    Case(16, "multi-turn", 50),
+    Case(17, "frozen", BEHIND_MS),
+    Case(18, "hot", 0),
+    Case(18, "overheat", 300),
+    Case(18, "voltage-sag", 300),
+    Case(19, "unplug when idle", 10, _unplug("idle")),
+    Case(19, "unplug after the request", 10, _unplug("request")),
     Case(19, "unplug in the reply", 20, _unplug("reply")),
-    Case(20, "usb-latency-1"), Case(20, "usb-latency-16", 300),
+    Case(20, "usb-latency-1"),
+    Case(20, "usb-latency-16", 300),
     Case(19, "unplug at full speed", 10, _at_full_speed(_unplug("idle"))),
     Case(20, "usb-stall-2s at full speed", 20, _at_full_speed(_inject("usb-stall-2s"))),
-    Case(20, "usb-stall-100ms", 20), Case(20, "usb-stall-2s", 20), Case(20, "partial-read"),
-    Case(21, "policy stalls", 75, _policy(lambda c, r: _stalled(r))), Case(21, "command NaN", 10, _policy(_bad(float("nan")))),
-    Case(21, "command infinite", 10, _policy(_bad(float("inf")))), Case(21, "command out of range", 0, _policy(_bad(9.0))),
+    Case(20, "usb-stall-100ms", 20),
+    Case(20, "usb-stall-2s", 20),
+    Case(20, "partial-read"),
+    Case(21, "policy stalls", 75, _policy(lambda c, r: _stalled(r))),
+    Case(21, "command NaN", 10, _policy(_bad(float("nan")))),
+    Case(21, "command infinite", 10, _policy(_bad(float("inf")))),
+    Case(21, "command out of range", 0, _policy(_bad(9.0))),
     Case(21, "command of wrong size", 10, _policy(_short)),
     Case(21, "command with an old timestamp", 10, _policy(_old)),
     Case(21, "command good for ever (clock step)", 10, _policy(_for_ever)),
     Case(21, "jump of the target", 0, _policy(lambda c, r: dataclasses.replace(c, q_rad=c.q_rad + np.float32(0.8)))),
-    Case(21, "pause of 60 ms (collector)", 0, _pause(60)), Case(21, "emergency stop", 10, _press),
+    Case(21, "pause of 60 ms (collector)", 0, _pause(60)),
+    Case(21, "emergency stop", 10, _press),
     Case(23, "watchdog-trip", 400, config=KOCH),
-)  # fmt: skip
+)
 
 
 def _stalled(rig: Rig) -> Command:
@@ -303,15 +356,21 @@ def play(case: Case) -> dict[str, Any]:
         "limit_ms": case.limit_ms,
         "lead_ms": round(rig.lead_s * 1000, 1),
         "final_state": "PORT LOST" if rig.lost else final.name,
-        "torque": "off" if released else f"servo {held} refuses: said so" if held else "out of reach" if rig.lost else "on, controlled",
+        "torque": "off"
+        if released
+        else f"servo {held} refuses: said so"
+        if held
+        else "out of reach"
+        if rig.lost
+        else "on, controlled",
         "recovery": "operator" if rig.lost or final in (SafetyState.FAULT, SafetyState.SAFE_STOP) else "by itself",
         "safe": bool(ok),
-    }  # fmt: skip
+    }
 
 
 def dead_master(model: str) -> dict[str, Any]:
-    """Group 23: the host falls silent in mid-motion; Dynamixel's bus watchdog stops the motor, except on 330-size servos (for which
-    `campaign_live.py` has the guard)."""
+    """Group 23: the host falls silent in mid-motion; Dynamixel's bus watchdog stops the motor, except on 330-size
+    servos (for which `campaign_live.py` has the guard)."""
     rig = Rig(dataclasses.replace(KOCH, models=(model,) * 6))
     rig.run(1.3)
     far = np.full(6, 2048 + 1500)  # the goal that was on the wire lies far away
@@ -328,12 +387,18 @@ def dead_master(model: str) -> dict[str, Any]:
     stopped = bool(np.abs(at - far).min() > 50)
     believed = MODELS[model].watchdog_stops
     return {
-        "group": 23, "name": f"master dead, {model}",
+        "group": 23,
+        "name": f"master dead, {model}",
         "detected_as": f"bus watchdog tripped{'' if stopped else ', motor went on: the guard must act'}",
-        "time_to_safe_ms": trip if stopped else None, "reacted_ms": trip, "limit_ms": 200, "lead_ms": 0.0,
-        "final_state": "(servo)", "torque": "on, stopped by the servo" if stopped else "on, moving",
-        "recovery": "operator", "safe": trip is not None and stopped == believed,
-    }  # fmt: skip
+        "time_to_safe_ms": trip if stopped else None,
+        "reacted_ms": trip,
+        "limit_ms": 200,
+        "lead_ms": 0.0,
+        "final_state": "(servo)",
+        "torque": "on, stopped by the servo" if stopped else "on, moving",
+        "recovery": "operator",
+        "safe": trip is not None and stopped == believed,
+    }
 
 
 def campaign(only: str = "") -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""The part of the fault campaign that needs real processes and a real (pseudo-)terminal: guard, motor process, unplugging."""
+"""The part of the fault campaign that needs real processes and a real (pseudo-)terminal: guard, motor process,
+unplugging."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ ADAPTER = "usb-1a86_USB_Single_Serial_58FA0001-if00"
 
 
 class LiveRig:
-    """A virtual arm on a pseudo-terminal under `folder`, driven by guard and motor process; a thread sends a swing to it."""
+    """A virtual arm on a pseudo-terminal under `folder`, driven by guard and motor process; a thread sends a swing to
+    it."""
 
     def __init__(self, folder: Path, config: ArmConfig = SO101):
         self.folder, self.config = folder, config
@@ -113,10 +115,18 @@ def _row(
 ) -> dict[str, Any]:
     torque = "off" if not any(rig.torque()) else "out of reach" if final == "REFUSED" else "on, controlled"
     return {
-        "group": group, "name": name, "detected_as": said, "time_to_safe_ms": round(ms * 1000, 1), "reacted_ms": round(ms * 1000, 1),
-        "limit_ms": limit, "lead_ms": 0.0, "final_state": final, "torque": torque, "recovery": recovery,
+        "group": group,
+        "name": name,
+        "detected_as": said,
+        "time_to_safe_ms": round(ms * 1000, 1),
+        "reacted_ms": round(ms * 1000, 1),
+        "limit_ms": limit,
+        "lead_ms": 0.0,
+        "final_state": final,
+        "torque": torque,
+        "recovery": recovery,
         "safe": bool(safe),
-    }  # fmt: skip
+    }
 
 
 def _killed(rig: LiveRig, number: int, name: str, group: int = 21) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""The part of the fault campaign that is played before an arm moves: what is refused before torque, and what is set right at arming.
+"""The part of the fault campaign that is played before an arm moves: what is refused before torque, and what is set
+right at arming.
 
-Groups 22 (another arm than the file's), 26 (a joint that reads what its servo cannot be sent to), 27 (what another program left) and 28
-(settings that change a motion).
+Groups 22 (another arm than the file's), 26 (a joint that reads what its servo cannot be sent to), 27 (what another
+program left) and 28 (settings that change a motion).
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from firmware_bridge.motion.messages import SafetyState
 from firmware_bridge.service import mend
 from firmware_bridge.virtual.campaign import KOCH, MS, SO101, Rig
 
-FOLLOW_MS = 10  # an arm without left-overs is a tick's way behind its goals at most (a servo that creeps stays below the FAULT's 0.3 rad)
+# an arm without left-overs is a tick's way behind its goals at most (a servo that creeps stays below the FAULT's 0.3
+# rad)
+FOLLOW_MS = 10
 PLAIN = dataclasses.replace(SO101, eeprom=())  # its file says nothing about what the servos hold
 XL330 = dataclasses.replace(KOCH, models=("XL330-M288",) * 6)
 
@@ -37,10 +40,18 @@ START = (
 
 def _row(group: int, name: str, config: ArmConfig, said: str, safe: bool, **more: Any) -> dict[str, Any]:
     row = {
-        "group": group, "name": name + (" (Dynamixel)" if config.protocol == "dynamixel" else ""), "detected_as": said,
-        "time_to_safe_ms": 0.0, "reacted_ms": 0.0, "limit_ms": 0, "lead_ms": 0.0, "final_state": "DISARMED", "torque": "off",
-        "recovery": "operator", "safe": bool(safe),
-    }  # fmt: skip
+        "group": group,
+        "name": name + (" (Dynamixel)" if config.protocol == "dynamixel" else ""),
+        "detected_as": said,
+        "time_to_safe_ms": 0.0,
+        "reacted_ms": 0.0,
+        "limit_ms": 0,
+        "lead_ms": 0.0,
+        "final_state": "DISARMED",
+        "torque": "off",
+        "recovery": "operator",
+        "safe": bool(safe),
+    }
     return row | more
 
 
@@ -121,8 +132,8 @@ def _nothing(rig: Rig) -> None:
 
 @dataclass(frozen=True)
 class Refused:
-    """An arm that must not be armed after `act`, or after what happens `since` its start. `sentence` tells why; `written`: it is what was
-    written at arming, with the torque off, that told."""
+    """An arm that must not be armed after `act`, or after what happens `since` its start. `sentence` tells why;
+    `written`: it is what was written at arming, with the torque off, that told."""
 
     group: int
     name: str
@@ -134,7 +145,8 @@ class Refused:
 
 
 def refused(case: Refused) -> dict[str, Any]:
-    """Safe: said in its sentence before torque, no register changed, and no joint moved a second later. An energised arm stays so."""
+    """Safe: said in its sentence before torque, no register changed, and no joint moved a second later. An energised
+    arm stays so."""
     rig = Rig(case.config)
     case.act(rig)
     found = _found(rig)
@@ -154,9 +166,14 @@ def refused(case: Refused) -> dict[str, Any]:
         and (case.written or memory == registers)
     )
     return _row(
-        case.group, case.name, case.config, said or "armed", bool(said) and safe, torque="on, as it was found" if any(torque) else "off",
+        case.group,
+        case.name,
+        case.config,
+        said or "armed",
+        bool(said) and safe,
+        torque="on, as it was found" if any(torque) else "off",
         final_state="DISARMED" if said else rig.states[-1][1].name,
-    )  # fmt: skip
+    )
 
 
 def _found(rig: Rig) -> tuple[list[int], np.ndarray, list[bytes], list[bytes]]:
@@ -183,7 +200,8 @@ def _swings(rig: Rig) -> tuple[bool, dict[str, Any]]:
 
 
 def left(name: str, config: ArmConfig, values: dict[str, int], energised: bool = False) -> dict[str, Any]:
-    """Group 27: every servo holds another program's `values`. Safe: the arm follows, and an energised one keeps its torque meanwhile."""
+    """Group 27: every servo holds another program's `values`. Safe: the arm follows, and an energised one keeps its
+    torque meanwhile."""
     rig = Rig(config)
     for i in config.ids:
         for register, value in values.items():
@@ -221,20 +239,37 @@ REFUSED = (
     Refused(26, "extended position", "reads step 6400", _both(_put("mode", 4), _stands(6400.0)), KOCH),
     Refused(26, "moved by hand after the start", "reads step -300", _nothing, KOCH, _stands(-300.0)),
     Refused(27, "a servo keeps its speed", "keeps goal_speed 60", _keeps("goal_speed", 60), written=True),
-    Refused(27, "a servo keeps its profile", "keeps profile_velocity 5", _keeps("profile_velocity", 5), KOCH, written=True),
-)  # fmt: skip
+    Refused(
+        27, "a servo keeps its profile", "keeps profile_velocity 5", _keeps("profile_velocity", 5), KOCH, written=True
+    ),
+)
 LEFT: tuple[tuple[str, ArmConfig, dict[str, int]], ...] = (
-    ("goal_speed 60", PLAIN, {"goal_speed": 60}), ("goal_time 1000", PLAIN, {"goal_time": 1000}),
-    ("acceleration 1", PLAIN, {"acceleration": 1}), ("torque_limit 10", PLAIN, {"torque_limit": 10}),
-    ("profile_velocity 5", XL330, {"profile_velocity": 5}), ("profile_acceleration 1", XL330, {"profile_acceleration": 1}),
-    ("goal_current 3", XL330, {"goal_current": 3, "mode": 5}), ("torque_limit 8", XL330, {"torque_limit": 8}),
-)  # fmt: skip
+    ("goal_speed 60", PLAIN, {"goal_speed": 60}),
+    ("goal_time 1000", PLAIN, {"goal_time": 1000}),
+    ("acceleration 1", PLAIN, {"acceleration": 1}),
+    ("torque_limit 10", PLAIN, {"torque_limit": 10}),
+    ("profile_velocity 5", XL330, {"profile_velocity": 5}),
+    ("profile_acceleration 1", XL330, {"profile_acceleration": 1}),
+    ("goal_current 3", XL330, {"goal_current": 3, "mode": 5}),
+    ("torque_limit 8", XL330, {"torque_limit": 8}),
+)
 SETTINGS = (
-    *((PLAIN, "mode", v) for v in (1, 2, 3)), (PLAIN, "phase", 0x1C), (PLAIN, "max_torque", 0), (PLAIN, "max_position", 0),
-    (PLAIN, "response_level", 0), (PLAIN, "return_delay", 254), (PLAIN, "p_gain", 0),
-    *((XL330, "mode", v) for v in (0, 1, 16)), (XL330, "drive_mode", 1), (XL330, "drive_mode", 4), (XL330, "secondary_id", 2),
-    (XL330, "pwm_limit", 0), (XL330, "current_limit", 0), (XL330, "max_position", 0), (XL330, "return_delay", 254),
-)  # fmt: skip
+    *((PLAIN, "mode", v) for v in (1, 2, 3)),
+    (PLAIN, "phase", 0x1C),
+    (PLAIN, "max_torque", 0),
+    (PLAIN, "max_position", 0),
+    (PLAIN, "response_level", 0),
+    (PLAIN, "return_delay", 254),
+    (PLAIN, "p_gain", 0),
+    *((XL330, "mode", v) for v in (0, 1, 16)),
+    (XL330, "drive_mode", 1),
+    (XL330, "drive_mode", 4),
+    (XL330, "secondary_id", 2),
+    (XL330, "pwm_limit", 0),
+    (XL330, "current_limit", 0),
+    (XL330, "max_position", 0),
+    (XL330, "return_delay", 254),
+)
 
 
 # Group, name and what plays it.

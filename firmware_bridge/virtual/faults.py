@@ -1,7 +1,8 @@
 """Every fault that a servo bus is known to have, by name: injected into the virtual bus at a chosen time.
 
-`FAULTS` is the list (group numbers as in docs/firmware_bridge.md). Faults of replies rewrite bytes, faults of servos bend registers or
-the encoder, faults of the line delay it. Faults of the host (group 21) and of cables (19) are acted out by `campaign.py`.
+`FAULTS` is the list (group numbers as in docs/firmware_bridge.md). Faults of replies rewrite bytes, faults of servos
+bend registers or the encoder, faults of the line delay it. Faults of the host (group 21) and of cables (19) are acted
+out by `campaign.py`.
 """
 
 from __future__ import annotations
@@ -256,8 +257,8 @@ class Faults:
     def inject(
         self, name: str, at_ns: int = 0, for_ms: float | None = None, servo: int | None = None, count: int | None = None
     ) -> None:
-        """Let fault `name` begin at `at_ns` on the bus's clock, for `for_ms` (default: to the end) or for `count` replies, on
-        `servo` (default: the third, or all where the fault is the bus's). Raises FaultError."""
+        """Let fault `name` begin at `at_ns` on the bus's clock, for `for_ms` (default: to the end) or for `count`
+        replies, on `servo` (default: the third, or all where the fault is the bus's). Raises FaultError."""
         if name not in NAMES:
             raise FaultError(f"fault '{name}' does not exist: use one of {', '.join(NAMES)}.")
         ids = self.bus.ids

@@ -11,7 +11,8 @@ class Plant(Protocol):
     """n joints. The virtual bus tells it goals whenever a goal, speed, torque or limit register changes."""
 
     def drive(self, goal: np.ndarray, torque_on: np.ndarray, speed: np.ndarray, torque_limit: np.ndarray) -> None:
-        """float64[n] goal (steps), bool[n], float64[n] speed limit (step/s, 0 = the servo's own), float64[n] in [0, 1]."""
+        """float64[n] goal (steps), bool[n], float64[n] speed limit (step/s, 0 = the servo's own), float64[n] in [0,
+        1]."""
 
     def present(self, now_ns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Position (steps), velocity (step/s) and load ([-1, 1]) at `now_ns`, float64[n] each."""

@@ -1,7 +1,7 @@
 """One virtual servo: registers, EEPROM lock, overload latch, shutdown, reboot, watchdog, warmth. Both protocols.
 
-Behaviour as the vendors document it and as users measured it (docs/firmware_bridge.md lists what is unsure); the motor itself is the
-`Plant`. Nothing here knows packets: `virtual_bus` does.
+Behaviour as the vendors document it and as users measured it (docs/firmware_bridge.md lists what is unsure); the motor
+itself is the `Plant`. Nothing here knows packets: `virtual_bus` does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ ENDLESS = 1e9  # steps: as good as for ever
 
 
 class VirtualServo:
-    """Registers `memory` of one servo and what its firmware does with them. Times are nanoseconds on the bus's clock."""
+    """Registers `memory` of one servo and what its firmware does with them. Times are nanoseconds on the bus's
+    clock."""
 
     def __init__(self, servo: int, model: Model):
         self.model = model
@@ -106,7 +107,7 @@ class VirtualServo:
     def _has(self, name: str) -> bool:
         return name in self.model.registers
 
-    # ---- what the bus asks ---------------------------------------------------------------------------------------------------
+    # ---- what the bus asks -------------------------------------------------------------------------------------------
     def bits(self) -> int:
         """Condition byte of a Feetech status; alert bit of a Dynamixel one."""
         if self.feetech:
@@ -144,7 +145,8 @@ class VirtualServo:
         return not self._follows_goals() or any(self.get(n) for n in pace if self._has(n))
 
     def drive(self, goal: float) -> tuple[float, float]:
-        """Where to (actual steps) and how fast (step/s, 0: its own speed) the motor is driven for a goal within the limits."""
+        """Where to (actual steps) and how fast (step/s, 0: its own speed) the motor is driven for a goal within the
+        limits."""
         return (goal, self._pace()) if self._follows_goals() else self._turns()
 
     def _pace(self) -> float:
@@ -234,7 +236,7 @@ class VirtualServo:
             self.put("homing_offset", max(-2047, min(2047, self.get("homing_offset") + shown - self.model.steps // 2)))
             self._store("torque_enable", 0)
 
-    # ---- what time does ------------------------------------------------------------------------------------------------------
+    # ---- what time does ----------------------------------------------------------------------------------------------
     def refresh(self, now_ns: int, position: float, velocity: float, load: float, sag_v: float) -> bool:
         """Present registers from the truth; returns whether the drive has to be told something new."""
         m = self.model

@@ -1,6 +1,7 @@
 """Real cameras, through OpenCV: V4L2, GStreamer, video files (played at their rate, over and over), URLs (RTSP, HTTP).
 
-`serve` reads one of them into a file of frames until it is told to stop, and opens it again, with growing pauses, when it fails.
+`serve` reads one of them into a file of frames until it is told to stop, and opens it again, with growing pauses, when
+it fails.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def _v4l2(config: CameraConfig) -> Any:
     capture.set(cv2.CAP_PROP_FRAME_WIDTH, config.width)
     capture.set(cv2.CAP_PROP_FRAME_HEIGHT, config.height)
     capture.set(cv2.CAP_PROP_FPS, config.fps)
-    # OpenCV's own four buffers: with one, some drivers lose every other frame, and the thread reads on to the newest anyway.
+    # OpenCV's own four buffers: with one, some drivers lose every other frame, and the thread reads on to the newest
+    # anyway.
     return capture
 
 
@@ -85,8 +87,8 @@ def open_capture(config: CameraConfig) -> Any:
 class Device:
     """One real camera, whose pictures go into the file `path`, which appears with the first of them.
 
-    Stamps: the driver's own for V4L2 (CLOCK_MONOTONIC, start of the transfer for most USB cameras: add the exposure), else the time
-    of hand-over less `delay_ms` of the robot file.
+    Stamps: the driver's own for V4L2 (CLOCK_MONOTONIC, start of the transfer for most USB cameras: add the exposure),
+    else the time of hand-over less `delay_ms` of the robot file.
     """
 
     def __init__(self, config: CameraConfig, path: Path):
@@ -104,7 +106,8 @@ class Device:
             )
 
     def read(self) -> bool:
-        """Wait for the next picture and publish it; whether one came. Raises CameraError for one without three colours."""
+        """Wait for the next picture and publish it; whether one came. Raises CameraError for one without three
+        colours."""
         if self.writer is None:
             self.writer = FrameWriter(self.path, *self._size)
         ok, picture = self._capture.read(
@@ -115,7 +118,8 @@ class Device:
         stamp = self._stamp()
         if picture.ndim != 3 or picture.shape[2] != 3:
             raise CameraError(
-                f"camera '{self.config.name}' gives pictures of shape {picture.shape}, not of three colours: end its pipeline "
+                f"camera '{self.config.name}' gives pictures of shape {picture.shape}, not of three colours: end its "
+                "pipeline "
                 "in `video/x-raw,format=BGR ! appsink`."
             )
         height, width = picture.shape[:2]
@@ -156,8 +160,8 @@ class Device:
 
 
 def serve(config: CameraConfig, path: Path, stop: threading.Event, came: Callable[[], None]) -> None:
-    """Read a camera into the file `path` until `stop`; `came` is called at its first picture. Raises CameraError where it cannot be
-    opened, or its pictures are none that can be used."""
+    """Read a camera into the file `path` until `stop`; `came` is called at its first picture. Raises CameraError where
+    it cannot be opened, or its pictures are none that can be used."""
     device = Device(config, path)
     prefer(CAMERA_PRIORITY)
     ticker, failed, first = Ticker(config.fps), 0, True

@@ -1,12 +1,13 @@
 """Pictures between processes: a memory-mapped file with four frames in turn, of which readers take the newest.
 
-One process owns a camera and writes; any number of others read, and neither waits for nor hears of them. A writer decodes a picture
-straight into the file (`FrameWriter.buffer`), a reader copies it out once, which also puts the colours into RGB order. Pictures carry no
-checksum, unlike the values of `common/slots.py`: three more come before a frame's memory is written again, and a reader that was
-slower than two of them takes the newest instead.
+One process owns a camera and writes; any number of others read, and neither waits for nor hears of them. A writer
+decodes a picture straight into the file (`FrameWriter.buffer`), a reader copies it out once, which also puts the
+colours into RGB order. Pictures carry no checksum, unlike the values of `common/slots.py`: three more come before a
+frame's memory is written again, and a reader that was slower than two of them takes the newest instead.
 
     head   64 bytes: magic "HFR1", capacity (bytes of a picture), sequence number of the newest frame
-    frame  64 bytes: capture time (monotonic ns), width, height, colour order, how often the device was opened again; then its pixels
+    frame  64 bytes: capture time (monotonic ns), width, height, colour order, how often the device was opened again;
+           then its pixels
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class FrameWriter:
         return width * height * 3 <= self._capacity
 
     def buffer(self, width: int, height: int) -> np.ndarray:
-        """uint8[H,W,3] of the next frame, to be filled; readers see it once it is published. Raises SlotError where it is too large."""
+        """uint8[H,W,3] of the next frame, to be filled; readers see it once it is published. Raises SlotError where it
+        is too large."""
         if not self.fits(width, height):
             raise SlotError(f"a picture of {width}x{height} does not fit into {self.path}")
         at = _offset(self._capacity, self.seq + 1) + _LINE
@@ -97,7 +99,8 @@ class FrameWriter:
 
 
 class FrameReader:
-    """The newest frame of the file at `path`; a writer that was started again is followed. Raises SlotError where there is none."""
+    """The newest frame of the file at `path`; a writer that was started again is followed. Raises SlotError where there
+    is none."""
 
     def __init__(self, path: Path):
         self.path, self.reopened = path, 0

@@ -2,10 +2,10 @@
 
     python -m runtime.cameras.process --robot FILE --slots FOLDER --camera front --camera wrist
 
-It prints one JSON line a camera, {"camera": NAME} when its first picture is there or {"camera": NAME, "error": SENTENCE}, and ends on
-SIGTERM or when its parent is gone. `CameraProcess` starts it, and starts it again when it dies: a codec that crashes holds the arm and
-does not end the run. `cameras.json` in the folder says which sources are read, so that other programs look (`looking_at`) instead of
-asking the device, which gives its pictures to one program only.
+It prints one JSON line a camera, {"camera": NAME} when its first picture is there or {"camera": NAME, "error":
+SENTENCE}, and ends on SIGTERM or when its parent is gone. `CameraProcess` starts it, and starts it again when it dies:
+a codec that crashes holds the arm and does not end the run. `cameras.json` in the folder says which sources are read,
+so that other programs look (`looking_at`) instead of asking the device, which gives its pictures to one program only.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ LET_GO_S = 3.0  # a read that hangs is given so long
 
 
 class CameraProcess:
-    """The process that reads cameras `names` of `robot` into `slots`; none is started where all of them are written by others."""
+    """The process that reads cameras `names` of `robot` into `slots`; none is started where all of them are written by
+    others."""
 
     def __init__(self, robot: Robot, names: Iterable[str], slots: Path):
         self.waiting = {name for name in names if is_real(robot.cameras[name])}
@@ -81,7 +82,8 @@ class CameraProcess:
                 line = self.process.stdout.readline()
                 if not line:
                     raise CameraError(
-                        f"the camera process ended without a picture of camera '{min(self.waiting)}': see its message above, "
+                        f"the camera process ended without a picture of camera '{min(self.waiting)}': see its message "
+                        "above, "
                         f"or run `{' '.join(self._command)}` to see why."
                     )
                 told = json.loads(line)
@@ -118,7 +120,8 @@ class CameraProcess:
 
 @contextlib.contextmanager
 def open_cameras(robot: Robot, wanted: Iterable[str], slots: Path) -> Iterator[dict[str, CameraSource]]:
-    """Cameras `wanted` of the robot file, their process included, open as long as the context is. Raises CameraError."""
+    """Cameras `wanted` of the robot file, their process included, open as long as the context is. Raises
+    CameraError."""
     names = checked(robot, wanted)
     process = CameraProcess(robot, names, slots)
     cameras: dict[str, CameraSource] = {}
@@ -135,7 +138,8 @@ def open_cameras(robot: Robot, wanted: Iterable[str], slots: Path) -> Iterator[d
 
 @contextlib.contextmanager
 def looking_at(robot: Robot, name: str) -> Iterator[CameraSource]:
-    """Camera `name`, for who only looks: at the frames of the process that owns it, else of a process of its own. Raises CameraError."""
+    """Camera `name`, for who only looks: at the frames of the process that owns it, else of a process of its own.
+    Raises CameraError."""
     found = owned(robot.cameras[name])
     if found is not None:
         camera = open_camera(robot.cameras[name], found)
@@ -162,7 +166,8 @@ def checked(robot: Robot, wanted: Iterable[str]) -> list[str]:
 
 
 def owned(config: CameraConfig) -> Path | None:
-    """The folder where a process of this user keeps the frames of this camera's device, newest 2 s old at most; None: nobody does."""
+    """The folder where a process of this user keeps the frames of this camera's device, newest 2 s old at most; None:
+    nobody does."""
     if not is_real(config):
         return None
     for index in Path(memory_folder() or tempfile.gettempdir()).glob(f"harmowam-*/{INDEX}"):

@@ -1,8 +1,8 @@
 """Cameras as the loops, calibration and the console see them: files of frames that another process writes.
 
-`source` in the robot file says who writes: "sim" is the simulator; "slot:PATH" another program (`runtime/cameras/frames.py: FrameWriter`);
-a device ("/dev/videoN", a name under /dev/v4l/by-id, a number), "gst:PIPELINE", a video file or a URL is read by the camera process
-(`runtime/cameras/process.py`).
+`source` in the robot file says who writes: "sim" is the simulator; "slot:PATH" another program
+(`runtime/cameras/frames.py: FrameWriter`); a device ("/dev/videoN", a name under /dev/v4l/by-id, a number),
+"gst:PIPELINE", a video file or a URL is read by the camera process (`runtime/cameras/process.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def is_real(config: CameraConfig) -> bool:
 
 
 class CameraSource(FrameReader):
-    """One camera of the robot file. `noisy`: two of its pictures are never equal; `delay_ns`: how old they are when handed over."""
+    """One camera of the robot file. `noisy`: two of its pictures are never equal; `delay_ns`: how old they are when
+    handed over."""
 
     def __init__(self, config: CameraConfig, path: Path):
         self.config = config
@@ -37,12 +38,14 @@ class CameraSource(FrameReader):
             super().__init__(path)
         except SlotError as e:
             raise CameraError(
-                f"camera '{config.name}' is missing ({path} has no frames): start its writer, or correct 'source' in the robot file."
+                f"camera '{config.name}' is missing ({path} has no frames): start its writer, or correct 'source' in "
+                "the robot file."
             ) from e
 
 
 def open_camera(config: CameraConfig, slots: Path, timeout_s: float = FIRST_FRAME_S) -> CameraSource:
-    """A camera whose writer has begun, in folder `slots` unless the robot file names its file; waits for the first frame.
+    """A camera whose writer has begun, in folder `slots` unless the robot file names its file; waits for the first
+    frame.
 
     Raises CameraError when none comes or it has another size.
     """
@@ -55,7 +58,8 @@ def open_camera(config: CameraConfig, slots: Path, timeout_s: float = FIRST_FRAM
         if time.monotonic() > deadline:
             camera.close()
             raise CameraError(
-                f"camera '{config.name}' gives no frames ({config.source}): check its cable and that no other program uses it."
+                f"camera '{config.name}' gives no frames ({config.source}): check its cable and that no other program "
+                "uses it."
             )
         time.sleep(0.01)
     height, width = frame.image.shape[:2]

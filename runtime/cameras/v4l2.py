@@ -13,7 +13,8 @@ FOCUS_ABSOLUTE, FOCUS_AUTO = 0x009A090A, 0x009A090C
 
 
 def is_device(source: str) -> bool:
-    """Whether a camera's `source` is a V4L2 device: a number, or a path such as /dev/video0 or a name under /dev/v4l/by-id."""
+    """Whether a camera's `source` is a V4L2 device: a number, or a path such as /dev/video0 or a name under
+    /dev/v4l/by-id."""
     return source.isdigit() or (source.startswith("/dev/") and not Path(source).is_file())  # a film may lie in /dev/shm
 
 
@@ -32,8 +33,8 @@ def serial(source: str) -> str | None:
 
 
 def focus(source: str) -> int | str | None:
-    """Focus position of a V4L2 device, "auto" while it focuses by itself; None where it has no such control (most have none) or is no
-    device."""
+    """Focus position of a V4L2 device, "auto" while it focuses by itself; None where it has no such control (most have
+    none) or is no device."""
     if not is_device(source):
         return None
     try:

@@ -12,8 +12,9 @@ BLACK_MEAN, BLACK_SPREAD = 6.0, 2.0  # of 255
 
 
 class CameraWatch:
-    """Watches one camera. `noisy` False: equal pictures are possible (simulation, film), only stamps that stand still count. `delay_ns`:
-    how old its pictures are when they are handed over, as the robot file says; not to be called late for it."""
+    """Watches one camera. `noisy` False: equal pictures are possible (simulation, film), only stamps that stand still
+    count. `delay_ns`: how old its pictures are when they are handed over, as the robot file says; not to be called late
+    for it."""
 
     def __init__(self, name: str, fps: float, noisy: bool = True, delay_ns: int = 0):
         self.name, self.noisy = name, noisy
@@ -46,5 +47,8 @@ def apart(stamps_ns: dict[str, int], limit_ns: int) -> tuple[str, ...]:
     if len(stamps_ns) < 2 or max(stamps_ns.values()) - min(stamps_ns.values()) <= limit_ns:
         return ()
     return (
-        f"cameras '{min(stamps_ns, key=stamps_ns.__getitem__)}' and '{max(stamps_ns, key=stamps_ns.__getitem__)}' are out of step",
+        (
+            f"cameras '{min(stamps_ns, key=stamps_ns.__getitem__)}' and '{max(stamps_ns, key=stamps_ns.__getitem__)}' "
+            "are out of step"
+        ),
     )

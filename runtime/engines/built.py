@@ -19,8 +19,9 @@ MOST_BYTES = 1024 * 1024  # of it
 
 @dataclass(frozen=True)
 class Board:
-    """What an engine depends on. CUDA calls the GPU of a Nano, an NX and an AGX "Orin" alike, hence `module`, the device tree's name
-    of the board ("" where there is none), and `multiprocessors`, of which some power modes switch a part off."""
+    """What an engine depends on. CUDA calls the GPU of a Nano, an NX and an AGX "Orin" alike, hence `module`, the
+    device tree's name of the board ("" where there is none), and `multiprocessors`, of which some power modes switch a
+    part off."""
 
     gpu: str
     capability: str
@@ -30,7 +31,8 @@ class Board:
     multiprocessors: int
 
     def key(self, version_compatible: bool = False) -> str:
-        """Name of the folder for its engines. Version-compatible ones are for every later TensorRT of the same major version."""
+        """Name of the folder for its engines. Version-compatible ones are for every later TensorRT of the same major
+        version."""
         name = re.sub(r"[^a-z0-9]+", "-", (self.module or self.gpu).lower()).strip("-")
         version = self.tensorrt.partition(".")[0] + "-compatible" if version_compatible else self.tensorrt
         return f"{name}-sm{self.capability}-{self.multiprocessors}mp-trt{version}"
@@ -52,8 +54,8 @@ def this_board() -> Board:
 
 
 def built_engine(bundle: Path, name: str, onnx_sha256: str, board: Board) -> tuple[Path, bool]:
-    """The engine file of `bundle` for `board`, built from the ONNX file of that hash, and whether it is version compatible. Raises
-    EngineError, with the command that mends it, when it is absent, stale or damaged."""
+    """The engine file of `bundle` for `board`, built from the ONNX file of that hash, and whether it is version
+    compatible. Raises EngineError, with the command that mends it, when it is absent, stale or damaged."""
     mend = f"run `harmowam build {bundle}` on this machine."
     folders = [bundle / "engines" / board.key(compatible) for compatible in (False, True)]
     folder = next((f for f in folders if (f / LISTING).is_file()), None)

@@ -1,6 +1,8 @@
-"""The dozen functions of the CUDA driver that an engine needs, by ctypes: streams with priority and graphs, which pycuda lacks.
+"""The dozen functions of the CUDA driver that an engine needs, by ctypes: streams with priority and graphs, which
+pycuda lacks.
 
-Source: CUDA Driver API reference, sections 6.9 (memory), 6.18 (streams), 6.24 (graphs). Present from CUDA 12.0 on (JetPack 6 has 12.6).
+Source: CUDA Driver API reference, sections 6.9 (memory), 6.18 (streams), 6.24 (graphs). Present from CUDA 12.0 on
+(JetPack 6 has 12.6).
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ class Cuda:
         self.use()
 
     def _wait_asleep(self) -> None:
-        """Waiting threads sleep instead of spinning: a loop that spins under SCHED_FIFO starves ordinary work on its core."""
+        """Waiting threads sleep instead of spinning: a loop that spins under SCHED_FIFO starves ordinary work on its
+        core."""
         try:
             self.call("cuDevicePrimaryCtxSetFlags_v2", self._device, BLOCKING_SYNC)
         except CudaError as e:

@@ -33,7 +33,8 @@ class Engine(Protocol):
 
 
 def centred_cosine(wanted: np.ndarray, made: np.ndarray) -> float:
-    """Cosine of two stacks [N, ...] after subtracting the first one's mean over N: what all observations have in common proves nothing."""
+    """Cosine of two stacks [N, ...] after subtracting the first one's mean over N: what all observations have in common
+    proves nothing."""
     a, b = wanted.astype(float), made.astype(float)
     x, y = (a - a.mean(0)).ravel(), (b - a.mean(0)).ravel()
     return float(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-12))
@@ -72,8 +73,8 @@ _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int8
 class OrtEngine:
     """ONNX Runtime session. Waiting threads sleep instead of spinning: on a small board the other loops need the core.
 
-    `literal`: every node as the file has it, to compare others with. Else ONNX Runtime makes integer kernels of Q/DQ nodes, which round
-    differently than the nodes say.
+    `literal`: every node as the file has it, to compare others with. Else ONNX Runtime makes integer kernels of Q/DQ
+    nodes, which round differently than the nodes say.
     """
 
     def __init__(self, path: Path, threads: int = 1, provider: str = "CPUExecutionProvider", literal: bool = False):
@@ -96,7 +97,8 @@ class OrtEngine:
         running = self._session.get_providers()
         if running[0] != provider:  # ONNX Runtime only warns and falls back to the CPU
             raise EngineError(
-                f"engine {Path(path).name} was asked to run on {provider} and runs on {running[0]}: install onnxruntime for this board."
+                f"engine {Path(path).name} was asked to run on {provider} and runs on {running[0]}: install "
+                "onnxruntime for this board."
             )
         self.inputs = {
             i.name: TensorSpec(tuple(i.shape), _TYPES.get(i.type, i.type)) for i in self._session.get_inputs()

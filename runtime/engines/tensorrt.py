@@ -1,4 +1,5 @@
-"""A TensorRT engine behind the interface of `runtime.engines.onnx`: buffers allocated once, one CUDA graph, a stream with a priority."""
+"""A TensorRT engine behind the interface of `runtime.engines.onnx`: buffers allocated once, one CUDA graph, a stream
+with a priority."""
 
 from __future__ import annotations
 
@@ -35,15 +36,20 @@ def tensorrt() -> Any:
 class TensorRTEngine:
     """Runs a serialised engine with fixed shapes. `run` blocks; `start` and `wait` let the caller work meanwhile.
 
-    Not shared between threads, but may be handed from one to another. `graph` False enqueues copies and kernels one by one, to
-    measure what the graph saves. `version_compatible`: the file brings the runtime of the TensorRT that built it along, as code for the
-    processor, which is loaded only where it is asked for. Raises EngineError for a truncated file, one built by another TensorRT,
-    missing CUDA, or lack of memory.
+    Not shared between threads, but may be handed from one to another. `graph` False enqueues copies and kernels one by
+    one, to measure what the graph saves. `version_compatible`: the file brings the runtime of the TensorRT that built
+    it along, as code for the processor, which is loaded only where it is asked for. Raises EngineError for a truncated
+    file, one built by another TensorRT, missing CUDA, or lack of memory.
     """
 
     def __init__(
-        self, path: Path, urgent: bool = False, cuda: Cuda | None = None, graph: bool = True, version_compatible: bool = False
-    ):  # fmt: skip
+        self,
+        path: Path,
+        urgent: bool = False,
+        cuda: Cuda | None = None,
+        graph: bool = True,
+        version_compatible: bool = False,
+    ):
         trt = tensorrt()
         self._graph: ctypes.c_void_p | None = None
         self._stream: ctypes.c_void_p | None = None
@@ -59,14 +65,16 @@ class TensorRTEngine:
             self._engine = self._runtime.deserialize_cuda_engine(Path(path).read_bytes())
             if self._engine is None:
                 raise EngineError(
-                    f"{Path(path).name} is truncated or was built by another TensorRT or for another GPU: run `harmowam build`."
+                    f"{Path(path).name} is truncated or was built by another TensorRT or for another GPU: run "
+                    "`harmowam build`."
                 )
             self._context = self._engine.create_execution_context()
             if self._context is None:
                 raise EngineError(f"no memory for {Path(path).name}: close other programs, see `free -m`.")
             self._stream = self._cuda.stream(urgent)
             self._allocate(trt)
-            # The first pass settles what the libraries put off till then, which must not happen while a graph is recorded.
+            # The first pass settles what the libraries put off till then, which must not happen while a graph is
+            # recorded.
             self._enqueue()
             self._cuda.call("cuStreamSynchronize", self._stream)
             if graph:
@@ -113,7 +121,8 @@ class TensorRTEngine:
             self._cuda.call("cuMemcpyDtoHAsync_v2", host, device, size, self._stream)
 
     def _capture(self) -> None:
-        """Record copies and kernels once; replaying them costs one launch, and all of them take the priority of the stream."""
+        """Record copies and kernels once; replaying them costs one launch, and all of them take the priority of the
+        stream."""
         graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
         self._cuda.call("cuStreamBeginCapture_v2", self._stream, CAPTURE_THREAD_LOCAL)
         self._enqueue()
@@ -150,7 +159,8 @@ class TensorRTEngine:
         return self.wait()
 
     def close(self) -> None:
-        """Give memory, graph and stream back; arrays that `wait` returned are gone with them. Closing twice is allowed."""
+        """Give memory, graph and stream back; arrays that `wait` returned are gone with them. Closing twice is
+        allowed."""
         if self._stream is None:
             return
         self._cuda.use()

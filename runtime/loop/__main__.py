@@ -84,10 +84,17 @@ def main() -> int:
             print(chosen.note, file=sys.stderr)
         with open_cameras(robot, bundle.manifest.cameras, args.slots) as cameras:
             driver = Driver(
-                bundle, args.task, cameras, calibrations(robot, args.slots), args.slots, robot.fast_hz, robot.slow_hz,
-                compute=chosen, log=args.log if args.record is None else args.record / LOG,
+                bundle,
+                args.task,
+                cameras,
+                calibrations(robot, args.slots),
+                args.slots,
+                robot.fast_hz,
+                robot.slow_hz,
+                compute=chosen,
+                log=args.log if args.record is None else args.record / LOG,
                 ends=(robot.arm.lower, robot.arm.upper),
-            )  # fmt: skip
+            )
             with contextlib.closing(driver):
                 report = drive(driver, robot, args.slots, args.seconds)
         if args.record is not None:  # the log is whole before its report is there

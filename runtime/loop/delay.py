@@ -28,11 +28,12 @@ class Lead:
 
 
 def roll_forward(state: JointState, in_flight: Command | None, t_ns: int) -> np.ndarray:
-    """Joint angles float32[J] expected at `t_ns`: the measured ones plus what commands still in flight will add to the last goal.
+    """Joint angles float32[J] expected at `t_ns`: the measured ones plus what commands still in flight will add to the
+    last goal.
 
-    A position servo follows its goal at a nearly constant distance, so the distance is kept. Never further than MOST_RAD from
-    the measurement. The idea: VLASH (mit-han-lab/vlash) feeds a policy the state at
-    which its actions will start.
+    A position servo follows its goal at a nearly constant distance, so the distance is kept. Never further than
+    MOST_RAD from the measurement. The idea: VLASH (mit-han-lab/vlash) feeds a policy the state at which its actions
+    will start.
     """
     if in_flight is None or t_ns >= in_flight.t_stale_ns:
         return state.q_rad

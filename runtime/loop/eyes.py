@@ -1,4 +1,5 @@
-"""What the fast loop sees: the newest pictures of all cameras, whose does not come, and what is wrong with those that came."""
+"""What the fast loop sees: the newest pictures of all cameras, whose does not come, and what is wrong with those that
+came."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ class Eyes:
                 self._noted[name], self.arrived_ns[name] = camera.seq, time.monotonic_ns()
 
     def frames(self) -> dict[str, Frame]:
-        """The newest picture of each; raises RunError for a camera that has none, or one of another size than its first."""
+        """The newest picture of each; raises RunError for a camera that has none, or one of another size than its
+        first."""
         frames = {}
         for name, camera in self.cameras.items():
             frame = camera.newest()
@@ -56,7 +58,8 @@ class Eyes:
             shape = self._shapes.setdefault(name, frame.image.shape)
             if frame.image.shape != shape:
                 raise RunError(
-                    f"camera '{name}' changed from {shape[1]}x{shape[0]} to {frame.image.shape[1]}x{frame.image.shape[0]} while "
+                    f"camera '{name}' changed from {shape[1]}x{shape[0]} to "
+                    f"{frame.image.shape[1]}x{frame.image.shape[0]} while "
                     "driving: stop the program that did it, then start again."
                 )
             frames[name] = frame
@@ -70,7 +73,8 @@ class Eyes:
         return frames
 
     def look(self, frames: dict[str, Frame], now_ns: int) -> None:
-        """Look for faults of the pictures that came at `now_ns`; they change the health, no command, and so can wait for it."""
+        """Look for faults of the pictures that came at `now_ns`; they change the health, no command, and so can wait
+        for it."""
         stamps = {name: f.t_capture_ns for name, f in frames.items()}
         found = [fault for n, f in frames.items() for fault in self._watches[n].look(now_ns, f.t_capture_ns, f.image)]
         self.faults = (*found, *apart(stamps, self._apart_ns))

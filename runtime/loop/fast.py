@@ -20,13 +20,21 @@ from runtime.policies import FastStep
 
 
 class FastLoop:
-    """`lower`, `upper`: limits [J] (rad) of the joints, by the bundle. `compensate` False takes the state and the time of a command as
-    they are now, not as they will be when it arrives."""
+    """`lower`, `upper`: limits [J] (rad) of the joints, by the bundle. `compensate` False takes the state and the time
+    of a command as they are now, not as they will be when it arrives."""
 
     def __init__(
-        self, step: FastStep, eyes: Eyes, slow: SlowLoop, link: MotorLink, record: RunRecord, health: HealthMonitor,
-        lower: np.ndarray, upper: np.ndarray, compensate: bool = True,
-    ):  # fmt: skip
+        self,
+        step: FastStep,
+        eyes: Eyes,
+        slow: SlowLoop,
+        link: MotorLink,
+        record: RunRecord,
+        health: HealthMonitor,
+        lower: np.ndarray,
+        upper: np.ndarray,
+        compensate: bool = True,
+    ):
         self.step, self.eyes, self.slow, self.link, self.record = step, eyes, slow, link, record
         self.compensate, self.health = compensate, health
         self._lower, self._upper = lower, upper
@@ -65,7 +73,9 @@ class FastLoop:
         reset, self._reset = self._reset, False
         c.faults_seen += bool(fault)
         held = bool(fault or self.slow.fault) or self.slow.temperature >= self.health.limits.hottest_c
-        if held:  # what is not sent must not live on in its memory: neither a number that is not finite nor where the arm never went
+        # what is not sent must not live on in its memory: neither a number that is not finite nor where the arm never
+        # went
+        if held:
             self._reset = True
             self.step.reset()
         elif command is not None:

@@ -1,8 +1,9 @@
-"""Health of a run: one state, with its reasons. A pure function of time and what the loops saw; no clock and no I/O inside.
+"""Health of a run: one state, with its reasons. A pure function of time and what the loops saw; no clock and no I/O
+inside.
 
-STARTING -> RUNNING <-> DEGRADED <-> HOLDING -> STOPPED. HOLDING means that no new targets go to the arm: within a tick the loop
-stops commanding, the motor process brakes, and the loop then keeps the arm where it came to rest. STOPPED is latched: the arm is
-lowered. What the safety machine in the motor process decides stands above all of this.
+STARTING -> RUNNING <-> DEGRADED <-> HOLDING -> STOPPED. HOLDING means that no new targets go to the arm: within a tick
+the loop stops commanding, the motor process brakes, and the loop then keeps the arm where it came to rest. STOPPED is
+latched: the arm is lowered. What the safety machine in the motor process decides stands above all of this.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ class HealthMonitor:
             hold.append(f"the board is at {s.temperature_c:.0f} C")
         if any(age > limit.camera_lost_s for age in late.values()):
             return Health.STOPPED, tuple(hold)
-        # Time without pictures is not the engines': it has its own limit, and after it they need a moment for a new Prior.
+        # Time without pictures is not the engines': it has its own limit, and after it they need a moment for a new
+        # Prior.
         wanting = bool(hold) and not late
         if wanting and self._wanting:
             self._wanting_ns += now_ns - self._last_ns
@@ -146,8 +148,8 @@ MARGIN_RAD = 0.35
 def output_fault(command: Command, lower: np.ndarray, upper: np.ndarray, target: np.ndarray) -> str:
     """What is wrong with what a model made, or nothing: not finite, or far out of range.
 
-    `target` [6] is the end-effector target behind the command (base frame). The limiter would clip a command that is a little
-    out of range; one that is far out says that the model does not know this scene.
+    `target` [6] is the end-effector target behind the command (base frame). The limiter would clip a command that is a
+    little out of range; one that is far out says that the model does not know this scene.
     """
     q, qd = command.q_rad, command.qd_rad_s
     if not (np.isfinite(q).all() and np.isfinite(qd).all() and np.isfinite(target).all()):

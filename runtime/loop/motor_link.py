@@ -1,4 +1,5 @@
-"""A run's side of the slots that it shares with the motor process: requests and commands out, joint states and stamps in."""
+"""A run's side of the slots that it shares with the motor process: requests and commands out, joint states and stamps
+in."""
 
 from __future__ import annotations
 
@@ -45,14 +46,16 @@ class MotorLink:
         return JointState.unpack(got[0])
 
     def arm(self, states: SlotReader, timeout_s: float = 3.0) -> None:
-        """Ask for torque and wait until the motor process, whose states are in `states`, holds the arm; raises RunError with its reason."""
+        """Ask for torque and wait until the motor process, whose states are in `states`, holds the arm; raises RunError
+        with its reason."""
         self._states = states
         self.request(RequestKind.ARM)
         deadline = time.monotonic() + timeout_s
         while (state := self.state()).safety not in (SafetyState.HOLD, SafetyState.ACTIVE):
             if time.monotonic() > deadline or state.safety in (SafetyState.SAFE_STOP, SafetyState.FAULT):
                 raise RunError(
-                    f"the arm could not be armed ({state.reason or state.safety.name.lower()}): mend that and start again."
+                    f"the arm could not be armed ({state.reason or state.safety.name.lower()}): mend that and start "
+                    "again."
                 )
             time.sleep(0.005)
 
@@ -80,7 +83,8 @@ class MotorLink:
         self.record.counts.first_command_ns = self.record.counts.first_command_ns or now
 
     def stay(self, state: JointState, now_ns: int) -> None:
-        """Keep the arm where it came to rest: without commands the motor process would lower it. Expires like any command."""
+        """Keep the arm where it came to rest: without commands the motor process would lower it. Expires like any
+        command."""
         still = np.zeros_like(state.goal_rad)
         stale_ns = now_ns + int(COMMAND_LIFE_S * 1e9)
         self._commands.write(Command(now_ns, stale_ns, state.goal_rad, still, Expert.NONE).pack())

@@ -16,20 +16,29 @@ from runtime.observe.schemas import Level
 from runtime.observe.trace import StageTrace
 
 FAST_STAGES = (  # what the fast loop marks round a policy's own stages
-    "fast.take", "fast.slot", "fast.period_error", "observation.age", "prior.age", "wire", "wire.observation", "wire.overhead",
-)  # fmt: skip
+    "fast.take",
+    "fast.slot",
+    "fast.period_error",
+    "observation.age",
+    "prior.age",
+    "wire",
+    "wire.observation",
+    "wire.overhead",
+)
 MOTOR_STAGES = ("motor.read", "motor.write", "motor.telemetry", "motor.wake")
 
 
 @dataclass
 class Counts:
-    """What the loops did: a miss is a tick whose command was not in its slot within one period, skipped ticks included."""
+    """What the loops did: a miss is a tick whose command was not in its slot within one period, skipped ticks
+    included."""
 
     ticks: int = 0
     new_frames: int = 0
     repeats: int = 0
     misses: int = 0
-    held: int = 0  # ticks after the first command in which the motor process held the arm: it had no command that was still good
+    # ticks after the first command in which the motor process held the arm: it had no command that was still good
+    held: int = 0
     slow: int = 0
     began_ns: int = 0
     ended_ns: int = 0
@@ -67,10 +76,19 @@ class RunRecord:
         self.counts.slow += 1
 
     def tick(
-        self, now_ns: int, obs: Observation, frames: Mapping[str, Frame], prior: Prior | None, command: Command | None,
-        tick: FastTick, *, reset: bool, sent: bool,
-    ) -> None:  # fmt: skip
-        """One fast step: what went in, what came out. `reset`: its memory was cleared before; `sent`: its command went to the arm."""
+        self,
+        now_ns: int,
+        obs: Observation,
+        frames: Mapping[str, Frame],
+        prior: Prior | None,
+        command: Command | None,
+        tick: FastTick,
+        *,
+        reset: bool,
+        sent: bool,
+    ) -> None:
+        """One fast step: what went in, what came out. `reset`: its memory was cleared before; `sent`: its command went
+        to the arm."""
         if self.log is not None:
             targets = np.stack([tick.reactive_target, tick.predictive_target, tick.sent_target])
             number = -1 if prior is None else prior.seq

@@ -17,7 +17,8 @@ from runtime.policies import SlowStep
 
 
 class SlowLoop:
-    """The fast loop writes `newest` and reads `prior`, `fault` (what was wrong with the newest output) and `temperature` (of the board).
+    """The fast loop writes `newest` and reads `prior`, `fault` (what was wrong with the newest output) and
+    `temperature` (of the board).
 
     `failure` is what it ended with, if with anything; `stop` is then set.
     """

@@ -12,7 +12,8 @@ from runtime.observe.trace import percentiles, summary
 
 
 def timing_report(driver: Driver, motor_hz: float) -> dict[str, Any]:
-    """The `profile` JSON shape: rates, misses, ages and stages of a run, however it ended; `began_s` is on the monotonic clock."""
+    """The `profile` JSON shape: rates, misses, ages and stages of a run, however it ended; `began_s` is on the
+    monotonic clock."""
     c, record = driver.counts, driver.record
     seconds = max((c.ended_ns - c.began_ns) * 1e-9, 1e-9)
     found: dict[str, np.ndarray] = {}
@@ -25,20 +26,27 @@ def timing_report(driver: Driver, motor_hz: float) -> dict[str, Any]:
     for name, row in stages.items():
         row["budget_ms"] = round(budgets.get(name.split(".")[0], 1000 / driver.fast_hz), 3)
     report: dict[str, Any] = {
-        "began_s": round(c.began_ns * 1e-9, 3), "seconds": round(seconds, 2),
-        "fast_hz": round(c.new_frames / seconds, 3), "repeat_hz": round(c.repeats / seconds, 3),
-        "slow_hz": round(c.slow / seconds, 3), "ticks": c.ticks, "deadline_misses": c.misses,
-        "commanded": c.first_command_ns > 0, "held_s": round(c.held / driver.fast_hz, 2),
-        **{key: percentiles(found.get(name, empty)) for key, name in SERIES.items()}, "stages": stages,
+        "began_s": round(c.began_ns * 1e-9, 3),
+        "seconds": round(seconds, 2),
+        "fast_hz": round(c.new_frames / seconds, 3),
+        "repeat_hz": round(c.repeats / seconds, 3),
+        "slow_hz": round(c.slow / seconds, 3),
+        "ticks": c.ticks,
+        "deadline_misses": c.misses,
+        "commanded": c.first_command_ns > 0,
+        "held_s": round(c.held / driver.fast_hz, 2),
+        **{key: percentiles(found.get(name, empty)) for key, name in SERIES.items()},
+        "stages": stages,
         "goal_jerk_rad_s3": {"rms": round(c.jerk_rms, 1), "max": round(c.jerk_max, 1)},
         "refused_outputs": c.faults_seen,
         "health": {
             "state": driver.health.state.name.lower(),
             "changes": [
-                {"at_s": h.at_s, "state": h.state.name.lower(), "reasons": list(h.reasons)} for h in driver.health.history
+                {"at_s": h.at_s, "state": h.state.name.lower(), "reasons": list(h.reasons)}
+                for h in driver.health.history
             ],
         },
-    }  # fmt: skip
+    }
     if record.log is not None:
         report["log"] = {
             "file": str(record.log.path),

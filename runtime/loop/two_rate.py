@@ -44,27 +44,47 @@ ASK_NS = 100_000_000  # how often `until` is asked
 
 
 class Driver:
-    """Owns a policy's steps (`policy`), both loops (`fast`, `slow`), their eyes, the link to the motor process and what the run leaves
-    (`record`).
+    """Owns a policy's steps (`policy`), both loops (`fast`, `slow`), their eyes, the link to the motor process and what
+    the run leaves (`record`).
 
-    `mode`: how the policy drives (None: its usual way); `compute`: what its engines run on. `inject` (stage -> ms) slows stages down;
-    `compensate` as in FastLoop; `log` is the file that takes every input of the engines, `facts` what else it says of the run; `ends`: of
-    this robot's joints (None: the bundle's). `close` it whatever happens.
+    `mode`: how the policy drives (None: its usual way); `compute`: what its engines run on. `inject` (stage -> ms)
+    slows stages down; `compensate` as in FastLoop; `log` is the file that takes every input of the engines, `facts`
+    what else it says of the run; `ends`: of this robot's joints (None: the bundle's). `close` it whatever happens.
     """
 
     def __init__(
-        self, bundle: Bundle, task: str, cameras: dict[str, CameraSource], calibrations: dict[str, Camera], slots: Path,
-        fast_hz: float, slow_hz: float, mode: str | None = None, *, compute: Chosen = Chosen(),
-        inject: Mapping[str, float] | None = None, compensate: bool = True, log: Path | None = None,
-        facts: Mapping[str, Any] | None = None, limits: HealthLimits | None = None, ends: Ends | None = None,
-    ):  # fmt: skip
+        self,
+        bundle: Bundle,
+        task: str,
+        cameras: dict[str, CameraSource],
+        calibrations: dict[str, Camera],
+        slots: Path,
+        fast_hz: float,
+        slow_hz: float,
+        mode: str | None = None,
+        *,
+        compute: Chosen = Chosen(),
+        inject: Mapping[str, float] | None = None,
+        compensate: bool = True,
+        log: Path | None = None,
+        facts: Mapping[str, Any] | None = None,
+        limits: HealthLimits | None = None,
+        ends: Ends | None = None,
+    ):
         self.fast_hz, self.slow_hz, self.compute = fast_hz, slow_hz, compute
         self.stages = kind_of(bundle).stages
         self.record = RunRecord(self.stages, inject)
         self.policy = open_policy(
-            bundle, task, calibrations, mode=mode, engine=compute.engine, gpu=compute.gpu,
-            slow_trace=self.record.slow_trace, fast_trace=self.record.fast_trace, ends=ends,
-        )  # fmt: skip
+            bundle,
+            task,
+            calibrations,
+            mode=mode,
+            engine=compute.engine,
+            gpu=compute.gpu,
+            slow_trace=self.record.slow_trace,
+            fast_trace=self.record.fast_trace,
+            ends=ends,
+        )
         self.health = HealthMonitor(fast_hz, limits)
         self.eyes = Eyes(cameras, fast_hz)
         self.link = MotorLink(slots, self.record)
@@ -124,9 +144,12 @@ class Driver:
             camera_age_s={name: (now - t) * 1e-9 for name, t in self.eyes.arrived_ns.items()},
             camera_faults=self.eyes.faults,
             prior_age_s=-1.0 if prior is None else (now - prior.t_capture_ns) * 1e-9,
-            output_fault=fault or self.slow.fault, commanded=self.counts.first_command_ns > 0, misses=misses,
-            temperature_c=self.slow.temperature, recording_fault=self.record.fault,
-        )  # fmt: skip
+            output_fault=fault or self.slow.fault,
+            commanded=self.counts.first_command_ns > 0,
+            misses=misses,
+            temperature_c=self.slow.temperature,
+            recording_fault=self.record.fault,
+        )
         health = self.health.step(now, signs)
         self.record.health(now, self.health.changed)
         if health == Health.STOPPED:
@@ -136,7 +159,8 @@ class Driver:
         return health
 
     def _in_phase(self) -> Ticker:
-        """The fast clock, begun in the phase of the cameras: to be led there takes seconds, in which no command comes evenly."""
+        """The fast clock, begun in the phase of the cameras: to be led there takes seconds, in which no command comes
+        evenly."""
         self.eyes.pass_over()
         came = self.eyes.wait(time.monotonic_ns() + FIRST_WAIT_NS)
         ticker = Ticker(self.fast_hz)
@@ -185,8 +209,8 @@ class Driver:
     def run(self, seconds: float, until: Callable[[], bool] | None = None) -> Counts:
         """Drive for `seconds`, or until `stop()`; `until()` is asked ten times a second and ends the run when true.
 
-        Raises RunError when a camera or the motor process falls silent or the arm was stopped, and whatever the loops raise;
-        the caller then lowers the arm.
+        Raises RunError when a camera or the motor process falls silent or the arm was stopped, and whatever the loops
+        raise; the caller then lowers the arm.
         """
         self.granted = {**real_time(), "sched_fifo": prefer(FAST_PRIORITY)}
         c = self.counts

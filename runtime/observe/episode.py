@@ -23,10 +23,10 @@ PICTURE_PERIOD_NS = 66_000_000  # a film shows about 15 pictures a second
 
 @dataclass(frozen=True)
 class Episode:
-    """`t_ns` int64[n]: the fast steps; `picture_ns` int64[p]: capture times of the pictures that a film shows; `command` (rad, NaN
-    where a step gave none) and `gate` float32[n, ...], `expert` uint8[n], `sent_target` float32[n,6]; `state_ns` int64[m] and
-    `measured` float32[m,J] (rad): the motor process. `wire_ms` float64[k]: capture to bytes on the wire of every command that got
-    there. `gap` says why the log ends early, if it does."""
+    """`t_ns` int64[n]: the fast steps; `picture_ns` int64[p]: capture times of the pictures that a film shows;
+    `command` (rad, NaN where a step gave none) and `gate` float32[n, ...], `expert` uint8[n], `sent_target`
+    float32[n,6]; `state_ns` int64[m] and `measured` float32[m,J] (rad): the motor process. `wire_ms` float64[k]:
+    capture to bytes on the wire of every command that got there. `gap` says why the log ends early, if it does."""
 
     t_ns: np.ndarray
     picture_ns: np.ndarray
@@ -90,7 +90,8 @@ def load_episode(log: Path) -> Episode:
 
 
 def pictures(log: Path, times: np.ndarray) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Of the fast steps whose capture time is in `times`: that time, and each camera's uint8[H,W,3] RGB. One pair in memory at a time."""
+    """Of the fast steps whose capture time is in `times`: that time, and each camera's uint8[H,W,3] RGB. One pair in
+    memory at a time."""
     wanted, newest = set(times.tolist()), dict[str, FrameRecord]()
     for record in read_log(log):
         if isinstance(record, FrameRecord):

@@ -1,8 +1,8 @@
 """The log of a run as MCAP: every frame and every input of the engines, Prior ids, raw, limited and applied commands.
 
-Enough to run the same steps again and get the same actions (`runtime.observe.replay`), and readable by other programs: pictures,
-places and messages are in Foxglove's schemas, numbers are JSON. Frames are kept as they came: a lossy picture gives other actions.
-Topics are in `docs/runtime.md`. A run that writes a log never waits for the disk.
+Enough to run the same steps again and get the same actions (`runtime.observe.replay`), and readable by other programs:
+pictures, places and messages are in Foxglove's schemas, numbers are JSON. Frames are kept as they came: a lossy picture
+gives other actions. Topics are in `docs/runtime.md`. A run that writes a log never waits for the disk.
 """
 
 from __future__ import annotations
@@ -56,15 +56,20 @@ STOPPED = {SafetyState.SAFE_STOP: Level.ERROR, SafetyState.FAULT: Level.ERROR}  
 
 
 class LogWriter:
-    """Writes `path` from a thread of its own. `fault` says why writing stopped, empty while all is well; control goes on.
+    """Writes `path` from a thread of its own. `fault` says why writing stopped, empty while all is well; control goes
+    on.
 
-    `meta` is what `runtime.observe.replay.run_meta` gives; `tool` gives `T_base_from_tool` float64[4,4] of joint angles float32[J].
+    `meta` is what `runtime.observe.replay.run_meta` gives; `tool` gives `T_base_from_tool` float64[4,4] of joint angles
+    float32[J].
     """
 
     def __init__(
-        self, path: Path, meta: dict[str, Any], reserve_bytes: int = RESERVE_BYTES,
+        self,
+        path: Path,
+        meta: dict[str, Any],
+        reserve_bytes: int = RESERVE_BYTES,
         tool: Callable[[np.ndarray], np.ndarray] | None = None,
-    ):  # fmt: skip
+    ):
         self.path, self.fault, self.dropped, self.bytes = path, "", 0, 0
         self.meta = {"version": VERSION, **meta}
         self._joints: Sequence[str] = meta.get("joints", ())
@@ -114,9 +119,17 @@ class LogWriter:
         return True
 
     def tick(
-        self, t_ns: int, obs: Observation, frames: Mapping[str, Frame], prior: int, command: Command | None, targets: np.ndarray,
-        *, reset: bool, sent: bool,
-    ) -> None:  # fmt: skip
+        self,
+        t_ns: int,
+        obs: Observation,
+        frames: Mapping[str, Frame],
+        prior: int,
+        command: Command | None,
+        targets: np.ndarray,
+        *,
+        reset: bool,
+        sent: bool,
+    ) -> None:
         """One fast step; `frames` are those of `obs`, whose pictures nobody may write to afterwards."""
         flags = RESET * reset + SENT * sent + AFTER_GAP * self._gap
         self._gap = not self._later(lambda: self._put_tick(t_ns, obs, frames, prior, command, targets, flags))
@@ -159,7 +172,8 @@ class LogWriter:
         return self._schemas[name]
 
     def _put_places(self, t_ns: int) -> None:
-        """Where the cameras are: fixed to the base, or to the tool. Once; a topic each, so that a viewer finds it from anywhere."""
+        """Where the cameras are: fixed to the base, or to the tool. Once; a topic each, so that a viewer finds it from
+        anywhere."""
         if not self.empty:
             return
         for name, raw in self.meta.get("calibrations", {}).items():
@@ -170,9 +184,15 @@ class LogWriter:
                     self._put(f"transform/{name}", t_ns, place, schema=schemas.FRAME_TRANSFORM)
 
     def _put_tick(
-        self, t_ns: int, obs: Observation, frames: Mapping[str, Frame], prior: int, command: Command | None, targets: np.ndarray,
+        self,
+        t_ns: int,
+        obs: Observation,
+        frames: Mapping[str, Frame],
+        prior: int,
+        command: Command | None,
+        targets: np.ndarray,
         flags: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._put_places(t_ns)
         for name, f in frames.items():
             if self._frames.get(name) != f.seq:
@@ -265,8 +285,8 @@ class LogWriter:
             pass
 
     def close(self) -> None:
-        """Write what waits, finish the file and give it its name. After a full disk, what fitted is kept. A log without a record
-        is taken away. Closing twice is allowed.
+        """Write what waits, finish the file and give it its name. After a full disk, what fitted is kept. A log without
+        a record is taken away. Closing twice is allowed.
         """
         self._stop = True
         self._wake.set()

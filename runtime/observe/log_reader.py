@@ -71,7 +71,8 @@ def _message_of(channel: Channel, message: Message) -> Record | None:
 
 
 def _decoded(record: Any, channels: dict[int, Channel]) -> Record | None:
-    """What one record of the file says; None for MCAP's own ones and for topics of others. `channels` is filled on the way."""
+    """What one record of the file says; None for MCAP's own ones and for topics of others. `channels` is filled on the
+    way."""
     if isinstance(record, Channel):
         channels[record.id] = record
     elif isinstance(record, Metadata):
@@ -91,7 +92,8 @@ def read_meta(path: Path) -> dict[str, Any]:
             if record["version"] not in READABLE:
                 older = isinstance(record["version"], int) and record["version"] < READABLE[0]
                 raise LogError(
-                    f"{path} is a log of version {record['version']}, this program reads {READABLE[0]} to {READABLE[-1]}: "
+                    f"{path} is a log of version {record['version']}, this program reads {READABLE[0]} to "
+                    f"{READABLE[-1]}: "
                     + ("replay it with the release that recorded it." if older else "upgrade harmowam.")
                 )
             return record
@@ -104,8 +106,9 @@ def read_meta(path: Path) -> dict[str, Any]:
 def read_log(path: Path) -> Iterator[Record]:
     """Records in the order they were written. JSON comes as dicts (`kind`).
 
-    A file that was not finished ends where it was cut, and one that is damaged where the damage begins; the last record is then a
-    dict whose `kind` is CUT or DAMAGED and whose `why` says what was found. Raises LogError for a file that is absent or no log.
+    A file that was not finished ends where it was cut, and one that is damaged where the damage begins; the last record
+    is then a dict whose `kind` is CUT or DAMAGED and whose `why` says what was found. Raises LogError for a file that
+    is absent or no log.
     """
     path = Path(path)
     if not path.is_file() and path.with_name(path.name + ".partial").is_file():

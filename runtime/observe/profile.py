@@ -80,8 +80,8 @@ class Processors(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """The JSON of `run` and `profile`. What has no default is what a comparison counts on; more may stand in a file than is declared here,
-    as each verb adds its own."""
+    """The JSON of `run` and `profile`. What has no default is what a comparison counts on; more may stand in a file
+    than is declared here, as each verb adds its own."""
 
     fast_hz: Hertz
     slow_hz: Hertz
@@ -128,13 +128,15 @@ def hints(report: Mapping[str, Any]) -> list[str]:
     if misses > 0.001 and fast:
         worst = max(fast, key=lambda s: fast[s])
         found.append(
-            f"{misses:.2%} of the deadlines were missed; {worst} takes {fast[worst]:.1f} ms at p99 of a period of {period:.1f} ms: "
+            f"{misses:.2%} of the deadlines were missed; {worst} takes {fast[worst]:.1f} ms at p99 of a period of "
+            f"{period:.1f} ms: "
             "look there first, then at `harmowam doctor`."
         )
     stolen = report.get("processors", {}).get("stolen", 0.0)
     if stolen > 0.001:
         found.append(
-            f"{stolen:.1%} of the processors' time went to other machines on the same host: stalls in this run are also the host's. "
+            f"{stolen:.1%} of the processors' time went to other machines on the same host: stalls in this run are "
+            "also the host's. "
             "Measure again when it is quiet, or on a machine of its own."
         )
     if slow and sum(slow.values()) > 0.9 * stages[next(iter(slow))]["budget_ms"]:
@@ -166,8 +168,8 @@ def compare(
 ) -> dict[str, Any]:
     """Two runs: `{"rows": [...], "worse": [...], "verdict": "same" | "better" | "worse"}`.
 
-    A row is worse when p50 or p99 rose by more than `tolerance` and by more than `floor_ms`, or when a rate fell by more than the
-    tolerance, or when more than 0.1 % more of the deadlines were missed. `other` is the older run.
+    A row is worse when p50 or p99 rose by more than `tolerance` and by more than `floor_ms`, or when a rate fell by
+    more than the tolerance, or when more than 0.1 % more of the deadlines were missed. `other` is the older run.
     """
     rows: list[dict[str, Any]] = []
 
@@ -214,13 +216,15 @@ def _number(path: Path) -> float | None:
 
 
 def processor_ticks(stat: Path = Path("/proc/stat")) -> np.ndarray:
-    """Ticks since boot, all cores together, int64[3]: all, not idle, taken by a hypervisor for other machines (proc(5), "steal")."""
+    """Ticks since boot, all cores together, int64[3]: all, not idle, taken by a hypervisor for other machines (proc(5),
+    "steal")."""
     ticks = np.array(stat.read_text().splitlines()[0].split()[1:9], np.int64)
     return np.array([ticks.sum(), ticks.sum() - ticks[3:5].sum(), ticks[7]])
 
 
 def processor_shares(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
-    """`{"busy": share, "stolen": share}` of the cores' time between two `processor_ticks`; what was stolen is not in `busy`."""
+    """`{"busy": share, "stolen": share}` of the cores' time between two `processor_ticks`; what was stolen is not in
+    `busy`."""
     passed, busy, stolen = (after - before).tolist()
     return {"busy": round((busy - stolen) / max(passed, 1), 4), "stolen": round(stolen / max(passed, 1), 4)}
 
@@ -228,8 +232,8 @@ def processor_shares(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
 def board() -> dict[str, Any]:
     """What the machine ran at: model, cores, clocks, governor, temperatures, and on a Jetson power mode and rail power.
 
-    Read from sysfs, no root needed; what a machine does not show is left out. Jetson: INA3221 under hwmon (rail power), devfreq
-    (GPU clock), `/var/lib/nvpmodel/status` (power mode).
+    Read from sysfs, no root needed; what a machine does not show is left out. Jetson: INA3221 under hwmon (rail power),
+    devfreq (GPU clock), `/var/lib/nvpmodel/status` (power mode).
     """
     out: dict[str, Any] = {"cores": os.cpu_count()}
     model = Path("/proc/device-tree/model")

@@ -1,4 +1,5 @@
-"""The profile as one page: what was missed, a timeline round the worst tick, a histogram of each stage. No scripts, no other files."""
+"""The profile as one page: what was missed, a timeline round the worst tick, a histogram of each stage. No scripts, no
+other files."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ def _histogram(values: np.ndarray, colour: str, width: int = 220, height: int = 
         if h
     )
     label = f"0 to {top:.2f} ms"
-    return f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" fill="{colour}"><title>{label}</title>{bars}</svg>'
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        f'fill="{colour}"><title>{label}</title>{bars}</svg>'
+    )
 
 
 def worst_instant(tracks: Mapping[str, Mapping[str, np.ndarray]]) -> int:
@@ -120,7 +124,8 @@ li{margin:2px 0}"""
 def page(
     report: Mapping[str, Any], tracks: Mapping[str, Mapping[str, np.ndarray]], compared: Mapping[str, Any] | None = None
 ) -> str:
-    """The HTML text. `tracks` as from `runtime.observe.profile.tracks`, `compared` as from `runtime.observe.profile.compare`."""
+    """The HTML text. `tracks` as from `runtime.observe.profile.tracks`, `compared` as from
+    `runtime.observe.profile.compare`."""
     durations = {s: spans[1] / 1e6 for stages in tracks.values() for s, spans in stages.items()}
     colours = {s: COLOURS[i % len(COLOURS)] for i, s in enumerate(STAGES)}
     missed = report["deadline_misses"] / max(report["ticks"], 1)
@@ -141,7 +146,8 @@ def page(
     )
     said = "".join(f"<li>{html.escape(h)}</li>" for h in hints(report)) or "<li>Every budget is kept.</li>"
     changes = "".join(
-        f"<tr><td>{c['at_s']:.2f} s</td><td style='text-align:left'>{c['state']}</td><td style='text-align:left'>{html.escape('; '.join(c['reasons']))}</td></tr>"
+        f"<tr><td>{c['at_s']:.2f} s</td><td style='text-align:left'>{c['state']}</td><td "
+        f"style='text-align:left'>{html.escape('; '.join(c['reasons']))}</td></tr>"
         for c in report["health"]["changes"][:40]
     )
     against = ""
@@ -151,7 +157,8 @@ def page(
             for r in compared["rows"]
         )
         against = (
-            f"<section><h2>Against the other run: {compared['verdict']}</h2><table><tr><th>what</th><th>before</th><th>now</th>"
+            "<section><h2>Against the other run: "
+            f"{compared['verdict']}</h2><table><tr><th>what</th><th>before</th><th>now</th>"
             f"<th>ratio</th><th></th></tr>{rows}</table></section>"
         )
     board = {
@@ -160,16 +167,21 @@ def page(
     }
     facts_of_board = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in board.items())
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        'content="width=device-width">'
         f"<title>HarmoWAM profile</title><style>{STYLE}</style></head><body><main><h1>Where each millisecond goes</h1>"
-        f'<p class="sub">{html.escape(str(report.get("robot", "")))}, {report["seconds"]:.0f} s, {html.escape(str(report.get("quantization", "")))} on '
+        f'<p class="sub">{html.escape(str(report.get("robot", "")))}, {report["seconds"]:.0f} s, '
+        f"{html.escape(str(report.get('quantization', '')))} on "
         f'{html.escape(str(report.get("engine", "")))}</p><div class="facts">{boxes}</div>'
         f"<section><h2>What to look at</h2><ul>{said}</ul></section>"
         f"<section><h2>Round the longest tick</h2>{timeline(tracks, worst_instant(tracks), colours)}"
-        f'<p class="note">Pale rows are ages and waits, not work. Hover for the figures; the Perfetto trace has the whole run.</p></section>'
+        '<p class="note">Pale rows are ages and waits, not work. Hover for the figures; the Perfetto trace has the '
+        "whole run.</p></section>"
         f"<section><h2>Stages, ms</h2><table><tr><th>stage</th><th>p50</th><th>p90</th><th>p99</th><th>p99.9</th><th>max</th><th>budget</th>"
-        f"<th>histogram (counts logarithmic, to p99.9)</th></tr>{_rows(report, durations, colours)}</table></section>{against}"
+        "<th>histogram (counts logarithmic, to "
+        f"p99.9)</th></tr>{_rows(report, durations, colours)}</table></section>{against}"
         f"<section><h2>Health</h2><table>{changes or '<tr><td>no change</td></tr>'}</table>"
-        f'<p class="note">Goals\' jerk: rms {report["goal_jerk_rad_s3"]["rms"]:.0f}, max {report["goal_jerk_rad_s3"]["max"]:.0f} rad/s&sup3;. '
+        f'<p class="note">Goals\' jerk: rms {report["goal_jerk_rad_s3"]["rms"]:.0f}, max '
+        f"{report['goal_jerk_rad_s3']['max']:.0f} rad/s&sup3;. "
         f"{html.escape(facts_of_board)}</p></section></main></body></html>"
     )

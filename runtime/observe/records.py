@@ -17,8 +17,8 @@ from common.errors import Mendable
 from firmware_bridge.motion.messages import Command
 from runtime.contracts import A, Observation, Prior
 
-# 3: pictures, places, joints, commands and health in well-known schemas; 2: all of them packed as the rest, no predicted future;
-# 1: shoulder_pan and wrist_roll mirrored, jaw shut at 0.
+# 3: pictures, places, joints, commands and health in well-known schemas; 2: all of them packed as the rest, no
+# predicted future; 1: shoulder_pan and wrist_roll mirrored, jaw shut at 0.
 VERSION = 3
 READABLE = (2, 3)
 ENCODING = "harmowam"
@@ -27,7 +27,8 @@ CAMERA = "camera/"  # and its name
 _TICK = struct.Struct("<qqqqBB")  # step's time, observation, its capture time, Prior's number (-1: none), flags, joints
 _PRIOR = struct.Struct("<qqqqqII")  # number, observation, its capture time, step's time, ready, chunk rows, joints
 _FUTURE = struct.Struct("<qq4I")  # Prior's number, capture time of its observation, shape; then float16
-# Flags: the fast step's memory was cleared before this step; its command went to the arm; the step before it was dropped.
+# Flags: the fast step's memory was cleared before this step; its command went to the arm; the step before it was
+# dropped.
 RESET, SENT, AFTER_GAP = 1, 2, 4
 DIGEST_BYTES = 32  # of SHA-256, at the end of a Prior
 CUT, DAMAGED = "cut", "damaged"  # `kind` of what `read_log` gives last where a file does not come to its end
@@ -57,7 +58,8 @@ class TickRecord:
 
 @dataclass(frozen=True)
 class PriorRecord:
-    """One slow step: which observation went in, with which measured joints, and what came out (tokens and future by hash)."""
+    """One slow step: which observation went in, with which measured joints, and what came out (tokens and future by
+    hash)."""
 
     number: int
     observation: int
@@ -80,7 +82,8 @@ class FrameRecord:
 
 @dataclass(frozen=True)
 class FutureRecord:
-    """What the world model predicted in one slow step: float16[H,C,h,w] latents, for people to look at (`digest` holds them exactly)."""
+    """What the world model predicted in one slow step: float16[H,C,h,w] latents, for people to look at (`digest` holds
+    them exactly)."""
 
     number: int
     t_capture_ns: int

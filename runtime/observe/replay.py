@@ -1,4 +1,5 @@
-"""Run the same engines again on the recorded inputs: the actions must be identical, bit for bit; on another processor, close by."""
+"""Run the same engines again on the recorded inputs: the actions must be identical, bit for bit; on another processor,
+close by."""
 
 from __future__ import annotations
 
@@ -44,9 +45,9 @@ class Largest:
 
 @dataclass(frozen=True)
 class Replay:
-    """What was compared and what differed first, if anything. `gap`: where records are missing and comparing had to end; `damaged`:
-    they are missing from a file that had them. `differing` steps and Priors had another bit, which ends the comparison unless
-    `within_deg` was given; `stopped`: it ended at such a difference."""
+    """What was compared and what differed first, if anything. `gap`: where records are missing and comparing had to
+    end; `damaged`: they are missing from a file that had them. `differing` steps and Priors had another bit, which ends
+    the comparison unless `within_deg` was given; `stopped`: it ended at such a difference."""
 
     steps: int
     priors: int
@@ -77,13 +78,19 @@ def bundle_digest(bundle: Bundle) -> str:
 
 
 def run_meta(bundle: Bundle, task: str, policy: str, cameras: dict[str, Camera], **more: Any) -> dict[str, Any]:
-    """What a log must know about its run so that it can be replayed. `policy`: its mode; `more`: "engine" (default "cpu") and rates."""
+    """What a log must know about its run so that it can be replayed. `policy`: its mode; `more`: "engine" (default
+    "cpu") and rates."""
     calibrations = {name: camera.to_json() for name, camera in cameras.items()}
     joints = [j.name for j in bundle.manifest.joints]
     return {
-        "task": task, "policy": policy, "bundle": str(bundle.path), "bundle_sha256": bundle_digest(bundle), "joints": joints,
-        "calibrations": calibrations, **more,
-    }  # fmt: skip
+        "task": task,
+        "policy": policy,
+        "bundle": str(bundle.path),
+        "bundle_sha256": bundle_digest(bundle),
+        "joints": joints,
+        "calibrations": calibrations,
+        **more,
+    }
 
 
 def _joints(command: bytes) -> list[float]:
@@ -135,7 +142,8 @@ class _Player:
     def prior(self, r: PriorRecord) -> None:
         """Raises KeyError when its observation, or the Prior before it (which it goes on from), is not in the log.
 
-        A quick slow step may be in the log before the fast step that took its pictures, which is written once its command is out.
+        A quick slow step may be in the log before the fast step that took its pictures, which is written once its
+        command is out.
         """
         if r.observation > self.newest:
             self.waiting.append(r)
@@ -197,16 +205,17 @@ def _bundle_of(log: Path, meta: dict[str, Any], other: Path | None) -> Bundle:
     bundle = Bundle.load(other or Path(meta["bundle"]))
     if other is None and bundle_digest(bundle) != meta["bundle_sha256"]:
         raise LogError(
-            f"{meta['bundle']} is not the bundle that {log} was recorded with (another hash): name that one with --bundle, "
+            f"{meta['bundle']} is not the bundle that {log} was recorded with (another hash): name that one with "
+            "--bundle, "
             "or this one to see where its actions differ."
         )
     return bundle
 
 
 def replay(log: Path, bundle_path: Path | None = None, within_deg: float | None = None) -> Replay:
-    """Every recorded step once more, through the bundle of the run or `bundle_path`; stops at the first difference, or with
-    `within_deg` goes on after it (another processor rounds otherwise), each Prior from the plan recorded before it, and measures how
-    far the commands are apart.
+    """Every recorded step once more, through the bundle of the run or `bundle_path`; stops at the first difference, or
+    with `within_deg` goes on after it (another processor rounds otherwise), each Prior from the plan recorded before
+    it, and measures how far the commands are apart.
 
     Raises LogError when the log cannot be read or was made with another bundle, BundleError when the bundle cannot.
     """
@@ -237,7 +246,10 @@ def replay(log: Path, bundle_path: Path | None = None, within_deg: float | None 
             number = record.number if isinstance(record, (PriorRecord, TickRecord)) else 0
             # A record that was wiped out whole is told from one that was never written at the file's end only.
             damaged = any(isinstance(r, dict) and r.get("kind") == DAMAGED for r in records)
-            gap = f"records before number {number} are missing (the {'log is damaged' if damaged else 'disk was too slow'})"
+            gap = (
+                f"records before number {number} are missing (the "
+                f"{'log is damaged' if damaged else 'disk was too slow'})"
+            )
         if gap or stopped:
             break
     return Replay(steps, priors, player.first, gap, damaged, within_deg, player.differing, player.largest, stopped)

@@ -88,7 +88,8 @@ def _came_true(shown: list[FutureRecord]) -> np.ndarray:
 def film_strip(
     bundle: Bundle, start_ns: int, shown: list[FutureRecord], seen: dict[int, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """For `moments`: what the camera saw, what the world model predicted, and what came true. `seen`: front pictures by capture time."""
+    """For `moments`: what the camera saw, what the world model predicted, and what came true. `seen`: front pictures by
+    capture time."""
     if "decoder" not in bundle.manifest.engines:
         return []
     decoder, times = bundle.engine("decoder"), np.array(sorted(seen), np.int64)
@@ -214,12 +215,14 @@ def _encoder(path: Path, width: int, height: int, fps: float) -> subprocess.Pope
 
 
 def write_video(episode: Episode, shown: Iterable[tuple[int, dict[str, np.ndarray]]], path: Path) -> None:
-    """Front and wrist view side by side, `shown` by capture time (`runtime.observe.episode.pictures`). Raises ReportError."""
+    """Front and wrist view side by side, `shown` by capture time (`runtime.observe.episode.pictures`). Raises
+    ReportError."""
     shown = iter(shown)
     first = next(shown, None)
     if first is None or not {"front", "wrist"} <= first[1].keys():
         raise ReportError(
-            "the recording holds no pictures of both cameras, so there is no film and no page: check the cables and record again."
+            "the recording holds no pictures of both cameras, so there is no film and no page: check the cables and "
+            "record again."
         )
     height, width = (SCALE * n for n in _beside(first[1]["front"], first[1]["wrist"]).shape[:2])
     between = np.diff(episode.picture_ns)
@@ -258,7 +261,8 @@ def _filmed(log: Path, episode: Episode, path: Path, near: np.ndarray) -> dict[i
 def write_report(bundle_path: Path, folder: Path, report: dict[str, Any]) -> None:
     """`report.html`, `report.json` and `episode.mp4` from the log in `folder` and the run's numbers.
 
-    A run that ended before the first picture has a page without pictures and no film. Raises ReportError, LogError, BundleError.
+    A run that ended before the first picture has a page without pictures and no film. Raises ReportError, LogError,
+    BundleError.
     """
     import jinja2
 

@@ -1,7 +1,8 @@
-"""What other programs read of a log: Foxglove's schemas for pictures, places and messages, and plain JSON numbers for any plotter.
+"""What other programs read of a log: Foxglove's schemas for pictures, places and messages, and plain JSON numbers for
+any plotter.
 
-Names and fields are those of docs.foxglove.dev ("message schemas"). Pictures are protobuf, as JSON would carry them in base64; the few
-bytes round the pixels are written here by hand, so that a robot needs no protobuf library.
+Names and fields are those of docs.foxglove.dev ("message schemas"). Pictures are protobuf, as JSON would carry them in
+base64; the few bytes round the pixels are written here by hand, so that a robot needs no protobuf library.
 """
 
 from __future__ import annotations
@@ -89,9 +90,14 @@ def raw_image_schema() -> bytes:
     stamp = "google/protobuf/timestamp.proto"
     time = _described(stamp, "google.protobuf", "Timestamp", [("seconds", 1, int64, ""), ("nanos", 2, int32, "")])
     fields = [
-        ("timestamp", 1, message, ".google.protobuf.Timestamp"), ("width", 2, fixed32, ""), ("height", 3, fixed32, ""),
-        ("encoding", 4, string, ""), ("step", 5, fixed32, ""), ("data", 6, data, ""), ("frame_id", 7, string, ""),
-    ]  # fmt: skip
+        ("timestamp", 1, message, ".google.protobuf.Timestamp"),
+        ("width", 2, fixed32, ""),
+        ("height", 3, fixed32, ""),
+        ("encoding", 4, string, ""),
+        ("step", 5, fixed32, ""),
+        ("data", 6, data, ""),
+        ("frame_id", 7, string, ""),
+    ]
     return _text(1, time) + _text(1, _described("foxglove/RawImage.proto", "foxglove", "RawImage", fields, needs=stamp))
 
 
@@ -114,7 +120,8 @@ def _varint_at(raw: bytes, at: int) -> tuple[int, int]:
 
 
 def _fields(raw: bytes) -> Iterator[tuple[int, Any]]:
-    """Number and value (int or memoryview) of each field of a protobuf message. Raises ValueError or IndexError for anything else."""
+    """Number and value (int or memoryview) of each field of a protobuf message. Raises ValueError or IndexError for
+    anything else."""
     at, view = 0, memoryview(raw)
     while at < len(raw):
         key, at = _varint_at(raw, at)
@@ -133,7 +140,8 @@ def _fields(raw: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def image_of(raw: bytes) -> tuple[int, np.ndarray]:
-    """Time (ns) and uint8[H,W,3] RGB of what `raw_image` gave, the pixels without a copy. Raises ValueError for another encoding."""
+    """Time (ns) and uint8[H,W,3] RGB of what `raw_image` gave, the pixels without a copy. Raises ValueError for another
+    encoding."""
     found = dict(_fields(raw))
     if bytes(found[4]) != b"rgb8":
         raise ValueError(f"a picture in the encoding {bytes(found[4])!r}")
@@ -159,20 +167,38 @@ def json_schemas(joints: Sequence[str]) -> dict[str, str]:
     each, target = _object(**dict.fromkeys(joints, number)), _object(**dict.fromkeys(ACTION_NAMES, number))
     made = [
         _object(
-            FRAME_TRANSFORM, timestamp=time, parent_frame_id=text, child_frame_id=text,
-            translation=_object("foxglove.Vector3", **xyz), rotation=_object("foxglove.Quaternion", **xyz, w={"type": "number"}),
+            FRAME_TRANSFORM,
+            timestamp=time,
+            parent_frame_id=text,
+            child_frame_id=text,
+            translation=_object("foxglove.Vector3", **xyz),
+            rotation=_object("foxglove.Quaternion", **xyz, w={"type": "number"}),
         ),
         _object(LOG, timestamp=time, level=levels, message=text, name=text, file=text, line=count),
         _object(
-            JOINTS, timestamp=time, measured_rad=each, measured_rad_s=each, goal_rad=each, current_a=each, temperature_c=each,
-            voltage_v=each, safety=text,
+            JOINTS,
+            timestamp=time,
+            measured_rad=each,
+            measured_rad_s=each,
+            goal_rad=each,
+            current_a=each,
+            temperature_c=each,
+            voltage_v=each,
+            safety=text,
         ),
         _object(
-            COMMAND, timestamp=time, q_rad=each, qd_rad_s=each, expert=text, gate=number, reactive_target=target,
-            predictive_target=target, sent_target=target,
+            COMMAND,
+            timestamp=time,
+            q_rad=each,
+            qd_rad_s=each,
+            expert=text,
+            gate=number,
+            reactive_target=target,
+            predictive_target=target,
+            sent_target=target,
         ),
         _object(HEALTH, timestamp=time, state=text, level=count, reasons={"type": "array", "items": text}),
-    ]  # fmt: skip
+    ]
     return {schema["title"]: json.dumps(schema) for schema in made}
 
 
@@ -211,9 +237,13 @@ def log_message(t_ns: int, level: Level, text: str, name: str) -> bytes:
 def joints_message(joints: Sequence[str], s: JointState) -> bytes:
     """Measured joints, limited goals and telemetry, each by the joint's name."""
     values = {
-        "measured_rad": s.q_rad, "measured_rad_s": s.qd_rad_s, "goal_rad": s.goal_rad, "current_a": s.current_a,
-        "temperature_c": s.temperature_c, "voltage_v": s.voltage_v,
-    }  # fmt: skip
+        "measured_rad": s.q_rad,
+        "measured_rad_s": s.qd_rad_s,
+        "goal_rad": s.goal_rad,
+        "current_a": s.current_a,
+        "temperature_c": s.temperature_c,
+        "voltage_v": s.voltage_v,
+    }
     return _message(s.t_ns, **{k: _named(joints, v) for k, v in values.items()}, safety=s.safety.name)
 
 
@@ -221,9 +251,15 @@ def command_message(joints: Sequence[str], t_ns: int, command: Command, targets:
     """A raw command, and the targets float[3,6] (reactive, predictive, sent) that it was made from."""
     reactive, predictive, sent = (_named(ACTION_NAMES, t) for t in targets)
     return _message(
-        t_ns, q_rad=_named(joints, command.q_rad), qd_rad_s=_named(joints, command.qd_rad_s), expert=command.expert.name,
-        gate=_number(float(command.gate)), reactive_target=reactive, predictive_target=predictive, sent_target=sent,
-    )  # fmt: skip
+        t_ns,
+        q_rad=_named(joints, command.q_rad),
+        qd_rad_s=_named(joints, command.qd_rad_s),
+        expert=command.expert.name,
+        gate=_number(float(command.gate)),
+        reactive_target=reactive,
+        predictive_target=predictive,
+        sent_target=sent,
+    )
 
 
 def health_message(t_ns: int, state: str, level: int, reasons: Sequence[str]) -> bytes:

@@ -40,8 +40,9 @@ class _Ring:
 class StageTrace:
     """One per thread. `mark("x")` books the time since the previous mark under "x"; `begin()` starts a tick.
 
-    Keeps the newest `capacity` spans of each stage; costs well under 2 us a mark (`benchmarks/trace.py`). `stages` are made ready
-    beforehand, others at their first mark. `inject` (stage -> ms) makes stages slower than they are, by really waiting.
+    Keeps the newest `capacity` spans of each stage; costs well under 2 us a mark (`benchmarks/trace.py`). `stages` are
+    made ready beforehand, others at their first mark. `inject` (stage -> ms) makes stages slower than they are, by
+    really waiting.
     """
 
     def __init__(
@@ -120,7 +121,8 @@ def write_perfetto(path: Path, tracks: Mapping[str, Mapping[str, np.ndarray]]) -
             for stage, spans in stages.items():
                 label = json.dumps(stage)
                 for start, duration in spans.T.tolist():
-                    yield f',\n{{"ph": "X", "pid": 1, "tid": {tid}, "name": {label}, "ts": {start / 1e3:.3f}, "dur": {duration / 1e3:.3f}}}'
+                    yield f',\n{{"ph": "X", "pid": 1, "tid": {tid}, "name": {label}, '
+                    yield f'"ts": {start / 1e3:.3f}, "dur": {duration / 1e3:.3f}}}'
         yield "\n]}\n"
 
     write_whole(path, pieces())

@@ -36,10 +36,11 @@ def _held(report: Mapping[str, Any]) -> list[str]:
 
 
 def reasons(report: Mapping[str, Any]) -> list[str]:
-    """Why the task was not done, as far as the report tells: how it ended, what the arm did not manage, what held it up.
+    """Why the task was not done, as far as the report tells: how it ended, what the arm did not manage, what held it
+    up.
 
-    `report`: what `harmowam run` writes (`runtime.loop.timing.timing_report` and, where known, `error`, `interrupted`, `failure`,
-    `processors`). Never empty.
+    `report`: what `harmowam run` writes (`runtime.loop.timing.timing_report` and, where known, `error`, `interrupted`,
+    `failure`, `processors`). Never empty.
     """
     out = [report["error"].rstrip(".")] if report.get("error") else []
     if report.get("interrupted"):
@@ -68,7 +69,8 @@ def reasons(report: Mapping[str, Any]) -> list[str]:
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """One line: "done", "done, and undone since", or "not done: " and why; without a judge (a real arm) only how it ended."""
+    """One line: "done", "done, and undone since", or "not done: " and why; without a judge (a real arm) only how it
+    ended."""
     if "success" not in report:
         return "; ".join(reasons(report)) if report.get("error") or report.get("interrupted") else "driven to the end"
     if report["success"]:

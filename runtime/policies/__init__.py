@@ -1,7 +1,7 @@
 """From observations to commands: one module a kind of policy. `open_policy` makes the steps of any bundle.
 
-To add a kind: one file in this folder whose `KIND` says what it is (`runtime.policies.protocol.Kind`). A bundle's manifest names the kind
-by the file's name: `"policy": {"kind": "chunk"}`.
+To add a kind: one file in this folder whose `KIND` says what it is (`runtime.policies.protocol.Kind`). A bundle's
+manifest names the kind by the file's name: `"policy": {"kind": "chunk"}`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def _modules() -> list[str]:
 
 
 def _kind(name: str) -> Kind | None:
-    """The kind of that name; None where no file of this folder is one. A name comes from a bundle: nothing else is imported."""
+    """The kind of that name; None where no file of this folder is one. A name comes from a bundle: nothing else is
+    imported."""
     if name not in _modules():
         return None
     found = getattr(importlib.import_module(f"{__name__}.{name}"), "KIND", None)
@@ -30,13 +31,15 @@ def _kind(name: str) -> Kind | None:
 
 
 def kind_of(bundle: Bundle) -> Kind:
-    """What `bundle` says that it is; raises PolicyError for a kind that this version has not, or a manifest that lacks what it needs."""
+    """What `bundle` says that it is; raises PolicyError for a kind that this version has not, or a manifest that lacks
+    what it needs."""
     name = bundle.manifest.policy.kind
     kind = _kind(name)
     if kind is None:
         known = ", ".join(n for n in _modules() if _kind(n))
         raise PolicyError(
-            f"{bundle.path} holds a policy of kind '{name}', this version drives {known}: name another with --bundle, or upgrade "
+            f"{bundle.path} holds a policy of kind '{name}', this version drives {known}: name another with --bundle, "
+            "or upgrade "
             "harmowam on this machine."
         )
     lacks = [e for e in kind.engines if e not in bundle.manifest.engines]
@@ -49,13 +52,15 @@ def kind_of(bundle: Bundle) -> Kind:
 
 
 def mode_of(bundle: Bundle, mode: str | None) -> str:
-    """The mode that `bundle` drives in when asked for `mode` (None: its usual one); raises PolicyError for one that it has not."""
+    """The mode that `bundle` drives in when asked for `mode` (None: its usual one); raises PolicyError for one that it
+    has not."""
     kind = kind_of(bundle)
     if mode is None:
         return kind.modes[0]
     if mode not in kind.modes:
         raise PolicyError(
-            f"a policy of kind '{bundle.manifest.policy.kind}' does not drive '{mode}': use {', '.join(kind.modes)}, or leave "
+            f"a policy of kind '{bundle.manifest.policy.kind}' does not drive '{mode}': use {', '.join(kind.modes)}, "
+            "or leave "
             "--policy out."
         )
     return mode
@@ -74,10 +79,11 @@ def open_policy(
     fast_trace: Trace | None = None,
     ends: Ends | None = None,
 ) -> Policy:
-    """The steps of `bundle`, whatever its kind, told `task`, seeing through `cameras` (calibrations by name). `ends`: of the
-    robot's joints (default: the bundle's).
+    """The steps of `bundle`, whatever its kind, told `task`, seeing through `cameras` (calibrations by name). `ends`:
+    of the robot's joints (default: the bundle's).
 
-    Raises PolicyError for a kind or `mode` that is not there, BundleError for engines that are not, KernelError where `gpu` cannot be.
+    Raises PolicyError for a kind or `mode` that is not there, BundleError for engines that are not, KernelError where
+    `gpu` cannot be.
     """
     kind, chosen = kind_of(bundle), mode_of(bundle, mode)
     traces = slow_trace or NoTrace(), fast_trace or NoTrace()

@@ -1,10 +1,13 @@
-"""A policy of action chunks in joint space (ACT and its like): one slow engine, whose newest plan the fast step follows.
+"""A policy of action chunks in joint space (ACT and its like): one slow engine, whose newest plan the fast step
+follows.
 
-`SlowStep`: observation -> Prior of joint targets. `FastStep`: the newest Prior read at the time an action applies -> Command.
+`SlowStep`: observation -> Prior of joint targets. `FastStep`: the newest Prior read at the time an action applies ->
+Command.
 
-What it needs of a bundle: an engine "chunk" that gives `chunk` float32[1,K,J], joint targets (rad, the maker's angles, gripper last) at
-`dt_ms`, 2 `dt_ms`, ... after the capture of its pictures. Its inputs are any of: a picture of each camera of the manifest, by the camera's
-name, float32[1,3,h,w]; `state` float32[1,J], measured joint angles (rad); `text` float32[1,E], the embedding of the instruction.
+What it needs of a bundle: an engine "chunk" that gives `chunk` float32[1,K,J], joint targets (rad, the maker's angles,
+gripper last) at `dt_ms`, 2 `dt_ms`, ... after the capture of its pictures. Its inputs are any of: a picture of each
+camera of the manifest, by the camera's name, float32[1,3,h,w]; `state` float32[1,J], measured joint angles (rad);
+`text` float32[1,E], the embedding of the instruction.
 """
 
 from __future__ import annotations
@@ -34,9 +37,15 @@ class SlowStep:
     remembers = False
 
     def __init__(
-        self, bundle: Bundle, task: str, cameras: Mapping[str, Camera], threads: int = 1, trace: Trace | None = None,
-        gpu: bool = False, engine: str = "cpu",
-    ):  # fmt: skip
+        self,
+        bundle: Bundle,
+        task: str,
+        cameras: Mapping[str, Camera],
+        threads: int = 1,
+        trace: Trace | None = None,
+        gpu: bool = False,
+        engine: str = "cpu",
+    ):
         m = bundle.manifest
         self.trace = trace or NoTrace()
         self.bundle = bundle
@@ -79,7 +88,8 @@ class FastSettings:
 
 
 class FastStep:
-    """Follows the newest plan; where plans meet, or one ends, the joints go on with the position and the velocity that they had.
+    """Follows the newest plan; where plans meet, or one ends, the joints go on with the position and the velocity that
+    they had.
 
     Beyond a plan's last target the arm stays at it. The first command starts where the arm is, at rest.
     """
@@ -109,8 +119,8 @@ class FastStep:
         return *on_grid(prior.chunk, prior.grid_ns, float(max(at, 0))), False
 
     def _follow(self, now_ns: int, prior: Prior, over: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Where the plan that is followed has the joints at `now_ns`, and how fast. `over`: it stays at its end, else its last piece
-        goes on for as long as a command lasts."""
+        """Where the plan that is followed has the joints at `now_ns`, and how fast. `over`: it stays at its end, else
+        its last piece goes on for as long as a command lasts."""
         if over:
             q, rate = prior.chunk[-1].astype(float), np.zeros(self.joints)
         else:

@@ -11,17 +11,20 @@ from runtime.bundle import Bundle, BundleError
 
 
 def five_axis(bundle: Bundle) -> FiveAxis:
-    """The arm that a bundle was made for; raises BundleError unless it has five axes and a jaw, as this policy's tool poses do."""
+    """The arm that a bundle was made for; raises BundleError unless it has five axes and a jaw, as this policy's tool
+    poses do."""
     arm = bundle.arm
     if not isinstance(arm, FiveAxis):
         raise BundleError(
-            f"{bundle.path} is a HarmoWAM bundle for '{arm.NAME}', but HarmoWAM drives arms of five axes: name another with --bundle."
+            f"{bundle.path} is a HarmoWAM bundle for '{arm.NAME}', but HarmoWAM drives arms of five axes: name "
+            "another with --bundle."
         )
     return arm
 
 
 def proprio(pose: np.ndarray) -> np.ndarray:
-    """What the models may know of the arm: float32[..., 4] = z, pitch, roll, jaw of poses [..., 6]; never x, y or pan."""
+    """What the models may know of the arm: float32[..., 4] = z, pitch, roll, jaw of poses [..., 6]; never x, y or
+    pan."""
     return np.asarray(pose, np.float32)[..., 2:6]
 
 
@@ -30,7 +33,8 @@ def _tool_frame(pose: np.ndarray, arm: FiveAxis) -> np.ndarray:
 
 
 def relative_chunk(pose: np.ndarray, targets: np.ndarray, arm: FiveAxis) -> np.ndarray:
-    """Targets [..., K, 6] seen from the tool at `pose` [..., 6]: position in its frame, pitch and roll as differences, jaw as it is."""
+    """Targets [..., K, 6] seen from the tool at `pose` [..., 6]: position in its frame, pitch and roll as differences,
+    jaw as it is."""
     R = _tool_frame(pose, arm)
     position = np.einsum("...ji,...kj->...ki", R, targets[..., :3] - pose[..., None, :3])
     return np.concatenate([position, targets[..., 3:5] - pose[..., None, 3:5], targets[..., 5:]], -1).astype(np.float32)
@@ -44,14 +48,16 @@ def absolute_chunk(pose: np.ndarray, chunk: np.ndarray, arm: FiveAxis) -> np.nda
 
 
 def heatmap_cell(camera: Camera, points: np.ndarray, side: int) -> np.ndarray:
-    """Heat-map coordinates float64[..., 2] (column, row; cell centres at whole numbers) of points [..., 3] in the base frame."""
+    """Heat-map coordinates float64[..., 2] (column, row; cell centres at whole numbers) of points [..., 3] in the base
+    frame."""
     return camera.scaled(side, side).project(points)
 
 
 def heatmap_peak(logits: np.ndarray, side: int) -> tuple[np.ndarray, float]:
     """Where a heat map [side * side] peaks, float64[2] (column, row), and the probability mass round it.
 
-    The peak is the best cell, refined by the centre of mass of its 5x5 neighbourhood: a whole cell is 7 mm on the table.
+    The peak is the best cell, refined by the centre of mass of its 5x5 neighbourhood: a whole cell is 7 mm on the
+    table.
     """
     heat = logits.reshape(side, side)
     probability = np.exp(heat - heat.max())

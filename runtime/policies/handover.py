@@ -6,7 +6,8 @@ import numpy as np
 
 
 def on_grid(chunk: np.ndarray, grid_ns: np.ndarray, at_ns: float) -> tuple[np.ndarray, np.ndarray]:
-    """Value and velocity (per second) float64[A] of `chunk` [K,A] at `at_ns` on its even grid int64[K]: straight from step to step.
+    """Value and velocity (per second) float64[A] of `chunk` [K,A] at `at_ns` on its even grid int64[K]: straight from
+    step to step.
 
     Outside of the grid its first or last piece goes on; who wants it to end there says so.
     """
@@ -18,10 +19,11 @@ def on_grid(chunk: np.ndarray, grid_ns: np.ndarray, at_ns: float) -> tuple[np.nd
 
 
 def remainder(offset: np.ndarray, since_s: float, blend_s: float) -> tuple[np.ndarray, np.ndarray]:
-    """What is left, `since_s` after a seam, of the difference float64[2,A] (position, velocity) that two plans had there.
+    """What is left, `since_s` after a seam, of the difference float64[2,A] (position, velocity) that two plans had
+    there.
 
-    Cubic Hermite from the difference, at its own velocity, to rest at zero after `blend_s`. Added to the new plan it makes position and
-    velocity go on as they were.
+    Cubic Hermite from the difference, at its own velocity, to rest at zero after `blend_s`. Added to the new plan it
+    makes position and velocity go on as they were.
     """
     s = min(since_s / blend_s, 1.0)
     h0, h1 = (1 + 2 * s) * (1 - s) ** 2, s * (1 - s) ** 2

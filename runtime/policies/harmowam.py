@@ -1,7 +1,8 @@
-"""The slow and the fast step: pure functions of time and inputs (with a little memory), the same on a robot and in virtual time.
+"""The slow and the fast step: pure functions of time and inputs (with a little memory), the same on a robot and in
+virtual time.
 
-`SlowStep`: observation -> Prior (world model, then predictive expert). `FastStep`: newest observation and newest Prior ->
-Command (reactive expert, gate, hand-over, inverse kinematics). No sleeping, no clock but the trace's, no I/O.
+`SlowStep`: observation -> Prior (world model, then predictive expert). `FastStep`: newest observation and newest Prior
+-> Command (reactive expert, gate, hand-over, inverse kinematics). No sleeping, no clock but the trace's, no I/O.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ WARM_MOST = 3.0  # standard deviations: further out than chunks are, a start mis
 
 
 def fixed_noise(world_shape: tuple[int, ...], action_shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """What the flows of "world_model" and "predictive" start from, float32, the same every time: plans made from equal pictures are
-    equal, and neighbours in time agree.
+    """What the flows of "world_model" and "predictive" start from, float32, the same every time: plans made from equal
+    pictures are equal, and neighbours in time agree.
 
-    For actions the flow's middle, not a draw: 20 of 36 starts solved against 14 with a fixed draw (an earlier checkpoint)."""
+    For actions the flow's middle, not a draw: 20 of 36 starts solved against 14 with a fixed draw (an earlier
+    checkpoint)."""
     return {
         "world_model": np.random.default_rng(0).standard_normal(world_shape).astype(np.float32),
         "predictive": np.zeros(action_shape, np.float32),
@@ -41,12 +43,19 @@ def fixed_noise(world_shape: tuple[int, ...], action_shape: tuple[int, ...]) -> 
 
 
 class SlowStep:
-    """World model, then predictive expert. One instance a task; not shared between threads. It remembers its last plan (`_start`)."""
+    """World model, then predictive expert. One instance a task; not shared between threads. It remembers its last plan
+    (`_start`)."""
 
     def __init__(
-        self, bundle: Bundle, task: str, cameras: Mapping[str, Camera], threads: int = 1, trace: Trace | None = None,
-        gpu: bool = False, engine: str = "cpu",
-    ):  # fmt: skip
+        self,
+        bundle: Bundle,
+        task: str,
+        cameras: Mapping[str, Camera],
+        threads: int = 1,
+        trace: Trace | None = None,
+        gpu: bool = False,
+        engine: str = "cpu",
+    ):
         m = bundle.manifest
         self.trace = trace or NoTrace()
         self.bundle = bundle
@@ -80,10 +89,12 @@ class SlowStep:
         return self.last is not None
 
     def _start(self, t_ns: int, pose: np.ndarray) -> np.ndarray:
-        """What the predictive flow starts from, float32[1,K,6]: some of the last plan as seen from `pose` at `t_ns`, else its middle.
+        """What the predictive flow starts from, float32[1,K,6]: some of the last plan as seen from `pose` at `t_ns`,
+        else its middle.
 
-        Where pictures leave two ways open (down to the ring, or up from it as if it hung already) every plan would choose anew; eight
-        choices a second that differ are none. Where they leave one, the flow ends there from any start.
+        Where pictures leave two ways open (down to the ring, or up from it as if it hung already) every plan would
+        choose anew; eight choices a second that differ are none. Where they leave one, the flow ends there from any
+        start.
         """
         if self.last is None or not 0 < t_ns - self.last[0] < WARM_NS:
             return self.action_noise
@@ -147,9 +158,9 @@ class FastSettings:
 class FastStep:
     """Reactive expert and gate on the newest frame, choice of expert, continuous hand-over, joint targets.
 
-    For comparisons, `policy` can be "reactive" or "predictive" (the choice is pinned) or "average" (both at once) instead of "gated";
-    `other_gate` replaces P(interaction), and without `listens` the fast engine is not run (a pinned predictive expert needs none).
-    `ends`: of this robot's joints (default: those of the bundle).
+    For comparisons, `policy` can be "reactive" or "predictive" (the choice is pinned) or "average" (both at once)
+    instead of "gated"; `other_gate` replaces P(interaction), and without `listens` the fast engine is not run (a pinned
+    predictive expert needs none). `ends`: of this robot's joints (default: those of the bundle).
     """
 
     def __init__(
@@ -254,10 +265,11 @@ class FastStep:
         return pose, velocity
 
     def _skip_pause(self, now_ns: int, prior: Prior) -> int:
-        """By how much to read a new chunk ahead: over the pause that it begins with, where that has been served already.
+        """By how much to read a new chunk ahead: over the pause that it begins with, where that has been served
+        already.
 
-        Demonstrations pause by the clock (a jaw closes, a button is down) and chunks repeat it. Eight of them a second each begin with
-        the same pause, so that none comes to its end: the tool would stand there for ever.
+        Demonstrations pause by the clock (a jaw closes, a button is down) and chunks repeat it. Eight of them a second
+        each begin with the same pause, so that none comes to its end: the tool would stand there for ever.
         """
         c = self.set
         away = np.linalg.norm(prior.chunk[:, :3] - prior.chunk[0, :3], axis=1) > c.pause_m
@@ -269,7 +281,8 @@ class FastStep:
         return pause_ns if now_ns < self.skip_ns else 0
 
     def _jaw(self, now_ns: int, wanted: float) -> float:
-        """Let go only of what two plans in a row let go of by now: one of eight a second that is wrong would drop it."""
+        """Let go only of what two plans in a row let go of by now: one of eight a second that is wrong would drop
+        it."""
         before = self.priors[0]
         if wanted != self.set.jaw_open or self.pose[5] == self.set.jaw_open or before is None:
             return wanted
@@ -287,8 +300,8 @@ class FastStep:
         plan, plan_velocity = self._plan(prior, now_ns)
         plan[5] = self._jaw(now_ns, plan[5])
         if fresh or prior.seq != self.plan_seq:
-            # From the last command, a tick behind its own speed: what is carried over of that speed overshoots by as much. Moving
-            # on for the tick cost one success in nine (docs/notebook.md, "A tick of standing still").
+            # From the last command, a tick behind its own speed: what is carried over of that speed overshoots by as
+            # much. Moving on for the tick cost one success in nine (docs/notebook.md, "A tick of standing still").
             self.offset[0], self.offset[1] = self.pose - plan, self.velocity - plan_velocity
             self.offset_ns, self.plan_seq = now_ns, prior.seq
         position, rate = remainder(self.offset, (now_ns - self.offset_ns) * 1e-9, self.set.blend_s)
@@ -312,7 +325,8 @@ class FastStep:
         self.pose[5], self.velocity[5] = target[5], 0.0
 
     def _average(self, now_ns: int, dt: float, target: np.ndarray, prior: Prior) -> None:
-        """The mean of where either expert, from the commanded pose of now, would be `dt` later (a comparison of the paper)."""
+        """The mean of where either expert, from the commanded pose of now, would be `dt` later (a comparison of the
+        paper)."""
         here, self.velocity = self.pose, self.transit_velocity
         self._transit(dt, target)
         self.transit_velocity = self.velocity
@@ -392,10 +406,16 @@ KIND = Kind(
     modes=("gated", "reactive", "predictive", "average"),
     engines=("world_model", "predictive", "fast"),
     stages=(
-        "slow.preprocess", "slow.world_model", "slow.predictive",
-        "fast.preprocess", "fast.engine", "fast.gate", "fast.handover", "fast.command",
+        "slow.preprocess",
+        "slow.world_model",
+        "slow.predictive",
+        "fast.preprocess",
+        "fast.engine",
+        "fast.gate",
+        "fast.handover",
+        "fast.command",
     ),
     wrong=_wrong,
     steps=_steps,
     feeds=_feeds,
-)  # fmt: skip
+)

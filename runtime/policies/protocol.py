@@ -1,4 +1,5 @@
-"""What a policy is: a slow step, a fast step, and what they need of a bundle. One file of this folder a kind (`KIND` in it)."""
+"""What a policy is: a slow step, a fast step, and what they need of a bundle. One file of this folder a kind (`KIND` in
+it)."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class NoTrace:
 
 
 class SlowStep(Protocol):
-    """Observation -> Prior. A pure function of time and observation, but for what `reset` forgets. Used by one thread."""
+    """Observation -> Prior. A pure function of time and observation, but for what `reset` forgets. Used by one
+    thread."""
 
     seq: int  # number of its newest Prior
     task: str
@@ -52,7 +54,8 @@ class SlowStep(Protocol):
         """Forget the last plan."""
 
     def go_on_from(self, t_capture_ns: int, chunk: np.ndarray) -> None:
-        """Its last plan was `chunk` [K,A] of pictures taken at `t_capture_ns`, as a log says; nothing for a step that remembers nothing."""
+        """Its last plan was `chunk` [K,A] of pictures taken at `t_capture_ns`, as a log says; nothing for a step that
+        remembers nothing."""
 
     def step(self, now_ns: int, obs: Observation) -> Prior:
         """One Prior from one observation; `t_ready_ns` is left at `now_ns` for the driver to complete."""
@@ -71,13 +74,14 @@ class FastStep(Protocol):
         """Forget everything about the episode before."""
 
     def step(self, now_ns: int, obs: Observation, prior: Prior | None) -> tuple[Command | None, FastTick]:
-        """The command that applies at `now_ns`, or None while there is nothing to act on (the motor process then holds)."""
+        """The command that applies at `now_ns`, or None while there is nothing to act on (the motor process then
+        holds)."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How a bundle is opened. `cameras`: calibrations by name. `engine`: "cpu", "cuda" or "tensorrt"; `gpu`: pre-process there. `ends`:
-    of this robot's joints, which may be nearer than the bundle's (None: those)."""
+    """How a bundle is opened. `cameras`: calibrations by name. `engine`: "cpu", "cuda" or "tensorrt"; `gpu`:
+    pre-process there. `ends`: of this robot's joints, which may be nearer than the bundle's (None: those)."""
 
     task: str
     cameras: Mapping[str, Camera]
@@ -92,11 +96,13 @@ class Opening:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of policy. `modes`: the ways in which it drives, the usual one first. `engines`: which of the bundle's it runs.
+    """One kind of policy. `modes`: the ways in which it drives, the usual one first. `engines`: which of the bundle's
+    it runs.
 
-    `wrong(manifest)` names the first field of a manifest that its steps cannot work with, "" where there is none. `stages`: names of
-    what its steps mark in their traces, each beginning with "slow." or "fast.". `feeds` makes inputs of every engine of a bundle, one a
-    row, from rows of its `samples.npz`: what engines that are built on a robot are compared on.
+    `wrong(manifest)` names the first field of a manifest that its steps cannot work with, "" where there is none.
+    `stages`: names of what its steps mark in their traces, each beginning with "slow." or "fast.". `feeds` makes inputs
+    of every engine of a bundle, one a row, from rows of its `samples.npz`: what engines that are built on a robot are
+    compared on.
     """
 
     modes: tuple[str, ...]

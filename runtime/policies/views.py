@@ -14,7 +14,8 @@ from runtime.preprocess.cuda import GpuPass
 
 
 def stored_views(bundle: Bundle, samples: dict[str, np.ndarray], names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Stored pictures uint8[n,3,h,w] as network inputs float32[n,3,h,w], by name; raises KeyError for one that is not stored."""
+    """Stored pictures uint8[n,3,h,w] as network inputs float32[n,3,h,w], by name; raises KeyError for one that is not
+    stored."""
     p = bundle.manifest.preprocess
     mean, std = (np.array(v, np.float32).reshape(3, 1, 1) for v in (p.mean, p.std))
     return {k: ((samples[k].astype(np.float32) / 255 - mean) / std).astype(np.float32) for k in names}

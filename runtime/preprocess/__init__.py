@@ -1,11 +1,13 @@
 """Pre-processing: one fused pass per camera from the sensor's picture to the network's input.
 
-Undistorts with the stored calibration, re-projects to the training camera (by the table plane where both poses are known and
-differ), shrinks by area, orders the channels, normalises and writes NCHW. The kernel (`warp.cuh`) is shared with CUDA.
+Undistorts with the stored calibration, re-projects to the training camera (by the table plane where both poses are
+known and differ), shrinks by area, orders the channels, normalises and writes NCHW. The kernel (`warp.cuh`) is shared
+with CUDA.
 
-The filter: an output pixel is the mean of 16 x 16 bilinear samples spread over its square and carried through the map, so its
-footprint follows the map's local stretch. Against OpenCV's INTER_AREA (source pixels as squares) this is wider by a tent: equal
-within 1/255 at p99 from about 7 times shrinking on, up to 3/255 at p99 around hard edges at 2.5 times (the tests have both).
+The filter: an output pixel is the mean of 16 x 16 bilinear samples spread over its square and carried through the map,
+so its footprint follows the map's local stretch. Against OpenCV's INTER_AREA (source pixels as squares) this is wider
+by a tent: equal within 1/255 at p99 from about 7 times shrinking on, up to 3/255 at p99 around hard edges at 2.5 times
+(the tests have both).
 """
 
 from __future__ import annotations
@@ -83,8 +85,8 @@ def plane_homography(src: Camera, dst: Camera, plane_z: float) -> np.ndarray:
 def fold_radius(D: Sequence[float], fisheye: bool = False) -> float:
     """Up to which undistorted radius (in focal lengths) the distorted one grows; 1e6 when it always does.
 
-    Beyond, a barrel polynomial decreases again and would show parts of the picture a second time, mirrored. `D` as in OpenCV's
-    rational model, eight coefficients, or the first four of them as in its fisheye model.
+    Beyond, a barrel polynomial decreases again and would show parts of the picture a second time, mirrored. `D` as in
+    OpenCV's rational model, eight coefficients, or the first four of them as in its fisheye model.
     """
     if not np.any(D):
         return 1e6
@@ -102,10 +104,11 @@ def fold_radius(D: Sequence[float], fisheye: bool = False) -> float:
 
 @dataclass(frozen=True)
 class _Table:
-    """Footprints of all output pixels: window (columns, rows), its origin int32[n,2] and its weights uint16[n,rows*columns].
+    """Footprints of all output pixels: window (columns, rows), its origin int32[n,2] and its weights
+    uint16[n,rows*columns].
 
-    `packed` holds the same weights spread out for the vector pass (None where it cannot be used), `coverage` the share of the
-    output that the source sees.
+    `packed` holds the same weights spread out for the vector pass (None where it cannot be used), `coverage` the share
+    of the output that the source sees.
     """
 
     window: tuple[int, int]
@@ -145,16 +148,25 @@ def _table(
 class Warp:
     """The fixed map from camera `src` to training camera `dst`.
 
-    `dtype` "float32" or "float16": (value / 255 - mean) / std; "int8": that in steps of `step` (the engine's quantisation scale),
-    nearest, clipped; "uint8": the same pixels, rounded, not normalised (for datasets). `layout` of a frame: "rgb" and "bgr"
-    uint8[H,W,3], "yuyv" uint8[H,W,2], "nv12" uint8[H*3/2,W] (BT.601, studio range); the last two need even sizes.
-    `coverage` is the share of the output that the source sees; the rest is black. Instances may be shared between threads.
+    `dtype` "float32" or "float16": (value / 255 - mean) / std; "int8": that in steps of `step` (the engine's
+    quantisation scale), nearest, clipped; "uint8": the same pixels, rounded, not normalised (for datasets). `layout` of
+    a frame: "rgb" and "bgr" uint8[H,W,3], "yuyv" uint8[H,W,2], "nv12" uint8[H*3/2,W] (BT.601, studio range); the last
+    two need even sizes. `coverage` is the share of the output that the source sees; the rest is black. Instances may be
+    shared between threads.
     """
 
     def __init__(
-        self, src: Camera, dst: Camera, *, mean: Sequence[float] = (0.5, 0.5, 0.5), std: Sequence[float] = (0.5, 0.5, 0.5),
-        layout: str = "rgb", dtype: str = "float32", plane_z: float = 0.0, step: float = 1.0,
-    ):  # fmt: skip
+        self,
+        src: Camera,
+        dst: Camera,
+        *,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+        layout: str = "rgb",
+        dtype: str = "float32",
+        plane_z: float = 0.0,
+        step: float = 1.0,
+    ):
         if layout not in LAYOUTS or dtype not in DTYPES:
             raise ValueError(
                 f"layout is one of {', '.join(LAYOUTS)} and dtype one of {', '.join(DTYPES)}, not {layout} and {dtype}"
@@ -190,14 +202,23 @@ class Warp:
         self.window, self.weights, self.coverage = table.window, table.weights, table.coverage
         self._table = table  # keeps the arrays alive that the kernel points to
         self._pass = _Pass(
-            src.width, src.height, dst.width * dst.height, *table.window, LAYOUTS.index(layout), DTYPES.index(dtype),
-            table.origin.ctypes.data, table.weights.ctypes.data, None if table.packed is None else table.packed.ctypes.data,
-            tuple((1.0 / (255.0 * 32768.0 * s * step)).astype(np.float32)), tuple((-m / (s * step)).astype(np.float32)),
-        )  # fmt: skip
+            src.width,
+            src.height,
+            dst.width * dst.height,
+            *table.window,
+            LAYOUTS.index(layout),
+            DTYPES.index(dtype),
+            table.origin.ctypes.data,
+            table.weights.ctypes.data,
+            None if table.packed is None else table.packed.ctypes.data,
+            tuple((1.0 / (255.0 * 32768.0 * s * step)).astype(np.float32)),
+            tuple((-m / (s * step)).astype(np.float32)),
+        )
         self._call = functools.partial(_kernel().warp_run, ctypes.byref(self._pass))
         self._frame_shape: tuple[int, ...] = {
-            "yuyv": (src.height, src.width, 2), "nv12": (src.height * 3 // 2, src.width),
-        }.get(layout, (src.height, src.width, 3))  # fmt: skip
+            "yuyv": (src.height, src.width, 2),
+            "nv12": (src.height * 3 // 2, src.width),
+        }.get(layout, (src.height, src.width, 3))
         self._out_shape = (3, dst.height, dst.width)
         # Strides of a frame whose pixels lie side by side; its rows may be further apart.
         self._inner = tuple(np.empty(self._frame_shape, np.uint8).strides[1:])
@@ -235,8 +256,10 @@ def warp_all(
     pairs = [w._checked(f, o) for w, f, o in zip(warps, frames, outs or [None] * len(warps), strict=True)]
     n = len(warps)
     _kernel().warp_run_all(
-        n, (ctypes.c_void_p * n)(*(ctypes.addressof(w._pass) for w in warps)),
-        (ctypes.c_void_p * n)(*(f.ctypes.data for f, _ in pairs)), (ctypes.c_int * n)(*(f.strides[0] for f, _ in pairs)),
+        n,
+        (ctypes.c_void_p * n)(*(ctypes.addressof(w._pass) for w in warps)),
+        (ctypes.c_void_p * n)(*(f.ctypes.data for f, _ in pairs)),
+        (ctypes.c_int * n)(*(f.strides[0] for f, _ in pairs)),
         (ctypes.c_void_p * n)(*(o.ctypes.data for _, o in pairs)),
-    )  # fmt: skip
+    )
     return [o for _, o in pairs]

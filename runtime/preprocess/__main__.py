@@ -1,4 +1,5 @@
-"""`python -m runtime.preprocess` compiles the host kernel now instead of at its first use, and the device kernel where nvcc is."""
+"""`python -m runtime.preprocess` compiles the host kernel now instead of at its first use, and the device kernel where
+nvcc is."""
 
 import sys
 

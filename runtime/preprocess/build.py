@@ -1,4 +1,5 @@
-"""Compile the host kernel once; it is rebuilt when the sources change. `python -m runtime.preprocess` does it by hand."""
+"""Compile the host kernel once; it is rebuilt when the sources change. `python -m runtime.preprocess` does it by
+hand."""
 
 from __future__ import annotations
 
@@ -18,9 +19,14 @@ DEVICE_SOURCES = ("warp.cuh", "device.cu")
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC")
 # Orin, Hopper, and PTX that the driver compiles for anything newer.
 DEVICE_FLAGS = (
-    "-std=c++17", "-O3", "--fmad=false", "-fatbin", "-gencode=arch=compute_87,code=sm_87", "-gencode=arch=compute_90,code=sm_90",
+    "-std=c++17",
+    "-O3",
+    "--fmad=false",
+    "-fatbin",
+    "-gencode=arch=compute_87,code=sm_87",
+    "-gencode=arch=compute_90,code=sm_90",
     "-gencode=arch=compute_87,code=compute_87",
-)  # fmt: skip
+)
 
 
 class KernelError(Mendable):

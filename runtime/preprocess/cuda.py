@@ -1,8 +1,10 @@
-"""The same pass on a GPU: `GpuPass` is what the loops use (`preprocess = "gpu"` of a robot file), `DeviceWarp` what it launches.
+"""The same pass on a GPU: `GpuPass` is what the loops use (`preprocess = "gpu"` of a robot file), `DeviceWarp` what it
+launches.
 
-`DeviceWarp` ran on an H200 (`benchmarks/preprocess_gpu.py`, straight on the CUDA driver); neither on an Orin nor through pycuda yet.
-Frames come in pinned, mapped host memory: on a Tegra the GPU reads it where it lies (I/O-coherent since Xavier), so nothing is
-copied; on a discrete GPU it reads it over the bus. Host and device share `warp.cuh`, and sums are integers: equal bit for bit.
+`DeviceWarp` ran on an H200 (`benchmarks/preprocess_gpu.py`, straight on the CUDA driver); neither on an Orin nor
+through pycuda yet. Frames come in pinned, mapped host memory: on a Tegra the GPU reads it where it lies (I/O-coherent
+since Xavier), so nothing is copied; on a discrete GPU it reads it over the bus. Host and device share `warp.cuh`, and
+sums are integers: equal bit for bit.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ class Tuning:
     """How the work is cut up; the last three belong together.
 
     `tiles`: output pixels of a block, width and height, largest first: what lies in two tiles' sources is copied twice.
-    `frames` of one camera that a block makes one after another: the weights are read once for them. `lanes` and `stages` as
-    compiled into `image` (a fatbin of device.cu; None: the usual one).
+    `frames` of one camera that a block makes one after another: the weights are read once for them. `lanes` and
+    `stages` as compiled into `image` (a fatbin of device.cu; None: the usual one).
     """
 
     tiles: tuple[tuple[int, int], ...] = ((16, 4), (8, 4), (8, 2), (8, 1))
@@ -57,9 +59,11 @@ _JOB = np.dtype([("camera", np.int32), ("first", np.int32), ("count", np.int32)]
 
 @dataclass(frozen=True)
 class Windows:
-    """A footprint table for the device: windows start at a multiple of four columns and are whole items of 4 pixels by 2 rows.
+    """A footprint table for the device: windows start at a multiple of four columns and are whole items of 4 pixels by
+    2 rows.
 
-    `corner` int64[n,2]: first column and row; `weights` uint16[n,pairs,groups,4,2]: pair of rows, group of columns, column, row.
+    `corner` int64[n,2]: first column and row; `weights` uint16[n,pairs,groups,4,2]: pair of rows, group of columns,
+    column, row.
     """
 
     corner: np.ndarray
@@ -85,10 +89,11 @@ class Windows:
 
 @dataclass(frozen=True)
 class Tiling:
-    """What a block stages for each tile: `rows` of `chunks` 16-byte pieces from `box` int32[tiles,2], byte in a row and row.
+    """What a block stages for each tile: `rows` of `chunks` 16-byte pieces from `box` int32[tiles,2], byte in a row and
+    row.
 
-    `offset` uint32[n]: where a window starts in there, bytes. A staged tile of NV12 has its chroma row behind two luma rows.
-    `pitch`: bytes from a row of the frame to the next, at least.
+    `offset` uint32[n]: where a window starts in there, bytes. A staged tile of NV12 has its chroma row behind two luma
+    rows. `pitch`: bytes from a row of the frame to the next, at least.
     """
 
     chunks: int
@@ -115,7 +120,8 @@ class Tiling:
         high = low + size
         np.maximum.at(high, number[seen], start[seen] + size)
         chunks, rows = -(-(high - low).max(0) // [16, 1])
-        # The last group of a row may reach beyond the picture: the pitch has room for it. A box that would not fit starts earlier.
+        # The last group of a row may reach beyond the picture: the pitch has room for it. A box that would not fit
+        # starts earlier.
         pitch = int(max(-(-warp._row // 16), -(-high[:, 0].max() // 16))) * 16
         low[:, 0] = np.minimum(low[:, 0], pitch - 16 * chunks)
         place = np.where(seen[:, None], start - low[number], 0)
@@ -140,16 +146,21 @@ def _bytes(structures: Sequence[ctypes.Structure]) -> np.ndarray:
 class DeviceWarp:
     """Several frames in one launch: one `Warp` a frame (cameras may repeat). Needs a current CUDA context.
 
-    `frames` are the buffers to write pictures into, uint8 in the shape of the layout with rows a multiple of 16 bytes apart:
-    pinned and mapped or, without `mapped`, host copies that `upload` brings to the device. `sources` and `out`: device
-    addresses of the frames and of the results, NCHW each; with `answers` results come into mapped memory, too: `results`.
-    `tile`: output pixels of a block; None: the plain kernel.
+    `frames` are the buffers to write pictures into, uint8 in the shape of the layout with rows a multiple of 16 bytes
+    apart: pinned and mapped or, without `mapped`, host copies that `upload` brings to the device. `sources` and `out`:
+    device addresses of the frames and of the results, NCHW each; with `answers` results come into mapped memory, too:
+    `results`. `tile`: output pixels of a block; None: the plain kernel.
     """
 
     def __init__(
-        self, warps: Sequence[Warp], *, mapped: bool = True, answers: bool = False, driver: Driver | None = None,
+        self,
+        warps: Sequence[Warp],
+        *,
+        mapped: bool = True,
+        answers: bool = False,
+        driver: Driver | None = None,
         tuning: Tuning = Tuning(),
-    ):  # fmt: skip
+    ):
         self._driver = driver or Pycuda()
         self._mapped = mapped
         self.results: list[np.ndarray] = []
@@ -225,9 +236,23 @@ class DeviceWarp:
         total = windows.weights.reshape(warp._pass.n, -1).sum(1, dtype=np.uint32)
         p = warp._pass
         return _Plan(
-            self._shared_table(windows.weights), self._put(cut.offset), self._put(total), self._put(cut.box), p.scale, p.bias,
-            p.format, p.type, p.src_h, warp.dst.width, warp.dst.height, *tile, groups, pairs * groups, cut.chunks, cut.rows,
-        )  # fmt: skip
+            self._shared_table(windows.weights),
+            self._put(cut.offset),
+            self._put(total),
+            self._put(cut.box),
+            p.scale,
+            p.bias,
+            p.format,
+            p.type,
+            p.src_h,
+            warp.dst.width,
+            warp.dst.height,
+            *tile,
+            groups,
+            pairs * groups,
+            cut.chunks,
+            cut.rows,
+        )
 
     def _plain(self, warp: Warp) -> _Pass:
         out = _Pass.from_buffer_copy(warp._pass)
@@ -261,10 +286,12 @@ class DeviceWarp:
 
 
 class GpuPass:
-    """`runtime.preprocess.warp_all` on the GPU: frames are copied into memory that it reads, results lie where it wrote them.
+    """`runtime.preprocess.warp_all` on the GPU: frames are copied into memory that it reads, results lie where it wrote
+    them.
 
-    Any thread may call it, one at a time. What the first call gives is compared with the host's, bit by bit: an arm is not driven by a
-    kernel that this GPU gets wrong. Raises KernelError for that, without nvcc or a GPU, and where the GPU fails.
+    Any thread may call it, one at a time. What the first call gives is compared with the host's, bit by bit: an arm is
+    not driven by a kernel that this GPU gets wrong. Raises KernelError for that, without nvcc or a GPU, and where the
+    GPU fails.
     """
 
     def __init__(self, warps: Sequence[Warp], driver: Driver | None = None, tuning: Tuning = Tuning()):
@@ -278,7 +305,8 @@ class GpuPass:
             ) from e
 
     def __call__(self, frames: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """A frame of each warp's camera to `dtype`[3,h,w] each, overwritten by the next call; raises ValueError for a misfit."""
+        """A frame of each warp's camera to `dtype`[3,h,w] each, overwritten by the next call; raises ValueError for a
+        misfit."""
         for warp, frame in zip(self._warps, frames, strict=True):
             warp.check(frame)
         for buffer, frame in zip(self._device.frames, frames, strict=True):
@@ -299,7 +327,8 @@ class GpuPass:
             wrong = int((got.view(np.uint8) != want.view(np.uint8)).reshape(want.size, -1).any(1).sum())
             if wrong:
                 raise KernelError(
-                    f"the GPU makes {wrong} of {want.size} numbers of camera '{warp.src.name}' otherwise than the host: set "
+                    f"the GPU makes {wrong} of {want.size} numbers of camera '{warp.src.name}' otherwise than the "
+                    "host: set "
                     '[compute] preprocess to "cpu" in the robot file, and run `python -m benchmarks.preprocess_gpu`.'
                 )
         self._compared = True

@@ -35,7 +35,8 @@ class Driver(Protocol):
 
 
 class Direct(Cuda):
-    """`Driver` straight on the CUDA driver: in the context that engines share, for any thread, on an urgent stream of its own."""
+    """`Driver` straight on the CUDA driver: in the context that engines share, for any thread, on an urgent stream of
+    its own."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""`harmowam calibrate` as a user meets it: pictures in, record and report out; refusals in one sentence; the check before a run."""
+"""`harmowam calibrate` as a user meets it: pictures in, record and report out; refusals in one sentence; the check
+before a run."""
 
 import dataclasses
 import itertools
@@ -331,14 +332,17 @@ def test_a_calibration_that_is_told_to_end_puts_the_arm_down(bench, tmp_path, nu
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("joints", "--import-lerobot", "a", "--export-lerobot", "b"), "--import-lerobot means nothing with --export-lerobot"),
+        (
+            ("joints", "--import-lerobot", "a", "--export-lerobot", "b"),
+            "--import-lerobot means nothing with --export-lerobot",
+        ),
         (("joints", "--check", "--import-lerobot", "a"), "--check means nothing with --import-lerobot"),
         (("intrinsics", "--images", "x.png", "--views", 9), "--views means nothing with --images"),
         (("hand-eye", "--port", "/dev/ttyACM0"), "--port means nothing with a simulated robot"),
         (("check", "--learn", "--images", "x.png", "--arm-marker", "chessboard:6x5:0.015"), "are learnt together"),
         (("check", "--learn", "--images", "x.png", "--report", "r.html"), "--report means nothing with --learn"),
     ],
-)  # fmt: skip
+)
 def test_an_option_that_would_do_nothing_is_refused(args, said, tmp_path):
     done = calibrate(*args, "--store", tmp_path)
     assert done.exit_code == 2 and said in done.stderr, done.output
@@ -469,8 +473,12 @@ def test_a_marker_that_would_not_be_looked_at_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("arm", "what"),
-    [({"models": ("XL430-W250",) * 6}, "XL430-W250"), ({"gear": (2.5,) * 6}, "gears"), ({"shadows": ((7, 1, -1, 2048),)}, "two servos")],
-)  # fmt: skip
+    [
+        ({"models": ("XL430-W250",) * 6}, "XL430-W250"),
+        ({"gear": (2.5,) * 6}, "gears"),
+        ({"shadows": ((7, 1, -1, 2048),)}, "two servos"),
+    ],
+)
 def test_joints_of_servos_that_are_read_otherwise_are_not_calibrated(arm, what, tmp_path):
     from harmowam.calibration_joints import compare_eeprom, import_lerobot
 
@@ -485,7 +493,8 @@ def test_joints_of_servos_that_are_read_otherwise_are_not_calibrated(arm, what, 
 
 
 def test_joints_are_calibrated_by_moving_the_limp_arm(bench, tmp_path, monkeypatch):
-    """A hand moves the virtual servos from stop to stop once it is told to; the result is compared with their EEPROM."""
+    """A hand moves the virtual servos from stop to stop once it is told to; the result is compared with their
+    EEPROM."""
     import os
     import sys
 

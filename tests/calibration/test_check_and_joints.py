@@ -1,4 +1,5 @@
-"""The drift check tells a moved camera from a wrong arm; joint calibration speaks LeRobot's form and watches the EEPROM."""
+"""The drift check tells a moved camera from a wrong arm; joint calibration speaks LeRobot's form and watches the
+EEPROM."""
 
 import dataclasses
 import json
@@ -310,15 +311,25 @@ def test_a_record_of_mirrored_angles_is_refused():
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda d: d.pop("gripper"), "is for joints"), (lambda d: d["gripper"].update(id=9), "is servo 9"),
+        (lambda d: d.pop("gripper"), "is for joints"),
+        (lambda d: d["gripper"].update(id=9), "is servo 9"),
         (lambda d: d["gripper"].pop("range_min"), "no LeRobot calibration"),
         (lambda d: d["gripper"].update(range_max=9000), "from 0 to 4095, not 9000"),
-        (lambda d: d["gripper"].update(range_min=None), "'gripper.range_min' must be a whole number from 0 to 4095, not null"),
-        (lambda d: d["elbow_flex"].update(range_max="3290"), "'elbow_flex.range_max' must be a whole number from 0 to 4095, not '3290'"),
+        (
+            lambda d: d["gripper"].update(range_min=None),
+            "'gripper.range_min' must be a whole number from 0 to 4095, not null",
+        ),
+        (
+            lambda d: d["elbow_flex"].update(range_max="3290"),
+            "'elbow_flex.range_max' must be a whole number from 0 to 4095, not '3290'",
+        ),
         (lambda d: d["elbow_flex"].update(drive_mode=None), "'elbow_flex.drive_mode' must be 0 or 1, not null"),
-        (lambda d: d["shoulder_pan"].update(homing_offset=True), "'shoulder_pan.homing_offset' must be a whole number .* not true"),
+        (
+            lambda d: d["shoulder_pan"].update(homing_offset=True),
+            "'shoulder_pan.homing_offset' must be a whole number .* not true",
+        ),
     ],
-)  # fmt: skip
+)
 def test_another_arms_file_is_refused(tmp_path, spoil, sentence):
     data = {
         n: {"id": i, "drive_mode": 0, "homing_offset": 0, "range_min": 800, "range_max": 3290}

@@ -159,10 +159,13 @@ def test_a_ray_projects_back_to_its_pixel(u, v, model):
 @pytest.mark.parametrize(
     "text",
     [
-        "charuco:11x8:0.030", "chessboard:9x7:0.02", "charuco:11x8:30:22:4x4_50", "charuco:11x8:0.03:0.02:9x9_9",
+        "charuco:11x8:0.030",
+        "chessboard:9x7:0.02",
+        "charuco:11x8:30:22:4x4_50",
+        "charuco:11x8:0.03:0.02:9x9_9",
         "charuco:20x20:0.03:0.02:4x4_50",
     ],
-)  # fmt: skip
+)
 def test_impossible_boards_are_refused(text):
     with pytest.raises(CalibrationError, match="board"):
         Board.parse(text)

@@ -1,4 +1,5 @@
-"""Calibration files that are well written JSON and still hold what no camera, servo or store has; and what is no JSON at all."""
+"""Calibration files that are well written JSON and still hold what no camera, servo or store has; and what is no JSON
+at all."""
 
 import json
 from typing import Any

@@ -1,4 +1,5 @@
-"""The sign check: the arm moves, a person looks at it. Here the person looks at the maker's model, posed as the servos stand."""
+"""The sign check: the arm moves, a person looks at it. Here the person looks at the maker's model, posed as the servos
+stand."""
 
 import mujoco
 import numpy as np
@@ -17,7 +18,8 @@ pytestmark = pytest.mark.wall_clock
 
 
 class Person:
-    """Answers from where the real arm is: its servos' steps, growing as the maker's angles do. `asked`: (question, answer)."""
+    """Answers from where the real arm is: its servos' steps, growing as the maker's angles do. `asked`: (question,
+    answer)."""
 
     def __init__(self, plant):
         self.plant, self.asked = plant, []

@@ -17,10 +17,14 @@ def record(fx=300.0, parents=(), pose=None, **identity):
     k = K.copy()
     k[0, 0] = fx
     return new_record(
-        "camera", "front", Camera("front", 320, 240, k, np.zeros(5), pose).to_json(),
-        identity={"width": 320, "height": 240, "mount": "base", **identity}, parents=list(parents), uncertainty={"heldout_px": 0.1},
+        "camera",
+        "front",
+        Camera("front", 320, 240, k, np.zeros(5), pose).to_json(),
+        identity={"width": 320, "height": 240, "mount": "base", **identity},
+        parents=list(parents),
+        uncertainty={"heldout_px": 0.1},
         evidence={},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture

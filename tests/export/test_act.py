@@ -1,4 +1,5 @@
-"""The behaviour-cloning baseline: what it is trained on, that it goes on where it stopped, and that its bundle drives the loop.
+"""The behaviour-cloning baseline: what it is trained on, that it goes on where it stopped, and that its bundle drives
+the loop.
 
 What a killed run, a full disk or other settings do to a training: tests/export/test_loop.py, for this is the same loop.
 """
@@ -41,9 +42,22 @@ def data():
     episode = np.repeat([0, 1], 30).astype(np.int32)
     cameras = {name: camera(name) for name in ("front", "wrist")}
     return Demonstrations(
-        pictures[0], pictures[1], pose, pose, last, np.array([10, 40], np.int32), episode, last, [TASK, "take the peg away"],
-        ["plate", "peg"], episode == 1, cameras, 20.0, joints, joints + 0.01,
-    )  # fmt: skip
+        pictures[0],
+        pictures[1],
+        pose,
+        pose,
+        last,
+        np.array([10, 40], np.int32),
+        episode,
+        last,
+        [TASK, "take the peg away"],
+        ["plate", "peg"],
+        episode == 1,
+        cameras,
+        20.0,
+        joints,
+        joints + 0.01,
+    )
 
 
 def test_it_is_about_our_size():

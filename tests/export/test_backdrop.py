@@ -111,7 +111,8 @@ def test_foreign_things_keep_clear_too_and_most_tables_have_some():
 
 
 def test_a_foreign_thing_stands_where_a_simulated_one_of_its_size_does():
-    """The arbiter is the simulator: its block of clutter, a box of 18 x 18 x 50 mm, seen by its own cameras, against the painted one."""
+    """The arbiter is the simulator: its block of clutter, a box of 18 x 18 x 50 mm, seen by its own cameras, against
+    the painted one."""
     world = World(0)
     for seed, yaw in ((0, 0.3), (1, 1.1)):
         layout = sample_layout(np.random.default_rng(seed), task="ring")

@@ -42,7 +42,8 @@ def test_layers_really_are_int8(bundle_path):
 
 
 def test_the_runtime_computes_in_int8_what_the_recipe_says(bundle_path, tmp_path):
-    """With int8 activations ONNX Runtime leaves layers in float whose input another layer reads, too; that such a bundle is refused."""
+    """With int8 activations ONNX Runtime leaves layers in float whose input another layer reads, too; that such a
+    bundle is refused."""
     for file in sorted((bundle_path / "onnx").glob("*.onnx")):
         assert left_in_float(file) == [], file.name
     model, inputs, outputs = engines(load_checkpoint(CHECKPOINT)[0])["fast"]

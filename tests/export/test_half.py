@@ -55,7 +55,8 @@ def test_tensorrts_rules_still_hold(halves, name):
 
 
 def test_what_comes_out_keeps_the_gates_of_an_export(halves, bundle_path):
-    """Against INT8 with float32, on the nodes as written: a last bit of half precision now and then turns an INT8 step."""
+    """Against INT8 with float32, on the nodes as written: a last bit of half precision now and then turns an INT8
+    step."""
     feeds = observations(Bundle.load(bundle_path), 8)
     for name, (source, half) in halves.items():
         engines = [OrtEngine(path, literal=True) for path in (source, half)]

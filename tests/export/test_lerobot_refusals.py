@@ -81,27 +81,45 @@ FRONT = "videos/observation.images.front/chunk-000/file-000.mp4"
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nothing there": (shutil.rmtree, "holds no finished dataset: collect one"),
     "not finished": (without("meta/info.json"), "holds no finished dataset: collect one"),
-    "older format": (lambda f: edit_json(f / "meta/info.json", codebase_version="v2.1"), "is LeRobotDataset v2.1, v3 is read"),
+    "older format": (
+        lambda f: edit_json(f / "meta/info.json", codebase_version="v2.1"),
+        "is LeRobotDataset v2.1, v3 is read",
+    ),
     "info damaged": (shortened("meta/info.json", 0.5), "info.json cannot be read"),
     "info without rate": (lambda f: edit_json(f / "meta/info.json", fps=None), "'fps' is None"),
-    "camera missing": (features(lambda x: x.pop("observation.images.wrist")), "no camera 'wrist', only front: record it with"),
-    "camera as pictures": (features(lambda x: x["observation.images.wrist"].update(dtype="image")), "is stored as image"),
+    "camera missing": (
+        features(lambda x: x.pop("observation.images.wrist")),
+        "no camera 'wrist', only front: record it with",
+    ),
+    "camera as pictures": (
+        features(lambda x: x["observation.images.wrist"].update(dtype="image")),
+        "is stored as image",
+    ),
     "all cameras as pictures": (as_pictures, "'front' of .* is stored as image: record it with videos"),
     "no action": (features(lambda x: x.pop("action")), "'action' of .* is None, not"),
     "other arm": (features(lambda x: x["action"].update(names=["waist.pos"], shape=[1])), r"is \['waist.pos'\], not"),
-    "newer schema": (lambda f: edit_json(f / "meta/harmowam.json", schema=9), "has schema 9, this version reads 2: upgrade"),
+    "newer schema": (
+        lambda f: edit_json(f / "meta/harmowam.json", schema=9),
+        "has schema 9, this version reads 2: upgrade",
+    ),
     "no episodes": (lambda f: shutil.rmtree(f / "meta/episodes"), "holds no episodes: collect"),
     "video missing": (without(FRONT), "file-000.mp4 cannot be read .No such file.*: restore it"),
     "video truncated": (shortened(FRONT, 0.6), "file-000.mp4 cannot be read"),
     "video empty": (shortened(FRONT, 0), "file-000.mp4 cannot be read"),
     "video too short": (shorter_film, "file-000.mp4 is truncated, 15 of 35 pictures are missing: restore it"),
     "video of another size": (other_size, "pictures of 64x64 instead of 96x96"),
-    "state not a number": (not_a_number("observation.state"), "'observation.state' in row 7 of episode 0 .* is not a number"),
-    "action not a number": (not_a_number("action"), "'action' in row 7 of episode 0 .* is not a number: remove that episode"),
+    "state not a number": (
+        not_a_number("observation.state"),
+        "'observation.state' in row 7 of episode 0 .* is not a number",
+    ),
+    "action not a number": (
+        not_a_number("action"),
+        "'action' in row 7 of episode 0 .* is not a number: remove that episode",
+    ),
     "rows missing": (fewer_rows, "30 rows of episode 2 instead of 31: restore"),
     "table damaged": (shortened("data/chunk-000/file-000.parquet", 0.5), "file-000.parquet cannot be read"),
     "table missing": (without("data/chunk-000/file-004.parquet"), "file-004.parquet cannot be read"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -157,8 +175,9 @@ def test_a_folder_holds_what_it_was_begun_for(tmp_path):
     _hold_to(tmp_path, asked)
     _hold_to(tmp_path, asked)
     others: list[tuple[dict[str, Any], str]] = [
-        ({"episodes": 200, "seed": 1}, "episodes 100, seed 0"), ({"more": "ring=50"}, "more nothing"),
-    ]  # fmt: skip
+        ({"episodes": 200, "seed": 1}, "episodes 100, seed 0"),
+        ({"more": "ring=50"}, "more nothing"),
+    ]
     for other, was in others:
         with pytest.raises(DataError, match=f"was begun with {was}: repeat that, or collect into a new folder"):
             _hold_to(tmp_path, asked | other)
@@ -171,8 +190,11 @@ def test_more_of_one_task_comes_after_what_all_tasks_have_and_moves_none_of_it()
     usual, more = parts_of(30, 40, {}), parts_of(30, 40, {"ring": 26})
     assert more[: len(usual)] == usual  # parts are numbered and drawn by number
     assert [(p.task, p.episodes, p.play) for p in more[len(usual) :]] == [
-        ("ring", 25, False), ("ring", 1, False), ("ring", 25, True), ("ring", 1, True),
-    ]  # fmt: skip
+        ("ring", 25, False),
+        ("ring", 1, False),
+        ("ring", 25, True),
+        ("ring", 1, True),
+    ]
     assert [p.number for p in more] == list(range(len(more)))
 
 

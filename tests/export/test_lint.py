@@ -70,10 +70,14 @@ def lonely(m):
 
 def apart(m):
     x = m.graph.input[0].name
-    m.graph.node.extend([
-        helper.make_node("ReduceMean", [x], ["lint.mean"]), helper.make_node("Sub", [x, "lint.mean"], ["lint.less"]),
-        helper.make_node("Mul", ["lint.less", "lint.less"], ["lint.square"]), helper.make_node("ReduceMean", ["lint.square"], ["lint.var"]),
-    ])  # fmt: skip
+    m.graph.node.extend(
+        [
+            helper.make_node("ReduceMean", [x], ["lint.mean"]),
+            helper.make_node("Sub", [x, "lint.mean"], ["lint.less"]),
+            helper.make_node("Mul", ["lint.less", "lint.less"], ["lint.square"]),
+            helper.make_node("ReduceMean", ["lint.square"], ["lint.var"]),
+        ]
+    )
 
 
 def unknown(m):
@@ -94,11 +98,18 @@ def metadata(m):
 
 
 BREAKS = [
-    (zero_point, "zero point other than 0"), (signed, "is not uint8"), (one_scale, "one scale for|one for each output channel"),
-    (half_quantised, "one quantised input"), (lonely, "not followed by a Dequantize|follows no Quantize"), (apart, "taken apart"),
-    (unknown, "NonMaxSuppression .* not among"), (foreign, "com.microsoft.FusedConv"), (loose, "no fixed shape"), (metadata, "metadata"),
+    (zero_point, "zero point other than 0"),
+    (signed, "is not uint8"),
+    (one_scale, "one scale for|one for each output channel"),
+    (half_quantised, "one quantised input"),
+    (lonely, "not followed by a Dequantize|follows no Quantize"),
+    (apart, "taken apart"),
+    (unknown, "NonMaxSuppression .* not among"),
+    (foreign, "com.microsoft.FusedConv"),
+    (loose, "no fixed shape"),
+    (metadata, "metadata"),
     (lambda m: setattr(m.opset_import[0], "version", 17), "opset 17"),
-]  # fmt: skip
+]
 
 
 def test_what_ships_has_no_complaints(exported):

@@ -1,4 +1,5 @@
-"""The training loop: a run that is killed, split over processes or short of disk ends as the unbroken one does, or says why not."""
+"""The training loop: a run that is killed, split over processes or short of disk ends as the unbroken one does, or says
+why not."""
 
 import dataclasses
 import fcntl
@@ -131,7 +132,8 @@ def test_a_full_disk_keeps_the_state_before(drawn, unbroken, tmp_path, monkeypat
     save = trainer.save
 
     def fills_up():
-        """From the world model on no file may grow beyond what the state has: the kernel refuses, as for a full disk."""
+        """From the world model on no file may grow beyond what the state has: the kernel refuses, as for a full
+        disk."""
         nonlocal size
         if trainer.stage == 1 and trainer.step == 8:
             size = path.stat().st_size

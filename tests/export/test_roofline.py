@@ -43,7 +43,8 @@ def test_more_clock_more_processors_and_more_memory_never_cost_time():
 
 
 def test_an_orin_nx_in_the_modes_of_its_super_configuration():
-    """Of nvpmodel_p3767_0000_super.conf: TPC mask 252 in 10 and 15 W, memory at 2133 MHz in 10 W, GPU at 1173 MHz in 40 W."""
+    """Of nvpmodel_p3767_0000_super.conf: TPC mask 252 in 10 and 15 W, memory at 2133 MHz in 10 W, GPU at 1173 MHz in 40
+    W."""
     name = "Orin NX 16GB"
     modes = {b.mode: b for b in BOARDS if b.name == name}
     assert modes["10W"] == Board(name, "10W", 4, 0.612, 68)

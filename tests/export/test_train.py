@@ -39,8 +39,8 @@ def test_labels_are_made_in_hindsight(data):
 
 
 def test_events_are_found_in_what_the_arm_did(data):
-    """A pick-and-place task has a grasp and a release (and an opening first, after a miss); two buttons are two touches, or one where the
-    first was lit already."""
+    """A pick-and-place task has a grasp and a release (and an opening first, after a miss); two buttons are two
+    touches, or one where the first was lit already."""
     for episode, text in enumerate(data.instructions):
         rows = np.flatnonzero(data.episode == episode)
         events = data.events[(data.events >= rows[0]) & (data.events <= rows[-1])]
@@ -127,7 +127,8 @@ def test_play_alone_is_refused_before_the_hours(data, tmp_path):
 
 
 def played(text, scene, jaw=0.05, play=True, grip=0.36):
-    """One episode of 40 rows on the table of `scene`: down at row 20, up from row 26, the jaw shut from row 20 on and stopped at `grip`."""
+    """One episode of 40 rows on the table of `scene`: down at row 20, up from row 26, the jaw shut from row 20 on and
+    stopped at `grip`."""
     n = 40
     pose = np.tile(np.array([0.2, 0.0, 0.09, 1.4, 0.0, 0.6], np.float32), (n, 1))
     pose[14:26, 2] = 0.02
@@ -139,9 +140,22 @@ def played(text, scene, jaw=0.05, play=True, grip=0.36):
     rows = np.zeros(n, np.int32)
     joints = np.zeros((n, 6), np.float32)
     return Demonstrations(
-        pictures, pictures, pose, target, following, np.array([20], np.int32), rows, np.full(n, n - 1), [text], [scene],
-        np.full(n, play), {n: camera(n) for n in ("front", "wrist")}, 20.0, joints, joints,
-    )  # fmt: skip
+        pictures,
+        pictures,
+        pose,
+        target,
+        following,
+        np.array([20], np.int32),
+        rows,
+        np.full(n, n - 1),
+        [text],
+        [scene],
+        np.full(n, play),
+        {n: camera(n) for n in ("front", "wrist")},
+        20.0,
+        joints,
+        joints,
+    )
 
 
 def test_play_that_a_task_could_have_asked_for_teaches_contacts_up_to_the_lift():
@@ -197,7 +211,8 @@ def test_two_buttons_touched_in_an_order_that_a_task_asks_for_are_an_example_up_
 
 
 def test_how_far_the_jaw_stands_open_on_a_thing_is_not_relied_on():
-    """Rows in which the jaw has come to rest on something, and only these, are also shown with the thing wider or narrower."""
+    """Rows in which the jaw has come to rest on something, and only these, are also shown with the thing wider or
+    narrower."""
     data = played("take the red cube away", "plate")
     trained = Labels(data, Config())
     assert np.flatnonzero(trained.holds).tolist() == list(range(26, 40))
@@ -218,7 +233,8 @@ def test_a_held_thing_is_felt_as_if_it_were_wider_or_narrower(data, tmp_path):
 
 
 def test_the_gate_is_not_told_that_it_is_near_where_nothing_shows_it():
-    """Above a thing that play goes on to take the gate is to wake up; above a bare place where it will let go it cannot know."""
+    """Above a thing that play goes on to take the gate is to wake up; above a bare place where it will let go it cannot
+    know."""
     data = played("take the red cube away", "plate")
     data.pose[:, 2] = 0.08
     let_go = np.array([20, 39], np.int32)
@@ -237,7 +253,8 @@ def test_other_play_teaches_no_contacts():
 
 
 def test_turns_are_taught_where_the_picture_shows_them():
-    """Bins of the turn from the present heading to the one at the contact; not where play touches, or lets go in any heading."""
+    """Bins of the turn from the present heading to the one at the contact; not where play touches, or lets go in any
+    heading."""
     cfg = Config()
     data = played("take the red cube away", "plate")
     data.pose[:21, 4] = np.linspace(-0.4, 0.2, 21)
@@ -265,8 +282,8 @@ def test_actions_are_scaled_by_what_is_done_near_things(data):
 
 
 def test_the_contact_map_is_where_the_simulated_wrist_camera_sees_the_next_event():
-    """The place that a calibration gives, or else `Config.wrist_mount`, against MuJoCo's own camera: the tool's centre of one pose, seen
-    from another. A camera that sits elsewhere has it elsewhere in its picture."""
+    """The place that a calibration gives, or else `Config.wrist_mount`, against MuJoCo's own camera: the tool's centre
+    of one pose, seen from another. A camera that sits elsewhere has it elsewhere in its picture."""
     world = World(0)
     world.reset(sample_layout(np.random.default_rng(3), task="plate"))
     camera = policy_camera(world.camera("wrist"))

@@ -1,4 +1,5 @@
-"""Other arms than the SO-101 on the same code: Koch (two supplies), ViperX (second servos), SCS (big-endian); EEPROM is left alone."""
+"""Other arms than the SO-101 on the same code: Koch (two supplies), ViperX (second servos), SCS (big-endian); EEPROM is
+left alone."""
 
 import dataclasses
 from typing import Any
@@ -24,11 +25,19 @@ SERVO = MODELS["STS3215"]
 
 # ViperX 300: second servos on shoulder and elbow turn the other way; the gripper is geared.
 VIPERX = ArmConfig(
-    joints=("waist", "shoulder", "elbow", "wrist_angle", "wrist_rotate", "gripper"), ids=(1, 2, 4, 6, 8, 9), lower=(-1.5,) * 6,
-    upper=(1.5,) * 6, direction=(1, 1, -1, 1, 1, 1), zero_step=(2048,) * 6, rest=(0.0,) * 6, max_velocity=(3.0,) * 6,
-    max_acceleration=(20.0,) * 6, models=("XM540-W270",) * 4 + ("XM430-W350",) * 2, gear=(1.0,) * 5 + (2.0,),
+    joints=("waist", "shoulder", "elbow", "wrist_angle", "wrist_rotate", "gripper"),
+    ids=(1, 2, 4, 6, 8, 9),
+    lower=(-1.5,) * 6,
+    upper=(1.5,) * 6,
+    direction=(1, 1, -1, 1, 1, 1),
+    zero_step=(2048,) * 6,
+    rest=(0.0,) * 6,
+    max_velocity=(3.0,) * 6,
+    max_acceleration=(20.0,) * 6,
+    models=("XM540-W270",) * 4 + ("XM430-W350",) * 2,
+    gear=(1.0,) * 5 + (2.0,),
     shadows=((3, 1, -1, 2048), (5, 2, 1, 2048)),
-)  # fmt: skip
+)
 
 
 def virtual(config: ArmConfig, start: Any = MIDDLE) -> tuple[Any, Any]:
@@ -198,7 +207,8 @@ def test_a_position_that_jumps_is_doubted_and_one_that_was_silent_for_long_is_no
 
 @given(st.lists(st.sampled_from(["position", "voltage", "temperature", "write"]), min_size=1, max_size=12), st.data())
 def test_a_reply_of_any_lateness_is_never_taken_for_anothers(questions, data):
-    """Each answer is held back or let go at will, in order; whatever is accepted must answer the question that was asked."""
+    """Each answer is held back or let go at will, in order; whatever is accepted must answer the question that was
+    asked."""
     ask_late(
         questions,
         lambda waiting: data.draw(st.integers(0, waiting)),
@@ -208,7 +218,8 @@ def test_a_reply_of_any_lateness_is_never_taken_for_anothers(questions, data):
 
 
 def test_an_old_acknowledgement_settles_no_newer_debt():
-    """Found by the test above: two writes and what reads them back are all late, and a third write gets the first one's word."""
+    """Found by the test above: two writes and what reads them back are all late, and a third write gets the first one's
+    word."""
     released = iter([1, 0, 0, 0, 0, 0, 1, 2, 2])
     ask_late(
         ["position", "write", "write", "write", "position"], lambda waiting: min(next(released, 0), waiting), lambda: 0
@@ -223,8 +234,8 @@ def test_an_old_acknowledgement_is_not_taken_for_that_of_a_write_that_was_lost()
 
 
 def ask_late(questions, release, value, lost=lambda: False):
-    """Ask servo 1 over a line that holds answers back: `release(n)` says how many of the n that wait arrive at a read. A request that
-    is `lost` does not reach the servo."""
+    """Ask servo 1 over a line that holds answers back: `release(n)` says how many of the n that wait arrive at a read.
+    A request that is `lost` does not reach the servo."""
     _, servos = virtual(SO101)
     servos.refresh(0)
     truth = {56: servos.servos[1].memory[56:58], 62: servos.servos[1].memory[62:63], 63: servos.servos[1].memory[63:64]}
@@ -356,7 +367,8 @@ def test_a_feetech_overload_latches_until_the_next_goal():
 
 
 class Turned(KinematicPlant):
-    """Joints that somebody else turns: they stand where they were put, with this velocity (steps/s) and load on every servo."""
+    """Joints that somebody else turns: they stand where they were put, with this velocity (steps/s) and load on every
+    servo."""
 
     def __init__(self, position, velocity=0.0, load=0.0):
         super().__init__(position)

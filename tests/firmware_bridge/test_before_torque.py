@@ -1,4 +1,5 @@
-"""What is looked at and set right before torque: positions that cannot be held, what other programs left, settings that change a motion."""
+"""What is looked at and set right before torque: positions that cannot be held, what other programs left, settings that
+change a motion."""
 
 import dataclasses
 
@@ -36,7 +37,8 @@ def refused(arm, match):
 
 
 def untouched(arm, servos):
-    """What must be as it was after a refusal: every register that is written, and where the arm stands a second later."""
+    """What must be as it was after a refusal: every register that is written, and where the arm stands a second
+    later."""
     before, stood = [bytes(s.memory[:56]) for s in servos.servos.values()], servos.plant.position.copy()
     yield
     wait(arm, servos, 1.0)
@@ -45,7 +47,7 @@ def untouched(arm, servos):
     yield
 
 
-# ---- a joint that reads what its servo cannot be sent to ---------------------------------------------------------------------
+# ---- a joint that reads what its servo cannot be sent to -------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("step", "away"), [(6400, 3.54), (4300, 0.31), (-300, 0.46)])
@@ -110,7 +112,8 @@ def test_a_joint_that_leans_on_its_stop_is_armed_at_its_limit():
 
 
 def test_a_dynamixel_that_knows_no_limits_is_held_within_its_turn():
-    """In mode 4 the servo would hold 6400; but the angle that our file makes of it is a turn away from where the joint stands."""
+    """In mode 4 the servo would hold 6400; but the angle that our file makes of it is a turn away from where the joint
+    stands."""
     arm, servos = virtual(KOCH)
     servos.put(3, "mode", 4)
     arm.torque_on()
@@ -141,12 +144,18 @@ def test_a_second_servo_outside_its_range_is_named():
     refused(arm, r"^servo 3 \(shoulder\) reads step -200")
 
 
-# ---- what another program left ------------------------------------------------------------------------------------------------
+# ---- what another program left ---------------------------------------------------------------------------------------
 
 LEFT = (
-    (PLAIN, "goal_speed", 60), (PLAIN, "goal_time", 1000), (PLAIN, "acceleration", 1), (PLAIN, "torque_limit", 10),
-    (KOCH, "profile_velocity", 5), (KOCH, "profile_acceleration", 1), (KOCH, "goal_current", 3), (KOCH, "torque_limit", 8),
-)  # fmt: skip
+    (PLAIN, "goal_speed", 60),
+    (PLAIN, "goal_time", 1000),
+    (PLAIN, "acceleration", 1),
+    (PLAIN, "torque_limit", 10),
+    (KOCH, "profile_velocity", 5),
+    (KOCH, "profile_acceleration", 1),
+    (KOCH, "goal_current", 3),
+    (KOCH, "torque_limit", 8),
+)
 
 
 @pytest.mark.parametrize(("config", "register", "value"), LEFT, ids=lambda v: v if isinstance(v, str) else "")
@@ -191,11 +200,14 @@ def test_every_left_over_is_overwritten_at_arming(config):
         assert servos.get(i, r.register) == (servos.get(i, r.like) if r.like else r.value), r
 
 
-@pytest.mark.parametrize(("config", "register", "at", "why"), [
-    (PLAIN, "goal_speed", 46, "so the joint would be slower than it is told"),
-    (PLAIN, "torque_limit", 48, "where 1000 was written: switch"),
-    (KOCH, "profile_velocity", 112, "so the joint would be slower than it is told"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "register", "at", "why"),
+    [
+        (PLAIN, "goal_speed", 46, "so the joint would be slower than it is told"),
+        (PLAIN, "torque_limit", 48, "where 1000 was written: switch"),
+        (KOCH, "profile_velocity", 112, "so the joint would be slower than it is told"),
+    ],
+)
 def test_a_servo_that_keeps_what_another_program_wrote_is_not_armed(config, register, at, why):
     arm, servos = virtual(config)
     servos.put(2, register, 60)
@@ -222,7 +234,8 @@ def test_packets_that_are_lost_while_arming_are_written_again():
 
 
 class Slow(MemoryPort):
-    """Between any two packets 50 ms pass, in which the arm moves where its servos drive it. `torque`, `steps`: after each packet."""
+    """Between any two packets 50 ms pass, in which the arm moves where its servos drive it. `torque`, `steps`: after
+    each packet."""
 
     def __init__(self, servos):
         super().__init__(servos)
@@ -270,16 +283,30 @@ def test_an_energised_arm_keeps_its_torque_while_it_is_taken_over_and_does_not_m
     assert np.abs(servos.plant.position - at).max() <= 1
 
 
-# ---- settings -----------------------------------------------------------------------------------------------------------------
+# ---- settings --------------------------------------------------------------------------------------------------------
 
 XL330 = dataclasses.replace(KOCH, models=("XL330-M288",) * 6)
 BAD = (
-    (PLAIN, "mode", 1), (PLAIN, "mode", 2), (PLAIN, "mode", 3), (PLAIN, "phase", 0x1C), (PLAIN, "max_torque", 0),
-    (PLAIN, "max_position", 0), (PLAIN, "response_level", 0), (PLAIN, "return_delay", 254), (PLAIN, "p_gain", 0),
-    (XL330, "mode", 0), (XL330, "mode", 1), (XL330, "mode", 16), (XL330, "drive_mode", 1), (XL330, "drive_mode", 4),
-    (XL330, "secondary_id", 2), (XL330, "pwm_limit", 0), (XL330, "current_limit", 0), (XL330, "max_position", 0),
+    (PLAIN, "mode", 1),
+    (PLAIN, "mode", 2),
+    (PLAIN, "mode", 3),
+    (PLAIN, "phase", 0x1C),
+    (PLAIN, "max_torque", 0),
+    (PLAIN, "max_position", 0),
+    (PLAIN, "response_level", 0),
+    (PLAIN, "return_delay", 254),
+    (PLAIN, "p_gain", 0),
+    (XL330, "mode", 0),
+    (XL330, "mode", 1),
+    (XL330, "mode", 16),
+    (XL330, "drive_mode", 1),
+    (XL330, "drive_mode", 4),
+    (XL330, "secondary_id", 2),
+    (XL330, "pwm_limit", 0),
+    (XL330, "current_limit", 0),
+    (XL330, "max_position", 0),
     (XL330, "return_delay", 254),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(("config", "register", "value"), BAD, ids=[f"{c.protocol} {r} {v}" for c, r, v in BAD])
@@ -347,8 +374,18 @@ def test_a_servo_that_does_not_keep_a_setting_is_named():
         mend(arm)
 
 
-LEROBOT = {"return_delay": 0, "p_gain": 16, "i_gain": 0, "d_gain": 32, "mode": 0, "acceleration": 254, "min_position": 700,
-           "max_position": 3400, "homing_offset": -85, "lock": 0}  # fmt: skip
+LEROBOT = {
+    "return_delay": 0,
+    "p_gain": 16,
+    "i_gain": 0,
+    "d_gain": 32,
+    "mode": 0,
+    "acceleration": 254,
+    "min_position": 700,
+    "max_position": 3400,
+    "homing_offset": -85,
+    "lock": 0,
+}
 LEROBOTS_GRIPPER = LEROBOT | {"max_torque": 500, "protection_current": 250, "overload_torque": 25}
 
 
@@ -388,7 +425,8 @@ def mend_is_idle(arm):
 
 
 def test_what_the_robot_file_says_itself_is_right():
-    """A second servo that is mounted the other way round may say so in its EEPROM, when its direction was found with that."""
+    """A second servo that is mounted the other way round may say so in its EEPROM, when its direction was found with
+    that."""
     config = dataclasses.replace(KOCH, eeprom=((3, "drive_mode", 1),))
     arm, servos = virtual(config)
     servos.put(3, "drive_mode", 1)
@@ -441,13 +479,19 @@ def test_the_check_asks_little_of_the_bus():
     assert len(sent) == 3 + 6
 
 
-# ---- the virtual servos' modes: why the above is refused ------------------------------------------------------------------------
+# ---- the virtual servos' modes: why the above is refused -------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("config", "mode", "drive"), [
-    (PLAIN, 1, ("goal_speed", 500)), (PLAIN, 2, ("goal_time", 300)), (XL330, 1, ("goal_speed", 50)), (XL330, 16, ("torque_limit", 300)),
-    (XL330, 0, ("goal_current", 500)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "mode", "drive"),
+    [
+        (PLAIN, 1, ("goal_speed", 500)),
+        (PLAIN, 2, ("goal_time", 300)),
+        (XL330, 1, ("goal_speed", 50)),
+        (XL330, 16, ("torque_limit", 300)),
+        (XL330, 0, ("goal_current", 500)),
+    ],
+)
 def test_in_a_speed_or_output_mode_a_servo_turns_without_end(config, mode, drive):
     plant = KinematicPlant(np.full(1, 2048.0))
     servos = VirtualBus([1], plant, [MODELS[config.model_names[0]]])

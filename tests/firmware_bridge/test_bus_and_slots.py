@@ -258,15 +258,22 @@ def test_what_is_no_slot_is_refused_when_it_is_opened(tmp_path, what):
         path.mkdir()
     else:
         path.write_bytes(
-            {"empty": b"", "four bytes": slot[:4], "another file": bytes(64), "a header alone": slot[:16], "cut": slot[:-1],
-             "longer": slot + b"\0"}[what]
-        )  # fmt: skip
+            {
+                "empty": b"",
+                "four bytes": slot[:4],
+                "another file": bytes(64),
+                "a header alone": slot[:16],
+                "cut": slot[:-1],
+                "longer": slot + b"\0",
+            }[what]
+        )
     with pytest.raises(SlotError, match=r"is (not )?a slot"):
         SlotReader(path)
 
 
 def damaged(slot, seq, at, value=None):
-    """Change one byte of the cell of value `seq` (16 bytes of sequence, length and CRC, then the payload): flip a bit of it, or set it."""
+    """Change one byte of the cell of value `seq` (16 bytes of sequence, length and CRC, then the payload): flip a bit
+    of it, or set it."""
     where = _offset(slot._capacity, seq) + at
     slot._map[where] = slot._map[where] ^ 0x10 if value is None else value
 

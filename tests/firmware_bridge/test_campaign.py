@@ -1,4 +1,5 @@
-"""Every known fault against a moving arm: detected in its time, the arm safe, no EEPROM written. (Those with processes: test_processes.)"""
+"""Every known fault against a moving arm: detected in its time, the arm safe, no EEPROM written. (Those with processes:
+test_processes.)"""
 
 import pytest
 

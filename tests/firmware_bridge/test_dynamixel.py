@@ -1,4 +1,5 @@
-"""Dynamixel Protocol 2.0: the vendor's packets as literal bytes, stuffing both ways, and the parser against any stream."""
+"""Dynamixel Protocol 2.0: the vendor's packets as literal bytes, stuffing both ways, and the parser against any
+stream."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,10 @@ VECTORS = {
     "ping": (dxl.ping(1), "FF FF FD 00 01 03 00 01 19 4E"),
     "ping status": (dxl.status(1, 0, bytes.fromhex("060426")), "FF FF FD 00 01 07 00 55 00 06 04 26 65 5D"),
     "read position": (dxl.read(1, 132, 4), "FF FF FD 00 01 07 00 02 84 00 04 00 1D 15"),
-    "write goal 512": (dxl.write(1, 116, (512).to_bytes(4, "little")), "FF FF FD 00 01 09 00 03 74 00 00 02 00 00 CA 89"),
+    "write goal 512": (
+        dxl.write(1, 116, (512).to_bytes(4, "little")),
+        "FF FF FD 00 01 09 00 03 74 00 00 02 00 00 CA 89",
+    ),
     "sync read": (dxl.sync_read([1, 2], 132, 4), "FF FF FD 00 FE 09 00 82 84 00 04 00 01 02 CE FA"),
     "sync write": (
         dxl.sync_write(116, {1: (150).to_bytes(4, "little"), 2: (170).to_bytes(4, "little")}),
@@ -31,13 +35,19 @@ VECTORS = {
     "watchdog clear": (dxl.write(1, 98, b"\x00"), "FF FF FD 00 01 06 00 03 62 00 00 76 E4"),
     "alert and range error": (dxl.status(1, 0x84), "FF FF FD 00 01 04 00 55 84 B9 0F"),
     "sync read six": (dxl.sync_read(SIX, 132, 4), "FF FF FD 00 FE 0D 00 82 84 00 04 00 01 02 03 04 05 06 B2 9B"),
-    "fast sync read six": (dxl.fast_sync_read(SIX, 132, 4), "FF FF FD 00 FE 0D 00 8A 84 00 04 00 01 02 03 04 05 06 B1 B1"),
+    "fast sync read six": (
+        dxl.fast_sync_read(SIX, 132, 4),
+        "FF FF FD 00 FE 0D 00 8A 84 00 04 00 01 02 03 04 05 06 B1 B1",
+    ),
     "stuffed status": (
         dxl.status(1, 0, bytes.fromhex("FFFF FDFFFFFF D1070000")),
         "FF FF FD 00 01 0F 00 55 00 FF FF FD FD FF FF FF D1 07 00 00 A2 24",
     ),
-    "stuffed goal": (dxl.write(1, 116, (0x00FDFFFF).to_bytes(4, "little")), "FF FF FD 00 01 0A 00 03 74 00 FF FF FD FD 00 21 E7"),
-}  # fmt: skip
+    "stuffed goal": (
+        dxl.write(1, 116, (0x00FDFFFF).to_bytes(4, "little")),
+        "FF FF FD 00 01 0A 00 03 74 00 FF FF FD FD 00 21 E7",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", VECTORS)

@@ -62,7 +62,7 @@ DIED = -signal.SIGKILL
         (Facts(DIED, 0, armed=False), Exit.REST),
         (Facts(Exit.REFUSED, None, armed=False), Exit.REFUSED),
     ],
-)  # fmt: skip
+)
 def test_what_is_known_makes_the_code(facts, code):
     found = ending(facts)
     assert found.code == code and bool(found.said) == (code not in QUIET)

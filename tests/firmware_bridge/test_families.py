@@ -1,4 +1,5 @@
-"""Every arm family alike: one pose after the other, both ways, against the simulated arm of its name and against mink."""
+"""Every arm family alike: one pose after the other, both ways, against the simulated arm of its name and against
+mink."""
 
 import mink
 import mujoco
@@ -97,7 +98,8 @@ def test_many_poses_at_once_are_the_same_as_one_by_one(arm):
 
 @each
 def test_five_numbers_and_a_jaw_say_where_the_tool_is(arm):
-    """Position, pitch and roll as the general frame has them; of a rotation only what leans out of the arm's plane is left away."""
+    """Position, pitch and roll as the general frame has them; of a rotation only what leans out of the arm's plane is
+    left away."""
     for q in poses(arm, 100):
         pose, T = arm.forward(q), arm.tool(q)
         assert np.allclose(pose[:3], T[:3, 3], atol=1e-12)
@@ -157,7 +159,8 @@ def test_what_the_arm_has_reached_it_reaches_again(arm, shares):
 @each
 @given(shares=SHARES, place=st.tuples(*(st.floats(-1.2, 1.2),) * 3), turn=st.tuples(*(st.floats(-3, 3),) * 3))
 def test_the_limits_are_those_that_are_given(arm, shares, place, turn):
-    """Not the maker's: a robot file, or a joint calibration, may have narrower ones. The answer says what is missing."""
+    """Not the maker's: a robot file, or a joint calibration, may have narrower ones. The answer says what is
+    missing."""
     middle = angles(arm, shares)
     lower, upper = np.maximum(middle - 0.2, arm.LOWER), np.minimum(middle + 0.2, arm.UPPER)
     T = np.eye(4)
@@ -174,7 +177,8 @@ def test_the_limits_are_those_that_are_given(arm, shares, place, turn):
 
 @each
 def test_what_cannot_be_held_whole_keeps_its_place_first(arm):
-    """A tool that leans 0.3 rad out of the arm's plane: five axes come to the place and say what turn is missing, six hold it."""
+    """A tool that leans 0.3 rad out of the arm's plane: five axes come to the place and say what turn is missing, six
+    hold it."""
     q = arm.UPRIGHT.copy()
     q[list(arm.RAISING)[-2:]] += 0.4
     T = arm.tool(q)

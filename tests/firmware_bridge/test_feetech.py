@@ -18,27 +18,34 @@ VECTORS = {
     "read position": (fs.read(1, 56, 2), "FF FF 01 04 02 38 02 BE"),
     "reply 2048": (fs.status(1, 0, STS3215.encode("present_position", 2048)), "FF FF 01 04 00 00 08 F2"),
     "reply -100": (fs.status(1, 0, STS3215.encode("present_position", -100)), "FF FF 01 04 00 64 80 16"),
-    "reply with overload and temperature": (fs.status(1, 0x24, STS3215.encode("present_position", 2048)), "FF FF 01 04 24 00 08 CE"),
+    "reply with overload and temperature": (
+        fs.status(1, 0x24, STS3215.encode("present_position", 2048)),
+        "FF FF 01 04 24 00 08 CE",
+    ),
     "torque on": (fs.write(1, 40, b"\x01"), "FF FF 01 04 03 28 01 CE"),
     "torque off": (fs.write(1, 40, b"\x00"), "FF FF 01 04 03 28 00 CF"),
     "broadcast torque off": (fs.write(254, 40, b"\x00"), "FF FF FE 04 03 28 00 D2"),
     "sync write torque off": (
-        fs.sync_write(40, dict.fromkeys(SIX, b"\x00")), "FF FF FE 10 83 28 01 01 00 02 00 03 00 04 00 05 00 06 00 30",
+        fs.sync_write(40, dict.fromkeys(SIX, b"\x00")),
+        "FF FF FE 10 83 28 01 01 00 02 00 03 00 04 00 05 00 06 00 30",
     ),
     "lock off": (fs.write(1, 55, b"\x00"), "FF FF 01 04 03 37 00 C0"),
     "homing offset -85": (fs.write(1, 31, STS3215.encode("homing_offset", -85)), "FF FF 01 05 03 1F 55 08 7A"),
     "sync read positions": (fs.sync_read(SIX, 56, 2), "FF FF FE 0A 82 38 02 01 02 03 04 05 06 26"),
     "sync read all": (fs.sync_read(SIX, 56, 15), "FF FF FE 0A 82 38 0F 01 02 03 04 05 06 19"),
     "sync write goals": (
-        fs.sync_write(42, {i: goal(2048) for i in SIX}), "FF FF FE 16 83 2A 02 01 00 08 02 00 08 03 00 08 04 00 08 05 00 08 06 00 08 F7",
+        fs.sync_write(42, {i: goal(2048) for i in SIX}),
+        "FF FF FE 16 83 2A 02 01 00 08 02 00 08 03 00 08 04 00 08 05 00 08 06 00 08 F7",
     ),
     "write acc pos time speed": (
-        fs.write(1, 41, bytes([50]) + goal(2048) + b"\0\0" + FAST), "FF FF 01 0A 03 29 32 00 08 00 00 DC 05 AD",
+        fs.write(1, 41, bytes([50]) + goal(2048) + b"\0\0" + FAST),
+        "FF FF 01 0A 03 29 32 00 08 00 00 DC 05 AD",
     ),
     "write acc pos -100": (
-        fs.write(2, 41, bytes([50]) + goal(-100) + b"\0\0" + FAST), "FF FF 02 0A 03 29 32 64 80 00 00 DC 05 D0",
+        fs.write(2, 41, bytes([50]) + goal(-100) + b"\0\0" + FAST),
+        "FF FF 02 0A 03 29 32 64 80 00 00 DC 05 D0",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", VECTORS)

@@ -1,7 +1,9 @@
-"""The Koch v1.1 against places in its maker's drawing (Follower_Arm.STEP of github.com/jess-moss/koch-v1-1, 5 September 2024).
+"""The Koch v1.1 against places in its maker's drawing (Follower_Arm.STEP of github.com/jess-moss/koch-v1-1, 5 September
+2024).
 
-No package ships a model of this arm. The drawing shows it with the pan joint 6 degrees to the left, the upper arm leaning forward, and the
-gripper pointing down. Numbers are shafts of its servos, m: ahead, to the left and above the base's underside, as the panned arm has them.
+No package ships a model of this arm. The drawing shows it with the pan joint 6 degrees to the left, the upper arm
+leaning forward, and the gripper pointing down. Numbers are shafts of its servos, m: ahead, to the left and above the
+base's underside, as the panned arm has them.
 """
 
 import numpy as np

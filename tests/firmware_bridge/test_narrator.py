@@ -21,7 +21,8 @@ def rows(path):
 
 
 def told(tmp_path, *ticks):
-    """Events of a log that was given these (state, rejected, bus errors), without the first ones of an arm that stands."""
+    """Events of a log that was given these (state, rejected, bus errors), without the first ones of an arm that
+    stands."""
     with Logger(tmp_path / "motor.log", logging.DEBUG, console=False) as log:
         narrator = Narrator(log)
         for state, rejected, errors in ticks:

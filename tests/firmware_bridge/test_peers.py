@@ -1,4 +1,5 @@
-"""Other people's masters on our virtual servos: what they do right must work. Needs .venv-peers (./build.sh peers); skipped without."""
+"""Other people's masters on our virtual servos: what they do right must work. Needs .venv-peers (./build.sh peers);
+skipped without."""
 
 import subprocess
 from pathlib import Path

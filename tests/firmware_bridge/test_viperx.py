@@ -11,9 +11,17 @@ POSES = np.random.default_rng(0).uniform(viperx.LOWER, viperx.UPPER, (300, 7))
 WHO = "vx300s_left/"
 # The maker's bodies, and the link of ours that each is part of; -1: the base.
 PARTS = {
-    "vx300s_left": -1, f"{WHO}shoulder_link": 0, f"{WHO}upper_arm_link": 1, f"{WHO}upper_forearm_link": 2, f"{WHO}lower_forearm_link": 3,
-    f"{WHO}wrist_link": 4, f"{WHO}gripper_link": 5, f"{WHO}gripper_prop_link": 5, f"{WHO}left_finger_link": 5, f"{WHO}right_finger_link": 5,
-}  # fmt: skip
+    "vx300s_left": -1,
+    f"{WHO}shoulder_link": 0,
+    f"{WHO}upper_arm_link": 1,
+    f"{WHO}upper_forearm_link": 2,
+    f"{WHO}lower_forearm_link": 3,
+    f"{WHO}wrist_link": 4,
+    f"{WHO}gripper_link": 5,
+    f"{WHO}gripper_prop_link": 5,
+    f"{WHO}left_finger_link": 5,
+    f"{WHO}right_finger_link": 5,
+}
 
 
 class Maker:
@@ -50,7 +58,8 @@ def test_joints_and_limits_are_the_makers(maker):
 
 
 def test_the_tool_stands_where_the_makers_gripper_does(maker):
-    """Joint angles straight in: the tool is a constant 107.2 mm ahead of the maker's gripper_link, and turned as that is."""
+    """Joint angles straight in: the tool is a constant 107.2 mm ahead of the maker's gripper_link, and turned as that
+    is."""
     away, turned = [], []
     for q in POSES:
         maker.pose(q)

@@ -78,7 +78,8 @@ def commands(bundle_path, limits):
 
 
 def test_joint_targets_stay_between_the_ends_of_this_robots_joints(bundle_path):
-    """Which may be nearer than the maker's: those of the robot file and its joint calibration. Without any, the bundle's."""
+    """Which may be nearer than the maker's: those of the robot file and its joint calibration. Without any, the
+    bundle's."""
     free = commands(bundle_path, None)
     assert np.array_equal(free, commands(bundle_path, (so101.LOWER, so101.UPPER)))
     lower, upper = so101.LOWER.copy(), so101.UPPER.copy()

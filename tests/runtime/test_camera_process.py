@@ -1,4 +1,5 @@
-"""The camera process: it owns the devices, others look; it is refused in one sentence, started again, and never left behind."""
+"""The camera process: it owns the devices, others look; it is refused in one sentence, started again, and never left
+behind."""
 
 import contextlib
 import dataclasses

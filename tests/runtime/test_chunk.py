@@ -1,4 +1,5 @@
-"""A policy of joint-space chunks: plans read at the time an action applies, and joints that never jump whatever plans come."""
+"""A policy of joint-space chunks: plans read at the time an action applies, and joints that never jump whatever plans
+come."""
 
 import numpy as np
 import pytest
@@ -50,7 +51,8 @@ def test_the_slow_step_gives_joint_targets_at_the_policys_times(bundle):
 
 
 def test_a_plan_is_read_at_the_time_an_action_applies_however_late_it_comes(bundle):
-    """After the blend from where the arm was: 0.3 s after the capture the target is that of 0.3 s, half way between steps the middle."""
+    """After the blend from where the arm was: 0.3 s after the capture the target is that of 0.3 s, half way between
+    steps the middle."""
     fast = FastStep(bundle)
     prior = plan(S, RAMP)
     for k in range(4, 16):  # it came 80 ms after its pictures
@@ -99,8 +101,8 @@ def plans(draw):
 
 @given(plans=plans(), tick_ms=st.sampled_from([5, 10, 20, 33]))
 def test_position_and_velocity_go_on_at_every_seam_whatever_plans_come(bundle, plans, tick_ms):
-    """Two commands a microsecond apart, the second on the next plan: the same place, the same velocity. And on the way the joints go no
-    further from tick to tick than the steepest plan and its blend take them."""
+    """Two commands a microsecond apart, the second on the next plan: the same place, the same velocity. And on the way
+    the joints go no further from tick to tick than the steepest plan and its blend take them."""
     fast, prior = FastStep(bundle), None
     last, last_t = None, 0
     times = sorted({*range(plans[0][0], plans[-1][0] + 900 * MS, tick_ms * MS), *(t for t, _ in plans)})

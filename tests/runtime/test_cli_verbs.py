@@ -53,9 +53,13 @@ def test_a_slower_stage_is_worse_than_the_run_before(bench, bundle, tmp_path):
 
 ROW = {"p50_ms": 1.0, "p99_ms": 1.5}
 REPORT = {
-    "fast_hz": 50.0, "slow_hz": 8.0, "deadline_misses": 0, "ticks": 75, "stages": {"fast.engine": ROW},
+    "fast_hz": 50.0,
+    "slow_hz": 8.0,
+    "deadline_misses": 0,
+    "ticks": 75,
+    "stages": {"fast.engine": ROW},
     "prior_age_ms": {"p50": 1.0, "p99": 2.0},
-}  # fmt: skip
+}
 
 
 def against(path):
@@ -77,7 +81,7 @@ def against(path):
         ({"stages": {"fast.engine": {**ROW, "p99_ms": float("inf")}}}, "p99_ms' must be a finite number, not inf"),
         ({"prior_age_ms": 7}, "'prior_age_ms' must be a table of keys, not 7"),
     ],
-)  # fmt: skip
+)
 def test_a_profile_that_cannot_be_compared_is_refused_before_the_arm_moves(spoil, what, tmp_path):
     path = tmp_path / "profile.json"
     path.write_text(json.dumps(REPORT))

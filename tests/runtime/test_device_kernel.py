@@ -1,6 +1,8 @@
-"""device.cu against the host kernel without a GPU: the C++ compiler builds it unchanged on emulated_cuda.h, which runs its threads.
+"""device.cu against the host kernel without a GPU: the C++ compiler builds it unchanged on emulated_cuda.h, which runs
+its threads.
 
-What it cannot show: what nvcc and a GPU make of the source (`benchmarks/preprocess_gpu.py` does, on one), and how fast that is.
+What it cannot show: what nvcc and a GPU make of the source (`benchmarks/preprocess_gpu.py` does, on one), and how fast
+that is.
 """
 
 import ctypes
@@ -62,7 +64,8 @@ class _Launch(ctypes.Structure):
 
 
 class Driver:
-    """`runtime.preprocess.drivers.Driver` for a library built by `compiled`, whose path is the image. The device's memory is ours.
+    """`runtime.preprocess.drivers.Driver` for a library built by `compiled`, whose path is the image. The device's
+    memory is ours.
 
     `readable`: address and size of what the kernel may copy from; a test can make it smaller.
     """
@@ -114,15 +117,24 @@ class Driver:
 
 
 def compiled(folder: Path, changes: str = "", **macros: int) -> bytes:
-    """device.cu as a library, as an image for `Driver`. `changes`: lines of C++ before it; `macros`: as in build.fatbin."""
+    """device.cu as a library, as an image for `Driver`. `changes`: lines of C++ before it; `macros`: as in
+    build.fatbin."""
     (folder / "cuda_pipeline.h").touch()  # emulated_cuda.h has what device.cu needs of it
     main, out = folder / "main.cpp", folder / "emulated.so"
     main.write_text(MAIN.format(changes=changes))
     assert COMPILER is not None
     command = [
-        COMPILER, *(f for f in build.FLAGS if not f.startswith("-O")), "-O2", *(f"-DWARP_{k}={v}" for k, v in macros.items()),
-        f"-I{folder}", f"-I{Path(__file__).parent}", f"-I{build.HERE}", str(main), "-o", str(out),
-    ]  # fmt: skip
+        COMPILER,
+        *(f for f in build.FLAGS if not f.startswith("-O")),
+        "-O2",
+        *(f"-DWARP_{k}={v}" for k, v in macros.items()),
+        f"-I{folder}",
+        f"-I{Path(__file__).parent}",
+        f"-I{build.HERE}",
+        str(main),
+        "-o",
+        str(out),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return str(out).encode()
@@ -204,7 +216,8 @@ def test_windows_too_large_for_shared_memory_take_the_plain_kernel(image, layout
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows_with_padding_up_to_the_end_of_the_frame(image, layout):
-    """Frames end where readable memory ends: `launched` fails when a copy goes beyond, or when the noise between rows counts."""
+    """Frames end where readable memory ends: `launched` fails when a copy goes beyond, or when the noise between rows
+    counts."""
     warp = Warp(*SMALL, layout=layout)
     device = launched([warp] * 3, image)
     assert device.frames[0].strides[0] > warp._row

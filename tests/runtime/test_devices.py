@@ -1,4 +1,5 @@
-"""Real cameras through OpenCV: films, streams over HTTP that break off or stall, and how V4L2 and GStreamer are asked."""
+"""Real cameras through OpenCV: films, streams over HTTP that break off or stall, and how V4L2 and GStreamer are
+asked."""
 
 import contextlib
 import dataclasses
@@ -172,8 +173,8 @@ def test_a_stream_that_stalls_without_breaking_off_is_opened_again_within_second
 
 
 class Stream:
-    """Serves pictures as multipart/x-mixed-replace, one client at a time. `stall`: the present client gets nothing more, and stays
-    connected."""
+    """Serves pictures as multipart/x-mixed-replace, one client at a time. `stall`: the present client gets nothing
+    more, and stays connected."""
 
     def __init__(self, port=0):
         ok, jpeg = cv2.imencode(".jpg", np.full((48, 64, 3), 128, np.uint8))

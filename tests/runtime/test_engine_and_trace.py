@@ -111,5 +111,6 @@ def test_a_perfetto_trace_holds_every_span_on_its_track(tmp_path):
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert [e["args"]["name"] for e in events if e["ph"] == "M"] == ["harmowam", "fast loop"]
     assert [(e["name"], e["ts"], e["dur"]) for e in events if e["ph"] == "X"] == [
-        ("fast.engine", 1000.0, 2.0), ("fast.engine", 5000.0, 3.0),
-    ]  # fmt: skip
+        ("fast.engine", 1000.0, 2.0),
+        ("fast.engine", 5000.0, 3.0),
+    ]

@@ -225,7 +225,8 @@ def test_cameras_out_of_step_are_named():
 
 
 def test_a_soak_is_judged_fault_by_fault():
-    """Frozen cameras must hold at once, whatever was injected must be over soon after, and a hold that nobody asked for is told apart."""
+    """Frozen cameras must hold at once, whatever was injected must be over soon after, and a hold that nobody asked for
+    is told apart."""
     freeze, busy = "cameras frozen for 3 s", "machine overloaded for 5 s"
     injected = [(freeze, 10.0, 13.0), (busy, 40.0, 45.0)]
 

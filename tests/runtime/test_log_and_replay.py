@@ -1,4 +1,5 @@
-"""A recorded run gives the same actions again, bit for bit; what differs is found; a log that was cut short can be read."""
+"""A recorded run gives the same actions again, bit for bit; what differs is found; a log that was cut short can be
+read."""
 
 import dataclasses
 import json
@@ -315,7 +316,8 @@ def test_a_log_of_the_same_processor_is_identical_also_where_degrees_are_allowed
 
 
 def test_each_prior_goes_on_from_the_recorded_plan_so_that_differences_do_not_add_up(tmp_path, monkeypatch):
-    """Plans depend on the last one here: where a recorded plan was another, so is the next one that the replay makes."""
+    """Plans depend on the last one here: where a recorded plan was another, so is the next one that the replay
+    makes."""
     noise = {
         "noise": INPUTS["predictive"]["noise"],
         **INPUTS["predictive"],
@@ -342,7 +344,8 @@ def test_a_command_that_is_not_there_is_no_matter_of_degrees(log, monkeypatch):
 
 
 def as_version_2(log, path):
-    """The log in the format of version 2: pictures packed by ourselves, health as events, no future, nothing for other programs."""
+    """The log in the format of version 2: pictures packed by ourselves, health as events, no future, nothing for other
+    programs."""
     with open(path, "wb") as f:
         writer = Writer(f, chunk_size=1 << 40, compression=CompressionType.LZ4)
         writer.start(profile="", library="harmowam log 2")

@@ -1,4 +1,5 @@
-"""Parts of the two-rate loop that need neither clock nor engines: what it takes from cameras, and how it stays where it is."""
+"""Parts of the two-rate loop that need neither clock nor engines: what it takes from cameras, and how it stays where it
+is."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""A manifest that is well written JSON and still describes no arm and no policy that could be driven: refused by the name of the field."""
+"""A manifest that is well written JSON and still describes no arm and no policy that could be driven: refused by the
+name of the field."""
 
 import json
 import shutil
@@ -32,18 +33,42 @@ def refusal(path):
 
 # Where in the manifest, what is put there, and what is said. "-" takes the key away.
 CASES: dict[str, tuple[str, Any, str]] = {
-    "one bit turned in a length": ("links.upper_up", 4.11257, "'links.upper_up' must be a number from -2 to 2, not 4.11257"),
-    "a length half as long again": ("links.upper_up", 0.17257, "'links.upper_up' must be a number from 0.0826 to 0.1426 (m)"),
+    "one bit turned in a length": (
+        "links.upper_up",
+        4.11257,
+        "'links.upper_up' must be a number from -2 to 2, not 4.11257",
+    ),
+    "a length half as long again": (
+        "links.upper_up",
+        0.17257,
+        "'links.upper_up' must be a number from 0.0826 to 0.1426 (m)",
+    ),
     "a length of nothing": ("links.wrist_to_tcp", 0, "'links.wrist_to_tcp' must be a number from 0.1292 to 0.1892"),
     "a length below nothing": ("links.lower_forward", -1, "'links.lower_forward' must be a number from"),
     "a length like to the moon": ("links.lower_forward", 1e9, "'links.lower_forward' must be a number from -2 to 2"),
-    "a length that is no number": ("links.lower_forward", float("nan"), "'links.lower_forward' must be a finite number"),
+    "a length that is no number": (
+        "links.lower_forward",
+        float("nan"),
+        "'links.lower_forward' must be a finite number",
+    ),
     "a link missing": ("links.upper_up", "-", "'links.upper_up' is missing"),
-    "a link that no such arm has": ("links.uper_up", 0.11257, "'links.uper_up' is no link of this arm (these are: lower_for"),
+    "a link that no such arm has": (
+        "links.uper_up",
+        0.11257,
+        "'links.uper_up' is no link of this arm (these are: lower_for",
+    ),
     "one bit turned in a limit": ("joints.2.upper", 5.69, "'joints' holds impossible limits of elbow_flex"),
-    "limits of many turns": ("joints.2.upper", 100, "'joints[2].upper' must be a number from -6.2832 to 6.2832, not 100"),
+    "limits of many turns": (
+        "joints.2.upper",
+        100,
+        "'joints[2].upper' must be a number from -6.2832 to 6.2832, not 100",
+    ),
     "limits the wrong way round": ("joints.2.lower", 1.9, "'joints' holds impossible limits of elbow_flex"),
-    "no joints": ("joints", [], "'joints' must be shoulder_pan, shoulder_lift, elbow_flex, wrist_flex, wrist_roll, gripper in"),
+    "no joints": (
+        "joints",
+        [],
+        "'joints' must be shoulder_pan, shoulder_lift, elbow_flex, wrist_flex, wrist_roll, gripper in",
+    ),
     "a joint too few": ("joints.5", "-", "wrist_roll, gripper in this order, not shoulder_pan"),
     "joints of another order": ("joints.0.name", "gripper", "in this order, not gripper, shoulder_lift"),
     "a joint without a limit": ("joints.0.upper", "-", "'joints[0].upper' is missing"),
@@ -59,27 +84,83 @@ CASES: dict[str, tuple[str, Any, str]] = {
     "a gate without an end": ("gate.off", "-", "'gate.off' is missing"),
     "a rate of nothing": ("rates.fast_hz", 0, "'rates.fast_hz' must be a number from 0.5 to 500, not 0"),
     "a rate like light": ("rates.motor_hz", 1e300, "'rates.motor_hz' must be a number from 0.5 to 500"),
-    "a rate that nobody knows": ("rates.quick_hz", 5, "'rates.quick_hz' is no key that is known here (fast_hz, motor_hz, slow_hz)"),
-    "pictures of a town": ("preprocess.size", [96, 10**6], "'preprocess.size[1]' must be a whole number from 8 to 2048"),
+    "a rate that nobody knows": (
+        "rates.quick_hz",
+        5,
+        "'rates.quick_hz' is no key that is known here (fast_hz, motor_hz, slow_hz)",
+    ),
+    "pictures of a town": (
+        "preprocess.size",
+        [96, 10**6],
+        "'preprocess.size[1]' must be a whole number from 8 to 2048",
+    ),
     "pictures of another size": ("preprocess.size", [96, 48], "must be of the size that 'preprocess.size' says"),
-    "pictures without contrast": ("preprocess.std", [0.5, 0, 0.5], "'preprocess.std[1]' must be a number from 0.001 to 2"),
-    "pictures of two colours": ("preprocess.mean", [0.5, 0.5], "'preprocess.mean' must be a list of 3: a number from 0 to 1 each"),
-    "a heat map of no cells": ("reactive.heatmap", 0, "'reactive.heatmap' must be a whole number from 4 to 1024, not 0"),
+    "pictures without contrast": (
+        "preprocess.std",
+        [0.5, 0, 0.5],
+        "'preprocess.std[1]' must be a number from 0.001 to 2",
+    ),
+    "pictures of two colours": (
+        "preprocess.mean",
+        [0.5, 0.5],
+        "'preprocess.mean' must be a list of 3: a number from 0 to 1 each",
+    ),
+    "a heat map of no cells": (
+        "reactive.heatmap",
+        0,
+        "'reactive.heatmap' must be a whole number from 4 to 1024, not 0",
+    ),
     "a camera without a lens": ("cameras.front.K.0.0", 0, "'cameras.front' holds impossible intrinsics"),
     "a camera that is a number": ("cameras.front", 7, "'cameras.front' must be a table of keys, not 7"),
     "no tasks": ("tasks", {}, "'tasks' must be a table of 1 to 1000 keys, not an empty one"),
     "tasks of two lengths": ("tasks.other", [0.1], "'tasks' must hold equally many numbers each"),
-    "a task that is a number": ("tasks.other", 7, "'tasks.other' must be a list of 1 to 4096: a number from -10000 to 10000"),
-    "engines without outputs": ("engines.fast.outputs", None, "'engines.fast.outputs' must be a list of 1 to 64: a name"),
+    "a task that is a number": (
+        "tasks.other",
+        7,
+        "'tasks.other' must be a list of 1 to 4096: a number from -10000 to 10000",
+    ),
+    "engines without outputs": (
+        "engines.fast.outputs",
+        None,
+        "'engines.fast.outputs' must be a list of 1 to 64: a name",
+    ),
     "engines with no outputs": ("engines.fast.outputs", [], "'engines.fast.outputs' must be a list of 1 to 64"),
-    "an output misspelt": ("engines.fast.outputs", ["heat", "reach", "gait"], "'engines.fast' must take front, future, proprio"),
-    "an input missing": ("engines.fast.inputs.wrist", "-", "'engines.fast' must take front, future, proprio, wrist and give"),
-    "an input of another size": ("engines.fast.inputs.front", [1, 3, 48, 96], "'engines.fast.inputs.front' must be [1, 3, 96, 96]"),
-    "text of another width": ("engines.world_model.inputs.text", [1, 7], "'engines.world_model.inputs.text' must be [1, 32]"),
-    "plans of another length": ("engines.predictive.inputs.noise", [1, 8, 6], "'engines.predictive.inputs.noise' must be [1, 16, 6]"),
-    "a tensor without a size": ("engines.fast.inputs.front", [1, 3, 0, 96], "'engines.fast.inputs.front[2]' must be a whole number"),
+    "an output misspelt": (
+        "engines.fast.outputs",
+        ["heat", "reach", "gait"],
+        "'engines.fast' must take front, future, proprio",
+    ),
+    "an input missing": (
+        "engines.fast.inputs.wrist",
+        "-",
+        "'engines.fast' must take front, future, proprio, wrist and give",
+    ),
+    "an input of another size": (
+        "engines.fast.inputs.front",
+        [1, 3, 48, 96],
+        "'engines.fast.inputs.front' must be [1, 3, 96, 96]",
+    ),
+    "text of another width": (
+        "engines.world_model.inputs.text",
+        [1, 7],
+        "'engines.world_model.inputs.text' must be [1, 32]",
+    ),
+    "plans of another length": (
+        "engines.predictive.inputs.noise",
+        [1, 8, 6],
+        "'engines.predictive.inputs.noise' must be [1, 16, 6]",
+    ),
+    "a tensor without a size": (
+        "engines.fast.inputs.front",
+        [1, 3, 0, 96],
+        "'engines.fast.inputs.front[2]' must be a whole number",
+    ),
     "an engine elsewhere": ("engines.fast.file", "../fast.onnx", "'engines.fast.file' must be a path in the bundle"),
-    "a file elsewhere": ("files./etc/passwd", "0" * 64, "the name '/etc/passwd' in 'files' must be a path in the bundle"),
+    "a file elsewhere": (
+        "files./etc/passwd",
+        "0" * 64,
+        "the name '/etc/passwd' in 'files' must be a path in the bundle",
+    ),
     "a hash that is none": ("files.samples.npz", "abc", "'files.samples.npz' must be a SHA-256, not 'abc'"),
     "a name of 300 letters": ("tasks." + "x" * 300, [0.1] * 32, "in 'tasks' is longer than 255 characters"),
     "a file of 300 letters": ("files." + "x" * 200, "0" * 64, "in 'files' must be a path in the bundle"),
@@ -89,7 +170,7 @@ CASES: dict[str, tuple[str, Any, str]] = {
     "a number of 400 digits": ("chunk.steps", 10**400, "'chunk.steps' is a whole number of more than 64 bits"),
     "a truth for a number": ("chunk.steps", True, "'chunk.steps' must be a whole number from 1 to 1000, not true"),
     "a field that nobody knows": ("colour", "red", "'colour' is no key that is known here (arm_family, cameras, "),
-}  # fmt: skip
+}
 
 
 def put(manifest: Any, where: str, value: Any) -> None:

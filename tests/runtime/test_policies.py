@@ -1,4 +1,5 @@
-"""Any bundle's policy is opened in one place; a kind is one file. The toy kind here is added as a user would add one."""
+"""Any bundle's policy is opened in one place; a kind is one file. The toy kind here is added as a user would add
+one."""
 
 import gc
 import json

@@ -74,12 +74,14 @@ CASES = {
     "distorted": (camera(640, 480, 500, (-0.28, 0.08, 0.001, -0.0005, 0.01)), camera(96, 96, 95)),
     "rational": (camera(640, 480, 420, (0.1, 0.02, 0.0003, 0.0002, 0.001, 0.3, 0.05, 0.002)), camera(96, 96, 80)),
     "fisheye": (
-        dataclasses.replace(camera(640, 480, 280, (0.05, -0.02, 0.004, -0.001)), model="fisheye"), camera(96, 96, 44),
+        dataclasses.replace(camera(640, 480, 280, (0.05, -0.02, 0.004, -0.001)), model="fisheye"),
+        camera(96, 96, 44),
     ),
     "moved camera": (
-        camera(640, 480, 560, (-0.1, 0.02, 0, 0, 0), looking(0.53, 0.40, 0.85, 0.05)), camera(96, 96, 110, (), looking(0.5, 0.36, 0.83)),
+        camera(640, 480, 560, (-0.1, 0.02, 0, 0, 0), looking(0.53, 0.40, 0.85, 0.05)),
+        camera(96, 96, 110, (), looking(0.5, 0.36, 0.83)),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -95,7 +97,8 @@ def test_agrees_with_the_supersampled_float64_map(case):
 
 
 def opencv_chain(img, src, size=96):
-    """Undistort at full size, cut out the central square, shrink by area: uint8 throughout, as it is usually written."""
+    """Undistort at full size, cut out the central square, shrink by area: uint8 throughout, as it is usually
+    written."""
     if len(src.D):
         maps = cv2.initUndistortRectifyMap(src.K, src.D, np.eye(3), src.K, (src.width, src.height), cv2.CV_32FC1)
         img = cv2.remap(img, *maps, cv2.INTER_LINEAR)
@@ -110,14 +113,16 @@ def opencv_chain(img, src, size=96):
         ((1280, 720), (-0.1, 0.02, 0, 0, 0)),
         ((1280, 720), (-0.28, 0.08, 0.001, -0.0005, 0.01)),
         pytest.param(
-            (320, 240), (),
+            (320, 240),
+            (),
             marks=pytest.mark.xfail(
-                reason="3.1/255 at p99: at 2.5 times shrinking INTER_AREA (pixels as squares) and the 16x16 map of bilinear samples "
+                reason="3.1/255 at p99: at 2.5 times shrinking INTER_AREA (pixels as squares) and the 16x16 map of "
+                "bilinear samples "
                 "differ by that much from each other around hard edges; we follow the map."
             ),
         ),
     ],
-)  # fmt: skip
+)
 def test_agrees_with_the_opencv_chain(size, D):
     src = camera(size[0], size[1], size[1] * 1.375, D)
     img = picture(size[1], size[0])
@@ -126,7 +131,8 @@ def test_agrees_with_the_opencv_chain(size, D):
 
 
 def test_pixels_are_frozen():
-    """Checkpoints are trained on these very pixels. A change here makes every dataset and checkpoint stale: say so in the commit."""
+    """Checkpoints are trained on these very pixels. A change here makes every dataset and checkpoint stale: say so in
+    the commit."""
     y, x, c = np.mgrid[:240, :320, :3]
     img = ((x * 7 + y * 13 + c * 85 + (x * y) // 50) & 255).astype(np.uint8)
     out = Warp(camera(320, 240, 330), camera(96, 96, 132), dtype="uint8")(img)

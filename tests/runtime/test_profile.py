@@ -21,10 +21,20 @@ def report(scale=1.0, misses=0, fast=50.0):
     stages = {s: {**row, "budget_ms": 20.0} for s, row in summary(series).items()}
     rows = percentiles(rng.gamma(4.0, 3.0 * scale, 500))
     return {
-        "seconds": 10.0, "fast_hz": fast, "repeat_hz": 0.0, "slow_hz": 8.0, "ticks": 500, "deadline_misses": misses,
-        "prior_age_ms": rows, "observation_to_wire_ms": rows, "overhead_ms": rows, "period_error_ms": rows, "stages": stages,
-        "goal_jerk_rad_s3": {"rms": 1.0, "max": 2.0}, "health": {"state": "running", "changes": []},
-    }  # fmt: skip
+        "seconds": 10.0,
+        "fast_hz": fast,
+        "repeat_hz": 0.0,
+        "slow_hz": 8.0,
+        "ticks": 500,
+        "deadline_misses": misses,
+        "prior_age_ms": rows,
+        "observation_to_wire_ms": rows,
+        "overhead_ms": rows,
+        "period_error_ms": rows,
+        "stages": stages,
+        "goal_jerk_rad_s3": {"rms": 1.0, "max": 2.0},
+        "health": {"state": "running", "changes": []},
+    }
 
 
 def test_percentiles_of_a_known_series():
@@ -77,11 +87,14 @@ def test_time_that_the_host_took_away_is_told_from_our_own(tmp_path):
 def test_the_page_shows_stages_timeline_and_comparison():
     starts = np.arange(50) * 20 * MS
     spans = {
-        "fast loop": {s: np.stack([starts + k * MS, np.full(50, MS)]) for k, s in enumerate(s for s in STAGES if s.startswith("fast"))},
+        "fast loop": {
+            s: np.stack([starts + k * MS, np.full(50, MS)])
+            for k, s in enumerate(s for s in STAGES if s.startswith("fast"))
+        },
         "slow loop": {s: np.stack([starts, np.full(50, MS)]) for s in STAGES if s.startswith("slow")},
         "motor process": {s: np.stack([starts, np.full(50, MS)]) for s in STAGES if s.startswith("motor")},
         "age: wire": {s: np.stack([starts, np.full(50, MS)]) for s in ("wire", "observation.age")},
-    }  # fmt: skip
+    }
     spans["fast loop"]["fast.slot"][1, 30] = 15 * MS
     assert abs(worst_instant(spans) - starts[30]) < 20 * MS
     text = page(report(), spans, compare(report(1.6), report()))

@@ -1,4 +1,5 @@
-"""A recorded run as arrays, as a film and as a page: also of cameras whose pictures are not alike, of what is missing and of old logs."""
+"""A recorded run as arrays, as a film and as a page: also of cameras whose pictures are not alike, of what is missing
+and of old logs."""
 
 import dataclasses
 import time
@@ -22,7 +23,8 @@ SIX = np.arange(6, dtype=np.float32)
 
 
 def recorded(path, ticks=30, wrist=(90, 100), period_ns=20_000_000):
-    """A log of 30 fast steps at 50 Hz; a command from the second on, each the first to reach the wire every other step."""
+    """A log of 30 fast steps at 50 Hz; a command from the second on, each the first to reach the wire every other
+    step."""
     log, zero = LogWriter(path, {}, reserve_bytes=0), np.zeros(6, np.float32)
     sizes = {"front": (48, 64), **({"wrist": wrist} if wrist else {})}
     for k in range(ticks):
@@ -35,10 +37,21 @@ def recorded(path, ticks=30, wrist=(90, 100), period_ns=20_000_000):
         wire_ns = t if k else 0
         log.state(
             JointState(
-                t, SIX + k, zero, SIX, zero, zero, zero, np.zeros(6, np.uint8), SafetyState.ACTIVE, "",
-                wire_ns, wire_ns - 21_000_000 if k else 0, k // 2,
+                t,
+                SIX + k,
+                zero,
+                SIX,
+                zero,
+                zero,
+                zero,
+                np.zeros(6, np.uint8),
+                SafetyState.ACTIVE,
+                "",
+                wire_ns,
+                wire_ns - 21_000_000 if k else 0,
+                k // 2,
             )
-        )  # fmt: skip
+        )
         if k % 6 == 0:
             future = np.linspace(-2, 2, 48).reshape(3, 16, 1, 1).astype(np.float32)
             log.prior(Prior(t, t + 5, "t", SIX, future, SIX[None], np.zeros(1, np.int64), k // 6), obs, t)
@@ -93,7 +106,8 @@ def test_a_log_that_was_cut_off_is_an_episode_up_to_there(tmp_path):
 
 
 def test_a_film_of_two_cameras_of_different_size(tmp_path):
-    """Pictures of 64x48 beside some of 100x90, which are shown as high as the others (53x48); twice as large in the film."""
+    """Pictures of 64x48 beside some of 100x90, which are shown as high as the others (53x48); twice as large in the
+    film."""
     log = recorded(tmp_path / "run.mcap")
     episode = load_episode(log)
     write_video(episode, pictures(log, episode.picture_ns), tmp_path / "episode.mp4")

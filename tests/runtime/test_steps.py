@@ -111,7 +111,8 @@ def test_equal_observations_give_equal_priors(rig):
 
 
 def test_a_prior_stays_what_it_was_when_an_engine_answers_in_the_same_memory(rig, monkeypatch):
-    """TensorRT's outputs lie in pinned buffers that the next run writes to, while the fast loop reads the Prior before."""
+    """TensorRT's outputs lie in pinned buffers that the next run writes to, while the fast loop reads the Prior
+    before."""
     world, slow, _ = rig
     run = slow.world.run
     kept: dict[str, np.ndarray] = {}
@@ -194,8 +195,8 @@ def straight(prior, now_ns, pose, velocity, seq):
 def test_velocity_stays_continuous_at_every_hand_over_of_a_moving_tool(toys, fast):
     """Experts change hands every 0.2 s and plans every 0.1 s, each of them with another velocity.
 
-    At the hand-over the tool is told to go on as it went: what differs comes in later, by the blend. And where it is told to be is
-    where that velocity takes it.
+    At the hand-over the tool is told to go on as it went: what differs comes in later, by the blend. And where it is
+    told to be is where that velocity takes it.
     """
     made, _, obs = toys
     limit = np.array([fast.set.acceleration] * 3 + [20.0, 20.0]) * TICK * 1e-9 + 1e-6
@@ -292,7 +293,8 @@ def paused(fast, prior, now_ns, seq):
 
 
 def test_a_pause_that_every_new_chunk_begins_with_is_served_once(rig):
-    """Plans come eight times a second and each begins with the pause of the one before; the tool must not stand there for ever."""
+    """Plans come eight times a second and each begins with the pause of the one before; the tool must not stand there
+    for ever."""
     world, slow, fast = rig
     obs = observe(world, S)
     made = slow.step(S, obs)
@@ -317,7 +319,8 @@ def test_a_pause_that_every_new_chunk_begins_with_is_served_once(rig):
 
 
 def test_one_plan_alone_does_not_let_go(rig):
-    """Plans come eight times a second; one that opens the jaw is kept only if the next one opens it too. Closing waits for nobody."""
+    """Plans come eight times a second; one that opens the jaw is kept only if the next one opens it too. Closing waits
+    for nobody."""
     world, slow, fast = rig
     obs = observe(world, S)
     made = slow.step(S, obs)

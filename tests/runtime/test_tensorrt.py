@@ -1,4 +1,5 @@
-"""Building and choosing engines where there is no GPU: plans, refusals, and what is checked before an engine may run."""
+"""Building and choosing engines where there is no GPU: plans, refusals, and what is checked before an engine may
+run."""
 
 import ctypes
 import dataclasses
@@ -141,10 +142,13 @@ def half_listing(bundle, folder):
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (truncated, "truncated or damaged"), (other_onnx, "another fast.onnx"), (other_jetpack, "built under L4T 36.3.0"),
-        (other_gpu, "it has them for thor-sm110-trt10.13.0"), (half_listing, "damaged"),
+        (truncated, "truncated or damaged"),
+        (other_onnx, "another fast.onnx"),
+        (other_jetpack, "built under L4T 36.3.0"),
+        (other_gpu, "it has them for thor-sm110-trt10.13.0"),
+        (half_listing, "damaged"),
     ],
-)  # fmt: skip
+)
 def test_an_engine_that_does_not_match_is_refused_with_the_command_that_mends_it(bundle, spoil, says):
     spoil(bundle, pretend_built(bundle))
     with pytest.raises(EngineError, match="harmowam build") as refused:
@@ -240,9 +244,11 @@ def test_float32_layers_are_built_with_tf32(monkeypatch, tmp_path):
     """Polygraphy clears TensorRT's own TF32 unless it is asked for."""
     asked = {}
     polygraphy = SimpleNamespace(
-        create_config=lambda builder, network, **how: asked.update(how), network_from_onnx_path=lambda *_, **__: [1, 2],
-        engine_bytes_from_network=lambda *_, **__: b"plan", PolygraphyException=RuntimeError,
-    )  # fmt: skip
+        create_config=lambda builder, network, **how: asked.update(how),
+        network_from_onnx_path=lambda *_, **__: [1, 2],
+        engine_bytes_from_network=lambda *_, **__: b"plan",
+        PolygraphyException=RuntimeError,
+    )
     for name in ("polygraphy", "polygraphy.backend", "polygraphy.backend.trt", "polygraphy.exception"):
         monkeypatch.setitem(sys.modules, name, polygraphy)
     pool = SimpleNamespace(WORKSPACE=0)
@@ -265,8 +271,8 @@ def test_a_real_engine_agrees_with_onnx_runtime(bundle, tmp_path):
             assert np.allclose(made[k], v, atol=1e-4), k
 
 
-# A driver that does on the processor what CUDA does on a GPU, and is stricter: a call needs a context in its own thread (201), handles
-# and addresses must be live (400), and what a stream was given happens when it is waited for, no sooner.
+# A driver that does on the processor what CUDA does on a GPU, and is stricter: a call needs a context in its own thread
+# (201), handles and addresses must be live (400), and what a stream was given happens when it is waited for, no sooner.
 DRIVER = r"""
 #include <stdlib.h>
 #include <string.h>
@@ -383,10 +389,15 @@ class PretendedTensorRT:
         if data != b"whole" or (self.wants_host_code and not host_code):
             return None
         return SimpleNamespace(
-            num_io_tensors=2, get_tensor_name=lambda i: "xy"[i], get_tensor_shape=lambda name: (2, 3),
-            get_tensor_dtype=lambda name: np.float32, get_tensor_mode=lambda name: 1 + (name == "y"),
-            create_execution_context=lambda: SimpleNamespace(set_tensor_address=self.place, execute_async_v3=self.execute),
-        )  # fmt: skip
+            num_io_tensors=2,
+            get_tensor_name=lambda i: "xy"[i],
+            get_tensor_shape=lambda name: (2, 3),
+            get_tensor_dtype=lambda name: np.float32,
+            get_tensor_mode=lambda name: 1 + (name == "y"),
+            create_execution_context=lambda: SimpleNamespace(
+                set_tensor_address=self.place, execute_async_v3=self.execute
+            ),
+        )
 
     def place(self, name, address):
         self.at[name] = np.ctypeslib.as_array((ctypes.c_float * 6).from_address(address))

@@ -1,7 +1,8 @@
-"""Every name of TensorRT that our code uses exists in each TensorRT that a JetPack ships, checked on NVIDIA's real bindings.
+"""Every name of TensorRT that our code uses exists in each TensorRT that a JetPack ships, checked on NVIDIA's real
+bindings.
 
-The libraries behind the bindings are not on PyPI; a dozen exported C symbols are enough for an import, so that is what stands in
-for them. Nothing is executed on a GPU here: this test is about names, members and keywords.
+The libraries behind the bindings are not on PyPI; a dozen exported C symbols are enough for an import, so that is what
+stands in for them. Nothing is executed on a GPU here: this test is about names, members and keywords.
 """
 
 import ast
@@ -19,12 +20,15 @@ CACHE = ROOT / ".build" / "tensorrt"
 VERSIONS = ("10.3.0", "10.13.3.9", "11.4.0.106")  # JetPack 6.2; the last line of 10; 11
 SYMBOLS = {
     "nvinfer": [
-        "createInferBuilder_INTERNAL", "createInferRuntime_INTERNAL", "createInferRefitter_INTERNAL",
-        "getPluginRegistry", "getBuilderPluginRegistry",
+        "createInferBuilder_INTERNAL",
+        "createInferRuntime_INTERNAL",
+        "createInferRefitter_INTERNAL",
+        "getPluginRegistry",
+        "getBuilderPluginRegistry",
     ],
     "nvinfer_plugin": ["initLibNvInferPlugins"],
     "nvonnxparser": ["createNvOnnxParser_INTERNAL", "createNvOnnxParserRefitter_INTERNAL", "getNvOnnxParserVersion"],
-}  # fmt: skip
+}
 # Class of the bindings -> what runtime/engines/tensorrt.py calls on it; the variables are read from the source below.
 OWNERS = {"_runtime": "Runtime", "_engine": "ICudaEngine", "_context": "IExecutionContext"}
 LOOK = """
@@ -39,7 +43,8 @@ def has(path):
         x = getattr(x, part)
     return True
 print(json.dumps({"missing": [p for p in wanted if not has(p)], "version": trt.__version__,
-  "enqueue": trt.IExecutionContext.execute_async_v3.__doc__, "members": dir(trt.BuilderFlag) + dir(trt.NetworkDefinitionCreationFlag)}))
+  "enqueue": trt.IExecutionContext.execute_async_v3.__doc__,
+  "members": dir(trt.BuilderFlag) + dir(trt.NetworkDefinitionCreationFlag)}))
 """
 
 
@@ -67,8 +72,17 @@ def bindings(version: str) -> Path:
             source = folder / f"{library}.c"
             source.write_text("".join(f"void *{s}(void) {{ return 0; }}\n" for s in symbols))
             subprocess.run(
-                [os.environ.get("CC", "cc"), "-shared", "-fPIC", f"-Wl,-soname,{target.name}", "-o", str(target), str(source)], check=True
-            )  # fmt: skip
+                [
+                    os.environ.get("CC", "cc"),
+                    "-shared",
+                    "-fPIC",
+                    f"-Wl,-soname,{target.name}",
+                    "-o",
+                    str(target),
+                    str(source),
+                ],
+                check=True,
+            )
     return folder
 
 
@@ -92,8 +106,13 @@ def look(version: str, wanted: set[str]) -> dict:
     folder = bindings(version)
     environment = {**os.environ, "PYTHONPATH": str(folder), "LD_LIBRARY_PATH": str(folder)}
     done = subprocess.run(
-        [sys.executable, "-c", LOOK], input=json.dumps(sorted(wanted)), env=environment, capture_output=True, text=True, check=False
-    )  # fmt: skip
+        [sys.executable, "-c", LOOK],
+        input=json.dumps(sorted(wanted)),
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return dict(json.loads(done.stdout))
 

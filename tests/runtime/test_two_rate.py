@@ -167,7 +167,8 @@ def turned(q):
 
 
 def test_the_first_ticks_already_take_fresh_pictures(run):
-    """The loop begins half way between two pictures, which come every 20 ms: one that waited for its tick would be 10 ms older."""
+    """The loop begins half way between two pictures, which come every 20 ms: one that waited for its tick would be 10
+    ms older."""
     eye = next(iter(run.driver.eyes.cameras.values()))
     seen = eye.seq
     while eye.seq == seen:
@@ -201,7 +202,8 @@ def states(run):
 
 
 def held_once_and_ran_again(run):
-    """A machine that is late may degrade the loop any time: that is not what is asked. A hold may have one reason after another."""
+    """A machine that is late may degrade the loop any time: that is not what is asked. A hold may have one reason after
+    another."""
     seen = [s for s, _ in itertools.groupby(s for s in states(run) if s != Health.DEGRADED)]
     return seen.count(Health.HOLDING) == 1 and seen[-2:] == [Health.HOLDING, Health.RUNNING]
 

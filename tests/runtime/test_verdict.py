@@ -5,10 +5,19 @@ import pytest
 from runtime.observe.verdict import reasons, spent, verdict
 
 CALM = {
-    "seconds": 20.0, "ticks": 1000, "deadline_misses": 2, "refused_outputs": 0, "held_s": 0.0, "commanded": True, "interrupted": False,
-    "success": False, "success_at_end": False, "failure": "never got to the item", "processors": {"busy": 0.97, "stolen": 0.0},
+    "seconds": 20.0,
+    "ticks": 1000,
+    "deadline_misses": 2,
+    "refused_outputs": 0,
+    "held_s": 0.0,
+    "commanded": True,
+    "interrupted": False,
+    "success": False,
+    "success_at_end": False,
+    "failure": "never got to the item",
+    "processors": {"busy": 0.97, "stolen": 0.0},
     "health": {"state": "running", "changes": [{"at_s": 0.1, "state": "running", "reasons": []}]},
-}  # fmt: skip
+}
 GONE = "camera 'front' stopped giving frames"
 LATE = "the slow engine is late"
 HELD = [
@@ -27,7 +36,10 @@ BUSY = "the processors were 97% busy: end other programs and try again"
     ("known", "why"),
     [
         ({}, [NEVER, "nothing held it up, so it is the policy's own mistake: another start (--seed) may go better"]),
-        ({"seconds": 2.0}, ["in 2.0 s the arm never got to the item", "that is a short time: give it more with --seconds"]),
+        (
+            {"seconds": 2.0},
+            ["in 2.0 s the arm never got to the item", "that is a short time: give it more with --seconds"],
+        ),
         (
             {"health": {"state": "holding", "changes": HELD}},
             [NEVER, f"the loop held the arm for 5.0 s ({GONE})", f"it ran degraded for 11.0 s ({LATE})", BUSY],
@@ -36,13 +48,23 @@ BUSY = "the processors were 97% busy: end other programs and try again"
         ({"deadline_misses": 130}, [NEVER, "13% of the deadlines were missed", BUSY]),
         (
             {"refused_outputs": 4, "processors": {"busy": 0.5, "stolen": 0.2}},
-            [NEVER, "4 outputs of the model were refused", "20% of the processors' time went to other machines on the same host"],
+            [
+                NEVER,
+                "4 outputs of the model were refused",
+                "20% of the processors' time went to other machines on the same host",
+            ],
         ),
-        ({"error": "the arm stopped (elbow is blocked): mend that."}, ["the arm stopped (elbow is blocked): mend that", NEVER]),
+        (
+            {"error": "the arm stopped (elbow is blocked): mend that."},
+            ["the arm stopped (elbow is blocked): mend that", NEVER],
+        ),
         ({"interrupted": True, "seconds": 2.0, "failure": ""}, ["the run was interrupted after 2.0 s"]),
-        ({"commanded": False, "error": "no command within 10 s."}, ["no command within 10 s", "no command came from the policy"]),
+        (
+            {"commanded": False, "error": "no command within 10 s."},
+            ["no command within 10 s", "no command came from the policy"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_run_that_did_not_do_its_task_says_what_is_known_of_why(known, why):
     assert reasons({**CALM, **known}) == why
     assert verdict({**CALM, **known}) == "not done: " + "; ".join(why)

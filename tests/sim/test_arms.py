@@ -1,4 +1,5 @@
-"""Each simulated arm behind its own servos: armed, moved along a scripted path, lowered; as the robot file of its name says."""
+"""Each simulated arm behind its own servos: armed, moved along a scripted path, lowered; as the robot file of its name
+says."""
 
 import dataclasses
 
@@ -120,8 +121,11 @@ def test_gears_directions_and_zeros_of_the_robot_file_are_between_servo_and_join
     world = World(0)
     plain = load_robot("sim_so101").arm
     turned = dataclasses.replace(
-        plain, gear=(1.0, 2.0, 1.0, 1.0, 1.0, 1.0), direction=(1, -1, 1, 1, 1, 1), zero_step=(2048, 2000, 2048, 2048, 2048, 2048)
-    )  # fmt: skip
+        plain,
+        gear=(1.0, 2.0, 1.0, 1.0, 1.0, 1.0),
+        direction=(1, -1, 1, 1, 1, 1),
+        zero_step=(2048, 2000, 2048, 2048, 2048, 2048),
+    )
     steps, _, load = MujocoPlant(world, turned).present(0)
     reference, _, usual = MujocoPlant(world, plain).present(0)
     assert steps[1] == pytest.approx(2000 - 2 * (reference[1] - 2048)) and load[1] == -usual[1]

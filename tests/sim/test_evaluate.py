@@ -56,7 +56,7 @@ def jobs(bundle, policies=("gated",), environments=("seen",), count=2, tasks=("p
     return ev.jobs_for(bundle, policies, environments, tasks, range(count), **more)
 
 
-# -- the loop in virtual time ---------------------------------------------------------------------------------------------
+# -- the loop in virtual time ------------------------------------------------------------------------------------------
 
 
 def test_the_slow_loop_never_overlaps_itself(rig):
@@ -92,7 +92,8 @@ def test_the_gate_can_be_replaced(rig):
 
 
 def test_the_average_is_half_of_either(rig):
-    """The toy's predictive expert stays where it is: the average goes where the reactive one goes, at half its speed."""
+    """The toy's predictive expert stays where it is: the average goes where the reactive one goes, at half its
+    speed."""
 
     def way(policy):
         sent = np.array([t.sent_target for t in episode(rig, policy, limit_s=0.4).ticks if t.expert != Expert.NONE])
@@ -103,7 +104,8 @@ def test_the_average_is_half_of_either(rig):
 
 
 def test_success_must_last_as_long_as_is_asked(rig):
-    """A cube that lies on the plate from the start: time goes on until it has lain there so long, or has been taken away."""
+    """A cube that lies on the plate from the start: time goes on until it has lain there so long, or has been taken
+    away."""
     world, slow, fast = rig
     # The toy's predictive expert stays where it is.
     fast.policy, fast.listens, fast.other_gate = "predictive", False, None
@@ -128,7 +130,7 @@ def test_success_must_last_as_long_as_is_asked(rig):
     assert not undone.success and undone.ended == "time" and undone.seconds == pytest.approx(3.8, abs=0.02)
 
 
-# -- starts ---------------------------------------------------------------------------------------------------------------
+# -- starts ------------------------------------------------------------------------------------------------------------
 
 
 def test_all_policies_start_alike_and_no_two_splits_do(rig, bundle):
@@ -159,7 +161,7 @@ def test_near_is_at_hover_above_the_first_subgoal(rig, bundle):
         assert np.linalg.norm(layout.start[:2] - layout.places[layout.roles[0]][:2]) < 0.03
 
 
-# -- rows -----------------------------------------------------------------------------------------------------------------
+# -- rows --------------------------------------------------------------------------------------------------------------
 
 
 def test_what_was_run_is_not_run_again_and_a_cut_line_is(bundle, tmp_path, monkeypatch):
@@ -226,14 +228,18 @@ def test_rows_of_something_else_are_refused(tmp_path):
 def test_what_makes_an_episode_another_makes_its_key_another(bundle):
     a = jobs(bundle, count=1)[0]
     more = [
-        *jobs(bundle, policies=("reactive",), count=1), *jobs(bundle, environments=("object",), count=1), jobs(bundle)[1],
-        *jobs(bundle, split="test", count=1), *jobs(bundle, starts=("near",), count=1), *jobs(bundle, tasks=(TASK,), count=1),
+        *jobs(bundle, policies=("reactive",), count=1),
+        *jobs(bundle, environments=("object",), count=1),
+        jobs(bundle)[1],
+        *jobs(bundle, split="test", count=1),
+        *jobs(bundle, starts=("near",), count=1),
+        *jobs(bundle, tasks=(TASK,), count=1),
         *jobs(bundle, schedule=Schedule(world_model_ms=250), count=1),
-    ]  # fmt: skip
+    ]
     assert len({a.key, *(j.key for j in more)}) == len(more) + 1
 
 
-# -- the command, and the page --------------------------------------------------------------------------------------------
+# -- the command, and the page -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -272,10 +278,26 @@ def test_the_table_and_the_json(bundle, tmp_path):
         jobs(bundle, ("gated", "reactive"), ("seen", "position"), 4),
         lambda j: j.seed < {"seen": 3, "position": 2}[j.environment] - (j.policy != "gated"),
     )
-    result = CliRunner().invoke(main, [
-        "evaluate", "--bundle", str(bundle), "--task", "plate", "--policy", "gated,reactive", "--environment", "seen,position",
-        "--episodes", "4", "--rows", str(rows), "--json", str(out),
-    ])  # fmt: skip
+    result = CliRunner().invoke(
+        main,
+        [
+            "evaluate",
+            "--bundle",
+            str(bundle),
+            "--task",
+            "plate",
+            "--policy",
+            "gated,reactive",
+            "--environment",
+            "seen,position",
+            "--episodes",
+            "4",
+            "--rows",
+            str(rows),
+            "--json",
+            str(out),
+        ],
+    )
     assert result.exit_code == 0, result.output
     assert "75 % (30-95)" in result.output and "33 %" in result.output  # 1 - 2/3
     assert "gated minus better single expert (reactive), mean of unseen, paired: +25.0 points" in result.output
@@ -294,11 +316,26 @@ def write_rows(path, jobs, won):
     lines = []
     for j in jobs:
         success = bool(won(j))
-        lines.append(json.dumps({
-            "key": j.key, "policy": j.policy, "environment": j.environment, "task": j.task, "seed": j.seed, "split": j.split,
-            "start": j.start, "success": success, "transit": True, "seconds": 5.0, "switches": 2,
-            "failure": "" if success else "placed it badly", "gate_right": 97, "gate_frames": 100,
-        }))  # fmt: skip
+        lines.append(
+            json.dumps(
+                {
+                    "key": j.key,
+                    "policy": j.policy,
+                    "environment": j.environment,
+                    "task": j.task,
+                    "seed": j.seed,
+                    "split": j.split,
+                    "start": j.start,
+                    "success": success,
+                    "transit": True,
+                    "seconds": 5.0,
+                    "switches": 2,
+                    "failure": "" if success else "placed it badly",
+                    "gate_right": 97,
+                    "gate_frames": 100,
+                }
+            )
+        )
     path.write_text("\n".join(lines) + "\n")
 
 

@@ -1,4 +1,5 @@
-"""Real lowerings: motor loop, servo packets and physics, in virtual time. `python -m benchmarks.lowering` plays two hundred."""
+"""Real lowerings: motor loop, servo packets and physics, in virtual time. `python -m benchmarks.lowering` plays two
+hundred."""
 
 import dataclasses
 

@@ -1,4 +1,5 @@
-"""The simulated arm before its first torque and after its last: brakes hold it until then, and nothing does afterwards."""
+"""The simulated arm before its first torque and after its last: brakes hold it until then, and nothing does
+afterwards."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""What became of an episode, told of episodes whose story is known: the scripted expert's, and what befalls things by hand."""
+"""What became of an episode, told of episodes whose story is known: the scripted expert's, and what befalls things by
+hand."""
 
 import dataclasses
 

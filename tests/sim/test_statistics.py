@@ -16,7 +16,8 @@ def test_wilson_gives_the_published_intervals():
 
 
 def test_a_paired_difference_is_that_of_matched_pairs():
-    """Approval of the prime minister, asked twice of 1,600 people: Agresti, Categorical Data Analysis, table 10.1 and section 10.1.1."""
+    """Approval of the prime minister, asked twice of 1,600 people: Agresti, Categorical Data Analysis, table 10.1 and
+    section 10.1.1."""
     found = paired_difference({"all": [0] * (794 + 570) + [-1] * 150 + [1] * 86})
     assert found["difference"] == pytest.approx(-0.04) and found["pairs"] == 1600
     assert found["low"] == pytest.approx(-0.0587, abs=2e-4) and found["high"] == pytest.approx(-0.0213, abs=2e-4)
@@ -37,9 +38,18 @@ def test_the_relative_drop_is_the_papers():
 
 def row(policy, environment, seed, success, **more):
     return {
-        "policy": policy, "environment": environment, "task": "plate", "seed": seed, "start": "home", "success": success, "transit": True,
-        "seconds": 5.0, "switches": 2, "failure": "" if success else "grasped nothing", **more,
-    }  # fmt: skip
+        "policy": policy,
+        "environment": environment,
+        "task": "plate",
+        "seed": seed,
+        "start": "home",
+        "success": success,
+        "transit": True,
+        "seconds": 5.0,
+        "switches": 2,
+        "failure": "" if success else "grasped nothing",
+        **more,
+    }
 
 
 def test_environments_of_one_seed_are_one_observation():

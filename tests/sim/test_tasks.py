@@ -171,8 +171,8 @@ def test_play_puts_things_next_to_others_and_clear_of_them(world):
 
 
 def test_play_puts_things_onto_others_where_a_task_does_but_for_a_few_millimetres(world):
-    """The tool stands beside the goal, as far as the held thing is beside the tool: 34.5 mm for a ring. Play hung it onto the middle of its
-    post once, and the policy then halfway between."""
+    """The tool stands beside the goal, as far as the held thing is beside the tool: 34.5 mm for a ring. Play hung it
+    onto the middle of its post once, and the policy then halfway between."""
     off, tasks = [], set()
     for layout, segments, text in plays(world, 150):
         if " onto the " not in text:
@@ -189,7 +189,8 @@ def test_play_puts_things_onto_others_where_a_task_does_but_for_a_few_millimetre
 
 
 def test_a_row_of_buttons_can_be_found_half_pressed(world):
-    """The first is lit from the start, the expert presses the second only, and that is success; the next start knows nothing of it."""
+    """The first is lit from the start, the expert presses the second only, and that is success; the next start knows
+    nothing of it."""
     rng = np.random.default_rng(9)
     layout = sample_layout(rng, task="press")
     world.reset(layout)

@@ -61,7 +61,8 @@ def test_cameras_see_where_they_say_they_look(world):
 
 
 def test_pictures_can_be_made_elsewhere_from_what_is_visible(world):
-    """The camera process has its own copy of the scene and gets only `visible`: it must show the same, lit buttons included."""
+    """The camera process has its own copy of the scene and gets only `visible`: it must show the same, lit buttons
+    included."""
     rng = np.random.default_rng(1)
     layout = sample_layout(rng, task="press")
     world.reset(layout)
