@@ -174,77 +174,84 @@ def _next_to(world: World, item: str, other: str, side: str) -> tuple[float, flo
     return x, y, side
 
 
+def _somewhere(world: World, rng: np.random.Generator, z: tuple[float, float]) -> np.ndarray:
+    """A tool pose above the table within reach, at a height (m) drawn from `z`."""
+    while True:
+        x, y = rng.uniform(SEEN[0], UNSEEN[1])
+        if math.hypot(x - PAN_X, y) < REACH:
+            return _pose(x, y, float(rng.uniform(*z)), float(rng.uniform(-0.5, 0.5)), world.layout.jaw)
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _take(world: World, rng: np.random.Generator, target: str, start: np.ndarray) -> tuple[list[Segment], str]:
+    """Grasp `target` and let it go on top of another thing, next to one, or anywhere; and what was done."""
+    task = TASKS[world.layout.task]
+    up = pick(world, rng, target, task.grasp_z, task.grasp_offset, start)
+    lift = up[-1].goal
+    others = [n for n in world.layout.places if n != target]
+    other = others[int(rng.integers(len(others)))] if others and rng.random() < 0.85 else ""
+    if other and rng.random() < 0.8:  # onto it, with a careless hand
+        fits = (target, other) in task.instructions.values()
+        z = task.place_z if fits else TASKS["stack"].place_z
+        onto = put(world, rng, target, other, lift, z, rng.normal(0, MISS))
+        return [*up, *onto], f"drop the {_spoken(target)} onto the {_spoken(other)}"
+    text, spot = f"take the {_spoken(target)} away", None
+    drop = _somewhere(world, rng, (0.03, 0.05))
+    if other:
+        spot = _next_to(world, target, other, "left" if rng.random() < 0.5 else "right")
+    if spot is not None:
+        drop[:2], drop[2] = spot[:2], task.grasp_z + 0.004
+        text = f"put the {_spoken(target)} to the {spot[2]} of the {_spoken(other)}"
+    drop[5] = CLOSED
+    hover = drop.copy()
+    hover[2] = HOVER
+    opened, leave = drop.copy(), hover.copy()
+    opened[5] = leave[5] = OPEN
+    down = [
+        Segment(hover, _travel(lift, hover), 1.0),
+        Segment(drop, 0.5, 0.4),
+        Segment(opened, 0.3, 0.0, event=True),
+        Segment(leave, 0.45, 0.3),
+    ]
+    return [*up, *down], text
+
+
+def _touch(world: World, rng: np.random.Generator, target: str) -> tuple[list[Segment], str]:
+    """Touch `target`, of a button row often another button after it; and what was done."""
+    touched, out = [target], []
+    pressing = world.layout.task == "press"
+    if pressing and rng.random() < 0.7:
+        touched.append(str(rng.choice([n for n in world.layout.places if n != target])))
+    for name in touched:
+        x, y, _ = world.position(name)
+        hx, hy = entry(rng, x, y)
+        hover = _pose(hx, hy, HOVER, float(rng.uniform(-0.3, 0.3)), world.layout.jaw)
+        low = hover.copy()
+        low[:3] = x, y, TASKS["press"].grasp_z if pressing else 0.05
+        out += [Segment(hover, 0.0, 1.0), Segment(low, 0.7, 0.5, precise=True), Segment(hover, 0.5, 0.3)]
+    return out, "touch the " + " and then the ".join(map(_spoken, touched))
+
+
 def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], str]:
     """Task-agnostic play: wander, touch things, and often grasp one and let it go somewhere, next to another thing, or
-    on top of it.
-
-    Also says, in hindsight, what was done.
+    on top of it. Also says, in hindsight, what was done.
     """
     names = list(world.layout.places)
     for _ in range(3):  # what can be taken shows more than what can only be touched
         target = names[int(rng.integers(len(names)))]
         if world.free_joint(target) is not None:
             break
-    said = target.replace("_", " ")
-    jaw = world.layout.jaw
-    out: list[Segment] = []
-
-    def somewhere(z: tuple[float, float]) -> np.ndarray:
-        while True:
-            x, y = rng.uniform(SEEN[0], UNSEEN[1])
-            if math.hypot(x - PAN_X, y) < REACH:
-                return _pose(x, y, float(rng.uniform(*z)), float(rng.uniform(-0.5, 0.5)), jaw)
-
     at = world.pose
-    for _ in range(int(rng.integers(0, 2))):
-        out.append(Segment(somewhere((0.05, 0.11)), 0.0, 1.0))
-    free = world.free_joint(target) is not None
-    if free:
-        task = TASKS[world.layout.task]
-        start = out[-1].goal if out else at
-        out += pick(world, rng, target, task.grasp_z, task.grasp_offset, start)
-        lift = out[-1].goal
-        others = [n for n in names if n != target]
-        text = f"take the {said} away"
-        spot = None
-        other = others[int(rng.integers(len(others)))] if others and rng.random() < 0.85 else ""
-        if other and rng.random() < 0.8:  # onto it, with a careless hand
-            text = f"drop the {said} onto the {other.replace('_', ' ')}"
-            fits = (target, other) in task.instructions.values()
-            z = task.place_z if fits else TASKS["stack"].place_z
-            out += put(world, rng, target, other, lift, z, rng.normal(0, MISS))
-        else:
-            drop = somewhere((0.03, 0.05))
-            if other:
-                spot = _next_to(world, target, other, "left" if rng.random() < 0.5 else "right")
-            if spot is not None:
-                drop[:2], drop[2] = spot[:2], task.grasp_z + 0.004
-                text = f"put the {said} to the {spot[2]} of the {other.replace('_', ' ')}"
-            drop[5] = CLOSED
-            hover = drop.copy()
-            hover[2] = HOVER
-            opened, leave = drop.copy(), hover.copy()
-            opened[5] = leave[5] = OPEN
-            out += [
-                Segment(hover, _travel(lift, hover), 1.0),
-                Segment(drop, 0.5, 0.4),
-                Segment(opened, 0.3, 0.0, event=True),
-                Segment(leave, 0.45, 0.3),
-            ]
+    wander = [Segment(_somewhere(world, rng, (0.05, 0.11)), 0.0, 1.0) for _ in range(int(rng.integers(0, 2)))]
+    if world.free_joint(target) is not None:
+        done, text = _take(world, rng, target, wander[-1].goal if wander else at)
     else:
-        touched = [target]
-        if world.layout.task == "press" and rng.random() < 0.7:  # and another one after it
-            touched.append(str(rng.choice([n for n in names if n != target])))
-        for name in touched:
-            x, y, _ = world.position(name)
-            hx, hy = entry(rng, x, y)
-            hover = _pose(hx, hy, HOVER, float(rng.uniform(-0.3, 0.3)), jaw)
-            low = hover.copy()
-            low[:3] = x, y, TASKS["press"].grasp_z if world.layout.task == "press" else 0.05
-            out += [Segment(hover, 0.0, 1.0), Segment(low, 0.7, 0.5, precise=True), Segment(hover, 0.5, 0.3)]
-        text = "touch the " + " and then the ".join(n.replace("_", " ") for n in touched)
+        done, text = _touch(world, rng, target)
     timed, before = [], at
-    for s in out:
+    for s in (*wander, *done):
         timed.append(Segment(s.goal, s.seconds or _travel(before, s.goal), s.noise, s.event, s.precise))
         before = s.goal
     return timed, text

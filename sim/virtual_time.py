@@ -19,6 +19,7 @@ from sim.world import World
 
 S = 1_000_000_000
 MS = 1_000_000
+START = 1 * S  # virtual clocks do not start at zero: a zero time means "none" on the wire
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,99 @@ MotorTick = Callable[[int, Command | None], JointState]
 Watcher = Callable[[int, Observation], str]  # called at every frame, before the policy; a text ends the episode
 
 
+class _Virtual:
+    """One episode: the event queue, the newest value of everything, and what happens at each kind of event."""
+
+    def __init__(
+        self,
+        world: World,
+        slow: SlowStep,
+        fast: FastStep,
+        motor_tick: MotorTick,
+        schedule: Schedule,
+        watch: Watcher | None,
+    ):
+        self.world, self.slow, self.fast, self.motor_tick, self.watch = world, slow, fast, motor_tick, watch
+        self.schedule, self.out = schedule, Episode(ended="")
+        rates = (schedule.camera_hz, schedule.slow_hz, schedule.motor_hz)
+        self.frame_ns, self.slow_ns, self.motor_ns = (int(S / hz) for hz in rates)
+        self.busy_ns = int((schedule.world_model_ms + schedule.predictive_ms) * MS)
+        self.queue: list[tuple[int, int, str, object]] = []
+        self.order = self.frames = self.held_ns = 0
+        self.now = START
+        self.next_slow = START + 1
+        self.state = motor_tick(START, None)
+        self.command: Command | None = None
+        self.prior: Prior | None = None
+        self.obs: Observation | None = None
+
+    def push(self, at: int, kind: str, value: object = None) -> None:
+        self.order += 1
+        heapq.heappush(self.queue, (at, self.order, kind, value))
+
+    def camera(self, _: object) -> None:
+        self.frames += 1
+        seen = self.fast.listens or self.next_slow < self.now + self.frame_ns
+        pictures = {"front": self.world.render("front"), "wrist": self.world.render("wrist")} if seen else {}
+        self.obs = Observation(self.now, pictures, self.state.q_rad, self.state.qd_rad_s, self.frames)
+        self.out.ended = self.watch(self.now, self.obs) if self.watch is not None else ""
+        if self.out.ended:
+            return
+        made, tick = self.fast.step(self.now, self.obs, self.prior)
+        self.out.ticks.append(tick)
+        if made is not None:
+            self.push(self.now + int(self.schedule.fast_ms * MS), "command", made)
+        self.push(self.now + self.frame_ns, "camera")
+
+    def slow_step(self, _: object) -> None:
+        if self.obs is not None:
+            self.push(self.now + self.busy_ns, "prior", self.slow.step(self.now, self.obs))
+        self.next_slow = self.now + max(self.slow_ns, self.busy_ns)
+        self.push(self.next_slow, "slow")
+
+    def new_prior(self, value: object) -> None:
+        assert isinstance(value, Prior)
+        self.prior = dataclasses.replace(value, t_ready_ns=self.now)
+        self.out.priors.append(self.prior)
+
+    def new_command(self, value: object) -> None:
+        assert isinstance(value, Command)
+        self.command = value
+
+    def motor(self, _: object) -> None:
+        self.state = self.motor_tick(self.now, self.command)
+        self.out.states.append(self.state)
+        self.held_ns = self.held_ns + self.motor_ns if self.world.success() else 0
+        if self.held_ns >= self.schedule.rest_s * S:
+            self.out.success, self.out.ended = True, "success"
+            return
+        self.push(self.now + self.motor_ns, "motor")
+
+    def run(self, end: int) -> Episode:
+        """Until an event ends the episode, or virtual time `end` (ns)."""
+        happens = {
+            "camera": self.camera,
+            "slow": self.slow_step,
+            "prior": self.new_prior,
+            "command": self.new_command,
+            "motor": self.motor,
+        }
+        self.push(START, "motor")
+        self.push(START, "camera")
+        self.push(self.next_slow, "slow")
+        while not self.out.ended and self.queue:
+            at, _, kind, value = heapq.heappop(self.queue)
+            if at > end:
+                break
+            if at > self.now:
+                self.world.advance((at - self.now) / S)
+                self.now = at
+            happens[kind](value)
+        self.out.ended = self.out.ended or "time"
+        self.out.seconds = (self.now - START) / S
+        return self.out
+
+
 def run_episode(
     world: World,
     slow: SlowStep,
@@ -66,72 +160,9 @@ def run_episode(
     """Drive `world` (already reset) to success or `limit_s` of virtual time. `motor_tick(now, newest command)` moves
     the servos.
 
-    Pictures are rendered only when a step will look at them: a fast step that does not listen leaves most frames to
-    nobody.
+    Pictures are rendered only when a step will look at them: the frames of a fast step that does not listen are mostly
+    not rendered.
     """
-    out = Episode()
     fast.reset()
-    start = 1 * S  # virtual clocks do not start at zero: a zero time means "none" on the wire
-    end = start + int((limit_s + max(schedule.rest_s - REST_S, 0.0)) * S)
-    frame_ns, slow_ns, motor_ns = (int(S / hz) for hz in (schedule.camera_hz, schedule.slow_hz, schedule.motor_hz))
-    busy_ns = int((schedule.world_model_ms + schedule.predictive_ms) * MS)
-    queue: list[tuple[int, int, str, object]] = []
-    order = 0
-
-    def push(at: int, kind: str, value: object = None) -> None:
-        nonlocal order
-        order += 1
-        heapq.heappush(queue, (at, order, kind, value))
-
-    state = motor_tick(start, None)
-    now = start
-    command: Command | None = None
-    prior: Prior | None = None
-    obs: Observation | None = None
-    seq = 0
-    held_ns = 0
-    push(start, "motor")
-    push(start, "camera")
-    next_slow = start + 1
-    push(next_slow, "slow")
-    while queue:
-        at, _, kind, value = heapq.heappop(queue)
-        if at > end:
-            break
-        if at > now:
-            world.advance((at - now) / S)
-            now = at
-        if kind == "camera":
-            seq += 1
-            seen = fast.listens or next_slow < now + frame_ns
-            frames = {"front": world.render("front"), "wrist": world.render("wrist")} if seen else {}
-            obs = Observation(now, frames, state.q_rad, state.qd_rad_s, seq)
-            out.ended = watch(now, obs) if watch is not None else ""
-            if out.ended:
-                break
-            made, tick = fast.step(now, obs, prior)
-            out.ticks.append(tick)
-            if made is not None:
-                push(now + int(schedule.fast_ms * MS), "command", made)
-            push(now + frame_ns, "camera")
-        elif kind == "slow":
-            if obs is not None:
-                push(now + busy_ns, "prior", slow.step(now, obs))
-            next_slow = now + max(slow_ns, busy_ns)
-            push(next_slow, "slow")
-        elif kind == "prior" and isinstance(value, Prior):
-            prior = dataclasses.replace(value, t_ready_ns=now)
-            out.priors.append(prior)
-        elif kind == "command" and isinstance(value, Command):
-            command = value
-        elif kind == "motor":
-            state = motor_tick(now, command)
-            out.states.append(state)
-            held_ns = held_ns + motor_ns if world.success() else 0
-            if held_ns >= schedule.rest_s * S:
-                out.success, out.ended = True, "success"
-                break
-            push(now + motor_ns, "motor")
-    out.ended = out.ended or "time"
-    out.seconds = (now - start) / S
-    return out
+    end = START + int((limit_s + max(schedule.rest_s - REST_S, 0.0)) * S)
+    return _Virtual(world, slow, fast, motor_tick, schedule, watch).run(end)

@@ -117,6 +117,16 @@ def _episode_row(e: Episode, i: int, first: int, where: Mapping[str, int], fps: 
     return row | {f"stats/{feature}/{k}": v for feature, s in measured.items() for k, v in s.items()}
 
 
+LAYOUT = {
+    "codebase_version": VERSION,
+    "chunks_size": CHUNK_SIZE,
+    "data_files_size_in_mb": 100,
+    "video_files_size_in_mb": 200,
+    "data_path": DATA,
+    "video_path": VIDEO,
+}
+
+
 def finish(
     folder: Path, fps: float, robot_type: str, joint_names: Sequence[str], cameras: Mapping[str, Camera]
 ) -> None:
@@ -166,21 +176,15 @@ def finish(
     ours = {"schema": SCHEMA, "units": "rad", "cameras": {k: c.to_json() for k, c in cameras.items()}}
     write_json(folder / OURS, ours)
     info = {
-        "codebase_version": VERSION,
         "robot_type": robot_type,
         "total_episodes": episode,
         "total_frames": index,
         "total_tasks": len(instructions),
-        "chunks_size": CHUNK_SIZE,
-        "data_files_size_in_mb": 100,
-        "video_files_size_in_mb": 200,
         "fps": _whole(fps),
         "splits": {"train": f"0:{episode}"},
-        "data_path": DATA,
-        "video_path": VIDEO,
         "features": features,
     }
-    write_json(folder / INFO, info)
+    write_json(folder / INFO, LAYOUT | info)
 
 
 def _episode_tables(folder: Path) -> dict[Path, pa.Table]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from firmware_bridge.bus.port import Transport
 from firmware_bridge.codecs import dynamixel as dxl
@@ -27,6 +27,43 @@ class Reply(NamedTuple):
 
     bits: int
     data: bytes
+
+
+class _Answers:
+    """Packets that came after a request, sorted: `got`, the answers of `servos` with `size` data bytes; the rest is
+    counted in the bus's errors."""
+
+    def __init__(self, bus: Bus, servos: Sequence[int], size: int, fast: bool):
+        self.bus, self.servos, self.size, self.fast = bus, servos, size, fast
+        self.got: dict[int, Reply] = {}
+        self.spoiled: set[int] = set()  # ids that two servos answered for
+        self.order = -1  # place in `servos` of who answered last
+
+    def sort(self, packet: Any) -> None:
+        """Take one packet's answer, or count what is wrong with it."""
+        found, servo, errors = self.bus.codec.answer(packet), packet.servo, self.bus.errors
+        if found is None:
+            if self.fast:
+                answers = dxl.fast_answers(packet, self.servos, self.size)
+                self.got.update({i: Reply(bits, data) for i, bits, data in answers})
+            else:
+                errors[-1, "no status packet"] += 1
+        elif len(found[1]) != self.size:
+            if not self.bus._late(servo, found):
+                refused = self.bus.dynamixel and found[0] & 0x7F
+                why = f"refused ({dxl.ERRORS.get(refused, refused)})" if refused else "wrong length"
+                errors[servo, why] += 1
+        elif servo not in self.servos:
+            errors[servo, "unexpected id"] += 1
+        elif servo in self.got or servo in self.spoiled:
+            errors[servo, "duplicate id"] += 1
+            self.got.pop(servo, None)
+            self.spoiled.add(servo)
+        elif self.servos.index(servo) <= self.order:
+            errors[servo, "out of turn"] += 1
+        else:
+            self.order = self.servos.index(servo)
+            self.got[servo] = Reply(*found)
 
 
 class Bus:
@@ -128,15 +165,12 @@ class Bus:
         `data`: what has been read of them. `fast`: the joint answer to a fast sync read. `linger`: wait out the
         deadline in any case, to hear a second servo with the same id.
         """
-        n = len(servos)
-        answer, parser, errors = self.codec.answer, self._parser, self.errors
+        parser = self._parser
         parser.reset()
         parser.longest = self.codec.STATUS_BYTES + size + (size + 2) // 3 if not fast else dxl.MAX_PACKET
-        got: dict[int, Reply] = {}
-        spoiled: set[int] = set()
-        order = -1
+        answers = _Answers(self, servos, size, fast)
         head: bytes | None = b""  # an adapter that echoes sends the request back first
-        while len(got) < n or linger:
+        while len(answers.got) < len(servos) or linger:
             data = data or self.port.read(deadline)
             if data and head is not None:
                 head += data
@@ -144,60 +178,39 @@ class Bus:
                     if len(head) < len(request):
                         data = b""
                         continue
-                    errors[-1, "echo"] += 1
+                    self.errors[-1, "echo"] += 1
                     data, head = head[len(request) :], None
                     if not data:
                         continue
                 else:
                     data, head = head, None
-            packets = parser.feed(data) if data else parser.feed(head or b"") + parser.flush()
-            for p in packets:
-                found = answer(p)
-                if found is None:
-                    if fast:
-                        got.update({i: Reply(e, d) for i, e, d in dxl.fast_answers(p, servos, size)})
-                    else:
-                        errors[-1, "no status packet"] += 1
-                    continue
-                servo = p.servo
-                if len(found[1]) != size:
-                    if not self._late(servo, found):
-                        refused = self.dynamixel and found[0] & 0x7F
-                        errors[
-                            servo, f"refused ({dxl.ERRORS.get(refused, refused)})" if refused else "wrong length"
-                        ] += 1
-                elif servo not in servos:
-                    errors[servo, "unexpected id"] += 1
-                elif servo in got or servo in spoiled:
-                    errors[servo, "duplicate id"] += 1
-                    got.pop(servo, None)
-                    spoiled.add(servo)
-                elif servos.index(servo) <= order:
-                    errors[servo, "out of turn"] += 1
-                else:
-                    order = servos.index(servo)
-                    got[servo] = Reply(*found)
+            for packet in parser.feed(data) if data else parser.feed(head or b"") + parser.flush():
+                answers.sort(packet)
             if not data:
                 break
             data = b""
+        self._keep_account(answers.got, servos, size)
+        return answers.got
+
+    def _keep_account(self, got: dict[int, Reply], servos: Sequence[int], size: int) -> None:
+        """Note whose answers may still come late, and take out of `got` an answer that was cut by the next one."""
         now = self.port.now_ns()
         for i in [i for i in self._owed if i in got]:
-            if self._settle(
-                i, size
-            ):  # (a write, which cannot ask for another length) then its own answer may be still to come
+            # A write cannot ask for another length: the answer may be an older one, and its own still to come.
+            if self._settle(i, size):
                 self._owed.setdefault(i, []).append((size, now))
             else:  # no other answer has this length: all older ones are lost
                 del self._owed[i]
-        if len(got) < n:
-            for i, after in zip(servos, servos[1:], strict=False):
-                cut = i in got and after not in got and b"\xff\xff" in got[i].data
-                if cut:  # its data are the rest of a cut packet and the next one's head
-                    errors[i, "overlapping packets"] += 1
-                    del got[i]
-            for i in servos:
-                if i not in got:
-                    self._owed.setdefault(i, []).append((size, now))
-        return got
+        if len(got) == len(servos):
+            return
+        for i, after in zip(servos, servos[1:], strict=False):
+            cut = i in got and after not in got and b"\xff\xff" in got[i].data
+            if cut:  # its data are the rest of a cut packet and the next one's head
+                self.errors[i, "overlapping packets"] += 1
+                del got[i]
+        for i in servos:
+            if i not in got:
+                self._owed.setdefault(i, []).append((size, now))
 
     def _extra(self, servos: Sequence[int], size: int) -> tuple[Sequence[int], int]:
         """Who may be asked now, and for how many bytes more, so that no answer can be one that is owed."""
