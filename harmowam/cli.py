@@ -165,7 +165,8 @@ def run(
     """Drive an arm in real time. Ctrl-C lowers it to rest and releases the torque in a ramp."""
     from firmware_bridge.virtual.faults import parse
     from harmowam.failed import lean, reported
-    from harmowam.live import live, process_began_s
+    from harmowam.live import live
+    from harmowam.processes import process_began_s
     from harmowam.profile import print_timing
     from runtime.observe.verdict import verdict
     from runtime.robot import load_robot

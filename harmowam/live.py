@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import shutil
 import subprocess
 import tempfile
 import time
@@ -23,6 +22,7 @@ from firmware_bridge.motion.motor import tell
 from firmware_bridge.motion.session import ArmSession, Interrupts
 from harmowam import __version__
 from harmowam.calibration_rig import refuse_moved
+from harmowam.processes import children, resident_mb, sweep
 from runtime.bundle import Bundle
 from runtime.cameras.process import CameraProcess, checked
 from runtime.cameras.sources import CameraSource, calibrations, open_camera
@@ -47,40 +47,6 @@ class LiveRun:
 
     driver: Driver
     report: dict[str, Any]
-
-
-def resident_mb(pids: list[int]) -> float:
-    """Resident memory of processes together, MB; pages that they share (Python, numpy) are counted for each of them."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = 0
-    for pid in pids:
-        try:
-            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page
-        except OSError:
-            continue
-    return round(total / 1e6, 1)
-
-
-def children(pid: int) -> list[int]:
-    """Direct child processes."""
-    try:
-        return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def sweep(folder: Path) -> None:
-    """Remove what killed runs left in `folder`: slots of processes that are gone."""
-    for left in folder.glob("harmowam-*-*"):
-        owner = left.name.split("-")[1]
-        if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def process_began_s() -> float:
-    """When this process was started, on the monotonic clock: what a user waits for includes the imports."""
-    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    return time.monotonic() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
 
 
 @dataclass
@@ -162,13 +128,8 @@ def live(
         say(f"task: {run.task}")
         run.interrupts.stop = driver.stop
         _drive(run, driver, session, seconds, stop_at_success)
-        memory = resident_mb([os.getpid(), session.keeper.pid, *children(session.keeper.pid), *run.reading.pids])
         say("lowering the arm")
-        last = session.lower()
-        session.interrupted, session.held = bool(run.interrupts.caught), driver.why_held()
-        session.close()
-        missed = last.missed_ticks if last is not None else 0
-        run.report.update(motor_missed_ticks=missed, motor_exit_code=session.keeper.returncode, rss_mb=memory)
+        _put_down(run, driver, session, run.reading.pids)
         return LiveRun(driver, run.report)
 
 
@@ -314,6 +275,16 @@ def _drive(run: _Run, driver: Driver, session: ArmSession, seconds: float, stop_
         driver.run(seconds, until)
     finally:
         run.report.update(_seen(driver, run.robot, session.slots, ticks))
+
+
+def _put_down(run: _Run, driver: Driver, session: ArmSession, cameras: list[int]) -> None:
+    """Lower and release the arm; how the motor process ended, and what memory the run took, go into the report."""
+    memory = resident_mb([os.getpid(), session.keeper.pid, *children(session.keeper.pid), *cameras])
+    last = session.lower()
+    session.interrupted, session.held = bool(run.interrupts.caught), driver.why_held()
+    session.close()
+    missed = last.missed_ticks if last is not None else 0
+    run.report.update(motor_missed_ticks=missed, motor_exit_code=session.keeper.returncode, rss_mb=memory)
 
 
 @contextlib.contextmanager

@@ -142,7 +142,8 @@ def profile(
     json_path: Path | None,
 ) -> None:
     """Where each millisecond goes: the same loop as `run`, with every stage stamped by one clock."""
-    from harmowam.live import live, make_folder, process_began_s
+    from harmowam.live import live, make_folder
+    from harmowam.processes import process_began_s
     from runtime.bundle import Bundle
     from runtime.loop.timing import tracks
     from runtime.observe.profile import board, compare, hints

@@ -22,7 +22,7 @@ from mcap.reader import make_reader
 from firmware_bridge.bus.port import Port
 from firmware_bridge.motion.safety import lowering_s
 from harmowam.cli import main
-from harmowam.live import sweep
+from harmowam.processes import sweep
 from harmowam.profile import print_timing
 from runtime.observe.episode import load_episode
 from runtime.observe.replay import replay
