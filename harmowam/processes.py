@@ -1,4 +1,4 @@
-"""What a run asks Linux about processes: their memory, their children, when they began, and what dead ones left behind."""
+"""What a run asks Linux about processes: their memory, children and start, and the slots that dead ones left."""
 
 from __future__ import annotations
 
