@@ -389,7 +389,7 @@ def compare_records(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
         raise CalibrationError(f"a {a['kind']} and a {b['kind']} calibration cannot be compared: name two of one kind.")
     if a["kind"] == "joints":
         for x, y in zip(a["result"]["joints"], b["result"]["joints"], strict=True):
-            out.update({f"{x['name']}_{k}": f"{x[k]} -> {y[k]}" for k in x if x[k] != y.get(k)})
+            out.update({f"{x['name']}_{k}": f"{x.get(k)} -> {y.get(k)}" for k in {**x, **y} if x.get(k) != y.get(k)})
         return out
     if a["kind"] == "camera":
         old, new = camera_of(a), camera_of(b)

@@ -294,8 +294,11 @@ def joints_page(path: Path, made: JointCalibration, before: JointCalibration | N
     for j in made.joints:
         a, b = np.degrees(made.limits(j))
         text = f"{a:.0f} to {b:.0f} degrees, zero at step {j.zero_step}, homing offset {j.homing_offset} in EEPROM"
+        if j.second:
+            which = "with" if j.second.direction == j.direction else "against"
+            text += f"; its second servo {j.second.id} turns {which} it, zero at step {j.second.zero_step}"
         if j.name in old and (was := old[j.name]) != j:
-            moved = (j.zero_step - was.zero_step) * 360 / 4096
+            moved = np.degrees((j.zero_step - was.zero_step) * j.rad_per_step)
             text += f"; zero moved by {moved:+.1f} degrees, homing offset was {was.homing_offset}"
         rows.append((j.name, text))
     picture = _svg((width, step * len(made.joints) + 40), body)

@@ -7,13 +7,16 @@ import json
 import select
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from calibration import joints, report
 from calibration.camera import CalibrationError
 from calibration.joints import JointCalibration
+from calibration.joints_lerobot import from_lerobot, to_lerobot
 from calibration.store import Store, new_record, write_result
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import Port
@@ -22,6 +25,7 @@ from harmowam.calibration_signs import check_signs
 from runtime.robot import Robot
 
 NAME = "joints"
+END_RAD = 0.1  # by so much less than its limits a joint may turn without a word
 
 
 def _save(store: Store, made: JointCalibration, why: str, page: Path) -> str:
@@ -44,18 +48,6 @@ def _save(store: Store, made: JointCalibration, why: str, page: Path) -> str:
     )
     store.set_current(NAME, digest, why)
     return digest
-
-
-def _refuse_other_servos(robot: Robot) -> None:
-    """Raises CalibrationError for an arm whose steps are read or turned into radians otherwise."""
-    arm = robot.arm
-    others = sorted({m for m in arm.model_names if m != "STS3215"})
-    if others or arm.shadows or any(g != 1 for g in arm.gear):
-        what = ", ".join(others) or ("gears" if any(g != 1 for g in arm.gear) else "joints with two servos")
-        raise CalibrationError(
-            f"joint calibration knows STS3215 servos, one a joint and without gears, and this arm has {what}: "
-            "write zero_step, direction, lower and upper of each joint into the robot file."
-        )
 
 
 def _refuse_simulated(robot: Robot) -> None:
@@ -81,39 +73,65 @@ def guided(
 ) -> dict[str, Any]:
     """A person moves the limp arm: to the zero pose, then every joint from stop to stop, and then looks which way each
     joint turns (`sign_check`). Nothing is stored before that. An energised arm is refused, never dropped."""
-    _refuse_other_servos(robot)
     _refuse_simulated(robot)
-    with contextlib.closing(Port.open(port, robot.arm.baud)) as opened:
-        arm = Arm(Bus(opened, robot.arm.baud), robot.arm)
+    with _opened(robot, port) as arm:
         arm.check(to_move=False)  # where a joint reads what its servo cannot be sent to, this is the cure
         if arm.energised():
             raise CalibrationError(
                 "the arm is energised and would not move by hand: lower it (`harmowam run` does at its end), then "
                 "repeat."
             )
-        offsets = joints.eeprom_offsets(arm)
+        kept = joints.eeprom(arm)
         ask(f"Put every joint at its zero (arm {robot.family.ZERO_POSE}), shut the jaw, then press Enter")
-        zero = joints.reported_steps(arm)
-        recorder = joints.RangeRecorder(robot.arm)
-        say("move every joint from stop to stop, then press Enter")
+        recorder = joints.RangeRecorder(robot.arm, kept, joints.reported_steps(arm))
+        free = [n for n, stopless in zip(robot.arm.joints, recorder.stopless, strict=True) if stopless]
+        say(f"move every joint from stop to stop{f' (but for {_listed(free)})' if free else ''}, then press Enter")
         while True:
             recorder.add(joints.reported_steps(arm))
             if _enter_pressed(poll_s):
                 if not recorder.missing():
                     break
                 say(f"not moved far enough yet: {', '.join(recorder.missing())}")
-        made = recorder.finish(zero, offsets)
+        made = recorder.finish()
     calibrated = made.apply(robot.arm)
     if sign_check:
         check_signs(robot, calibrated, port, ask, say)
     digest = _save(store, made, "guided", page)
+    cut = "".join(f"\n{line}" for line in _cut_short(robot, made, free))
     return {
         "hash": digest,
         **made.to_json(),
         "report": str(page),
         "said": f"joints stored as {digest[:10]}; name it in the robot file: "
-        f'[arm] calibration = "calibration/joints"\nreport: {page}',
+        f'[arm] calibration = "calibration/joints"\nreport: {page}{cut}',
     }
+
+
+@contextlib.contextmanager
+def _opened(robot: Robot, port: str) -> Iterator[Arm]:
+    """The arm on its bus, for as long as nobody else has the port."""
+    with contextlib.closing(Port.open(port, robot.arm.baud)) as opened:
+        yield Arm(Bus(opened, robot.arm.baud, protocol=robot.arm.protocol), robot.arm)
+
+
+def _listed(names: list[str]) -> str:
+    """One, two and three."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def _cut_short(robot: Robot, made: JointCalibration, free: list[str]) -> list[str]:
+    """What is to be said of joints without stops whose servo's turn ends within the robot file's limits."""
+    out = []
+    for name, low, high in zip(robot.arm.joints, robot.arm.lower, robot.arm.upper, strict=True):
+        ends = made.limits(next(j for j in made.joints if j.name == name))
+        if name in free and (ends[0] > low + END_RAD or ends[1] < high - END_RAD):
+            a, b = (round(float(v)) for v in np.degrees((max(low, ends[0]), min(high, ends[1]))))
+            out.append(
+                f"{name} is kept within {a} to {b} degrees, for its servo's turn ends there: mount its horn half a "
+                "turn on, then calibrate "
+                "again, if it is to go further"
+            )
+    return out
 
 
 def _enter_pressed(wait_s: float) -> bool:
@@ -128,11 +146,10 @@ def _enter_pressed(wait_s: float) -> bool:
 
 def compare_eeprom(robot: Robot, store: Store, port: str) -> dict[str, Any]:
     """Stored offsets against the servos' own. Raises CalibrationError, PortError, ArmError."""
-    _refuse_other_servos(robot)
     _refuse_simulated(robot)
     made = _stored(store)
-    with contextlib.closing(Port.open(port, robot.arm.baud)) as opened:
-        differs = joints.compare(made, joints.eeprom_offsets(Arm(Bus(opened, robot.arm.baud), robot.arm)))
+    with _opened(robot, port) as arm:
+        differs = joints.compare(made, joints.eeprom(arm))
     said = (
         "EEPROM and joint calibration agree"
         if not differs
@@ -154,9 +171,8 @@ def stored_signs(
 def import_lerobot(robot: Robot, store: Store, path: Path, page: Path) -> dict[str, Any]:
     """Store LeRobot's file `path` as this arm's joint calibration. Raises CalibrationError for a file of another
     arm."""
-    _refuse_other_servos(robot)
     _refuse_simulated(robot)
-    made = joints.from_lerobot(path, robot.arm)
+    made = from_lerobot(path, robot.arm)
     made.apply(robot.arm)
     digest = _save(store, made, f"import of {path.name}", page)
     said = (
@@ -167,6 +183,6 @@ def import_lerobot(robot: Robot, store: Store, path: Path, page: Path) -> dict[s
 
 
 def export_lerobot(store: Store, path: Path) -> dict[str, Any]:
-    data = joints.to_lerobot(_stored(store))
+    data = to_lerobot(_stored(store))
     write_result(path, (json.dumps(data, indent=4) + "\n").encode())
     return {"joints": data, "said": f"wrote {path}"}

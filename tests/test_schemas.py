@@ -17,6 +17,7 @@ from click.testing import CliRunner
 import calibration.camera
 import calibration.check
 import calibration.joints
+import calibration.joints_lerobot
 import calibration.store
 import runtime.manifest
 import runtime.observe.profile
@@ -36,7 +37,7 @@ TOPS = (
     calibration.store.Record,
     calibration.camera.CameraFile,
     calibration.joints.JointsFile,
-    calibration.joints.LeRobotJoint,
+    calibration.joints_lerobot.LeRobotJoint,
     calibration.check.ReferenceFile,
     runtime.observe.profile.Report,
 )

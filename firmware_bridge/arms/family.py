@@ -72,6 +72,7 @@ class Family(ABC):
     BASE: ClassVar[tuple[Box, ...]] = ()  # what stands still, in the base frame
     LEROBOT: ClassVar[tuple[str, ...]]  # `robot_type` of its LeRobot datasets
     SECONDS: ClassVar[tuple[str, ...]] = ()  # second servos that LeRobot lists beside the joints
+    STOPLESS: ClassVar[tuple[str, ...]] = ()  # joints that turn round and round: nobody can move them from stop to stop
 
     @property
     @abstractmethod

@@ -55,6 +55,7 @@ class Koch(FiveAxis):
     ZERO_POSE = "straight ahead, upper arm up, forearm and gripper level, moving jaw left of the fixed one"
     UPRIGHT = np.array([0.0, -0.3, 0.0, 0.4, 0.0, 0.0])
     LEROBOT = ("koch_follower", "koch")
+    STOPLESS = ("shoulder_pan", "wrist_roll")  # as LeRobot calibrates them
     PIVOT = 1
     ROLL_AT, HINGE = 0.0450, (0.01315, 0.0075, 0.0)
     # Boxes hold the drawing's printed parts and servos.

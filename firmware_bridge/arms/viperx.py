@@ -42,12 +42,15 @@ class ViperX(Family):
         "did the gripper turn clockwise, seen from behind",
         "did the fingers open",
     )
-    ZERO_POSE = "straight ahead, upper arm up, forearm and gripper level"
+    ZERO_POSE = (
+        "straight ahead, upper arm up, forearm and gripper level, wrist bending up and down, fingers side by side"
+    )
     PAN = 0
     RAISING = (1, 2, 4)
     UPRIGHT = np.array([0.0, -0.6, 0.4, 0.0, 0.4, 0.0, SHUT])
     LEROBOT = ("viperx", "vx300s")
     SECONDS = ("shoulder_shadow", "elbow_shadow")
+    STOPLESS = ("waist", "forearm_roll", "wrist_rotate")  # of which the maker's limits are half a turn to either side
     BASE = (((-0.198, 0.103), (-0.103, 0.103), (-0.001, 0.080)),)
 
     @property

@@ -57,7 +57,7 @@ class Model:
     current_a: float = 0.0065  # ampere a unit of present_current; 0: the servo measures none
     full_torque: int = 1000  # torque_limit that lets everything through
     torque_cap: str = "max_torque"  # EEPROM register: the highest torque_limit that this servo's owner allows it
-    offset_sign: int = -1  # Present = Actual + offset_sign * homing_offset
+    offset_sign: int = -1  # Present = Actual + offset_sign * homing_offset, where the offset counts (`added`)
     byteorder: Literal["little", "big"] = "little"
     sync_read: bool = True
     watchdog_stops: bool = True  # its bus watchdog, where it has one, stops the motor
@@ -65,6 +65,12 @@ class Model:
     @property
     def rad_per_step(self) -> float:
         return 2 * math.pi / self.steps
+
+    def added(self, homing_offset: int, mode: int | None) -> int:
+        """Present less Actual position, steps. In position mode (3) a Dynamixel passes over an offset of more than a
+        quarter turn, in its multi-turn modes it counts any (e-manual, Homing Offset)."""
+        passed_over = self.protocol == "dynamixel" and mode == 3 and abs(homing_offset) > self.steps // 4
+        return 0 if passed_over else self.offset_sign * homing_offset
 
     def encode(self, name: str, value: int) -> bytes:
         """Register bytes of a value; raises RegisterError when it does not fit."""

@@ -94,15 +94,16 @@ class VirtualServo:
 
     def shown(self, actual: float) -> int:
         """Present position register for an actual position in steps."""
-        return (
-            round(actual) + self.model.offset_sign * self.get("homing_offset")
-            if self._has("homing_offset")
-            else round(actual)
-        )
+        return round(actual) + self._added()
 
     def actual(self, shown: int) -> int:
         """Inverse of `shown`."""
-        return shown - self.model.offset_sign * self.get("homing_offset") if self._has("homing_offset") else shown
+        return shown - self._added()
+
+    def _added(self) -> int:
+        if not self._has("homing_offset"):
+            return 0
+        return self.model.added(self.get("homing_offset"), self.get("mode"))
 
     def _has(self, name: str) -> bool:
         return name in self.model.registers

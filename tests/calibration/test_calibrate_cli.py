@@ -471,27 +471,6 @@ def test_a_marker_that_would_not_be_looked_at_is_refused(tmp_path):
         assert result.exit_code == 2 and "are learnt: add --learn" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("arm", "what"),
-    [
-        ({"models": ("XL430-W250",) * 6}, "XL430-W250"),
-        ({"gear": (2.5,) * 6}, "gears"),
-        ({"shadows": ((7, 1, -1, 2048),)}, "two servos"),
-    ],
-)
-def test_joints_of_servos_that_are_read_otherwise_are_not_calibrated(arm, what, tmp_path):
-    from harmowam.calibration_joints import compare_eeprom, import_lerobot
-
-    robot = load_robot("so101")
-    other = dataclasses.replace(robot, arm=dataclasses.replace(robot.arm, **arm))
-    for call in (
-        lambda: compare_eeprom(other, Store(tmp_path), "x"),
-        lambda: import_lerobot(other, Store(tmp_path), tmp_path, tmp_path),
-    ):
-        with pytest.raises(CalibrationError, match=f"{what}: write zero_step"):
-            call()
-
-
 def test_joints_are_calibrated_by_moving_the_limp_arm(bench, tmp_path, monkeypatch):
     """A hand moves the virtual servos from stop to stop once it is told to; the result is compared with their
     EEPROM."""

@@ -13,6 +13,7 @@ from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
 from calibration.hand_eye import inverse, transform
 from calibration.jobs import run_learn, stored_reference
+from calibration.joints_lerobot import from_lerobot, to_lerobot
 from calibration.store import Store, new_record
 from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.bus.master import Bus
@@ -149,6 +150,12 @@ def arm():
     return Arm(Bus(MemoryPort(virtual)), CONFIG), virtual
 
 
+def watching(config=CONFIG, zero=2000, offset=0):
+    """A recorder of an arm whose servos read `zero` in the zero pose."""
+    kept = dict.fromkeys(config.ids, joints.Kept(offset, None))
+    return joints.RangeRecorder(config, kept, np.full(6, zero))
+
+
 def sweep(recorder, low=700, high=3300):
     n = len(CONFIG.ids)
     for s in range(low, high + 1, 100):
@@ -157,7 +164,7 @@ def sweep(recorder, low=700, high=3300):
 
 
 def test_guided_motion_yields_the_bridges_config():
-    made = sweep(joints.RangeRecorder(CONFIG)).finish(np.full(6, 2000), dict.fromkeys(CONFIG.ids, -12))
+    made = sweep(watching(offset=-12)).finish()
     config = made.apply(CONFIG)
     assert config.zero_step == (2000,) * 5 + (2114,)  # the jaw was shut, which is -10 degrees
     assert config.lower[0] == pytest.approx(max(CONFIG.lower[0], (700 - 2000) * RAD_PER_STEP + joints.MARGIN))
@@ -168,7 +175,7 @@ EASY = dataclasses.replace(CONFIG, rest=(0.0,) * 6)  # rests where a short range
 
 
 def measured(config=EASY, low=1200, high=2700, zero=2000):
-    return sweep(joints.RangeRecorder(config), low, high).finish(np.full(6, zero), dict.fromkeys(config.ids, 0))
+    return sweep(watching(config, zero), low, high).finish()
 
 
 def test_limits_are_the_measured_stops_less_a_margin_where_the_robot_files_are_not_narrower():
@@ -218,7 +225,7 @@ def test_an_arm_whose_offsets_are_others_than_when_it_was_calibrated_is_refused(
     """As after another `lerobot-calibrate`: every step means another angle, limits included."""
     a, virtual = arm()
     virtual.put(3, "homing_offset", -37)
-    made = sweep(joints.RangeRecorder(CONFIG)).finish(np.full(6, 2000), joints.eeprom_offsets(a))
+    made = sweep(joints.RangeRecorder(CONFIG, joints.eeprom(a), np.full(6, 2000))).finish()
     named = dataclasses.replace(CONFIG, eeprom=((3, "homing_offset", 5), (1, "max_temperature", 70)))
     config = made.apply(named)
     assert (1, "max_temperature", 70) in config.eeprom and len(config.eeprom) == 7
@@ -230,12 +237,12 @@ def test_an_arm_whose_offsets_are_others_than_when_it_was_calibrated_is_refused(
 
 
 def test_a_joint_that_was_not_moved_or_wraps_round_is_refused():
-    lazy = joints.RangeRecorder(CONFIG)
+    lazy = watching()
     lazy.add(np.full(6, 2000))
     assert lazy.missing() == list(CONFIG.joints)
     with pytest.raises(CalibrationError, match="move it from stop to stop"):
-        sweep(joints.RangeRecorder(CONFIG), 2000, 2100).finish(np.full(6, 2048), dict.fromkeys(CONFIG.ids, 0))
-    wrapping = joints.RangeRecorder(CONFIG)
+        sweep(watching(zero=2048), 2000, 2100).finish()
+    wrapping = watching()
     wrapping.add(np.full(6, 4090))
     with pytest.raises(CalibrationError, match="end of its encoder"):
         wrapping.add(np.full(6, 5))
@@ -244,12 +251,12 @@ def test_a_joint_that_was_not_moved_or_wraps_round_is_refused():
 def test_eeprom_is_read_over_the_bus_and_compared():
     a, virtual = arm()
     virtual.put(3, "homing_offset", -37)
-    offsets = joints.eeprom_offsets(a)
-    assert offsets[3] == -37
-    made = sweep(joints.RangeRecorder(CONFIG)).finish(joints.reported_steps(a), offsets)
-    assert joints.compare(made, joints.eeprom_offsets(a)) == []
+    kept = joints.eeprom(a)
+    assert kept[3] == (-37, None)
+    made = sweep(joints.RangeRecorder(CONFIG, kept, joints.reported_steps(a))).finish()
+    assert joints.compare(made, joints.eeprom(a)) == []
     virtual.put(3, "homing_offset", 0)
-    assert joints.compare(made, joints.eeprom_offsets(a)) == [
+    assert joints.compare(made, joints.eeprom(a)) == [
         "elbow_flex (servo 3): homing offset 0 in EEPROM, -37 when calibrated"
     ]
 
@@ -261,8 +268,8 @@ def test_lerobots_file_goes_in_and_out(tmp_path):
         for n, i in zip(CONFIG.joints, CONFIG.ids, strict=True)
     }
     path.write_text(json.dumps(data))
-    made = joints.from_lerobot(path, CONFIG)
-    assert joints.to_lerobot(made) == data and made.joints[0].zero_step == 2045
+    made = from_lerobot(path, CONFIG)
+    assert to_lerobot(made) == data and made.joints[0].zero_step == 2045
     gripper = made.joints[-1]
     assert (gripper.range_min - gripper.zero_step) * RAD_PER_STEP == pytest.approx(so101.SHUT, abs=RAD_PER_STEP)
     arm = made.apply(CONFIG)
@@ -276,10 +283,10 @@ def test_of_a_joint_that_counts_backwards_lerobots_upper_end_is_the_closed_gripp
     row = {"drive_mode": drive_mode, "homing_offset": 3, "range_min": 800, "range_max": 3290}
     data = {n: {"id": i, **row} for n, i in zip(CONFIG.joints, CONFIG.ids, strict=True)}
     (tmp_path / "arm.json").write_text(json.dumps(data))
-    made = joints.from_lerobot(tmp_path / "arm.json", config)
+    made = from_lerobot(tmp_path / "arm.json", config)
     assert [j.direction for j in made.joints] == [-1] * 6
     assert [j.zero_step for j in made.joints] == [2045] * 5 + [3290 - 114]
-    assert all(row["drive_mode"] == 1 for row in joints.to_lerobot(made).values())
+    assert all(row["drive_mode"] == 1 for row in to_lerobot(made).values())
     assert made.apply(config).lower[5] == pytest.approx(so101.SHUT, abs=RAD_PER_STEP)
 
 
@@ -288,7 +295,7 @@ def test_lerobots_positive_is_the_makers_positive(tmp_path):
     row = {"drive_mode": 0, "homing_offset": 0, "range_min": 800, "range_max": 3290}
     data = {n: {"id": i, **row} for n, i in zip(CONFIG.joints, CONFIG.ids, strict=True)}
     (tmp_path / "arm.json").write_text(json.dumps(data))
-    config = joints.from_lerobot(tmp_path / "arm.json", CONFIG).apply(CONFIG)
+    config = from_lerobot(tmp_path / "arm.json", CONFIG).apply(CONFIG)
     virtual, _ = bus()
     a = Arm(Bus(MemoryPort(virtual)), config)
     q = (
@@ -338,4 +345,4 @@ def test_another_arms_file_is_refused(tmp_path, spoil, sentence):
     spoil(data)
     (tmp_path / "arm.json").write_text(json.dumps(data))
     with pytest.raises(CalibrationError, match=sentence):
-        joints.from_lerobot(tmp_path / "arm.json", CONFIG)
+        from_lerobot(tmp_path / "arm.json", CONFIG)

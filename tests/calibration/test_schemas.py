@@ -9,7 +9,8 @@ import pytest
 
 from calibration.camera import CalibrationError, Camera
 from calibration.check import Reference
-from calibration.joints import JointCalibration, from_lerobot
+from calibration.joints import JointCalibration
+from calibration.joints_lerobot import from_lerobot
 from calibration.store import Store, content_hash, load_camera, new_record
 from tests.firmware_bridge.so101 import KNOWN as CONFIG
 
@@ -161,12 +162,12 @@ JOINTS: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("spoil", "what"),
     [
-        ({"zero_step": 100_000}, r"'joints\[2\].zero_step' must be a whole number from 0 to 4095, not 100000"),
+        ({"zero_step": 100_000}, r"'joints\[2\]': 'zero_step' must be a whole number from 0 to 4095, not 100000"),
         ({"zero_step": 2048.5}, r"'joints\[2\].zero_step' must be a whole number"),
         ({"zero_step": True}, r"'joints\[2\].zero_step' must be a whole number .* not true"),
         ({"direction": 0}, r"'joints\[2\].direction' must be 1 or -1, not 0"),
-        ({"homing_offset": 9000}, r"'joints\[2\].homing_offset' must be a whole number from -2047 to 2047"),
-        ({"range_max": 5000}, r"'joints\[2\].range_max' must be a whole number from 0 to 4095"),
+        ({"homing_offset": 9000}, r"'joints\[2\]': 'homing_offset' must be a whole number from -2047 to 2047"),
+        ({"range_max": 5000}, r"'joints\[2\]': 'range_max' must be a whole number from 0 to 4095"),
         ({"id": 300}, r"'joints\[2\].id' must be a whole number from 0 to 252"),
         ({"zero": 1}, r"'joints\[2\].zero' is no key that is known here"),
     ],
