@@ -21,7 +21,8 @@ import numpy as np
 
 Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]  # (x, x), (y, y), (z, z) of two corners
 METRE_RAD = 0.01  # m that weigh as much as a radian, where an arm cannot do all that is asked
-EXACT_M, EXACT_RAD = 1e-6, 1e-6  # a tool that is nearer than this to what was asked for is there
+EXACT_M = 1e-6  # m, and
+EXACT_RAD = 1e-6  # rad: a tool that is nearer than this to what was asked for is there
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,8 @@ class Family(ABC):
     LOWER: ClassVar[np.ndarray]  # the maker's limits, float64[J]; a robot file may have narrower ones
     UPPER: ClassVar[np.ndarray]
     SHUT: ClassVar[float]  # angle of the last joint at which the jaw is shut
-    SEEN_TURNS: ClassVar[
-        tuple[str, ...]
-    ]  # what a person behind the arm sees where each joint's angle grows from the zero pose
+    # What a person behind the arm sees where each joint's angle grows from the zero pose.
+    SEEN_TURNS: ClassVar[tuple[str, ...]]
     ZERO_POSE: ClassVar[str]  # all joints at 0, in words
     PAN: ClassVar[int]  # the joint that turns the whole arm about the vertical
     RAISING: ClassVar[tuple[int, ...]]  # joints that move the gripper up and down

@@ -46,9 +46,8 @@ class FiveAxis(Family):
     RAISING = (1, 2, 3)
     ROLL_AT: ClassVar[float] = 0.0  # where along the hand's axis the gripper's frame is, m
     HINGE: ClassVar[tuple[float, float, float]] = (0.0, 0.0, 0.0)  # of the jaw, in the gripper's frame
-    PIVOT: ClassVar[int] = (
-        0  # so many of the upper arm's boxes lie about its pivot, lower than an arm is that is clear of the table
-    )
+    # So many of the upper arm's boxes lie about its pivot, lower than an arm is that is clear of the table.
+    PIVOT: ClassVar[int] = 0
     SHAPES: ClassVar[Mapping[str, tuple[Box, ...]]] = {}  # what the links of `chain` fill, by name
     ZERO_POSE = "straight ahead, upper arm up, forearm and gripper level"
 
@@ -177,11 +176,8 @@ class FiveAxis(Family):
         turn = self.ROLL * (float(np.arctan2(R[2, 1] - R[1, 2], R[1, 1] + R[2, 2])) - self.ROLL_AT_ZERO)
         roll = self.ROLL_AT_ZERO + self.ROLL * wrapped(turn, float(lower[4]), float(upper[4]))
         ways = []
-        for whole in (
-            0.0,
-            2 * np.pi,
-            -2 * np.pi,
-        ):  # a gripper that is folded under the arm pitches by more than half a turn
+        # A gripper that is folded under the arm pitches by more than half a turn.
+        for whole in (0.0, 2 * np.pi, -2 * np.pi):
             q, _ = self.inverse(np.array([*T[:3, 3], pitch + whole, roll, jaw]), lower, upper)
             ways.append(Reached(q, *difference(self.tool(q), T)))
         return min(ways, key=lambda way: way.away_m / METRE_RAD + way.turned_rad)

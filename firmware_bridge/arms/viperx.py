@@ -18,11 +18,15 @@ import numpy as np
 
 from firmware_bridge.arms.family import METRE_RAD, Family, Link, Reached, difference, rotation, turned, wrapped
 
-SHOULDER_UP = 0.12705
-UPPER_FORWARD, UPPER_UP = 0.05955, 0.3
-FOREARM, ROLL_TO_WRIST = 0.2, 0.1  # elbow to forearm_roll, and on to the wrist
-WRIST_TO_ROLL, ROLL_TO_TCP = 0.069744, 0.1072
-HORN, ARM = 0.022, 0.036  # the crank's, m
+SHOULDER_UP = 0.12705  # m, as all lengths here: table to shoulder
+UPPER_FORWARD = 0.05955  # shoulder to elbow at zero
+UPPER_UP = 0.3
+FOREARM = 0.2  # elbow to forearm_roll
+ROLL_TO_WRIST = 0.1  # and on to the wrist
+WRIST_TO_ROLL = 0.069744  # wrist to wrist_rotate
+ROLL_TO_TCP = 0.1072  # and on to the tool centre
+HORN = 0.022  # the crank's two links
+ARM = 0.036
 
 
 class ViperX(Family):

@@ -39,9 +39,8 @@ class ArmConfig:
     gear: tuple[float, ...] = ()  # servo turns a joint turn; default 1
     shadows: tuple[tuple[int, int, int, int], ...] = ()  # second servos: (id, joint, direction, step at 0 rad)
     eeprom: tuple[tuple[int, str, int], ...] = ()  # (id, register, value) that the servos must hold
-    follow_rad: float = (
-        0.3  # a joint that lags behind its goal by more for `follow_s` does not follow (the gripper may)
-    )
+    # A joint that lags behind its goal by more for `follow_s` does not follow (the gripper may).
+    follow_rad: float = 0.3
     follow_s: float = 0.4
     family: str = ""  # whose kinematics and shapes are known (firmware_bridge.arms); "" or any other: none
     estop: str = ""  # "gpio:/dev/gpiochip0:17" or "key:/dev/input/by-id/..."

@@ -107,9 +107,8 @@ def _arm(facts: Facts) -> Exit:
         return Exit(facts.guard)
     if facts.guard == Exit.REFUSED:
         return Exit.REFUSED
-    if (
-        facts.guard is not None and facts.motor in BY_MOTOR
-    ):  # the guard was killed, and the motor process went on without it
+    # The guard was killed, and the motor process went on without it.
+    if facts.guard is not None and facts.motor in BY_MOTOR:
         return Exit(facts.motor) or (Exit.GUARD_LOST if facts.armed else Exit.REST)
     return Exit.ADRIFT if facts.armed else Exit.REFUSED
 

@@ -15,8 +15,10 @@ from common.errors import Mendable
 
 _EVENT = struct.Struct("llHHi")  # struct input_event: seconds, microseconds, type, code, value
 _EV_KEY = 1
-_GET_LINE, _GET_VALUES = 0xC250B407, 0xC010B40E  # GPIO_V2_GET_LINE_IOCTL, GPIO_V2_LINE_GET_VALUES_IOCTL (linux/gpio.h)
-_INPUT, _PULL_UP = 1 << 2, 1 << 8
+_GET_LINE = 0xC250B407  # GPIO_V2_GET_LINE_IOCTL (linux/gpio.h)
+_GET_VALUES = 0xC010B40E  # GPIO_V2_LINE_GET_VALUES_IOCTL
+_INPUT = 1 << 2  # GPIO_V2_LINE_FLAG_INPUT
+_PULL_UP = 1 << 8  # GPIO_V2_LINE_FLAG_BIAS_PULL_UP
 
 
 class EStopError(Mendable):

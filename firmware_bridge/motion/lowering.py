@@ -18,21 +18,22 @@ from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.motion.limits import Limiter
 
 CLEAR_M = 0.09  # of the lowest part, over the table, while the arm goes over
-RISE_M, TURN_RAD = 0.01, 0.06  # a step on the way up: of the tool, straight up; of a joint
-MOST_RAD, STEPS = (
-    2.0,
-    60,
-)  # the way up is no longer: for every step, what the joint that moves most turns; and has no more steps
-NEAR_RAD = 0.2  # of rest, in every joint: straight down
-BEND_RAD = 0.03  # poses that are as near to the straight way between others are no way-points
-MARGIN_M, SAG_M = 0.004, 0.002  # so far the arm's parts keep apart on the way up; over the table so much less will do
+RISE_M = 0.01  # a step of the way up: the tool, straight up
+TURN_RAD = 0.06  # or, where it cannot, one joint
+STEPS = 60  # a way up has no more of them
+MOST_RAD = 2.0  # a way up is no longer: the sum, over its steps, of the turn of the joint that turns most
+NEAR_RAD = 0.2  # nearer to rest than this in every joint: straight down
+BEND_RAD = 0.03  # a pose nearer than this to the straight way between its neighbours is no way-point
+MARGIN_M = 0.004  # so far the arm's parts keep apart on the way up
+SAG_M = 0.002  # and so much less will do over the table
 DIP_M = 0.01  # over the table a way may lead so much lower than its ends
-SAMPLE_RAD = 0.1  # between poses of it that are looked at
-POINTS = 6  # a way up has no more
-REST_TOLERANCE, REST_TIMEOUT_S = 0.06, 6.0  # rad, s: the last way may take this long at least
+SAMPLE_RAD = 0.1  # between the poses of such a way that are looked at
+POINTS = 6  # way-points that a way up has at most
+REST_TOLERANCE = 0.06  # rad: nearer than this in every joint but the jaw, the arm is at rest
+REST_TIMEOUT_S = 6.0  # s: the last way may take this long at least
 REST_SHARE = 1.5  # and, where that is longer, so many times what it takes at the speed of lowering
-REACHED_RAD = 1e-6  # by the goals
-SETTLE_S = 0.5  # so long an arm is waited for at a way-point that its goals have reached
+REACHED_RAD = 1e-6  # rad: nearer than this the goals have reached a way-point
+SETTLE_S = 0.5  # s: so long the arm is waited for at a way-point that its goals have reached
 
 
 Way = list[np.ndarray]
@@ -156,10 +157,8 @@ class Descent:
                 next(self._planning)
                 return self._limiter.brake()
             except StopIteration as planned:
-                jaw, ends = (
-                    self._limiter.goal[-1],
-                    (self._config.lower, self._config.upper),
-                )  # the goals never go beyond
+                jaw = self._limiter.goal[-1]
+                ends = self._config.lower, self._config.upper  # the goals never go beyond
                 self._way = [np.clip(np.append(target[:-1], jaw), *ends) for target in planned.value]
                 self._set_out(now_ns)
         there = bool((np.abs(measured - self._way[0])[:-1] < REST_TOLERANCE).all())

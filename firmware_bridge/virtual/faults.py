@@ -98,9 +98,8 @@ REPLY: dict[str, Callable[[bytes], Chunks]] = {
     "noise-after": lambda raw: [(0, raw + b"\x00\x5a\xfe")],
     "extra-ff": lambda raw: [(0, b"\xff" + raw)],
     "ff-in-data": _payload(lambda d: d[:4] + b"\xff\xff" + d[6:] if len(d) >= 30 else d),  # headers inside telemetry
-    "stuffing": _payload(
-        lambda d: b"\xff\xff\xfd\xff\xff\xff" + d[6:] if len(d) == 21 else d
-    ),  # current -1, velocity -3
+    # Current -1, velocity -3.
+    "stuffing": _payload(lambda d: b"\xff\xff\xfd\xff\xff\xff" + d[6:] if len(d) == 21 else d),
     "short-payload": _payload(lambda d: d[:-1]),
     "long-payload": _payload(lambda d: d + b"\x07"),
     "len-0": _length(0),

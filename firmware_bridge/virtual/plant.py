@@ -31,11 +31,9 @@ class KinematicPlant:
         self._then: int | None = None
 
     def drive(self, goal: np.ndarray, torque_on: np.ndarray, speed: np.ndarray, torque_limit: np.ndarray) -> None:
-        self.goal, self.torque, self.limit = (
-            np.array(goal, float),
-            np.array(torque_on, bool),
-            np.array(torque_limit, float),
-        )
+        self.goal = np.array(goal, float)
+        self.torque = np.array(torque_on, bool)
+        self.limit = np.array(torque_limit, float)
         self.speed = np.where(np.asarray(speed) > 0, np.minimum(speed, self._max), self._max)
 
     def present(self, now_ns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

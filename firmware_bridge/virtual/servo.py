@@ -11,9 +11,13 @@ from collections.abc import Callable
 
 from firmware_bridge.servos.registers import Model
 
-AMBIENT_C, HEAT_C, COOLING_S = 30.0, 213.0, 600.0  # 43 % load for 28 min: 65 C (measured by a user of the STS3215)
+AMBIENT_C = 30.0  # deg C
+# deg C over it at full load, in the end; with COOLING_S 43 % load for 28 min makes 65 (measured by a user of the
+# STS3215)
+HEAT_C = 213.0
+COOLING_S = 600.0  # s: time constant
 VOLTAGE, ENCODER, TEMPERATURE, CURRENT, OVERLOAD = 1, 2, 4, 8, 32  # Feetech's condition bits
-RANGE_ERROR, ACCESS_ERROR = 4, 7
+RANGE_ERROR, ACCESS_ERROR = 4, 7  # Dynamixel's error numbers
 FREE_STEPS_S = 3200.0  # a motor without load at full output
 ENDLESS = 1e9  # steps: as good as for ever
 
@@ -32,9 +36,8 @@ class VirtualServo:
         self.stored = bytes(self.memory)  # EEPROM and power-on values
         self.torque_at_power_on = 0
         self.pending: tuple[int, bytes] | None = None  # Feetech REG_WRITE
-        self.sensor: Callable[[float, int], float] | None = (
-            None  # what the encoder says instead of the truth (steps, ns)
-        )
+        # What the encoder says instead of the truth (steps, ns).
+        self.sensor: Callable[[float, int], float] | None = None
         self.jammed = False  # takes goals and does not move
         self.keeps_torque = False  # refuses to switch its torque off
         self.latched = False  # Feetech overload: output at overload_torque until the next goal
