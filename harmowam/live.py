@@ -30,7 +30,7 @@ from runtime.compute import Chosen, choose, on_cores
 from runtime.loop.errors import RunError
 from runtime.loop.timing import timing_report
 from runtime.loop.two_rate import Driver
-from runtime.observe.episode import LOG
+from runtime.observe.episode import LOG, keep_motor_log
 from runtime.observe.episode import keep as keep_beside
 from runtime.observe.profile import processor_shares, processor_ticks
 from runtime.policies import mode_of
@@ -88,10 +88,10 @@ def live(
 ) -> LiveRun:
     """Run the two-rate loop on `robot` for `seconds`; the arm is lowered and released whatever happens.
 
-    `record`: the folder that keeps the log up to then with the run's config and report: how it ended (`error`,
-    `interrupted`), what the simulator's judge says, timing. `log`: a file for the log alone. `policy`: the mode in
-    which the bundle's policy drives (None: its usual one). `faults`: NAME@SECONDS each, for the virtual servo bus.
-    `began_s`: what the time to the first command is counted from (default: now).
+    `record`: the folder that keeps the log up to then, the motor process's own, and the run's config and report: how it
+    ended (`error`, `interrupted`), what the simulator's judge says, timing. `log`: a file for the log alone. `policy`:
+    the mode in which the bundle's policy drives (None: its usual one). `faults`: NAME@SECONDS each, for the virtual
+    servo bus. `began_s`: what the time to the first command is counted from (default: now).
 
     Raises BundleError, PolicyError, ComputeError, RobotError, CameraError, CalibrationError, ArmError or RunError, each
     one sentence and a next step.
@@ -116,6 +116,7 @@ def live(
     how["log"] = log if record is None else record / LOG
     with _reported(run), contextlib.ExitStack() as stack:
         slots = stack.enter_context(_slots())
+        stack.callback(_keep_motor_log, run, slots)
         stack.enter_context(run.interrupts)
         if robot.simulated:
             say("starting the simulated robot")
@@ -358,6 +359,17 @@ def _compare_places(name: str, here: Camera, trained: Camera, say: Callable[[str
             f"{math.degrees(turned):.0f} "
             "degrees off, which no re-projection puts right: mount it as it was, or train with this one"
         )
+
+
+def _keep_motor_log(run: _Run, slots: Path) -> None:
+    """However an armed run ended: what its motor process has to say of that goes with the slots otherwise."""
+    if run.record is None or run.session is None or not run.session.armed:
+        return
+    try:
+        keep_motor_log(slots, run.record)
+    except OSError as e:
+        lost = f"the motor process's log could not be written to {run.record} ({e.strerror}): make room there."
+        tell(lost, "error: ")
 
 
 def keep(driver: Driver, record: Path, report: dict[str, Any]) -> None:

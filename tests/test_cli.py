@@ -132,11 +132,18 @@ def test_a_run_moves_the_arm_records_it_and_lets_go(bench, bundle, tmp_path):
     page = (tmp_path / "r" / "report.html").read_text()
     assert page.count("data:image/png") > 10 and "http" not in page  # whole in itself
     assert (tmp_path / "r" / "episode.mp4").stat().st_size > 2000
-    names = {"config.json", "episode.mp4", "report.html", "report.json", "run.mcap"}
+    names = {"config.json", "episode.mp4", "motor.log", "report.html", "report.json", "run.mcap"}
     assert {p.name for p in (tmp_path / "r").iterdir()} == names
     config = json.loads((tmp_path / "r" / "config.json").read_text())
     assert config["task"] == TASK and config["seconds"] == 1.5 and config["robot_file"] == bench.robot_file.read_text()
     assert replay(tmp_path / "r" / "run.mcap").identical
+    assert motor_states(tmp_path / "r")[-1] == ("SAFE_STOP", "lowering on request")
+
+
+def motor_states(folder):
+    """States that the motor process went into, and why, by the log that was kept."""
+    rows = [json.loads(line) for line in (folder / "motor.log").read_text().splitlines()]
+    return [(r["now"], r["reason"]) for r in rows if r["event"] == "state"]
 
 
 def test_page_and_film_can_be_made_of_a_recorded_run_later_and_elsewhere(bench, bundle, tmp_path, monkeypatch):
@@ -220,23 +227,25 @@ def test_a_run_whose_arm_faults_leaves_a_report_that_says_why(bench, bundle, tmp
         and "wrist_flex does not answer" in report["error"]
     )
     assert "How it ended" in page and "wrist_flex does not answer" in page and report["commanded"]
+    assert ("FAULT", "wrist_flex does not answer") in motor_states(tmp_path / "r")
 
 
 def test_an_arm_that_cannot_be_armed_leaves_a_report_without_pictures(bench, bundle, tmp_path):
     write = bench.servos.servos[3].write
     bench.servos.servos[3].write = lambda address, data: 0 if address == 40 else write(address, data)  # stays limp
     (tmp_path / "r").mkdir()
-    for of_an_earlier_run in ("run.mcap", "episode.mp4"):
+    for of_an_earlier_run in ("run.mcap", "episode.mp4", "motor.log", "motor.log.1"):
         (tmp_path / "r" / of_an_earlier_run).touch()
     said = refusal(*drive(bench, bundle, "--record", tmp_path / "r"))
     page, report = told(tmp_path / "r")
     assert "could not be armed" in said and "could not be armed" in page and "No command" in page
     assert report["ticks"] == 0 and not report["commanded"]
-    assert {p.name for p in (tmp_path / "r").iterdir()} == {"config.json", "report.html", "report.json"}
+    assert {p.name for p in (tmp_path / "r").iterdir()} == {"config.json", "motor.log", "report.html", "report.json"}
+    assert motor_states(tmp_path / "r")[0] == ("DISARMED", "not armed")  # this run's
 
 
 def test_a_run_that_is_refused_before_it_arms_leaves_an_earlier_report_alone(bench, bundle, tmp_path):
-    for name in ("report.json", "report.html", "run.mcap"):
+    for name in ("report.json", "report.html", "run.mcap", "motor.log"):
         (tmp_path / name).write_text("{}")
     refusal(*drive(bench, bundle, "--port", tmp_path / "none", "--record", tmp_path))
     assert (tmp_path / "report.html").read_text() == (tmp_path / "run.mcap").read_text() == "{}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from common.files import write_whole
 from firmware_bridge.motion.messages import Command, Expert, JointState
+from firmware_bridge.motion.narrator import LOG_FILE
 from runtime.contracts import A
 from runtime.observe.log import LogWriter
 from runtime.observe.log_reader import read_log, read_meta
@@ -99,6 +101,14 @@ def pictures(log: Path, times: np.ndarray) -> Iterator[tuple[int, dict[str, np.n
         elif isinstance(record, TickRecord) and record.t_capture_ns in wanted:
             wanted.remove(record.t_capture_ns)
             yield record.t_capture_ns, {name: f.image for name, f in newest.items()}
+
+
+def keep_motor_log(slots: Path, folder: Path) -> None:
+    """Copy the motor process's log out of the run's slots, in place of an earlier run's. Raises OSError."""
+    for old in folder.glob(f"{LOG_FILE}*"):
+        old.unlink()
+    for part in slots.glob(f"{LOG_FILE}*"):  # it rotates
+        shutil.copyfile(part, folder / part.name)
 
 
 def keep(log: LogWriter, folder: Path, report: dict[str, Any]) -> None:
