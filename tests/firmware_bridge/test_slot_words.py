@@ -51,7 +51,7 @@ def test_a_slot_that_was_read_once_keeps_its_value(tmp_path):
     writer.write(b"value")
     reader = SlotReader(tmp_path / "slot")
     assert reader.read() == (b"value", 1)
-    writer._newest[0] = 0
+    writer._newest.set(0)
     assert reader.read() == (b"value", 1)
     writer.close()
     reader.close()
