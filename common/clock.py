@@ -7,15 +7,22 @@ import gc
 import os
 import sys
 import time
+from collections.abc import Callable
 
 
 class Ticker:
     """Deadlines at `start + k / hz`; a period that was slept through is skipped and counted, never made up for. Only
-    `shift` moves them."""
+    `shift` moves them.
 
-    def __init__(self, hz: float):
+    `now_ns` and `sleep` (s): the clock, which may be virtual.
+    """
+
+    def __init__(
+        self, hz: float, now_ns: Callable[[], int] = time.monotonic_ns, sleep: Callable[[float], None] = time.sleep
+    ):
+        self._now_ns, self._sleep = now_ns, sleep
         self.period_ns = round(1e9 / hz)
-        self.next_ns = time.monotonic_ns() + self.period_ns
+        self.next_ns = now_ns() + self.period_ns
         self.missed = 0
         self.shifted_ns = 0  # by `shift`, since the start
 
@@ -26,14 +33,14 @@ class Ticker:
 
     def wait(self) -> int:
         """Sleep until the next deadline; returns it (monotonic ns)."""
-        now = time.monotonic_ns()
+        now = self._now_ns()
         if now > self.next_ns + self.period_ns:
             skip = (now - self.next_ns) // self.period_ns
             self.missed += skip
             self.next_ns += skip * self.period_ns
         due = self.next_ns
-        while (rest := due - time.monotonic_ns()) > 0:
-            time.sleep(rest * 1e-9)
+        while (rest := due - self._now_ns()) > 0:
+            self._sleep(rest * 1e-9)
         self.next_ns = due + self.period_ns
         return due
 

@@ -90,16 +90,14 @@ class Bus:
         self.until_ns: int | None = None
         self.fast, self.sync = False, True
         self._fast_failures = 0
-        self._requests: dict[
-            tuple[int, int, tuple[int, ...], bool], tuple[bytes, int]
-        ] = {}  # sync reads that were made
+        # Sync reads that were made.
+        self._requests: dict[tuple[int, int, tuple[int, ...], bool], tuple[bytes, int]] = {}
         self.sent_ns = 0  # when the last request was handed to the port (its clock)
         self.told_ns = 0  # and the last packet that nobody answers
         self.errors: Counter[tuple[int, str]] = Counter()  # (servo id, kind); id -1 for the bus itself
         self._parser = self.codec.new_parser()
-        self._owed: dict[
-            int, list[tuple[int, int]]
-        ] = {}  # servo -> its owed answers in order: size, when it was asked for
+        # Servo -> its owed answers in order: size, when it was asked for.
+        self._owed: dict[int, list[tuple[int, int]]] = {}
 
     def time_is_up(self) -> bool:
         """Whether the time is up in which retries may begin."""
@@ -189,6 +187,8 @@ class Bus:
             if not data:
                 break
             data = b""
+        if parser.skipped:
+            self.errors[-1, "bytes of damaged packets"] += parser.skipped
         self._keep_account(answers.got, servos, size)
         return answers.got
 
@@ -295,9 +295,8 @@ class Bus:
             answers = self._collect(request, ask, size + extra, deadline, fast=fast)
             if fast:
                 self._fast_failures = 0 if answers else self._fast_failures + 1
-                self.fast = (
-                    self._fast_failures < 2
-                )  # one silent servo breaks the joint answer: ask for single ones from now on
+                # One silent servo breaks the joint answer: ask for single ones from now on.
+                self.fast = self._fast_failures < 2
             for i, r in answers.items():
                 got[i] = Reply(r.bits, r.data[front : front + size]) if extra else r
             missing = [i for i in servos if i not in got]

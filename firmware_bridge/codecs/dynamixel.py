@@ -137,18 +137,21 @@ class Parser:
     """Incremental reader of any byte stream; what fails its CRC is skipped one byte at a time.
 
     A `Packet` has the instruction as its code (STATUS for an answer) and its parameters unstuffed; a status from the
-    broadcast id (fast sync read) is left as it is. `longest` is the longest packet that may come.
+    broadcast id (fast sync read) is left as it is. `longest` is the longest packet that may come. `skipped` counts
+    bytes that belong to no packet, since `reset`.
     """
 
     def __init__(self, longest: int = MAX_PACKET) -> None:
         self._buffer = bytearray()
         self.longest = longest
+        self.skipped = 0
 
     def feed(self, data: bytes) -> list[Packet]:
         """All packets that are complete after `data`."""
         b = self._buffer
         b += data
         out: list[Packet] = []
+        taken = 0
         at = 0
         while True:
             start = b.find(HEADER, at)
@@ -170,10 +173,12 @@ class Parser:
                 joint = servo == BROADCAST and b[at + 7] == STATUS
                 body = bytes(b[at + 7 : end - 2])
                 out.append(Packet(servo, body[0], body[1:] if joint else unstuff(body)[1:]))
+                taken += end - at
                 at = end
             else:
                 at += 1
         del b[:at]
+        self.skipped += at - taken
         return out
 
     def flush(self) -> list[Packet]:
@@ -181,14 +186,17 @@ class Parser:
         out: list[Packet] = []
         while self._buffer:
             del self._buffer[:1]
+            self.skipped += 1
             out += self.feed(b"")
             if len(self._buffer) < 10:
-                self.reset()
+                self.skipped += len(self._buffer)
+                self._buffer.clear()
         return out
 
     def reset(self) -> None:
-        """Forget an unfinished packet (before a new request)."""
+        """Forget an unfinished packet, and what was skipped (before a new request)."""
         self._buffer.clear()
+        self.skipped = 0
 
 
 @functools.lru_cache(maxsize=256)

@@ -81,18 +81,21 @@ class Packet(NamedTuple):
 class Parser:
     """Incremental reader of any byte stream; what fails its checksum is skipped one byte at a time.
 
-    `longest` is the longest packet that may come: a damaged length must not swallow the packets behind it.
+    `longest` is the longest packet that may come: a damaged length must not swallow the packets behind it. `skipped`
+    counts bytes that belong to no packet, since `reset`.
     """
 
     def __init__(self, longest: int = MAX_PACKET) -> None:
         self._buffer = bytearray()
         self.longest = longest
+        self.skipped = 0
 
     def feed(self, data: bytes) -> list[Packet]:
         """All packets that are complete after `data`."""
         b = self._buffer
         b += data
         out: list[Packet] = []
+        taken = 0
         at = 0  # what lies before it has been dealt with
         while True:
             start = b.find(b"\xff\xff", at)
@@ -114,10 +117,12 @@ class Parser:
                 break
             elif ~sum(b[at + 2 : end - 1]) & 0xFF == b[end - 1]:
                 out.append(Packet(servo, b[at + 4], bytes(b[at + 5 : end - 1])))
+                taken += end - at
                 at = end
             else:
                 at += 1
         del b[:at]
+        self.skipped += at - taken
         return out
 
     def flush(self) -> list[Packet]:
@@ -125,14 +130,17 @@ class Parser:
         out: list[Packet] = []
         while self._buffer:
             del self._buffer[:1]
+            self.skipped += 1
             out += self.feed(b"")
             if len(self._buffer) < 6:
-                self.reset()
+                self.skipped += len(self._buffer)
+                self._buffer.clear()
         return out
 
     def reset(self) -> None:
-        """Forget an unfinished packet (before a new request)."""
+        """Forget an unfinished packet, and what was skipped (before a new request)."""
         self._buffer.clear()
+        self.skipped = 0
 
 
 def whole(data: bytes, servos: Sequence[int], size: int) -> bool:

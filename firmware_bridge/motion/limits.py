@@ -75,6 +75,13 @@ class Limiter:
         )
         return self._take(ahead, rate)
 
+    def limited(self, velocity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """bool[J] twice, of the last step: whether it moves as fast as `velocity` lets it, and whether it changed its
+        pace as fast as the acceleration lets it."""
+        change = np.abs(self._rate - self._before[1])
+        almost = 1 - 1e-9
+        return np.abs(self._rate) >= velocity * almost, change >= self.acceleration * self.dt * almost
+
     def undo(self) -> None:
         """Forget the last step, to make another one from where it started at once: the limits hold between what is
         kept."""

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -33,7 +34,9 @@ from firmware_bridge.motion.narrator import LOG_FILE, Narrator
 from firmware_bridge.motion.safety import INSIST_S, Safety, blind
 from firmware_bridge.motion.stamps import StampWriter
 
-STATE_SLOT, COMMAND_SLOT, REQUEST_SLOT = "state.slot", "command.slot", "request.slot"
+STATE_SLOT = "state.slot"
+COMMAND_SLOT = "command.slot"
+REQUEST_SLOT = "request.slot"
 MOTOR_CODE_SLOT = "motor-code.slot"  # the exit code, for whoever is not the parent of the motor process
 SAYS = "guard: "  # lines of standard error, the guard's log, that the front door shows begin so
 RELEASE_NS = 100_000_000
@@ -233,6 +236,61 @@ class Latest:
         return False
 
 
+class Incoming(Protocol):
+    """The newest command: `Latest` is one."""
+
+    @property
+    def newest(self) -> int: ...
+
+    @property
+    def fresh(self) -> bool: ...
+
+    def take(self) -> bytes | None: ...
+
+    def wait(self, until_ns: int) -> bool: ...
+
+
+class Between:
+    """What is left of each period when the tick's state is out: commands that come meanwhile correct its goal, and the
+    clock moves out of the way of those that come when nothing can be sent. `now_ns`: the clock of `ticker` and
+    `commands`."""
+
+    def __init__(
+        self,
+        loop: MotorLoop,
+        ticker: Ticker,
+        commands: Incoming,
+        pressed: Callable[[], bool],
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ):
+        self._loop, self._ticker, self._commands, self._pressed, self._now_ns = loop, ticker, commands, pressed, now_ns
+        self._waited = 0  # number of the newest command that came in good time
+
+    def _active(self) -> bool:
+        return self._loop.safety.state == SafetyState.ACTIVE
+
+    def _correct(self, until_ns: int = 0) -> None:
+        """Commands that have come since the tick, or come until then, need not wait for the next."""
+        while self._active() and (self._commands.fresh or self._commands.wait(until_ns)):
+            command = as_command(self._commands.take())
+            if command is not None and not self._pressed():
+                self._loop.revise(command)
+            if command is None or self._now_ns() >= until_ns:  # one that cannot be read would stay new for ever
+                return
+
+    def spend(self) -> None:
+        """Until shortly before the next tick."""
+        self._correct()
+        self._loop.telemetry()
+        if self._active() and self._commands.newest != self._waited:
+            # A command came while nothing could be written: about when the tick began, or while servos answered. Ticks
+            # move to where commands fall between them; only ever later, for the limits are made for a whole period.
+            self._ticker.shift(PHASE_STEP_NS)
+        self._correct(self._ticker.next_ns - CLEAR_NS)
+        self._waited = self._commands.newest
+        self._correct(self._ticker.next_ns - ROOM_NS)
+
+
 def still_holds(servos: list[int]) -> str:
     """The sentence about servos that did not let go."""
     return f"servo {', '.join(map(str, servos))} still holds: switch the arm's power off."
@@ -294,24 +352,15 @@ def run(
     states = SlotWriter(slots / STATE_SLOT, JOINT_STATE_BYTES)
     stamps = StampWriter(loop.arm, slots, config.motor_hz)
     ticker = Ticker(config.motor_hz)
-    narrator = Narrator(log) if log is not None else None
+    narrator = Narrator(log, config.joints) if log is not None else None
     real_time(priority, core)
     goal: np.ndarray | None = None  # of the tick before, corrections included
-    waited = 0  # number of the newest command that came in good time
     asked = False  # to lower, before it stopped by itself
 
-    def active() -> bool:
-        return loop.safety.state == SafetyState.ACTIVE
+    def pressed() -> bool:
+        return stop is not None and stop.pressed()
 
-    def correct(until_ns: int = 0) -> None:
-        """Commands that have come since the tick, or come until then, need not wait for the next."""
-        while active() and (commands.fresh or commands.wait(until_ns)):
-            command = late()
-            if command is not None and not (stop is not None and stop.pressed()):
-                loop.revise(command)
-            if command is None or time.monotonic_ns() >= until_ns:  # one that cannot be read would stay new for ever
-                return
-
+    between = Between(loop, ticker, commands, pressed)
     while True:
         now = ticker.wait()
         began = time.monotonic_ns()
@@ -323,8 +372,7 @@ def run(
                 tell("the guard is gone: lowering the arm")
         request = RequestKind.LOWER if told else as_request(requests.read())
         asked = asked or (request == RequestKind.LOWER and loop.safety.state != SafetyState.SAFE_STOP)
-        pressed = stop is not None and stop.pressed()
-        state = loop.tick(now, as_command(commands.read()), request, ticker.missed, pressed, ticker.shifted_ns)
+        state = loop.tick(now, as_command(commands.read()), request, ticker.missed, pressed(), ticker.shifted_ns)
         states.write(state.pack())
         driven = state.safety in (SafetyState.HOLD, SafetyState.ACTIVE)
         stamps.write(loop.ticks, now, began, goal)
@@ -334,17 +382,9 @@ def run(
             return exit_of(loop, asked)
         if request == RequestKind.LOWER and state.safety == SafetyState.DISARMED and not energised:
             return Exit.REST
-        correct()
-        loop.telemetry()
-        if narrator is not None:
-            narrator.tick(state, loop.safety.rejected, loop.arm.bus.errors)
-        if active() and commands.newest != waited:
-            # A command came while nothing could be written: about when the tick began, or while servos answered. Ticks
-            # move to where commands fall between them; only ever later, for the limits are made for a whole period.
-            ticker.shift(PHASE_STEP_NS)
-        correct(ticker.next_ns - CLEAR_NS)
-        waited = commands.newest
-        correct(ticker.next_ns - ROOM_NS)
+        between.spend()
+        if narrator is not None:  # in the time in which nothing may be sent any more
+            narrator.tick(state, loop.safety.rejected, loop.arm.bus.errors, loop.safety.cut())
         goal = loop.safety.goal if driven else None
 
 

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from common.logger import Logger
 from firmware_bridge.motion.messages import JointState, SafetyState
+from firmware_bridge.motion.safety import CUTS
 
 LOG_FILE = "motor.log"  # in the folder of the slots: JSON lines
-LOOK_EVERY = 100  # ticks between looks at the bus's counters
+LOOK_EVERY = 100  # ticks between lines about the bus's counters, and about what the limiter cut off
 
 
 class Narrator:
-    """Compares a tick with the one before and logs what changed. Called once a tick, when the tick's work is done."""
+    """Compares a tick with the one before and logs what changed. Called once a tick, when the tick's work is done.
+    `joints`: names."""
 
-    def __init__(self, log: Logger):
-        self._log = log
+    def __init__(self, log: Logger, joints: tuple[str, ...]):
+        self._log, self._joints = log, joints
+        self._cut: np.ndarray = np.zeros((len(CUTS), len(joints)), int)  # ticks since the last line
         self._state = SafetyState.DISARMED
         self._reason = ""
         self._rejected = self._shifted_ns = self._missed = self._errors = 0
 
-    def tick(self, state: JointState, rejected: int, errors: Mapping[tuple[int, str], int]) -> None:
+    def tick(
+        self, state: JointState, rejected: int, errors: Mapping[tuple[int, str], int], cut: np.ndarray | None = None
+    ) -> None:
         """`rejected`: commands refused since the start; `errors`: the bus's counts by servo (-1: none in particular)
-        and kind."""
+        and kind, of packets that were damaged, late or missing; `cut` bool[4, J]: what the limiter cut off
+        (`Safety.cut`)."""
         if (state.safety, state.reason) != (self._state, self._reason):
             self._log.info("state", was=self._state.name, now=state.safety.name, reason=state.reason, tick=state.tick)
             self._state, self._reason = state.safety, state.reason
@@ -35,6 +43,19 @@ class Narrator:
         if state.missed_ticks != self._missed:
             self._log.debug("ticks missed", count=state.missed_ticks - self._missed, tick=state.tick)
             self._missed = state.missed_ticks
-        if state.tick % LOOK_EVERY == 0 and (total := sum(errors.values())) != self._errors:
+        if cut is not None:
+            self._cut += cut
+        if state.tick % LOOK_EVERY == 0:
+            self._look(errors)
+
+    def _look(self, errors: Mapping[tuple[int, str], int]) -> None:
+        if self._cut.any():
+            counts = {
+                kind: {n: c for n, c in zip(self._joints, row, strict=True) if c}
+                for kind, row in zip(CUTS, self._cut.tolist(), strict=True)
+            }
+            self._log.debug("limiter", ticks=LOOK_EVERY, **{k: v for k, v in counts.items() if v})
+            self._cut[:] = 0
+        if (total := sum(errors.values())) != self._errors:
             self._log.debug("bus", **{f"{kind} ({servo})": count for (servo, kind), count in errors.items()})
             self._errors = total

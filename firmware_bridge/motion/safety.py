@@ -21,15 +21,23 @@ from firmware_bridge.motion.limits import Limiter
 from firmware_bridge.motion.lowering import Descent, longest_s
 from firmware_bridge.motion.messages import Command, RequestKind, SafetyState
 
-TEMPERATURE_WARN, TEMPERATURE_SLOW, TEMPERATURE_STOP = 55.0, 60.0, 65.0  # deg C; the servo's own limit is 70
-DROOP_WARN, DROOP_SLOW, DROOP_STOP, SURGE_STOP = 0.88, 0.8, 0.7, 1.2  # of the supply voltage at the beginning
+TEMPERATURE_WARN = 55.0  # deg C; the servo's own limit is 70
+TEMPERATURE_SLOW = 60.0  # deg C
+TEMPERATURE_STOP = 65.0  # deg C
+DROOP_WARN = 0.88  # of the supply voltage at the beginning, as the next three
+DROOP_SLOW = 0.8
+DROOP_STOP = 0.7
+SURGE_STOP = 1.2
 SLOW_SCALE = 0.4  # of the velocity limits
-STALL_SHARE, STALL_SPEED, STALL_S = 0.6, 0.05, 1.0  # that share of follow_rad behind, and not moving (rad/s)
+STALL_SHARE = 0.6  # of follow_rad: a joint that is further behind,
+STALL_SPEED = 0.05  # rad/s: slower than this,
+STALL_S = 1.0  # s: and for longer than this, is blocked
 BLEND_S = 0.6  # after arming, limits grow from a fifth to full
 FIRST_COMMAND_S = 10.0  # an armed arm that nobody commands is lowered
 MAX_LIFE_S = 1.0  # a command that claims to be good for longer is rejected
 INSIST_S = 3.0  # so long a servo that does not let go is told again: a stalled bus may come back
 VOLTAGE, ENCODER, TEMPERATURE, CURRENT, OVERLOAD = 1, 2, 4, 8, 32  # condition bits
+CUTS = ("range", "lead", "speed", "acceleration")  # what limits a target: see `Safety.cut`
 
 
 class Level(enum.IntEnum):
@@ -139,6 +147,8 @@ class Safety:
         self._supply_v: np.ndarray = np.zeros(len(config.joints))
         self._was_active = False
         self._scale = 1.0  # of the velocity limits in the tick at hand
+        # What the newest command asked for, and the pose that was measured then.
+        self._asked: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def goal(self) -> np.ndarray:
@@ -169,9 +179,8 @@ class Safety:
     def _masks(self, measured: Measurement, telemetry: Telemetry) -> np.ndarray:
         """bool[condition, joint]: what is wrong at this moment."""
         bits, warm, volt = measured.bits, telemetry.temperature, telemetry.voltage
-        self._supply_v = np.where(
-            self._supply_v > 0, self._supply_v, volt
-        )  # the first that was read; arms may have two supplies
+        # The first that was read; arms may have two supplies.
+        self._supply_v = np.where(self._supply_v > 0, self._supply_v, volt)
         behind = np.abs(self.goal - measured.q)
         behind[-1] = 0.0  # a gripper that holds something lags, and should
         still = np.abs(measured.qd) < STALL_SPEED
@@ -219,6 +228,7 @@ class Safety:
     ) -> Decision:
         """One tick: `command` and `request` are the newest there are (stale ones included); `pressed`: the emergency
         stop."""
+        self._asked = None
         if self.state == SafetyState.DISARMED:
             return self._disarmed(now_ns, request, measured, pressed)
         level, trouble = self._health(now_ns, measured, telemetry)
@@ -299,8 +309,19 @@ class Safety:
         ahead = min(max((now_ns - command.t_apply_ns) * 1e-9 + self.limiter.lag_s, 0.0), 0.1)
         target = command.q_rad.astype(float) + command.qd_rad_s.astype(float) * ahead
         lead, q = self.config.max_lead, measured.q
+        self._asked = (target, q)
         target = np.minimum(np.maximum(target, q - lead), q + lead)
         return self.limiter.step(target, self.velocity * self._scale)
+
+    def cut(self) -> np.ndarray | None:
+        """bool[4, J], rows as in `CUTS`: what was cut off the target of the tick at hand; None where no command was
+        followed. For the log, when the tick's work is done."""
+        if self._asked is None or self.state != SafetyState.ACTIVE:
+            return None
+        target, q = self._asked
+        lead = np.abs(target - q) > self.config.max_lead
+        beyond = (target < self.limiter.lower) | (target > self.limiter.upper)
+        return np.array([beyond, lead, *self.limiter.limited(self.velocity * self._scale)])
 
     def revise(self, now_ns: int, command: Command, measured: Measurement) -> np.ndarray | None:
         """The goal of the tick at `now_ns` made again, for a `command` that came after it or for what was `measured`

@@ -486,8 +486,9 @@ def test_a_command_that_comes_with_the_emergency_stop_pressed_does_not_reach_the
     assert not any(revised)
 
 
-def test_the_clock_moves_later_until_commands_fall_between_the_servos_answers(rig):
-    """They first come 0.6 ms after each tick's beginning, where a half-duplex bus cannot take them."""
+def test_a_real_clock_moves_later_out_of_the_way_of_commands_and_is_absolute_otherwise(rig):
+    """They first come 0.6 ms after each tick's beginning, where a half-duplex bus cannot take them (test_clock.py: in
+    virtual time)."""
     rig.ask(RequestKind.ARM)
     first = rig.wait_for(SafetyState.HOLD)
     commands = SlotWriter(rig.folder / COMMAND_SLOT, COMMAND_BYTES)
@@ -502,7 +503,6 @@ def test_the_clock_moves_later_until_commands_fall_between_the_servos_answers(ri
     ticks = np.diff([s.tick + s.missed_ticks for s in states])
     assert (shifts >= 0).all() and (shifts <= motor.PHASE_STEP_NS * ticks).all()
     assert shifts[:100].sum() >= 1_200_000  # out of the way: a command is taken until 0.7 ms before a tick
-    assert np.count_nonzero(shifts[100:]) <= 40, shifts  # and there it stays, but for what other work makes late
     begun = [s.t_ns - s.shifted_ns - (s.tick + s.missed_ticks) * period for s in states]
     assert set(begun) == {begun[0]}  # otherwise on the absolute clock
 
@@ -516,7 +516,9 @@ def test_a_command_that_cannot_be_read_does_not_keep_the_motor_process_from_its_
         now = time.monotonic_ns()
         commands.write(Command(now, now + 75_000_000, first.goal_rad, 0 * first.goal_rad).pack())
         time.sleep(0.01)
-    commands._newest[0] += 1  # a number without its value, as a writer that is no slot writer could leave it
+    commands._newest.set(
+        commands._newest.get() + 1
+    )  # a number without its value, as a writer that is no slot writer could leave it
     held = rig.wait_for(SafetyState.HOLD, timeout=0.5)
     assert held.reason == "command is stale" and rig.torque() == [1] * 6
     time.sleep(0.2)

@@ -12,7 +12,7 @@ from firmware_bridge.motion.arm import DOUBTED, NO_REPLY, TWIN, Measurement, Tel
 from firmware_bridge.motion.limits import Limiter, limit_step
 from firmware_bridge.motion.lowering import REST_TOLERANCE
 from firmware_bridge.motion.messages import Command, RequestKind, SafetyState
-from firmware_bridge.motion.safety import CONDITIONS, INSIST_S, Row, Safety, lowering_s
+from firmware_bridge.motion.safety import CONDITIONS, CUTS, INSIST_S, Row, Safety, lowering_s
 from tests.firmware_bridge.so101 import CONFIG, LOWER, UPPER
 
 S = 1_000_000_000
@@ -219,6 +219,29 @@ def run_to_speed(bench, n=100):
     """Follow a moving target until the arm is fast."""
     for k in range(n):
         bench.tick(np.array([-1 + 0.02 * k, -0.5, 0.5, 0.5, 0.0, 0.5]))
+
+
+def test_what_is_cut_off_a_target_is_known_by_limit_and_joint():
+    """For the log: pan asks for more than its range, lift for more than `max_lead` from where it stands; both speed up,
+    then go as fast as they may. The others stay where they are."""
+    bench = Bench()
+    bench.ticks(100)
+    assert bench.safety.cut() is None  # no command is followed
+    target = bench.q.copy()
+    target[1] -= 1.0
+    target[0] = UPPER[0] + 0.1
+    bench.ticks(2, target)
+    cut = dict(zip(CUTS, bench.safety.cut().tolist(), strict=True))
+    others = [False] * 4
+    assert cut["range"] == [True, False, *others] and cut["lead"] == [True, True, *others]
+    assert cut["acceleration"] == [True, True, *others] and cut["speed"] == [False, False, *others]
+    bench.ticks(16, target)
+    fast = dict(zip(CUTS, bench.safety.cut().tolist(), strict=True))
+    assert fast["speed"] == [True, True, *others] and fast["acceleration"] == [False] * 6
+    bench.ticks(300, [UPPER[0] - 0.1, *bench.q[1:]])
+    assert not bench.safety.cut().any()  # there, and nothing is cut off any more
+    bench.tick(request=RequestKind.LOWER)
+    assert bench.safety.cut() is None
 
 
 def test_a_stale_command_is_held_within_100_ms_and_then_stopped_safely():
