@@ -19,6 +19,7 @@ WITNESS = pytest.StashKey[Witness]()
 ABSENT_S = pytest.StashKey[float]()
 
 
+@pytest.hookimpl(trylast=True)  # after -m has left out what is not to run
 def pytest_collection_modifyitems(config, items):
     """A test on the wall clock that fails while the machine held back its processors counts for nothing: it runs again,
     twice at most, and the summary lists it. One that fails on a machine that kept its time has failed."""
