@@ -1,4 +1,5 @@
-"""What tests share: how they behave on a busy machine, and one INT8 bundle of the shipped checkpoint a session."""
+"""What tests share: how they behave on a busy machine, when a skip fails, and one INT8 bundle of the shipped checkpoint
+a session."""
 
 import os
 from functools import partial
@@ -7,6 +8,8 @@ import hypothesis
 import pytest
 
 from tests.witness import Witness
+
+pytest_plugins = ["tests.skips"]
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # before anything imports mujoco
 
