@@ -15,12 +15,16 @@ else:
 LIST = Path(__file__).with_name("skips.toml")
 
 
-def allowed(node: str, reason: str, listed: list[dict[str, str]]) -> bool:
+def listed() -> list[dict[str, str]]:
+    return tomllib.loads(LIST.read_text())["skip"]
+
+
+def allowed(node: str, reason: str, entries: list[dict[str, str]]) -> bool:
     """Whether an entry of the list fits: `test` is the node id or its beginning, `reason` a pattern that fits from the
     start."""
     return any(
         re.match(re.escape(entry["test"]) + r"($|::|\[|/)", node) and re.match(entry["reason"], reason)
-        for entry in listed
+        for entry in entries
     )
 
 
@@ -29,7 +33,7 @@ def _judge(report: pytest.TestReport | pytest.CollectReport) -> None:
         return
     said = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     reason = said.removeprefix("Skipped: ")
-    if not allowed(report.nodeid, reason, tomllib.loads(LIST.read_text())["skip"]):
+    if not allowed(report.nodeid, reason, listed()):
         report.outcome = "failed"
         report.longrepr = (
             f"Skipped ({reason}), and CI=true: mend that, or list it in {LIST.name} with why it cannot run."

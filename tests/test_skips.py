@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.skips import LIST, allowed, tomllib
+from tests.skips import allowed, listed
 
 ROOT = Path(__file__).parents[1]
 LISTED = [{"test": "tests/a.py::test_one", "reason": "no .* here", "why": "there is none"}]
@@ -64,7 +64,7 @@ def test_elsewhere_it_is_a_skip(tmp_path):
 
 
 def test_a_listed_skip_passes_where_ci_is_true(tmp_path):
-    entry = tomllib.loads(LIST.read_text())["skip"][0]
+    entry = listed()[0]
     folder = tmp_path / entry["test"]
     folder.parent.mkdir(parents=True)
     folder.write_text(f"import pytest\ndef test_it(): pytest.skip({entry['reason']!r})\n")
@@ -82,7 +82,7 @@ def test_a_listed_skip_passes_where_ci_is_true(tmp_path):
 
 
 def test_every_entry_is_of_a_test_that_there_is_and_says_why():
-    entries = tomllib.loads(LIST.read_text())["skip"]
+    entries = listed()
     for entry in entries:
         file, _, name = entry["test"].partition("::")
         assert (ROOT / file).is_file() and f"def {name}" in (ROOT / file).read_text(), entry
