@@ -1,12 +1,14 @@
 """What tests share: how they behave on a busy machine, when a skip fails, and one INT8 bundle of the shipped checkpoint
 a session."""
 
+import json
 import os
 from functools import partial
 
 import hypothesis
 import pytest
 
+from tests.once import once
 from tests.witness import Witness
 
 pytest_plugins = ["tests.skips"]
@@ -53,8 +55,9 @@ def exported(tmp_path_factory):
     from export.bundle import export_bundle
     from export.plan import Plan
 
-    path = tmp_path_factory.mktemp("bundle") / "so101.bundle"
-    return path, export_bundle(Plan(), path, timed=False)
+    path = once(tmp_path_factory, "shipped", lambda folder: export_bundle(Plan(), folder / "so101.bundle", timed=False))
+    bundle = path / "so101.bundle"
+    return bundle, json.loads((bundle / "reports" / "parity.json").read_text())
 
 
 @pytest.fixture(scope="session")

@@ -103,7 +103,6 @@ def test_an_exception_is_mendable_or_it_says_here_why_not() -> None:
 
 
 def test_opencv_still_has_hand_eye_calibration() -> None:
-    assert Version(cv2.__version__) < Version("5")
     for name in ("calibrateHandEye", "calibrateRobotWorldHandEye", "calibrateCameraExtended", "aruco"):
         assert hasattr(cv2, name), f"cv2.{name}"
 
@@ -116,15 +115,6 @@ def test_constraints_pin_every_dependency_within_its_range(python: str) -> None:
             assert normalised(requirement.name) in pinned, f"{requirement.name}: run constraints/update.sh"
             version = pinned[normalised(requirement.name)]
             assert version in requirement.specifier, f"{requirement}, pinned {version}: run constraints/update.sh"
-
-
-@pytest.mark.parametrize("python", PYTHONS)
-def test_known_limits_of_versions(python: str) -> None:
-    pinned = pins(python)
-    assert pinned["opencv-python-headless"] < Version("5"), "5.0 lacks hand-eye calibration"
-    assert pinned["torch"] == Version("2.13.0"), "newer releases pull 5 GB of CUDA packages"
-    if python == "3.10":
-        assert pinned["numpy"] < Version("2.3"), "2.2 is the last numpy for Python 3.10"
 
 
 def test_python_range_is_the_one_we_pin() -> None:
