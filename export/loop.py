@@ -24,10 +24,10 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from export.arithmetic import remember, remembered, rounds_bf16
 from export.checkpoint import CheckpointError
 from export.data import Demonstrations
 from export.log import Log
@@ -54,26 +54,6 @@ Model = TypeVar("Model", bound=nn.Module)
 def leads() -> bool:
     """Whether this process is the one that saves, logs and speaks."""
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def rounds_bf16(device: torch.device) -> bool:
-    """Whether autocast to bfloat16 saves time here. A CPU that has the instructions is tried: of two with AVX512-BF16,
-    one took 0.6 of the time, the other 1.6 times as long."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return False
-    weight = torch.ones(128, 128, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
-    x = torch.ones(16, 128, 12, 12).contiguous(memory_format=torch.channels_last).requires_grad_()
-    best = {False: math.inf, True: math.inf}
-    for _ in range(6):  # in turns, and the fastest counts: other work slows both
-        for bf16 in best:
-            began = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                y = F.conv2d(x, weight, padding=1)
-            y.float().sum().backward()
-            best[bf16] = min(best[bf16], time.perf_counter() - began)
-    return 1.1 * best[True] < best[False]
 
 
 def make_run_folder(run: Path) -> None:
@@ -143,7 +123,7 @@ class Loop(Generic[Model]):
         self.stage, self.step, self.seconds = 0, 0, 0.0
         self._recent: list[dict[str, float]] = []  # losses of the last logged steps
         self.optimiser: torch.optim.Optimizer | None = None
-        self.bf16 = self._all(rounds_bf16(self.device)) if bf16 is None else bf16
+        self.bf16 = self._arithmetic() if bf16 is None else bf16
         digest = hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in self.initial.values())).hexdigest()[:16]
         everything = {
             **settings,
@@ -227,6 +207,17 @@ class Loop(Generic[Model]):
         said = torch.tensor(float(here), device=self.device)
         dist.all_reduce(said, dist.ReduceOp.MIN)
         return bool(said)
+
+    def _arithmetic(self) -> bool:
+        """Whether bf16 saves time, as it was found when the run folder was begun: measured again it may come out
+        otherwise."""
+        if self.state_path.exists():
+            return False  # the state says
+        known = remembered(self.run)
+        bf16 = self._all(rounds_bf16(self.device) if known is None else known)
+        if known is None and self.rank == 0:
+            remember(self.run, bf16)
+        return bf16
 
     def _resume(self, bf16: bool | None) -> None:
         self._running: dict[str, dict[str, Tensor]] = {}

@@ -124,6 +124,14 @@ def test_steps_differ_from_seed_to_seed(drawn, unbroken, tmp_path):
     assert max(float((one[k] - other[k]).abs().max()) for k in one) > 1e-2
 
 
+def test_what_the_stopwatch_said_of_bf16_holds_for_the_run_folder_before_a_state_is_saved(drawn, tmp_path, monkeypatch):
+    """It decides by a hair, on a busy machine by chance: two answers would end in other weights."""
+    answers = iter([False, True])
+    monkeypatch.setattr("export.loop.rounds_bf16", lambda device: next(answers))
+    assert [Trainer(drawn, tmp_path, PLAN, SMALL).bf16 for _ in range(2)] == [False, False]
+    assert Trainer(drawn, tmp_path, dataclasses.replace(PLAN, bf16=True), SMALL).bf16  # nothing is trained yet
+
+
 def test_a_full_disk_keeps_the_state_before(drawn, unbroken, tmp_path, monkeypatch):
     save_always(monkeypatch)
     trainer = Trainer(drawn, tmp_path, PLAN, SMALL)
