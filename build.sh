@@ -210,10 +210,19 @@ cmd_jetson() {
   run .venv/bin/harmowam build "$@"
 }
 
+# lerobot 0.6 needs Python 3.12 (constraints/peers.in). A python3.12 may be there and not run, as a shim of pyenv does.
 cmd_peers() {
   local version
+  if [[ -z ${PYTHON:-} && ! -x .venv-peers/bin/python ]] && python_fits python3.12; then
+    PYTHON=python3.12
+  fi
   make_venv .venv-peers
   version=$(.venv-peers/bin/python -c "$VERSION")
+  if [[ $version == 3.12 ]]; then
+    say "Python 3.12: lerobot 0.6"
+  else
+    say "Python $version: lerobot 0.4.4, for 0.6 needs 3.12 (remove .venv-peers, then PYTHON=/path/to/python3.12 ./build.sh peers)"
+  fi
   say "A download of about 5 GB: both need another torch than ours, which brings CUDA"
   run .venv-peers/bin/python -m pip install --constraint "constraints/peers-py${version/./}.txt" --requirement constraints/peers.in
 }
