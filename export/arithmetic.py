@@ -1,10 +1,17 @@
-"""Whether a training computes in bfloat16: a stopwatch says so once for a run folder, and the answer stays there."""
+"""What the last bits of a training depend on besides its plan, and a run therefore keeps: bfloat16 or not, and the
+number of threads.
+
+A stopwatch chooses bfloat16 once for a run folder, and the answer stays there. A sum over more threads is taken in
+another order."""
 
 from __future__ import annotations
 
 import math
+import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +35,18 @@ def remembered(run: Path) -> bool | None:
 def remember(run: Path, bf16: bool) -> None:
     """Raises CheckpointError where it cannot be written."""
     write_file(run / "arithmetic", b"bf16\n" if bf16 else b"fp32\n")
+
+
+def workforce(processes: int) -> dict[str, int]:
+    """Processes of the training, threads of this one, and processors of the machine, for the state of a run."""
+    return {"processes": processes, "threads": torch.get_num_threads(), "processors": os.cpu_count() or 1}
+
+
+def take_up(before: Mapping[str, Any] | None, processes: int) -> None:
+    """Compute with as many threads as `before` (`workforce`, None in old states) where machine and processes are as
+    many as then."""
+    if before is not None and before == workforce(processes) | {"threads": before["threads"]}:
+        torch.set_num_threads(before["threads"])
 
 
 def rounds_bf16(device: torch.device) -> bool:

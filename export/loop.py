@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from export.arithmetic import remember, remembered, rounds_bf16
+from export.arithmetic import remember, remembered, rounds_bf16, take_up, workforce
 from export.checkpoint import CheckpointError
 from export.data import Demonstrations
 from export.log import Log
@@ -244,6 +244,7 @@ class Loop(Generic[Model]):
                 else:
                     self._running.setdefault(name, {})[kind] = value
             self.average.load_state_dict(self.model.state_dict())
+            take_up(about.get("workforce"), self.processes)
         if self.processes > 1:
             dist.barrier()  # all have read before one writes
 
@@ -292,6 +293,7 @@ class Loop(Generic[Model]):
                 "step": self.step,
                 "seconds": self.seconds,
                 "bf16": self.bf16,
+                "workforce": workforce(self.processes),
             },
         )
 

@@ -50,6 +50,10 @@ def unbroken(drawn, one_thread, tmp_path_factory):
     return run
 
 
+class Stopped(Exception):
+    pass
+
+
 def same(a, b):
     x, y = load_file(a), load_file(b)
     return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
@@ -124,6 +128,28 @@ def test_steps_differ_from_seed_to_seed(drawn, unbroken, tmp_path):
     assert max(float((one[k] - other[k]).abs().max()) for k in one) > 1e-2
 
 
+def test_a_run_goes_on_with_the_threads_that_it_began_with(drawn, unbroken, tmp_path, monkeypatch):
+    """The order of a sum depends on their number, which a job's limits may change from one start to the next."""
+    save_always(monkeypatch)
+    cut = Trainer(drawn, tmp_path, PLAN, SMALL)
+    loss = cut._world_loss
+
+    def stop_at_the_sixth(rng, batch):
+        if cut.step == 6:
+            raise Stopped
+        return loss(rng, batch)
+
+    monkeypatch.setattr(cut, "_world_loss", stop_at_the_sixth)
+    with pytest.raises(Stopped):
+        cut.train()
+    torch.set_num_threads(2)
+    try:
+        train(drawn, tmp_path, tmp_path / "m.safetensors", PLAN, SMALL)
+    finally:
+        torch.set_num_threads(1)
+    assert same(tmp_path / "m.safetensors", unbroken / "m.safetensors")
+
+
 def test_what_the_stopwatch_said_of_bf16_holds_for_the_run_folder_before_a_state_is_saved(drawn, tmp_path, monkeypatch):
     """It decides by a hair, on a busy machine by chance: two answers would end in other weights."""
     answers = iter([False, True])
@@ -182,10 +208,6 @@ def test_packing_loses_nothing_of_rounded_values():
     round_finished(finished)
     assert pack_finished(finished["a"]).dtype == torch.float16
     assert torch.equal(pack_finished(original), original)  # what does not fit stays as it is
-
-
-class Stopped(Exception):
-    pass
 
 
 def test_the_state_of_the_full_model_fits_40_megabytes(drawn, tmp_path, monkeypatch):
