@@ -24,6 +24,12 @@ WITNESS = pytest.StashKey[Witness]()
 ABSENT_S = pytest.StashKey[float]()
 
 
+def pytest_itemcollected(item):
+    """Virtual servos and films stand in for hardware in real time."""
+    if "bench" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("wall_clock"):
+        item.add_marker("wall_clock")
+
+
 @pytest.hookimpl(trylast=True)  # after -m has left out what is not to run
 def pytest_collection_modifyitems(config, items):
     """A test on the wall clock that fails while the machine held back its processors counts for nothing: it runs again,
