@@ -3,8 +3,6 @@ run."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,13 @@ from harmowam.options import (
     bundle_option,
     engine_option,
     errors,
+    fps_option,
     json_option,
     robot_option,
     say,
     seed_option,
     with_engine,
+    with_fps,
     write_json,
 )
 
@@ -101,11 +101,7 @@ def _injected(items: tuple[str, ...], stages: tuple[str, ...]) -> dict[str, floa
 @click.option("--port", help="Serial port (default: the robot file's).")
 @seed_option
 @engine_option
-@click.option(
-    "--fps",
-    type=click.FloatRange(1, 1000),
-    help="Rate of a simulated robot's cameras and of the fast loop (default: the robot file's).",
-)
+@fps_option
 @click.option("--camera-fps", type=click.FloatRange(1, 1000), help="Rate of a simulated robot's cameras alone.")
 @click.option(
     "--inject", multiple=True, metavar="STAGE=MS", help="What if this stage took so much longer? Really waits."
@@ -153,14 +149,7 @@ def profile(
     from runtime.robot import load_robot
 
     other = None if against is None else _read(against)
-    described = with_engine(load_robot(robot), engine)
-    if fps is not None or camera_fps is not None:
-        if not described.simulated:
-            raise UserError("--fps and --camera-fps are for a simulated robot: set the rates in the robot file.")
-        if math.isnan((fps or 0.0) + (camera_fps or 0.0)):  # a range lets it pass
-            raise UserError("--fps and --camera-fps must be numbers: correct them.")
-        cameras = {k: dataclasses.replace(c, fps=camera_fps or fps or c.fps) for k, c in described.cameras.items()}
-        described = dataclasses.replace(described, fast_hz=fps or described.fast_hz, cameras=cameras)
+    described = with_fps(with_engine(load_robot(robot), engine), fps, camera_fps)
     injected = _injected(inject, kind_of(Bundle.load(bundle)).stages) if inject else {}
     if out is not None:
         make_folder(out, "--out")

@@ -28,6 +28,7 @@ from firmware_bridge.virtual.bus import PtyBus, SocketBus
 from firmware_bridge.virtual.faults import parse as parse_fault
 from runtime.cameras.frames import FrameWriter, frames_path
 from runtime.robot import load_robot
+from sim.tasks import ARM
 
 # Whoever starts the simulator or reads its truth needs no MuJoCo in memory: only the two processes below load it.
 
@@ -39,7 +40,7 @@ from runtime.robot import load_robot
 # late comes late.
 TRANSFER_NS = 8_000_000
 TRUTH_SLOT = "truth.slot"
-ROBOT = "sim_so101"  # unless another one is named
+ROBOT = f"sim_{ARM.NAME}"  # unless another one is named
 _TRUTH = struct.Struct(
     "<qqdB63s"
 )  # time, first success (0: not yet), simulated seconds, success now, what went wrong so far
@@ -67,7 +68,8 @@ def serve(
     """
     from sim.plant import servos
     from sim.score import Score
-    from sim.tasks import sample_layout
+    from sim.tasks import TASKS
+    from sim.trace import FAILURE, sample_start
     from sim.world import SERVO_DT, World
 
     parent = os.getppid()
@@ -76,7 +78,7 @@ def serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     rng = np.random.default_rng([seed, 7])
     described = load_robot(robot)
-    world = World(layout=sample_layout(rng, task), arm=described.family)
+    world = World(layout=sample_start(rng, described.family, task), arm=described.family)
     truth = SlotWriter(slots / TRUTH_SLOT, _TRUTH.size + world.visible.nbytes)
     for name in ("front", "wrist"):
         (slots / f"{name}.json").write_text(json.dumps(world.camera(name).to_json()))
@@ -102,7 +104,8 @@ def serve(
     real_time()
     ticker = Ticker(1 / SERVO_DT)
     began = time.monotonic_ns()
-    score, failure, first_success = Score(world), b"", 0
+    score = Score(world) if world.layout.task in TASKS else None
+    failure, first_success = FAILURE.encode(), 0
     announced, looks = False, 0
     pending = [parse_fault(f) for f in faults]
     while not stop and os.getppid() == parent and cameras.poll() is None:
@@ -114,7 +117,7 @@ def serve(
             pending = []
         success = world.success()
         first_success = first_success or (now if success else 0)
-        if looks % SCORE_EVERY == 0:
+        if score is not None and looks % SCORE_EVERY == 0:
             failure = score.told(score.watch(now)).encode()
             score.pose.clear()  # nobody asks for them, and a simulator may run for days
         looks += 1
@@ -131,12 +134,13 @@ def serve(
 def serve_cameras(slots: Path, robot: str, seed: int, task: str | None, fps: float) -> int:
     """Render the newest truth at `fps` into camera slots, stamped with the time of that truth, handed over
     `TRANSFER_NS` after the tick (at more than 100 fps sooner: within 0.8 of the period)."""
-    from sim.tasks import sample_layout
+    from sim.trace import sample_start
     from sim.world import CAMERA_SIZE, World
 
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    world = World(layout=sample_layout(np.random.default_rng([seed, 7]), task), arm=load_robot(robot).family)
+    arm = load_robot(robot).family
+    world = World(layout=sample_start(np.random.default_rng([seed, 7]), arm, task), arm=arm)
     truth = SlotReader(slots / TRUTH_SLOT)
     width, height = CAMERA_SIZE
     writers: dict[str, FrameWriter] = {}
@@ -223,7 +227,7 @@ def start(
 
 
 def main() -> int:
-    from sim.tasks import INSTRUCTIONS
+    from sim import tasks, trace
 
     parser = argparse.ArgumentParser(
         description="Simulated arm: MuJoCo, servo bus on a pseudo-terminal, cameras in slots."
@@ -231,7 +235,9 @@ def main() -> int:
     parser.add_argument("--slots", type=Path, required=True, help="folder for slots and calibration files")
     parser.add_argument("--robot", default=ROBOT, help="a shipped simulated robot, or the file of one")
     parser.add_argument("--seed", type=int, default=0, help="start layout")
-    parser.add_argument("--task", choices=list(INSTRUCTIONS), help="instruction; default: drawn from the seed")
+    parser.add_argument(
+        "--task", choices=[*tasks.INSTRUCTIONS, *trace.INSTRUCTIONS], help="instruction; default: drawn from the seed"
+    )
     parser.add_argument("--fps", type=float, default=50.0)
     parser.add_argument("--fault", action="append", default=[], help="NAME@SECONDS after the torque went on")
     parser.add_argument(

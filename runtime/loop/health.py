@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from firmware_bridge.arms.family import Family
 from firmware_bridge.motion.messages import Command
 
 
@@ -141,11 +142,14 @@ class HealthMonitor:
         return state
 
 
-REACH_M, LOWEST_M, HIGHEST_M = 0.7, -0.15, 0.7  # of any target of a table-top arm, from its base
+BEYOND_M = (
+    0.2  # a target may lie so far beyond the reach of the arm: the kinematics draw it in. Further out is nonsense
+)
+LOWEST_M = -0.15  # of any target of a table-top arm
 MARGIN_RAD = 0.35
 
 
-def output_fault(command: Command, lower: np.ndarray, upper: np.ndarray, target: np.ndarray) -> str:
+def output_fault(command: Command, arm: Family, lower: np.ndarray, upper: np.ndarray, target: np.ndarray) -> str:
     """What is wrong with what a model made, or nothing: not finite, or far out of range.
 
     `target` [6] is the end-effector target behind the command (base frame). The limiter would clip a command that is a
@@ -156,7 +160,8 @@ def output_fault(command: Command, lower: np.ndarray, upper: np.ndarray, target:
         return "the model gave a number that is not finite"
     if not 0.0 <= command.gate <= 1.0:  # false for NaN, too
         return "the model gave a gate that is no probability"
-    if np.hypot(target[0], target[1]) > REACH_M or not LOWEST_M < target[2] < HIGHEST_M:
+    away, high = float(np.hypot(target[0], target[1])), float(target[2])
+    if away > arm.reach_m + BEYOND_M or not LOWEST_M < high < arm.highest_m + BEYOND_M:
         return "the model asked for a place far out of the arm's reach"
     beyond = np.maximum(lower - q, q - upper)
     if (beyond > MARGIN_RAD).any():

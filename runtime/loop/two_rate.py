@@ -93,7 +93,16 @@ class Driver:
         self._joints = bundle.manifest.joints
         lower, upper = (np.array([getattr(j, k) for j in self._joints]) for k in ("lower", "upper"))
         self.fast = FastLoop(
-            self.policy.fast, self.eyes, self.slow, self.link, self.record, self.health, lower, upper, compensate
+            self.policy.fast,
+            self.eyes,
+            self.slow,
+            self.link,
+            self.record,
+            self.health,
+            bundle.arm,
+            lower,
+            upper,
+            compensate,
         )
         self.granted: dict[str, bool] = {}
         if log is not None:  # last: a constructor that fails leaves no file and no thread behind
