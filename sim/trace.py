@@ -26,7 +26,10 @@ JAW, JAW_SWING = (
     0.4,
     0.2,
 )  # how far the jaw is open, in shares of its range: in the middle, and by how much more or less
-ASIDE = 0.06  # how far beside the circle an episode begins at most, in shares of the reach
+ASIDE, TURNED = (
+    0.06,
+    0.2,
+)  # how far beside the circle a demonstration begins at most, in shares of the reach, and how far turned, rad
 JOIN_S = 1.5  # it has joined the circle after so long
 NOISE, NOISE_S = 0.02, 0.35  # the disturbance: m in shares of the reach, and for how long it goes on alike
 ON_TRACK, PACE = (
@@ -49,20 +52,22 @@ def angle_at(arm: Family, tool: np.ndarray) -> float:
     return math.atan2(float(tool[2]) - HEIGHT * arm.reach_m, float(tool[1]))
 
 
-def sample_trace(rng: np.random.Generator, arm: Family, instruction: str | None = None) -> Layout:
-    """A random start beside the circle, the way round drawn where no instruction is given."""
+def sample_trace(rng: np.random.Generator, arm: Family, instruction: str | None = None, aside: float = ASIDE) -> Layout:
+    """A random start beside the circle, by up to `aside` (share of the reach) each way; the way round is drawn where
+    none is given."""
     texts = list(INSTRUCTIONS)
     instruction = texts[int(rng.integers(len(texts)))] if instruction is None else instruction
     start = track(arm, float(rng.uniform(-math.pi, math.pi)))
-    start[:3] += rng.uniform(-ASIDE, ASIDE, 3) * arm.reach_m
-    start[3:5] += rng.uniform(-0.2, 0.2, 2)
+    start[:3] += rng.uniform(-1, 1, 3) * aside * arm.reach_m
+    start[3:5] += rng.uniform(-1, 1, 2) * TURNED * aside / ASIDE
     return Layout(TASK, instruction, {}, start[:5], float(start[5]))
 
 
 def sample_start(rng: np.random.Generator, arm: Family, instruction: str | None = None) -> Layout:
-    """A random start of `instruction`; without one, of any task that is laid out for that arm."""
+    """A random start of `instruction`, without one of any task that is laid out for that arm: where a run begins. It is
+    on the circle."""
     if instruction in INSTRUCTIONS or (instruction is None and arm.NAME != ARM.NAME):
-        return sample_trace(rng, arm, instruction)
+        return sample_trace(rng, arm, instruction, aside=0.0)
     return sample_layout(rng, instruction)
 
 

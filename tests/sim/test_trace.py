@@ -7,7 +7,7 @@ import pytest
 from firmware_bridge.arms import FAMILIES
 from runtime.robot import load_robot
 from sim.tasks import ARM, TASKS
-from sim.trace import INSTRUCTIONS, TASK, Tracer, sample_start, sample_trace, success, track
+from sim.trace import INSTRUCTIONS, TASK, Tracer, angle_at, sample_start, sample_trace, success, track
 from sim.world import World
 
 FAMILY = pytest.mark.parametrize("arm", FAMILIES.values(), ids=list(FAMILIES))
@@ -59,4 +59,8 @@ def test_a_start_is_of_a_task_that_is_laid_out_for_the_arm():
     rng = np.random.default_rng(0)
     assert sample_start(rng, ARM).task in TASKS
     assert sample_start(rng, ARM, next(iter(INSTRUCTIONS))).task == TASK
-    assert all(sample_start(rng, a).task == TASK for a in FAMILIES.values() if a is not ARM)
+    for arm in FAMILIES.values():
+        if arm is not ARM:
+            start = sample_start(rng, arm)
+            pose = np.append(start.start, start.jaw)
+            assert start.task == TASK and pose == pytest.approx(track(arm, angle_at(arm, pose)), abs=1e-9)
