@@ -51,6 +51,12 @@ class SimulatorError(Mendable):
     """A simulator that does not start; one sentence and the next step."""
 
 
+def _command(slots: Path, robot: str, seed: int, task: str | None, fps: float) -> list[str]:
+    """This module as a process."""
+    words = ["--slots", str(slots), "--robot", robot, "--seed", str(seed), "--fps", str(fps)]
+    return [sys.executable, "-m", "sim.server", *words, *(["--task", task] if task else [])]
+
+
 def serve(
     slots: Path,
     robot: str,
@@ -82,21 +88,7 @@ def serve(
     truth = SlotWriter(slots / TRUTH_SLOT, _TRUTH.size + world.visible.nbytes)
     for name in ("front", "wrist"):
         (slots / f"{name}.json").write_text(json.dumps(world.camera(name).to_json()))
-    command = [
-        sys.executable,
-        "-m",
-        "sim.server",
-        "--cameras",
-        "--slots",
-        str(slots),
-        "--robot",
-        robot,
-        "--seed",
-        str(seed),
-        "--fps",
-        str(fps),
-    ]
-    cameras = subprocess.Popen(command + (["--task", task] if task else []))
+    cameras = subprocess.Popen([*_command(slots, robot, seed, task, fps), "--cameras"])
     prefer(SIM_SERVO_PRIORITY)
     made, baud, where = servos(world, described.arm), described.arm.baud, slots / "servo-bus"
     bus = PtyBus(made, baud, link=where) if terminal else SocketBus(made, where, baud)
@@ -194,20 +186,7 @@ def start(
     slots.mkdir(parents=True, exist_ok=True)
     for name in ("front", "wrist"):
         frames_path(slots, name).unlink(missing_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "sim.server",
-        "--slots",
-        str(slots),
-        "--robot",
-        robot,
-        "--seed",
-        str(seed),
-        "--fps",
-        str(fps),
-    ]
-    command += [*(["--task", task] if task else []), *(x for f in faults for x in ("--fault", f))]
+    command = [*_command(slots, robot, seed, task, fps), *(x for f in faults for x in ("--fault", f))]
     command += [] if terminal else ["--socket"]
     # Its own session: Ctrl-C is the parent's, who ends it; a child that is still importing would answer with a
     # traceback.

@@ -19,7 +19,7 @@ from sim.tasks import ARM, Layout, sample_layout
 TASK = "trace"  # sim/assets/trace.xml: an empty table
 INSTRUCTIONS = {"trace a circle clockwise": 1, "trace a circle counter-clockwise": -1}  # and the way round
 FAILURE = "did not go round its circle"  # the rest of a sentence that begins with "the arm"
-ROUND_S = 4.0  # once round
+SPEED_M_S = 0.04  # of the tool: the larger the arm, the longer it takes for once round
 AHEAD, HEIGHT, RADIUS = 0.54, 0.34, 0.08  # of the circle, in shares of the arm's reach
 PITCH, ROLL = 0.6, 0.3  # rad: the approach axis below the horizon; the wrist turns so far to either side
 JAW, JAW_SWING = (
@@ -45,6 +45,11 @@ def track(arm: Family, angle: float) -> np.ndarray:
     y, z = RADIUS * math.cos(angle), HEIGHT + RADIUS * math.sin(angle)
     jaw = (JAW + JAW_SWING * math.sin(angle)) * open_at
     return np.array([AHEAD * reach, y * reach, z * reach, PITCH, ROLL * math.cos(angle), jaw])
+
+
+def round_s(arm: Family) -> float:
+    """How long once round takes, s."""
+    return 2 * math.pi * RADIUS * arm.reach_m / SPEED_M_S
 
 
 def angle_at(arm: Family, tool: np.ndarray) -> float:
@@ -88,7 +93,7 @@ class Tracer:
     def clean(self) -> np.ndarray:
         s = min(self.t / JOIN_S, 1.0)
         left = 1.0 - s**3 * (10 - 15 * s + 6 * s * s)
-        return track(self.arm, self.angle + self.way * 2 * math.pi * self.t / ROUND_S) + left * self.aside
+        return track(self.arm, self.angle + self.way * 2 * math.pi * self.t / round_s(self.arm)) + left * self.aside
 
     def step(self, dt: float) -> tuple[np.ndarray, bool]:
         self.t += dt
@@ -115,6 +120,6 @@ def success(world: Moving) -> bool:
     here, then = (arm.tool(world.q + k * dt * world.qd)[:3, 3] for k in (0, 1))
     angle = angle_at(arm, here)
     turned = (angle_at(arm, then) - angle + math.pi) % (2 * math.pi) - math.pi
-    pace = turned / dt * ROUND_S / (2 * math.pi) * INSTRUCTIONS[world.layout.instruction]
+    pace = turned / dt * round_s(arm) / (2 * math.pi) * INSTRUCTIONS[world.layout.instruction]
     off = float(np.linalg.norm(here - track(arm, angle)[:3]))
     return off < ON_TRACK * arm.reach_m and abs(pace - 1) < PACE
