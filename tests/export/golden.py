@@ -24,7 +24,8 @@ films, joints = dict(np.load(sys.argv[2])), [n + ".pos" for n in sys.argv[3:]]
 vector = {"dtype": "float32", "shape": (6,), "names": joints}
 picture = {"dtype": "video", "shape": (120, 160, 3), "names": ["height", "width", "channels"]}
 features = {k: picture if "images" in k else vector for k in films}
-data = LeRobotDataset.create("harmowam/test", 20, features, root=sys.argv[1], robot_type="so101_follower", vcodec="h264")
+how = {"root": sys.argv[1], "robot_type": "so101_follower", "vcodec": "h264"}
+data = LeRobotDataset.create("harmowam/test", 20, features, **how)
 for episode, rows in enumerate((range(0, 10), range(10, 21))):
     for i in rows:
         data.add_frame({k: v[i] for k, v in films.items()} | {"task": "task %d" % episode})
