@@ -1,8 +1,7 @@
 """The two-rate loop on the wall clock: fast loop in the main thread, slow loop in a thread, motors in another process.
 
-Both loops call the pure steps of a policy (`runtime.policies`); what is here is only time, counting and health.
-
-    python -m runtime.loop --help
+Both loops call the pure steps of a policy (`runtime.policies`); this module adds time, counting and health.
+`harmowam run` builds the driver.
 """
 
 from __future__ import annotations
