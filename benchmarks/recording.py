@@ -58,7 +58,7 @@ def play(
         state = dataclasses.replace(state, t_ns=now)
         prior = Prior(now, now, "", TOKENS, FUTURE, np.zeros((16, 6), np.float32), np.zeros(16, np.int64), k)
         began = time.perf_counter_ns()
-        log.tick(now, obs, frames, r.prior, command, r.targets, reset=False, sent=True)
+        log.tick(now, obs, frames, r.prior_number, command, r.targets, reset=False, sent=True)
         log.state(state)
         if k % round(hz / 8) == 0:
             log.prior(prior, obs, now)

@@ -76,7 +76,7 @@ class Bundle:
         return cls(path, manifest)
 
     @property
-    def arm(self) -> Family:
+    def family(self) -> Family:
         """The arm family, with the link lengths, that the bundle was made for."""
         return FAMILIES[self.manifest.arm_family].with_links(self.manifest.links)
 

@@ -15,13 +15,13 @@ class Lead:
 
     def __init__(self) -> None:
         self.ns = 0
-        self._seq = 0
+        self._command = 0
 
     def see(self, state: JointState, made_ns: int) -> None:
         """`made_ns`: when the command that `state` shows on the wire was made. Each command counts once."""
-        if state.command_seq == self._seq or not state.t_wire_ns or not made_ns:
+        if state.command_number == self._command or not state.t_wire_ns or not made_ns:
             return
-        self._seq = state.command_seq
+        self._command = state.command_number
         seen = min(max(state.t_wire_ns - made_ns, 0), MOST_LEAD_NS)
         self.ns += 200_000 if seen > self.ns else -200_000  # steps of 0.2 ms: outliers do not count by their size
         self.ns = max(self.ns, 0)

@@ -45,7 +45,7 @@ class MotorLink:
             raise RunError("the motor process gives no joint state: check the guard's messages.")
         return JointState.unpack(got[0])
 
-    def arm(self, states: SlotReader, timeout_s: float = 3.0) -> None:
+    def enable_torque(self, states: SlotReader, timeout_s: float = 3.0) -> None:
         """Ask for torque and wait until the motor process, whose states are in `states`, holds the arm; raises RunError
         with its reason."""
         self._states = states
@@ -77,7 +77,7 @@ class MotorLink:
         self._commands.write(command.pack())
         now = time.monotonic_ns()
         self.sent = command
-        self._made[command.seq] = (taken_ns, now, engine_ns)
+        self._made[command.number] = (taken_ns, now, engine_ns)
         if len(self._made) > KEPT:
             del self._made[next(iter(self._made))]
         self.record.counts.first_command_ns = self.record.counts.first_command_ns or now
@@ -93,8 +93,8 @@ class MotorLink:
     def book(self, state: JointState) -> None:
         """What the motor process did since the last look, into counts and traces."""
         c, trace = self.record.counts, self.record.fast_trace
-        if state.command_seq != self._on_wire and state.t_wire_ns:
-            self._on_wire = state.command_seq
+        if state.command_number != self._on_wire and state.t_wire_ns:
+            self._on_wire = state.command_number
             c.followed += 1
             taken_ns, slot_ns, engine_ns = self._made.get(self._on_wire, (0, 0, 0))
             if slot_ns:

@@ -91,7 +91,7 @@ class RunRecord:
         to the arm."""
         if self.log is not None:
             targets = np.stack([tick.reactive_target, tick.predictive_target, tick.sent_target])
-            number = -1 if prior is None else prior.seq
+            number = -1 if prior is None else prior.number
             self.log.tick(now_ns, obs, frames, number, command, targets, reset=reset, sent=sent)
 
     def state(self, state: JointState) -> None:

@@ -45,11 +45,11 @@ class SlowLoop:
             ticker, made_from, looked = Ticker(self.hz), -1, 0.0
             while not self._stop.is_set():
                 obs = self.newest
-                if obs is None or obs.seq == made_from:  # no news: the Prior may grow old
+                if obs is None or obs.number == made_from:  # no news: the Prior may grow old
                     time.sleep(0.002)
                     continue
                 self._make(obs)
-                made_from = obs.seq
+                made_from = obs.number
                 if time.monotonic() - looked > 1.0:
                     looked, self.temperature = time.monotonic(), board_temperature()
                 ticker.wait()

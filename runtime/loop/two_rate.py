@@ -98,7 +98,7 @@ class Driver:
         if log is not None:  # last: a constructor that fails leaves no file and no thread behind
             how = {"fast_hz": fast_hz, "slow_hz": slow_hz, "compensate": compensate, "engine": compute.engine}
             meta = run_meta(bundle, task, self.policy.mode, calibrations, ends=ends, **how, **(facts or {}))
-            self.record.log = LogWriter(log, meta, tool=bundle.arm.tool)
+            self.record.log = LogWriter(log, meta, tool=bundle.family.tool)
 
     @property
     def counts(self) -> Counts:
@@ -126,9 +126,9 @@ class Driver:
         self.policy.fast.reset()
         self.record.clear()
 
-    def arm(self, states: SlotReader) -> None:
+    def enable_torque(self, states: SlotReader) -> None:
         """Ask for torque and wait until the motor process holds the arm; raises RunError with its reason."""
-        self.link.arm(states)
+        self.link.enable_torque(states)
 
     def request(self, kind: RequestKind) -> None:
         self.link.request(kind)

@@ -53,7 +53,7 @@ def _to_be_shown(captured: list[int]) -> list[int]:
 
 
 def _wire_ms(states: list[JointState]) -> list[float]:
-    first = {s.command_seq: s for s in reversed(states) if s.t_wire_ns > 0}
+    first = {s.command_number: s for s in reversed(states) if s.t_wire_ns > 0}
     return [(s.t_wire_ns - s.t_command_capture_ns) / 1e6 for _, s in sorted(first.items())]
 
 

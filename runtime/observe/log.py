@@ -79,7 +79,7 @@ class LogWriter:
         self._waiting: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._stop = self._gap = False
-        self._frames: dict[str, int] = {}
+        self._frames: dict[str, int] = {}  # sequence number of each camera's newest picture in the log
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._partial, "wb")  # noqa: SIM115  (closed by the thread)
@@ -123,7 +123,7 @@ class LogWriter:
         t_ns: int,
         obs: Observation,
         frames: Mapping[str, Frame],
-        prior: int,
+        prior_number: int,
         command: Command | None,
         targets: np.ndarray,
         *,
@@ -132,7 +132,7 @@ class LogWriter:
     ) -> None:
         """One fast step; `frames` are those of `obs`, whose pictures nobody may write to afterwards."""
         flags = RESET * reset + SENT * sent + AFTER_GAP * self._gap
-        self._gap = not self._later(lambda: self._put_tick(t_ns, obs, frames, prior, command, targets, flags))
+        self._gap = not self._later(lambda: self._put_tick(t_ns, obs, frames, prior_number, command, targets, flags))
 
     def prior(self, prior: Prior, obs: Observation, t_ns: int) -> None:
         """One slow step. Call it before the Prior is used: the log keeps the order of cause and effect."""
@@ -188,7 +188,7 @@ class LogWriter:
         t_ns: int,
         obs: Observation,
         frames: Mapping[str, Frame],
-        prior: int,
+        prior_number: int,
         command: Command | None,
         targets: np.ndarray,
         flags: int,
@@ -200,15 +200,15 @@ class LogWriter:
                 self._put(CAMERA + name, f.t_capture_ns, picture, f.seq, schemas.RAW_IMAGE)
                 self._frames[name] = f.seq
         numbers = {name: f.seq for name, f in frames.items()}
-        self._put(STEP, t_ns, packed_tick(t_ns, obs, numbers, prior, command, targets, flags), obs.seq)
+        self._put(STEP, t_ns, packed_tick(t_ns, obs, numbers, prior_number, command, targets, flags), obs.number)
         if command is not None:
             shown = schemas.command_message(self._joints, t_ns, command, targets)
-            self._put("command", t_ns, shown, obs.seq, schemas.COMMAND)
+            self._put("command", t_ns, shown, obs.number, schemas.COMMAND)
 
     def _put_prior(self, prior: Prior, obs: Observation, t_ns: int) -> None:
-        self._put(PRIOR, prior.t_ready_ns, packed_prior(prior, obs, t_ns), prior.seq)
+        self._put(PRIOR, prior.t_ready_ns, packed_prior(prior, obs, t_ns), prior.number)
         if prior.future.size:  # a policy without a world model predicts nothing
-            self._put(FUTURE, prior.t_ready_ns, packed_future(prior), prior.seq)
+            self._put(FUTURE, prior.t_ready_ns, packed_future(prior), prior.number)
 
     def _put_state(self, state: JointState) -> None:
         self._put_places(state.t_ns)

@@ -45,7 +45,7 @@ class TickRecord:
     t_ns: int
     number: int
     t_capture_ns: int
-    prior: int
+    prior_number: int  # -1: none
     reset: bool
     sent: bool
     q_rad: np.ndarray  # float32[J], as the step saw it: rolled forward
@@ -92,20 +92,22 @@ class FutureRecord:
 
 def digest(prior: Prior) -> bytes:
     """SHA-256 of tokens and predicted future."""
-    return hashlib.sha256(prior.tokens.tobytes() + prior.future.tobytes()).digest()
+    made = hashlib.sha256(np.ascontiguousarray(prior.tokens))
+    made.update(np.ascontiguousarray(prior.future))
+    return made.digest()
 
 
 def packed_tick(
     t_ns: int,
     obs: Observation,
     frames: Mapping[str, int],
-    prior: int,
+    prior_number: int,
     command: Command | None,
     targets: np.ndarray,
     flags: int,
 ) -> bytes:
     """A `TickRecord`; `frames` are the numbers of its pictures."""
-    raw = _TICK.pack(t_ns, obs.seq, obs.t_capture_ns, prior, flags, len(obs.q_rad))
+    raw = _TICK.pack(t_ns, obs.number, obs.t_capture_ns, prior_number, flags, len(obs.q_rad))
     raw += np.concatenate([obs.q_rad, obs.qd_rad_s, targets.ravel()]).astype("<f4").tobytes()
     names = json.dumps(frames).encode()
     return raw + struct.pack("<I", len(names)) + names + (command.pack() if command is not None else b"")
@@ -113,13 +115,15 @@ def packed_tick(
 
 def packed_prior(prior: Prior, obs: Observation, t_ns: int) -> bytes:
     """A `PriorRecord`."""
-    raw = _PRIOR.pack(prior.seq, obs.seq, prior.t_capture_ns, t_ns, prior.t_ready_ns, len(prior.chunk), len(obs.q_rad))
+    raw = _PRIOR.pack(
+        prior.number, obs.number, prior.t_capture_ns, t_ns, prior.t_ready_ns, len(prior.chunk), len(obs.q_rad)
+    )
     return raw + np.concatenate([obs.q_rad, obs.qd_rad_s, prior.chunk.ravel()]).astype("<f4").tobytes() + digest(prior)
 
 
 def packed_future(prior: Prior) -> bytes:
     """A `FutureRecord`."""
-    return _FUTURE.pack(prior.seq, prior.t_capture_ns, *prior.future.shape) + prior.future.astype("<f2").tobytes()
+    return _FUTURE.pack(prior.number, prior.t_capture_ns, *prior.future.shape) + prior.future.astype("<f2").tobytes()
 
 
 def tick_of(raw: bytes) -> TickRecord:

@@ -148,11 +148,11 @@ class _Player:
         if r.observation > self.newest:
             self.waiting.append(r)
             return
-        if self.slow.remembers and r.number != self.slow.seq + 1:
+        if self.slow.remembers and r.number != self.slow.priors_made + 1:
             raise KeyError(r.number)
         frames = self.observations[r.observation]
         obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.observation)
-        self.slow.seq = r.number - 1
+        self.slow.priors_made = r.number - 1
         made = self.slow.step(r.t_ns, obs)
         self.slow.go_on_from(r.t_capture_ns, r.chunk)  # what was driven: differences do not add up
         self.priors[r.number] = made
@@ -175,11 +175,11 @@ class _Player:
         self.newest = r.number
         while self.waiting and self.waiting[0].observation <= r.number:
             self.prior(self.waiting.pop(0))
-        prior = self.priors[r.prior] if r.prior >= 0 else None
+        prior = self.priors[r.prior_number] if r.prior_number >= 0 else None
         if r.reset:
             self.fast.reset()
         if r.command:
-            self.fast.seq = Command.unpack(r.command).seq - 1  # a run's warming up has counted, too
+            self.fast.commands_made = Command.unpack(r.command).number - 1  # a run's warming up has counted, too
         obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.number)
         command, tick = self.fast.step(r.t_ns, obs, prior)
         packed = b"" if command is None else command.pack()

@@ -71,7 +71,7 @@ def record(path, bundle, ticks=40, reset_at=25, dropped=0):
             fast.reset()
         command, tick = fast.step(t + 5 * MS, obs, prior)
         targets = np.stack([tick.reactive_target, tick.predictive_target, tick.sent_target])
-        number = -1 if prior is None else prior.seq
+        number = -1 if prior is None else prior.number
         log.tick(
             t + 5 * MS,
             obs,
@@ -107,7 +107,7 @@ def test_a_log_holds_what_the_engines_got_and_gave(log, bundle):
     assert len(frames) == 80 and frames[0].image.shape == (96, 96, 3)
     apart = {f.t_capture_ns - 1_000 * MS for f in frames if f.seq == 1}
     assert apart == {0, MS}  # each camera's own time
-    assert ticks[0].prior == -1 and ticks[0].command == b"" and ticks[30].sent and ticks[25].reset
+    assert ticks[0].prior_number == -1 and ticks[0].command == b"" and ticks[30].sent and ticks[25].reset
     assert [r["state"] for r in records if isinstance(r, dict) and r.get("kind") == "health"] == ["RUNNING"]
 
 

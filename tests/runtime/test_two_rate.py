@@ -52,7 +52,7 @@ class Run(Bench):
             bundle, TASK, eyes, known, folder, self.robot.fast_hz, self.robot.slow_hz, log=folder / "run.mcap"
         )
         self.driver.warm_up()
-        self.driver.arm(self.session.wait_for_state())
+        self.driver.enable_torque(self.session.wait_for_state())
 
     def close(self):
         self.session.lower()

@@ -1,9 +1,5 @@
-"""The slow and the fast step: pure functions of time and inputs (with a little memory), the same on a robot and in
-virtual time.
-
-`SlowStep`: observation -> Prior (world model, then predictive expert). `FastStep`: newest observation and newest Prior
--> Command (reactive expert, gate, hand-over, inverse kinematics). No sleeping, no clock but the trace's, no I/O.
-"""
+"""HarmoWAM's fast step: newest observation and newest Prior -> Command (reactive expert, gate, hand-over, inverse
+kinematics). No sleeping, no clock but the trace's, no I/O."""
 
 from __future__ import annotations
 
@@ -17,119 +13,10 @@ from common.timing import COMMAND_LIFE_S
 from firmware_bridge.motion.messages import Command, Expert
 from runtime.bundle import Bundle
 from runtime.contracts import A, FastTick, Observation, Prior
-from runtime.manifest import Manifest
-from runtime.policies.decode import absolute_chunk, five_axis, heatmap_point, proprio, relative_chunk
+from runtime.policies.decode import five_axis, heatmap_point, proprio
 from runtime.policies.handover import on_grid, remainder
-from runtime.policies.protocol import MS, Ends, Kind, NoTrace, Opening, Trace
-from runtime.policies.views import Views, stored_views
-
-SPACE = "tool"  # its chunks hold tool poses
-WARMTH = 0.4  # share of the last plan in what the next one's flow starts from,
-WARM_STEP = 6  # from this step of the new plan on: before it, what the tool does now is left to the newest picture
-WARM_NS = 500 * MS  # a plan older than this is not gone on with
-WARM_MOST = 3.0  # standard deviations: further out than chunks are, a start misleads
-
-
-def fixed_noise(world_shape: tuple[int, ...], action_shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """What the flows of "world_model" and "predictive" start from, float32, the same every time: plans made from equal
-    pictures are equal, and neighbours in time agree.
-
-    For actions the flow's middle, not a draw: 20 of 36 starts solved against 14 with a fixed draw (an earlier
-    checkpoint)."""
-    return {
-        "world_model": np.random.default_rng(0).standard_normal(world_shape).astype(np.float32),
-        "predictive": np.zeros(action_shape, np.float32),
-    }
-
-
-class SlowStep:
-    """World model, then predictive expert. One instance a task; not shared between threads. It remembers its last plan
-    (`_start`)."""
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        task: str,
-        cameras: Mapping[str, Camera],
-        threads: int = 1,
-        trace: Trace | None = None,
-        gpu: bool = False,
-        engine: str = "cpu",
-    ):
-        m = bundle.manifest
-        self.trace = trace or NoTrace()
-        self.bundle = bundle
-        self.views = Views(bundle, cameras, gpu)
-        self.world = bundle.engine("world_model", threads, engine)
-        self.predictive = bundle.engine("predictive", threads, engine)
-        self.arm = five_axis(bundle)
-        self.set_task(task)
-        noise = fixed_noise(self.world.inputs["noise"].shape, self.predictive.inputs["noise"].shape)
-        self.world_noise, self.action_noise = noise["world_model"], noise["predictive"]
-        self.grid_ns = (np.arange(1, m.chunk.steps + 1) * m.chunk.dt_ms * MS).astype(np.int64)
-        self.mean, self.std = np.array(m.chunk.mean), np.array(m.chunk.std)
-        self.seq = 0
-
-    def set_task(self, task: str) -> None:
-        """Another instruction from now on; raises BundleError for a text the bundle does not know."""
-        self.text = self.bundle.task(task)[None].astype(np.float32)
-        self.task = task
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the last plan."""
-        self.last: tuple[int, np.ndarray] | None = None  # capture time of its pictures, and the plan
-
-    def go_on_from(self, t_capture_ns: int, chunk: np.ndarray) -> None:
-        """`chunk` float32[K,6], tool poses, was its last plan; its pictures were taken at `t_capture_ns`."""
-        self.last = (t_capture_ns, chunk)
-
-    @property
-    def remembers(self) -> bool:
-        return self.last is not None
-
-    def _start(self, t_ns: int, pose: np.ndarray) -> np.ndarray:
-        """What the predictive flow starts from, float32[1,K,6]: some of the last plan as seen from `pose` at `t_ns`,
-        else its middle.
-
-        Where pictures leave two ways open (down to the ring, or up from it as if it hung already) every plan would
-        choose anew; eight choices a second that differ are none. Where they leave one, the flow ends there from any
-        start.
-        """
-        if self.last is None or not 0 < t_ns - self.last[0] < WARM_NS:
-            return self.action_noise
-        at = t_ns - self.last[0] + self.grid_ns
-        known = (at <= self.grid_ns[-1]) & (np.arange(len(at)) >= WARM_STEP)
-        plan = np.stack([np.interp(at, self.grid_ns, column) for column in self.last[1].T], -1)
-        start = (relative_chunk(pose, plan, self.arm) - self.mean) / self.std
-        start = WARMTH * np.clip(start, -WARM_MOST, WARM_MOST) * known[:, None]
-        return start[None].astype(np.float32)
-
-    def step(self, now_ns: int, obs: Observation) -> Prior:
-        """One Prior from one observation; `t_ready_ns` is left at `now_ns` for the driver to complete."""
-        views = self.views(obs)
-        pose = self.arm.forward(obs.q_rad)
-        state = proprio(pose)[None]
-        self.trace.mark("slow.preprocess")
-        w = self.world.run({"front": views["front"], "text": self.text, "proprio": state, "noise": self.world_noise})
-        self.trace.mark("slow.world_model")
-        chunk = self.predictive.run(
-            {
-                "wrist": views["wrist"],
-                "latent": w["latent"],
-                "tokens": w["tokens"],
-                "proprio": state,
-                "noise": self._start(obs.t_capture_ns, pose),
-            }
-        )["chunk"][0]
-        self.trace.mark("slow.predictive")
-        targets = absolute_chunk(pose, chunk, self.arm).astype(np.float32)
-        if np.isfinite(targets).all() and np.isfinite(w["future"]).all():
-            self.seq += 1  # what will be refused leaves no trace: not in the next plan, and no gap in a log's numbers
-            self.last = (obs.t_capture_ns, targets)
-        # Copies: an engine may answer in the same memory next time, while the fast loop still reads this Prior.
-        tokens, future = w["tokens"][0].copy(), w["future"].copy()
-        return Prior(obs.t_capture_ns, now_ns, self.task, tokens, future, targets, self.grid_ns, self.seq)
+from runtime.policies.protocol import Ends, NoTrace, Trace
+from runtime.policies.views import Views
 
 
 @dataclass(frozen=True)
@@ -158,9 +45,9 @@ class FastSettings:
 class FastStep:
     """Reactive expert and gate on the newest frame, choice of expert, continuous hand-over, joint targets.
 
-    For comparisons, `policy` can be "reactive" or "predictive" (the choice is pinned) or "average" (both at once)
-    instead of "gated"; `other_gate` replaces P(interaction), and without `listens` the fast engine is not run (a pinned
-    predictive expert needs none). `ends`: of this robot's joints (default: those of the bundle).
+    For comparisons, `policy` can be "reactive" or "predictive" (always that expert) or "average" (both at once) instead
+    of "gated"; `other_gate` replaces P(interaction), and without `uses_pictures` the fast engine is not run (the
+    predictive expert alone needs none). `ends`: of this robot's joints (default: those of the bundle).
     """
 
     def __init__(
@@ -179,7 +66,7 @@ class FastStep:
         self.trace, self.policy = trace or NoTrace(), policy
         self.views = Views(bundle, cameras, gpu)
         self.engine = bundle.engine("fast", threads, engine)
-        self.arm = five_axis(bundle)
+        self.family = five_axis(bundle)
         lower, upper = ends or ([x.lower for x in m.joints], [x.upper for x in m.joints])
         self.limits = np.array(lower, float), np.array(upper, float)
         self.front = Camera.from_json(m.cameras["front"])
@@ -187,9 +74,9 @@ class FastStep:
         self.on, self.off = m.gate.on, m.gate.off
         self.set = settings or FastSettings()
         self.other_gate: Callable[[], float] | None = None
-        self.listens = True
+        self.uses_pictures = True
         self.no_future = np.zeros(self.engine.inputs["future"].shape, np.float32)
-        self.seq = 0
+        self.commands_made = 0
         self.reset()
 
     def reset(self) -> None:
@@ -200,7 +87,7 @@ class FastStep:
         self.transit_velocity: np.ndarray = np.zeros(A)  # the reactive expert's own, where both are averaged
         self.target: np.ndarray | None = None  # smoothed reactive target
         self.expert = Expert.NONE
-        self.plan_seq = -1
+        self.plan_number = -1
         self.priors: tuple[Prior | None, Prior | None] = (None, None)  # the one before, the newest
         self.offset = np.zeros((2, A))  # position and velocity of the blend at its start
         self.offset_ns = 0
@@ -210,11 +97,11 @@ class FastStep:
         self.skip_ns = 0  # until when pauses are skipped,
         self.ahead_ns = 0  # and by how much the chunk at hand is read ahead for it
 
-    def _heard(self, now_ns: int, obs: Observation, prior: Prior) -> tuple[np.ndarray, float, float]:
+    def _reactive(self, now_ns: int, obs: Observation, prior: Prior) -> tuple[np.ndarray, float, float]:
         """Run the fast engine: smoothed reactive target [6], gate probability, heat-map mass round the peak."""
         views = self.views(obs)
         self.trace.mark("fast.preprocess")
-        state = proprio(self.arm.forward(obs.q_rad))[None]
+        state = proprio(self.family.forward(obs.q_rad))[None]
         out = self.engine.run(
             {"front": views["front"], "wrist": views["wrist"], "future": prior.future, "proprio": state}
         )
@@ -295,15 +182,15 @@ class FastStep:
             self.anchor, self.still_ns = self.pose.copy(), now_ns
         if fresh:
             self.skip_ns = self.ahead_ns = 0
-        if prior.seq != self.plan_seq:
+        if prior.number != self.plan_number:
             self.ahead_ns = self._skip_pause(now_ns, prior)
         plan, plan_velocity = self._plan(prior, now_ns)
         plan[5] = self._jaw(now_ns, plan[5])
-        if fresh or prior.seq != self.plan_seq:
+        if fresh or prior.number != self.plan_number:
             # From the last command, a tick behind its own speed: what is carried over of that speed overshoots by as
             # much. Moving on for the tick cost one success in nine (docs/notebook.md, "A tick of standing still").
             self.offset[0], self.offset[1] = self.pose - plan, self.velocity - plan_velocity
-            self.offset_ns, self.plan_seq = now_ns, prior.seq
+            self.offset_ns, self.plan_number = now_ns, prior.number
         position, rate = remainder(self.offset, (now_ns - self.offset_ns) * 1e-9, self.set.blend_s)
         self.pose, self.velocity = plan + position, plan_velocity + rate
         self.pose[5], self.velocity[5] = plan[5], 0.0
@@ -340,15 +227,15 @@ class FastStep:
         nothing = np.zeros(A, np.float32)
         age_ns = -1 if prior is None else now_ns - prior.t_capture_ns
         if self.last_ns is None:  # first command starts where the arm is
-            self.pose = self.arm.forward(obs.q_rad)
+            self.pose = self.family.forward(obs.q_rad)
         if prior is None or age_ns > self.set.prior_age_s * 1e9:
             self.last_ns, self.expert = None, Expert.NONE
             self.velocity = np.zeros(A)
             return None, FastTick(now_ns, age_ns, 0.0, int(Expert.NONE), nothing, nothing, nothing)
         dt = 0.0 if self.last_ns is None else min((now_ns - self.last_ns) * 1e-9, 0.1)
-        if self.priors[1] is None or prior.seq != self.priors[1].seq:
+        if self.priors[1] is None or prior.number != self.priors[1].number:
             self.priors = (self.priors[1], prior)
-        reactive, gate, mass = self._heard(now_ns, obs, prior) if self.listens else (self.pose, 1.0, 0.0)
+        reactive, gate, mass = self._reactive(now_ns, obs, prior) if self.uses_pictures else (self.pose, 1.0, 0.0)
         gate = gate if self.other_gate is None else self.other_gate()
         expert = self._choose(gate, age_ns * 1e-9)
         self.trace.mark("fast.gate")
@@ -360,62 +247,23 @@ class FastStep:
             self._transit(dt, reactive)
         self.expert, self.last_ns = expert, now_ns
         self.trace.mark("fast.handover")
-        q, _ = self.arm.inverse(self.pose, *self.limits)
+        q, _ = self.family.inverse(self.pose, *self.limits)
         h = 0.02
-        ahead, _ = self.arm.inverse(self.pose + h * self.velocity, *self.limits)
+        ahead, _ = self.family.inverse(self.pose + h * self.velocity, *self.limits)
         joints, rates = q.astype(np.float32), ((ahead - q) / h).astype(np.float32)
-        self.seq += 1
+        self.commands_made += 1
         command = Command(
-            now_ns, now_ns + int(self.set.stale_s * 1e9), joints, rates, expert, gate, obs.t_capture_ns, self.seq
+            now_ns,
+            now_ns + int(self.set.stale_s * 1e9),
+            joints,
+            rates,
+            expert,
+            gate,
+            obs.t_capture_ns,
+            self.commands_made,
         )
         predictive = self._plan(prior, now_ns)[0].astype(np.float32)
         targets = (reactive.astype(np.float32), predictive, self.pose.astype(np.float32))
         tick = FastTick(now_ns, age_ns, gate, int(expert), *targets, mass)
         self.trace.mark("fast.command")
         return command, tick
-
-
-def _wrong(m: Manifest) -> str:
-    """See `runtime.policies.protocol.Kind`. What its engines need of each other, the manifest has checked itself."""
-    lacks = [f"camera '{c}'" for c in ("front", "wrist") if c not in m.cameras]
-    return lacks[0] if lacks else ""
-
-
-def _steps(bundle: Bundle, o: Opening) -> tuple[SlowStep, FastStep]:
-    slow = SlowStep(bundle, o.task, o.cameras, o.threads, o.slow_trace, o.gpu, o.engine)
-    return slow, FastStep(bundle, o.cameras, o.threads, o.fast_trace, o.mode, gpu=o.gpu, engine=o.engine, ends=o.ends)
-
-
-def _feeds(bundle: Bundle, samples: dict[str, np.ndarray]) -> dict[str, list[dict[str, np.ndarray]]]:
-    """See `runtime.policies.protocol.Kind`. What the world model makes is made by its own ONNX file."""
-    m = bundle.manifest
-    noise = fixed_noise(*(tuple(m.engines[k].inputs["noise"]) for k in ("world_model", "predictive")))
-    world, views = bundle.engine("world_model"), stored_views(bundle, samples, ("front", "wrist"))
-    out: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in m.engines}
-    for i, pose in enumerate(samples["pose"]):
-        have = {k: v[i][None] for k, v in views.items()}
-        have |= {"proprio": proprio(pose)[None], "text": bundle.task(str(samples["instruction"][i]))[None]}
-        made = world.run({k: {**have, "noise": noise["world_model"]}[k] for k in world.inputs})
-        have |= {k: v.copy() for k, v in made.items()}
-        for name, files in m.engines.items():
-            out[name].append({k: noise[name] if k == "noise" else have[k] for k in files.inputs})
-    return out
-
-
-KIND = Kind(
-    modes=("gated", "reactive", "predictive", "average"),
-    engines=("world_model", "predictive", "fast"),
-    stages=(
-        "slow.preprocess",
-        "slow.world_model",
-        "slow.predictive",
-        "fast.preprocess",
-        "fast.engine",
-        "fast.gate",
-        "fast.handover",
-        "fast.command",
-    ),
-    wrong=_wrong,
-    steps=_steps,
-    feeds=_feeds,
-)
