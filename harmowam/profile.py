@@ -7,7 +7,7 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,11 @@ from harmowam.options import (
     with_engine,
     write_json,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from runtime.robot import Robot
 
 
 def print_timing(report: dict[str, Any]) -> None:
@@ -93,6 +98,34 @@ def _injected(items: tuple[str, ...], stages: tuple[str, ...]) -> dict[str, floa
     return out
 
 
+def _at_rates(robot: Robot, fps: float | None, camera_fps: float | None) -> Robot:
+    """A simulated `robot` with these rates (Hz) of the fast loop and its cameras; raises UserError for a real one."""
+    if fps is None and camera_fps is None:
+        return robot
+    if not robot.simulated:
+        raise UserError("--fps and --camera-fps are for a simulated robot: set the rates in the robot file.")
+    if math.isnan((fps or 0.0) + (camera_fps or 0.0)):  # a range lets it pass
+        raise UserError("--fps and --camera-fps must be numbers: correct them.")
+    cameras = {k: dataclasses.replace(c, fps=camera_fps or fps or c.fps) for k, c in robot.cameras.items()}
+    return dataclasses.replace(robot, fast_hz=fps or robot.fast_hz, cameras=cameras)
+
+
+def _write_folder(
+    out: Path,
+    report: dict[str, Any],
+    tracks: dict[str, dict[str, np.ndarray]],
+    compared: dict[str, Any] | None,
+) -> None:
+    """profile.html, profile.json and trace.json; `tracks` as from `runtime.loop.timing.tracks`."""
+    from runtime.observe.profile_page import page
+    from runtime.observe.trace import write_perfetto
+
+    write_perfetto(out / "trace.json", tracks)
+    write_whole(out / "profile.html", page(report, tracks, compared))
+    write_json(out / "profile.json", report)
+    click.echo(f"page: {out / 'profile.html'}, trace for ui.perfetto.dev: {out / 'trace.json'}")
+
+
 @click.command(short_help="Where each millisecond goes.")
 @bundle_option
 @robot_option
@@ -147,20 +180,11 @@ def profile(
     from runtime.bundle import Bundle
     from runtime.loop.timing import tracks
     from runtime.observe.profile import board, compare, hints
-    from runtime.observe.profile_page import page
-    from runtime.observe.trace import write_perfetto
     from runtime.policies import kind_of
     from runtime.robot import load_robot
 
     other = None if against is None else _read(against)
-    described = with_engine(load_robot(robot), engine)
-    if fps is not None or camera_fps is not None:
-        if not described.simulated:
-            raise UserError("--fps and --camera-fps are for a simulated robot: set the rates in the robot file.")
-        if math.isnan((fps or 0.0) + (camera_fps or 0.0)):  # a range lets it pass
-            raise UserError("--fps and --camera-fps must be numbers: correct them.")
-        cameras = {k: dataclasses.replace(c, fps=camera_fps or fps or c.fps) for k, c in described.cameras.items()}
-        described = dataclasses.replace(described, fast_hz=fps or described.fast_hz, cameras=cameras)
+    described = _at_rates(with_engine(load_robot(robot), engine), fps, camera_fps)
     injected = _injected(inject, kind_of(Bundle.load(bundle)).stages) if inject else {}
     if out is not None:
         make_folder(out, "--out")
@@ -190,10 +214,6 @@ def profile(
         report["against"] = {"file": str(against), "verdict": compared["verdict"], "worse": compared["worse"]}
     write_json(json_path, report)
     if out is not None:
-        found = tracks(done.driver)
-        write_perfetto(out / "trace.json", found)
-        write_whole(out / "profile.html", page(report, found, compared))
-        write_json(out / "profile.json", report)
-        click.echo(f"page: {out / 'profile.html'}, trace for ui.perfetto.dev: {out / 'trace.json'}")
+        _write_folder(out, report, tracks(done.driver), compared)
     if compared is not None and compared["verdict"] == "worse":
         sys.exit(1)

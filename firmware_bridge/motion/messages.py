@@ -91,8 +91,8 @@ class JointState:
     `status_bits` are the servo's condition bits (Feetech register 65 layout), 0x80 is added by the bus master for a
     servo that did not answer in this tick. `goal_rad` is the last goal that went out on the wire. `command_number` is
     that of the newest command that reached the wire, `t_wire_ns` when its first goal was handed to the port,
-    `t_command_capture_ns` the capture time of the observation behind it (0 before the first). `shifted_ns` is by how much the motor clock has
-    moved out of the commands' way since it began.
+    `t_command_capture_ns` the capture time of the observation behind it (0 before the first). `shifted_ns` is by how
+    much the motor clock has moved out of the commands' way since it began.
     """
 
     t_ns: int

@@ -92,8 +92,8 @@ class FutureRecord:
 
 def digest(prior: Prior) -> bytes:
     """SHA-256 of tokens and predicted future."""
-    made = hashlib.sha256(np.ascontiguousarray(prior.tokens))
-    made.update(np.ascontiguousarray(prior.future))
+    made = hashlib.sha256(np.ascontiguousarray(prior.tokens).data)
+    made.update(np.ascontiguousarray(prior.future).data)
     return made.digest()
 
 
