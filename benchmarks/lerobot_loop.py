@@ -99,8 +99,8 @@ class Same:
 
 @dataclasses.dataclass
 class Ticks:
-    """`starts`: when each tick began, ns. `rows`: for each tick, ns from capture to wire; from the reading of the frames
-    to the wire and from the beginning of the tick to the wire, both less the time in the policy."""
+    """`starts`: when each tick began, ns. `rows`: for each tick, ns from capture to wire; from the frames' reading and
+    from the beginning of the tick to the wire, both less the time in the policy."""
 
     starts: list[int] = dataclasses.field(default_factory=list)
     rows: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
