@@ -1,8 +1,7 @@
 """What writing a log costs: `python -m benchmarks.recording run.mcap`. Plays a log's pictures, steps and joint states
 into a new one.
 
-Says how long the loops are held up by a call, the processor time that the writer takes for a fast step, and the size on
-the disk.
+Prints how long a call keeps a loop busy, the processor time of the writer for a fast step, and the size on the disk.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def _print_comparison(compared: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """An earlier profile, read before the arm moves and not after; raises UserError."""
+    """An earlier profile; raises UserError. Call it before the arm moves."""
     from common.schema import Malformed
     from runtime.observe.profile import read_report
 

@@ -34,7 +34,7 @@ class Engine(Protocol):
 
 def centred_cosine(wanted: np.ndarray, made: np.ndarray) -> float:
     """Cosine of two stacks [N, ...] after subtracting the first one's mean over N: what all observations have in common
-    proves nothing."""
+    says nothing."""
     a, b = wanted.astype(float), made.astype(float)
     x, y = (a - a.mean(0)).ravel(), (b - a.mean(0)).ravel()
     return float(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-12))

@@ -1,4 +1,4 @@
-"""Delay compensation: what the arm will be doing when a command made now gets there."""
+"""Delay compensation: where the arm will be when a command reaches it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 
 from firmware_bridge.motion.messages import Command, JointState
 
-MOST_RAD = 0.15  # a servo that lags further is stuck or blocked: believe the measurement
+MOST_RAD = 0.15  # a servo that lags further is stuck or blocked: the measurement then counts
 MOST_LEAD_NS = 60_000_000
 
 
 class Lead:
-    """How long a command takes from its making to the bus, ns: a running median of what was seen."""
+    """How long a command takes from its making to the bus, ns: a running median of the measured times."""
 
     def __init__(self) -> None:
         self.ns = 0

@@ -21,7 +21,7 @@ from runtime.policies import FastStep
 
 class FastLoop:
     """`lower`, `upper`: limits [J] (rad) of the joints, by the bundle. `compensate` False takes the state and the time
-    of a command as they are now, not as they will be when it arrives."""
+    of a command as they are when it is made, not as they will be when it arrives."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class FastLoop:
         trace.begin()
         frames = self.eyes.take(began)
         if self._last_ns:
-            # Skipped periods are misses; how evenly the loop runs is told by the others.
+            # A skipped period counts as a miss; the period error says how evenly the other ticks come.
             off = (began - self._last_ns + period_ns // 2) % period_ns - period_ns // 2
             trace.add("fast.period_error", abs(off), began)
         self._last_ns = began
@@ -73,8 +73,8 @@ class FastLoop:
         reset, self._reset = self._reset, False
         c.faults_seen += bool(fault)
         held = bool(fault or self.slow.fault) or self.slow.temperature >= self.health.limits.hottest_c
-        # what is not sent must not live on in its memory: neither a number that is not finite nor where the arm never
-        # went
+        # What is not sent must not stay in the step's memory: neither a number that is not finite nor a pose that the
+        # arm never took.
         if held:
             self._reset = True
             self.step.reset()

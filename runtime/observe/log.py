@@ -1,4 +1,4 @@
-"""The log of a run as MCAP: every frame and every input of the engines, Prior ids, raw, limited and applied commands.
+"""The log of a run as MCAP: every frame and input of the engines, Prior numbers, raw, limited and applied commands.
 
 Enough to run the same steps again and get the same actions (`runtime.observe.replay`), and readable by other programs:
 pictures, places and messages are in Foxglove's schemas, numbers are JSON. Frames are kept as they came: a lossy picture
@@ -46,13 +46,13 @@ from runtime.observe.records import (
 )
 from runtime.observe.schemas import BASE, TOOL, Level
 
-WAITING = 256  # records between the loops and the disk; frames are held by reference
-RESERVE_BYTES = 256_000_000  # of the disk are left free: the rest of the system needs room to write, too
+WAITING = 256  # most records between the loops and the disk; frames are held by reference
+RESERVE_BYTES = 256_000_000  # left free on the disk: the rest of the system needs room to write, too
 CHUNK_BYTES = 1_000_000  # compressed at a time; a log that is cut off loses one of these at most
 TOOL_PERIOD_NS = (
     38_000_000  # about 25 times a second a viewer gets the tool's place: it costs more than all other numbers
 )
-STOPPED = {SafetyState.SAFE_STOP: Level.ERROR, SafetyState.FAULT: Level.ERROR}  # what the motor process says louder
+STOPPED = {SafetyState.SAFE_STOP: Level.ERROR, SafetyState.FAULT: Level.ERROR}  # what counts as more than information
 
 
 class LogWriter:
@@ -105,10 +105,10 @@ class LogWriter:
         """Whether no record was written."""
         return not self._channels
 
-    # Called by the loops: microseconds, never blocking.
+    # Called by the loops: these take microseconds and never block.
 
     def _later(self, work: Callable[[], None]) -> bool:
-        """Whether there was room for it."""
+        """Queue `work` for the thread; returns whether there was room."""
         if self.fault:
             return False
         if len(self._waiting) >= WAITING:
@@ -150,7 +150,7 @@ class LogWriter:
         """What a person who looks at the run should read."""
         self._later(lambda: self._put_message(t_ns, level, text, "policy"))
 
-    # In the thread.
+    # Called in the thread.
 
     def _put(self, topic: str, t_ns: int, data: bytes, sequence: int = 0, schema: str = "") -> None:
         """`schema`: name of a well-known one; "" for what only replay reads."""
@@ -172,8 +172,8 @@ class LogWriter:
         return self._schemas[name]
 
     def _put_places(self, t_ns: int) -> None:
-        """Where the cameras are: fixed to the base, or to the tool. Once; a topic each, so that a viewer finds it from
-        anywhere."""
+        """Where the cameras are: fixed to the base, or to the tool. Written once, in a topic for each camera, so that a
+        viewer finds it wherever it starts to read."""
         if not self.empty:
             return
         for name, raw in self.meta.get("calibrations", {}).items():
@@ -252,7 +252,7 @@ class LogWriter:
                         free = shutil.disk_usage(self.path.parent).free
                         if free < self._reserve:
                             raise OSError(28, f"only {free / 1e6:.0f} MB are left on the disk")
-                if self._stop and self.empty:  # nothing was driven: a log made before under this name is worth more
+                if self._stop and self.empty:  # nothing was driven: keep an earlier log of this name
                     self._file.close()
                     os.unlink(self._partial)
                     return
@@ -262,7 +262,7 @@ class LogWriter:
                     self._flush_file()
                     os.replace(self._partial, self.path)
                     return
-        except Exception as e:  # whatever it was: the loops must hear of it, and drive on
+        except Exception as e:  # whatever it was: the loops are told in `fault` and drive on
             self.fault = f"recording stopped: {e.strerror if isinstance(e, OSError) else repr(e)}"
             self._waiting.clear()
             self._salvage()
@@ -281,7 +281,7 @@ class LogWriter:
         try:
             os.truncate(self._partial, self._whole)
             os.replace(self._partial, self.path)
-        except OSError:  # it stays beside, and is read from there
+        except OSError:  # the log stays at `path`.partial, and `read_log` reads it there
             pass
 
     def close(self) -> None:

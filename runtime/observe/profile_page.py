@@ -17,7 +17,7 @@ SPAN_MS = 400.0  # of the timeline
 
 
 def _histogram(values: np.ndarray, colour: str, width: int = 220, height: int = 44) -> str:
-    """Logarithmic counts over 0 to p99.9: the rare ones are what one looks for."""
+    """Logarithmic counts over 0 to p99.9, so that rare values can be seen."""
     top = float(np.percentile(values, 99.9)) or 1e-3
     counts, _ = np.histogram(np.minimum(values, top), BINS, (0.0, top))
     tall = np.log1p(counts) / max(float(np.log1p(counts.max())), 1e-9) * (height - 2)

@@ -17,13 +17,13 @@ from common.errors import Mendable
 from firmware_bridge.motion.messages import Command
 from runtime.contracts import A, Observation, Prior
 
-# 3: pictures, places, joints, commands and health in well-known schemas; 2: all of them packed as the rest, no
-# predicted future; 1: shoulder_pan and wrist_roll mirrored, jaw shut at 0.
+# Version 3: pictures, places, joints, commands and health in well-known schemas. Version 2: all of them packed like the
+# other records, no predicted future. Version 1: shoulder_pan and wrist_roll mirrored, jaw shut at 0.
 VERSION = 3
 READABLE = (2, 3)
 ENCODING = "harmowam"
 STEP, PRIOR, FUTURE, STATE, HEALTH = "fast/step", "slow/prior", "slow/future", "arm/state", "health"
-CAMERA = "camera/"  # and its name
+CAMERA = "camera/"  # followed by the camera's name
 _TICK = struct.Struct("<qqqqBB")  # step's time, observation, its capture time, Prior's number (-1: none), flags, joints
 _PRIOR = struct.Struct("<qqqqqII")  # number, observation, its capture time, step's time, ready, chunk rows, joints
 _FUTURE = struct.Struct("<qq4I")  # Prior's number, capture time of its observation, shape; then float16

@@ -32,7 +32,7 @@ ENGINE = "chunk"
 
 
 class SlowStep:
-    """One pass of the engine. It remembers nothing but its instruction."""
+    """One pass of the engine. It remembers only its instruction."""
 
     remembers = False
 
@@ -73,7 +73,7 @@ class SlowStep:
         chunk = self.engine.run({name: have[name] for name in self.engine.inputs})["chunk"][0].copy()
         self.trace.mark("slow.chunk")
         if np.isfinite(chunk).all():
-            self.priors_made += 1  # what will be refused leaves no gap in a log's numbers
+            self.priors_made += 1  # what will be refused is not counted
         nothing = np.zeros(0, np.float32)
         return Prior(
             obs.t_capture_ns, now_ns, self.task, nothing, nothing, chunk, self.grid_ns, self.priors_made, SPACE
@@ -90,8 +90,8 @@ class FastSettings:
 
 
 class FastStep:
-    """Follows the newest plan; where plans meet, or one ends, the joints go on with the position and the velocity that
-    they had.
+    """Follows the newest plan. Where a new plan takes over, or a plan ends, position and velocity of the joints stay
+    continuous.
 
     Beyond a plan's last target the arm stays at it. The first command starts where the arm is, at rest.
     """
@@ -108,10 +108,10 @@ class FastStep:
 
     def reset(self) -> None:
         """Forget everything about the episode before."""
-        self.plan: Prior | None = None  # which is followed,
-        self.over = False  # whether to its end,
-        self.offset = np.zeros((2, self.joints))  # what of position and velocity was left over when that began,
-        self.offset_ns = 0  # and when that was
+        self.plan: Prior | None = None  # the plan that is followed
+        self.over = False  # whether it has ended
+        self.offset = np.zeros((2, self.joints))  # position and velocity of the hand-over's remainder at its start
+        self.offset_ns = 0  # when that was
 
     def _read(self, prior: Prior, now_ns: int) -> tuple[np.ndarray, np.ndarray, bool]:
         """Targets and velocities [J] of the plan at `now_ns`, and whether that is its end or beyond."""
@@ -121,8 +121,8 @@ class FastStep:
         return *on_grid(prior.chunk, prior.grid_ns, float(max(at, 0))), False
 
     def _follow(self, now_ns: int, prior: Prior, over: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Where the plan that is followed has the joints at `now_ns`, and how fast. `over`: it stays at its end, else
-        its last piece goes on for as long as a command lasts."""
+        """Position and velocity [J] of the plan that is followed at `now_ns`, with the remainder. `over`: it stays at
+        its end; else its last piece goes on for as long as a command lasts."""
         if over:
             q, rate = prior.chunk[-1].astype(float), np.zeros(self.joints)
         else:

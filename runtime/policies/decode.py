@@ -1,4 +1,4 @@
-"""From network outputs to end-effector targets, and back for the labels: training and robot share these functions."""
+"""From network outputs to end-effector targets, and back for labels: training and robot share these functions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def five_axis(bundle: Bundle) -> FiveAxis:
 
 
 def proprio(pose: np.ndarray) -> np.ndarray:
-    """What the models may know of the arm: float32[..., 4] = z, pitch, roll, jaw of poses [..., 6]; never x, y or
+    """What the models are told of the arm: float32[..., 4] = z, pitch, roll, jaw of poses [..., 6]; never x, y or
     pan."""
     return np.asarray(pose, np.float32)[..., 2:6]
 

@@ -1,4 +1,4 @@
-"""Two ways to CUDA for the pre-processing kernel: the driver itself, which the loops take, and pycuda.
+"""Two ways to start the pre-processing kernel: the CUDA driver by ctypes, which the loops use, and pycuda.
 
 Source: CUDA Driver API reference (module, memory and execution management); pycuda.driver.
 """
@@ -78,7 +78,7 @@ class Direct(Cuda):
 
 
 class Pycuda:
-    """`Driver` in the current context of pycuda."""
+    """`Driver` in the current context of pycuda, for programs that use it. The loops do not."""
 
     def __init__(self) -> None:
         try:

@@ -32,10 +32,10 @@ class FastSettings:
     funnel_radius: float = 0.006  # m
     smoothing_s: float = 0.12  # of the reactive target
     blend_s: float = 0.18  # hand-over between chunks and experts
-    chunk_age_s: float = 0.55  # a Prior older than this gives no more predictive targets
+    chunk_age_s: float = 0.55  # a Prior older than this gives no predictive targets
     prior_age_s: float = 1.5  # a Prior older than this gives no targets at all: hold
-    pause_s: float = 0.25  # a chunk's first pause is skipped where the tool has stood still for so much longer
-    pause_m: float = 0.005  # standing still: no further than that
+    pause_s: float = 0.25  # a chunk's first pause is skipped where the tool has stood still for the pause and this long
+    pause_m: float = 0.005  # the tool stands still while it moves less than this
     skip_s: float = 0.6  # how long pauses are then skipped
     stale_s: float = COMMAND_LIFE_S  # lifetime of a Command beyond the tick it applies to
     jaw_open: float = 0.6
@@ -88,14 +88,14 @@ class FastStep:
         self.target: np.ndarray | None = None  # smoothed reactive target
         self.expert = Expert.NONE
         self.plan_number = -1
-        self.priors: tuple[Prior | None, Prior | None] = (None, None)  # the one before, the newest
+        self.priors: tuple[Prior | None, Prior | None] = (None, None)  # the last but one, the newest
         self.offset = np.zeros((2, A))  # position and velocity of the blend at its start
         self.offset_ns = 0
         self.jaw: float | None = None
-        self.anchor: np.ndarray = np.zeros(A)  # where the tool stands still,
-        self.still_ns = 0  # since when,
-        self.skip_ns = 0  # until when pauses are skipped,
-        self.ahead_ns = 0  # and by how much the chunk at hand is read ahead for it
+        self.anchor: np.ndarray = np.zeros(A)  # pose at which the tool stands still
+        self.still_ns = 0  # since when it stands there
+        self.skip_ns = 0  # until when pauses are skipped
+        self.ahead_ns = 0  # by how much the newest chunk is read ahead, to skip its pause
 
     def _reactive(self, now_ns: int, obs: Observation, prior: Prior) -> tuple[np.ndarray, float, float]:
         """Run the fast engine: smoothed reactive target [6], gate probability, heat-map mass round the peak."""
@@ -121,7 +121,7 @@ class FastStep:
         else:
             dt = (now_ns - (self.last_ns or now_ns)) * 1e-9
             a = dt / (self.set.smoothing_s + dt)
-            # Another object is meant: do not drift across the table.
+            # A jump means another object: go there at once and do not drift across the table.
             jumped = np.linalg.norm(raw[:3] - self.target[:3]) > 0.05
             self.target = raw if jumped else self.target + a * (raw - self.target)
         self.target[5] = self.jaw
@@ -152,11 +152,11 @@ class FastStep:
         return pose, velocity
 
     def _skip_pause(self, now_ns: int, prior: Prior) -> int:
-        """By how much to read a new chunk ahead: over the pause that it begins with, where that has been served
-        already.
+        """By how much to read a new chunk ahead, ns: over the pause that it begins with, where the tool has stood still
+        for long enough.
 
-        Demonstrations pause by the clock (a jaw closes, a button is down) and chunks repeat it. Eight of them a second
-        each begin with the same pause, so that none comes to its end: the tool would stand there for ever.
+        Demonstrations pause for a fixed time (a jaw closes, a button is down) and chunks repeat the pause. Each of
+        eight chunks a second begins with it, so that none comes to its end: the tool would stand there for ever.
         """
         c = self.set
         away = np.linalg.norm(prior.chunk[:, :3] - prior.chunk[0, :3], axis=1) > c.pause_m
@@ -168,15 +168,15 @@ class FastStep:
         return pause_ns if now_ns < self.skip_ns else 0
 
     def _jaw(self, now_ns: int, wanted: float) -> float:
-        """Let go only of what two plans in a row let go of by now: one of eight a second that is wrong would drop
-        it."""
+        """The jaw to command: it opens only where two plans in a row want it open, because one wrong plan of eight a
+        second would drop the object."""
         before = self.priors[0]
         if wanted != self.set.jaw_open or self.pose[5] == self.set.jaw_open or before is None:
             return wanted
         return float(self._plan(before, now_ns)[0][5])
 
     def _follow_plan(self, now_ns: int, prior: Prior, fresh: bool) -> None:
-        """Commanded pose := plan plus a remainder that dies out; position and velocity stay continuous."""
+        """Commanded pose := plan plus a remainder that goes to zero; position and velocity stay continuous."""
         moved = np.linalg.norm(self.pose[:3] - self.anchor[:3]) > self.set.pause_m
         if fresh or moved or self.pose[5] != self.anchor[5]:
             self.anchor, self.still_ns = self.pose.copy(), now_ns
@@ -187,8 +187,8 @@ class FastStep:
         plan, plan_velocity = self._plan(prior, now_ns)
         plan[5] = self._jaw(now_ns, plan[5])
         if fresh or prior.number != self.plan_number:
-            # From the last command, a tick behind its own speed: what is carried over of that speed overshoots by as
-            # much. Moving on for the tick cost one success in nine (docs/notebook.md, "A tick of standing still").
+            # From the last command, which is a tick old: the velocity that is carried over overshoots by one tick. To
+            # move that command on by the tick cost one success in nine (docs/notebook.md, "A tick of standing still").
             self.offset[0], self.offset[1] = self.pose - plan, self.velocity - plan_velocity
             self.offset_ns, self.plan_number = now_ns, prior.number
         position, rate = remainder(self.offset, (now_ns - self.offset_ns) * 1e-9, self.set.blend_s)
@@ -212,8 +212,8 @@ class FastStep:
         self.pose[5], self.velocity[5] = target[5], 0.0
 
     def _average(self, now_ns: int, dt: float, target: np.ndarray, prior: Prior) -> None:
-        """The mean of where either expert, from the commanded pose of now, would be `dt` later (a comparison of the
-        paper)."""
+        """The mean of the two poses that the experts, from the commanded pose, would reach after `dt` (a comparison of
+        the paper)."""
         here, self.velocity = self.pose, self.transit_velocity
         self._transit(dt, target)
         self.transit_velocity = self.velocity

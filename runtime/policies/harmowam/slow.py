@@ -14,18 +14,19 @@ from runtime.policies.decode import absolute_chunk, five_axis, proprio, relative
 from runtime.policies.protocol import MS, NoTrace, Trace
 from runtime.policies.views import Views
 
-WARMTH = 0.4  # share of the last plan in what the next one's flow starts from,
-WARM_STEP = 6  # from this step of the new plan on: before it, what the tool does now is left to the newest picture
-WARM_NS = 500 * MS  # a plan older than this is not gone on with
-WARM_MOST = 3.0  # standard deviations: further out than chunks are, a start misleads
+# Warm start: the flow of a new plan starts partly from the last plan.
+WARMTH = 0.4  # share of the last plan in the start
+WARM_STEP = 6  # first step of the new plan that has it: the steps before it follow the newest picture alone
+WARM_NS = 500 * MS  # a plan older than this gives no warm start
+WARM_MOST = 3.0  # standard deviations: the start is clipped here, for chunks lie within
 
 
 def fixed_noise(world_shape: tuple[int, ...], action_shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """What the flows of "world_model" and "predictive" start from, float32, the same every time: plans made from equal
-    pictures are equal, and neighbours in time agree.
+    """What the flows of "world_model" and "predictive" start from, float32, the same every time: plans from equal
+    pictures are equal, and plans that follow each other agree.
 
-    For actions the flow's middle, not a draw: 20 of 36 starts solved against 14 with a fixed draw (an earlier
-    checkpoint)."""
+    For actions it is the mean of the noise, zero: 20 of 36 starts were solved, against 14 with one fixed draw (an
+    earlier checkpoint)."""
     return {
         "world_model": np.random.default_rng(0).standard_normal(world_shape).astype(np.float32),
         "predictive": np.zeros(action_shape, np.float32),
@@ -79,12 +80,12 @@ class SlowStep:
         return self.last is not None
 
     def _start(self, t_ns: int, pose: np.ndarray) -> np.ndarray:
-        """What the predictive flow starts from, float32[1,K,6]: some of the last plan as seen from `pose` at `t_ns`,
-        else its middle.
+        """What the predictive flow starts from, float32[1,K,6]: a share of the last plan as seen from `pose` at `t_ns`
+        (warm start), or zero without one.
 
-        Where pictures leave two ways open (down to the ring, or up from it as if it hung already) every plan would
-        choose anew; eight choices a second that differ are none. Where they leave one, the flow ends there from any
-        start.
+        Where pictures leave two ways open (down to the ring, or up from it as if it hung already) each plan would
+        choose again, and eight different choices a second lead nowhere. Where they leave one way, the flow ends there
+        from any start.
         """
         if self.last is None or not 0 < t_ns - self.last[0] < WARM_NS:
             return self.action_noise
@@ -115,9 +116,7 @@ class SlowStep:
         self.trace.mark("slow.predictive")
         targets = absolute_chunk(pose, chunk, self.family).astype(np.float32)
         if np.isfinite(targets).all() and np.isfinite(w["future"]).all():
-            self.priors_made += (
-                1  # what will be refused leaves no trace: not in the next plan, and no gap in a log's numbers
-            )
+            self.priors_made += 1  # what will be refused is not counted and starts no other plan
             self.last = (obs.t_capture_ns, targets)
         # Copies: an engine may answer in the same memory next time, while the fast loop still reads `future` and the
         # log's thread still hashes both.
