@@ -25,7 +25,7 @@ from common.slots import NewestNumber, SlotError, create_mapped
 
 RGB, BGR = 0, 1
 FRAMES = 4
-LOOK_AGAIN_S = 0.2  # after so long without a new picture a reader checks whether the writer was replaced
+LOOK_AGAIN_S = 0.2  # after this long without a new picture a reader checks whether the writer was replaced
 _HEAD = struct.Struct("<4sIQ")
 _FRAME = struct.Struct("<qIIII")
 _MAGIC = b"HFR1"

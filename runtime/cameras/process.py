@@ -62,7 +62,7 @@ class CameraProcess:
         self.process = self._start() if self.waiting else None
 
     def _start(self) -> subprocess.Popen[str]:
-        # Its own session: Ctrl-C is the parent's, who ends it once the arm has been lowered.
+        # Its own session: Ctrl-C reaches only the parent, which ends this process once the arm has been lowered.
         self.starts += 1
         return subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True, start_new_session=True)
 

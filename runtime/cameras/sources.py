@@ -1,6 +1,6 @@
 """Cameras for the loops, calibration and the console: files of frames that another process writes.
 
-`source` in the robot file says who writes: "sim" is the simulator; "slot:PATH" another program
+`source` in the robot file says who writes: "sim": the simulator; "slot:PATH": another program
 (`runtime/cameras/frames.py: FrameWriter`); a device ("/dev/videoN", a name under /dev/v4l/by-id, a number),
 "gst:PIPELINE", a video file or a URL is read by the camera process (`runtime/cameras/process.py`).
 """

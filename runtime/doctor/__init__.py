@@ -1,1 +1,2 @@
-"""What on this machine stands in the way of deadlines, and the command that mends each. Looks only; changes nothing."""
+"""What on this machine keeps the loops from their deadlines, each with the command that mends it. It changes
+nothing."""

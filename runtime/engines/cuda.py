@@ -78,7 +78,7 @@ class Cuda:
         try:
             self.call("cuDevicePrimaryCtxSetFlags_v2", self._device, BLOCKING_SYNC)
         except CudaError as e:
-            if e.code != CONTEXT_ACTIVE:  # in use already, by an engine before this one: whoever came first has chosen
+            if e.code != CONTEXT_ACTIVE:  # already in use by another engine, whose setting stays
                 raise
 
     def call(self, name: str, *arguments: Any) -> None:

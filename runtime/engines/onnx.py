@@ -73,8 +73,8 @@ _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int8
 class OrtEngine:
     """ONNX Runtime session. Waiting threads sleep instead of spinning: on a small board the other loops need the core.
 
-    `literal`: every node as the file has it, to compare others with. Else ONNX Runtime makes integer kernels of Q/DQ
-    nodes, which round differently than the nodes say.
+    `literal`: run every node as the file has it, as a reference. Otherwise ONNX Runtime fuses Q/DQ nodes into integer
+    kernels, which round differently than the nodes say.
     """
 
     def __init__(self, path: Path, threads: int = 1, provider: str = "CPUExecutionProvider", literal: bool = False):

@@ -103,7 +103,7 @@ class RunRecord:
             self.log.health(now_ns, change.state, change.reasons)
 
     def ended(self, now_ns: int, why: str) -> None:
-        """The run ended in an error, which a person who looks at its log should read."""
+        """Put the error that ended the run into its log, for people."""
         if self.log is not None:
             self.log.message(now_ns, Level.FATAL, why)
 

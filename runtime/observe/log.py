@@ -147,7 +147,7 @@ class LogWriter:
         self._later(lambda: self._put_health(t_ns, state, reasons))
 
     def message(self, t_ns: int, level: Level, text: str) -> None:
-        """What a person who looks at the run should read."""
+        """A line for people who look at the run."""
         self._later(lambda: self._put_message(t_ns, level, text, "policy"))
 
     # Called in the thread.

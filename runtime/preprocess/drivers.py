@@ -115,7 +115,7 @@ class Pycuda:
         function(*map(np.uintp, arguments), block=(threads, 1, 1), grid=grid, shared=shared, stream=stream)
 
     def use(self) -> None:
-        pass  # whoever made the context current keeps it so
+        pass  # the caller's context is current already
 
     def wait(self) -> None:
         self._cuda.Context.synchronize()

@@ -36,7 +36,7 @@ NOT_HERE = {
 
 @pytest.mark.parametrize("case", NOT_HERE)
 def test_auto_takes_the_cpu_where_no_engine_fits_and_says_what_would_be_faster(bundle, monkeypatch, no_tensorrt, case):
-    """And who asks for TensorRT gets that sentence as an error."""
+    """A user who asks for TensorRT by name gets that sentence as an error."""
     prepare, why, board = NOT_HERE[case]
     prepare(bundle)
     if board is not None:

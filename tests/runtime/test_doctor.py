@@ -1,4 +1,4 @@
-"""The doctor names what stands in the way, with the command that mends it, on machines made of files."""
+"""The doctor names what is wrong and the command that mends it, on machines made of files."""
 
 import dataclasses
 

@@ -213,7 +213,7 @@ def test_on_another_processor_the_commands_may_be_some_degrees_apart(tmp_path):
     assert (near.largest.joint, near.largest.number) == (
         so101.JOINTS[joint],
         step + 1,
-    )  # there is no command before the first Prior
+    )  # no command before the first Prior
     assert near.largest.t_s == pytest.approx(0.02 * (step + 1))
     apart = near.largest.degrees
     assert replay(log, there, within_deg=apart).passed and not replay(log, there, within_deg=apart * 0.999).passed
