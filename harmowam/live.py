@@ -272,7 +272,7 @@ def _drive(run: _Run, driver: Driver, session: ArmSession, seconds: float, stop_
     state_slot = session.wait_for_state()
     session.armed = True  # from here on it may be
     try:
-        driver.arm(state_slot)
+        driver.enable_torque(state_slot)
         driver.run(seconds, until)
     finally:
         run.report.update(_seen(driver, run.robot, session.slots, ticks))

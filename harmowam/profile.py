@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,9 @@ from harmowam.options import (
     with_fps,
     write_json,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def print_timing(report: dict[str, Any]) -> None:
@@ -69,7 +72,7 @@ def _print_comparison(compared: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """An earlier profile, read before the arm moves and not after; raises UserError."""
+    """An earlier profile; raises UserError. Call it before the arm moves."""
     from common.schema import Malformed
     from runtime.observe.profile import read_report
 
@@ -91,6 +94,22 @@ def _injected(items: tuple[str, ...], stages: tuple[str, ...]) -> dict[str, floa
             raise UserError(f"--inject {item} is not understood: write STAGE=MS with one of {', '.join(known)}.")
         out[stage] = float(ms)
     return out
+
+
+def _write_folder(
+    out: Path,
+    report: dict[str, Any],
+    tracks: dict[str, dict[str, np.ndarray]],
+    compared: dict[str, Any] | None,
+) -> None:
+    """profile.html, profile.json and trace.json; `tracks` as from `runtime.loop.timing.tracks`."""
+    from runtime.observe.profile_page import page
+    from runtime.observe.trace import write_perfetto
+
+    write_perfetto(out / "trace.json", tracks)
+    write_whole(out / "profile.html", page(report, tracks, compared))
+    write_json(out / "profile.json", report)
+    click.echo(f"page: {out / 'profile.html'}, trace for ui.perfetto.dev: {out / 'trace.json'}")
 
 
 @click.command(short_help="Where each millisecond goes.")
@@ -143,8 +162,6 @@ def profile(
     from runtime.bundle import Bundle
     from runtime.loop.timing import tracks
     from runtime.observe.profile import board, compare, hints
-    from runtime.observe.profile_page import page
-    from runtime.observe.trace import write_perfetto
     from runtime.policies import kind_of
     from runtime.robot import load_robot
 
@@ -179,10 +196,6 @@ def profile(
         report["against"] = {"file": str(against), "verdict": compared["verdict"], "worse": compared["worse"]}
     write_json(json_path, report)
     if out is not None:
-        found = tracks(done.driver)
-        write_perfetto(out / "trace.json", found)
-        write_whole(out / "profile.html", page(report, found, compared))
-        write_json(out / "profile.json", report)
-        click.echo(f"page: {out / 'profile.html'}, trace for ui.perfetto.dev: {out / 'trace.json'}")
+        _write_folder(out, report, tracks(done.driver), compared)
     if compared is not None and compared["verdict"] == "worse":
         sys.exit(1)

@@ -116,7 +116,7 @@ def _drive_as(policy: str, fast: FastStep, oracle: Callable[[], float]) -> None:
     if isinstance(fast, ours.FastStep):
         fast.policy = ACTS_AS.get(policy, policy)
         fast.other_gate = oracle if policy == "oracle" else None
-        fast.listens = fast.policy != "predictive"
+        fast.uses_pictures = fast.policy != "predictive"
 
 
 def start_of(world: World, job: Job) -> Layout:

@@ -1,4 +1,4 @@
-"""A recorded episode as a page that people look at, and as a film. Pictures first, numbers below."""
+"""A recorded episode as a page and as a film, for people. Pictures first, numbers below."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REACTIVE, PREDICTIVE, INK = "#2a78b5", "#d9632b", "#1d2733"
 HORIZONS = ("+0.4 s", "+0.8 s", "next grasp or release")
 AHEAD_S = (0.4, 0.8)  # of the first two
 SCALE = 2  # of the film
-NEAR_NS = 60_000_000  # a picture so far from an instant stands for it
+NEAR_NS = 60_000_000  # a picture at most this far from an instant is shown for it
 
 
 class ReportError(Mendable):
@@ -36,7 +36,7 @@ class ReportError(Mendable):
 
 
 def lacking() -> list[str]:
-    """Packages, by the names that pip knows, that `write_report` needs and this environment lacks."""
+    """Packages (pip's names) that `write_report` needs and that are not installed."""
     needed = {"jinja2": "jinja2", "matplotlib": "matplotlib", "imageio_ffmpeg": "imageio-ffmpeg"}
     return [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
 

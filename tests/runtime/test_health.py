@@ -72,9 +72,8 @@ def test_the_engines_are_not_charged_for_the_time_without_pictures():
     run = Run()
     run.go(1)
     assert run.go(9.8, camera_age_s={"front": 5.0}, prior_age_s=9.0) == Health.HOLDING
-    assert (
-        run.go(0.5, prior_age_s=9.0) == Health.HOLDING
-    )  # the camera is back; the slow engine needs so long for its Prior
+    # The camera is back, and the slow engine needs this long for its Prior.
+    assert run.go(0.5, prior_age_s=9.0) == Health.HOLDING
     assert run.go(1) == Health.RUNNING
     for _ in range(4):  # a wobbling cable does not keep a dead engine from being noticed
         assert run.go(2.4, prior_age_s=9.0) == Health.HOLDING
