@@ -51,7 +51,7 @@ def test_widths_follow_from_the_family_and_its_arm_follows_the_plan(robot, bundl
     policy = open_policy(bundle, TASK, CAMERAS)
     state, command, now, away = motor(S, None), None, S, []
     prior = policy.slow.step(S, Observation(S, FRAMES, state.q_rad, state.qd_rad_s, 1))
-    assert prior.chunk.shape == (STEPS, n) and bundle.arm is not None and bundle.arm.NAME == arm.NAME
+    assert prior.chunk.shape == (STEPS, n) and bundle.family is not None and bundle.family.NAME == arm.NAME
     while now < S + (STEPS - 1) * 50 * MS:
         now += 10 * MS
         command, _ = policy.fast.step(now, Observation(now, FRAMES, state.q_rad, state.qd_rad_s, 1), prior)
