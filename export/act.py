@@ -26,20 +26,11 @@ from torch import Tensor, nn
 from common.errors import Mendable
 from export.data import Demonstrations
 from export.loop import Loop, Stage
+from export.manifest import manifest_for
 from export.onnx import export_engine
 from export.text import ngrams
 from runtime.bundle import check_replaceable, save_bundle
-from runtime.manifest import (
-    Chunk,
-    EngineFiles,
-    Gate,
-    JointLimits,
-    Manifest,
-    PolicyKind,
-    Preprocess,
-    Rates,
-    Reactive,
-)
+from runtime.manifest import Chunk, Gate, PolicyKind, Reactive
 
 STAGES = ("act",)
 
@@ -272,19 +263,14 @@ def save_act_bundle(model: Act, data: Demonstrations, out: Path, report: dict[st
     with torch.no_grad():
         grams = torch.from_numpy(np.stack([ngrams(s, c.text_ngrams) for s in instructions]))
         tasks = dict(zip(instructions, model.embed(grams).numpy(), strict=True))
-    manifest = Manifest(
-        name=f"act-{arm.NAME}",
-        licence="Apache-2.0",
-        arm_family=arm.NAME,
-        engines={"chunk": EngineFiles("onnx/chunk.onnx", {k: list(s) for k, s in inputs.items()}, ["chunk"])},
-        preprocess=Preprocess([c.image, c.image], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
-        cameras={k: v.to_json() for k, v in sorted(data.cameras.items())},
-        joints=[JointLimits(n, float(a), float(b)) for n, a, b in zip(arm.JOINTS, arm.LOWER, arm.UPPER, strict=True)],
-        links=arm.lengths,
-        tasks={k: [float(x) for x in v] for k, v in tasks.items()},
-        rates=Rates(fast_hz=50.0, slow_hz=8.0, motor_hz=100.0),
+    manifest = manifest_for(
+        f"act-{arm.NAME}",
+        arm,
+        data.cameras,
+        tasks,
+        {"chunk": (inputs, ["chunk"])},
+        c.image,
         chunk=Chunk(c.chunk, round(c.chunk_dt_s * 1000)),
-        proprio=list(arm.JOINTS),
         gate=Gate(on=1.0, off=1.0),
         reactive=Reactive(),
         quantization={"format": "fp32"},

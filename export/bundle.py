@@ -13,51 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from calibration.camera import Camera
 from export.gates import ExportError, joint_error, missed, parity, race, weight_bytes
 from export.half import to_half
 from export.lint import lint
-from export.models import HarmoWam
+from export.manifest import manifest_for
 from export.observations import JUDGED, SHOWN, engine_feeds
-from export.onnx import Specs, engines, export_engine
-from export.plan import Plan
+from export.onnx import Specs, export_engine
+from export.plan import Opened, Plan
 from export.quantise import Feeds, left_in_float, quantise
 from runtime.bundle import check_replaceable, save_bundle
 from runtime.engines.onnx import OrtEngine
-from runtime.manifest import Chunk, EngineFiles, Gate, JointLimits, Manifest, Preprocess, Rates, Reactive
+from runtime.manifest import Chunk, Gate, Manifest, Reactive
 from runtime.policies.harmowam import fixed_noise
 from sim.tasks import ARM
 
 Say = Callable[[str], None]
-
-
-def manifest_for(
-    model: HarmoWam, cameras: dict[str, Camera], tasks: dict[str, np.ndarray], quantisation: dict[str, Any]
-) -> Manifest:
-    """Everything the robot must know, from the checkpoint alone: no dates, no paths."""
-    c = model.cfg
-    return Manifest(
-        name=f"harmowam-{ARM.NAME}",
-        licence="Apache-2.0",
-        arm_family=ARM.NAME,
-        engines={
-            name: EngineFiles(f"onnx/{name}.onnx", {k: list(s) for k, s in inputs.items()}, outputs)
-            for name, (_, inputs, outputs) in engines(model).items()
-        },
-        preprocess=Preprocess([c.image, c.image], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
-        cameras={k: v.to_json() for k, v in sorted(cameras.items())},
-        joints=[JointLimits(n, float(a), float(b)) for n, a, b in zip(ARM.JOINTS, ARM.LOWER, ARM.UPPER, strict=True)],
-        links=ARM.lengths,
-        tasks={k: [float(x) for x in v] for k, v in tasks.items()},
-        rates=Rates(fast_hz=50.0, slow_hz=8.0, motor_hz=100.0),
-        chunk=Chunk(
-            c.chunk, round(c.chunk_dt_s * 1000), model.action_mean.double().tolist(), model.action_std.double().tolist()
-        ),
-        proprio=list(c.proprio),
-        gate=Gate(on=0.5, off=0.2),
-        reactive=Reactive(c.heatmap),
-        quantization=quantisation,
-    )
 
 
 def float_engines(specs: Specs, work: Path, say: Say = lambda line: None) -> dict[str, Path]:
@@ -161,6 +131,24 @@ def quantisation(plan: Plan, shipped: Shipped, failed: bool) -> dict[str, Any]:
     return how | ({"failed": True} if failed else {})
 
 
+def harmowam_manifest(opened: Opened, how: dict[str, Any]) -> Manifest:
+    """The manifest of a HarmoWAM bundle. `how`: what was quantised (`quantisation`)."""
+    model, c = opened.model, opened.model.cfg
+    spread = model.action_mean.double().tolist(), model.action_std.double().tolist()
+    return manifest_for(
+        f"harmowam-{ARM.NAME}",
+        ARM,
+        opened.cameras,
+        opened.tasks,
+        {name: (inputs, outputs) for name, (_, inputs, outputs) in opened.specs.items()},
+        c.image,
+        chunk=Chunk(c.chunk, round(c.chunk_dt_s * 1000), *spread),
+        gate=Gate(on=0.5, off=0.2),
+        reactive=Reactive(c.heatmap),
+        quantization=how,
+    )
+
+
 def export_bundle(
     plan: Plan, out: Path, say: Say = lambda line: None, *, force: bool = False, timed: bool = True
 ) -> dict[str, Any]:
@@ -206,8 +194,6 @@ def export_bundle(
         report["seconds"] = round(time.monotonic() - began, 1)
         said = work / "parity.json"
         said.write_text(json.dumps(report, indent=1, sort_keys=True))
-        how = quantisation(plan, shipped, bool(report["missed"]))
-        save_bundle(
-            out, manifest_for(opened.model, opened.cameras, opened.tasks, how), files, reports={"parity.json": said}
-        )
+        manifest = harmowam_manifest(opened, quantisation(plan, shipped, bool(report["missed"])))
+        save_bundle(out, manifest, files, reports={"parity.json": said})
     return report

@@ -14,6 +14,7 @@ import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -137,7 +138,7 @@ def _read(path: Path, again: str) -> Manifest:
     """The manifest of the bundle `path`. Raises BundleError: damaged, of another schema, for another arm."""
     file = path / "manifest.json"
     try:
-        raw = parse_json(read_bounded(file, MOST_BYTES))
+        raw = _upgraded(parse_json(read_bounded(file, MOST_BYTES)))
         schema, family = raw["schema"], raw["arm_family"]
     except (OSError, TypeError) as e:
         raise BundleError(f"{file} is damaged ({e.strerror if isinstance(e, OSError) else 'no table'}): {again}") from e
@@ -154,10 +155,34 @@ def _read(path: Path, again: str) -> Manifest:
             f"{path} is for arms of the family '{shown(family)}', this version drives {', '.join(FAMILIES)}: "
             "name another with --bundle, or upgrade harmowam on this machine."
         )
+    digest = raw.pop("digest", None)
     try:
-        return shaped(raw, Manifest)
+        manifest = shaped(raw, Manifest)
     except Malformed as e:
         raise BundleError(f"{file} is damaged ({e}): {again}") from e
+    if digest != digest_of(raw):
+        raise BundleError(f"{file} is damaged (it does not match its own hash): {again}")
+    return manifest
+
+
+def digest_of(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's meaning: of its JSON with sorted keys and no spaces, without `digest`."""
+    rest = {k: v for k, v in manifest.items() if k != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def sealed(manifest: dict[str, Any]) -> str:
+    """The text of `manifest.json`, with the manifest's own hash."""
+    return json.dumps({**manifest, "digest": digest_of(manifest)}, indent=1, sort_keys=True) + "\n"
+
+
+def _upgraded(raw: Any) -> Any:
+    """A manifest of schema 2 in the form of schema 3; anything else as it is. Schema 2 has no hash of its own, so a
+    manifest that calls itself one and has a hash is damaged."""
+    if not isinstance(raw, dict) or raw.get("schema") != 2 or "digest" in raw:
+        return raw
+    now = {k: v for k, v in raw.items() if k not in ("rates", "proprio")} | {"schema": SCHEMA}
+    return now | {"digest": digest_of(now)}
 
 
 def _old(out: Path) -> Path:
@@ -195,7 +220,7 @@ def save_bundle(out: Path, manifest: Manifest, files: dict[str, Path], reports: 
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, partial / name)
     plain = {**plain, "files": {name: sha256(partial / name) for name in sorted(files)}}
-    (partial / "manifest.json").write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n")
+    (partial / "manifest.json").write_text(sealed(plain))
     for file in partial.rglob("*"):
         if file.is_file():
             with open(file, "rb+") as f:

@@ -14,7 +14,8 @@ from calibration.camera import CalibrationError, Camera
 from common.schema import Name, Shape, Text
 from firmware_bridge.arms import FAMILIES, beyond
 
-SCHEMA = 2  # 2: mean and spread of action chunks, for the warm start
+SCHEMA = 3  # with a hash of its own; 2 named rates and the parts of proprio, which nothing reads
+PROPRIO = 4  # height, pitch, roll, how far the jaw is open: `runtime.policies.decode.proprio`
 LINK_SLACK = 0.03  # m: an arm of a family is built to its drawings, and a tool tip may be a little longer
 TENSORS = {  # what the HarmoWAM policy feeds to each engine and reads from it
     "world_model": ({"front", "text", "proprio", "noise"}, {"latent", "tokens", "future"}),
@@ -98,14 +99,6 @@ class Reactive(Shape, frozen=True, omit_defaults=True):
     heatmap: Annotated[int, Meta(ge=4, le=1024)] | None = None
 
 
-class Rates(Shape, frozen=True, omit_defaults=True):
-    """At what rates the policy was trained and judged, Hz; the robot file says at what it is driven."""
-
-    fast_hz: Rate | None = None
-    slow_hz: Rate | None = None
-    motor_hz: Rate | None = None
-
-
 class PolicyKind(Shape, frozen=True):
     """`kind`: a file of `runtime/policies`."""
 
@@ -124,9 +117,7 @@ class Manifest(Shape, frozen=True, kw_only=True):
     joints: list[JointLimits]
     links: dict[Name, Annotated[float, Meta(ge=-2, le=2)]]
     tasks: Annotated[dict[Text, Embedding], Meta(min_length=1, max_length=1000)]
-    rates: Rates
     chunk: Chunk
-    proprio: Annotated[list[Name], Meta(max_length=64)]
     gate: Gate
     reactive: Reactive
     quantization: dict[str, Any]
@@ -188,11 +179,9 @@ class Manifest(Shape, frozen=True, kw_only=True):
                 f"{', '.join(sorted(TENSORS[name][1]))}"
             )
         width, height = self.preprocess.size
-        sizes = {
-            **{camera: [1, 3, height, width] for camera in self.cameras},
-            "text": [1, text],
-            "proprio": [1, len(self.proprio)],
-        }
+        sizes = {**{camera: [1, 3, height, width] for camera in self.cameras}, "text": [1, text]}
+        if name in TENSORS:
+            sizes["proprio"] = [1, PROPRIO]
         if name == "predictive" and self.chunk.mean:
             sizes["noise"] = [1, self.chunk.steps, len(self.chunk.mean[0])]
         for tensor, found in engine.inputs.items():

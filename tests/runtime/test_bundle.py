@@ -1,6 +1,7 @@
 """A bundle that must not be used is refused, with one sentence and the next step."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -9,20 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.fuzz_bundle import fuzz
 from runtime.bundle import Bundle, BundleError, save_bundle
 from runtime.engines.onnx import EngineError
-from tests.tiny import tiny_bundle
+from tests.tiny import edit_manifest, tiny_bundle
 
 
 @pytest.fixture
 def copy(bundle_path, tmp_path):
     return shutil.copytree(bundle_path, tmp_path / "copy.bundle")
-
-
-def edit(path, change):
-    manifest = json.loads((path / "manifest.json").read_text())
-    change(manifest)
-    (path / "manifest.json").write_text(json.dumps(manifest))
 
 
 def damage(path):
@@ -37,32 +33,38 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "one bit turned": (damage, "does not match its hash"),
     "a file missing": (lambda p: (p / "onnx" / "predictive.onnx").unlink(), "is missing"),
     "manifest cut short": (lambda p: (p / "manifest.json").write_text('{"schema": 1, "na'), "is damaged"),
-    "from the future": (lambda p: edit(p, lambda m: m.update(schema=99)), "upgrade harmowam"),
-    "from the past": (lambda p: edit(p, lambda m: m.update(schema=1)), "export it again"),
+    "from the future": (lambda p: edit_manifest(p, lambda m: m.update(schema=99)), "upgrade harmowam"),
+    "from the past": (lambda p: edit_manifest(p, lambda m: m.update(schema=1)), "export it again"),
     "for another arm": (
-        lambda p: edit(p, lambda m: m.update(arm_family="panda")),
+        lambda p: edit_manifest(p, lambda m: m.update(arm_family="panda")),
         "family 'panda', this version drives koch, so101, viperx",
     ),
-    "a field missing": (lambda p: edit(p, lambda m: m.pop("tasks")), "'tasks' is missing"),
+    "a field missing": (lambda p: edit_manifest(p, lambda m: m.pop("tasks")), "'tasks' is missing"),
     "no size of the heat map": (
-        lambda p: edit(p, lambda m: m["reactive"].pop("heatmap")),
+        lambda p: edit_manifest(p, lambda m: m["reactive"].pop("heatmap")),
         "'reactive.heatmap' is missing",
     ),
     "a heat map of no size": (
-        lambda p: edit(p, lambda m: m["reactive"].update(heatmap="48")),
+        lambda p: edit_manifest(p, lambda m: m["reactive"].update(heatmap="48")),
         "'reactive.heatmap' must be a whole number",
     ),
-    "no front camera": (lambda p: edit(p, lambda m: m["cameras"].pop("front")), "'cameras.front' is missing"),
+    "no front camera": (lambda p: edit_manifest(p, lambda m: m["cameras"].pop("front")), "'cameras.front' is missing"),
     "no mean of the chunks": (
-        lambda p: edit(p, lambda m: m["chunk"].pop("mean")),
+        lambda p: edit_manifest(p, lambda m: m["chunk"].pop("mean")),
         "'mean' and 'std' must hold 16 rows",
     ),
-    "a spread of too few steps": (lambda p: edit(p, lambda m: m["chunk"]["std"].pop()), "'std' must hold 16 rows"),
+    "a spread of too few steps": (
+        lambda p: edit_manifest(p, lambda m: m["chunk"]["std"].pop()),
+        "'std' must hold 16 rows",
+    ),
     "a chunk without numbers": (
-        lambda p: edit(p, lambda m: m["chunk"].update(dt_ms="50")),
+        lambda p: edit_manifest(p, lambda m: m["chunk"].update(dt_ms="50")),
         "'chunk.dt_ms' must be a whole",
     ),
-    "an engine without a hash": (lambda p: edit(p, lambda m: m["files"].pop("onnx/fast.onnx")), "without a hash"),
+    "an engine without a hash": (
+        lambda p: edit_manifest(p, lambda m: m["files"].pop("onnx/fast.onnx")),
+        "without a hash",
+    ),
 }
 
 
@@ -114,9 +116,43 @@ def test_saving_is_repeatable_and_replaces_whole(bundle_path, tmp_path):
     Bundle.load(tmp_path / "a")
 
 
-def test_rates_that_no_loop_looks_up_and_what_a_baseline_has_not_are_not_asked_for(copy):
-    edit(copy, lambda m: (m["rates"].clear(), m["engines"].pop("fast"), m["reactive"].clear()))
+def test_what_a_baseline_does_not_have_is_not_asked_for(copy):
+    edit_manifest(copy, lambda m: (m["engines"].pop("fast"), m["reactive"].clear()))
     Bundle.load(copy)
+
+
+def test_a_manifest_of_schema_2_is_read_without_what_nobody_reads(copy):
+    edit_manifest(
+        copy, lambda m: m.update(schema=2, rates={"fast_hz": 50.0}, proprio=["z", "pitch", "roll", "gripper"])
+    )
+    file = copy / "manifest.json"
+    old = json.loads(file.read_text())
+    del old["digest"]
+    file.write_text(json.dumps(old))
+    assert Bundle.load(copy).manifest.schema == 3
+    old["digest"] = "0" * 64  # a schema 3 whose number was damaged
+    file.write_text(json.dumps(old))
+    with pytest.raises(BundleError, match="has bundle schema 2"):
+        Bundle.load(copy)
+
+
+def test_a_changed_manifest_without_a_hash_that_fits_is_damaged(copy):
+    file = copy / "manifest.json"
+    text = file.read_text()
+    for changed in (text.replace("0.11257", "0.11258"), re.sub(r'\n "digest": "[0-9a-f]*",', "", text)):
+        assert changed != text
+        file.write_text(changed)
+        with pytest.raises(BundleError, match=r"does not match its own hash.*copy it again"):
+            Bundle.load(copy)
+    file.write_text(json.dumps(json.loads(text)))  # another layout, the same meaning
+    Bundle.load(copy)
+
+
+def test_no_damaged_bundle_is_taken_for_another_one(copy):
+    """The same as `python -m benchmarks.fuzz_bundle`, which plays 3,000 and more."""
+    found = fuzz(copy, 200, seed=0)
+    assert found.accepted == [] and found.failed == [] and found.slow == []
+    assert found.refused > 150
 
 
 def test_a_write_that_is_killed_between_its_renames_leaves_the_bundle_before(bundle_path, tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """The arm that a bundle was made for: which robots it drives, and between which ends of their joints."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from runtime.bundle import Bundle, BundleError
 from runtime.contracts import Observation
 from runtime.policies.decode import five_axis
 from runtime.policies.harmowam import FastStep, SlowStep
-from tests.tiny import TASK, tiny_bundle
+from tests.tiny import TASK, edit_manifest, tiny_bundle
 
 S = 1_000_000_000
 
@@ -27,9 +26,7 @@ def bundle_path(tmp_path_factory):
 def changed(bundle_path, folder, change):
     copy = folder / "copy.bundle"
     shutil.copytree(bundle_path, copy)
-    manifest = json.loads((copy / "manifest.json").read_text())
-    change(manifest)
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(copy, change)
     return copy
 
 

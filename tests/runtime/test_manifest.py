@@ -82,13 +82,6 @@ CASES: dict[str, tuple[str, Any, str]] = {
     "a gate that cannot shut": ("gate.off", 2, "'gate.off' must be a number from 0 to 1, not 2"),
     "a gate open and shut at once": ("gate.off", 0.9, "'off' 0.9 must not be above 'on' 0.5"),
     "a gate without an end": ("gate.off", "-", "'gate.off' is missing"),
-    "a rate of nothing": ("rates.fast_hz", 0, "'rates.fast_hz' must be a number from 0.5 to 500, not 0"),
-    "a rate like light": ("rates.motor_hz", 1e300, "'rates.motor_hz' must be a number from 0.5 to 500"),
-    "a rate that nobody knows": (
-        "rates.quick_hz",
-        5,
-        "'rates.quick_hz' is no key that is known here (fast_hz, motor_hz, slow_hz)",
-    ),
     "pictures of a town": (
         "preprocess.size",
         [96, 10**6],

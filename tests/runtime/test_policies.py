@@ -16,7 +16,7 @@ from runtime.bundle import Bundle, BundleError
 from runtime.policies import PolicyError, kind_of, mode_of, open_policy
 from sim import evaluate
 from tests.rig import START, undo_real_time
-from tests.tiny import CHUNK_INPUTS, FRONT, TASK, WRIST, tiny_bundle, tiny_chunk_bundle
+from tests.tiny import CHUNK_INPUTS, FRONT, TASK, WRIST, edit_manifest, tiny_bundle, tiny_chunk_bundle
 
 CAMERAS = {"front": Camera.from_json(FRONT), "wrist": Camera.from_json(WRIST)}
 STAY = np.tile(np.array(START), (8, 1))
@@ -53,16 +53,13 @@ KIND = Kind(("nodding",), ("chunk",), chunk.KIND.stages, wrong, steps, chunk.KIN
 
 
 def renamed(bundle, **policy):
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    (bundle / "manifest.json").write_text(json.dumps({**manifest, "policy": policy}))
+    edit_manifest(bundle, lambda m: m.update(policy=policy))
     return bundle
 
 
 def test_a_bundle_that_names_no_kind_is_harmowam(tmp_path):
     path = tiny_bundle(tmp_path)
-    manifest = json.loads((path / "manifest.json").read_text())
-    del manifest["policy"]
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(path, lambda m: m.pop("policy"))
     policy = open_policy(Bundle.load(path), TASK, CAMERAS)
     assert (policy.kind, policy.mode, policy.fast.uses_pictures) == ("harmowam", "gated", True)
 
@@ -82,8 +79,7 @@ def test_an_unknown_kind_is_refused_and_nothing_else_of_that_name_is_loaded(tmp_
 @pytest.mark.parametrize("policy", [3, {"kind": 3}, {"kind": ""}, {"kind": "../harmowam"}, {"name": "chunk"}])
 def test_a_policy_that_is_no_table_with_a_kind_is_a_damaged_bundle(tmp_path, policy):
     path = tiny_bundle(tmp_path)
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**manifest, "policy": policy}))
+    edit_manifest(path, lambda m: m.update(policy=policy))
     with pytest.raises(BundleError, match=r"manifest.json is damaged .'policy"):
         Bundle.load(path)
 

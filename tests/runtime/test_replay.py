@@ -1,7 +1,6 @@
 """A recorded run gives the same actions again, bit for bit; what differs is found."""
 
 import dataclasses
-import json
 import shutil
 from typing import Any
 
@@ -25,7 +24,7 @@ from runtime.observe.records import (
 from runtime.observe.replay import replay
 from tests.rig import START
 from tests.runtime.recorded import record
-from tests.tiny import INPUTS, outputs, tiny_bundle, tiny_chunk_bundle, write_engine
+from tests.tiny import INPUTS, edit_manifest, outputs, tiny_bundle, tiny_chunk_bundle, write_engine
 
 
 @pytest.fixture(scope="module")
@@ -181,9 +180,8 @@ def test_the_first_difference_is_reported(log, bundle, tmp_path):
 def with_engine(path, name, inputs, said):
     """The bundle at `path` with another engine `name`."""
     write_engine(path / "onnx" / f"{name}.onnx", inputs, said)
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["files"][f"onnx/{name}.onnx"] = sha256(path / "onnx" / f"{name}.onnx")
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    digest = sha256(path / "onnx" / f"{name}.onnx")
+    edit_manifest(path, lambda m: m["files"].update({f"onnx/{name}.onnx": digest}))
     return path
 
 

@@ -18,7 +18,7 @@ from runtime.engines.cuda import Cuda, CudaError
 from runtime.engines.onnx import EngineError, OrtEngine
 from runtime.engines.tensorrt import TensorRTEngine, tensorrt
 from tests.runtime.built import BOARD, KEY, NANO, other_onnx, pretend_built
-from tests.tiny import tiny_bundle
+from tests.tiny import edit_manifest, tiny_bundle
 
 
 @pytest.fixture
@@ -49,9 +49,7 @@ def test_without_tensorrt_a_build_is_refused_and_leaves_nothing(bundle, no_tenso
 
 def test_a_bundle_for_onnxruntime_is_refused(bundle):
     bundle.manifest.quantization.update(format="int8 qdq", target="onnxruntime")
-    manifest = json.loads((bundle.path / "manifest.json").read_text())
-    manifest["quantization"] = {"format": "int8 qdq", "target": "onnxruntime"}
-    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(bundle.path, lambda m: m.update(quantization={"format": "int8 qdq", "target": "onnxruntime"}))
     done = CliRunner().invoke(main, ["build", str(bundle.path), "--dry-run"])
     assert done.exit_code == 2 and "export --target tensorrt" in done.output
 

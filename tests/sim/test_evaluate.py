@@ -24,7 +24,7 @@ from sim.tasks import ENVIRONMENTS, SEEN, UNSEEN, sample_layout
 from sim.virtual_time import Schedule, run_episode
 from sim.workers import WorkerError, spawned
 from sim.world import World
-from tests.tiny import TASK, tiny_bundle
+from tests.tiny import TASK, edit_manifest, tiny_bundle
 
 S = 1_000_000_000
 
@@ -263,9 +263,7 @@ def test_an_evaluation_that_cannot_be_is_refused_in_a_sentence(bundle, options, 
 
 def test_an_instruction_that_only_the_bundle_knows_cannot_be_played(bundle, tmp_path):
     own = shutil.copytree(bundle, tmp_path / "own.bundle")
-    manifest = json.loads((own / "manifest.json").read_text())
-    manifest["tasks"]["pick up the pen"] = next(iter(manifest["tasks"].values()))
-    (own / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(own, lambda m: m["tasks"].update({"pick up the pen": next(iter(m["tasks"].values()))}))
     with pytest.raises(ev.EvaluationError, match="the simulator has no task 'pick up the pen': choose one of"):
         ev.jobs_for(own, ["gated"], ["seen"], ["pick up the pen"], [0])
 
