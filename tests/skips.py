@@ -20,9 +20,10 @@ def listed() -> list[dict[str, str]]:
 
 
 def allowed(node: str, reason: str, entries: list[dict[str, str]]) -> bool:
-    """Whether an entry of the list fits: `test` is the node id or its beginning, `reason` how its reason begins."""
+    """Whether an entry of the list fits: `test` is the node id or its beginning, `reason` a pattern that fits from the
+    start."""
     return any(
-        re.match(re.escape(entry["test"]) + r"($|::|\[|/)", node) and reason.startswith(entry["reason"])
+        re.match(re.escape(entry["test"]) + r"($|::|\[|/)", node) and re.match(entry["reason"], reason)
         for entry in entries
     )
 
