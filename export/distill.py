@@ -25,14 +25,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from export.augment import augment, displace
 from export.checkpoint import load_checkpoint, save_checkpoint
 from export.data import Demonstrations
 from export.labels import Labels
-from export.loop import Stage
 from export.models import HarmoWam, PredictiveExpert
 from export.rows import images
+from export.schedule import Stage
 from export.text import encoder_of
-from export.train import augment, check_rate, displace
+from export.train import check_rate
 from export.world_loop import WorldLoop
 
 STAGES = ("world", "shift", "predictive")

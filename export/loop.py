@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
@@ -17,21 +16,24 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from export.arithmetic import rounds_bf16
 from export.checkpoint import CheckpointError
 from export.data import Demonstrations
 from export.log import Log
 from export.rows import digest_of, make_blocks, read_blocks
+from export.run_folder import alone, make_run_folder
+from export.schedule import Stage as Stage  # export.act imports it from here
+from export.schedule import check_schedule, learning_rate
 from export.state import (
     difference,
     load_state,
@@ -47,54 +49,12 @@ SAVE_EVERY_S = 60.0
 ROUND_EVERY = 20  # steps; only then may a state be written (export/state.py)
 SCHEMA = 1  # of the state file
 
-Stage = tuple[int, int, float]  # steps, batch, peak learning rate
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def leads() -> bool:
     """Whether this process is the one that saves, logs and speaks."""
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def rounds_bf16(device: torch.device) -> bool:
-    """Whether autocast to bfloat16 saves time here. A CPU that has the instructions is tried: of two with AVX512-BF16,
-    one took 0.6 of the time, the other 1.6 times as long."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return False
-    weight = torch.ones(128, 128, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
-    x = torch.ones(16, 128, 12, 12).contiguous(memory_format=torch.channels_last).requires_grad_()
-    best = {False: math.inf, True: math.inf}
-    for _ in range(6):  # in turns, and the fastest counts: other work slows both
-        for bf16 in best:
-            began = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                y = F.conv2d(x, weight, padding=1)
-            y.float().sum().backward()
-            best[bf16] = min(best[bf16], time.perf_counter() - began)
-    return 1.1 * best[True] < best[False]
-
-
-def make_run_folder(run: Path) -> None:
-    """Raises CheckpointError where it cannot be made."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise CheckpointError(f"{run} cannot be made ({e.strerror}): choose another --run folder.") from e
-
-
-@contextmanager
-def alone(run: Path) -> Iterator[None]:
-    """Have the run folder to ourselves: two runs in one would overwrite each other's state. Raises CheckpointError."""
-    with open(run / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise CheckpointError(
-                f"another process trains in {run}: wait for it, or choose another --run folder."
-            ) from e
-        yield
 
 
 class Loop(Generic[Model]):
@@ -132,7 +92,7 @@ class Loop(Generic[Model]):
         self.run, self.schedule, self.seed, self.shards = Path(run), dict(schedule), seed, shards
         self.data, self.cfg = data, cfg
         self._join()
-        self._check_plan()
+        check_schedule(self.schedule, self.shards, self.processes)
         make_run_folder(self.run)
         self.model = model.to(self.device).requires_grad_(False)
         self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
@@ -178,21 +138,6 @@ class Loop(Generic[Model]):
         dist.all_reduce(flat)
         for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             g.copy_(part.reshape(g.shape))
-
-    def _check_plan(self) -> None:
-        if self.shards < 1 or self.shards % self.processes:
-            raise CheckpointError(
-                f"{self.shards} shards of a batch cannot be shared out evenly to {self.processes} processes: add "
-                "--shards "
-                f"{self.processes * max(1, self.shards // self.processes)}."
-            )
-        for name, (steps, batch, rate) in self.schedule.items():
-            if steps < 0 or batch < 2 * self.shards or batch % self.shards or not 0 < rate < 1:
-                raise CheckpointError(
-                    f"stage {name} of {steps} steps of batch {batch} at rate {rate:g} makes no sense: give no or some "
-                    "steps, a batch "
-                    f"of at least {2 * self.shards} that {self.shards} divides (--shards), and a rate between 0 and 1."
-                )
 
     # -- the state -----------------------------------------------------------------------------------------------------
 
@@ -437,12 +382,3 @@ class Loop(Generic[Model]):
 
     def _cast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-
-def learning_rate(step: int, total: int, peak: float, end: float | None = None) -> float:
-    """A hundred steps of warm-up, then half a cosine down to 3 % of the peak, or a straight line to `end` of it: a line
-    that is cut goes on as a line."""
-    warm = min(1.0, (step + 1) / 100)
-    if end is not None:
-        return peak * warm * (1 + (end - 1) * step / total)
-    return peak * warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / total)))

@@ -14,36 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.config import Config
-
-
-def conv(i: int, o: int, k: int = 3, s: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(i, o, k, s, k // 2)
-
-
-def silence(layer: nn.Conv2d | nn.Linear) -> None:
-    """Start a layer at zero: its branch joins in as training goes on."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-
-
-class Residual(nn.Module):
-    """Two convolutions with a skip; an optional condition scales and shifts in between (FiLM)."""
-
-    def __init__(self, i: int, o: int, condition: int = 0):
-        super().__init__()
-        self.a, self.b = conv(i, o), conv(o, o)
-        self.norm_a, self.norm_b = nn.GroupNorm(8, i), nn.GroupNorm(8, o)
-        self.skip = conv(i, o, 1) if i != o else nn.Identity()
-        self.film = nn.Linear(condition, 2 * o) if condition else None
-        silence(self.b)
-
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        h = self.norm_b(self.a(F.silu(self.norm_a(x))))
-        if self.film is not None and c is not None:
-            scale, shift = self.film(c)[:, :, None, None].chunk(2, 1)
-            h = h * (1 + scale) + shift
-        return self.skip(x) + self.b(F.silu(h))
+from export.layers import Attend, Residual, conv, silence, time_features
 
 
 class Tokeniser(nn.Module):
@@ -91,13 +62,6 @@ class Tokeniser(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         return self.decoder(latent * self.std + self.mean)
-
-
-def time_features(t: Tensor, dim: int) -> Tensor:
-    """Sinusoidal features [B, dim] of flow time t [B] in [0, 1]."""
-    freq = torch.exp(torch.arange(dim // 2, dtype=t.dtype, device=t.device) * (-math.log(1000.0) / (dim // 2 - 1)))
-    angle = 1000.0 * t[:, None] * freq[None]
-    return torch.cat([angle.sin(), angle.cos()], 1)
 
 
 class WorldModel(nn.Module):
@@ -192,23 +156,6 @@ class WorldModel(nn.Module):
             mid = features if mid is None else mid
             x = x + v / steps
         return x, self.tokens(mid)
-
-
-class Attend(nn.Module):
-    """Multi-head attention from plain matrix products, so that quantisers see Linear and MatMul."""
-
-    def __init__(self, dim: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.q, self.kv, self.o = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        b, n, d = x.shape
-        m = memory.shape[1]
-        q = self.q(x).reshape(b, n, self.heads, d // self.heads).transpose(1, 2)
-        k, v = self.kv(memory).reshape(b, m, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        weights = torch.softmax((q * (d // self.heads) ** -0.5) @ k.transpose(-1, -2), -1)
-        return self.o((weights @ v).transpose(1, 2).reshape(b, n, d))
 
 
 class ActionBlock(nn.Module):

@@ -7,7 +7,6 @@ L_reactive + 0.05 L_gate.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export.augment import augment, displace, relit
 from export.backdrop import with_other_tables
 from export.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from export.config import Config
 from export.data import Demonstrations
 from export.labels import Labels
 from export.lerobot import DataError
-from export.loop import Stage
+from export.losses import bin_loss, heat_loss
 from export.models import HarmoWam
 from export.rows import images
+from export.schedule import Stage
 from export.text import Encoder
 from export.world_loop import WorldLoop
 
@@ -272,73 +273,6 @@ class Trainer(WorldLoop):
             reach.float(), (self._row(lab.reach, rows) - m.reach_mean) / m.reach_std, beta=0.1
         )
         return {"reactive": 0.1 * (place + reach_loss)}
-
-
-def heat_loss(logits: Tensor, cell: Tensor, side: int) -> Tensor:
-    """Cross-entropy [B] of a square map's logits [B, n*n] against a spot round `cell` [B, 2] (column, row of a side x
-    side map)."""
-    n = math.isqrt(logits.shape[1])
-    at = (cell + 0.5) * (n / side) - 0.5
-    grid = torch.arange(n, device=logits.device, dtype=torch.float32)
-    spot = torch.exp(
-        -((grid[None, None, :] - at[:, 0, None, None]) ** 2 + (grid[None, :, None] - at[:, 1, None, None]) ** 2)
-        / (2 * 0.8**2)
-    ).flatten(1)
-    spot = spot / spot.sum(1, keepdim=True).clamp_min(1e-6)
-    return -(spot * F.log_softmax(logits.float(), -1)).sum(-1)
-
-
-def bin_loss(logits: Tensor, at: Tensor) -> Tensor:
-    """Cross-entropy [B] of logits [B, n] against a bump, one bin wide, round the bins `at` [B] (centres at whole
-    numbers)."""
-    bins = torch.arange(logits.shape[1], device=logits.device, dtype=torch.float32)
-    bump = torch.softmax(-((bins - at[:, None]) ** 2) / 2, 1)
-    return -(bump * F.log_softmax(logits.float(), -1)).sum(1)
-
-
-def displace(
-    now: Tensor, mids: Tensor, near: np.ndarray, ambiguous: np.ndarray, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Move what the front camera shows by whole token cells, for the rows that are `near` a contact: what a grasp looks
-    like from close by does not depend on where on the table it happens, and the targets are the tool's own.
-
-    `now` [B,C,12,12], `mids` [B,36,D] on a 6x6 grid; a fifth of the near rows lose the tokens altogether, but for those
-    that are `ambiguous`: there the tokens alone tell what is meant.
-    """
-    side = math.isqrt(mids.shape[1])
-    ratio = now.shape[-1] // side
-    here = torch.from_numpy(near).to(now.device)
-    dx, dy = (int(v) for v in rng.integers(-2, 3, 2))
-    grid = mids.transpose(1, 2).reshape(len(mids), -1, side, side)
-
-    def moved(x: Tensor, by: int) -> Tensor:
-        pad = 2 * by
-        padded = F.pad(x, (pad, pad, pad, pad), mode="replicate")
-        return torch.roll(padded, (dy * by, dx * by), (2, 3))[:, :, pad:-pad, pad:-pad]
-
-    lost = here & torch.from_numpy((rng.random(len(near)) < 0.2) & ~ambiguous).to(now.device)
-    shifted = torch.where(here[:, None, None, None], moved(grid, 1), grid).flatten(2).transpose(1, 2)
-    return torch.where(here[:, None, None, None], moved(now, ratio), now), shifted * ~lost[:, None, None]
-
-
-def augment(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """The wrist view shifted by up to a pixel (1.6 mm at the jaws' tips: more would be more than a peg's play) and in
-    another light."""
-    dx, dy = (int(v) for v in rng.integers(-1, 2, 2))
-    x = torch.roll(F.pad(x, (1, 1, 1, 1), mode="replicate"), (dy, dx), (2, 3))[:, :, 1:-1, 1:-1]
-    return relit(x, rng)
-
-
-def relit(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """Pictures in another light, and with another row's picture shining through: task demonstrations know one table
-    only (random overlay: Hansen and Wang 2021)."""
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.from_numpy(rng.uniform(low, high, (len(x), *shape)).astype(np.float32)).to(x.device)
-
-    share = uniform(0.05, 0.35, 1, 1, 1) * (uniform(0, 1, 1, 1, 1) < 0.3)
-    x = x + share * (x.roll(1, 0) - x)
-    return (x + 1) * uniform(0.8, 1.2, 1, 1, 1) * uniform(0.88, 1.12, 3, 1, 1) - 1 + uniform(-0.12, 0.12, 3, 1, 1)
 
 
 def check_rate(data: Demonstrations, cfg: Config) -> None:

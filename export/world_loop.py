@@ -12,9 +12,10 @@ from torch import Tensor
 
 from export.data import Demonstrations
 from export.labels import HELD_RAD, Labels
-from export.loop import Loop, Stage
+from export.loop import Loop
 from export.models import HarmoWam
 from export.rows import images
+from export.schedule import Stage
 
 GRIP_RAD = 0.06  # how much wider or narrower than it was a held thing is felt (`_felt`)
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 import export.recipe_file
 from export.checkpoint import CheckpointError, load_checkpoint
-from export.loop import learning_rate
 from export.recipe_file import Recipe, RecipeError, Step, follow, pack, read_recipe, snapshot, unpack
+from export.schedule import learning_rate
 from export.train import Plan, Trainer, train
 from harmowam.cli import main
 from tests.training import SMALL, save_always

@@ -12,9 +12,10 @@ from export.config import Config
 from export.data import Demonstrations, load_demonstrations, record_episode, simulated_warps
 from export.labels import Labels, contact_cell, hindsight
 from export.lerobot import DataError
+from export.losses import bin_loss
 from export.models import HarmoWam
 from export.text import ngrams
-from export.train import Trainer, bin_loss, normalise, train
+from export.train import Trainer, normalise, train
 from firmware_bridge.arms.so101 import FAMILY as so101
 from sim.phases import find_events
 from sim.tasks import INSTRUCTIONS, sample_layout
