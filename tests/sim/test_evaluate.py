@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import results
+from benchmarks.results_page import page
+from benchmarks.results_plan import Work
 from firmware_bridge.motion.messages import Expert
 from harmowam.cli import main
 from runtime.bundle import Bundle
@@ -351,9 +352,8 @@ def test_the_page_names_what_was_missed(bundle, tmp_path):
     checkpoint = tmp_path / "c.safetensors"
     checkpoint.write_bytes(b"weights")
     said = "Ours was trained for 5 minutes."
-    text = results.page(
-        results.Work(every, [], curves, {}), have, checkpoint, said, 0.7, "python -m benchmarks.results", tmp_path
-    )
+    work = Work(every, [], curves, {})
+    text = page(work, have, checkpoint, said, 0.7, "python -m benchmarks.results", tmp_path)
     assert said in text and "60 of 60 episodes" in text and "| gated, seen | >= 90 % | **80.0 %, missed** |" in text
     assert "| gated, mean of the three unseen | >= 80 % | 80.0 % |" in text and "+40.0" in text
     assert "| gated minus better behaviour cloning, mean of unseen, paired | >= 33 points | not played |" in text
