@@ -128,9 +128,7 @@ def evaluate(
     from sim.tasks import ENVIRONMENTS, INSTRUCTIONS, TASKS
 
     schedule = _schedule(camera_fps, latency)
-    part, _, parts = shard.partition("/")
-    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise UserError(f"--shard {shard} is not understood: write for example 1/4 for the first of four parts.")
+    this_shard = _shard(shard)
     opened = Bundle.load(bundle)
     kind, chosen = kind_of(opened), choose(opened, Compute(engine or "auto"))
     ways = OURS if opened.manifest.policy.kind == "harmowam" else kind.modes
@@ -147,7 +145,7 @@ def evaluate(
         starts=STARTS if start == "both" else (start,),
         schedule=schedule,
         engine=chosen.engine,
-    )[int(part) - 1 :: int(parts)]
+    )[this_shard]
     began = time.monotonic()
     found = run_jobs(jobs, rows, workers)
     wall = time.monotonic() - began
@@ -155,19 +153,17 @@ def evaluate(
     for line in sentences(found):
         click.echo(line)
     click.echo(f"{len(found)} episodes of the {split} seeds in {wall:.0f} s ({len(found) / wall:.2f} a second)")
-    write_json(
-        json_path,
-        {
-            "bundle": bundle.name,
-            "hash": digest(bundle),
-            "seed": seed,
-            "split": split,
-            "cells": cells(found),
-            "summary": summary(found),
-            "schedule": dataclasses.asdict(schedule),
-            "engine": REPORTED[chosen.engine],
-        },
-    )
+    about = {"bundle": bundle.name, "hash": digest(bundle), "seed": seed, "split": split}
+    told = {"schedule": dataclasses.asdict(schedule), "engine": REPORTED[chosen.engine]}
+    write_json(json_path, {**about, "cells": cells(found), "summary": summary(found), **told})
+
+
+def _shard(text: str) -> slice:
+    """The episodes of shard I/N: every N-th one from the I-th on. Raises UserError."""
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise UserError(f"--shard {text} is not understood: write for example 1/4 for the first of four parts.")
+    return slice(int(part) - 1, None, int(parts))
 
 
 def _schedule(camera_fps: float, latency: tuple[str, ...]) -> Schedule:

@@ -104,15 +104,7 @@ def live(
     _refuse_task(run)
     if run.compute.note:
         say(run.compute.note)
-    facts = {
-        "harmowam": __version__,
-        "robot": robot.name,
-        "robot_file": robot.path.read_text(),
-        "seconds": seconds,
-        "seed": seed,
-        "faults": list(faults),
-    }
-    how: dict[str, Any] = {"inject": inject, "compensate": compensate, "facts": facts}
+    how: dict[str, Any] = {"inject": inject, "compensate": compensate, "facts": _facts(robot, seconds, seed, faults)}
     how["log"] = log if record is None else record / LOG
     with _reported(run), contextlib.ExitStack() as stack:
         slots = stack.enter_context(_slots())
@@ -132,6 +124,18 @@ def live(
         say("lowering the arm")
         _put_down(run, driver, session, run.reading.pids)
         return LiveRun(driver, run.report)
+
+
+def _facts(robot: Robot, seconds: float, seed: int, faults: tuple[str, ...]) -> dict[str, Any]:
+    """What the log of a run says about how the run was started."""
+    return {
+        "harmowam": __version__,
+        "robot": robot.name,
+        "robot_file": robot.path.read_text(),
+        "seconds": seconds,
+        "seed": seed,
+        "faults": list(faults),
+    }
 
 
 def _refuse_senseless(robot: Robot, seconds: float, port: str | None, record: Path | None, log: Path | None) -> None:
