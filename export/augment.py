@@ -13,11 +13,11 @@ from torch import Tensor
 def displace(
     now: Tensor, mids: Tensor, near: np.ndarray, ambiguous: np.ndarray, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Move what the front camera shows by whole token cells, for the rows that are `near` a contact: what a grasp looks
-    like from close by does not depend on where on the table it happens, and the targets are the tool's own.
+    """Shift the front camera's latents and features by whole token cells in the rows that are `near` a contact.
 
-    `now` [B,C,12,12], `mids` [B,36,D] on a 6x6 grid; a fifth of the near rows lose the tokens altogether, but for those
-    that are `ambiguous`: there the tokens alone tell what is meant.
+    The look of a grasp from close by does not depend on its place on the table, and the targets are in the tool frame.
+    `now` [B,C,12,12], `mids` [B,36,D] on a 6x6 grid. A fifth of the near rows get zeros for tokens, except `ambiguous`
+    ones, where only the tokens say which thing is meant.
     """
     side = math.isqrt(mids.shape[1])
     ratio = now.shape[-1] // side
@@ -36,16 +36,16 @@ def displace(
 
 
 def augment(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """The wrist view shifted by up to a pixel (1.6 mm at the jaws' tips: more would be more than a peg's play) and in
-    another light."""
+    """The wrist view shifted by up to one pixel and in another light. One pixel is 1.6 mm at the jaws' tips; more than
+    that would exceed the play of a peg in its hole."""
     dx, dy = (int(v) for v in rng.integers(-1, 2, 2))
     x = torch.roll(F.pad(x, (1, 1, 1, 1), mode="replicate"), (dy, dx), (2, 3))[:, :, 1:-1, 1:-1]
     return relit(x, rng)
 
 
 def relit(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """Pictures in another light, and with another row's picture shining through: task demonstrations know one table
-    only (random overlay: Hansen and Wang 2021)."""
+    """Pictures in another light and, for some, with another row's picture blended in: task demonstrations show one
+    table only (random overlay: Hansen and Wang 2021)."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.from_numpy(rng.uniform(low, high, (len(x), *shape)).astype(np.float32)).to(x.device)

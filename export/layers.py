@@ -13,15 +13,15 @@ def conv(i: int, o: int, k: int = 3, s: int = 1) -> nn.Conv2d:
     return nn.Conv2d(i, o, k, s, k // 2)
 
 
-def silence(layer: nn.Conv2d | nn.Linear) -> None:
-    """Start a layer at zero: its branch joins in as training goes on."""
+def start_at_zero(layer: nn.Conv2d | nn.Linear) -> None:
+    """Set a layer to zero: its branch adds nothing at first and is learnt gradually."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
 
 class Residual(nn.Module):
-    """Two convolutions with a skip; an optional condition scales and shifts in between (FiLM)."""
+    """Two convolutions with a skip connection; an optional condition scales and shifts in between (FiLM)."""
 
     def __init__(self, i: int, o: int, condition: int = 0):
         super().__init__()
@@ -29,7 +29,7 @@ class Residual(nn.Module):
         self.norm_a, self.norm_b = nn.GroupNorm(8, i), nn.GroupNorm(8, o)
         self.skip = conv(i, o, 1) if i != o else nn.Identity()
         self.film = nn.Linear(condition, 2 * o) if condition else None
-        silence(self.b)
+        start_at_zero(self.b)
 
     def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         h = self.norm_b(self.a(F.silu(self.norm_a(x))))
@@ -47,7 +47,7 @@ def time_features(t: Tensor, dim: int) -> Tensor:
 
 
 class Attend(nn.Module):
-    """Multi-head attention from plain matrix products, so that quantisers see Linear and MatMul."""
+    """Multi-head attention built from plain matrix products, so that quantisers see Linear and MatMul."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()

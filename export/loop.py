@@ -1,8 +1,9 @@
-"""The training loop: stages of steps, a moving average, a state that survives a kill, one process or several.
+"""The training loop: stages of steps, a moving average, a state file from which an interrupted run resumes, one process
+or several.
 
-A step is the mean over `shards` sub-batches, each drawn from a generator keyed by (seed, stage, step, shard). Processes
-(torchrun) share the shards out and add up their gradients, so that two processes take the step that one takes, up to
-the order of a sum, and a run that was killed goes on exactly where its last saved state stood.
+A step is the mean over `shards` sub-batches; each is drawn from a generator keyed by (seed, stage, step, shard).
+Processes (torchrun) divide the shards and sum their gradients, so two processes take the same step as one, up to the
+order of the sum. An interrupted run resumes exactly from its last saved state.
 """
 
 from __future__ import annotations
@@ -46,30 +47,28 @@ from export.state import (
 )
 
 SAVE_EVERY_S = 60.0
-ROUND_EVERY = 20  # steps; only then may a state be written (export/state.py)
-SCHEMA = 1  # of the state file
+ROUND_EVERY = 20  # steps between roundings; a state is written only then (export/state.py)
+SCHEMA = 1  # version of the state file
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def leads() -> bool:
-    """Whether this process is the one that saves, logs and speaks."""
+    """Whether this process is the one that saves, logs and prints."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 class Loop(Generic[Model]):
-    """Owns the model, its moving average, the optimiser of the stage at hand, and the state file of the run.
+    """Owns the model, its moving average, the optimiser of the current stage, and the state file of the run.
 
-    A child names its `stages`, and for each there is a `_NAME_loss(rng, batch) -> dict of scalar tensors`;
-    `_begin(name)` freezes all but the stage's own parts and makes what the stage needs again and again, `_finish(name)`
-    rounds the stage off.
+    A subclass names its `stages` and defines for each a `_NAME_loss(rng, batch)` that returns a dict of scalar tensors.
+    `_begin(name)` unfreezes the parts that the stage trains and prepares data that its steps reuse; `_finish(name)`
+    ends the stage.
     """
 
     stages: tuple[str, ...]
-    layout: torch.memory_format = (
-        torch.channels_last
-    )  # a sixth to a fifth less time for convolutions on a CPU with bf16
-    end: float | None = None  # `learning_rate`
+    layout: torch.memory_format = torch.channels_last  # saves 17 to 20 % of the time of convolutions on a CPU with bf16
+    end: float | None = None  # see `learning_rate`
 
     def __init__(
         self,
@@ -83,10 +82,10 @@ class Loop(Generic[Model]):
         bf16: bool | None,
         **settings: Any,
     ) -> None:
-        """`cfg`: the model's configuration, a dataclass. `bf16`: None is what the device does best (or the state began
-        with). `settings`: what else must be the same to go on.
+        """`cfg`: the model's configuration, a dataclass. `bf16`: None chooses what is faster on the device, or what the
+        saved state began with. `settings`: further settings that must be equal for a run to resume.
 
-        Raises CheckpointError for a plan that makes no sense, a run folder of other settings, and one that cannot be
+        Raises CheckpointError for an impossible plan, for a run folder with other settings, and for one that cannot be
         written.
         """
         self.run, self.schedule, self.seed, self.shards = Path(run), dict(schedule), seed, shards
@@ -99,9 +98,9 @@ class Loop(Generic[Model]):
         round_finished(self.model.state_dict())
         self.average = copy.deepcopy(self.model).eval()
         self.initial = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.kept: dict[str, Tensor] = {}  # what a later stage needs of an earlier one besides the weights
+        self.kept: dict[str, Tensor] = {}  # what a later stage needs from an earlier one besides the weights
         self.stage, self.step, self.seconds = 0, 0, 0.0
-        self._recent: list[dict[str, float]] = []  # losses of the last logged steps
+        self._recent: list[dict[str, float]] = []  # losses at the last logged steps
         self.optimiser: torch.optim.Optimizer | None = None
         self.bf16 = self._all(rounds_bf16(self.device)) if bf16 is None else bf16
         digest = hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in self.initial.values())).hexdigest()[:16]
@@ -115,25 +114,26 @@ class Loop(Generic[Model]):
             "plan": {**self.schedule, "seed": seed, "shards": shards},
             "round_every": ROUND_EVERY,
         }
-        self.settings = json.loads(json.dumps(everything))  # as it is read back: no tuples
+        self.settings = json.loads(json.dumps(everything))  # as JSON reads it back: lists instead of tuples
         self._resume(bf16)
         self._check_room()
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
     def _join(self) -> None:
-        """Meet the other processes of torchrun, if there are any."""
+        """Join the other processes of torchrun, if there are any."""
         cuda = torch.cuda.is_available()
         self.rank, self.processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
         if cuda:
             torch.cuda.set_device(self.device)
-            torch.backends.cudnn.deterministic = True  # a resumed run is to end like an unbroken one
+            # a resumed run must give the same weights as an uninterrupted one
+            torch.backends.cudnn.deterministic = True
         if self.processes > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if cuda else "gloo")
 
     def _together(self, gradients: list[Tensor]) -> None:
-        """Add up what the processes found, in place: one message a step."""
+        """Sum the gradients of all processes, in place, with one message per step."""
         flat = torch.cat([g.flatten() for g in gradients])
         dist.all_reduce(flat)
         for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
@@ -147,11 +147,11 @@ class Loop(Generic[Model]):
 
     @property
     def cache(self) -> Path:
-        """What can be made again, at the cost of minutes; not needed on another machine."""
+        """Folder for what can be computed again within minutes; another machine does not need it."""
         return self.run / "cache"
 
     def _check_room(self) -> None:
-        """A disk that is full after an hour is known to be full now."""
+        """Raises CheckpointError where the disk has too little space for the whole run, before the training starts."""
         needed = 2 * 12 * sum(p.numel() for p in self.model.parameters()) + self._row_bytes() * len(self.data.pose)
         free = shutil.disk_usage(self.run).free if self.rank == 0 else needed
         if free < needed:
@@ -162,11 +162,11 @@ class Loop(Generic[Model]):
             )
 
     def _row_bytes(self) -> int:
-        """What `_every_row` will keep on the disk of a row of the dataset."""
+        """Bytes that `_every_row` keeps on the disk for each row of the dataset."""
         return 0
 
     def _all(self, here: bool) -> bool:
-        """Whether all processes say so: they must compute alike."""
+        """True where all processes say True: all must compute in the same way."""
         if self.processes == 1:
             return here
         said = torch.tensor(float(here), device=self.device)
@@ -179,7 +179,7 @@ class Loop(Generic[Model]):
             tensors, about = load_state(self.state_path)
             about.get("settings", {}).setdefault(
                 "cameras", self.settings["cameras"]
-            )  # states from before they were noted
+            )  # states without an entry for cameras
             differs = difference(about.get("settings"), self.settings)
             if differs is None and bf16 not in (None, about["bf16"]):
                 differs = f"bf16 {about['bf16']}, now {bf16}"
@@ -199,10 +199,11 @@ class Loop(Generic[Model]):
                     self._running.setdefault(name, {})[kind] = value
             self.average.load_state_dict(self.model.state_dict())
         if self.processes > 1:
-            dist.barrier()  # all have read before one writes
+            dist.barrier()  # all processes have read the state before one writes it
 
     def _take_up(self, trained: Mapping[str, nn.Parameter]) -> None:
-        """Put the stored running values into model, average and optimiser of the stage that has begun."""
+        """Restore the saved values of the parameters in training, their moving averages and optimiser moments, for the
+        stage that has begun."""
         assert self.optimiser is not None
         averages = dict(self.average.named_parameters())
         with torch.no_grad():
@@ -218,14 +219,14 @@ class Loop(Generic[Model]):
         self._running = {}
 
     def _running_values(self) -> Iterator[tuple[str, nn.Parameter, Tensor, dict[str, Tensor]]]:
-        """Name, weight, average and moments of every parameter that is being trained."""
+        """Name, weight, average and moments of every parameter in training."""
         averages = dict(self.average.named_parameters())
         for name, p in self.model.named_parameters():
             if self.optimiser is not None and p in self.optimiser.state:
                 yield name, p, averages[name], self.optimiser.state[p]
 
     def save(self) -> None:
-        """Write the state; the running values must be rounded. Raises CheckpointError, the state before is then
+        """Write the state; the running values must be rounded. Raises CheckpointError; the previous state file is then
         untouched."""
         if self.rank:
             return
@@ -252,7 +253,8 @@ class Loop(Generic[Model]):
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def train(self) -> Model:
-        """Run the stages that are left; returns the averaged model. Raises CheckpointError when it cannot go on."""
+        """Run the stages that are left; returns the averaged model. Raises CheckpointError when the training cannot
+        continue."""
         with nullcontext() if self.rank else alone(self.run):
             while self.stage < len(self.stages):
                 if self.schedule[self.stages[self.stage]][0]:
@@ -266,7 +268,7 @@ class Loop(Generic[Model]):
         return self.average
 
     def _train_stage(self) -> None:
-        """One stage to its end, from wherever the state stood."""
+        """Run one stage to its end, from the saved step on."""
         name = self.stages[self.stage]
         total, _, peak = self.schedule[name]
         before = sum(self.schedule[s][0] for s in self.stages[: self.stage])
@@ -316,17 +318,17 @@ class Loop(Generic[Model]):
         with torch.no_grad():
             self._finish(name)
             round_finished(self.average.state_dict())
-            self.model.load_state_dict(self.average.state_dict())  # later stages stand on the averaged weights
+            self.model.load_state_dict(self.average.state_dict())  # later stages build on the averaged weights
         self.seconds += time.monotonic() - began
         self.stage, self.step, self.optimiser = self.stage + 1, 0, None
         self.save()
 
     def losses(self) -> dict[str, float]:
-        """Means over the last 200 steps that this process took in the stage that ended."""
+        """Mean losses over the last 200 steps of the stage that ended, of this process."""
         return {k: round(sum(r[k] for r in self._recent) / len(self._recent), 5) for k in (self._recent or [{}])[0]}
 
     def _gradients(self, name: str, trained: list[nn.Parameter]) -> dict[str, Tensor]:
-        """Fill in the gradients of one step; the losses, averaged over the shards of this process."""
+        """Compute the gradients of one step; returns the losses, averaged over the shards of this process."""
         mine = range(self.rank, self.shards, self.processes)
         means: dict[str, Tensor] = {}
         for p in trained:
@@ -344,19 +346,19 @@ class Loop(Generic[Model]):
 
     @torch.no_grad()
     def _follow(self, trained: Mapping[str, nn.Parameter]) -> None:
-        """The moving average; it forgets the beginning sooner."""
+        """Update the moving average; early in training it has a shorter memory."""
         decay = min(0.998, (self.step + 1) / (self.step + 20))
         averages = dict(self.average.named_parameters())
         for name, p in trained.items():
             averages[name].lerp_(p, 1 - decay)
 
     def _begin(self, name: str) -> None:
-        """Let the stage's own parts learn (all are frozen when this is called); may look at no weight that the stage
+        """Unfreeze the parts that the stage trains (all are frozen at the call). Must not read weights that the stage
         changes."""
         raise NotImplementedError
 
     def _finish(self, name: str) -> None:
-        """Anything to set in `average` once a stage is over."""
+        """Set in `average` what follows from a finished stage, if anything."""
 
     # -- the data ------------------------------------------------------------------------------------------------------
 
@@ -367,7 +369,8 @@ class Loop(Generic[Model]):
         by: list[nn.Module],
         rows: np.ndarray | None = None,
     ) -> tuple[Tensor, ...]:
-        """What frozen parts `by` make of `rows` (None: of all), from the cache where it is there (`export/rows.py`)."""
+        """What the frozen parts `by` make of `rows` (None: of all rows), read from the cache where it is there
+        (`export/rows.py`)."""
         rows = np.arange(len(self.data.pose)) if rows is None else rows
         weights = b"".join(v.cpu().numpy().tobytes() for m in by for v in m.state_dict().values())
         key = hashlib.sha256(weights + self.settings["data"].encode()).hexdigest()[:12]

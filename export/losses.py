@@ -1,4 +1,4 @@
-"""Losses of a place on a map and of a bin on an axis: cross-entropy against a small bump."""
+"""Losses for a place on a map and for a bin on an axis: cross-entropy against a narrow bump."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 
 def heat_loss(logits: Tensor, cell: Tensor, side: int) -> Tensor:
-    """Cross-entropy [B] of a square map's logits [B, n*n] against a spot round `cell` [B, 2] (column, row of a side x
-    side map)."""
+    """Cross-entropy [B] of a square map's logits [B, n*n] against a Gaussian spot round `cell` [B, 2] (column, row on a
+    map of side x side cells)."""
     n = math.isqrt(logits.shape[1])
     at = (cell + 0.5) * (n / side) - 0.5
     grid = torch.arange(n, device=logits.device, dtype=torch.float32)
@@ -24,8 +24,8 @@ def heat_loss(logits: Tensor, cell: Tensor, side: int) -> Tensor:
 
 
 def bin_loss(logits: Tensor, at: Tensor) -> Tensor:
-    """Cross-entropy [B] of logits [B, n] against a bump, one bin wide, round the bins `at` [B] (centres at whole
-    numbers)."""
+    """Cross-entropy [B] of logits [B, n] against a bump with a width of one bin round the bins `at` [B] (bin centres
+    are whole numbers)."""
     bins = torch.arange(logits.shape[1], device=logits.device, dtype=torch.float32)
     bump = torch.softmax(-((bins - at[:, None]) ** 2) / 2, 1)
     return -(bump * F.log_softmax(logits.float(), -1)).sum(1)

@@ -11,7 +11,7 @@ from export.checkpoint import CheckpointError
 
 
 def make_run_folder(run: Path) -> None:
-    """Raises CheckpointError where it cannot be made."""
+    """Create the folder; raises CheckpointError where that fails."""
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -20,7 +20,7 @@ def make_run_folder(run: Path) -> None:
 
 @contextmanager
 def alone(run: Path) -> Iterator[None]:
-    """Have the run folder to ourselves: two runs in one would overwrite each other's state. Raises CheckpointError."""
+    """Lock the run folder: two trainings in one folder would overwrite each other's state. Raises CheckpointError."""
     with open(run / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -26,8 +26,11 @@ def check_schedule(schedule: Mapping[str, Stage], shards: int, processes: int) -
 
 
 def learning_rate(step: int, total: int, peak: float, end: float | None = None) -> float:
-    """A hundred steps of warm-up, then half a cosine down to 3 % of the peak, or a straight line to `end` of it: a line
-    that is cut goes on as a line."""
+    """The learning rate at `step`: 100 steps of linear warm-up, then half a cosine down to 3 % of the peak, or with
+    `end` a straight line down to `end` times the peak.
+
+    A straight line can be cut and continued: the rest is again a straight line.
+    """
     warm = min(1.0, (step + 1) / 100)
     if end is not None:
         return peak * warm * (1 + (end - 1) * step / total)
