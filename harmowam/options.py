@@ -1,4 +1,4 @@
-"""What the verbs share: options, errors as sentences and exit codes, files that are written whole."""
+"""What the verbs share: options, errors as sentences and exit codes, whole-file writes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class UserError(click.ClickException):
-    """What the user can mend: one sentence and the next step, exit code 2."""
+    """An error that the user can mend: one sentence and the next step, exit code 2."""
 
     exit_code = 2
 
@@ -95,7 +95,7 @@ def told(command: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Whole or not at all; raises UserError."""
+    """Write the whole file or nothing; raises UserError."""
     try:
         write_whole(path, text)
     except OSError as e:
@@ -151,7 +151,7 @@ robot_option = click.option("--robot", default="sim_so101", show_default=True, h
 
 
 def refuse_unused(mode: str, *names: str) -> None:
-    """Raises UserError for an option, given by its parameter's name, that was given although it means nothing with
+    """Raises UserError for an option, given by its parameter's name, that was set although it has no meaning with
     `mode`."""
     context = click.get_current_context()
     for name in names:
@@ -170,6 +170,6 @@ def with_engine(robot: Robot, engine: str | None) -> Robot:
 
 
 def say(line: str) -> None:
-    """Tell the user; a terminal that is gone must not keep an arm from being lowered."""
+    """Print to the user; a closed terminal must not keep an arm from being lowered."""
     with contextlib.suppress(OSError):
         click.echo(f"  {line}", err=True)
