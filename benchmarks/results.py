@@ -1,9 +1,9 @@
 """Regenerates docs/results.md and its pictures from the shipped checkpoint: `python -m benchmarks.results`.
 
 Everything runs through the FP32 ONNX bundle in virtual time, on the test seeds. Episodes are rows in
-`--work`/rows.jsonl: a run that was stopped goes on where it was, a longer one (`--episodes`) adds to it, `--report`
-only writes the page from what is there. The rows know the bundle that made them, not the simulator: delete the file
-after changing sim/ or runtime/.
+`--work`/rows.jsonl: an interrupted run continues from them, a longer one (`--episodes`) adds to them, and `--report`
+only writes the page from them. A row is bound to its bundle but not to the simulator: delete the file after changing
+sim/ or runtime/.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from sim.tasks import TASKS
 
 
 def trained(note: Any, baselines: Mapping[str, Path]) -> str:
-    """How long each was trained, as a checkpoint's note and the baselines' reports say: our minutes are all of the
-    chain of `train --from`."""
+    """How long each policy was trained, from the checkpoint's note and the baselines' reports. Our minutes are the sum
+    over the chain of `train --from`."""
     minutes: list[float] = []
     while note:
         minutes.append(note["train_minutes"])

@@ -1,4 +1,4 @@
-"""The text of docs/results.md: its tables, curves and sentences, made of the rows of the episodes."""
+"""The text of docs/results.md: tables, curves and sentences from the rows of the episodes."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def _curve_section(
 
 
 def _true_future_section(rows: list[Row]) -> list[str]:
-    """The reactive expert on true and on predicted futures; nothing where it was not played on true ones."""
+    """The reactive expert with true and with predicted futures; nothing where it was not played with true ones."""
     if not any(r["policy"] == "true_future" for r in rows):
         return []
     lines = [["environment", "policy", "episodes", "transit", "success"]]
@@ -142,7 +142,7 @@ def _true_future_section(rows: list[Row]) -> list[str]:
 
 
 def verdict(rows: list[Row]) -> str:
-    """Two sentences: how often the gated policy succeeds where, and what the gate is worth."""
+    """Two sentences: the gated policy's success by environment, and what the gate adds."""
     s = summary(rows)
     gated, better = s["policies"].get("gated"), s["gated_minus"].get("better single expert", {})
     if gated is None or any(gated.get(e) is None for e in ENVIRONMENTS):
@@ -160,7 +160,7 @@ def verdict(rows: list[Row]) -> str:
 
 
 def goals(rows: list[Row]) -> list[list[str]]:
-    """The issue's numbers beside what came out."""
+    """The goals beside the measured values."""
     s = summary(rows)
     gated = s["policies"].get("gated", {})
     out = [["goal", "wanted", "measured"]]
@@ -172,7 +172,8 @@ def goals(rows: list[Row]) -> list[list[str]]:
         if (v := gated.get(key)) is not None:
             line(what, f">= {percent(least)}", percent(v, 1), v >= least)
     if (v := gated.get("relative_drop")) is not None:
-        line("relative drop", "<= 10 %", percent(v, 1), round(v, 9) <= 0.10)  # 27 of 36 against 10 of 12 is 10 %
+        # rounded, because 27 of 36 against 10 of 12 is exactly 10 %
+        line("relative drop", "<= 10 %", percent(v, 1), round(v, 9) <= 0.10)
     for name, least, bound in (("better single expert", 0.20, 0.10), ("better behaviour cloning", 0.33, None)):
         d = s["gated_minus"].get(name, {})
         what = f"gated minus {name}, mean of unseen, paired"

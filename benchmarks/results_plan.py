@@ -1,4 +1,4 @@
-"""Which episodes docs/results.md needs, and the bundles that play them."""
+"""The episodes that docs/results.md needs, and the bundles that play them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sim.virtual_time import Schedule
 
 MAIN = ("gated", "reactive", "predictive", "average", "oracle")
 NEAR = ("gated", "reactive", "predictive")
-CLAIM = ("gated", "predictive")  # a gate must beat the better of its experts
+CLAIM = ("gated", "predictive")  # the gate must beat the better of its experts
 STEPS = (1, 2, 4, 8)
 LATENCIES_MS = (0, 100, 200, 300, 400, 500)
 CURVE_ENVIRONMENTS = ("seen", "position")
@@ -29,7 +29,7 @@ PARTS = ("table", "true_future", "latency", "steps")
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """All episodes of the page, by what they are for."""
+    """All episodes of the page, by section."""
 
     table: list[Job]
     true_future: list[Job]
@@ -37,7 +37,7 @@ class Work:
     steps: dict[int, list[Job]]
 
     def of(self, parts: Sequence[str]) -> list[Job]:
-        """Every episode of these PARTS once."""
+        """Every episode of these PARTS, once each."""
         found: dict[str, Job] = {}
         for name in parts:
             part = getattr(self, name)
@@ -55,10 +55,10 @@ def plan(
     parts: Sequence[str],
     claim: int = 0,
 ) -> Work:
-    """`episodes` a cell of the table, `claim` if that is more for the policies of CLAIM; two fifths of `episodes` from
-    near starts, a fifth at every point of a curve.
+    """`episodes` per cell of the table (`claim`, if more, for the policies of CLAIM); two fifths of `episodes` from
+    near starts; a fifth at every point of a curve.
 
-    Variants of the bundle are exported for the `parts` that are to be run; for others, those that exist are used.
+    Variants of the bundle are exported for the `parts` that will run; for other parts, existing ones are used.
     """
     main = bundle_of(checkpoint, work)
     few, some = max(1, episodes // 5), max(1, 2 * episodes // 5)
@@ -88,7 +88,7 @@ def plan(
 
 
 def bundle_of(checkpoint: Path, work: Path, steps: int | None = None) -> Path:
-    """The FP32 bundle of `checkpoint`, exported once; with another number of world-model steps if asked for."""
+    """The FP32 bundle of `checkpoint`, exported once; with `steps`, another number of world-model steps."""
     model, cameras, instructions, note = load_checkpoint(checkpoint)
     shipped = model.cfg.world_steps
     steps = steps or shipped
