@@ -1,4 +1,4 @@
-"""The house stands: layers, what may be loaded on the robot, and the versions we count on."""
+"""The structure of the project: layers, what the robot's packages may load, and the dependencies' versions."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ NOT_MENDABLE = {
 
 
 def exceptions() -> dict[str, set[str]]:
-    """Every exception class of the rooms, with the names of its bases."""
+    """Every exception class of the packages, with the names of its bases."""
     found = {}
     for room in PYPROJECT["tool"]["importlinter"]["root_packages"]:
         for path in (ROOT / room).rglob("*.py"):
@@ -93,7 +93,7 @@ def exceptions() -> dict[str, set[str]]:
 
 
 def test_an_exception_is_mendable_or_it_says_here_why_not() -> None:
-    """What is not shows the user a traceback (`harmowam.cli.errors`)."""
+    """An exception that is not mendable shows the user a traceback (`harmowam.cli.errors`)."""
     found = exceptions()
     assert len(found) > 20 and set(NOT_MENDABLE) <= set(found)
     mendable = {"Mendable"}

@@ -1,4 +1,4 @@
-"""What tests of training share: one small dataset of drawn pictures a session."""
+"""What tests of training share: one small dataset of drawn pictures per session."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def drawn(dataset_folder):
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory):
-    """What `harmowam collect` makes: one demonstration of each task, and two episodes of play."""
+    """A dataset as `harmowam collect` writes it: one demonstration of each task, and two episodes of play."""
     folder = tmp_path_factory.mktemp("collected")
     assert collect(folder, episodes=1, play=2, seed=0, workers=1)["kept"] == 8
     return folder
@@ -28,7 +28,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Sums depend on the number of threads, and processes of a test have one each."""
+    """One thread per process: sums depend on the number of threads, and a test's processes have one each."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,7 +1,7 @@
-"""The behaviour-cloning baseline: what it is trained on, that it goes on where it stopped, and that its bundle drives
-the loop.
+"""The behaviour-cloning baseline: what it is trained on, that an interrupted training resumes, and that its bundle
+drives the loop.
 
-What a killed run, a full disk or other settings do to a training: tests/export/test_loop.py, for this is the same loop.
+Interrupted runs, a full disk and other settings are tested in tests/export/test_loop.py: the loop is the same.
 """
 
 import dataclasses
@@ -70,7 +70,7 @@ def test_play_is_left_out_unless_asked_for(data, tmp_path):
 
 
 def test_a_killed_run_goes_on_where_it_stood(data, tmp_path, monkeypatch):
-    """Eight steps at once; and six, of which four were saved, a stop, and the rest: the same weights."""
+    """Eight steps in one run, and six steps (four of them saved), a stop and a resumed run give the same weights."""
     save_always(monkeypatch)
     whole = ActTrainer(data, tmp_path / "whole", PLAN, SMALL, False).train()
     first = ActTrainer(data, tmp_path / "parts", PLAN, SMALL, False)

@@ -1,4 +1,4 @@
-"""Distillation: a student that lands in one step where the teacher lands in many, resumable like any training."""
+"""Distillation: one step of the student ends where many steps of the teacher end; resumable like any training."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_the_student_says_its_steps_and_its_teacher(student, teacher):
     assert (model.cfg.world_steps, model.cfg.action_steps) == (1, 2) and instructions == same
     assert engines(model)["world_model"][0].steps == 1 and engines(model)["predictive"][0].steps == 2
     assert note["teacher"]["world_steps"] == old.cfg.world_steps and len(note["teacher"]["sha256"]) == 64
-    # Only the world model and the predictive expert learn; what the others stand on stays.
+    # Only the world model and the predictive expert are trained; the parts that others build on stay.
     changed = {k.partition(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, old.state_dict()[k])}
     assert changed == {"world", "predictive"}
 
@@ -60,7 +60,7 @@ class Killed(Exception):
 def test_a_distillation_that_was_killed_ends_where_the_unbroken_one_does(drawn, tmp_path, monkeypatch):
     save_always(monkeypatch)
     plan = DistilPlan(world=(6, 4, 1e-2), shift=(6, 4, 1e-2), predictive=(6, 4, 1e-2), teacher_steps=2)
-    teacher = tmp_path / "t.safetensors"  # what it can do does not matter here
+    teacher = tmp_path / "t.safetensors"  # its quality does not matter here
     save_checkpoint(teacher, HarmoWam(SMALL), drawn.cameras, drawn.instructions, {})
     distil(teacher, drawn, tmp_path / "whole", tmp_path / "whole.safetensors", plan)
     model = load_checkpoint(teacher)[0]

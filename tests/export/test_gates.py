@@ -1,4 +1,4 @@
-"""No bundle leaves that strays from FP32, brings nothing, or was made from bad observations."""
+"""A bundle is refused when it differs from FP32, is not faster, or was made from bad observations."""
 
 import copy
 
@@ -43,7 +43,8 @@ def test_each_gate_is_missed_by_what_it_is_for(exported, change, says):
 
 
 def test_heat_maps_are_compared_by_what_they_mean():
-    """Cells where nothing ever is may stand at any depth; a peak that moves, or means another thing, is told."""
+    """The depth of cells that are never aimed at does not count; a peak that moves, or means another thing, is
+    reported."""
     rows, columns = np.mgrid[:48, :48]
 
     def maps(column, floor):
@@ -57,7 +58,7 @@ def test_heat_maps_are_compared_by_what_they_mean():
 
 def test_a_missed_gate_writes_nothing_and_force_marks_the_bundle(tmp_path, monkeypatch, caplog):
     """A real export of two engines from 32 observations."""
-    monkeypatch.setattr("export.gates.JOINT_MAX_DEG", -1.0)  # no model is better than that
+    monkeypatch.setattr("export.gates.JOINT_MAX_DEG", -1.0)  # a cosine that no model reaches
     monkeypatch.setattr(room, "engines", lambda model: {k: ENGINES(model)[k] for k in ("world_model", "predictive")})
     few = _samples(tmp_path, **dict.fromkeys(("front", "wrist", "pose", "instruction"), lambda a: a[:32]))
     out, plan = tmp_path / "b.bundle", Plan(precision="fp32", samples=few)

@@ -1,5 +1,5 @@
-"""The dataset's format: what is written comes back, lerobot reads it, what lerobot records is read, bad folders are
-said."""
+"""The dataset's format: what is written is read back, lerobot reads it, datasets of lerobot are read, bad folders are
+refused."""
 
 import dataclasses
 import errno
@@ -164,7 +164,7 @@ def test_finishing_may_fail_anywhere_and_be_done_again(copy, written, monkeypatc
                 load(copy)
         else:
             break
-    assert n == 10  # two tables a part, and four files that are one a dataset
+    assert n == 10  # two tables per part, and four files that exist once per dataset
     for path in (p.relative_to(written) for p in written.rglob("*") if p.is_file()):
         assert (copy / path).read_bytes() == (written / path).read_bytes(), path
 
@@ -224,7 +224,7 @@ def test_degrees_become_radians_and_percent_of_the_jaw(copy):
 
 
 def test_lerobots_numbers_are_the_makers_angles(copy):
-    """30 degrees of pan are to the right, 0 of the jaw is shut and 100 wide open: as the maker's model has them."""
+    """As in the maker's model: 30 degrees of pan are to the right, 0 of the jaw is shut and 100 wide open."""
     (copy / "meta/harmowam.json").unlink()
     row = [30.0, -20.0, 40.0, 10.0, -60.0]
     for path in (copy / "data").rglob("*.parquet"):

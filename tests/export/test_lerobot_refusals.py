@@ -1,4 +1,4 @@
-"""Datasets that cannot be used: one sentence each, with the next step."""
+"""Datasets that cannot be used are refused with one sentence and the next step."""
 
 import dataclasses
 import json
@@ -72,7 +72,7 @@ def fewer_rows(folder: Path) -> None:
 
 
 def as_pictures(folder: Path) -> None:
-    """As lerobot leaves a dataset that was recorded without videos."""
+    """A dataset as lerobot leaves it when it records without videos."""
     features(lambda x: [x[k].update(dtype="image") for k in x if k.startswith("observation.images.")])(folder)
     edit_json(folder / "meta/info.json", video_path=None)
 

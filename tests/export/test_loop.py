@@ -1,5 +1,5 @@
-"""The training loop: a run that is killed, split over processes or short of disk ends as the unbroken one does, or says
-why not."""
+"""The training loop: a run that is killed, split over processes or short of disk ends like an uninterrupted one, or
+says why not."""
 
 import dataclasses
 import fcntl
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def unbroken(drawn, one_thread, tmp_path_factory):
-    """Folder of a run that nothing happened to; its checkpoint is `m.safetensors`."""
+    """Folder of an uninterrupted run; its checkpoint is `m.safetensors`."""
     run = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
         save_always(patch)
@@ -88,7 +88,7 @@ def scalars(run):
 def test_a_run_that_is_killed_twice_ends_where_the_unbroken_one_does(
     dataset_folder, drawn, unbroken, tmp_path, monkeypatch
 ):
-    for stage in (1, 2):  # in the midst of the world model, then of the experts
+    for stage in (1, 2):  # during the stage of the world model, then of the experts
         process = command("train", "--dataset", dataset_folder, "--run", tmp_path, *plan_options())
         while (at := progress(tmp_path))["stage"] < stage or at["step"] < 4:
             assert process.poll() is None, process.communicate()
@@ -110,7 +110,7 @@ def test_two_processes_take_the_steps_of_one(dataset_folder, unbroken, tmp_path)
     )
     said, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert said.count("min of training") == 1  # one process speaks
+    assert said.count("min of training") == 1  # one process prints
     one, two = load_file(unbroken / "m.safetensors"), load_file(out)
     assert max(float((one[k] - two[k]).abs().max()) for k in one) < 1e-3
     with safe_open(str(out), "pt") as f:
@@ -118,7 +118,7 @@ def test_two_processes_take_the_steps_of_one(dataset_folder, unbroken, tmp_path)
 
 
 def test_steps_differ_from_seed_to_seed(drawn, unbroken, tmp_path):
-    """What the two tests above call equal is not equal by accident: nothing else moves weights by that much."""
+    """Shows that the equality in the two tests above is not trivial: another seed moves weights by this much."""
     train(drawn, tmp_path, tmp_path / "m.safetensors", dataclasses.replace(PLAN, seed=1), SMALL)
     one, other = load_file(unbroken / "m.safetensors"), load_file(tmp_path / "m.safetensors")
     assert max(float((one[k] - other[k]).abs().max()) for k in one) > 1e-2
@@ -132,7 +132,7 @@ def test_a_full_disk_keeps_the_state_before(drawn, unbroken, tmp_path, monkeypat
     save = trainer.save
 
     def fills_up():
-        """From the world model on no file may grow beyond what the state has: the kernel refuses, as for a full
+        """From the world model on, no file may grow beyond the size of the state: the kernel refuses as on a full
         disk."""
         nonlocal size
         if trainer.stage == 1 and trainer.step == 8:
@@ -173,7 +173,7 @@ def test_packing_loses_nothing_of_rounded_values():
     finished = {"a": original.clone()}
     round_finished(finished)
     assert pack_finished(finished["a"]).dtype == torch.float16
-    assert torch.equal(pack_finished(original), original)  # what does not fit stays as it is
+    assert torch.equal(pack_finished(original), original)  # values that float16 cannot hold stay float32
 
 
 class Stopped(Exception):
@@ -181,7 +181,7 @@ class Stopped(Exception):
 
 
 def test_the_state_of_the_full_model_fits_40_megabytes(drawn, tmp_path, monkeypatch):
-    """In the midst of the stage that trains most: the world model."""
+    """In the stage that trains most parameters: the world model."""
     save_always(monkeypatch)
     monkeypatch.setattr("export.loop.ROUND_EVERY", 1)
 
@@ -228,7 +228,7 @@ def test_another_configuration_or_dataset_is_refused(drawn, unbroken, monkeypatc
     moved = dataclasses.replace(drawn, target=drawn.target + 0.01)
     with pytest.raises(CheckpointError, match=r"\(data [0-9a-f]+, now"):
         Trainer(moved, unbroken, PLAN, SMALL)
-    # A camera that was calibrated anew takes the same pictures; what the labels say of them is another thing.
+    # A newly calibrated camera takes the same pictures, but the labels on them change.
     away = dataclasses.replace(drawn.cameras["front"], T_base_from_cam=np.eye(4) * 1.01)
     with pytest.raises(CheckpointError, match=r"\(cameras\.front\.T_base_from_cam"):
         Trainer(dataclasses.replace(drawn, cameras={**drawn.cameras, "front": away}), unbroken, PLAN, SMALL)

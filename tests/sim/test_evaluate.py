@@ -1,4 +1,4 @@
-"""Evaluation on toy engines: who starts where, what is run again, and what the loop does in virtual time."""
+"""Evaluation on toy engines: starts, rows that are not run again, and the loop in virtual time."""
 
 import json
 import os
@@ -81,7 +81,8 @@ def test_frames_that_nobody_looks_at_are_not_rendered(rig, monkeypatch):
 
 
 def test_who_does_not_listen_drives_as_before(rig):
-    """A pinned predictive expert needs no fast engine: with and without it, the commands are the same."""
+    """A predictive expert that is chosen throughout needs no fast engine: its commands are the same with and
+    without."""
     a, b = (episode(rig, "predictive", listens=on) for on in (True, False))
     assert np.array_equal([t.sent_target for t in a.ticks], [t.sent_target for t in b.ticks])
 
@@ -93,7 +94,7 @@ def test_the_gate_can_be_replaced(rig):
 
 
 def test_the_average_is_half_of_either(rig):
-    """The toy's predictive expert stays where it is: the average goes where the reactive one goes, at half its
+    """The toy's predictive expert stays in place, so the average moves where the reactive expert moves, at half its
     speed."""
 
     def way(policy):
@@ -105,8 +106,8 @@ def test_the_average_is_half_of_either(rig):
 
 
 def test_success_must_last_as_long_as_is_asked(rig):
-    """A cube that lies on the plate from the start: time goes on until it has lain there so long, or has been taken
-    away."""
+    """A cube lies on the plate from the start: the episode continues until the cube has lain there for `rest_s`, or is
+    taken away."""
     world, slow, fast = rig
     # The toy's predictive expert stays where it is.
     fast.policy, fast.listens, fast.other_gate = "predictive", False, None
@@ -190,14 +191,14 @@ def test_a_worker_that_is_killed_ends_the_run_in_a_sentence():
 
 
 def test_workers_end_with_their_parent():
-    """Else they would wait for work for ever, and keep their memory."""
+    """Otherwise they would wait for work for ever and keep their memory."""
     code = (
         "import time; from sim.workers import spawned\nif __name__ == '__main__': list(spawned(time.sleep, [60.0], 1))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(ev.__file__).parents[1])
     try:
         worker = wait_for(lambda: workers_of(parent.pid), 20.0)
-        time.sleep(1.0)  # it is at work
+        time.sleep(1.0)  # the pool is at work
     finally:
         parent.kill()
         parent.wait()
@@ -205,7 +206,7 @@ def test_workers_end_with_their_parent():
 
 
 def workers_of(parent: int) -> list[int]:
-    """Processes of a pool; the resource tracker beside them ends by itself."""
+    """Processes of a pool, without the resource tracker, which ends by itself."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
 
@@ -272,7 +273,7 @@ def test_an_instruction_that_only_the_bundle_knows_cannot_be_played(bundle, tmp_
 
 
 def test_the_table_and_the_json(bundle, tmp_path):
-    """Rows are made up, so that nothing is run: 3 of 4 won when seen, 2 of 4 in another position."""
+    """Rows are made up and nothing is run: 3 of 4 succeed on seen, 2 of 4 in another position."""
     rows, out = tmp_path / "rows.jsonl", tmp_path / "e.json"
     write_rows(
         rows,

@@ -1,5 +1,4 @@
-"""What became of an episode, told of episodes whose story is known: the scripted expert's, and what befalls things by
-hand."""
+"""The judgement of episodes whose outcome is known: the scripted expert's, and things moved by hand."""
 
 import dataclasses
 
@@ -24,7 +23,8 @@ def world():
 
 
 def play(world, segments, after=0.0, meddle=None):
-    """Follow `segments` without noise; the score, and (seconds, oracle's choice, segment's number) of every frame."""
+    """Follow `segments` without noise; returns the score, and (seconds, oracle's choice, segment's number) of every
+    frame."""
     score, frames, ended = Score(world), [], ""
     follower = Follower(world, segments, np.random.default_rng(0), noise_m=0.0)
     done, left, now = False, after, 1_000_000_000
@@ -83,7 +83,7 @@ def test_what_slips_on_the_way_is_the_interactions_fault(world):
     ("asked", "taken"),
     [
         ("put the red cube on the plate", "put the blue cube on the plate"),
-        ("stack the red cube on the blue cube", "stack the blue cube on the red cube"),  # the one that it belongs on
+        ("stack the red cube on the blue cube", "stack the blue cube on the red cube"),  # the cube on which it belongs
     ],
 )
 def test_taking_the_other_cube_is_told_from_missing(world, asked, taken):
@@ -153,13 +153,13 @@ def test_what_is_low_or_about_to_act_or_above_what_comes_next_is_interaction():
     events = find_events(pose, target, last, rate)
     assert events.tolist() == [40]
     said = np.flatnonzero(interaction(pose, events, last, rate))
-    before, after = 40 - 14, 40 + 7  # 3 cm and more than 0.35 s before; 0.35 s after
+    before, after = 40 - 14, 40 + 7  # before the event: within 3 cm, which is more than 0.35 s; after it: 0.35 s
     assert said.tolist() == [*range(before, after + 1), *range(70, 75)]
     assert np.flatnonzero(interaction(pose, events, last, rate, near_m=0.0)).tolist() == [
         *range(33, 48),
         *range(70, 75),
     ]
-    lone = np.array([85], np.int32)  # nothing reaches over into the next episode
+    lone = np.array([85], np.int32)  # no label extends into the next episode
     assert interaction(pose, lone, last, rate)[[89, 90]].tolist() == [True, False]
 
 
@@ -169,9 +169,9 @@ def test_the_true_future_starts_from_the_present(world):
     assert next_event_s(remaining_of(ghost, world)) == pytest.approx(segments[0].seconds + segments[1].seconds, abs=0.4)
     play(world, segments[:4])
     go_on(ghost, world)
-    apart = ghost.render("front").astype(int) - world.render("front")  # the world draws what was 2 ms ago
+    apart = ghost.render("front").astype(int) - world.render("front")  # the world renders the state of 2 ms ago
     assert (np.abs(apart) > 20).mean() < 0.002 and np.array_equal(ghost._goal, world._goal)
-    rest = remaining(ghost)  # the item is in the jaws: over the plate, down, open
+    rest = remaining(ghost)  # the item is held: over the plate, down, open
     assert rest[2].event and rest[2].goal[5] > 0.5
     ghost.close()
 

@@ -1,4 +1,4 @@
-"""Intervals against published cases."""
+"""Confidence intervals compared with published cases."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def test_wilson_gives_the_published_intervals():
 
 
 def test_a_paired_difference_is_that_of_matched_pairs():
-    """Approval of the prime minister, asked twice of 1,600 people: Agresti, Categorical Data Analysis, table 10.1 and
+    """Approval of the prime minister, 1,600 people asked twice: Agresti, Categorical Data Analysis, table 10.1 and
     section 10.1.1."""
     found = paired_difference({"all": [0] * (794 + 570) + [-1] * 150 + [1] * 86})
     assert found["difference"] == pytest.approx(-0.04) and found["pairs"] == 1600
@@ -53,7 +53,7 @@ def row(policy, environment, seed, success, **more):
 
 
 def test_environments_of_one_seed_are_one_observation():
-    """Had every environment the same outcome, three of them would tell no more than one."""
+    """Three environments with the same outcome say no more than one."""
     rng = np.random.default_rng(0)
     wins = {(p, s): bool(rng.random() < q) for p, q in (("gated", 0.9), ("reactive", 0.4)) for s in range(40)}
 
