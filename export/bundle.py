@@ -197,8 +197,7 @@ def export_bundle(
         if report["missed"] and not force:
             raise ExportError(
                 f"{report['missed'][0]} ({len(report['missed'])} gates missed, nothing was written): find another "
-                "recipe with "
-                "`harmowam search-recipe`, or write it marked as failed with --force."
+                "recipe with `harmowam search-recipe`, or write it marked as failed with --force."
             )
         files = {f"onnx/{name}.onnx": path for name, path in shipped.files.items()}
         files["samples.npz"] = work / "samples.npz"

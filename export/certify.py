@@ -144,9 +144,7 @@ def certify(
     if not result["passed"]:
         raise ExportError(
             f"INT8 is not certified: {result['int8_successes']} against {result['fp32_successes']} successes of "
-            f"{episodes}, "
-            f"the lower bound of the difference is {100 * result['lower_bound']:.1f} points, {100 * LEAST:.0f} is "
-            "needed: "
-            "play more --episodes, or find another recipe with `harmowam search-recipe`."
+            f"{episodes}, the lower bound of the difference is {100 * result['lower_bound']:.1f} points, "
+            f"{100 * LEAST:.0f} is needed: play more --episodes, or find another recipe with `harmowam search-recipe`."
         )
     return result

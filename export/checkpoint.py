@@ -99,8 +99,7 @@ def average(
     if old.cfg != new.cfg or not all(torch.equal(b, scales[name]) for name, b in old.named_buffers()):
         raise CheckpointError(
             f"{after} was not fine-tuned from {before}: only such weights can be averaged, name a checkpoint and one "
-            "that `train --from` "
-            "made of it."
+            "that `train --from` made of it."
         )
     weights = new.state_dict()
     new.load_state_dict({k: torch.lerp(v, weights[k], share) for k, v in old.state_dict().items()})

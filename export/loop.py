@@ -116,7 +116,7 @@ class Loop(Generic[Model]):
         }
         self.settings = json.loads(json.dumps(everything))  # as JSON reads it back: lists instead of tuples
         self._resume(bf16)
-        self._check_room()
+        self._check_disk_space()
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
@@ -150,15 +150,14 @@ class Loop(Generic[Model]):
         """Folder for what can be computed again within minutes; another machine does not need it."""
         return self.run / "cache"
 
-    def _check_room(self) -> None:
+    def _check_disk_space(self) -> None:
         """Raises CheckpointError where the disk has too little space for the whole run, before the training starts."""
         needed = 2 * 12 * sum(p.numel() for p in self.model.parameters()) + self._row_bytes() * len(self.data.pose)
         free = shutil.disk_usage(self.run).free if self.rank == 0 else needed
         if free < needed:
             raise CheckpointError(
                 f"{self.run} has room for {free / 1e6:.0f} MB and the run needs {needed / 1e6:.0f} MB: free some, or "
-                "choose another --run "
-                f"folder."
+                "choose another --run folder."
             )
 
     def _row_bytes(self) -> int:
@@ -297,8 +296,7 @@ class Loop(Generic[Model]):
                 if not math.isfinite(sum(row.values())):
                     raise CheckpointError(
                         f"{name} diverged before step {self.step} ({row}): the state in {self.run} is older; lower "
-                        "its rate with --plan, "
-                        "in another --run folder."
+                        "its rate with --plan, in another --run folder."
                     )
                 for _, p, average, moments in self._running_values():
                     round_running(p, average, moments)

@@ -50,8 +50,7 @@ class Plan:
         if self.half and self.target != "tensorrt":
             raise ExportError(
                 f"--precision {self.precision} is for TensorRT, ONNX Runtime on a CPU computes in FP32: add --target "
-                "tensorrt, or "
-                "choose int8 or fp32."
+                "tensorrt, or choose int8 or fp32."
             )
 
     @property

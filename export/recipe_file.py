@@ -119,8 +119,7 @@ def read_recipe(path: Path) -> Recipe:
     if -1 in order or order != sorted(order) or set(order) != set(range(len(STAGES))) or len(names) < len(stages):
         raise RecipeError(
             f"recipe {path} has stages of {', '.join(s.part for s in stages)}: give each another name, and of "
-            f"{', '.join(STAGES)} at least "
-            "one each in this order."
+            f"{', '.join(STAGES)} at least one each in this order."
         )
     for s in stages:
         if s.steps < 1 or not all(0 < r < 1 for r in s.rate):

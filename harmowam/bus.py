@@ -211,9 +211,8 @@ def check(robot: str, port: str | None, fix: bool, json_path: Path | None) -> No
             click.echo(line)
         if rows and not fix:
             raise UserError(
-                f"{len(rows)} setting{'s' * (len(rows) > 1)} would change the arm's motion: "
-                f"`harmowam bus check --robot {robot} --fix` sets {'them' if len(rows) > 1 else 'it'} right, with the "
-                "torque off."
+                f"{len(rows)} setting{'s' * (len(rows) > 1)} would change the arm's motion: `harmowam bus check "
+                f"--robot {robot} --fix` sets {'them' if len(rows) > 1 else 'it'} right, with the torque off."
             )
         if rows:
             click.echo(

@@ -16,8 +16,7 @@ def lean(folder: Path, missing: list[str]) -> str:
     """What to do where the packages for a page and a film are not installed."""
     return (
         f"recorded: {folder}; for a page and a film `pip install {' '.join(missing)}`, here or where you copy the "
-        "folder, "
-        f"then `harmowam report {folder}`"
+        f"folder, then `harmowam report {folder}`"
     )
 
 

@@ -146,8 +146,8 @@ def _refuse_senseless(robot: Robot, seconds: float, port: str | None, record: Pa
         raise RunError(f"a run of {seconds} s makes no sense: give --seconds a positive number.")
     if robot.simulated and port is not None:
         raise RunError(
-            "the simulated robot brings its own bus: to drive an arm, copy runtime/robots/so101.toml and name it "
-            "with --robot."
+            "the simulated robot brings its own bus: to drive an arm, copy runtime/robots/so101.toml and name it with "
+            "--robot."
         )
     if record is not None:
         make_folder(record, "--record")
@@ -358,8 +358,8 @@ def _compare_places(name: str, here: Camera, trained: Camera, say: Callable[[str
     if away > 0.003 or turned > math.radians(2):
         say(
             f"camera '{name}' sits elsewhere on the tool than in training: {1000 * away:.0f} mm and "
-            f"{math.degrees(turned):.0f} "
-            "degrees off, which no re-projection puts right: mount it as it was, or train with this one"
+            f"{math.degrees(turned):.0f} degrees off, which no re-projection puts right: mount it as it was, or train "
+            "with this one"
         )
 
 

@@ -51,8 +51,8 @@ EXTRAS = {
 
 
 def errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn the rooms' own exceptions into a sentence; anything else is a defect and keeps its traceback. What became of
-    an arm stands above every exit code of the command's own."""
+    """Turn the packages' exceptions into a sentence; any other exception is a defect and keeps its traceback. Where an
+    arm was driven, its end decides the exit code before the command's own."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:

@@ -168,7 +168,7 @@ def sentences(rows: list[Row]) -> list[str]:
     for name, d in s["gated_minus"].items():
         if "difference" in d:
             out.append(
-                f"gated minus {name} ({d['policy']}), mean of unseen, paired: {100 * d['difference']:+.1f} points "
-                f"(95 % {100 * d['low']:+.1f} to {100 * d['high']:+.1f}; {d['pairs']} starts)"
+                f"gated minus {name} ({d['policy']}), mean of unseen, paired: {100 * d['difference']:+.1f} points (95 "
+                f"% {100 * d['low']:+.1f} to {100 * d['high']:+.1f}; {d['pairs']} starts)"
             )
     return out

@@ -48,8 +48,8 @@ def test_every_verb_ends_where_exit_codes_are_made():
 
 def test_only_a_session_starts_a_guard():
     """No verb may move an arm without reporting how it ended. (The campaign's arms are virtual.)"""
-    rooms = ("firmware_bridge", "calibration", "runtime", "sim", "harmowam")
-    starts = {p.name for room in rooms for p in (ROOT / room).rglob("*.py") if "guard.start(" in p.read_text()}
+    packages = ("firmware_bridge", "calibration", "runtime", "sim", "harmowam")
+    starts = {p.name for room in packages for p in (ROOT / room).rglob("*.py") if "guard.start(" in p.read_text()}
     assert starts == {"session.py", "campaign_live.py"}
 
 
@@ -64,7 +64,7 @@ OWN = {
 
 @pytest.mark.parametrize("left", [None, Exit.REST, Exit.ADRIFT])
 @pytest.mark.parametrize("own", OWN)
-def test_what_the_arm_does_stands_above_how_a_verb_ends_and_hides_nothing(own, left):
+def test_how_the_arm_ended_decides_the_exit_code_and_hides_no_error(own, left):
     act, code, said = OWN[own]
 
     @click.command()

@@ -148,8 +148,7 @@ def finish(
         if (cameras[name].height, cameras[name].width) != (height, width):
             raise DataError(
                 f"camera '{name}' stored {width}x{height} and its geometry is of "
-                f"{cameras[name].width}x{cameras[name].height}: "
-                f"give the geometry of the stored pictures."
+                f"{cameras[name].width}x{cameras[name].height}: give the geometry of the stored pictures."
             )
     parts = [t.to_pylist() for t in tables.values()]
     everything = [row for part in parts for row in part]

@@ -63,7 +63,7 @@ def test_play_and_labels_stay_and_nothing_given_is_written_to(data, other):
     assert digest_of(other) != digest_of(data)
 
 
-def test_a_front_camera_without_a_place_is_said_in_one_sentence(data):
+def test_a_front_camera_without_a_pose_is_refused_in_one_sentence(data):
     nowhere = {**data.cameras, "front": dataclasses.replace(data.cameras["front"], T_base_from_cam=None)}
     with pytest.raises(DataError, match="calibrate it hand-eye"):
         with_other_tables(dataclasses.replace(data, cameras=nowhere), 0.5, 0, Config())

@@ -94,7 +94,7 @@ def test_cosine_ignores_a_shared_offset():
     assert abs(centred_cosine(a + 100, rng.normal(size=(50, 4)) + 100)) < 0.5
 
 
-def test_instructions_are_told_apart_by_their_ngrams():
+def test_instructions_differ_in_their_ngrams():
     red, blue = ngrams("put the red cube on the plate", 512), ngrams("put the blue cube on the plate", 512)
     assert np.linalg.norm(red) == pytest.approx(1) and red @ blue < 0.95
     a, b = (

@@ -54,7 +54,7 @@ def test_tensorrts_rules_still_hold(halves, name):
     assert lint(halves[name][1], "onnxruntime") == lint(halves[name][0], "onnxruntime") == []
 
 
-def test_what_comes_out_keeps_the_gates_of_an_export(halves, bundle_path):
+def test_the_outputs_pass_the_gates_of_an_export(halves, bundle_path):
     """Compared with INT8 plus float32, with graph optimisation off: a last bit of half precision sometimes moves an
     INT8 step."""
     feeds = observations(Bundle.load(bundle_path), 8)
@@ -81,7 +81,7 @@ def test_the_same_file_gives_the_same_bytes_and_half_of_the_float_ones(halves, t
     assert floats(half) < 0.55 * floats(source)
 
 
-def test_the_prediction_for_an_orin_reckons_with_float16(halves):
+def test_the_predicted_time_on_an_orin_counts_float16(halves):
     source, half = ([x.kind for x in layers_of(path)] for path in halves["predictive"])
     assert "float16" not in source and "float16" in half
     assert half.count("int8") == source.count("int8") > 0, "what is INT8 stays so"

@@ -144,7 +144,7 @@ def test_a_killed_worker_leaves_only_whole_parts(tmp_path):
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_finishing_may_fail_anywhere_and_be_done_again(copy, written, monkeypatch):
+def test_finishing_may_fail_anywhere_and_be_repeated(copy, written, monkeypatch):
     replace, left = os.replace, 0
 
     def failing(a: Path, b: Path) -> None:
@@ -169,7 +169,7 @@ def test_finishing_may_fail_anywhere_and_be_done_again(copy, written, monkeypatc
         assert (copy / path).read_bytes() == (written / path).read_bytes(), path
 
 
-def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path):
+def test_a_full_disk_is_reported_and_leaves_nothing_behind(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
@@ -244,7 +244,7 @@ def test_joint_angles_of_schema_1_are_turned_into_the_makers(copy):
         assert np.allclose(new, so101.from_mirrored(old), atol=1e-6) and not np.allclose(new[:, 0], old[:, 0])
 
 
-def test_parts_of_schema_1_are_not_gone_on_with(copy):
+def test_parts_of_schema_1_are_not_extended(copy):
     """Rows of both conventions in one dataset could not be told apart."""
     for path in (copy / "meta/episodes").rglob("*.parquet"):
         table = pq.read_table(path)

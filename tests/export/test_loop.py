@@ -85,7 +85,7 @@ def scalars(run):
     return {tag: log.Scalars(tag) for tag in log.Tags()["scalars"]}
 
 
-def test_a_run_that_is_killed_twice_ends_where_the_unbroken_one_does(
+def test_a_run_that_is_killed_twice_ends_like_an_uninterrupted_one(
     dataset_folder, drawn, unbroken, tmp_path, monkeypatch
 ):
     for stage in (1, 2):  # during the stage of the world model, then of the experts
@@ -124,7 +124,7 @@ def test_steps_differ_from_seed_to_seed(drawn, unbroken, tmp_path):
     assert max(float((one[k] - other[k]).abs().max()) for k in one) > 1e-2
 
 
-def test_a_full_disk_keeps_the_state_before(drawn, unbroken, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_previous_state(drawn, unbroken, tmp_path, monkeypatch):
     save_always(monkeypatch)
     trainer = Trainer(drawn, tmp_path, PLAN, SMALL)
     path, size = tmp_path / "state.safetensors", 0
@@ -234,7 +234,7 @@ def test_another_configuration_or_dataset_is_refused(drawn, unbroken, monkeypatc
         Trainer(dataclasses.replace(drawn, cameras={**drawn.cameras, "front": away}), unbroken, PLAN, SMALL)
 
 
-def test_a_state_from_before_cameras_were_noted_goes_on(drawn, unbroken, tmp_path, monkeypatch):
+def test_a_state_without_cameras_is_resumed(drawn, unbroken, tmp_path, monkeypatch):
     save_always(monkeypatch)
     run = shutil.copytree(unbroken, tmp_path / "run")
     tensors, about = load_state(run / "state.safetensors")
@@ -243,7 +243,7 @@ def test_a_state_from_before_cameras_were_noted_goes_on(drawn, unbroken, tmp_pat
     assert Trainer(drawn, run, PLAN, SMALL).stage == 3
 
 
-def test_what_else_can_be_wrong_with_a_run_folder_is_said(drawn, tmp_path, monkeypatch):
+def test_other_faults_of_a_run_folder_are_reported(drawn, tmp_path, monkeypatch):
     trainer = Trainer(drawn, tmp_path, PLAN, SMALL)
     with open(tmp_path / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -71,7 +71,7 @@ def killed_at(monkeypatch, stage, step):
     monkeypatch.setattr(Trainer, f"_{stage}_loss", loss)
 
 
-def test_every_stage_trains_its_part_and_stands_on_the_one_before(whole):
+def test_every_stage_trains_its_part_and_starts_from_the_stage_before(whole):
     names = ["beginning", *(s.name for s in RECIPE.stages)]
     before, moved = load_file(whole / "beginning.safetensors"), []
     for name in names[1:]:
@@ -101,12 +101,12 @@ def test_a_kill_anywhere_costs_no_stage_and_changes_nothing(drawn, whole, tmp_pa
     assert all(p.stat().st_mtime_ns == at for p, at in ended.items())
 
 
-def test_packed_stages_stand_for_their_training(drawn, whole, tmp_path, monkeypatch):
+def test_packed_stages_replace_their_training(drawn, whole, tmp_path, monkeypatch):
     monkeypatch.setattr("export.recipe_file.train", None)  # nothing may be trained
     assert same(follow(RECIPE, drawn, tmp_path, whole / "packed"), whole / "experts.safetensors")
 
 
-def test_a_stage_that_was_cut_goes_on_elsewhere_along_its_line(drawn, tmp_path, monkeypatch):
+def test_an_unfinished_stage_continues_elsewhere_with_its_learning_rate(drawn, tmp_path, monkeypatch):
     here, there, packed = (tmp_path / n for n in ("here", "there", "packed"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         killed_at(patch, "world", 17)  # two shards per step: in the ninth step, after the state of the eighth
@@ -114,9 +114,8 @@ def test_a_stage_that_was_cut_goes_on_elsewhere_along_its_line(drawn, tmp_path, 
     assert snapshot(RECIPE, here, packed) == (RECIPE.stages[1], 8)
     weights, about = unpack(packed / "world-1.safetensors")
     assert about["done"] == 8 and about["of"] == 12
-    before = load_file(here / "tokeniser.safetensors")[
-        "world.text.weight"
-    ].float()  # of size 1; a step moves it by the rate at most
+    before = load_file(here / "tokeniser.safetensors")["world.text.weight"].float()
+    # weights of size 1: one step moves them by the learning rate at most
     assert 0 < (weights["world.text.weight"] - before).abs().max() < 8 * LINE[0]
 
     plans: list[tuple[Plan, Path]] = []
@@ -137,20 +136,20 @@ def test_a_stage_that_was_cut_goes_on_elsewhere_along_its_line(drawn, tmp_path, 
     assert unpack(packed / "world-1.safetensors")[1]["done"] == 12  # the finished stage was packed in its place
 
 
-def test_stages_draw_their_batches_and_tables_apart():
+def test_stages_draw_different_batches_and_tables():
     one, two = RECIPE.stages[1:3]
     seeds = {one.plan(3, 1).seed, one.plan(3, 1, 4).seed, two.plan(3, 2).seed, one.plan(4, 1).seed}
     assert len(seeds) == 4 and one.plan(3, 1) == one.plan(3, 1)
 
 
-def test_a_line_that_is_cut_goes_on_as_a_line():
+def test_a_straight_learning_rate_that_is_cut_continues_straight():
     whole = [learning_rate(i, 1000, 1e-3, 0.1) for i in range(1000)]
     rest = [learning_rate(i, 600, whole[400], 1e-4 / whole[400]) for i in range(600)]
     assert rest[100:] == pytest.approx(whole[500:])
     assert learning_rate(0, 1000, 1e-3, 0.1) == 1e-5  # both start with a warm-up
 
 
-def test_packing_loses_nothing_of_half_precision_and_damage_is_said(tmp_path):
+def test_packing_loses_nothing_of_half_precision_and_damage_is_reported(tmp_path):
     weights = {
         "a.weight": torch.randn(300, 7),
         "a.bias": torch.tensor([0.0, -0.0, 65504.0, 6e-8]),
@@ -183,11 +182,10 @@ def test_later_stages_may_change_and_earlier_weights_stay_good():
     assert same_digest == [True, True, True, False]
 
 
-def test_the_shipped_recipe_fits_ten_hours_in_stages_that_fit_a_session():
+def test_the_shipped_recipe_takes_ten_hours_in_stages_of_limited_time():
     recipe = read_recipe(SHIPPED)
-    assert (
-        all(s.minutes <= 150 for s in recipe.stages) and sum(s.minutes for s in recipe.stages) <= 570
-    )  # minutes; 30 of them for the data
+    assert all(s.minutes <= 150 for s in recipe.stages)
+    assert sum(s.minutes for s in recipe.stages) <= 570  # and 30 minutes for the data
 
 
 @pytest.mark.parametrize(

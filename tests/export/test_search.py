@@ -31,7 +31,7 @@ def untrained(drawn, tmp_path_factory):
     return path
 
 
-def test_what_leaves_for_tensorrt_is_what_tensorrt_takes(untrained, tmp_path):
+def test_the_tensorrt_form_follows_tensorrts_rules(untrained, tmp_path):
     """Exported with --force, because gates are meaningless for an untrained model."""
     export_bundle(Plan(untrained, "tensorrt"), tmp_path / "b", force=True)
     manifest = Bundle.load(tmp_path / "b").manifest

@@ -67,7 +67,7 @@ def test_a_half_pressed_row_is_one_touch_and_a_dark_one_two():
     world.close()
 
 
-def test_what_play_did_is_told_as_an_instruction_would_have(data):
+def test_play_gets_the_instruction_that_it_fulfilled(data):
     """For an episode of play: the instruction that it began to follow, and whether it followed all of it."""
     told = {
         "drop the ring onto the post": ("ring", ("hang the ring on the post", True)),
@@ -99,7 +99,7 @@ def test_play_carries_no_task_and_tasks_carry_no_play(data):
     assert 0 < data.play.sum() < len(data.play)
 
 
-def test_checkpoints_survive_a_round_trip_and_damage_is_said(data, tmp_path):
+def test_checkpoints_survive_a_round_trip_and_damage_is_reported(data, tmp_path):
     trainer = Trainer(data, tmp_path, PLAN, SMALL)
     path = tmp_path / "m.safetensors"
     save_checkpoint(path, trainer.model, data.cameras, data.instructions, {"why": "test"})
@@ -114,14 +114,14 @@ def test_checkpoints_survive_a_round_trip_and_damage_is_said(data, tmp_path):
         load_checkpoint(tmp_path / "none")
 
 
-def test_datasets_that_are_absent_or_of_another_rate_are_said(dataset, tmp_path):
+def test_datasets_that_are_absent_or_of_another_rate_are_refused(dataset, tmp_path):
     with pytest.raises(DataError, match="harmowam collect"):
         load_demonstrations(tmp_path)
     with pytest.raises(DataError, match="rows/s"):
         load_demonstrations(dataset, rate_hz=10.0)
 
 
-def test_play_alone_is_refused_before_the_hours(data, tmp_path):
+def test_play_alone_is_refused_before_training(data, tmp_path):
     alone = dataclasses.replace(data, play=np.ones_like(data.play))
     with pytest.raises(DataError, match="only play: collect some with --episodes"):
         train(alone, tmp_path / "run", tmp_path / "out.safetensors")
@@ -212,7 +212,7 @@ def test_two_buttons_touched_in_an_order_that_a_task_asks_for_are_an_example_up_
         )
 
 
-def test_how_far_the_jaw_stands_open_on_a_thing_is_not_relied_on():
+def test_the_opening_of_the_jaw_on_a_thing_is_varied():
     """Rows in which the jaw has come to rest on something, and only these, are also shown with a wider or narrower
     thing."""
     data = played("take the red cube away", "plate")
@@ -235,7 +235,7 @@ def test_a_held_thing_is_felt_as_if_it_were_wider_or_narrower(data, tmp_path):
     assert data.pose[held, 5].min() < 0.15 and (data.pose[held, 5] + off[0][:, 3]).min() > 0.08
 
 
-def test_the_gate_is_not_told_that_it_is_near_where_nothing_shows_it():
+def test_the_gate_is_not_trained_where_nothing_shows_a_contact():
     """Above a thing that play will take, the gate should say interaction. Above a bare place where play will let go, it
     cannot know."""
     data = played("take the red cube away", "plate")
@@ -255,7 +255,7 @@ def test_other_play_teaches_no_contacts():
     assert Labels(played("put the red cube on the plate", "plate", play=False), Config()).skilled.all()
 
 
-def test_turns_are_taught_where_the_picture_shows_them():
+def test_turns_are_trained_where_the_picture_shows_them():
     """Bins of the turn from the present heading to the heading at the contact; not where play touches, or lets go with
     an arbitrary heading."""
     cfg = Config()
@@ -275,7 +275,7 @@ def test_a_bin_loss_is_least_where_the_bin_is():
     assert losses.argmin(0).tolist() == [3, 7]
 
 
-def test_actions_are_scaled_by_what_is_done_near_things(data):
+def test_actions_are_normalised_by_rows_near_a_contact(data):
     labels = Labels(data, Config())
     model = HarmoWam(SMALL)
     normalise(model, data, labels)

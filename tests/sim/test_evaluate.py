@@ -80,7 +80,7 @@ def test_frames_that_nobody_looks_at_are_not_rendered(rig, monkeypatch):
     assert all(t.expert in (Expert.NONE, Expert.PREDICTIVE) for t in quick.ticks)
 
 
-def test_who_does_not_listen_drives_as_before(rig):
+def test_a_fixed_expert_needs_no_fast_engine(rig):
     """A predictive expert that is chosen throughout needs no fast engine: its commands are the same with and
     without."""
     a, b = (episode(rig, "predictive", listens=on) for on in (True, False))
@@ -105,7 +105,7 @@ def test_the_average_is_half_of_either(rig):
     assert 0.4 < way("average") / way("reactive") < 0.6
 
 
-def test_success_must_last_as_long_as_is_asked(rig):
+def test_success_must_last(rig):
     """A cube lies on the plate from the start: the episode continues until the cube has lain there for `rest_s`, or is
     taken away."""
     world, slow, fast = rig
@@ -166,7 +166,7 @@ def test_near_is_at_hover_above_the_first_subgoal(rig, bundle):
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_run_is_not_run_again_and_a_cut_line_is(bundle, tmp_path, monkeypatch):
+def test_rows_are_not_run_again_but_a_cut_line_is(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(ev, "LIMIT_S", 0.5)
     rows, want = tmp_path / "rows.jsonl", jobs(bundle)
     first = ev.run_jobs(want, rows, workers=1)
@@ -185,7 +185,7 @@ def test_what_was_run_is_not_run_again_and_a_cut_line_is(bundle, tmp_path, monke
     assert ev.run_jobs(want, rows) == first
 
 
-def test_a_worker_that_is_killed_ends_the_run_in_a_sentence():
+def test_a_worker_that_is_killed_ends_the_run_with_one_sentence():
     with pytest.raises(WorkerError, match="was killed, most likely because memory ran out"):
         list(spawned(os._exit, [1, 1], 1))
 
@@ -227,7 +227,7 @@ def test_rows_of_something_else_are_refused(tmp_path):
         ev.read_rows(tmp_path / "rows.jsonl")
 
 
-def test_what_makes_an_episode_another_makes_its_key_another(bundle):
+def test_every_setting_of_an_episode_changes_its_key(bundle):
     a = jobs(bundle, count=1)[0]
     more = [
         *jobs(bundle, policies=("reactive",), count=1),
@@ -258,7 +258,7 @@ def test_what_makes_an_episode_another_makes_its_key_another(bundle):
         (["--shard", "3/2"], "--shard 3/2 is not understood"),
     ],
 )
-def test_an_evaluation_that_cannot_be_is_refused_in_a_sentence(bundle, options, sentence):
+def test_an_impossible_evaluation_is_refused_in_one_sentence(bundle, options, sentence):
     result = CliRunner().invoke(main, ["evaluate", "--bundle", str(bundle), "--task", "plate", *options])
     assert result.exit_code == 2 and sentence in result.output
 

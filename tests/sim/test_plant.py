@@ -53,7 +53,7 @@ def test_after_a_slow_start_it_stiffens_where_it_stands_and_follows_its_goals(wo
     assert np.abs(world.q - there).max() < 0.02
 
 
-def test_an_arm_that_is_released_falls_as_gravity_wants_it(world, arm):
+def test_an_arm_that_is_released_falls(world, arm):
     world.advance(SLOW_START_S)
     arm.torque_on()
     world.advance(0.2)

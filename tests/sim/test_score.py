@@ -57,7 +57,7 @@ def test_what_the_expert_does_is_transit_and_interaction(world, task):
     assert not frames[2][1]
 
 
-def test_waiting_is_stuck_and_never_got_to_the_item(world):
+def test_an_arm_that_waits_is_stuck_and_never_got_to_the_item(world):
     start(world, "plate")
     score, frames, ended = play(world, [Segment(world.pose, 4.0, 0.0)])
     assert ended == "stuck" and frames[-1][0] < 3.5
@@ -71,7 +71,7 @@ def test_closing_beside_the_item_is_a_failed_grasp(world):
     assert score.reached[0] and score.transit(False) and score.failure(ended) == "grasped nothing"
 
 
-def test_what_slips_on_the_way_is_the_interactions_fault(world):
+def test_an_item_that_slips_on_the_way_counts_as_interaction(world):
     segments = start(world, "plate")
     lift = segments[3].goal
     opened = [*lift[:5], 0.6]
@@ -86,7 +86,7 @@ def test_what_slips_on_the_way_is_the_interactions_fault(world):
         ("stack the red cube on the blue cube", "stack the blue cube on the red cube"),  # the cube on which it belongs
     ],
 )
-def test_taking_the_other_cube_is_told_from_missing(world, asked, taken):
+def test_taking_the_other_cube_differs_from_missing(world, asked, taken):
     start(world, INSTRUCTIONS[asked], instruction=asked)
     layout = world.layout
     world.layout = dataclasses.replace(layout, instruction=taken)
@@ -125,7 +125,7 @@ def test_a_wrong_button_and_a_lost_item_end_the_episode(world):
         ({"press": True, "wrong": True}, "wrong button", "pressed the wrong button"),
     ],
 )
-def test_a_failure_is_told_to_a_person_as_what_the_arm_did(world, known, ended, told):
+def test_a_failure_is_described_by_what_the_arm_did(world, known, ended, told):
     start(world, "plate")
     score = Score(world)
     for name, value in known.items():
@@ -133,14 +133,14 @@ def test_a_failure_is_told_to_a_person_as_what_the_arm_did(world, known, ended, 
     assert score.told(ended) == told
 
 
-def test_the_phase_is_told_as_the_configuration_says():
+def test_the_phase_rule_has_the_configurations_numbers():
     from export.config import Config
 
     cfg = Config()
     assert (cfg.gate_window_s, cfg.gate_height_m, cfg.gate_radius_m) == (WINDOW_S, LOW_M, NEAR_M)
 
 
-def test_what_is_low_or_about_to_act_or_above_what_comes_next_is_interaction():
+def test_low_or_about_to_act_or_above_the_next_event_is_interaction():
     rate = 20.0
     lengths = (90, 60)
     n = sum(lengths)

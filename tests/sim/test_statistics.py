@@ -24,14 +24,14 @@ def test_a_paired_difference_is_that_of_matched_pairs():
     assert found["low"] < found["lower95"] < found["difference"]
 
 
-def test_every_stratum_counts_alike_whatever_its_size():
+def test_every_stratum_has_the_same_weight_whatever_its_size():
     found = paired_difference({"a": [1, 1], "b": [0] * 200})
     assert found["difference"] == pytest.approx(0.5)
     with pytest.raises(ValueError, match="same seeds"):
         paired_difference({"a": []})
 
 
-def test_the_relative_drop_is_the_papers():
+def test_the_relative_drop_is_defined_as_in_the_paper():
     assert relative_drop(0.89, 0.82) == pytest.approx(0.079, abs=1e-3)
     assert relative_drop(0.0, 0.5) is None and relative_drop(0.04, 0.08) is None  # not a drop of -100 %
 
