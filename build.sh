@@ -3,6 +3,7 @@
 #
 #   ./build.sh demo [ARGS]            export the shipped checkpoint to INT8 and let it drive the simulated arm -> out/demo
 #   ./build.sh test [--slow] [ARGS]   lint, types, layers, tests (ARGS go to pytest)
+#   ./build.sh test-arm64 [ARGS]      what runs on the robot, on an emulated 64-bit Arm (qemu, as root)
 #   ./build.sh bundle [ARGS]          export the shipped checkpoint -> out/so101.bundle
 #   ./build.sh jetson [BUNDLE]        on the robot: environment on top of JetPack's TensorRT, then the engines
 #   ./build.sh peers                  .venv-peers: other people's packages that we compare with
@@ -166,20 +167,31 @@ cmd_bundle() {
   run .venv/bin/harmowam export --out out/so101.bundle "$@"
 }
 
+# Two at a time, one thread each; then, with the machine to themselves, those that real time decides. ARGS may name tests of one kind only.
+run_tests() { # AND-SELECT [ARGS]
+  local and=$1 bin=.venv/bin quick=0 clocked=0
+  shift
+  OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} run "$bin/pytest" -n 2 --dist worksteal -m "not wall_clock$and" "$@" || quick=$?
+  OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} run "$bin/pytest" -m "wall_clock$and" "$@" || clocked=$?
+  if ((quick == 5 && clocked == 5)); then # 5: there was nothing to run
+    return 5
+  fi
+  ((quick == 0 || quick == 5)) && ((clocked == 0 || clocked == 5))
+}
+
 cmd_test() {
-  local select=(-m "not slow") failed=() bin=.venv/bin
+  local and=" and not slow" failed=() bin=.venv/bin
   if [[ ${1:-} == --slow ]]; then
-    select=()
+    and=
     shift
   fi
   setup
-  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2}
   # All of them, so that one run shows everything there is to mend.
   run "$bin/ruff" check . || failed+=("ruff check")
   run "$bin/ruff" format --check --output-format concise . || failed+=("ruff format (mend with: $bin/ruff format .)")
   run "$bin/mypy" || failed+=("mypy")
   run "$bin/lint-imports" || failed+=("lint-imports")
-  run "$bin/pytest" "${select[@]}" "$@" || failed+=("pytest")
+  run_tests "$and" "$@" || failed+=("pytest")
   if ((${#failed[@]})); then
     printf '\nbuild.sh: failed: %s\n' "$(printf '%s; ' "${failed[@]}")" >&2
     exit 1
@@ -199,19 +211,89 @@ cmd_jetson() {
   run .venv/bin/harmowam build "$@"
 }
 
+# What runs on the robot, on an emulated 64-bit Arm: a Debian in out/arm64, the wheels that pip has for it, and what there is to try without
+# torch or a simulator. The Debian takes most of the time (30 minutes beside a load of 10) and is kept.
+ARM64_TESTS=(-m "not wall_clock" -k "not supersampled" # emulated, one such map takes half a minute
+  tests/common tests/runtime/test_preprocess.py tests/firmware_bridge/test_{feetech,dynamixel,streams,safety,peers}.py)
+
+cmd_test_arm64() {
+  local root=out/arm64 wheels=out/arm64-wheels missing=() version=3.11 # of Debian 12
+  [[ $(uname -m) != aarch64 ]] || die "This machine is an Arm itself: ./build.sh test tests what test-arm64 would emulate."
+  command -v qemu-aarch64-static >/dev/null || missing+=(qemu-user-static)
+  command -v debootstrap >/dev/null || missing+=(debootstrap debian-archive-keyring)
+  ((${#missing[@]})) && apt_install "An emulated Arm needs qemu and debootstrap" "${missing[@]}"
+  [[ $(id -u) == 0 ]] || die "chroot and debootstrap need root: sudo ./build.sh test-arm64"
+  if [[ ! -e /proc/sys/fs/binfmt_misc/qemu-aarch64 ]]; then # the package does it where systemd or binfmt-support runs
+    [[ -e /proc/sys/fs/binfmt_misc/register ]] || mount -t binfmt_misc none /proc/sys/fs/binfmt_misc ||
+      die "This kernel starts no programs of other processors (no binfmt_misc), so qemu cannot run a whole Debian here."
+    cat /usr/lib/binfmt.d/qemu-aarch64.conf >/proc/sys/fs/binfmt_misc/register
+  fi
+  make_venv .venv
+  if [[ ! -e $root/.made ]]; then
+    rm -rf "$root"
+    say "Debian 12 for 64-bit Arm in $root"
+    run debootstrap --arch arm64 --variant minbase --include python3,python3-venv,g++,libc6-dev bookworm "$root"
+    touch "$root/.made"
+  fi
+  say "Wheels of the base, [cpu] and the tests for Python $version on aarch64"
+  .venv/bin/python - >out/arm64.in <<'PY'
+try:
+    import tomllib
+except ImportError:
+    import tomli as tomllib
+with open("pyproject.toml", "rb") as f:
+    project = tomllib.load(f)["project"]
+tests = ("pytest", "hypothesis", "mcap-protobuf", "dynamixel", "feetech", "rustypot", "fastcrc")
+extras = project["optional-dependencies"]
+wanted = project["dependencies"] + extras["cpu"] + [r for r in extras["dev"] if r.startswith(tests)]
+print("\n".join([*wanted, "setuptools>=77", "wheel"]))
+PY
+  run .venv/bin/python -m pip wheel --quiet --no-deps --constraint constraints/py311.txt --wheel-dir "$wheels" feetech-servo-sdk # it has no wheel of its own
+  run .venv/bin/python -m pip download --quiet --only-binary :all: --python-version "$version" --implementation cp \
+    --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 --platform manylinux_2_26_aarch64 --platform manylinux2014_aarch64 \
+    --constraint constraints/py311.txt --find-links "$wheels" --dest "$wheels" --requirement out/arm64.in
+  say "This tree and its environment, in $root"
+  rm -rf "$root/project"
+  mkdir -p "$root/project" "$root/wheels"
+  cp "$wheels"/*.whl "$root/wheels"
+  git ls-files -z --cached --others --exclude-standard | tar --null --files-from - --create | tar --extract --directory "$root/project"
+  cp out/arm64.in "$root/project"
+  [[ -x $root/venv/bin/python ]] || in_arm64 python3 -m venv /venv
+  in_arm64 /venv/bin/python -m pip install --quiet --no-index --find-links /wheels "setuptools>=77" wheel
+  in_arm64 /venv/bin/python -m pip install --quiet --no-index --find-links /wheels --constraint constraints/py311.txt --no-build-isolation \
+    --requirement arm64.in --editable ".[cpu]"
+  in_arm64 /venv/bin/python -m runtime.preprocess
+  in_arm64 /venv/bin/harmowam doctor
+  in_arm64 /venv/bin/python -m pytest -q -p no:cacheprovider "${ARM64_TESTS[@]}" "$@"
+}
+
+in_arm64() { # COMMAND [ARGS], in the tree there; what is mounted for it is gone when it ends
+  run unshare --mount bash -c 'mount --rbind /dev "$0/dev" && mount --rbind /proc "$0/proc" && exec chroot "$0" env -i -C /project "$@"' \
+    out/arm64 HOME=/root PATH=/usr/bin:/bin LC_ALL=C.UTF-8 PYTHONDONTWRITEBYTECODE=1 "$@"
+}
+
+# lerobot 0.6 needs Python 3.12 (constraints/peers.in). A python3.12 may be there and not run, as a shim of pyenv does.
 cmd_peers() {
   local version
+  if [[ -z ${PYTHON:-} && ! -x .venv-peers/bin/python ]] && python_fits python3.12; then
+    PYTHON=python3.12
+  fi
   make_venv .venv-peers
   version=$(.venv-peers/bin/python -c "$VERSION")
+  if [[ $version == 3.12 ]]; then
+    say "Python 3.12: lerobot 0.6"
+  else
+    say "Python $version: lerobot 0.4.4, for 0.6 needs 3.12 (remove .venv-peers, then PYTHON=/path/to/python3.12 ./build.sh peers)"
+  fi
   say "A download of about 5 GB: both need another torch than ours, which brings CUDA"
   run .venv-peers/bin/python -m pip install --constraint "constraints/peers-py${version/./}.txt" --requirement constraints/peers.in
 }
 
 command=${1:-}
 case $command in
-  demo | test | bundle | jetson | peers)
+  demo | test | test-arm64 | bundle | jetson | peers)
     shift
-    "cmd_$command" "$@"
+    "cmd_${command//-/_}" "$@"
     ;;
   *)
     sed -n '2,/^set/{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"

@@ -1,5 +1,4 @@
-"""Bus master against the paced virtual bus, and side by side with other SDKs: `python -m benchmarks.bus` (peers:
-./build.sh peers).
+"""Bus master against the paced virtual bus, and side by side with other SDKs: `python -m benchmarks.bus`.
 
 The virtual servos run in a process of their own. Paced: cycle = read all + write all of six STS servos at 1 Mbaud,
 against the time that the bytes need on the wire. Not paced: sync reads of six positions a second, each SDK in its turn,
@@ -30,7 +29,6 @@ from firmware_bridge.virtual.bus import PtyBus, VirtualBus
 from firmware_bridge.virtual.campaign import KOCH, SO101
 from firmware_bridge.virtual.plant import KinematicPlant
 
-PEERS = Path(".venv-peers/bin/python")
 CONFIGS = {"feetech": SO101, "dynamixel": dataclasses.replace(KOCH, models=("XL430-W250",) * 6)}
 
 
@@ -114,13 +112,11 @@ def rates(rounds: int, seconds: float) -> None:
     with contextlib.suppress(PermissionError):
         os.nice(-10)
     for name, protocol, function in rows:
-        python = sys.executable if function.startswith("ours") else PEERS
-        if Path(python).exists():
-            server, path = start(protocol, 0)
-            servers.append(server)
-            command = [str(python), str(Path(__file__).with_name("bus_peers.py")), function, path]
-            masters[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            assert ask(masters[name], "") == "ready\n"
+        server, path = start(protocol, 0)
+        servers.append(server)
+        command = [sys.executable, str(Path(__file__).with_name("bus_peers.py")), function, path]
+        masters[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert ask(masters[name], "") == "ready\n"
     got: dict[str, list[list[float]]] = {name: [] for name in masters}
     for _ in range(rounds):
         for name, master in masters.items():

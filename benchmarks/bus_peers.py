@@ -2,7 +2,7 @@
 bus_peers.py NAME PORT.
 
 Each line on stdin is a turn of so many seconds; the answer is reads a second and CPU microseconds a read. All read
-numbers, not bytes. Other people's SDKs run in .venv-peers.
+numbers, not bytes.
 """
 
 import struct

@@ -1,8 +1,7 @@
 """What writing a log costs: `python -m benchmarks.recording run.mcap`. Plays a log's pictures, steps and joint states
 into a new one.
 
-Says how long the loops are held up by a call, the processor time that the writer takes for a fast step, and the size on
-the disk.
+Prints how long a call keeps a loop busy, the processor time of the writer for a fast step, and the size on the disk.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ def play(
         state = dataclasses.replace(state, t_ns=now)
         prior = Prior(now, now, "", TOKENS, FUTURE, np.zeros((16, 6), np.float32), np.zeros(16, np.int64), k)
         began = time.perf_counter_ns()
-        log.tick(now, obs, frames, r.prior, command, r.targets, reset=False, sent=True)
+        log.tick(now, obs, frames, r.prior_number, command, r.targets, reset=False, sent=True)
         log.state(state)
         if k % round(hz / 8) == 0:
             log.prior(prior, obs, now)

@@ -1,10 +1,10 @@
 """A long run with faults, and whether each led to the right state: `python -m benchmarks.soak --seconds 1800`.
 
-Drives the simulated arm through `harmowam profile` and, in turn, freezes its cameras (the process that renders them is
-stopped for 3 s, as an unplugged cable) and overloads the machine (as many busy processes as cores, twice, for 5 s).
-Reads the health changes back from the profile: frozen cameras must lead to HOLDING within 0.5 s, and after either fault
-the arm must run again (or be degraded) within 5 s. Holds outside a fault are told apart; they are the machine's or a
-mistake of ours, and fail the run, too. Memory of the policy process is read every 5 s, after a first minute (or a
+Drives the simulated arm through `harmowam profile` and, in turn, freezes its cameras (stops the process that renders
+them for 3 s, like an unplugged cable) and overloads the machine (twice as many busy processes as cores, for 5 s). It
+then reads the health changes in the profile: frozen cameras must lead to HOLDING within 0.5 s, and after either fault
+the arm must run again (or be degraded) within 5 s. A hold outside of a fault comes from the machine or from a mistake
+of ours; it is listed and fails the run. The memory of the policy process is read every 5 s, after a first minute (or a
 quarter of a short run).
 """
 
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,72 @@ def judge(injected: list[tuple[str, float, float]], changes: list[dict[str, Any]
     return wrong, [c["at_s"] for c in changes if c["state"] == "holding" and c["at_s"] not in asked]
 
 
+@dataclass
+class Soaked:
+    """A run with faults. `injected`: name of the fault, from, until (monotonic, s); `memory_mb`: of the policy process;
+    `report`: the run's profile."""
+
+    injected: list[tuple[str, float, float]] = field(default_factory=list)
+    memory_mb: list[float] = field(default_factory=list)
+    exit_code: int = 0
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def soak(bundle: str, seconds: float, every: float, fps: float) -> Soaked:
+    """`harmowam profile` for `seconds`, with a fault every `every` seconds."""
+    out = Soaked()
+    with tempfile.TemporaryDirectory() as folder:
+        report_file = Path(folder) / "profile.json"
+        verb = [sys.executable, "-m", "harmowam.cli", "profile", "--bundle", bundle, "--json", str(report_file)]
+        verb += ["--seconds", str(seconds), "--fps", str(fps)]
+        run = subprocess.Popen(verb, stdout=subprocess.DEVNULL)
+        began = time.monotonic()
+        settled, next_fault = min(60.0, seconds / 4), min(every, 10.0)
+        while run.poll() is None:
+            t = time.monotonic() - began
+            if t > next_fault and t < seconds - 12:
+                name = list(FAULTS)[len(out.injected) % len(FAULTS)]
+                start = time.monotonic()
+                FAULTS[name](run.pid)
+                out.injected.append((name, start, time.monotonic()))
+                next_fault = t + every
+            if t > settled:
+                try:
+                    out.memory_mb.append(resident_mb(run.pid))
+                except OSError:
+                    break
+            time.sleep(5.0 if seconds > 300 else 1.0)
+        out.exit_code = run.wait()
+        out.report = json.loads(report_file.read_text()) if report_file.exists() else {}
+    return out
+
+
+def found(seconds: float, done: Soaked) -> dict[str, Any]:
+    """The result, as it is printed and written."""
+    report, memory = done.report, done.memory_mb
+    changes = report.get("health", {}).get("changes", [])
+    zero = report.get("began_s", 0.0)
+    faults = [(name, round(a - zero, 2), round(b - zero, 2)) for name, a, b in done.injected]
+    wrong, unasked = judge(faults, changes)
+    # The last samples are of a process that is tidying up.
+    growth = max(memory[:-5] or [0.0]) - (memory[0] if memory else 0.0)
+    return {
+        "seconds": seconds,
+        "faults": faults,
+        "exit_code": done.exit_code,
+        "wrong": wrong,
+        "unasked_holds_s": unasked,
+        "end": report.get("health", {}).get("state", "none"),
+        "lowered": report.get("motor_exit_code") == 0,
+        "memory_growth_mb": round(growth, 2),
+        "deadline_misses": report.get("deadline_misses"),
+        "ticks": report.get("ticks"),
+        "motor_drift_ms": report.get("motor_drift_ms"),
+        "processors": report.get("processors"),
+        "changes": changes,
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=1800.0)
@@ -85,64 +152,17 @@ def main() -> int:
     parser.add_argument("--bundle", default="out/so101.bundle")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        report_file = Path(folder) / "profile.json"
-        verb = [sys.executable, "-m", "harmowam.cli", "profile", "--bundle", args.bundle, "--json", str(report_file)]
-        verb += ["--seconds", str(args.seconds), "--fps", str(args.fps)]
-        run = subprocess.Popen(verb, stdout=subprocess.DEVNULL)
-        began, memory = time.monotonic(), []
-        injected: list[tuple[str, float, float]] = []
-        settled, next_fault, turn = min(60.0, args.seconds / 4), min(args.every, 10.0), 0
-        while run.poll() is None:
-            t = time.monotonic() - began
-            if t > next_fault and t < args.seconds - 12:
-                name = list(FAULTS)[turn % len(FAULTS)]
-                start = time.monotonic()
-                FAULTS[name](run.pid)
-                injected.append((name, start, time.monotonic()))
-                turn, next_fault = turn + 1, t + args.every
-            if t > settled:
-                try:
-                    memory.append(resident_mb(run.pid))
-                except OSError:
-                    break
-            time.sleep(5.0 if args.seconds > 300 else 1.0)
-        code = run.wait()
-        report = json.loads(report_file.read_text()) if report_file.exists() else {}
-    changes = report.get("health", {}).get("changes", [])
-    zero = report.get("began_s", 0.0)
-    faults = [(name, round(a - zero, 2), round(b - zero, 2)) for name, a, b in injected]
-    wrong, unasked = judge(faults, changes)
-    end = report.get("health", {}).get("state", "none")
-    lowered = report.get("motor_exit_code") == 0
-    # The last samples are of a process that is tidying up.
-    growth = max(memory[:-5] or [0.0]) - (memory[0] if memory else 0.0)
-    result = {
-        "seconds": args.seconds,
-        "faults": faults,
-        "exit_code": code,
-        "wrong": wrong,
-        "unasked_holds_s": unasked,
-        "end": end,
-        "lowered": lowered,
-        "memory_growth_mb": round(growth, 2),
-        "deadline_misses": report.get("deadline_misses"),
-        "ticks": report.get("ticks"),
-        "motor_drift_ms": report.get("motor_drift_ms"),
-        "processors": report.get("processors"),
-        "changes": changes,
-    }
-    good = code == 0 and not wrong and not unasked and end in ("running", "degraded") and lowered
-    print(json.dumps({k: v for k, v in result.items() if k not in ("changes", "faults")}, indent=1))
-    arm = "lowered" if lowered else "NOT lowered"
-    right = len(faults) - len({w.partition(":")[0] for w in wrong})
+    r = found(args.seconds, soak(args.bundle, args.seconds, args.every, args.fps))
+    good = r["exit_code"] == 0 and not r["wrong"] and not r["unasked_holds_s"]
+    good = good and r["end"] in ("running", "degraded") and r["lowered"]
+    print(json.dumps({k: v for k, v in r.items() if k not in ("changes", "faults")}, indent=1))
+    right = len(r["faults"]) - len({w.partition(":")[0] for w in r["wrong"]})
     print(
-        f"{right} of {len(faults)} faults led to the right state, {len(unasked)} holds without a fault, at the end "
-        f"{end}, arm {arm}: "
-        f"{'good' if good else 'BAD'}"
+        f"{right} of {len(r['faults'])} faults led to the right state, {len(r['unasked_holds_s'])} holds without a "
+        f"fault, at the end {r['end']}, arm {'lowered' if r['lowered'] else 'NOT lowered'}: {'good' if good else 'BAD'}"
     )
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1))
+        args.json.write_text(json.dumps(r, indent=1))
     return 0 if good else 1
 
 

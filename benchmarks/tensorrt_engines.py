@@ -4,9 +4,9 @@ Builds the engines as `harmowam build` does, then, engine by engine, on the bund
 ONNX Runtime on the CPU (cosine of the centred outputs, largest difference and largest value); milliseconds of `run`
 with the CUDA graph and without; and of its halves, `start` (the processor is busy) and `wait` (it is free). Then the
 fast engine alone and beside the slow ones, which run without pause in threads of their own, on streams of low priority:
-once on the stream of high priority that it has on the robot and once on one of low priority, which shows what the
-priority is worth. On a GPU that these engines do not fill, the last two hardly differ. Exit code 1 when an engine
-strays or cannot be built.
+once on a stream of high priority, as on the robot, and once on one of low priority, which shows what the priority
+gains. On a GPU that these engines do not fill, the last two hardly differ. Exit code 1 when an engine differs from ONNX
+Runtime or cannot be built.
 """
 
 from __future__ import annotations
@@ -24,12 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.build import (
-    COSINE,
-    Options,
-    build,
-    observations,
-)
+from runtime.build import COSINE, Options, build, observations
 from runtime.bundle import Bundle, BundleError
 from runtime.engines.built import URGENT, built_engine, this_board
 from runtime.engines.onnx import EngineError, OrtEngine, centred_cosine

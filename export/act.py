@@ -40,7 +40,6 @@ from runtime.manifest import (
     Rates,
     Reactive,
 )
-from sim.tasks import ARM
 
 STAGES = ("act",)
 
@@ -70,9 +69,14 @@ class ActConfig:
     kl_weight: float = 10.0
     text_ngrams: int = 512
     text_dim: int = 32
-    joints: int = len(ARM.JOINTS)
     chunk: int = 16
     chunk_dt_s: float = 0.05
+
+
+SMALL = ActConfig(
+    channels=(8, 16, 24, 32), width=64, heads=4, feedforward=128, encoder_layers=1, style_layers=1, style=8
+)  # 0.2 M: for what is seen at a glance, trained within minutes
+SIZES = {"act": ActConfig(), "act-small": SMALL}
 
 
 @dataclass(frozen=True)
@@ -110,9 +114,10 @@ class Act(nn.Module):
     joints_mean: Tensor
     joints_std: Tensor
 
-    def __init__(self, cfg: ActConfig):
+    def __init__(self, cfg: ActConfig, joints: int):
+        """`joints`: how many the arm has, the jaw's included."""
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.joints = cfg, joints
         d = cfg.width
         sizes = (3, *cfg.channels)
         self.backbones = nn.ModuleDict(
@@ -127,7 +132,7 @@ class Act(nn.Module):
         self.text = nn.Linear(cfg.text_ngrams, cfg.text_dim)
         self.text_in, self.state_in, self.style_in = (
             nn.Linear(cfg.text_dim, d),
-            nn.Linear(cfg.joints, d),
+            nn.Linear(joints, d),
             nn.Linear(cfg.style, d),
         )
         self.place = nn.Parameter(torch.randn(1, tokens + 3, d) * 0.02)
@@ -135,14 +140,14 @@ class Act(nn.Module):
         self.encoder_norm = nn.LayerNorm(d)
         self.query = nn.Parameter(torch.randn(1, cfg.chunk, d) * 0.02)
         self.decoder = nn.ModuleList(_layer(cfg, nn.TransformerDecoderLayer) for _ in range(cfg.decoder_layers))
-        self.out = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, cfg.joints))
+        self.out = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, joints))
         # training only
-        self.style_action, self.style_state = nn.Linear(cfg.joints, d), nn.Linear(cfg.joints, d)
+        self.style_action, self.style_state = nn.Linear(joints, d), nn.Linear(joints, d)
         self.style_place = nn.Parameter(torch.randn(1, cfg.chunk + 2, d) * 0.02)
         self.style_encoder = nn.ModuleList(_layer(cfg, nn.TransformerEncoderLayer) for _ in range(cfg.style_layers))
         self.style_out = nn.Linear(d, 2 * cfg.style)
-        self.register_buffer("joints_mean", torch.zeros(cfg.joints))
-        self.register_buffer("joints_std", torch.ones(cfg.joints))
+        self.register_buffer("joints_mean", torch.zeros(joints))
+        self.register_buffer("joints_std", torch.ones(joints))
 
     def embed(self, grams: Tensor) -> Tensor:
         """Instruction embedding [B, text_dim]; at run time only looked up."""
@@ -204,7 +209,7 @@ class ActTrainer(Loop[Act]):
         if not len(self.rows):
             raise ActError("the dataset holds no demonstrations of tasks: collect some, or add --play.")
         torch.manual_seed(plan.seed)
-        model = Act(cfg)
+        model = Act(cfg, len(data.arm.JOINTS))
         targets = torch.from_numpy(data.action[self.rows])
         model.joints_mean.copy_(targets.mean(0))
         model.joints_std.copy_(targets.std(0).clamp_min(1e-2))
@@ -262,25 +267,25 @@ def samples_of(data: Demonstrations, count: int = 64) -> bytes:
 
 def save_act_bundle(model: Act, data: Demonstrations, out: Path, report: dict[str, Any]) -> None:
     """Write the baseline as a bundle of kind chunk: one FP32 engine; tasks, cameras and joints as in any bundle."""
-    c, model = model.cfg, model.cpu().eval()
+    c, arm, model = model.cfg, data.arm, model.cpu().eval()
     picture, instructions = (1, 3, c.image, c.image), data.task_instructions
-    inputs = {"front": picture, "wrist": picture, "text": (1, c.text_dim), "state": (1, c.joints)}
+    inputs = {"front": picture, "wrist": picture, "text": (1, c.text_dim), "state": (1, model.joints)}
     with torch.no_grad():
         grams = torch.from_numpy(np.stack([ngrams(s, c.text_ngrams) for s in instructions]))
         tasks = dict(zip(instructions, model.embed(grams).numpy(), strict=True))
     manifest = Manifest(
-        name=f"act-{ARM.NAME}",
+        name=f"act-{arm.NAME}",
         licence="Apache-2.0",
-        arm_family=ARM.NAME,
+        arm_family=arm.NAME,
         engines={"chunk": EngineFiles("onnx/chunk.onnx", {k: list(s) for k, s in inputs.items()}, ["chunk"])},
         preprocess=Preprocess([c.image, c.image], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
         cameras={k: v.to_json() for k, v in sorted(data.cameras.items())},
-        joints=[JointLimits(n, float(a), float(b)) for n, a, b in zip(ARM.JOINTS, ARM.LOWER, ARM.UPPER, strict=True)],
-        links=ARM.lengths,
+        joints=[JointLimits(n, float(a), float(b)) for n, a, b in zip(arm.JOINTS, arm.LOWER, arm.UPPER, strict=True)],
+        links=arm.lengths,
         tasks={k: [float(x) for x in v] for k, v in tasks.items()},
         rates=Rates(fast_hz=50.0, slow_hz=8.0, motor_hz=100.0),
         chunk=Chunk(c.chunk, round(c.chunk_dt_s * 1000)),
-        proprio=list(ARM.JOINTS),
+        proprio=list(arm.JOINTS),
         gate=Gate(on=1.0, off=1.0),
         reactive=Reactive(),
         quantization={"format": "fp32"},

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -30,10 +31,12 @@ from export.lerobot import (
     write_json,
     write_part,
 )
+from firmware_bridge.arms.family import Family
 from runtime.preprocess import Warp
 from sim.expert import Follower, joints_for, plan, plan_play
 from sim.phases import find_events, next_events
 from sim.tasks import ARM, CLOSED, TASKS, Layout, sample_layout
+from sim.trace import sample_start
 from sim.workers import spawned
 from sim.world import World
 
@@ -69,6 +72,15 @@ def after_a_miss(layout: Layout, rng: np.random.Generator) -> Layout:
     return dataclasses.replace(layout, start=start, jaw=CLOSED)
 
 
+class Script(Protocol):
+    """Tool poses and jaw [6]: `clean()` is the plan, `step(dt)` goes on and gives what is executed of it, and whether
+    it is over."""
+
+    def clean(self) -> np.ndarray: ...
+
+    def step(self, dt: float) -> tuple[np.ndarray, bool]: ...
+
+
 def record_episode(
     world: World,
     warps: Mapping[str, Warp],
@@ -80,9 +92,21 @@ def record_episode(
     """Play one episode on `world` from `layout`; returns its rows, and whether the instruction was fulfilled."""
     world.reset(layout)
     segments, text = plan_play(world, rng) if play else (plan(world, rng), layout.instruction)
-    follower = Follower(world, segments, rng)
-    every = round(CONTROL_HZ / rate_hz)
-    dt = 1.0 / CONTROL_HZ
+    return record_script(world, warps, Follower(world, segments, rng), joints_for, rate_hz, text, play)
+
+
+def record_script(
+    world: World,
+    warps: Mapping[str, Warp],
+    script: Script,
+    joints: Callable[[np.ndarray], np.ndarray],
+    rate_hz: float,
+    text: str,
+    play: bool = False,
+    control_hz: float = CONTROL_HZ,
+) -> tuple[Episode, bool]:
+    """What `script` has the arm of `world` do, to its end; `joints` makes joint goals [J] (rad) of its tool poses."""
+    layout, every, dt = world.layout, round(control_hz / rate_hz), 1.0 / control_hz
     images: dict[str, list[np.ndarray]] = {c: [] for c in VIEWS}
     state: list[np.ndarray] = []
     action: list[np.ndarray] = []
@@ -92,9 +116,9 @@ def record_episode(
             for c in VIEWS:
                 images[c].append(warps[c](world.render(c)).transpose(1, 2, 0).copy())
             state.append(world.measured)
-            action.append(joints_for(follower.clean()))
-        executed, done = follower.step(dt)
-        world.set_goals(joints_for(executed))
+            action.append(joints(script.clean()))
+        executed, done = script.step(dt)
+        world.set_goals(joints(executed))
         world.advance(dt)
         success = success or world.success()
         tick += 1
@@ -129,7 +153,9 @@ def _hold_to(folder: Path, asked: dict[str, int | float | str]) -> None:
     path = folder / ASKED
     if path.exists():
         try:
-            before = {"more": "nothing", **json.loads(path.read_text())}  # folders without an entry for `more`
+            before = json.loads(path.read_text())
+            if "more" in asked:  # folders without an entry for `more`
+                before = {"more": "nothing", **before}
         except ValueError as e:
             raise DataError(f"{path} cannot be read ({e}): collect into a new folder.") from e
         if before != asked:
@@ -191,19 +217,33 @@ def collect(
         )
     asked: dict[str, int | float | str] = {"episodes": episodes, "play": play, "seed": seed, "rate_hz": rate_hz}
     asked |= {"environment": environment, "more": " ".join(f"{t}={n}" for t, n in more.items()) or "nothing"}
+    return gather(folder, asked, _worker, [(p, seed, str(folder), rate_hz, environment) for p in parts], workers)
+
+
+def gather(
+    folder: Path,
+    asked: dict[str, int | float | str],
+    worker: Callable[[Any], tuple[int, int]],
+    everything: Sequence[tuple[Any, ...]],
+    workers: int | None,
+    arm: Family = ARM,
+) -> dict[str, int]:
+    """Have `worker` write what is not there yet of `everything` (a `Part` and what else the worker takes, one a file),
+    and make it a dataset of `arm`. Returns and raises as `collect`."""
     _hold_to(folder, asked)
-    jobs = [(p, seed, str(folder), rate_hz, environment) for p in parts if not part_exists(folder, p.number)]
+    jobs = [job for job in everything if not part_exists(folder, job[0].number)]
     if not jobs and (folder / "meta/info.json").exists():
         return {"kept": 0, "tried": 0}
     kept = tried = 0
     with (
         tqdm(total=sum(j[0].episodes for j in jobs), unit="episode") as bar,
     ):
-        for n, m in spawned(_worker, jobs, workers):
+        for n, m in spawned(worker, jobs, workers):
             kept, tried = kept + n, tried + m
             bar.update(n)
-    world = World(0)
-    finish(folder, rate_hz, ARM.LEROBOT[0], ARM.JOINTS, {c: policy_camera(world.camera(c)) for c in VIEWS})
+    world = World(layout=sample_start(np.random.default_rng(0), arm), arm=arm)
+    cameras = {c: policy_camera(world.camera(c)) for c in VIEWS}
+    finish(folder, float(asked["rate_hz"]), arm.LEROBOT[0], arm.JOINTS, cameras)
     world.close()
     return {"kept": kept, "tried": tried}
 
@@ -227,6 +267,7 @@ class Demonstrations:
     rate_hz: float
     state: np.ndarray  # float32[N,J], measured joint angles (rad, the maker's)
     action: np.ndarray  # float32[N,J], commanded
+    arm: Family = ARM
 
     @property
     def task_instructions(self) -> list[str]:
@@ -241,11 +282,12 @@ def load_demonstrations(
     rate_hz: float = Config.rate_hz,
     units: str | None = None,
     calibration: Mapping[str, Camera] | None = None,
+    arm: Family | None = ARM,
 ) -> Demonstrations:
-    """Read a LeRobotDataset of an SO-101, recorded by us or by lerobot (`export.lerobot.load`); raises DataError when
-    it cannot be used."""
-    data = load(folder, VIEWS, fps=rate_hz, cache=cache, units=units, calibration=calibration)
-    pose, target = (ARM.forward(x).astype(np.float32) for x in (data.state, data.action))
+    """Read a LeRobotDataset, written by us or recorded by lerobot (`export.lerobot.load`), of `arm` (None: of the arm
+    that it names); raises DataError when it cannot be used."""
+    data = load(folder, VIEWS, fps=rate_hz, cache=cache, units=units, calibration=calibration, arm=arm)
+    pose, target = (data.arm.forward(x).astype(np.float32) for x in (data.state, data.action))
     events = find_events(pose, target, data.last, data.fps)
     scenes = [str(t) for t in data.extra.get("task", [""] * len(data.tasks))]
     play = data.extra.get("play", np.zeros(len(data.tasks), int)).astype(bool)[data.episode]
@@ -265,4 +307,5 @@ def load_demonstrations(
         data.fps,
         data.state,
         data.action,
+        data.arm,
     )

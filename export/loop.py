@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from export.arithmetic import rounds_bf16
+from export.arithmetic import remember, remembered, rounds_bf16, take_up, workforce
 from export.checkpoint import CheckpointError
 from export.data import Demonstrations
 from export.log import Log
@@ -102,7 +102,7 @@ class Loop(Generic[Model]):
         self.stage, self.step, self.seconds = 0, 0, 0.0
         self._recent: list[dict[str, float]] = []  # losses at the last logged steps
         self.optimiser: torch.optim.Optimizer | None = None
-        self.bf16 = self._all(rounds_bf16(self.device)) if bf16 is None else bf16
+        self.bf16 = self._arithmetic() if bf16 is None else bf16
         digest = hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in self.initial.values())).hexdigest()[:16]
         everything = {
             **settings,
@@ -172,6 +172,17 @@ class Loop(Generic[Model]):
         dist.all_reduce(said, dist.ReduceOp.MIN)
         return bool(said)
 
+    def _arithmetic(self) -> bool:
+        """Whether to use bf16, as it was found when the run folder was created: another measurement may give another
+        answer."""
+        if self.state_path.exists():
+            return False  # the state has the answer
+        known = remembered(self.run)
+        bf16 = self._all(rounds_bf16(self.device) if known is None else known)
+        if known is None and self.rank == 0:
+            remember(self.run, bf16)
+        return bf16
+
     def _resume(self, bf16: bool | None) -> None:
         self._running: dict[str, dict[str, Tensor]] = {}
         if self.state_path.exists():
@@ -197,6 +208,7 @@ class Loop(Generic[Model]):
                 else:
                     self._running.setdefault(name, {})[kind] = value
             self.average.load_state_dict(self.model.state_dict())
+            take_up(about.get("workforce"), self.processes)
         if self.processes > 1:
             dist.barrier()  # all processes have read the state before one writes it
 
@@ -246,6 +258,7 @@ class Loop(Generic[Model]):
                 "step": self.step,
                 "seconds": self.seconds,
                 "bf16": self.bf16,
+                "workforce": workforce(self.processes),
             },
         )
 

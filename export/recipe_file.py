@@ -29,10 +29,12 @@ import torch
 from torch import Tensor
 
 from common.errors import Mendable
+from export.arithmetic import remember, remembered
 from export.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, write_file
 from export.config import Config
 from export.data import Demonstrations
 from export.labels import Labels
+from export.loop import leads
 from export.models import HarmoWam
 from export.state import MOMENTS, load_state, unpack_running
 from export.train import STAGES, Plan, normalise, train
@@ -254,8 +256,10 @@ def follow(recipe: Recipe, data: Demonstrations, run: Path, stages: Path | None 
             "of": step.steps,
             "seed": recipe.seed,
         }
-        plan = step.plan(recipe.seed, index, done)
+        plan = dataclasses.replace(step.plan(recipe.seed, index, done), bf16=remembered(run))
         note = train(data, run / step.name, out, plan, recipe.cfg, None, course.start(step), {"stage": about})
+        if remembered(run) is None and leads():
+            remember(run, bool(note["bf16"]))  # for the stages after it, on this machine or another
         if stages is not None:
             more = {"minutes": note["train_minutes"], "losses": note["losses"]}
             pack(stages / f"{step.name}.safetensors", weights_of(load_checkpoint(out)[0], step.part), about | more)

@@ -17,7 +17,9 @@ def baseline_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--play/--no-play", default=False, show_default=True, help="Train a baseline on play, too."),
         click.option(
-            "--baseline", type=click.Choice(["act"]), help="Train this instead of our model; --out is then a bundle."
+            "--baseline",
+            type=click.Choice(["act", "act-small"]),
+            help="Train this instead of our model, for whatever arm the dataset is of; --out is then a bundle.",
         ),
     ):
         command = option(command)
@@ -26,11 +28,11 @@ def baseline_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def train_baseline(data: Any, run: Path, out: Path, plan: ActPlan, baseline: str, play: bool) -> dict[str, Any]:
     """Train it and write its bundle to `out` (in the run's folder unless a bundle was named); returns what was done."""
-    from export.act import train_act
+    from export.act import SIZES, train_act
     from export.loop import leads
 
     out = run / f"{baseline}.bundle" if out.suffix == ".safetensors" else out
-    report = train_act(data, run, out, play, plan)
+    report = train_act(data, run, out, play, plan, SIZES[baseline])
     if leads():
         click.echo(f"{out}: {report['steps']} steps in {report['train_minutes']} min on {report['rows']} rows")
     return report

@@ -18,11 +18,14 @@ from harmowam.options import (
     bundle_option,
     engine_option,
     errors,
+    fps_option,
     json_option,
+    refuse_unused,
     robot_option,
     say,
     seed_option,
     with_engine,
+    with_fps,
     workers_option,
     write_json,
 )
@@ -75,6 +78,7 @@ def main() -> None:
 @click.option(
     "--episodes", type=click.IntRange(min=0), default=100, show_default=True, help="Demonstrations of each task."
 )
+@robot_option
 @click.option("--play", type=click.IntRange(min=0), default=1000, show_default=True, help="Task-agnostic episodes.")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all starts and disturbances."
@@ -98,6 +102,7 @@ def main() -> None:
 def collect(
     out: Path,
     episodes: int,
+    robot: str,
     play: int,
     seed: int,
     environment: str,
@@ -105,10 +110,22 @@ def collect(
     more: tuple[str, ...],
     json_path: Path | None,
 ) -> None:
-    """Record the scripted expert in simulation as a LeRobotDataset: demonstrations of the six tasks, and play."""
+    """Record the scripted expert in simulation as a LeRobotDataset: demonstrations of the six tasks, and play. An arm
+    that the tasks are not laid out for traces circles in the air, clockwise and counter-clockwise."""
     from export.data import collect
-    from sim.tasks import TASKS
+    from export.trace import collect_traces
+    from runtime.robot import load_robot
+    from sim.tasks import ARM, TASKS
 
+    described = load_robot(robot)
+    if not described.simulated:
+        raise UserError(f"the scripted expert drives simulated robots only: use --robot sim_{described.family.NAME}.")
+    if described.family.NAME != ARM.NAME:
+        refuse_unused(f"with a {described.family.NAME}, which traces circles", "play", "environment", "more")
+        result = collect_traces(out, described, episodes, seed, workers=workers)
+        click.echo(f"kept {result['kept']} of {result['tried']} episodes in {out}")
+        write_json(json_path, result)
+        return
     on_top: dict[str, int] = {}
     for item in more:
         task, _, count = item.partition("=")
@@ -135,6 +152,7 @@ def collect(
     "throughout.",
 )
 @engine_option
+@fps_option
 @click.option(
     "--record", type=click.Path(path_type=Path), help="Folder for the run's log (run.mcap), config, report and film."
 )
@@ -157,6 +175,7 @@ def run(
     seed: int,
     policy: str | None,
     engine: str | None,
+    fps: float | None,
     record: Path | None,
     fault: tuple[str, ...],
     log: Path | None,
@@ -175,7 +194,7 @@ def run(
         raise UserError("--fault acts on the virtual servo bus only: use --robot sim_so101.")
     for f in fault:
         parse(f)
-    described = with_engine(load_robot(robot), engine)
+    described = with_fps(with_engine(load_robot(robot), engine), fps)
     with contextlib.nullcontext() if record is None else reported(bundle, record, say):
         done = live(
             bundle,

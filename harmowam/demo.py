@@ -10,7 +10,7 @@ from typing import Any
 
 from harmowam.failed import reported
 from harmowam.live import live, make_folder
-from harmowam.options import UserError, with_engine
+from harmowam.options import ROBOT, UserError, with_engine
 from runtime.observe.report import write_report
 from runtime.robot import load_robot
 
@@ -35,7 +35,7 @@ def demo(
                 "the shipped checkpoint could not be exported: mend what is said above, then start the demo again."
             )
     say("2 of 3: run the two-rate loop against the simulated arm, in real time")
-    robot = with_engine(load_robot("sim_so101"), engine)
+    robot = with_engine(load_robot(ROBOT), engine)
     with reported(bundle, out, say):
         done = live(bundle, robot, task, seconds, seed=seed, record=out, stop_at_success=True, say=say)
     say("3 of 3: report")

@@ -21,7 +21,7 @@ MARKS = {"ok": "  ok  ", "warn": " warn ", "bad": " BAD  "}
 def doctor(robot: str, strict: bool, json_path: Path | None) -> None:
     """Check engines, servo port, cameras, real-time rights, clocks and storage. Exit code 1 when something will not
     work."""
-    from runtime.doctor import examine
+    from runtime.doctor.examine import examine
     from runtime.robot import load_robot
 
     findings = examine(load_robot(robot))

@@ -275,7 +275,7 @@ def _drive(run: _Run, driver: Driver, session: ArmSession, seconds: float, stop_
     state_slot = session.wait_for_state()
     session.armed = True  # the arm may be energised from here on
     try:
-        driver.arm(state_slot)
+        driver.enable_torque(state_slot)
         driver.run(seconds, until)
     finally:
         run.report.update(_seen(driver, run.robot, session.slots, ticks))

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import os
 import sys
 import traceback
@@ -147,7 +148,27 @@ engine_option = click.option(
     help="What networks run on (default: the robot file's [compute], else auto: TensorRT if built for this board, "
     "else the CPU).",
 )
-robot_option = click.option("--robot", default="sim_so101", show_default=True, help="A shipped robot or a robot file.")
+ROBOT = "sim_so101"  # where none is named
+robot_option = click.option("--robot", default=ROBOT, show_default=True, help="A shipped robot or a robot file.")
+
+
+fps_option = click.option(
+    "--fps",
+    type=click.FloatRange(1, 1000),
+    help="Rate of a simulated robot's cameras and of the fast loop (default: the robot file's).",
+)
+
+
+def with_fps(robot: Robot, fps: float | None, camera_fps: float | None = None) -> Robot:
+    """`robot`, a simulated one, at the rates that the command line names, where it names any; raises UserError."""
+    if fps is None and camera_fps is None:
+        return robot
+    if not robot.simulated:
+        raise UserError("--fps and --camera-fps are for a simulated robot: set the rates in the robot file.")
+    if math.isnan((fps or 0.0) + (camera_fps or 0.0)):  # a range lets it pass
+        raise UserError("--fps and --camera-fps must be numbers: correct them.")
+    cameras = {k: dataclasses.replace(c, fps=camera_fps or fps or c.fps) for k, c in robot.cameras.items()}
+    return dataclasses.replace(robot, fast_hz=fps or robot.fast_hz, cameras=cameras)
 
 
 def refuse_unused(mode: str, *names: str) -> None:

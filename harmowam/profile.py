@@ -3,11 +3,9 @@ run."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,13 +15,18 @@ from harmowam.options import (
     bundle_option,
     engine_option,
     errors,
+    fps_option,
     json_option,
     robot_option,
     say,
     seed_option,
     with_engine,
+    with_fps,
     write_json,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def print_timing(report: dict[str, Any]) -> None:
@@ -69,7 +72,7 @@ def _print_comparison(compared: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """An earlier profile, read before the arm moves and not after; raises UserError."""
+    """An earlier profile; raises UserError. Call it before the arm moves."""
     from common.schema import Malformed
     from runtime.observe.profile import read_report
 
@@ -93,6 +96,22 @@ def _injected(items: tuple[str, ...], stages: tuple[str, ...]) -> dict[str, floa
     return out
 
 
+def _write_folder(
+    out: Path,
+    report: dict[str, Any],
+    tracks: dict[str, dict[str, np.ndarray]],
+    compared: dict[str, Any] | None,
+) -> None:
+    """profile.html, profile.json and trace.json; `tracks` as from `runtime.loop.timing.tracks`."""
+    from runtime.observe.profile_page import page
+    from runtime.observe.trace import write_perfetto
+
+    write_perfetto(out / "trace.json", tracks)
+    write_whole(out / "profile.html", page(report, tracks, compared))
+    write_json(out / "profile.json", report)
+    click.echo(f"page: {out / 'profile.html'}, trace for ui.perfetto.dev: {out / 'trace.json'}")
+
+
 @click.command(short_help="Where each millisecond goes.")
 @bundle_option
 @robot_option
@@ -101,11 +120,7 @@ def _injected(items: tuple[str, ...], stages: tuple[str, ...]) -> dict[str, floa
 @click.option("--port", help="Serial port (default: the robot file's).")
 @seed_option
 @engine_option
-@click.option(
-    "--fps",
-    type=click.FloatRange(1, 1000),
-    help="Rate of a simulated robot's cameras and of the fast loop (default: the robot file's).",
-)
+@fps_option
 @click.option("--camera-fps", type=click.FloatRange(1, 1000), help="Rate of a simulated robot's cameras alone.")
 @click.option(
     "--inject", multiple=True, metavar="STAGE=MS", help="What if this stage took so much longer? Really waits."
@@ -147,20 +162,11 @@ def profile(
     from runtime.bundle import Bundle
     from runtime.loop.timing import tracks
     from runtime.observe.profile import board, compare, hints
-    from runtime.observe.profile_page import page
-    from runtime.observe.trace import write_perfetto
     from runtime.policies import kind_of
     from runtime.robot import load_robot
 
     other = None if against is None else _read(against)
-    described = with_engine(load_robot(robot), engine)
-    if fps is not None or camera_fps is not None:
-        if not described.simulated:
-            raise UserError("--fps and --camera-fps are for a simulated robot: set the rates in the robot file.")
-        if math.isnan((fps or 0.0) + (camera_fps or 0.0)):  # a range lets it pass
-            raise UserError("--fps and --camera-fps must be numbers: correct them.")
-        cameras = {k: dataclasses.replace(c, fps=camera_fps or fps or c.fps) for k, c in described.cameras.items()}
-        described = dataclasses.replace(described, fast_hz=fps or described.fast_hz, cameras=cameras)
+    described = with_fps(with_engine(load_robot(robot), engine), fps, camera_fps)
     injected = _injected(inject, kind_of(Bundle.load(bundle)).stages) if inject else {}
     if out is not None:
         make_folder(out, "--out")
@@ -190,10 +196,6 @@ def profile(
         report["against"] = {"file": str(against), "verdict": compared["verdict"], "worse": compared["worse"]}
     write_json(json_path, report)
     if out is not None:
-        found = tracks(done.driver)
-        write_perfetto(out / "trace.json", found)
-        write_whole(out / "profile.html", page(report, found, compared))
-        write_json(out / "profile.json", report)
-        click.echo(f"page: {out / 'profile.html'}, trace for ui.perfetto.dev: {out / 'trace.json'}")
+        _write_folder(out, report, tracks(done.driver), compared)
     if compared is not None and compared["verdict"] == "worse":
         sys.exit(1)

@@ -82,14 +82,16 @@ def changed(plan: PlanT, stages: Sequence[str], names: Sequence[str]) -> PlanT:
     return plan
 
 
-def read(dataset: Path, run: Path, units: str | None, cameras: Path | None) -> Demonstrations:
+def read(dataset: Path, run: Path, units: str | None, cameras: Path | None, any_arm: bool = False) -> Demonstrations:
     """Read the dataset; its decoded pictures stay in the run's folder, where a resumed run and other processes find
-    them."""
+    them. `any_arm`: accept any arm, not only the one that our model is made for."""
     from export.data import load_demonstrations
     from export.lerobot import read_cameras
+    from sim.tasks import ARM
 
     calibration = read_cameras(cameras) if cameras else None
-    return load_demonstrations(dataset, run / "pictures", units=units, calibration=calibration)
+    arm = None if any_arm else ARM
+    return load_demonstrations(dataset, run / "pictures", units=units, calibration=calibration, arm=arm)
 
 
 def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path | None, only_snapshot: bool) -> None:
@@ -207,7 +209,7 @@ def train(
     if text_encoder is not None:
         encode = hugging_face(text_encoder)
         cfg = dataclasses.replace(cfg, text_encoder=encode.name, text_ngrams=encode.size)
-    data = read(dataset, run_folder, units, cameras)
+    data = read(dataset, run_folder, units, cameras, any_arm=bool(baseline["baseline"]))
     if baseline["baseline"]:
         data = with_other_tables(data, tables, seed, cfg)
         report = train_baseline(data, run_folder, out, act_plan, **baseline)

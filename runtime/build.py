@@ -30,8 +30,8 @@ COSINE = 0.99  # against ONNX Runtime, node by node
 @dataclass(frozen=True)
 class Options:
     """How to build. `memory_mb` bounds the builder's workspace: 1 GiB leaves an 8 GB board room to live. `tf32`:
-    float32 layers on the tensor cores, as `export/roofline.py` reckons; TensorRT's own default, which Polygraphy turns
-    off unless it is asked for."""
+    float32 layers on the tensor cores, as `export/roofline.py` assumes; it is TensorRT's default, but Polygraphy turns
+    it off unless asked."""
 
     memory_mb: int = 1024
     builds: int = 2
@@ -153,7 +153,7 @@ def build(bundle: Bundle, options: Options, say: Callable[[str], None] = lambda 
             for attempt in range(options.builds):
                 say(f"{name}: build {attempt + 1} of {options.builds}")
                 trial = partial / f"{name}.trial"
-                # A cache that is read back repeats its choice of tactics: only the last build writes it.
+                # A build that reads a cache repeats its tactics: only the last build writes the cache that is kept.
                 cache = partial / ("timing.cache" if attempt == options.builds - 1 else f"{name}.{attempt}.cache")
                 trial.write_bytes(build_engine(source, cache, options))
                 cosines, ms = compare(trial, source, feeds[name], options.version_compatible)
@@ -181,7 +181,7 @@ def build(bundle: Bundle, options: Options, say: Callable[[str], None] = lambda 
                 os.fsync(f.fileno())
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-        # What was built last is what runs, of either kind.
+        # The engines that were built last run: remove those of the other kind.
         shutil.rmtree(target.with_name(board.key(not options.version_compatible)), ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The bundle: the only thing that goes to the robot. Reading it checks everything; writing it is atomic and repeatable.
+"""The bundle: the only thing that goes to the robot. Loading checks all of it; saving is atomic and repeatable.
 
 Layout: `manifest.json`, `onnx/*.onnx`, `samples.npz` (all hashed), `reports/` (measurements, outside the hashes).
 """
@@ -76,7 +76,7 @@ class Bundle:
         return cls(path, manifest)
 
     @property
-    def arm(self) -> Family:
+    def family(self) -> Family:
         """The arm family, with the link lengths, that the bundle was made for."""
         return FAMILIES[self.manifest.arm_family].with_links(self.manifest.links)
 
@@ -165,7 +165,7 @@ def _old(out: Path) -> Path:
 
 
 def check_replaceable(out: Path) -> None:
-    """Raise BundleError unless `out` is free, an empty folder or a bundle: `save_bundle` takes away what is there."""
+    """Raise BundleError unless `out` is free, an empty folder or a bundle: `save_bundle` removes what is there."""
     if out.exists() and not (out / "manifest.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise BundleError(f"{out} is there and is no bundle: name another --out, for it would be replaced.")
     try:
@@ -201,7 +201,7 @@ def save_bundle(out: Path, manifest: Manifest, files: dict[str, Path], reports: 
             with open(file, "rb+") as f:
                 os.fsync(f.fileno())
     old = _old(out)
-    if out.exists():  # else what an interrupted write left at `old` is all there is
+    if out.exists():  # else the bundle that an interrupted write left at `old` is the only one
         shutil.rmtree(old, ignore_errors=True)
         out.rename(old)
     partial.rename(out)

@@ -1,5 +1,5 @@
-"""What engines and pre-processing run on: what a robot file or the command line asks for, and what this machine and the
-bundle have."""
+"""What engines and pre-processing run on: chosen from what a robot file or the command line asks for and what this
+machine and the bundle have."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Observation:
     frames: dict[str, np.ndarray]
     q_rad: np.ndarray  # float32[J]
     qd_rad_s: np.ndarray  # float32[J]
-    seq: int = 0
+    number: int = 0  # of the fast step that took it
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Prior:
     t_capture_ns: int
     t_ready_ns: int
     task: str
-    tokens: np.ndarray  # float32[N,D]; empty where the policy has none, as `future`
+    tokens: np.ndarray  # float32[N,D]; empty where the policy has none, as `future`. Only `runtime.observe` reads them
     future: np.ndarray  # float32[H,C,h,w] predicted latents: the predicted visual evolution
     chunk: np.ndarray  # float32[K,A]
     grid_ns: np.ndarray  # int64[K]
-    seq: int = 0
+    number: int = 0  # counts the Priors of a run from 1
     space: str = "tool"
 
 

@@ -1,4 +1,4 @@
-"""The manifest of a bundle, as declared: what may stand in it, and what must fit what.
+"""The manifest of a bundle as declared shapes: what it may hold, and which fields must fit each other.
 
 The ranges are what an arm on a desk and a policy for it can have; damage that stays within them is found by the hashes
 of the files only.
@@ -14,7 +14,7 @@ from calibration.camera import CalibrationError, Camera
 from common.schema import Name, Shape, Text
 from firmware_bridge.arms import FAMILIES, beyond
 
-SCHEMA = 2  # 2: the mean and spread of action chunks, which plans are gone on from
+SCHEMA = 2  # 2: mean and spread of action chunks, for the warm start
 LINK_SLACK = 0.03  # m: an arm of a family is built to its drawings, and a tool tip may be a little longer
 TENSORS = {  # what the HarmoWAM policy feeds to each engine and reads from it
     "world_model": ({"front", "text", "proprio", "noise"}, {"latent", "tokens", "future"}),
@@ -65,8 +65,8 @@ class JointLimits(Shape, frozen=True):
 
 
 class Chunk(Shape, frozen=True, omit_defaults=True):
-    """Targets of a plan, `dt_ms` apart, and mean and spread of each in training: [steps][width], nothing where no plan
-    is gone on from."""
+    """Targets of a plan, `dt_ms` apart, and mean and spread of each in training, [steps][width]: empty for a policy
+    without a warm start."""
 
     steps: Annotated[int, Meta(ge=1, le=1000)]
     dt_ms: Annotated[int, Meta(ge=5, le=1000)]

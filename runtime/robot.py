@@ -50,7 +50,7 @@ class CameraConfig:
 
 @dataclass(frozen=True)
 class Robot:
-    """Everything about one robot that is not learnt."""
+    """Everything about one robot that is not learned."""
 
     name: str
     path: Path
@@ -65,8 +65,7 @@ class Robot:
     compute: Compute = field(default_factory=Compute)
 
 
-# The ranges are what an arm on a desk can have: wide enough for any that we know of, narrow enough to catch a slip of
-# the pen.
+# The ranges are those of arms on a desk: wide enough for every arm that we know of, narrow enough to find a misprint.
 Seconds = Annotated[float, Meta(ge=0.05, le=10)]
 Lag = Annotated[float, Meta(ge=0.02, le=1.6)]  # rad
 Angle = Annotated[float, Meta(ge=-6.2832, le=6.2832)]  # rad
@@ -227,7 +226,7 @@ class RobotFile(Shape, frozen=True):
 def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
     """A shipped robot by name ("sim_so101", "so101") or any robot file by path.
 
-    `calibrated` False leaves the joint calibration that it names aside (for who makes one). Raises RobotError, or
+    `calibrated` False ignores the joint calibration that it names (for programs that make one). Raises RobotError, or
     CalibrationError for its joint calibration.
     """
     try:

@@ -24,11 +24,12 @@ from runtime.bundle import Bundle, sha256
 from runtime.contracts import Observation
 from runtime.policies import FastStep, SlowStep, kind_of, mode_of, open_policy
 from runtime.policies import harmowam as ours
+from runtime.robot import load_robot
 from sim.expert import plan
 from sim.phases import find_events, interaction
 from sim.plant import virtual_motor
 from sim.score import Score
-from sim.tasks import REST_S, TASKS, Layout, sample_layout
+from sim.tasks import ARM, REST_S, TASKS, Layout, sample_layout
 from sim.true_future import TrueFutureStep
 from sim.virtual_time import Episode, Schedule, run_episode
 from sim.workers import spawned
@@ -116,7 +117,7 @@ def _drive_as(policy: str, fast: FastStep, oracle: Callable[[], float]) -> None:
     if isinstance(fast, ours.FastStep):
         fast.policy = ACTS_AS.get(policy, policy)
         fast.other_gate = oracle if policy == "oracle" else None
-        fast.listens = fast.policy != "predictive"
+        fast.uses_pictures = fast.policy != "predictive"
 
 
 def start_of(world: World, job: Job) -> Layout:
@@ -234,6 +235,7 @@ def _refuse_unfit(policy: str, path: Path, shared: bool, texts: Sequence[str]) -
             "by itself."
         )
     bundle = Bundle.load(path)
+    bundle.check_arm(ARM.NAME, load_robot(f"sim_{ARM.NAME}").path)
     kind_of(bundle)
     for text in texts:
         bundle.task(text)

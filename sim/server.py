@@ -28,6 +28,7 @@ from firmware_bridge.virtual.bus import PtyBus, SocketBus
 from firmware_bridge.virtual.faults import parse as parse_fault
 from runtime.cameras.frames import FrameWriter, frames_path
 from runtime.robot import load_robot
+from sim.tasks import ARM
 
 # A process that starts the simulator or reads its truth needs no MuJoCo: only the two processes below load it.
 
@@ -38,13 +39,19 @@ from runtime.robot import load_robot
 # early waits for that instant; one that is rendered late is handed over late.
 TRANSFER_NS = 8_000_000
 TRUTH_SLOT = "truth.slot"
-ROBOT = "sim_so101"  # unless another one is named
+ROBOT = f"sim_{ARM.NAME}"  # unless another one is named
 _TRUTH = struct.Struct("<qqdB63s")  # time, first success (0: none yet), simulated seconds, success now, failures so far
 SCORE_EVERY = 10  # servo periods between two judgements: 25 per second, like an evaluation's camera
 
 
 class SimulatorError(Mendable):
     """A simulator that does not start; one sentence and the next step."""
+
+
+def _command(slots: Path, robot: str, seed: int, task: str | None, fps: float) -> list[str]:
+    """This module as a process."""
+    words = ["--slots", str(slots), "--robot", robot, "--seed", str(seed), "--fps", str(fps)]
+    return [sys.executable, "-m", "sim.server", *words, *(["--task", task] if task else [])]
 
 
 def serve(
@@ -64,7 +71,8 @@ def serve(
     """
     from sim.plant import servos
     from sim.score import Score
-    from sim.tasks import sample_layout
+    from sim.tasks import TASKS
+    from sim.trace import FAILURE, sample_start
     from sim.world import SERVO_DT, World
 
     parent = os.getppid()
@@ -73,25 +81,11 @@ def serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     rng = np.random.default_rng([seed, 7])
     described = load_robot(robot)
-    world = World(layout=sample_layout(rng, task), arm=described.family)
+    world = World(layout=sample_start(rng, described.family, task), arm=described.family)
     truth = SlotWriter(slots / TRUTH_SLOT, _TRUTH.size + world.visible.nbytes)
     for name in ("front", "wrist"):
         (slots / f"{name}.json").write_text(json.dumps(world.camera(name).to_json()))
-    command = [
-        sys.executable,
-        "-m",
-        "sim.server",
-        "--cameras",
-        "--slots",
-        str(slots),
-        "--robot",
-        robot,
-        "--seed",
-        str(seed),
-        "--fps",
-        str(fps),
-    ]
-    cameras = subprocess.Popen(command + (["--task", task] if task else []))
+    cameras = subprocess.Popen([*_command(slots, robot, seed, task, fps), "--cameras"])
     prefer(SIM_SERVO_PRIORITY)
     made, baud, where = servos(world, described.arm), described.arm.baud, slots / "servo-bus"
     bus = PtyBus(made, baud, link=where) if terminal else SocketBus(made, where, baud)
@@ -99,7 +93,8 @@ def serve(
     real_time()
     ticker = Ticker(1 / SERVO_DT)
     began = time.monotonic_ns()
-    score, failure, first_success = Score(world), b"", 0
+    score = Score(world) if world.layout.task in TASKS else None
+    failure, first_success = FAILURE.encode(), 0
     announced, looks = False, 0
     pending = [parse_fault(f) for f in faults]
     while not stop and os.getppid() == parent and cameras.poll() is None:
@@ -109,9 +104,11 @@ def serve(
             for name, seconds in pending:
                 bus.bus.faults.inject(name, now + int(seconds * 1e9))
             pending = []
-        success = world.success()
+        success = world.success() or (
+            score is None and first_success > 0
+        )  # what was traced leaves nothing that could be undone
         first_success = first_success or (now if success else 0)
-        if looks % SCORE_EVERY == 0:
+        if score is not None and looks % SCORE_EVERY == 0:
             failure = score.told(score.watch(now)).encode()
             score.pose.clear()  # unused, and a simulator may run for days
         looks += 1
@@ -128,12 +125,13 @@ def serve(
 def serve_cameras(slots: Path, robot: str, seed: int, task: str | None, fps: float) -> int:
     """Render the newest truth at `fps` into camera slots, stamped with the time of that truth, handed over
     `TRANSFER_NS` after the tick (at more than 100 fps sooner: within 0.8 of the period)."""
-    from sim.tasks import sample_layout
+    from sim.trace import sample_start
     from sim.world import CAMERA_SIZE, World
 
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    world = World(layout=sample_layout(np.random.default_rng([seed, 7]), task), arm=load_robot(robot).family)
+    arm = load_robot(robot).family
+    world = World(layout=sample_start(np.random.default_rng([seed, 7]), arm, task), arm=arm)
     truth = SlotReader(slots / TRUTH_SLOT)
     width, height = CAMERA_SIZE
     writers: dict[str, FrameWriter] = {}
@@ -185,20 +183,7 @@ def start(
     slots.mkdir(parents=True, exist_ok=True)
     for name in ("front", "wrist"):
         frames_path(slots, name).unlink(missing_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "sim.server",
-        "--slots",
-        str(slots),
-        "--robot",
-        robot,
-        "--seed",
-        str(seed),
-        "--fps",
-        str(fps),
-    ]
-    command += [*(["--task", task] if task else []), *(x for f in faults for x in ("--fault", f))]
+    command = [*_command(slots, robot, seed, task, fps), *(x for f in faults for x in ("--fault", f))]
     command += [] if terminal else ["--socket"]
     # A session of its own: Ctrl-C goes to the parent only, which ends the simulator; a child that is still importing
     # would print a traceback.
@@ -220,7 +205,7 @@ def start(
 
 
 def main() -> int:
-    from sim.tasks import INSTRUCTIONS
+    from sim import tasks, trace
 
     parser = argparse.ArgumentParser(
         description="Simulated arm: MuJoCo, servo bus on a pseudo-terminal, cameras in slots."
@@ -228,7 +213,9 @@ def main() -> int:
     parser.add_argument("--slots", type=Path, required=True, help="folder for slots and calibration files")
     parser.add_argument("--robot", default=ROBOT, help="a shipped simulated robot, or the file of one")
     parser.add_argument("--seed", type=int, default=0, help="start layout")
-    parser.add_argument("--task", choices=list(INSTRUCTIONS), help="instruction; default: drawn from the seed")
+    parser.add_argument(
+        "--task", choices=[*tasks.INSTRUCTIONS, *trace.INSTRUCTIONS], help="instruction; default: drawn from the seed"
+    )
     parser.add_argument("--fps", type=float, default=50.0)
     parser.add_argument("--fault", action="append", default=[], help="NAME@SECONDS after the torque went on")
     parser.add_argument(

@@ -153,7 +153,7 @@ class Layout:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        return TASKS[self.task].instructions.get(self.instruction, ())
+        return TASKS[self.task].instructions.get(self.instruction, ()) if self.task in TASKS else ()
 
 
 def _spot(rng: np.random.Generator, region: Region) -> np.ndarray:

@@ -64,7 +64,7 @@ class TrueFutureStep:
 
     def __init__(self, slow: SlowStep, world: World, ghost: World):
         self.slow, self.world, self.ghost = slow, world, ghost
-        self.seq, self.task = slow.seq, slow.task
+        self.priors_made, self.task = slow.priors_made, slow.task
 
     def set_task(self, task: str) -> None:
         self.slow.set_task(task)
@@ -80,11 +80,11 @@ class TrueFutureStep:
         """The front picture as the tokeniser's latent, float32[C,h,w]."""
         s = self.slow
         feeds = {"front": s.views(obs)["front"], "text": s.text, "noise": s.world_noise}
-        return s.world.run({**feeds, "proprio": proprio(s.arm.forward(obs.q_rad))[None]})["latent"][0].copy()
+        return s.world.run({**feeds, "proprio": proprio(s.family.forward(obs.q_rad))[None]})["latent"][0].copy()
 
     def step(self, now_ns: int, obs: Observation) -> Prior:
         prior = self.slow.step(now_ns, obs)
-        self.seq = prior.seq
+        self.priors_made = prior.number
         go_on(self.ghost, self.world)
         segments = remaining(self.ghost)
         event = min(max(next_event_s(segments), DT), MOST_S)

@@ -89,7 +89,7 @@ class _Virtual:
 
     def camera(self, _: object) -> None:
         self.frames += 1
-        seen = self.fast.listens or self.next_slow < self.now + self.frame_ns
+        seen = self.fast.uses_pictures or self.next_slow < self.now + self.frame_ns
         pictures = {"front": self.world.render("front"), "wrist": self.world.render("wrist")} if seen else {}
         self.obs = Observation(self.now, pictures, self.state.q_rad, self.state.qd_rad_s, self.frames)
         self.out.ended = self.watch(self.now, self.obs) if self.watch is not None else ""

@@ -1,12 +1,17 @@
-"""What tests share: reruns on a busy machine, and one INT8 bundle of the shipped checkpoint per session."""
+"""What tests share: reruns on a busy machine, when a skip fails, and one INT8 bundle of the shipped checkpoint per
+session."""
 
+import json
 import os
 from functools import partial
 
 import hypothesis
 import pytest
 
+from tests.once import once
 from tests.witness import Witness
+
+pytest_plugins = ["tests.skips"]
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # must be set before anything imports mujoco
 
@@ -19,6 +24,13 @@ WITNESS = pytest.StashKey[Witness]()
 ABSENT_S = pytest.StashKey[float]()
 
 
+def pytest_itemcollected(item):
+    """Virtual servos and films stand in for hardware in real time."""
+    if "bench" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("wall_clock"):
+        item.add_marker("wall_clock")
+
+
+@pytest.hookimpl(trylast=True)  # after -m has left out what is not to run
 def pytest_collection_modifyitems(config, items):
     """A test on the wall clock that fails while the machine held back its processors counts for nothing: it runs again,
     twice at most, and the summary lists it. One that fails on a machine that kept its time has failed."""
@@ -49,8 +61,9 @@ def exported(tmp_path_factory):
     from export.bundle import export_bundle
     from export.plan import Plan
 
-    path = tmp_path_factory.mktemp("bundle") / "so101.bundle"
-    return path, export_bundle(Plan(), path, timed=False)
+    path = once(tmp_path_factory, "shipped", lambda folder: export_bundle(Plan(), folder / "so101.bundle", timed=False))
+    bundle = path / "so101.bundle"
+    return bundle, json.loads((bundle / "reports" / "parity.json").read_text())
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from common.clock import prefer
 from common.errors import Mendable
 from common.slots import SlotError, SlotReader, memory_folder
 from firmware_bridge.motion.endings import ENDED, Ending, Exit
@@ -115,13 +116,18 @@ class Run:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def state(self):
+        newest = self.newest()
+        return newest and newest.safety
+
+    def newest(self):
+        """The motor process's newest state; None before the first."""
         for folder in Path(memory_folder() or tempfile.gettempdir()).glob(f"harmowam-{self.process.pid}-*"):
             try:
                 got = SlotReader(folder / STATE_SLOT).read()
             except SlotError:
                 continue
             if got is not None:
-                return JointState.unpack(got[0]).safety
+                return JointState.unpack(got[0])
         return None
 
     def wait_for(self, safety):
@@ -167,6 +173,27 @@ def test_guard_and_motor_process_that_are_killed_while_the_policy_lives(bench, b
     assert code == 8 and bench.torque() == [1] * 6
     assert "error: the arm is energised and nobody drives it: switch it off." in said
     assert "the guard took the arm over" not in said
+
+
+def test_a_run_that_is_killed_in_flight_leaves_an_arm_that_is_held_within_a_tenth_of_a_second_and_then_lowered(
+    bench, bundle
+):
+    run = Run(bench, bundle, LONG)
+    run.wait_for(SafetyState.ACTIVE)
+    prefer(3)  # look in time
+    run.process.kill()
+    killed_ns = time.monotonic_ns()
+    while (held := run.newest()).safety != SafetyState.HOLD:
+        assert time.monotonic_ns() - killed_ns < 5e9, held.safety
+        time.sleep(0.002)
+    prefer(0)
+    assert (held.t_ns - killed_ns) * 1e-9 <= 0.1 and bench.torque() == [1] * 6
+    run.process.communicate()
+    deadline = time.monotonic() + 15
+    while bench.torque() != [0] * 6:
+        assert time.monotonic() < deadline, run.newest()
+        time.sleep(0.02)
+    assert run.state() == SafetyState.SAFE_STOP
 
 
 @pytest.mark.parametrize("interrupted", [False, True])

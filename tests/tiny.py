@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from firmware_bridge.arms.family import Family
 from firmware_bridge.arms.so101 import FAMILY as so101
 from runtime.bundle import save_bundle
 from runtime.manifest import (
@@ -137,7 +138,7 @@ def tiny_bundle(folder: Path, gate: float = 0.1) -> Path:
 def tiny_chunk_bundle(
     folder: Path, targets: np.ndarray, dt_ms: int = 50, inputs: dict[str, list[int]] = CHUNK_INPUTS, **differs: Any
 ) -> Path:
-    """A bundle of kind chunk whose engine always plans the joint angles `targets` [K,6] (rad)."""
+    """A bundle of kind chunk whose engine always plans the joint angles `targets` [K,J] (rad)."""
     chunk = np.asarray(targets, np.float32)[None]
     fields: dict[str, Any] = {
         "name": "tiny-chunk",
@@ -149,3 +150,9 @@ def tiny_chunk_bundle(
         **differs,
     }
     return save_tiny(folder, {"chunk": inputs}, {"chunk": {"chunk": chunk}}, **fields)
+
+
+def of_arm(arm: Family) -> dict[str, Any]:
+    """What differs in a manifest for another arm."""
+    joints = [JointLimits(n, float(a), float(b)) for n, a, b in zip(arm.JOINTS, arm.LOWER, arm.UPPER, strict=True)]
+    return {"arm_family": arm.NAME, "joints": joints, "links": arm.lengths, "proprio": list(arm.JOINTS)}

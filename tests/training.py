@@ -40,6 +40,7 @@ if __name__ == "__main__":
     from harmowam.cli import main
 
     torch.set_num_threads(1)
+    export.loop.rounds_bf16 = lambda device: False  # type: ignore[attr-defined]
     export.loop.SAVE_EVERY_S, export.loop.ROUND_EVERY = 0.0, 4
     export.config.Config = lambda: SMALL  # type: ignore[misc,assignment]  # the command asks for it by this name
     main()

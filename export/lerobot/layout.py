@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from calibration.camera import Camera
 from common.errors import Mendable
 from common.files import write_whole
+from firmware_bridge.arms.family import Family
 
 VERSION = "v3.0"
 # version of meta/harmowam.json: 2 = joint angles as the maker counts them; 1 = pan and roll mirrored, jaw shut at 0
@@ -37,8 +38,8 @@ class DataError(Mendable):
 class Episode:
     """One demonstration of T rows at the dataset's rate.
 
-    `images`: camera name -> uint8[T,H,W,3] (RGB); `state`: float32[T,6] measured joint positions and `action`:
-    float32[T,6] joint goals, rad, gripper last; `task`: the instruction; `extra`: further columns, one value per name
+    `images`: camera name -> uint8[T,H,W,3] (RGB); `state`: float32[T,J] measured joint positions and `action`:
+    float32[T,J] joint goals, rad, gripper last; `task`: the instruction; `extra`: further columns, one value per name
     for the episode.
     """
 
@@ -54,14 +55,15 @@ class Dataset:
     """All N rows of a dataset, one episode after the other, in memory (pictures may be a read-only memory map)."""
 
     images: dict[str, np.ndarray]  # camera -> uint8[N,3,96,96], RGB
-    state: np.ndarray  # float32[N,6], rad
-    action: np.ndarray  # float32[N,6], rad
+    state: np.ndarray  # float32[N,J], rad
+    action: np.ndarray  # float32[N,J], rad
     episode: np.ndarray  # int32[N], from 0
     last: np.ndarray  # int32[N]: last row of the same episode
     tasks: list[str]  # the instruction of each episode
     extra: dict[str, np.ndarray]  # name -> one value per episode
     cameras: dict[str, Camera]  # the geometry of `images`
     fps: float
+    arm: Family
 
 
 def write(path: Path, content: bytes) -> None:

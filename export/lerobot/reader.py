@@ -45,9 +45,9 @@ def load(
     calibration: Mapping[str, Camera] | None = None,
     cache: Path | None = None,
     workers: int | None = None,
-    arm: Family = ARM,
+    arm: Family | None = None,
 ) -> Dataset:
-    """Read a dataset of an arm of that family, written by us or recorded by lerobot.
+    """Read a dataset, written by us or recorded by lerobot, of an arm of that family (None: of the one that it names).
 
     `fps`: refuse any other rate. `split`: only the episodes of that split. A dataset without meta/harmowam.json
     (recorded by lerobot) says neither its units nor its cameras: give `units`, "degrees" (the joints; the gripper from
@@ -61,6 +61,7 @@ def load(
     """
     folder = Path(folder)
     info = _read_info(folder, fps)
+    arm = _family_of(info) if arm is None else arm
     columns = _check_features(folder, info, cameras, arm)
     stored = _stored_cameras(folder, info, cameras, units, calibration or {})
     table = _episode_table(folder, cameras)
@@ -92,6 +93,7 @@ def load(
         {k.removeprefix(EXTRA): np.array([e[k] for e in chosen]) for k in chosen[0] if k.startswith(EXTRA)},
         geometry,
         float(info["fps"]),
+        arm,
     )
 
 
@@ -134,6 +136,12 @@ def _read_info(folder: Path, fps: float | None) -> dict[str, Any]:
     if fps is not None and not math.isclose(info["fps"], fps, rel_tol=1e-6):
         raise DataError(f"{folder} has {info['fps']} rows/s and {fps:g} are asked for: record it at that rate.")
     return info
+
+
+def _family_of(info: Mapping[str, Any]) -> Family:
+    """Whose `robot_type` the dataset has; an unknown one, as a copy of an old recording may have it, is the arm's of
+    the tasks."""
+    return next((f for f in FAMILIES.values() if info.get("robot_type") in f.LEROBOT), ARM)
 
 
 def _check_features(folder: Path, info: Mapping[str, Any], cameras: Sequence[str], arm: Family) -> Columns:

@@ -117,6 +117,26 @@ class Family(ABC):
         """Joint angles float64[J] that LeRobot calls 0 degrees: the middle of the range."""
         return 0.5 * (self.LOWER + self.UPPER)
 
+    @functools.cached_property
+    def reach_m(self) -> float:
+        """How far from the base's middle, sideways, the tool comes when every link beyond the shoulder lies stretched
+        out, m."""
+        return (
+            float(np.hypot(*self.chain[self.PAN].at[:2]) + np.hypot(*self.chain[self.PAN + 1].at[:2]))
+            + self._stretched_m
+        )
+
+    @functools.cached_property
+    def highest_m(self) -> float:
+        """How high above the table the tool comes when every link beyond the shoulder stands upright, m."""
+        return float(sum(link.at[2] for link in self.chain[: self.PAN + 2])) + self._stretched_m
+
+    @property
+    def _stretched_m(self) -> float:
+        """From the shoulder to the tool along all links, m."""
+        beyond = [link.at for link in self.chain[self.PAN + 2 : len(self.JOINTS) - 1]]
+        return float(sum(np.linalg.norm(at) for at in (*beyond, self.tcp)))
+
     # ---- forward kinematics ------------------------------------------------------------------------------------------
     def frames(self, q: np.ndarray) -> np.ndarray:
         """`T_base_from_link` float64[..., L, 4, 4] of the links of `chain` at joint angles [..., >= L]."""

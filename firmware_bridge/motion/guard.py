@@ -33,7 +33,6 @@ LOG = "guard.log"  # what the guard says, in the folder of the slots
 START_S = 5.0
 REPLUG_S = 60.0  # so long the adapter may stay away
 LETTING_DOWN = "holding, then letting the torque down"
-GUARD_CODE_SLOT = "guard-code.slot"  # the exit code, for whoever is not the guard's parent
 
 
 def release(port: Port, config: ArmConfig) -> list[int]:
@@ -198,7 +197,7 @@ def start(
     slots.mkdir(parents=True, exist_ok=True)
     arm_file = slots / "arm.json"
     arm_file.write_text(json.dumps(config.to_dict()))
-    for slot in (STATE_SLOT, MOTOR_CODE_SLOT, GUARD_CODE_SLOT):
+    for slot in (STATE_SLOT, MOTOR_CODE_SLOT):
         (slots / slot).unlink(missing_ok=True)
     command = [
         sys.executable,
@@ -286,17 +285,14 @@ def main() -> int:
     parser.add_argument("--core", type=int, help="core of the motor process")
     parser.add_argument("--by-id", type=Path, default=BY_ID, help="folder of the ports' lasting names")
     args = parser.parse_args()
-    left = SlotWriter(args.slots / GUARD_CODE_SLOT, 1)  # made while there is room for it
     try:
         config = ArmConfig.from_dict(json.loads(args.arm.read_text()))
-        code = guard(args.port, config, args.arm, args.slots, args.priority, args.core, args.by_id)
+        return guard(args.port, config, args.arm, args.slots, args.priority, args.core, args.by_id)
     except (PortError, ArmError) as e:
         # Whoever waits for the first state raises what stands here; after it only what begins like the guard's other
         # lines is shown.
         tell(str(e), SAYS if (args.slots / STATE_SLOT).exists() else "error: ")
-        code = Exit.REFUSED
-    left.write(bytes([code]))
-    return code
+        return Exit.REFUSED
 
 
 if __name__ == "__main__":

@@ -60,14 +60,14 @@ class Command:
     expert: Expert = Expert.NONE
     gate: float = 0.0  # probability of interaction
     t_capture_ns: int = 0  # capture time of the observation this command was made from
-    seq: int = 0
+    number: int = 0
 
     _HEAD = struct.Struct("<qqqqBBf")
 
     def pack(self) -> bytes:
         n = len(self.q_rad)
         head = self._HEAD.pack(
-            self.t_apply_ns, self.t_stale_ns, self.t_capture_ns, self.seq, n, int(self.expert), float(self.gate)
+            self.t_apply_ns, self.t_stale_ns, self.t_capture_ns, self.number, n, int(self.expert), float(self.gate)
         )
         return head + np.asarray(self.q_rad, "<f4").tobytes() + np.asarray(self.qd_rad_s, "<f4").tobytes()
 
@@ -76,9 +76,9 @@ class Command:
         """Raises ValueError when `raw` is no command."""
         if len(raw) < cls._HEAD.size:
             raise ValueError(f"{len(raw)} bytes are no command")
-        t_apply, t_stale, t_capture, seq, n, expert, gate = cls._HEAD.unpack_from(raw)
+        t_apply, t_stale, t_capture, number, n, expert, gate = cls._HEAD.unpack_from(raw)
         arrays = np.frombuffer(raw, "<f4", 2 * n, cls._HEAD.size).copy()
-        return cls(t_apply, t_stale, arrays[:n], arrays[n:], Expert(expert), gate, t_capture, seq)
+        return cls(t_apply, t_stale, arrays[:n], arrays[n:], Expert(expert), gate, t_capture, number)
 
 
 COMMAND_BYTES = Command._HEAD.size + 2 * 4 * MAX_JOINTS
@@ -89,10 +89,10 @@ class JointState:
     """One measurement of the whole arm and what the motor process thinks of it.
 
     `status_bits` are the servo's condition bits (Feetech register 65 layout), 0x80 is added by the bus master for a
-    servo that did not answer in this tick. `goal_rad` is the last goal that went out on the wire. `command_seq` is the
-    newest command that reached the wire, `t_wire_ns` when its first goal was handed to the port, `t_command_capture_ns`
-    the capture time of the observation behind it (0 before the first). `shifted_ns` is by how much the motor clock has
-    moved out of the commands' way since it began.
+    servo that did not answer in this tick. `goal_rad` is the last goal that went out on the wire. `command_number` is
+    that of the newest command that reached the wire, `t_wire_ns` when its first goal was handed to the port,
+    `t_command_capture_ns` the capture time of the observation behind it (0 before the first). `shifted_ns` is by how
+    much the motor clock has moved out of the commands' way since it began.
     """
 
     t_ns: int
@@ -107,7 +107,7 @@ class JointState:
     reason: str = ""  # why it is not ACTIVE, at most 96 bytes
     t_wire_ns: int = 0
     t_command_capture_ns: int = 0
-    command_seq: int = 0
+    command_number: int = 0
     tick: int = 0
     missed_ticks: int = 0
     shifted_ns: int = 0
@@ -120,7 +120,7 @@ class JointState:
             self.t_ns,
             self.t_wire_ns,
             self.t_command_capture_ns,
-            self.command_seq,
+            self.command_number,
             self.tick,
             self.missed_ticks,
             self.shifted_ns,
@@ -137,7 +137,7 @@ class JointState:
 
     @classmethod
     def unpack(cls, raw: bytes) -> JointState:
-        t, t_wire, t_capture, seq, tick, missed, shifted, n, safety, reason = cls._HEAD.unpack_from(raw)
+        t, t_wire, t_capture, command_number, tick, missed, shifted, n, safety, reason = cls._HEAD.unpack_from(raw)
         offset = cls._HEAD.size
         q, qd, goal, cur, temp, volt = np.frombuffer(raw, "<f4", 6 * n, offset).reshape(6, n).copy()
         bits = np.frombuffer(raw, "u1", n, offset + 24 * n).copy()
@@ -155,7 +155,7 @@ class JointState:
             text,
             t_wire,
             t_capture,
-            seq,
+            command_number,
             tick,
             missed,
             shifted,

@@ -167,8 +167,8 @@ class MotorLoop:
 
     def _book(self, command: Command) -> None:
         """Goals made for `command` have just been handed to the port."""
-        if command.seq != self._sent[0]:
-            self._sent = (command.seq, command.t_capture_ns, self.arm.bus.told_ns)
+        if command.number != self._sent[0]:
+            self._sent = (command.number, command.t_capture_ns, self.arm.bus.told_ns)
 
 
 # What a record that cannot be decoded stands for: a command that the safety machine rejects.

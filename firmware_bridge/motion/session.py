@@ -16,9 +16,7 @@ from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.motion.endings import Ending, Facts
 from firmware_bridge.motion.messages import JointState, SafetyState
 from firmware_bridge.motion.motor import MOTOR_CODE_SLOT, STATE_SLOT, tell
-from firmware_bridge.motion.safety import INSIST_S, lowering_s
-
-GUARD_LOST = -1  # for the exit code of a guard that left none
+from firmware_bridge.motion.safety import lowering_s
 
 
 class Interrupts:
@@ -93,17 +91,6 @@ def settle(
     if ending.said:
         tell(ending.said, "error: ")
     return ending
-
-
-def settle_apart(slots: Path, config: ArmConfig, lowering: bool, held: str) -> Ending:
-    """`settle` for a program that has had the arm lowered, but did not start its guard: that leaves its exit code in a
-    slot."""
-    driven_until(slots, lowering_s(config) + 1.0)
-    patience_s = 1.0 if exit_left(slots / MOTOR_CODE_SLOT) is not None else config.release_s + INSIST_S + 2.0
-    deadline = time.monotonic() + patience_s
-    while (code := exit_left(slots / guard.GUARD_CODE_SLOT)) is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return settle(slots, GUARD_LOST if code is None else code, armed=True, lowering=lowering, held=held)
 
 
 def stopped(state: JointState | None) -> bool:

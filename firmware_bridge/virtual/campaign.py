@@ -59,7 +59,7 @@ def wave(now_ns: int, rig: Rig) -> Command:
     """A smooth swing of all joints, 0.9 rad/s at its fastest."""
     t = max(now_ns - rig.began_ns, 0) * 1e-9 * np.pi
     q, qd = MIDDLE + SWING * np.sin(t), SWING * np.pi * np.cos(t)
-    return Command(now_ns, now_ns + 75 * MS, q.astype(np.float32), qd.astype(np.float32), seq=now_ns // MS)
+    return Command(now_ns, now_ns + 75 * MS, q.astype(np.float32), qd.astype(np.float32), number=now_ns // MS)
 
 
 @dataclass

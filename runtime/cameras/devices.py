@@ -22,7 +22,7 @@ from runtime.cameras.frames import BGR, FrameWriter
 from runtime.cameras.v4l2 import is_device, node
 from runtime.robot import CameraConfig
 
-STALL_MS, OPEN_MS = 1000, 3000  # so long a read, or opening a stream, may take; OpenCV's own limits are 10 s and more
+STALL_MS, OPEN_MS = 1000, 3000  # limits for a read and for opening a stream; OpenCV's own are 10 s and more
 PIPELINE_MS = 10_000  # opening a GStreamer pipeline, which waits for a sensor to start
 WAIT_V4L2 = ("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", str(STALL_MS // 1000))  # read by OpenCV at its first picture
 FAILURES = 5  # reads that fail in a row before a device is opened again
@@ -65,8 +65,8 @@ def _v4l2(config: CameraConfig) -> Any:
     capture.set(cv2.CAP_PROP_FRAME_WIDTH, config.width)
     capture.set(cv2.CAP_PROP_FRAME_HEIGHT, config.height)
     capture.set(cv2.CAP_PROP_FPS, config.fps)
-    # OpenCV's own four buffers: with one, some drivers lose every other frame, and the thread reads on to the newest
-    # anyway.
+    # The four buffers that OpenCV asks for stay: with one, some drivers lose every other frame. The thread reads on to
+    # the newest frame in any case.
     return capture
 
 
@@ -106,8 +106,8 @@ class Device:
             )
 
     def read(self) -> bool:
-        """Wait for the next picture and publish it; whether one came. Raises CameraError for one without three
-        colours."""
+        """Wait for the next picture and publish it; returns whether one came. Raises CameraError for a picture without
+        three colours."""
         if self.writer is None:
             self.writer = FrameWriter(self.path, *self._size)
         ok, picture = self._capture.read(
@@ -161,7 +161,7 @@ class Device:
 
 def serve(config: CameraConfig, path: Path, stop: threading.Event, came: Callable[[], None]) -> None:
     """Read a camera into the file `path` until `stop`; `came` is called at its first picture. Raises CameraError where
-    it cannot be opened, or its pictures are none that can be used."""
+    it cannot be opened or its pictures cannot be used."""
     device = Device(config, path)
     prefer(CAMERA_PRIORITY)
     ticker, failed, first = Ticker(config.fps), 0, True
@@ -175,7 +175,7 @@ def serve(config: CameraConfig, path: Path, stop: threading.Event, came: Callabl
                 first = False
                 came()
             continue
-        stalled = time.monotonic() - asked > 0.8e-3 * STALL_MS  # waiting four times more would be too long
+        stalled = time.monotonic() - asked > 0.8e-3 * STALL_MS  # four more such reads would take too long
         failed += FAILURES if stalled else 1
         if device.film or failed >= FAILURES:
             failed = 0

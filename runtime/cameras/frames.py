@@ -1,6 +1,6 @@
 """Pictures between processes: a memory-mapped file with four frames in turn, of which readers take the newest.
 
-One process owns a camera and writes; any number of others read, and neither waits for nor hears of them. A writer
+One process owns a camera and writes; any number of others read. Neither side waits for the other. A writer
 decodes a picture straight into the file (`FrameWriter.buffer`), a reader copies it out once, which also puts the
 colours into RGB order. Pictures carry no checksum, unlike the values of `common/slots.py`: three more come before a
 frame's memory is written again, and a reader that was slower than two of them takes the newest instead.
@@ -25,7 +25,7 @@ from common.slots import NewestNumber, SlotError, create_mapped
 
 RGB, BGR = 0, 1
 FRAMES = 4
-LOOK_AGAIN_S = 0.2  # without a new picture: has the writer been replaced?
+LOOK_AGAIN_S = 0.2  # after this long without a new picture a reader checks whether the writer was replaced
 _HEAD = struct.Struct("<4sIQ")
 _FRAME = struct.Struct("<qIIII")
 _MAGIC = b"HFR1"
@@ -80,7 +80,7 @@ class FrameWriter:
         return self._bytes[at : at + width * height * 3].reshape(height, width, 3)
 
     def publish(self, t_capture_ns: int, width: int, height: int, order: int = RGB, reopened: int = 0) -> int:
-        """What `buffer` holds is the newest frame from now on; returns its sequence number."""
+        """Make what `buffer` holds the newest frame; returns its sequence number."""
         self.seq += 1
         _FRAME.pack_into(self._map, _offset(self._capacity, self.seq), t_capture_ns, width, height, order, reopened)
         self._newest.set(self.seq)
@@ -130,7 +130,7 @@ class FrameReader:
         self._bytes, self._newest = np.frombuffer(mapped, np.uint8), NewestNumber(mapped)
 
     def _follow(self) -> None:
-        """Go over to the file that a new writer has put in this one's place, if there is one."""
+        """Open the file that a new writer has put in this one's place, if there is one."""
         try:
             if os.stat(self.path).st_ino == self._inode:
                 return

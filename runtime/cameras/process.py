@@ -34,10 +34,10 @@ from runtime.cameras.v4l2 import node
 from runtime.robot import CameraConfig, Robot, load_robot
 
 INDEX = "cameras.json"
-READY_S = 20.0  # until the first picture of each: a pipeline may take 10 s to open
-RESTART_S = 0.3  # a process that dies at once is not started over and over without a pause
-FRESH_S = 2.0  # a file whose newest frame is older has nobody who writes
-LET_GO_S = 3.0  # a read that hangs is given so long
+READY_S = 20.0  # limit for the first picture of each camera: a pipeline may take 10 s to open
+RESTART_S = 0.3  # pause before a process that died is started again
+FRESH_S = 2.0  # a file whose newest frame is older has no writer
+LET_GO_S = 3.0  # limit for a read that hangs
 
 
 class CameraProcess:
@@ -62,7 +62,7 @@ class CameraProcess:
         self.process = self._start() if self.waiting else None
 
     def _start(self) -> subprocess.Popen[str]:
-        # Its own session: Ctrl-C is the parent's, who ends it once the arm has been lowered.
+        # Its own session: Ctrl-C reaches only the parent, which ends this process once the arm has been lowered.
         self.starts += 1
         return subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
@@ -138,8 +138,8 @@ def open_cameras(robot: Robot, wanted: Iterable[str], slots: Path) -> Iterator[d
 
 @contextlib.contextmanager
 def looking_at(robot: Robot, name: str) -> Iterator[CameraSource]:
-    """Camera `name`, for who only looks: at the frames of the process that owns it, else of a process of its own.
-    Raises CameraError."""
+    """Camera `name` for a program that only looks: through the frames of the process that owns the camera, else through
+    a camera process of its own. Raises CameraError."""
     found = owned(robot.cameras[name])
     if found is not None:
         camera = open_camera(robot.cameras[name], found)
@@ -166,8 +166,8 @@ def checked(robot: Robot, wanted: Iterable[str]) -> list[str]:
 
 
 def owned(config: CameraConfig) -> Path | None:
-    """The folder where a process of this user keeps the frames of this camera's device, newest 2 s old at most; None:
-    nobody does."""
+    """The folder where a process of this user keeps the frames of this camera's device, the newest at most 2 s old;
+    None where no process does."""
     if not is_real(config):
         return None
     for index in Path(memory_folder() or tempfile.gettempdir()).glob(f"harmowam-*/{INDEX}"):
@@ -224,7 +224,7 @@ def main() -> NoReturn:
     deadline = time.monotonic() + LET_GO_S
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    os._exit(0)  # a capture is not taken away under a read that hangs
+    os._exit(0)  # without clean-up: a capture must not be released under a read that hangs
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Cameras as the loops, calibration and the console see them: files of frames that another process writes.
+"""Cameras for the loops, calibration and the console: files of frames that another process writes.
 
-`source` in the robot file says who writes: "sim" is the simulator; "slot:PATH" another program
+`source` in the robot file says who writes: "sim": the simulator; "slot:PATH": another program
 (`runtime/cameras/frames.py: FrameWriter`); a device ("/dev/videoN", a name under /dev/v4l/by-id, a number),
 "gst:PIPELINE", a video file or a URL is read by the camera process (`runtime/cameras/process.py`).
 """
@@ -27,8 +27,8 @@ def is_real(config: CameraConfig) -> bool:
 
 
 class CameraSource(FrameReader):
-    """One camera of the robot file. `noisy`: two of its pictures are never equal; `delay_ns`: how old they are when
-    handed over."""
+    """One camera of the robot file. `noisy`: two of its pictures are never equal; `delay_ns`: the age of a picture at
+    its hand-over."""
 
     def __init__(self, config: CameraConfig, path: Path):
         self.config = config

@@ -1,4 +1,4 @@
-"""What Linux says of a camera: which `source` names a V4L2 device, its serial number, where its focus stands."""
+"""What Linux knows of a camera: whether its `source` is a V4L2 device, its serial number, its focus position."""
 
 from __future__ import annotations
 

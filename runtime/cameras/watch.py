@@ -1,4 +1,4 @@
-"""What can be wrong with pictures that do arrive: frozen, black, late, cameras apart. Pure; microseconds a frame."""
+"""Faults of pictures that arrive: frozen, black, late, cameras out of step. No clock, no I/O; microseconds a frame."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ BLACK_MEAN, BLACK_SPREAD = 6.0, 2.0  # of 255
 
 
 class CameraWatch:
-    """Watches one camera. `noisy` False: equal pictures are possible (simulation, film), only stamps that stand still
-    count. `delay_ns`: how old its pictures are when they are handed over, as the robot file says; not to be called late
-    for it."""
+    """Watches one camera. `noisy` False: equal pictures are possible (simulation, film), so only stamps that do not
+    change count as frozen. `delay_ns`: the age of its pictures at their hand-over, by the robot file; it does not count
+    as lateness."""
 
     def __init__(self, name: str, fps: float, noisy: bool = True, delay_ns: int = 0):
         self.name, self.noisy = name, noisy

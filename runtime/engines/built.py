@@ -19,9 +19,9 @@ MOST_BYTES = 1024 * 1024  # of it
 
 @dataclass(frozen=True)
 class Board:
-    """What an engine depends on. CUDA calls the GPU of a Nano, an NX and an AGX "Orin" alike, hence `module`, the
-    device tree's name of the board ("" where there is none), and `multiprocessors`, of which some power modes switch a
-    part off."""
+    """What an engine depends on. CUDA gives the GPU of a Nano, an NX and an AGX the same name, "Orin"; `module`, the
+    device tree's name of the board ("" where there is none), tells them apart. Some power modes switch a part of the
+    `multiprocessors` off."""
 
     gpu: str
     capability: str

@@ -1,5 +1,5 @@
-"""The dozen functions of the CUDA driver that an engine needs, by ctypes: streams with priority and graphs, which
-pycuda lacks.
+"""The functions of the CUDA driver that an engine needs, by ctypes: pycuda has neither stream priorities nor
+graphs.
 
 Source: CUDA Driver API reference, sections 6.9 (memory), 6.18 (streams), 6.24 (graphs). Present from CUDA 12.0 on
 (JetPack 6 has 12.6).
@@ -78,7 +78,7 @@ class Cuda:
         try:
             self.call("cuDevicePrimaryCtxSetFlags_v2", self._device, BLOCKING_SYNC)
         except CudaError as e:
-            if e.code != CONTEXT_ACTIVE:  # in use already, by an engine before this one: whoever came first has chosen
+            if e.code != CONTEXT_ACTIVE:  # already in use by another engine, whose setting stays
                 raise
 
     def call(self, name: str, *arguments: Any) -> None:

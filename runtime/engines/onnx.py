@@ -34,7 +34,7 @@ class Engine(Protocol):
 
 def centred_cosine(wanted: np.ndarray, made: np.ndarray) -> float:
     """Cosine of two stacks [N, ...] after subtracting the first one's mean over N: what all observations have in common
-    proves nothing."""
+    says nothing."""
     a, b = wanted.astype(float), made.astype(float)
     x, y = (a - a.mean(0)).ravel(), (b - a.mean(0)).ravel()
     return float(x @ y / max(np.linalg.norm(x) * np.linalg.norm(y), 1e-12))
@@ -73,8 +73,8 @@ _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int8
 class OrtEngine:
     """ONNX Runtime session. Waiting threads sleep instead of spinning: on a small board the other loops need the core.
 
-    `literal`: every node as the file has it, to compare others with. Else ONNX Runtime makes integer kernels of Q/DQ
-    nodes, which round differently than the nodes say.
+    `literal`: run every node as the file has it, as a reference. Otherwise ONNX Runtime fuses Q/DQ nodes into integer
+    kernels, which round differently than the nodes say.
     """
 
     def __init__(self, path: Path, threads: int = 1, provider: str = "CPUExecutionProvider", literal: bool = False):

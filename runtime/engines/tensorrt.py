@@ -23,7 +23,7 @@ def tensorrt() -> Any:
     except (ImportError, OSError) as e:
         missing = e
     try:
-        import tensorrt_rtx  # type: ignore[import-not-found]  # a workstation has it, a Jetson has tensorrt
+        import tensorrt_rtx  # type: ignore[import-not-found]  # for a workstation; a Jetson has tensorrt
     except (ImportError, OSError):
         raise EngineError(
             f"TensorRT cannot be loaded ({missing}): on a Jetson run `sudo apt-get install python3-libnvinfer` and "
@@ -73,8 +73,7 @@ class TensorRTEngine:
                 raise EngineError(f"no memory for {Path(path).name}: close other programs, see `free -m`.")
             self._stream = self._cuda.stream(urgent)
             self._allocate(trt)
-            # The first pass settles what the libraries put off till then, which must not happen while a graph is
-            # recorded.
+            # The libraries finish their initialisation in the first pass; it must not happen while a graph is recorded.
             self._enqueue()
             self._cuda.call("cuStreamSynchronize", self._stream)
             if graph:
@@ -103,7 +102,7 @@ class TensorRTEngine:
             into = self.inputs if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else self.outputs
             into[name] = TensorSpec(shape, dtype)
             address, self._host[name] = self._cuda.pinned(shape, dtype)
-            self._host[name].fill(0)  # the first pass runs on it; what lay there before could be an index out of range
+            self._host[name].fill(0)  # the first pass runs on it, and stray bytes could be an index out of range
             device = self._cuda.device_memory(self._host[name].nbytes)
             self._copies[name] = (address, device, self._host[name].nbytes)
             if not self._context.set_tensor_address(name, device.value):

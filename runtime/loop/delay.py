@@ -1,4 +1,4 @@
-"""Delay compensation: what the arm will be doing when a command made now gets there."""
+"""Delay compensation: where the arm will be when a command reaches it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import numpy as np
 
 from firmware_bridge.motion.messages import Command, JointState
 
-MOST_RAD = 0.15  # a servo that lags further is stuck or blocked: believe the measurement
+MOST_RAD = 0.15  # a servo that lags further is stuck or blocked: the measurement then counts
 MOST_LEAD_NS = 60_000_000
 
 
 class Lead:
-    """How long a command takes from its making to the bus, ns: a running median of what was seen."""
+    """How long a command takes from its making to the bus, ns: a running median of the measured times."""
 
     def __init__(self) -> None:
         self.ns = 0
-        self._seq = 0
+        self._command = 0
 
     def see(self, state: JointState, made_ns: int) -> None:
         """`made_ns`: when the command that `state` shows on the wire was made. Each command counts once."""
-        if state.command_seq == self._seq or not state.t_wire_ns or not made_ns:
+        if state.command_number == self._command or not state.t_wire_ns or not made_ns:
             return
-        self._seq = state.command_seq
+        self._command = state.command_number
         seen = min(max(state.t_wire_ns - made_ns, 0), MOST_LEAD_NS)
         self.ns += 200_000 if seen > self.ns else -200_000  # steps of 0.2 ms: outliers do not count by their size
         self.ns = max(self.ns, 0)

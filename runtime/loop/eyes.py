@@ -1,5 +1,4 @@
-"""What the fast loop sees: the newest pictures of all cameras, whose does not come, and what is wrong with those that
-came."""
+"""What the fast loop sees: the newest pictures of all cameras, which camera gives none, and faults of the pictures."""
 
 from __future__ import annotations
 
@@ -25,11 +24,11 @@ class Eyes:
         self._watches = {n: CameraWatch(n, fast_hz, c.noisy, c.delay_ns) for n, c in cameras.items()}
 
     def begin(self, now_ns: int) -> None:
-        """Nobody is late at `now_ns`."""
+        """Count every camera as in time at `now_ns`."""
         self.arrived_ns = dict.fromkeys(self.cameras, now_ns)
 
     def pass_over(self) -> None:
-        """The pictures that are there are not waited for again."""
+        """Count the pictures that are there as used."""
         self.seen = {name: camera.seq for name, camera in self.cameras.items()}
 
     def wait(self, until_ns: int) -> bool:
@@ -38,11 +37,11 @@ class Eyes:
             if not camera.wait(self.seen[name], until_ns):
                 self._note_who_came()
                 return False
-            camera.newest()  # out of its slot while the others are still to come
+            camera.newest()  # copies it while the others are still to come
         return True
 
     def _note_who_came(self) -> None:
-        """Whose picture does not come is then known by name."""
+        """Note which cameras did give a picture, so that a fault names the one that did not."""
         for name, camera in self.cameras.items():
             if camera.seq > max(self.seen[name], self._noted[name]):
                 self._noted[name], self.arrived_ns[name] = camera.seq, time.monotonic_ns()
@@ -73,8 +72,8 @@ class Eyes:
         return frames
 
     def look(self, frames: dict[str, Frame], now_ns: int) -> None:
-        """Look for faults of the pictures that came at `now_ns`; they change the health, no command, and so can wait
-        for it."""
+        """Look for faults of the pictures that came at `now_ns`. They change the health and no command, so this runs
+        after the command is out."""
         stamps = {name: f.t_capture_ns for name, f in frames.items()}
         found = [fault for n, f in frames.items() for fault in self._watches[n].look(now_ns, f.t_capture_ns, f.image)]
         self.faults = (*found, *apart(stamps, self._apart_ns))

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 
+from firmware_bridge.arms.family import Family
 from firmware_bridge.motion.messages import JointState
 from runtime.cameras.frames import Frame
 from runtime.contracts import Observation
@@ -20,8 +21,8 @@ from runtime.policies import FastStep
 
 
 class FastLoop:
-    """`lower`, `upper`: limits [J] (rad) of the joints, by the bundle. `compensate` False takes the state and the time
-    of a command as they are now, not as they will be when it arrives."""
+    """`family`, and `lower`, `upper`, the limits [J] (rad) of its joints: by the bundle. `compensate` False takes the
+    state and the time of a command as they are when it is made, not as they will be when it arrives."""
 
     def __init__(
         self,
@@ -31,13 +32,14 @@ class FastLoop:
         link: MotorLink,
         record: RunRecord,
         health: HealthMonitor,
+        family: Family,
         lower: np.ndarray,
         upper: np.ndarray,
         compensate: bool = True,
     ):
         self.step, self.eyes, self.slow, self.link, self.record = step, eyes, slow, link, record
         self.compensate, self.health = compensate, health
-        self._lower, self._upper = lower, upper
+        self._family, self._lower, self._upper = family, lower, upper
         self._reset = True  # the step's memory was cleared since its last turn
         self._last_ns = 0
 
@@ -54,7 +56,7 @@ class FastLoop:
         trace.begin()
         frames = self.eyes.take(began)
         if self._last_ns:
-            # Skipped periods are misses; how evenly the loop runs is told by the others.
+            # A skipped period counts as a miss; the period error says how evenly the other ticks come.
             off = (began - self._last_ns + period_ns // 2) % period_ns - period_ns // 2
             trace.add("fast.period_error", abs(off), began)
         self._last_ns = began
@@ -69,12 +71,14 @@ class FastLoop:
         engine_ns = time.monotonic_ns()
         command, tick = self.step.step(now, obs, prior)
         engine_ns = time.monotonic_ns() - engine_ns
-        fault = "" if command is None else output_fault(command, self._lower, self._upper, tick.sent_target)
+        fault = (
+            "" if command is None else output_fault(command, self._family, self._lower, self._upper, tick.sent_target)
+        )
         reset, self._reset = self._reset, False
         c.faults_seen += bool(fault)
         held = bool(fault or self.slow.fault) or self.slow.temperature >= self.health.limits.hottest_c
-        # what is not sent must not live on in its memory: neither a number that is not finite nor where the arm never
-        # went
+        # What is not sent must not stay in the step's memory: neither a number that is not finite nor a pose that the
+        # arm never took.
         if held:
             self._reset = True
             self.step.reset()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from firmware_bridge.arms.family import Family
 from firmware_bridge.motion.messages import Command
 
 
@@ -28,13 +29,13 @@ class Health(enum.IntEnum):
 
 @dataclass(frozen=True)
 class HealthLimits:
-    """When something counts as wrong, and for how long a run puts up with it. Times in seconds."""
+    """When something counts as wrong, and for how long a run goes on with it. Times in seconds."""
 
     camera_late_s: float = 0.15  # without a new picture: hold
-    camera_lost_s: float = 10.0  # without a new picture: stop. Time enough to plug it in again
-    prior_late_s: float = 0.5  # the predictive expert gets no plan any more: degraded
+    camera_lost_s: float = 10.0  # without a new picture: stop. This is enough time to plug it in again
+    prior_late_s: float = 0.5  # the predictive expert gets no plan: degraded
     prior_lost_s: float = 1.5  # nothing to act on: hold
-    engine_lost_s: float = 10.0  # held for want of a Prior or of usable outputs, or for heat: stop
+    engine_lost_s: float = 10.0  # held because of a missing Prior, unusable outputs or heat: stop
     miss_share: float = 0.05  # of the ticks of the last second: degraded
     hot_c: float = 90.0  # of the hottest thermal zone: degraded. An Orin throttles from 99
     hottest_c: float = 102.0  # hold: the next step is the board's own emergency shutdown
@@ -46,7 +47,7 @@ class Signs:
     """What one turn of the fast loop saw."""
 
     camera_age_s: dict[str, float] = field(default_factory=dict)  # since the newest picture of each camera
-    camera_faults: tuple[str, ...] = ()  # frozen, black, late, apart: seen, reported, no reason to stop by themselves
+    camera_faults: tuple[str, ...] = ()  # frozen, black, late, apart: they degrade a run and do not stop it
     prior_age_s: float = -1.0  # -1: none yet
     output_fault: str = ""  # what was wrong with the model's output of this tick
     commanded: bool = False  # a command went out in this tick
@@ -70,7 +71,8 @@ def _kind(reason: str) -> str:
 
 
 class HealthMonitor:
-    """`step` once a tick; `state`, `reasons`, `changed` and `history` (its first changes) say what it made of it."""
+    """Call `step` once a tick. Results: `state`, `reasons`, `changed` (by the last step), `history` (the first
+    changes)."""
 
     def __init__(self, fast_hz: float, limits: HealthLimits | None = None, history: int = 256):
         self.limits = limits or HealthLimits()
@@ -83,8 +85,8 @@ class HealthMonitor:
         self._k = 0
         self._began_ns = 0
         self._last_ns = 0
-        self._wanting = False  # the last step held although every camera gave pictures, and
-        self._wanting_ns = 0  # how long that has gone on
+        self._wanting = False  # the last step held although every camera gave pictures
+        self._wanting_ns = 0  # for how long that has been so
 
     def _judge(self, now_ns: int, s: Signs) -> tuple[Health, tuple[str, ...]]:
         limit = self.limits
@@ -98,8 +100,8 @@ class HealthMonitor:
             hold.append(f"the board is at {s.temperature_c:.0f} C")
         if any(age > limit.camera_lost_s for age in late.values()):
             return Health.STOPPED, tuple(hold)
-        # Time without pictures is not the engines': it has its own limit, and after it they need a moment for a new
-        # Prior.
+        # Time without pictures does not count against the engines: it has its own limit, and when pictures are back the
+        # engines need a moment for a new Prior.
         wanting = bool(hold) and not late
         if wanting and self._wanting:
             self._wanting_ns += now_ns - self._last_ns
@@ -124,7 +126,7 @@ class HealthMonitor:
         return (Health.DEGRADED if weak else Health.RUNNING), tuple(weak)
 
     def step(self, now_ns: int, signs: Signs) -> Health:
-        """The state from now on. STOPPED is final."""
+        """The new state. STOPPED is final."""
         self._began_ns = self._began_ns or now_ns
         self._missed[self._k % len(self._missed)] = signs.misses
         self._k += 1
@@ -132,7 +134,7 @@ class HealthMonitor:
             return self.state
         state, reasons = self._judge(now_ns, signs)
         self._last_ns = now_ns
-        # Shares and degrees change all the time: a new entry only for another state or another kind of reason.
+        # Figures in a reason change all the time: only another state or another kind of reason makes a new entry.
         another = state != self.state or list(map(_kind, reasons)) != list(map(_kind, self.reasons))
         self.changed = Change(round((now_ns - self._began_ns) * 1e-9, 3), state, reasons) if another else None
         if self.changed is not None and len(self.history) < self._most:
@@ -141,22 +143,26 @@ class HealthMonitor:
         return state
 
 
-REACH_M, LOWEST_M, HIGHEST_M = 0.7, -0.15, 0.7  # of any target of a table-top arm, from its base
+BEYOND_M = (
+    0.2  # a target may lie so far beyond the reach of the arm: the kinematics draw it in. Further out is nonsense
+)
+LOWEST_M = -0.15  # of any target of a table-top arm
 MARGIN_RAD = 0.35
 
 
-def output_fault(command: Command, lower: np.ndarray, upper: np.ndarray, target: np.ndarray) -> str:
+def output_fault(command: Command, arm: Family, lower: np.ndarray, upper: np.ndarray, target: np.ndarray) -> str:
     """What is wrong with what a model made, or nothing: not finite, or far out of range.
 
-    `target` [6] is the end-effector target behind the command (base frame). The limiter would clip a command that is a
-    little out of range; one that is far out says that the model does not know this scene.
+    `target` [6] is the end-effector target behind the command (base frame). A command a little out of range is left to
+    the limiter, which clips it; one far out of range shows that the model does not know this scene.
     """
     q, qd = command.q_rad, command.qd_rad_s
     if not (np.isfinite(q).all() and np.isfinite(qd).all() and np.isfinite(target).all()):
         return "the model gave a number that is not finite"
     if not 0.0 <= command.gate <= 1.0:  # false for NaN, too
         return "the model gave a gate that is no probability"
-    if np.hypot(target[0], target[1]) > REACH_M or not LOWEST_M < target[2] < HIGHEST_M:
+    away, high = float(np.hypot(target[0], target[1])), float(target[2])
+    if away > arm.reach_m + BEYOND_M or not LOWEST_M < high < arm.highest_m + BEYOND_M:
         return "the model asked for a place far out of the arm's reach"
     beyond = np.maximum(lower - q, q - upper)
     if (beyond > MARGIN_RAD).any():

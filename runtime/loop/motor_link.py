@@ -1,5 +1,5 @@
-"""A run's side of the slots that it shares with the motor process: requests and commands out, joint states and stamps
-in."""
+"""The slots that a run shares with the motor process: it writes requests and commands, and reads joint states and
+stamps."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class MotorLink:
             raise RunError("the motor process gives no joint state: check the guard's messages.")
         return JointState.unpack(got[0])
 
-    def arm(self, states: SlotReader, timeout_s: float = 3.0) -> None:
+    def enable_torque(self, states: SlotReader, timeout_s: float = 3.0) -> None:
         """Ask for torque and wait until the motor process, whose states are in `states`, holds the arm; raises RunError
         with its reason."""
         self._states = states
@@ -60,11 +60,11 @@ class MotorLink:
             time.sleep(0.005)
 
     def begin(self) -> None:
-        """The loop begins: the motor's clock is counted from its state of now."""
+        """The loop begins: the motor clock is counted from its newest state."""
         self._stamps, self._first = StampReader(self._slots), self.state()
 
     def look(self) -> JointState:
-        """The newest joint state; raises RunError when the arm has stopped or nobody drives it any more."""
+        """The newest joint state; raises RunError when the arm has stopped or the motor process is silent."""
         state = self.state()
         if state.safety in (SafetyState.SAFE_STOP, SafetyState.FAULT):
             raise RunError(f"the motor process stopped the arm ({state.reason}): mend that, then start again.")
@@ -77,24 +77,24 @@ class MotorLink:
         self._commands.write(command.pack())
         now = time.monotonic_ns()
         self.sent = command
-        self._made[command.seq] = (taken_ns, now, engine_ns)
+        self._made[command.number] = (taken_ns, now, engine_ns)
         if len(self._made) > KEPT:
             del self._made[next(iter(self._made))]
         self.record.counts.first_command_ns = self.record.counts.first_command_ns or now
 
     def stay(self, state: JointState, now_ns: int) -> None:
-        """Keep the arm where it came to rest: without commands the motor process would lower it. Expires like any
-        command."""
+        """Keep the arm where it came to rest: without commands the motor process would lower it. The command expires
+        like any other."""
         still = np.zeros_like(state.goal_rad)
         stale_ns = now_ns + int(COMMAND_LIFE_S * 1e9)
         self._commands.write(Command(now_ns, stale_ns, state.goal_rad, still, Expert.NONE).pack())
         self.sent = None
 
     def book(self, state: JointState) -> None:
-        """What the motor process did since the last look, into counts and traces."""
+        """Book what the motor process did since the last look in counts and traces."""
         c, trace = self.record.counts, self.record.fast_trace
-        if state.command_seq != self._on_wire and state.t_wire_ns:
-            self._on_wire = state.command_seq
+        if state.command_number != self._on_wire and state.t_wire_ns:
+            self._on_wire = state.command_number
             c.followed += 1
             taken_ns, slot_ns, engine_ns = self._made.get(self._on_wire, (0, 0, 0))
             if slot_ns:

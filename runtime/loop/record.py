@@ -1,4 +1,4 @@
-"""What a run leaves behind: counts, stamps of every stage, a log. Writing it costs the loops microseconds."""
+"""What a run leaves: counts, stamps of every stage, a log. Writing it costs the loops microseconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runtime.observe.log import LogWriter
 from runtime.observe.schemas import Level
 from runtime.observe.trace import StageTrace
 
-FAST_STAGES = (  # what the fast loop marks round a policy's own stages
+FAST_STAGES = (  # what the fast loop marks before and after a policy's own stages
     "fast.take",
     "fast.slot",
     "fast.period_error",
@@ -46,9 +46,9 @@ class Counts:
     followed: int = 0  # commands whose goals were seen on the wire
     jerk_rms: float = 0.0  # of the motor process's goals, rad/s^3
     jerk_max: float = 0.0
-    motor_ns: int = 0  # by the motor's clock, shifts apart, from the first to the last tick that was seen, and
-    motor_ticks: int = 0  # how many periods that should be
-    motor_shift_ns: int = 0  # by which the motor clock moved out of the commands' way meanwhile
+    motor_ns: int = 0  # from the first to the last motor tick that was seen, by the motor clock without its shifts
+    motor_ticks: int = 0  # periods in that time
+    motor_shift_ns: int = 0  # by how much the motor clock moved out of the commands' way in that time
     faults_seen: int = 0  # outputs of a model that were refused
 
 
@@ -91,7 +91,7 @@ class RunRecord:
         to the arm."""
         if self.log is not None:
             targets = np.stack([tick.reactive_target, tick.predictive_target, tick.sent_target])
-            number = -1 if prior is None else prior.seq
+            number = -1 if prior is None else prior.number
             self.log.tick(now_ns, obs, frames, number, command, targets, reset=reset, sent=sent)
 
     def state(self, state: JointState) -> None:
@@ -103,7 +103,7 @@ class RunRecord:
             self.log.health(now_ns, change.state, change.reasons)
 
     def ended(self, now_ns: int, why: str) -> None:
-        """The run ended in an error, which a person who looks at its log should read."""
+        """Put the error that ended the run into its log, for people."""
         if self.log is not None:
             self.log.message(now_ns, Level.FATAL, why)
 

@@ -1,4 +1,4 @@
-"""The slow loop: a thread that makes a Prior of the newest observation, again and again."""
+"""The slow loop: a thread that makes one Prior after the other, each from the newest observation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SlowLoop:
     """The fast loop writes `newest` and reads `prior`, `fault` (what was wrong with the newest output) and
     `temperature` (of the board).
 
-    `failure` is what it ended with, if with anything; `stop` is then set.
+    `failure` is the exception that ended it, if one did; `stop` is then set.
     """
 
     def __init__(self, step: SlowStep, hz: float, record: RunRecord, stop: threading.Event):
@@ -45,15 +45,15 @@ class SlowLoop:
             ticker, made_from, looked = Ticker(self.hz), -1, 0.0
             while not self._stop.is_set():
                 obs = self.newest
-                if obs is None or obs.seq == made_from:  # no news: the Prior may grow old
+                if obs is None or obs.number == made_from:  # no new observation: the Prior grows old
                     time.sleep(0.002)
                     continue
                 self._make(obs)
-                made_from = obs.seq
+                made_from = obs.number
                 if time.monotonic() - looked > 1.0:
                     looked, self.temperature = time.monotonic(), board_temperature()
                 ticker.wait()
-        except BaseException as e:  # whatever it was, the fast loop must end and the arm be lowered
+        except BaseException as e:  # whatever it was: the fast loop must end and the arm be lowered
             self.failure = e
             self._stop.set()
 

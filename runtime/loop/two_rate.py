@@ -1,8 +1,7 @@
 """The two-rate loop on the wall clock: fast loop in the main thread, slow loop in a thread, motors in another process.
 
-Both loops call the pure steps of a policy (`runtime.policies`); what is here is only time, counting and health.
-
-    python -m runtime.loop --help
+Both loops call the pure steps of a policy (`runtime.policies`); this module adds time, counting and health.
+`harmowam run` builds the driver.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ from runtime.observe.replay import run_meta
 from runtime.policies import kind_of, open_policy
 from runtime.policies.protocol import Ends
 
-PHASE_NS = 1_000_000  # the fast clock is led to tick so long before a picture comes,
-PHASE_STEP_NS = 200_000  # by at most so much a tick
-FIRST_WAIT_NS = 100_000_000  # for the first pictures, whose phase it takes
-KEEP_AFTER_S = 0.3  # after so long without targets the arm has come to rest: from then on it is told to stay there
-ASK_NS = 100_000_000  # how often `until` is asked
+PHASE_NS = 1_000_000  # lead of the fast clock's tick before the arrival of a picture (phase lock)
+PHASE_STEP_NS = 200_000  # largest correction of that phase in a tick
+FIRST_WAIT_NS = 100_000_000  # limit for the first pictures, whose phase the fast clock takes
+KEEP_AFTER_S = 0.3  # without targets for this long the arm has come to rest, and is told to stay there
+ASK_NS = 100_000_000  # period at which `until` is called
 
 
 class Driver:
@@ -93,13 +92,22 @@ class Driver:
         self._joints = bundle.manifest.joints
         lower, upper = (np.array([getattr(j, k) for j in self._joints]) for k in ("lower", "upper"))
         self.fast = FastLoop(
-            self.policy.fast, self.eyes, self.slow, self.link, self.record, self.health, lower, upper, compensate
+            self.policy.fast,
+            self.eyes,
+            self.slow,
+            self.link,
+            self.record,
+            self.health,
+            bundle.family,
+            lower,
+            upper,
+            compensate,
         )
         self.granted: dict[str, bool] = {}
         if log is not None:  # last: a constructor that fails leaves no file and no thread behind
             how = {"fast_hz": fast_hz, "slow_hz": slow_hz, "compensate": compensate, "engine": compute.engine}
             meta = run_meta(bundle, task, self.policy.mode, calibrations, ends=ends, **how, **(facts or {}))
-            self.record.log = LogWriter(log, meta, tool=bundle.arm.tool)
+            self.record.log = LogWriter(log, meta, tool=bundle.family.tool)
 
     @property
     def counts(self) -> Counts:
@@ -116,7 +124,7 @@ class Driver:
         self.record.close()
 
     def warm_up(self) -> None:
-        """First inferences are slow: pay for them before the arm is energised."""
+        """Run both steps three times: first inferences are slow, and must not come when the arm is energised."""
         frames = self.eyes.frames()
         q = np.zeros(len(self._joints), np.float32)
         obs = Observation(time.monotonic_ns(), {k: f.image for k, f in frames.items()}, q, q)
@@ -127,9 +135,9 @@ class Driver:
         self.policy.fast.reset()
         self.record.clear()
 
-    def arm(self, states: SlotReader) -> None:
+    def enable_torque(self, states: SlotReader) -> None:
         """Ask for torque and wait until the motor process holds the arm; raises RunError with its reason."""
-        self.link.arm(states)
+        self.link.enable_torque(states)
 
     def request(self, kind: RequestKind) -> None:
         self.link.request(kind)
@@ -159,8 +167,8 @@ class Driver:
         return health
 
     def _in_phase(self) -> Ticker:
-        """The fast clock, begun in the phase of the cameras: to be led there takes seconds, in which no command comes
-        evenly."""
+        """The fast clock, started in the phase of the cameras: the phase lock alone takes seconds to get there, and
+        commands come unevenly until then."""
         self.eyes.pass_over()
         came = self.eyes.wait(time.monotonic_ns() + FIRST_WAIT_NS)
         ticker = Ticker(self.fast_hz)
@@ -188,7 +196,7 @@ class Driver:
             c.held += (1 + misses) * (c.first_command_ns > 0 and state.safety == SafetyState.HOLD)
             now = time.monotonic_ns()
             if new:
-                # A picture that waits for the tick only grows old: let the clock's phase follow the cameras.
+                # Phase lock: a picture that waits for the tick grows old, so the clock follows the cameras.
                 ticker.shift(min(max((now - due - PHASE_NS) // 4, -PHASE_STEP_NS), PHASE_STEP_NS))
                 fault = self.fast.tick(period, state)
                 misses += time.monotonic_ns() > due + period

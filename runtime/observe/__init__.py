@@ -1,1 +1,1 @@
-"""What is kept of a run: stamps, log, recording, report, profile, replay."""
+"""Records of a run: stamps, log, report, profile, replay."""

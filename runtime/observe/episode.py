@@ -1,4 +1,4 @@
-"""A recorded run as people look at it: rows and pictures out of its log, and the folder that `--record` names."""
+"""A recorded run for people: rows and pictures from its log, and the folder that `--record` names."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Episode:
 
 
 def _to_be_shown(captured: list[int]) -> list[int]:
-    """Of capture times, those at least `PICTURE_PERIOD_NS` after the one before."""
+    """The capture times that are at least `PICTURE_PERIOD_NS` after the one shown before."""
     shown: list[int] = []
     for t in captured:
         if not shown or t - shown[-1] >= PICTURE_PERIOD_NS:
@@ -53,7 +53,7 @@ def _to_be_shown(captured: list[int]) -> list[int]:
 
 
 def _wire_ms(states: list[JointState]) -> list[float]:
-    first = {s.command_seq: s for s in reversed(states) if s.t_wire_ns > 0}
+    first = {s.command_number: s for s in reversed(states) if s.t_wire_ns > 0}
     return [(s.t_wire_ns - s.t_command_capture_ns) / 1e6 for _, s in sorted(first.items())]
 
 
@@ -92,8 +92,8 @@ def load_episode(log: Path) -> Episode:
 
 
 def pictures(log: Path, times: np.ndarray) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """Of the fast steps whose capture time is in `times`: that time, and each camera's uint8[H,W,3] RGB. One pair in
-    memory at a time."""
+    """For each fast step whose capture time is in `times`: that time, and each camera's uint8[H,W,3] RGB. One set of
+    pictures is in memory at a time."""
     wanted, newest = set(times.tolist()), dict[str, FrameRecord]()
     for record in read_log(log):
         if isinstance(record, FrameRecord):
@@ -114,7 +114,7 @@ def keep_motor_log(slots: Path, folder: Path) -> None:
 def keep(log: LogWriter, folder: Path, report: dict[str, Any]) -> None:
     """Write what belongs beside the log: the report's numbers, and what the run was. Raises OSError.
 
-    A run that wrote no log takes an earlier run's out of the folder: its report would speak of another run.
+    A run that wrote no log removes the log of an earlier run from the folder, which would not belong to this report.
     """
     if log.empty:
         (folder / LOG).unlink(missing_ok=True)

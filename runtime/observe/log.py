@@ -1,4 +1,4 @@
-"""The log of a run as MCAP: every frame and every input of the engines, Prior ids, raw, limited and applied commands.
+"""The log of a run as MCAP: every frame and input of the engines, Prior numbers, raw, limited and applied commands.
 
 Enough to run the same steps again and get the same actions (`runtime.observe.replay`), and readable by other programs:
 pictures, places and messages are in Foxglove's schemas, numbers are JSON. Frames are kept as they came: a lossy picture
@@ -46,13 +46,13 @@ from runtime.observe.records import (
 )
 from runtime.observe.schemas import BASE, TOOL, Level
 
-WAITING = 256  # records between the loops and the disk; frames are held by reference
-RESERVE_BYTES = 256_000_000  # of the disk are left free: the rest of the system needs room to write, too
+WAITING = 256  # most records between the loops and the disk; frames are held by reference
+RESERVE_BYTES = 256_000_000  # left free on the disk: the rest of the system needs room to write, too
 CHUNK_BYTES = 1_000_000  # compressed at a time; a log that is cut off loses one of these at most
 TOOL_PERIOD_NS = (
     38_000_000  # about 25 times a second a viewer gets the tool's place: it costs more than all other numbers
 )
-STOPPED = {SafetyState.SAFE_STOP: Level.ERROR, SafetyState.FAULT: Level.ERROR}  # what the motor process says louder
+STOPPED = {SafetyState.SAFE_STOP: Level.ERROR, SafetyState.FAULT: Level.ERROR}  # what counts as more than information
 
 
 class LogWriter:
@@ -79,7 +79,7 @@ class LogWriter:
         self._waiting: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._stop = self._gap = False
-        self._frames: dict[str, int] = {}
+        self._frames: dict[str, int] = {}  # sequence number of each camera's newest picture in the log
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._partial, "wb")  # noqa: SIM115  (closed by the thread)
@@ -105,10 +105,10 @@ class LogWriter:
         """Whether no record was written."""
         return not self._channels
 
-    # Called by the loops: microseconds, never blocking.
+    # Called by the loops: these take microseconds and never block.
 
     def _later(self, work: Callable[[], None]) -> bool:
-        """Whether there was room for it."""
+        """Queue `work` for the thread; returns whether there was room."""
         if self.fault:
             return False
         if len(self._waiting) >= WAITING:
@@ -123,7 +123,7 @@ class LogWriter:
         t_ns: int,
         obs: Observation,
         frames: Mapping[str, Frame],
-        prior: int,
+        prior_number: int,
         command: Command | None,
         targets: np.ndarray,
         *,
@@ -132,7 +132,7 @@ class LogWriter:
     ) -> None:
         """One fast step; `frames` are those of `obs`, whose pictures nobody may write to afterwards."""
         flags = RESET * reset + SENT * sent + AFTER_GAP * self._gap
-        self._gap = not self._later(lambda: self._put_tick(t_ns, obs, frames, prior, command, targets, flags))
+        self._gap = not self._later(lambda: self._put_tick(t_ns, obs, frames, prior_number, command, targets, flags))
 
     def prior(self, prior: Prior, obs: Observation, t_ns: int) -> None:
         """One slow step. Call it before the Prior is used: the log keeps the order of cause and effect."""
@@ -147,10 +147,10 @@ class LogWriter:
         self._later(lambda: self._put_health(t_ns, state, reasons))
 
     def message(self, t_ns: int, level: Level, text: str) -> None:
-        """What a person who looks at the run should read."""
+        """A line for people who look at the run."""
         self._later(lambda: self._put_message(t_ns, level, text, "policy"))
 
-    # In the thread.
+    # Called in the thread.
 
     def _put(self, topic: str, t_ns: int, data: bytes, sequence: int = 0, schema: str = "") -> None:
         """`schema`: name of a well-known one; "" for what only replay reads."""
@@ -172,8 +172,8 @@ class LogWriter:
         return self._schemas[name]
 
     def _put_places(self, t_ns: int) -> None:
-        """Where the cameras are: fixed to the base, or to the tool. Once; a topic each, so that a viewer finds it from
-        anywhere."""
+        """Where the cameras are: fixed to the base, or to the tool. Written once, in a topic for each camera, so that a
+        viewer finds it wherever it starts to read."""
         if not self.empty:
             return
         for name, raw in self.meta.get("calibrations", {}).items():
@@ -188,7 +188,7 @@ class LogWriter:
         t_ns: int,
         obs: Observation,
         frames: Mapping[str, Frame],
-        prior: int,
+        prior_number: int,
         command: Command | None,
         targets: np.ndarray,
         flags: int,
@@ -200,15 +200,15 @@ class LogWriter:
                 self._put(CAMERA + name, f.t_capture_ns, picture, f.seq, schemas.RAW_IMAGE)
                 self._frames[name] = f.seq
         numbers = {name: f.seq for name, f in frames.items()}
-        self._put(STEP, t_ns, packed_tick(t_ns, obs, numbers, prior, command, targets, flags), obs.seq)
+        self._put(STEP, t_ns, packed_tick(t_ns, obs, numbers, prior_number, command, targets, flags), obs.number)
         if command is not None:
             shown = schemas.command_message(self._joints, t_ns, command, targets)
-            self._put("command", t_ns, shown, obs.seq, schemas.COMMAND)
+            self._put("command", t_ns, shown, obs.number, schemas.COMMAND)
 
     def _put_prior(self, prior: Prior, obs: Observation, t_ns: int) -> None:
-        self._put(PRIOR, prior.t_ready_ns, packed_prior(prior, obs, t_ns), prior.seq)
+        self._put(PRIOR, prior.t_ready_ns, packed_prior(prior, obs, t_ns), prior.number)
         if prior.future.size:  # a policy without a world model predicts nothing
-            self._put(FUTURE, prior.t_ready_ns, packed_future(prior), prior.seq)
+            self._put(FUTURE, prior.t_ready_ns, packed_future(prior), prior.number)
 
     def _put_state(self, state: JointState) -> None:
         self._put_places(state.t_ns)
@@ -252,7 +252,7 @@ class LogWriter:
                         free = shutil.disk_usage(self.path.parent).free
                         if free < self._reserve:
                             raise OSError(28, f"only {free / 1e6:.0f} MB are left on the disk")
-                if self._stop and self.empty:  # nothing was driven: a log made before under this name is worth more
+                if self._stop and self.empty:  # nothing was driven: keep an earlier log of this name
                     self._file.close()
                     os.unlink(self._partial)
                     return
@@ -262,7 +262,7 @@ class LogWriter:
                     self._flush_file()
                     os.replace(self._partial, self.path)
                     return
-        except Exception as e:  # whatever it was: the loops must hear of it, and drive on
+        except Exception as e:  # whatever it was: the loops are told in `fault` and drive on
             self.fault = f"recording stopped: {e.strerror if isinstance(e, OSError) else repr(e)}"
             self._waiting.clear()
             self._salvage()
@@ -281,7 +281,7 @@ class LogWriter:
         try:
             os.truncate(self._partial, self._whole)
             os.replace(self._partial, self.path)
-        except OSError:  # it stays beside, and is read from there
+        except OSError:  # the log stays at `path`.partial, and `read_log` reads it there
             pass
 
     def close(self) -> None:

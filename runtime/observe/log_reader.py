@@ -71,8 +71,8 @@ def _message_of(channel: Channel, message: Message) -> Record | None:
 
 
 def _decoded(record: Any, channels: dict[int, Channel]) -> Record | None:
-    """What one record of the file says; None for MCAP's own ones and for topics of others. `channels` is filled on the
-    way."""
+    """What one record of the file says; None for MCAP's own records and for unknown topics. Adds to `channels` what the
+    record says of a topic."""
     if isinstance(record, Channel):
         channels[record.id] = record
     elif isinstance(record, Metadata):
@@ -125,9 +125,9 @@ def read_log(path: Path) -> Iterator[Record]:
         stream.seek(max(size - len(MCAP0_MAGIC), len(MCAP0_MAGIC)))
         finished = stream.read() == MCAP0_MAGIC
         stream.seek(0)
-        # A length that is damaged must not ask for more memory than the file has bytes.
+        # A damaged length must not ask for more memory than the file has bytes.
         records = iter(StreamReader(stream, validate_crcs=True, record_size_limit=size).records)
-        messages, counted = 0, -1  # read, and what the file says that it holds
+        messages, counted = 0, -1  # messages read, and how many the file says it holds
         while True:
             try:
                 record = next(records)
@@ -135,7 +135,7 @@ def read_log(path: Path) -> Iterator[Record]:
                 counted = record.message_count if isinstance(record, Statistics) else counted
                 made = _decoded(record, channels)
             except StopIteration:
-                # Whole records that were wiped out leave no trace but their number.
+                # Where whole records were wiped out, only the number of messages shows it.
                 if messages != counted:
                     yield {"kind": DAMAGED, "why": f"{messages} messages were found where {counted} were written"}
                 return

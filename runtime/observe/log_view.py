@@ -1,4 +1,4 @@
-"""A log in Rerun: pictures, joints, gate and health on one time line. Only this file needs rerun-sdk."""
+"""A log in Rerun: pictures, joints, gate and health on one time line. Only this module needs rerun-sdk."""
 
 from __future__ import annotations
 

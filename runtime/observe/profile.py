@@ -15,7 +15,7 @@ from common.schema import parse_json, read_bounded, shaped
 
 MOST_BYTES = 4 * 1024 * 1024  # of a report
 
-STAGES = {  # what each stage is, for people; in the order in which a picture passes them
+STAGES = {  # each stage in words, in the order in which a picture passes them
     "observation.age": "exposure, transfer and waiting: capture to the loop's hand",
     "fast.take": "frames out of their slots, checks of them",
     "fast.preprocess": "pre-processing, all cameras",
@@ -35,7 +35,7 @@ STAGES = {  # what each stage is, for people; in the order in which a picture pa
     "motor.wake": "start of a motor tick after its due time",
 }
 
-SERIES = {  # of a whole run, by their keys in a report: what the trace calls them
+SERIES = {  # series over a whole run: key in a report -> name in the trace
     "observation_to_wire_ms": "wire.observation",
     "overhead_ms": "wire.overhead",
     "prior_age_ms": "prior.age",
@@ -75,13 +75,13 @@ class StageRow(msgspec.Struct, frozen=True):
 class Processors(msgspec.Struct, frozen=True):
     """Shares of the cores' time."""
 
-    busy: Annotated[float, Meta(ge=-1, le=1)]  # two counters that are read one after the other
+    busy: Annotated[float, Meta(ge=-1, le=1)]  # may be below 0: two counters are read one after the other
     stolen: Share
 
 
 class Report(msgspec.Struct, frozen=True):
-    """The JSON of `run` and `profile`. What has no default is what a comparison counts on; more may stand in a file
-    than is declared here, as each verb adds its own."""
+    """The JSON of `run` and `profile`. Fields without a default are those that a comparison needs; a file may hold more
+    than is declared here, because each verb adds its own."""
 
     fast_hz: Hertz
     slow_hz: Hertz
@@ -118,7 +118,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def hints(report: Mapping[str, Any]) -> list[str]:
-    """What to look at, worst first; empty when every budget is kept."""
+    """What to look at, in sentences; empty when every budget is kept."""
     found = []
     period = 1000.0 / max(report["fast_hz"] + report["repeat_hz"], 1e-9)
     stages = report["stages"]

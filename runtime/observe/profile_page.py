@@ -17,7 +17,7 @@ SPAN_MS = 400.0  # of the timeline
 
 
 def _histogram(values: np.ndarray, colour: str, width: int = 220, height: int = 44) -> str:
-    """Logarithmic counts over 0 to p99.9: the rare ones are what one looks for."""
+    """Logarithmic counts over 0 to p99.9, so that rare values can be seen."""
     top = float(np.percentile(values, 99.9)) or 1e-3
     counts, _ = np.histogram(np.minimum(values, top), BINS, (0.0, top))
     tall = np.log1p(counts) / max(float(np.log1p(counts.max())), 1e-9) * (height - 2)
@@ -121,13 +121,8 @@ svg{display:block}
 li{margin:2px 0}"""
 
 
-def page(
-    report: Mapping[str, Any], tracks: Mapping[str, Mapping[str, np.ndarray]], compared: Mapping[str, Any] | None = None
-) -> str:
-    """The HTML text. `tracks` as from `runtime.observe.profile.tracks`, `compared` as from
-    `runtime.observe.profile.compare`."""
-    durations = {s: spans[1] / 1e6 for stages in tracks.values() for s, spans in stages.items()}
-    colours = {s: COLOURS[i % len(COLOURS)] for i, s in enumerate(STAGES)}
+def _facts(report: Mapping[str, Any]) -> str:
+    """The boxes at the top."""
     missed = report["deadline_misses"] / max(report["ticks"], 1)
     facts = [
         ("", f"{report['fast_hz']:.1f} Hz", "fast loop, on new frames"),
@@ -141,47 +136,73 @@ def page(
         ("", f"{report['overhead_ms']['p50']:.1f} ms", "of which not in an engine, from the frame's arrival"),
         ("", report["health"]["state"], "health at the end"),
     ]
-    boxes = "".join(
+    return "".join(
         f'<div class="fact {c}"><b>{html.escape(b)}</b><span>{html.escape(s)}</span></div>' for c, b, s in facts
     )
-    said = "".join(f"<li>{html.escape(h)}</li>" for h in hints(report)) or "<li>Every budget is kept.</li>"
+
+
+def _comparison(compared: Mapping[str, Any]) -> str:
+    """A section with what `runtime.observe.profile.compare` gave."""
+    rows = "".join(
+        f"<tr><td>{r['name']}</td><td>{r['before']:.3f}</td><td>{r['now']:.3f}</td><td>{r['ratio'] or ''}</td>"
+        f"<td>{r['verdict']}</td></tr>"
+        for r in compared["rows"]
+    )
+    return (
+        f"<section><h2>Against the other run: {compared['verdict']}</h2><table><tr><th>what</th><th>before</th>"
+        f"<th>now</th><th>ratio</th><th></th></tr>{rows}</table></section>"
+    )
+
+
+def _stages(report: Mapping[str, Any], durations: Mapping[str, np.ndarray], colours: Mapping[str, str]) -> str:
+    """A section with one row a stage."""
+    return (
+        "<section><h2>Stages, ms</h2><table><tr><th>stage</th><th>p50</th><th>p90</th><th>p99</th><th>p99.9</th>"
+        "<th>max</th><th>budget</th><th>histogram (counts logarithmic, to p99.9)</th></tr>"
+        f"{_rows(report, durations, colours)}</table></section>"
+    )
+
+
+def _health(report: Mapping[str, Any]) -> str:
+    """A section with the changes of the run's health, the goals' jerk and what is known of the board."""
     changes = "".join(
         f"<tr><td>{c['at_s']:.2f} s</td><td style='text-align:left'>{c['state']}</td><td "
         f"style='text-align:left'>{html.escape('; '.join(c['reasons']))}</td></tr>"
         for c in report["health"]["changes"][:40]
     )
-    against = ""
-    if compared is not None:
-        rows = "".join(
-            f"<tr><td>{r['name']}</td><td>{r['before']:.3f}</td><td>{r['now']:.3f}</td><td>{r['ratio'] or ''}</td><td>{r['verdict']}</td></tr>"
-            for r in compared["rows"]
-        )
-        against = (
-            "<section><h2>Against the other run: "
-            f"{compared['verdict']}</h2><table><tr><th>what</th><th>before</th><th>now</th>"
-            f"<th>ratio</th><th></th></tr>{rows}</table></section>"
-        )
     board = {
         **report.get("board", {}),
         **{f"processors {k}": f"{v:.1%}" for k, v in report.get("processors", {}).items()},
     }
-    facts_of_board = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in board.items())
+    known = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in board.items())
+    jerk = report["goal_jerk_rad_s3"]
+    return (
+        f"<section><h2>Health</h2><table>{changes or '<tr><td>no change</td></tr>'}</table>"
+        '<p class="note">'
+        f"Goals' jerk: rms {jerk['rms']:.0f}, max {jerk['max']:.0f} rad/s&sup3;. "
+        f"{html.escape(known)}</p></section>"
+    )
+
+
+def page(
+    report: Mapping[str, Any], tracks: Mapping[str, Mapping[str, np.ndarray]], compared: Mapping[str, Any] | None = None
+) -> str:
+    """The HTML text. `tracks` as from `runtime.loop.timing.tracks`, `compared` as from
+    `runtime.observe.profile.compare`."""
+    durations = {s: spans[1] / 1e6 for stages in tracks.values() for s, spans in stages.items()}
+    colours = {s: COLOURS[i % len(COLOURS)] for i, s in enumerate(STAGES)}
+    said = "".join(f"<li>{html.escape(h)}</li>" for h in hints(report)) or "<li>Every budget is kept.</li>"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         'content="width=device-width">'
         f"<title>HarmoWAM profile</title><style>{STYLE}</style></head><body><main><h1>Where each millisecond goes</h1>"
         f'<p class="sub">{html.escape(str(report.get("robot", "")))}, {report["seconds"]:.0f} s, '
         f"{html.escape(str(report.get('quantization', '')))} on "
-        f'{html.escape(str(report.get("engine", "")))}</p><div class="facts">{boxes}</div>'
+        f'{html.escape(str(report.get("engine", "")))}</p><div class="facts">{_facts(report)}</div>'
         f"<section><h2>What to look at</h2><ul>{said}</ul></section>"
         f"<section><h2>Round the longest tick</h2>{timeline(tracks, worst_instant(tracks), colours)}"
         '<p class="note">Pale rows are ages and waits, not work. Hover for the figures; the Perfetto trace has the '
         "whole run.</p></section>"
-        f"<section><h2>Stages, ms</h2><table><tr><th>stage</th><th>p50</th><th>p90</th><th>p99</th><th>p99.9</th><th>max</th><th>budget</th>"
-        "<th>histogram (counts logarithmic, to "
-        f"p99.9)</th></tr>{_rows(report, durations, colours)}</table></section>{against}"
-        f"<section><h2>Health</h2><table>{changes or '<tr><td>no change</td></tr>'}</table>"
-        f'<p class="note">Goals\' jerk: rms {report["goal_jerk_rad_s3"]["rms"]:.0f}, max '
-        f"{report['goal_jerk_rad_s3']['max']:.0f} rad/s&sup3;. "
-        f"{html.escape(facts_of_board)}</p></section></main></body></html>"
+        f"{_stages(report, durations, colours)}{'' if compared is None else _comparison(compared)}{_health(report)}"
+        "</main></body></html>"
     )

@@ -17,13 +17,13 @@ from common.errors import Mendable
 from firmware_bridge.motion.messages import Command
 from runtime.contracts import A, Observation, Prior
 
-# 3: pictures, places, joints, commands and health in well-known schemas; 2: all of them packed as the rest, no
-# predicted future; 1: shoulder_pan and wrist_roll mirrored, jaw shut at 0.
+# Version 3: pictures, places, joints, commands and health in well-known schemas. Version 2: all of them packed like the
+# other records, no predicted future. Version 1: shoulder_pan and wrist_roll mirrored, jaw shut at 0.
 VERSION = 3
 READABLE = (2, 3)
 ENCODING = "harmowam"
 STEP, PRIOR, FUTURE, STATE, HEALTH = "fast/step", "slow/prior", "slow/future", "arm/state", "health"
-CAMERA = "camera/"  # and its name
+CAMERA = "camera/"  # followed by the camera's name
 _TICK = struct.Struct("<qqqqBB")  # step's time, observation, its capture time, Prior's number (-1: none), flags, joints
 _PRIOR = struct.Struct("<qqqqqII")  # number, observation, its capture time, step's time, ready, chunk rows, joints
 _FUTURE = struct.Struct("<qq4I")  # Prior's number, capture time of its observation, shape; then float16
@@ -45,7 +45,7 @@ class TickRecord:
     t_ns: int
     number: int
     t_capture_ns: int
-    prior: int
+    prior_number: int  # -1: none
     reset: bool
     sent: bool
     q_rad: np.ndarray  # float32[J], as the step saw it: rolled forward
@@ -92,20 +92,22 @@ class FutureRecord:
 
 def digest(prior: Prior) -> bytes:
     """SHA-256 of tokens and predicted future."""
-    return hashlib.sha256(prior.tokens.tobytes() + prior.future.tobytes()).digest()
+    made = hashlib.sha256(np.ascontiguousarray(prior.tokens).data)
+    made.update(np.ascontiguousarray(prior.future).data)
+    return made.digest()
 
 
 def packed_tick(
     t_ns: int,
     obs: Observation,
     frames: Mapping[str, int],
-    prior: int,
+    prior_number: int,
     command: Command | None,
     targets: np.ndarray,
     flags: int,
 ) -> bytes:
     """A `TickRecord`; `frames` are the numbers of its pictures."""
-    raw = _TICK.pack(t_ns, obs.seq, obs.t_capture_ns, prior, flags, len(obs.q_rad))
+    raw = _TICK.pack(t_ns, obs.number, obs.t_capture_ns, prior_number, flags, len(obs.q_rad))
     raw += np.concatenate([obs.q_rad, obs.qd_rad_s, targets.ravel()]).astype("<f4").tobytes()
     names = json.dumps(frames).encode()
     return raw + struct.pack("<I", len(names)) + names + (command.pack() if command is not None else b"")
@@ -113,13 +115,15 @@ def packed_tick(
 
 def packed_prior(prior: Prior, obs: Observation, t_ns: int) -> bytes:
     """A `PriorRecord`."""
-    raw = _PRIOR.pack(prior.seq, obs.seq, prior.t_capture_ns, t_ns, prior.t_ready_ns, len(prior.chunk), len(obs.q_rad))
+    raw = _PRIOR.pack(
+        prior.number, obs.number, prior.t_capture_ns, t_ns, prior.t_ready_ns, len(prior.chunk), len(obs.q_rad)
+    )
     return raw + np.concatenate([obs.q_rad, obs.qd_rad_s, prior.chunk.ravel()]).astype("<f4").tobytes() + digest(prior)
 
 
 def packed_future(prior: Prior) -> bytes:
     """A `FutureRecord`."""
-    return _FUTURE.pack(prior.seq, prior.t_capture_ns, *prior.future.shape) + prior.future.astype("<f2").tobytes()
+    return _FUTURE.pack(prior.number, prior.t_capture_ns, *prior.future.shape) + prior.future.astype("<f2").tobytes()
 
 
 def tick_of(raw: bytes) -> TickRecord:

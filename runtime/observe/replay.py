@@ -1,5 +1,5 @@
-"""Run the same engines again on the recorded inputs: the actions must be identical, bit for bit; on another processor,
-close by."""
+"""Run the same engines again on the recorded inputs: the actions must be identical bit for bit, or within some degrees
+on another kind of processor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEPT = 256  # newest observations and Priors: a slow step may look back that far
 
 @dataclass(frozen=True)
 class Difference:
-    """The first thing that came out otherwise than recorded. `number` counts fast steps or Priors of the log."""
+    """The first result that differs from the recorded one. `number`: of the fast step or the Prior."""
 
     what: str
     number: int
@@ -45,9 +45,9 @@ class Largest:
 
 @dataclass(frozen=True)
 class Replay:
-    """What was compared and what differed first, if anything. `gap`: where records are missing and comparing had to
-    end; `damaged`: they are missing from a file that had them. `differing` steps and Priors had another bit, which ends
-    the comparison unless `within_deg` was given; `stopped`: it ended at such a difference."""
+    """What was compared and the first difference, if any. `gap`: where records are missing, which ends the comparison;
+    `damaged`: the file was damaged, and had them. `differing`: how many steps and Priors differ in some bit, which ends
+    the comparison unless `within_deg` was given; `stopped`: it ended at a difference."""
 
     steps: int
     priors: int
@@ -78,7 +78,7 @@ def bundle_digest(bundle: Bundle) -> str:
 
 
 def run_meta(bundle: Bundle, task: str, policy: str, cameras: dict[str, Camera], **more: Any) -> dict[str, Any]:
-    """What a log must know about its run so that it can be replayed. `policy`: its mode; `more`: "engine" (default
+    """What a log must say of its run so that it can be replayed. `policy`: the policy's mode; `more`: "engine" (default
     "cpu") and rates."""
     calibrations = {name: camera.to_json() for name, camera in cameras.items()}
     joints = [j.name for j in bundle.manifest.joints]
@@ -98,7 +98,7 @@ def _joints(command: bytes) -> list[float]:
 
 
 def _apart_deg(recorded: list[float], replayed: list[float]) -> np.ndarray:
-    """Degrees between two commands, joint by joint; infinite where only one of them is a number, or there at all."""
+    """Degrees between two commands, joint by joint; infinite where only one of them is a number or exists."""
     if len(recorded) != len(replayed):
         return np.array([np.inf])
     a, b = np.array(recorded), np.array(replayed)
@@ -106,7 +106,7 @@ def _apart_deg(recorded: list[float], replayed: list[float]) -> np.ndarray:
 
 
 class _Stop(Exception):
-    """What differs is no matter of degrees, or nobody asked for them."""
+    """A difference that cannot be measured in degrees, or for which no tolerance was given."""
 
 
 class _Player:
@@ -133,7 +133,7 @@ class _Player:
         return round((t_ns - self.began_ns) * 1e-9, 3)
 
     def _found(self, what: str, number: int, t_ns: int, recorded: Sequence[float], replayed: Sequence[float]) -> None:
-        """Raises _Stop unless one may go on after it."""
+        """Note a difference; raises _Stop unless a tolerance was given."""
         self.first = self.first or Difference(what, number, self._seconds(t_ns), list(recorded), list(replayed))
         self.differing += 1
         if self.within_deg is None:
@@ -148,13 +148,13 @@ class _Player:
         if r.observation > self.newest:
             self.waiting.append(r)
             return
-        if self.slow.remembers and r.number != self.slow.seq + 1:
+        if self.slow.remembers and r.number != self.slow.priors_made + 1:
             raise KeyError(r.number)
         frames = self.observations[r.observation]
         obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.observation)
-        self.slow.seq = r.number - 1
+        self.slow.priors_made = r.number - 1
         made = self.slow.step(r.t_ns, obs)
-        self.slow.go_on_from(r.t_capture_ns, r.chunk)  # what was driven: differences do not add up
+        self.slow.go_on_from(r.t_capture_ns, r.chunk)  # the recorded plan: differences do not add up
         self.priors[r.number] = made
         while len(self.priors) > KEPT:
             self.priors.popitem(last=False)
@@ -175,11 +175,11 @@ class _Player:
         self.newest = r.number
         while self.waiting and self.waiting[0].observation <= r.number:
             self.prior(self.waiting.pop(0))
-        prior = self.priors[r.prior] if r.prior >= 0 else None
+        prior = self.priors[r.prior_number] if r.prior_number >= 0 else None
         if r.reset:
             self.fast.reset()
         if r.command:
-            self.fast.seq = Command.unpack(r.command).seq - 1  # a run's warming up has counted, too
+            self.fast.commands_made = Command.unpack(r.command).number - 1  # the run's warm-up made commands, too
         obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.number)
         command, tick = self.fast.step(r.t_ns, obs, prior)
         packed = b"" if command is None else command.pack()
@@ -244,7 +244,7 @@ def replay(log: Path, bundle_path: Path | None = None, within_deg: float | None 
             stopped = True
         except KeyError:
             number = record.number if isinstance(record, (PriorRecord, TickRecord)) else 0
-            # A record that was wiped out whole is told from one that was never written at the file's end only.
+            # Only the end of the file tells a record that was wiped out whole from one that was never written.
             damaged = any(isinstance(r, dict) and r.get("kind") == DAMAGED for r in records)
             gap = (
                 f"records before number {number} are missing (the "

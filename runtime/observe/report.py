@@ -1,4 +1,4 @@
-"""A recorded episode as a page that people look at, and as a film. Pictures first, numbers below."""
+"""A recorded episode as a page and as a film, for people. Pictures first, numbers below."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import io
 import itertools
 import json
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,11 @@ from runtime.observe.episode import LOG, REPORT, Episode, load_episode, pictures
 from runtime.observe.records import FutureRecord
 from runtime.observe.verdict import verdict
 
-JOINTS = ("shoulder pan", "shoulder lift", "elbow", "wrist flex", "wrist roll", "gripper")
 REACTIVE, PREDICTIVE, INK = "#2a78b5", "#d9632b", "#1d2733"
 HORIZONS = ("+0.4 s", "+0.8 s", "next grasp or release")
 AHEAD_S = (0.4, 0.8)  # of the first two
 SCALE = 2  # of the film
-NEAR_NS = 60_000_000  # a picture so far from an instant stands for it
+NEAR_NS = 60_000_000  # a picture at most this far from an instant is shown for it
 
 
 class ReportError(Mendable):
@@ -37,7 +36,7 @@ class ReportError(Mendable):
 
 
 def lacking() -> list[str]:
-    """Packages, by the names that pip knows, that `write_report` needs and this environment lacks."""
+    """Packages (pip's names) that `write_report` needs and that are not installed."""
     needed = {"jinja2": "jinja2", "matplotlib": "matplotlib", "imageio_ffmpeg": "imageio-ffmpeg"}
     return [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
 
@@ -109,7 +108,8 @@ def film_strip(
     return out
 
 
-def plot_joints(episode: Episode) -> str:
+def plot_joints(episode: Episode, names: Sequence[str]) -> str:
+    """Commanded and measured angles of every joint; `names` [J]."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -117,11 +117,14 @@ def plot_joints(episode: Episode) -> str:
 
     start = episode.t_ns[0]
     t, measured_at = (episode.t_ns - start) * 1e-9, (episode.state_ns - start) * 1e-9
-    fig, axes = plt.subplots(3, 2, figsize=(10, 5.4), sharex=True)
-    for j, ax in enumerate(axes.T.ravel()):
+    rows = (len(names) + 1) // 2
+    fig, axes = plt.subplots(rows, 2, figsize=(10, 1.8 * rows), sharex=True, squeeze=False)
+    for ax in axes.T.ravel()[len(names) :]:
+        ax.set_visible(False)
+    for j, (name, ax) in enumerate(zip(names, axes.T.ravel(), strict=False)):
         ax.plot(t, np.degrees(episode.command[:, j]), color=PREDICTIVE, lw=1.1, label="command")
         ax.plot(measured_at, np.degrees(episode.measured[:, j]), color=INK, lw=1.1, label="measured")
-        ax.set_title(JOINTS[j], fontsize=9, loc="left")
+        ax.set_title(name.replace("_", " "), fontsize=9, loc="left")
         ax.grid(alpha=0.25)
         ax.tick_params(labelsize=8)
     axes[0, 0].legend(fontsize=8, frameon=False, loc="best")
@@ -271,10 +274,15 @@ def write_report(bundle_path: Path, folder: Path, report: dict[str, Any]) -> Non
     if episode is not None and len(episode.t_ns):
         chosen = moments(episode)
         fronts = _filmed(folder / LOG, episode, folder / "episode.mp4", _came_true(chosen))
-        strip = film_strip(Bundle.load(bundle_path), int(episode.t_ns[0]), chosen, fronts)
+        bundle = Bundle.load(bundle_path)
+        strip = film_strip(bundle, int(episode.t_ns[0]), chosen, fronts)
         seen = {"driven": True, "gap": episode.gap, "strip": strip, "gate": plot_gate(episode)}
         experts = bool(np.isin(episode.expert, (Expert.REACTIVE, Expert.PREDICTIVE)).any())
-        seen.update(joints=plot_joints(episode), wire=plot_wire(episode.wire_ms), experts=experts)
+        seen.update(
+            joints=plot_joints(episode, [j.name for j in bundle.manifest.joints]),
+            wire=plot_wire(episode.wire_ms),
+            experts=experts,
+        )
     else:
         (folder / "episode.mp4").unlink(missing_ok=True)  # of an earlier run
     template = jinja2.Environment(autoescape=True).from_string((Path(__file__).parent / "report.html.j2").read_text())

@@ -1,5 +1,5 @@
-"""What other programs read of a log: Foxglove's schemas for pictures, places and messages, and plain JSON numbers for
-any plotter.
+"""The part of a log for other programs: Foxglove's schemas for pictures, places and messages, and JSON numbers for any
+plotter.
 
 Names and fields are those of docs.foxglove.dev ("message schemas"). Pictures are protobuf, as JSON would carry them in
 base64; the few bytes round the pixels are written here by hand, so that a robot needs no protobuf library.

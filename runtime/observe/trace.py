@@ -40,8 +40,8 @@ class _Ring:
 class StageTrace:
     """One per thread. `mark("x")` books the time since the previous mark under "x"; `begin()` starts a tick.
 
-    Keeps the newest `capacity` spans of each stage; costs well under 2 us a mark (`benchmarks/trace.py`). `stages` are
-    made ready beforehand, others at their first mark. `inject` (stage -> ms) makes stages slower than they are, by
+    Keeps the newest `capacity` spans of each stage; costs well under 2 us a mark (`benchmarks/trace.py`). `stages` get
+    their memory at once, others at their first mark. `inject` (stage -> ms) makes stages slower than they are, by
     really waiting.
     """
 
@@ -69,7 +69,7 @@ class StageTrace:
         ring.add(last, now - last)
 
     def add(self, stage: str, duration_ns: int, start_ns: int | None = None) -> None:
-        """Book a duration that was measured elsewhere; without a start it ended now."""
+        """Book a duration that was measured elsewhere; without `start_ns` it ends at the call."""
         ring = self._rings.get(stage)
         if ring is None:
             ring = self._rings[stage] = _Ring(self._capacity)

@@ -1,13 +1,13 @@
-"""What became of a run, in words: done or not, and what is known of why. A pure function of its report."""
+"""The result of a run in words: done or not, and the known reasons. A pure function of its report."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-HELD_S, DEGRADED_S = 0.2, 0.5  # shorter than this explains nothing
+HELD_S, DEGRADED_S = 0.2, 0.5  # shorter times are no reason for a failure
 MISSED = 0.01  # of the ticks
-ENOUGH_S = 12.0  # an evaluation gives no more to a task
+ENOUGH_S = 12.0  # the time that an evaluation gives a task
 BUSY, STOLEN = 0.9, 0.01  # of the processors' time
 
 
@@ -36,8 +36,8 @@ def _held(report: Mapping[str, Any]) -> list[str]:
 
 
 def reasons(report: Mapping[str, Any]) -> list[str]:
-    """Why the task was not done, as far as the report tells: how it ended, what the arm did not manage, what held it
-    up.
+    """Why the task was not done, as far as the report shows: how the run ended, what the arm did not manage, what
+    delayed it.
 
     `report`: what `harmowam run` writes (`runtime.loop.timing.timing_report` and, where known, `error`, `interrupted`,
     `failure`, `processors`). Never empty.

@@ -32,7 +32,7 @@ ENGINE = "chunk"
 
 
 class SlowStep:
-    """One pass of the engine. It remembers nothing but its instruction."""
+    """One pass of the engine. It remembers only its instruction."""
 
     remembers = False
 
@@ -52,7 +52,7 @@ class SlowStep:
         self.views = Views(bundle, cameras, gpu)
         self.engine = bundle.engine(ENGINE, threads, engine)
         self.grid_ns = (np.arange(1, m.chunk.steps + 1) * m.chunk.dt_ms * MS).astype(np.int64)
-        self.seq = 0
+        self.priors_made = 0
         self.set_task(task)
 
     def set_task(self, task: str) -> None:
@@ -73,9 +73,11 @@ class SlowStep:
         chunk = self.engine.run({name: have[name] for name in self.engine.inputs})["chunk"][0].copy()
         self.trace.mark("slow.chunk")
         if np.isfinite(chunk).all():
-            self.seq += 1  # what will be refused leaves no gap in a log's numbers
+            self.priors_made += 1  # what will be refused is not counted
         nothing = np.zeros(0, np.float32)
-        return Prior(obs.t_capture_ns, now_ns, self.task, nothing, nothing, chunk, self.grid_ns, self.seq, SPACE)
+        return Prior(
+            obs.t_capture_ns, now_ns, self.task, nothing, nothing, chunk, self.grid_ns, self.priors_made, SPACE
+        )
 
 
 @dataclass(frozen=True)
@@ -88,28 +90,28 @@ class FastSettings:
 
 
 class FastStep:
-    """Follows the newest plan; where plans meet, or one ends, the joints go on with the position and the velocity that
-    they had.
+    """Follows the newest plan. Where a new plan takes over, or a plan ends, position and velocity of the joints stay
+    continuous.
 
     Beyond a plan's last target the arm stays at it. The first command starts where the arm is, at rest.
     """
 
-    listens = False
+    uses_pictures = False
 
     def __init__(self, bundle: Bundle, trace: Trace | None = None, settings: FastSettings | None = None):
         m = bundle.manifest
         self.trace, self.set = trace or NoTrace(), settings or FastSettings()
-        self.arm = bundle.arm
+        self.family = bundle.family
         self.joints = len(m.joints)
-        self.seq = 0
+        self.commands_made = 0
         self.reset()
 
     def reset(self) -> None:
         """Forget everything about the episode before."""
-        self.plan: Prior | None = None  # which is followed,
-        self.over = False  # whether to its end,
-        self.offset = np.zeros((2, self.joints))  # what of position and velocity was left over when that began,
-        self.offset_ns = 0  # and when that was
+        self.plan: Prior | None = None  # the plan that is followed
+        self.over = False  # whether it has ended
+        self.offset = np.zeros((2, self.joints))  # position and velocity of the hand-over's remainder at its start
+        self.offset_ns = 0  # when that was
 
     def _read(self, prior: Prior, now_ns: int) -> tuple[np.ndarray, np.ndarray, bool]:
         """Targets and velocities [J] of the plan at `now_ns`, and whether that is its end or beyond."""
@@ -119,8 +121,8 @@ class FastStep:
         return *on_grid(prior.chunk, prior.grid_ns, float(max(at, 0))), False
 
     def _follow(self, now_ns: int, prior: Prior, over: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Where the plan that is followed has the joints at `now_ns`, and how fast. `over`: it stays at its end, else
-        its last piece goes on for as long as a command lasts."""
+        """Position and velocity [J] of the plan that is followed at `now_ns`, with the remainder. `over`: it stays at
+        its end; else its last piece goes on for as long as a command lasts."""
         if over:
             q, rate = prior.chunk[-1].astype(float), np.zeros(self.joints)
         else:
@@ -142,20 +144,20 @@ class FastStep:
         if prior.space != SPACE:
             raise ValueError(f"a Prior of {prior.space} targets, where {SPACE} are followed")
         q, rate, over = self._read(prior, now_ns)
-        if self.plan is None or prior.seq != self.plan.seq or over != self.over:
+        if self.plan is None or prior.number != self.plan.number or over != self.over:
             here = (
                 (obs.q_rad, np.zeros(self.joints)) if self.plan is None else self._follow(now_ns, self.plan, self.over)
             )
             self.offset = np.stack(here) - np.stack([q, rate])
             self.offset_ns, self.plan, self.over = now_ns, prior, over
-        planned = self.arm.forward(q).astype(np.float32)
+        planned = self.family.forward(q).astype(np.float32)
         q, rate = self._follow(now_ns, prior, over)
         self.trace.mark("fast.handover")
-        self.seq += 1
+        self.commands_made += 1
         joints, rates = q.astype(np.float32), rate.astype(np.float32)
         stale = now_ns + int(self.set.stale_s * 1e9)
-        command = Command(now_ns, stale, joints, rates, Expert.PLAN, 0.0, obs.t_capture_ns, self.seq)
-        sent = self.arm.forward(q).astype(np.float32)
+        command = Command(now_ns, stale, joints, rates, Expert.PLAN, 0.0, obs.t_capture_ns, self.commands_made)
+        sent = self.family.forward(q).astype(np.float32)
         tick = FastTick(now_ns, age_ns, 0.0, int(Expert.PLAN), sent, planned, sent)
         self.trace.mark("fast.command")
         return command, tick

@@ -1,4 +1,4 @@
-"""From network outputs to end-effector targets, and back for the labels: training and robot share these functions."""
+"""From network outputs to end-effector targets, and back for labels: training and robot share these functions."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from runtime.bundle import Bundle, BundleError
 def five_axis(bundle: Bundle) -> FiveAxis:
     """The arm that a bundle was made for; raises BundleError unless it has five axes and a jaw, as this policy's tool
     poses do."""
-    arm = bundle.arm
-    if not isinstance(arm, FiveAxis):
+    family = bundle.family
+    if not isinstance(family, FiveAxis):
         raise BundleError(
-            f"{bundle.path} is a HarmoWAM bundle for '{arm.NAME}', but HarmoWAM drives arms of five axes: name "
+            f"{bundle.path} is a HarmoWAM bundle for '{family.NAME}', but HarmoWAM drives arms of five axes: name "
             "another with --bundle."
         )
-    return arm
+    return family
 
 
 def proprio(pose: np.ndarray) -> np.ndarray:
-    """What the models may know of the arm: float32[..., 4] = z, pitch, roll, jaw of poses [..., 6]; never x, y or
+    """What the models are told of the arm: float32[..., 4] = z, pitch, roll, jaw of poses [..., 6]; never x, y or
     pan."""
     return np.asarray(pose, np.float32)[..., 2:6]
 
 
-def _tool_frame(pose: np.ndarray, arm: FiveAxis) -> np.ndarray:
-    return rotation(arm.heading(pose), pose[..., 3], pose[..., 4])
+def _tool_frame(pose: np.ndarray, family: FiveAxis) -> np.ndarray:
+    return rotation(family.heading(pose), pose[..., 3], pose[..., 4])
 
 
-def relative_chunk(pose: np.ndarray, targets: np.ndarray, arm: FiveAxis) -> np.ndarray:
+def relative_chunk(pose: np.ndarray, targets: np.ndarray, family: FiveAxis) -> np.ndarray:
     """Targets [..., K, 6] seen from the tool at `pose` [..., 6]: position in its frame, pitch and roll as differences,
     jaw as it is."""
-    R = _tool_frame(pose, arm)
+    R = _tool_frame(pose, family)
     position = np.einsum("...ji,...kj->...ki", R, targets[..., :3] - pose[..., None, :3])
     return np.concatenate([position, targets[..., 3:5] - pose[..., None, 3:5], targets[..., 5:]], -1).astype(np.float32)
 
 
-def absolute_chunk(pose: np.ndarray, chunk: np.ndarray, arm: FiveAxis) -> np.ndarray:
+def absolute_chunk(pose: np.ndarray, chunk: np.ndarray, family: FiveAxis) -> np.ndarray:
     """Inverse of `relative_chunk`: float64[..., K, 6] in the base frame."""
-    R = _tool_frame(pose, arm)
+    R = _tool_frame(pose, family)
     position = np.einsum("...ij,...kj->...ki", R, chunk[..., :3]) + pose[..., None, :3]
     return np.concatenate([position, chunk[..., 3:5] + pose[..., None, 3:5], chunk[..., 5:]], -1)
 

@@ -1,4 +1,4 @@
-"""A plan read at the time an action applies, and what carries the arm over from one plan to the next."""
+"""A plan read at the time an action applies, and the continuous hand-over from one plan to the next."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def on_grid(chunk: np.ndarray, grid_ns: np.ndarray, at_ns: float) -> tuple[np.ndarray, np.ndarray]:
-    """Value and velocity (per second) float64[A] of `chunk` [K,A] at `at_ns` on its even grid int64[K]: straight from
+    """Value and velocity (per second) float64[A] of `chunk` [K,A] at `at_ns` on its even grid int64[K], linear from
     step to step.
 
-    Outside of the grid its first or last piece goes on; who wants it to end there says so.
+    Outside of the grid its first or last piece goes on: a caller that wants the plan to end there clips `at_ns`.
     """
     step = float(grid_ns[1] - grid_ns[0])
     i = max(min(int((at_ns - grid_ns[0]) / step), len(grid_ns) - 2), 0)
@@ -19,8 +19,7 @@ def on_grid(chunk: np.ndarray, grid_ns: np.ndarray, at_ns: float) -> tuple[np.nd
 
 
 def remainder(offset: np.ndarray, since_s: float, blend_s: float) -> tuple[np.ndarray, np.ndarray]:
-    """What is left, `since_s` after a seam, of the difference float64[2,A] (position, velocity) that two plans had
-    there.
+    """What is left, `since_s` after a hand-over, of the difference float64[2,A] (position, velocity) between two plans.
 
     Cubic Hermite from the difference, at its own velocity, to rest at zero after `blend_s`. Added to the new plan it
     makes position and velocity go on as they were.

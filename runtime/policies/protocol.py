@@ -40,7 +40,7 @@ class SlowStep(Protocol):
     """Observation -> Prior. A pure function of time and observation, but for what `reset` forgets. Used by one
     thread."""
 
-    seq: int  # number of its newest Prior
+    priors_made: int  # the number of its newest Prior
     task: str
 
     @property
@@ -64,10 +64,10 @@ class SlowStep(Protocol):
 class FastStep(Protocol):
     """Newest observation and newest Prior -> Command. No clock, no sleeping, no I/O."""
 
-    seq: int  # number of its newest Command
+    commands_made: int  # the number of its newest Command
 
     @property
-    def listens(self) -> bool:
+    def uses_pictures(self) -> bool:
         """Whether it looks at the pictures of its observations."""
 
     def reset(self) -> None:

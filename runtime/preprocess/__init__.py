@@ -145,6 +145,38 @@ def _table(
     return _Table((kw, kh), origin, weights, packed, coverage)
 
 
+def _check_formats(src: Camera, layout: str, dtype: str, step: float) -> None:
+    """Raises ValueError for a frame layout or an output type that the kernel does not know."""
+    if layout not in LAYOUTS or dtype not in DTYPES:
+        raise ValueError(
+            f"layout is one of {', '.join(LAYOUTS)} and dtype one of {', '.join(DTYPES)}, not {layout} and {dtype}"
+        )
+    if layout in ("yuyv", "nv12") and (src.width % 2 or src.height % 2):
+        raise ValueError(f"{layout} needs an even width and height, not {src.width}x{src.height}")
+    if not 0 < step < float("inf"):
+        raise ValueError(f"step is a positive number, not {step}")
+
+
+def _check_cameras(src: Camera, dst: Camera) -> None:
+    """Raises ValueError for lens models that the kernel does not know."""
+    if src.model == "fisheye" and len(src.D) != 4:
+        raise ValueError(
+            f"camera '{src.name}' is a fisheye with {len(src.D)} distortion coefficients; 4 are understood"
+        )
+    if len(src.D) not in (0, 4, 5, 8):
+        raise ValueError(f"camera '{src.name}' has {len(src.D)} distortion coefficients; 0, 4, 5 or 8 are understood")
+    if len(dst.D) and np.any(dst.D):
+        raise ValueError(f"training camera '{dst.name}' has lens distortion: its geometry must be a pinhole's")
+
+
+def _normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Both as float64[3]; raises ValueError for what is no mean or standard deviation of three colours."""
+    m, s = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    if m.shape != (3,) or s.shape != (3,) or not (np.isfinite(m).all() and np.isfinite(s).all() and (s > 0).all()):
+        raise ValueError(f"mean and std are three finite numbers each and std is positive, not {mean} and {std}")
+    return m, s
+
+
 class Warp:
     """The fixed map from camera `src` to training camera `dst`.
 
@@ -167,28 +199,9 @@ class Warp:
         plane_z: float = 0.0,
         step: float = 1.0,
     ):
-        if layout not in LAYOUTS or dtype not in DTYPES:
-            raise ValueError(
-                f"layout is one of {', '.join(LAYOUTS)} and dtype one of {', '.join(DTYPES)}, not {layout} and {dtype}"
-            )
-        if layout in ("yuyv", "nv12") and (src.width % 2 or src.height % 2):
-            raise ValueError(f"{layout} needs an even width and height, not {src.width}x{src.height}")
-        if not 0 < step < float("inf"):
-            raise ValueError(f"step is a positive number, not {step}")
-        fisheye = src.model == "fisheye"
-        if fisheye and len(src.D) != 4:
-            raise ValueError(
-                f"camera '{src.name}' is a fisheye with {len(src.D)} distortion coefficients; 4 are understood"
-            )
-        if len(src.D) not in (0, 4, 5, 8):
-            raise ValueError(
-                f"camera '{src.name}' has {len(src.D)} distortion coefficients; 0, 4, 5 or 8 are understood"
-            )
-        if len(dst.D) and np.any(dst.D):
-            raise ValueError(f"training camera '{dst.name}' has lens distortion: its geometry must be a pinhole's")
-        m, s = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-        if m.shape != (3,) or s.shape != (3,) or not (np.isfinite(m).all() and np.isfinite(s).all() and (s > 0).all()):
-            raise ValueError(f"mean and std are three finite numbers each and std is positive, not {mean} and {std}")
+        _check_formats(src, layout, dtype, step)
+        _check_cameras(src, dst)
+        m, s = _normalisation(mean, std)
         D = np.zeros(8)
         D[: len(src.D)] = src.D
         self.src, self.dst, self.dtype = src, dst, dtype
@@ -197,7 +210,7 @@ class Warp:
             (src.K[0, 0], src.K[1, 1], src.K[0, 2], src.K[1, 2]),
             tuple(D),
             (src.width, src.height, dst.width, dst.height),
-            fisheye,
+            src.model == "fisheye",
         )
         self.window, self.weights, self.coverage = table.window, table.weights, table.coverage
         self._table = table  # keeps the arrays alive that the kernel points to

@@ -1,8 +1,8 @@
 """The same pass on a GPU: `GpuPass` is what the loops use (`preprocess = "gpu"` of a robot file), `DeviceWarp` what it
 launches.
 
-`DeviceWarp` ran on an H200 (`benchmarks/preprocess_gpu.py`, straight on the CUDA driver); neither on an Orin nor
-through pycuda yet. Frames come in pinned, mapped host memory: on a Tegra the GPU reads it where it lies (I/O-coherent
+`DeviceWarp` has run on an H200 through the CUDA driver (`benchmarks/preprocess_gpu.py`), not on an Orin and not through
+pycuda. Frames come in pinned, mapped host memory: on a Tegra the GPU reads it where it lies (I/O-coherent
 since Xavier), so nothing is copied; on a discrete GPU it reads it over the bus. Host and device share `warp.cuh`, and
 sums are integers: equal bit for bit.
 """
@@ -286,12 +286,12 @@ class DeviceWarp:
 
 
 class GpuPass:
-    """`runtime.preprocess.warp_all` on the GPU: frames are copied into memory that it reads, results lie where it wrote
-    them.
+    """`runtime.preprocess.warp_all` on the GPU: frames are copied into pinned memory that the GPU reads; results are
+    read where it wrote them.
 
-    Any thread may call it, one at a time. What the first call gives is compared with the host's, bit by bit: an arm is
-    not driven by a kernel that this GPU gets wrong. Raises KernelError for that, without nvcc or a GPU, and where the
-    GPU fails.
+    Any thread may call it, one at a time. The result of the first call is compared with the host's, bit by bit, so that
+    no arm is driven by a kernel that this GPU computes wrongly. Raises KernelError for that, without nvcc or a GPU, and
+    where the GPU fails.
     """
 
     def __init__(self, warps: Sequence[Warp], driver: Driver | None = None, tuning: Tuning = Tuning()):

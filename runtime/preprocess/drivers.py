@@ -1,4 +1,4 @@
-"""Two ways to CUDA for the pre-processing kernel: the driver itself, which the loops take, and pycuda.
+"""Two ways to start the pre-processing kernel: the CUDA driver by ctypes, which the loops use, and pycuda.
 
 Source: CUDA Driver API reference (module, memory and execution management); pycuda.driver.
 """
@@ -78,7 +78,7 @@ class Direct(Cuda):
 
 
 class Pycuda:
-    """`Driver` in the current context of pycuda."""
+    """`Driver` in the current context of pycuda, for programs that use it. The loops do not."""
 
     def __init__(self) -> None:
         try:
@@ -115,7 +115,7 @@ class Pycuda:
         function(*map(np.uintp, arguments), block=(threads, 1, 1), grid=grid, shared=shared, stream=stream)
 
     def use(self) -> None:
-        pass  # whoever made the context current keeps it so
+        pass  # the caller's context is current already
 
     def wait(self) -> None:
         self._cuda.Context.synchronize()

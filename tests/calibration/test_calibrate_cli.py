@@ -36,8 +36,6 @@ from sim.calibration_rig import ArmBench, webcam
 BOARD = "charuco:11x8:0.030:0.022:4x4_50"
 SHEET = Board.parse(BOARD)
 
-pytestmark = pytest.mark.wall_clock
-
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):

@@ -1,9 +1,20 @@
-"""What tests of training share: one small dataset of drawn pictures per session."""
+"""What tests of training and export share: a small dataset of drawn pictures, an untrained toy model, its ONNX
+files."""
+
+import hashlib
+import shutil
 
 import pytest
+import torch
 
+from export.checkpoint import save_checkpoint
 from export.data import collect, load_demonstrations
+from export.models import HarmoWam
+from export.observations import pick_samples, samples_path
+from export.onnx import export_engine
 from tests.dataset import write_all
+from tests.once import once
+from tests.training import SMALL
 
 
 @pytest.fixture(scope="session")
@@ -21,17 +32,48 @@ def drawn(dataset_folder):
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory):
     """A dataset as `harmowam collect` writes it: one demonstration of each task, and two episodes of play."""
-    folder = tmp_path_factory.mktemp("collected")
-    assert collect(folder, episodes=1, play=2, seed=0, workers=1)["kept"] == 8
-    return folder
+
+    def make(folder):
+        assert collect(folder, episodes=1, play=2, seed=0, workers=1)["kept"] == 8
+
+    return once(tmp_path_factory, "collected", make)
 
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """One thread per process: sums depend on the number of threads, and a test's processes have one each."""
-    import torch
-
+    """Compared runs must compute in the same way: sums depend on the number of threads, and a time measurement would
+    choose between bf16 and float32. Processes of a test (`tests/training.py`) use one thread and float32, too."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.loop.rounds_bf16", lambda device: False)
+        yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def untrained(drawn, tmp_path_factory):
+    """Checkpoint of a model of toy size, with observations beside it."""
+    path = tmp_path_factory.mktemp("untrained") / "small.safetensors"
+    torch.manual_seed(0)
+    save_checkpoint(path, HarmoWam(SMALL), drawn.cameras, drawn.task_instructions, {})
+    pick_samples(drawn, samples_path(path))
+    return path
+
+
+@pytest.fixture
+def export_once(monkeypatch, tmp_path_factory):
+    """torch to ONNX takes seconds an engine, and equal weights give an equal file: each is made once a run of the
+    tests."""
+
+    def export(module, inputs, outputs, path):
+        about = repr((type(module), getattr(module, "steps", None), inputs, outputs)).encode()
+        weights = b"".join(v.contiguous().numpy().tobytes() for v in module.state_dict().values())
+        key = hashlib.sha256(about + weights).hexdigest()[:16]
+        made = once(
+            tmp_path_factory, f"onnx-{key}", lambda folder: export_engine(module, inputs, outputs, folder / "e.onnx")
+        )
+        shutil.copyfile(made / "e.onnx", path)
+
+    monkeypatch.setattr("export.bundle.export_engine", export)
+    return export

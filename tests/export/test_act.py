@@ -61,7 +61,7 @@ def data():
 
 
 def test_it_has_about_our_models_size():
-    assert run_time_parameters(Act(ActConfig())) == pytest.approx(5.9e6, rel=0.05)
+    assert run_time_parameters(Act(ActConfig(), 6)) == pytest.approx(5.9e6, rel=0.05)
 
 
 def test_play_is_left_out_unless_asked_for(data, tmp_path):

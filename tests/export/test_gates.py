@@ -56,18 +56,18 @@ def test_heat_maps_are_compared_by_where_they_aim():
     assert (aims_apart(maps(30, -100.0), maps(10, -100.0)) > ASTRAY_CELLS).all()
 
 
-def test_a_missed_gate_writes_nothing_and_force_marks_the_bundle(tmp_path, monkeypatch, caplog):
-    """A real export of two engines from 32 observations."""
+@pytest.mark.usefixtures("export_once")
+def test_a_missed_gate_writes_nothing_and_force_marks_the_bundle(untrained, tmp_path, monkeypatch, caplog):
+    """A real export of two engines."""
     monkeypatch.setattr("export.gates.JOINT_MAX_DEG", -1.0)  # a bound that no model keeps
-    monkeypatch.setattr(
-        bundle_module, "engines", lambda model: {k: ENGINES(model)[k] for k in ("world_model", "predictive")}
-    )
-    few = _samples(tmp_path, **dict.fromkeys(("front", "wrist", "pose", "instruction"), lambda a: a[:32]))
-    out, plan = tmp_path / "b.bundle", Plan(precision="fp32", samples=few)
+    two = ("world_model", "predictive")
+    monkeypatch.setattr(bundle_module, "engines", lambda model: {k: ENGINES(model)[k] for k in two})
+    out, plan = tmp_path / "b.bundle", Plan(checkpoint=untrained, precision="fp32")
     with pytest.raises(ExportError, match="nothing was written"):
         export_bundle(plan, out)
-    assert list(tmp_path.iterdir()) == [few]
-    export_bundle(plan, out, force=True)
+    assert list(tmp_path.iterdir()) == []
+    report = export_bundle(plan, out, force=True)
+    assert any("degrees apart" in m for m in report["missed"])
     assert Bundle.load(out).manifest.quantization["failed"]
     assert "FAILED the gates" in caplog.text
 

@@ -24,6 +24,7 @@ from export.lerobot import DataError, finish, load, part_exists, read_cameras, w
 from firmware_bridge.arms.so101 import FAMILY as so101
 from runtime.preprocess import Warp
 from tests.dataset import CAMERAS, EPISODES, FPS, PARTS, camera, edit_column, edit_json, episode, film, write_all
+from tests.export import golden
 
 ROOT = Path(__file__).parents[2]
 PEERS = ROOT / ".venv-peers/bin/python"
@@ -283,21 +284,6 @@ np.savez(sys.argv[2], tasks=np.array([r["task"] for r in rows]), episodes=data.n
          mean=data.meta.stats["action"]["mean"], names=np.array(data.meta.names["action"]),
          **{k: np.stack([r[k].numpy() for r in rows]) for k in keys})
 """
-LEROBOT_RECORDS = """
-import sys, numpy as np
-from lerobot.datasets.lerobot_dataset import LeRobotDataset
-films, joints = dict(np.load(sys.argv[2])), [n + ".pos" for n in sys.argv[3:]]
-vector = {"dtype": "float32", "shape": (6,), "names": joints}
-picture = {"dtype": "video", "shape": (120, 160, 3), "names": ["height", "width", "channels"]}
-features = {k: picture if "images" in k else vector for k in films}
-how = {"root": sys.argv[1], "robot_type": "so101_follower", "vcodec": "h264"}
-data = LeRobotDataset.create("harmowam/test", 20, features, **how)
-for episode, rows in enumerate((range(0, 10), range(10, 21))):
-    for i in rows:
-        data.add_frame({k: v[i] for k, v in films.items()} | {"task": "task %d" % episode})
-    data.save_episode()
-data.finalize()
-"""
 
 
 def lerobot(code: str, *args: object, home: Path) -> None:
@@ -323,16 +309,22 @@ def test_lerobot_reads_what_we_write(written, tmp_path):
         assert error.max() <= 1, name
 
 
+def test_what_lerobot_recorded_is_read():
+    """`tests/export/golden.py` let lerobot 0.4.4 record it."""
+    check_recorded(golden.FOLDER)
+
+
 @peers
-def test_what_lerobot_records_is_read(tmp_path):
-    rng = np.random.default_rng(0)
-    state, action = rng.uniform(-50, 50, (2, 21, 6)).astype(np.float32)
-    films = {"front": film(21, 0, 160, 120), "wrist": film(21, 1, 160, 120)}
-    columns = {"observation.state": state, "action": action} | {f"observation.images.{k}": v for k, v in films.items()}
-    np.savez(tmp_path / "films.npz", allow_pickle=False, **columns)
-    lerobot(LEROBOT_RECORDS, tmp_path / "set", tmp_path / "films.npz", *so101.JOINTS, home=tmp_path)
-    native = {name: camera(name, 160, 120) for name in films}
-    data = load(tmp_path / "set", units="degrees", calibration=native, fps=20)
+def test_what_lerobot_records_here_is_read(tmp_path):
+    golden.record(PEERS, tmp_path / "set")
+    check_recorded(tmp_path / "set")
+
+
+def check_recorded(folder):
+    """lerobot's dataset of `golden.films()` read as ours."""
+    state, films = golden.state_and_action()[0], golden.films()
+    native = {name: camera(name, *golden.SIZE) for name in films}
+    data = load(folder, units="degrees", calibration=native, fps=20)
     assert data.tasks == ["task 0", "task 1"] and data.episode.tolist() == [0] * 10 + [1] * 11 and not data.extra
     assert np.allclose(data.state[:, :5], np.radians(state[:, :5]), atol=1e-6)
     for name, pictures in films.items():

@@ -50,6 +50,10 @@ def unbroken(drawn, one_thread, tmp_path_factory):
     return run
 
 
+class Stopped(Exception):
+    pass
+
+
 def same(a, b):
     x, y = load_file(a), load_file(b)
     return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
@@ -124,6 +128,38 @@ def test_steps_differ_from_seed_to_seed(drawn, unbroken, tmp_path):
     assert max(float((one[k] - other[k]).abs().max()) for k in one) > 1e-2
 
 
+def test_a_run_resumes_with_the_threads_that_it_began_with(drawn, unbroken, tmp_path, monkeypatch):
+    """The order of a sum depends on the number of threads, which the limits of a job may change from one start to the
+    next."""
+    save_always(monkeypatch)
+    cut = Trainer(drawn, tmp_path, PLAN, SMALL)
+    loss = cut._world_loss
+
+    def stop_at_the_sixth(rng, batch):
+        if cut.step == 6:
+            raise Stopped
+        return loss(rng, batch)
+
+    monkeypatch.setattr(cut, "_world_loss", stop_at_the_sixth)
+    with pytest.raises(Stopped):
+        cut.train()
+    torch.set_num_threads(2)
+    try:
+        train(drawn, tmp_path, tmp_path / "m.safetensors", PLAN, SMALL)
+    finally:
+        torch.set_num_threads(1)
+    assert same(tmp_path / "m.safetensors", unbroken / "m.safetensors")
+
+
+def test_the_measured_choice_of_bf16_holds_for_the_run_folder_before_a_state_is_saved(drawn, tmp_path, monkeypatch):
+    """The measurement may be close, and chance then decides on a busy machine: two answers would give different
+    weights."""
+    answers = iter([False, True])
+    monkeypatch.setattr("export.loop.rounds_bf16", lambda device: next(answers))
+    assert [Trainer(drawn, tmp_path, PLAN, SMALL).bf16 for _ in range(2)] == [False, False]
+    assert Trainer(drawn, tmp_path, dataclasses.replace(PLAN, bf16=True), SMALL).bf16  # no step is trained yet
+
+
 def test_a_full_disk_keeps_the_previous_state(drawn, unbroken, tmp_path, monkeypatch):
     save_always(monkeypatch)
     trainer = Trainer(drawn, tmp_path, PLAN, SMALL)
@@ -174,10 +210,6 @@ def test_packing_loses_nothing_of_rounded_values():
     round_finished(finished)
     assert pack_finished(finished["a"]).dtype == torch.float16
     assert torch.equal(pack_finished(original), original)  # values that float16 cannot hold stay float32
-
-
-class Stopped(Exception):
-    pass
 
 
 def test_the_state_of_the_full_model_fits_40_megabytes(drawn, tmp_path, monkeypatch):

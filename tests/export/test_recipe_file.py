@@ -101,6 +101,14 @@ def test_a_kill_anywhere_costs_no_stage_and_changes_nothing(drawn, whole, tmp_pa
     assert all(p.stat().st_mtime_ns == at for p, at in ended.items())
 
 
+def test_all_stages_use_the_first_choice_of_bf16(drawn, tmp_path, monkeypatch):
+    answers = iter([False, *[True] * 9])
+    monkeypatch.setattr("export.loop.rounds_bf16", lambda device: next(answers))
+    follow(RECIPE, drawn, tmp_path)
+    notes = [load_checkpoint(tmp_path / f"{s.name}.safetensors")[3] for s in RECIPE.stages]
+    assert [n["bf16"] for n in notes] == [False] * 4
+
+
 def test_packed_stages_replace_their_training(drawn, whole, tmp_path, monkeypatch):
     monkeypatch.setattr("export.recipe_file.train", None)  # nothing may be trained
     assert same(follow(RECIPE, drawn, tmp_path, whole / "packed"), whole / "experts.safetensors")

@@ -12,23 +12,14 @@ from export.certify import certify, refuse_strangers
 from export.checkpoint import load_checkpoint, save_checkpoint
 from export.gates import COSINE, ExportError
 from export.lint import lint
-from export.models import HarmoWam
-from export.observations import pick_samples, samples_path
-from export.onnx import engines, export_engine
+from export.observations import samples_path
+from export.onnx import engines
 from export.plan import Plan
 from export.quantise import load_recipe
 from export.search import groups, search
 from runtime.bundle import Bundle
-from tests.training import SMALL
 
-
-@pytest.fixture(scope="module")
-def untrained(drawn, tmp_path_factory):
-    path = tmp_path_factory.mktemp("untrained") / "small.safetensors"
-    torch.manual_seed(0)
-    save_checkpoint(path, HarmoWam(SMALL), drawn.cameras, drawn.task_instructions, {})
-    pick_samples(drawn, samples_path(path))
-    return path
+pytestmark = pytest.mark.usefixtures("export_once")
 
 
 def test_the_tensorrt_form_follows_tensorrts_rules(untrained, tmp_path):
@@ -87,9 +78,8 @@ def test_the_search_names_groups_measures_them_and_writes_a_recipe_that_export_t
 
 
 @pytest.mark.parametrize("name", ["world_model", "predictive"])
-def test_every_layer_belongs_to_a_group_that_says_where_it_is(name, tmp_path):
-    torch.manual_seed(0)
-    module, inputs, outputs = engines(HarmoWam(SMALL))[name]
-    export_engine(module, inputs, outputs, tmp_path / "e.onnx")
+def test_every_layer_belongs_to_a_group_that_says_where_it_is(name, untrained, export_once, tmp_path):
+    module, inputs, outputs = engines(load_checkpoint(untrained)[0])[name]
+    export_once(module, inputs, outputs, tmp_path / "e.onnx")
     named = groups(onnx.load(tmp_path / "e.onnx"))
     assert named and all(g.startswith(("tokeniser.", "world.", "predictive.")) for g in named), named

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -53,8 +54,8 @@ def test_a_folder_that_is_no_encoder_is_refused(tmp_path):
         hugging_face(tmp_path)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="transformers is installed")
-def test_without_transformers_the_command_says_what_to_install(tmp_path):
+def test_without_transformers_the_command_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
     (tmp_path / "config.json").write_text(json.dumps({}))
     (tmp_path / "model.safetensors").write_bytes(b"")
     result = CliRunner().invoke(main, ["train", "--text-encoder", str(tmp_path), "--run", str(tmp_path / "run")])

@@ -193,7 +193,14 @@ def test_messages_round_trip():
     q = np.arange(6, dtype=np.float32)
     c = Command(5, 9, q, -q, Expert.REACTIVE, 0.25, 3, 77)
     d = Command.unpack(c.pack())
-    assert (d.t_apply_ns, d.t_stale_ns, d.expert, d.gate, d.t_capture_ns, d.seq) == (5, 9, Expert.REACTIVE, 0.25, 3, 77)
+    assert (d.t_apply_ns, d.t_stale_ns, d.expert, d.gate, d.t_capture_ns, d.number) == (
+        5,
+        9,
+        Expert.REACTIVE,
+        0.25,
+        3,
+        77,
+    )
     assert np.array_equal(d.q_rad, q) and np.array_equal(d.qd_rad_s, -q)
     s = JointState(
         1, q, q + 1, q + 2, q + 3, q + 4, q + 5, np.arange(6, dtype=np.uint8), SafetyState.HOLD, "why", 2, 3, 4, 5, 6, 7
@@ -337,9 +344,9 @@ class Ticks:
         self.now = self.port.time_ns = max(self.now + 10_000_000, self.port.time_ns)
         return self.loop.tick(self.now, command, RequestKind.ARM)
 
-    def command(self, q, seq):
+    def command(self, q, number):
         return Command(
-            self.now, self.now + 75_000_000, np.asarray(q, np.float32), np.zeros(len(q), np.float32), seq=seq
+            self.now, self.now + 75_000_000, np.asarray(q, np.float32), np.zeros(len(q), np.float32), number=number
         )
 
     def moving(self):
@@ -355,7 +362,7 @@ class Ticks:
 def test_goals_and_the_request_leave_in_one_write_goals_first():
     rig = Ticks()
     state = rig.moving()
-    assert (state.command_seq, state.t_wire_ns) == (10, rig.now)
+    assert (state.command_number, state.t_wire_ns) == (10, rig.now)
     exchange, telemetry = rig.written
     goals, request = fs.Parser().feed(exchange)
     assert (goals.code, goals.params[0], len(goals.params)) == (fs.SYNC_WRITE, 42, 2 + 6 * 3)
@@ -373,7 +380,7 @@ def test_a_command_between_two_ticks_is_on_the_wire_before_the_next():
     rig.loop.revise(late)
     assert not np.array_equal(rig.loop.safety.goal, goal)
     state = rig.tick(late)
-    assert (state.command_seq, state.t_wire_ns) == (11, at)
+    assert (state.command_number, state.t_wire_ns) == (11, at)
 
 
 def test_a_command_that_comes_while_the_tick_decides_goes_out_with_it():
@@ -386,10 +393,10 @@ def test_a_command_that_comes_while_the_tick_decides_goes_out_with_it():
     rig.loop._late = lambda: late
     state = rig.tick(on_time)
     assert len(rig.written) == 1  # and telemetry is the caller's
-    assert (state.command_seq, state.t_wire_ns) == (12, rig.now)
+    assert (state.command_number, state.t_wire_ns) == (12, rig.now)
     assert np.array_equal(rig.loop.safety.goal, other.loop.safety.goal)  # as if it had come in time
-    rig.loop._late = lambda: dataclasses.replace(late, q_rad=np.full(6, np.nan, np.float32), seq=13)
-    assert rig.tick(late).command_seq == 12  # one that is refused changes nothing
+    rig.loop._late = lambda: dataclasses.replace(late, q_rad=np.full(6, np.nan, np.float32), number=13)
+    assert rig.tick(late).command_number == 12  # one that is refused changes nothing
 
 
 @pytest.mark.wall_clock
@@ -426,7 +433,7 @@ def test_when_nobody_answers_the_arm_brakes_in_the_same_tick():
     state = rig.tick(rig.command(state.q_rad + 0.2, 12))
     request, goals = (p for raw in rig.written[:2] for p in fs.Parser().feed(raw))
     assert (request.code, goals.code) == (fs.SYNC_READ, fs.SYNC_WRITE)  # it looks before it goes on
-    assert (state.safety, state.command_seq) == (SafetyState.ACTIVE, 12)
+    assert (state.safety, state.command_number) == (SafetyState.ACTIVE, 12)
 
 
 def test_goals_go_out_even_when_nobody_may_be_asked():

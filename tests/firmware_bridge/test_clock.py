@@ -38,7 +38,7 @@ class Policy:
         if not self._given:
             return None
         at = int(self._instants[self._given - 1])
-        return Command(at, at + 75 * MS, self._pose, 0 * self._pose, seq=self._given).pack()
+        return Command(at, at + 75 * MS, self._pose, 0 * self._pose, number=self._given).pack()
 
     def take(self):
         return self.read() if self.fresh else None

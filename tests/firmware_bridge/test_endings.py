@@ -18,7 +18,7 @@ from firmware_bridge.motion import endings
 from firmware_bridge.motion.endings import ABOVE, QUIET, WORDS, Ending, Exit, Facts, ending, exit_code
 from firmware_bridge.motion.messages import JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor import MOTOR_CODE_SLOT, REQUEST_SLOT, exit_of
-from firmware_bridge.motion.session import ArmSession, Interrupts, exit_left, settle_apart
+from firmware_bridge.motion.session import ArmSession, Interrupts, exit_left
 from firmware_bridge.virtual.bus import PtyBus, VirtualBus
 from firmware_bridge.virtual.campaign import SO101, Rig
 from firmware_bridge.virtual.campaign_live import LiveRig
@@ -214,18 +214,6 @@ class TestSessions:
     def test_a_servo_that_does_not_let_go(self, held):
         held.servos.faults.inject("torque-off-refused", servo=3)
         assert held.close().code == Exit.HOLDING and held.torque() == [0, 0, 1, 0, 0, 0]
-
-    def test_who_did_not_start_the_guard_reads_the_codes_in_the_slots(self, held):
-        held.requests.write(bytes([RequestKind.LOWER]))
-        assert settle_apart(held.slots, held.config, lowering=True, held="").code == Exit.REST
-        assert held.keeper.wait(5) == 0
-
-    def test_who_did_not_start_a_guard_that_was_killed_is_told_nevertheless(self, held, monkeypatch):
-        monkeypatch.setattr("firmware_bridge.motion.session.INSIST_S", 0.0)
-        motor = held.motor_pid()
-        held.keeper.kill()
-        os.kill(motor, signal.SIGKILL)
-        assert settle_apart(held.slots, held.config, lowering=False, held="").code == Exit.ADRIFT
 
     def test_an_arm_that_stopped_by_itself_before_it_was_to_be_lowered(self, held):
         held.servos.faults.inject("bit-temperature", servo=3)

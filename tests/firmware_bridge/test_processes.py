@@ -497,7 +497,7 @@ def test_a_real_clock_moves_later_out_of_the_way_of_commands_and_is_absolute_oth
         due = first.t_ns + k * period + 600_000
         time.sleep(max(due - time.monotonic_ns(), 0) * 1e-9)
         now = time.monotonic_ns()
-        commands.write(Command(now, now + 75_000_000, first.goal_rad, 0 * first.goal_rad, seq=k).pack())
+        commands.write(Command(now, now + 75_000_000, first.goal_rad, 0 * first.goal_rad, number=k).pack())
         states.append(rig.state())
     shifts = np.diff([s.shifted_ns for s in states])
     ticks = np.diff([s.tick + s.missed_ticks for s in states])

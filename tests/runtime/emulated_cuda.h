@@ -1,9 +1,10 @@
 // As much of CUDA as device.cu uses, for a C++ compiler. One source file includes this, then device.cu, and calls
 // `emulated::launch`.
 //
-// Blocks run one after another, the threads of a block as fibers that give way to each other at barriers and shuffles only. What
-// a GPU leaves open is decided for the worst: shared memory starts as noise, and an asynchronous copy makes noise of its target
-// at once and lands when its own thread waits for it. A missing wait or barrier therefore gives wrong pixels, every time.
+// Blocks run one after another, the threads of a block as fibers that give way to each other at barriers and shuffles
+// only. What a GPU leaves open is decided for the worst: shared memory starts as noise, and an asynchronous copy fills
+// its target with noise at once and lands when its own thread waits for it. A missing wait or barrier therefore gives
+// wrong pixels, every time.
 #pragma once
 #include <ucontext.h>
 
@@ -63,7 +64,7 @@ struct Range {
   uint64_t size;
 };
 
-// Mirrored by `_Launch` in test_device_kernel.py.
+// Mirrored by `_Launch` in emulated_device.py.
 struct Launch {
   uint32_t grid_x, grid_y, threads, shared_bytes;
   const Range* readable;  // what asynchronous copies may read
@@ -183,7 +184,8 @@ inline uint32_t __shfl_xor_sync(uint32_t, uint32_t value, uint32_t distance) {
   const uint32_t first = me / kWarp * kWarp, after = std::min<uint32_t>(first + kWarp, fibers.size());
   exchanged[mine % 2][me] = value;
   wait_until([&] {
-    return std::all_of(&fibers[first], &fibers[first] + (after - first), [&](const Fiber& f) { return f.shuffles >= mine; });
+    return std::all_of(
+        &fibers[first], &fibers[first] + (after - first), [&](const Fiber& f) { return f.shuffles >= mine; });
   });
   return exchanged[mine % 2][me ^ distance];
 }

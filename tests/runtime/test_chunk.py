@@ -28,24 +28,24 @@ def bundle(tmp_path_factory):
     return Bundle.load(tiny_chunk_bundle(tmp_path_factory.mktemp("tiny"), RAMP))
 
 
-def observe(t_ns, q=HERE, seq=1):
+def observe(t_ns, q=HERE, number=1):
     frames = {name: np.full((96, 96, 3), 90, np.uint8) for name in CAMERAS}
-    return Observation(t_ns, frames, np.asarray(q, np.float32), np.zeros(6, np.float32), seq)
+    return Observation(t_ns, frames, np.asarray(q, np.float32), np.zeros(6, np.float32), number)
 
 
-def plan(t_ns, targets, seq=1, step_ms=50):
+def plan(t_ns, targets, number=1, step_ms=50):
     grid = np.arange(1, len(targets) + 1, dtype=np.int64) * step_ms * MS
     nothing = np.zeros(0, np.float32)
-    return Prior(t_ns, t_ns, TASK, nothing, nothing, np.asarray(targets, np.float32), grid, seq, "joints")
+    return Prior(t_ns, t_ns, TASK, nothing, nothing, np.asarray(targets, np.float32), grid, number, "joints")
 
 
 def test_the_slow_step_gives_joint_targets_at_the_policys_times(bundle):
     policy = open_policy(bundle, TASK, CAMERAS)
-    assert (policy.kind, policy.mode) == ("chunk", "chunk") and not policy.fast.listens
+    assert (policy.kind, policy.mode) == ("chunk", "chunk") and not policy.fast.uses_pictures
     prior = policy.slow.step(S, observe(S))
     assert prior.space == "joints" and prior.chunk == pytest.approx(RAMP, abs=1e-5)
     assert prior.grid_ns.tolist() == [50 * MS * k for k in range(1, 17)] and prior.t_capture_ns == S
-    assert (prior.seq, prior.tokens.size, prior.future.size) == (1, 0, 0) and not policy.slow.remembers
+    assert (prior.number, prior.tokens.size, prior.future.size) == (1, 0, 0) and not policy.slow.remembers
     with pytest.raises(BundleError, match="does not know the task"):
         policy.slow.set_task("take the peg away")
 
@@ -90,12 +90,12 @@ def plans(draw):
     """Plans as they may come: any targets, lengths and grids, made from pictures of any age, at any time."""
     angle = st.floats(-2.0, 2.0, width=32)
     out, t = [], S
-    for seq in range(1, draw(st.integers(3, 7))):
+    for number in range(1, draw(st.integers(3, 7))):
         t += draw(st.integers(1, 900)) * MS
         steps = draw(st.integers(2, 8))
         targets = draw(st.lists(st.lists(angle, min_size=6, max_size=6), min_size=steps, max_size=steps))
         age = draw(st.integers(0, 700)) * MS
-        out.append((t, plan(t - age, targets, seq, draw(st.sampled_from([10, 33, 50, 120])))))
+        out.append((t, plan(t - age, targets, number, draw(st.sampled_from([10, 33, 50, 120])))))
     return out
 
 

@@ -112,6 +112,7 @@ def test_what_is_no_profile_is_refused_before_the_arm_moves(text, what, tmp_path
     [
         (["profile", "--against", "none.json"], "is no profile"),
         (["profile", "--robot", "so101", "--fps", "100"], "are for a simulated robot"),
+        (["run", "--robot", "so101", "--fps", "100"], "are for a simulated robot"),
         (["replay", "none.mcap"], "cannot be read"),
         (["doctor", "--robot", "none.toml"], "cannot be read"),
     ],

@@ -1,12 +1,16 @@
-"""The doctor names what stands in the way, with the command that mends it, on machines made of files."""
+"""The doctor names what is wrong and the command that mends it, on machines made of files."""
 
 import dataclasses
 
 import pytest
 
 from calibration.store import Store, new_record
-from runtime import doctor
-from runtime.doctor import Machine, arm, cameras, clocks, examine, opencv, realtime, serial_port, storage
+from runtime.doctor import timing
+from runtime.doctor.devices import cameras, joints_and_stop, serial_port
+from runtime.doctor.examine import examine
+from runtime.doctor.finding import Finding, Machine
+from runtime.doctor.software import opencv, storage
+from runtime.doctor.timing import clocks, realtime
 from runtime.robot import load_robot
 from tests.dataset import camera
 
@@ -92,7 +96,7 @@ def test_an_orin_that_does_not_run_at_full_speed(machine, folder):
     assert "reboot" in named(found, "power mode").mend  # nvpmodel asks, and nothing has changed until then
     # An Orin Nano's own list: its fastest mode is 2, and 0 is slow.
     put(machine, "/etc/nvpmodel.conf", "< POWER_MODEL ID=0 NAME=15W >\nCPU 1\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n")
-    assert named(clocks(machine), "power mode") == doctor.Finding("power mode", "ok", "2 (MAXN_SUPER)")
+    assert named(clocks(machine), "power mode") == Finding("power mode", "ok", "2 (MAXN_SUPER)")
     put(machine, "/var/lib/nvpmodel/status", "pmode:0000 fmode:fanNull")
     slow = named(clocks(machine), "power mode")
     assert slow.state == "warn" and slow.found.startswith("0 (15W)") and "nvpmodel -m 2" in slow.mend
@@ -114,20 +118,20 @@ def test_a_governor_that_saves_power_and_a_slow_clock_source(machine):
 
 
 def test_without_rights_to_real_time_the_limits_file_is_given(machine, monkeypatch):
-    monkeypatch.setattr(doctor, "_fifo", lambda: False)
+    monkeypatch.setattr(timing, "_fifo", lambda: False)
     found = named(realtime(machine), "real-time scheduling")
     assert found.state == "warn" and "/etc/security/limits.d/90-harmowam.conf" in found.mend
 
 
 def test_an_arm_with_foreign_zeros_and_a_stop_that_cannot_be_read(machine):
     robot = load_robot("so101")
-    found = list(arm(machine, robot))
+    found = list(joints_and_stop(machine, robot))
     assert {f.name: f.state for f in found} == {"joints": "warn", "emergency stop": "warn"}
     assert "harmowam calibrate joints" in named(found, "joints").mend
 
     def stop(where):
         robot_with = dataclasses.replace(robot, arm=dataclasses.replace(robot.arm, estop=where), joints_measured=True)
-        found = list(arm(machine, robot_with))
+        found = list(joints_and_stop(machine, robot_with))
         assert named(found, "joints").state == "ok"
         return named(found, "emergency stop").state
 
@@ -135,7 +139,7 @@ def test_an_arm_with_foreign_zeros_and_a_stop_that_cannot_be_read(machine):
     put(machine, "/dev/input/by-id/button")
     put(machine, "/dev/gpiochip0")
     assert stop("key:/dev/input/by-id/button") == stop("gpio:/dev/gpiochip0:17") == "ok"
-    assert not list(arm(machine, load_robot("sim_so101")))
+    assert not list(joints_and_stop(machine, load_robot("sim_so101")))
 
 
 def test_a_calibration_may_be_a_folder_of_the_store(machine, tmp_path):

@@ -1,4 +1,4 @@
-"""Files of frames: the newest picture, with its time; who waits, who is slow, who wrote."""
+"""Files of frames: the newest picture with its time; readers that wait, readers that are slow, writers that change."""
 
 import dataclasses
 import json

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks.soak import judge
+from firmware_bridge.arms import FAMILIES
+from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.motion.messages import Command
 from runtime.cameras.watch import BLACK_MEAN, FROZEN_FRAMES, CameraWatch, apart
 from runtime.loop.health import Health, HealthLimits, HealthMonitor, Signs, board_temperature, output_fault
@@ -70,9 +72,8 @@ def test_the_engines_are_not_charged_for_the_time_without_pictures():
     run = Run()
     run.go(1)
     assert run.go(9.8, camera_age_s={"front": 5.0}, prior_age_s=9.0) == Health.HOLDING
-    assert (
-        run.go(0.5, prior_age_s=9.0) == Health.HOLDING
-    )  # the camera is back; the slow engine needs so long for its Prior
+    # The camera is back, and the slow engine needs this long for its Prior.
+    assert run.go(0.5, prior_age_s=9.0) == Health.HOLDING
     assert run.go(1) == Health.RUNNING
     for _ in range(4):  # a wobbling cable does not keep a dead engine from being noticed
         assert run.go(2.4, prior_age_s=9.0) == Health.HOLDING
@@ -187,8 +188,25 @@ def command(q=ONE * 0, qd=ONE * 0, gate=0.5):
     ],
 )
 def test_outputs_of_a_model_are_checked(made, target, fault):
-    said = output_fault(made, -ONE, ONE, target)
+    said = output_fault(made, so101, -ONE, ONE, target)
     assert (fault in said) if fault else said == ""
+
+
+@pytest.mark.parametrize("arm", FAMILIES.values(), ids=list(FAMILIES))
+def test_a_target_within_an_arms_own_reach_is_not_refused_and_one_far_beyond_is(arm):
+    """Stretched out ahead, aside and up, as far as its links go; the limits follow from the family."""
+    n = np.zeros(len(arm.JOINTS), np.float32)
+    q = np.random.default_rng(0).uniform(arm.LOWER, arm.UPPER, (20_000, len(arm.JOINTS)))
+    tool = arm.tool(q)[:, :3, 3]
+    above = tool[tool[:, 2] > 0]
+    away = np.hypot(above[:, 0], above[:, 1])
+    assert away.max() == pytest.approx(arm.reach_m, rel=0.03) and away.max() <= arm.reach_m + 1e-9
+    assert above[:, 2].max() == pytest.approx(arm.highest_m, rel=0.03) and above[:, 2].max() <= arm.highest_m + 1e-9
+    for at in (above[away.argmax()], above[above[:, 2].argmax()]):
+        beyond = at + 0.3 * at / np.linalg.norm(at)
+        for place, fault in ((at, ""), (beyond, "the model asked for a place far out of the arm's reach")):
+            target = np.append(place, [0.0, 0.0, 0.0])
+            assert output_fault(command(n, n), arm, arm.LOWER, arm.UPPER, target) == fault
 
 
 def picture(seed=0, level=120.0, noise=3.0):

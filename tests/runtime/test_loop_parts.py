@@ -46,7 +46,7 @@ def test_staying_keeps_the_goal_and_not_the_sagging_arm_and_expires_like_any_com
     """Told to stay where it is measured, an arm that sags under its weight would sink a little with every command."""
     link = MotorLink(tmp_path, RunRecord())
     z = np.zeros(6, np.float32)
-    link.send(Command(1, 2, z, z, seq=1), 0, 0)
+    link.send(Command(1, 2, z, z, number=1), 0, 0)
     goal = np.array([0.1, -0.2, 0.3, 0.4, 0.0, 0.5], np.float32)
     state = JointState(7, goal - np.float32(0.03), z + 1, goal, z, z, z, np.zeros(6, np.uint8))
     link.stay(state, 1_000)

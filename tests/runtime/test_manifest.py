@@ -223,7 +223,7 @@ def test_what_is_no_manifest_is_refused(copy, text):
 
 
 def test_what_could_not_be_read_is_not_written(tiny, tmp_path):
-    """Who exports hears of it, not who stands at the robot."""
+    """The export refuses it, not the robot."""
     manifest = Bundle.load(tiny).manifest
     manifest.chunk.std[3][2] = 0.0
     with pytest.raises(

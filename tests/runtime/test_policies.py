@@ -64,7 +64,7 @@ def test_a_bundle_that_names_no_kind_is_harmowam(tmp_path):
     del manifest["policy"]
     (path / "manifest.json").write_text(json.dumps(manifest))
     policy = open_policy(Bundle.load(path), TASK, CAMERAS)
-    assert (policy.kind, policy.mode, policy.fast.listens) == ("harmowam", "gated", True)
+    assert (policy.kind, policy.mode, policy.fast.uses_pictures) == ("harmowam", "gated", True)
 
 
 @pytest.mark.parametrize("name", ["diffusion", "decode", "__init__", "os"])

@@ -110,8 +110,10 @@ def test_the_board_is_described_without_root():
     assert board()["cores"] >= 1 and board()["model"]
 
 
-def state(goal=ZERO, q=ZERO, seq=0, wire_ns=0):
-    return JointState(0, q, ZERO, goal, ZERO, ZERO, ZERO, np.zeros(6, np.uint8), t_wire_ns=wire_ns, command_seq=seq)
+def state(goal=ZERO, q=ZERO, number=0, wire_ns=0):
+    return JointState(
+        0, q, ZERO, goal, ZERO, ZERO, ZERO, np.zeros(6, np.uint8), t_wire_ns=wire_ns, command_number=number
+    )
 
 
 def test_the_state_is_rolled_forward_by_the_commands_in_flight():
@@ -128,6 +130,6 @@ def test_the_lead_settles_at_the_median_delay_and_ignores_outliers():
     lead, rng = Lead(), np.random.default_rng(0)
     for k in range(1, 400):
         delay = 400 * MS if k % 20 == 0 else int(rng.normal(8, 1) * MS)
-        lead.see(state(seq=k, wire_ns=k * 20 * MS + delay), k * 20 * MS)
-        lead.see(state(seq=k, wire_ns=k * 20 * MS + delay), k * 20 * MS)  # each counts once
+        lead.see(state(number=k, wire_ns=k * 20 * MS + delay), k * 20 * MS)
+        lead.see(state(number=k, wire_ns=k * 20 * MS + delay), k * 20 * MS)  # each counts once
     assert lead.ns == pytest.approx(8 * MS, abs=1.5 * MS)

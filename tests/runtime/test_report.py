@@ -8,11 +8,13 @@ import cv2
 import numpy as np
 import pytest
 
+from firmware_bridge.arms import FAMILIES
 from firmware_bridge.motion.messages import Command, Expert, JointState, SafetyState
 from runtime.bundle import Bundle
 from runtime.cameras.frames import Frame
 from runtime.contracts import Observation, Prior
-from runtime.observe.episode import PICTURE_PERIOD_NS, load_episode, pictures
+from runtime.observe import report
+from runtime.observe.episode import PICTURE_PERIOD_NS, Episode, load_episode, pictures
 from runtime.observe.log import LogWriter
 from runtime.observe.records import FutureRecord
 from runtime.observe.report import ReportError, film_strip, lacking, moments, write_video
@@ -143,6 +145,15 @@ def test_predictions_are_shown_beside_what_came_true(tmp_path):
 def test_a_log_of_version_2_has_no_predictions_to_show(tmp_path):
     episode = load_episode(recorded(tmp_path / "run.mcap"))
     assert len(moments(episode)) == 7 and moments(dataclasses.replace(episode, futures=())) == []
+
+
+@pytest.mark.parametrize("arm", FAMILIES.values(), ids=list(FAMILIES))
+def test_every_joint_has_a_plot_under_its_own_name(arm, monkeypatch):
+    monkeypatch.setattr(report, "_figure", lambda fig: [a.get_title(loc="left") for a in fig.axes if a.get_visible()])
+    some, n = np.zeros((4, len(arm.JOINTS)), np.float32), np.arange(4, dtype=np.int64)
+    episode = Episode(n, n, some, some[:, 0], n.astype(np.uint8), some[:, :6], n, some, np.zeros(0), ())
+    titles = report.plot_joints(episode, arm.JOINTS)
+    assert sorted(titles) == sorted(j.replace("_", " ") for j in arm.JOINTS)
 
 
 def test_what_a_page_needs_and_a_robot_may_lack_is_named_as_pip_knows_it(monkeypatch):

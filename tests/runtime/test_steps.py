@@ -11,7 +11,8 @@ from firmware_bridge.motion.messages import Expert
 from runtime.bundle import Bundle
 from runtime.contracts import Observation
 from runtime.policies.decode import relative_chunk
-from runtime.policies.harmowam import WARM_MOST, WARM_NS, WARM_STEP, WARMTH, FastStep, SlowStep
+from runtime.policies.harmowam import FastStep, SlowStep
+from runtime.policies.harmowam.slow import WARM_MOST, WARM_NS, WARM_STEP, WARMTH
 from sim.plant import virtual_motor
 from sim.tasks import sample_layout
 from sim.virtual_time import Schedule, run_episode
@@ -31,9 +32,9 @@ def rig(bundle_path):
     world.close()
 
 
-def observe(world, t_ns, seq=1):
+def observe(world, t_ns, number=1):
     frames = {name: world.render(name) for name in ("front", "wrist")}
-    return Observation(t_ns, frames, world.measured.astype(np.float32), world.qd.astype(np.float32), seq)
+    return Observation(t_ns, frames, world.measured.astype(np.float32), world.qd.astype(np.float32), number)
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_a_plan_goes_on_from_the_last_one_as_seen_from_here(rig, starts):
     first = slow.step(S, observe(world, S))
     slow.step(S + S // 10, observe(world, S + S // 10))  # two steps of the grid later
     pose = so101.forward(world.measured.astype(np.float32))
-    left = (relative_chunk(pose, first.chunk[2:], slow.arm) - slow.mean[:14]) / slow.std[:14]
+    left = (relative_chunk(pose, first.chunk[2:], slow.family) - slow.mean[:14]) / slow.std[:14]
     later = slice(WARM_STEP, 14)
     assert not starts[0].any()
     assert np.allclose(starts[1][later], WARMTH * np.clip(left, -WARM_MOST, WARM_MOST)[later], atol=1e-4)
@@ -85,7 +86,7 @@ def test_another_task_begins_without_the_last_ones_plan(rig, starts):
 @pytest.mark.parametrize("engine", ["predictive", "world"])
 def test_a_plan_that_is_not_finite_leaves_no_trace(rig, starts, monkeypatch, engine):
     world, slow, _ = rig
-    number = slow.step(S, observe(world, S)).seq
+    number = slow.step(S, observe(world, S)).number
     run = getattr(slow, engine).run
     with monkeypatch.context() as broken:
         spoilt = {"predictive": "chunk", "world": "future"}[engine]
@@ -96,7 +97,7 @@ def test_a_plan_that_is_not_finite_leaves_no_trace(rig, starts, monkeypatch, eng
         )
         slow.step(S + S // 10, observe(world, S + S // 10))
     again = slow.step(S + S // 5, observe(world, S + S // 5))
-    assert again.seq == number + 1 and np.isfinite(again.chunk).all()
+    assert again.number == number + 1 and np.isfinite(again.chunk).all()
     assert starts[2].any() and not starts[2][12:].any(), "the plan that was finite is gone on with"
 
 
@@ -106,7 +107,7 @@ def test_equal_observations_give_equal_priors(rig):
     slow.reset()
     a, b = slow.step(S, obs), slow.step(S, obs)
     assert np.array_equal(a.chunk, b.chunk) and np.array_equal(a.future, b.future)
-    assert a.chunk.shape == (16, 6) and a.future.shape == (3, 16, 12, 12) and b.seq == a.seq + 1
+    assert a.chunk.shape == (16, 6) and a.future.shape == (3, 16, 12, 12) and b.number == a.number + 1
     assert a.t_capture_ns == S and np.all(np.diff(a.grid_ns) == 50_000_000)
 
 
@@ -186,10 +187,10 @@ def fast(toys):
 TICK = 20_000_000
 
 
-def straight(prior, now_ns, pose, velocity, seq):
+def straight(prior, now_ns, pose, velocity, number):
     """A plan of 60 ms ago that goes on from `pose` with `velocity` [6]."""
     chunk = pose + np.outer(prior.grid_ns * 1e-9 - 0.06, velocity)
-    return dataclasses.replace(prior, t_capture_ns=now_ns - 60_000_000, chunk=chunk.astype(np.float32), seq=seq)
+    return dataclasses.replace(prior, t_capture_ns=now_ns - 60_000_000, chunk=chunk.astype(np.float32), number=number)
 
 
 def test_velocity_stays_continuous_at_every_hand_over_of_a_moving_tool(toys, fast):
@@ -245,7 +246,7 @@ def test_between_its_two_thresholds_the_gate_changes_nothing(toys, fast, monkeyp
     for k, gate in enumerate((0.5, 0.61, 0.5, 0.39, 0.5, 0.61)):
         fast.other_gate = lambda gate=gate: gate
         now = S + k * TICK
-        command, _ = fast.step(now, obs, dataclasses.replace(made, t_capture_ns=now, seq=k + 1))
+        command, _ = fast.step(now, obs, dataclasses.replace(made, t_capture_ns=now, number=k + 1))
         chosen.append(command.expert)
         assert command.gate == pytest.approx(gate)
     R, P = Expert.REACTIVE, Expert.PREDICTIVE
@@ -284,12 +285,12 @@ def test_after_a_prior_was_lost_the_tool_starts_at_rest_from_where_the_arm_is(to
     assert np.abs(command.q_rad - elsewhere.q_rad)[:5].max() < 0.02
 
 
-def paused(fast, prior, now_ns, seq):
+def paused(fast, prior, now_ns, number):
     """A chunk that stays where the tool is for 0.3 s, then rises by 50 mm."""
     rise = 0.05 * np.clip((np.arange(16) - 5) / 8, 0, 1)
     chunk = np.tile(fast.pose, (16, 1))
     chunk[:, 2] += rise
-    return dataclasses.replace(prior, t_capture_ns=now_ns - 40_000_000, chunk=chunk.astype(np.float32), seq=seq)
+    return dataclasses.replace(prior, t_capture_ns=now_ns - 40_000_000, chunk=chunk.astype(np.float32), number=number)
 
 
 def test_a_pause_that_every_new_chunk_begins_with_is_served_once(rig):
@@ -303,7 +304,7 @@ def test_a_pause_that_every_new_chunk_begins_with_is_served_once(rig):
         fast.reset()
         fast.policy, settings = "predictive", fast.set
         fast.set = dataclasses.replace(settings, pause_s=pause_s)
-        prior, sent = dataclasses.replace(made, seq=1), []
+        prior, sent = dataclasses.replace(made, number=1), []
         fast.pose = so101.forward(obs.q_rad)
         for i in range(100):  # two seconds
             now = S + i * 20_000_000
@@ -331,7 +332,7 @@ def test_one_plan_alone_does_not_let_go(rig):
         now = S + i * 120_000_000
         chunk = made.chunk.copy()
         chunk[:, 5] = wanted
-        prior = dataclasses.replace(made, t_capture_ns=now - 40_000_000, chunk=chunk, seq=made.seq + 1 + i)
+        prior = dataclasses.replace(made, t_capture_ns=now - 40_000_000, chunk=chunk, number=made.number + 1 + i)
         jaw.append([round(float(fast.step(now + k * 20_000_000, obs, prior)[1].sent_target[5]), 2) for k in range(6)])
     fast.policy = "gated"
     assert jaw == [[j] * 6 for j in (0.05, 0.05, 0.05, 0.05, 0.6, 0.05)]
@@ -348,7 +349,7 @@ def test_an_episode_in_virtual_time_repeats_bit_for_bit(rig):
     for _ in range(2):
         world.reset(sample_layout(np.random.default_rng([3, 7])))
         slow.set_task(world.instruction)
-        slow.seq = fast.seq = 0
+        slow.priors_made = fast.commands_made = 0
         episode = run_episode(world, slow, fast, virtual_motor(world), Schedule(), limit_s=2.0)
         ends.append((world.q, [t.gate for t in episode.ticks], episode.states[-1].goal_rad))
     assert (

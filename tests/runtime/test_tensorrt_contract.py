@@ -1,8 +1,8 @@
 """Every name of TensorRT that our code uses exists in each TensorRT that a JetPack ships, checked on NVIDIA's real
 bindings.
 
-The libraries behind the bindings are not on PyPI; a dozen exported C symbols are enough for an import, so that is what
-stands in for them. Nothing is executed on a GPU here: this test is about names, members and keywords.
+No wheel brings the libraries behind the bindings; a dozen exported C symbols are enough for an import, so the test
+builds libraries with these. Nothing is executed on a GPU here: this test is about names, members and keywords.
 """
 
 import ast

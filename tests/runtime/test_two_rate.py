@@ -5,8 +5,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,9 +14,7 @@ from mcap.decoder import DecoderFactory as McapDecoderFactory
 from mcap.reader import make_reader
 from mcap_protobuf.decoder import DecoderFactory
 
-from common.clock import prefer
 from firmware_bridge.arms.so101 import FAMILY as so101
-from firmware_bridge.motion import guard
 from firmware_bridge.motion.endings import Exit
 from firmware_bridge.motion.messages import Expert, JointState, SafetyState
 from firmware_bridge.motion.session import ArmSession
@@ -56,7 +52,7 @@ class Run(Bench):
             bundle, TASK, eyes, known, folder, self.robot.fast_hz, self.robot.slow_hz, log=folder / "run.mcap"
         )
         self.driver.warm_up()
-        self.driver.arm(self.session.wait_for_state())
+        self.driver.enable_torque(self.session.wait_for_state())
 
     def close(self):
         self.session.lower()
@@ -381,83 +377,3 @@ def test_a_slow_loop_that_fails_ends_the_run(run):
     with pytest.raises(Broken):
         run.driver.run(20)
     assert run.driver.counts.first_command_ns == 0  # without a plan nothing is commanded
-
-
-def start_policy(bench, bundle, *more):
-    command = [
-        sys.executable,
-        "-m",
-        "runtime.loop",
-        "--bundle",
-        str(bundle.path),
-        "--robot",
-        str(bench.robot_file),
-    ]
-    command += ["--task", TASK, "--slots", str(bench.folder), "--engine", "cpu", *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(slot, *states, timeout_s=8.0):
-    deadline = time.monotonic() + timeout_s
-    while (state := JointState.unpack(slot.read()[0])).safety not in states:
-        assert time.monotonic() < deadline, f"still {state.safety.name} ({state.reason})"
-        time.sleep(0.002)
-    return state
-
-
-@pytest.fixture
-def bench(tmp_path):
-    b = Bench(tmp_path)
-    keeper = guard.start(b.server.path, load_robot(str(b.robot_file)).arm, tmp_path)
-    slot = guard.wait_for_state(keeper, tmp_path)
-    yield b, keeper, slot
-    keeper.wait(15)
-    b.close()
-
-
-def test_the_policy_process_runs_alone_and_lowers_the_arm_on_sigterm(bench, bundle):
-    b, keeper, slot = bench
-    policy = start_policy(b, bundle, "--seconds", "60", "--record", str(b.folder / "episode"))
-    wait_for(slot, SafetyState.ACTIVE)
-    policy.send_signal(signal.SIGTERM)
-    out, err = policy.communicate(timeout=20)
-    assert policy.returncode == 0 and not err
-    assert json.loads(out)["ticks"] > 0 and load_episode(b.folder / "episode" / "run.mcap").t_ns.size > 0
-    assert keeper.wait(5) == 0 and b.torque() == [0] * 6
-
-
-def test_a_policy_process_whose_servo_does_not_let_go_says_so(bench, bundle):
-    b, keeper, slot = bench
-    policy = start_policy(b, bundle, "--seconds", "60")
-    wait_for(slot, SafetyState.ACTIVE)
-    b.servos.faults.inject("torque-off-refused", servo=3)
-    policy.send_signal(signal.SIGTERM)
-    _, err = policy.communicate(timeout=20)
-    assert policy.returncode == keeper.wait(5) == Exit.HOLDING
-    assert "error: the arm has a servo that does not let go" in err
-
-
-def test_a_policy_killed_in_flight_leaves_a_held_arm_within_a_tenth_of_a_second(bench, bundle):
-    b, keeper, slot = bench
-    policy = start_policy(b, bundle, "--seconds", "60")
-    wait_for(slot, SafetyState.ACTIVE)
-    time.sleep(0.5)
-    prefer(3)  # look in time
-    policy.kill()
-    killed_ns = time.monotonic_ns()
-    held = wait_for(slot, SafetyState.HOLD)
-    prefer(0)
-    policy.communicate()
-    assert (held.t_ns - killed_ns) * 1e-9 <= 0.1 and b.torque() == [1] * 6
-    wait_for(slot, SafetyState.SAFE_STOP)
-    assert keeper.wait(15) > 0 and b.torque() == [0] * 6
-
-
-def test_the_policy_process_refuses_in_one_sentence(tmp_path, bundle):
-    b = Bench(tmp_path)
-    policy = start_policy(b, bundle, "--log", str(tmp_path / "run.mcap"))  # nobody has started a guard
-    out, err = policy.communicate(timeout=20)
-    b.close()
-    assert policy.returncode == 2 and not out
-    assert err.startswith("error: slot ") and err.count("\n") == 1 and "is its writer running?" in err
-    assert not list(tmp_path.glob("run.mcap*"))

@@ -47,7 +47,7 @@ def rig(bundle):
 def episode(rig, policy="gated", schedule=Schedule(), limit_s=1.5, **settings):
     world, slow, fast = rig
     world.reset(sample_layout(np.random.default_rng(3), TASK))
-    fast.policy, fast.listens, fast.other_gate = policy, True, None
+    fast.policy, fast.uses_pictures, fast.other_gate = policy, True, None
     for name, value in settings.items():
         setattr(fast, name, value)
     return run_episode(world, slow, fast, virtual_motor(world), schedule, limit_s)
@@ -75,7 +75,7 @@ def test_frames_that_nobody_looks_at_are_not_rendered(rig, monkeypatch):
         return render(name)
 
     monkeypatch.setattr(world, "render", noted)
-    quick = episode(rig, "predictive", listens=False)
+    quick = episode(rig, "predictive", uses_pictures=False)
     assert len(looked) == 2 * 13 and len(quick.ticks) == 38  # 13 slow steps begin
     assert all(t.expert in (Expert.NONE, Expert.PREDICTIVE) for t in quick.ticks)
 
@@ -83,7 +83,7 @@ def test_frames_that_nobody_looks_at_are_not_rendered(rig, monkeypatch):
 def test_a_fixed_expert_needs_no_fast_engine(rig):
     """A predictive expert that is chosen throughout needs no fast engine: its commands are the same with and
     without."""
-    a, b = (episode(rig, "predictive", listens=on) for on in (True, False))
+    a, b = (episode(rig, "predictive", uses_pictures=on) for on in (True, False))
     assert np.array_equal([t.sent_target for t in a.ticks], [t.sent_target for t in b.ticks])
 
 
@@ -110,7 +110,7 @@ def test_success_must_last(rig):
     taken away."""
     world, slow, fast = rig
     # The toy's predictive expert stays where it is.
-    fast.policy, fast.listens, fast.other_gate = "predictive", False, None
+    fast.policy, fast.uses_pictures, fast.other_gate = "predictive", False, None
 
     def lasted(rest_s, taken_at_s=99.0):
         world.reset(sample_layout(np.random.default_rng(3), TASK))

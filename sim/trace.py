@@ -1,0 +1,125 @@
+"""A demonstration that an arm of any family can give: its tool goes round a circle in the air before it, and its jaw
+opens and closes.
+
+The six table-top tasks (`sim.tasks`) are laid out for one arm's reach. This one is laid out by each arm's own: the
+circle stands upright across the arm, seen from behind it is gone round clockwise or counter-clockwise as the
+instruction says, and every joint has to move.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+
+from firmware_bridge.arms.family import Family
+from sim.tasks import ARM, Layout, sample_layout
+
+TASK = "trace"  # sim/assets/trace.xml: an empty table
+INSTRUCTIONS = {"trace a circle clockwise": 1, "trace a circle counter-clockwise": -1}  # and the way round
+FAILURE = "did not go round its circle"  # the rest of a sentence that begins with "the arm"
+SPEED_M_S = 0.04  # of the tool: the larger the arm, the longer it takes for once round
+AHEAD, HEIGHT, RADIUS = 0.54, 0.34, 0.08  # of the circle, in shares of the arm's reach
+PITCH, ROLL = 0.6, 0.3  # rad: the approach axis below the horizon; the wrist turns so far to either side
+JAW, JAW_SWING = (
+    0.4,
+    0.2,
+)  # how far the jaw is open, in shares of its range: in the middle, and by how much more or less
+ASIDE, TURNED = (
+    0.06,
+    0.2,
+)  # how far beside the circle a demonstration begins at most, in shares of the reach, and how far turned, rad
+JOIN_S = 1.5  # it has joined the circle after so long
+NOISE, NOISE_S = 0.02, 0.35  # the disturbance: m in shares of the reach, and for how long it goes on alike
+ON_TRACK, PACE = (
+    0.04,
+    0.5,
+)  # success: so near to the circle (share of the reach), as fast as asked for but for this share
+
+
+def track(arm: Family, angle: float) -> np.ndarray:
+    """Tool pose and jaw float64[6] at `angle` (rad) of the circle: 0 on the arm's left, a quarter of a turn at the
+    top."""
+    reach, open_at = arm.reach_m, float(arm.UPPER[-1]) - arm.SHUT
+    y, z = RADIUS * math.cos(angle), HEIGHT + RADIUS * math.sin(angle)
+    jaw = (JAW + JAW_SWING * math.sin(angle)) * open_at
+    return np.array([AHEAD * reach, y * reach, z * reach, PITCH, ROLL * math.cos(angle), jaw])
+
+
+def round_s(arm: Family) -> float:
+    """How long once round takes, s."""
+    return 2 * math.pi * RADIUS * arm.reach_m / SPEED_M_S
+
+
+def angle_at(arm: Family, tool: np.ndarray) -> float:
+    """The angle (rad) of the circle's point nearest to `tool` [>= 3] (m)."""
+    return math.atan2(float(tool[2]) - HEIGHT * arm.reach_m, float(tool[1]))
+
+
+def sample_trace(rng: np.random.Generator, arm: Family, instruction: str | None = None, aside: float = ASIDE) -> Layout:
+    """A random start beside the circle, by up to `aside` (share of the reach) each way; the way round is drawn where
+    none is given."""
+    texts = list(INSTRUCTIONS)
+    instruction = texts[int(rng.integers(len(texts)))] if instruction is None else instruction
+    start = track(arm, float(rng.uniform(-math.pi, math.pi)))
+    start[:3] += rng.uniform(-1, 1, 3) * aside * arm.reach_m
+    start[3:5] += rng.uniform(-1, 1, 2) * TURNED * aside / ASIDE
+    return Layout(TASK, instruction, {}, start[:5], float(start[5]))
+
+
+def sample_start(rng: np.random.Generator, arm: Family, instruction: str | None = None) -> Layout:
+    """A random start of `instruction`, without one of any task that is laid out for that arm: where a run begins. It is
+    on the circle."""
+    if instruction in INSTRUCTIONS or (instruction is None and arm.NAME != ARM.NAME):
+        return sample_trace(rng, arm, instruction, aside=0.0)
+    return sample_layout(rng, instruction)
+
+
+class Tracer:
+    """Goes from a start to the circle and round it for `seconds`, disturbed: as `sim.expert.Follower` has it,
+    `step(dt)` gives the executed target [6], `clean()` the plan."""
+
+    def __init__(self, arm: Family, layout: Layout, rng: np.random.Generator, seconds: float):
+        self.arm, self.rng, self.seconds, self.t = arm, rng, seconds, 0.0
+        self.way = INSTRUCTIONS[layout.instruction]
+        start = np.append(layout.start, layout.jaw)
+        self.angle = angle_at(arm, start)
+        self.aside = start - track(arm, self.angle)
+        self._off = np.zeros(6)
+        self._scale = np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0]) * NOISE * arm.reach_m
+        self._scale[3:5] = 0.05
+
+    def clean(self) -> np.ndarray:
+        s = min(self.t / JOIN_S, 1.0)
+        left = 1.0 - s**3 * (10 - 15 * s + 6 * s * s)
+        return track(self.arm, self.angle + self.way * 2 * math.pi * self.t / round_s(self.arm)) + left * self.aside
+
+    def step(self, dt: float) -> tuple[np.ndarray, bool]:
+        self.t += dt
+        self._off += -self._off * dt / NOISE_S + math.sqrt(2 * dt / NOISE_S) * self.rng.normal(size=6)
+        return self.clean() + self._off * self._scale, self.t >= self.seconds
+
+
+class Moving(Protocol):
+    """What success is read from; `sim.world.World` is one. True joint angles (rad) and rates (rad/s) float64[J]."""
+
+    arm: Family
+    layout: Layout
+
+    @property
+    def q(self) -> np.ndarray: ...
+
+    @property
+    def qd(self) -> np.ndarray: ...
+
+
+def success(world: Moving) -> bool:
+    """Whether the tool is on its circle and goes round it as told, by the true joint angles and rates."""
+    arm, dt = world.arm, 0.01
+    here, then = (arm.tool(world.q + k * dt * world.qd)[:3, 3] for k in (0, 1))
+    angle = angle_at(arm, here)
+    turned = (angle_at(arm, then) - angle + math.pi) % (2 * math.pi) - math.pi
+    pace = turned / dt * round_s(arm) / (2 * math.pi) * INSTRUCTIONS[world.layout.instruction]
+    off = float(np.linalg.norm(here - track(arm, angle)[:3]))
+    return off < ON_TRACK * arm.reach_m and abs(pace - 1) < PACE

@@ -1,0 +1,66 @@
+"""Circles in the air, which an arm of any family can show: within its reach, judged by physics, told apart by the way
+round."""
+
+import numpy as np
+import pytest
+
+from firmware_bridge.arms import FAMILIES
+from runtime.robot import load_robot
+from sim.tasks import ARM, TASKS
+from sim.trace import INSTRUCTIONS, TASK, Tracer, angle_at, sample_start, sample_trace, success, track
+from sim.world import World
+
+FAMILY = pytest.mark.parametrize("arm", FAMILIES.values(), ids=list(FAMILIES))
+
+
+def limits(arm):
+    described = load_robot(f"sim_{arm.NAME}").arm
+    return np.array(described.lower), np.array(described.upper)
+
+
+@FAMILY
+def test_the_circle_and_every_start_lie_within_the_arms_reach_clear_of_the_table_and_of_the_arm(arm):
+    rng, ends = np.random.default_rng(0), limits(arm)
+    starts = [sample_trace(rng, arm) for _ in range(100)]
+    poses = [track(arm, a) for a in np.linspace(0, 2 * np.pi, 60)] + [np.append(s.start, s.jaw) for s in starts]
+    found = [arm.inverse(pose, *ends) for pose in poses]
+    assert all(exact for _, exact in found)
+    q = np.array([q for q, _ in found])
+    assert arm.lowest(q).min() > 0.03 and arm.room(q).min() > 0.01
+    assert np.abs(np.diff(q[:60], axis=0)).max() < 0.1, "no joint jumps on the way round"
+    assert {s.instruction for s in starts} == set(INSTRUCTIONS)
+
+
+@pytest.mark.parametrize("name", ["koch", "viperx"])
+@pytest.mark.parametrize("told", INSTRUCTIONS)
+def test_physics_says_whether_the_tool_goes_round_as_told(name, told):
+    """Two seconds to join the circle; from then on it is success throughout, and the other instruction's never. At the
+    start it is not."""
+    arm, rng = FAMILIES[name], np.random.default_rng(1)
+    ends, (other,) = limits(arm), set(INSTRUCTIONS) - {told}
+    layout = sample_trace(rng, arm, told)
+    world = World(layout=layout, arm=arm)
+    script, seen = Tracer(arm, layout, rng, 4.0), []
+    script._scale[:] = 0  # undisturbed
+    assert not world.success()
+    done = False
+    while not done:
+        goal, done = script.step(0.02)
+        world.set_goals(arm.inverse(goal, *ends)[0])
+        world.advance(0.02)
+        seen.append(world.success())
+    assert all(seen[110:])
+    world.layout = sample_trace(rng, arm, other)
+    assert not success(world)
+    world.close()
+
+
+def test_a_start_is_of_a_task_that_is_laid_out_for_the_arm():
+    rng = np.random.default_rng(0)
+    assert sample_start(rng, ARM).task in TASKS
+    assert sample_start(rng, ARM, next(iter(INSTRUCTIONS))).task == TASK
+    for arm in FAMILIES.values():
+        if arm is not ARM:
+            start = sample_start(rng, arm)
+            pose = np.append(start.start, start.jaw)
+            assert start.task == TASK and pose == pytest.approx(track(arm, angle_at(arm, pose)), abs=1e-9)
