@@ -17,14 +17,15 @@ from sim.results import Row, grouped
 from sim.statistics import wilson
 from sim.tasks import ENVIRONMENTS
 
-FILM = (("seen", 0.9), ("background", 0.9), ("position", 0.9), ("object", 0.9))  # environment, s after the start
+# environment, s after the start of its episode
+FILM = (("seen", 0.9), ("background", 0.9), ("position", 0.9), ("object", 0.9))
 SIDE, GAP, TOP = 144, 4, 20  # pixels
 HEADS = ("now", "+0.4 s, predicted", "real", "+0.8 s, predicted", "real", "next event, predicted", "real")
 COLOURS = ("#1b6ca8", "#d1603d", "#3f8f5f", "#8a63a8", "#777777", "#c2a23a", "#b0447a", "#4aa3a3")
 
 
 def _axes(width: float, height: float):  # type: ignore[no-untyped-def]
-    from matplotlib.figure import Figure  # the object interface needs neither a window nor a backend
+    from matplotlib.figure import Figure  # this interface needs neither a window nor a backend
 
     figure = Figure((width, height), dpi=110, layout="constrained")
     axes = figure.add_subplot()
@@ -36,7 +37,7 @@ def _axes(width: float, height: float):  # type: ignore[no-untyped-def]
 
 
 def plot_policies(rows: Sequence[Row], path: Path) -> None:
-    """Grouped bars with Wilson intervals: environments, and in each the policies."""
+    """Grouped bars with Wilson intervals: one group per environment, one bar per policy."""
     by = grouped([r for r in rows if r["start"] == "home"], "policy", "environment")
     policies = list(dict.fromkeys(p for p, _ in by))
     if not policies:
@@ -62,7 +63,8 @@ def plot_policies(rows: Sequence[Row], path: Path) -> None:
 
 
 def plot_line(lines: dict[str, list[tuple[int, float, float, float]]], label: str, path: Path) -> None:
-    """Success with its interval against one number; whole lines for the first environment, dashed for the others."""
+    """Success with its interval against one number; solid lines for the first environment, dashed ones for the
+    others."""
     figure, axes = _axes(6, 3.2)
     first = next(iter(lines)).split(", ")[-1]
     for i, (name, points) in enumerate(lines.items()):
@@ -76,8 +78,7 @@ def plot_line(lines: dict[str, list[tuple[int, float, float, float]]], label: st
 
 
 def film_strip(jobs: Sequence[Job], path: Path) -> None:
-    """Predicted beside real front frames, one line an environment, each from another task; the real ones are of the
-    same episode."""
+    """Predicted beside real front frames of the same episode; one row per environment, each from another task."""
     lines = []
     gated = [j for j in jobs if j.policy == "gated" and j.start == "home"]
     tasks = list(dict.fromkeys(j.task for j in gated))

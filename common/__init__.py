@@ -1,1 +1,1 @@
-"""What every package stands on: errors, whole-file writes, clocks, slots."""
+"""What every other package uses: errors, whole-file writes, clocks, slots."""

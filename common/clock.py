@@ -1,4 +1,4 @@
-"""Absolute periodic clock, and the real-time settings of a process."""
+"""Periodic clock with absolute deadlines, and the real-time settings of a process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 
 class Ticker:
-    """Deadlines at `start + k / hz`; a period that was slept through is skipped and counted, never made up for. Only
-    `shift` moves them.
+    """Deadlines at `start + k / hz`. A period that was slept through is skipped and counted, and no later one becomes
+    shorter for it. Only `shift` moves the deadlines.
 
     `now_ns` and `sleep` (s): the clock, which may be virtual.
     """
@@ -24,10 +24,10 @@ class Ticker:
         self.period_ns = round(1e9 / hz)
         self.next_ns = now_ns() + self.period_ns
         self.missed = 0
-        self.shifted_ns = 0  # by `shift`, since the start
+        self.shifted_ns = 0  # total of all `shift` calls
 
     def shift(self, ns: int) -> None:
-        """Move the next deadline, and with it all later ones, by `ns`: the clock's phase follows somebody else's."""
+        """Move the next deadline and all later ones by `ns`: for a phase lock to another clock."""
         self.next_ns += ns
         self.shifted_ns += ns
 
@@ -46,8 +46,8 @@ class Ticker:
 
 
 def prefer(priority: int) -> bool:
-    """Run the calling thread before ordinary ones (SCHED_FIFO), or like them (0); whether it was granted. Threads and
-    processes that it starts inherit it."""
+    """Run the calling thread before ordinary threads (SCHED_FIFO), or like them (0); returns whether that was granted.
+    Threads and processes that it starts inherit the priority."""
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO if priority else os.SCHED_OTHER, os.sched_param(priority))
     except OSError:
@@ -56,9 +56,9 @@ def prefer(priority: int) -> bool:
 
 
 def real_time(priority: int = 0, core: int | None = None) -> dict[str, bool]:
-    """Ask for what a loop with deadlines needs; says what was granted. Never raises.
+    """Ask the system for what a loop with deadlines needs; returns what was granted. Never raises.
 
-    SCHED_FIFO at `priority` (0: not asked), memory locked, garbage collector frozen and off, pinned to `core`, and
+    SCHED_FIFO at `priority` (0: not asked for), memory locked, garbage collector frozen and off, pinned to `core`, and
     short GIL turns for the helper threads of the same process.
     """
     granted: dict[str, bool] = {}
@@ -68,7 +68,8 @@ def real_time(priority: int = 0, core: int | None = None) -> dict[str, bool]:
     gc.disable()
     if priority:
         granted["sched_fifo"] = prefer(priority)
-        granted["mlockall"] = ctypes.CDLL(None).mlockall(1) == 0  # MCL_CURRENT: what comes later may be paged
+        # MCL_CURRENT: memory that is allocated later may be paged
+        granted["mlockall"] = ctypes.CDLL(None).mlockall(1) == 0
     if core is not None:
         try:
             os.sched_setaffinity(0, {core})

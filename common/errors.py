@@ -1,7 +1,6 @@
-"""What the user can mend."""
+"""The base class of errors that the user can mend."""
 
 
 class Mendable(Exception):
-    """One sentence and the next step, exit code 2. The errors of all rooms derive from it; anything else that gets as
-    far as the front door is a defect and keeps its traceback.
-    """
+    """An error that the user can mend: one sentence and the next step, exit code 2. Every package derives its errors
+    from it; any other exception that reaches the command line is a defect and keeps its traceback."""

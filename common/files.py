@@ -1,4 +1,5 @@
-"""Files that are there whole, or as they were before. In the lowest room because all of them write some."""
+"""Whole-file writes: a file has its new content or its old one, never a part. In the lowest package because all
+packages write files."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes | str | Iterable[str], mode: int = 0o644) -> None:
-    """Beside, fsync, rename, fsync the folder: after a power cut, a kill or on a full disk there is the old file or the
-    new one.
+    """Write a file beside `path`, fsync it, rename it, fsync the folder: after a power cut, a kill or on a full disk,
+    `path` has the old or the new content.
 
-    `content` may come in pieces, where all of it at once would be too much memory. The folder is made if need be.
-    Raises OSError; nothing is left beside then (a kill leaves `.NAME.*.partial`).
+    `content` may be an iterable of pieces, where the whole would take too much memory. The folder is created if needed.
+    Raises OSError and then leaves nothing beside `path` (a kill leaves `.NAME.*.partial`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")

@@ -1,8 +1,8 @@
-"""What a run has to tell while it goes on: levels, JSON lines to a rotating file, sentences to the console.
+"""Log of a running process: levels, JSON lines to a rotating file, sentences to the console.
 
-A loop with deadlines calls `Logger.debug` and the like and goes on: a line is queued in microseconds, and a thread
-formats and writes it. When the queue is full the line is counted as dropped. Nothing here raises, for a disk that is
-full must not stop an arm.
+A loop with deadlines calls `Logger.debug` and its siblings without waiting: a line is queued in microseconds, and a
+thread formats and writes it. When the queue is full, the line is dropped and counted. Nothing here raises, because a
+full disk must not stop an arm.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 NAME = "harmowam"
-WAITING = 4096  # lines between the loops and the disk
-FILE_BYTES, FILES = 5_000_000, 3  # of the rotating file
+WAITING = 4096  # lines in the queue between the loops and the disk
+FILE_BYTES, FILES = 5_000_000, 3  # size of the rotating file
 
 
 class _Lines(logging.Formatter):
-    """One JSON object a line: wall-clock time (ISO 8601, UTC), monotonic ns, level, process, what happened, and its
+    """One JSON object per line: wall-clock time (ISO 8601, UTC), monotonic ns, level, process, event, and the event's
     numbers."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -38,7 +38,7 @@ class _Lines(logging.Formatter):
 
 
 class _Sentences(logging.Formatter):
-    """For the console: the event and its numbers on one line."""
+    """Console format: the event and its numbers on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = " ".join(f"{k}={v}" for k, v in getattr(record, "fields", {}).items())
@@ -46,14 +46,14 @@ class _Sentences(logging.Formatter):
 
 
 class _Queue(logging.handlers.QueueHandler):
-    """Never waits: a line that finds no room is dropped and counted."""
+    """A queue that never waits: a line that finds it full is dropped and counted."""
 
     def __init__(self, waiting: queue.Queue[Any]):
         super().__init__(waiting)
         self.dropped = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        return record  # formatted in the thread that writes
+        return record  # the writing thread formats it
 
     def enqueue(self, record: logging.LogRecord) -> None:
         try:
@@ -63,7 +63,7 @@ class _Queue(logging.handlers.QueueHandler):
 
 
 class _Writer(logging.handlers.QueueListener):
-    """Its thread ends when it has written what is queued, however much that is."""
+    """A listener whose thread ends only after it has written everything that is queued."""
 
     def enqueue_sentinel(self) -> None:
         assert isinstance(self.queue, queue.Queue)
@@ -71,10 +71,9 @@ class _Writer(logging.handlers.QueueListener):
 
 
 class Logger:
-    """The log of one process. Use as a context: leaving it writes what is still queued.
+    """The log of one process. Use it as a context: leaving it writes what is still queued.
 
-    `file`: JSON lines of every level from `level` on, rotated at 5 MB; `console`: warnings and errors as sentences on
-    standard error.
+    `file`: JSON lines from `level` on, rotated at 5 MB; `console`: warnings and errors as sentences on standard error.
     """
 
     def __init__(self, file: Path | None = None, level: int = logging.INFO, console: bool = True):
@@ -92,14 +91,14 @@ class Logger:
             shown.setLevel(logging.WARNING)
             handlers.append(shown)
         for handler in handlers:
-            # A full disk is nobody's traceback.
+            # A full disk must not print a traceback.
             handler.handleError = lambda record: None  # type: ignore[method-assign]
         self._writer = _Writer(self._queue.queue, *handlers, respect_handler_level=True)
         self._writer.start()
 
     @property
     def dropped(self) -> int:
-        """Lines that found no room."""
+        """Number of lines that were dropped because the queue was full."""
         return self._queue.dropped
 
     def _log(self, level: int, event: str, fields: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
-"""Files from outside: read with bounds, then held against a declared shape. What is wrong is said in one sentence.
+"""Reads files from outside within bounds and compares them with a declared shape; raises one sentence about what is
+wrong.
 
 `parse_json` and `parse_toml` refuse what is too large, nested too deep, given twice, or a number or text that no
-program can work with; `shaped` makes a `msgspec.Struct` of the rest. All raise Malformed, which names the key; callers
-put the file before it and the next step behind it, in an error of their own.
+program can work with; `shaped` makes a `msgspec.Struct` of the rest. All raise Malformed, which names the key. Callers
+raise an error of their own that adds the file and the next step.
 """
 
 from __future__ import annotations
@@ -24,13 +25,11 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
-DEPTH = 32  # tables and lists inside one another
-LINE = (
-    2000  # characters of a TOML line: a reader takes minutes for a name of 30,000 parts, which must stand in one line
-)
-NAME = 255  # characters of a key: names of files and folders are made from some
+DEPTH = 32  # levels of nested tables and lists
+LINE = 2000  # characters per TOML line: a name of 30,000 parts, which must be one line, takes a parser minutes
+NAME = 255  # characters per key: some keys become names of files and folders
 INTEGER = 2**63
-# What is printed, or becomes part of a path: no control characters.
+# Text that is printed or becomes part of a path: no control characters.
 Text = Annotated[str, msgspec.Meta(max_length=1000, pattern=r"\A[^\x00-\x1f\x7f]*\Z", description="text in one line")]
 Name = Annotated[
     str,
@@ -42,11 +41,11 @@ Name = Annotated[
 
 
 class Malformed(Exception):
-    """What is wrong with a file, without its name and without the next step."""
+    """What is wrong with a file; the caller adds the file's name and the next step."""
 
 
 class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table whose keys are all declared: a misspelt one is refused with the list of those that are known."""
+    """A table whose keys are all declared: a misspelt key is refused with a list of the known keys."""
 
 
 def read_bounded(path: Path, most: int) -> bytes:
@@ -65,14 +64,14 @@ def parse_json(data: bytes) -> Any:
         raw = json.loads(data.decode(), object_pairs_hook=_once)
     except RecursionError:
         raise Malformed(f"it is nested more than {DEPTH} deep") from None
-    except ValueError as e:  # also of bytes that are no text, and of integers too long to be read
+    except ValueError as e:  # includes bytes that are no text, and integers too long to be read
         raise Malformed(f"it is no JSON ({e})") from None
     _refuse_strange(raw)
     return raw
 
 
 def parse_toml(data: bytes) -> dict[str, Any]:
-    """Plain data of a TOML text, as `parse_json`."""
+    """Plain data of a TOML text, like `parse_json`."""
     long = next((k for k, line in enumerate(data.split(b"\n"), 1) if len(line) > LINE), None)
     if long is not None:
         raise Malformed(f"its line {long} is longer than {LINE} characters")
@@ -87,13 +86,13 @@ def parse_toml(data: bytes) -> dict[str, Any]:
 
 
 def shaped(raw: Any, kind: type[T]) -> T:
-    """`raw` as `kind`. Raises Malformed with the path of the first key that does not fit, what may stand there and what
-    does."""
+    """`raw` as `kind`. Raises Malformed with the path of the first key that does not fit, what is allowed there and
+    what was found."""
     try:
         return msgspec.convert(raw, kind)
     except msgspec.ValidationError as e:
         raise Malformed(_explain(str(e), raw, kind)) from None
-    except UnicodeEncodeError:  # of plain data that did not come through the parsers above
+    except UnicodeEncodeError:  # data that did not come through the parsers above
         _refuse_strange(raw)
         raise
 
@@ -108,7 +107,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_strange(raw: Any) -> None:
-    """Raises Malformed for depth, and for names, numbers and texts that would fail later, far from the file."""
+    """Raises Malformed for deep nesting, and for names, numbers and texts that would fail later, far from the file."""
     open_ends: list[tuple[list[str | int], Any]] = [([], raw)] if isinstance(raw, (dict, list)) else []
     while open_ends:
         path, value = open_ends.pop()
@@ -134,7 +133,7 @@ def _halved(text: str) -> bool:
 
 
 def shown(value: Any) -> str:
-    """One printable line, cut short."""
+    """The value as one printable line, shortened."""
     if isinstance(value, (dict, list)):
         return f"a list of {len(value)}" if isinstance(value, list) else "a table" if value else "an empty one"
     text = value if isinstance(value, str) else json.dumps(value, default=str)
@@ -143,7 +142,7 @@ def shown(value: Any) -> str:
 
 
 def _path(keys: list[str | int]) -> str:
-    """`arm.joint[2].id`."""
+    """The keys as one name, like `arm.joint[2].id`."""
     out = ""
     for key in keys:
         out += f"[{key}]" if isinstance(key, int) else f"{'.' if out else ''}{shown(key)}"
@@ -151,7 +150,7 @@ def _path(keys: list[str | int]) -> str:
 
 
 def _plain(kind: Any) -> tuple[Any, list[msgspec.Meta]]:
-    """A declared type without "or nothing", and what is declared of it."""
+    """A declared type without its None alternative, and the constraints declared with it."""
     metas: list[msgspec.Meta] = []
     while True:
         if get_origin(kind) is Annotated:
@@ -164,7 +163,7 @@ def _plain(kind: Any) -> tuple[Any, list[msgspec.Meta]]:
 
 
 def _inner(kind: Any, key: str | int) -> Any:
-    """The declared type of what stands under `key` in a `kind`."""
+    """The declared type of the value under `key` in a `kind`."""
     kind, _ = _plain(kind)
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return typing.get_type_hints(kind, include_extras=True)[str(key)]
@@ -181,7 +180,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _explain(said: str, raw: Any, kind: Any) -> str:
-    """A sentence out of msgspec's: it names no key of a dict, gives one bound of two and not the value."""
+    """A sentence from msgspec's error, which names no key of a dict, gives one bound of two and not the value."""
     what, _, at = said.partition(" - at `")
     keys: list[str | int] = []
     for name, index in re.findall(r"\.(\w+)|\[(\d+|\.\.\.)\]", at):
@@ -202,7 +201,7 @@ def _explain(said: str, raw: Any, kind: Any) -> str:
         name_kind = get_args(_plain(kind)[0])[0]
         bad = next(k for k in raw if not _fits(k, name_kind))
         return f"the name '{shown(bad)}' in '{here}' must be {_allowed(name_kind)}"
-    if not re.match("Expected|Invalid|Number out of range", what):  # said by a Struct's __post_init__
+    if not re.match("Expected|Invalid|Number out of range", what):  # raised by a Struct's __post_init__
         return f"'{here}': {what}" if here else what
     value = f"'{shown(raw)}'" if isinstance(raw, str) else shown(raw)
     subject = f"'{here}'" if here else "it"
@@ -210,7 +209,7 @@ def _explain(said: str, raw: Any, kind: Any) -> str:
 
 
 def _allowed(kind: Any) -> str:
-    """What may stand in a place of this declared type."""
+    """What is allowed in a place of this declared type."""
     kind, metas = _plain(kind)
     if told := next((m.description for m in metas if m.description), None):
         return told

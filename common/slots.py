@@ -1,7 +1,7 @@
 """Latest-value slots between processes: a memory-mapped file with two buffers, sequence number and CRC-32.
 
-A writer never waits; a reader gets the newest whole value and how many it has seen. Nothing queues.
-(`multiprocessing.shared_memory` is not used: it unlinks the segment when an attaching process exits.)
+A writer never waits; a reader gets the newest complete value and its sequence number. Values are not queued.
+(`multiprocessing.shared_memory` is not used: it unlinks the segment when an attached process exits.)
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class _Time(ctypes.Structure):
 
 
 class SlotError(Mendable):
-    """A slot that cannot be opened or does not hold what is expected."""
+    """A slot that cannot be opened or is not valid."""
 
 
 def _offset(capacity: int, seq: int) -> int:
@@ -42,18 +42,19 @@ def _offset(capacity: int, seq: int) -> int:
 
 
 def _size(capacity: int) -> int:
-    """Of the whole file."""
+    """Size of the whole file in bytes."""
     return _HEAD.size + 2 * (_CELL.size + capacity)
 
 
 def memory_folder() -> str | None:
-    """Where slots lie: in memory if there is such a place. Mapped pages of a disk wait, now and then, for its
+    """The folder for slots: in memory if the system has one, because mapped pages of a disk sometimes wait for its
     write-back."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def create_mapped(path: Path, size: int, head: bytes) -> mmap.mmap:
-    """A new file of `size` bytes that begins with `head`, mapped; it takes `path`'s place only once it is whole."""
+    """Create and map a new file of `size` bytes that begins with `head`; it replaces `path` only once it is
+    complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -68,30 +69,29 @@ def create_mapped(path: Path, size: int, head: bytes) -> mmap.mmap:
 
 
 class NewestNumber:
-    """The sequence number at byte 8 of a mapped file: one aligned word, stored and loaded whole, that readers can sleep
-    on (a futex; where there is none they poll). 0 before the first value.
+    """The sequence number at byte 8 of a mapped file, 0 before the first value.
 
-    `struct.pack_into` sets its bytes to zero first and then writes them one by one: a reader saw that zero in one read
-    of five.
+    It is one aligned word, stored and loaded as a whole, and readers can sleep on it (a futex; on systems without
+    futexes they poll). `struct.pack_into` would first set its bytes to zero and then write them one by one: readers saw
+    that zero in one of five reads.
     """
 
     def __init__(self, mapped: mmap.mmap):
         self._word = memoryview(mapped)[8:16].cast("Q")
-        self._where = (
-            int(np.frombuffer(mapped, np.uint8).ctypes.data) + 8
-        )  # its low half, by which the kernel knows the futex
+        self._where = int(np.frombuffer(mapped, np.uint8).ctypes.data) + 8  # its low half, the futex's address
 
     def get(self) -> int:
         return self._word[0]
 
     def set(self, seq: int) -> None:
-        """Store it, and wake who sleeps on it."""
+        """Store the number and wake the readers that sleep on it."""
         self._word[0] = seq
         if _FUTEX is not None:
             _libc.syscall(_FUTEX, ctypes.c_void_p(self._where), _WAKE, 1 << 30, None, None, 0)
 
     def wait(self, seq: int, timeout_ns: int) -> bool:
-        """Sleep until it is another than `seq`, `timeout_ns` at most; whether it is. May return early."""
+        """Sleep until the number differs from `seq`, `timeout_ns` at most; returns whether it differs. May return
+        early."""
         if self.get() == seq and timeout_ns > 0:
             if _FUTEX is None:
                 time.sleep(min(_POLL_S, timeout_ns * 1e-9))
@@ -106,7 +106,7 @@ class NewestNumber:
 
 
 class SlotWriter:
-    """Creates (or takes over) the slot at `path` for payloads of up to `capacity` bytes. One writer a slot."""
+    """Creates (or takes over) the slot at `path` for payloads of up to `capacity` bytes. One writer per slot."""
 
     def __init__(self, path: Path, capacity: int):
         self._map = create_mapped(path, _size(capacity), _HEAD.pack(_MAGIC, capacity, 0))
@@ -137,7 +137,7 @@ class SlotWriter:
 
 
 class SlotReader:
-    """Reads the slot at `path`; raises SlotError when it is absent or no slot."""
+    """Reads the slot at `path`; raises SlotError when there is none or the file is no slot."""
 
     def __init__(self, path: Path):
         try:
@@ -162,7 +162,7 @@ class SlotReader:
 
     @property
     def replaced(self) -> bool:
-        """Whether a new writer has put another file in this one's place: open it again."""
+        """Whether a new writer has replaced the file: the slot must be opened again."""
         try:
             return os.stat(self._path).st_ino != self._inode
         except OSError:
@@ -170,21 +170,21 @@ class SlotReader:
 
     @property
     def newest(self) -> int:
-        """Sequence number of the newest value, 0 before the first: cheap, for polling."""
+        """Sequence number of the newest value, 0 before the first; cheap enough for polling."""
         return self._newest.get()
 
     @property
     def given(self) -> int:
-        """Sequence number of the value that `read` gave last, 0 before."""
+        """Sequence number of the value that `read` returned last, 0 before the first."""
         return self._last[1] if self._last is not None else 0
 
     def wait(self, seq: int, timeout_ns: int) -> bool:
-        """Sleep until there is another value than number `seq`, `timeout_ns` at most; whether there is. May return
-        early without."""
+        """Sleep until there is a newer value than number `seq`, `timeout_ns` at most; returns whether there is. May
+        return early without one."""
         return self._newest.wait(seq, timeout_ns)
 
     def read(self) -> tuple[bytes, int] | None:
-        """Newest payload and its sequence number; None before the first. After a torn read the last good value
+        """Newest payload and its sequence number; None before the first. After a torn read, the last good value
         again."""
         for _ in range(3):
             seq = self.newest

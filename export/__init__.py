@@ -1,1 +1,1 @@
-"""Workstation side: models, data, training, INT8 export, parity. The only room that imports torch."""
+"""Workstation side: models, data, training, INT8 export and its checks. The only package that imports torch."""

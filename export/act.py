@@ -1,10 +1,10 @@
 """The behaviour-cloning baseline: ACT (Zhao et al. 2023, arXiv 2304.13705) at about the size of our own model.
 
-Action chunking with transformers: a convolutional backbone a camera, a transformer encoder over picture tokens, joint
-angles, the instruction and a style variable, a transformer decoder that reads the whole chunk off in one pass; trained
-as a conditional VAE with an L1 loss. It sees the same pictures, instructions and episodes as our model and drives the
-arm through the same loop, as a policy of kind chunk (`runtime/policies/chunk.py`); unlike our experts it knows all
-joint angles and gives absolute joint targets, as ACT does.
+Action chunking with transformers: one convolutional backbone per camera; a transformer encoder over picture tokens,
+joint angles, the instruction and a style variable; a transformer decoder that gives the whole action chunk in one pass.
+It is trained as a conditional VAE with an L1 loss. ACT sees the same pictures, instructions and episodes as our model
+and drives the arm through the same loop, as a policy of kind chunk (`runtime/policies/chunk.py`). Unlike our experts it
+reads all joint angles and gives absolute joint targets.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ class ActError(Mendable):
 
 @dataclass(frozen=True)
 class ActConfig:
-    """As in ACT (4 encoder layers, 1 decoder layer, KL weight 10), narrower, so that what runs on the robot has 5.8 M
+    """As in ACT (4 encoder layers, 1 decoder layer, KL weight 10), but narrower: what runs on the robot has 5.8 M
     parameters.
 
-    Ours has 6.3 M; lerobot's ACT 51.6 M (ResNet-18, width 512). The VAE's encoder (1.5 M more) exists in training only.
+    Our model has 6.3 M parameters, lerobot's ACT 51.6 M (ResNet-18, width 512). The VAE's encoder (1.5 M more) is used
+    in training only.
     """
 
     image: int = 96
@@ -71,8 +72,8 @@ SIZES = {"act": ActConfig(), "act-small": SMALL}
 
 @dataclass(frozen=True)
 class ActPlan:
-    """Steps, batch and peak learning rate; in how many shards a batch is drawn (`export/loop.py`). `bf16`: None is what
-    the device does best."""
+    """Steps, batch and peak learning rate; the number of shards in which a batch is drawn (`export/loop.py`). `bf16`:
+    None chooses what is faster on the device."""
 
     act: Stage = (3000, 48, 3e-4)
     seed: int = 0
@@ -144,8 +145,8 @@ class Act(nn.Module):
         return torch.tanh(self.text(grams))
 
     def chunk(self, front: Tensor, wrist: Tensor, text: Tensor, state: Tensor, style: Tensor) -> Tensor:
-        """Normalised joint targets [B,K,J] from pictures [B,3,96,96], embedding, normalised joint angles [B,J] and
-        style."""
+        """Normalised joint targets [B,K,J] from pictures [B,3,96,96], instruction embedding, normalised joint angles
+        [B,J] and style."""
         pictures = [self.backbones[k](x).flatten(2).transpose(1, 2) for k, x in (("front", front), ("wrist", wrist))]
         rest = torch.stack([self.text_in(text), self.state_in(state), self.style_in(style)], 1)
         memory = torch.cat([*pictures, rest], 1) + self.place
@@ -158,7 +159,8 @@ class Act(nn.Module):
         return self.out(x)
 
     def encode_style(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance [B, style] of what the chunk `actions` [B,K,J] adds to pictures and instruction."""
+        """Mean and log variance [B, style] of the style variable, from the chunk `actions` [B,K,J] and the joint
+        angles."""
         first = self.style_state(state)[:, None]
         x = torch.cat([torch.zeros_like(first), first, self.style_action(actions)], 1) + self.style_place
         for layer in self.style_encoder:
@@ -183,15 +185,15 @@ def run_time_parameters(model: Act) -> int:
 
 
 class ActTrainer(Loop[Act]):
-    """One stage of `export.loop`: L1 and weighted KL of random batches."""
+    """The single stage of ACT's training: L1 loss and weighted KL divergence of random batches."""
 
     stages = STAGES
     layout = (
         torch.contiguous_format
-    )  # channels last, PyTorch 2.13 crashes on a CPU in the backward pass of the 1x1 convolutions with a stride
+    )  # in channels-last layout PyTorch 2.13 crashes on a CPU in the backward pass of 1x1 convolutions with a stride
 
     def __init__(self, data: Demonstrations, run: Path, plan: ActPlan, cfg: ActConfig, play: bool):
-        """Raises ActError for data that nothing can be learnt from, CheckpointError as Loop does."""
+        """Raises ActError for data without anything to learn, CheckpointError as Loop does."""
         if abs(cfg.chunk_dt_s * data.rate_hz - 1) > 1e-6:
             raise ActError("the chunk's time step must be the dataset's: collect at 20 Hz.")
         self.rows = np.flatnonzero(~data.play | play)
@@ -234,14 +236,14 @@ class ActTrainer(Loop[Act]):
 
 
 def jitter(raw: np.ndarray, rng: np.random.Generator, device: torch.device) -> Tensor:
-    """uint8[B,3,96,96] to float32 in [-1, 1], in a little more or less light."""
+    """Pictures uint8[B,3,96,96] as float32 in [-1, 1], each made a little brighter or darker."""
     x = torch.from_numpy(raw).to(device).float().div_(127.5).sub_(1.0)
     gain = torch.from_numpy(rng.uniform(0.9, 1.1, (len(x), 1, 1, 1)).astype(np.float32)).to(device)
     return (x + 1) * gain - 1
 
 
 def samples_of(data: Demonstrations, count: int = 64) -> bytes:
-    """`count` rows of task demonstrations as npz: what engines that are built from a bundle are compared on
+    """`count` rows of task demonstrations as npz: the observations on which engines built from a bundle are compared
     (`runtime.build`)."""
     candidates = np.flatnonzero(~data.play)
     candidates = candidates if len(candidates) else np.arange(len(data.play))
@@ -255,8 +257,7 @@ def samples_of(data: Demonstrations, count: int = 64) -> bytes:
 
 
 def save_act_bundle(model: Act, data: Demonstrations, out: Path, report: dict[str, Any]) -> None:
-    """Write the baseline as a bundle of kind chunk: one FP32 engine; what it knows of tasks, cameras and joints as in
-    any bundle."""
+    """Write the baseline as a bundle of kind chunk: one FP32 engine; tasks, cameras and joints as in any bundle."""
     c, arm, model = model.cfg, data.arm, model.cpu().eval()
     picture, instructions = (1, 3, c.image, c.image), data.task_instructions
     inputs = {"front": picture, "wrist": picture, "text": (1, c.text_dim), "state": (1, model.joints)}
@@ -287,9 +288,9 @@ def save_act_bundle(model: Act, data: Demonstrations, out: Path, report: dict[st
 def train_act(
     data: Demonstrations, run: Path, out: Path, play: bool, plan: ActPlan = ActPlan(), cfg: ActConfig = ActConfig()
 ) -> dict[str, Any]:
-    """Train (or go on training) in folder `run` and write the bundle `out`; returns what was done.
+    """Train (or continue a training) in folder `run` and write the bundle `out`; returns the training's report.
 
-    Raises ActError, BundleError for an `out` that is something else, and CheckpointError when `run` cannot be written.
+    Raises ActError, BundleError for an `out` that is not a bundle, and CheckpointError when `run` cannot be written.
     """
     check_replaceable(out)
     trainer = ActTrainer(data, run, plan, cfg, play)

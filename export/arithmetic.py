@@ -1,8 +1,9 @@
-"""What the last bits of a training depend on besides its plan, and a run therefore keeps: bfloat16 or not, and the
-number of threads.
+"""Whether a training uses bfloat16, and how many threads it uses: both change the last bits of its result, so a run
+keeps them.
 
-A stopwatch chooses bfloat16 once for a run folder, and the answer stays there. A sum over more threads is taken in
-another order."""
+bfloat16 is chosen once per run folder by a time measurement, and the answer is stored there. The number of threads
+decides the order of sums.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ NAMES = {"bf16": True, "fp32": False}
 
 
 def remembered(run: Path) -> bool | None:
-    """What `remember` wrote into the folder; None where it has not. Raises CheckpointError for anything else."""
+    """What `remember` wrote into the folder; None where it wrote nothing. Raises CheckpointError for any other
+    content."""
     path = run / "arithmetic"
     if not path.exists():
         return None
@@ -33,25 +35,26 @@ def remembered(run: Path) -> bool | None:
 
 
 def remember(run: Path, bf16: bool) -> None:
-    """Raises CheckpointError where it cannot be written."""
+    """Store in the run folder whether the training uses bfloat16; raises CheckpointError where it cannot be written."""
     write_file(run / "arithmetic", b"bf16\n" if bf16 else b"fp32\n")
 
 
 def workforce(processes: int) -> dict[str, int]:
-    """Processes of the training, threads of this one, and processors of the machine, for the state of a run."""
+    """Number of processes of the training, of threads of this process, and of processors of the machine, for the saved
+    state."""
     return {"processes": processes, "threads": torch.get_num_threads(), "processors": os.cpu_count() or 1}
 
 
 def take_up(before: Mapping[str, Any] | None, processes: int) -> None:
-    """Compute with as many threads as `before` (`workforce`, None in old states) where machine and processes are as
-    many as then."""
+    """Use as many threads as `before` (from `workforce`, None in old states), if machine and number of processes are
+    the same."""
     if before is not None and before == workforce(processes) | {"threads": before["threads"]}:
         torch.set_num_threads(before["threads"])
 
 
 def rounds_bf16(device: torch.device) -> bool:
-    """Whether autocast to bfloat16 saves time here. A CPU that has the instructions is tried: of two with AVX512-BF16,
-    one took 0.6 of the time, the other 1.6 times as long."""
+    """Whether autocast to bfloat16 saves time on `device`. On a CPU that has the instructions it is measured: of two
+    CPUs with AVX512-BF16, one took 0.6 of the time and the other 1.6 times the time of float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
@@ -59,7 +62,7 @@ def rounds_bf16(device: torch.device) -> bool:
     weight = torch.ones(128, 128, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
     x = torch.ones(16, 128, 12, 12).contiguous(memory_format=torch.channels_last).requires_grad_()
     best = {False: math.inf, True: math.inf}
-    for _ in range(6):  # in turns, and the fastest counts: other work slows both
+    for _ in range(6):  # in turns; the fastest round counts, because other work slows both
         for bf16 in best:
             began = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

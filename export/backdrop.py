@@ -1,9 +1,9 @@
-"""Other table tops under recorded demonstrations: what was recorded on one plain table trains for many.
+"""Replaces the table top in recorded demonstrations, so that recordings on one plain table train for many tables.
 
-The plain table is told from what lies on it by its colour, as a green screen is (GreenAug: Teoh et al., arXiv
-2407.07868), and replaced by a drawn one with foreign things on it, flat ones and some that stand. Both views show it
-from where they are: the front camera by its calibration, the wrist camera by the arm's pose and its place on the tool.
-Pictures of a table that is not plain are left as they are.
+The plain table is separated from the things on it by its colour, as with a green screen (GreenAug: Teoh et al., arXiv
+2407.07868), and replaced by a drawn table with foreign things on it, some flat and some standing. Both views show the
+drawn table in perspective: the front camera by its calibration, the wrist camera by the arm's pose and its hand-eye
+mount. Pictures of a table that is not plain stay as they are.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from sim.variety import draw_table_top
 
 LOW, HIGH = (-0.3, -0.7), (0.9, 0.7)  # corners of the drawn table, m in the base frame
 CELL = 0.0025  # m a pixel of the drawn table
-CLEAR = 0.06  # m that clutter keeps from where the gripper acts: a ring's post stands 35 mm from there
-NEAR = 0.03  # m in front of a camera, within which nothing is drawn
-TOLD_APART = (10.0, 24.0)  # grey levels off the plain table: surely table, surely a thing
-PLAIN = 45.0  # grey levels round the table's colour within which a picture's usual pixel is table
+CLEAR = 0.06  # m between clutter and where the gripper acts: a ring's post stands 35 mm from there
+NEAR = 0.03  # m: nothing nearer to a camera is drawn
+# grey levels of difference to the plain table: up to the first surely table, from the second surely a thing
+TOLD_APART = (10.0, 24.0)
+PLAIN = 45.0  # grey levels round the table's colour: the median picture counts as table within them
 
 
 @dataclass(frozen=True)
 class Prism:
-    """A foreign thing that stands on the drawn table: its foot float64[corners, 2] (m, base frame, convex), height (m),
-    RGB colour of its top in grey levels."""
+    """A foreign thing that stands on the drawn table: its foot float64[corners, 2] (m, base frame, convex), its height
+    (m), and the RGB colour of its top in grey levels."""
 
     foot: np.ndarray
     height: float
@@ -44,11 +45,11 @@ class Prism:
 
 
 def with_other_tables(data: Demonstrations, share: float, seed: int, cfg: Config) -> Demonstrations:
-    """The same rows, a `share` of the demonstrations' episodes (never of play) on a drawn table each; drawn from
+    """The same rows with a drawn table under a `share` of the demonstrations' episodes (never under play); drawn from
     `seed`.
 
-    Row for row the arm, the things and all labels stay. The arrays given are not written to. Raises DataError for a
-    front camera without a pose.
+    Arm, things and labels of every row stay. The arrays given are not written to. Raises DataError for a front camera
+    without a pose.
     """
     rng = np.random.default_rng([seed, 5])
     plain = np.flatnonzero(~data.play)
@@ -85,14 +86,13 @@ def with_other_tables(data: Demonstrations, share: float, seed: int, cfg: Config
 
 
 def empty_table(pictures: np.ndarray) -> np.ndarray:
-    """What a view shows where nothing is on the plain table, float32[3, H, W], from many of its pictures uint8[N, 3, H,
-    W].
+    """The view of the plain table without anything on it, float32[3, H, W], from many pictures uint8[N, 3, H, W].
 
-    That is their median; where it is not the table's colour (jaws, what they hold), a smooth surface through the rest
-    goes on.
+    It is the median picture. Where the median is not of the table's colour (jaws, a held thing), a smooth surface
+    fitted to the rest fills in.
     """
     usual = np.median(pictures, 0)
-    colour = np.median(usual, (1, 2))  # the commonest: the table's
+    colour = np.median(usual, (1, 2))  # the median colour is the table's: most of a picture is table
     table = np.abs(usual - colour[:, None, None]).max(0) < PLAIN
     v, u = np.mgrid[-1 : 1 : usual.shape[1] * 1j, -1 : 1 : usual.shape[2] * 1j]
     terms = np.stack([np.ones_like(u), u, v, u * u, u * v, v * v], -1)
@@ -101,8 +101,8 @@ def empty_table(pictures: np.ndarray) -> np.ndarray:
 
 
 def draw_table(rng: np.random.Generator, keep_clear: np.ndarray) -> np.ndarray:
-    """A table top float32[rows, columns, 3] in grey levels, `CELL` m a pixel, with flat clutter away from `keep_clear`
-    [N, 2] (m)."""
+    """A drawn table top float32[rows, columns, 3] in grey levels, `CELL` m per pixel, with flat clutter away from
+    `keep_clear` [N, 2] (m)."""
     height, width = (round((b - a) / CELL) for a, b in zip(LOW, HIGH, strict=True))
     tile = draw_table_top(rng, 128)
     side = round(rng.uniform(0.12, 0.8) / CELL)
@@ -116,7 +116,7 @@ def draw_table(rng: np.random.Generator, keep_clear: np.ndarray) -> np.ndarray:
 
 
 def draw_foreign(rng: np.random.Generator, keep_clear: np.ndarray) -> list[Prism]:
-    """Up to eleven things that stand on the table, away from `keep_clear` [N, 2] (m)."""
+    """Up to eleven things that stand on the drawn table, away from `keep_clear` [N, 2] (m)."""
     out = []
     for _ in range(int(rng.integers(0, 12))):
         outline, height = _outline(rng, keep_clear), float(rng.uniform(0.008, 0.05))
@@ -127,7 +127,7 @@ def draw_foreign(rng: np.random.Generator, keep_clear: np.ndarray) -> list[Prism
 
 
 def _outline(rng: np.random.Generator, keep_clear: np.ndarray) -> np.ndarray | None:
-    """Four or sixteen corners float64[corners, 2] round a place on the table; None for a place that is to be kept
+    """Four or sixteen corners float64[corners, 2] round a random place on the table; None where that place must stay
     clear."""
     at, size, turn = rng.uniform([0.10, -0.19], [0.36, 0.19]), rng.uniform(0.009, 0.02), rng.uniform(0, math.pi)
     corners, narrow = (4 if rng.random() < 0.6 else 16), rng.uniform(0.6, 1.0)
@@ -139,8 +139,8 @@ def _outline(rng: np.random.Generator, keep_clear: np.ndarray) -> np.ndarray | N
 
 
 def wrist_pose(pose: np.ndarray, mount: np.ndarray) -> np.ndarray:
-    """Where the wrist camera is when the tool stands at `pose` [6] and the camera sits at `mount` on it, T float64[4,
-    4]: base from camera (x right, y down, z ahead)."""
+    """Pose of the wrist camera, float64[4, 4], base from camera (x right, y down, z forward), for tool pose `pose` [6]
+    and the camera's pose on the tool `mount`."""
     tool = np.eye(4)
     tool[:3, :3] = rotation(np.arctan2(pose[1], pose[0] - PAN_X), pose[3], pose[4])
     tool[:3, 3] = pose[:3]
@@ -155,8 +155,8 @@ def _rays(camera: Camera) -> np.ndarray:
 
 
 def _on_table(rays: np.ndarray, T: np.ndarray) -> np.ndarray:
-    """Where on the drawn table (row, column; float32[H, W, 2]) the rays of a camera at T meet it; NaN where they do
-    not."""
+    """The points (row, column) float32[H, W, 2] on the drawn table that the rays of a camera at `T` meet; NaN where a
+    ray meets none."""
     out = rays @ T[:3, :3].T.astype(np.float32)
     down = np.where(out[..., 2] < -0.02, out[..., 2], np.float32("nan"))
     start = ((T[:2, 3] - LOW) / CELL).astype(np.float32)
@@ -166,8 +166,8 @@ def _on_table(rays: np.ndarray, T: np.ndarray) -> np.ndarray:
 def _look(
     top: np.ndarray, at: np.ndarray, shade: np.ndarray, foreign: list[Prism], K: np.ndarray, T: np.ndarray
 ) -> np.ndarray:
-    """The drawn table float32[3, H, W], and what stands on it, as a camera of intrinsics `K` at `T` sees it, lighter
-    and darker as the plain one; NaN where there is none."""
+    """The drawn table and what stands on it, float32[3, H, W], as a camera with intrinsics `K` at `T` sees it, shaded
+    like the plain table; NaN outside the table."""
     flat = cv2.remap(top, at[..., 1], at[..., 0], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     new = stand(np.round(flat).astype(np.uint8), foreign, K, T).transpose(2, 0, 1) * shade
     new[:, np.isnan(at[..., 0])] = np.nan
@@ -175,15 +175,16 @@ def _look(
 
 
 def stand(picture: np.ndarray, foreign: list[Prism], K: np.ndarray, T: np.ndarray) -> np.ndarray:
-    """`picture` uint8[H, W, 3] with `foreign` painted into it, the farthest first, as a camera of intrinsics `K` at `T`
-    (base from camera) sees them; their sides are darker than their tops. The picture given is painted on."""
+    """`picture` uint8[H, W, 3] with `foreign` painted into it, the farthest first, as a camera with intrinsics `K` at
+    `T` (base from camera) sees them. Sides are darker than tops. Paints into the array given."""
     for prism in sorted(foreign, key=lambda p: -np.linalg.norm(p.foot.mean(0) - T[:2, 3])):
         z = np.full((len(prism.foot), 1), prism.height)
         corners = np.concatenate([np.concatenate([prism.foot, z * 0], 1), np.concatenate([prism.foot, z], 1)])
         seen = (corners - T[:3, 3]) @ T[:3, :3]
         if seen[:, 2].min() < NEAR:
             continue
-        pixels = np.round(16 * (seen @ K.T)[:, :2] / seen[:, 2:]).astype(np.int32)  # sixteenths of a pixel
+        # coordinates in sixteenths of a pixel
+        pixels = np.round(16 * (seen @ K.T)[:, :2] / seen[:, 2:]).astype(np.int32)
         side = tuple(round(0.65 * c) for c in prism.colour)
         cv2.fillConvexPoly(picture, cv2.convexHull(pixels), side, cv2.LINE_AA, shift=4)
         cv2.fillConvexPoly(picture, cv2.convexHull(pixels[len(prism.foot) :]), prism.colour, cv2.LINE_AA, shift=4)
@@ -200,7 +201,7 @@ def _replaced(picture: np.ndarray, empty: np.ndarray, under: np.ndarray, light: 
 
 
 def _own(x: np.ndarray) -> np.ndarray:
-    """A copy that may be written to; of a mapped file, pages are copied as they are written."""
+    """A copy that may be written to; of a memory-mapped file, only pages that are written to are copied."""
     if isinstance(x, np.memmap) and x.filename is not None:
         return np.memmap(x.filename, x.dtype, "c", x.offset, x.shape)
     return x.copy()

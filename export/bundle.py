@@ -40,13 +40,13 @@ def float_engines(specs: Specs, work: Path, say: Say = lambda line: None) -> dic
 
 
 def noise_of(specs: Specs) -> dict[str, np.ndarray]:
-    """What the flows of a policy begin with, by engine."""
+    """The fixed noise from which the flow of each engine starts, by engine name."""
     return fixed_noise(specs["world_model"][1]["noise"], specs["predictive"][1]["noise"])
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """ONNX file of each engine as it will be run, and how many of its layers became INT8."""
+    """The ONNX file of each engine as it will run, and how many of its layers are INT8."""
 
     files: dict[str, Path]
     layers: dict[str, dict[str, Any]]
@@ -62,7 +62,7 @@ def shrink(plan: Plan, floats: dict[str, Path], feeds: dict[str, list[Feeds]], w
             raise ExportError(
                 f"the recipe does not know the engine '{name}': take one that `harmowam search-recipe` wrote."
             )
-        if not recipe["quantise"][name]:  # nothing in it was worth it where the recipe was found
+        if not recipe["quantise"][name]:  # the search that wrote the recipe found no layer worth quantising
             counts[name] = {"int8_layers": 0}
             continue
         say(f"{name}: INT8 from {len(feeds[name][SHOWN])} observations")
@@ -79,7 +79,7 @@ def shrink(plan: Plan, floats: dict[str, Path], feeds: dict[str, list[Feeds]], w
 
 
 def refuse_what_it_would_not_run(plan: Plan, shipped: Shipped) -> None:
-    """Raise ExportError where the linter objects, or where what is INT8 in the file would be computed in float."""
+    """Raises ExportError where the linter objects, or where ONNX Runtime would compute INT8 layers in float."""
     complaints = [f"{name}: {c}" for name, path in shipped.files.items() for c in lint(path, plan.target)]
     if complaints:
         raise ExportError(f"{complaints[0]} ({len(complaints)} complaints in all): mend the model or the recipe.")
@@ -100,7 +100,7 @@ def compared(
     feeds: dict[str, list[Feeds]],
     say: Say,
 ) -> dict[str, Any]:
-    """Sizes, parity and time of every engine against its FP32 form."""
+    """Size, agreement and time of every engine compared with its FP32 form."""
     rows = {}
     for name, path in shipped.files.items():
         say(f"{name}: compared with FP32")
@@ -117,8 +117,8 @@ def compared(
 
 
 def quantisation(plan: Plan, shipped: Shipped, failed: bool) -> dict[str, Any]:
-    """What the manifest says of it. Times differ from run to run: only what repeats exactly may enter the hashed
-    manifest."""
+    """What the manifest says about quantisation. Times differ from run to run, so the hashed manifest holds only what
+    repeats exactly."""
     how: dict[str, Any] = {"format": "fp16" if plan.half else "fp32"}
     if plan.int8:
         how = {
@@ -154,9 +154,9 @@ def export_bundle(
 ) -> dict[str, Any]:
     """Write the bundle `out`; returns the report.
 
-    `timed` False judges only what repeats exactly, not speed: tests must not fail because a machine is busy or has no
-    INT8 instructions. Raises ExportError, and writes nothing, when a gate of `export.gates` is missed or `export.lint`
-    objects; with `force` the bundle is written all the same and its manifest lists what failed.
+    With `timed` False, the gates leave out speed and judge only what repeats exactly: a test must not fail because the
+    machine is busy or has no INT8 instructions. Raises ExportError and writes nothing when a gate of `export.gates` is
+    missed or `export.lint` objects; with `force` the bundle is written anyway and its manifest lists what failed.
     """
     began = time.monotonic()
     check_replaceable(out)
@@ -185,8 +185,7 @@ def export_bundle(
         if report["missed"] and not force:
             raise ExportError(
                 f"{report['missed'][0]} ({len(report['missed'])} gates missed, nothing was written): find another "
-                "recipe with "
-                "`harmowam search-recipe`, or write it marked as failed with --force."
+                "recipe with `harmowam search-recipe`, or write it marked as failed with --force."
             )
         files = {f"onnx/{name}.onnx": path for name, path in shipped.files.items()}
         files["samples.npz"] = work / "samples.npz"

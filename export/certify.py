@@ -1,4 +1,4 @@
-"""Does the arm still do the task with INT8 engines? Paired episodes in the simulator, same seeds, INT8 against FP32."""
+"""Certifies an INT8 bundle: paired episodes in the simulator, same seeds, INT8 against FP32 engines."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from sim.evaluate import jobs_for, run_jobs
 from sim.statistics import paired_lower_bound
 from sim.tasks import TASKS
 
-ANY: Any = object()  # any note of a training
-LEAST = -0.03  # of the lower bound: at most 3 points of success may be lost
+ANY: Any = object()  # matches any training note
+LEAST = -0.03  # lower bound of the difference: at most 3 points of success may be lost
 
 
 def play_pairs(
@@ -39,11 +39,11 @@ def play_pairs(
     seed: int = 0,
     workers: int | None = None,
 ) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], dict[str, Any]]:
-    """Play `episodes` test starts with two bundles, each in its usual mode, in virtual time; rows are kept in `rows`,
-    so a second call goes on.
+    """Play `episodes` test starts with two bundles, each in its default mode, in virtual time. Rows are kept in `rows`:
+    a second call continues from them.
 
-    Returns the pairs of rows, and what they say: starts solved by each and by one alone, the difference and its lower
-    95 % bound.
+    Returns the pairs of rows and their summary: starts solved by each bundle, starts solved by one bundle only, and the
+    difference with its lower 95 % bound.
     """
     seeds = range(seed, seed + math.ceil(episodes / len(tasks)))
     modes = [mode_of(Bundle.load(b), None) for b in (first, second)]
@@ -51,7 +51,7 @@ def play_pairs(
         jobs_for(b, [mode], [environment], tasks, seeds, split="test")[:episodes]
         for b, mode in zip((first, second), modes, strict=True)
     ]
-    # Side by side, so that a run that is stopped half way has pairs.
+    # Both bundles play a start before the next one begins: an interrupted run has pairs.
     played = run_jobs([job for pair in zip(*sides, strict=True) for job in pair], rows, workers)
     pairs = list(zip(played[::2], played[1::2], strict=True))
     won = [(bool(a["success"]), bool(b["success"])) for a, b in pairs]
@@ -68,9 +68,11 @@ def play_pairs(
 
 
 def refuse_strangers(int8: Bundle, fp32: Bundle, note: Any) -> None:
-    """Raise ExportError unless both bundles are of one model with as many steps: all that quantising leaves as it was
-    must be equal, and the note of the training that `int8` was exported from, which its report has, be `note` (or
-    `note` ANY)."""
+    """Raises ExportError unless both bundles hold the same model with the same number of steps.
+
+    Everything that quantisation does not change must be equal, and the training note in the report of `int8` must be
+    `note` (or `note` is ANY).
+    """
 
     def left(bundle: Bundle) -> tuple[Manifest, dict[str, int]]:
         layers = {
@@ -88,7 +90,7 @@ def refuse_strangers(int8: Bundle, fp32: Bundle, note: Any) -> None:
 
 
 def steps_of(bundle: Path) -> dict[str, Any]:
-    """The numbers of Euler steps that a bundle was exported with, as its report says."""
+    """The numbers of Euler steps of a bundle, from its export report."""
     report = bundle / "reports" / "parity.json"
     steps = json.loads(report.read_text()).get("steps", {}) if report.is_file() else {}
     return {"world_steps": steps.get("world"), "action_steps": steps.get("action")}
@@ -100,9 +102,9 @@ def certify(
     """Play `episodes` starts with the engines of `bundle` and with FP32 ones; write `reports/certificate.json` into the
     bundle.
 
-    `against`: the plan of the checkpoint that `bundle` was exported from (its precision and steps follow from the
-    bundle), or, for a policy of any kind, its FP32 bundle. Killed and called again, it goes on where it was
-    (`reports/certify.jsonl`). Raises ExportError when the bound is missed.
+    `against`: the plan of the checkpoint that `bundle` was exported from (precision and steps follow from the bundle),
+    or the policy's FP32 bundle, for a policy of any kind. A call after an interruption continues where the last one
+    stopped (`reports/certify.jsonl`). Raises ExportError when the bound is missed.
     """
     opened = Bundle.load(bundle)
     if opened.manifest.quantization.get("format") == "fp32":
@@ -142,9 +144,7 @@ def certify(
     if not result["passed"]:
         raise ExportError(
             f"INT8 is not certified: {result['int8_successes']} against {result['fp32_successes']} successes of "
-            f"{episodes}, "
-            f"the lower bound of the difference is {100 * result['lower_bound']:.1f} points, {100 * LEAST:.0f} is "
-            "needed: "
-            "play more --episodes, or find another recipe with `harmowam search-recipe`."
+            f"{episodes}, the lower bound of the difference is {100 * result['lower_bound']:.1f} points, "
+            f"{100 * LEAST:.0f} is needed: play more --episodes, or find another recipe with `harmowam search-recipe`."
         )
     return result

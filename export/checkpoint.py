@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file with everything an export needs."""
+"""Checkpoints: one safetensors file that holds everything an export needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CheckpointError(Mendable):
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Whole or not at all; raises CheckpointError, and what was there before is then untouched."""
+    """Write the whole file or nothing. Raises CheckpointError; the file that was there is then untouched."""
     try:
         write_whole(path, content)
     except OSError as e:
@@ -37,11 +37,11 @@ def write_file(path: Path, content: bytes) -> None:
 def save_checkpoint(
     path: Path, model: HarmoWam, cameras: dict[str, Camera], instructions: list[str], note: dict[str, object]
 ) -> None:
-    """One safetensors file with everything an export needs: weights, configuration, training cameras, instructions.
+    """Write weights, configuration, training cameras and instructions as one safetensors file.
 
     Raises CheckpointError when it cannot be written.
     """
-    # Half precision halves the file; the export reads these very numbers, so nothing is lost after this point.
+    # float16 halves the file. The export reads these rounded numbers, so the loss is the same everywhere.
     tensors = {k: v.detach().to(torch.float16).contiguous().cpu() for k, v in model.state_dict().items()}
     metadata = {
         "config": json.dumps(dataclasses.asdict(model.cfg), sort_keys=True),
@@ -55,7 +55,7 @@ def save_checkpoint(
 def load_checkpoint(path: Path, grow: bool = False) -> tuple[HarmoWam, dict[str, Camera], list[str], dict[str, object]]:
     """Model in evaluation mode, training cameras, instructions, note; raises CheckpointError.
 
-    `grow`: layers that the model has got since the checkpoint was made begin as new ones do, to be trained.
+    With `grow`, layers that the checkpoint lacks keep their initial weights, to be trained.
     """
     try:
         with safetensors.safe_open(str(path), "pt") as f:
@@ -87,12 +87,11 @@ def load_checkpoint(path: Path, grow: bool = False) -> tuple[HarmoWam, dict[str,
 def average(
     before: Path, after: Path, share: float = 0.5
 ) -> tuple[HarmoWam, dict[str, Camera], list[str], dict[str, object]]:
-    """What `load_checkpoint` gives of `after`, but with weights (1 - share) x `before` + share x `after`, of which the
-    latter was made.
+    """Like `load_checkpoint` of `after`, with weights (1 - share) x `before` + share x `after`; `after` was fine-tuned
+    from `before`.
 
-    Both then lie in one valley of the loss, and their mean keeps what either does well (WiSE-FT: Wortsman et al. 2022,
-    arXiv 2109.01903). Raises CheckpointError for two that cannot be of one chain: another configuration, or another
-    normalisation.
+    The mean of two such models keeps what either does well (WiSE-FT: Wortsman et al. 2022, arXiv 2109.01903). Raises
+    CheckpointError where configuration or normalisation differ, because one was then not made from the other.
     """
     old, _, _, _ = load_checkpoint(before)
     new, cameras, instructions, note = load_checkpoint(after)
@@ -100,8 +99,7 @@ def average(
     if old.cfg != new.cfg or not all(torch.equal(b, scales[name]) for name, b in old.named_buffers()):
         raise CheckpointError(
             f"{after} was not fine-tuned from {before}: only such weights can be averaged, name a checkpoint and one "
-            "that `train --from` "
-            "made of it."
+            "that `train --from` made of it."
         )
     weights = new.state_dict()
     new.load_state_dict({k: torch.lerp(v, weights[k], share) for k, v in old.state_dict().items()})

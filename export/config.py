@@ -1,4 +1,4 @@
-"""Every number that shapes the models and their training, in one place; it travels inside the checkpoint."""
+"""Every number that shapes the models and their training; a checkpoint holds these numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Config:
     token_size: int = 6
     condition: int = 192
     text_encoder: str = "ngrams"  # export/text.py
-    text_ngrams: int = 512  # width of a sentence's vector
+    text_ngrams: int = 512  # width of a sentence embedding
     text_dim: int = 32
     world_steps: int = 2
     # proprioception given to the models: no absolute position
@@ -34,17 +34,17 @@ class Config:
     layers: int = 3
     heads: int = 4
     action_steps: int = 4
-    contact_map: int = 24  # cells a side, over the wrist view
-    headings: int = 24  # bins of the turn from the present heading to the one at the contact
+    contact_map: int = 24  # cells per side, over the wrist view
+    headings: int = 24  # bins of the turn from the present heading to the heading at the contact
     heading_range: float = math.pi / 3  # rad, to either side
-    # How the wrist camera sits on the SO-101's gripper, seen from the tool's centre: m forward, m up, rad tilted down.
-    # For labels only, and only where the dataset's calibration does not say it.
+    # Pose of the wrist camera on the SO-101's gripper, from the tool's centre: m forward, m up, rad tilted down. Used
+    # for labels only, and only where the dataset has no hand-eye calibration.
     wrist_mount: tuple[float, float, float] = (-0.0861, 0.058, math.pi / 6)
     # reactive expert
     heatmap: int = 48
     # data
     rate_hz: float = 20.0
-    # the gate's labels, from proprioception alone
+    # gate labels, from proprioception alone
     gate_window_s: float = 0.35
     gate_height_m: float = 0.062
     gate_radius_m: float = 0.030

@@ -1,8 +1,8 @@
-"""Demonstrations and play: collecting them with the scripted expert, and what the training reads back.
+"""Demonstrations and play: collecting them with the scripted expert, and loading them for training.
 
 A dataset is a LeRobotDataset v3 folder (`export.lerobot`). A row is one control step at `rate_hz`: both views as the
-pre-processing kernel gives them (96x96), the measured joint positions, and the joint goals of the expert's clean plan.
-Task demonstrations are kept only when they succeed; play is kept whatever comes of it, with a text that says in
+pre-processing kernel gives them (96x96), the measured joint positions, and the joint goals of the expert's plan without
+its noise. Task demonstrations are kept only when they succeed. Play is always kept, with a text that describes in
 hindsight what was done.
 """
 
@@ -43,10 +43,10 @@ from sim.world import World
 CONTROL_HZ = 50.0
 PER_PART = 25
 VIEWS = ("front", "wrist")
-ASKED = "meta/collect.json"  # what a folder was asked to hold: parts are numbered by it
-# How often play has each task's things: most where models chose places worst (docs/notebook.md).
+ASKED = "meta/collect.json"  # what was asked of the folder: the numbers of its parts follow from it
+# How often play uses each task's things: most where models chose places worst (docs/notebook.md).
 PLAYED = {"plate": 0.10, "stack": 0.11, "peg": 0.17, "slot": 0.12, "ring": 0.23, "press": 0.27}
-MISSED = 0.2  # of the demonstrations begin where something went wrong: the policy must learn to try again
+MISSED = 0.2  # share of demonstrations that begin after a failure: the policy must learn to try again
 
 
 def simulated_warps(world: World) -> dict[str, Warp]:
@@ -58,8 +58,8 @@ def simulated_warps(world: World) -> dict[str, Warp]:
 
 
 def after_a_miss(layout: Layout, rng: np.random.Generator) -> Layout:
-    """The same start with the gripper shut beside the item, as a failed grasp leaves it; of a row of buttons with the
-    first one lit and the gripper near it or at rest, as a policy leaves it that forgot the second."""
+    """The same start after a failure. For an item: the gripper shut beside it, as after a failed grasp. For two
+    buttons: the first one lit, the gripper near it or at rest, as after a policy that forgot the second."""
     task = TASKS[layout.task]
     x, y, _ = layout.places[layout.roles[0]]
     start = layout.start.copy()
@@ -89,7 +89,7 @@ def record_episode(
     rate_hz: float,
     play: bool = False,
 ) -> tuple[Episode, bool]:
-    """One episode on `world` from `layout`: its rows, and whether the instruction was fulfilled."""
+    """Play one episode on `world` from `layout`; returns its rows, and whether the instruction was fulfilled."""
     world.reset(layout)
     segments, text = plan_play(world, rng) if play else (plan(world, rng), layout.instruction)
     return record_script(world, warps, Follower(world, segments, rng), joints_for, rate_hz, text, play)
@@ -129,7 +129,7 @@ def record_script(
 
 @dataclass(frozen=True)
 class Part:
-    """A file's worth of episodes: of one task's things, or of play in all scenes (`task` None)."""
+    """The episodes of one file: of one task's things, or of play in all scenes (`task` None)."""
 
     number: int
     task: str | None
@@ -138,8 +138,8 @@ class Part:
 
 
 def parts_of(episodes: int, play: int, more: Mapping[str, int]) -> list[Part]:
-    """Which parts make `episodes` demonstrations of each task, `play` episodes of play, and for every task in `more` so
-    many of both on top."""
+    """The parts that hold `episodes` demonstrations of each task, `play` episodes of play, and for every task in `more`
+    that many more demonstrations and play episodes."""
     out: list[Part] = []
     on_top = [(t, n, played) for t, n in more.items() for played in (False, True)]
     for task, count, played in [*((t, episodes, False) for t in TASKS), (None, play, True), *on_top]:
@@ -149,13 +149,12 @@ def parts_of(episodes: int, play: int, more: Mapping[str, int]) -> list[Part]:
 
 
 def _hold_to(folder: Path, asked: dict[str, int | float | str]) -> None:
-    """Note what `folder` is asked to hold; raises DataError where it was asked for something else, or is somebody
-    else's."""
+    """Note what `folder` is asked to hold; raises DataError where it was asked for something else or is not ours."""
     path = folder / ASKED
     if path.exists():
         try:
             before = json.loads(path.read_text())
-            if "more" in asked:  # folders begun before there was more
+            if "more" in asked:  # folders without an entry for `more`
                 before = {"more": "nothing", **before}
         except ValueError as e:
             raise DataError(f"{path} cannot be read ({e}): collect into a new folder.") from e
@@ -163,23 +162,23 @@ def _hold_to(folder: Path, asked: dict[str, int | float | str]) -> None:
             was = ", ".join(f"{k} {v}" for k, v in before.items() if asked.get(k) != v)
             raise DataError(f"{folder} was begun with {was}: repeat that, or collect into a new folder.")
     elif folder.exists() and any(folder.iterdir()):
-        common_note(folder)  # a dataset of ours from before this note was kept
+        common_note(folder)  # a dataset of ours without this note
     write_json(path, asked)
 
 
 def _worker(args: tuple[Part, int, str, float, str]) -> tuple[int, int]:
-    """Collect and write one part; how many episodes were kept and tried."""
+    """Collect and write one part; returns how many episodes were kept and tried."""
     part, seed, folder, rate_hz, environment = args
     world = World(0)
     warps = simulated_warps(world)
     kept: list[Episode] = []
     tried = 0
     while len(kept) < part.episodes:
-        rng = np.random.default_rng([seed, part.number, tried, 1])  # seeds of different parts never meet
+        rng = np.random.default_rng([seed, part.number, tried, 1])  # different parts never share a seed
         tried += 1
         task = part.task or str(rng.choice(list(PLAYED), p=list(PLAYED.values())))
         layout = sample_layout(rng, task=task, environment="play" if part.play else environment)
-        if part.play and rng.random() < 0.3:  # also with shut jaws
+        if part.play and rng.random() < 0.3:  # some starts have the jaws shut
             layout = dataclasses.replace(layout, jaw=CLOSED)
         elif not part.play and rng.random() < MISSED:
             layout = after_a_miss(layout, rng)
@@ -201,13 +200,12 @@ def collect(
     environment: str = "seen",
     more: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Collect `episodes` demonstrations of each task and `play` episodes of play into `folder`; parts that exist are
-    kept, so the same call goes on after a kill. `more`: so many demonstrations of a task, and as much play with its
-    things, on top.
+    """Collect `episodes` demonstrations of each task and `play` episodes of play into `folder`.
 
-    Tasks are shown in `environment`: training sees "seen" only, the others are for measuring
-    (`analyses/november_2026/bottleneck.py`). Returns how many were kept and tried. Raises DataError when the folder
-    holds something else, or could not hold so many.
+    Existing parts are kept, so the same call continues an interrupted collection. `more`: task -> additional
+    demonstrations of that task, and as many additional play episodes with its things. Tasks are shown in `environment`:
+    training sees "seen" only, the others are for measuring (`analyses/november_2026/bottleneck.py`). Returns how many
+    episodes were kept and tried. Raises DataError when the folder holds something else or cannot hold that many.
     """
     folder = Path(folder)
     more = more or {}
@@ -252,19 +250,18 @@ def gather(
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """All N rows of a dataset, end to end, as the losses need them. Poses are [x, y, z, pitch, roll, jaw] in the base
-    frame."""
+    """All N rows of a dataset, one episode after the other. Poses are [x, y, z, pitch, roll, jaw] in the base frame."""
 
     front: np.ndarray  # uint8[N,3,96,96]
     wrist: np.ndarray
     pose: np.ndarray  # float32[N,6], measured
     target: np.ndarray  # float32[N,6], commanded
-    next_event: np.ndarray  # int32[N]: row of the next event of the episode, else its last row
+    next_event: np.ndarray  # int32[N]: row of the next event of the episode, or its last row
     events: np.ndarray  # int32[E]
     episode: np.ndarray  # int32[N]
     last: np.ndarray  # int32[N]: last row of the same episode
-    instructions: list[str]  # one an episode
-    scenes: list[str]  # task whose things stand on the table, one an episode; "" when the dataset does not say
+    instructions: list[str]  # one per episode
+    scenes: list[str]  # task whose things stand on the table, one per episode; "" when the dataset does not say
     play: np.ndarray  # bool[N]
     cameras: dict[str, Camera]
     rate_hz: float
@@ -274,7 +271,7 @@ class Demonstrations:
 
     @property
     def task_instructions(self) -> list[str]:
-        """What the demonstrations were told to do, each text once; the hindsight texts of play are not among them."""
+        """The instructions of the demonstrations, each text once; hindsight texts of play are left out."""
         played = set(self.episode[self.play].tolist())
         return sorted({text for i, text in enumerate(self.instructions) if i not in played})
 
@@ -287,8 +284,8 @@ def load_demonstrations(
     calibration: Mapping[str, Camera] | None = None,
     arm: Family | None = ARM,
 ) -> Demonstrations:
-    """Read a LeRobotDataset, ours or another's (`export.lerobot.load`), of `arm` (None: of the arm that it names);
-    raises DataError when it cannot be used."""
+    """Read a LeRobotDataset, written by us or recorded by lerobot (`export.lerobot.load`), of `arm` (None: of the arm
+    that it names); raises DataError when it cannot be used."""
     data = load(folder, VIEWS, fps=rate_hz, cache=cache, units=units, calibration=calibration, arm=arm)
     pose, target = (data.arm.forward(x).astype(np.float32) for x in (data.state, data.action))
     events = find_events(pose, target, data.last, data.fps)

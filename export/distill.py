@@ -1,16 +1,17 @@
-"""Distillation: a student that imagines in one pass and acts in one or two, from a teacher that takes many.
+"""Distillation: a student that predicts futures in one Euler step and chunks in one or two, from a teacher with many.
 
-Three stages, world model and expert apart (naive joint distillation of both streams collapses: Flash-WAM, 91 % to
-24-36 %):
+Three stages train world model and expert separately (naive joint distillation of both streams collapses: Flash-WAM,
+91 % to 24-36 %):
 
-* world: one Euler step of the student lands where N steps of the teacher land from the same noise (pseudo-Huber),
-  also as the reactive expert's stem sees it, with a tenth of the true future and of the teacher's tokens;
-* shift: the predictive expert, on the student's tokens, by flow matching with the time shifted to high noise,
+* world: one Euler step of the student ends where N steps of the teacher end from the same noise (pseudo-Huber loss),
+  also in the features of the reactive expert's stem; a tenth of the loss keeps it near the true future and the
+  teacher's tokens;
+* shift: the predictive expert learns on the student's tokens, by flow matching with the time shifted to high noise,
   where few steps begin;
-* predictive: its own endpoint in few steps lands where that of N steps lands, with a small anchor of flow matching.
+* predictive: few steps of the expert end where N of its steps end, with a small term of flow matching.
 
-Beside it belongs the control: the teacher's weights at the student's steps, a bundle of `Plan(TEACHER, world_steps=1,
-action_steps=1)`.
+Compare the student with its control, the teacher's weights with the student's steps: a bundle of `Plan(TEACHER,
+world_steps=1, action_steps=1)`.
 """
 
 from __future__ import annotations
@@ -25,21 +26,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from export.augment import augment, displace
 from export.checkpoint import load_checkpoint, save_checkpoint
 from export.data import Demonstrations
 from export.labels import Labels
-from export.loop import Stage
 from export.models import HarmoWam, PredictiveExpert
 from export.rows import images
+from export.schedule import Stage
 from export.text import encoder_of
-from export.train import augment, check_rate, displace
+from export.train import check_rate
 from export.world_loop import WorldLoop
 
 STAGES = ("world", "shift", "predictive")
 HUBER = (
-    0.1  # where the pseudo-Huber loss turns from square to straight, in standard deviations of a latent or an action
+    0.1  # where the pseudo-Huber loss turns from quadratic to linear, in standard deviations of a latent or an action
 )
-TRUTH, TOKENS, ANCHOR = 0.1, 0.1, 0.1  # weights of what keeps the student near the data and the teacher's tokens
+# weights of the terms that keep the student near the data and near the teacher's tokens
+TRUTH, TOKENS, ANCHOR = 0.1, 0.1, 0.1
 TEST_ROWS = 256
 
 
@@ -48,7 +51,7 @@ class DistilPlan:
     """Steps, batch and peak learning rate of each stage; how many Euler steps the teacher and the student's expert
     take.
 
-    `alpha`: noise level s of flow matching becomes alpha s / (1 + (alpha - 1) s). The rest as in `Plan`.
+    `alpha`: noise level s of flow matching becomes alpha s / (1 + (alpha - 1) s). The other fields are as in `Plan`.
     """
 
     world: Stage = (1500, 64, 2e-4)
@@ -67,13 +70,14 @@ def pseudo_huber(difference: Tensor) -> Tensor:
 
 
 def shifted_time(uniform: Tensor, alpha: float) -> Tensor:
-    """Flow time (0 is noise, 1 is data) of uniform numbers, crowded towards the noise: alpha 1 leaves it uniform."""
+    """Flow times (0 is noise, 1 is data) of uniform numbers, concentrated near the noise; alpha 1 keeps them
+    uniform."""
     noise = alpha * uniform / (1 + (alpha - 1) * uniform)
     return 1 - noise
 
 
 class Distiller(WorldLoop):
-    """`teacher` stays as it came; model and average begin as the teacher's weights and become the student."""
+    """`teacher` is not changed; model and moving average start from the teacher's weights and become the student."""
 
     stages = STAGES
 
@@ -96,8 +100,7 @@ class Distiller(WorldLoop):
             alpha=plan.alpha,
         )
         self.teacher = teacher.to(self.device).eval().requires_grad_(False)
-        # What a demonstration is to the expert: task rows alone, three times as often where things are touched (as in
-        # Trainer).
+        # The expert learns from rows of tasks only, three times as often near a contact (as in Trainer).
         weight = np.where(labels.gate > 0.5, 3.0, 1.0) * labels.skilled
         self.sampling = np.cumsum(weight / weight.sum())
 
@@ -111,11 +114,12 @@ class Distiller(WorldLoop):
             self.model.predictive.requires_grad_(True)
         if name == "predictive":
             self.coach = PredictiveExpert(self.cfg).to(self.device).eval().requires_grad_(False)
-            coach = self.kept or self.teacher.predictive.state_dict()  # without the stage `shift`, the teacher's own
+            # without the stage `shift`: the teacher's own expert
+            coach = self.kept or self.teacher.predictive.state_dict()
             self.coach.load_state_dict({k: v.float() for k, v in coach.items()})
 
     def _finish(self, name: str) -> None:
-        # The last stage learns from what the second left; by then the weights have gone on.
+        # The target is the expert as the stage `shift` left it; the weights change from here on.
         self.kept = {k: v.half() for k, v in self.average.predictive.state_dict().items()} if name == "shift" else {}
 
     # -- the losses, one a stage ---------------------------------------------------------------------------------------
@@ -156,7 +160,7 @@ class Distiller(WorldLoop):
         }
 
     def _imagine(self, model: HarmoWam, rows: np.ndarray, noise: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """Futures and tokens of `rows` by `model`; gradients only through what learns."""
+        """Futures and tokens of `rows` by `model`; gradients flow only through parts that are being trained."""
         with self._cast():
             text = model.world.embed(self._row(self.labels.said, rows))
             seen = model.world.look(images(self.data.front[rows], self.device))
@@ -166,8 +170,8 @@ class Distiller(WorldLoop):
         return future.float(), tokens.float()
 
     def _situation(self, rng: np.random.Generator, batch: int) -> tuple[np.ndarray, tuple[Tensor, ...]]:
-        """Rows of demonstrations; and wrist view, front latent, tokens of the student's world model, proprioception, as
-        in Trainer."""
+        """Rows of demonstrations with what the expert sees there: wrist view, front latent, tokens of the student's
+        world model, proprioception (as in Trainer)."""
         rows = np.minimum(np.searchsorted(self.sampling, rng.random(batch)), len(self.sampling) - 1)
         wrist = augment(images(self.data.wrist[rows], self.device), rng)
         now = self.latents[rows].float()
@@ -191,7 +195,7 @@ class Distiller(WorldLoop):
             return expert.generate(noise, memory, steps).float()
 
     def _flow(self, memory: Tensor, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """Flow matching of the true chunk at shifted times."""
+        """Flow-matching loss of the true chunk at shifted times."""
         chunk = (self._row(self.labels.chunk, rows) - self.model.action_mean) / self.model.action_std
         uniform = torch.from_numpy(rng.random(len(rows)).astype(np.float32)).to(self.device)
         t = shifted_time(uniform, self.plan.alpha)
@@ -202,13 +206,16 @@ class Distiller(WorldLoop):
         taught = self._row(self.labels.taught, rows)[:, :, None]
         return (taught * (velocity.float() - (chunk - noise)) ** 2).mean()
 
-    # -- how good it became --------------------------------------------------------------------------------------------
+    # -- how close the student is
+    # -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def compare(self) -> dict[str, dict[str, float]]:
-        """Root mean square distances, in standard deviations, over rows spread through the dataset: student and control
-        (the teacher's weights at the student's steps) to the teacher's endpoint from the same noise, and all three to
-        what really happened."""
+        """Root mean square distances, in standard deviations, over rows spread through the dataset.
+
+        Student and control (the teacher's weights with the student's steps) are compared with the teacher's endpoint
+        from the same noise, and all three with what really happened.
+        """
         rows = np.unique(np.linspace(0, len(self.data.pose) - 1, TEST_ROWS).astype(int))
         now, future = self.latents[rows].float(), self._future(rows)
         generator = torch.Generator().manual_seed(self.seed)
@@ -255,15 +262,16 @@ def distil(
     plan: DistilPlan = DistilPlan(),
     text_encoder: Path | None = None,
 ) -> dict[str, object]:
-    """Distil `checkpoint` (or go on with it) in folder `run` and write the student to `out`; returns its note.
+    """Distil `checkpoint` (or continue its distillation) in folder `run` and write the student to `out`; returns its
+    note.
 
-    Raises CheckpointError, DataError and EncoderError for what prevents it; what was saved then stays.
+    Raises CheckpointError, DataError and EncoderError; the last saved state then stays.
     """
     teacher, cameras, instructions, note = load_checkpoint(checkpoint)
     check_rate(data, teacher.cfg)
     labels = Labels(data, teacher.cfg, encoder_of(teacher.cfg, text_encoder))
     distiller = Distiller(data, run, plan, teacher, labels)
-    # Where the run had ended before: what `compare` needs, while all processes are there.
+    # A run that had ended lacks the latents that `compare` needs: make them while all processes are still there.
     if distiller.stage == len(distiller.stages):
         distiller._encode_all()
     student = distiller.train()

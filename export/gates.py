@@ -1,4 +1,4 @@
-"""The gates of an export: does the INT8 model behave like the model it came from, and is it worth it?"""
+"""The gates of an export: does the INT8 model behave like the FP32 model, and is it faster or smaller?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runtime.engines.onnx import Engine, centred_cosine
 from runtime.policies.decode import absolute_chunk, heatmap_peak
 from sim.tasks import ARM
 
-# Least cosine after subtracting the mean over observations. The Prior's tensors feed other networks, the chunk moves
+# Least cosine after subtracting the mean over observations. The Prior's tensors feed other networks; the chunk moves
 # the arm.
 COSINE = {
     "latent": 0.99,
@@ -33,28 +33,29 @@ COSINE = {
 # World model and predictive expert together. 2 degrees at a joint are up to 10 mm at the fingers of a stretched SO-101.
 JOINT_P99_DEG = 2.0
 JOINT_MAX_DEG = 5.0
-JAW_P99_DEG = 5.0  # the jaw is told to be open or shut: near the switch the two may differ by one step of the chunk
-# Share of observations on which the gate may choose another expert or the jaw another side.
+# the jaw is commanded open or shut: near the switch, the two models may differ by one step of the chunk
+JAW_P99_DEG = 5.0
+# Share of observations on which the gate may choose another expert or command the jaw otherwise.
 FLIPS = 0.02
 THRESHOLD = 0.5
-# Cells of the heat map (7 mm each) between what both aim at: at p99, and from where on another thing is meant (FLIPS of
-# these).
+# Cells of the heat map (7 mm each) between the two aims: the bound at p99, and the distance from which another thing is
+# meant (at most FLIPS of these).
 AIM_P99_CELLS = 0.5
 ASTRAY_CELLS = 3.0
-SLOWEST = 0.9  # FP32 time over INT8 time of one engine: less cannot be the noise of a shared machine
+SLOWEST = 0.9  # FP32 time over INT8 time of one engine: a lower ratio cannot come from the noise of a shared machine
 
 
 class ExportError(Mendable):
-    """An export that must not leave the workstation; the text says why and what to do next."""
+    """An export that must not be used; the text says why and what to do next."""
 
 
 def parity(reference: Engine, candidate: Engine, feeds: list[Feeds]) -> dict[str, dict[str, float]]:
-    """Per output tensor: cosine, largest absolute error, root mean square error; of the gate also the share of flipped
-    decisions.
+    """Agreement of two outputs, per tensor: cosine, largest absolute error, root mean square error; for the gate also
+    the share of flipped decisions.
 
-    Of the heat map, the probabilities are compared: the logits of cells where nothing ever is stand at -10000, tell
-    nothing and make up nearly all of the logits' variance. Beside them, how far apart the points lie that both aim at
-    ("aim_p99", cells; "astray", share).
+    Heat maps are compared as probabilities: the logits of cells that are never aimed at stand near -10000 and would
+    make up nearly all of the variance. For them the distance between the two peaks is given as well ("aim_p99" in
+    cells; "astray": share beyond the limit).
     """
     pairs: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {k: ([], []) for k in reference.outputs}
     for feed in feeds:
@@ -88,7 +89,7 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
 
 
 def aims_apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cells float64[N] between the peaks of two stacks of square heat maps [N, ...]."""
+    """Distances float64[N] in cells between the peaks of two stacks of square heat maps [N, ...]."""
     side = math.isqrt(a[0].size)
     return np.array(
         [np.linalg.norm(heatmap_peak(x, side)[0] - heatmap_peak(y, side)[0]) for x, y in zip(a, b, strict=True)]
@@ -107,10 +108,10 @@ def joint_error(
     predictive: list[Feeds],
     poses: np.ndarray,
 ) -> dict[str, float]:
-    """Degrees between the joint goals of both, through world model, predictive expert and inverse kinematics: {"p50",
-    "p99", "max"}.
+    """Degrees between the joint goals of both models, through world model, predictive expert and inverse kinematics:
+    {"p50", "p99", "max"}.
 
-    Each side's expert is fed by its own world model, as on the robot. `poses` float[N, 6]; the jaw is told apart:
+    Each expert is fed by its own world model, as on the robot. `poses` float[N, 6]. The jaw has its own entries:
     {"jaw_p99", "jaw_max"}.
     """
     goals = []
@@ -122,7 +123,7 @@ def joint_error(
             chunk = absolute_chunk(pose.astype(float), side["predictive"].run(feed)["chunk"][0].astype(float), ARM)
             joints.append([ARM.inverse(target, ARM.LOWER, ARM.UPPER)[0] for target in chunk])
         goals.append(np.array(joints))
-    # Roll and pan may be a whole turn apart and yet the same.
+    # Roll and pan may differ by a whole turn and mean the same.
     apart = np.degrees(np.abs((goals[0] - goals[1] + np.pi) % (2 * np.pi) - np.pi))
     arm, jaw = apart[..., :-1], apart[..., -1]
     figures = {"p50": np.percentile(arm, 50), "p99": np.percentile(arm, 99), "max": arm.max()}
@@ -131,8 +132,8 @@ def joint_error(
 
 
 def race(reference: Engine, candidate: Engine, feed: Feeds, rounds: int = 40) -> dict[str, float]:
-    """Milliseconds of both, taken in turns so that a busy machine slows both; the fastest round counts, one thread
-    each."""
+    """Milliseconds of both models in one thread each, taken in turns so that a busy machine slows both. The fastest
+    round counts."""
     times: tuple[list[float], list[float]] = ([], [])
     for engine in (reference, candidate):
         engine.run(feed)
@@ -142,14 +143,15 @@ def race(reference: Engine, candidate: Engine, feed: Feeds, rounds: int = 40) ->
             engine.run(feed)
             taken.append(1e3 * (time.perf_counter() - began))
     fp32, shipped = min(times[0]), min(times[1])
-    if shipped >= fp32 and rounds < 200 and candidate is not reference:  # once more and longer before it is called slow
+    # measure again and longer before it is called slow
+    if shipped >= fp32 and rounds < 200 and candidate is not reference:
         return race(reference, candidate, feed, 200)
     return {"fp32_ms": round(fp32, 3), "ms": round(shipped, 3), "speedup": round(fp32 / shipped, 3)}
 
 
 def missed(report: dict[str, Any], speed: bool) -> list[str]:
-    """One sentence for each gate that `report` misses. `speed` also asks that INT8 brings something on this machine: no
-    engine clearly slower than in FP32, and the robot's engines together faster."""
+    """One sentence for each gate that `report` misses. `speed` adds the gates of speed on this machine: no engine
+    clearly slower than in FP32, and all inference engines together faster."""
     out = []
     for name, engine in report["engines"].items():
         for tensor, row in engine["parity"].items():

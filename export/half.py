@@ -1,10 +1,10 @@
-"""Half precision for what stays float: on an Orin's tensor cores float16 runs at twice the rate of TF32 and moves half
-of the bytes.
+"""Converts the float layers of an engine to float16: on an Orin's tensor cores float16 runs at twice the rate of TF32
+and moves half the bytes.
 
-Strongly typed, so TensorRT computes what the file says. Inputs and outputs stay float32, and so do normalisations and
-softmax: their sums overflow or round away (a LayerNormalization in half precision has ruined published models). ONNX
-Runtime on a CPU has hardly a kernel for it and casts back and forth: such a file is for TensorRT, and for judging its
-numbers.
+The file is strongly typed, so TensorRT computes what it says. Inputs and outputs stay float32, and so do normalisations
+and softmax: in half precision their sums overflow or lose small terms, and a half-precision LayerNormalization has
+ruined published models. ONNX Runtime on a CPU has few float16 kernels and casts back and forth, so such a file is for
+TensorRT and for checking its numbers.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ KEPT = ("GroupNormalization", "InstanceNormalization", "LayerNormalization", "Re
 
 
 def to_half(source: Path, target: Path) -> None:
-    """Write `target`, `source` with float16 in place of float32 but for `KEPT` and the borders; scales of Q/DQ pairs,
-    too."""
+    """Write `target`: `source` with float16 instead of float32, except `KEPT`, inputs and outputs. Scales of Q/DQ pairs
+    become float16, too."""
     with quiet():
         model = convert_float_to_float16(
             onnx.load(source), keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *KEPT]
         )
-        sorted_model = OnnxModel(model)  # the library puts its casts last
+        sorted_model = OnnxModel(model)  # the library appends its casts at the end
         sorted_model.topological_sort()
     onnx.checker.check_model(sorted_model.model, full_check=True)
     onnx.save(clean(sorted_model.model), str(target))

@@ -1,5 +1,5 @@
-"""What the losses ask for, told in hindsight from demonstrations: futures, chunks, phases, places, words, and what of
-play to imitate."""
+"""Training targets that are derived in hindsight from demonstrations: futures, chunks, phases, places, words, and the
+parts of play that are worth imitating."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from runtime.policies.decode import heatmap_cell, proprio, relative_chunk
 from sim.phases import interaction
 from sim.tasks import ARM, CLOSED, INSTRUCTIONS, OPEN, TASKS
 
-JAW_S = 0.3  # how long the SO-101's jaw takes to close on something,
-HELD_RAD = CLOSED + 0.05  # and where it stands then at least
+JAW_S = 0.3  # time that the SO-101's jaw needs to close on something,
+HELD_RAD = CLOSED + 0.05  # and its least opening then
 
 
 class Labels:
-    """Everything the losses need, derived once from the demonstrations."""
+    """All training targets, computed once from the demonstrations."""
 
     def __init__(self, data: Demonstrations, cfg: Config, encode: Encoder | None = None):
         encode = encode or encoder_of(cfg)
@@ -41,8 +41,8 @@ class Labels:
         self.gate = interaction(data.pose, data.events, data.last, data.rate_hz, *rule).astype(np.float32)
         self.jaw_open = (data.target[:, 5] > 0.5 * (OPEN + CLOSED)).astype(np.float32)
         self.text = np.stack([encode(s) for s in data.instructions])[data.episode]
-        # After the last event nothing is left to aim at: "stay where you are" was a goal that, once believed in, kept
-        # itself true.
+        # After the last event there is nothing to aim at. "Stay where you are" as a target would keep an arm at rest at
+        # rest.
         self.aims = np.isin(data.next_event, data.events)
         told, throughout = hindsight(data)
         asked = sorted({t for t in told if t})
@@ -51,32 +51,32 @@ class Labels:
         taken = grasps(data)
         begun = data.next_event > taken[data.episode]
         whole = np.array(throughout)[data.episode]
-        over = data.play & ~self.aims  # then a task goes home, and play does not
+        over = data.play & ~self.aims  # after a task the arm goes home, after play it does not
         self.other[(begun & ~whole) | over] = -1
         # What a robot would have been told here.
         self.said = np.where((self.other >= 0)[:, None], self.asked[self.other], self.text)
-        # Rows in which the words decide what comes next: more than one thing could be meant, and none is held yet.
+        # Rows in which the instruction decides what comes next: several things could be meant, and none is held yet.
         several = np.array([s in TASKS and len(TASKS[s].instructions) > 1 for s in data.scenes])[data.episode]
         pressing = np.array([s == "press" for s in data.scenes])[data.episode] & (~data.play | whole)
         self.ambiguous = several & (pressing | ~begun) & (~data.play | (self.other >= 0))
         fits = np.array([bool(t) for t in told])
         self.skilled, self.taught = self._skilled(data, cfg, taken, pressing, fits, np.array(throughout))
-        # The jaw has come to rest on something; where it stands then is that thing's width.
+        # The jaw has come to rest on something: its opening then is the width of that thing.
         rest = round(JAW_S * data.rate_hz)
         self.holds = (data.pose[:, 5] > HELD_RAD) & (rows - rest >= np.searchsorted(data.episode, data.episode))
         self.holds &= (data.target[np.maximum(rows - rest, 0), 5] < 0.5 * (OPEN + CLOSED)) & (self.jaw_open < 0.5)
-        # Where in the wrist view the gripper acts next. Not where play takes a thing away to: nothing in the picture
-        # tells exactly.
+        # Where in the wrist view the gripper acts next. Not where play carries a thing: nothing in the picture shows
+        # exactly where to.
         self.contact, inside = contact_cell(data.pose, event_pose, data.cameras["wrist"], cfg)
         verb = np.array([p.partition(" ")[0] for p in data.instructions])[data.episode]
         careless = (verb == "take") & data.play & begun
         self.in_view = inside & ~careless & self.aims
-        # Nor does it tell the gate that one has come near to such a place.
+        # Nor does the picture tell the gate that such a place is near.
         self.gate_told = (
             ~careless | interaction(data.pose, data.events, data.last, data.rate_hz, *rule[:2], 0.0) | (self.gate < 0.5)
         )
-        # How far the tool turns until then, in bins; not where play touches, or puts down beside: there it has any
-        # heading.
+        # How far the tool turns until then, in bins. Not where play touches or puts down beside: the heading is
+        # arbitrary there.
         turn = event_pose[:, 4] - data.pose[:, 4]
         self.turn = ((turn / cfg.heading_range + 1) * cfg.headings / 2 - 0.5).astype(np.float32)
         takes = (verb == "drop") | ((verb != "touch") & ~begun)
@@ -93,9 +93,9 @@ class Labels:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Rows bool[N] whose actions are an example, and which steps bool[N, chunk] of their chunks are.
 
-        All of a task. Of play what a task could have asked for (`fits`): how a thing is taken and lifted, if it was;
-        and to the end, where the task asks for what followed too (`whole`): how it was put where it belongs, how two
-        buttons were pressed. How play carries things elsewhere is no example.
+        All rows of a task are. Of play, those that a task could have asked for (`fits`): taking and lifting a thing, if
+        it was lifted; and up to the end where the task asks for the rest too (`whole`): putting it where it belongs, or
+        pressing both buttons. Carrying things elsewhere in play is no example.
         """
         rows = np.arange(len(data.pose))
         until = np.full(len(taken), -1)  # the row of each episode up to which play is an example
@@ -113,8 +113,9 @@ class Labels:
                 until[e] = risen(last if pressing[last] else taken[e])
                 continue
             at_rest = min(taken[e] + round(JAW_S * data.rate_hz), end)
-            held = data.pose[at_rest, 5] >= HELD_RAD  # else it closed on nothing
-            kept = whole[e] and last > taken[e] and data.pose[last, 5] >= HELD_RAD  # else it lost it on the way
+            held = data.pose[at_rest, 5] >= HELD_RAD  # otherwise the jaw closed on nothing
+            # otherwise the thing was lost on the way
+            kept = whole[e] and last > taken[e] and data.pose[last, 5] >= HELD_RAD
             until[e] = taken[e] if not held else risen(last if kept else taken[e])
         until = until[data.episode]
         steps = rows[:, None] + np.arange(1, cfg.chunk + 1)
@@ -123,8 +124,8 @@ class Labels:
 
 
 def wrist_mount(wrist: Camera, cfg: Config) -> np.ndarray:
-    """Where the wrist camera sits, `T_tool_from_cam` float64[4, 4]: as calibrated (`harmowam calibrate hand-eye --mount
-    arm`), else `cfg.wrist_mount`."""
+    """Pose of the wrist camera on the tool, `T_tool_from_cam` float64[4, 4]: the hand-eye calibration (`harmowam
+    calibrate hand-eye --mount arm`) if there is one, otherwise `cfg.wrist_mount`."""
     if wrist.T_tool_from_cam is not None:
         return wrist.T_tool_from_cam
     forward, up, tilt = cfg.wrist_mount
@@ -135,8 +136,8 @@ def wrist_mount(wrist: Camera, cfg: Config) -> np.ndarray:
 
 
 def contact_cell(pose: np.ndarray, then: np.ndarray, wrist: Camera, cfg: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Where on the contact map the tool stands at poses `then` [N, 6], as the wrist camera sees it from `pose` [N, 6]:
-    cells float32[N, 2] (column, row), and which of them bool[N] lie on the map."""
+    """Where the poses `then` [N, 6] lie on the contact map when the wrist camera looks from `pose` [N, 6]: cells
+    float32[N, 2] (column, row), and bool[N], which of them lie on the map."""
     T = wrist_mount(wrist, cfg)
     right, down, depth = (
         (relative_chunk(pose.astype(float), then[:, None].astype(float), ARM)[:, 0, :3] - T[:3, 3]) @ T[:3, :3]
@@ -149,7 +150,8 @@ def contact_cell(pose: np.ndarray, then: np.ndarray, wrist: Camera, cfg: Config)
 
 
 def grasps(data: Demonstrations) -> np.ndarray:
-    """Row int64[episodes] where each episode first takes or touches something with the jaw shut; -1 where none does."""
+    """Row int64[episodes] in which each episode first takes or touches something with the jaw shut; -1 where none
+    does."""
     out = np.full(len(data.instructions), -1)
     shut = data.target[data.events, 5] < 0.5 * (OPEN + CLOSED)
     for e in data.events[shut][::-1]:
@@ -158,10 +160,12 @@ def grasps(data: Demonstrations) -> np.ndarray:
 
 
 def hindsight(data: Demonstrations) -> tuple[list[str], list[bool]]:
-    """For each episode of play, an instruction whose first part it would have been, or "", and whether it would have
-    been all of it: reaching for the ring is the same whether the ring is then hung on the post or just taken away
-    (hindsight relabelling: Andrychowicz et al. 2017); dropping it onto the post goes to the same place as hanging it
-    there."""
+    """For each episode of play, an instruction that its first part fulfils, or "", and whether the episode fulfils all
+    of it (hindsight relabelling: Andrychowicz et al. 2017).
+
+    Reaching for the ring is the same whether the ring is then hung on the post or only taken away. Dropping it onto the
+    post goes to the same place as hanging it there.
+    """
     texts, throughout = [], []
     for e, (text, scene) in enumerate(zip(data.instructions, data.scenes, strict=True)):
         verb, rest = text.partition(" ")[0], text.split()[2:]
@@ -169,7 +173,8 @@ def hindsight(data: Demonstrations) -> tuple[list[str], list[bool]]:
         name = "_".join(rest[: ends[0]] if ends else rest)
         known = scene in TASKS and text not in INSTRUCTIONS and (verb in ("take", "put", "drop") or scene == "press")
         fitting = [t for t, roles in TASKS[scene].instructions.items() if roles[0] == name] if known else []
-        last = {"drop": "onto", "touch": "then"}.get(verb, "")  # the word before what it did all of it to
+        # the word before the thing that the episode acted on last
+        last = {"drop": "onto", "touch": "then"}.get(verb, "")
         goal = "_".join(rest[rest.index(last) + 2 :]) if last in rest else ""
         same = [t for t in fitting if TASKS[scene].instructions[t][1] == goal]
         texts.append((same or fitting)[e % len(same or fitting)] if fitting else "")

@@ -1,8 +1,8 @@
-"""What TensorRT would refuse or silently compute otherwise, found on the workstation: rules for an exported ONNX file.
+"""Finds on the workstation what TensorRT would refuse or silently compute otherwise: rules for an exported ONNX file.
 
-Facts: TensorRT's operators page (supported ONNX operators, float input only for normalisation), its
-explicit-quantisation rules (symmetric int8, zero point 0, DequantizeLinear never on int32), and what 10.3 (JetPack 6.2)
-and 11.x share.
+Sources: TensorRT's operators page (supported ONNX operators, normalisation with float inputs only) and its
+explicit-quantisation rules (symmetric int8, zero point 0, DequantizeLinear never on int32), as far as 10.3 (JetPack
+6.2) and 11.x agree.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from onnx import TensorProto, numpy_helper
 LEAST_OPSET, MOST_OPSET = (
     19,
     22,
-)  # TensorRT 10.3's parser was made for opset 20; newer ones do not change what is listed below
-# What our graphs are made of and the parser of 10.3 knows. Anything else must be looked up first, then added here.
+)  # the opset of TensorRT 10.3's parser; newer opsets do not change the operators below
+# The operators of our graphs that the parser of 10.3 knows. Look up any other one before adding it here.
 SUPPORTED = {
     "Add",
     "AveragePool",
@@ -93,8 +93,8 @@ PATHS = re.compile(rb"(/(home|root|tmp|usr|work|opt|mnt|Users)/[\w.-]+|site-pack
 
 
 def lint(path: Path, target: str = "tensorrt") -> list[str]:
-    """Complaints about the model at `path`, none if it may ship. For "onnxruntime", int32 biases between Q/DQ are
-    welcome, and activations are uint8 with any zero point (`export.quantise` says why)."""
+    """Complaints about the model at `path`; empty if it may ship. For "onnxruntime", int32 biases between Q/DQ are
+    allowed, and activations are uint8 with any zero point (reason: `export.quantise`)."""
     model = onnx.load(path)
     graph = model.graph
     out = [*_header(model, path), *_nodes(graph)]
@@ -132,7 +132,8 @@ def _nodes(graph: onnx.GraphProto) -> list[str]:
     made = {o: n for n in graph.node for o in n.output}
     for (
         node
-    ) in graph.node:  # (x - mean(x)) ** 2, averaged, is a normalisation taken apart: it overflows in half precision
+        # mean((x - mean(x)) ** 2) is a normalisation split into single operators: it overflows in half precision
+    ) in graph.node:
         square = made.get(node.input[0]) if node.op_type == "ReduceMean" else None
         if square is not None and square.op_type in ("Pow", "Mul"):
             less = made.get(square.input[0])

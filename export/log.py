@@ -10,29 +10,30 @@ from export.checkpoint import CheckpointError
 
 
 def wait_for_a_later_name(folder: Path) -> None:
-    """Until a new event file would sort behind those there: readers go by name, which holds whole seconds and then the
-    process id.
+    """Wait until a new event file would sort behind the existing ones. Readers sort by file name, which holds whole
+    seconds and then the process id.
 
-    A life that begins in the second in which the one before it began could else be read first, and its purge would hide
-    the wrong rows.
+    Without the wait, a process that starts in the same second as the one it replaces could be read first, and its purge
+    would hide the wrong rows.
     """
     stamps = [int(p.name.split(".")[3]) for p in folder.glob("events.out.tfevents.*")]
-    for _ in range(40):  # not for ever: a clock may have been set back
+    for _ in range(40):  # bounded, because the clock may have been set back
         if not stamps or int(time.time()) > max(stamps):  # noqa: TID251  (what the names hold)
             return
         time.sleep(0.05)
 
 
 class Log:
-    """TensorBoard scalars `STAGE/NAME` over the steps of the whole run; what an earlier life wrote beyond `step` is
-    hidden."""
+    """TensorBoard scalars `STAGE/NAME` over the steps of the whole run; rows that an earlier process wrote beyond
+    `step` are hidden."""
 
     def __init__(self, run: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a second to import, and only training needs it
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and only training needs it
 
         wait_for_a_later_name(run / "tensorboard")
         try:
-            # Written when the state is: a full disk is then met by the state, which says it better.
+            # Flushed when the state is written, so that a full disk is reported for the state, whose message is
+            # clearer.
             self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1, max_queue=1000, flush_secs=3600)
         except OSError as e:
             raise CheckpointError(f"{run} cannot be written ({e.strerror}): choose another --run folder.") from e
@@ -56,6 +57,5 @@ class Log:
         except OSError as e:
             raise CheckpointError(
                 f"the TensorBoard log cannot be written ({e.strerror}), the state saved before is untouched: make "
-                "room and run the same "
-                f"command again."
+                "room and run the same command again."
             ) from e

@@ -1,15 +1,15 @@
-"""The training loop: stages of steps, a moving average, a state that survives a kill, one process or several.
+"""The training loop: stages of steps, a moving average, a state file from which an interrupted run resumes, one process
+or several.
 
-A step is the mean over `shards` sub-batches, each drawn from a generator keyed by (seed, stage, step, shard). Processes
-(torchrun) share the shards out and add up their gradients, so that two processes take the step that one takes, up to
-the order of a sum, and a run that was killed goes on exactly where its last saved state stood.
+A step is the mean over `shards` sub-batches; each is drawn from a generator keyed by (seed, stage, step, shard).
+Processes (torchrun) divide the shards and sum their gradients, so two processes take the same step as one, up to the
+order of the sum. An interrupted run resumes exactly from its last saved state.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -32,6 +32,9 @@ from export.checkpoint import CheckpointError
 from export.data import Demonstrations
 from export.log import Log
 from export.rows import digest_of, make_blocks, read_blocks
+from export.run_folder import alone, make_run_folder
+from export.schedule import Stage as Stage  # export.act imports it from here
+from export.schedule import check_schedule, learning_rate
 from export.state import (
     difference,
     load_state,
@@ -44,52 +47,28 @@ from export.state import (
 )
 
 SAVE_EVERY_S = 60.0
-ROUND_EVERY = 20  # steps; only then may a state be written (export/state.py)
-SCHEMA = 1  # of the state file
+ROUND_EVERY = 20  # steps between roundings; a state is written only then (export/state.py)
+SCHEMA = 1  # version of the state file
 
-Stage = tuple[int, int, float]  # steps, batch, peak learning rate
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def leads() -> bool:
-    """Whether this process is the one that saves, logs and speaks."""
+    """Whether this process is the one that saves, logs and prints."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def make_run_folder(run: Path) -> None:
-    """Raises CheckpointError where it cannot be made."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise CheckpointError(f"{run} cannot be made ({e.strerror}): choose another --run folder.") from e
-
-
-@contextmanager
-def alone(run: Path) -> Iterator[None]:
-    """Have the run folder to ourselves: two runs in one would overwrite each other's state. Raises CheckpointError."""
-    with open(run / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise CheckpointError(
-                f"another process trains in {run}: wait for it, or choose another --run folder."
-            ) from e
-        yield
-
-
 class Loop(Generic[Model]):
-    """Owns the model, its moving average, the optimiser of the stage at hand, and the state file of the run.
+    """Owns the model, its moving average, the optimiser of the current stage, and the state file of the run.
 
-    A child names its `stages`, and for each there is a `_NAME_loss(rng, batch) -> dict of scalar tensors`;
-    `_begin(name)` freezes all but the stage's own parts and makes what the stage needs again and again, `_finish(name)`
-    rounds the stage off.
+    A subclass names its `stages` and defines for each a `_NAME_loss(rng, batch)` that returns a dict of scalar tensors.
+    `_begin(name)` unfreezes the parts that the stage trains and prepares data that its steps reuse; `_finish(name)`
+    ends the stage.
     """
 
     stages: tuple[str, ...]
-    layout: torch.memory_format = (
-        torch.channels_last
-    )  # a sixth to a fifth less time for convolutions on a CPU with bf16
-    end: float | None = None  # `learning_rate`
+    layout: torch.memory_format = torch.channels_last  # saves 17 to 20 % of the time of convolutions on a CPU with bf16
+    end: float | None = None  # see `learning_rate`
 
     def __init__(
         self,
@@ -103,25 +82,25 @@ class Loop(Generic[Model]):
         bf16: bool | None,
         **settings: Any,
     ) -> None:
-        """`cfg`: the model's configuration, a dataclass. `bf16`: None is what the device does best (or the state began
-        with). `settings`: what else must be the same to go on.
+        """`cfg`: the model's configuration, a dataclass. `bf16`: None chooses what is faster on the device, or what the
+        saved state began with. `settings`: further settings that must be equal for a run to resume.
 
-        Raises CheckpointError for a plan that makes no sense, a run folder of other settings, and one that cannot be
+        Raises CheckpointError for an impossible plan, for a run folder with other settings, and for one that cannot be
         written.
         """
         self.run, self.schedule, self.seed, self.shards = Path(run), dict(schedule), seed, shards
         self.data, self.cfg = data, cfg
         self._join()
-        self._check_plan()
+        check_schedule(self.schedule, self.shards, self.processes)
         make_run_folder(self.run)
         self.model = model.to(self.device).requires_grad_(False)
         self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
         round_finished(self.model.state_dict())
         self.average = copy.deepcopy(self.model).eval()
         self.initial = {k: v.clone() for k, v in self.model.state_dict().items()}
-        self.kept: dict[str, Tensor] = {}  # what a later stage needs of an earlier one besides the weights
+        self.kept: dict[str, Tensor] = {}  # what a later stage needs from an earlier one besides the weights
         self.stage, self.step, self.seconds = 0, 0, 0.0
-        self._recent: list[dict[str, float]] = []  # losses of the last logged steps
+        self._recent: list[dict[str, float]] = []  # losses at the last logged steps
         self.optimiser: torch.optim.Optimizer | None = None
         self.bf16 = self._arithmetic() if bf16 is None else bf16
         digest = hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in self.initial.values())).hexdigest()[:16]
@@ -135,44 +114,30 @@ class Loop(Generic[Model]):
             "plan": {**self.schedule, "seed": seed, "shards": shards},
             "round_every": ROUND_EVERY,
         }
-        self.settings = json.loads(json.dumps(everything))  # as it is read back: no tuples
+        self.settings = json.loads(json.dumps(everything))  # as JSON reads it back: lists instead of tuples
         self._resume(bf16)
-        self._check_room()
+        self._check_disk_space()
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
     def _join(self) -> None:
-        """Meet the other processes of torchrun, if there are any."""
+        """Join the other processes of torchrun, if there are any."""
         cuda = torch.cuda.is_available()
         self.rank, self.processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
         if cuda:
             torch.cuda.set_device(self.device)
-            torch.backends.cudnn.deterministic = True  # a resumed run is to end like an unbroken one
+            # a resumed run must give the same weights as an uninterrupted one
+            torch.backends.cudnn.deterministic = True
         if self.processes > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if cuda else "gloo")
 
     def _together(self, gradients: list[Tensor]) -> None:
-        """Add up what the processes found, in place: one message a step."""
+        """Sum the gradients of all processes, in place, with one message per step."""
         flat = torch.cat([g.flatten() for g in gradients])
         dist.all_reduce(flat)
         for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             g.copy_(part.reshape(g.shape))
-
-    def _check_plan(self) -> None:
-        if self.shards < 1 or self.shards % self.processes:
-            raise CheckpointError(
-                f"{self.shards} shards of a batch cannot be shared out evenly to {self.processes} processes: add "
-                "--shards "
-                f"{self.processes * max(1, self.shards // self.processes)}."
-            )
-        for name, (steps, batch, rate) in self.schedule.items():
-            if steps < 0 or batch < 2 * self.shards or batch % self.shards or not 0 < rate < 1:
-                raise CheckpointError(
-                    f"stage {name} of {steps} steps of batch {batch} at rate {rate:g} makes no sense: give no or some "
-                    "steps, a batch "
-                    f"of at least {2 * self.shards} that {self.shards} divides (--shards), and a rate between 0 and 1."
-                )
 
     # -- the state -----------------------------------------------------------------------------------------------------
 
@@ -182,26 +147,25 @@ class Loop(Generic[Model]):
 
     @property
     def cache(self) -> Path:
-        """What can be made again, at the cost of minutes; not needed on another machine."""
+        """Folder for what can be computed again within minutes; another machine does not need it."""
         return self.run / "cache"
 
-    def _check_room(self) -> None:
-        """A disk that is full after an hour is known to be full now."""
+    def _check_disk_space(self) -> None:
+        """Raises CheckpointError where the disk has too little space for the whole run, before the training starts."""
         needed = 2 * 12 * sum(p.numel() for p in self.model.parameters()) + self._row_bytes() * len(self.data.pose)
         free = shutil.disk_usage(self.run).free if self.rank == 0 else needed
         if free < needed:
             raise CheckpointError(
                 f"{self.run} has room for {free / 1e6:.0f} MB and the run needs {needed / 1e6:.0f} MB: free some, or "
-                "choose another --run "
-                f"folder."
+                "choose another --run folder."
             )
 
     def _row_bytes(self) -> int:
-        """What `_every_row` will keep on the disk of a row of the dataset."""
+        """Bytes that `_every_row` keeps on the disk for each row of the dataset."""
         return 0
 
     def _all(self, here: bool) -> bool:
-        """Whether all processes say so: they must compute alike."""
+        """True where all processes say True: all must compute in the same way."""
         if self.processes == 1:
             return here
         said = torch.tensor(float(here), device=self.device)
@@ -209,10 +173,10 @@ class Loop(Generic[Model]):
         return bool(said)
 
     def _arithmetic(self) -> bool:
-        """Whether bf16 saves time, as it was found when the run folder was begun: measured again it may come out
-        otherwise."""
+        """Whether to use bf16, as it was found when the run folder was created: another measurement may give another
+        answer."""
         if self.state_path.exists():
-            return False  # the state says
+            return False  # the state has the answer
         known = remembered(self.run)
         bf16 = self._all(rounds_bf16(self.device) if known is None else known)
         if known is None and self.rank == 0:
@@ -225,7 +189,7 @@ class Loop(Generic[Model]):
             tensors, about = load_state(self.state_path)
             about.get("settings", {}).setdefault(
                 "cameras", self.settings["cameras"]
-            )  # states from before they were noted
+            )  # states without an entry for cameras
             differs = difference(about.get("settings"), self.settings)
             if differs is None and bf16 not in (None, about["bf16"]):
                 differs = f"bf16 {about['bf16']}, now {bf16}"
@@ -246,10 +210,11 @@ class Loop(Generic[Model]):
             self.average.load_state_dict(self.model.state_dict())
             take_up(about.get("workforce"), self.processes)
         if self.processes > 1:
-            dist.barrier()  # all have read before one writes
+            dist.barrier()  # all processes have read the state before one writes it
 
     def _take_up(self, trained: Mapping[str, nn.Parameter]) -> None:
-        """Put the stored running values into model, average and optimiser of the stage that has begun."""
+        """Restore the saved values of the parameters in training, their moving averages and optimiser moments, for the
+        stage that has begun."""
         assert self.optimiser is not None
         averages = dict(self.average.named_parameters())
         with torch.no_grad():
@@ -265,14 +230,14 @@ class Loop(Generic[Model]):
         self._running = {}
 
     def _running_values(self) -> Iterator[tuple[str, nn.Parameter, Tensor, dict[str, Tensor]]]:
-        """Name, weight, average and moments of every parameter that is being trained."""
+        """Name, weight, average and moments of every parameter in training."""
         averages = dict(self.average.named_parameters())
         for name, p in self.model.named_parameters():
             if self.optimiser is not None and p in self.optimiser.state:
                 yield name, p, averages[name], self.optimiser.state[p]
 
     def save(self) -> None:
-        """Write the state; the running values must be rounded. Raises CheckpointError, the state before is then
+        """Write the state; the running values must be rounded. Raises CheckpointError; the previous state file is then
         untouched."""
         if self.rank:
             return
@@ -300,7 +265,8 @@ class Loop(Generic[Model]):
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def train(self) -> Model:
-        """Run the stages that are left; returns the averaged model. Raises CheckpointError when it cannot go on."""
+        """Run the stages that are left; returns the averaged model. Raises CheckpointError when the training cannot
+        continue."""
         with nullcontext() if self.rank else alone(self.run):
             while self.stage < len(self.stages):
                 if self.schedule[self.stages[self.stage]][0]:
@@ -314,7 +280,7 @@ class Loop(Generic[Model]):
         return self.average
 
     def _train_stage(self) -> None:
-        """One stage to its end, from wherever the state stood."""
+        """Run one stage to its end, from the saved step on."""
         name = self.stages[self.stage]
         total, _, peak = self.schedule[name]
         before = sum(self.schedule[s][0] for s in self.stages[: self.stage])
@@ -343,8 +309,7 @@ class Loop(Generic[Model]):
                 if not math.isfinite(sum(row.values())):
                     raise CheckpointError(
                         f"{name} diverged before step {self.step} ({row}): the state in {self.run} is older; lower "
-                        "its rate with --plan, "
-                        "in another --run folder."
+                        "its rate with --plan, in another --run folder."
                     )
                 for _, p, average, moments in self._running_values():
                     round_running(p, average, moments)
@@ -364,17 +329,17 @@ class Loop(Generic[Model]):
         with torch.no_grad():
             self._finish(name)
             round_finished(self.average.state_dict())
-            self.model.load_state_dict(self.average.state_dict())  # later stages stand on the averaged weights
+            self.model.load_state_dict(self.average.state_dict())  # later stages build on the averaged weights
         self.seconds += time.monotonic() - began
         self.stage, self.step, self.optimiser = self.stage + 1, 0, None
         self.save()
 
     def losses(self) -> dict[str, float]:
-        """Means over the last 200 steps that this process took in the stage that ended."""
+        """Mean losses over the last 200 steps of the stage that ended, of this process."""
         return {k: round(sum(r[k] for r in self._recent) / len(self._recent), 5) for k in (self._recent or [{}])[0]}
 
     def _gradients(self, name: str, trained: list[nn.Parameter]) -> dict[str, Tensor]:
-        """Fill in the gradients of one step; the losses, averaged over the shards of this process."""
+        """Compute the gradients of one step; returns the losses, averaged over the shards of this process."""
         mine = range(self.rank, self.shards, self.processes)
         means: dict[str, Tensor] = {}
         for p in trained:
@@ -392,19 +357,19 @@ class Loop(Generic[Model]):
 
     @torch.no_grad()
     def _follow(self, trained: Mapping[str, nn.Parameter]) -> None:
-        """The moving average; it forgets the beginning sooner."""
+        """Update the moving average; early in training it has a shorter memory."""
         decay = min(0.998, (self.step + 1) / (self.step + 20))
         averages = dict(self.average.named_parameters())
         for name, p in trained.items():
             averages[name].lerp_(p, 1 - decay)
 
     def _begin(self, name: str) -> None:
-        """Let the stage's own parts learn (all are frozen when this is called); may look at no weight that the stage
+        """Unfreeze the parts that the stage trains (all are frozen at the call). Must not read weights that the stage
         changes."""
         raise NotImplementedError
 
     def _finish(self, name: str) -> None:
-        """Anything to set in `average` once a stage is over."""
+        """Set in `average` what follows from a finished stage, if anything."""
 
     # -- the data ------------------------------------------------------------------------------------------------------
 
@@ -415,7 +380,8 @@ class Loop(Generic[Model]):
         by: list[nn.Module],
         rows: np.ndarray | None = None,
     ) -> tuple[Tensor, ...]:
-        """What frozen parts `by` make of `rows` (None: of all), from the cache where it is there (`export/rows.py`)."""
+        """What the frozen parts `by` make of `rows` (None: of all rows), read from the cache where it is there
+        (`export/rows.py`)."""
         rows = np.arange(len(self.data.pose)) if rows is None else rows
         weights = b"".join(v.cpu().numpy().tobytes() for m in by for v in m.state_dict().values())
         key = hashlib.sha256(weights + self.settings["data"].encode()).hexdigest()[:12]
@@ -430,12 +396,3 @@ class Loop(Generic[Model]):
 
     def _cast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-
-def learning_rate(step: int, total: int, peak: float, end: float | None = None) -> float:
-    """A hundred steps of warm-up, then half a cosine down to 3 % of the peak, or a straight line to `end` of it: a line
-    that is cut goes on as a line."""
-    warm = min(1.0, (step + 1) / 100)
-    if end is not None:
-        return peak * warm * (1 + (end - 1) * step / total)
-    return peak * warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * step / total)))

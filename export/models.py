@@ -1,8 +1,8 @@
-"""HarmoWAM at table-top scale: one world model, two experts, one gate (facts: arXiv 2605.10942).
+"""HarmoWAM at table-top scale: one world model, two experts, one gate (source: arXiv 2605.10942).
 
 Shapes: images float32[B,3,96,96] normalised to [-1, 1]; latents float32[B,C,12,12]; futures are `futures` latents
-stacked on the channel axis. Everything has fixed shapes and few kinds of operator, so that it exports to ONNX as it
-stands.
+stacked on the channel axis. All shapes are fixed and the kinds of operator are few, so that the model exports to ONNX
+without changes.
 """
 
 from __future__ import annotations
@@ -14,40 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.config import Config
-
-
-def conv(i: int, o: int, k: int = 3, s: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(i, o, k, s, k // 2)
-
-
-def silence(layer: nn.Conv2d | nn.Linear) -> None:
-    """Start a layer at zero: its branch joins in as training goes on."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-
-
-class Residual(nn.Module):
-    """Two convolutions with a skip; an optional condition scales and shifts in between (FiLM)."""
-
-    def __init__(self, i: int, o: int, condition: int = 0):
-        super().__init__()
-        self.a, self.b = conv(i, o), conv(o, o)
-        self.norm_a, self.norm_b = nn.GroupNorm(8, i), nn.GroupNorm(8, o)
-        self.skip = conv(i, o, 1) if i != o else nn.Identity()
-        self.film = nn.Linear(condition, 2 * o) if condition else None
-        silence(self.b)
-
-    def forward(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        h = self.norm_b(self.a(F.silu(self.norm_a(x))))
-        if self.film is not None and c is not None:
-            scale, shift = self.film(c)[:, :, None, None].chunk(2, 1)
-            h = h * (1 + scale) + shift
-        return self.skip(x) + self.b(F.silu(h))
+from export.layers import Attend, Residual, conv, start_at_zero, time_features
 
 
 class Tokeniser(nn.Module):
-    """Visual tokeniser: a convolutional autoencoder, 96x96x3 to 12x12xC and back. Frozen after its own stage."""
+    """Visual tokeniser: a convolutional autoencoder, 96x96x3 to 12x12xC and back. Frozen after its own training
+    stage."""
 
     mean: Tensor
     std: Tensor
@@ -93,15 +65,8 @@ class Tokeniser(nn.Module):
         return self.decoder(latent * self.std + self.mean)
 
 
-def time_features(t: Tensor, dim: int) -> Tensor:
-    """Sinusoidal features [B, dim] of flow time t [B] in [0, 1]."""
-    freq = torch.exp(torch.arange(dim // 2, dtype=t.dtype, device=t.device) * (-math.log(1000.0) / (dim // 2 - 1)))
-    angle = 1000.0 * t[:, None] * freq[None]
-    return torch.cat([angle.sin(), angle.cos()], 1)
-
-
 class WorldModel(nn.Module):
-    """Latent flow-matching U-Net: velocity of the future latents given the current one, instruction and
+    """Latent flow-matching U-Net: gives the velocity of the future latents from the current latent, instruction and
     proprioception."""
 
     grid: Tensor
@@ -113,22 +78,21 @@ class WorldModel(nn.Module):
         d = cfg.condition
         channels = cfg.latent_channels
         self.text = nn.Linear(cfg.text_ngrams, cfg.text_dim)
-        nn.init.normal_(
-            self.text.weight
-        )  # sentences are unit vectors that differ in a word: else all would begin alike
+        # With the default initialisation, sentences that differ in one word would have nearly the same embedding.
+        nn.init.normal_(self.text.weight)
         self.condition = nn.Sequential(
             nn.Linear(64 + cfg.text_dim + len(cfg.proprio), d), nn.SiLU(), nn.Linear(d, d), nn.SiLU()
         )
-        # Where things are matters: two coordinate planes ride along.
+        # Two coordinate planes tell the convolutions where on the table a thing lies.
         grid = torch.linspace(-1, 1, cfg.latent_size)
         yy, xx = torch.meshgrid(grid, grid, indexing="ij")
         self.register_buffer("grid", torch.stack([xx, yy])[None])
         self.stem = conv(channels * (1 + cfg.futures) + 2, c1)
-        # The picture itself rides along too. Latents are made to be painted from: a post of three pixels is a grey blot
-        # in them, and where the gripper acts next cannot be told from a blot.
+        # The picture itself is an input, too. Latents are trained for reconstruction: a post three pixels wide is a
+        # grey blot in them, which does not show where the gripper acts next.
         a, b, c = cfg.encoder_channels
         last = conv(c, c1)
-        silence(last)
+        start_at_zero(last)
         self.look = nn.Sequential(
             conv(3, a, 3, 2), nn.ReLU(), conv(a, b, 3, 2), nn.ReLU(), conv(b, c, 3, 2), nn.ReLU(), last
         )
@@ -140,18 +104,19 @@ class WorldModel(nn.Module):
         self.attention_norm = nn.LayerNorm(c2)
         self.mid2 = Residual(c2, c2, d)
         self.tokens = nn.Sequential(nn.LayerNorm(c2), nn.Linear(c2, cfg.token_channels))
-        # Trained beside the flow and not exported: where on a 24x24 map the gripper acts next. Pixels say little of
-        # what words mean.
+        # Predicts where on a 24x24 map the gripper acts next. Trained beside the flow, because a pixel loss alone
+        # teaches little of what words mean; not exported.
         self.where = nn.Sequential(nn.LayerNorm(c2), nn.Linear(c2, 16))
         self.up = conv(c2, c1)
         self.up1 = Residual(2 * c1, c1, d)
         self.up2 = Residual(c1, c1, d)
         self.out_norm = nn.GroupNorm(8, c1)
         self.out = conv(c1, channels * cfg.futures)
-        silence(self.out)
+        start_at_zero(self.out)
 
     def embed(self, ngrams: Tensor) -> Tensor:
-        """Instruction embedding [B, text_dim] of hashed n-gram counts [B, text_ngrams]; at run time only looked up."""
+        """Instruction embedding [B, text_dim] from hashed n-gram counts [B, text_ngrams]; at run time it is looked
+        up."""
         return torch.tanh(self.text(ngrams))
 
     def acts_next(self, mid: Tensor) -> Tensor:
@@ -162,7 +127,7 @@ class WorldModel(nn.Module):
     def forward(
         self, future: Tensor, t: Tensor, now: Tensor, seen: Tensor, text: Tensor, proprio: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Velocity [B, futures*C, 12, 12] and mid-layer features [B, 36, c2]; `seen` [B, c1, 12, 12] is
+        """Velocity [B, futures*C, 12, 12] and mid-layer features [B, 36, c2]. `seen` [B, c1, 12, 12] is
         `look(front)`."""
         c = self.condition(torch.cat([time_features(t, 64), text, proprio], 1))
         x = torch.cat([future, now, self.grid.expand(now.shape[0], -1, -1, -1)], 1)
@@ -180,10 +145,10 @@ class WorldModel(nn.Module):
     def imagine(
         self, noise: Tensor, now: Tensor, seen: Tensor, text: Tensor, proprio: Tensor, steps: int
     ) -> tuple[Tensor, Tensor]:
-        """Euler from noise (t = 0) to the future (t = 1): futures [B, futures*C, 12, 12] and tokens [B, 36,
+        """Euler integration from noise (t = 0) to the future (t = 1): futures [B, futures*C, 12, 12] and tokens [B, 36,
         token_channels].
 
-        The tokens are those of the first forward, at pure noise: one pass already conditions well (VPP, mimic-video).
+        The tokens come from the first forward pass, at pure noise: one pass already conditions well (VPP, mimic-video).
         """
         x, mid = noise, None
         for i in range(steps):
@@ -194,25 +159,9 @@ class WorldModel(nn.Module):
         return x, self.tokens(mid)
 
 
-class Attend(nn.Module):
-    """Multi-head attention from plain matrix products, so that quantisers see Linear and MatMul."""
-
-    def __init__(self, dim: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.q, self.kv, self.o = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        b, n, d = x.shape
-        m = memory.shape[1]
-        q = self.q(x).reshape(b, n, self.heads, d // self.heads).transpose(1, 2)
-        k, v = self.kv(memory).reshape(b, m, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
-        weights = torch.softmax((q * (d // self.heads) ** -0.5) @ k.transpose(-1, -2), -1)
-        return self.o((weights @ v).transpose(1, 2).reshape(b, n, d))
-
-
 class ActionBlock(nn.Module):
-    """Self-attention over the chunk, cross-attention to what is seen and foreseen, feed-forward; adaLN by flow time."""
+    """Self-attention over the action chunk, cross-attention to what is seen and predicted, feed-forward; adaLN by flow
+    time."""
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -221,7 +170,7 @@ class ActionBlock(nn.Module):
         self.own, self.cross = Attend(d, cfg.heads), Attend(d, cfg.heads)
         self.ff = nn.Sequential(nn.Linear(d, 3 * d), nn.GELU(approximate="tanh"), nn.Linear(3 * d, d))
         self.film = nn.Linear(d, 2 * d)
-        silence(self.film)
+        start_at_zero(self.film)
 
     def forward(self, x: Tensor, memory: Tensor, t: Tensor) -> Tensor:
         scale, shift = self.film(t)[:, None].chunk(2, -1)
@@ -232,15 +181,16 @@ class ActionBlock(nn.Module):
 
 
 class PredictiveExpert(nn.Module):
-    """Precise interaction: iterative generation of an action chunk on the world model's latent dynamics.
+    """Precise interaction: generates an action chunk iteratively, conditioned on the world model's latent dynamics.
 
-    Sees the wrist view (its own small CNN), the current front latent, proprioception without absolute position, and the
-    world-model tokens. Actions are relative to the current pose, in the tool frame, normalised to unit variance.
+    Inputs: the wrist view (through its own small CNN), the current front latent, proprioception without absolute
+    position, and the world-model tokens. Actions are relative to the current pose, in the tool frame, normalised to
+    unit variance.
 
-    A contact map over the wrist view says where the tool will be when the gripper next acts; it is trained by
-    cross-entropy, also on play, and what lies under it is one token of the memory. So is how far the tool will have
-    turned by then: a bar and its tray are a few pixels wide. Regressing actions alone grounds small things late, and
-    headings hardly at all.
+    A contact map over the wrist view says where the tool will be when the gripper next acts. The map is trained by
+    cross-entropy, also on play, and the features under it form one token of the memory. The predicted turn of the tool
+    until then is added to that token: a bar and its tray are a few pixels wide. Regression of actions alone learns to
+    aim at small things late, and hardly learns headings.
     """
 
     grid: Tensor
@@ -265,8 +215,8 @@ class PredictiveExpert(nn.Module):
         self.contact = nn.Sequential(nn.Linear(96 + 2, d), nn.SiLU(), nn.Linear(d, d))
         self.turn = nn.Sequential(conv(64, 64), nn.ReLU(), conv(64, 64), nn.ReLU(), conv(64, cfg.headings, 1))
         self.turned = nn.Linear(cfg.headings, d)
-        silence(self.aim)
-        silence(self.turned)
+        start_at_zero(self.aim)
+        start_at_zero(self.turned)
         line = torch.linspace(-1, 1, cfg.contact_map)
         yy, xx = torch.meshgrid(line, line, indexing="ij")
         self.register_buffer("grid", torch.stack([xx, yy], -1).reshape(-1, 2))
@@ -282,7 +232,8 @@ class PredictiveExpert(nn.Module):
         self.memory_norm = nn.LayerNorm(d)
 
     def context(self, wrist: Tensor, now: Tensor, tokens: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Memory [B, 110, width], logits [B, 24*24] of the contact map and [B, headings] of the turn until then."""
+        """Memory [B, 110, width], logits [B, 24*24] of the contact map and logits [B, headings] of the tool's turn
+        until the contact."""
         fine = self.wrist[:6](wrist)  # [B, 96, 12, 12]
         world, state = self.world(tokens), self.proprio(proprio)
         scale, shift = self.aim(world.mean(1) + state)[:, :, None, None].chunk(2, 1)
@@ -310,7 +261,7 @@ class PredictiveExpert(nn.Module):
         return self.action_out(self.norm(h))
 
     def generate(self, noise: Tensor, memory: Tensor, steps: int) -> Tensor:
-        """Chunk float32[B, K, 6], normalised; Euler from noise (t = 0)."""
+        """Action chunk float32[B, K, 6], normalised; Euler integration from noise (t = 0)."""
         x = noise
         for i in range(steps):
             t = torch.full((noise.shape[0],), i / steps, dtype=noise.dtype, device=noise.device)
@@ -319,11 +270,12 @@ class PredictiveExpert(nn.Module):
 
 
 class ReactiveExpert(nn.Module):
-    """Transit: where the predicted evolution says the gripper will be. Fully convolutional, so that it moves with the
-    picture.
+    """Transit: finds in the predicted futures where the gripper will be. Fully convolutional, so that its output moves
+    with the picture.
 
-    Gets the predicted latents and their difference to the newest frame's latent: no text, no target id, no pose. Gives
-    heat-map logits [B, 48, 48] over the training camera's pixels and, read out under the heat map, [z, pitch, roll].
+    Inputs: the predicted latents and their difference to the newest frame's latent; no text, no target id, no pose.
+    Outputs: heat-map logits [B, 48*48] over the training camera's pixels and, averaged under the heat map, [z, pitch,
+    roll].
     """
 
     def __init__(self, cfg: Config):
@@ -344,7 +296,7 @@ class ReactiveExpert(nn.Module):
         self.reach = conv(96, 3, 1)
 
     def forward(self, now: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
-        """Heat-map logits [B, 48*48] and reach maps read out under the heat map [B, 3]."""
+        """Heat-map logits [B, 48*48], and [z, pitch, roll] [B, 3] averaged under the heat map."""
         b, c = now.shape[:2]
         n = future.shape[1] // c
         difference = future - now.repeat(1, n, 1, 1)
@@ -360,7 +312,7 @@ class ReactiveExpert(nn.Module):
 
 
 class Gate(nn.Module):
-    """Process-adaptive gate: P(interaction) from the current views and proprioception; also reads the jaw's intent."""
+    """Process-adaptive gate: P(interaction) from the current views and proprioception; it also predicts P(jaw open)."""
 
     def __init__(self, cfg: Config):
         super().__init__()
@@ -381,7 +333,7 @@ class Gate(nn.Module):
 
 
 class HarmoWam(nn.Module):
-    """The whole model; `action_mean/std` and `proprio_mean/std` are its normalisation."""
+    """The whole model; `action_mean/std`, `proprio_mean/std` and `reach_mean/std` are its normalisation."""
 
     action_mean: Tensor
     action_std: Tensor

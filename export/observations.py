@@ -1,4 +1,4 @@
-"""Real observations: what INT8 is calibrated with and judged by. They lie beside their checkpoint."""
+"""Recorded observations on which INT8 is calibrated and checked. They lie beside their checkpoint."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from runtime.policies.decode import proprio
 
 OBSERVATIONS = 256
 LEAST = 32
-SHOWN = slice(0, None, 4)  # what INT8 is calibrated with
-JUDGED = slice(1, None, 2)  # others, which it is judged by
+SHOWN = slice(0, None, 4)  # calibration of INT8
+JUDGED = slice(1, None, 2)  # comparison with FP32; no observation is in both
 
 
 def samples_path(checkpoint: Path) -> Path:
-    """Calibration observations lie beside their checkpoint."""
+    """The file of calibration observations beside a checkpoint."""
     return checkpoint.with_suffix(".samples.npz")
 
 
 def pick_samples(data: Demonstrations, path: Path, count: int = OBSERVATIONS, seed: int = 0) -> None:
-    """Store `count` real observations, spread over all episodes, as the calibration set (<= 5 MB)."""
+    """Store `count` recorded observations, spread over all episodes, as the calibration set (<= 5 MB)."""
     candidates = np.flatnonzero(~data.play)
     rows = np.sort(np.random.default_rng(seed).choice(candidates, min(count, len(candidates)), replace=False))
     stored = io.BytesIO()
@@ -42,7 +42,7 @@ def pick_samples(data: Demonstrations, path: Path, count: int = OBSERVATIONS, se
 
 
 def observation_feeds(samples: Path, tasks: dict[str, np.ndarray]) -> list[Feeds]:
-    """Network inputs of the stored observations; raises ExportError without real ones."""
+    """Network inputs of the stored observations; raises ExportError where there are none."""
     if not samples.exists():
         raise ExportError(
             f"no calibration observations at {samples}: collect some with `harmowam collect` and pass --dataset; "
@@ -77,7 +77,7 @@ def observation_feeds(samples: Path, tasks: dict[str, np.ndarray]) -> list[Feeds
 
 
 def engine_feeds(world: Engine, observations: list[Feeds], noise: dict[str, np.ndarray]) -> dict[str, list[Feeds]]:
-    """Inputs of every engine for the same observations; what is made by the world model comes from `world`."""
+    """Inputs of every engine for the same observations; latents, tokens and futures come from `world`."""
     out: dict[str, list[Feeds]] = {"world_model": [], "predictive": [], "fast": [], "decoder": []}
     for o in observations:
         feed = {"front": o["front"], "text": o["text"], "proprio": o["proprio"], "noise": noise["world_model"]}

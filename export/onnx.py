@@ -1,4 +1,4 @@
-"""torch to ONNX: the four engines of a bundle, fixed shapes, float32 at the borders, normalisation inside."""
+"""torch to ONNX: the four engines of a bundle; fixed shapes, float32 inputs and outputs, normalisation inside."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from export.models import HarmoWam
 OPSET = 20
 Specs = dict[
     str, tuple[nn.Module, dict[str, tuple[int, ...]], list[str]]
-]  # engine -> module, shapes of its inputs, outputs
+]  # engine -> module, shapes of its inputs, names of its outputs
 
 
 class WorldEngine(nn.Module):
@@ -35,7 +35,7 @@ class WorldEngine(nn.Module):
 
 
 class PredictiveEngine(nn.Module):
-    """wrist, latent, tokens, proprio, noise -> chunk: targets relative to the tool, metres and radians."""
+    """wrist, latent, tokens, proprio, noise -> chunk: targets in the tool frame, metres and radians."""
 
     def __init__(self, model: HarmoWam, steps: int):
         super().__init__()
@@ -65,7 +65,7 @@ class FastEngine(nn.Module):
 
 
 class DecoderEngine(nn.Module):
-    """future -> frames: for people and reports; the robot's loops never need it."""
+    """future -> frames, for people and reports; the robot's loops never run it."""
 
     def __init__(self, model: HarmoWam):
         super().__init__()
@@ -115,7 +115,7 @@ def engines(model: HarmoWam) -> Specs:
 def export_engine(module: nn.Module, inputs: dict[str, tuple[int, ...]], outputs: list[str], path: Path) -> None:
     """Write one float32 ONNX file with fixed shapes and no metadata (the exporter leaves source paths in it)."""
     feeds = tuple(torch.zeros(shape) for shape in inputs.values())
-    # torch warns about its own deprecations and about a torchvision that nothing here uses.
+    # torch warns about its own deprecations and about torchvision, which nothing here uses.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -135,8 +135,8 @@ def export_engine(module: nn.Module, inputs: dict[str, tuple[int, ...]], outputs
 
 
 def name_folded_weights(model: onnx.ModelProto, module: nn.Module) -> onnx.ModelProto:
-    """Give weights that the exporter transposed by itself, and renamed, the parameter's name with `.T` added, in place:
-    recipes and the search know layers by it."""
+    """Give weights that the exporter transposed and renamed their parameter's name with `.T` added: recipes and the
+    search identify layers by it. In place."""
     known = {k: p.detach().numpy().T for k, p in module.named_parameters() if p.ndim == 2}
     names: dict[str, str] = {}
     for stored in model.graph.initializer:
@@ -153,8 +153,8 @@ def name_folded_weights(model: onnx.ModelProto, module: nn.Module) -> onnx.Model
 
 
 def fold_transposed_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Store the weight of a Linear as its MatMul reads it: torch leaves a Transpose node, which hides the weight from
-    quantisers.
+    """Store the weight of a Linear in the orientation in which its MatMul reads it. torch leaves a Transpose node,
+    which hides the weight from quantisers.
 
     A folded weight keeps its name with `.T` added. In place.
     """
@@ -180,7 +180,7 @@ def fold_transposed_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def clean(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Strip everything that is not the computation: doc strings, metadata, value hints, producer version."""
+    """Remove everything that is not computation: doc strings, metadata, value hints, producer version."""
     model.doc_string, model.producer_name, model.producer_version = "", "harmowam", ""
     del model.metadata_props[:]
     graph = model.graph

@@ -1,5 +1,4 @@
-"""What is to become of a checkpoint: one plan for exporting it, for finding a recipe and for certifying what was
-exported."""
+"""One plan for what is done with a checkpoint: exporting it, searching a recipe for it, certifying its bundle."""
 
 from __future__ import annotations
 
@@ -28,13 +27,13 @@ TARGETS, PRECISIONS = get_args(Target), get_args(Precision)
 
 @dataclass(frozen=True)
 class Plan:
-    """`precision`: "int8" by `recipe`, the rest float32; "int8-fp16", the rest float16; all "fp16"; all "fp32" (the
-    reference).
+    """`precision`: "int8" is INT8 by `recipe` and float32 for the rest; "int8-fp16" has float16 for the rest; "fp16"
+    and "fp32" (the reference) are uniform.
 
-    `samples`: observations other than those beside the checkpoint. `recipe`: another than the committed one for
-    `target`. `text_encoder`: folder of the sentence encoder, where the checkpoint was trained with another than the
-    default. `world_steps`, `action_steps`: other numbers of Euler steps than the checkpoint's own (the undistilled
-    control of a student, say).
+    `samples`: observations to use instead of those beside the checkpoint. `recipe`: a recipe to use instead of the
+    committed one for `target`. `text_encoder`: folder of the sentence encoder, where the checkpoint was trained with
+    another than the default. `world_steps`, `action_steps`: numbers of Euler steps to use instead of the checkpoint's
+    own (for example for the undistilled control of a student).
     """
 
     checkpoint: Path = CHECKPOINT
@@ -47,12 +46,11 @@ class Plan:
     action_steps: int | None = None
 
     def __post_init__(self) -> None:
-        """Raises ExportError for what no engine computes."""
+        """Raises ExportError for a precision that the target cannot compute."""
         if self.half and self.target != "tensorrt":
             raise ExportError(
                 f"--precision {self.precision} is for TensorRT, ONNX Runtime on a CPU computes in FP32: add --target "
-                "tensorrt, or "
-                "choose int8 or fp32."
+                "tensorrt, or choose int8 or fp32."
             )
 
     @property
@@ -61,7 +59,7 @@ class Plan:
 
     @property
     def half(self) -> bool:
-        """What stays float is float16."""
+        """Whether the layers that are not INT8 are float16."""
         return self.precision.endswith("fp16")
 
     @property
@@ -72,7 +70,7 @@ class Plan:
         return self.recipe or load_recipe(self.target)
 
     def opened(self) -> Opened:
-        """The checkpoint and its observations; raises CheckpointError and ExportError."""
+        """Load the checkpoint and its observations; raises CheckpointError and ExportError."""
         model, cameras, instructions, note = load_checkpoint(self.checkpoint)
         c = model.cfg
         model.cfg = dataclasses.replace(
@@ -86,8 +84,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Opened:
-    """`tasks`: instruction -> embedding float32[E]. `note`: of the training. `specs`: module, inputs and outputs of
-    each engine."""
+    """`tasks`: instruction -> embedding float32[E]. `note`: the note of the training. `specs`: module, inputs and
+    outputs of each engine."""
 
     model: HarmoWam
     cameras: dict[str, Camera]

@@ -1,10 +1,10 @@
-"""Explicit Q/DQ INT8 from real observations, by a committed recipe of weight names; strongly typed by construction.
+"""Explicit Q/DQ INT8 from recorded observations, by a committed recipe of weight names; strongly typed by construction.
 
-TensorRT accepts symmetric int8 on both sides and nothing else. ONNX Runtime on a CPU would run a quarter of such layers
-in float without a word: its kernels want uint8 activations, it turns int8 into them only where a tensor is read by one
-layer alone, and leaves the rest between Q and DQ. So its activations are uint8 over each tensor's whole range; and its
-weights keep to 7 bits, because a processor without VNNI adds products up in pairs of 16 bits and cuts off what
-overflows (docs/export.md). The recipe is an allow list: whatever it does not name (normalisation, softmax, skip
+TensorRT accepts only symmetric int8, for weights and activations. ONNX Runtime on a CPU would silently run a quarter of
+such layers in float: its kernels want uint8 activations, it converts int8 to them only where a tensor is read by a
+single layer, and it leaves the other layers between Q and DQ. For ONNX Runtime, activations are therefore uint8 over
+each tensor's whole range. Its weights use 7 bits, because a processor without VNNI adds products in pairs of 16 bits
+and saturates (docs/export.md). The recipe is an allow list: whatever it does not name (normalisation, softmax, skip
 additions, heads) stays in float.
 """
 
@@ -51,7 +51,7 @@ def load_recipe(target: str = "onnxruntime", path: Path = RECIPE) -> dict[str, A
     """The committed recipe for one inference engine: {"target", "calibration", "min_channels", "quantise": {engine:
     patterns}}.
 
-    Raises ValueError for a target or a calibration that is not known.
+    Raises ValueError for an unknown target or calibration.
     """
     raw = json.loads(path.read_text())
     if raw["calibration"] not in CALIBRATORS:
@@ -81,7 +81,7 @@ def chosen_nodes(model: onnx.ModelProto, patterns: list[str], min_channels: int)
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The library advises, through the root logger, pre-processing that was just done."""
+    """Silence the quantisation library's advice in the root logger to pre-process the model, which was just done."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
@@ -92,9 +92,9 @@ def quiet() -> Iterator[None]:
 
 
 def quantise(source: Path, target: Path, engine: str, recipe: dict[str, Any], feeds: list[Feeds]) -> dict[str, Any]:
-    """Write `target`, the INT8 Q/DQ form of `source`; returns how many layers became int8 and how many there were.
+    """Write `target`, the INT8 Q/DQ form of `source`; returns the number of INT8 layers and of all layers.
 
-    Raises ValueError when there are no feeds, or when the recipe's patterns are none or match no layer.
+    Raises ValueError when there are no observations, or when no pattern of the recipe matches a layer.
     """
     if not feeds:
         raise ValueError("quantisation needs calibration observations; random data is never used")
@@ -131,12 +131,12 @@ def quantise(source: Path, target: Path, engine: str, recipe: dict[str, Any], fe
 
 
 def left_in_float(path: Path) -> list[str]:
-    """Names of int8 weights in the file at `path` that ONNX Runtime takes back to float at every start: their layers
-    cost error and are not run in int8. Nothing but the graph that it has optimised says so."""
+    """Names of int8 weights in the file at `path` that ONNX Runtime converts back to float at every start: their layers
+    lose accuracy and do not run in INT8. Only the graph that it has optimised shows this."""
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-        options.log_severity_level = 4  # it warns that such a file is for this kind of processor only
+        options.log_severity_level = 4  # it warns that an optimised file fits this kind of processor only
         ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         graph = onnx.load(options.optimized_model_filepath).graph
     int8 = {i.name for i in graph.initializer if i.data_type == onnx.TensorProto.INT8 and len(i.dims) > 1}

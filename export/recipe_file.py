@@ -1,11 +1,12 @@
-"""A recipe: data, seeds and stages that make a checkpoint from nothing, in one file and by one command.
+"""A training recipe: data, seeds and stages that train a checkpoint from scratch, in one file and with one command.
 
-`export/recipes/so101.toml` is read like this. `[data]`: what `collect` is asked for. `[model]`: fields of `Config` that
-differ from its defaults. A `[[stage]]` trains one part (`tokeniser`, `world` or `experts`) for a number of steps, its
-rate falling in a straight line from the first number of `rate` to the second, and ends in a checkpoint of its own, on
-which the next one stands. What is there is not made again.
+`export/recipes/so101.toml` is an example. `[data]`: arguments of `collect`. `[model]`: fields of `Config` that differ
+from their defaults. A `[[stage]]` trains one part (`tokeniser`, `world` or `experts`) for a number of steps. Its
+learning rate falls in a straight line from the first number of `rate` to the second. It writes a checkpoint, from which
+the next stage starts. A stage whose checkpoint exists is skipped.
 
-Of a stage, its weights alone can travel as well (`pack`): they end it, or cut short they are where it goes on.
+The weights of a stage can also be carried to another machine (`pack`): weights of a finished stage replace its
+training; weights of an unfinished stage are where its training continues.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SCALES = ("action_", "proprio_", "reach_")  # the normalisation: made before the first stage, kept by all
+# buffers of the normalisation: computed before the first stage, kept by all stages
+SCALES = ("action_", "proprio_", "reach_")
 PARTS = {
     "tokeniser": ("tokeniser.", *SCALES),
     "world": ("world.",),
@@ -57,8 +59,8 @@ class RecipeError(Mendable):
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of a recipe. `tables`: as in `Plan`. `minutes` are expected on two cores that nothing else uses, and
-    bind nobody."""
+    """One stage of a recipe. `tables`: as in `Plan`. `minutes`: expected time on two idle cores, for information
+    only."""
 
     name: str
     part: str
@@ -69,8 +71,8 @@ class Step:
     tables: float = 0.0
 
     def plan(self, seed: int, index: int, done: int = 0) -> Plan:
-        """What is left after `done` steps, as a plan in which the other parts rest. Batches and tables are drawn anew
-        for each."""
+        """The training plan for the steps after `done`; the other parts have no steps. Batches and tables are drawn
+        with a seed of their own for each stage and each continuation."""
         first, last = self.rate
         rate = first + (last - first) * done / self.steps
         drawn = int(np.random.SeedSequence([seed, index, done]).generate_state(1)[0])
@@ -81,7 +83,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `read_recipe` gives; `data` are arguments of `export.data.collect`."""
+    """The content of a recipe file; `data` are arguments of `export.data.collect`."""
 
     seed: int
     data: Mapping[str, Any]
@@ -93,15 +95,15 @@ class Recipe:
         return Config(**self.model)
 
     def digest(self, step: Step) -> str:
-        """Tells apart what a stage's weights come from: data, seed, and the stages up to it. Not the model: weights fit
-        it or do not."""
+        """Identifies what a stage's weights come from: data, seed, and the stages up to this one. The model is left
+        out: a wrong model is found by the shapes of the weights."""
         until = [dataclasses.asdict(s) | {"minutes": 0} for s in self.stages[: self.stages.index(step) + 1]]
         text = json.dumps([self.seed, dict(self.data), until], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Raises RecipeError."""
+    """Read a recipe file; raises RecipeError."""
     try:
         raw = tomllib.loads(path.read_text())
         stages = tuple(
@@ -119,8 +121,7 @@ def read_recipe(path: Path) -> Recipe:
     if -1 in order or order != sorted(order) or set(order) != set(range(len(STAGES))) or len(names) < len(stages):
         raise RecipeError(
             f"recipe {path} has stages of {', '.join(s.part for s in stages)}: give each another name, and of "
-            f"{', '.join(STAGES)} at least "
-            "one each in this order."
+            f"{', '.join(STAGES)} at least one each in this order."
         )
     for s in stages:
         if s.steps < 1 or not all(0 < r < 1 for r in s.rate):
@@ -139,8 +140,8 @@ def weights_of(model: HarmoWam, part: str) -> dict[str, Tensor]:
 
 
 def pack(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Write weights as float16: the high bytes of all, which repeat, compressed, and the low bytes as they are (0.85 of
-    the size)."""
+    """Write weights as float16: first the high bytes of all, which repeat, compressed; then the low bytes uncompressed
+    (0.85 of the plain size)."""
     half = {k: v.detach().cpu().half() for k, v in weights.items()}
     raw = torch.cat([v.flatten() for v in half.values()]).numpy().view(np.uint8).reshape(-1, 2)
     high = np.frombuffer(lzma.compress(raw[:, 1].tobytes()), np.uint8)
@@ -150,7 +151,7 @@ def pack(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) ->
 
 
 def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights, float32, and what `pack` was told about them; raises CheckpointError."""
+    """Weights as float32, and the `about` that was given to `pack`; raises CheckpointError."""
     try:
         with safetensors.safe_open(str(path), "np") as f:
             low, high, meta = f.get_tensor("low"), f.get_tensor("high"), f.metadata()
@@ -168,7 +169,7 @@ def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Course:
-    """A recipe that is followed in folder `run`; `stages`: a folder of packed stages to begin from and to write to, or
+    """A recipe that is trained in folder `run`; `stages`: a folder of packed stages to start from and to write to, or
     None."""
 
     recipe: Recipe
@@ -179,7 +180,7 @@ class Course:
         return self.run / f"{step.name}.safetensors"
 
     def cut(self, step: Step) -> Path:
-        """The checkpoint from which a stage goes on that was cut short elsewhere."""
+        """The checkpoint from which an unfinished stage continues after it was trained on another machine."""
         return self.run / f"{step.name}.cut.safetensors"
 
     def before(self, step: Step) -> Path:
@@ -190,7 +191,7 @@ class Course:
         return self.cut(step) if self.cut(step).exists() else self.before(step)
 
     def done(self, step: Step) -> int:
-        """Steps that lie behind the run in `run/NAME`."""
+        """Steps of the stage that were done elsewhere, before the training in `run/NAME`."""
         if not self.cut(step).exists():
             return 0
         note = load_checkpoint(self.cut(step))[3]
@@ -198,7 +199,7 @@ class Course:
 
 
 def begin(data: Demonstrations, course: Course) -> None:
-    """Write the checkpoint on which the first stage stands, unless it is there: weights from the seed, and the
+    """Write the checkpoint from which the first stage starts, unless it exists: weights drawn from the seed, and the
     normalisation."""
     path = course.before(course.recipe.stages[0])
     if path.exists():
@@ -210,10 +211,10 @@ def begin(data: Demonstrations, course: Course) -> None:
 
 
 def take_over(course: Course, step: Step) -> None:
-    """Make a packed stage, if there is one and the run has nothing of its own, the stage's checkpoint, or the one from
-    which it goes on.
+    """Turn a packed stage, if there is one and the run has not begun that stage itself, into the stage's checkpoint, or
+    into the checkpoint from which the stage continues.
 
-    Raises CheckpointError for one of another recipe, or that does not fit the model.
+    Raises CheckpointError for a stage of another recipe, or one that does not fit the model.
     """
     path = course.stages / f"{step.name}.safetensors" if course.stages else None
     if path is None or not path.exists() or (course.run / step.name).exists():
@@ -234,9 +235,9 @@ def take_over(course: Course, step: Step) -> None:
 
 
 def follow(recipe: Recipe, data: Demonstrations, run: Path, stages: Path | None = None) -> Path:
-    """Train what is left of the recipe in folder `run`, stage by stage; returns the last stage's checkpoint.
+    """Train the stages that are left of the recipe in folder `run`; returns the last stage's checkpoint.
 
-    Raises CheckpointError for what prevents it; what was saved then stays.
+    Raises CheckpointError; what was saved then stays.
     """
     course = Course(recipe, run, stages)
     begin(data, course)
@@ -266,10 +267,10 @@ def follow(recipe: Recipe, data: Demonstrations, run: Path, stages: Path | None 
 
 
 def snapshot(recipe: Recipe, run: Path, stages: Path) -> tuple[Step, int]:
-    """Pack the averaged weights of the stage that is being trained in `run`, also while it is; returns it and its steps
-    so far.
+    """Pack the averaged weights of the stage that is in training in `run`, also while the training runs; returns the
+    file and the steps done.
 
-    Raises CheckpointError where none has begun.
+    Raises CheckpointError where no stage has begun.
     """
     course = Course(recipe, run, None)
     left = [s for s in recipe.stages if not course.checkpoint(s).exists()]

@@ -1,10 +1,10 @@
-"""What an engine will take on a Jetson Orin, before anyone owns one: a roofline over the ONNX graph.
+"""Predicts the time of an engine on a Jetson Orin without the board: a roofline over the ONNX graph.
 
 Every layer takes the longer of its arithmetic and its memory traffic, each at a share of the board's peak, plus one
-kernel launch; element-wise operations ride along with the layer before them, as TensorRT fuses them. The three unknowns
+kernel launch. Element-wise operations belong to the layer before them, as TensorRT fuses them. The three unknowns
 (share of the arithmetic peak, share of the bandwidth, time of a launch) are fitted to published TensorRT times of
-ResNet-50 and ViT-B/16 on an Orin Nano; `calibration_errors` says how far off the fit is on those. Take the figures for
-an order of magnitude, not for a measurement.
+ResNet-50 and ViT-B/16 on an Orin Nano; `calibration_errors` gives the errors of the fit. The figures are an order of
+magnitude, not a measurement.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-# Operations a clock of one streaming multiprocessor on its tensor cores (sm_87, dense). float32 is computed as TF32.
+# Operations per clock of one streaming multiprocessor on its tensor cores (sm_87, dense). float32 is computed as TF32.
 PER_CLOCK = {"int8": 4096, "float16": 2048, "float32": 1024}
 BYTES = {"int8": 1, "float16": 2, "float32": 4}
 FUSED = {
@@ -60,8 +60,8 @@ FUSED = {
 class Board:
     """A module in one of its power modes: streaming multiprocessors, GPU clock (GHz), memory (GB/s).
 
-    Modes of an Orin Nano and an Orin NX are those of nvpmodel's "super" configuration (JetPack 6.2 and later), but for
-    the NX's MAXN, which only its plain one has; 10, 15 and 25 W of an NX are alike in both.
+    The modes of Orin Nano and Orin NX are those of nvpmodel's "super" configuration (JetPack 6.2 and later). Only the
+    NX's MAXN comes from the plain configuration; 10, 15 and 25 W of an NX are equal in both.
     """
 
     name: str
@@ -72,8 +72,8 @@ class Board:
 
 
 # Jetson Linux Developer Guide, "Supported Modes and Power Efficiency"; Orin NX: nvpmodel_p3767_0000_super.conf and, for
-# MAXN, nvpmodel_p3767_0000.conf (TPC mask 252: two of four TPCs, 4 multiprocessors). `nvpmodel -q --verbose` says what
-# holds on a board.
+# MAXN, nvpmodel_p3767_0000.conf (TPC mask 252: two of four TPCs, 4 multiprocessors). `nvpmodel -q --verbose` prints the
+# values of a board.
 BOARDS = (
     Board("Orin Nano 8GB", "7W", 8, 0.408, 68),
     Board("Orin Nano 8GB", "15W", 8, 0.612, 68),
@@ -95,7 +95,7 @@ MEASURED_ON = BOARDS[3]
 
 @dataclass(frozen=True)
 class Layer:
-    """One kernel: multiply-adds count twice. `kind` is the type it computes in."""
+    """One kernel: a multiply-add counts as two operations. `kind` is the type it computes in."""
 
     flops: float
     bytes: float
@@ -104,8 +104,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Shares:
-    """What is fitted: share of the arithmetic peak, share of the bandwidth, seconds a kernel takes however little it
-    does (at MEASURED_ON's clock; a slower clock makes it longer)."""
+    """The fitted unknowns: share of the arithmetic peak, share of the bandwidth, and the least seconds of a kernel (at
+    the clock of MEASURED_ON; a slower clock makes it longer)."""
 
     arithmetic: float
     bandwidth: float
@@ -118,7 +118,7 @@ def _bounds(layer: Layer, board: Board) -> tuple[float, float]:
 
 
 def seconds(layers: Iterable[Layer], board: Board, shares: Shares) -> float:
-    """Predicted time of one pass."""
+    """Predicted time of one inference pass."""
     total = 0.0
     for layer in layers:
         compute, traffic = _bounds(layer, board)
@@ -127,7 +127,8 @@ def seconds(layers: Iterable[Layer], board: Board, shares: Shares) -> float:
     return total
 
 
-# -- what was published (onnxsim, scripts/nvidia/README.md: TensorRT 10.3, batch 1, Orin Nano at MAXN_SUPER) -----------
+# -- published times (onnxsim, scripts/nvidia/README.md: TensorRT 10.3, batch 1, Orin Nano at MAXN_SUPER)
+# ----------------
 
 
 def _conv(side: int, i: int, o: int, k: int, kind: str) -> Layer:
@@ -154,7 +155,7 @@ def _linear(rows: int, i: int, o: int, kind: str) -> Layer:
 
 
 def vit_b16(linear: str, rest: str) -> list[Layer]:
-    """Dosovitskiy et al. 2020, 224x224; `linear` is the type of the weight layers, `rest` of the others."""
+    """Dosovitskiy et al. 2020, 224x224; `linear` is the type of layers with weights, `rest` of the others."""
     n, d = 197, 768
     glue = Layer(10.0 * n * d, 2 * BYTES[rest] * n * d, rest)
     attention = Layer(4.0 * n * n * d, BYTES[rest] * 4 * n * d, rest)
@@ -181,7 +182,7 @@ PUBLISHED = (
 
 @functools.cache
 def fitted() -> Shares:
-    """The shares that explain what was published with the smallest worst error, on a grid."""
+    """The shares that explain the published times with the smallest worst error, searched on a grid."""
     arithmetic, bandwidth, launch = np.meshgrid(
         np.linspace(0.1, 0.9, 33), np.linspace(0.3, 0.9, 13), np.linspace(0, 20e-6, 21), indexing="ij"
     )
@@ -197,7 +198,7 @@ def fitted() -> Shares:
 
 
 def calibration_errors() -> dict[str, float]:
-    """Published case -> predicted over published time, less 1."""
+    """Published case -> predicted over published time, minus 1."""
     return {name: round(seconds(layers, MEASURED_ON, fitted()) / t - 1, 3) for name, layers, t in PUBLISHED}
 
 
@@ -205,7 +206,7 @@ def calibration_errors() -> dict[str, float]:
 
 
 def layers_of(path: Path) -> list[Layer]:
-    """The kernels of an ONNX file with fixed shapes; a layer between Q/DQ pairs computes in int8, the rest in its own
+    """The kernels of an ONNX file with fixed shapes; a layer between Q/DQ pairs computes in int8, others in their own
     type."""
     half = onnx.TensorProto.FLOAT16
     model = onnx.shape_inference.infer_shapes(onnx.load(path))
@@ -239,7 +240,7 @@ def layers_of(path: Path) -> list[Layer]:
 
 
 def predicted(engines: dict[str, Path], boards: Iterable[Board] = BOARDS) -> list[dict[str, float | str]]:
-    """Engine name -> ONNX file; one row a board: its name, mode, and milliseconds of each engine."""
+    """One row per board for the engines (name -> ONNX file): board, mode, and milliseconds of each engine."""
     layers = {name: layers_of(path) for name, path in engines.items()}
     return [
         {"board": b.name, "mode": b.mode, **{n: round(1e3 * seconds(x, b, fitted()), 3) for n, x in layers.items()}}
@@ -248,7 +249,7 @@ def predicted(engines: dict[str, Path], boards: Iterable[Board] = BOARDS) -> lis
 
 
 def table(rows: Iterable[dict[str, float | str]]) -> list[str]:
-    """Lines for a terminal."""
+    """The predictions as lines for a terminal."""
     rows = list(rows)
     names = [k for k in rows[0] if k not in ("board", "mode")]
     head = f"{'predicted, ms':16}{'mode':12}" + "".join(f"{n:>13}" for n in names)

@@ -1,7 +1,7 @@
-"""The rows of a dataset as tensors, and what frozen parts of a model make of them, kept on the disk.
+"""The rows of a dataset as tensors, and a disk cache of what frozen parts of a model compute from them.
 
-Encoding and imagining every row takes minutes. It is done in blocks, each a file in the run's folder: a run that was
-killed takes up what is there, and processes share the work. Nothing is lost with the files but the time to make them
+Encoding and imagining every row takes minutes. It is done in blocks, each a file in the run's folder: an interrupted
+run reuses the existing files, and processes share the work. Deleting the files costs only the time to compute them
 again.
 """
 
@@ -21,11 +21,11 @@ from tqdm import tqdm
 from export.checkpoint import CheckpointError, write_file
 from export.data import Demonstrations
 
-BLOCK, PIECE = 4096, 128  # rows of a file, and of one pass through a network
+BLOCK, PIECE = 4096, 128  # rows per file, and per pass through a network
 
 
 def digest_of(data: Demonstrations) -> str:
-    """Tells one dataset from another by what the arm did and by some of the pictures: all of them take long."""
+    """Identifies a dataset by its arm motion and by some of its pictures: hashing all pictures would take long."""
     texts = "\n".join(data.instructions).encode()
     some = slice(None, None, max(1, len(data.front) // 64))
     pictures = data.front[some].tobytes() + data.wrist[some].tobytes()
@@ -33,7 +33,7 @@ def digest_of(data: Demonstrations) -> str:
 
 
 def images(raw: np.ndarray, device: torch.device = torch.device("cpu")) -> Tensor:
-    """uint8[B,3,96,96] to float32 in [-1, 1] on `device`, as the robot's pre-processing gives them."""
+    """Pictures uint8[B,3,96,96] as float32 in [-1, 1] on `device`, as the robot's pre-processing gives them."""
     return torch.from_numpy(np.require(raw, requirements="W")).to(device).float().div_(127.5).sub_(1.0)
 
 
@@ -45,9 +45,9 @@ def _blocks(folder: Path, n: int) -> list[tuple[Path, np.ndarray]]:
 def make_blocks(
     folder: Path, name: str, make: Callable[[np.ndarray], tuple[Tensor, ...]], n: int, rank: int = 0, processes: int = 1
 ) -> None:
-    """Write the blocks of `make(rows)`, rows first, float16, that this process owes and that are not there.
+    """Write the missing blocks of `make(rows)` that are this process's share; float16, rows on the first axis.
 
-    `make` must depend on the rows that it is given and on nothing else. Raises CheckpointError when the disk is full.
+    The result of `make` must depend on nothing but its rows. Raises CheckpointError when the disk is full.
     """
     owed = [b for b in _blocks(folder, n)[rank::processes] if not b[0].exists()]
     for path, rows in tqdm(owed, desc=name, mininterval=5, leave=False, disable=rank > 0 or len(owed) < 2):
@@ -57,7 +57,7 @@ def make_blocks(
 
 
 def read_blocks(folder: Path, n: int, device: torch.device) -> tuple[Tensor, ...]:
-    """All blocks end to end; raises CheckpointError for a damaged one."""
+    """All blocks, concatenated; raises CheckpointError for a damaged one."""
     out: dict[str, Tensor] = {}
     for path, rows in _blocks(folder, n):
         try:

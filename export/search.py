@@ -1,5 +1,5 @@
-"""Where to quantise, by measurement: each group of layers is switched to INT8 alone; error and time say which are worth
-it."""
+"""Finds by measurement which layers to quantise: each group of layers is switched to INT8 alone, and its error and time
+are measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from export.plan import Plan
 from export.quantise import CALIBRATORS, layer_weights, load_recipe, quantise
 from runtime.engines.onnx import OrtEngine
 
-LEAST_GAIN = 1.01  # speed-up of the whole engine that a group must bring to be worth its error
+LEAST_GAIN = 1.01  # least speed-up of the whole engine that makes a group worth its error
 
 
 def groups(model: onnx.ModelProto) -> list[str]:
@@ -37,7 +37,7 @@ def groups(model: onnx.ModelProto) -> list[str]:
 
 
 class Bench:
-    """Engines of a plan as FP32 files in `work`, and their inputs for a few observations."""
+    """The engines of a plan as FP32 files in `work`, and their inputs for a few observations."""
 
     def __init__(self, plan: Plan, work: Path, observations: int):
         opened = plan.opened()
@@ -48,7 +48,8 @@ class Bench:
         self.feeds = engine_feeds(OrtEngine(self.files["world_model"]), seen, noise_of(opened.specs))
 
     def attempt(self, name: str, patterns: list[str], calibration: str | None = None) -> dict[str, Any] | None:
-        """Engine `name` with the layers of `patterns` in INT8, against FP32; None where they have too few channels."""
+        """Engine `name` with the layers of `patterns` in INT8, compared with FP32; None where the layers have too few
+        channels."""
         recipe = {**self.base, "calibration": calibration or self.base["calibration"], "quantise": {name: patterns}}
         tried = self.work / "try.onnx"
         try:
@@ -75,10 +76,10 @@ def patterns_of(names: list[str]) -> list[str]:
 
 
 def worth_it(bench: Bench, name: str, table: dict[str, Any], faster_only: bool) -> list[str]:
-    """The groups of `table` that engine `name` passes its gates with, all of them together."""
+    """The groups of `table` with which, all in INT8 together, engine `name` passes its gates."""
     worth = [g for g, row in table.items() if good(row) and (not faster_only or row["speedup"] >= LEAST_GAIN)]
     worth.sort(key=lambda g: min(table[g]["cosine"].values()), reverse=True)
-    while worth:  # the group with most harm goes first
+    while worth:  # the group with the largest error is left out first
         whole = bench.attempt(name, patterns_of(worth))
         if whole is not None and good(whole):
             break
@@ -91,9 +92,9 @@ def search(
 ) -> dict[str, Any]:
     """Write `recipe.json` and `search.json` into `out`; returns the latter.
 
-    Per engine: cosine, speed-up and bytes with only that group in INT8; the calibrators compared on the groups that
-    were chosen. Raises ExportError where `out` cannot be written, before minutes of measuring, and what `Plan.opened`
-    raises.
+    The report has per engine: cosine, speed-up and bytes with only one group in INT8, and the calibrators compared on
+    the chosen groups. Raises ExportError where `out` cannot be written, before anything is measured, and whatever
+    `Plan.opened` raises.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,7 @@ def search(
                 if row is not None:
                     table[group] = row
                     say(f"{name:12} {group:28} cosine {min(row['cosine'].values()):.5f}  {row['speedup']:.2f}x")
-            # How fast TensorRT would be cannot be told by timing ONNX Runtime.
+            # ONNX Runtime's times do not predict TensorRT's, so speed decides for ONNX Runtime only.
             worth = worth_it(bench, name, table, faster_only=plan.target == "onnxruntime")
             chosen[name] = patterns_of(worth)
             calibrators = {c: bench.attempt(name, chosen[name], c) for c in CALIBRATORS} if worth else {}

@@ -1,16 +1,16 @@
-"""The state file of a training run: enough to go on bit for bit, small enough to carry to another machine.
+"""The state file of a training run: enough to resume bit for bit, small enough to carry to another machine.
 
 A parameter that is being trained takes 9 bytes instead of the 16 of plain AdamW with a moving average:
 
-    weight              24 of float32's 32 bits    3 bytes    relative error 2^-17; a step of AdamW changes far more
+    weight              24 of float32's 32 bits    3 bytes    relative error 2^-17, far below one step of AdamW
     moving average      its difference to the weight, float16    2
     first moment        bfloat16    2
     second moment       bfloat16    2
 
-So that a resumed run equals the unbroken one, the *running* values are rounded in the same way every ROUND_EVERY steps,
-saved or not, and files are written at such steps only: what lies in the file is exactly what the run goes on with. What
-is finished is float16 already (a checkpoint ships in float16, and later stages train on what ships) and takes 2 bytes;
-what is as it was in the beginning takes none.
+The *running* values are rounded in this way every ROUND_EVERY steps, whether the state is saved or not, and files are
+written at these steps only: the run continues with exactly the values in the file, so a resumed run equals an
+uninterrupted one. Finished parameters are float16 (a checkpoint ships in float16, and later stages train on what ships)
+and take 2 bytes. Unchanged parameters are not stored.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names
 
 @torch.no_grad()
 def round_running(weight: Tensor, average: Tensor, moments: Mapping[str, Tensor]) -> None:
-    """Bring the values of one parameter, in place, to what the file holds: packing them then loses nothing."""
+    """Round the values of one parameter, in place, to what the file can hold: packing them then loses nothing."""
     bits = weight.data.view(torch.int32)
     bits.add_(0x80).bitwise_and_(~0xFF)
     average.copy_(weight + (average - weight).half().float())
@@ -42,20 +42,20 @@ def round_running(weight: Tensor, average: Tensor, moments: Mapping[str, Tensor]
 
 @torch.no_grad()
 def round_finished(tensors: Mapping[str, Tensor]) -> None:
-    """Bring finished values, in place, to the half precision that a checkpoint ships in."""
+    """Round finished values, in place, to the half precision in which a checkpoint ships."""
     for v in tensors.values():
         v.copy_(v.half().to(v.dtype))
 
 
 def pack_running(weight: Tensor, average: Tensor, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The values of one parameter as stored; they must be rounded."""
+    """The values of one parameter as the file stores them; they must be rounded."""
     raw = weight.detach().cpu().flatten().view(torch.uint8).reshape(-1, 4)
     stored = {"weight": raw[:, 1:].contiguous(), "average": (average - weight).detach().half().cpu().contiguous()}
     return stored | {k: moments[k].bfloat16().cpu().contiguous() for k in MOMENTS}
 
 
 def unpack_running(stored: Mapping[str, Tensor], shape: torch.Size) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Weight, average and moments, float32, of what `pack_running` made."""
+    """Weight, average and moments as float32, from the result of `pack_running`."""
     raw = torch.zeros(len(stored["weight"]), 4, dtype=torch.uint8)
     raw[:, 1:] = stored["weight"]
     weight = raw.view(torch.float32).reshape(shape)
@@ -63,7 +63,7 @@ def unpack_running(stored: Mapping[str, Tensor], shape: torch.Size) -> tuple[Ten
 
 
 def pack_finished(value: Tensor) -> Tensor:
-    """Half precision where that is exact, else as it is."""
+    """Half precision where that is exact, otherwise unchanged."""
     half = value.detach().half()
     return (half if torch.equal(half.to(value.dtype), value) else value.detach()).cpu().contiguous()
 
@@ -73,10 +73,10 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, An
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and what `save_state` was told about them; raises CheckpointError.
+    """Tensors and the `about` that was given to `save_state`; raises CheckpointError.
 
-    Also while another process replaces the file: it is opened twice on the way, and torch refuses what has another size
-    by then.
+    Works while another process replaces the file: it is opened twice then, and torch rejects a file whose size changed
+    in between.
     """
     try:
         with safetensors.safe_open(str(path), "pt") as f:

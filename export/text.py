@@ -1,7 +1,8 @@
-"""Instruction embedding: a sentence encoder makes a vector of the text, the world model's learnt layer projects it.
+"""Instruction embedding: a sentence encoder turns the text into a vector, and a learnt layer of the world model
+projects it.
 
-The default needs no model hub: hashed character n-grams. Any sentence encoder of Hugging Face can stand in, as a folder
-on the disk. Encoders work in training and export only; the robot looks projected vectors up.
+The default encoder needs no download: hashed character n-grams. Any sentence encoder of Hugging Face can be used
+instead, from a folder. Encoders run in training and export only; the robot looks up projected vectors.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class EncoderError(Mendable):
 
 @dataclass(frozen=True)
 class Encoder:
-    """`encoder(text)` is a unit-length float32[size]; `name` goes into the checkpoint and tells whether the right one
-    is at hand."""
+    """`encoder(text)` is a unit-length float32[size]. `name` goes into the checkpoint and tells later whether the same
+    encoder is used."""
 
     name: str
     size: int
@@ -36,11 +37,11 @@ class Encoder:
 
 
 def ngrams(text: str, size: int) -> np.ndarray:
-    """Unit-length float32[size] of hashed counts: 3- to 5-character n-grams, and, three times as heavy, one to three
-    words in a row.
+    """Unit-length float32[size] of hashed counts: character n-grams of 3 to 5 characters, and, with three times the
+    weight, sequences of one to three words.
 
-    Without the rows of words "stack the red cube on the blue cube" and "stack the blue cube on the red cube" would be
-    one vector.
+    Without the word sequences, "stack the red cube on the blue cube" and "stack the blue cube on the red cube" would
+    have the same vector.
     """
     words = text.lower().split()
     padded = f" {' '.join(words)} "
@@ -54,9 +55,9 @@ def ngrams(text: str, size: int) -> np.ndarray:
 
 
 def encoder_of(cfg: Config, folder: Path | None = None) -> Encoder:
-    """The encoder that a model with this configuration was trained with; `folder` where that is a Hugging Face one.
+    """The encoder with which a model of this configuration was trained; a Hugging Face one is read from `folder`.
 
-    Raises EncoderError when it is another, or not given.
+    Raises EncoderError when `folder` holds another one or is missing.
     """
     if folder is not None:
         encoder = hugging_face(folder)
@@ -74,10 +75,10 @@ def encoder_of(cfg: Config, folder: Path | None = None) -> Encoder:
 
 
 def hugging_face(folder: Path) -> Encoder:
-    """The encoder in a folder as `save_pretrained` writes it (config.json, model.safetensors, tokenizer.json): mean
-    over tokens.
+    """The encoder in a folder that `save_pretrained` wrote (config.json, model.safetensors, tokenizer.json): mean over
+    tokens.
 
-    Nothing is downloaded and no code of the folder is run. Raises EncoderError, and ModuleNotFoundError without
+    Nothing is downloaded and no code from the folder is run. Raises EncoderError, and ModuleNotFoundError without
     `transformers`.
     """
     folder = Path(folder)
@@ -88,7 +89,7 @@ def hugging_face(folder: Path) -> Encoder:
                 "writes it."
             )
     import torch
-    from transformers import AutoModel, AutoTokenizer  # only for those who ask for it
+    from transformers import AutoModel, AutoTokenizer  # an optional package
 
     try:
         tokenise = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)

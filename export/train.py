@@ -1,13 +1,12 @@
-"""Training: tokeniser, then world model, then experts and gate. Resumable, deterministic given a seed.
+"""Training: tokeniser, then world model, then experts and gate. Resumable, and deterministic for a given seed.
 
-How steps are taken, saved and resumed: `export/loop.py`. The loss of the last stage is the paper's: L_predictive + 0.1
+`export/loop.py` takes, saves and resumes steps. The loss of the last stage is the paper's: L_predictive + 0.1
 L_reactive + 0.05 L_gate.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export.augment import augment, displace, relit
 from export.backdrop import with_other_tables
 from export.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from export.config import Config
 from export.data import Demonstrations
 from export.labels import Labels
 from export.lerobot import DataError
-from export.loop import Stage
+from export.losses import bin_loss, heat_loss
 from export.models import HarmoWam
 from export.rows import images
+from export.schedule import Stage
 from export.text import Encoder
 from export.world_loop import WorldLoop
 
@@ -34,10 +35,12 @@ STAGES = ("tokeniser", "world", "experts")
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps, batch and peak learning rate of each stage; in how many shards a batch is drawn (`export/loop.py`).
+    """Steps, batch and peak learning rate of each stage; the number of shards in which a batch is drawn
+    (`export/loop.py`).
 
-    `tables`: share of demonstrations that get another table top (`export/backdrop.py`). `end`: the rate falls in a
-    straight line to this share of its peak; None is half a cosine to 3 %. `bf16`: None is what the device does best.
+    `tables`: share of demonstrations that get another table top (`export/backdrop.py`). `end`: the learning rate falls
+    in a straight line to this share of its peak; None is half a cosine to 3 %. `bf16`: None chooses what is faster on
+    the device.
     """
 
     tokeniser: Stage = (3000, 48, 8e-4)
@@ -52,10 +55,11 @@ class Plan:
 
 @torch.no_grad()
 def normalise(m: HarmoWam, data: Demonstrations, labels: Labels) -> None:
-    """Set the scale of what goes in and comes out: actions by what is done near things, the rest by all rows.
+    """Set the normalisation of inputs and outputs: of actions from rows near a contact, of everything else from all
+    rows.
 
-    Near a contact the tool moves sideways by millimetres, in transit by centimetres: on the scale of both, 2 mm would
-    be lost in the noise.
+    Near a contact the tool moves sideways by millimetres, in transit by centimetres. On a common scale, 2 mm would be
+    lost in the noise.
     """
     precise = ~data.play & (labels.gate > 0.5)
     actions = labels.chunk[precise if precise.any() else ~data.play]
@@ -82,7 +86,7 @@ class Trainer(WorldLoop):
         encode: Encoder | None = None,
         start: HarmoWam | None = None,
     ):
-        """`start`: go on from this trained model and its normalisation, instead of from weights drawn from the seed."""
+        """`start`: continue from this trained model and its normalisation, instead of weights drawn from the seed."""
         data = with_other_tables(data, plan.tables, plan.seed, cfg)
         labels = Labels(data, cfg, encode)
         torch.manual_seed(plan.seed)
@@ -98,7 +102,7 @@ class Trainer(WorldLoop):
         )
 
     def _begin(self, name: str) -> None:
-        """Let the stage's own parts learn; cache what the frozen parts give."""
+        """Unfreeze the parts that the stage trains; cache what the frozen parts compute."""
         m = self.model
         parts: dict[str, list[nn.Module]] = {
             "tokeniser": [m.tokeniser],
@@ -111,9 +115,10 @@ class Trainer(WorldLoop):
             self._encode_all()
         if name == "world":
             m.world.tokens.requires_grad_(False)
-            weight = np.where(self.labels.ambiguous, 3.0, 1.0)  # else the words would matter in a quarter of the rows
-            # An arm at rest has more often finished than not begun, and where that cannot be told it must not stay at
-            # rest.
+            # without this weight, the instruction would decide in a quarter of the rows only
+            weight = np.where(self.labels.ambiguous, 3.0, 1.0)
+            # Rows after the last event have an arm at rest. Their weight is low: an arm at rest that has not yet begun
+            # may look the same, and it must not stay at rest.
             weight[~self.labels.aims] *= 0.3
             self.asked_for = np.cumsum(weight / weight.sum())
         if name == "experts":
@@ -131,15 +136,15 @@ class Trainer(WorldLoop):
 
     def _tokeniser_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
         x = images(self.data.front[rng.integers(len(self.data.front), size=batch)], self.device)
-        # What stands out from its surroundings (arm, things) is a few per cent of the pixels and all of the matter.
+        # What differs from its surroundings (arm, things) is a few per cent of the pixels and matters most.
         padded = F.pad(x, (12, 12, 12, 12), mode="replicate")
         around = F.avg_pool2d(F.avg_pool2d(padded, (1, 25), 1), (25, 1), 1)
         weight = 1 + 8 * ((x - around).abs().amax(1, keepdim=True) * 3).clamp(0, 1)
         with self._cast():
             y = self.model.tokeniser.decode(self.model.tokeniser.encode(x))
         error = y.float() - x
-        # Edges apart (gradient difference loss: Mathieu et al. 2016): what is thin or has a hole was a blot on tables
-        # with a pattern.
+        # A term for edges (gradient difference loss: Mathieu et al. 2016): without it, thin things and things with a
+        # hole became blots on tables with a pattern.
         across = (weight[..., 1:] * error.diff(dim=-1).abs()).mean() + (
             weight[..., 1:, :] * error.diff(dim=-2).abs()
         ).mean()
@@ -148,7 +153,7 @@ class Trainer(WorldLoop):
     def _world_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
         rows = np.minimum(np.searchsorted(self.asked_for, rng.random(batch)), len(self.data.pose) - 1)
         now, future = self.latents[rows].float(), self._future(rows)
-        # Few Euler steps at run time: half of the batch trains where they start, at pure noise.
+        # At run time there are few Euler steps: 40 % of the batch trains at pure noise, where they start.
         t = torch.from_numpy(np.where(rng.random(batch) < 0.4, 0.0, rng.random(batch)).astype(np.float32)).to(
             self.device
         )
@@ -163,9 +168,9 @@ class Trainer(WorldLoop):
             text = self.model.world.embed(torch.from_numpy(said).to(self.device))
             velocity, mid = self.model.world(x, t, now, self.model.world.look(front), text, self._felt(rows, rng))
             where = self.model.world.acts_next(mid)
-        # The words move a few cells of the picture: asking where the gripper will act teaches them far sooner than
-        # pixels do.
-        asked = (t == 0).float() * self._row(lab.aims, rows)  # later the noisy future itself shows it
+        # The instruction changes a few cells of the picture only: predicting where the gripper will act teaches its
+        # meaning much sooner than a pixel loss.
+        asked = (t == 0).float() * self._row(lab.aims, rows)  # at later times the noisy future itself shows the place
         place = heat_loss(where, self._row(lab.cell, rows), self.cfg.heatmap)
         return {
             "flow": (weight * (velocity.float() - (future - noise)) ** 2).mean(),
@@ -173,8 +178,11 @@ class Trainer(WorldLoop):
         }
 
     def _imagine_all(self) -> None:
-        """Mid-layer features and generated futures by the frozen world model at one noise each, of every second row of
-        an episode: that is 10 a second, and a robot's slow loop makes 8. `imagined` tells where a row's newest are."""
+        """Compute mid-layer features and generated futures by the frozen world model, from one noise each, for every
+        second row of an episode.
+
+        That is 10 per second; a robot's slow loop makes 8. `imagined` maps a row to its newest ones.
+        """
         m = self.average
         first = np.searchsorted(self.data.episode, self.data.episode)
         every_other = (np.arange(len(first)) - first) % 2 == 0
@@ -200,8 +208,8 @@ class Trainer(WorldLoop):
         self.mids, self.generated = self._every_row(
             "imagine", imagine, [m.tokeniser, m.world], np.flatnonzero(every_other)
         )
-        # The predictive expert learns actions from what tasks ask for, three times as often where things are touched,
-        # and what to look at from all of play.
+        # The predictive expert learns actions from rows that tasks could ask for, three times as often near a contact,
+        # and learns where to look from all of play.
         weight = np.where(self.labels.skilled, np.where(self.labels.gate > 0.5, 3.0, 1.0), 0.7 * self.labels.in_view)
         self.sampling = np.cumsum(weight / weight.sum())
         aims = self.labels.aims
@@ -231,7 +239,7 @@ class Trainer(WorldLoop):
         with self._cast():
             memory, where, turn = m.predictive.context(wrist, now, m.world.tokens(mids), state)
             velocity = m.predictive.velocity(x, t, memory)
-        # Transit is large on this scale, and not its job.
+        # Actions in transit are large on this scale, and the reactive expert's job.
         matters = torch.where(self._row(lab.gate, rows) > 0.5, 1.0, 0.3) * self._row(lab.skilled, rows)
         matters = matters[:, None] * self._row(lab.taught, rows)
         predictive = (matters[:, :, None] * (velocity.float() - (chunk - noise)) ** 2).mean()
@@ -243,7 +251,7 @@ class Trainer(WorldLoop):
         return {"predictive": predictive, "contact": 0.1 * contact, "heading": 0.1 * heading}
 
     def _gate_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
-        """It learns from play too; what the jaw should do, only a task says."""
+        """The gate learns from play, too; the jaw's target comes from tasks only."""
         m, lab = self.model, self.labels
         rows = rng.integers(len(lab.gate), size=batch // 2)
         wrist = augment(images(self.data.wrist[rows], self.device), rng)
@@ -256,7 +264,7 @@ class Trainer(WorldLoop):
         }
 
     def _reactive_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
-        """Half true, half generated futures; the newest frame may be up to 0.4 s younger than the Prior's."""
+        """Half of the futures are true, half generated; the newest frame is up to 0.4 s younger than the Prior's."""
         m, lab = self.model, self.labels
         rows = self.aiming[rng.integers(len(self.aiming), size=max(1, batch // 4))]
         newest = np.minimum(rows + rng.integers(0, 9, len(rows)), self.data.next_event[rows])
@@ -274,75 +282,8 @@ class Trainer(WorldLoop):
         return {"reactive": 0.1 * (place + reach_loss)}
 
 
-def heat_loss(logits: Tensor, cell: Tensor, side: int) -> Tensor:
-    """Cross-entropy [B] of a square map's logits [B, n*n] against a spot round `cell` [B, 2] (column, row of a side x
-    side map)."""
-    n = math.isqrt(logits.shape[1])
-    at = (cell + 0.5) * (n / side) - 0.5
-    grid = torch.arange(n, device=logits.device, dtype=torch.float32)
-    spot = torch.exp(
-        -((grid[None, None, :] - at[:, 0, None, None]) ** 2 + (grid[None, :, None] - at[:, 1, None, None]) ** 2)
-        / (2 * 0.8**2)
-    ).flatten(1)
-    spot = spot / spot.sum(1, keepdim=True).clamp_min(1e-6)
-    return -(spot * F.log_softmax(logits.float(), -1)).sum(-1)
-
-
-def bin_loss(logits: Tensor, at: Tensor) -> Tensor:
-    """Cross-entropy [B] of logits [B, n] against a bump, one bin wide, round the bins `at` [B] (centres at whole
-    numbers)."""
-    bins = torch.arange(logits.shape[1], device=logits.device, dtype=torch.float32)
-    bump = torch.softmax(-((bins - at[:, None]) ** 2) / 2, 1)
-    return -(bump * F.log_softmax(logits.float(), -1)).sum(1)
-
-
-def displace(
-    now: Tensor, mids: Tensor, near: np.ndarray, ambiguous: np.ndarray, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Move what the front camera shows by whole token cells, for the rows that are `near` a contact: what a grasp looks
-    like from close by does not depend on where on the table it happens, and the targets are the tool's own.
-
-    `now` [B,C,12,12], `mids` [B,36,D] on a 6x6 grid; a fifth of the near rows lose the tokens altogether, but for those
-    that are `ambiguous`: there the tokens alone tell what is meant.
-    """
-    side = math.isqrt(mids.shape[1])
-    ratio = now.shape[-1] // side
-    here = torch.from_numpy(near).to(now.device)
-    dx, dy = (int(v) for v in rng.integers(-2, 3, 2))
-    grid = mids.transpose(1, 2).reshape(len(mids), -1, side, side)
-
-    def moved(x: Tensor, by: int) -> Tensor:
-        pad = 2 * by
-        padded = F.pad(x, (pad, pad, pad, pad), mode="replicate")
-        return torch.roll(padded, (dy * by, dx * by), (2, 3))[:, :, pad:-pad, pad:-pad]
-
-    lost = here & torch.from_numpy((rng.random(len(near)) < 0.2) & ~ambiguous).to(now.device)
-    shifted = torch.where(here[:, None, None, None], moved(grid, 1), grid).flatten(2).transpose(1, 2)
-    return torch.where(here[:, None, None, None], moved(now, ratio), now), shifted * ~lost[:, None, None]
-
-
-def augment(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """The wrist view shifted by up to a pixel (1.6 mm at the jaws' tips: more would be more than a peg's play) and in
-    another light."""
-    dx, dy = (int(v) for v in rng.integers(-1, 2, 2))
-    x = torch.roll(F.pad(x, (1, 1, 1, 1), mode="replicate"), (dy, dx), (2, 3))[:, :, 1:-1, 1:-1]
-    return relit(x, rng)
-
-
-def relit(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """Pictures in another light, and with another row's picture shining through: task demonstrations know one table
-    only (random overlay: Hansen and Wang 2021)."""
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.from_numpy(rng.uniform(low, high, (len(x), *shape)).astype(np.float32)).to(x.device)
-
-    share = uniform(0.05, 0.35, 1, 1, 1) * (uniform(0, 1, 1, 1, 1) < 0.3)
-    x = x + share * (x.roll(1, 0) - x)
-    return (x + 1) * uniform(0.8, 1.2, 1, 1, 1) * uniform(0.88, 1.12, 3, 1, 1) - 1 + uniform(-0.12, 0.12, 3, 1, 1)
-
-
 def check_rate(data: Demonstrations, cfg: Config) -> None:
-    """Raises DataError unless a row of the dataset is a step of the chunk."""
+    """Raises DataError unless one row of the dataset is one step of the action chunk."""
     if abs(cfg.chunk_dt_s * data.rate_hz - 1) > 1e-6:
         raise DataError(
             f"the dataset has {data.rate_hz:g} rows/s and the model's actions are {1 / cfg.chunk_dt_s:g} a second: "
@@ -360,13 +301,13 @@ def train(
     start: Path | None = None,
     about: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
-    """Train (or go on training) in folder `run` and write the checkpoint to `out`; returns its note.
+    """Train (or continue a training) in folder `run` and write the checkpoint to `out`; returns its note.
 
-    `start` is a checkpoint to fine-tune: its configuration must be `cfg`, and stages may have no steps. `about` joins
-    the note.
+    `start` is a checkpoint to fine-tune: its configuration must equal `cfg`, and stages may have no steps. `about` is
+    added to the note.
 
-    Raises DataError for a dataset of another rate, CheckpointError for anything else that prevents it; what was saved
-    then stays.
+    Raises DataError for a dataset of another rate, and CheckpointError for everything else that prevents the training;
+    what was saved then stays.
     """
     check_rate(data, cfg)
     if data.play.all():

@@ -1,4 +1,4 @@
-"""What training and distilling a HarmoWam have in common beyond the loop: latents, futures, and what the arm feels."""
+"""What training and distilling a HarmoWam share beyond the loop: latents, futures, and noisy proprioception."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch import Tensor
 
 from export.data import Demonstrations
 from export.labels import HELD_RAD, Labels
-from export.loop import Loop, Stage
+from export.loop import Loop
 from export.models import HarmoWam
 from export.rows import images
+from export.schedule import Stage
 
-GRIP_RAD = 0.06  # how much wider or narrower than it was a held thing is felt (`_felt`)
+GRIP_RAD = 0.06  # rad: random change of the jaw's opening on a held thing (`_felt`)
 
 
 class WorldLoop(Loop[HarmoWam]):
-    """`labels` are those of `data`."""
+    """`labels` must belong to `data`."""
 
     def __init__(
         self,
@@ -34,7 +35,7 @@ class WorldLoop(Loop[HarmoWam]):
         bf16: bool | None,
         **settings: Any,
     ) -> None:
-        """As of Loop, whose errors it raises."""
+        """Raises what Loop raises."""
         self.labels = labels
         super().__init__(run, model, model.cfg, data, schedule, seed, shards, bf16, **settings)
 
@@ -56,8 +57,8 @@ class WorldLoop(Loop[HarmoWam]):
         return (self._row(self.labels.proprio, rows) - self.model.proprio_mean) / self.model.proprio_std
 
     def _felt(self, rows: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """`_state` with a little noise, and half of the time as if what the jaw holds were of another width: never so
-        narrow that it could as well have closed on nothing."""
+        """`_state` with a little noise. In half of the rows with a held thing, the jaw's opening is changed as if the
+        thing had another width, but never as far shut as if the jaw had closed on nothing."""
         state = self._state(rows)
         other = self.labels.holds[rows] & (rng.random(len(rows)) < 0.5)
         jaw = self.cfg.proprio.index("gripper")

@@ -1,3 +1,3 @@
-"""The front door: the `harmowam` command, which imports each room when it is asked for."""
+"""The command line: the `harmowam` command, which imports each package when it is used."""
 
 __version__ = "0.1.0"

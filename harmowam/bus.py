@@ -1,4 +1,4 @@
-"""`harmowam bus`: find servos, watch them, check what they hold, give one an id, and run the fault campaign."""
+"""`harmowam bus`: find servos, watch them, check their settings, set an id, and run the fault campaign."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ protocol_option = click.option(
     type=click.Choice(["feetech", "dynamixel", "both"]),
     default="both",
     show_default=True,
-    help="Which servos to look for.",
+    help="Makes of servo to look for.",
 )
 
 
@@ -61,11 +61,11 @@ def table(rows: list[list[Any]], head: list[str]) -> list[str]:
 @port_option
 @baud_option
 @protocol_option
-@click.option("--ids", default="0-20", show_default=True, help="Ids to ask, at most 0-252.")
+@click.option("--ids", default="0-20", show_default=True, help="Range of ids to ask, at most 0-252.")
 @json_option
 @errors
 def scan(port: str, baud: tuple[int, ...], protocol: str, ids: str, json_path: Path | None) -> None:
-    """Every servo that answers. Only reads; the arm is not touched."""
+    """List every servo that answers. Only reads; the arm is not touched."""
     from firmware_bridge.service import scan
 
     found = scan(port, id_range(ids), protocols(protocol), baud, lambda line: click.echo(f"  {line}", err=True))
@@ -133,10 +133,10 @@ def open_arm(robot: str, port: str | None) -> tuple[Arm, Port]:
 @bus.command()
 @robot_option
 @robot_port_option
-@click.option("--seconds", type=float, help="Stop after so long (default: Ctrl-C).")
+@click.option("--seconds", type=float, help="Stop after this time (default: at Ctrl-C).")
 @errors
 def monitor(robot: str, port: str | None, seconds: float | None) -> None:
-    """Live table of every joint. Only reads; works with the torque off and the arm moved by hand."""
+    """Live table of every joint. Only reads; works with the torque off while the arm is moved by hand."""
     import numpy as np
 
     from firmware_bridge.motion.arm import NO_REPLY
@@ -191,13 +191,12 @@ def monitor(robot: str, port: str | None, seconds: float | None) -> None:
 @click.option(
     "--fix",
     is_flag=True,
-    help="Write what must be to the EEPROM of servos that hold something else. Torque must be off.",
+    help="Write the required settings to the EEPROM of servos that differ. Torque must be off.",
 )
 @json_option
 @errors
 def check(robot: str, port: str | None, fix: bool, json_path: Path | None) -> None:
-    """What the arm's servos hold that would change its motion, and why it must be otherwise. Only reads, but with
-    --fix."""
+    """List servo settings that would change the arm's motion, with the reason. Only reads, unless --fix is given."""
     from firmware_bridge import service
     from firmware_bridge.motion import before_torque
 
@@ -212,9 +211,8 @@ def check(robot: str, port: str | None, fix: bool, json_path: Path | None) -> No
             click.echo(line)
         if rows and not fix:
             raise UserError(
-                f"{len(rows)} setting{'s' * (len(rows) > 1)} would change the arm's motion: "
-                f"`harmowam bus check --robot {robot} --fix` sets {'them' if len(rows) > 1 else 'it'} right, with the "
-                "torque off."
+                f"{len(rows)} setting{'s' * (len(rows) > 1)} would change the arm's motion: `harmowam bus check "
+                f"--robot {robot} --fix` sets {'them' if len(rows) > 1 else 'it'} right, with the torque off."
             )
         if rows:
             click.echo(
@@ -232,8 +230,8 @@ def check(robot: str, port: str | None, fix: bool, json_path: Path | None) -> No
 @port_option
 @baud_option
 @protocol_option
-@click.option("--to", "new", type=click.IntRange(0, 252), prompt="New id", help="The id that the servo shall have.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--to", "new", type=click.IntRange(0, 252), prompt="New id", help="The servo's new id.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @errors
 def set_id(port: str, baud: tuple[int, ...], protocol: str, new: int, yes: bool) -> None:
     """Give one servo a new id: connect it alone, and confirm."""
@@ -262,8 +260,8 @@ def set_id(port: str, baud: tuple[int, ...], protocol: str, new: int, yes: bool)
 
 
 @bus.command()
-@click.option("--only", default="", help="Faults whose name contains this.")
-@click.option("--virtual", is_flag=True, help="Leave out what needs processes and ports.")
+@click.option("--only", default="", help="Only faults whose name contains this.")
+@click.option("--virtual", is_flag=True, help="Leave out faults that need processes and ports.")
 @click.option(
     "--markdown",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -273,7 +271,7 @@ def set_id(port: str, baud: tuple[int, ...], protocol: str, new: int, yes: bool)
 @json_option
 @errors
 def campaign(only: str, virtual: bool, markdown: Path | None, json_path: Path | None) -> None:
-    """Every known fault against a moving (virtual) arm: what it was detected as, and how soon the arm was safe."""
+    """Inject every known fault into a moving (virtual) arm: what it was detected as, and how soon the arm was safe."""
     from firmware_bridge.virtual.campaign import campaign
     from firmware_bridge.virtual.campaign_live import campaign_live
     from firmware_bridge.virtual.campaign_start import campaign_start

@@ -1,4 +1,4 @@
-"""The `harmowam` command. Each verb imports its room when it is asked for, so that `--help` stays quick."""
+"""The `harmowam` command. Each verb imports its package when it runs, so that `--help` is quick."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from harmowam.options import (
 
 
 class Verbs(click.Group):
-    """Commands, and the verb groups that live in modules of their own, imported when asked for."""
+    """Commands, and verb groups in modules of their own that are imported when they are used."""
 
     groups: ClassVar = {
         "average": "harmowam.train",
@@ -217,7 +217,7 @@ def run(
     if record is not None:
         from runtime.observe.report import lacking, write_report
 
-        if missing := lacking():  # a robot's installation is lean
+        if missing := lacking():  # a robot's installation may lack the packages for a report
             click.echo(lean(record, missing))
         else:
             write_report(bundle, record, done.report)

@@ -1,4 +1,4 @@
-"""`harmowam demo`: checkpoint to INT8 bundle to moving (simulated) arm to report, in one command."""
+"""`harmowam demo`: from checkpoint to INT8 bundle to a moving (simulated) arm to a report, in one command."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from runtime.robot import load_robot
 def demo(
     out: Path, task: str, seed: int, seconds: float, say: Callable[[str], None], engine: str | None = None
 ) -> dict[str, Any]:
-    """Returns the report that it wrote to `out`. Raises UserError and what `live` and `write_report` raise."""
+    """Run the demo; returns the report that it wrote to `out`. Raises UserError and what `live` and `write_report`
+    raise."""
     bundle = out / "so101.bundle"
     make_folder(out, "--out")
     say("1 of 3: export the shipped checkpoint to INT8")
     # In a process of its own: torch must not be in memory when the runtime is measured.
     export = [sys.executable, "-m", "harmowam.cli", "export", "--out", str(bundle)]
-    if subprocess.run(export, check=False).returncode:  # on a machine where INT8 brings nothing, say
+    if subprocess.run(export, check=False).returncode:  # for example on a machine where INT8 is not faster
         say(
             "the export was refused, see above: trying it with --force, which passes over missed gates and marks the "
             "bundle as failed"

@@ -1,4 +1,4 @@
-"""`harmowam distill`: a student of one step from a teacher of many."""
+"""`harmowam distill`: trains a student of one Euler step from a teacher of many."""
 
 from __future__ import annotations
 
@@ -11,24 +11,28 @@ from harmowam.options import errors, json_option, write_json
 from harmowam.train import PATH, changed, read, training_options
 
 
-@click.command(short_help="Teach a student to imagine in one step.")
+@click.command(short_help="Distil a model to one Euler step.")
 @click.argument("checkpoint", type=PATH)
 @training_options
 @click.option("--out", type=PATH, required=True, help="The student's checkpoint.")
 @click.option(
     "--run",
-    "--run-folder",  # torchrun takes --run for its own
+    "--run-folder",  # torchrun has an option --run of its own
     "run_folder",
     type=PATH,
     default=Path("runs/distill"),
     show_default=True,
-    help="State and log; goes on where it stopped.",
+    help="State and log; an interrupted run resumes from here.",
 )
 @click.option(
     "--teacher-steps", type=click.IntRange(2, 100), default=8, show_default=True, help="Euler steps of the teacher."
 )
 @click.option(
-    "--action-steps", type=click.IntRange(1, 2), default=1, show_default=True, help="Of the student's expert."
+    "--action-steps",
+    type=click.IntRange(1, 2),
+    default=1,
+    show_default=True,
+    help="Euler steps of the student's expert.",
 )
 @json_option
 @errors
@@ -48,9 +52,10 @@ def distill(
     action_steps: int,
     json_path: Path | None,
 ) -> None:
-    """Teach a student to imagine in one step and to act in one or two what CHECKPOINT does in many.
+    """Train a student that predicts futures in one Euler step and action chunks in one or two, from the model
+    CHECKPOINT.
 
-    A killed run is resumed by the same command.
+    The same command resumes an interrupted run.
     """
     from export.checkpoint import load_checkpoint
     from export.distill import STAGES, DistilPlan, distil
@@ -59,7 +64,7 @@ def distill(
 
     plan = DistilPlan(teacher_steps=teacher_steps, action_steps=action_steps, seed=seed, shards=shards, bf16=bf16)
     plan = changed(plan, stages, STAGES)
-    load_checkpoint(checkpoint)  # before the dataset, which takes longer
+    load_checkpoint(checkpoint)  # checked before the dataset is read, which takes longer
     data = read(dataset, run_folder, units, cameras)
     note = distil(checkpoint, data, run_folder, out, plan, text_encoder)
     if not leads():

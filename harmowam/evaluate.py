@@ -1,4 +1,4 @@
-"""`harmowam evaluate`: the paper's table, in simulation and virtual time."""
+"""`harmowam evaluate`: the paper's table of success, in simulation and virtual time."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 @bundle_option
 @click.option(
     "--policy",
-    help="Of kind harmowam gated (the default), reactive, predictive, average, oracle, true_future; several with "
-    "commas.",
+    help="For a bundle of kind harmowam: gated (the default), reactive, predictive, average, oracle, true_future; "
+    "several with commas.",
 )
 @click.option(
     "--environment",
@@ -55,48 +55,50 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     type=click.IntRange(min=1),
     default=50,
     show_default=True,
-    help="Of each task, in each environment, with each policy.",
+    help="Episodes of each task, in each environment, with each policy.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Of the first episode; the next ones count on.",
+    help="Seed of the first episode; the others count up from it.",
 )
 @click.option(
     "--split",
     type=click.Choice(["development", "test"]),
     default="development",
     show_default=True,
-    help="Keep `test` for what is reported.",
+    help="Seeds to draw starts from; keep `test` for published results.",
 )
 @click.option(
     "--start",
     type=click.Choice(["home", "near", "both"]),
     default="home",
     show_default=True,
-    help="near: at hover above the first subgoal.",
+    help="Where the arm starts; near is at hover above the first subgoal.",
 )
 @click.option(
     "--latency",
     multiple=True,
     metavar="ENGINE=MS",
-    help="world_model, predictive or fast: virtual latency of an engine.",
+    help="Virtual latency of the engine world_model, predictive or fast.",
 )
-@click.option("--camera-fps", type=click.FloatRange(min=1), default=25.0, show_default=True, help="Of both cameras.")
+@click.option(
+    "--camera-fps", type=click.FloatRange(min=1), default=25.0, show_default=True, help="Frame rate of both cameras."
+)
 @click.option(
     "--rows",
     type=click.Path(path_type=Path, dir_okay=False),
     callback=to_be_written,
-    help="Append each episode here as a JSON line; what it holds is not run again.",
+    help="Append each episode to this file as a JSON line; episodes in the file are not run again.",
 )
 @click.option(
     "--shard",
     default="1/1",
     show_default=True,
     metavar="I/N",
-    help="Run every N-th episode only, beginning with the I-th.",
+    help="Run only every N-th episode, beginning with the I-th.",
 )
 @engine_option
 @workers_option
@@ -119,7 +121,7 @@ def evaluate(
     workers: int | None,
     json_path: Path | None,
 ) -> None:
-    """Success over seeded starts, in virtual time: policies by environments, on the same starts."""
+    """Success over seeded starts in virtual time, by policy and environment; all policies get the same starts."""
     from runtime.bundle import Bundle
     from runtime.compute import REPORTED, Compute, choose
     from runtime.policies import kind_of
@@ -128,9 +130,7 @@ def evaluate(
     from sim.tasks import ENVIRONMENTS, INSTRUCTIONS, TASKS
 
     schedule = _schedule(camera_fps, latency)
-    part, _, parts = shard.partition("/")
-    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
-        raise UserError(f"--shard {shard} is not understood: write for example 1/4 for the first of four parts.")
+    this_shard = _shard(shard)
     opened = Bundle.load(bundle)
     kind, chosen = kind_of(opened), choose(opened, Compute(engine or "auto"))
     ways = OURS if opened.manifest.policy.kind == "harmowam" else kind.modes
@@ -147,7 +147,7 @@ def evaluate(
         starts=STARTS if start == "both" else (start,),
         schedule=schedule,
         engine=chosen.engine,
-    )[int(part) - 1 :: int(parts)]
+    )[this_shard]
     began = time.monotonic()
     found = run_jobs(jobs, rows, workers)
     wall = time.monotonic() - began
@@ -155,23 +155,21 @@ def evaluate(
     for line in sentences(found):
         click.echo(line)
     click.echo(f"{len(found)} episodes of the {split} seeds in {wall:.0f} s ({len(found) / wall:.2f} a second)")
-    write_json(
-        json_path,
-        {
-            "bundle": bundle.name,
-            "hash": digest(bundle),
-            "seed": seed,
-            "split": split,
-            "cells": cells(found),
-            "summary": summary(found),
-            "schedule": dataclasses.asdict(schedule),
-            "engine": REPORTED[chosen.engine],
-        },
-    )
+    about = {"bundle": bundle.name, "hash": digest(bundle), "seed": seed, "split": split}
+    told = {"schedule": dataclasses.asdict(schedule), "engine": REPORTED[chosen.engine]}
+    write_json(json_path, {**about, "cells": cells(found), "summary": summary(found), **told})
+
+
+def _shard(text: str) -> slice:
+    """The episodes of shard I/N: every N-th one from the I-th on. Raises UserError."""
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise UserError(f"--shard {text} is not understood: write for example 1/4 for the first of four parts.")
+    return slice(int(part) - 1, None, int(parts))
 
 
 def _schedule(camera_fps: float, latency: tuple[str, ...]) -> Schedule:
-    """Rates and latencies of the virtual robot, as the options have them; raises UserError."""
+    """Rates and latencies of the virtual robot, from the options; raises UserError."""
     from sim.virtual_time import Schedule
 
     if not math.isfinite(camera_fps):

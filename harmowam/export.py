@@ -1,4 +1,4 @@
-"""`harmowam export`, `search-recipe` and `certify`: a checkpoint to a bundle that was checked against it."""
+"""`harmowam export`, `search-recipe` and `certify`: from a checkpoint to a bundle that was compared with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ target_option = click.option(
     type=click.Choice(["onnxruntime", "tensorrt"]),
     default="onnxruntime",
     show_default=True,
-    help="Who runs it.",
+    help="Inference engine that will run it.",
 )
 
 
@@ -34,15 +34,17 @@ target_option = click.option(
     type=click.Choice(["int8", "int8-fp16", "fp16", "fp32"]),
     default="int8",
     show_default=True,
-    help="Of the engines; the FP16 ones (with int8-fp16 what stays float) are for --target tensorrt.",
+    help="Precision of the engines; fp16 and int8-fp16 (layers that are not INT8 in FP16) need --target tensorrt.",
 )
-@click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False), help="What `search-recipe` wrote.")
+@click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False), help="A recipe that `search-recipe` wrote.")
 @samples_option
-@click.option("--dataset", type=PATH, help="Or a LeRobotDataset of yours to draw 256 of them from.")
-@click.option("--units", type=click.Choice(["degrees", "rad"]), help="Of a --dataset that lerobot recorded.")
-@click.option("--cameras", type=PATH, help="Calibrations of its cameras: front.json, wrist.json.")
+@click.option("--dataset", type=PATH, help="A LeRobotDataset to draw 256 calibration observations from.")
+@click.option(
+    "--units", type=click.Choice(["degrees", "rad"]), help="Units of joint angles in a --dataset that lerobot recorded."
+)
+@click.option("--cameras", type=PATH, help="Folder with the calibrations of its cameras: front.json, wrist.json.")
 @text_option
-@click.option("--force", is_flag=True, help="Write the bundle, marked as failed, although it misses a gate.")
+@click.option("--force", is_flag=True, help="Write the bundle even if it misses a gate, marked as failed.")
 @json_option
 @errors
 def export(
@@ -59,7 +61,8 @@ def export(
     force: bool,
     json_path: Path | None,
 ) -> None:
-    """Turn a checkpoint into an INT8 bundle (default: the shipped checkpoint); refused when it strays from FP32."""
+    """Turn a checkpoint into an INT8 bundle (default: the shipped checkpoint); refused when its outputs differ too much
+    from FP32."""
     from export.bundle import export_bundle
 
     if not dataset:
@@ -98,7 +101,7 @@ def search_recipe(
     text_encoder: Path | None,
     json_path: Path | None,
 ) -> None:
-    """Find a recipe: error and time of each group of layers in INT8 (7 minutes)."""
+    """Find a recipe by measuring error and time of each group of layers in INT8 (7 minutes)."""
     from export.search import search
 
     found = search(planned(checkpoint, target=target, samples=samples, text_encoder=text_encoder), out, say)
@@ -111,9 +114,9 @@ def search_recipe(
 @click.option(
     "--against",
     type=PATH,
-    help="The checkpoint that it was exported from (default: the shipped one), or its FP32 bundle.",
+    help="The checkpoint that BUNDLE was exported from (default: the shipped one), or its FP32 bundle.",
 )
-@click.option("--episodes", type=click.IntRange(min=1), default=400, show_default=True, help="Pairs.")
+@click.option("--episodes", type=click.IntRange(min=1), default=400, show_default=True, help="Number of pairs.")
 @text_option
 @workers_option
 @json_option
@@ -126,8 +129,8 @@ def certify(
     workers: int | None,
     json_path: Path | None,
 ) -> None:
-    """Play the same starts with the engines of BUNDLE and with FP32 ones; refused when INT8 may cost more than 3
-    points."""
+    """Play the same starts with the engines of BUNDLE and with FP32 ones; refused when INT8 may cost more than 3 points
+    of success."""
     from export.certify import certify as play
 
     fp32 = against is not None and (against / "manifest.json").is_file()
@@ -141,7 +144,7 @@ def certify(
 
 
 def planned(checkpoint: Path | None, **how: Any) -> Any:
-    """The plan of a checkpoint, the shipped one if none is named."""
+    """The plan of a checkpoint, by default of the shipped one."""
     from export.plan import CHECKPOINT, Plan
 
     return Plan(checkpoint or CHECKPOINT, **how)
@@ -158,7 +161,7 @@ def read_recipe(path: Path | None, target: str) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def drawn(dataset: Path | None, units: str | None, cameras: Path | None) -> Iterator[Path | None]:
-    """256 observations of a dataset as a file that is there for as long as the context; None without a dataset."""
+    """256 observations of a dataset in a file that exists as long as the context; None without a dataset."""
     if dataset is None:
         yield None
         return
@@ -174,7 +177,8 @@ def drawn(dataset: Path | None, units: str | None, cameras: Path | None) -> Iter
 
 
 def print_report(report: dict[str, Any], out: Path) -> None:
-    """Parity, joints, times, weights, missed gates; what a Jetson Orin would need, which goes into `report`, too."""
+    """Print parity, joint errors, times, weights, missed gates and predicted times on a Jetson Orin, which are added to
+    `report`."""
     from export.roofline import calibration_errors, predicted, table
 
     engines = report["engines"]

@@ -1,4 +1,4 @@
-"""A run that ends with an error leaves a report all the same: what was recorded of it becomes a page."""
+"""Writes the report of a run that ended with an error, from what was recorded."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ def lean(folder: Path, missing: list[str]) -> str:
     """What to do where the packages for a page and a film are not installed."""
     return (
         f"recorded: {folder}; for a page and a film `pip install {' '.join(missing)}`, here or where you copy the "
-        "folder, "
-        f"then `harmowam report {folder}`"
+        f"folder, then `harmowam report {folder}`"
     )
 
 
@@ -28,10 +27,10 @@ def _written_ns(folder: Path) -> int:
 
 @contextlib.contextmanager
 def reported(bundle: Path, folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Round a `live` run that records into `folder`: if it raises, what it recorded becomes the report there, and the
-    error goes on.
+    """Context round a `live` run that records into `folder`: if the run raises, its recording becomes the report there,
+    and the error is raised on.
 
-    A run that was refused before the arm was armed records nothing, and leaves an earlier report as it is.
+    A run that was refused before the arm was armed records nothing and leaves an earlier report as it is.
     """
     before = _written_ns(folder)
     try:

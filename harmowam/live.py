@@ -1,4 +1,4 @@
-"""A live run, wired together: simulator (if the robot is simulated), guard and motor process, policy."""
+"""A live run, wired together: simulator (for a simulated robot), guard and motor process, policy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class LiveRun:
-    """What a run left behind."""
+    """The result of a run."""
 
     driver: Driver
     report: dict[str, Any]
@@ -51,7 +51,8 @@ class LiveRun:
 
 @dataclass
 class _Run:
-    """What a run is made of, as far as it has come. `from_s`: what its first command's time is counted from."""
+    """The parts of a run, filled in as they are created. `from_s`: the instant from which the time to the first command
+    is counted."""
 
     robot: Robot
     bundle: Bundle
@@ -88,13 +89,13 @@ def live(
 ) -> LiveRun:
     """Run the two-rate loop on `robot` for `seconds`; the arm is lowered and released whatever happens.
 
-    `record`: the folder that keeps the log up to then, the motor process's own, and the run's config and report: how it
-    ended (`error`, `interrupted`), what the simulator's judge says, timing. `log`: a file for the log alone. `policy`:
-    the mode in which the bundle's policy drives (None: its usual one). `faults`: NAME@SECONDS each, for the virtual
-    servo bus. `began_s`: what the time to the first command is counted from (default: now).
+    `record`: folder for the log until the arm is lowered, the motor process's log, and the run's config and report: how
+    it ended (`error`, `interrupted`), the simulator's judgement, timing. `log`: a file for the log alone. `policy`: the
+    mode in which the bundle's policy drives (None: its default). `faults`: NAME@SECONDS each, for the virtual servo
+    bus. `began_s`: the instant from which the time to the first command is counted (default: now).
 
     Raises BundleError, PolicyError, ComputeError, RobotError, CameraError, CalibrationError, ArmError or RunError, each
-    one sentence and a next step.
+    with one sentence and a next step.
     """
     began = time.monotonic() if began_s is None else began_s
     _refuse_senseless(robot, seconds, port, record, log)
@@ -104,16 +105,8 @@ def live(
     _refuse_task(run)
     if run.compute.note:
         say(run.compute.note)
-    facts = {
-        "harmowam": __version__,
-        "robot": robot.name,
-        "robot_file": robot.path.read_text(),
-        "seconds": seconds,
-        "seed": seed,
-        "faults": list(faults),
-    }
-    how: dict[str, Any] = {"inject": inject, "compensate": compensate, "facts": facts}
-    how["log"] = log if record is None else record / LOG
+    how: dict[str, Any] = {"inject": inject, "compensate": compensate, "log": log if record is None else record / LOG}
+    how["facts"] = _started_with(robot, seconds, seed, faults)
     with _reported(run), contextlib.ExitStack() as stack:
         slots = stack.enter_context(_slots())
         stack.callback(_keep_motor_log, run, slots)
@@ -134,6 +127,18 @@ def live(
         return LiveRun(driver, run.report)
 
 
+def _started_with(robot: Robot, seconds: float, seed: int, faults: tuple[str, ...]) -> dict[str, Any]:
+    """How the run was started, for its log."""
+    return {
+        "harmowam": __version__,
+        "robot": robot.name,
+        "robot_file": robot.path.read_text(),
+        "seconds": seconds,
+        "seed": seed,
+        "faults": list(faults),
+    }
+
+
 def _refuse_senseless(robot: Robot, seconds: float, port: str | None, record: Path | None, log: Path | None) -> None:
     if record is not None and log is not None:
         raise RunError(f"--record writes a log, too ({record / LOG}): leave --log out.")
@@ -141,16 +146,15 @@ def _refuse_senseless(robot: Robot, seconds: float, port: str | None, record: Pa
         raise RunError(f"a run of {seconds} s makes no sense: give --seconds a positive number.")
     if robot.simulated and port is not None:
         raise RunError(
-            "the simulated robot brings its own bus: to drive an arm, copy runtime/robots/so101.toml and name it "
-            "with --robot."
+            "the simulated robot brings its own bus: to drive an arm, copy runtime/robots/so101.toml and name it with "
+            "--robot."
         )
     if record is not None:
         make_folder(record, "--record")
 
 
 def _refuse_task(run: _Run) -> None:
-    """Raises BundleError for a task that the bundle does not know, RunError where none was given and nobody draws
-    one."""
+    """Raises BundleError for a task that the bundle does not know, and RunError where a real robot has no task."""
     if run.task is not None:
         run.bundle.task(run.task)
     elif not run.robot.simulated:
@@ -160,8 +164,7 @@ def _refuse_task(run: _Run) -> None:
 
 @contextlib.contextmanager
 def _reported(run: _Run) -> Iterator[None]:
-    """However the run ends: what it was goes into its report, and is kept where it was to be recorded, once the arm is
-    released."""
+    """Complete the report of a run however it ends, and write it beside the recording once the arm is released."""
     try:
         yield
     except Exception as e:
@@ -179,7 +182,7 @@ def _reported(run: _Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _slots() -> Iterator[Path]:
-    """A folder for the slots of this run; what killed runs left is taken away."""
+    """A folder for the slots of this run; slots of killed runs are removed."""
     memory = memory_folder()
     sweep(Path(memory or tempfile.gettempdir()))
     prefix = f"harmowam-{os.getpid()}-"
@@ -189,7 +192,7 @@ def _slots() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _closed_when_lowered(run: _Run) -> Iterator[None]:
-    """Cameras and driver, which come into being after the guard and end after it has let go of the arm."""
+    """Close cameras and driver after the guard has released the arm; they are created after the guard."""
     try:
         yield
     finally:
@@ -203,8 +206,8 @@ def _closed_when_lowered(run: _Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _guarded(run: _Run, port: str, slots: Path, say: Say) -> Iterator[ArmSession]:
-    """Guard and motor process. Afterwards nothing may keep an arm from being lowered any more."""
-    run.interrupts.deaf = True  # a guard that runs and is not known yet could not be ended
+    """Guard and motor process; from the context's end on, no signal may stop the lowering of the arm."""
+    run.interrupts.deaf = True  # a signal here would leave a guard that runs but that nobody could end
     with ArmSession(port, run.robot.arm, slots, MOTOR_PRIORITY) as session:
         run.session = session
         try:
@@ -219,7 +222,7 @@ def _guarded(run: _Run, port: str, slots: Path, say: Say) -> Iterator[ArmSession
 
 
 def _opened(run: _Run, slots: Path, say: Say, how: dict[str, Any]) -> Driver:
-    """Cameras that stand where they should, and a driver that is warm."""
+    """Cameras that stand where they should, and a driver that has warmed up."""
     robot, trained = run.robot, run.bundle.manifest.cameras
     assert run.task is not None and run.session is not None and run.reading is not None
     run.reading.wait()
@@ -248,8 +251,8 @@ def _opened(run: _Run, slots: Path, say: Say, how: dict[str, Any]) -> Driver:
 
 
 def lasting(look: Callable[[], bool], seconds: float) -> Callable[[], bool]:
-    """Whether `look` has been true for that long: a thing that is let go may be in its place for an instant, and
-    fall."""
+    """A function that tells whether `look` has been true for `seconds`: a thing that was let go may be in its place for
+    an instant and then fall."""
     since: list[float] = []
 
     def asked() -> bool:
@@ -263,14 +266,14 @@ def lasting(look: Callable[[], bool], seconds: float) -> Callable[[], bool]:
 
 
 def _drive(run: _Run, driver: Driver, session: ArmSession, seconds: float, stop_at_success: bool) -> None:
-    """Arm, and run `driver`; what must be looked at when it ends, however it ends, goes into the report."""
+    """Arm, and run `driver`; what is only known when it ends, however it ends, goes into the report."""
     ticks = processor_ticks()
     until: Callable[[], bool] | None = None
     if stop_at_success and run.robot.simulated:
         until = lasting(lambda: bool(server.judged(session.slots, 0)["success_at_end"]), REST_S)
 
     state_slot = session.wait_for_state()
-    session.armed = True  # from here on it may be
+    session.armed = True  # the arm may be energised from here on
     try:
         driver.enable_torque(state_slot)
         driver.run(seconds, until)
@@ -279,7 +282,7 @@ def _drive(run: _Run, driver: Driver, session: ArmSession, seconds: float, stop_
 
 
 def _put_down(run: _Run, driver: Driver, session: ArmSession, cameras: list[int]) -> None:
-    """Lower and release the arm; how the motor process ended, and what memory the run took, go into the report."""
+    """Lower and release the arm; the end of the motor process and the run's memory go into the report."""
     memory = resident_mb([os.getpid(), session.keeper.pid, *children(session.keeper.pid), *cameras])
     last = session.lower()
     session.interrupted, session.held = bool(run.interrupts.caught), driver.why_held()
@@ -290,7 +293,7 @@ def _put_down(run: _Run, driver: Driver, session: ArmSession, cameras: list[int]
 
 @contextlib.contextmanager
 def _simulated(run: _Run, slots: Path, seed: int, faults: tuple[str, ...]) -> Iterator[str]:
-    """The simulator, by its port. What it needs to start is no part of the time to the first command; it may draw the
+    """Run the simulator; gives its port. Its start does not count as time to the first command. It may draw the
     task."""
     fps = max(c.fps for c in run.robot.cameras.values())
     started = time.monotonic()
@@ -309,14 +312,13 @@ def _simulated(run: _Run, slots: Path, seed: int, faults: tuple[str, ...]) -> It
 
 
 def _seen(driver: Driver, robot: Robot, slots: Path, ticks: np.ndarray) -> dict[str, Any]:
-    """What must be looked at when the loop ends, before the arm is lowered. `ticks`: `processor_ticks` at the
-    beginning."""
+    """What must be read when the loop ends, before the arm is lowered. `ticks`: `processor_ticks` at the start."""
     judged = server.judged(slots, driver.counts.began_ns) if robot.simulated else {}
     return {"processors": processor_shares(ticks, processor_ticks()), **judged}
 
 
 def _facts(run: _Run, driver: Driver) -> dict[str, Any]:
-    """What a run was and how its loops kept time, however it ended."""
+    """What was run and how its loops kept time, however the run ended."""
     counts, motor_hz = driver.counts, run.robot.arm.motor_hz
     first_ns = counts.first_command_ns
     facts = dict(
@@ -335,7 +337,7 @@ def _facts(run: _Run, driver: Driver) -> dict[str, Any]:
 
 
 def make_folder(folder: Path, option: str) -> None:
-    """Raises RunError where nothing could be written: before the arm moves, not after. `option` named the folder."""
+    """Create a folder that can be written; raises RunError, before the arm moves. `option` named the folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -346,7 +348,7 @@ def make_folder(folder: Path, option: str) -> None:
 
 
 def _compare_places(name: str, here: Camera, trained: Camera, say: Callable[[str], None]) -> None:
-    """Say what re-projection to the training camera cannot put right."""
+    """Report differences of camera pose that re-projection to the training camera cannot correct."""
     if (lean := parallax(here, trained)) > 0.001:
         say(
             f"camera '{name}' stands elsewhere than in training: 5 cm above the table it shows things "
@@ -356,13 +358,14 @@ def _compare_places(name: str, here: Camera, trained: Camera, say: Callable[[str
     if away > 0.003 or turned > math.radians(2):
         say(
             f"camera '{name}' sits elsewhere on the tool than in training: {1000 * away:.0f} mm and "
-            f"{math.degrees(turned):.0f} "
-            "degrees off, which no re-projection puts right: mount it as it was, or train with this one"
+            f"{math.degrees(turned):.0f} degrees off, which no re-projection puts right: mount it as it was, or train "
+            "with this one"
         )
 
 
 def _keep_motor_log(run: _Run, slots: Path) -> None:
-    """However an armed run ended: what its motor process has to say of that goes with the slots otherwise."""
+    """Copy the motor process's log to the recording of an armed run, however it ended; otherwise the log is deleted
+    with the slots."""
     if run.record is None or run.session is None or not run.session.armed:
         return
     try:
@@ -373,7 +376,8 @@ def _keep_motor_log(run: _Run, slots: Path) -> None:
 
 
 def keep(driver: Driver, record: Path, report: dict[str, Any]) -> None:
-    """Write what belongs beside the log; raises RunError where that fails, unless another error is on its way out."""
+    """Write the report and the run's config beside the log; raises RunError where that fails, unless the run already
+    ended with an error."""
     assert driver.record.log is not None
     try:
         keep_beside(driver.record.log, record, report)

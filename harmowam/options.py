@@ -1,4 +1,4 @@
-"""What the verbs share: options, errors as sentences and exit codes, files that are written whole."""
+"""What the verbs share: options, errors as sentences and exit codes, whole-file writes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class UserError(click.ClickException):
-    """What the user can mend: one sentence and the next step, exit code 2."""
+    """An error that the user can mend: one sentence and the next step, exit code 2."""
 
     exit_code = 2
 
@@ -52,8 +52,8 @@ EXTRAS = {
 
 
 def errors(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn the rooms' own exceptions into a sentence; anything else is a defect and keeps its traceback. What became of
-    an arm stands above every exit code of the command's own."""
+    """Turn the packages' exceptions into a sentence; any other exception is a defect and keeps its traceback. Where an
+    arm was driven, its end decides the exit code before the command's own."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -96,7 +96,7 @@ def told(command: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Whole or not at all; raises UserError."""
+    """Write the whole file or nothing; raises UserError."""
     try:
         write_whole(path, text)
     except OSError as e:
@@ -172,7 +172,7 @@ def with_fps(robot: Robot, fps: float | None, camera_fps: float | None = None) -
 
 
 def refuse_unused(mode: str, *names: str) -> None:
-    """Raises UserError for an option, given by its parameter's name, that was given although it means nothing with
+    """Raises UserError for an option, given by its parameter's name, that was set although it has no meaning with
     `mode`."""
     context = click.get_current_context()
     for name in names:
@@ -191,6 +191,6 @@ def with_engine(robot: Robot, engine: str | None) -> Robot:
 
 
 def say(line: str) -> None:
-    """Tell the user; a terminal that is gone must not keep an arm from being lowered."""
+    """Print to the user; a closed terminal must not keep an arm from being lowered."""
     with contextlib.suppress(OSError):
         click.echo(f"  {line}", err=True)

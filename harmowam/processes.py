@@ -1,4 +1,4 @@
-"""What a run asks Linux about processes: their memory, children and start, and the slots that dead ones left."""
+"""Facts from Linux about a run's processes (memory, children, start time), and the removal of dead runs' slots."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def resident_mb(pids: list[int]) -> float:
-    """Resident memory of processes together, MB; pages that they share (Python, numpy) are counted for each of them."""
+    """Resident memory of processes together, MB; pages that they share (Python, numpy) count once for each."""
     page = os.sysconf("SC_PAGE_SIZE")
     total = 0
     for pid in pids:
@@ -29,7 +29,7 @@ def children(pid: int) -> list[int]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed runs left in `folder`: slots of processes that are gone."""
+    """Remove from `folder` the slots of processes that no longer exist."""
     for left in folder.glob("harmowam-*-*"):
         owner = left.name.split("-")[1]
         if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
@@ -37,6 +37,6 @@ def sweep(folder: Path) -> None:
 
 
 def process_began_s() -> float:
-    """When this process was started, on the monotonic clock: what a user waits for includes the imports."""
+    """Start of this process on the monotonic clock: a user's waiting time includes the imports."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.monotonic() - (time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))

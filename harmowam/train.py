@@ -1,4 +1,4 @@
-"""`harmowam train`: a dataset to a checkpoint, in one process or, under torchrun, in several."""
+"""`harmowam train`: from a dataset to a checkpoint, in one process or, under torchrun, in several."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATH = click.Path(path_type=Path)
 
 
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What training and distillation have in common."""
+    """Options of both training and distillation."""
     for option in reversed(
         [
             click.option(
@@ -83,8 +83,8 @@ def changed(plan: PlanT, stages: Sequence[str], names: Sequence[str]) -> PlanT:
 
 
 def read(dataset: Path, run: Path, units: str | None, cameras: Path | None, any_arm: bool = False) -> Demonstrations:
-    """The dataset; its decoded pictures stay in the run's folder, where the next start and other processes find them.
-    `any_arm`: of whatever arm, not only of the one that our model is made for."""
+    """Read the dataset; its decoded pictures stay in the run's folder, where a resumed run and other processes find
+    them. `any_arm`: accept any arm, not only the one that our model is made for."""
     from export.data import load_demonstrations
     from export.lerobot import read_cameras
     from sim.tasks import ARM
@@ -95,7 +95,7 @@ def read(dataset: Path, run: Path, units: str | None, cameras: Path | None, any_
 
 
 def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path | None, only_snapshot: bool) -> None:
-    """From nothing to a checkpoint, or what is left of the way; raises UserError."""
+    """Train a checkpoint from scratch by a recipe, or finish an interrupted training; raises UserError."""
     from export.checkpoint import write_file
     from export.data import collect
     from export.observations import pick_samples, samples_path
@@ -120,7 +120,7 @@ def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path 
 @training_options
 @click.option(
     "--run",
-    "--run-folder",  # torchrun takes --run for its own
+    "--run-folder",  # torchrun has an option --run of its own
     "run_folder",
     type=PATH,
     default=Path("runs/default"),
@@ -177,7 +177,7 @@ def train(
     json_path: Path | None,
     **baseline: Any,
 ) -> None:
-    """Train tokeniser, world model, experts and gate, or a baseline; a killed run is resumed by the same command.
+    """Train tokeniser, world model, experts and gate, or a baseline; the same command resumes an interrupted run.
 
     Several processes: torchrun --nproc-per-node 2 -m harmowam.cli train --run-folder RUN ...
     """
@@ -233,7 +233,7 @@ def train(
 @json_option
 @errors
 def average(before: Path, after: Path, out: Path, share: float, json_path: Path | None) -> None:
-    """Mean of the weights of BEFORE and of AFTER, which `train --from BEFORE` made: often better than either."""
+    """Average the weights of BEFORE and of AFTER, which `train --from BEFORE` made: often better than either."""
     from export.checkpoint import average as mean
     from export.checkpoint import save_checkpoint, write_file
     from export.observations import samples_path

@@ -1,6 +1,7 @@
-"""Synthetic pictures of calibration boards: every supersampled pixel is cast through the lens onto the board's plane.
+"""Synthetic pictures of calibration boards: every supersampled pixel is cast as a ray through the lens onto the board's
+plane.
 
-Ground truth for calibration: K, D and the board's pose are exact; blur and noise are those of a small camera.
+They are ground truth for calibration: K, D and the board's pose are exact; blur and noise are those of a small camera.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from calibration.board import Board
 from calibration.camera import Camera
 from calibration.lens import parameters, unproject
 
-SUPER = 3  # rays a pixel and axis
-_PER_SQUARE = 120  # texture pixels a square
+SUPER = 3  # rays per pixel and axis
+_PER_SQUARE = 120  # texture pixels per square
 
 
 @functools.lru_cache(maxsize=8)
@@ -28,11 +29,11 @@ def _texture(text: str) -> tuple[np.ndarray, float, float]:
 
 @functools.lru_cache(maxsize=4)
 def _rays(width: int, height: int, K: bytes, D: bytes, model: str) -> np.ndarray:
-    """float32[h*S, w*S, 2] normalised ray directions of the sub-pixels (x/z, y/z)."""
+    """Normalised ray directions of the sub-pixels (x/z, y/z), float32[h*S, w*S, 2]."""
     u = (np.arange(width * SUPER) + 0.5) / SUPER - 0.5
     v = (np.arange(height * SUPER) + 0.5) / SUPER - 0.5
     theta = parameters(np.frombuffer(K).reshape(3, 3), np.frombuffer(D), model)
-    # The lens is smooth: exact on every eighth sub-pixel, linear between.
+    # The lens is smooth: every eighth sub-pixel is exact, the others are interpolated linearly.
     step = 8
     uc, vc = np.append(u[::step], u[-1] + step / SUPER), np.append(v[::step], v[-1] + step / SUPER)
     pixels = np.stack(np.meshgrid(uc, vc), -1).reshape(-1, 2)
@@ -53,12 +54,13 @@ def render(
     blur_px: float = 0.6,
     noise: float = 2.0,
 ) -> np.ndarray:
-    """uint8[H,W] picture of the board; `noise` in grey levels, `background` uint8[H,W] shows where the board is not."""
+    """Picture of the board, uint8[H,W]; `noise` in grey levels; `background` uint8[H,W] fills the rest of the
+    picture."""
     model = camera.model if camera.model == "fisheye" else "rational"
     rays = _rays(camera.width, camera.height, camera.K.tobytes(), camera.D.astype(float).tobytes(), model)
     texture, per_metre, border = _texture(board.text)
     T = np.asarray(T_cam_from_board, float)
-    # Ray (x, y, 1) meets the plane at board coordinates M^-1 (x, y, 1) with M = [r1 r2 t].
+    # A ray (x, y, 1) meets the plane at board coordinates M^-1 (x, y, 1) with M = [r1 r2 t].
     M = np.linalg.inv(np.stack([T[:3, 0], T[:3, 1], T[:3, 3]], 1))
     ox, oy = board.origin()
     shift = np.array(
@@ -82,7 +84,7 @@ def render(
     inside = ((tx > -0.5) & (ty > -0.5) & (tx < texture.shape[1] - 0.5) & (ty < texture.shape[0] - 0.5)).astype(
         np.float32
     )
-    paper = fine * (190 / 255) + 30.0  # print is neither black nor white
+    paper = fine * (190 / 255) + 30.0  # printed black and white are shades of grey
     shape = (camera.width, camera.height)
     cover = cv2.resize(inside, shape, interpolation=cv2.INTER_AREA)
     image = cv2.resize(paper * inside, shape, interpolation=cv2.INTER_AREA) + ground * (1 - cover)
@@ -100,7 +102,8 @@ def look_at_board(
     tilt_deg: tuple[float, float] = (0, 45),
     fill: tuple[float, float] = (0.35, 0.9),
 ) -> np.ndarray:
-    """A random T_cam_from_board float64[4,4]: the board somewhere in the picture, tilted, as a person would hold it."""
+    """A random T_cam_from_board float64[4,4]: the board somewhere in the picture and tilted, as a person would hold
+    it."""
     width, height = board.size()
     ox, oy = board.origin()
     middle = np.array([ox + width / 2, oy + height / 2, 0])

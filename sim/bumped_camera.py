@@ -1,6 +1,6 @@
-"""The experiment behind calibration: the front camera is bumped and gets another lens. How often does the policy
-succeed then, what does the drift check say, and how often does it succeed after recalibration by the very jobs that a
-user would run?"""
+"""Measures what a bumped camera costs: the front camera is moved and gets another lens. Reports the policy's success
+with the bumped camera, what the drift check says, and the success after recalibration with the user's calibration
+jobs."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ K = np.array([[290.0, 0, 162.5], [0, 288.5, 117.5], [0, 0, 1]])
 D = np.array([-0.22, 0.06, 0.0005, -0.0005, 0.0])
 HELD = Board.parse("chessboard:6x5:0.018")  # 320x240 is too coarse for ChArUco at arm's length
 SHEET = Board.parse("chessboard:9x6:0.025")
-MARKER = Board.parse("chessboard:6x5:0.015")  # lies on the table
-WIDE = (520, 390)  # the pinhole picture that the lens is applied to
+MARKER = Board.parse("chessboard:6x5:0.015")  # pose of the marker on the table
+WIDE = (520, 390)  # the pinhole picture from which the lens's picture is made
 
 
 class BumpedWorld(World):
-    """The same world, seen by a front camera that was moved by BUMP and has another lens."""
+    """The same world, with the front camera moved by BUMP and with another lens."""
 
     def __init__(self, seed: int = 0):
-        self._wide: dict[str, Any] = {}  # task -> the renderer of its scene
+        self._wide: dict[str, Any] = {}  # task -> renderer of its scene
         self._true: Camera | None = None
         pixels = np.stack(np.meshgrid(np.arange(CAMERA_SIZE[0]), np.arange(CAMERA_SIZE[1])), -1).reshape(-1, 2)
         rays, _ = lens.unproject(pixels, lens.parameters(K, D, "pinhole"), "pinhole")
@@ -48,13 +48,13 @@ class BumpedWorld(World):
         super().__init__(seed)
 
     def reset(self, layout: Layout) -> None:
-        """Start an episode; the scene's front camera is moved the first time."""
+        """Start an episode; a scene's front camera is moved the first time that the scene is used."""
         super().reset(layout)
         if self._true is None:
             self._true = bumped(super().camera("front"))
         if layout.task in self._wide:
             return
-        import mujoco  # not before sim.world has chosen the renderer
+        import mujoco  # imported here, after sim.world has chosen the renderer
 
         assert self._true.T_base_from_cam is not None
         rotation = self._true.T_base_from_cam[:3, :3] @ np.diag([1, -1, -1.0])
@@ -69,11 +69,11 @@ class BumpedWorld(World):
         wide.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
 
     def camera(self, name: str) -> Camera:
-        """The true calibration; for the front camera the bumped one's."""
+        """The true calibration; for the front camera that of the bumped one."""
         return self._true if name == "front" and self._true is not None else super().camera(name)
 
     def render(self, camera: str) -> np.ndarray:
-        """uint8[240,320,3] RGB through the other lens."""
+        """Picture uint8[240,320,3] RGB through the other lens."""
         if camera != "front":
             return super().render(camera)
         wide = self._wide[self.layout.task]
@@ -93,7 +93,7 @@ def bumped(camera: Camera) -> Camera:
 
 
 def marker_frames(world: World, count: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """`count` noisy pictures of the table with the marker on it, uint8[240,320]."""
+    """`count` noisy pictures uint8[240,320] of the table with the marker on it."""
     camera = world.camera("front")
     assert camera.T_base_from_cam is not None
     T = np.eye(4)
@@ -105,7 +105,7 @@ def marker_frames(world: World, count: int, rng: np.random.Generator) -> list[np
 
 
 def drift(seed: int = 0) -> Verdict:
-    """Learn the marker with the camera in place, then check with the bumped one."""
+    """Learn the marker with the camera in place, then check with the bumped camera."""
     rng = np.random.default_rng(seed)
     before, after = World(0), BumpedWorld(0)
     reference = learn(marker_frames(before, LEARN_FRAMES, rng), MARKER)
@@ -116,8 +116,8 @@ def drift(seed: int = 0) -> Verdict:
 
 
 def recalibrate(seed: int = 0, views: int = 30, poses: int = 15) -> tuple[Camera, dict[str, float]]:
-    """Calibrate the bumped camera as a user would: a sheet before the camera, then the arm with a board and an SO-101's
-    errors."""
+    """Calibrate the bumped camera as a user would: intrinsics with a sheet, then hand-eye with a board on an arm with
+    the errors of an SO-101."""
     rng = np.random.default_rng([seed, 3])
     world = World(0)
     true = bumped(world.camera("front"))
@@ -134,7 +134,7 @@ def recalibrate(seed: int = 0, views: int = 30, poses: int = 15) -> tuple[Camera
     for k, q in enumerate(bench.poses(poses)):
         q_said = rig.move_to(q)
         seen = HELD.detect(rig.picture())
-        # The servos of the simulation are precise; what a cheap arm adds is drawn on top of what they say.
+        # The simulated servos are precise; the errors of a cheap arm are added to what they report.
         shots.append(
             hand_eye.ArmView(
                 f"{k}", HELD.points()[seen.ids], seen.pixels, q_said + np.radians(0.2) * rng.normal(0, 1, 5)
@@ -165,7 +165,7 @@ CONDITIONS = ("as calibrated", "bumped, old calibration", "bumped, recalibrated"
 def success(
     bundle_path: Path, condition: str, seeds: Sequence[int], recalibrated: Camera | None = None
 ) -> dict[str, Any]:
-    """Episodes in virtual time with the given camera and calibration; starts are drawn from [seed, 7]."""
+    """Success in virtual-time episodes with the given camera and calibration; starts are drawn from [seed, 7]."""
     from sim.plant import virtual_motor
 
     bundle = Bundle.load(bundle_path)

@@ -1,8 +1,8 @@
-"""A simulated SO-101 on the calibration bench: its real kinematics, servo noise and joint zero errors, a board, a
-camera with a lens.
+"""A simulated SO-101 on the calibration bench: its kinematics, servo noise and joint zero errors, a board, and a camera
+with a lens.
 
-The arm that is commanded and read is a little wrong, as a cheap one is; the pictures show where it truly is. Two
-levels: `ArmBench` is geometry (thousands of trials), `ServoRig` moves the MuJoCo arm through safety module and servo
+The arm that is commanded and read has the errors of a cheap arm; the pictures show where it truly is. Two levels:
+`ArmBench` is geometry only (thousands of trials), `ServoRig` moves the MuJoCo arm through safety module and servo
 packets.
 """
 
@@ -25,13 +25,13 @@ from sim.tasks import ARM
 from sim.world import World
 
 BOARD = Board.parse("charuco:7x5:0.020:0.015:4x4_50")
-# A second-hand webcam: 1280x720, barrel distortion. It looks at the working space from the front, 60 cm off.
+# A cheap webcam: 1280x720, barrel distortion. It looks at the working space from the front, from 60 cm away.
 LENS = (np.array([[920.0, 0, 655], [0, 915, 348], [0, 0, 1]]), np.array([-0.32, 0.12, 0.0008, -0.0005, -0.02]))
 S = 1_000_000_000
 
 
 def look_at(eye: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """T_base_from_cam float64[4,4] of a camera at `eye` that looks at `target`, picture upright."""
+    """T_base_from_cam float64[4,4] of a camera at `eye` that looks at `target`, with the picture upright."""
     z = (target - eye) / np.linalg.norm(target - eye)
     x = np.cross(z, [0, 0, 1.0])
     x /= np.linalg.norm(x)
@@ -47,8 +47,8 @@ def webcam(pose: np.ndarray | None) -> Camera:
 
 @dataclass
 class ArmBench:
-    """Truth: camera pose X (base or tool), board pose Z (tool or base), joint zero errors (rad), servo noise. `camera`
-    gives lens and, where it has a pose, X."""
+    """Ground truth: camera pose X (base or tool), board pose Z (tool or base), joint zero errors (rad), servo noise.
+    `camera` has the lens and, where it has a pose, X."""
 
     mount: str
     rng: np.random.Generator
@@ -64,7 +64,7 @@ class ArmBench:
         middle = np.array([ox + width / 2, oy + height / 2, 0])
         if self.mount == "base":
             self.X = look_at(np.array([0.62, 0.05, 0.45]), np.array([0.22, 0, 0.16])) @ wobble
-            # In the gripper: the board's plane across the approach axis, seen from ahead.
+            # Board in the gripper: its plane is normal to the approach axis, seen from the front.
             R = np.array([[0, 0, -1.0], [-1, 0, 0], [0, 1, 0]])
             self.Z = np.eye(4)
             self.Z[:3, :3] = R
@@ -78,7 +78,7 @@ class ArmBench:
             self.Z[:3, :3] = np.array([[0, -1.0, 0], [-1, 0, 0], [0, 0, -1]])
             self.Z[:3, 3] = np.array([0.24, 0, 0.0]) - self.Z[:3, :3] @ middle
         self.offsets = np.radians(self.noise.offset_deg) * self.rng.normal(0, 1, len(ARM.JOINTS) - 1)
-        self.offsets[[0, -1]] = 0.0  # base and tool frame are where the first and the last encoder say zero
+        self.offsets[[0, -1]] = 0.0  # base and tool frame belong to zero readings of the first and the last encoder
         self.theta = parameters(self.camera.K, self.camera.D, "rational")
         if self.camera.T_base_from_cam is not None:
             self.X = self.camera.T_base_from_cam
@@ -87,7 +87,7 @@ class ArmBench:
         return inverse(self.X) @ tool @ self.Z if self.mount == "base" else inverse(self.X) @ inverse(tool) @ self.Z
 
     def visible(self, q: np.ndarray) -> bool:
-        """Whether most of the board is in the picture, from in front and not too flat."""
+        """Whether most of the board is in the picture, seen from its front side and not too flat."""
         T = self.cam_from_board(ARM.tool(q))
         if T[2, 3] < 0.08 or T[:3, 2] @ T[:3, 3] / np.linalg.norm(T[:3, 3]) < 0.5:
             return False
@@ -102,7 +102,7 @@ class ArmBench:
         return hand_eye.propose(self.rng, ARM.tool, ARM.LOWER[:-1], ARM.UPPER[:-1], self.visible, count)
 
     def view(self, name: str, q: np.ndarray) -> ArmView:
-        """One picture's corners: the arm believes to be at `q`, and is somewhere near."""
+        """Corners in one picture: the arm reports `q` and is near it."""
         error = (
             self.rng.normal(0, 1, 6)
             / np.sqrt(3)
@@ -115,9 +115,9 @@ class ArmBench:
 
 
 class ServoRig:
-    """The MuJoCo arm moved through limiter, state machine and servo packets in virtual time; pictures by ray casting.
+    """The MuJoCo arm, moved through limiter, state machine and servo packets in virtual time; pictures by ray casting.
 
-    `bench.offsets` (rad, [5]) are zero errors of the encoders: what the servos report is the true angle minus them.
+    `bench.offsets` (rad, [5]) are zero errors of the encoders: the servos report the true angle minus them.
     """
 
     def __init__(self, bench: ArmBench, seed: int = 0):
@@ -128,7 +128,8 @@ class ServoRig:
         self.state = self._motor(self._now, None)
 
     def move_to(self, q: np.ndarray, velocity: float = 1.2) -> np.ndarray:
-        """Drive to joint angles [5] (as the servos say them) and stand still; returns the angles reported, rad [5]."""
+        """Drive to joint angles [5] (as the servos report them) and stand still; returns the reported angles, rad
+        [5]."""
         goal = np.append(q + self.bench.offsets, 0.3)
         start = self.state.q_rad.astype(float)
         ticks = max(1, int(np.abs(goal - start).max() / velocity * 100))
@@ -143,6 +144,6 @@ class ServoRig:
         return self.state.q_rad[:-1].astype(float) - self.bench.offsets
 
     def picture(self) -> np.ndarray:
-        """uint8[H,W] of the board where the arm truly is."""
+        """Picture uint8[H,W] of the board with the arm where it truly is."""
         T = self.bench.cam_from_board(ARM.tool(self.world.q[:-1]))
         return render(self.bench.camera, T, self.bench.board, self._rng)

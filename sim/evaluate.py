@@ -1,7 +1,7 @@
-"""Evaluation: seeded episodes in virtual time, several processes, one row an episode.
+"""Evaluation: seeded episodes in virtual time, in several processes, one row per episode.
 
-The same bundle, steps, motor tick and servo bytes as on a robot; only the clock is virtual. All policies start from the
-same seeds, so that results are paired. Rows are appended to a file as they come; episodes that it holds already are not
+Bundle, steps, motor tick and servo bytes are the robot's; only the clock is virtual. All policies start from the same
+seeds, so that results are paired. Rows are appended to a file as they are made; episodes that the file holds are not
 run again.
 """
 
@@ -42,8 +42,9 @@ OURS = (
     "average",
     "oracle",
     "true_future",
-)  # ways to drive a bundle of kind harmowam
-BASELINES = ("bc", "bc_play")  # behaviour cloning, on task data and on task and play data: bundles of their own
+)  # modes of a bundle of kind harmowam
+# behaviour cloning, on task data, and on task and play data: each has a bundle of its own
+BASELINES = ("bc", "bc_play")
 POLICIES = (*OURS, *BASELINES)
 ACTS_AS = {"oracle": "gated", "true_future": "reactive"}  # in the fast loop
 STARTS = ("home", "near")
@@ -76,7 +77,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """What makes this episode the same as another."""
+        """Identifies an episode: equal keys are the same episode."""
         s = self.schedule
         latency = f"{s.camera_hz:g}/{s.slow_hz:g}/{s.world_model_ms:g}/{s.predictive_ms:g}/{s.fast_ms:g}"
         latency += "" if s.rest_s == REST_S else f"/{s.rest_s:g}"
@@ -94,7 +95,7 @@ _cache: dict[str, Any] = {}
 
 
 def _prepare(job: Job) -> tuple[World, SlowStep, FastStep]:
-    """World and steps are built once a process and reused."""
+    """World and steps, built once per process and reused."""
     if "world" not in _cache:
         _cache["world"] = World(0)
     world: World = _cache["world"]
@@ -112,7 +113,7 @@ def _prepare(job: Job) -> tuple[World, SlowStep, FastStep]:
 
 
 def _drive_as(policy: str, fast: FastStep, oracle: Callable[[], float]) -> None:
-    """How `fast` chooses between experts, where it has any."""
+    """Set how `fast` chooses between experts, where it has any."""
     if isinstance(fast, ours.FastStep):
         fast.policy = ACTS_AS.get(policy, policy)
         fast.other_gate = oracle if policy == "oracle" else None
@@ -120,7 +121,7 @@ def _drive_as(policy: str, fast: FastStep, oracle: Callable[[], float]) -> None:
 
 
 def start_of(world: World, job: Job) -> Layout:
-    """The layout of a job's seed: the same for every policy. "near" begins at hover above the first subgoal, as
+    """The layout of a job's seed, equal for every policy. "near" begins at hover above the first subgoal, as
     demonstrations do."""
     code = (job.seed, list(TASKS).index(job.task), SPLITS[job.split])
     rng = np.random.default_rng([code[0], code[1], 0, code[2]])
@@ -134,15 +135,17 @@ def start_of(world: World, job: Job) -> Layout:
 
 
 def run_job(job: Job) -> dict[str, Any]:
-    """One episode's row."""
+    """Run one episode; returns its row."""
     return run_and_keep(job)[0]
 
 
 def run_and_keep(
     job: Job, look: Callable[[int, Observation], None] | None = None
 ) -> tuple[dict[str, Any], Episode, World]:
-    """One episode: its row, all that happened, and the world at its end. `look` is called at every frame (for
-    pictures; a policy that does not listen leaves most of them empty)."""
+    """Run one episode; returns its row, everything that happened, and the world at its end.
+
+    `look` is called at every frame (for pictures; a policy that does not listen leaves most of them empty).
+    """
     world, slow, fast = _prepare(job)
     world.reset(start_of(world, job))
     slow.set_task(world.instruction)
@@ -179,8 +182,8 @@ def run_and_keep(
 
 def gate_score(pose: list[np.ndarray], episode: Episode, rate_hz: float) -> tuple[int, int]:
     """Frames in which the choice of expert equals the rule of the gate's labels, applied in hindsight to the episode's
-    own proprioception and commands; and all frames in which there was a choice."""
-    n = len(episode.ticks)  # a frame that ended the episode was not acted upon
+    own proprioception and commands; and the number of frames with a choice."""
+    n = len(episode.ticks)  # the policy did not act on a frame that ended the episode
     chosen = np.array([t.expert for t in episode.ticks])
     sent = np.array([t.sent_target for t in episode.ticks])
     sent[chosen == Expert.NONE] = np.array(pose[:n])[chosen == Expert.NONE]
@@ -191,8 +194,8 @@ def gate_score(pose: list[np.ndarray], episode: Episode, rate_hz: float) -> tupl
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of an earlier run; a last line that was cut off is left out. Raises EvaluationError for a file of something
-    else."""
+    """Rows of an earlier run; a last line that was cut off is left out. Raises EvaluationError for a file with
+    something else."""
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = []
@@ -211,7 +214,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _open_rows(path: Path) -> Any:
-    """For appending, after cutting off a half-written last line."""
+    """Open the file for appending, after removing a half-written last line."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         f = open(path, "ab+")  # noqa: SIM115  (the caller closes it)
@@ -224,8 +227,8 @@ def _open_rows(path: Path) -> Any:
 
 
 def _refuse_unfit(policy: str, path: Path, shared: bool, texts: Sequence[str]) -> None:
-    """Raise what `jobs_for` raises unless the bundle at `path` can drive as `policy`, told `texts`. `shared`: no
-    baseline has it alone."""
+    """Raise what `jobs_for` raises unless the bundle at `path` can drive as `policy` and knows `texts`. `shared`:
+    whether it is the bundle that all policies share, which cannot be a baseline's."""
     if policy in BASELINES and shared:
         raise EvaluationError(
             f"policy '{policy}' needs its own bundle: train one with `harmowam train --baseline act`, and evaluate it "
@@ -285,7 +288,7 @@ def jobs_for(
         path = (baselines or {}).get(policy, bundle)
         _refuse_unfit(policy, path, path == bundle, [texts[0] for _, texts in chosen])
         own[policy] = (str(path), digest(path))
-    # Seeds outermost: a run that is stopped half way has seen as much of every cell.
+    # Seeds are the outermost loop: an interrupted run has equally many episodes of every cell.
     for seed in seeds:
         for task, texts in chosen:
             for environment in environments:
@@ -298,7 +301,7 @@ def jobs_for(
 
 
 def run_jobs(jobs: list[Job], rows: Path | None = None, workers: int | None = None) -> list[dict[str, Any]]:
-    """Rows of all `jobs`: those that the file `rows` holds are read, the others are run and appended to it."""
+    """Rows of all `jobs`: rows in the file `rows` are read, missing ones are run and appended to it."""
     done = {r["key"]: r for r in read_rows(rows)} if rows else {}
     left = [j for j in jobs if j.key not in done]
     workers = max(1, min(workers or os.cpu_count() or 1, len(left)))

@@ -1,8 +1,8 @@
 """The scripted expert: privileged (it reads where things are), used to make demonstrations, never by a policy.
 
-It plans one minimum-jerk segment at a time between way-points of the end-effector; `clean(t)` is the plan that
-becomes the label, and smooth noise is added to what is executed (DART: Laskey et al. 2017), so that demonstrations
-show recoveries.
+It plans one minimum-jerk segment at a time between way-points of the end-effector. `clean(t)` is the plan, which
+becomes the label; smooth noise is added to what is executed (DART: Laskey et al. 2017), so that demonstrations show
+recoveries.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from sim.tasks import ARM, CLOSED, HOME, OPEN, PAN_X, REACH, SEEN, TASKS, TOOL_P
 from sim.world import World
 
 HOVER = 0.070  # m, tool height in transit
-ENTRY_ROLL = 0.15  # rad, spread of the heading with which a descent begins,
-ENTRY_M, FAR_ENTRY_M, FAR_ENTRIES = 0.008, 0.018, 0.3  # m, and of its place; the far ones are so many of all
-RISE = 0.09  # m, height to which the jaws leave what they have let go of
-MISS = (0.003, 0.003, 0.06)  # how far beside play puts one thing onto another: x, y (m), heading (rad)
+ENTRY_ROLL = 0.15  # rad, standard deviation of the heading at the start of a descent
+# m, standard deviation of its place: of usual starts, of far ones; share of far ones
+ENTRY_M, FAR_ENTRY_M, FAR_ENTRIES = 0.008, 0.018, 0.3
+RISE = 0.09  # m, height to which the jaws rise after letting go
+MISS = (0.003, 0.003, 0.06)  # standard deviation with which play puts one thing onto another: x, y (m), heading (rad)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Move to `goal` [6] (pose and jaw) in `seconds`; `noise` scales the disturbance; `event`: the jaw moves at once;
-    `precise`: the disturbance has died away at the end."""
+    """Move to `goal` [6] (pose and jaw) in `seconds`. `noise` scales the disturbance; `event`: the jaw moves at once;
+    `precise`: the disturbance fades out before the end."""
 
     goal: np.ndarray
     seconds: float
@@ -40,9 +41,9 @@ def pan(x: float, y: float) -> float:
 
 
 def jaw_roll(yaw: float, x: float, y: float, symmetry: float) -> float:
-    """Wrist roll that turns the jaws to a thing with heading `yaw`, which looks the same every `symmetry` rad.
+    """Wrist roll that aligns the jaws with a thing of heading `yaw` that looks the same every `symmetry` rad.
 
-    Tool pointing down: its lateral axis is the pan direction turned by -roll, seen from above.
+    With the tool pointing down, its lateral axis is the pan direction turned by -roll, seen from above.
     """
     want = (yaw - pan(x, y) + symmetry / 2) % symmetry - symmetry / 2
     return float(-want)
@@ -63,26 +64,25 @@ def _beside(x: float, y: float, roll: float, offset: float) -> tuple[float, floa
 
 
 def entry(rng: np.random.Generator, x: float, y: float) -> np.ndarray:
-    """Where the descent to (x, y) begins: a little to the side, sometimes far, for the transit expert will not be exact
-    either."""
+    """Where the descent to (x, y) begins: a little to the side and sometimes far, because the reactive expert will not
+    be exact either."""
     return np.array([x, y]) + rng.normal(0, FAR_ENTRY_M if rng.random() < FAR_ENTRIES else ENTRY_M, 2)
 
 
 def pick(
     world: World, rng: np.random.Generator, item: str, z: float, offset: float, start: np.ndarray
 ) -> list[Segment]:
-    """Hover, descend, close, lift. The descent begins to the side (`entry`) and turned."""
+    """Hover, descend, close, lift. The descent begins to the side (`entry`) and with a turned tool."""
     x, y, _ = world.position(item)
     round_ring = item == "ring" and world.layout.environment != "object"
     symmetry = math.pi if item == "bar" else math.pi / 4 if round_ring else math.pi / 2
-    # A bar is taken across: its length runs along the tool's forward axis. A round thing has a heading that nobody can
-    # see.
+    # A bar is grasped across: its length runs along the tool's forward axis. A round thing has no visible heading.
     roll = 0.0 if world.is_round(item) else jaw_roll(world.yaw(item), x, y, symmetry)
     x, y = _beside(x, y, roll, offset)
     hx, hy = entry(rng, x, y)
     hover = _pose(hx, hy, HOVER, roll + rng.normal(0, ENTRY_ROLL), OPEN)
     first: list[Segment] = []
-    if start[5] < 0.5 * (OPEN + CLOSED):  # after a miss: open before anything else
+    if start[5] < 0.5 * (OPEN + CLOSED):  # after a miss, first open the jaws
         up = start.copy()
         up[2] = max(up[2], z + 0.035)
         opened = up.copy()
@@ -101,8 +101,8 @@ def pick(
 def put(
     world: World, rng: np.random.Generator, item: str, goal: str, lift: np.ndarray, z: float, miss: np.ndarray
 ) -> list[Segment]:
-    """Carry what `pick` took (its last pose is `lift`) to `goal`, descend to `z`, open, rise. `miss`: so far beside [x,
-    y, heading]."""
+    """Carry what `pick` took (its last pose is `lift`) to `goal`, descend to `z`, open, rise. `miss`: offset from the
+    goal [x, y, heading]."""
     task = TASKS[world.layout.task]
     roll, high = float(lift[4]), float(lift[2])
     px, py, _ = world.position(goal)
@@ -110,9 +110,9 @@ def put(
         turn = 0.5 * roll
     elif item == "ring":
         turn = roll
-    else:  # what is in the jaws has the heading it had, turned with them: bring it into line with the goal
+    else:  # the held thing turns with the jaws: bring its heading into line with the goal
         x, y, _ = world.position(item)
-        held = 0.0 if world.is_round(item) else world.yaw(item) - (pan(x, y) - roll)  # heading in the jaws
+        held = 0.0 if world.is_round(item) else world.yaw(item) - (pan(x, y) - roll)  # heading relative to the jaws
         symmetry = math.pi if task.name == "slot" else math.pi / 2
         turn = roll if world.is_round(goal) else jaw_roll(world.yaw(goal) - held, px, py, symmetry)
     px, py = np.array(_beside(px, py, turn, task.place_offset)) + miss[:2]
@@ -136,7 +136,7 @@ def plan_place(world: World, rng: np.random.Generator) -> list[Segment]:
 
 
 def plan_press(world: World, rng: np.random.Generator) -> list[Segment]:
-    """Way-points of the button row: hover, press, hover, for each that is not lit yet; the jaw stays closed."""
+    """Way-points of the button row: hover, press, hover, for each button that is not lit yet; the jaw stays closed."""
     at, out = world.pose, []
     for name in [r for r in world.layout.roles if r not in world.pressed]:
         x, y, _ = world.layout.places[name]
@@ -157,7 +157,7 @@ def plan(world: World, rng: np.random.Generator) -> list[Segment]:
 
 
 def _next_to(world: World, item: str, other: str, side: str) -> tuple[float, float, str] | None:
-    """Where the tool puts `item` down on the table to one side of `other`, as far off as both need room; None where it
+    """Where the tool puts `item` down on the table to one side of `other`, as far away as both need; None where it
     cannot."""
     props = {p.name: p for p in TASKS[world.layout.task].props}
     x, y, _ = world.position(other)
@@ -187,13 +187,14 @@ def _spoken(name: str) -> str:
 
 
 def _take(world: World, rng: np.random.Generator, target: str, start: np.ndarray) -> tuple[list[Segment], str]:
-    """Grasp `target` and let it go on top of another thing, next to one, or anywhere; and what was done."""
+    """Grasp `target` and let it go on top of another thing, next to one, or anywhere; returns way-points and a text of
+    what was done."""
     task = TASKS[world.layout.task]
     up = pick(world, rng, target, task.grasp_z, task.grasp_offset, start)
     lift = up[-1].goal
     others = [n for n in world.layout.places if n != target]
     other = others[int(rng.integers(len(others)))] if others and rng.random() < 0.85 else ""
-    if other and rng.random() < 0.8:  # onto it, with a careless hand
+    if other and rng.random() < 0.8:  # onto it, inaccurately
         fits = (target, other) in task.instructions.values()
         z = task.place_z if fits else TASKS["stack"].place_z
         onto = put(world, rng, target, other, lift, z, rng.normal(0, MISS))
@@ -220,7 +221,8 @@ def _take(world: World, rng: np.random.Generator, target: str, start: np.ndarray
 
 
 def _touch(world: World, rng: np.random.Generator, target: str) -> tuple[list[Segment], str]:
-    """Touch `target`, of a button row often another button after it; and what was done."""
+    """Touch `target`, and in a button row often another button after it; returns way-points and a text of what was
+    done."""
     touched, out = [target], []
     pressing = world.layout.task == "press"
     if pressing and rng.random() < 0.7:
@@ -236,11 +238,10 @@ def _touch(world: World, rng: np.random.Generator, target: str) -> tuple[list[Se
 
 
 def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], str]:
-    """Task-agnostic play: wander, touch things, and often grasp one and let it go somewhere, next to another thing, or
-    on top of it. Also says, in hindsight, what was done.
-    """
+    """Task-agnostic play: wander, touch things, and often grasp one and let it go anywhere, next to another thing, or
+    on top of it. Returns the way-points, and a text that says in hindsight what was done."""
     names = list(world.layout.places)
-    for _ in range(3):  # what can be taken shows more than what can only be touched
+    for _ in range(3):  # things that can be taken teach more than those that can only be touched
         target = names[int(rng.integers(len(names)))]
         if world.free_joint(target) is not None:
             break
@@ -258,7 +259,7 @@ def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], st
 
 
 class Follower:
-    """Walks the segments: `step(dt)` gives the executed target, `clean()` the plan."""
+    """Follows the segments: `step(dt)` gives the executed target, `clean()` the plan."""
 
     def __init__(self, world: World, segments: list[Segment], rng: np.random.Generator, noise_m: float = 0.008):
         self.segments, self.rng, self.noise_m = segments, rng, noise_m
@@ -282,11 +283,11 @@ class Follower:
         s = t / seg.seconds
         ease = s**3 * (10 - 15 * s + 6 * s * s)
         target = start + ease * (seg.goal - start)
-        if seg.precise:  # first above it and turned to it, then down to it
+        if seg.precise:  # first above the place and turned to it, then down
             r = min(1.0, s / 0.55)
             first = [0, 1, 4]
             target[first] = start[first] + r**3 * (10 - 15 * r + 6 * r * r) * (seg.goal[first] - start[first])
-        target[5] = seg.goal[5] if seg.event else start[5]  # the jaw is told at once; the limiter makes it smooth
+        target[5] = seg.goal[5] if seg.event else start[5]  # the jaw's goal jumps; the limiter makes its motion smooth
         return target
 
     def step(self, dt: float) -> tuple[np.ndarray, bool]:
@@ -300,8 +301,8 @@ class Follower:
         seg = self.segments[min(self.index, len(self.segments) - 1)]
         tau = 0.35
         self._ou += -self._ou * dt / tau + np.sqrt(2 * dt / tau) * self.rng.normal(size=6)
-        # The disturbance dies away before a precise end: what follows it (closing, opening) happens where it was meant
-        # to.
+        # The disturbance fades out before a precise end, so that what follows (closing, opening) happens at the planned
+        # place.
         left = 1.0 - self.t / seg.seconds if seg.precise else 1.0
         self._gain += (seg.noise * min(1.0, max(0.0, (left - 0.15) / 0.35)) - self._gain) * min(1.0, dt / 0.1)
         return self.clean() + self._ou * self._scale * self._gain, done

@@ -1,5 +1,5 @@
-"""Transit or interaction, told in hindsight from proprioception and commands: the rule that the gate is trained by and
-scored with."""
+"""Phases of an episode, transit or interaction, found in hindsight from proprioception and commands: the rule of the
+gate's labels and score."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import numpy as np
 
 from sim.tasks import CLOSED, OPEN
 
-TOUCH_M = 0.055  # a lowest point of the tool below this is an event even when the jaw does not move (pressing a button)
-# As `export.config.Config` has them: time round an event, height, and distance (sideways) from where the next event
-# will be, that are interaction.
+# a lowest point of the tool below this height is an event even when the jaw does not move (pressing a button)
+TOUCH_M = 0.055
+# As in `export.config.Config`: time round an event, height, and sideways distance to the next event that count as
+# interaction.
 WINDOW_S, LOW_M, NEAR_M = 0.35, 0.062, 0.030
 
 
@@ -17,8 +18,8 @@ def find_events(pose: np.ndarray, target: np.ndarray, last: np.ndarray, rate_hz:
     """Rows int32[E] where the gripper opens or closes, or touches something from above; from proprioception and
     commands alone.
 
-    `pose`, `target` [N,6] are measured and commanded poses of whole episodes end to end, `last` [N] the last row of
-    each row's episode.
+    `pose`, `target` [N,6] are measured and commanded poses of whole episodes, concatenated; `last` [N] is the last row
+    of each row's episode.
     """
     n = len(pose)
     shut = target[:, 5] < 0.5 * (OPEN + CLOSED)
@@ -37,7 +38,7 @@ def find_events(pose: np.ndarray, target: np.ndarray, last: np.ndarray, rate_hz:
 
 
 def next_events(events: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """Row int32[N] of each row's next event, or where its episode ends without one; `events`, `last` as in
+    """Row int32[N] of each row's next event, or the last row of its episode where there is none; `events`, `last` as in
     `find_events`."""
     at = np.searchsorted(events, np.arange(len(last)), side="right")
     return np.minimum(np.append(events, len(last))[at], last).astype(np.int32)
@@ -52,10 +53,10 @@ def interaction(
     low_m: float = LOW_M,
     near_m: float = NEAR_M,
 ) -> np.ndarray:
-    """bool[N]: the phase of every row of whole episodes, `pose`, `events` and `last` as in `find_events`.
+    """bool[N]: whether each row is interaction; `pose`, `events` and `last` as in `find_events`.
 
-    The tool is low, or something happens about now, or it is above the place where the next thing will: what is left to
-    do is precise.
+    A row is interaction when the tool is low, when an event is near in time, or when the tool is above the place of the
+    next event: the remaining motion is precise then.
     """
     near = pose[:, 2] < low_m
     window = round(window_s * rate_hz)

@@ -1,4 +1,4 @@
-"""The MuJoCo arm under the virtual servo bus, and the motor tick in virtual time: real bytes, no waiting."""
+"""The MuJoCo arm under the virtual servo bus, and the motor tick in virtual time: the real bytes, without waiting."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from sim.world import World
 
 
 class MujocoPlant:
-    """`firmware_bridge.virtual.plant.Plant` over a World: what turns under the servos of `config`, second servos last.
+    """`firmware_bridge.virtual.plant.Plant` over a World: the joints that the servos of `config` turn, second servos
+    last.
 
-    It only passes values on; whoever owns the World decides when time passes. Of two servos on a joint the first one's
-    goal and speed are the joint's; it is limp when both are, and as strong as both together.
+    It only passes values on; the owner of the World decides when time passes. With two servos on a joint, goal and
+    speed are those of the first; the joint is limp when both are, and its strength is the sum of both.
     """
 
     def __init__(self, world: World, config: ArmConfig):
@@ -30,7 +31,7 @@ class MujocoPlant:
         sign = np.array([*config.direction, *(s[2] for s in config.shadows)], float)
         unit = np.array([MODELS[m].rad_per_step for m in config.model_names])[self._joint]
         self._zero = np.array([*config.zero_step, *(s[3] for s in config.shadows)], float)
-        self._rad = sign * unit / np.array(config.gear or (1.0,) * n)[self._joint]  # joint radians a servo step
+        self._rad = sign * unit / np.array(config.gear or (1.0,) * n)[self._joint]  # joint radians per servo step
         self._share = 1.0 / np.bincount(self._joint)
 
     def drive(self, goal: np.ndarray, torque_on: np.ndarray, speed: np.ndarray, torque_limit: np.ndarray) -> None:
@@ -47,14 +48,14 @@ class MujocoPlant:
 
 
 def servos(world: World, config: ArmConfig) -> VirtualBus:
-    """The servos of an arm, as its robot file has them, over the arm of `world`."""
+    """The servos of an arm, from its robot file, over the arm of `world`."""
     models = [MODELS[m] for m in config.model_names]
     models += [models[s[1]] for s in config.shadows]
     return VirtualBus([*config.ids, *(s[0] for s in config.shadows)], MujocoPlant(world, config), models)
 
 
 def virtual_motor(world: World, config: ArmConfig | None = None) -> MotorTick:
-    """A motor tick for `run_episode`: limiter, state machine and servo packets, over memory instead of a port. Arms
+    """A motor tick for `run_episode`: limiter, state machine and servo packets, over memory instead of a port. It arms
     itself. `config` (default: the shipped simulated arm of the world's family) must be of that family."""
     config = config or load_robot(f"sim_{world.arm.NAME}").arm
     port = MemoryPort(servos(world, config))

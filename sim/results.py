@@ -1,4 +1,4 @@
-"""From rows of episodes to the table: cells, means over tasks, relative drops, paired differences."""
+"""From rows of episodes to tables: cells, means over tasks, relative drops, paired differences."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _share(rows: list[Row], good: Callable[[Row], bool]) -> float | None:
 
 
 def measures(rows: list[Row]) -> dict[str, Any]:
-    """What is counted of some episodes of one policy; None where nothing could be counted."""
+    """Counts and shares over episodes of one policy; None where nothing could be counted."""
     home = [r for r in rows if r["start"] == "home"]
     near = [r for r in rows if r["start"] == "near"]
     arrived = [r for r in home if r["transit"]]
@@ -52,13 +52,13 @@ def grouped(rows: Iterable[Row], *keys: str) -> dict[tuple[str, ...], list[Row]]
 
 
 def cells(rows: list[Row]) -> list[dict[str, Any]]:
-    """One for every task, environment and policy, in the `evaluate` JSON shape of the design."""
+    """One entry per task, environment and policy, as in the JSON of `harmowam evaluate`."""
     by = grouped(rows, "task", "environment", "policy")
     return [{"task": t, "environment": e, "policy": p, **measures(mine)} for (t, e, p), mine in by.items()]
 
 
 def success_rate(rows: list[Row]) -> float | None:
-    """Mean over tasks of the success from home; every task counts alike."""
+    """Mean over tasks of the success from home; every task has the same weight."""
     by = grouped([r for r in rows if r["start"] == "home"], "task")
     return float(np.mean([np.mean([r["success"] for r in mine]) for mine in by.values()])) if by else None
 
@@ -67,7 +67,7 @@ def difference(rows: list[Row], a: str, b: str, environments: tuple[str, ...] = 
     """Success of policy `a` minus `b` on the same starts; None where they share none. See
     `statistics.paired_difference`.
 
-    The three environments of a seed count as one observation of it: the thing that was drawn is the start.
+    The three environments of a seed are one observation, because they share the start.
     """
     won: dict[tuple[str, str], dict[tuple[Hashable, ...], bool]] = defaultdict(dict)
     for r in rows:
@@ -84,8 +84,8 @@ def difference(rows: list[Row], a: str, b: str, environments: tuple[str, ...] = 
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:
-    """Per policy: success where training was and elsewhere, relative drop; and the gated policy against the better of
-    the others."""
+    """Per policy: success in the environment of training and in the others, relative drop; and the gated policy minus
+    the best of the others."""
     home = [r for r in rows if r["start"] == "home"]
     by = grouped(home, "policy", "environment")
     policies: dict[str, dict[str, Any]] = {}
@@ -157,7 +157,7 @@ def table(rows: list[Row]) -> list[list[str]]:
 
 
 def sentences(rows: list[Row]) -> list[str]:
-    """What the summary says, in words."""
+    """The summary in words."""
     s = summary(rows)
     out = [
         f"{p}: seen {_percent(v['seen'], 1)}, mean of unseen {_percent(v['unseen'], 1)}, relative drop "
@@ -168,7 +168,7 @@ def sentences(rows: list[Row]) -> list[str]:
     for name, d in s["gated_minus"].items():
         if "difference" in d:
             out.append(
-                f"gated minus {name} ({d['policy']}), mean of unseen, paired: {100 * d['difference']:+.1f} points "
-                f"(95 % {100 * d['low']:+.1f} to {100 * d['high']:+.1f}; {d['pairs']} starts)"
+                f"gated minus {name} ({d['policy']}), mean of unseen, paired: {100 * d['difference']:+.1f} points (95 "
+                f"% {100 * d['low']:+.1f} to {100 * d['high']:+.1f}; {d['pairs']} starts)"
             )
     return out

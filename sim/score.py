@@ -1,13 +1,13 @@
-"""What became of an episode, seen with privileged eyes: transit, interaction, how it failed, and the oracle's choice of
+"""Judges an episode from the simulator's true state: transit, interaction, how it failed, and the oracle's choice of
 expert.
 
-An episode is a sequence of subgoals: the item and then the goal, or one button after the other. The next is faced when
-the last is done (the item is held, the button is down). *Reached* means that the tool stayed for 0.2 s (longer than a
-fly-over at transit speed takes) within 25 mm of where the subgoal wants it (sideways): most demonstrations enter their
-descent with a spread of 8 mm, so this is three standard deviations, the range in which the precise expert was taught to
-take over. On the way to the goal it is the item in the jaws that must get there. *Transit* succeeded when every subgoal
-that was faced was reached, or what was carried fell on the way; what fails after that is the interaction's. So success
-= transit x (interaction given transit).
+An episode is a sequence of subgoals: the item and then the goal, or one button after the other. The next subgoal is due
+when the last one is done (the item is held, the button is down). *Reached* means that the tool stayed for 0.2 s (longer
+than flying over it at transit speed takes) within 25 mm (sideways) of where the subgoal wants it. Most demonstrations
+start their descent with a standard deviation of 8 mm, so this is three standard deviations, the range in which the
+predictive expert was taught to take over. On the way to the goal, the held item must reach it. *Transit* succeeded when
+every subgoal that became due was reached, or the held item fell on the way; a later failure counts as interaction. So
+success = transit x (interaction given transit).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from sim.world import World
 
 REACHED_M = 0.025
 DWELL_NS = 200_000_000
-LEAVE = 1.6  # the oracle changes back only this many times further away
-SURE_NS = 100_000_000  # a grip or a loss counts when it lasts this long
-STUCK_NS = 2_500_000_000  # nothing at all has moved for this long: equal pictures give equal commands for ever
+LEAVE = 1.6  # factor of hysteresis: the oracle changes back only at this many times the distance
+SURE_NS = 100_000_000  # a grasp or a loss counts when it lasts this long
+STUCK_NS = 2_500_000_000  # nothing has moved for this long: equal pictures give equal commands for ever
 STILL_RAD, STILL_M = 0.004, 0.0005
 OFF_TABLE_M = -0.01
-TOLD = {  # what `Score.failure` calls it: what the arm did, in words for a person
+TOLD = {  # `Score.failure` -> what the arm did, in words for a person
     "took the wrong button": "pressed the wrong button",
     "took the wrong item": "took the wrong item",
     "pushed out of reach": "pushed a thing out of its reach",
@@ -39,22 +39,22 @@ TOLD = {  # what `Score.failure` calls it: what the arm did, in words for a pers
     "never let go": "took the item to its goal but never let go",
     "placed it badly": "placed the item badly",
 }
-FAR_M = 0.32  # from the base: no arm pose gets a grip there
+FAR_M = 0.32  # m from the base: no arm pose grasps there
 
 
 class Score:
-    """Watches one episode of `world`; `watch` is called at every frame."""
+    """Judges one episode of `world`; call `watch` at every frame."""
 
     def __init__(self, world: World):
         self.world, self.layout = world, world.layout
         self.task, self.roles = TASKS[world.layout.task], world.layout.roles
         self.press = world.layout.task == "press"
         self.count = len(self.roles)
-        self.faced = 0  # index of the furthest subgoal that was faced
+        self.faced = 0  # index of the furthest subgoal that became due
         self.reached = [False] * self.count
         self.held = False
         self.dropped = False  # before the goal was reached
-        self.wrong = False  # took, or pressed, what was not asked for
+        self.wrong = False  # took or pressed a thing that was not asked for
         self.near = False  # the oracle's choice
         self._since: int | None = None  # the tool has been at the subgoal that is due
         self._grip_since: int | None = None
@@ -63,10 +63,10 @@ class Score:
         self._others = [
             p.name for p in self.task.props if p.name != self.roles[0] and world.free_joint(p.name) is not None
         ]
-        self.pose: list[np.ndarray] = []  # measured, one a frame
+        self.pose: list[np.ndarray] = []  # measured, one per frame
 
     def _due(self) -> int:
-        """Which subgoal is due now."""
+        """Index of the subgoal that is due."""
         if self.press:
             done = 0
             while (
@@ -79,7 +79,7 @@ class Score:
         return int(self.held)
 
     def distance(self) -> float:
-        """How far (m, sideways) the tool is from where the subgoal that is due wants it."""
+        """Sideways distance (m) of the tool from where the subgoal that is due wants it."""
         w = self.world
         tool = w.pose[:2]
         if self.press:
@@ -90,11 +90,11 @@ class Score:
         return abs(float(np.linalg.norm(tool - item)) - abs(self.task.grasp_offset))
 
     def oracle(self) -> float:
-        """P(interaction) of one who knows: 1 near the subgoal that is due, else 0."""
+        """P(interaction) from the true state: 1 near the subgoal that is due, else 0."""
         return float(self.near)
 
     def watch(self, now_ns: int) -> str:
-        """Take note of this instant; a text says why going on is hopeless."""
+        """Judge this frame; returns a text where the episode is hopeless."""
         w = self.world
         self.pose.append(w.pose)
         before = self._due()
@@ -148,7 +148,7 @@ class Score:
         return success or self.dropped or all(self.reached[: self.faced + 1])
 
     def failure(self, ended: str) -> str:
-        """Which kind of failure it was."""
+        """The kind of failure."""
         thing = "button" if self.press else ("item", "goal")[self.faced]
         if self.wrong:
             return f"took the wrong {'button' if self.press else 'item'}"
@@ -165,5 +165,5 @@ class Score:
         return "never let go" if self.held else "placed it badly"
 
     def told(self, ended: str) -> str:
-        """`failure` as the rest of a sentence that begins with "the arm"."""
+        """`failure` as the end of a sentence that begins with "the arm"."""
         return TOLD[self.failure(ended)]

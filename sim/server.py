@@ -30,21 +30,18 @@ from runtime.cameras.frames import FrameWriter, frames_path
 from runtime.robot import load_robot
 from sim.tasks import ARM
 
-# Whoever starts the simulator or reads its truth needs no MuJoCo in memory: only the two processes below load it.
+# A process that starts the simulator or reads its truth needs no MuJoCo: only the two processes below load it.
 
-# Priorities (common/timing.py): hardware competes with nobody for the processor, but takes nothing from the fast loop
-# either. Servos and rendering, above the slow loop and below the fast one, find a core as soon as they are asked, or a
-# picture would be late for every forward pass of the world model. A transfer waits for nobody, and takes a tenth of a
-# millisecond. A camera hands its pictures over at even intervals, so long after the exposure as reading out and
-# transfer take. A renderer is done when it gets the processor: what it has early waits for that instant, what it has
-# late comes late.
+# Priorities (common/timing.py): real hardware needs no processor, so simulated hardware must not take one from the fast
+# loop. Servos and rendering run above the slow loop and below the fast one: otherwise every picture would wait for a
+# forward pass of the world model. A transfer has the highest priority and takes a tenth of a millisecond. A camera
+# hands over its pictures at even intervals, after the time that read-out and transfer take. A picture that is rendered
+# early waits for that instant; one that is rendered late is handed over late.
 TRANSFER_NS = 8_000_000
 TRUTH_SLOT = "truth.slot"
 ROBOT = f"sim_{ARM.NAME}"  # unless another one is named
-_TRUTH = struct.Struct(
-    "<qqdB63s"
-)  # time, first success (0: not yet), simulated seconds, success now, what went wrong so far
-SCORE_EVERY = 10  # servo periods: 25 looks a second, as an evaluation's camera gives it
+_TRUTH = struct.Struct("<qqdB63s")  # time, first success (0: none yet), simulated seconds, success now, failures so far
+SCORE_EVERY = 10  # servo periods between two judgements: 25 per second, like an evaluation's camera
 
 
 class SimulatorError(Mendable):
@@ -113,7 +110,7 @@ def serve(
         first_success = first_success or (now if success else 0)
         if score is not None and looks % SCORE_EVERY == 0:
             failure = score.told(score.watch(now)).encode()
-            score.pose.clear()  # nobody asks for them, and a simulator may run for days
+            score.pose.clear()  # unused, and a simulator may run for days
         looks += 1
         truth.write(_TRUTH.pack(now, first_success, world.time_s, success, failure), world.visible)
         if not announced and all(frames_path(slots, c).exists() for c in ("front", "wrist")):
@@ -159,8 +156,8 @@ def serve_cameras(slots: Path, robot: str, seed: int, task: str | None, fps: flo
 
 
 def judged(slots: Path, since_ns: int) -> dict[str, Any]:
-    """For reports only, the loops never open this: `success` (since then at some time), `success_after_s` (0: none),
-    `success_at_end` (now), and `failure` as things stand (see `sim.score.TOLD`; "" while there is success)."""
+    """The simulator's judgement, for reports only; the loops never open it: `success` (at any time), `success_after_s`
+    (0: none), `success_at_end` (now), and `failure` so far (see `sim.score.TOLD`; "" while there is success)."""
     got = SlotReader(slots / TRUTH_SLOT).read()
     _, first, _, now, failure = _TRUTH.unpack_from(got[0]) if got is not None else (0, 0, 0.0, 0, b"")
     return {
@@ -188,8 +185,8 @@ def start(
         frames_path(slots, name).unlink(missing_ok=True)
     command = [*_command(slots, robot, seed, task, fps), *(x for f in faults for x in ("--fault", f))]
     command += [] if terminal else ["--socket"]
-    # Its own session: Ctrl-C is the parent's, who ends it; a child that is still importing would answer with a
-    # traceback.
+    # A session of its own: Ctrl-C goes to the parent only, which ends the simulator; a child that is still importing
+    # would print a traceback.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     try:

@@ -1,4 +1,4 @@
-"""Intervals of what was counted: one proportion, and the difference of two that were counted on the same starts."""
+"""Confidence intervals of counts: one proportion, and the difference of two proportions on the same starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 Z95 = 1.959964  # two-sided 95 %
 Z95_ONE_SIDED = 1.644854
-LEAST = 0.25  # success on seen from which a drop can be told
+LEAST = 0.25  # least success on seen from which a relative drop is computed
 
 
 def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
@@ -22,11 +22,11 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
 
 
 def paired_difference(strata: Mapping[Hashable, Sequence[float]]) -> dict[str, float]:
-    """Mean of paired differences with its 95 % interval; every stratum (a task) counts alike.
+    """Mean of paired differences with its 95 % interval; every stratum (a task) has the same weight.
 
     A stratum holds one difference per start: +1, 0 or -1, or their mean over the environments that share the start, so
-    that what is equal in them is not counted twice. With one stratum this is the Wald interval of matched pairs
-    (Agresti, Categorical Data Analysis, 10.1). `lower95` is the one-sided bound. Raises ValueError without any pair.
+    that a shared start is not counted twice. With one stratum this is the Wald interval of matched pairs (Agresti,
+    Categorical Data Analysis, 10.1). `lower95` is the one-sided bound. Raises ValueError without any pair.
     """
     groups = [np.asarray(d, float) for d in strata.values() if len(d)]
     if not groups:
@@ -46,8 +46,8 @@ def paired_lower_bound(better: int, worse: int, pairs: int, z: float = Z95_ONE_S
     """Lower confidence bound of a difference of paired proportions by Tango's score interval (Statistics in Medicine
     17, 1998).
 
-    `better`: pairs that only the candidate won; `worse`: that only the reference won. Unlike a normal interval it does
-    not collapse to a point when no pair differs.
+    `better`: pairs that only the candidate won; `worse`: pairs that only the reference won. Unlike a normal interval,
+    it does not collapse to a point when no pair differs.
     """
 
     def score(d: float) -> float:
@@ -66,5 +66,5 @@ def paired_lower_bound(better: int, worse: int, pairs: int, z: float = Z95_ONE_S
 
 
 def relative_drop(seen: float, unseen: float) -> float | None:
-    """Share of the seen success that is lost elsewhere; None where less than LEAST succeeded to begin with."""
+    """Share of the success on seen that is lost elsewhere; None where the success on seen is below LEAST."""
     return None if seen < LEAST else 1.0 - unseen / seen

@@ -1,7 +1,8 @@
-"""Six table-top tasks and four environments: what stands where, what is asked for, and when physics says it is done.
+"""Six table-top tasks and four environments: where things stand, what is asked for, and when the physics counts as
+success.
 
-Regions: demonstrations of tasks cover `SEEN` of the table; the "position" environment puts what is to be grasped (and
-where it goes, when there is room) into `UNSEEN`. Play covers both. Nothing here is ever shown to a policy.
+Regions: demonstrations of tasks cover `SEEN` of the table; the "position" environment puts the item (and the goal, when
+there is room) into `UNSEEN`. Play covers both. No policy sees anything of this module.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from firmware_bridge.arms.so101 import FAMILY
 Region = tuple[tuple[float, float], tuple[float, float]]  # (x, y) of two corners, m
 Places = dict[str, tuple[float, float, float]]  # body -> x, y (m), heading (rad)
 
-ARM = FAMILY  # whose reach the tasks are laid out for, and whose demonstrations the shipped checkpoint has learnt from
+ARM = FAMILY  # the arm whose reach the tasks are laid out for, and whose demonstrations trained the shipped checkpoint
 ENVIRONMENTS = ("seen", "background", "position", "object")
 SEEN = ((0.162, -0.125), (0.260, 0.030))  # (x, y) of two corners, m
 UNSEEN = ((0.162, 0.045), (0.260, 0.125))
@@ -25,12 +26,12 @@ REACH = 0.225  # m from the pan axis, tool pointing down
 PAN_X = ARM.links.pan_forward
 REST_S = 0.2  # success must last this long
 OPEN, CLOSED = 0.6, 0.05  # jaw angles, rad
-TOOL_PITCH = 1.40  # rad; 10 degrees off vertical keeps the wrist inside its limits over the whole table
+TOOL_PITCH = 1.40  # rad; 10 degrees from the vertical keep the wrist inside its limits over the whole table
 HOME = np.array([0.17, 0.0, 0.09, TOOL_PITCH, 0.0])
 N_DISTRACTORS = 8
 TABLES = {
     "seen": ("",),
-    # A third on the plain one: else "plain" would mean "things stand where demonstrations have them".
+    # A third of play is on the plain table: otherwise "plain" would mean "things stand where demonstrations have them".
     "play": (*[""] * 7, "train0", "train1", "train2", "train3", "train4", *["drawn"] * 9),
     "background": ("test0", "test1", "test2", "test3"),
 }
@@ -38,7 +39,7 @@ TABLES = {
 
 @dataclass(frozen=True)
 class Prop:
-    """A body of the scene: how much room it keeps around itself (m) and how far it may be turned (rad)."""
+    """A body of the scene: the room that it needs around itself (m) and its range of headings (rad)."""
 
     name: str
     room: float
@@ -48,7 +49,7 @@ class Prop:
 @dataclass(frozen=True)
 class Task:
     """`instructions` maps each text to its roles: (item, goal), or the buttons in the order to press them. Heights of
-    the tool, m."""
+    the tool in m."""
 
     name: str
     props: tuple[Prop, ...]
@@ -124,7 +125,7 @@ INSTRUCTIONS: dict[str, str] = {text: t.name for t in TASKS.values() for text in
 
 @dataclass(frozen=True)
 class Look:
-    """Table top (a material, or "" for the plain one), brightness of the lights, where the clutter stands [(x, y,
+    """Table top (a material, or "" for the plain one), brightness of the lights, and poses of the clutter [(x, y,
     yaw)]."""
 
     table: str = ""
@@ -133,15 +134,13 @@ class Look:
     ambient: float = 0.35
     light: tuple[float, float, float] = (-0.1, -0.4, -1.0)
     clutter: tuple[tuple[int, float, float, float], ...] = ()
-    tint: int = (
-        0  # colours and shapes of the things, and a table top "drawn", come from this seed; 0 leaves them as they are
-    )
+    tint: int = 0  # seed of colours and shapes of things and of a table top "drawn"; 0 leaves them unchanged
 
 
 @dataclass(frozen=True)
 class Layout:
     """One start. `places` maps body -> (x, y, yaw); `start` is the end-effector pose [5], `jaw` its opening (rad);
-    `pressed` are the buttons that are lit already."""
+    `pressed` are the buttons that are already lit."""
 
     task: str
     instruction: str
@@ -165,7 +164,7 @@ def _spot(rng: np.random.Generator, region: Region) -> np.ndarray:
 
 
 def _scatter(rng: np.random.Generator, props: tuple[Prop, ...], regions: dict[str, Region]) -> Places | None:
-    """Places for all props, apart from one another; None when they found no room."""
+    """Places for all props, apart from one another; None when there is no room for them."""
     placed: Places = {}
     for prop in props:
         for _ in range(60):
@@ -194,8 +193,8 @@ def _row(rng: np.random.Generator, region: Region) -> Places:
 
 
 def sample_look(rng: np.random.Generator, environment: str, places: Places) -> Look:
-    """What the table looks like: plain for "seen", "position" and "object"; other top, light and clutter for
-    "background" and "play"."""
+    """The look of the table: plain for "seen", "position" and "object"; another top, light and clutter for "background"
+    and "play"."""
     if environment not in ("background", "play"):
         return Look()
     table = str(rng.choice(TABLES[environment]))
@@ -255,7 +254,7 @@ def sample_layout(
 
 
 class Judged(Protocol):
-    """What success is read from; `sim.world.World` is one. Positions in m, in the base frame."""
+    """The state that success is read from; `sim.world.World` is one. Positions in m, in the base frame."""
 
     layout: Layout
     pressed: list[str]
@@ -270,7 +269,7 @@ class Judged(Protocol):
 
 
 def success(world: Judged) -> bool:
-    """Whether the instruction has been fulfilled: judged from the state of the world, not from what a script did."""
+    """Whether the instruction is fulfilled, judged from the state of the world and not from what a script did."""
     layout = world.layout
     roles = layout.roles
     if layout.task == "press":

@@ -1,8 +1,8 @@
-"""The oracle future: what the world model should have predicted, from a scripted expert that goes on from the present
+"""The oracle future: what the world model should have predicted, from a scripted expert that continues from the present
 state.
 
-It tells apart a bad prediction from a bad use of it: with the true future in place of the predicted one, what still
-fails is the reactive expert's. Privileged; for evaluation only.
+It separates errors of the prediction from errors of its use: failures that remain with the true future are the reactive
+expert's. Privileged; for evaluation only.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from sim.expert import Follower, Segment, joints_for, plan
 from sim.tasks import CLOSED, OPEN
 from sim.world import World
 
-DT = 0.02  # s, of the expert's control
+DT = 0.02  # s, control period of the expert
 HORIZON_S = (0.4, 0.8)  # and the next event, as the world model predicts them
 MOST_S = 6.0
 
 
 def go_on(ghost: World, world: World) -> None:
-    """Put `ghost` into the state of `world`: bodies, servos, buttons."""
+    """Copy the state of `world` into `ghost`: bodies, servos, buttons."""
     ghost.reset(world.layout)
     ghost.data.qpos[:], ghost.data.qvel[:], ghost.data.ctrl[:] = world.data.qpos, world.data.qvel, world.data.ctrl
     ghost._goal, ghost._profile = world._goal.copy(), world._profile.copy()
@@ -37,7 +37,7 @@ def go_on(ghost: World, world: World) -> None:
 
 
 def remaining(ghost: World) -> list[Segment]:
-    """The expert's way-points from the ghost's state: what has been done already is left out."""
+    """The expert's way-points from the ghost's state, without those that are done."""
     segments = plan(ghost, np.random.default_rng(0))
     if ghost.layout.task != "press" and ghost.holds(ghost.layout.roles[0]):
         first_close = next(i for i, s in enumerate(segments) if s.event and s.goal[5] < 0.5 * (OPEN + CLOSED))
@@ -46,7 +46,7 @@ def remaining(ghost: World) -> list[Segment]:
 
 
 def next_event_s(segments: list[Segment]) -> float:
-    """Seconds to the next opening, closing or press."""
+    """Seconds until the next opening, closing or press."""
     t = 0.0
     for s in segments:
         if s.event:
@@ -58,7 +58,7 @@ def next_event_s(segments: list[Segment]) -> float:
 
 
 class TrueFutureStep:
-    """Stands in for `SlowStep`: the same Priors, but with the tokeniser's latents of the true future."""
+    """Replaces `SlowStep`: the same Priors, but with the tokeniser's latents of the true future."""
 
     remembers = True
 
@@ -77,7 +77,7 @@ class TrueFutureStep:
         self.slow.go_on_from(t_capture_ns, chunk)
 
     def _latent(self, obs: Observation) -> np.ndarray:
-        """The front picture in the tokeniser's code, float32[C,h,w]."""
+        """The front picture as the tokeniser's latent, float32[C,h,w]."""
         s = self.slow
         feeds = {"front": s.views(obs)["front"], "text": s.text, "noise": s.world_noise}
         return s.world.run({**feeds, "proprio": proprio(s.family.forward(obs.q_rad))[None]})["latent"][0].copy()

@@ -1,7 +1,7 @@
-"""What play is given to look at: table tops drawn at random, and things of other proportions.
+"""Variety of what play sees: table tops drawn at random, and things of other proportions.
 
-Task demonstrations see one table and one family of objects; play stands for the wide experience that the paper's world
-model brings along (1.9 M trajectories), so that its table tops, colours and shapes never repeat.
+Task demonstrations see one table and one family of objects. Play stands for the wide experience that the paper's world
+model has (1.9 M trajectories), so its table tops, colours and shapes never repeat.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ BOX, CYLINDER = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER
 
 
 def draw_table_top(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A pattern uint8[size, size, 3] in two or three colours that are not far apart: squares, stripes, marks, speckles,
-    shades."""
+    """A pattern uint8[size, size, 3] in two or three similar colours: squares, stripes, marks, speckles or shades."""
     base = np.clip(rng.uniform(0.3, 0.85) + rng.uniform(-0.14, 0.14, 3), 0.1, 0.95)
     other = np.clip(base + rng.uniform(-0.22, 0.22) + rng.uniform(-0.10, 0.10, 3), 0.05, 0.98)
     y, x = np.mgrid[0:size, 0:size] / size
@@ -45,8 +44,8 @@ def draw_table_top(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def draw_colour(rng: np.random.Generator, usual: np.ndarray, named: int | None) -> np.ndarray:
-    """Another colour float[3] for a thing that usually has `usual`: one near it or any at all; where an instruction
-    names the colour by its strongest channel (`named`: 0 red, 1 green, 2 blue), one of which that stays true."""
+    """Another colour float[3] for a thing whose usual colour is `usual`: similar or arbitrary. Where an instruction
+    names the colour by its strongest channel (`named`: 0 red, 1 green, 2 blue), that channel stays the strongest."""
     while True:
         near = usual + rng.uniform(-0.45, 0.45, 3)
         colour = np.clip(near if named is not None or rng.random() < 0.5 else rng.uniform(0, 1, 3), 0, 1)
@@ -55,8 +54,8 @@ def draw_colour(rng: np.random.Generator, usual: np.ndarray, named: int | None) 
 
 
 def vary_shapes(m: mujoco.MjModel, bodies: dict[int, list[int]], rng: np.random.Generator) -> None:
-    """Stretch each body's geoms sideways, and let round ones be square and the reverse; `bodies` maps body id -> its
-    geoms."""
+    """Stretch each body's geoms sideways, and make some round ones square and some square ones round; `bodies` maps
+    body id -> its geoms."""
     for geoms in bodies.values():
         stretch, swap = rng.uniform(0.80, 1.20, 2), rng.random() < 0.5
         for g in geoms:

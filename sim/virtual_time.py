@@ -1,7 +1,8 @@
-"""The two-rate loop in virtual time: one process, an event queue, the very steps that run on the robot.
+"""The two-rate loop in virtual time: one process, an event queue, and the same steps that run on the robot.
 
-Time is a number that jumps from event to event: camera frame, slow step begins, Prior ready, command ready, motor tick.
-Computing takes no virtual time; each engine's latency is given, so that success can be read against latency.
+Time is a number that jumps from event to event: camera frame, start of a slow step, Prior ready, command ready, motor
+tick. Computing takes no virtual time; each engine's latency is a parameter, so that success can be measured against
+latency.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from sim.world import World
 
 S = 1_000_000_000
 MS = 1_000_000
-START = 1 * S  # virtual clocks do not start at zero: a zero time means "none" on the wire
+START = 1 * S  # virtual clocks do not start at zero, because a zero time means "none" in messages
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Rates (Hz) and latencies (ms) of the virtual robot. The defaults are what the real-time loop shows on two cores.
+    """Rates (Hz) and latencies (ms) of the virtual robot. The defaults are those of the real-time loop on two cores.
 
-    The slow loop begins at `slow_hz`, or when it is done with what it began before if that is later. Success must last
-    for `rest_s`; what that is longer than usual comes on top of the limit.
+    The slow loop starts a step at `slow_hz`, or when the last one is done if that is later. Success must last for
+    `rest_s`; a longer `rest_s` than usual extends the time limit.
     """
 
     camera_hz: float = 25.0
@@ -41,7 +42,7 @@ class Schedule:
 
 @dataclass
 class Episode:
-    """What happened in one virtual episode. `ended`: "success", "time", or why the watcher stopped it."""
+    """What happened in one virtual episode. `ended`: "success", "time", or the watcher's reason."""
 
     success: bool = False
     seconds: float = 0.0
@@ -52,7 +53,8 @@ class Episode:
 
 
 MotorTick = Callable[[int, Command | None], JointState]
-Watcher = Callable[[int, Observation], str]  # called at every frame, before the policy; a text ends the episode
+# called at every frame, before the policy; a returned text ends the episode
+Watcher = Callable[[int, Observation], str]
 
 
 class _Virtual:
@@ -124,7 +126,7 @@ class _Virtual:
         self.push(self.now + self.motor_ns, "motor")
 
     def run(self, end: int) -> Episode:
-        """Until an event ends the episode, or virtual time `end` (ns)."""
+        """Run until an event ends the episode, or until virtual time `end` (ns)."""
         happens = {
             "camera": self.camera,
             "slow": self.slow_step,
@@ -157,11 +159,11 @@ def run_episode(
     limit_s: float = 12.0,
     watch: Watcher | None = None,
 ) -> Episode:
-    """Drive `world` (already reset) to success or `limit_s` of virtual time. `motor_tick(now, newest command)` moves
-    the servos.
+    """Drive `world` (already reset) to success or for `limit_s` of virtual time. `motor_tick(now, newest command)`
+    moves the servos.
 
-    Pictures are rendered only when a step will look at them: the frames of a fast step that does not listen are mostly
-    not rendered.
+    Pictures are rendered only for steps that look at them: most frames of a fast step that does not listen are not
+    rendered.
     """
     fast.reset()
     end = START + int((limit_s + max(schedule.rest_s - REST_S, 0.0)) * S)

@@ -1,4 +1,4 @@
-"""Work for several processes, each with a simulator of its own."""
+"""Runs work in several processes, each with a simulator of its own."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ class WorkerError(Mendable):
 
 
 def _end_with(parent: int) -> None:
-    """A worker whose parent was killed would wait for work for ever, with 400 MB of memory."""
+    """End with the parent: a worker whose parent was killed would wait for ever, with 400 MB of memory."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died before that
+    if os.getppid() != parent:  # the parent died before this call
         os._exit(1)
 
 
 def spawned(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int | None = None) -> Iterator[Result]:
-    """Results of `work` in the order in which they come, from `workers` processes (default: one a core).
+    """Results of `work` in the order in which they are ready, from `workers` processes (default: one per core).
 
-    Raises WorkerError when one of them was killed (for which `multiprocessing.Pool` would wait for ever), and what
-    `work` raises.
+    Raises WorkerError when a process was killed (`multiprocessing.Pool` would wait for ever), and what `work` raises.
     """
     pool = ProcessPoolExecutor(
         workers or os.cpu_count(), mp_context=mp.get_context("spawn"), initializer=_end_with, initargs=(os.getpid(),)

@@ -1,7 +1,7 @@
 """The simulated robot and its table: MuJoCo physics, servos with finite speed, latency and resolution, two cameras.
 
-One `World` is one episode's worth of reality. It knows nothing of policies or buses: joint goals go in (radians,
-through `set_goals`), positions and pictures come out. `sim.plant` puts the virtual servo bus on top of it.
+One `World` runs one episode at a time. It has no policy and no bus: joint goals go in (radians, through `set_goals`),
+positions and pictures come out. `sim.plant` puts the virtual servo bus on top of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault(
     "LP_NUM_THREADS", "0"
-)  # Mesa's software rasteriser: one thread a process is fastest for small frames
+)  # Mesa's software rasteriser: one thread per process is fastest for small frames
 
 import mujoco
 
@@ -29,8 +29,8 @@ from sim.variety import BOX, CYLINDER, draw_colour, draw_table_top, scale_bodies
 
 ASSETS = Path(__file__).parent / "assets"
 SERVO_DT = 0.004  # the servos' own control period, s
-SERVO_SPEED = 5.0  # rad/s, STS3215 at 7.4 V; an arm's `servo_speed` gives others
-LATENCY_TICKS = 3  # goal register to motion: 12 ms
+SERVO_SPEED = 5.0  # rad/s, STS3215 at 7.4 V; an arm's `servo_speed` replaces it
+LATENCY_TICKS = 3  # from the goal register to motion: 12 ms
 CAMERA_SIZE = (320, 240)
 PRESS_M = 0.004  # travel at which a button lights up
 LIT = (1.0, 0.97, 0.75, 1.0)
@@ -59,7 +59,7 @@ def compiled(task: str, arm: Family = ARM) -> mujoco.MjModel:
 
 
 def _named_channel(part: str) -> int | None:
-    """Which of red, green and blue a part is called by, if any; a button's base is just a base."""
+    """Which of red, green and blue the instruction calls a part by, or None; a button's base has no named colour."""
     return None if part.endswith("_base") else {"red": 0, "green": 1, "blue": 2}.get(part.split("_")[0])
 
 
@@ -83,16 +83,15 @@ class Scene:
         roots = m.body_rootid[m.geom_bodyid]
         self.things = [i for i, b in enumerate(bodies) if roots[i] not in no_things and not b.startswith("distractor")]
         foreign = [i for i, b in enumerate(bodies) if b.startswith("distractor")]
-        # What has one colour: the walls of a tray, the cap of a button, its base. A hole stays dark, and a red cap red:
-        # it is called so.
+        # Parts of one colour: the walls of a tray, the cap of a button, its base. A hole stays dark, and a red cap
+        # stays red because the instruction names it.
         parts: dict[tuple[str, str], list[int]] = {}
         for i in [*self.things, *foreign]:
             if i not in self.unseen and names[i] not in ("hole", "floor_of_tray"):
                 parts.setdefault((bodies[i], names[i].rstrip("0123456789")), []).append(i)
         self.coloured = [(geoms, _named_channel(part or body)) for (body, part), geoms in parts.items()]
         self.shapes = tuple(a.copy() for a in (m.geom_type, m.geom_size, m.geom_pos, m.geom_aabb, m.geom_rbound))
-        # Bodies of one or two geoms may change their proportions, what is put together from several (ring, tray, block)
-        # its width.
+        # Bodies of one or two geoms may change their proportions, bodies of several (ring, tray, block) their width.
         self.simple: dict[int, list[int]] = {}
         for i in self.things:
             if i not in self.unseen and m.geom_type[i] in (BOX, CYLINDER):
@@ -104,7 +103,7 @@ class Scene:
         self.buttons = [m.joint(i).name for i in range(m.njnt) if m.joint(i).name.endswith("_button")]
 
     def dress(self, unseen: bool) -> None:
-        """Show (and let collide) the seen or the unseen variant of every geom that has two."""
+        """Show (and let collide) the seen or the unseen variant of every geom that has both."""
         m = self.model
         m.geom_contype[:], m.geom_conaffinity[:], m.geom_rgba[:] = self.contype, self.conaffinity, self.rgba
         m.geom_type[:], m.geom_size[:], m.geom_pos[:], m.geom_aabb[:], m.geom_rbound[:] = self.shapes
@@ -136,7 +135,7 @@ class Scene:
             body.pos[:], body.quat[:] = (x, y, 0), (math.cos(yaw / 2), 0, 0, math.sin(yaw / 2))
 
     def _draw_table(self, rng: np.random.Generator) -> None:
-        """Give the material "drawn" another picture."""
+        """Draw another picture for the material "drawn"."""
         m, texture = self.model, self.model.texture("drawn")
         size, at = int(texture.height[0]), int(texture.adr[0])
         m.tex_data[at : at + 3 * size * size] = draw_table_top(rng, size).ravel()
@@ -147,9 +146,10 @@ class Scene:
 
 
 class World:
-    """Physics at 500 Hz, servos at 250 Hz. `q` float64[J] are true angles (rad); `measured` what the encoders say.
+    """Physics at 500 Hz, servos at 250 Hz. `q` float64[J] are true angles (rad); `measured` is what the encoders
+    report.
 
-    Start it with a layout, or with a seed that one is drawn from. `arm` stands at the table.
+    Construct it with a layout, or with a seed from which one is drawn. `arm` stands at the table.
     """
 
     def __init__(self, seed: int = 0, *, layout: Layout | None = None, arm: Family = ARM):
@@ -186,7 +186,7 @@ class World:
         self._profile = self._goal.copy()
         self._delay = [self._goal.copy()] * LATENCY_TICKS
         self._torque: np.ndarray = np.ones(n, bool)
-        self._driven: np.ndarray = np.zeros(n, bool)  # had its torque on since the episode began
+        self._driven: np.ndarray = np.zeros(n, bool)  # torque was on at some time since the episode began
         self._speed: np.ndarray = scene.speed.copy()
         self.model.actuator_forcerange[:] = scene.force
         self.data.ctrl[:] = self._goal
@@ -196,7 +196,7 @@ class World:
         self.data.time = 0.0
 
     def _settle_coupled(self) -> None:
-        """Put the joints that others pull along (fingers on a crank) where those want them."""
+        """Move joints that follow others (fingers on a crank) to where those put them."""
         m = self.model
         for k in range(m.neq):
             if m.eq_type[k] == mujoco.mjtEq.mjEQ_JOINT:
@@ -205,7 +205,7 @@ class World:
                 self.data.qpos[a] = m.qpos0[a] + np.polynomial.polynomial.polyval(moved, m.eq_data[k, :5])
 
     def free_joint(self, name: str) -> int | None:
-        """Where a free body's pose begins in qpos; None for a fixed one."""
+        """Index in qpos where a free body's pose begins; None for a fixed body."""
         joint = int(self.model.body(name).jntadr[0])
         if joint < 0 or self.model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_FREE:
             return None
@@ -229,12 +229,12 @@ class World:
 
     @property
     def load(self) -> np.ndarray:
-        """Actuator force over its limit, [-1, 1]; a brake loads no servo."""
+        """Actuator force over its limit, [-1, 1]; joints on the brake load no servo."""
         return np.where(self._torque | self._driven, self.data.actuator_force / self.scene.force[:, 1], 0.0)
 
     @property
     def measured(self) -> np.ndarray:
-        """Joint angles as the encoders give them: whole steps of 1/4096 turn."""
+        """Joint angles as the encoders report them: whole steps of 1/4096 turn."""
         return np.round(self.data.qpos[: self._n] / RAD_PER_STEP) * RAD_PER_STEP
 
     @property
@@ -279,7 +279,7 @@ class World:
         self._delay.append(self._profile.copy())
         self.data.ctrl[:] = self._delay.pop(0)
         limp = self._driven & ~self._torque
-        if limp.any():  # a limp servo follows its joint and pushes nothing
+        if limp.any():  # a limp servo follows its joint without force
             here = self.q
             self._profile[limp] = here[limp]
             self._delay = [np.where(limp, here, d) for d in self._delay]
@@ -312,7 +312,7 @@ class World:
         return Camera(name, width, height, K, np.zeros(0), T_tool_from_cam=on_tool)
 
     def render(self, camera: str) -> np.ndarray:
-        """uint8[240, 320, 3] RGB."""
+        """Picture uint8[240, 320, 3] RGB."""
         renderer = self.scene.renderer
         if renderer is None:
             renderer = self.scene.renderer = mujoco.Renderer(self.model, CAMERA_SIZE[1], CAMERA_SIZE[0])
@@ -323,11 +323,11 @@ class World:
 
     @property
     def visible(self) -> np.ndarray:
-        """What pictures depend on, float64[nq + buttons]: joint positions, and 1 for every button that is lit."""
+        """The state that pictures depend on, float64[nq + buttons]: joint positions, and 1 for every lit button."""
         return np.append(self.data.qpos, [float(b in self.pressed) for b in self.scene.buttons])
 
     def render_visible(self, state: np.ndarray) -> dict[str, np.ndarray]:
-        """Both views of the scene at `state` (see `visible`), without physics (the camera process)."""
+        """Both views of the scene at `state` (see `visible`), without physics (for the camera process)."""
         self.data.qpos[:] = state[: self.model.nq]
         for name, lit in zip(self.scene.buttons, state[self.model.nq :], strict=True):
             if lit:
@@ -382,7 +382,7 @@ class World:
         return False
 
     def holds(self, body: str) -> bool:
-        """Whether the gripper carries the body: a jaw touches it, it hangs free of the table and near the tool."""
+        """Whether the gripper carries the body: a jaw touches it, and it is off the table and near the tool."""
         return self.position(body)[2] > self.resting_z(body) + 0.004 and self.touched(body)
 
     def resting_z(self, body: str) -> float:

@@ -1,5 +1,5 @@
-"""What tests share: how they behave on a busy machine, when a skip fails, and one INT8 bundle of the shipped checkpoint
-a session."""
+"""What tests share: reruns on a busy machine, when a skip fails, and one INT8 bundle of the shipped checkpoint per
+session."""
 
 import json
 import os
@@ -13,9 +13,9 @@ from tests.witness import Witness
 
 pytest_plugins = ["tests.skips"]
 
-os.environ.setdefault("MUJOCO_GL", "egl")  # before anything imports mujoco
+os.environ.setdefault("MUJOCO_GL", "egl")  # must be set before anything imports mujoco
 
-# How long an example takes says more about the machine than about the code.
+# The time of an example depends on the machine more than on the code.
 hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("shared")
 
@@ -57,7 +57,7 @@ def pytest_unconfigure(config):
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """Path of the bundle and its parity report, exported as `harmowam export` does, but for the gate of speed."""
+    """Path of the bundle and its parity report, exported like `harmowam export` but without the gates of speed."""
     from export.bundle import export_bundle
     from export.plan import Plan
 
@@ -73,7 +73,7 @@ def bundle_path(exported):
 
 @pytest.fixture
 def bench(tmp_path):
-    """A real robot's file over virtual servos on a pseudo-terminal and cameras that are films (`tests/rig.py`)."""
+    """A real robot's file with virtual servos on a pseudo-terminal and films as cameras (`tests/rig.py`)."""
     from tests.rig import Bench, undo_real_time
 
     made = Bench(tmp_path / "bench")

@@ -29,7 +29,7 @@ CAMERAS = {name: camera(name) for name in ("front", "wrist")}
 
 
 def film(rows: int, seed: int, width: int = 96, height: int = 96) -> np.ndarray:
-    """A soft background, a sharp little square that moves and a disc that does not: uint8[rows,height,width,3]."""
+    """A soft background, a small sharp square that moves and a disc that does not: uint8[rows,height,width,3]."""
     rng = np.random.default_rng(seed)
     soft = cv2.resize(rng.integers(60, 200, (6, 6, 3)).astype(np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
     out = np.repeat(soft[None], rows, 0)

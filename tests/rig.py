@@ -23,7 +23,7 @@ START = (0.2, -1.2, 1.2, 1.0, 0.0, 0.5)  # rad
 
 
 def film(path: Path, bgr: tuple[int, int, int] = (90, 90, 90), size: tuple[int, int] = (64, 48)) -> str:
-    """A video of five pictures of one colour; its path, as a robot file's `source`."""
+    """Write a video of five pictures of one colour; returns its path, as a robot file's `source`."""
     import cv2
 
     out = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 30, size)
@@ -34,7 +34,7 @@ def film(path: Path, bgr: tuple[int, int, int] = (90, 90, 90), size: tuple[int, 
 
 
 class SlotCameras:
-    """Writes grey pictures with a moving bar into the slots of front and wrist camera, `fps` times a second."""
+    """Writes grey pictures with a moving bar into the slots of front and wrist camera, `fps` times per second."""
 
     def __init__(self, slots: Path, fps: float = 50.0, size: tuple[int, int] = (320, 240)):
         self.size, self.fps = size, fps
@@ -66,16 +66,18 @@ class SlotCameras:
 
 
 class Bench:
-    """`robot_file` describes it all; `servos` is the virtual bus, for looking at registers and for playing tricks."""
+    """`robot_file` describes the whole robot; `servos` is the virtual bus, for reading registers and injecting
+    faults."""
 
     def __init__(self, folder: Path, size: tuple[int, int] = (320, 240)):
         self.folder = folder
         gc.collect()
-        # the loop collects once; a heap with torch in it takes 0.3 s, and these servos are threads of the same process
+        # the loop runs the garbage collector once; with torch in memory that takes 0.3 s, and the virtual servos are
+        # threads of the same process
         gc.freeze()
         folder.mkdir(parents=True, exist_ok=True)
         self.servos = VirtualBus(IDS, KinematicPlant(np.array(START) * 4096 / (2 * np.pi) + 2048))
-        prefer(3)  # for the threads that stand in for hardware, if we may
+        prefer(3)  # for the threads that simulate hardware, where the system permits it
         self.server = PtyBus(self.servos, link=folder / "arm")
         self.cameras = SlotCameras(folder, size=size)
         prefer(0)
@@ -86,7 +88,8 @@ class Bench:
         text = text.replace("simulated = true", "simulated = false").replace(
             'port = "sim"', f'port = "{self.server.path}"'
         )
-        text = text.replace("[arm]", "[arm]\nlower_speed = 2.0\nrelease_s = 0.4")  # impatient
+        # faster than the robot's, to save time
+        text = text.replace("[arm]", "[arm]\nlower_speed = 2.0\nrelease_s = 0.4")
         head, front, wrist = text.split("[camera.")
         front, wrist = (
             part.replace('source = "sim"', f'source = "slot:{frames_path(folder, name)}"').replace(
@@ -106,7 +109,7 @@ class Bench:
 
 
 def undo_real_time() -> None:
-    """The loop settles the whole process for real time; a test process goes on afterwards."""
+    """The loop switches the whole process to real time; the test process must go back."""
     gc.unfreeze()
     gc.enable()
     sys.setswitchinterval(0.005)

@@ -1,34 +1,23 @@
 """The `harmowam` command: quick help, and one sentence with exit code 2 for everything the user can mend."""
 
-import configparser
 import json
 import os
 import pty
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-import time
-from pathlib import Path
 from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner
-from mcap.reader import make_reader
 
 from firmware_bridge.bus.port import Port
-from firmware_bridge.motion.safety import lowering_s
 from harmowam.cli import main
 from harmowam.processes import sweep
-from harmowam.profile import print_timing
-from runtime.observe.episode import load_episode
-from runtime.observe.replay import replay
-from runtime.robot import load_robot
-from tests.rig import SlotCameras, undo_real_time
-from tests.tiny import TASK, tiny_bundle
+from tests.command import drive, harmowam, refusal
+from tests.rig import SlotCameras
+from tests.tiny import tiny_bundle
 
 pytestmark = pytest.mark.wall_clock
 
@@ -38,19 +27,6 @@ COMMANDS = sorted(main.commands)
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     return tiny_bundle(tmp_path_factory.mktemp("tiny"))
-
-
-def harmowam(*args):
-    return CliRunner().invoke(main, [str(a) for a in args])
-
-
-def refusal(*args):
-    """The sentence of a refused command: exit code 2, nothing else said, no traceback."""
-    result = harmowam(*args)
-    assert result.exit_code == 2, result.output or result.exception
-    sentence = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(sentence) == 1 and "Traceback" not in result.output and not result.stdout
-    return sentence[0]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +49,7 @@ def test_every_command_explains_itself_and_offers_its_numbers(command):
     assert result.exit_code == 0 and "Usage:" in result.output and "--json" in result.output
 
 
-def test_help_loads_no_room():
+def test_help_loads_no_other_package():
     listing = "import sys, harmowam.cli; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True)
     assert not {"numpy", "cv2", "runtime", "export", "sim", "torch"} & set(done.stdout.split())
@@ -117,56 +93,6 @@ def test_a_bad_robot_and_a_missing_task_are_refused(bundle, tmp_path):
     assert "no task was given: name one with --task ('put the" in refusal("run", "--bundle", bundle, "--robot", "so101")
 
 
-def drive(bench, bundle, *more):
-    return ("run", "--bundle", bundle, "--robot", bench.robot_file, "--task", TASK, "--seconds", 1.5, *more)
-
-
-def test_a_run_moves_the_arm_records_it_and_lets_go(bench, bundle, tmp_path):
-    result = harmowam(*drive(bench, bundle, "--record", tmp_path / "r", "--json", tmp_path / "r.json"))
-    assert result.exit_code == 0, result.output
-    assert "observation to wire" in result.stdout and bench.torque() == [0] * 6
-    report = json.loads((tmp_path / "r.json").read_text())
-    assert report["fast_hz"] > 20 and report["slow_hz"] > 2 and report["motor_exit_code"] == 0
-    assert report["rss_mb"] > 50 and report["time_to_first_command_s"] > 0 and "success" not in report
-    assert json.loads((tmp_path / "r" / "report.json").read_text()) == report
-    page = (tmp_path / "r" / "report.html").read_text()
-    assert page.count("data:image/png") > 10 and "http" not in page  # whole in itself
-    assert (tmp_path / "r" / "episode.mp4").stat().st_size > 2000
-    names = {"config.json", "episode.mp4", "motor.log", "report.html", "report.json", "run.mcap"}
-    assert {p.name for p in (tmp_path / "r").iterdir()} == names
-    config = json.loads((tmp_path / "r" / "config.json").read_text())
-    assert config["task"] == TASK and config["seconds"] == 1.5 and config["robot_file"] == bench.robot_file.read_text()
-    assert replay(tmp_path / "r" / "run.mcap").identical
-    assert motor_states(tmp_path / "r")[-1] == ("SAFE_STOP", "lowering on request")
-
-
-def motor_states(folder):
-    """States that the motor process went into, and why, by the log that was kept."""
-    rows = [json.loads(line) for line in (folder / "motor.log").read_text().splitlines()]
-    return [(r["now"], r["reason"]) for r in rows if r["event"] == "state"]
-
-
-def test_page_and_film_can_be_made_of_a_recorded_run_later_and_elsewhere(bench, bundle, tmp_path, monkeypatch):
-    """A robot has no packages for them."""
-    with monkeypatch.context() as lean:
-        lean.setattr("runtime.observe.report.lacking", lambda: ["jinja2"])
-        said = harmowam(*drive(bench, bundle, "--record", tmp_path / "r"))
-    assert (
-        said.exit_code == 0
-        and f"`pip install jinja2`, here or where you copy the folder, then `harmowam report {tmp_path}" in said.stdout
-    )
-    assert {p.name for p in (tmp_path / "r").iterdir()} == {"config.json", "report.json", "run.mcap"}
-    (tmp_path / "r").rename(tmp_path / "copied")
-    assert harmowam("report", tmp_path / "copied", "--bundle", bundle).exit_code == 0
-    page, report = told(tmp_path / "copied")
-    assert (
-        page.count("data:image/png") > 10 and report["ticks"] > 20 and (tmp_path / "copied" / "episode.mp4").is_file()
-    )
-    assert "holds no recorded run" in refusal("report", tmp_path)
-    (tmp_path / "copied" / "report.json").write_text("[]")
-    assert "holds no recorded run" in refusal("report", tmp_path / "copied")
-
-
 def test_what_is_missing_busy_or_silent_is_refused(bench, bundle, tmp_path):
     said = refusal(*drive(bench, bundle, "--port", tmp_path / "none"))
     assert "none does not exist: plug the adapter in" in said
@@ -185,7 +111,7 @@ def test_what_is_missing_busy_or_silent_is_refused(bench, bundle, tmp_path):
 
 def test_a_missing_camera_and_another_resolution_are_refused_and_an_energised_arm_is_held(bench, bundle):
     for servo in range(1, 7):
-        bench.servos.put(servo, "torque_enable", 1)  # somebody left it standing
+        bench.servos.put(servo, "torque_enable", 1)  # the arm was left energised
     text = bench.robot_file.read_text()
     bench.robot_file.write_text(text.replace("camera-wrist.slot", "camera-gone.slot"))
     assert "camera 'wrist' is missing" in refusal(*drive(bench, bundle))
@@ -198,133 +124,6 @@ def test_a_missing_camera_and_another_resolution_are_refused_and_an_energised_ar
     assert bench.torque() == [1] * 6
 
 
-def test_a_run_that_fails_keeps_its_recording(bench, bundle, tmp_path):
-    threading.Timer(3.0, bench.cameras.stop.set).start()
-    said = refusal(*drive(bench, bundle, "--seconds", 30, "--record", tmp_path / "r"))
-    assert "stopped giving frames" in said and bench.torque() == [0] * 6
-    assert len(load_episode(tmp_path / "r" / "run.mcap").t_ns) > 20
-    with open(tmp_path / "r" / "run.mcap", "rb") as f:
-        said = [json.loads(m.data) for _, _, m in make_reader(f).iter_messages(topics=["log"])]
-    assert "stopped giving frames: check its cable" in said[-1]["message"] and said[-1]["level"] == 5  # foxglove: FATAL
-    page, report = told(tmp_path / "r")
-    assert "How it ended" in page and "stopped giving frames: check its cable" in page
-    assert report["ticks"] > 20 and report["stages"]["fast.engine"]["p50_ms"] > 0 and report["interrupted"] is False
-    assert (tmp_path / "r" / "episode.mp4").stat().st_size > 2000
-
-
-def told(folder):
-    """The page and the numbers of a report."""
-    return (folder / "report.html").read_text(), json.loads((folder / "report.json").read_text())
-
-
-def test_a_run_whose_arm_faults_leaves_a_report_that_says_why(bench, bundle, tmp_path):
-    threading.Timer(2.5, bench.servos.faults.inject, ["silent-servo"], {"servo": 4}).start()
-    done = harmowam(*drive(bench, bundle, "--seconds", 30, "--record", tmp_path / "r"))
-    page, report = told(tmp_path / "r")
-    assert done.exit_code == report["exit_code"] == 7 and "switch it off" in report["ending"]  # nobody saw it let go
-    assert (
-        "error: the motor process stopped the arm (wrist_flex does not answer)" in done.stderr
-        and "wrist_flex does not answer" in report["error"]
-    )
-    assert "How it ended" in page and "wrist_flex does not answer" in page and report["commanded"]
-    assert ("FAULT", "wrist_flex does not answer") in motor_states(tmp_path / "r")
-
-
-def test_an_arm_that_cannot_be_armed_leaves_a_report_without_pictures(bench, bundle, tmp_path):
-    write = bench.servos.servos[3].write
-    bench.servos.servos[3].write = lambda address, data: 0 if address == 40 else write(address, data)  # stays limp
-    (tmp_path / "r").mkdir()
-    for of_an_earlier_run in ("run.mcap", "episode.mp4", "motor.log", "motor.log.1"):
-        (tmp_path / "r" / of_an_earlier_run).touch()
-    said = refusal(*drive(bench, bundle, "--record", tmp_path / "r"))
-    page, report = told(tmp_path / "r")
-    assert "could not be armed" in said and "could not be armed" in page and "No command" in page
-    assert report["ticks"] == 0 and not report["commanded"]
-    assert {p.name for p in (tmp_path / "r").iterdir()} == {"config.json", "motor.log", "report.html", "report.json"}
-    assert motor_states(tmp_path / "r")[0] == ("DISARMED", "not armed")  # this run's
-
-
-def test_a_run_that_is_refused_before_it_arms_leaves_an_earlier_report_alone(bench, bundle, tmp_path):
-    for name in ("report.json", "report.html", "run.mcap", "motor.log"):
-        (tmp_path / name).write_text("{}")
-    refusal(*drive(bench, bundle, "--port", tmp_path / "none", "--record", tmp_path))
-    assert (tmp_path / "report.html").read_text() == (tmp_path / "run.mcap").read_text() == "{}"
-
-
-def test_ctrl_c_lowers_the_arm_lets_go_in_a_ramp_and_leaves_a_report(bench, bundle, tmp_path):
-    command = [sys.executable, "-m", "harmowam.cli", *map(str, drive(bench, bundle, "--seconds", 60))]
-    command += ["--record", str(tmp_path / "r")]
-    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 10
-    while bench.torque() != [1] * 6:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(0.7)
-    driver.send_signal(signal.SIGINT)
-    limits = set()
-    while driver.poll() is None:
-        limits.add(bench.servos.get(2, "torque_limit"))
-        time.sleep(0.01)
-    assert driver.returncode == 130 and bench.torque() == [0] * 6
-    assert len(limits) > 5  # in a ramp, not dropped
-    assert "lowering the arm" in driver.stdout.read()
-    driver.stdout.close()
-    page, report = told(tmp_path / "r")
-    assert report["interrupted"] and "The run was interrupted after" in page
-
-
-def test_a_terminal_that_is_gone_does_not_keep_the_arm_up(bench, bundle, tmp_path):
-    """What is said to it cannot be written any more: the arm is lowered all the same, and the recording kept."""
-    command = [sys.executable, "-m", "harmowam.cli", *map(str, drive(bench, bundle, "--seconds", 60))]
-    driver = subprocess.Popen(
-        [*command, "--record", str(tmp_path / "kept")], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    deadline = time.monotonic() + 10
-    while bench.torque() != [1] * 6:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(0.7)
-    driver.stdout.close()
-    driver.send_signal(signal.SIGHUP)
-    limits = set()
-    while driver.poll() is None:
-        limits.add(bench.servos.get(2, "torque_limit"))
-        time.sleep(0.01)
-    assert bench.torque() == [0] * 6 and len(limits) > 5
-    assert (tmp_path / "kept" / "run.mcap").is_file() and (tmp_path / "kept" / "report.json").is_file()
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_before_the_arm_is_armed_ends_the_guard_too(bench, bundle, number):
-    """A session that drops while engines warm up must not leave a guard that holds the port for ever."""
-    command = [sys.executable, "-m", "harmowam.cli", *map(str, drive(bench, bundle, "--seconds", 60))]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as driver:
-        children: list[int] = []
-        deadline = time.monotonic() + 20
-        while not children:
-            assert time.monotonic() < deadline
-            children = [int(p) for p in Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()]
-        driver.send_signal(number)
-        said, _ = driver.communicate(timeout=30)
-    assert driver.returncode == 130 and "Traceback" not in said
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()] and bench.torque() == [0] * 6
-
-
-def test_the_unit_for_systemd_lets_guard_and_motor_process_outlive_the_policy():
-    """systemd kills what is left of a unit when its main process dies, unless it is told not to: nobody would lower the
-    arm."""
-    unit = configparser.ConfigParser(strict=False, interpolation=None)
-    unit.read(Path(__file__).parent.parent / "runtime/jetson/harmowam.service")
-    assert unit["Service"]["KillMode"] == "process" and unit["Service"]["KillSignal"] == "SIGTERM"
-    assert float(unit["Service"]["TimeoutStopSec"]) > lowering_s(load_robot("so101").arm) + 2
-
-
-def test_the_unit_locks_the_clocks_before_doctor_looks():
-    text = (Path(__file__).parent.parent / "runtime/jetson/harmowam.service").read_text()
-    before = [line.partition("=")[2] for line in text.splitlines() if line.startswith("ExecStartPre=")]
-    assert before[0] == "+-/usr/bin/jetson_clocks" and "harmowam doctor" in before[1]
-
-
 def test_a_recording_that_cannot_be_written_is_refused_before_the_arm_is_touched(bench, bundle):
     assert "is a file: name a folder with --record" in refusal(*drive(bench, bundle, "--record", bench.robot_file))
     folder = harmowam(*drive(bench, bundle, "--log", bench.robot_file.parent))
@@ -335,43 +134,6 @@ def test_a_recording_that_cannot_be_written_is_refused_before_the_arm_is_touched
 
 def test_a_demo_whose_folder_cannot_be_made_is_refused():
     assert "cannot be made (Not a directory): name a folder with --out" in refusal("demo", "--out", "/dev/null/demo")
-
-
-def test_ctrl_c_while_the_simulator_starts_ends_quietly_and_leaves_nothing(bundle):
-    command = [sys.executable, "-m", "harmowam.cli", "run", "--bundle", str(bundle), "--task", TASK, "--seconds", "60"]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    ) as group:
-        assert any("starting the simulated robot" in line for line in group.stdout)
-        time.sleep(0.3)  # it is still importing
-        children = [int(p) for p in Path(f"/proc/{group.pid}/task/{group.pid}/children").read_text().split()]
-        os.killpg(group.pid, signal.SIGINT)  # what a terminal does
-        try:
-            said, _ = group.communicate(timeout=20)
-        except subprocess.TimeoutExpired:
-            group.kill()
-            raise
-    assert children and group.returncode == 130 and "Traceback" not in said
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
-
-
-def test_the_simulated_robot_is_driven_end_to_end(bundle, tmp_path, capsys):
-    result = harmowam(
-        "profile", "--bundle", bundle, "--task", TASK, "--seconds", 5, "--seed", 3, "--json", tmp_path / "p.json"
-    )
-    undo_real_time()
-    assert result.exit_code == 0, result.output
-    report = json.loads((tmp_path / "p.json").read_text())
-    assert report["fast_hz"] > 25 and report["slow_hz"] > 4 and report["success"] in (True, False)
-    print_timing(
-        {**report, "log": {"file": "run.mcap", "mb": 2.0, "dropped": 3, "fault": "recording stopped: no space"}}
-    )
-    assert "log: recording stopped: no space; 3 records were dropped" in capsys.readouterr().out
 
 
 def test_runs_that_make_no_sense_are_refused_before_the_arm_is_touched(bench, bundle, tmp_path):
@@ -412,5 +174,5 @@ def verbs(command, path=()):
 def test_every_verb_and_option_says_what_it_is(path, command):
     assert command.get_short_help_str(200)
     assert not [p.opts for p in command.params if isinstance(p, click.Option) and not p.help]
-    if len(path) == 1:  # `harmowam --help` shows it whole on a terminal of 80 columns
+    if len(path) == 1:  # `harmowam --help` shows it in full on a terminal of 80 columns
         assert len(command.get_short_help_str(200)) <= 66 and not command.get_short_help_str(66).endswith("...")

@@ -1,4 +1,4 @@
-"""How `harmowam run` ends when somebody dies or something fails: the exit code says what the arm is doing
+"""How `harmowam run` ends when a process dies or something fails: the exit code says what the arm is doing
 (docs/arm.md)."""
 
 import os
@@ -48,9 +48,9 @@ def test_every_verb_ends_where_exit_codes_are_made():
 
 
 def test_only_a_session_starts_a_guard():
-    """So that no verb can move an arm whose end is not told. (The campaign's arms are virtual.)"""
-    rooms = ("firmware_bridge", "calibration", "runtime", "sim", "harmowam")
-    starts = {p.name for room in rooms for p in (ROOT / room).rglob("*.py") if "guard.start(" in p.read_text()}
+    """No verb may move an arm without reporting how it ended. (The campaign's arms are virtual.)"""
+    packages = ("firmware_bridge", "calibration", "runtime", "sim", "harmowam")
+    starts = {p.name for room in packages for p in (ROOT / room).rglob("*.py") if "guard.start(" in p.read_text()}
     assert starts == {"session.py", "campaign_live.py"}
 
 
@@ -65,7 +65,7 @@ OWN = {
 
 @pytest.mark.parametrize("left", [None, Exit.REST, Exit.ADRIFT])
 @pytest.mark.parametrize("own", OWN)
-def test_what_the_arm_does_stands_above_how_a_verb_ends_and_hides_nothing(own, left):
+def test_how_the_arm_ended_decides_the_exit_code_and_hides_no_error(own, left):
     act, code, said = OWN[own]
 
     @click.command()
@@ -88,7 +88,7 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def broken_bundle(tmp_path_factory):
-    """Its fast engine never gives a number."""
+    """A bundle whose fast engine gives NaN only."""
     return tiny_bundle(tmp_path_factory.mktemp("broken"), gate=float("nan"))
 
 
@@ -96,7 +96,8 @@ def broken_bundle(tmp_path_factory):
 def bench(tmp_path):
     b = Bench(tmp_path)
     text = b.robot_file.read_text()
-    b.robot_file.write_text(text.replace("lower_speed = 2.0", "lower_speed = 0.3"))  # a second on the way down
+    # slower: lowering takes about a second
+    b.robot_file.write_text(text.replace("lower_speed = 2.0", "lower_speed = 0.3"))
     yield b
     b.close()
     undo_real_time()
@@ -144,7 +145,7 @@ class Run:
         return pid
 
     def end(self):
-        """Exit code and what was said."""
+        """Exit code and output."""
         try:
             _, said = self.process.communicate(timeout=30)
         finally:
@@ -197,7 +198,7 @@ def test_a_run_that_is_killed_in_flight_leaves_an_arm_that_is_held_within_a_tent
 
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_a_fault_while_lowering(bench, bundle, interrupted):
-    """Also after Ctrl-C: what the arm does matters more than who ended the run."""
+    """Also after Ctrl-C: the state of the arm matters more than what ended the run."""
     run = Run(bench, bundle, LONG if interrupted else 0.5)
     if interrupted:
         run.wait_for(SafetyState.ACTIVE)

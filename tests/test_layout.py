@@ -1,4 +1,4 @@
-"""The house stands: layers, what may be loaded on the robot, and the versions we count on."""
+"""The structure of the project: layers, what the robot's packages may load, and the dependencies' versions."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ PYTHONS = ("3.10", "3.11", "3.12")
 
 IMPORT_ALL = """
 import importlib, json, pkgutil, sys
-room = importlib.import_module(sys.argv[1])
-names = [m.name for m in pkgutil.walk_packages(room.__path__, room.__name__ + ".") if not m.name.endswith("__main__")]
+package = importlib.import_module(sys.argv[1])
+found = [m.name for m in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+names = [name for name in found if not name.endswith("__main__")]
 for name in names:
     importlib.import_module(name)
 print(json.dumps({"imported": names, "loaded": sorted({name.partition(".")[0] for name in sys.modules})}))
@@ -51,20 +52,20 @@ def requirements() -> list[Requirement]:
     return [Requirement(text) for text in project["dependencies"] + extras]
 
 
-def test_rooms_import_only_what_stands_below_them() -> None:
+def test_packages_import_only_lower_layers() -> None:
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("room", ["firmware_bridge", "calibration", "runtime"])
-def test_robot_rooms_load_nothing_from_the_workstation(room: str) -> None:
-    done = subprocess.run([sys.executable, "-c", IMPORT_ALL, room], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("package", ["firmware_bridge", "calibration", "runtime"])
+def test_robot_packages_load_nothing_from_the_workstation(package: str) -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORT_ALL, package], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
-    assert report["imported"], f"{room} has no modules: is the project installed?"
+    assert report["imported"], f"{package} has no modules: is the project installed?"
     unwanted = {"torch", "export", "sim", "harmowam", "mujoco", "onnx", "matplotlib"} & set(report["loaded"])
-    assert not unwanted, f"importing {room} loads {sorted(unwanted)}"
+    assert not unwanted, f"importing {package} loads {sorted(unwanted)}"
 
 
 NOT_MENDABLE = {
@@ -72,16 +73,16 @@ NOT_MENDABLE = {
     "Malformed": "what is wrong with a file: its reader says which file and what to do",
     "PacketError": "a request that no servo could be sent: a defect",
     "RegisterError": "a value that does not fit into a servo's register: a defect",
-    "UserError": "the front door's own: click shows it",
+    "UserError": "the command line's own: click shows it",
     "_Stop": "ends the comparison of a replay, which catches it",
 }
 
 
 def exceptions() -> dict[str, set[str]]:
-    """Every exception class of the rooms, with the names of its bases."""
+    """Every exception class of the packages, with the names of its bases."""
     found = {}
-    for room in PYPROJECT["tool"]["importlinter"]["root_packages"]:
-        for path in (ROOT / room).rglob("*.py"):
+    for package in PYPROJECT["tool"]["importlinter"]["root_packages"]:
+        for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.ClassDef):
                     found[node.name] = {ast.unparse(b).rpartition(".")[2] for b in node.bases}
@@ -93,7 +94,7 @@ def exceptions() -> dict[str, set[str]]:
 
 
 def test_an_exception_is_mendable_or_it_says_here_why_not() -> None:
-    """What is not shows the user a traceback (`harmowam.cli.errors`)."""
+    """An exception that is not mendable shows the user a traceback (`harmowam.cli.errors`)."""
     found = exceptions()
     assert len(found) > 20 and set(NOT_MENDABLE) <= set(found)
     mendable = {"Mendable"}

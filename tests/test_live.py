@@ -1,10 +1,10 @@
-"""What ends a run that stops at success."""
+"""When a run that stops at success ends."""
 
 from harmowam import live
 
 
 def test_success_has_to_last_before_it_ends_a_run(monkeypatch):
-    """A cube that is let go stands in its place for an instant, then rolls off: the run goes on."""
+    """A cube that is let go is in its place for an instant and then rolls off: the run continues."""
     now, seen = [0.0], [True]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     done = live.lasting(lambda: seen[0], 0.2)

@@ -1,4 +1,4 @@
-"""All declared shapes together: every number in them has two ends, and every text one."""
+"""All declared shapes together: every number has two bounds, and every text a greatest length."""
 
 import copy
 import json
@@ -67,12 +67,13 @@ def test_a_number_without_an_end_would_be_found():
     class Loose(msgspec.Struct):
         inner: dict[str, list[Annotated[float, msgspec.Meta(ge=0)]]]
 
-    globals()["Loose"] = Loose  # where its annotations are looked up
+    globals()["Loose"] = Loose  # the module in which its annotations are resolved
     assert endless(Loose, "Loose") == ["Loose.inner"]
 
 
 def refusal(work: Callable[[], Any]) -> str:
-    """What is said, in one line of bearable length, or "" where the work is done. Any other exception is a defect."""
+    """The error sentence, in one line of readable length, or "" where the call succeeds. Any other exception is a
+    defect."""
     try:
         work()
         return ""
@@ -102,13 +103,13 @@ ANYTHING = st.recursive(
 
 
 def places(data: Any, so_far: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Paths of everything inside plain data."""
+    """Paths of all values in plain data."""
     items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     return [p for k, v in items for p in ((*so_far, k), *places(v, (*so_far, k)))]
 
 
 def broken(data: st.DataObject, whole: Any) -> Any:
-    """`whole` with anything at all in one of its places."""
+    """`whole` with an arbitrary value in one of its places."""
     made = copy.deepcopy(whole)
     *way, last = data.draw(st.sampled_from(places(made)))
     spot = made
@@ -170,7 +171,7 @@ def test_the_command_says_one_sentence_and_ends_with_2(tmp_path, bundle, case):
 
 
 def test_help_loads_no_schema():
-    """It is 20 ms of what a person waits for."""
+    """It would add 20 ms to the time that a user waits for help."""
     listing = "import sys, harmowam.cli, harmowam.profile, harmowam.evaluate; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True)
     assert "msgspec" not in done.stdout.split()

@@ -1,5 +1,5 @@
-"""A fourth arm family, added as docs/ARCHITECTURE.md says: a Python file, a robot file, and a MuJoCo file to simulate
-it. No other file is touched, and the tests of all families hold for it, too."""
+"""A fourth arm family, added as docs/ARCHITECTURE.md describes: a Python file, a robot file, and a MuJoCo file to
+simulate it. No other file is changed, and the tests of all families pass for it, too."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def tree(tmp_path_factory):
         shutil.copytree(ROOT / package, made / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", made)
     shutil.copy(FILES / "toy.py", made / "firmware_bridge/arms")
-    for name in ("toy.toml", "sim_toy.toml"):  # a real one, and the same simulated
+    for name in ("toy.toml", "sim_toy.toml"):  # a real robot, and its simulation
         text = (FILES / "toy.toml").read_text()
         simulated = "true" if name.startswith("sim_") else "false"
         (made / "runtime/robots" / name).write_text(text.replace("simulated = true", f"simulated = {simulated}"))

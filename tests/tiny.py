@@ -52,7 +52,7 @@ INPUTS: dict[str, dict[str, list[int]]] = {
 
 
 def outputs(gate: float) -> dict[str, dict[str, np.ndarray]]:
-    """What each engine always says: reach for the middle of the table with an open jaw, plan to stay."""
+    """The constant output of each engine: reach for the middle of the table with an open jaw, plan to stay."""
     heat = np.zeros((1, SIDE, SIDE), np.float32)
     heat[0, SIDE // 2, SIDE // 2] = 20.0
     chunk = np.zeros((1, 16, 6), np.float32)
@@ -71,7 +71,7 @@ def outputs(gate: float) -> dict[str, dict[str, np.ndarray]]:
 
 
 def write_engine(path: Path, inputs: dict[str, list[int]], said: dict[str, np.ndarray]) -> None:
-    """An ONNX model that adds a millionth of its first input to constants: it depends on what it is fed."""
+    """An ONNX model that adds a millionth of its first input to constants, so that its output depends on its input."""
     first = next(iter(inputs))
     nodes = [
         helper.make_node("ReduceMean", [first], ["mean"], keepdims=0),
@@ -130,7 +130,7 @@ def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None
 
 
 def tiny_bundle(folder: Path, gate: float = 0.1) -> Path:
-    """Write a bundle into `folder`; `gate` is the interaction probability that its fast engine gives."""
+    """Write a bundle into `folder`; `gate` is the interaction probability of its fast engine."""
     return save_tiny(
         folder,
         INPUTS,

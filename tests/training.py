@@ -1,7 +1,7 @@
-"""Training on a toy scale: a small model, a dataset of drawn pictures, and the command line with both.
+"""Training at toy scale: a small model, a dataset of drawn pictures, and the command line with both.
 
-`python -m tests.training train --dataset ...` is `harmowam train` with the small model, which saves its state as often
-as it can.
+`python -m tests.training train --dataset ...` is `harmowam train` with the small model and a state that is saved as
+often as possible.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Whether the machine held back its processors while a test on the wall clock ran: a witness process, one thread a
+"""Whether the machine held back its processors during a test on the wall clock: a witness process with one thread per
 core.
 
-A virtual machine whose host is busy stands still for tens of milliseconds, mostly without booking it as stolen time. A
-loop of 50 Hz rightly degrades or holds then, so such a test says nothing about the code. The witness runs before all
-others where that is permitted: it is late only when the machine is, not when the code under test takes too long.
+A virtual machine on a busy host stands still for tens of milliseconds, mostly without counting it as stolen time. A
+loop of 50 Hz then rightly degrades or holds, so such a test says nothing about the code. The witness has a real-time
+priority above all others where that is permitted: it is late only when the machine is, not when the code under test
+takes too long.
 """
 
 import os
@@ -19,7 +20,7 @@ LATE_S = 0.015  # three quarters of a period of the fast loop
 
 
 class Witness:
-    """Runs until `close()`. `absent_s()` is how long the worst core has been held back altogether since the start."""
+    """Runs until `close()`. `absent_s()` is how long the worst core has been held back in total since the start."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -35,7 +36,7 @@ class Witness:
 
 
 def _watch(core: int, absent: dict[int, float], path: Path) -> None:
-    os.sched_setaffinity(0, {core})  # of this thread
+    os.sched_setaffinity(0, {core})  # start of this thread
     prefer(99)
     ticker = Ticker(200)
     while True:
@@ -54,7 +55,7 @@ def main() -> None:
     absent = dict.fromkeys(cores, 0.0)
     for core in cores:
         threading.Thread(target=_watch, args=(core, absent, path), daemon=True).start()
-    while os.getppid() == parent:  # ends with the tests, however they end
+    while os.getppid() == parent:  # ends with the test process, however that ends
         time.sleep(1)
 
 

@@ -1,10 +1,10 @@
-"""Which model errs where training never went? Each is measured on demonstrations of each environment:
+"""Measures which model errs in unseen environments, on demonstrations of each environment:
 
     python -m analyses.november_2026.bottleneck
 
-Open loop, so that errors do not add up: every row is a state that the scripted expert was in, on starts that no
-training and no test has. The distances are on the table, from where the gripper acted next (closed, opened, pressed) to
-where a model says that it will.
+Open loop, so that errors do not accumulate: every row is a state of the scripted expert, on starts of no training or
+test. Distances are on the table, from where the gripper acted next (closed, opened, pressed) to where a model predicts
+that it will.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from export.text import encoder_of
 from runtime.policies.decode import heatmap_point
 from sim.tasks import ENVIRONMENTS, TASKS
 
-SEED = 77_000  # training collects with 0
+SEED = 77_000  # seed; training data is collected with seed 0
 
 
 @torch.no_grad()
 def everything(m: HarmoWam, data: Demonstrations, labels: Labels, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """What the models say at `rows`: heat maps (from the world model, from the reactive expert with predicted and with
-    true frames), contact maps, action chunks, gate."""
+    """Outputs of the models at `rows`: heat maps (of the world model, and of the reactive expert with predicted and
+    with true futures), contact maps, action chunks, gate."""
     state = (torch.from_numpy(labels.proprio) - m.proprio_mean) / m.proprio_std
     generator = torch.Generator().manual_seed(0)
     out: dict[str, list[Tensor]] = {}
@@ -70,7 +70,7 @@ def everything(m: HarmoWam, data: Demonstrations, labels: Labels, rows: np.ndarr
 
 
 def off_mm(data: Demonstrations, rows: np.ndarray, logits: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Distance on the table from each heat map's point to where the gripper acted next, mm."""
+    """Distance on the table from each heat map's peak to where the gripper acted next, mm."""
     event = data.pose[data.next_event[rows], :3]
     side = round(logits.shape[1] ** 0.5)
     points = [heatmap_point(data.cameras["front"], h, side, float(v))[0] for h, v in zip(logits, z, strict=True)]
@@ -82,8 +82,8 @@ def peak(logits: np.ndarray, side: int) -> np.ndarray:
 
 
 def report(m: HarmoWam, data: Demonstrations, labels: Labels, every: int) -> tuple[dict[str, str], dict[str, str]]:
-    """What each model is off by (median, and a share), and task by task the share of transits that the reactive expert
-    would end within 15 mm."""
+    """Print each model's error (median, and a share), and by task the share of transits that the reactive expert would
+    end within 15 mm."""
     rows = np.flatnonzero(np.isin(data.next_event, data.events))[::every]
     said = everything(m, data, labels, rows)
     transit, near = labels.gate[rows] < 0.5, labels.gate[rows] > 0.5
@@ -96,7 +96,7 @@ def report(m: HarmoWam, data: Demonstrations, labels: Labels, every: int) -> tup
         return f"{np.median(off):.0f} mm, {np.mean(off < 15):.0%}"
 
     def chunk_mm(which: np.ndarray) -> str:
-        """How far from the demonstration's the chunk's targets are at the moment when the gripper acts, sideways."""
+        """Sideways distance between the chunk's targets and the demonstration's at the moment when the gripper acts."""
         k = (data.next_event - np.arange(len(data.pose)))[rows] - 1
         which = which & near & (k >= 0) & (k < m.cfg.chunk)
         at = np.flatnonzero(which)
@@ -107,8 +107,8 @@ def report(m: HarmoWam, data: Demonstrations, labels: Labels, every: int) -> tup
         )
 
     def heading(which: np.ndarray) -> str:
-        """How far the reactive expert's heading is from the one at the contact; only bars and what is square have
-        one."""
+        """Difference between the reactive expert's heading and the heading at the contact; only bars and square things
+        have one."""
         off = np.abs(said["roll"] * float(m.reach_std[2]) + float(m.reach_mean[2]) - labels.reach[rows, 2])
         return f"{np.median(np.rad2deg(off[which])):.0f} / {np.percentile(np.rad2deg(off[which]), 90):.0f} deg"
 
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=3, help="of the rows, judge each n-th")
     args = parser.parse_args()
     torch.manual_seed(0)
-    m, _, _, _ = load_checkpoint(args.checkpoint, grow=True)  # of older ones: new layers are silent
+    m, _, _, _ = load_checkpoint(args.checkpoint, grow=True)  # older checkpoints: layers that they lack start at zero
     m.eval()
     tables: tuple[dict[str, dict[str, str]], ...] = ({}, {})
     for i, environment in enumerate(ENVIRONMENTS):

@@ -1,10 +1,9 @@
-"""What the latents keep of a picture: front views of each environment and what the tokeniser makes of them.
+"""Measures what the latents keep of a picture: front views of each environment and their reconstruction.
 
     python -m analyses.november_2026.tokeniser [--checkpoint FILE ...]
 
 It reads the demonstrations that the study bottleneck.py collected (out/held_out), prints the signal-to-noise ratio by
-environment and draws docs/images/tokeniser.png: a row of pictures, and for each checkpoint a row of what it makes of
-them.
+environment and draws docs/images/tokeniser.png: a row of pictures, and for each checkpoint a row of reconstructions.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ SHOWN = (
     ("background", "press"),
     ("object", "slot"),
 )
-SIZE = 192  # pixels a picture
+SIZE = 192  # pixels per picture
 
 
 def reconstructed(tokeniser: Tokeniser, rows: np.ndarray) -> np.ndarray:
-    """uint8[B,96,96,3] of pictures uint8[B,3,96,96]."""
+    """Reconstructions uint8[B,96,96,3] of pictures uint8[B,3,96,96]."""
     with torch.no_grad():
         out = tokeniser.decode(tokeniser.encode(images(rows))).clamp(-1, 1)
     return ((out + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
@@ -50,7 +49,7 @@ def psnr(tokeniser: Tokeniser, front: np.ndarray) -> float:
 
 
 def first_frame(data: Demonstrations, task: str) -> np.ndarray:
-    """uint8[1,3,96,96]: how the second episode of `task` begins."""
+    """First front picture uint8[1,3,96,96] of the second episode of `task`."""
     episode = data.scenes.index(task) + 1
     row = int(np.searchsorted(data.episode, episode))
     return data.front[row : row + 1]

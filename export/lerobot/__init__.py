@@ -7,8 +7,8 @@
     meta/harmowam.json                                       ours: units of state and action, cameras of the pictures
 
 Several processes write *parts*: one file of each kind, `NNN` is the part, indices count from the part's start. `finish`
-numbers them through and writes what is one a dataset, info.json last. Layout and names: github.com/huggingface/lerobot,
-docs "LeRobotDataset v3.0".
+numbers them consecutively and writes the files that exist once per dataset, info.json last. Layout and names:
+github.com/huggingface/lerobot, docs "LeRobotDataset v3.0".
 """
 
 from export.lerobot.layout import DataError, Dataset, Episode, write_json

@@ -1,4 +1,4 @@
-"""What writer and reader share: names, types, and files that are written whole or not at all."""
+"""Names, types and file operations that writer and reader share; files are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from common.files import write_whole
 from firmware_bridge.arms.family import Family
 
 VERSION = "v3.0"
-SCHEMA = 2  # of meta/harmowam.json: 2 = joint angles are the maker's; 1 = pan and roll mirrored, jaw shut at 0
+# version of meta/harmowam.json: 2 = joint angles as the maker counts them; 1 = pan and roll mirrored, jaw shut at 0
+SCHEMA = 2
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -38,8 +39,8 @@ class Episode:
     """One demonstration of T rows at the dataset's rate.
 
     `images`: camera name -> uint8[T,H,W,3] (RGB); `state`: float32[T,J] measured joint positions and `action`:
-    float32[T,J] joint goals, rad, gripper last; `task`: the instruction; `extra`: what else is to be kept of it, one
-    value a name.
+    float32[T,J] joint goals, rad, gripper last; `task`: the instruction; `extra`: further columns, one value per name
+    for the episode.
     """
 
     images: dict[str, np.ndarray]
@@ -51,7 +52,7 @@ class Episode:
 
 @dataclass(frozen=True)
 class Dataset:
-    """All N rows of a dataset end to end, in memory (pictures may be a read-only memory map)."""
+    """All N rows of a dataset, one episode after the other, in memory (pictures may be a read-only memory map)."""
 
     images: dict[str, np.ndarray]  # camera -> uint8[N,3,96,96], RGB
     state: np.ndarray  # float32[N,J], rad
@@ -59,14 +60,14 @@ class Dataset:
     episode: np.ndarray  # int32[N], from 0
     last: np.ndarray  # int32[N]: last row of the same episode
     tasks: list[str]  # the instruction of each episode
-    extra: dict[str, np.ndarray]  # name -> one value an episode
+    extra: dict[str, np.ndarray]  # name -> one value per episode
     cameras: dict[str, Camera]  # the geometry of `images`
     fps: float
     arm: Family
 
 
 def write(path: Path, content: bytes) -> None:
-    """Whole or not at all; raises DataError."""
+    """Write the whole file or nothing; raises DataError."""
     try:
         write_whole(path, content)
     except OSError as e:
@@ -84,7 +85,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """The whole table, or these columns of it; raises DataError where they are not there."""
+    """The whole table, or these columns only; raises DataError where one is missing."""
     try:
         with pq.ParquetFile(path) as file:
             if missing := [c for c in columns or () if c not in file.schema_arrow.names]:

@@ -1,4 +1,4 @@
-"""The pictures of one camera, from video files into one array."""
+"""Reads the pictures of one camera from video files into one array."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from export.lerobot.layout import PICTURES, DataError
 from runtime.preprocess import Warp
 
 SIZE = 96
-# From so many pictures on, processes decode into the cache: threads get in each other's way at Python's lock (16 of
-# them on 16 cores read 4,500 pictures a second, two on two cores 5,000 to 7,000, two processes 8,700), and a process
-# takes a second to start.
+# From this number of pictures on, processes decode into the cache. Threads wait for each other at Python's lock (16
+# threads on 16 cores read 4,500 pictures per second, two on two cores 5,000 to 7,000, two processes 8,700), but a
+# process takes a second to start.
 MANY = 20_000
 Convert = Callable[[np.ndarray, np.ndarray], object]
 
 
 def geometry_of(stored: Camera) -> tuple[Camera, Convert | None]:
-    """The camera of the pictures as they are handed out, and what makes them from stored ones (None: they are the
-    same)."""
+    """The camera of the pictures that are returned, and the warp that makes them from stored ones (None: they are
+    equal)."""
     if (stored.width, stored.height) == (SIZE, SIZE) and not np.any(stored.D):
         return stored, None
     target = policy_camera(stored, SIZE)
@@ -39,7 +39,8 @@ def geometry_of(stored: Camera) -> tuple[Camera, Convert | None]:
 
 @dataclass(frozen=True)
 class _File:
-    """One video: `spans` are first picture in the file, first row, how many; `stored` the camera of its pictures."""
+    """One video. `spans`: first picture in the file, first row, number of pictures. `stored`: the camera of its
+    pictures."""
 
     path: Path
     fps: float
@@ -48,7 +49,7 @@ class _File:
     threads: int
 
     def into(self, out: np.ndarray | Path) -> int:
-        """Decode to the rows of an array or of an .npy file; returns how many. Raises DataError."""
+        """Decode into the rows of an array or of an .npy file; returns how many pictures. Raises DataError."""
         rows = np.load(out, mmap_mode="r+") if isinstance(out, Path) else out
         place = np.full(max(start + n for start, _, n in self.spans), -1, np.int64)
         for start, row, n in self.spans:
@@ -70,7 +71,7 @@ class _File:
 
 
 class Pictures:
-    """The pictures of one camera: where they lie, and how they get into an array."""
+    """The pictures of one camera: their files, and how they are read into an array."""
 
     def __init__(
         self,
@@ -122,7 +123,8 @@ class Pictures:
         try:
             cache.mkdir(parents=True, exist_ok=True)
             out = np.lib.format.open_memmap(partial, "w+", np.uint8, self._shape)
-            with open(partial, "r+b") as f:  # a full disk says so now, not as a bus error later
+            # reserves the space: a full disk is an error here and not a bus error later
+            with open(partial, "r+b") as f:
                 os.posix_fallocate(f.fileno(), 0, partial.stat().st_size)
             with self._pool() as pool:
                 self._all_into(partial, pool)

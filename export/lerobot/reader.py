@@ -1,4 +1,4 @@
-"""Reading: one dataset as arrays, or one sentence about why not."""
+"""Reads one dataset as arrays, or raises one sentence that says why not."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from firmware_bridge.arms import FAMILIES
 from firmware_bridge.arms.family import Family
 from sim.tasks import ARM
 
-Row = Mapping[str, Any]  # of the episode table
-Columns = Mapping[str, tuple[int, tuple[int, ...]]]  # of the vectors: width, and where the joints are
+Row = Mapping[str, Any]  # columns of the episode table
+Columns = Mapping[str, tuple[int, tuple[int, ...]]]  # per vector: width, and the columns of the joints
 
 
 def load(
@@ -47,16 +47,17 @@ def load(
     workers: int | None = None,
     arm: Family | None = None,
 ) -> Dataset:
-    """Read a dataset, ours or one that lerobot recorded, of an arm of that family (None: of the one that it names).
+    """Read a dataset, written by us or recorded by lerobot, of an arm of that family (None: of the one that it names).
 
     `fps`: refuse any other rate. `split`: only the episodes of that split. A dataset without meta/harmowam.json
-    (lerobot recorded it) says neither its units nor its cameras: give `units`, "degrees" (the joints; the gripper from
+    (recorded by lerobot) says neither its units nor its cameras: give `units`, "degrees" (the joints; the gripper from
     0, shut, to 100, open) or "rad", and `calibration`, the `Camera` of each stored picture (`read_cameras`). Pictures
-    of another size than 96x96 or with lens distortion go through the robot's pre-processing to the central square.
-    `cache`: keep decoded pictures in that folder and map them into memory: the next load, or another process, takes no
-    time and no memory of its own. `workers`: how many decode at a time, one a processor if not given; for a large cache
-    they are processes, so a script that calls this needs its `if __name__ == "__main__":`. Raises DataError for
-    whatever cannot be used, and CalibrationError for a camera that is none.
+    of another size than 96x96 or with lens distortion are cropped and warped to the central square by the robot's
+    pre-processing. `cache`: keep decoded pictures in that folder and map them into memory: the next load, or another
+    process, then takes neither time nor memory of its own. `workers`: how many decode at the same time, by default one
+    per processor; for a large cache they are processes, so a script that calls this needs its `if __name__ ==
+    "__main__":`. Raises DataError for a dataset that cannot be used, and CalibrationError for a file that is no camera
+    calibration.
     """
     folder = Path(folder)
     info = _read_info(folder, fps)
@@ -98,7 +99,7 @@ def load(
 
 def read_cameras(folder: Path) -> dict[str, Camera]:
     """The calibrations `front.json`, `wrist.json`, ... in a folder, or the current ones of a calibration store, by
-    name; raises CalibrationError, DataError if there is none."""
+    camera name. Raises CalibrationError, and DataError where there is none."""
     found = {path.stem: load_camera(path) for path in sorted(Path(folder).glob("*.json"))}
     for pointer in sorted(Path(folder).glob("*/current")):
         if Store(folder).get(pointer.parent.name)["kind"] == "camera":
@@ -111,7 +112,7 @@ def read_cameras(folder: Path) -> dict[str, Camera]:
 
 
 def _schema(folder: Path) -> int | None:
-    """Of meta/harmowam.json; None for a dataset that lerobot recorded."""
+    """The content of meta/harmowam.json; None for a dataset that lerobot recorded."""
     return int(read_json(folder / OURS)["schema"]) if (folder / OURS).exists() else None
 
 
@@ -127,7 +128,7 @@ def _read_info(folder: Path, fps: float | None) -> dict[str, Any]:
     kinds = {"fps": (int, float), "features": dict, "data_path": str, "video_path": str}
     features = info.get("features")
     if isinstance(features, dict) and not any(f.get("dtype") == "video" for f in features.values()):
-        del kinds["video_path"]  # lerobot writes None then; that pictures must be videos is said by camera
+        del kinds["video_path"]  # lerobot writes None where there are no videos; a later check says so for each camera
     if wrong := [k for k, kind in kinds.items() if not isinstance(info.get(k), kind)]:  # type: ignore[arg-type]
         raise DataError(
             f"{folder / INFO} is damaged ('{wrong[0]}' is {info.get(wrong[0])}): restore it or collect again."
@@ -144,7 +145,7 @@ def _family_of(info: Mapping[str, Any]) -> Family:
 
 
 def _check_features(folder: Path, info: Mapping[str, Any], cameras: Sequence[str], arm: Family) -> Columns:
-    """Width of each vector, and its columns that hold the arm's joints in their order."""
+    """Width of each vector, and its columns that hold the arm's joints, in the arm's order."""
     features, columns = info["features"], {}
     other = [f.NAME for f in FAMILIES.values() if info.get("robot_type") in f.LEROBOT and f.NAME != arm.NAME]
     if other:
@@ -153,7 +154,7 @@ def _check_features(folder: Path, info: Mapping[str, Any], cameras: Sequence[str
         )
     for k in VECTORS:
         names = features.get(k, {}).get("names")
-        if isinstance(names, dict):  # as converted from older versions: {"motors": [...]}
+        if isinstance(names, dict):  # form of datasets converted from older versions: {"motors": [...]}
             names = next(iter(names.values()), None)
         found = arm.lerobot_columns(names) if isinstance(names, list) else None
         if found is None:
@@ -246,7 +247,7 @@ def _split(folder: Path, info: Mapping[str, Any], split: str | None, count: int)
 def _read_rows(
     folder: Path, info: Mapping[str, Any], chosen: Sequence[Row], columns: Columns
 ) -> tuple[np.ndarray, np.ndarray]:
-    """State and action float32[N,J] of the chosen episodes, in their order."""
+    """State and action float32[N,J] of the chosen episodes, in that order."""
     files: dict[Path, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
     parts = []
     for e in chosen:
@@ -289,7 +290,8 @@ def _rows_by_episode(path: Path, columns: Columns) -> dict[int, tuple[np.ndarray
 
 
 def _check_units(folder: Path, units: str | None, *vectors: np.ndarray) -> None:
-    """Half a turn tells the two apart: no joint of the arm goes further, and in degrees that is next to nothing."""
+    """Refuse wrong units by the largest angle: no joint of the arm turns further than half a turn, and half a turn as
+    degrees would be next to no motion."""
     furthest = max(float(np.abs(x[:, :-1]).max()) for x in vectors)
     if units == "degrees" and furthest <= np.pi:
         raise DataError(f"no joint in {folder} goes beyond {furthest:.1f}, these are no degrees: give --units rad.")

@@ -1,4 +1,4 @@
-"""Statistics of an episode and of a dataset, in the names and shapes that lerobot normalises with."""
+"""Statistics of an episode and of a dataset, with the names and shapes that lerobot uses for normalisation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAMES = ("min", "max", "mean", "std", "count", *QUANTILES)
 
 
 def of_vectors(x: np.ndarray) -> dict[str, Any]:
-    """Of float[n,k]: lists of k numbers."""
+    """Statistics of float[n,k]: lists of k numbers."""
     x = x.astype(np.float64)
     stats = {"min": x.min(0), "max": x.max(0), "mean": x.mean(0), "std": x.std(0)}
     stats |= dict(zip(QUANTILES, np.quantile(x, list(QUANTILES.values()), axis=0)))
@@ -20,7 +20,7 @@ def of_vectors(x: np.ndarray) -> dict[str, Any]:
 
 
 def of_pictures(x: np.ndarray) -> dict[str, Any]:
-    """Of uint8[n,H,W,3]: numbers in 0..1 of shape [3,1,1], exact through histograms."""
+    """Statistics of uint8[n,H,W,3]: numbers in 0..1 of shape [3,1,1], exact through histograms."""
     stats: dict[str, list[Any]] = {k: [] for k in NAMES if k != "count"}
     level = np.arange(256) / 255
     for channel in range(3):
@@ -40,8 +40,8 @@ def of_pictures(x: np.ndarray) -> dict[str, Any]:
 
 
 def merged(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of all episodes: exact for min, max, mean and std; a quantile is the mean of the episodes' quantiles, as in
-    lerobot."""
+    """Statistics of all episodes: exact for min, max, mean and std; a quantile is the mean of the episodes' quantiles,
+    as in lerobot."""
     a = {k: np.array([p[k] for p in parts], np.float64) for k in NAMES}
     count = a.pop("count")[:, 0]
 

@@ -19,7 +19,8 @@ from av.video.reformatter import VideoReformatter
 
 PIXELS = "yuv444p"
 OPTIONS = {"crf": "10", "g": "10", "bf": "0", "preset": "veryfast"}
-COLOUR = {"colorspace": "smpte170m", "color_range": "tv"}  # what libswscale makes of RGB, said to whoever decodes
+# the colour space that libswscale makes from RGB, written into the file for decoders
+COLOUR = {"colorspace": "smpte170m", "color_range": "tv"}
 
 
 def rate(fps: float) -> Fraction:
@@ -28,7 +29,7 @@ def rate(fps: float) -> Fraction:
 
 
 def encode(pictures: Iterable[np.ndarray], fps: float, options: dict[str, str] | None = None) -> bytes:
-    """An mp4 of pictures uint8[H,W,3] (RGB); picture i is shown at i / fps seconds."""
+    """Write an mp4 of pictures uint8[H,W,3] (RGB); picture i is shown at i / fps seconds."""
     out, reformat = io.BytesIO(), VideoReformatter()
     with av.open(out, "w", format="mp4") as container:
         stream = None
@@ -37,7 +38,7 @@ def encode(pictures: Iterable[np.ndarray], fps: float, options: dict[str, str] |
                 stream = container.add_stream("libx264", rate=rate(fps))
                 stream.height, stream.width = picture.shape[:2]
                 stream.pix_fmt, stream.options = PIXELS, (options or OPTIONS) | COLOUR
-                stream.codec_context.thread_count = 1  # several workers write at the same time
+                stream.codec_context.thread_count = 1  # one thread per encoder: several workers write at the same time
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             frame = reformat.reformat(frame, format=PIXELS)
             frame.pts, frame.time_base = i, 1 / rate(fps)
@@ -65,9 +66,9 @@ def decode(
 ) -> np.ndarray:
     """Decode one file; the picture shown at i / fps seconds goes to `out[place[i]]` (planar RGB) where `place[i]` >= 0.
 
-    `convert` gets uint8[H,W,3] and the slot to fill; without it the stored size must be that of `out`. Returns
-    bool[len(place)]: which pictures came; damaged ones count as not there. Raises OSError or av.FFmpegError where
-    nothing can be read and ValueError for pictures of another size.
+    `convert` gets uint8[H,W,3] and the slot to fill; without it the stored size must equal that of `out`. Returns
+    bool[len(place)]: which pictures were found; damaged ones count as missing. Raises OSError or av.FFmpegError where
+    nothing can be read, and ValueError for pictures of another size.
     """
     seen, reformat, each = np.zeros(len(place), bool), VideoReformatter(), rate(fps)
     with av.open(str(path)) as container:
@@ -89,5 +90,5 @@ def decode(
                         convert(reformat.reformat(frame, format="rgb24").to_ndarray(), out[place[i]])
                     seen[i] = True
         except av.error.InvalidDataError:
-            pass  # the caller sees by `seen` what is missing
+            pass  # the caller sees in `seen` what is missing
         return seen

@@ -1,4 +1,4 @@
-"""Writing: parts by several processes, then one pass that makes them a dataset."""
+"""Writes a dataset: parts by several processes, then one pass that completes it."""
 
 from __future__ import annotations
 
@@ -31,17 +31,16 @@ from export.lerobot.layout import (
     write_table,
 )
 
-CHUNK_SIZE = 1000  # files a folder, as lerobot has it
+CHUNK_SIZE = 1000  # files per folder, as in lerobot
 
 
 def part_exists(folder: Path, part: int) -> bool:
-    """Whether `write_part` finished this part: its episode table comes last."""
+    """Whether `write_part` finished this part: the episode table is written last."""
     return (Path(folder) / EPISODES.format(chunk_index=0, file_index=part)).exists()
 
 
 def write_part(folder: Path, part: int, episodes: Sequence[Episode], fps: float, joint_names: Sequence[str]) -> None:
-    """Write `episodes` as part `part` (0..999) of the dataset in `folder`; a part that is complete there is kept as it
-    is.
+    """Write `episodes` as part `part` (0..999) of the dataset in `folder`; a complete part is kept as it is.
 
     Several processes may write, each its own parts. Keep a part below 1,000 s: lerobot compares picture times in
     float32 with a tolerance of 0.1 ms. Raises DataError for what cannot be stored.
@@ -130,7 +129,8 @@ LAYOUT = {
 def finish(
     folder: Path, fps: float, robot_type: str, joint_names: Sequence[str], cameras: Mapping[str, Camera]
 ) -> None:
-    """Number the parts in `folder` through and write what is one a dataset. May be run again after more parts came.
+    """Number the parts in `folder` consecutively and write the files that exist once per dataset. May be run again
+    after more parts were added.
 
     `cameras` took the pictures: `Camera` of the stored size. Raises DataError when parts are missing or do not belong
     together.
@@ -148,14 +148,13 @@ def finish(
         if (cameras[name].height, cameras[name].width) != (height, width):
             raise DataError(
                 f"camera '{name}' stored {width}x{height} and its geometry is of "
-                f"{cameras[name].width}x{cameras[name].height}: "
-                f"give the geometry of the stored pictures."
+                f"{cameras[name].width}x{cameras[name].height}: give the geometry of the stored pictures."
             )
     parts = [t.to_pylist() for t in tables.values()]
     everything = [row for part in parts for row in part]
     _same_types(folder, everything)
-    (folder / INFO).unlink(missing_ok=True)  # until it is back, this is no dataset
-    for left in folder.rglob(".*.partial"):  # by a worker that was killed
+    (folder / INFO).unlink(missing_ok=True)  # without this file the folder is no dataset, until it is written again
+    for left in folder.rglob(".*.partial"):  # left by a worker that was killed
         left.unlink()
     instructions = {task: i for i, task in enumerate(dict.fromkeys(row["tasks"][0] for row in everything))}
     episode = index = 0
@@ -192,8 +191,8 @@ def _episode_tables(folder: Path) -> dict[Path, pa.Table]:
 
 
 def common_note(folder: Path) -> dict[str, Any]:
-    """What `write_part` noted beside the episodes of every part in `folder`; raises DataError for a folder of something
-    else."""
+    """The note that `write_part` stored with the episodes, equal in every part in `folder`; raises DataError for a
+    folder of something else."""
     tables = _episode_tables(Path(folder))
     if not tables:
         raise DataError(f"{folder} is not by harmowam: collect into a new folder.")
@@ -217,7 +216,7 @@ def _common_note(tables: Mapping[Path, pa.Table]) -> dict[str, Any]:
 
 
 def _same_types(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """A column has one type in all files: a number that is whole in one part and not in another is a float in both."""
+    """Give each column one type in all files: a number that is whole in one part only becomes a float in all."""
     for k in sorted({k for row in rows for k in row if k.startswith(EXTRA)}):
         kinds = {type(row.get(k)) for row in rows}
         if kinds == {int, float}:
@@ -283,7 +282,8 @@ def _features(fps: float, joint_names: Sequence[str], pictures: Mapping[str, Seq
 
 
 def _task_table(instructions: Sequence[str]) -> pa.Table:
-    """lerobot reads it with pandas and looks tasks up by the index: the metadata says which column that is."""
+    """The table of tasks. lerobot reads it with pandas and looks tasks up by the index; the metadata says which column
+    that is."""
     index = "__index_level_0__"
     kinds = ((None, index, "unicode", "object"), ("task_index", "task_index", "int64", "int64"))
     note = {

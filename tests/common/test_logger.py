@@ -1,4 +1,4 @@
-"""The log: JSON lines in a rotating file, warnings on the console, and a loop that never waits for either."""
+"""The log: JSON lines in a rotating file, warnings on the console, and a caller that never waits for either."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ def test_a_disk_that_cannot_be_written_raises_nothing(tmp_path, capsys):
 
 
 def test_a_full_queue_drops_lines_and_counts_them(tmp_path, monkeypatch):
-    """The thread that writes is held up: the caller goes on all the same."""
+    """The writing thread is blocked: the caller continues."""
     held = threading.Event()
     monkeypatch.setattr(logging.handlers.RotatingFileHandler, "emit", lambda self, record: held.wait(10))
     with Logger(tmp_path / "run.log", console=False) as log:

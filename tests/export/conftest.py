@@ -1,4 +1,4 @@
-"""What tests of training and export share: a small dataset of drawn pictures, an untrained model of toy size, its ONNX
+"""What tests of training and export share: a small dataset of drawn pictures, an untrained toy model, its ONNX
 files."""
 
 import hashlib
@@ -31,7 +31,7 @@ def drawn(dataset_folder):
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory):
-    """What `harmowam collect` makes: one demonstration of each task, and two episodes of play."""
+    """A dataset as `harmowam collect` writes it: one demonstration of each task, and two episodes of play."""
 
     def make(folder):
         assert collect(folder, episodes=1, play=2, seed=0, workers=1)["kept"] == 8
@@ -41,8 +41,8 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def one_thread():
-    """Runs that are compared compute alike: sums depend on the number of threads, and a stopwatch would choose between
-    bf16 and float32. Processes of a test (`tests/training.py`) have one thread and float32, too."""
+    """Compared runs must compute in the same way: sums depend on the number of threads, and a time measurement would
+    choose between bf16 and float32. Processes of a test (`tests/training.py`) use one thread and float32, too."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:

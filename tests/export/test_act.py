@@ -1,7 +1,7 @@
-"""The behaviour-cloning baseline: what it is trained on, that it goes on where it stopped, and that its bundle drives
-the loop.
+"""The behaviour-cloning baseline: what it is trained on, that an interrupted training resumes, and that its bundle
+drives the loop.
 
-What a killed run, a full disk or other settings do to a training: tests/export/test_loop.py, for this is the same loop.
+Interrupted runs, a full disk and other settings are tested in tests/export/test_loop.py: the loop is the same.
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ def data():
     )
 
 
-def test_it_is_about_our_size():
+def test_it_has_about_our_models_size():
     assert run_time_parameters(Act(ActConfig(), 6)) == pytest.approx(5.9e6, rel=0.05)
 
 
@@ -69,8 +69,8 @@ def test_play_is_left_out_unless_asked_for(data, tmp_path):
     assert len(ActTrainer(data, tmp_path / "b", PLAN, SMALL, play=True).rows) == 60
 
 
-def test_a_killed_run_goes_on_where_it_stood(data, tmp_path, monkeypatch):
-    """Eight steps at once; and six, of which four were saved, a stop, and the rest: the same weights."""
+def test_a_killed_run_resumes_where_it_stopped(data, tmp_path, monkeypatch):
+    """Eight steps in one run, and six steps (four of them saved), a stop and a resumed run give the same weights."""
     save_always(monkeypatch)
     whole = ActTrainer(data, tmp_path / "whole", PLAN, SMALL, False).train()
     first = ActTrainer(data, tmp_path / "parts", PLAN, SMALL, False)
@@ -101,7 +101,7 @@ def test_steps_bring_it_nearer_to_the_demonstrations(data, tmp_path):
     assert error() < 0.9 * before
 
 
-def test_its_bundle_says_what_the_model_says_and_drives_the_loop(data, tmp_path):
+def test_its_bundle_gives_the_models_outputs_and_drives_the_loop(data, tmp_path):
     report = train_act(data, tmp_path / "run", tmp_path / "act.bundle", play=False, plan=PLAN, cfg=SMALL)
     assert report["steps"] == 8 and report["rows"] == 30
     opened = Bundle.load(tmp_path / "act.bundle")
@@ -130,7 +130,7 @@ def test_its_bundle_says_what_the_model_says_and_drives_the_loop(data, tmp_path)
     opened.engine("chunk").run(feeds[0])
 
 
-def test_a_run_is_not_taken_up_with_other_data(data, tmp_path):
+def test_a_run_is_not_resumed_with_other_data(data, tmp_path):
     ActTrainer(data, tmp_path, PLAN, SMALL, False).train()
     other = dataclasses.replace(data, front=255 - data.front)
     with pytest.raises(CheckpointError, match=r"belongs to another run \(data"):
@@ -139,7 +139,7 @@ def test_a_run_is_not_taken_up_with_other_data(data, tmp_path):
         ActTrainer(data, tmp_path, PLAN, SMALL, play=True)
 
 
-def test_numbers_that_are_none_end_the_training(data, tmp_path):
+def test_values_that_are_not_finite_end_the_training(data, tmp_path):
     action = data.action.copy()
     action[7] = np.nan
     with pytest.raises(CheckpointError, match="act diverged before step 8"):

@@ -1,4 +1,4 @@
-"""Other table tops under demonstrations: only the table changes, and both views show the same one."""
+"""Other table tops under demonstrations: only the table changes, and both views show the same table."""
 
 import dataclasses
 
@@ -45,7 +45,7 @@ def test_the_table_changes_and_what_stands_on_it_does_not(data, other):
         table, thing = off < 8, off > 60
         assert 0.5 < table.mean() < 0.95 and thing.mean() > 0.02
         assert np.median(np.abs(after - before).max(1)[table]) > 15
-        # Things keep their colour but for the light, which is one factor for a picture's channel.
+        # Things keep their colour except for the light, which is one factor per picture and channel.
         for b, a, mask in zip(before, after, thing, strict=True):
             bright = mask & (b.min(0) > 20) & (b.max(0) < 200)
             ratio = a[:, bright] / b[:, bright]
@@ -59,10 +59,11 @@ def test_play_and_labels_stay_and_nothing_given_is_written_to(data, other):
     again = with_other_tables(data, 1.0, 0, Config())
     assert np.array_equal(again.wrist, other.wrist)
     assert with_other_tables(data, 0.0, 0, Config()) is data
-    assert digest_of(other) != digest_of(data)  # what was encoded of the one is not taken for the other
+    # the digest tells the two apart, so that encoded rows of one are not used for the other
+    assert digest_of(other) != digest_of(data)
 
 
-def test_a_front_camera_without_a_place_is_said_in_one_sentence(data):
+def test_a_front_camera_without_a_pose_is_refused_in_one_sentence(data):
     nowhere = {**data.cameras, "front": dataclasses.replace(data.cameras["front"], T_base_from_cam=None)}
     with pytest.raises(DataError, match="calibrate it hand-eye"):
         with_other_tables(dataclasses.replace(data, cameras=nowhere), 0.5, 0, Config())
@@ -111,8 +112,7 @@ def test_foreign_things_keep_clear_too_and_most_tables_have_some():
 
 
 def test_a_foreign_thing_stands_where_a_simulated_one_of_its_size_does():
-    """The arbiter is the simulator: its block of clutter, a box of 18 x 18 x 50 mm, seen by its own cameras, against
-    the painted one."""
+    """Compares a painted box with the simulator's own block of clutter (18 x 18 x 50 mm), seen by its cameras."""
     world = World(0)
     for seed, yaw in ((0, 0.3), (1, 1.1)):
         layout = sample_layout(np.random.default_rng(seed), task="ring")

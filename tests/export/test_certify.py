@@ -1,4 +1,4 @@
-"""The closed-loop gate: its arithmetic, and what it compares with what."""
+"""The certificate of an INT8 bundle: its arithmetic, and which bundles it compares."""
 
 import json
 
@@ -18,7 +18,7 @@ def test_equal_results_are_not_certain_with_few_pairs_but_are_with_400():
 
 
 def test_the_bound_of_equal_results_has_a_closed_form():
-    """With no pair that differs the score equation gives z^2 / (n + z^2)."""
+    """Without a pair that differs, the score equation gives z^2 / (n + z^2)."""
     assert paired_lower_bound(0, 0, 400) == pytest.approx(-(1.6449**2) / (400 + 1.6449**2), abs=1e-5)
 
 
@@ -30,7 +30,7 @@ def test_the_bound_lies_below_the_difference_and_near_the_normal_one():
 
 
 def write_rows(path, bundle, won):
-    """Rows as if all starts had been played: of the first `won` the task was done."""
+    """Rows as if all starts had been played; the first `won` succeeded."""
     path.parent.mkdir(exist_ok=True)
     jobs = jobs_for(bundle, ["chunk"], ["seen"], ["plate"], range(400), split="test")
     with path.open("a") as rows:

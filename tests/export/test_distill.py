@@ -1,4 +1,4 @@
-"""Distillation: a student that lands in one step where the teacher lands in many, resumable like any training."""
+"""Distillation: one step of the student ends where many steps of the teacher end; resumable like any training."""
 
 import pytest
 import torch
@@ -30,23 +30,23 @@ def student(drawn, teacher, tmp_path_factory):
     return run / "s.safetensors", distil(teacher, drawn, run, run / "s.safetensors", PLAN)
 
 
-def test_the_student_lands_nearer_to_the_teacher_than_the_teacher_itself_in_one_step(student):
+def test_the_student_ends_nearer_to_the_teacher_than_the_teachers_weights_in_one_step(student):
     world = student[1]["distance"]["world"]
     assert world["student_to_teacher"] < 0.8 * world["control_to_teacher"]
 
 
-def test_the_student_says_its_steps_and_its_teacher(student, teacher):
+def test_the_students_note_names_its_steps_and_its_teacher(student, teacher):
     model, _, instructions, note = load_checkpoint(student[0])
     old, _, same, _ = load_checkpoint(teacher)
     assert (model.cfg.world_steps, model.cfg.action_steps) == (1, 2) and instructions == same
     assert engines(model)["world_model"][0].steps == 1 and engines(model)["predictive"][0].steps == 2
     assert note["teacher"]["world_steps"] == old.cfg.world_steps and len(note["teacher"]["sha256"]) == 64
-    # Only the world model and the predictive expert learn; what the others stand on stays.
+    # Only the world model and the predictive expert are trained; the parts that others build on stay.
     changed = {k.partition(".")[0] for k, v in model.state_dict().items() if not torch.equal(v, old.state_dict()[k])}
     assert changed == {"world", "predictive"}
 
 
-def test_without_the_shifted_stage_the_teachers_own_expert_is_the_coach(drawn, tmp_path):
+def test_without_the_shifted_stage_the_teachers_own_expert_is_the_target(drawn, tmp_path):
     save_checkpoint(tmp_path / "t.safetensors", HarmoWam(SMALL), drawn.cameras, drawn.instructions, {})
     plan = DistilPlan(world=(0, 4, 1e-2), shift=(0, 4, 1e-2), predictive=(2, 4, 1e-2), teacher_steps=2)
     done = distil(tmp_path / "t.safetensors", drawn, tmp_path / "run", tmp_path / "s.safetensors", plan)
@@ -57,10 +57,10 @@ class Killed(Exception):
     pass
 
 
-def test_a_distillation_that_was_killed_ends_where_the_unbroken_one_does(drawn, tmp_path, monkeypatch):
+def test_a_distillation_that_was_killed_ends_like_an_uninterrupted_one(drawn, tmp_path, monkeypatch):
     save_always(monkeypatch)
     plan = DistilPlan(world=(6, 4, 1e-2), shift=(6, 4, 1e-2), predictive=(6, 4, 1e-2), teacher_steps=2)
-    teacher = tmp_path / "t.safetensors"  # what it can do does not matter here
+    teacher = tmp_path / "t.safetensors"  # its quality does not matter here
     save_checkpoint(teacher, HarmoWam(SMALL), drawn.cameras, drawn.instructions, {})
     distil(teacher, drawn, tmp_path / "whole", tmp_path / "whole.safetensors", plan)
     model = load_checkpoint(teacher)[0]
@@ -81,7 +81,7 @@ def test_a_distillation_that_was_killed_ends_where_the_unbroken_one_does(drawn, 
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
-def test_shifted_time_crowds_towards_the_noise():
+def test_shifted_time_is_concentrated_near_the_noise():
     uniform = torch.linspace(0, 1, 101)
     assert torch.allclose(shifted_time(uniform, 1.0), 1 - uniform)
     assert float(shifted_time(uniform, 4.0)[50]) == pytest.approx(0.2)  # the median is at 80 % noise

@@ -1,4 +1,4 @@
-"""What leaves the exporter: INT8, close to FP32, free of paths, the same every time."""
+"""What the exporter writes: INT8, close to FP32, without paths, the same every time."""
 
 import platform
 
@@ -42,8 +42,8 @@ def test_layers_really_are_int8(bundle_path):
 
 
 def test_the_runtime_computes_in_int8_what_the_recipe_says(bundle_path, tmp_path):
-    """With int8 activations ONNX Runtime leaves layers in float whose input another layer reads, too; that such a
-    bundle is refused."""
+    """With int8 activations, ONNX Runtime leaves a layer in float when another layer reads its input, too. A bundle
+    with such layers is refused."""
     for file in sorted((bundle_path / "onnx").glob("*.onnx")):
         assert left_in_float(file) == [], file.name
     model, inputs, outputs = engines(load_checkpoint(CHECKPOINT)[0])["fast"]
@@ -94,12 +94,12 @@ def test_cosine_ignores_a_shared_offset():
     assert abs(centred_cosine(a + 100, rng.normal(size=(50, 4)) + 100)) < 0.5
 
 
-def test_instructions_are_told_apart_by_their_ngrams():
+def test_instructions_differ_in_their_ngrams():
     red, blue = ngrams("put the red cube on the plate", 512), ngrams("put the blue cube on the plate", 512)
     assert np.linalg.norm(red) == pytest.approx(1) and red @ blue < 0.95
     a, b = (
         ngrams(f"stack the {x} cube on the {y} cube", 512) for x, y in (("red", "blue"), ("blue", "red"))
-    )  # the same words
+    )  # the same words in another order
     assert a @ b < 0.95
     assert np.array_equal(red, ngrams("  Put the RED cube on the  plate", 512))
 

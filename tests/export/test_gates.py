@@ -1,11 +1,11 @@
-"""No bundle leaves that strays from FP32, brings nothing, or was made from bad observations."""
+"""A bundle is refused when it differs from FP32, is not faster, or was made from bad observations."""
 
 import copy
 
 import numpy as np
 import pytest
 
-from export import bundle as room
+from export import bundle as bundle_module
 from export.bundle import export_bundle
 from export.gates import ASTRAY_CELLS, ExportError, aims_apart, missed, probabilities
 from export.observations import observation_feeds, samples_path
@@ -36,14 +36,15 @@ def test_the_shipped_checkpoint_passes_every_gate(exported):
         (lambda r: r["joints_deg"].update(max=9.0), "degrees apart"),
     ],
 )
-def test_each_gate_is_missed_by_what_it_is_for(exported, change, says):
+def test_each_gate_catches_the_error_that_it_is_for(exported, change, says):
     report = copy.deepcopy(exported[1])
     change(report)
     assert [says in m for m in missed(report, speed=True)] == [True]
 
 
-def test_heat_maps_are_compared_by_what_they_mean():
-    """Cells where nothing ever is may stand at any depth; a peak that moves, or means another thing, is told."""
+def test_heat_maps_are_compared_by_where_they_aim():
+    """The depth of cells that are never aimed at does not count; a peak that moves, or means another thing, is
+    reported."""
     rows, columns = np.mgrid[:48, :48]
 
     def maps(column, floor):
@@ -58,8 +59,9 @@ def test_heat_maps_are_compared_by_what_they_mean():
 @pytest.mark.usefixtures("export_once")
 def test_a_missed_gate_writes_nothing_and_force_marks_the_bundle(untrained, tmp_path, monkeypatch, caplog):
     """A real export of two engines."""
-    monkeypatch.setattr("export.gates.JOINT_MAX_DEG", -1.0)  # no model is better than that
-    monkeypatch.setattr(room, "engines", lambda model: {k: ENGINES(model)[k] for k in ("world_model", "predictive")})
+    monkeypatch.setattr("export.gates.JOINT_MAX_DEG", -1.0)  # a bound that no model keeps
+    two = ("world_model", "predictive")
+    monkeypatch.setattr(bundle_module, "engines", lambda model: {k: ENGINES(model)[k] for k in two})
     out, plan = tmp_path / "b.bundle", Plan(checkpoint=untrained, precision="fp32")
     with pytest.raises(ExportError, match="nothing was written"):
         export_bundle(plan, out)

@@ -1,4 +1,4 @@
-"""FP16 for what stays float: which tensors change their type, and how little that changes what comes out."""
+"""FP16 for the layers that stay float: which tensors change their type, and how little the outputs change."""
 
 import numpy as np
 import onnx
@@ -54,15 +54,15 @@ def test_tensorrts_rules_still_hold(halves, name):
     assert lint(halves[name][1], "onnxruntime") == lint(halves[name][0], "onnxruntime") == []
 
 
-def test_what_comes_out_keeps_the_gates_of_an_export(halves, bundle_path):
-    """Against INT8 with float32, on the nodes as written: a last bit of half precision now and then turns an INT8
-    step."""
+def test_the_outputs_pass_the_gates_of_an_export(halves, bundle_path):
+    """Compared with INT8 plus float32, with graph optimisation off: a last bit of half precision sometimes moves an
+    INT8 step."""
     feeds = observations(Bundle.load(bundle_path), 8)
     for name, (source, half) in halves.items():
         engines = [OrtEngine(path, literal=True) for path in (source, half)]
         made = [[{k: v.copy() for k, v in e.run(f).items()} for f in feeds[name]] for e in engines]
         for tensor in engines[0].outputs:
-            if tensor == "heat":  # logits of cells where nothing ever is make up nearly all of its variance
+            if tensor == "heat":  # logits of cells that are never aimed at make up nearly all of its variance
                 continue
             a, b = (np.stack([m[tensor] for m in side]) for side in made)
             assert np.isfinite(b).all() and centred_cosine(a, b) > COSINE[tensor], (name, tensor)
@@ -81,7 +81,7 @@ def test_the_same_file_gives_the_same_bytes_and_half_of_the_float_ones(halves, t
     assert floats(half) < 0.55 * floats(source)
 
 
-def test_the_prediction_for_an_orin_reckons_with_float16(halves):
+def test_the_predicted_time_on_an_orin_counts_float16(halves):
     source, half = ([x.kind for x in layers_of(path)] for path in halves["predictive"])
     assert "float16" not in source and "float16" in half
     assert half.count("int8") == source.count("int8") > 0, "what is INT8 stays so"

@@ -1,5 +1,5 @@
-"""The dataset's format: what is written comes back, lerobot reads it, what lerobot records is read, bad folders are
-said."""
+"""The dataset's format: what is written is read back, lerobot reads it, datasets of lerobot are read, bad folders are
+refused."""
 
 import dataclasses
 import errno
@@ -145,7 +145,7 @@ def test_a_killed_worker_leaves_only_whole_parts(tmp_path):
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_finishing_may_fail_anywhere_and_be_done_again(copy, written, monkeypatch):
+def test_finishing_may_fail_anywhere_and_be_repeated(copy, written, monkeypatch):
     replace, left = os.replace, 0
 
     def failing(a: Path, b: Path) -> None:
@@ -165,12 +165,12 @@ def test_finishing_may_fail_anywhere_and_be_done_again(copy, written, monkeypatc
                 load(copy)
         else:
             break
-    assert n == 10  # two tables a part, and four files that are one a dataset
+    assert n == 10  # two tables per part, and four files that exist once per dataset
     for path in (p.relative_to(written) for p in written.rglob("*") if p.is_file()):
         assert (copy / path).read_bytes() == (written / path).read_bytes(), path
 
 
-def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path):
+def test_a_full_disk_is_reported_and_leaves_nothing_behind(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
@@ -225,7 +225,7 @@ def test_degrees_become_radians_and_percent_of_the_jaw(copy):
 
 
 def test_lerobots_numbers_are_the_makers_angles(copy):
-    """30 degrees of pan are to the right, 0 of the jaw is shut and 100 wide open: as the maker's model has them."""
+    """As in the maker's model: 30 degrees of pan are to the right, 0 of the jaw is shut and 100 wide open."""
     (copy / "meta/harmowam.json").unlink()
     row = [30.0, -20.0, 40.0, 10.0, -60.0]
     for path in (copy / "data").rglob("*.parquet"):
@@ -245,7 +245,7 @@ def test_joint_angles_of_schema_1_are_turned_into_the_makers(copy):
         assert np.allclose(new, so101.from_mirrored(old), atol=1e-6) and not np.allclose(new[:, 0], old[:, 0])
 
 
-def test_parts_of_schema_1_are_not_gone_on_with(copy):
+def test_parts_of_schema_1_are_not_extended(copy):
     """Rows of both conventions in one dataset could not be told apart."""
     for path in (copy / "meta/episodes").rglob("*.parquet"):
         table = pq.read_table(path)

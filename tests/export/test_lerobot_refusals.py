@@ -1,4 +1,4 @@
-"""Datasets that cannot be used: one sentence each, with the next step."""
+"""Datasets that cannot be used are refused with one sentence and the next step."""
 
 import dataclasses
 import json
@@ -72,7 +72,7 @@ def fewer_rows(folder: Path) -> None:
 
 
 def as_pictures(folder: Path) -> None:
-    """As lerobot leaves a dataset that was recorded without videos."""
+    """A dataset as lerobot leaves it when it records without videos."""
     features(lambda x: [x[k].update(dtype="image") for k in x if k.startswith("observation.images.")])(folder)
     edit_json(folder / "meta/info.json", video_path=None)
 
@@ -123,7 +123,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_dataset_that_cannot_be_used_is_said_in_one_sentence(copy, case):
+def test_a_dataset_that_cannot_be_used_is_refused_in_one_sentence(copy, case):
     damage, sentence = BAD[case]
     damage(copy)
     with pytest.raises(DataError, match=sentence) as raised:
@@ -136,7 +136,7 @@ def test_another_rate_than_asked_for_is_refused(written):
         load(written, fps=30)
 
 
-def test_flipped_bits_in_a_video_are_said_or_harmless(copy):
+def test_flipped_bits_in_a_video_are_reported_or_harmless(copy):
     whole, rng, said = (copy / FRONT).read_bytes(), np.random.default_rng(0), []
     for _ in range(30):
         content = bytearray(whole)
@@ -170,7 +170,7 @@ def test_episodes_that_cannot_be_stored_are_refused_before_anything_is_written(t
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_holds_what_it_was_begun_for(tmp_path):
+def test_a_folder_keeps_the_settings_it_was_begun_with(tmp_path):
     asked: dict[str, Any] = {"episodes": 100, "play": 1000, "seed": 0, "more": "nothing"}
     _hold_to(tmp_path, asked)
     _hold_to(tmp_path, asked)
@@ -186,7 +186,7 @@ def test_a_folder_holds_what_it_was_begun_for(tmp_path):
     _hold_to(tmp_path, asked)
 
 
-def test_more_of_one_task_comes_after_what_all_tasks_have_and_moves_none_of_it():
+def test_more_of_one_task_is_added_after_all_tasks_and_changes_none_of_them():
     usual, more = parts_of(30, 40, {}), parts_of(30, 40, {"ring": 26})
     assert more[: len(usual)] == usual  # parts are numbered and drawn by number
     assert [(p.task, p.episodes, p.play) for p in more[len(usual) :]] == [
@@ -198,7 +198,7 @@ def test_more_of_one_task_comes_after_what_all_tasks_have_and_moves_none_of_it()
     assert [p.number for p in more] == list(range(len(more)))
 
 
-def test_more_than_a_dataset_holds_is_refused_before_the_hours(tmp_path):
+def test_more_than_a_dataset_holds_is_refused_before_collecting(tmp_path):
     with pytest.raises(DataError, match="25,150 episodes are more than a dataset holds here"):
         collect(tmp_path / "d", 1, 25_000)
     assert not (tmp_path / "d").exists()

@@ -1,4 +1,4 @@
-"""Each rule is broken on the graph that really ships, one at a time."""
+"""Each rule is broken on the shipped graph, one at a time."""
 
 import re
 

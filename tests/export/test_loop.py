@@ -1,5 +1,5 @@
-"""The training loop: a run that is killed, split over processes or short of disk ends as the unbroken one does, or says
-why not."""
+"""The training loop: a run that is killed, split over processes or short of disk ends like an uninterrupted one, or
+says why not."""
 
 import dataclasses
 import fcntl
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def unbroken(drawn, one_thread, tmp_path_factory):
-    """Folder of a run that nothing happened to; its checkpoint is `m.safetensors`."""
+    """Folder of an uninterrupted run; its checkpoint is `m.safetensors`."""
     run = tmp_path_factory.mktemp("unbroken")
     with pytest.MonkeyPatch.context() as patch:
         save_always(patch)
@@ -89,10 +89,10 @@ def scalars(run):
     return {tag: log.Scalars(tag) for tag in log.Tags()["scalars"]}
 
 
-def test_a_run_that_is_killed_twice_ends_where_the_unbroken_one_does(
+def test_a_run_that_is_killed_twice_ends_like_an_uninterrupted_one(
     dataset_folder, drawn, unbroken, tmp_path, monkeypatch
 ):
-    for stage in (1, 2):  # in the midst of the world model, then of the experts
+    for stage in (1, 2):  # during the stage of the world model, then of the experts
         process = command("train", "--dataset", dataset_folder, "--run", tmp_path, *plan_options())
         while (at := progress(tmp_path))["stage"] < stage or at["step"] < 4:
             assert process.poll() is None, process.communicate()
@@ -114,7 +114,7 @@ def test_two_processes_take_the_steps_of_one(dataset_folder, unbroken, tmp_path)
     )
     said, errors = process.communicate()
     assert process.returncode == 0, errors
-    assert said.count("min of training") == 1  # one process speaks
+    assert said.count("min of training") == 1  # one process prints
     one, two = load_file(unbroken / "m.safetensors"), load_file(out)
     assert max(float((one[k] - two[k]).abs().max()) for k in one) < 1e-3
     with safe_open(str(out), "pt") as f:
@@ -122,14 +122,15 @@ def test_two_processes_take_the_steps_of_one(dataset_folder, unbroken, tmp_path)
 
 
 def test_steps_differ_from_seed_to_seed(drawn, unbroken, tmp_path):
-    """What the two tests above call equal is not equal by accident: nothing else moves weights by that much."""
+    """Shows that the equality in the two tests above is not trivial: another seed moves weights by this much."""
     train(drawn, tmp_path, tmp_path / "m.safetensors", dataclasses.replace(PLAN, seed=1), SMALL)
     one, other = load_file(unbroken / "m.safetensors"), load_file(tmp_path / "m.safetensors")
     assert max(float((one[k] - other[k]).abs().max()) for k in one) > 1e-2
 
 
-def test_a_run_goes_on_with_the_threads_that_it_began_with(drawn, unbroken, tmp_path, monkeypatch):
-    """The order of a sum depends on their number, which a job's limits may change from one start to the next."""
+def test_a_run_resumes_with_the_threads_that_it_began_with(drawn, unbroken, tmp_path, monkeypatch):
+    """The order of a sum depends on the number of threads, which the limits of a job may change from one start to the
+    next."""
     save_always(monkeypatch)
     cut = Trainer(drawn, tmp_path, PLAN, SMALL)
     loss = cut._world_loss
@@ -150,15 +151,16 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(drawn, unbroken, tmp_
     assert same(tmp_path / "m.safetensors", unbroken / "m.safetensors")
 
 
-def test_what_the_stopwatch_said_of_bf16_holds_for_the_run_folder_before_a_state_is_saved(drawn, tmp_path, monkeypatch):
-    """It decides by a hair, on a busy machine by chance: two answers would end in other weights."""
+def test_the_measured_choice_of_bf16_holds_for_the_run_folder_before_a_state_is_saved(drawn, tmp_path, monkeypatch):
+    """The measurement may be close, and chance then decides on a busy machine: two answers would give different
+    weights."""
     answers = iter([False, True])
     monkeypatch.setattr("export.loop.rounds_bf16", lambda device: next(answers))
     assert [Trainer(drawn, tmp_path, PLAN, SMALL).bf16 for _ in range(2)] == [False, False]
-    assert Trainer(drawn, tmp_path, dataclasses.replace(PLAN, bf16=True), SMALL).bf16  # nothing is trained yet
+    assert Trainer(drawn, tmp_path, dataclasses.replace(PLAN, bf16=True), SMALL).bf16  # no step is trained yet
 
 
-def test_a_full_disk_keeps_the_state_before(drawn, unbroken, tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_previous_state(drawn, unbroken, tmp_path, monkeypatch):
     save_always(monkeypatch)
     trainer = Trainer(drawn, tmp_path, PLAN, SMALL)
     path, size = tmp_path / "state.safetensors", 0
@@ -166,7 +168,7 @@ def test_a_full_disk_keeps_the_state_before(drawn, unbroken, tmp_path, monkeypat
     save = trainer.save
 
     def fills_up():
-        """From the world model on no file may grow beyond what the state has: the kernel refuses, as for a full
+        """From the world model on, no file may grow beyond the size of the state: the kernel refuses as on a full
         disk."""
         nonlocal size
         if trainer.stage == 1 and trainer.step == 8:
@@ -207,11 +209,11 @@ def test_packing_loses_nothing_of_rounded_values():
     finished = {"a": original.clone()}
     round_finished(finished)
     assert pack_finished(finished["a"]).dtype == torch.float16
-    assert torch.equal(pack_finished(original), original)  # what does not fit stays as it is
+    assert torch.equal(pack_finished(original), original)  # values that float16 cannot hold stay float32
 
 
 def test_the_state_of_the_full_model_fits_40_megabytes(drawn, tmp_path, monkeypatch):
-    """In the midst of the stage that trains most: the world model."""
+    """In the stage that trains most parameters: the world model."""
     save_always(monkeypatch)
     monkeypatch.setattr("export.loop.ROUND_EVERY", 1)
 
@@ -258,13 +260,13 @@ def test_another_configuration_or_dataset_is_refused(drawn, unbroken, monkeypatc
     moved = dataclasses.replace(drawn, target=drawn.target + 0.01)
     with pytest.raises(CheckpointError, match=r"\(data [0-9a-f]+, now"):
         Trainer(moved, unbroken, PLAN, SMALL)
-    # A camera that was calibrated anew takes the same pictures; what the labels say of them is another thing.
+    # A newly calibrated camera takes the same pictures, but the labels on them change.
     away = dataclasses.replace(drawn.cameras["front"], T_base_from_cam=np.eye(4) * 1.01)
     with pytest.raises(CheckpointError, match=r"\(cameras\.front\.T_base_from_cam"):
         Trainer(dataclasses.replace(drawn, cameras={**drawn.cameras, "front": away}), unbroken, PLAN, SMALL)
 
 
-def test_a_state_from_before_cameras_were_noted_goes_on(drawn, unbroken, tmp_path, monkeypatch):
+def test_a_state_without_cameras_is_resumed(drawn, unbroken, tmp_path, monkeypatch):
     save_always(monkeypatch)
     run = shutil.copytree(unbroken, tmp_path / "run")
     tensors, about = load_state(run / "state.safetensors")
@@ -273,7 +275,7 @@ def test_a_state_from_before_cameras_were_noted_goes_on(drawn, unbroken, tmp_pat
     assert Trainer(drawn, run, PLAN, SMALL).stage == 3
 
 
-def test_what_else_can_be_wrong_with_a_run_folder_is_said(drawn, tmp_path, monkeypatch):
+def test_other_faults_of_a_run_folder_are_reported(drawn, tmp_path, monkeypatch):
     trainer = Trainer(drawn, tmp_path, PLAN, SMALL)
     with open(tmp_path / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

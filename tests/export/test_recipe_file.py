@@ -1,4 +1,5 @@
-"""A recipe makes a checkpoint by one command: killed anywhere it goes on, and what is there is not made again."""
+"""A recipe trains a checkpoint with one command: an interrupted run resumes, and finished stages are not trained
+again."""
 
 import dataclasses
 from pathlib import Path
@@ -10,8 +11,8 @@ from safetensors.torch import load_file
 
 import export.recipe_file
 from export.checkpoint import CheckpointError, load_checkpoint
-from export.loop import learning_rate
 from export.recipe_file import Recipe, RecipeError, Step, follow, pack, read_recipe, snapshot, unpack
+from export.schedule import learning_rate
 from export.train import Plan, Trainer, train
 from harmowam.cli import main
 from tests.training import SMALL, save_always
@@ -46,7 +47,7 @@ def often_saved():
 
 @pytest.fixture(scope="module")
 def whole(drawn, one_thread, often_saved, tmp_path_factory):
-    """Folder of a run that nothing happened to, and the stages that it packed."""
+    """Folder of an uninterrupted run, and the stages that it packed."""
     run = tmp_path_factory.mktemp("whole")
     follow(RECIPE, drawn, run, run / "packed")
     return run
@@ -58,7 +59,7 @@ def same(a, b):
 
 
 def killed_at(monkeypatch, stage, step):
-    """Training ends like a killed process when the loss of `stage` is asked for the `step`-th time."""
+    """Training ends like a killed process at the `step`-th loss of `stage`."""
     usual, left = getattr(Trainer, f"_{stage}_loss"), [step]
 
     def loss(self, rng, batch):
@@ -70,7 +71,7 @@ def killed_at(monkeypatch, stage, step):
     monkeypatch.setattr(Trainer, f"_{stage}_loss", loss)
 
 
-def test_every_stage_trains_its_part_and_stands_on_the_one_before(whole):
+def test_every_stage_trains_its_part_and_starts_from_the_stage_before(whole):
     names = ["beginning", *(s.name for s in RECIPE.stages)]
     before, moved = load_file(whole / "beginning.safetensors"), []
     for name in names[1:]:
@@ -100,7 +101,7 @@ def test_a_kill_anywhere_costs_no_stage_and_changes_nothing(drawn, whole, tmp_pa
     assert all(p.stat().st_mtime_ns == at for p, at in ended.items())
 
 
-def test_all_stages_compute_alike_whatever_the_stopwatch_says_later(drawn, tmp_path, monkeypatch):
+def test_all_stages_use_the_first_choice_of_bf16(drawn, tmp_path, monkeypatch):
     answers = iter([False, *[True] * 9])
     monkeypatch.setattr("export.loop.rounds_bf16", lambda device: next(answers))
     follow(RECIPE, drawn, tmp_path)
@@ -108,22 +109,21 @@ def test_all_stages_compute_alike_whatever_the_stopwatch_says_later(drawn, tmp_p
     assert [n["bf16"] for n in notes] == [False] * 4
 
 
-def test_packed_stages_stand_for_their_training(drawn, whole, tmp_path, monkeypatch):
-    monkeypatch.setattr("export.recipe_file.train", None)  # nothing is trained
+def test_packed_stages_replace_their_training(drawn, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("export.recipe_file.train", None)  # nothing may be trained
     assert same(follow(RECIPE, drawn, tmp_path, whole / "packed"), whole / "experts.safetensors")
 
 
-def test_a_stage_that_was_cut_goes_on_elsewhere_along_its_line(drawn, tmp_path, monkeypatch):
+def test_an_unfinished_stage_continues_elsewhere_with_its_learning_rate(drawn, tmp_path, monkeypatch):
     here, there, packed = (tmp_path / n for n in ("here", "there", "packed"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        killed_at(patch, "world", 17)  # two shards a step: in the ninth, after the state of the eighth
+        killed_at(patch, "world", 17)  # two shards per step: in the ninth step, after the state of the eighth
         follow(RECIPE, drawn, here, packed)
     assert snapshot(RECIPE, here, packed) == (RECIPE.stages[1], 8)
     weights, about = unpack(packed / "world-1.safetensors")
     assert about["done"] == 8 and about["of"] == 12
-    before = load_file(here / "tokeniser.safetensors")[
-        "world.text.weight"
-    ].float()  # of size 1; a step moves it by the rate at most
+    before = load_file(here / "tokeniser.safetensors")["world.text.weight"].float()
+    # weights of size 1: one step moves them by the learning rate at most
     assert 0 < (weights["world.text.weight"] - before).abs().max() < 8 * LINE[0]
 
     plans: list[tuple[Plan, Path]] = []
@@ -141,23 +141,23 @@ def test_a_stage_that_was_cut_goes_on_elsewhere_along_its_line(drawn, tmp_path, 
     )
     begun = load_file(start)
     assert all(torch.equal(begun[k].float(), v) for k, v in weights.items())
-    assert unpack(packed / "world-1.safetensors")[1]["done"] == 12  # what it ended as was packed in place of it
+    assert unpack(packed / "world-1.safetensors")[1]["done"] == 12  # the finished stage was packed in its place
 
 
-def test_stages_draw_their_batches_and_tables_apart():
+def test_stages_draw_different_batches_and_tables():
     one, two = RECIPE.stages[1:3]
     seeds = {one.plan(3, 1).seed, one.plan(3, 1, 4).seed, two.plan(3, 2).seed, one.plan(4, 1).seed}
     assert len(seeds) == 4 and one.plan(3, 1) == one.plan(3, 1)
 
 
-def test_a_line_that_is_cut_goes_on_as_a_line():
+def test_a_straight_learning_rate_that_is_cut_continues_straight():
     whole = [learning_rate(i, 1000, 1e-3, 0.1) for i in range(1000)]
     rest = [learning_rate(i, 600, whole[400], 1e-4 / whole[400]) for i in range(600)]
     assert rest[100:] == pytest.approx(whole[500:])
-    assert learning_rate(0, 1000, 1e-3, 0.1) == 1e-5  # both begin with a warm-up
+    assert learning_rate(0, 1000, 1e-3, 0.1) == 1e-5  # both start with a warm-up
 
 
-def test_packing_loses_nothing_of_half_precision_and_damage_is_said(tmp_path):
+def test_packing_loses_nothing_of_half_precision_and_damage_is_reported(tmp_path):
     weights = {
         "a.weight": torch.randn(300, 7),
         "a.bias": torch.tensor([0.0, -0.0, 65504.0, 6e-8]),
@@ -190,11 +190,10 @@ def test_later_stages_may_change_and_earlier_weights_stay_good():
     assert same_digest == [True, True, True, False]
 
 
-def test_the_shipped_recipe_fits_ten_hours_in_stages_that_fit_a_session():
+def test_the_shipped_recipe_takes_ten_hours_in_stages_of_limited_time():
     recipe = read_recipe(SHIPPED)
-    assert (
-        all(s.minutes <= 150 for s in recipe.stages) and sum(s.minutes for s in recipe.stages) <= 570
-    )  # 30 for the data
+    assert all(s.minutes <= 150 for s in recipe.stages)
+    assert sum(s.minutes for s in recipe.stages) <= 570  # and 30 minutes for the data
 
 
 @pytest.mark.parametrize(
@@ -233,7 +232,7 @@ def test_one_command_follows_a_recipe_from_a_dataset_to_a_checkpoint(dataset, tm
     assert done.exit_code == 0, done.output
     out = tmp_path / "run/harmowam-so101.safetensors"
     assert load_checkpoint(out)[3]["stage"]["name"] == "experts" and out.with_suffix(".samples.npz").is_file()
-    assert (dataset / "meta/info.json").stat().st_mtime_ns == written  # what is whole is read, not collected
+    assert (dataset / "meta/info.json").stat().st_mtime_ns == written  # a complete dataset is read, not collected
     for extra, said in ((["--tables", "0.5"], "means nothing with --recipe"), (["--snapshot"], "add --stages")):
         refused = CliRunner().invoke(main, [*call, *extra])
         assert refused.exit_code == 2 and said in refused.stderr

@@ -1,4 +1,4 @@
-"""Predicted latency: arithmetic and traffic are counted right, and the fit is as good as it says."""
+"""Predicted latency: arithmetic and traffic are counted correctly, and the fit is as good as stated."""
 
 import numpy as np
 import onnx
@@ -43,8 +43,8 @@ def test_more_clock_more_processors_and_more_memory_never_cost_time():
 
 
 def test_an_orin_nx_in_the_modes_of_its_super_configuration():
-    """Of nvpmodel_p3767_0000_super.conf: TPC mask 252 in 10 and 15 W, memory at 2133 MHz in 10 W, GPU at 1173 MHz in 40
-    W."""
+    """From nvpmodel_p3767_0000_super.conf: TPC mask 252 in 10 and 15 W, memory at 2133 MHz in 10 W, GPU at 1173 MHz in
+    40 W."""
     name = "Orin NX 16GB"
     modes = {b.mode: b for b in BOARDS if b.name == name}
     assert modes["10W"] == Board(name, "10W", 4, 0.612, 68)
@@ -54,7 +54,7 @@ def test_an_orin_nx_in_the_modes_of_its_super_configuration():
 
 
 def graph(tmp_path, quantised):
-    """A 3x3 convolution from 8 to 16 channels on 10x10 pixels, and a Relu that rides along."""
+    """A 3x3 convolution from 8 to 16 channels on 10x10 pixels, and a Relu that is fused with it."""
     weight = helper.make_tensor(
         "w", TensorProto.INT8 if quantised else TensorProto.FLOAT, (16, 8, 3, 3), np.ones(1152, int).tolist()
     )

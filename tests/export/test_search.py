@@ -1,4 +1,4 @@
-"""The search for a recipe and the TensorRT form, on a model of toy size."""
+"""The search for a recipe and the TensorRT form, on a toy model."""
 
 import json
 import shutil
@@ -22,8 +22,8 @@ from runtime.bundle import Bundle
 pytestmark = pytest.mark.usefixtures("export_once")
 
 
-def test_what_leaves_for_tensorrt_is_what_tensorrt_takes(untrained, tmp_path):
-    """--force: nothing was trained, so the gates have nothing to hold on to."""
+def test_the_tensorrt_form_follows_tensorrts_rules(untrained, tmp_path):
+    """Exported with --force, because gates are meaningless for an untrained model."""
     export_bundle(Plan(untrained, "tensorrt"), tmp_path / "b", force=True)
     manifest = Bundle.load(tmp_path / "b").manifest
     assert manifest.quantization["target"] == "tensorrt"
@@ -43,7 +43,7 @@ def test_only_the_int8_form_of_the_same_model_with_as_many_steps_is_certified(un
         certify(Plan(untrained), tmp_path / "fp32", 4)
     fp32 = Bundle.load(tmp_path / "fp32")
     refuse_strangers(fp32, fp32, {})
-    with pytest.raises(ExportError, match="was not made from this checkpoint"):  # equal but for how it was trained
+    with pytest.raises(ExportError, match="was not made from this checkpoint"):  # equal except for its training
         refuse_strangers(fp32, fp32, {"train_minutes": 3})
     torch.manual_seed(1)
     model, cameras, instructions, note = load_checkpoint(untrained)

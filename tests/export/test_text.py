@@ -1,4 +1,4 @@
-"""Sentence encoders: n-grams by default, a Hugging Face folder on request, never the wrong one."""
+"""Sentence encoders: n-grams by default, a Hugging Face folder on request, never the wrong encoder."""
 
 import dataclasses
 import importlib.util
@@ -23,7 +23,7 @@ RED, BLUE = "put the red cube on the blue plate", "press the buttons: left, righ
 
 @pytest.fixture
 def folder(tmp_path):
-    """An untrained sentence encoder of 32 numbers, as save_pretrained() writes it."""
+    """An untrained sentence encoder with vectors of 32 numbers, as save_pretrained() writes it."""
     transformers = pytest.importorskip("transformers")
     (tmp_path / "tiny").mkdir()
     words = [

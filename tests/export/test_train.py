@@ -1,4 +1,4 @@
-"""What training is given: labels in hindsight, datasets and checkpoints that are what they say."""
+"""The inputs of training: labels in hindsight, datasets and checkpoints."""
 
 import dataclasses
 
@@ -12,9 +12,10 @@ from export.config import Config
 from export.data import Demonstrations, load_demonstrations, record_episode, simulated_warps
 from export.labels import Labels, contact_cell, hindsight
 from export.lerobot import DataError
+from export.losses import bin_loss
 from export.models import HarmoWam
 from export.text import ngrams
-from export.train import Trainer, bin_loss, normalise, train
+from export.train import Trainer, normalise, train
 from firmware_bridge.arms.so101 import FAMILY as so101
 from sim.phases import find_events
 from sim.tasks import INSTRUCTIONS, sample_layout
@@ -35,12 +36,12 @@ def test_labels_are_made_in_hindsight(data):
     assert np.all(labels.gate[first - 3 : first + 4] == 1)
     assert labels.chunk.shape == (len(data.pose), 16, 6)
     inside = (labels.cell >= -1) & (labels.cell <= 48)
-    assert inside.all()  # every grasp, release and rest pose lies in the training camera's picture
+    assert inside.all()  # every grasp, release and rest pose is in the training camera's picture
 
 
 def test_events_are_found_in_what_the_arm_did(data):
-    """A pick-and-place task has a grasp and a release (and an opening first, after a miss); two buttons are two
-    touches, or one where the first was lit already."""
+    """A pick-and-place task has a grasp and a release (and first an opening, after a miss). Two buttons are two
+    touches, or one where the first was already lit."""
     for episode, text in enumerate(data.instructions):
         rows = np.flatnonzero(data.episode == episode)
         events = data.events[(data.events >= rows[0]) & (data.events <= rows[-1])]
@@ -66,8 +67,8 @@ def test_a_half_pressed_row_is_one_touch_and_a_dark_one_two():
     world.close()
 
 
-def test_what_play_did_is_told_as_an_instruction_would_have(data):
-    """Of an episode of play: the instruction that it began to follow, and whether it followed the whole of it."""
+def test_play_gets_the_instruction_that_it_fulfilled(data):
+    """For an episode of play: the instruction that it began to follow, and whether it followed all of it."""
     told = {
         "drop the ring onto the post": ("ring", ("hang the ring on the post", True)),
         "drop the red cube onto the plate": ("plate", ("put the red cube on the plate", True)),
@@ -85,7 +86,7 @@ def test_what_play_did_is_told_as_an_instruction_would_have(data):
         ),
         "touch the plate": ("plate", ("", False)),
         "hang the ring on the post": ("ring", ("", False)),
-        "pick": ("plate", ("", False)),  # what others call their tasks
+        "pick": ("plate", ("", False)),  # a task name of another dataset
         "": ("plate", ("", False)),
     }
     scenes = [scene for scene, _ in told.values()]
@@ -98,7 +99,7 @@ def test_play_carries_no_task_and_tasks_carry_no_play(data):
     assert 0 < data.play.sum() < len(data.play)
 
 
-def test_checkpoints_survive_a_round_trip_and_damage_is_said(data, tmp_path):
+def test_checkpoints_survive_a_round_trip_and_damage_is_reported(data, tmp_path):
     trainer = Trainer(data, tmp_path, PLAN, SMALL)
     path = tmp_path / "m.safetensors"
     save_checkpoint(path, trainer.model, data.cameras, data.instructions, {"why": "test"})
@@ -113,14 +114,14 @@ def test_checkpoints_survive_a_round_trip_and_damage_is_said(data, tmp_path):
         load_checkpoint(tmp_path / "none")
 
 
-def test_datasets_that_are_absent_or_of_another_rate_are_said(dataset, tmp_path):
+def test_datasets_that_are_absent_or_of_another_rate_are_refused(dataset, tmp_path):
     with pytest.raises(DataError, match="harmowam collect"):
         load_demonstrations(tmp_path)
     with pytest.raises(DataError, match="rows/s"):
         load_demonstrations(dataset, rate_hz=10.0)
 
 
-def test_play_alone_is_refused_before_the_hours(data, tmp_path):
+def test_play_alone_is_refused_before_training(data, tmp_path):
     alone = dataclasses.replace(data, play=np.ones_like(data.play))
     with pytest.raises(DataError, match="only play: collect some with --episodes"):
         train(alone, tmp_path / "run", tmp_path / "out.safetensors")
@@ -160,14 +161,14 @@ def played(text, scene, jaw=0.05, play=True, grip=0.36):
 
 def test_play_that_a_task_could_have_asked_for_teaches_contacts_up_to_the_lift():
     data = played("take the red cube away", "plate")
-    data.pose[:21, 0] += 0.01 * np.arange(20, -1, -1)  # comes from the side
+    data.pose[:21, 0] += 0.01 * np.arange(20, -1, -1)  # the tool comes from the side
     labels = Labels(data, Config())
     rows = np.flatnonzero(labels.skilled)
     assert rows.min() == 14 - 1 and rows.max() == 25  # the gate's window, to the row before the tool has risen
     assert labels.taught[13].sum() == 13 and labels.taught[25].sum() == 1  # steps of the chunk up to there
     asked = ngrams("put the red cube on the plate", 512)
     assert np.array_equal(labels.said[0], asked) and not np.array_equal(labels.text[0], asked)
-    assert np.array_equal(labels.said[30], labels.text[30])  # what was done with it then, no task asks for
+    assert np.array_equal(labels.said[30], labels.text[30])  # no task asks for what followed
 
 
 def test_a_grasp_of_nothing_teaches_no_lift():
@@ -178,7 +179,8 @@ def test_a_grasp_of_nothing_teaches_no_lift():
 def test_a_thing_put_where_a_task_wants_it_is_an_example_to_the_end_if_it_got_there():
     for text, kept, last in (
         ("drop the red cube onto the plate", True, 35),
-        ("drop the red cube onto the plate", False, 25),  # lost on the way: an example up to the lift
+        # the thing was lost on the way: an example up to the lift only
+        ("drop the red cube onto the plate", False, 25),
         ("drop the red cube onto the blue cube", True, 25),
     ):
         data = played(text, "plate")
@@ -188,7 +190,7 @@ def test_a_thing_put_where_a_task_wants_it_is_an_example_to_the_end_if_it_got_th
         following = np.select([np.arange(40) < 20, np.arange(40) < 32], [20, 32], 39).astype(np.int32)
         labels = Labels(dataclasses.replace(data, events=np.array([20, 32], np.int32), next_event=following), Config())
         assert np.flatnonzero(labels.skilled).max() == last
-        assert labels.turns[20:32].any()  # the picture shows where it goes, and how it must be turned
+        assert labels.turns[20:32].any()  # the picture shows where the thing goes, and its heading
 
 
 def test_two_buttons_touched_in_an_order_that_a_task_asks_for_are_an_example_up_to_the_second():
@@ -210,9 +212,9 @@ def test_two_buttons_touched_in_an_order_that_a_task_asks_for_are_an_example_up_
         )
 
 
-def test_how_far_the_jaw_stands_open_on_a_thing_is_not_relied_on():
-    """Rows in which the jaw has come to rest on something, and only these, are also shown with the thing wider or
-    narrower."""
+def test_the_opening_of_the_jaw_on_a_thing_is_varied():
+    """Rows in which the jaw has come to rest on something, and only these, are also shown with a wider or narrower
+    thing."""
     data = played("take the red cube away", "plate")
     trained = Labels(data, Config())
     assert np.flatnonzero(trained.holds).tolist() == list(range(26, 40))
@@ -228,13 +230,14 @@ def test_a_held_thing_is_felt_as_if_it_were_wider_or_narrower(data, tmp_path):
         for r in (held, free)
     ]
     assert 0.05 < abs(off[0][:, 3]).max() < 0.1 and abs(off[1][:, 3]).max() < 0.05  # rad; 0.06 and a little noise
-    # A jaw that closed on nothing stands at 0.05: a ring (0.14) felt like that would be opened again, and dropped.
+    # A jaw that closed on nothing stands at 0.05 rad. A ring (0.14 rad) felt like that would be opened again and
+    # dropped.
     assert data.pose[held, 5].min() < 0.15 and (data.pose[held, 5] + off[0][:, 3]).min() > 0.08
 
 
-def test_the_gate_is_not_told_that_it_is_near_where_nothing_shows_it():
-    """Above a thing that play goes on to take the gate is to wake up; above a bare place where it will let go it cannot
-    know."""
+def test_the_gate_is_not_trained_where_nothing_shows_a_contact():
+    """Above a thing that play will take, the gate should say interaction. Above a bare place where play will let go, it
+    cannot know."""
     data = played("take the red cube away", "plate")
     data.pose[:, 2] = 0.08
     let_go = np.array([20, 39], np.int32)
@@ -242,7 +245,7 @@ def test_the_gate_is_not_told_that_it_is_near_where_nothing_shows_it():
     labels = Labels(data, Config())
     assert labels.gate.all() and labels.gate_told[:21].all()
     hidden = np.flatnonzero(~labels.gate_told)
-    assert hidden.tolist() == [28, 29, 30, 31]  # neither the grasp nor letting go is about now
+    assert hidden.tolist() == [28, 29, 30, 31]  # neither grasp nor release is near in time
 
 
 def test_other_play_teaches_no_contacts():
@@ -252,15 +255,15 @@ def test_other_play_teaches_no_contacts():
     assert Labels(played("put the red cube on the plate", "plate", play=False), Config()).skilled.all()
 
 
-def test_turns_are_taught_where_the_picture_shows_them():
-    """Bins of the turn from the present heading to the one at the contact; not where play touches, or lets go in any
-    heading."""
+def test_turns_are_trained_where_the_picture_shows_them():
+    """Bins of the turn from the present heading to the heading at the contact; not where play touches, or lets go with
+    an arbitrary heading."""
     cfg = Config()
     data = played("take the red cube away", "plate")
     data.pose[:21, 4] = np.linspace(-0.4, 0.2, 21)
     labels = Labels(data, cfg)
     width = 2 * cfg.heading_range / cfg.headings
-    middle = cfg.headings / 2 - 0.5  # no turn lies between the middle bins
+    middle = cfg.headings / 2 - 0.5  # no turn is between the two middle bins
     assert labels.turn[10] - middle == pytest.approx((data.pose[20, 4] - data.pose[10, 4]) / width, abs=1e-4)
     assert labels.turns[15] and not labels.turns[20:].any()
     assert not Labels(played("touch the plate", "plate"), cfg).turns.any()
@@ -272,7 +275,7 @@ def test_a_bin_loss_is_least_where_the_bin_is():
     assert losses.argmin(0).tolist() == [3, 7]
 
 
-def test_actions_are_scaled_by_what_is_done_near_things(data):
+def test_actions_are_normalised_by_rows_near_a_contact(data):
     labels = Labels(data, Config())
     model = HarmoWam(SMALL)
     normalise(model, data, labels)
@@ -282,8 +285,8 @@ def test_actions_are_scaled_by_what_is_done_near_things(data):
 
 
 def test_the_contact_map_is_where_the_simulated_wrist_camera_sees_the_next_event():
-    """The place that a calibration gives, or else `Config.wrist_mount`, against MuJoCo's own camera: the tool's centre
-    of one pose, seen from another. A camera that sits elsewhere has it elsewhere in its picture."""
+    """Compares the place by a hand-eye calibration, or by `Config.wrist_mount`, with MuJoCo's own camera: the tool's
+    centre of one pose, seen from another. A camera with another mount sees it elsewhere."""
     world = World(0)
     world.reset(sample_layout(np.random.default_rng(3), task="plate"))
     camera = policy_camera(world.camera("wrist"))
@@ -299,7 +302,7 @@ def test_the_contact_map_is_where_the_simulated_wrist_camera_sees_the_next_event
         cell, inside = contact_cell(pose[None], event[None], known, cfg)
         assert inside.all() and np.allclose(cell[0], wanted, atol=0.05)
     aside = np.eye(4)
-    aside[0, 3] = 0.01  # m to the camera's right: what it looks at goes to the left
+    aside[0, 3] = 0.01  # m to the camera's right: the thing in its picture moves left
     assert camera.T_tool_from_cam is not None
     moved = dataclasses.replace(camera, T_tool_from_cam=camera.T_tool_from_cam @ aside)
     cell, _ = contact_cell(pose[None], event[None], moved, cfg)

@@ -1,5 +1,5 @@
-"""Each simulated arm behind its own servos: armed, moved along a scripted path, lowered; as the robot file of its name
-says."""
+"""Each simulated arm behind its own servos: armed, moved along a scripted path and lowered, with the robot file of its
+name."""
 
 import dataclasses
 
@@ -23,12 +23,12 @@ from sim.world import World, WorldError, compiled
 S = 1_000_000_000
 NAMES = sorted(FAMILIES)
 ASIDE = {"plate": (0.35, -0.3, 0.0), "red_cube": (0.35, 0.25, 0.0), "blue_cube": (0.35, 0.35, 0.0)}
-CLEAR = Layout("plate", "put the red cube on the plate", ASIDE, HOME)  # nothing stands where the arms go
+CLEAR = Layout("plate", "put the red cube on the plate", ASIDE, HOME)  # nothing stands in the arms' way
 MOVING = (SafetyState.HOLD, SafetyState.ACTIVE)
 
 
 class Rig:
-    """One arm in virtual time: MuJoCo under the bytes of its servos, limiter and state machine above them."""
+    """One arm in virtual time: MuJoCo, the bytes of its servos, limiter and state machine."""
 
     def __init__(self, name):
         self.robot = load_robot(f"sim_{name}")
@@ -59,7 +59,7 @@ def rig(request):
 
 
 def path(t):
-    """Tool pose of the script at `t` s: round and round, and turning."""
+    """Tool pose of the script at time `t` (s): a circle with a turning tool."""
     a = np.pi * t / 2
     return np.array([0.18 + 0.02 * np.cos(a), 0.03 * np.sin(a), 0.07 + 0.02 * np.sin(a), 1.1, 0.3 * np.sin(a), 0.5])
 
@@ -87,7 +87,7 @@ def test_it_is_armed_follows_a_script_and_is_lowered(rig):
     assert rig.loop.finished and not rig.loop.holding and rig.state.safety == SafetyState.SAFE_STOP
     rest = np.array(rig.robot.arm.rest)
     measured = rig.loop.arm.read().q
-    assert np.abs(measured - rest)[:-1].max() < 0.25  # limp by now, it has sunk a little
+    assert np.abs(measured - rest)[:-1].max() < 0.25  # the limp arm has sunk a little
     assert not rig.loop.arm.energised()
 
 
@@ -108,7 +108,7 @@ def test_second_servos_turn_with_their_joint_and_hold_it_alone():
         first = bus.get(rig.robot.arm.ids[joint], "present_position") - zero[rig.robot.arm.ids[joint]]
         assert bus.get(servo, "present_position") - zero[servo] == pytest.approx(direction * first, abs=1)
     before = rig.world.q
-    bus.put(4, "torque_enable", 0)  # of the elbow's two servos, the first lets go
+    bus.put(4, "torque_enable", 0)  # the first of the elbow's two servos becomes limp
     rig.world.advance(0.5)
     assert abs(rig.world.q[2] - before[2]) < 0.05
     bus.put(5, "torque_enable", 0)
@@ -130,7 +130,7 @@ def test_gears_directions_and_zeros_of_the_robot_file_are_between_servo_and_join
     reference, _, usual = MujocoPlant(world, plain).present(0)
     assert steps[1] == pytest.approx(2000 - 2 * (reference[1] - 2048)) and load[1] == -usual[1]
     goal = steps.copy()
-    goal[1] -= 200  # of a turn's 4096, at the servo
+    goal[1] -= 200  # servo steps of 1/4096 turn
     before = world.q
     MujocoPlant(world, turned).drive(goal, np.ones(6, bool), np.zeros(6), np.ones(6))
     world.advance(1.0)

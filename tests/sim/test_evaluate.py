@@ -1,4 +1,4 @@
-"""Evaluation on toy engines: who starts where, what is run again, and what the loop does in virtual time."""
+"""Evaluation on toy engines: starts, rows that are not run again, and the loop in virtual time."""
 
 import json
 import os
@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import results
+from benchmarks.results_page import page
+from benchmarks.results_plan import Work
 from firmware_bridge.motion.messages import Expert
 from harmowam.cli import main
 from runtime.bundle import Bundle
@@ -79,8 +80,9 @@ def test_frames_that_nobody_looks_at_are_not_rendered(rig, monkeypatch):
     assert all(t.expert in (Expert.NONE, Expert.PREDICTIVE) for t in quick.ticks)
 
 
-def test_who_does_not_listen_drives_as_before(rig):
-    """A pinned predictive expert needs no fast engine: with and without it, the commands are the same."""
+def test_a_fixed_expert_needs_no_fast_engine(rig):
+    """A predictive expert that is chosen throughout needs no fast engine: its commands are the same with and
+    without."""
     a, b = (episode(rig, "predictive", uses_pictures=on) for on in (True, False))
     assert np.array_equal([t.sent_target for t in a.ticks], [t.sent_target for t in b.ticks])
 
@@ -92,7 +94,7 @@ def test_the_gate_can_be_replaced(rig):
 
 
 def test_the_average_is_half_of_either(rig):
-    """The toy's predictive expert stays where it is: the average goes where the reactive one goes, at half its
+    """The toy's predictive expert stays in place, so the average moves where the reactive expert moves, at half its
     speed."""
 
     def way(policy):
@@ -103,9 +105,9 @@ def test_the_average_is_half_of_either(rig):
     assert 0.4 < way("average") / way("reactive") < 0.6
 
 
-def test_success_must_last_as_long_as_is_asked(rig):
-    """A cube that lies on the plate from the start: time goes on until it has lain there so long, or has been taken
-    away."""
+def test_success_must_last(rig):
+    """A cube lies on the plate from the start: the episode continues until the cube has lain there for `rest_s`, or is
+    taken away."""
     world, slow, fast = rig
     # The toy's predictive expert stays where it is.
     fast.policy, fast.uses_pictures, fast.other_gate = "predictive", False, None
@@ -164,7 +166,7 @@ def test_near_is_at_hover_above_the_first_subgoal(rig, bundle):
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_run_is_not_run_again_and_a_cut_line_is(bundle, tmp_path, monkeypatch):
+def test_rows_are_not_run_again_but_a_cut_line_is(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(ev, "LIMIT_S", 0.5)
     rows, want = tmp_path / "rows.jsonl", jobs(bundle)
     first = ev.run_jobs(want, rows, workers=1)
@@ -183,20 +185,20 @@ def test_what_was_run_is_not_run_again_and_a_cut_line_is(bundle, tmp_path, monke
     assert ev.run_jobs(want, rows) == first
 
 
-def test_a_worker_that_is_killed_ends_the_run_in_a_sentence():
+def test_a_worker_that_is_killed_ends_the_run_with_one_sentence():
     with pytest.raises(WorkerError, match="was killed, most likely because memory ran out"):
         list(spawned(os._exit, [1, 1], 1))
 
 
 def test_workers_end_with_their_parent():
-    """Else they would wait for work for ever, and keep their memory."""
+    """Otherwise they would wait for work for ever and keep their memory."""
     code = (
         "import time; from sim.workers import spawned\nif __name__ == '__main__': list(spawned(time.sleep, [60.0], 1))"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(ev.__file__).parents[1])
     try:
         worker = wait_for(lambda: workers_of(parent.pid), 20.0)
-        time.sleep(1.0)  # it is at work
+        time.sleep(1.0)  # the pool is at work
     finally:
         parent.kill()
         parent.wait()
@@ -204,7 +206,7 @@ def test_workers_end_with_their_parent():
 
 
 def workers_of(parent: int) -> list[int]:
-    """Processes of a pool; the resource tracker beside them ends by itself."""
+    """Processes of a pool, without the resource tracker, which ends by itself."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
 
@@ -225,7 +227,7 @@ def test_rows_of_something_else_are_refused(tmp_path):
         ev.read_rows(tmp_path / "rows.jsonl")
 
 
-def test_what_makes_an_episode_another_makes_its_key_another(bundle):
+def test_every_setting_of_an_episode_changes_its_key(bundle):
     a = jobs(bundle, count=1)[0]
     more = [
         *jobs(bundle, policies=("reactive",), count=1),
@@ -256,7 +258,7 @@ def test_what_makes_an_episode_another_makes_its_key_another(bundle):
         (["--shard", "3/2"], "--shard 3/2 is not understood"),
     ],
 )
-def test_an_evaluation_that_cannot_be_is_refused_in_a_sentence(bundle, options, sentence):
+def test_an_impossible_evaluation_is_refused_in_one_sentence(bundle, options, sentence):
     result = CliRunner().invoke(main, ["evaluate", "--bundle", str(bundle), "--task", "plate", *options])
     assert result.exit_code == 2 and sentence in result.output
 
@@ -269,7 +271,7 @@ def test_an_instruction_that_only_the_bundle_knows_cannot_be_played(bundle, tmp_
 
 
 def test_the_table_and_the_json(bundle, tmp_path):
-    """Rows are made up, so that nothing is run: 3 of 4 won when seen, 2 of 4 in another position."""
+    """Rows are made up and nothing is run: 3 of 4 succeed on seen, 2 of 4 in another position."""
     rows, out = tmp_path / "rows.jsonl", tmp_path / "e.json"
     write_rows(
         rows,
@@ -349,9 +351,8 @@ def test_the_page_names_what_was_missed(bundle, tmp_path):
     checkpoint = tmp_path / "c.safetensors"
     checkpoint.write_bytes(b"weights")
     said = "Ours was trained for 5 minutes."
-    text = results.page(
-        results.Work(every, [], curves, {}), have, checkpoint, said, 0.7, "python -m benchmarks.results", tmp_path
-    )
+    work = Work(every, [], curves, {})
+    text = page(work, have, checkpoint, said, 0.7, "python -m benchmarks.results", tmp_path)
     assert said in text and "60 of 60 episodes" in text and "| gated, seen | >= 90 % | **80.0 %, missed** |" in text
     assert "| gated, mean of the three unseen | >= 80 % | 80.0 % |" in text and "+40.0" in text
     assert "| gated minus better behaviour cloning, mean of unseen, paired | >= 33 points | not played |" in text

@@ -9,7 +9,8 @@ from benchmarks.lowering import REST_M, Result, lowered, table
 from firmware_bridge.motion.safety import lowering_s
 from runtime.robot import load_robot
 
-# Seeds of the benchmark. Straight to rest, the gripper is dragged over the table: a fault, or the item is left behind.
+# Seeds of the benchmark. On a straight way to rest, the gripper would be dragged over the table: a fault, or the item
+# is left behind.
 STARTS = [
     ("sunk", 21),
     ("sunk", 31),

@@ -1,5 +1,4 @@
-"""The simulated arm before its first torque and after its last: brakes hold it until then, and nothing does
-afterwards."""
+"""The simulated arm before its first torque, when brakes hold it, and after its last, when nothing does."""
 
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ def world():
 
 @pytest.fixture(params=[0, 3])
 def arm(world, request):
-    """The arm as `sim.server` starts it, behind its servo bus; nobody has armed it."""
+    """The arm as `sim.server` starts it, behind its servo bus and not armed."""
     world.reset(sample_layout(np.random.default_rng([request.param, 7])))
     config = load_robot("sim_so101").arm
     return Arm(Bus(MemoryPort(servos(world, config))), config)
@@ -39,7 +38,7 @@ def test_an_arm_that_waits_for_its_first_torque_stays_where_it_stands(world, arm
     world.advance(SLOW_START_S)
     assert np.abs(world.q - before).max() < RAD_PER_STEP
     telemetry = [arm.bus.port.line.bus.get(i, "present_load") for i in arm.ids]
-    assert telemetry == [0] * len(arm.ids)  # a brake is not a servo's work
+    assert telemetry == [0] * len(arm.ids)  # servos have no load while the brake holds
 
 
 def test_after_a_slow_start_it_stiffens_where_it_stands_and_follows_its_goals(world, arm):
@@ -54,7 +53,7 @@ def test_after_a_slow_start_it_stiffens_where_it_stands_and_follows_its_goals(wo
     assert np.abs(world.q - there).max() < 0.02
 
 
-def test_an_arm_that_is_released_falls_as_gravity_wants_it(world, arm):
+def test_an_arm_that_is_released_falls(world, arm):
     world.advance(SLOW_START_S)
     arm.torque_on()
     world.advance(0.2)
@@ -84,7 +83,7 @@ def test_each_joint_is_held_until_its_own_torque_is_first_on(world, arm):
 
 
 def test_a_robot_that_starts_late_is_armed_and_driven_as_one_that_starts_at_once(world):
-    """Motor process and limiter included: no joint is found blocked, and both arms end at the same servo step."""
+    """With motor process and limiter: no joint is reported as blocked, and both arms end at the same servo step."""
     ends = []
     for waited_s in (0.0, SLOW_START_S):
         world.reset(sample_layout(np.random.default_rng([0, 7])))

@@ -1,5 +1,4 @@
-"""What became of an episode, told of episodes whose story is known: the scripted expert's, and what befalls things by
-hand."""
+"""The judgement of episodes whose outcome is known: the scripted expert's, and things moved by hand."""
 
 import dataclasses
 
@@ -24,7 +23,8 @@ def world():
 
 
 def play(world, segments, after=0.0, meddle=None):
-    """Follow `segments` without noise; the score, and (seconds, oracle's choice, segment's number) of every frame."""
+    """Follow `segments` without noise; returns the score, and (seconds, oracle's choice, segment's number) of every
+    frame."""
     score, frames, ended = Score(world), [], ""
     follower = Follower(world, segments, np.random.default_rng(0), noise_m=0.0)
     done, left, now = False, after, 1_000_000_000
@@ -57,7 +57,7 @@ def test_what_the_expert_does_is_transit_and_interaction(world, task):
     assert not frames[2][1]
 
 
-def test_waiting_is_stuck_and_never_got_to_the_item(world):
+def test_an_arm_that_waits_is_stuck_and_never_got_to_the_item(world):
     start(world, "plate")
     score, frames, ended = play(world, [Segment(world.pose, 4.0, 0.0)])
     assert ended == "stuck" and frames[-1][0] < 3.5
@@ -71,7 +71,7 @@ def test_closing_beside_the_item_is_a_failed_grasp(world):
     assert score.reached[0] and score.transit(False) and score.failure(ended) == "grasped nothing"
 
 
-def test_what_slips_on_the_way_is_the_interactions_fault(world):
+def test_an_item_that_slips_on_the_way_counts_as_interaction(world):
     segments = start(world, "plate")
     lift = segments[3].goal
     opened = [*lift[:5], 0.6]
@@ -83,10 +83,10 @@ def test_what_slips_on_the_way_is_the_interactions_fault(world):
     ("asked", "taken"),
     [
         ("put the red cube on the plate", "put the blue cube on the plate"),
-        ("stack the red cube on the blue cube", "stack the blue cube on the red cube"),  # the one that it belongs on
+        ("stack the red cube on the blue cube", "stack the blue cube on the red cube"),  # the cube on which it belongs
     ],
 )
-def test_taking_the_other_cube_is_told_from_missing(world, asked, taken):
+def test_taking_the_other_cube_differs_from_missing(world, asked, taken):
     start(world, INSTRUCTIONS[asked], instruction=asked)
     layout = world.layout
     world.layout = dataclasses.replace(layout, instruction=taken)
@@ -125,7 +125,7 @@ def test_a_wrong_button_and_a_lost_item_end_the_episode(world):
         ({"press": True, "wrong": True}, "wrong button", "pressed the wrong button"),
     ],
 )
-def test_a_failure_is_told_to_a_person_as_what_the_arm_did(world, known, ended, told):
+def test_a_failure_is_described_by_what_the_arm_did(world, known, ended, told):
     start(world, "plate")
     score = Score(world)
     for name, value in known.items():
@@ -133,14 +133,14 @@ def test_a_failure_is_told_to_a_person_as_what_the_arm_did(world, known, ended, 
     assert score.told(ended) == told
 
 
-def test_the_phase_is_told_as_the_configuration_says():
+def test_the_phase_rule_has_the_configurations_numbers():
     from export.config import Config
 
     cfg = Config()
     assert (cfg.gate_window_s, cfg.gate_height_m, cfg.gate_radius_m) == (WINDOW_S, LOW_M, NEAR_M)
 
 
-def test_what_is_low_or_about_to_act_or_above_what_comes_next_is_interaction():
+def test_low_or_about_to_act_or_above_the_next_event_is_interaction():
     rate = 20.0
     lengths = (90, 60)
     n = sum(lengths)
@@ -153,13 +153,13 @@ def test_what_is_low_or_about_to_act_or_above_what_comes_next_is_interaction():
     events = find_events(pose, target, last, rate)
     assert events.tolist() == [40]
     said = np.flatnonzero(interaction(pose, events, last, rate))
-    before, after = 40 - 14, 40 + 7  # 3 cm and more than 0.35 s before; 0.35 s after
+    before, after = 40 - 14, 40 + 7  # before the event: within 3 cm, which is more than 0.35 s; after it: 0.35 s
     assert said.tolist() == [*range(before, after + 1), *range(70, 75)]
     assert np.flatnonzero(interaction(pose, events, last, rate, near_m=0.0)).tolist() == [
         *range(33, 48),
         *range(70, 75),
     ]
-    lone = np.array([85], np.int32)  # nothing reaches over into the next episode
+    lone = np.array([85], np.int32)  # no label extends into the next episode
     assert interaction(pose, lone, last, rate)[[89, 90]].tolist() == [True, False]
 
 
@@ -169,9 +169,9 @@ def test_the_true_future_starts_from_the_present(world):
     assert next_event_s(remaining_of(ghost, world)) == pytest.approx(segments[0].seconds + segments[1].seconds, abs=0.4)
     play(world, segments[:4])
     go_on(ghost, world)
-    apart = ghost.render("front").astype(int) - world.render("front")  # the world draws what was 2 ms ago
+    apart = ghost.render("front").astype(int) - world.render("front")  # the world renders the state of 2 ms ago
     assert (np.abs(apart) > 20).mean() < 0.002 and np.array_equal(ghost._goal, world._goal)
-    rest = remaining(ghost)  # the item is in the jaws: over the plate, down, open
+    rest = remaining(ghost)  # the item is held: over the plate, down, open
     assert rest[2].event and rest[2].goal[5] > 0.5
     ghost.close()
 

@@ -1,4 +1,4 @@
-"""The simulated robot's processes, as the runtime sees them: pictures at even intervals, a transfer's time old."""
+"""The simulated robot's processes, as the runtime sees them: pictures at even intervals, each one transfer time old."""
 
 import time
 
@@ -26,6 +26,6 @@ def test_pictures_are_handed_over_at_even_intervals_a_transfer_after_their_expos
     finally:
         process.terminate()
         process.communicate()
-    assert not judged["success"] and judged["failure"].startswith("never got to the ")  # nobody has armed it
+    assert not judged["success"] and judged["failure"].startswith("never got to the ")  # the arm is not armed
     assert np.median(np.abs(np.diff(arrived) - 20_000_000)) < 1_000_000
     assert server.TRANSFER_NS <= np.median(age) < server.TRANSFER_NS + 6_000_000  # physics ticks every 4 ms

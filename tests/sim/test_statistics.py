@@ -1,4 +1,4 @@
-"""Intervals against published cases."""
+"""Confidence intervals compared with published cases."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def test_wilson_gives_the_published_intervals():
 
 
 def test_a_paired_difference_is_that_of_matched_pairs():
-    """Approval of the prime minister, asked twice of 1,600 people: Agresti, Categorical Data Analysis, table 10.1 and
+    """Approval of the prime minister, 1,600 people asked twice: Agresti, Categorical Data Analysis, table 10.1 and
     section 10.1.1."""
     found = paired_difference({"all": [0] * (794 + 570) + [-1] * 150 + [1] * 86})
     assert found["difference"] == pytest.approx(-0.04) and found["pairs"] == 1600
@@ -24,14 +24,14 @@ def test_a_paired_difference_is_that_of_matched_pairs():
     assert found["low"] < found["lower95"] < found["difference"]
 
 
-def test_every_stratum_counts_alike_whatever_its_size():
+def test_every_stratum_has_the_same_weight_whatever_its_size():
     found = paired_difference({"a": [1, 1], "b": [0] * 200})
     assert found["difference"] == pytest.approx(0.5)
     with pytest.raises(ValueError, match="same seeds"):
         paired_difference({"a": []})
 
 
-def test_the_relative_drop_is_the_papers():
+def test_the_relative_drop_is_defined_as_in_the_paper():
     assert relative_drop(0.89, 0.82) == pytest.approx(0.079, abs=1e-3)
     assert relative_drop(0.0, 0.5) is None and relative_drop(0.04, 0.08) is None  # not a drop of -100 %
 
@@ -53,7 +53,7 @@ def row(policy, environment, seed, success, **more):
 
 
 def test_environments_of_one_seed_are_one_observation():
-    """Had every environment the same outcome, three of them would tell no more than one."""
+    """Three environments with the same outcome say no more than one."""
     rng = np.random.default_rng(0)
     wins = {(p, s): bool(rng.random() < q) for p, q in (("gated", 0.9), ("reactive", 0.4)) for s in range(40)}
 

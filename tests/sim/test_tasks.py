@@ -1,4 +1,4 @@
-"""Six tasks in four environments: what is laid out, what counts as done, and that the scripted expert can do it."""
+"""Six tasks in four environments: their layouts, what counts as success, and that the scripted expert solves them."""
 
 import dataclasses
 import math
@@ -84,7 +84,7 @@ def test_unseen_objects_look_and_behave_like_other_objects(world, task):
 
 
 def put(world: World, task: str, instruction: str, moved: dict[str, tuple[float, float, float]]) -> bool:
-    """Whether physics calls it done when things are put there by hand (centre [x, y, z]) and left alone for 0.4 s."""
+    """Whether physics judges success after things are put there by hand (centre [x, y, z]) and left alone for 0.4 s."""
     places = {p.name: (0.18 + 0.03 * (i % 2), -0.11 + 0.08 * i, 0.0) for i, p in enumerate(TASKS[task].props)}
     world.reset(Layout(task, instruction, places, START))
     for name, xyz in moved.items():
@@ -136,13 +136,13 @@ def test_buttons_must_be_pressed_in_order(world):
     ):
         world.reset(layout)
         for colour in order:
-            world.data.joint(f"{colour}_button").qpos[0] = -0.006  # a finger from above
+            world.data.joint(f"{colour}_button").qpos[0] = -0.006  # a finger presses from above
             world.advance(0.01)
         assert world.success() is done
 
 
 def plays(world, count):
-    """Layout, segments and text of so many episodes of play."""
+    """Layout, segments and text of `count` episodes of play."""
     for seed in range(count):
         rng = np.random.default_rng(seed)
         layout = sample_layout(rng, environment="play")
@@ -171,8 +171,8 @@ def test_play_puts_things_next_to_others_and_clear_of_them(world):
 
 
 def test_play_puts_things_onto_others_where_a_task_does_but_for_a_few_millimetres(world):
-    """The tool stands beside the goal, as far as the held thing is beside the tool: 34.5 mm for a ring. Play hung it
-    onto the middle of its post once, and the policy then halfway between."""
+    """The tool stands beside the goal by the offset of the held thing, 34.5 mm for a ring. A policy that learns other
+    offsets in play places between the two."""
     off, tasks = [], set()
     for layout, segments, text in plays(world, 150):
         if " onto the " not in text:
@@ -189,8 +189,8 @@ def test_play_puts_things_onto_others_where_a_task_does_but_for_a_few_millimetre
 
 
 def test_a_row_of_buttons_can_be_found_half_pressed(world):
-    """The first is lit from the start, the expert presses the second only, and that is success; the next start knows
-    nothing of it."""
+    """The first button is lit from the start, the expert presses only the second, and that is success. The next start
+    has no lit button."""
     rng = np.random.default_rng(9)
     layout = sample_layout(rng, task="press")
     world.reset(layout)
@@ -217,7 +217,8 @@ def test_play_paints_things_in_any_colour_but_the_one_they_are_called_by(world):
 
 @pytest.mark.parametrize("task", [t for t in TASKS if t != "press"])
 def test_nothing_is_in_the_jaws_way_where_the_expert_lets_go(world, task):
-    """Else a policy would see a jaw that was told to open and did not, and wait for it: what it holds looks just so."""
+    """Otherwise demonstrations would show a jaw that was commanded open and did not move, and a policy would wait for
+    it."""
     for seed in range(4):
         rng = np.random.default_rng([seed, 97])
         world.reset(sample_layout(rng, task=task))
@@ -230,7 +231,7 @@ def test_nothing_is_in_the_jaws_way_where_the_expert_lets_go(world, task):
 
 
 def test_a_descent_begins_turned_and_ends_as_the_thing_lies(world):
-    """So that demonstrations show how a heading is put right, which transit leaves 10 to 30 degrees off."""
+    """Demonstrations must show how a heading is corrected, because transit leaves an error of 10 to 30 degrees."""
     entry = []
     for seed in range(12):
         rng = np.random.default_rng([seed, 96])
@@ -244,7 +245,7 @@ def test_a_descent_begins_turned_and_ends_as_the_thing_lies(world):
 
 
 def test_play_never_looks_the_same_and_leaves_nothing_behind(world):
-    """Shapes, colours and table top of an episode of play are gone with it."""
+    """Shapes, colours and table top of an episode of play do not remain in the next episode."""
     plain = sample_layout(np.random.default_rng(5), task="stack")
     world.reset(plain)
     before = world.render("front").copy()

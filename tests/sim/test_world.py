@@ -1,4 +1,4 @@
-"""The simulated robot behaves like the one it stands for."""
+"""The simulated robot behaves like the real robot that it models."""
 
 import numpy as np
 import pytest
@@ -51,7 +51,7 @@ def test_an_episode_is_a_function_of_its_seed_whatever_was_played_before():
 
 
 def test_cameras_see_where_they_say_they_look(world):
-    """The named cube's colour stands at the pixel that the calibration projects it to."""
+    """The named cube's colour is at the pixel to which the calibration projects the cube."""
     world.reset(sample_layout(np.random.default_rng(11), task="stack"))
     picture = world.render("front").astype(int)
     for name, channel in (("red_cube", 0), ("blue_cube", 2)):
@@ -61,8 +61,8 @@ def test_cameras_see_where_they_say_they_look(world):
 
 
 def test_pictures_can_be_made_elsewhere_from_what_is_visible(world):
-    """The camera process has its own copy of the scene and gets only `visible`: it must show the same, lit buttons
-    included."""
+    """The camera process has its own copy of the scene and gets only `visible`: it must render the same picture, with
+    lit buttons."""
     rng = np.random.default_rng(1)
     layout = sample_layout(rng, task="press")
     world.reset(layout)
@@ -72,6 +72,7 @@ def test_pictures_can_be_made_elsewhere_from_what_is_visible(world):
         world.advance(0.02)
     other = World(layout=layout)
     there, here = other.render_visible(world.visible)["front"].astype(int), world.render("front").astype(int)
-    # Physics renders the kinematics of its last sub-step's beginning: edges of what moves may differ, a lamp would not.
+    # Physics renders the kinematics at the start of its last sub-step: edges of moving things may differ, a lamp may
+    # not.
     assert (np.abs(there - here).max(-1) > 30).mean() < 0.001
     other.close()
