@@ -6,6 +6,7 @@ A writer never waits; a reader gets the newest complete value and its sequence n
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -53,18 +54,26 @@ def memory_folder() -> str | None:
 
 
 def create_mapped(path: Path, size: int, head: bytes) -> mmap.mmap:
-    """Create and map a new file of `size` bytes that begins with `head`; it replaces `path` only once it is
-    complete."""
+    """Create and map a new file of `size` bytes that begins with `head`; it replaces `path` only once it is complete.
+
+    Never follows a link that lies where it writes. Raises SlotError, for example where memory is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        os.ftruncate(fd, size)
-        mapped = mmap.mmap(fd, size)
-    finally:
-        os.close(fd)
-    mapped[: len(head)] = head
-    os.replace(partial, path)
+        partial.unlink(missing_ok=True)
+        fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, size)  # a page that finds no room later is a SIGBUS
+            mapped = mmap.mmap(fd, size)
+        finally:
+            os.close(fd)
+        mapped[: len(head)] = head
+        os.replace(partial, path)
+    except OSError as e:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise SlotError(f"{path} cannot be made ({e.strerror}): make room in {path.parent.parent}.") from e
     return mapped
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common.python import module_command
 from harmowam.failed import reported
 from harmowam.live import live, make_folder
 from harmowam.options import ROBOT, UserError, with_engine
@@ -24,7 +24,7 @@ def demo(
     make_folder(out, "--out")
     say("1 of 3: export the shipped checkpoint to INT8")
     # In a process of its own: torch must not be in memory when the runtime is measured.
-    export = [sys.executable, "-m", "harmowam.cli", "export", "--out", str(bundle)]
+    export = module_command("harmowam.cli", "export", "--out", str(bundle))
     if subprocess.run(export, check=False).returncode:  # for example on a machine where INT8 is not faster
         say(
             "the export was refused, see above: trying it with --force, which passes over missed gates and marks the "

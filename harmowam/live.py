@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from calibration.camera import Camera, moved_mount, parallax
-from common.slots import memory_folder
+from common.run_folder import run_folder
 from common.timing import MOTOR_PRIORITY
 from firmware_bridge.motion.motor import tell
 from firmware_bridge.motion.session import ArmSession, Interrupts
 from harmowam import __version__
 from harmowam.calibration_rig import refuse_moved
-from harmowam.processes import children, resident_mb, sweep
+from harmowam.processes import children, resident_mb
 from runtime.bundle import Bundle
 from runtime.cameras.process import CameraProcess, checked
 from runtime.cameras.sources import CameraSource, calibrations, open_camera
@@ -108,7 +107,7 @@ def live(
     how: dict[str, Any] = {"inject": inject, "compensate": compensate, "log": log if record is None else record / LOG}
     how["facts"] = _started_with(robot, seconds, seed, faults)
     with _reported(run), contextlib.ExitStack() as stack:
-        slots = stack.enter_context(_slots())
+        slots = stack.enter_context(run_folder())
         stack.callback(_keep_motor_log, run, slots)
         stack.enter_context(run.interrupts)
         if robot.simulated:
@@ -178,16 +177,6 @@ def _reported(run: _Run) -> Iterator[None]:
             run.report.update(exit_code=int(ending.code), ending=ending.said)
             if run.record is not None:
                 keep(run.driver, run.record, run.report)
-
-
-@contextlib.contextmanager
-def _slots() -> Iterator[Path]:
-    """A folder for the slots of this run; slots of killed runs are removed."""
-    memory = memory_folder()
-    sweep(Path(memory or tempfile.gettempdir()))
-    prefix = f"harmowam-{os.getpid()}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=memory, ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,8 @@
-"""Facts from Linux about a run's processes (memory, children, start time), and the removal of dead runs' slots."""
+"""Facts from Linux about a run's processes (memory, children, start time), and its first inferences."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from pathlib import Path
 
@@ -26,14 +25,6 @@ def children(pid: int) -> list[int]:
         return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []
-
-
-def sweep(folder: Path) -> None:
-    """Remove from `folder` the slots of processes that no longer exist."""
-    for left in folder.glob("harmowam-*-*"):
-        owner = left.name.split("-")[1]
-        if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def process_began_s() -> float:

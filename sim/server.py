@@ -22,6 +22,7 @@ import numpy as np
 
 from common.clock import Ticker, prefer, real_time
 from common.errors import Mendable
+from common.python import module_command
 from common.slots import SlotReader, SlotWriter
 from common.timing import SIM_CAMERA_PRIORITY, SIM_SERVO_PRIORITY, TRANSFER_PRIORITY
 from firmware_bridge.virtual.bus import PtyBus, SocketBus
@@ -51,7 +52,7 @@ class SimulatorError(Mendable):
 def _command(slots: Path, robot: str, seed: int, task: str | None, fps: float) -> list[str]:
     """This module as a process."""
     words = ["--slots", str(slots), "--robot", robot, "--seed", str(seed), "--fps", str(fps)]
-    return [sys.executable, "-m", "sim.server", *words, *(["--task", task] if task else [])]
+    return module_command("sim.server", *words, *(["--task", task] if task else []))
 
 
 def serve(

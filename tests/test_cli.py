@@ -14,7 +14,6 @@ import pytest
 
 from firmware_bridge.bus.port import Port
 from harmowam.cli import main
-from harmowam.processes import sweep
 from tests.command import drive, harmowam, refusal
 from tests.rig import SlotCameras
 from tests.tiny import tiny_bundle
@@ -145,18 +144,6 @@ def test_runs_that_make_no_sense_are_refused_before_the_arm_is_touched(bench, bu
     assert "--record writes a log, too" in refusal(*both)
     assert "brings its own bus" in refusal("run", "--bundle", bundle, "--port", bench.server.path)
     assert bench.torque() == [0] * 6
-
-
-def test_what_killed_runs_left_in_memory_is_swept_and_nothing_else(tmp_path):
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    for name in (f"harmowam-{dead.pid}-x", f"harmowam-{os.getpid()}-x", "harmowam-abc-x", "other"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "state.slot").write_bytes(b"x")
-    sweep(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        [f"harmowam-{os.getpid()}-x", "harmowam-abc-x", "other"]
-    )
 
 
 def verbs(command, path=()):

@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+from common.python import module_command
+from common.run_folder import hold
 from common.slots import SlotError, SlotReader, SlotWriter
 from common.timing import GUARD_STALL_S
 from firmware_bridge.bus.master import Bus
@@ -168,9 +170,7 @@ def start_motor(
     for slot in (STATE_SLOT, MOTOR_CODE_SLOT):
         (slots / slot).unlink(missing_ok=True)
     os.set_inheritable(port.fd, True)
-    command = [
-        sys.executable,
-        "-m",
+    command = module_command(
         "firmware_bridge.motion.motor",
         "--fd",
         str(port.fd),
@@ -186,7 +186,7 @@ def start_motor(
         str(priority),
         *(["--core", str(core)] if core is not None else []),
         *(["--energised"] if energised else []),
-    ]
+    )
     return subprocess.Popen(command, pass_fds=[port.fd])
 
 
@@ -199,9 +199,7 @@ def start(
     arm_file.write_text(json.dumps(config.to_dict()))
     for slot in (STATE_SLOT, MOTOR_CODE_SLOT):
         (slots / slot).unlink(missing_ok=True)
-    command = [
-        sys.executable,
-        "-m",
+    command = module_command(
         "firmware_bridge.motion.guard",
         "--port",
         port,
@@ -214,7 +212,7 @@ def start(
         "--by-id",
         str(by_id),
         *(["--core", str(core)] if core is not None else []),
-    ]
+    )
     with open(slots / LOG, "w") as log:
         return subprocess.Popen(command, start_new_session=True, stderr=log)
 
@@ -285,6 +283,7 @@ def main() -> int:
     parser.add_argument("--core", type=int, help="core of the motor process")
     parser.add_argument("--by-id", type=Path, default=BY_ID, help="folder of the ports' lasting names")
     args = parser.parse_args()
+    hold(args.slots)
     try:
         config = ArmConfig.from_dict(json.loads(args.arm.read_text()))
         return guard(args.port, config, args.arm, args.slots, args.priority, args.core, args.by_id)

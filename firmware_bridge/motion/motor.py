@@ -21,6 +21,7 @@ import numpy as np
 
 from common.clock import Ticker, real_time
 from common.logger import Logger
+from common.run_folder import hold
 from common.slots import SlotError, SlotReader, SlotWriter
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import Port, PortError
@@ -402,6 +403,7 @@ def main() -> int:
     parser.add_argument("--energised", action="store_true", help="the arm holds a pose after its port was lost")
     args = parser.parse_args()
     config = ArmConfig.from_dict(json.loads(args.arm.read_text()))
+    hold(args.slots)
     left = SlotWriter(args.slots / MOTOR_CODE_SLOT, 1)  # made while there is room for it
     code = served(config, args)
     left.write(bytes([code]))

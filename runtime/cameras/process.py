@@ -16,8 +16,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -26,7 +24,9 @@ from typing import NoReturn
 
 from common.errors import Mendable
 from common.files import write_whole
-from common.slots import SlotError, memory_folder
+from common.python import module_command
+from common.run_folder import parent, run_folder
+from common.slots import SlotError
 from runtime.cameras.devices import CameraError, serve
 from runtime.cameras.frames import FrameReader, frames_path
 from runtime.cameras.sources import CameraSource, is_real, open_camera
@@ -46,15 +46,13 @@ class CameraProcess:
 
     def __init__(self, robot: Robot, names: Iterable[str], slots: Path):
         self.waiting = {name for name in names if is_real(robot.cameras[name])}
-        self._command = [
-            sys.executable,
-            "-m",
+        self._command = module_command(
             "runtime.cameras.process",
             "--robot",
             str(robot.path),
             "--slots",
             str(slots),
-        ]
+        )
         self._command += [word for name in sorted(self.waiting) for word in ("--camera", name)]
         self._ended = threading.Event()
         self._watch: threading.Thread | None = None
@@ -149,9 +147,7 @@ def looking_at(robot: Robot, name: str) -> Iterator[CameraSource]:
             camera.close()
         return
     with contextlib.ExitStack() as stack:
-        prefix = f"harmowam-{os.getpid()}-"
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix, dir=memory_folder()))
-        yield stack.enter_context(open_cameras(robot, [name], Path(folder)))[name]
+        yield stack.enter_context(open_cameras(robot, [name], stack.enter_context(run_folder())))[name]
 
 
 def checked(robot: Robot, wanted: Iterable[str]) -> list[str]:
@@ -170,7 +166,7 @@ def owned(config: CameraConfig) -> Path | None:
     None where no process does."""
     if not is_real(config):
         return None
-    for index in Path(memory_folder() or tempfile.gettempdir()).glob(f"harmowam-*/{INDEX}"):
+    for index in parent().glob(f"harmowam-*/{INDEX}"):
         try:
             if index.stat().st_uid != os.getuid() or json.loads(index.read_text()).get(config.name) != _device(config):
                 continue
@@ -211,14 +207,14 @@ def main() -> NoReturn:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
+    starter = os.getppid()
     robot = load_robot(args.robot, calibrated=False)
     chosen = [robot.cameras[name] for name in checked(robot, args.camera)]
     write_whole(args.slots / INDEX, json.dumps({c.name: _device(c) for c in chosen}).encode())
     threads = [threading.Thread(target=_serve, args=(c, args.slots, stop), name=c.name, daemon=True) for c in chosen]
     for thread in threads:
         thread.start()
-    while not stop.wait(0.2) and os.getppid() == parent:
+    while not stop.wait(0.2) and os.getppid() == starter:
         pass
     stop.set()
     deadline = time.monotonic() + LET_GO_S

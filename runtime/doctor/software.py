@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 
+from common.python import code_command
 from runtime.doctor.finding import Finding, Machine
 
 
 def ask_opencv(expression: str) -> subprocess.CompletedProcess[str]:
     """What Python prints for `expression` with cv2 imported, in a process of its own: a cv2 that was built for another
     numpy may crash its process."""
-    command = [sys.executable, "-c", f"import cv2; print({expression})"]
+    command = code_command(f"import cv2; print({expression})")
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -75,7 +75,7 @@ def engines(machine: Machine) -> Iterator[Finding]:
                 "`./build.sh jetson`",
             ),
         ):
-            done = subprocess.run([sys.executable, "-c", f"import {module}"], capture_output=True, check=False)
+            done = subprocess.run(code_command(f"import {module}"), capture_output=True, check=False)
             yield Finding(module, "ok", "imports") if done.returncode == 0 else Finding(module, without, found, mend)
     if shutil.which("g++") or shutil.which("clang++") or os.environ.get("CXX"):
         yield Finding("C++ compiler", "ok", "found")

@@ -7,9 +7,9 @@ import platform
 import re
 import resource
 import subprocess
-import sys
 from collections.abc import Iterator
 
+from common.python import code_command
 from runtime.doctor.finding import Finding, Machine
 
 REBOOT = "where it asks to reboot, answer YES; then `sudo jetson_clocks`"
@@ -20,7 +20,7 @@ LIMITS = "/etc/security/limits.d/90-harmowam.conf"
 def _fifo() -> bool:
     """Whether this user may use SCHED_FIFO; tried in a child, so that this process stays as it is."""
     code = "import os; os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(20))"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    return subprocess.run(code_command(code), capture_output=True, check=False).returncode == 0
 
 
 def realtime(machine: Machine) -> Iterator[Finding]:
