@@ -21,7 +21,7 @@ from firmware_bridge.motion.motor import tell
 from firmware_bridge.motion.session import ArmSession, Interrupts
 from harmowam import __version__
 from harmowam.calibration_rig import refuse_moved
-from harmowam.processes import children, resident_mb
+from harmowam.processes import children, resident_mb, warm_up
 from runtime.bundle import Bundle
 from runtime.cameras.process import CameraProcess, checked
 from runtime.cameras.sources import CameraSource, calibrations, open_camera
@@ -234,7 +234,7 @@ def _opened(run: _Run, slots: Path, say: Say, how: dict[str, Any]) -> Driver:
         ends=(robot.arm.lower, robot.arm.upper),
         **how,
     )
-    run.driver.warm_up()
+    warm_up(run.driver.warm_up)
     run.session.wait_for_state()
     return run.driver
 

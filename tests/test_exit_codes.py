@@ -214,3 +214,15 @@ def test_a_run_that_only_ever_held(bench, broken_bundle):
     code, said = Run(bench, broken_bundle, 2).end()
     assert code == 10 and bench.torque() == [0] * 6
     assert "all the run did was hold it (the model gave a gate that is no probability): mend what held it" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_whose_engine_never_returns_while_it_warms_up(bench, tmp_path, number):
+    run = Run(bench, tiny_bundle(tmp_path / "endless", endless="fast"), LONG)
+    run.wait_for(SafetyState.DISARMED)
+    time.sleep(1.0)  # in the engine by now
+    began = time.monotonic()
+    run.process.send_signal(number)
+    code, said = run.end()
+    assert code == 130 and time.monotonic() - began < 10, said
+    assert bench.torque() == [0] * 6

@@ -90,18 +90,56 @@ def write_engine(path: Path, inputs: dict[str, list[int]], said: dict[str, np.nd
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
+def write_endless_engine(path: Path, inputs: dict[str, list[int]], said: dict[str, np.ndarray]) -> None:
+    """An ONNX model of the same tensors whose loop never ends."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["goes"]), helper.make_node("Add", ["x", "x"], ["y"])],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, []),
+        ],
+        [
+            helper.make_tensor_value_info("goes", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, []),
+        ],
+    )
+    nodes = [
+        helper.make_node("ReduceMean", [next(iter(inputs))], ["mean"], keepdims=0),
+        helper.make_node("Loop", ["", "always", "mean"], ["trace"], body=body),
+    ]
+    nodes += [helper.make_node("Add", [f"{k}.said", "trace"], [k]) for k in said]
+    weights = [numpy_helper.from_array(v, f"{k}.said") for k, v in said.items()]
+    weights.append(numpy_helper.from_array(np.array(True), "always"))
+    graph = helper.make_graph(
+        nodes,
+        path.stem,
+        [helper.make_tensor_value_info(k, TensorProto.FLOAT, s) for k, s in inputs.items()],
+        [helper.make_tensor_value_info(k, TensorProto.FLOAT, v.shape) for k, v in said.items()],
+        weights,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 CHUNK_INPUTS: dict[str, list[int]] = {"front": IMAGE, "wrist": IMAGE, "text": [1, 32], "state": [1, 6]}
 
 
 def save_tiny(
-    folder: Path, inputs: dict[str, dict[str, list[int]]], said: dict[str, dict[str, np.ndarray]], **differs: Any
+    folder: Path,
+    inputs: dict[str, dict[str, list[int]]],
+    said: dict[str, dict[str, np.ndarray]],
+    endless: str = "",
+    **differs: Any,
 ) -> Path:
-    """Write a bundle of toy engines into `folder`; `differs`: fields of its manifest."""
+    """Write a bundle of toy engines into `folder`; `endless`: the engine that never returns; `differs`: fields of its
+    manifest."""
     work = folder / "engines"
     work.mkdir(parents=True)
     for name in inputs:
-        write_engine(work / f"{name}.onnx", inputs[name], said[name])
+        write = write_endless_engine if name == endless else write_engine
+        write(work / f"{name}.onnx", inputs[name], said[name])
     (work / "samples.npz").write_bytes(b"none")
     usual: dict[str, Any] = {
         "licence": "Apache-2.0",
@@ -129,12 +167,14 @@ def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None
     file.write_text(sealed(manifest))
 
 
-def tiny_bundle(folder: Path, gate: float = 0.1) -> Path:
-    """Write a bundle into `folder`; `gate` is the interaction probability of its fast engine."""
+def tiny_bundle(folder: Path, gate: float = 0.1, endless: str = "") -> Path:
+    """Write a bundle into `folder`; `gate` is the interaction probability that its fast engine gives, `endless` names
+    the engine that never returns."""
     return save_tiny(
         folder,
         INPUTS,
         outputs(gate),
+        endless,
         name="tiny",
         chunk=Chunk(16, 50, [[0.0] * 6] * 16, [[1.0] * 6] * 16),
         gate=Gate(on=0.5, off=0.5),
