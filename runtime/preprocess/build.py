@@ -3,15 +3,16 @@ hand."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 
 from common.errors import Mendable
+from common.files import write_whole
 
 HERE = Path(__file__).parent
 SOURCES = ("warp.cuh", "host.cpp")
@@ -38,6 +39,28 @@ def nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
 
+def whole(file: Path) -> bool:
+    """Whether a compiled kernel is what the compiler wrote. A file that a power cut left short would end the program
+    with SIGBUS when it is loaded."""
+    try:
+        return sha256(file.read_bytes()).hexdigest() == _sum(file).read_text()
+    except (OSError, ValueError):
+        return False
+
+
+def _sum(file: Path) -> Path:
+    return file.with_name(file.name + ".sha256")
+
+
+def _keep(compiled: Path, file: Path) -> None:
+    """Move what was compiled to `file`, its hash last."""
+    raw = compiled.read_bytes()
+    compiled.unlink()
+    _sum(file).unlink(missing_ok=True)
+    write_whole(file, raw, 0o755)
+    write_whole(_sum(file), sha256(raw).hexdigest())
+
+
 def fatbin(folder: Path | None = None, macros: Mapping[str, int] | None = None) -> Path:
     """Path of the compiled device kernel, built now if it is not there. Raises KernelError without nvcc.
 
@@ -45,8 +68,8 @@ def fatbin(folder: Path | None = None, macros: Mapping[str, int] | None = None) 
     """
     flags = (*DEVICE_FLAGS, *(f"-DWARP_{name}={value}" for name, value in (macros or {}).items()))
     text = b"".join((HERE / s).read_bytes() for s in DEVICE_SOURCES) + " ".join(flags).encode()
-    out = (folder or HERE / "_build") / f"warp-{hashlib.sha256(text).hexdigest()[:16]}.fatbin"
-    if out.exists():
+    out = (folder or HERE / "_build") / f"warp-{sha256(text).hexdigest()[:16]}.fatbin"
+    if whole(out):
         return out
     compiler = nvcc()
     if compiler is None:
@@ -60,18 +83,17 @@ def fatbin(folder: Path | None = None, macros: Mapping[str, int] | None = None) 
     if done.returncode:
         partial.unlink(missing_ok=True)
         raise KernelError(f"nvcc failed on the pre-processing kernel: {done.stderr.strip()[:400]}")
-    os.replace(partial, out)
+    _keep(partial, out)
     return out
 
 
 def library() -> Path:
     """Path of the compiled kernel, built now if it is not there. Raises KernelError without a C++ compiler."""
-    digest = hashlib.sha256(b"".join((HERE / s).read_bytes() for s in SOURCES) + " ".join(FLAGS).encode()).hexdigest()[
-        :16
-    ]
+    text = b"".join((HERE / s).read_bytes() for s in SOURCES) + " ".join(FLAGS).encode()
+    digest = sha256(text).hexdigest()[:16]
     folders = [HERE / "_build", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "harmowam"]
     for folder in folders:
-        if (folder / f"warp-{digest}.so").exists():
+        if whole(folder / f"warp-{digest}.so"):
             return folder / f"warp-{digest}.so"
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     if compiler is None:
@@ -91,7 +113,6 @@ def library() -> Path:
             raise KernelError(
                 f"the C++ compiler {compiler} failed on the pre-processing kernel: {done.stderr.strip()[:400]}"
             )
-        os.chmod(partial, 0o755)
-        os.replace(partial, folder / f"warp-{digest}.so")
+        _keep(Path(partial), folder / f"warp-{digest}.so")
         return folder / f"warp-{digest}.so"
     raise KernelError(f"no folder to keep the compiled kernel in: make {folders[1]} writable.")

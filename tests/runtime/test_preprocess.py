@@ -267,6 +267,21 @@ def test_without_a_compiler_the_error_names_the_package(tmp_path, monkeypatch):
         build.library()
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler is installed")
+@pytest.mark.parametrize("damage", [b"", b"cut", b"flip"])
+def test_a_kernel_that_was_not_kept_whole_is_compiled_again(tmp_path, monkeypatch, damage):
+    """A power cut leaves an empty or short file, which ends the program with SIGBUS when it is loaded."""
+    for name in (*build.SOURCES, *build.DEVICE_SOURCES):
+        shutil.copy(build.HERE / name, tmp_path / name)
+    monkeypatch.setattr(build, "HERE", tmp_path)
+    made = build.library()
+    compiled = made.read_bytes()
+    flipped = bytes([*compiled[:2000], compiled[2000] ^ 4, *compiled[2001:]])
+    made.write_bytes({b"": b"", b"cut": compiled[:5000], b"flip": flipped}[damage])
+    assert not build.whole(made)
+    assert build.library() == made and made.read_bytes() == compiled and build.whole(made)
+
+
 def as_camera(img, layout):
     """The bytes that a camera of this pixel format would give for an RGB picture (OpenCV's own conversion)."""
     if layout == "nv12":
