@@ -64,7 +64,7 @@ def test_page_and_film_can_be_made_of_a_recorded_run_later_and_elsewhere(bench, 
         said.exit_code == 0
         and f"`pip install jinja2`, here or where you copy the folder, then `harmowam report {tmp_path}" in said.stdout
     )
-    assert {p.name for p in (tmp_path / "r").iterdir()} == {"config.json", "report.json", "run.mcap"}
+    assert {p.name for p in (tmp_path / "r").iterdir()} == {"config.json", "motor.log", "report.json", "run.mcap"}
     (tmp_path / "r").rename(tmp_path / "copied")
     assert harmowam("report", tmp_path / "copied", "--bundle", bundle).exit_code == 0
     page, report = told(tmp_path / "copied")
