@@ -47,7 +47,11 @@ class Bundle:
     def load(cls, path: Path) -> Bundle:
         """Raises BundleError when `path` is absent, damaged, incomplete or from a newer schema."""
         path = Path(path)
-        if not (path / "manifest.json").is_file():
+        try:
+            there = (path / "manifest.json").is_file()
+        except OSError as e:  # a name that is too long, a folder that may not be entered
+            raise BundleError(f"{shown(str(path))} cannot be read ({e.strerror}): name another with --bundle.") from e
+        if not there:
             if not path.exists() and (_old(path) / "manifest.json").is_file():
                 raise BundleError(
                     f"{path} is missing, for its replacement was interrupted: put the one before back with "

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Annotated, Any
 
+import lz4.frame
 import numpy as np
 from mcap.exceptions import RecordLengthLimitExceeded
-from mcap.records import Channel, Message, Metadata, Statistics
-from mcap.stream_reader import StreamReader
+from mcap.records import Channel, Chunk, Message, Metadata, Statistics
+from mcap.stream_reader import StreamReader, breakup_chunk
 from mcap.writer import MCAP0_MAGIC
+from msgspec import Meta, field
 
-from firmware_bridge.motion.messages import JointState
+from common.schema import Malformed, Shape, Text, shaped
+from firmware_bridge.motion.messages import MAX_JOINTS, JointState
 from runtime.observe.records import (
     CAMERA,
     CUT,
@@ -38,6 +42,7 @@ from runtime.observe.records import (
 )
 from runtime.observe.schemas import image_of
 
+MOST_CHUNK = 256 * 2**20  # bytes; a writer ends a chunk at 1 MB, which lz4 expands to 255 MB at most
 FRAME_HEAD = struct.Struct("<qII")  # of a picture in a log of version 2: capture time, width, height
 
 Record = dict[str, Any] | TickRecord | PriorRecord | FutureRecord | FrameRecord | JointState
@@ -85,6 +90,71 @@ def _decoded(record: Any, channels: dict[int, Channel]) -> Record | None:
     return None
 
 
+class RunMeta(Shape, frozen=True):
+    """What a log must say of its run to be replayed."""
+
+    task: Text
+    policy: Text
+    bundle: Text
+    bundle_sha256: Text
+    calibrations: dict[Text, dict[str, Any]]
+    joints: Annotated[list[Text], Meta(max_length=MAX_JOINTS)] = field(default_factory=list)  # none in version 2
+    engine: Text = "cpu"
+    ends: tuple[list[float], list[float]] | None = None
+
+
+class _Fit:
+    """What must fit what in a log: every record the joints of the run, every picture the size of its camera."""
+
+    def __init__(self) -> None:
+        self.joints: int | None = None
+        self.sizes: dict[str, tuple[int, int]] = {}
+
+    def check(self, record: Record) -> None:
+        """Raises ValueError."""
+        if isinstance(record, dict):
+            joints, cameras = record.get("joints"), record.get("calibrations")
+            if "version" in record and isinstance(joints, list):
+                self.joints = len(joints)
+            if "version" in record and isinstance(cameras, dict):
+                known = {name: c for name, c in cameras.items() if isinstance(c, dict)}
+                self.sizes = {name: (c.get("height", 0), c.get("width", 0)) for name, c in known.items()}
+        elif isinstance(record, FrameRecord):
+            if record.camera in self.sizes and record.image.shape[:2] != self.sizes[record.camera]:
+                raise ValueError(f"a picture of another size than camera '{record.camera}' gives")
+        elif not isinstance(record, FutureRecord) and self.joints not in (None, len(record.q_rad)):
+            raise ValueError(f"{len(record.q_rad)} joints where the run had {self.joints}")
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """What the run was, as `replay` needs it. Raises LogError."""
+    meta = read_meta(path)
+    try:
+        shaped({k: v for k, v in meta.items() if k in RunMeta.__struct_fields__}, RunMeta)
+    except Malformed as e:
+        raise LogError(f"{path} is damaged at its beginning ({e}): give another copy of it.") from e
+    return meta
+
+
+def _records(stream: IO[bytes], size: int) -> Iterator[Any]:
+    """MCAP's records, those of chunks included. Memory is bounded: by the file's size for a record whose length was
+    damaged, by MOST_CHUNK for a chunk, whatever it says of itself (lz4 expands 255 times)."""
+    for record in StreamReader(stream, emit_chunks=True, validate_crcs=True, record_size_limit=size).records:
+        if not isinstance(record, Chunk):
+            yield record
+            continue
+        data = record.data
+        if record.uncompressed_size > MOST_CHUNK:
+            raise ValueError(f"a part of it would take {record.uncompressed_size / 1e6:.0f} MB of memory")
+        if record.compression == "lz4":
+            data = lz4.frame.LZ4FrameDecompressor().decompress(data, max_length=record.uncompressed_size + 1)
+        elif record.compression:
+            raise ValueError(f"it is compressed by {record.compression[:20]!r}, which harmowam does not write")
+        if len(data) != record.uncompressed_size:
+            raise ValueError("a part of it does not have the length that it says")
+        yield from breakup_chunk(dataclasses.replace(record, compression="", data=data), validate_crc=True)
+
+
 def read_meta(path: Path) -> dict[str, Any]:
     """What the run was: task, bundle, calibrations, rates. Raises LogError."""
     for record in read_log(path):
@@ -125,8 +195,8 @@ def read_log(path: Path) -> Iterator[Record]:
         stream.seek(max(size - len(MCAP0_MAGIC), len(MCAP0_MAGIC)))
         finished = stream.read() == MCAP0_MAGIC
         stream.seek(0)
-        # A damaged length must not ask for more memory than the file has bytes.
-        records = iter(StreamReader(stream, validate_crcs=True, record_size_limit=size).records)
+        records = _records(stream, size)
+        fit = _Fit()
         messages, counted = 0, -1  # messages read, and how many the file says it holds
         while True:
             try:
@@ -134,6 +204,8 @@ def read_log(path: Path) -> Iterator[Record]:
                 messages += isinstance(record, Message)
                 counted = record.message_count if isinstance(record, Statistics) else counted
                 made = _decoded(record, channels)
+                if made is not None:
+                    fit.check(made)
             except StopIteration:
                 # Where whole records were wiped out, only the number of messages shows it.
                 if messages != counted:

@@ -133,8 +133,12 @@ def tick_of(raw: bytes) -> TickRecord:
     at += floats.nbytes
     (length,) = struct.unpack_from("<I", raw, at)
     frames = json.loads(raw[at + 4 : at + 4 + length])
+    if not isinstance(frames, dict) or not all(type(number) is int for number in frames.values()):
+        raise ValueError("a step whose pictures have no numbers")
     q, qd, targets = floats[:n], floats[n : 2 * n], floats[2 * n :].reshape(3, A)
     command = raw[at + 4 + length :]
+    if command and len(Command.unpack(command).q_rad) != n:
+        raise ValueError("a command of another number of joints than were measured")
     return TickRecord(
         t,
         number,

@@ -15,7 +15,7 @@ from calibration.camera import Camera
 from firmware_bridge.motion.messages import Command
 from runtime.bundle import Bundle, sha256
 from runtime.contracts import Observation, Prior
-from runtime.observe.log_reader import read_log, read_meta
+from runtime.observe.log_reader import read_log, read_run
 from runtime.observe.records import CUT, DAMAGED, FrameRecord, LogError, PriorRecord, TickRecord, digest
 from runtime.policies import open_policy
 
@@ -109,6 +109,10 @@ class _Stop(Exception):
     """A difference that cannot be measured in degrees, or for which no tolerance was given."""
 
 
+class _Damaged(Exception):
+    """A record that cannot come from this run."""
+
+
 class _Player:
     def __init__(self, bundle: Bundle, meta: dict[str, Any], within_deg: float | None):
         cameras = {name: Camera.from_json(c) for name, c in meta["calibrations"].items()}
@@ -154,6 +158,8 @@ class _Player:
         obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.observation)
         self.slow.priors_made = r.number - 1
         made = self.slow.step(r.t_ns, obs)
+        if r.chunk.shape != made.chunk.shape:
+            raise _Damaged(f"a plan of {r.chunk.shape}, this policy's have {made.chunk.shape}")
         self.slow.go_on_from(r.t_capture_ns, r.chunk)  # the recorded plan: differences do not add up
         self.priors[r.number] = made
         while len(self.priors) > KEPT:
@@ -219,8 +225,12 @@ def replay(log: Path, bundle_path: Path | None = None, within_deg: float | None 
 
     Raises LogError when the log cannot be read or was made with another bundle, BundleError when the bundle cannot.
     """
-    meta = read_meta(log)
-    player = _Player(_bundle_of(log, meta, bundle_path), meta, within_deg)
+    meta = read_run(log)
+    bundle = _bundle_of(log, meta, bundle_path)
+    for name in bundle.manifest.cameras:
+        if name not in meta["calibrations"]:
+            raise LogError(f"{log} was recorded without camera '{name}': name another bundle with --bundle.")
+    player = _Player(bundle, meta, within_deg)
     steps = priors = 0
     gap, damaged, stopped = "", False, False
     records = iter(read_log(log))
@@ -242,6 +252,8 @@ def replay(log: Path, bundle_path: Path | None = None, within_deg: float | None 
                 gap, damaged = f"the log is damaged there ({record['why']})", True
         except _Stop:
             stopped = True
+        except _Damaged as e:
+            gap, damaged = f"the log is damaged there ({e})", True
         except KeyError:
             number = record.number if isinstance(record, (PriorRecord, TickRecord)) else 0
             # Only the end of the file tells a record that was wiped out whole from one that was never written.

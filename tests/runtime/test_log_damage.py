@@ -2,11 +2,15 @@
 
 import shutil
 import struct
+import tracemalloc
 from pathlib import Path
 
+import lz4.frame
 import pytest
 from click.testing import CliRunner
+from mcap.writer import CompressionType, Writer
 
+from benchmarks.fuzz_log import fuzz
 from harmowam.cli import main
 from runtime.bundle import Bundle
 from runtime.observe.log_reader import read_log
@@ -111,3 +115,35 @@ def test_a_newer_log_that_was_cut_off_is_not_taken_for_the_whole_one_unsaid(log,
     shutil.copyfile(log, tmp_path / "run.mcap.partial")
     said = CliRunner().invoke(main, ["replay", str(whole)])
     assert said.exit_code == 0 and "run.mcap.partial is what another run left that was cut off" in said.stderr
+
+
+def test_no_crafted_log_ends_in_a_traceback(log):
+    """The same as `python -m benchmarks.fuzz_log`, which plays 500 and more: damages with checksums that fit."""
+    found = fuzz(log, 30, seed=0)
+    assert found.failed == [] and found.slow == []
+    assert found.read > 20 and found.refused > 0
+
+
+@pytest.mark.parametrize("says", [3 * 2**30, 1000])
+def test_a_part_that_expands_beyond_all_bounds_is_not_expanded(tmp_path, says):
+    """13 MB of lz4 that become 3 GB, and a part that says it is smaller than it is."""
+    with open(tmp_path / "bomb.mcap", "wb") as f:
+        writer = Writer(f, compression=CompressionType.NONE)
+        writer.start()
+        writer.finish()
+    bomb = lz4.frame.compress(bytes(64 * 2**20))
+    head = struct.pack("<QQQII", 0, 0, says, 0, 3) + b"lz4" + struct.pack("<Q", len(bomb))
+    raw = (tmp_path / "bomb.mcap").read_bytes()
+    header = 8 + 9 + struct.unpack_from("<BQ", raw, 8)[1]
+    chunk = struct.pack("<BQ", 6, len(head) + len(bomb)) + head + bomb
+    (tmp_path / "bomb.mcap").write_bytes(raw[:header] + chunk + raw[header:])
+    tracemalloc.start()
+    (last,) = read_log(tmp_path / "bomb.mcap")
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+    assert last["kind"] == DAMAGED
+    assert last["why"] == (
+        "a part of it would take 3221 MB of memory"
+        if says > 1000
+        else "a part of it does not have the length that it says"
+    )
