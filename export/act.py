@@ -66,7 +66,7 @@ class ActConfig:
 
 SMALL = ActConfig(
     channels=(8, 16, 24, 32), width=64, heads=4, feedforward=128, encoder_layers=1, style_layers=1, style=8
-)  # 0.2 M: for what is seen at a glance, trained within minutes
+)  # 0.2 M parameters: for simple tasks, trained within minutes
 SIZES = {"act": ActConfig(), "act-small": SMALL}
 
 
@@ -106,7 +106,7 @@ class Act(nn.Module):
     joints_std: Tensor
 
     def __init__(self, cfg: ActConfig, joints: int):
-        """`joints`: how many the arm has, the jaw's included."""
+        """`joints`: number of the arm's joints, including the jaw."""
         super().__init__()
         self.cfg, self.joints = cfg, joints
         d = cfg.width

@@ -73,8 +73,8 @@ def after_a_miss(layout: Layout, rng: np.random.Generator) -> Layout:
 
 
 class Script(Protocol):
-    """Tool poses and jaw [6]: `clean()` is the plan, `step(dt)` goes on and gives what is executed of it, and whether
-    it is over."""
+    """A script of tool poses and jaw [6]: `clean()` is the plan; `step(dt)` advances it and returns the executed
+    target, and whether the script is over."""
 
     def clean(self) -> np.ndarray: ...
 
@@ -105,7 +105,8 @@ def record_script(
     play: bool = False,
     control_hz: float = CONTROL_HZ,
 ) -> tuple[Episode, bool]:
-    """What `script` has the arm of `world` do, to its end; `joints` makes joint goals [J] (rad) of its tool poses."""
+    """Let the arm of `world` follow `script` to its end; `joints` gives joint goals [J] (rad) for a tool pose. Returns
+    the rows, and whether the instruction was fulfilled."""
     layout, every, dt = world.layout, round(control_hz / rate_hz), 1.0 / control_hz
     images: dict[str, list[np.ndarray]] = {c: [] for c in VIEWS}
     state: list[np.ndarray] = []
@@ -228,8 +229,8 @@ def gather(
     workers: int | None,
     arm: Family = ARM,
 ) -> dict[str, int]:
-    """Have `worker` write what is not there yet of `everything` (a `Part` and what else the worker takes, one a file),
-    and make it a dataset of `arm`. Returns and raises as `collect`."""
+    """Run `worker` on those of `everything` that are not written yet (a `Part` and further arguments, one file each),
+    then complete the dataset for `arm`. Returns and raises as `collect`."""
     _hold_to(folder, asked)
     jobs = [job for job in everything if not part_exists(folder, job[0].number)]
     if not jobs and (folder / "meta/info.json").exists():

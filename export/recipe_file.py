@@ -259,7 +259,7 @@ def follow(recipe: Recipe, data: Demonstrations, run: Path, stages: Path | None 
         plan = dataclasses.replace(step.plan(recipe.seed, index, done), bf16=remembered(run))
         note = train(data, run / step.name, out, plan, recipe.cfg, None, course.start(step), {"stage": about})
         if remembered(run) is None and leads():
-            remember(run, bool(note["bf16"]))  # for the stages after it, on this machine or another
+            remember(run, bool(note["bf16"]))  # for later stages, on this machine or another
         if stages is not None:
             more = {"minutes": note["train_minutes"], "losses": note["losses"]}
             pack(stages / f"{step.name}.safetensors", weights_of(load_checkpoint(out)[0], step.part), about | more)

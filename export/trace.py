@@ -1,4 +1,4 @@
-"""Demonstrations of `sim.trace` as a dataset: for arms that the table-top tasks are not laid out for."""
+"""Collects demonstrations of `sim.trace` as a dataset, for arms that the table-top tasks are not laid out for."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from runtime.robot import Robot, load_robot
 from sim.trace import INSTRUCTIONS, TASK, Tracer, sample_trace
 from sim.world import World
 
-SECONDS = 10.0  # of an episode
-STEPS_A_ROW = 5  # goals that the arm is given from row to row
+SECONDS = 10.0  # duration of an episode
+STEPS_A_ROW = 5  # joint goals per row
 
 
 def _worker(args: tuple[Part, int, str, float, str, str]) -> tuple[int, int]:
-    """Record and write one part; how many episodes were kept and tried."""
+    """Record and write one part; returns how many episodes were kept and tried."""
     part, seed, folder, rate_hz, path, instruction = args
     robot = load_robot(path)
     arm, limits = robot.family, (np.array(robot.arm.lower), np.array(robot.arm.upper))
@@ -50,8 +50,8 @@ def collect_traces(
     workers: int | None = None,
     rate_hz: float = Config.rate_hz,
 ) -> dict[str, int]:
-    """Record `episodes` demonstrations of each instruction of `sim.trace` by the arm of `robot`, a simulated one; goes
-    on after a kill, and returns and raises, as `export.data.collect` does."""
+    """Record `episodes` demonstrations of each instruction of `sim.trace` by the simulated arm of `robot`. The same
+    call continues an interrupted collection. Returns and raises what `export.data.collect` does."""
     parts: list[tuple[Part, str]] = []
     for instruction in INSTRUCTIONS:
         for first in range(0, episodes, PER_PART):

@@ -1,4 +1,4 @@
-"""`harmowam train --baseline act`: behaviour cloning on the same data, to compare with."""
+"""`harmowam train --baseline act`: behaviour cloning on the same data, for comparison."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def baseline_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Of `harmowam train`: a baseline instead of our model."""
+    """Options of `harmowam train` for a baseline instead of our model."""
     for option in (
         click.option("--play/--no-play", default=False, show_default=True, help="Train a baseline on play, too."),
         click.option(
@@ -27,7 +27,8 @@ def baseline_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def train_baseline(data: Any, run: Path, out: Path, plan: ActPlan, baseline: str, play: bool) -> dict[str, Any]:
-    """Train it and write its bundle to `out` (in the run's folder unless a bundle was named); returns what was done."""
+    """Train the baseline and write its bundle to `out` (in the run's folder unless a bundle was named); returns the
+    report."""
     from export.act import SIZES, train_act
     from export.loop import leads
 

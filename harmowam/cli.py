@@ -73,7 +73,7 @@ def main() -> None:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("data/table_top"),
     show_default=True,
-    help="Folder of the dataset; parts that are there are kept.",
+    help="Folder of the dataset; existing parts are kept.",
 )
 @click.option(
     "--episodes", type=click.IntRange(min=0), default=100, show_default=True, help="Demonstrations of each task."
@@ -81,21 +81,21 @@ def main() -> None:
 @robot_option
 @click.option("--play", type=click.IntRange(min=0), default=1000, show_default=True, help="Task-agnostic episodes.")
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all starts and disturbances."
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all starts and disturbances."
 )
 @click.option(
     "--environment",
     type=click.Choice(["seen", "background", "position", "object"]),
     default="seen",
     show_default=True,
-    help="Where tasks are shown. Training sees 'seen' only; the others are for measuring.",
+    help="Environment of the tasks. Training uses 'seen' only; the others are for measuring.",
 )
 @workers_option
 @click.option(
     "--more",
     multiple=True,
     metavar="TASK=N",
-    help="So many demonstrations of one task, and as much play with its things, on top (repeat for other tasks).",
+    help="N additional demonstrations of one task, and N episodes of play with its things (repeatable).",
 )
 @json_option
 @errors
@@ -110,8 +110,8 @@ def collect(
     more: tuple[str, ...],
     json_path: Path | None,
 ) -> None:
-    """Record the scripted expert in simulation as a LeRobotDataset: demonstrations of the six tasks, and play. An arm
-    that the tasks are not laid out for traces circles in the air, clockwise and counter-clockwise."""
+    """Record the scripted expert in simulation as a LeRobotDataset: demonstrations of the six tasks, and play. For an
+    arm that the tasks are not laid out for, it traces circles in the air, clockwise and counter-clockwise."""
     from export.data import collect
     from export.trace import collect_traces
     from runtime.robot import load_robot
@@ -143,13 +143,13 @@ def collect(
 @bundle_option
 @robot_option
 @click.option("--task", help="Instruction; a simulated robot draws one from --seed.")
-@click.option("--seconds", default=20.0, show_default=True, help="How long to drive.")
+@click.option("--seconds", default=20.0, show_default=True, help="Duration of the run, s.")
 @click.option("--port", help="Serial port (default: the robot file's).")
 @seed_option
 @click.option(
     "--policy",
-    help="How it drives: of kind harmowam gated (both experts and the gate, the default), or reactive or predictive "
-    "throughout.",
+    help="How the policy drives. For kind harmowam: gated (both experts and the gate, the default), reactive or "
+    "predictive (this expert throughout).",
 )
 @engine_option
 @fps_option
@@ -162,7 +162,7 @@ def collect(
 @click.option(
     "--log",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the log alone, to this file (`harmowam replay`, Foxglove): every frame, input and command.",
+    help="Write only the log, to this file (`harmowam replay`, Foxglove): every frame, input and command.",
 )
 @json_option
 @errors
@@ -234,7 +234,7 @@ def run(
 )
 @click.option("--task", default="put the red cube on the plate", show_default=True, help="Instruction (docs/tasks.md).")
 @seed_option
-@click.option("--seconds", default=20.0, show_default=True, help="At most; the run ends with success.")
+@click.option("--seconds", default=20.0, show_default=True, help="Longest duration, s; the run ends at success.")
 @engine_option
 @json_option
 @errors

@@ -132,15 +132,15 @@ json_option = click.option(
     help="Also write the numbers to this file.",
 )
 seed_option = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Start of the simulated robot."
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the simulated robot's start."
 )
-workers_option = click.option("--workers", type=click.IntRange(min=1), help="Processes (default: one a core).")
+workers_option = click.option("--workers", type=click.IntRange(min=1), help="Processes (default: one per core).")
 bundle_option = click.option(
     "--bundle",
     type=click.Path(path_type=Path),
     default=Path("out/so101.bundle"),
     show_default=True,
-    help="What `harmowam export` wrote.",
+    help="A bundle that `harmowam export` wrote.",
 )
 engine_option = click.option(
     "--engine",
@@ -148,7 +148,7 @@ engine_option = click.option(
     help="What networks run on (default: the robot file's [compute], else auto: TensorRT if built for this board, "
     "else the CPU).",
 )
-ROBOT = "sim_so101"  # where none is named
+ROBOT = "sim_so101"  # the robot when --robot is not given
 robot_option = click.option("--robot", default=ROBOT, show_default=True, help="A shipped robot or a robot file.")
 
 
@@ -160,12 +160,12 @@ fps_option = click.option(
 
 
 def with_fps(robot: Robot, fps: float | None, camera_fps: float | None = None) -> Robot:
-    """`robot`, a simulated one, at the rates that the command line names, where it names any; raises UserError."""
+    """The simulated `robot` with the rates from the command line, where any are given; raises UserError."""
     if fps is None and camera_fps is None:
         return robot
     if not robot.simulated:
         raise UserError("--fps and --camera-fps are for a simulated robot: set the rates in the robot file.")
-    if math.isnan((fps or 0.0) + (camera_fps or 0.0)):  # a range lets it pass
+    if math.isnan((fps or 0.0) + (camera_fps or 0.0)):  # NaN passes a range of click
         raise UserError("--fps and --camera-fps must be numbers: correct them.")
     cameras = {k: dataclasses.replace(c, fps=camera_fps or fps or c.fps) for k, c in robot.cameras.items()}
     return dataclasses.replace(robot, fast_hz=fps or robot.fast_hz, cameras=cameras)

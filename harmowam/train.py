@@ -14,8 +14,10 @@ from harmowam.options import UserError, errors, json_option, refuse_unused, writ
 
 if TYPE_CHECKING:
     from export.act import ActPlan
+    from export.config import Config
     from export.data import Demonstrations
     from export.distill import DistilPlan
+    from export.text import Encoder
     from export.train import Plan
 
 PlanT = TypeVar("PlanT", "Plan", "DistilPlan", "ActPlan")
@@ -29,23 +31,23 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--dataset", type=PATH, default=Path("data/table_top"), show_default=True, help="LeRobotDataset v3."
             ),
-            click.option("--units", type=click.Choice(["degrees", "rad"]), help="Of a dataset that lerobot recorded."),
+            click.option("--units", type=click.Choice(["degrees", "rad"]), help="Units of a dataset by lerobot."),
             click.option(
-                "--cameras", type=PATH, help="Calibrations of such a dataset's cameras: front.json, wrist.json."
+                "--cameras", type=PATH, help="Folder with the calibrations of its cameras: front.json, wrist.json."
             ),
             click.option(
                 "--plan",
                 "stages",
                 multiple=True,
                 metavar="STAGE=STEPS[,BATCH[,RATE]]",
-                help="Another length, batch or peak learning rate of a stage.",
+                help="Number of steps, batch or peak learning rate of a stage.",
             ),
             click.option(
                 "--shards",
                 type=click.IntRange(min=1),
                 default=2,
                 show_default=True,
-                help="Parts of a batch; processes share them.",
+                help="Parts into which a batch is divided; processes share them.",
             ),
             click.option("--bf16/--fp32", default=None, help="Arithmetic (default: bf16 where the processor has it)."),
             click.option("--text-encoder", type=PATH, help="Folder of a Hugging Face sentence encoder."),
@@ -54,7 +56,7 @@ def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 type=click.IntRange(min=0),
                 default=0,
                 show_default=True,
-                help="Of weights, batches and noise.",
+                help="Seed of weights, batches and noise.",
             ),
         ]
     ):
@@ -125,7 +127,7 @@ def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path 
     type=PATH,
     default=Path("runs/default"),
     show_default=True,
-    help="State and log; goes on where it stopped.",
+    help="State and log; an interrupted run resumes from here.",
 )
 @click.option(
     "--from", "start", type=PATH, help="Fine-tune this checkpoint; `--plan tokeniser=0` leaves a part as it is."
@@ -140,19 +142,19 @@ def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path 
 @click.option(
     "--recipe",
     type=PATH,
-    help="Follow this file from nothing to the checkpoint, data included (export/recipes/so101.toml).",
+    help="Train a checkpoint from scratch by this file, data included (export/recipes/so101.toml).",
 )
 @click.option(
     "--stages",
     "packed",
     type=PATH,
-    help="With --recipe: a folder of single stages' weights, which stand for their training; those that end are "
-    "written there.",
+    help="With --recipe: a folder of packed stage weights, which replace the training of those stages; finished "
+    "stages are written there.",
 )
 @click.option(
     "--snapshot",
     is_flag=True,
-    help="With --recipe and --stages: pack the weights of the stage that is being trained, and do no more.",
+    help="With --recipe and --stages: only pack the weights of the stage in training.",
 )
 @baseline_options
 @click.option("--out", type=PATH, help="The checkpoint (default: harmowam-so101.safetensors in the run's folder).")
@@ -187,7 +189,6 @@ def train(
     from export.config import Config
     from export.loop import leads
     from export.observations import pick_samples, samples_path
-    from export.text import hugging_face
     from export.train import STAGES, Plan, train
 
     out = out or run_folder / "harmowam-so101.safetensors"
@@ -205,10 +206,7 @@ def train(
     else:
         refuse_unused("without --baseline", "play")
         plan = changed(Plan(tables=tables, seed=seed, shards=shards, bf16=bf16), stages, STAGES)
-    cfg, encode = Config(), None
-    if text_encoder is not None:
-        encode = hugging_face(text_encoder)
-        cfg = dataclasses.replace(cfg, text_encoder=encode.name, text_ngrams=encode.size)
+    cfg, encode = _with_encoder(Config(), text_encoder)
     data = read(dataset, run_folder, units, cameras, any_arm=bool(baseline["baseline"]))
     if baseline["baseline"]:
         data = with_other_tables(data, tables, seed, cfg)
@@ -223,12 +221,22 @@ def train(
         write_json(json_path, note)
 
 
+def _with_encoder(cfg: Config, folder: Path | None) -> tuple[Config, Encoder | None]:
+    """`cfg` for the sentence encoder in `folder`, and that encoder; None is the default encoder."""
+    if folder is None:
+        return cfg, None
+    from export.text import hugging_face
+
+    encode = hugging_face(folder)
+    return dataclasses.replace(cfg, text_encoder=encode.name, text_ngrams=encode.size), encode
+
+
 @click.command(short_help="Average a checkpoint with the one that it was fine-tuned from.")
 @click.argument("before", type=PATH)
 @click.argument("after", type=PATH)
 @click.option("--out", type=PATH, required=True, help="The checkpoint to write.")
 @click.option(
-    "--share", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Of AFTER in the mean of the weights."
+    "--share", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Weight of AFTER in the mean."
 )
 @json_option
 @errors

@@ -50,7 +50,7 @@ class SimulatorError(Mendable):
 
 
 def _command(slots: Path, robot: str, seed: int, task: str | None, fps: float) -> list[str]:
-    """This module as a process."""
+    """The command that runs this module as a process."""
     words = ["--slots", str(slots), "--robot", robot, "--seed", str(seed), "--fps", str(fps)]
     return module_command("sim.server", *words, *(["--task", task] if task else []))
 

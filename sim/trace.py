@@ -1,9 +1,9 @@
-"""A demonstration that an arm of any family can give: its tool goes round a circle in the air before it, and its jaw
+"""A demonstration that an arm of any family can give: its tool follows a circle in the air in front of it, and its jaw
 opens and closes.
 
-The six table-top tasks (`sim.tasks`) are laid out for one arm's reach. This one is laid out by each arm's own: the
-circle stands upright across the arm, seen from behind it is gone round clockwise or counter-clockwise as the
-instruction says, and every joint has to move.
+The six table-top tasks (`sim.tasks`) are laid out for one arm's reach. This task is laid out by each arm's own reach.
+The circle stands upright across the arm; the instruction says whether the tool goes round clockwise or
+counter-clockwise, as seen from behind the arm. Every joint has to move.
 """
 
 from __future__ import annotations
@@ -17,25 +17,20 @@ from firmware_bridge.arms.family import Family
 from sim.tasks import ARM, Layout, sample_layout
 
 TASK = "trace"  # sim/assets/trace.xml: an empty table
-INSTRUCTIONS = {"trace a circle clockwise": 1, "trace a circle counter-clockwise": -1}  # and the way round
-FAILURE = "did not go round its circle"  # the rest of a sentence that begins with "the arm"
-SPEED_M_S = 0.04  # of the tool: the larger the arm, the longer it takes for once round
-AHEAD, HEIGHT, RADIUS = 0.54, 0.34, 0.08  # of the circle, in shares of the arm's reach
-PITCH, ROLL = 0.6, 0.3  # rad: the approach axis below the horizon; the wrist turns so far to either side
-JAW, JAW_SWING = (
-    0.4,
-    0.2,
-)  # how far the jaw is open, in shares of its range: in the middle, and by how much more or less
-ASIDE, TURNED = (
-    0.06,
-    0.2,
-)  # how far beside the circle a demonstration begins at most, in shares of the reach, and how far turned, rad
-JOIN_S = 1.5  # it has joined the circle after so long
-NOISE, NOISE_S = 0.02, 0.35  # the disturbance: m in shares of the reach, and for how long it goes on alike
-ON_TRACK, PACE = (
-    0.04,
-    0.5,
-)  # success: so near to the circle (share of the reach), as fast as asked for but for this share
+# instruction -> direction: 1 is clockwise
+INSTRUCTIONS = {"trace a circle clockwise": 1, "trace a circle counter-clockwise": -1}
+FAILURE = "did not go round its circle"  # the end of a sentence that begins with "the arm"
+SPEED_M_S = 0.04  # speed of the tool: a larger arm takes longer for one round
+# centre (ahead, height) and radius of the circle, in shares of the arm's reach
+AHEAD, HEIGHT, RADIUS = 0.54, 0.34, 0.08
+PITCH, ROLL = 0.6, 0.3  # rad: pitch of the approach axis below the horizon; largest turn of the wrist to either side
+JAW, JAW_SWING = 0.4, 0.2  # opening of the jaw in shares of its range: mean and amplitude
+# largest offset of a demonstration's start from the circle: in shares of the reach, and in rad
+ASIDE, TURNED = 0.06, 0.2
+JOIN_S = 1.5  # time after which the tool has joined the circle
+NOISE, NOISE_S = 0.02, 0.35  # the disturbance: m per m of reach, and its correlation time in s
+# success: largest distance from the circle (share of the reach), and largest relative error of the speed
+ON_TRACK, PACE = 0.04, 0.5
 
 
 def track(arm: Family, angle: float) -> np.ndarray:
@@ -48,7 +43,7 @@ def track(arm: Family, angle: float) -> np.ndarray:
 
 
 def round_s(arm: Family) -> float:
-    """How long once round takes, s."""
+    """Time for one round, s."""
     return 2 * math.pi * RADIUS * arm.reach_m / SPEED_M_S
 
 
@@ -58,8 +53,8 @@ def angle_at(arm: Family, tool: np.ndarray) -> float:
 
 
 def sample_trace(rng: np.random.Generator, arm: Family, instruction: str | None = None, aside: float = ASIDE) -> Layout:
-    """A random start beside the circle, by up to `aside` (share of the reach) each way; the way round is drawn where
-    none is given."""
+    """A random start up to `aside` (share of the reach) beside the circle; the direction is drawn where no instruction
+    is given."""
     texts = list(INSTRUCTIONS)
     instruction = texts[int(rng.integers(len(texts)))] if instruction is None else instruction
     start = track(arm, float(rng.uniform(-math.pi, math.pi)))
@@ -69,15 +64,15 @@ def sample_trace(rng: np.random.Generator, arm: Family, instruction: str | None 
 
 
 def sample_start(rng: np.random.Generator, arm: Family, instruction: str | None = None) -> Layout:
-    """A random start of `instruction`, without one of any task that is laid out for that arm: where a run begins. It is
-    on the circle."""
+    """A random start of `instruction`, or of any task that is laid out for that arm: the start of a run. On the circle,
+    the start has no offset."""
     if instruction in INSTRUCTIONS or (instruction is None and arm.NAME != ARM.NAME):
         return sample_trace(rng, arm, instruction, aside=0.0)
     return sample_layout(rng, instruction)
 
 
 class Tracer:
-    """Goes from a start to the circle and round it for `seconds`, disturbed: as `sim.expert.Follower` has it,
+    """Moves from a start to the circle and round it for `seconds`, with a disturbance. As in `sim.expert.Follower`,
     `step(dt)` gives the executed target [6], `clean()` the plan."""
 
     def __init__(self, arm: Family, layout: Layout, rng: np.random.Generator, seconds: float):
@@ -102,7 +97,8 @@ class Tracer:
 
 
 class Moving(Protocol):
-    """What success is read from; `sim.world.World` is one. True joint angles (rad) and rates (rad/s) float64[J]."""
+    """The state that success is read from; `sim.world.World` is one. True joint angles (rad) and rates (rad/s)
+    float64[J]."""
 
     arm: Family
     layout: Layout
@@ -115,7 +111,8 @@ class Moving(Protocol):
 
 
 def success(world: Moving) -> bool:
-    """Whether the tool is on its circle and goes round it as told, by the true joint angles and rates."""
+    """Whether the tool is on its circle and moves round it in the instructed direction, by the true joint angles and
+    rates."""
     arm, dt = world.arm, 0.01
     here, then = (arm.tool(world.q + k * dt * world.qd)[:3, 3] for k in (0, 1))
     angle = angle_at(arm, here)

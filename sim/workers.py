@@ -41,8 +41,8 @@ def spawned(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int | N
             yield done.result()
     except BrokenProcessPool as e:
         raise WorkerError(
-            "a worker process was killed, most likely because memory ran out: the same command with fewer --workers "
-            "goes on."
+            "a worker process was killed, most likely because memory ran out: run the same command again with fewer "
+            "--workers, it continues where it stopped."
         ) from e
     finally:
         pool.shutdown(cancel_futures=True)

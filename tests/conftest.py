@@ -25,15 +25,15 @@ ABSENT_S = pytest.StashKey[float]()
 
 
 def pytest_itemcollected(item):
-    """Virtual servos and films stand in for hardware in real time."""
+    """Mark tests on the bench as wall-clock tests: virtual servos and films run in real time."""
     if "bench" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("wall_clock"):
         item.add_marker("wall_clock")
 
 
-@pytest.hookimpl(trylast=True)  # after -m has left out what is not to run
+@pytest.hookimpl(trylast=True)  # after -m has left out deselected tests
 def pytest_collection_modifyitems(config, items):
-    """A test on the wall clock that fails while the machine held back its processors counts for nothing: it runs again,
-    twice at most, and the summary lists it. One that fails on a machine that kept its time has failed."""
+    """A wall-clock test that fails while the machine held back its processors is run again, at most twice, and the
+    summary lists it. A test that fails on a machine that kept time has failed."""
     clocked = [item for item in items if item.get_closest_marker("wall_clock")]
     if clocked and not config.option.collectonly:
         config.stash[WITNESS] = Witness(config._tmp_path_factory.mktemp("witness") / "absent_s")

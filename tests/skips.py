@@ -1,4 +1,4 @@
-"""With CI=true a skipped test fails, unless tests/skips.toml names it and its reason. A pytest plugin."""
+"""A pytest plugin: with CI=true a skipped test fails, unless tests/skips.toml names it with its reason."""
 
 import os
 import re
@@ -20,8 +20,8 @@ def listed() -> list[dict[str, str]]:
 
 
 def allowed(node: str, reason: str, entries: list[dict[str, str]]) -> bool:
-    """Whether an entry of the list fits: `test` is the node id or its beginning, `reason` a pattern that fits from the
-    start."""
+    """Whether an entry of the list fits: `test` is the node id or its beginning, `reason` a pattern that matches from
+    the start."""
     return any(
         re.match(re.escape(entry["test"]) + r"($|::|\[|/)", node) and re.match(entry["reason"], reason)
         for entry in entries

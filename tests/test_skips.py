@@ -1,4 +1,4 @@
-"""A test that is skipped on a CI machine fails there, unless tests/skips.toml says why it may."""
+"""A skipped test fails on a CI machine, unless tests/skips.toml says why it may be skipped."""
 
 import os
 import subprocess

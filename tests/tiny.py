@@ -199,6 +199,6 @@ def tiny_chunk_bundle(
 
 
 def of_arm(arm: Family) -> dict[str, Any]:
-    """What differs in a manifest for another arm."""
+    """The fields of a manifest that differ for another arm."""
     joints = [JointLimits(n, float(a), float(b)) for n, a, b in zip(arm.JOINTS, arm.LOWER, arm.UPPER, strict=True)]
-    return {"arm_family": arm.NAME, "joints": joints, "links": arm.lengths, "proprio": list(arm.JOINTS)}
+    return {"arm_family": arm.NAME, "joints": joints, "links": arm.lengths}

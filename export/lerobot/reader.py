@@ -139,8 +139,8 @@ def _read_info(folder: Path, fps: float | None) -> dict[str, Any]:
 
 
 def _family_of(info: Mapping[str, Any]) -> Family:
-    """Whose `robot_type` the dataset has; an unknown one, as a copy of an old recording may have it, is the arm's of
-    the tasks."""
+    """The arm family that the dataset's `robot_type` names. An unknown name, as in a copy of an old recording, is taken
+    as the arm of the tasks."""
     return next((f for f in FAMILIES.values() if info.get("robot_type") in f.LEROBOT), ARM)
 
 

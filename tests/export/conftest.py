@@ -53,7 +53,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def untrained(drawn, tmp_path_factory):
-    """Checkpoint of a model of toy size, with observations beside it."""
+    """Checkpoint of an untrained toy model, with observations beside it."""
     path = tmp_path_factory.mktemp("untrained") / "small.safetensors"
     torch.manual_seed(0)
     save_checkpoint(path, HarmoWam(SMALL), drawn.cameras, drawn.task_instructions, {})
@@ -63,8 +63,8 @@ def untrained(drawn, tmp_path_factory):
 
 @pytest.fixture
 def export_once(monkeypatch, tmp_path_factory):
-    """torch to ONNX takes seconds an engine, and equal weights give an equal file: each is made once a run of the
-    tests."""
+    """Exporting one engine to ONNX takes seconds, and equal weights give an equal file: each is made once per test
+    run."""
 
     def export(module, inputs, outputs, path):
         about = repr((type(module), getattr(module, "steps", None), inputs, outputs)).encode()

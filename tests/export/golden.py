@@ -1,7 +1,7 @@
-"""What lerobot records, kept in `golden/`: `python -m tests.export.golden` makes it anew with .venv-peers (./build.sh
-peers).
+"""A dataset recorded by lerobot, kept in `golden/`: `python -m tests.export.golden` records it again with .venv-peers
+(./build.sh peers), or with the interpreter `PEERS=/path/to/python`.
 
-Of `PEERS=/path/to/python`, if given. Two episodes of ten and eleven rows, two cameras, state and action in degrees.
+Two episodes of ten and eleven rows, two cameras, state and action in degrees.
 """
 
 import os
@@ -44,7 +44,7 @@ def films() -> dict[str, np.ndarray]:
 
 
 def record(python: Path, folder: Path) -> None:
-    """Let the lerobot of interpreter `python` record into `folder`. Raises CalledProcessError with what it said."""
+    """Let the lerobot of interpreter `python` record into `folder`. Raises CalledProcessError with its output."""
     state, action = state_and_action()
     columns = {"observation.state": state, "action": action} | {
         f"observation.images.{k}": v for k, v in films().items()

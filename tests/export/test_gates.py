@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from export import bundle as bundle_module
+from export import plan as plan_module
 from export.bundle import export_bundle
 from export.gates import ASTRAY_CELLS, ExportError, aims_apart, missed, probabilities
 from export.observations import observation_feeds, samples_path
@@ -61,7 +61,7 @@ def test_a_missed_gate_writes_nothing_and_force_marks_the_bundle(untrained, tmp_
     """A real export of two engines."""
     monkeypatch.setattr("export.gates.JOINT_MAX_DEG", -1.0)  # a bound that no model keeps
     two = ("world_model", "predictive")
-    monkeypatch.setattr(bundle_module, "engines", lambda model: {k: ENGINES(model)[k] for k in two})
+    monkeypatch.setattr(plan_module, "engines", lambda model: {k: ENGINES(model)[k] for k in two})
     out, plan = tmp_path / "b.bundle", Plan(checkpoint=untrained, precision="fp32")
     with pytest.raises(ExportError, match="nothing was written"):
         export_bundle(plan, out)

@@ -310,7 +310,7 @@ def test_lerobot_reads_what_we_write(written, tmp_path):
 
 
 def test_what_lerobot_recorded_is_read():
-    """`tests/export/golden.py` let lerobot 0.4.4 record it."""
+    """The dataset was recorded by lerobot 0.4.4 through `tests/export/golden.py`."""
     check_recorded(golden.FOLDER)
 
 
@@ -321,7 +321,7 @@ def test_what_lerobot_records_here_is_read(tmp_path):
 
 
 def check_recorded(folder):
-    """lerobot's dataset of `golden.films()` read as ours."""
+    """Compare lerobot's dataset of `golden.films()` with what we read from it."""
     state, films = golden.state_and_action()[0], golden.films()
     native = {name: camera(name, *golden.SIZE) for name in films}
     data = load(folder, units="degrees", calibration=native, fps=20)

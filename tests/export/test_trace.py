@@ -1,4 +1,4 @@
-"""From demonstrations of any arm to a bundle for it: the family is the dataset's, and widths follow from it."""
+"""From demonstrations of any arm to a bundle for it: the dataset names the family, and tensor widths follow from it."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ PLAN = ActPlan((2, 4, 1e-3), bf16=False)
 
 @pytest.fixture(params=["koch", "viperx"], scope="module")
 def dataset(request, tmp_path_factory):
-    """A second each way round, recorded in this process."""
+    """One second in each direction, recorded in this process."""
     robot = load_robot(f"sim_{request.param}")
     folder = tmp_path_factory.mktemp("traced") / "data"
     with pytest.MonkeyPatch.context() as patch:

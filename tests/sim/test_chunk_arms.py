@@ -1,5 +1,5 @@
-"""A bundle of kind chunk for each arm: opened, kept off robots of other families, and followed by its own within 10
-mm."""
+"""A bundle of kind chunk for each arm: it opens, is refused on robots of other families, and its own arm follows it
+within 10 mm."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from tests.tiny import CHUNK_INPUTS, FRONT, TASK, WRIST, of_arm, tiny_chunk_bund
 S, MS = 1_000_000_000, 1_000_000
 CAMERAS = {"front": Camera.from_json(FRONT), "wrist": Camera.from_json(WRIST)}
 FRAMES = {name: np.zeros((c.height, c.width, 3), np.uint8) for name, c in CAMERAS.items()}
-STEPS = 28  # of 50 ms: 56 mm of the circle
+STEPS = 28  # steps of 50 ms: 56 mm of the circle
 
 
 @pytest.fixture(params=[n for n in sorted(FAMILIES) if n != "so101"])
@@ -34,7 +34,7 @@ def robot(request):
 
 @pytest.fixture
 def bundle(robot, tmp_path):
-    """Its engine always plans the first 56 mm of the circle."""
+    """A bundle whose engine always plans the first 56 mm of the circle."""
     arm, ends = robot.family, (np.array(robot.arm.lower), np.array(robot.arm.upper))
     turns = np.arange(1, STEPS + 1) * 0.05 * 2 * np.pi / round_s(arm)
     targets = [arm.inverse(track(arm, a), *ends)[0] for a in turns]

@@ -1,5 +1,5 @@
-"""Circles in the air, which an arm of any family can show: within its reach, judged by physics, told apart by the way
-round."""
+"""Circles in the air for arms of any family: within reach, judged by physics, with the direction as the difference
+between instructions."""
 
 import numpy as np
 import pytest
@@ -34,14 +34,14 @@ def test_the_circle_and_every_start_lie_within_the_arms_reach_clear_of_the_table
 @pytest.mark.parametrize("name", ["koch", "viperx"])
 @pytest.mark.parametrize("told", INSTRUCTIONS)
 def test_physics_says_whether_the_tool_goes_round_as_told(name, told):
-    """Two seconds to join the circle; from then on it is success throughout, and the other instruction's never. At the
-    start it is not."""
+    """After two seconds to join the circle, success holds throughout, and never for the other instruction. At the start
+    there is no success."""
     arm, rng = FAMILIES[name], np.random.default_rng(1)
     ends, (other,) = limits(arm), set(INSTRUCTIONS) - {told}
     layout = sample_trace(rng, arm, told)
     world = World(layout=layout, arm=arm)
     script, seen = Tracer(arm, layout, rng, 4.0), []
-    script._scale[:] = 0  # undisturbed
+    script._scale[:] = 0  # without disturbance
     assert not world.success()
     done = False
     while not done:
