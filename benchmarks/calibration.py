@@ -18,10 +18,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from calibration import check, hand_eye, intrinsics, lens
+from calibration import check, hand_eye, intrinsics, lens, lens_fit, lens_quality
 from calibration.board import Board
 from calibration.camera import CalibrationError, Camera, parallax
-from calibration.hand_eye import inverse, transform
+from calibration.transforms import distance, inverse, log, transform
+from calibration.views import MIN_CORNERS, ArmNoise, View, board_pose
 from sim.boards import look_at_board, render
 from sim.calibration_rig import ArmBench, look_at, webcam
 from sim.tasks import ARM
@@ -30,12 +31,12 @@ SHEET = Board.parse("charuco:11x8:0.030:0.022:4x4_50")
 SIZE = (1280, 720)
 
 
-def views(rng: np.random.Generator, count: int) -> list[intrinsics.View]:
-    out: list[intrinsics.View] = []
+def views(rng: np.random.Generator, count: int) -> list[View]:
+    out: list[View] = []
     while len(out) < count:
         d = SHEET.detect(render(webcam(None), look_at_board(rng, SHEET, webcam(None)), SHEET, rng))
-        if len(d.ids) >= intrinsics.MIN_CORNERS:
-            out.append(intrinsics.View(str(len(out)), SHEET.points()[d.ids], d.pixels))
+        if len(d.ids) >= MIN_CORNERS:
+            out.append(View(str(len(out)), SHEET.points()[d.ids], d.pixels))
     return out
 
 
@@ -77,13 +78,13 @@ def part_honest(repeats: int) -> dict[str, Any]:
     pool = views(np.random.default_rng(5), 300)
     rng = np.random.default_rng(6)
     pixels, _ = lens.grid(*SIZE)
-    used = intrinsics.used_area(pool, pixels, SIZE)
+    used = lens_quality.used_area(pool, pixels, SIZE)
     actual, predicted = [], []
     for _ in range(repeats):
         part = [pool[k] for k in rng.choice(len(pool), 30, replace=False)]
-        fit = intrinsics.adjust(part, SIZE)
+        fit = lens_fit.adjust(part, SIZE)
         actual.append(lens.difference(fit.theta, truth(), "rational", "rational", pixels, used)[used])
-        predicted.append(intrinsics.projection_sd(fit, pixels, used)[used])
+        predicted.append(lens_quality.projection_sd(fit, pixels, used)[used])
     a, p = np.sqrt(np.nanmean(np.square(actual), 0)), np.sqrt(np.nanmean(np.square(predicted), 0))
     ratio = p / a
     return {
@@ -113,17 +114,15 @@ def part_hand_eye(repeats: int) -> dict[str, Any]:
             park, _ = hand_eye.park(
                 mount,
                 [ARM.tool(v.q) for v in shots],
-                [hand_eye.board_pose(v, bench.theta, "rational") for v in shots],
+                [board_pose(v, bench.theta, "rational") for v in shots],
             )
             exact = (
-                hand_eye.solve(
-                    mount, shots, bench.theta, "rational", ARM.tool, hand_eye.ArmNoise(0.001, 1e-6, 0.0), 0.1
-                ).X
+                hand_eye.solve(mount, shots, bench.theta, "rational", ARM.tool, ArmNoise(0.001, 1e-6, 0.0), 0.1).X
                 if seed < 10
                 else None
             )
-            error = hand_eye.log(inverse(done.X) @ bench.X)
-            degrees, metres = hand_eye.distance(done.X, bench.X)
+            error = log(inverse(done.X) @ bench.X)
+            degrees, metres = distance(done.X, bench.X)
             rows.append(
                 {
                     "mm": 1000 * metres,
@@ -132,9 +131,9 @@ def part_hand_eye(repeats: int) -> dict[str, Any]:
                     "sd_deg": done.sd[0],
                     "halves_mm": halves["halves_mm"],
                     "nees": float(error @ np.linalg.solve(done.covariance, error)) / 6,
-                    "park_mm": 1000 * hand_eye.distance(park, bench.X)[1],
-                    "park_deg": hand_eye.distance(park, bench.X)[0],
-                    "exact_mm": np.nan if exact is None else 1000 * hand_eye.distance(exact, bench.X)[1],
+                    "park_mm": 1000 * distance(park, bench.X)[1],
+                    "park_deg": distance(park, bench.X)[0],
+                    "exact_mm": np.nan if exact is None else 1000 * distance(exact, bench.X)[1],
                 }
             )
         table = {k: np.array([r[k] for r in rows]) for k in rows[0]}
@@ -214,12 +213,12 @@ def part_board(repeats: int) -> dict[str, Any]:
         rows: dict[str, list[list[np.ndarray]]] = {"exact": [], "found": []}
         for _ in range(repeats):
             seen = uneven_views(rng, 30, stray, bow)
-            used = intrinsics.used_area(seen, pixels, SIZE)
+            used = lens_quality.used_area(seen, pixels, SIZE)
             for name in rows:
-                fit = intrinsics.adjust(seen, SIZE, exact_board=name == "exact")
+                fit = lens_fit.adjust(seen, SIZE, exact_board=name == "exact")
                 error = lens.difference(fit.theta, truth(), "rational", "rational", pixels, used)
                 rows[name].append(
-                    [np.where(used, v, np.nan) for v in (error, intrinsics.projection_sd(fit, pixels, used))]
+                    [np.where(used, v, np.nan) for v in (error, lens_quality.projection_sd(fit, pixels, used))]
                 )
         for name, pairs in rows.items():
             error, predicted = np.array(pairs).transpose(1, 0, 2)
@@ -232,28 +231,26 @@ def part_board(repeats: int) -> dict[str, Any]:
     return out
 
 
-def uneven_views(rng: np.random.Generator, count: int, stray: float, bow: float) -> list[intrinsics.View]:
+def uneven_views(rng: np.random.Generator, count: int, stray: float, bow: float) -> list[View]:
     """Views of a sheet whose corners are off by `stray` (m, each axis) and which sags by `bow` (m) from its middle to
     its corners."""
     points = SHEET.points()
     r2 = ((points - points.mean(0)) ** 2).sum(1)
     true = points + rng.normal(0, stray, points.shape) + np.outer(bow * r2 / r2.max(), [0, 0, 1.0])
-    out: list[intrinsics.View] = []
+    out: list[View] = []
     while len(out) < count:
         T = look_at_board(rng, SHEET, webcam(None))
         uv = lens.project(true, truth(), "rational", cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
         seen = ((uv > 0) & (uv < np.array(SIZE) - 1)).all(1)
         if seen.sum() > 20:
-            out.append(intrinsics.View(str(len(out)), points[seen], (uv + rng.normal(0, 0.1, uv.shape))[seen]))
+            out.append(View(str(len(out)), points[seen], (uv + rng.normal(0, 0.1, uv.shape))[seen]))
     return out
 
 
-Solved = tuple[
-    np.ndarray, Callable[[list[intrinsics.View]], list[intrinsics.View]]
-]  # theta; views on the board as found
+Solved = tuple[np.ndarray, Callable[[list[View]], list[View]]]  # theta; views on the board as found
 
 
-def _opencv(part: list[intrinsics.View], size: tuple[int, int]) -> Solved:
+def _opencv(part: list[View], size: tuple[int, int]) -> Solved:
     K0: Any = None
     _, K, D, _, _ = cv2.calibrateCamera(
         [v.points.astype(np.float32) for v in part], [v.pixels.astype(np.float32) for v in part], size, K0, K0
@@ -261,8 +258,8 @@ def _opencv(part: list[intrinsics.View], size: tuple[int, int]) -> Solved:
     return lens.parameters(K, D.ravel(), "pinhole"), lambda views: views
 
 
-def _own(part: list[intrinsics.View], size: tuple[int, int], exact_board: bool) -> Solved:
-    fit = intrinsics.adjust(part, size, "pinhole", exact_board=exact_board)
+def _own(part: list[View], size: tuple[int, int], exact_board: bool) -> Solved:
+    fit = lens_fit.adjust(part, size, "pinhole", exact_board=exact_board)
     return fit.theta, fit.on_true_board
 
 
@@ -292,13 +289,13 @@ def part_samples(folder: str, halvings: int = 24) -> dict[str, Any]:
             corners = cv2.cornerSubPix(
                 g, corners, (11, 11), (-1, -1), (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 30, 0.001)
             )
-            ours.append(intrinsics.View(str(k), board.points(), d.pixels))
-            theirs.append(intrinsics.View(str(k), board.points(), corners.reshape(-1, 2).astype(float)))
+            ours.append(View(str(k), board.points(), d.pixels))
+            theirs.append(View(str(k), board.points(), corners.reshape(-1, 2).astype(float)))
         pixels, _ = lens.grid(*size)
-        used = intrinsics.used_area(ours, pixels, size)
+        used = lens_quality.used_area(ours, pixels, size)
         rng = np.random.default_rng(0)
         orders = [rng.permutation(len(ours)) for _ in range(halvings)]
-        shapes.append(intrinsics.adjust(ours, size, "pinhole").shape)
+        shapes.append(lens_fit.adjust(ours, size, "pinhole").shape)
         for name, data in (
             ("opencv recipe", theirs),
             ("opencv, our corners", ours),
@@ -309,7 +306,7 @@ def part_samples(folder: str, halvings: int = 24) -> dict[str, Any]:
             squares = []
             for k in range(4):
                 theta, correct = solve([v for i, v in enumerate(data) if i % 4 != k], size)
-                squares.append(intrinsics.heldout_rms(theta, "pinhole", correct(data[k::4])) ** 2)
+                squares.append(lens_quality.heldout_rms(theta, "pinhole", correct(data[k::4])) ** 2)
             median, high = [], []
             for order in orders:
                 a, b = (solve([data[i] for i in sorted(order[k::2])], size)[0] for k in (0, 1))
@@ -367,8 +364,8 @@ def part_mrcal(repeats: int) -> dict[str, Any]:
                 [MRCAL_PYTHON, str(peer), f"{folder}/in.npz", f"{folder}/out.npy"], check=True, stdout=sys.stderr
             )
             theirs = np.load(f"{folder}/out.npy")
-        ours = intrinsics.adjust(seen, SIZE, "rational").theta
-        used = intrinsics.used_area(seen, pixels, SIZE)
+        ours = lens_fit.adjust(seen, SIZE, "rational").theta
+        used = lens_quality.used_area(seen, pixels, SIZE)
         for name, a, b in (("ours", ours, truth()), ("mrcal", theirs, truth()), ("apart", ours, theirs)):
             found[name].append(lens.difference(a, b, "rational", "rational", pixels, used)[used])
     return {

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from calibration.board import Board, Detection
-from calibration.intrinsics import MIN_CORNERS, View
+from calibration.views import MIN_CORNERS, View
 
 GRID = (6, 8)  # rows, columns of the coverage map
 MIN_SHARPNESS = 0.25  # of the sharpest picture so far: edges of the board against its own contrast

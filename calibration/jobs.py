@@ -11,13 +11,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from calibration import hand_eye, intrinsics, lens, report
+from calibration import hand_eye, intrinsics, lens, lens_quality, report
 from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
 from calibration.check import FRAMES, Reference, check, learn
-from calibration.hand_eye import ArmNoise, ArmView, inverse
-from calibration.intrinsics import View
 from calibration.store import Store, new_record
+from calibration.transforms import distance, inverse, log
+from calibration.views import MIN_CORNERS, ArmNoise, ArmView, Forward, View
 
 Size = tuple[int, int]
 SAME_LENS_PX = 0.5  # median difference of two lenses under which a pose found through one holds for the other
@@ -42,7 +42,7 @@ def find_views(
             )
         else:
             found = board.detect(image)
-            if len(found.ids) < intrinsics.MIN_CORNERS:
+            if len(found.ids) < MIN_CORNERS:
                 rejected.append((name, board.why_unseen(image)))
             else:
                 views.append(View(name, board.points()[found.ids], found.pixels))
@@ -98,7 +98,7 @@ def run_intrinsics(
             theta, old_model = theta_of(camera)
             pixels, _ = lens.grid(*size)
             before = lens.difference(theta, fit.theta, old_model, model, pixels, done.used)
-            stored = intrinsics.heldout_rms(theta, old_model, fit.on_true_board(fit.views), fit.sigma)
+            stored = lens_quality.heldout_rms(theta, old_model, fit.on_true_board(fit.views), fit.sigma)
             said.append(f"stored lens on these views: {stored:.3f} px, new one held out: {q['heldout_px']:.3f} px")
             if stored < q["heldout_px"] * 1.001:
                 verdict.append(
@@ -175,7 +175,7 @@ def finish_hand_eye(
     page: Path,
     dry_run: bool,
     board: str,
-    forward: hand_eye.Forward,
+    forward: Forward,
     joints: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Solve and store: the same lens as `old` with a new pose. Raises CalibrationError; what is in use stays then."""
@@ -187,10 +187,10 @@ def finish_hand_eye(
     pose, on_tool = (h.X, None) if mount == "base" else (None, h.X)
     result = dataclasses.replace(camera, name=name, T_base_from_cam=pose, T_tool_from_cam=on_tool).to_json()
     was = camera.T_base_from_cam if mount == "base" else camera.T_tool_from_cam
-    before = None if was is None else hand_eye.distance(was, h.X)
+    before = None if was is None else distance(was, h.X)
     refused = ""
     if was is not None and old["uncertainty"].get("pose_sd_mm", np.inf) <= 1000 * metres:
-        d = hand_eye.log(inverse(h.X) @ was)
+        d = log(inverse(h.X) @ was)
         if float(d @ np.linalg.solve(h.covariance, d)) < 12.6:  # 95 % of chi-square with six degrees of freedom
             refused = "it fits these views as well, and was known more exactly"
     good = [v for v in views if v.name in h.kept]
@@ -408,7 +408,7 @@ def compare_records(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
             out.update(projection_median_px=float(np.nanmedian(d)), projection_p90_px=float(np.nanquantile(d, 0.9)))
         for x, y in ((old.T_base_from_cam, new.T_base_from_cam), (old.T_tool_from_cam, new.T_tool_from_cam)):
             if x is not None and y is not None:
-                degrees, metres = hand_eye.distance(x, y)
+                degrees, metres = distance(x, y)
                 out.update(pose_mm=1000 * metres, pose_deg=degrees)
     for k, v in b["uncertainty"].items():
         if k in a["uncertainty"]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from calibration import intrinsics
+from calibration import intrinsics, lens_quality
 from calibration.hand_eye import HandEye
 from calibration.joints import JointCalibration
 from calibration.store import write_result
@@ -162,7 +162,7 @@ def intrinsics_page(
                         "left out"
                     ),
                 ),
-                ("tilt spread", f"{intrinsics.tilt_spread(fit.poses):.0f} degrees"),
+                ("tilt spread", f"{lens_quality.tilt_spread(fit.poses):.0f} degrees"),
                 *((k.replace("_", " "), f"{v:.3f}") for k, v in q.items()),
             ]
         ),

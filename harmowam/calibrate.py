@@ -230,7 +230,7 @@ def hand_eye(
 ) -> None:
     """Where the camera is: the arm drives through safe poses while the camera watches a board."""
     from calibration.board import Board
-    from calibration.hand_eye import ArmNoise
+    from calibration.views import ArmNoise
     from harmowam.live_hand_eye import run_hand_eye
     from runtime.robot import load_robot
 

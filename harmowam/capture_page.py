@@ -13,7 +13,7 @@ import numpy as np
 from calibration.board import Board
 from calibration.camera import CalibrationError
 from calibration.guide import Guide
-from calibration.intrinsics import View
+from calibration.views import View
 from harmowam.calibration_rig import take
 from runtime.cameras.sources import CameraSource
 

@@ -13,12 +13,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from calibration import hand_eye, lens
+from calibration import hand_eye, lens, pose_planning
 from calibration.board import Board
 from calibration.camera import CalibrationError
-from calibration.hand_eye import ArmNoise, ArmView, inverse
 from calibration.jobs import Size, camera_of, current, finish_hand_eye, theta_of
 from calibration.store import Store, new_record, refuse_other_camera
+from calibration.transforms import inverse
+from calibration.views import ArmNoise, ArmView, Forward, board_pose
 from runtime.robot import Robot
 
 TAKE_S = 15.0  # that an operator has to take the board out of the gripper, before the arm goes down with it
@@ -81,8 +82,8 @@ def run_hand_eye(
         # A board in the gripper must clear the table however it is turned, on the way as well.
         floor = max(0.09, 0.02 + float(np.hypot(*board.size())) / 2) if mount == "base" else 0.09
         last: np.ndarray | None = None
-        for k, q in enumerate(hand_eye.propose(rng, robot.family.tool, lower, upper, visible, count, floor)):
-            if last is not None and not hand_eye.clear_path(robot.family.tool, last, q, floor - 0.02):
+        for k, q in enumerate(pose_planning.propose(rng, robot.family.tool, lower, upper, visible, count, floor)):
+            if last is not None and not pose_planning.clear_path(robot.family.tool, last, q, floor - 0.02):
                 say(f"pose {k + 1} of {count}: passed over, the way there is too close to the table")
                 continue
             last, measured = q, move_to(q)
@@ -156,7 +157,7 @@ def _first_guess(
     board: Board,
     move_to: Callable[[np.ndarray], np.ndarray],
     picture: Callable[[], np.ndarray],
-    forward: hand_eye.Forward,
+    forward: Forward,
     robot: Robot,
     mount: str,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -180,7 +181,7 @@ def _first_guess(
         found = board.detect(picture())
         if len(found.ids) >= FEWEST:
             arms.append(forward(q))
-            boards.append(hand_eye.board_pose(ArmView("", board.points()[found.ids], found.pixels, q), theta, model))
+            boards.append(board_pose(ArmView("", board.points()[found.ids], found.pixels, q), theta, model))
     if len(arms) < 4:
         raise CalibrationError(
             "the board is not seen where the arm stands: move the arm by hand so that the camera sees the board, "
@@ -196,7 +197,7 @@ def _board_in_view(
     theta: np.ndarray,
     model: str,
     size: Size,
-    forward: hand_eye.Forward,
+    forward: Forward,
     on_arm: bool = False,
 ) -> Callable[[np.ndarray], bool]:
     """Whether a pose shows most of the board, from in front, by the rough calibration."""

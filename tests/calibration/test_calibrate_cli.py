@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from calibration import hand_eye, intrinsics
+from calibration import intrinsics
 from calibration.board import Board
 from calibration.camera import CalibrationError
 from calibration.guide import Guide
 from calibration.jobs import compare_records, find_views, finish_hand_eye, run_intrinsics
 from calibration.store import Store, load_camera, new_record
+from calibration.transforms import distance
+from calibration.views import ArmNoise
 from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.motion.endings import Exit, exit_code
 from firmware_bridge.motion.messages import SafetyState
@@ -93,7 +95,7 @@ def test_from_pictures_to_a_camera_that_the_runtime_loads(pictures, tmp_path):
         Store(store).get("front"),
         views,
         "base",
-        hand_eye.ArmNoise(),
+        ArmNoise(),
         tmp_path / "h.html",
         False,
         "x",
@@ -101,7 +103,7 @@ def test_from_pictures_to_a_camera_that_the_runtime_loads(pictures, tmp_path):
     )
     camera = load_camera(store / "front")
     assert camera.T_base_from_cam is not None
-    assert hand_eye.distance(camera.T_base_from_cam, rig.X)[1] < 0.01
+    assert distance(camera.T_base_from_cam, rig.X)[1] < 0.01
     assert (tmp_path / "h.html").read_text().count("<svg") == 3
     listed = calibrate("history", "front", "--store", store)
     assert listed.exit_code == 0 and listed.output.count("front") == 2 and "pose_sd_mm" in listed.output
@@ -117,7 +119,7 @@ def test_the_hand_eye_result_must_be_better_than_what_is_stored(tmp_path):
     old = new_record(
         "camera", "front", webcam(None).to_json(), identity={"mount": "base"}, parents=[], uncertainty={}, evidence={}
     )
-    job = (hand_eye.ArmNoise(), tmp_path / "h.html", False, "x", so101.tool)
+    job = (ArmNoise(), tmp_path / "h.html", False, "x", so101.tool)
     first = finish_hand_eye(store, "front", old, many, "base", *job)
     second = finish_hand_eye(store, "front", store.get("front"), many[:12], "base", *job)
     assert first["accepted"] and not second["accepted"] and store.current_hash("front") == first["hash"]
@@ -140,7 +142,7 @@ def test_a_dry_run_of_a_pose_stores_nothing(tmp_path):
     old = new_record(
         "camera", "front", webcam(None).to_json(), identity={"mount": "base"}, parents=[], uncertainty={}, evidence={}
     )
-    job = (hand_eye.ArmNoise(), tmp_path / "h.html", True, "x", so101.tool)
+    job = (ArmNoise(), tmp_path / "h.html", True, "x", so101.tool)
     pose = finish_hand_eye(store, "front", old, seen, "base", *job)
     assert pose["accepted"] and pose["hash"] is None and not store.root.exists()
 
@@ -175,7 +177,7 @@ def test_a_new_lens_that_agrees_keeps_the_pose_and_how_exactly_it_was_known(moun
     assert known.items() <= new["uncertainty"].items() and new["uncertainty"]["heldout_px"] < 0.3
     # So a hand-eye calibration that knows less does not replace it.
     seen = [rig.view(str(k), q) for k, q in enumerate(rig.poses(12))]
-    job = (hand_eye.ArmNoise(), tmp_path / "h.html", False, "x", so101.tool)
+    job = (ArmNoise(), tmp_path / "h.html", False, "x", so101.tool)
     worse = finish_hand_eye(store, "front", new, seen, mount, *job)
     assert worse["sd_mm"] > known["pose_sd_mm"] and worse["refused"] == [
         "it fits these views as well, and was known more exactly"

@@ -11,10 +11,10 @@ import pytest
 from calibration import check, joints
 from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
-from calibration.hand_eye import inverse, transform
 from calibration.jobs import run_learn, stored_reference
 from calibration.joints_lerobot import from_lerobot, to_lerobot
 from calibration.store import Store, new_record
+from calibration.transforms import inverse, transform
 from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.motion.arm import Arm
