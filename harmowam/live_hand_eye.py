@@ -16,10 +16,11 @@ import numpy as np
 from calibration import hand_eye, lens, pose_planning
 from calibration.board import Board
 from calibration.camera import CalibrationError
-from calibration.jobs import Size, camera_of, current, finish_hand_eye, theta_of
+from calibration.hand_eye_job import finish_hand_eye
+from calibration.records import camera_of, current, theta_of
 from calibration.store import Store, new_record, refuse_other_camera
 from calibration.transforms import inverse
-from calibration.views import ArmNoise, ArmView, Forward, board_pose
+from calibration.views import ArmNoise, ArmView, Forward, Size, board_pose
 from runtime.robot import Robot
 
 TAKE_S = 15.0  # that an operator has to take the board out of the gripper, before the arm goes down with it

@@ -20,7 +20,9 @@ from calibration import intrinsics
 from calibration.board import Board
 from calibration.camera import CalibrationError
 from calibration.guide import Guide
-from calibration.jobs import compare_records, find_views, finish_hand_eye, run_intrinsics
+from calibration.hand_eye_job import finish_hand_eye
+from calibration.intrinsics_job import find_views, run_intrinsics
+from calibration.records import compare_records
 from calibration.store import Store, load_camera, new_record
 from calibration.transforms import distance
 from calibration.views import ArmNoise

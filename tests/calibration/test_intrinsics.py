@@ -12,7 +12,7 @@ from benchmarks.calibration import uneven_views
 from calibration import intrinsics, lens, lens_fit, lens_quality
 from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
-from calibration.jobs import find_views
+from calibration.intrinsics_job import find_views
 from calibration.views import View
 from sim.boards import look_at_board, render
 from sim.calibration_rig import webcam
