@@ -22,9 +22,9 @@ def run_learn(
     arm: list[np.ndarray] | None,
     arm_board: Board | None,
 ) -> dict[str, Any]:
-    """Learn the drift reference of the calibration in use and store it beside it."""
+    """Learn the drift reference of the calibration in use and store it beside that. `frames`: pictures of the fixed
+    marker `board`; `arm`: of the arm's marker `arm_board`, one after each return to rest. Raises CalibrationError."""
     camera = store.get(name, kind="camera")
-    # Pictures of the arm's marker come one a return to rest.
     reference = learn(frames, board, [[a] for a in arm] if arm else None, arm_board)
     if (reference.width, reference.height) != (camera["identity"]["width"], camera["identity"]["height"]):
         raise CalibrationError(
@@ -67,7 +67,7 @@ def stored_reference(store: Store, name: str) -> Reference:
 def run_check(
     store: Store, name: str, frames: list[np.ndarray], arm: list[np.ndarray] | None, page: Path
 ) -> dict[str, Any]:
-    """Judge pictures against the stored reference, and report."""
+    """Compare pictures with the stored reference, and report. Raises CalibrationError where they cannot be compared."""
     reference = stored_reference(store, name)
     v = check(reference, frames[-FRAMES:], arm)
     parts = [

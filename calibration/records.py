@@ -38,7 +38,8 @@ def current(store: Store, name: str) -> dict[str, Any] | None:
 
 
 def compare_records(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """What changed between two records of one name."""
+    """What changed from record `a` to `b` of one name: lines of text and numbers (units in their names). Raises
+    CalibrationError where they are of different kinds."""
     out: dict[str, Any] = {"from": a["created"], "to": b["created"]}
     if a["kind"] != b["kind"]:
         raise CalibrationError(f"a {a['kind']} and a {b['kind']} calibration cannot be compared: name two of one kind.")

@@ -46,8 +46,8 @@ def heat(
     unit: str,
     used: np.ndarray | None = None,
 ) -> str:
-    """Map of values float64[rows*columns] over the picture with its scale; what is not `used` is drawn pale, NaN is
-    white."""
+    """Map of values float64[rows*columns] over the picture, with its scale: 0 to `top`. What is not `used` (bool, the
+    same shape) is pale, NaN is white."""
     rows, columns = grid
     w, h = size[0] / columns, size[1] / rows
     body = []
@@ -74,7 +74,8 @@ def heat(
 def arrows(
     size: tuple[int, int], at: np.ndarray, vectors: np.ndarray, magnify: float, kept: np.ndarray | None = None
 ) -> str:
-    """Vectors float64[n,2] px drawn `magnify` times as long; those not `kept` in red."""
+    """Vectors float64[n,2] px from points `at` float64[n,2] px, drawn `magnify` times as long; those not `kept` (bool[n])
+    in red."""
     width = size[0] / 640
     body = []
     for k, (p, v) in enumerate(zip(at, vectors * magnify, strict=True)):
@@ -111,14 +112,15 @@ def page(path: Path, title: str, verdict: list[str], parts: Sequence[str]) -> No
 
 
 def _coverage(size: tuple[int, int], grid: tuple[int, int], corners: np.ndarray) -> str:
-    """Figure of how many of `corners` float64[n,2] px lie in each part of the picture."""
+    """Figure that shows how many of `corners` float64[n,2] px lie in each part of the picture."""
     counts, _, _ = np.histogram2d(corners[:, 1], corners[:, 0], bins=grid, range=((0, size[1]), (0, size[0])))
     picture = heat(size, grid, np.where(counts > 0, counts, np.nan).ravel(), float(counts.max()), "corners")
     return figure(picture, "Coverage: corners seen in each part of the picture.")
 
 
 def _board(corners: np.ndarray, shape: np.ndarray) -> str:
-    """Figure of where the board's corners float64[m,3] (m) are in truth, `shape` further."""
+    """Figure of the board's corners float64[m,3] (m) as described and of how far the true ones are from them, `shape`
+    float64[m,3] (m)."""
     rms = 1000 * np.sqrt((shape**2).mean(0))
     extent = np.ptp(corners, axis=0)[:2]
     scale = 560 / float(extent.max())

@@ -151,7 +151,7 @@ def intrinsics(
     else:
         from harmowam.capture_page import capture
 
-        live_identity(loaded, camera)  # refused before the board is held up; read once the lens has been used
+        live_identity(loaded, camera)  # refuses an autofocus before the capture; the focus that counts is read after it
         with _camera(loaded, camera) as source:
             seen, size = capture(source, made, views, page, say)
         rejected = []
