@@ -4,44 +4,24 @@ honest, board, hand-eye, drift, samples, mrcal, before-after."""
 from __future__ import annotations
 
 import argparse
-import functools
-import glob
 import json
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from calibration import check, hand_eye, intrinsics, lens
+from benchmarks.calibration_peers import part_mrcal, part_samples
+from benchmarks.calibration_views import SIZE, truth, uneven_views, views
+from calibration import check, hand_eye, intrinsics, lens, lens_fit, lens_quality
 from calibration.board import Board
 from calibration.camera import CalibrationError, Camera, parallax
-from calibration.hand_eye import inverse, transform
-from sim.boards import look_at_board, render
-from sim.calibration_rig import ArmBench, look_at, webcam
+from calibration.transforms import distance, inverse, log, transform
+from calibration.views import ArmNoise, board_pose
+from sim.boards import render
+from sim.calibration_rig import ArmBench, look_at
 from sim.tasks import ARM
-
-SHEET = Board.parse("charuco:11x8:0.030:0.022:4x4_50")
-SIZE = (1280, 720)
-
-
-def views(rng: np.random.Generator, count: int) -> list[intrinsics.View]:
-    out: list[intrinsics.View] = []
-    while len(out) < count:
-        d = SHEET.detect(render(webcam(None), look_at_board(rng, SHEET, webcam(None)), SHEET, rng))
-        if len(d.ids) >= intrinsics.MIN_CORNERS:
-            out.append(intrinsics.View(str(len(out)), SHEET.points()[d.ids], d.pixels))
-    return out
-
-
-def truth() -> np.ndarray:
-    camera = webcam(None)
-    return lens.parameters(camera.K, camera.D, "rational")
 
 
 def part_intrinsics(repeats: int) -> dict[str, Any]:
@@ -77,13 +57,13 @@ def part_honest(repeats: int) -> dict[str, Any]:
     pool = views(np.random.default_rng(5), 300)
     rng = np.random.default_rng(6)
     pixels, _ = lens.grid(*SIZE)
-    used = intrinsics.used_area(pool, pixels, SIZE)
+    used = lens_quality.used_area(pool, pixels, SIZE)
     actual, predicted = [], []
     for _ in range(repeats):
         part = [pool[k] for k in rng.choice(len(pool), 30, replace=False)]
-        fit = intrinsics.adjust(part, SIZE)
+        fit = lens_fit.adjust(part, SIZE)
         actual.append(lens.difference(fit.theta, truth(), "rational", "rational", pixels, used)[used])
-        predicted.append(intrinsics.projection_sd(fit, pixels, used)[used])
+        predicted.append(lens_quality.projection_sd(fit, pixels, used)[used])
     a, p = np.sqrt(np.nanmean(np.square(actual), 0)), np.sqrt(np.nanmean(np.square(predicted), 0))
     ratio = p / a
     return {
@@ -96,8 +76,8 @@ def part_honest(repeats: int) -> dict[str, Any]:
 
 
 def part_hand_eye(repeats: int) -> dict[str, Any]:
-    """15 proposed poses, 0.5 degrees and 2 mm of noise a pose and 0.5 degrees a joint zero; beside it Park alone and
-    pixels only."""
+    """15 proposed poses; each arm pose has 0.5 degrees and 2 mm of noise, each joint zero 0.5 degrees. Beside it Park's
+    method alone (`park_*`), and an adjustment that takes the arm as exact (`exact_mm`)."""
     out: dict[str, Any] = {}
     for mount in ("base", "arm"):
         rows, refused = [], 0
@@ -113,17 +93,15 @@ def part_hand_eye(repeats: int) -> dict[str, Any]:
             park, _ = hand_eye.park(
                 mount,
                 [ARM.tool(v.q) for v in shots],
-                [hand_eye.board_pose(v, bench.theta, "rational") for v in shots],
+                [board_pose(v, bench.theta, "rational") for v in shots],
             )
             exact = (
-                hand_eye.solve(
-                    mount, shots, bench.theta, "rational", ARM.tool, hand_eye.ArmNoise(0.001, 1e-6, 0.0), 0.1
-                ).X
+                hand_eye.solve(mount, shots, bench.theta, "rational", ARM.tool, ArmNoise(0.001, 1e-6, 0.0), 0.1).X
                 if seed < 10
                 else None
             )
-            error = hand_eye.log(inverse(done.X) @ bench.X)
-            degrees, metres = hand_eye.distance(done.X, bench.X)
+            error = log(inverse(done.X) @ bench.X)
+            degrees, metres = distance(done.X, bench.X)
             rows.append(
                 {
                     "mm": 1000 * metres,
@@ -132,9 +110,9 @@ def part_hand_eye(repeats: int) -> dict[str, Any]:
                     "sd_deg": done.sd[0],
                     "halves_mm": halves["halves_mm"],
                     "nees": float(error @ np.linalg.solve(done.covariance, error)) / 6,
-                    "park_mm": 1000 * hand_eye.distance(park, bench.X)[1],
-                    "park_deg": hand_eye.distance(park, bench.X)[0],
-                    "exact_mm": np.nan if exact is None else 1000 * hand_eye.distance(exact, bench.X)[1],
+                    "park_mm": 1000 * distance(park, bench.X)[1],
+                    "park_deg": distance(park, bench.X)[0],
+                    "exact_mm": np.nan if exact is None else 1000 * distance(exact, bench.X)[1],
                 }
             )
         table = {k: np.array([r[k] for r in rows]) for k in rows[0]}
@@ -214,12 +192,12 @@ def part_board(repeats: int) -> dict[str, Any]:
         rows: dict[str, list[list[np.ndarray]]] = {"exact": [], "found": []}
         for _ in range(repeats):
             seen = uneven_views(rng, 30, stray, bow)
-            used = intrinsics.used_area(seen, pixels, SIZE)
+            used = lens_quality.used_area(seen, pixels, SIZE)
             for name in rows:
-                fit = intrinsics.adjust(seen, SIZE, exact_board=name == "exact")
+                fit = lens_fit.adjust(seen, SIZE, exact_board=name == "exact")
                 error = lens.difference(fit.theta, truth(), "rational", "rational", pixels, used)
                 rows[name].append(
-                    [np.where(used, v, np.nan) for v in (error, intrinsics.projection_sd(fit, pixels, used))]
+                    [np.where(used, v, np.nan) for v in (error, lens_quality.projection_sd(fit, pixels, used))]
                 )
         for name, pairs in rows.items():
             error, predicted = np.array(pairs).transpose(1, 0, 2)
@@ -230,154 +208,6 @@ def part_board(repeats: int) -> dict[str, Any]:
                 "predicted_over_actual": round(float(np.nanmedian(np.sqrt(np.nanmean(predicted**2, 0)) / actual)), 2),
             }
     return out
-
-
-def uneven_views(rng: np.random.Generator, count: int, stray: float, bow: float) -> list[intrinsics.View]:
-    """Views of a sheet whose corners are off by `stray` (m, each axis) and which sags by `bow` (m) from its middle to
-    its corners."""
-    points = SHEET.points()
-    r2 = ((points - points.mean(0)) ** 2).sum(1)
-    true = points + rng.normal(0, stray, points.shape) + np.outer(bow * r2 / r2.max(), [0, 0, 1.0])
-    out: list[intrinsics.View] = []
-    while len(out) < count:
-        T = look_at_board(rng, SHEET, webcam(None))
-        uv = lens.project(true, truth(), "rational", cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
-        seen = ((uv > 0) & (uv < np.array(SIZE) - 1)).all(1)
-        if seen.sum() > 20:
-            out.append(intrinsics.View(str(len(out)), points[seen], (uv + rng.normal(0, 0.1, uv.shape))[seen]))
-    return out
-
-
-Solved = tuple[
-    np.ndarray, Callable[[list[intrinsics.View]], list[intrinsics.View]]
-]  # theta; views on the board as found
-
-
-def _opencv(part: list[intrinsics.View], size: tuple[int, int]) -> Solved:
-    K0: Any = None
-    _, K, D, _, _ = cv2.calibrateCamera(
-        [v.points.astype(np.float32) for v in part], [v.pixels.astype(np.float32) for v in part], size, K0, K0
-    )
-    return lens.parameters(K, D.ravel(), "pinhole"), lambda views: views
-
-
-def _own(part: list[intrinsics.View], size: tuple[int, int], exact_board: bool) -> Solved:
-    fit = intrinsics.adjust(part, size, "pinhole", exact_board=exact_board)
-    return fit.theta, fit.on_true_board
-
-
-def part_samples(folder: str, halvings: int = 24) -> dict[str, Any]:
-    """OpenCV's own sample images: our calibration beside OpenCV's recipe (cornerSubPix 11x11, calibrateCamera), one
-    measure for all.
-
-    Two halves of 13 views differ by luck as well: the same `halvings` random ones for every contender."""
-    board = Board.parse("chessboard:9x6:0.025")
-    out: dict[str, Any] = {}
-    shapes = []
-    for side in ("left", "right"):
-        pictures: list[Any] = [
-            cv2.imread(p, cv2.IMREAD_GRAYSCALE) for p in sorted(glob.glob(f"{folder}/{side}[0-9][0-9].jpg"))
-        ]
-        if not pictures:
-            raise SystemExit(
-                f"no {side}*.jpg in {folder}: install opencv-doc and name its examples/data folder with --samples"
-            )
-        ours, theirs = [], []
-        size = (pictures[0].shape[1], pictures[0].shape[0])
-        for k, g in enumerate(pictures):
-            d = board.detect(g)
-            ok, corners = cv2.findChessboardCorners(g, (9, 6))
-            if not (len(d.ids) and ok):
-                continue
-            corners = cv2.cornerSubPix(
-                g, corners, (11, 11), (-1, -1), (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 30, 0.001)
-            )
-            ours.append(intrinsics.View(str(k), board.points(), d.pixels))
-            theirs.append(intrinsics.View(str(k), board.points(), corners.reshape(-1, 2).astype(float)))
-        pixels, _ = lens.grid(*size)
-        used = intrinsics.used_area(ours, pixels, size)
-        rng = np.random.default_rng(0)
-        orders = [rng.permutation(len(ours)) for _ in range(halvings)]
-        shapes.append(intrinsics.adjust(ours, size, "pinhole").shape)
-        for name, data in (
-            ("opencv recipe", theirs),
-            ("opencv, our corners", ours),
-            ("ours, board exact", ours),
-            ("ours", ours),
-        ):
-            solve = _opencv if name.startswith("opencv") else functools.partial(_own, exact_board=name != "ours")
-            squares = []
-            for k in range(4):
-                theta, correct = solve([v for i, v in enumerate(data) if i % 4 != k], size)
-                squares.append(intrinsics.heldout_rms(theta, "pinhole", correct(data[k::4])) ** 2)
-            median, high = [], []
-            for order in orders:
-                a, b = (solve([data[i] for i in sorted(order[k::2])], size)[0] for k in (0, 1))
-                cross = lens.difference(a, b, "pinhole", "pinhole", pixels, used)[used]
-                median.append(float(np.median(cross)))
-                high.append(float(np.quantile(cross, 0.9)))
-            out[f"{side}, {name}"] = {
-                "views": len(data),
-                "heldout_px": round(float(np.sqrt(np.mean(squares))), 3),
-                "crossval_median_px": round(float(np.median(median)), 3),
-                "crossval_quartiles_px": [round(float(q), 3) for q in np.quantile(median, [0.25, 0.75])],
-                "crossval_worst_px": round(max(median), 3),
-                "crossval_p90_px": round(float(np.median(high)), 3),
-            }
-        out[f"{side}, crossval to opencv recipe's"] = round(
-            out[f"{side}, ours"]["crossval_median_px"] / out[f"{side}, opencv recipe"]["crossval_median_px"], 3
-        )
-    # Two cameras, one board: what they find of its shape is either the board's or chance.
-    out["board_shape_rms_mm"] = [[round(1000 * float(v), 3) for v in np.sqrt((s**2).mean(0))] for s in shapes]
-    out["board_shape_correlation"] = [
-        round(float(np.corrcoef(shapes[0][:, k], shapes[1][:, k])[0, 1]), 3) for k in range(3)
-    ]
-    return out
-
-
-MRCAL_PYTHON = "/usr/bin/python3"  # Debian's mrcal is for the system's own
-
-
-def has_mrcal() -> bool:
-    """Whether the system's Python imports mrcal (Debian `python3-mrcal`)."""
-    try:
-        return subprocess.run([MRCAL_PYTHON, "-c", "import mrcal"], capture_output=True, check=False).returncode == 0
-    except OSError:
-        return False
-
-
-def part_mrcal(repeats: int) -> dict[str, Any]:
-    """The same ray-cast corners to mrcal and to us: whose lens is nearer to the truth, and how far both are apart (px,
-    used area)."""
-    if not has_mrcal():
-        raise SystemExit("mrcal is not installed: apt install python3-mrcal, then repeat.")
-    rows, columns = SHEET.rows - 1, SHEET.columns - 1
-    pixels, _ = lens.grid(*SIZE, 16)
-    found: dict[str, list[np.ndarray]] = {"ours": [], "mrcal": [], "apart": []}
-    for seed in range(repeats):
-        seen = views(np.random.default_rng([seed, 5]), 30)
-        corners = np.full((len(seen), rows, columns, 3), -1.0)  # weight -1: not seen
-        for view, seat in zip(seen, corners, strict=True):
-            column, row = (np.rint(view.points[:, :2] / SHEET.square).astype(int) - 1).T
-            seat[row, column] = np.column_stack([view.pixels, np.ones(len(row))])
-        with tempfile.TemporaryDirectory() as folder:
-            np.savez(f"{folder}/in.npz", corners=corners, spacing=SHEET.square, size=SIZE)
-            peer = Path(__file__).with_name("mrcal_peer.py")
-            subprocess.run(
-                [MRCAL_PYTHON, str(peer), f"{folder}/in.npz", f"{folder}/out.npy"], check=True, stdout=sys.stderr
-            )
-            theirs = np.load(f"{folder}/out.npy")
-        ours = intrinsics.adjust(seen, SIZE, "rational").theta
-        used = intrinsics.used_area(seen, pixels, SIZE)
-        for name, a, b in (("ours", ours, truth()), ("mrcal", theirs, truth()), ("apart", ours, theirs)):
-            found[name].append(lens.difference(a, b, "rational", "rational", pixels, used)[used])
-    return {
-        name: {
-            "median_px": round(float(np.median([np.median(e) for e in each])), 4),
-            "p90_px": round(float(np.median([np.quantile(e, 0.9) for e in each])), 4),
-        }
-        for name, each in found.items()
-    }
 
 
 def part_before_after(bundle: Path, episodes: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """mrcal (Debian `python3-mrcal`) on a file of corners: `/usr/bin/python3 benchmarks/mrcal_peer.py IN.npz OUT.npy`.
 
-Run by `benchmarks.calibration`, by the system's Python: mrcal is not on the package index and needs only itself here.
+`benchmarks.calibration_peers` runs it with the system's Python: mrcal is not on the package index.
 IN: corners float64[views,rows,columns,3] (x, y, weight; weight -1 where not seen), spacing (m), size (width, height).
 OUT: theta float64[12] (fx fy cx cy, then OpenCV's eight).
 """

@@ -20,7 +20,7 @@ import numpy as np
 
 from calibration.camera import CalibrationError
 
-NARROW = 0.005  # m, the least that a printer leaves white
+NARROW = 0.005  # m: margin that every printer leaves white
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Board:
         return (self.columns + extra) * self.square, (self.rows + extra) * self.square
 
     def origin(self) -> tuple[float, float]:
-        """Where the pattern's top-left corner lies in the board frame, m."""
+        """Position of the pattern's top-left corner in the board frame, m."""
         return (0.0, 0.0) if self.kind == "charuco" else (-self.square, -self.square)
 
     def detect(self, grey: np.ndarray) -> Detection:
@@ -102,7 +102,7 @@ class Board:
         none = Detection(np.zeros(0, int), np.zeros((0, 2)))
         if self.kind == "chessboard":
             flags = cv2.CALIB_CB_ADAPTIVE_THRESH | cv2.CALIB_CB_NORMALIZE_IMAGE
-            # The quick look misses small squares; the long one takes seconds on a large picture without a board.
+            # The fast check misses small squares; without it a large picture that shows no board takes seconds.
             quick = cv2.CALIB_CB_FAST_CHECK if grey.shape[1] > 640 else 0
             found, corners = cv2.findChessboardCorners(grey, (self.columns, self.rows), flags=flags | quick)
             if not found:
@@ -118,13 +118,13 @@ class Board:
             return none
         return Detection(ids.ravel().astype(int), corners.reshape(-1, 2).astype(float))
 
-    def _detector(self, legacy: bool) -> Any:  # OpenCV's own types do not say that results may be None
+    def _detector(self, legacy: bool) -> Any:  # OpenCV's types do not say that results may be None
         parameters = cv2.aruco.DetectorParameters()
         parameters.cornerRefinementMethod = cv2.aruco.CORNER_REFINE_SUBPIX
         return cv2.aruco.CharucoDetector(self._charuco(legacy), cv2.aruco.CharucoParameters(), parameters)
 
     def why_unseen(self, grey: np.ndarray) -> str:
-        """The likeliest reason that `detect` found nothing."""
+        """The most probable reason why `detect` found nothing."""
         if self.kind == "chessboard":
             return "board not found or partly hidden"
         detector: Any = cv2.aruco.ArucoDetector(self._dictionary())
@@ -147,12 +147,12 @@ class Board:
         return "too few corners (partly hidden or blurred)"
 
     def rectangles(self) -> list[tuple[float, float, float, float]]:
-        """All black rectangles (x, y, width, height), m, from the pattern's top-left corner: what a printer needs."""
+        """All black rectangles of the pattern: x, y (from its top-left corner), width, height, m."""
         width, height = self.size()
         s, out = self.square, []
         dark = 0
         if self.kind == "charuco":
-            # Corner (0, 0) of the first marker's square says which squares are white.
+            # Markers stand in white squares: the first one's place says which squares are white.
             first = np.asarray(self._charuco().getObjPoints()[0]).min(0)[:2]
             dark = (
                 round((first[0] - (s - self.marker) / 2) / s) + round((first[1] - (s - self.marker) / 2) / s) + 1
@@ -192,8 +192,8 @@ class Board:
         return data[:33] + chunk + data[33:]  # after IHDR
 
     def pdf(self, margin: float = 0.012) -> bytes:
-        """A one-page vector PDF in true size, with a 100 mm line to hold a ruler against, in the margin below; above it
-        is as narrow as a printer allows, so that the usual board fits A4 across."""
+        """A one-page vector PDF in true size. Below the pattern is a 100 mm line to check with a ruler; the margin
+        above is NARROW, so that the usual board fits on A4 in landscape."""
         point = 72 / 0.0254
         width, height = self.size()
         page = (max(width, 0.1) + 2 * margin, height + margin + NARROW)

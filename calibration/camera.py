@@ -19,7 +19,7 @@ from common.schema import Malformed, Shape, Text, shaped
 
 SCHEMA = 1
 DISTORTION = {"rational": (0, 4, 5, 8), "fisheye": (4,)}  # how many numbers of distortion a lens model takes
-ROUNDED = 1e-3  # by so much a rotation in a file may be off
+ROUNDED = 1e-3  # how far the elements of R^T R may be from the identity for a rotation in a file
 
 
 class CalibrationError(Mendable):
@@ -28,7 +28,7 @@ class CalibrationError(Mendable):
 
 Pixels = Annotated[int, Meta(ge=8, le=16384)]
 Lens = Annotated[float, Meta(ge=-1e5, le=1e5)]
-Metres = Annotated[float, Meta(ge=-10, le=10)]  # and what a rotation is made of
+Metres = Annotated[float, Meta(ge=-10, le=10)]  # also the elements of a rotation
 Pose = Annotated[
     list[Annotated[list[Metres], Meta(min_length=4, max_length=4)]],
     Meta(min_length=4, max_length=4, description="a pose: 4 rows of 4 numbers from -10 to 10 (m)"),
@@ -68,7 +68,7 @@ class Camera:
     T_tool_from_cam: np.ndarray | None = None
 
     def scaled(self, width: int, height: int) -> Camera:
-        """The same camera seen at another resolution (no distortion change: D acts on normalised coordinates)."""
+        """The same camera at another resolution, px; D acts on normalised coordinates and stays."""
         sx, sy = width / self.width, height / self.height
         K = self.K.copy()
         K[0, 0] *= sx
@@ -149,7 +149,7 @@ def _matrix(pose: list[list[float]] | None) -> np.ndarray | None:
 
 
 def _impossible(camera: Camera) -> str:
-    """What no camera can be, or nothing."""
+    """What of this camera is impossible; empty where nothing is."""
     K, size = camera.K, np.array([camera.width, camera.height])
     straight = K[0, 1] == K[1, 0] == K[2, 0] == K[2, 1] == 0 and K[2, 2] == 1
     if not (straight and min(K[0, 0], K[1, 1]) >= 1 and (-size <= K[:2, 2]).all() and (K[:2, 2] <= 2 * size).all()):
@@ -165,17 +165,17 @@ def _impossible(camera: Camera) -> str:
 
 
 def _rigid(T: np.ndarray) -> bool:
-    """Whether T float64[4,4] turns and moves and does nothing else; false for NaN. Files may hold rounded numbers."""
+    """Whether T float64[4,4] is a rotation and a translation; false for NaN. Files may hold rounded numbers."""
     R = T[:3, :3]
     turned = np.abs(R.T @ R - np.eye(3)).max() < ROUNDED and np.linalg.det(R) > 0
     return bool(turned and np.isfinite(T).all() and np.abs(T[3] - [0, 0, 0, 1]).max() < ROUNDED)
 
 
 def parallax(src: Camera, dst: Camera, height: float = 0.05, at: tuple[float, float] = (0.2, 0.0)) -> float:
-    """How far (m, on the table) the table-plane homography misplaces a point `height` (m) above `at`; 0 for a wrist
-    camera.
+    """Error (m, on the table) of the homography of the table plane from `src` to `dst`, for a point `height` (m) above
+    the table at `at` (x, y in the base frame, m); 0 for a wrist camera.
 
-    The homography from `src` to `dst` is exact on the table; what stands up leans the way `src` sees it.
+    On the table itself the homography is exact.
     """
     if src.T_base_from_cam is None or dst.T_base_from_cam is None:
         return 0.0
@@ -185,8 +185,8 @@ def parallax(src: Camera, dst: Camera, height: float = 0.05, at: tuple[float, fl
 
 
 def moved_mount(src: Camera, dst: Camera) -> tuple[float, float]:
-    """How far (m) and by what angle (rad) two cameras sit apart on the tool; 0 where one of them does not know its
-    place there."""
+    """Distance (m) and angle (rad) between the mounts of two cameras on the tool; 0 where the pose of one is not
+    known."""
     if src.T_tool_from_cam is None or dst.T_tool_from_cam is None:
         return 0.0, 0.0
     between = np.linalg.inv(dst.T_tool_from_cam) @ src.T_tool_from_cam
@@ -195,7 +195,7 @@ def moved_mount(src: Camera, dst: Camera) -> tuple[float, float]:
 
 
 def policy_camera(native: Camera, size: int = 96) -> Camera:
-    """The training geometry: the central square of the native picture, `size` pixels wide."""
+    """The camera that a policy is trained for: the central square of the native picture, `size` pixels wide."""
     side = min(native.width, native.height)
     K = native.K.copy()
     K[0, 2] -= (native.width - side) / 2

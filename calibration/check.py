@@ -1,10 +1,9 @@
 """Has the camera moved? A marker fixed to the table answers in a second; one on the arm tells "camera moved" from "arm
 off".
 
-`learn` looks at the marker while all is well and keeps where its corners are and how much they jitter. `check`
-compares: the smallest camera rotation that explains the corners' displacement is found, and both its size and its
-significance count, so that thresholds come from the camera's own noise and not from a table. Corner noise has a common
-part (the camera shakes, light changes), which learning from whole pictures includes.
+`learn` looks at the marker while all is well, and keeps the pixels of its corners and their noise. `check` compares the
+median shift of the corners with limits that are multiples of that noise. Corner noise has a part that all corners share
+(the camera shakes, light changes); it is included, because medians of whole pictures are compared.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from common.schema import Malformed, Shape, Text, shaped
 FRAMES = 10  # pictures whose median is judged
 LEARN_FRAMES = 40
 MIN_SHARE = 0.5  # of the reference's corners that must be seen
-WARN_FLOOR_PX = 0.10  # below, nothing is said whatever the noise: a twentieth of a millimetre at arm's length
+WARN_FLOOR_PX = 0.10  # least limit of a warning, whatever the noise: 0.05 mm at arm's length; at 1280 columns
 WARN_SIGMA, BLOCK_PX = 6.0, 3.0  # BLOCK_PX at 1280 columns; scaled with the picture
 ARM_SIGMA = 3.5
 
@@ -38,7 +37,7 @@ Noise = Annotated[float, Meta(ge=0, le=1000)]  # px
 
 
 class ReferenceFile(Shape, frozen=True):
-    """What `Reference.to_json` gives; the arm's marker is there whole or not at all."""
+    """What `Reference.to_json` gives; the fields of the arm's marker are all there or all absent."""
 
     board: Text
     width: Pixels
@@ -62,9 +61,9 @@ class ReferenceFile(Shape, frozen=True):
 
 @dataclass(frozen=True)
 class Reference:
-    """Median corners float64[n,2] of a marker by id, and the spread of a median of FRAMES pictures: `noise` px: RMS
-    over such medians of the corners' median shift. `arm` is the same of a marker on the arm at the rest pose, with the
-    arm's own repeatability in px."""
+    """Median corners float64[n,2] (px) of a marker by id. `noise` (px): RMS, over medians of FRAMES pictures, of the
+    corners' median shift. `arm_*`: the same of a marker on the arm at the rest pose; its noise includes the arm's
+    repeatability."""
 
     board: str
     width: int
@@ -113,8 +112,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`level` ok, warn or block; what happened; median shift of the base marker (px) and the limits that it was held
-    against."""
+    """`level` ok, warn or block; what happened; median shift of the base marker (px) and its limits."""
 
     level: str
     reason: str
@@ -122,8 +120,8 @@ class Verdict:
     warn_px: float
     block_px: float
     arm_shift_px: float | None = None
-    shift: np.ndarray | None = None  # [n,2] px a corner seen, for the report
-    corners: np.ndarray | None = None  # [n,2] where those corners were, px
+    shift: np.ndarray | None = None  # float64[n,2] px of each corner that was seen, for the report
+    corners: np.ndarray | None = None  # float64[n,2] px: those corners in the reference
 
 
 def median_corners(frames: list[np.ndarray], board: Board) -> tuple[np.ndarray, np.ndarray]:
@@ -143,8 +141,8 @@ def learn(
     arm_frames: list[list[np.ndarray]] | None = None,
     arm_board: Board | None = None,
 ) -> Reference:
-    """A reference from at least 2 * FRAMES pictures of the standing camera. `arm_frames`: pictures of the arm's marker
-    after each of several returns to the rest pose, so that the arm's repeatability is in its noise. Raises
+    """A reference from at least 2 * FRAMES pictures of a camera that does not move. `arm_frames`: pictures of the arm's
+    marker after each of several returns to the rest pose, so that its noise includes the arm's repeatability. Raises
     CalibrationError."""
     if len(frames) < 2 * FRAMES:
         raise CalibrationError(f"{len(frames)} pictures are too few to learn the camera's noise: take {LEARN_FRAMES}.")
@@ -159,7 +157,7 @@ def learn(
         part_ids, part = median_corners(frames[start : start + FRAMES], board)
         common = np.isin(ids, part_ids)
         d = part[np.isin(part_ids, ids)] - corners[common]
-        shifts.append(float(np.median(np.linalg.norm(d, axis=1))))  # the very measure that is judged later
+        shifts.append(float(np.median(np.linalg.norm(d, axis=1))))  # what `check` compares with its limits
     noise = float(np.sqrt(np.mean(np.square(shifts))))
     if noise > 0.02 * width / 10:
         raise CalibrationError(
@@ -180,8 +178,8 @@ def learn(
 
 
 def check(reference: Reference, frames: list[np.ndarray], arm_frames: list[np.ndarray] | None = None) -> Verdict:
-    """Judge at least one picture (FRAMES are good) against the reference. Raises CalibrationError for pictures that
-    cannot be judged.
+    """Compare at least one picture (FRAMES are good) with the reference. Raises CalibrationError for pictures that
+    cannot be compared.
 
     ok: shift within WARN_SIGMA of the camera's own noise. block: more than BLOCK_PX (at 1280 columns), or another shift
     together with the arm's marker. Marker on the arm only: "arm off".

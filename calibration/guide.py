@@ -1,4 +1,4 @@
-"""Guided capture: looks at each live picture, keeps the ones that help, and says what to do next."""
+"""Guided capture: judges each live picture, keeps those that help the calibration, and says what to do next."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import cv2
 import numpy as np
 
 from calibration.board import Board, Detection
-from calibration.intrinsics import MIN_CORNERS, View
+from calibration.views import MIN_CORNERS, View
 
 GRID = (6, 8)  # rows, columns of the coverage map
-MIN_SHARPNESS = 0.25  # of the sharpest picture so far: edges of the board against its own contrast
+MIN_SHARPNESS = 0.25  # share of the sharpest picture's `sharpness`
 STILL_PX = 0.004  # of the width: how much the board may move between two pictures
-APART = 0.04  # of the width: a kept view differs so much from all others
+APART = 0.04  # of the width: least difference of a kept view from every other
 
 
 @dataclass
 class Guide:
-    """State of one capture. `add` judges a picture; `views` are those kept."""
+    """State of one capture: `add` judges a picture, `views` are those that were kept."""
 
     board: Board
     wanted: int = 30
@@ -29,8 +29,8 @@ class Guide:
     _last: Detection | None = None
 
     def add(self, image: np.ndarray) -> str:
-        """One picture (grey or RGB); returns "kept" or why not. Blurred, moving, hidden and repeated boards are not
-        kept."""
+        """Judge one picture uint8[H,W] or uint8[H,W,3] (RGB); returns "kept" or why it is not. Pictures of a blurred,
+        moving or hidden board, or like one that was kept, are not."""
         grey = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         found = self.board.detect(grey)
         last, self._last = self._last, found
@@ -62,7 +62,7 @@ class Guide:
         return len(self.views) >= self.wanted and self.next_step().startswith("enough")
 
     def next_step(self) -> str:
-        """What helps most now."""
+        """What to do next: what the views lack most."""
         if len(self.views) < 3:
             return "hold the board so that it fills half of the picture"
         names = [("top", "middle", "bottom"), ("left", "centre", "right")]
@@ -111,7 +111,7 @@ class Guide:
 
 
 def sharpness(grey: np.ndarray, corners: np.ndarray) -> float:
-    """Steepest edges inside the board's bounding box against its contrast, 1/px: about 0.5 when sharp, 0.1 in a blur of
+    """Steepest slope inside the board's bounding box over its contrast, 1/px: about 0.5 when sharp, 0.1 with a blur of
     3 px."""
     low, high = np.maximum(corners.min(0).astype(int), 0), corners.max(0).astype(int) + 1
     part = grey[low[1] : high[1], low[0] : high[0]].astype(np.float32)
@@ -132,8 +132,7 @@ def _moved(a: Detection, b: Detection) -> float:
 
 
 def _tilt(view: View, width: int, height: int) -> tuple[float, float]:
-    """Board's tilt (deg) about the picture's x and y axes through a lens of ordinary length: good enough to guide a
-    hand."""
+    """The board's tilt (deg) about the picture's x and y axes, with an assumed focal length of 0.8 picture widths."""
     f = 0.8 * width
     K = np.array([[f, 0, width / 2], [0, f, height / 2], [0, 0, 1.0]])
     ok, rvec, _ = cv2.solvePnP(view.points, view.pixels, K, None, flags=cv2.SOLVEPNP_IPPE)

@@ -15,7 +15,7 @@ _ZERO = np.zeros(3)
 
 
 def matrix(theta: np.ndarray) -> np.ndarray:
-    """K float64[3,3] of a parameter vector."""
+    """Camera matrix K float64[3,3] of theta."""
     return np.array([[theta[0], 0, theta[2]], [0, theta[1], theta[3]], [0, 0, 1.0]])
 
 
@@ -45,12 +45,12 @@ def project(
 def unproject(pixels: np.ndarray, theta: np.ndarray, model: str, rounds: int = 12) -> tuple[np.ndarray, np.ndarray]:
     """Unit rays float64[n,3] of pixels float64[n,2], and which of them project back to within 0.01 px (bool[n]).
 
-    Gauss-Newton on the normalised plane from a damped start: converges where OpenCV's fixed-point iteration diverges.
+    Gauss-Newton on the normalised plane with bounded steps converges where OpenCV's fixed-point iteration diverges.
     """
     want = np.asarray(pixels, float).reshape(-1, 2)
     xy = (want - theta[2:4]) / theta[:2]
     if model == "fisheye":
-        # Along the radius: angle from distorted angle by Newton, then the ray itself.
+        # Newton's method for the angle from the distorted angle, then the ray.
         rd = np.linalg.norm(xy, axis=1)
         k = theta[4:8]
         a = np.minimum(rd, 1.5)
@@ -85,7 +85,7 @@ def grid(width: int, height: int, columns: int = 32) -> tuple[np.ndarray, tuple[
 
 
 def rotation_jacobian(rays: np.ndarray, theta: np.ndarray, model: str) -> np.ndarray:
-    """d pixel / d (small rotation of the camera) float64[n,2,3]: what another pose of the same camera can absorb."""
+    """Derivative float64[n,2,3] of the pixel by a small rotation of the camera (rad), which another pose can absorb."""
     jac = project(rays / rays[:, 2:], theta, model)[2][..., 3:6]
     p = rays / rays[:, 2:]
     zero = np.zeros(len(p))
@@ -96,11 +96,11 @@ def rotation_jacobian(rays: np.ndarray, theta: np.ndarray, model: str) -> np.nda
 def difference(
     theta_a: np.ndarray, theta_b: np.ndarray, model_a: str, model_b: str, pixels: np.ndarray, used: np.ndarray
 ) -> np.ndarray:
-    """How far two lenses send the same ray, px float64[n] (NaN where a model has no ray), after the best common
-    rotation.
+    """Distance float64[n] (px) between the pixels to which two lenses send the same ray, after the best rotation of the
+    camera; NaN where lens a has no ray.
 
-    A rotation of the whole camera is no fault of the lens: the pose takes it up. It is fitted on the `used` pixels
-    (bool[n]).
+    A rotation of the whole camera is no error of the lens, since the pose absorbs it. It is fitted to the `used` ones
+    of `pixels` float64[n,2] (bool[n]).
     """
     rays, good = unproject(pixels, theta_a, model_a)
     good &= rays[:, 2] > 0.02

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from calibration import intrinsics
 from calibration.hand_eye import HandEye
 from calibration.joints import JointCalibration
+from calibration.lens_quality import tilt_spread
 from calibration.store import write_result
 
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#222}
@@ -18,6 +20,10 @@ table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .9em .25em 0;tex
 figure{margin:1.5em 0}svg{width:100%;height:auto;background:#fafafa;border:1px solid #ddd}figcaption{color:#555}
 .ok{color:#176b2c}.bad{color:#a11}.row{display:grid;grid-template-columns:1fr 1fr;gap:1em}
 @media(max-width:640px){.row{grid-template-columns:1fr}}"""
+COEFFICIENTS = {  # names of theta's numbers; the pinhole model has the first nine of the rational one's
+    "rational": ["fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"],
+    "fisheye": ["fx", "fy", "cx", "cy", "k1", "k2", "k3", "k4"],
+}
 _RAMP = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]])  # viridis
 
 
@@ -40,8 +46,8 @@ def heat(
     unit: str,
     used: np.ndarray | None = None,
 ) -> str:
-    """Map of values float64[rows*columns] over the picture with its scale; what is not `used` is drawn pale, NaN is
-    white."""
+    """Map of values float64[rows*columns] over the picture, with its scale: 0 to `top`. What is not `used` (bool, the
+    same shape) is pale, NaN is white."""
     rows, columns = grid
     w, h = size[0] / columns, size[1] / rows
     body = []
@@ -68,7 +74,8 @@ def heat(
 def arrows(
     size: tuple[int, int], at: np.ndarray, vectors: np.ndarray, magnify: float, kept: np.ndarray | None = None
 ) -> str:
-    """Vectors float64[n,2] px drawn `magnify` times as long; those not `kept` in red."""
+    """Vectors float64[n,2] px from points `at` float64[n,2] px, drawn `magnify` times as long; those not `kept` (bool[n])
+    in red."""
     width = size[0] / 640
     body = []
     for k, (p, v) in enumerate(zip(at, vectors * magnify, strict=True)):
@@ -105,14 +112,15 @@ def page(path: Path, title: str, verdict: list[str], parts: Sequence[str]) -> No
 
 
 def _coverage(size: tuple[int, int], grid: tuple[int, int], corners: np.ndarray) -> str:
-    """Figure of how many of `corners` float64[n,2] px lie in each part of the picture."""
+    """Figure that shows how many of `corners` float64[n,2] px lie in each part of the picture."""
     counts, _, _ = np.histogram2d(corners[:, 1], corners[:, 0], bins=grid, range=((0, size[1]), (0, size[0])))
     picture = heat(size, grid, np.where(counts > 0, counts, np.nan).ravel(), float(counts.max()), "corners")
     return figure(picture, "Coverage: corners seen in each part of the picture.")
 
 
 def _board(corners: np.ndarray, shape: np.ndarray) -> str:
-    """Figure of where the board's corners float64[m,3] (m) are in truth, `shape` further."""
+    """Figure of the board's corners float64[m,3] (m) as described and of how far the true ones are from them, `shape`
+    float64[m,3] (m)."""
     rms = 1000 * np.sqrt((shape**2).mean(0))
     extent = np.ptp(corners, axis=0)[:2]
     scale = 560 / float(extent.max())
@@ -137,36 +145,51 @@ def intrinsics_page(
 ) -> None:
     """`before`: px float64[grid] by which the new lens differs from the stored one, None without one; `left_out`: view,
     reason. Raises CalibrationError when the page cannot be written."""
-    fit, size, q = c.fit, c.fit.size, c.quality()
-    at = np.concatenate([v.pixels for v in fit.views])
-    residual, kept = np.concatenate(fit.residuals), np.concatenate(fit.inlier)
-    sd = np.sqrt(np.diag(fit.covariance))
-    labels = [
-        "fx",
-        "fy",
-        "cx",
-        "cy",
-        *(["k1", "k2", "k3", "k4"] if fit.model == "fisheye" else ["k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"]),
-    ]
-    numbers = [(n, f"{v:.4f} ± {s:.2g}") for n, v, s in zip(labels, fit.theta, sd, strict=False)]
-    top = max(float(np.nanquantile(c.predicted[c.used], 0.98)), float(np.nanquantile(c.crossval[c.used], 0.98)), 0.02)
-    magnify = 0.03 * size[0] / max(float(np.quantile(np.linalg.norm(residual, axis=1), 0.95)), 0.01)
+    fit = c.fit
     parts = [
-        table(
-            [
-                ("camera", f"{name}, {size[0]} x {size[1]}, {fit.model}"),
-                (
-                    "views",
-                    (
-                        f"{len(fit.views)} used, {len(left_out)} left out; {int((~kept).sum())} of {len(kept)} corners "
-                        "left out"
-                    ),
-                ),
-                ("tilt spread", f"{intrinsics.tilt_spread(fit.poses):.0f} degrees"),
-                *((k.replace("_", " "), f"{v:.3f}") for k, v in q.items()),
-            ]
-        ),
+        _intrinsics_table(name, c, len(left_out)),
         '<div class="row">',
+        *_lens_maps(c),
+        _board(fit.corners, fit.shape),
+        "</div>",
+    ]
+    if before is not None and np.isfinite(before).any():
+        limit = max(float(np.nanquantile(before, 0.98)), 0.1)
+        parts.append(
+            figure(
+                heat(fit.size, c.grid, before, limit, "px", c.used),
+                "Before and after: how far the new lens moves pixels against the stored one.",
+            )
+        )
+    names = COEFFICIENTS["fisheye" if fit.model == "fisheye" else "rational"]
+    sd = np.sqrt(np.diag(fit.covariance))
+    numbers = [(n, f"{v:.4f} ± {s:.2g}") for n, v, s in zip(names, fit.theta, sd, strict=False)]
+    parts += ["<h2>Parameters</h2>", table(numbers)]
+    if left_out:
+        parts += ["<h2>Views left out</h2>", table(list(left_out))]
+    page(path, f"Intrinsics of camera {name}", verdict, parts)
+
+
+def _intrinsics_table(name: str, c: intrinsics.Calibration, left_out: int) -> str:
+    fit, kept = c.fit, np.concatenate(c.fit.inlier)
+    views = f"{len(fit.views)} used, {left_out} left out; {int((~kept).sum())} of {len(kept)} corners left out"
+    return table(
+        [
+            ("camera", f"{name}, {fit.size[0]} x {fit.size[1]}, {fit.model}"),
+            ("views", views),
+            ("tilt spread", f"{tilt_spread(fit.poses):.0f} degrees"),
+            *((k.replace("_", " "), f"{v:.3f}") for k, v in c.quality().items()),
+        ]
+    )
+
+
+def _lens_maps(c: intrinsics.Calibration) -> list[str]:
+    """Figures over the picture: uncertainty, cross-validation, coverage, residuals."""
+    fit, size = c.fit, c.fit.size
+    at, residual = np.concatenate([v.pixels for v in fit.views]), np.concatenate(fit.residuals)
+    top = max(float(np.nanquantile(c.predicted[c.used], 0.98)), float(np.nanquantile(c.crossval[c.used], 0.98)), 0.02)
+    magnify = _magnify(size, residual)
+    return [
         figure(
             heat(size, c.grid, c.predicted, top, "px", c.used),
             "Predicted uncertainty of the projection (one sd). Pale: no corners.",
@@ -177,24 +200,24 @@ def intrinsics_page(
         ),
         _coverage(size, c.grid, at),
         figure(
-            arrows(size, at, residual, magnify, kept),
+            arrows(size, at, residual, magnify, np.concatenate(fit.inlier)),
             f"Residuals, {magnify:.0f} times as long as they are; red ones are left out.",
         ),
-        _board(fit.corners, fit.shape),
-        "</div>",
     ]
-    if before is not None and np.isfinite(before).any():
-        limit = max(float(np.nanquantile(before, 0.98)), 0.1)
-        parts.append(
-            figure(
-                heat(size, c.grid, before, limit, "px", c.used),
-                "Before and after: how far the new lens moves pixels against the stored one.",
-            )
-        )
-    parts += ["<h2>Parameters</h2>", table(numbers)]
-    if left_out:
-        parts += ["<h2>Views left out</h2>", table(list(left_out))]
-    page(path, f"Intrinsics of camera {name}", verdict, parts)
+
+
+@dataclass(frozen=True)
+class HandEyeMaps:
+    """What the page of a hand-eye calibration draws over a picture of `size`. `corners` float64[n,2] px and their
+    `residuals` (each picture's median taken out); `ray_sd_mm` float64[grid]: `HandEye.ray_sd` of the grid's pixels;
+    `shifts` float64[n,2] px from each corner to where the stored pose would put it, None without one."""
+
+    size: tuple[int, int]
+    corners: np.ndarray
+    residuals: np.ndarray
+    grid: tuple[int, int]
+    ray_sd_mm: np.ndarray
+    shifts: np.ndarray | None
 
 
 def hand_eye_page(
@@ -202,67 +225,62 @@ def hand_eye_page(
     name: str,
     h: HandEye,
     halves: dict[str, float],
-    size: tuple[int, int],
-    corners: np.ndarray,
-    residuals: np.ndarray,
-    grid: tuple[int, int],
-    ray_sd_mm: np.ndarray,
-    before: tuple[float, float] | None,
-    before_px: np.ndarray | None,
+    moved: tuple[float, float] | None,
+    maps: HandEyeMaps,
     verdict: list[str],
 ) -> None:
-    """`ray_sd_mm` float64[grid]: `HandEye.ray_sd` of the grid's pixels. `before`: how far (deg, m) the new pose is from
-    the stored one, `before_px` float64[n,2]: from where a corner is seen to where it would be seen by that one. Raises
-    CalibrationError when the page cannot be written."""
-    degrees, metres = h.sd
-    magnify = 0.03 * size[0] / max(float(np.quantile(np.linalg.norm(residuals, axis=1), 0.95)), 0.01)
-    rows = [
-        ("mount", "fixed to the base" if h.mount == "base" else "on the arm"),
-        ("position, m", ", ".join(f"{v:.4f}" for v in h.X[:3, 3])),
-        ("standard deviation", f"{1000 * metres:.1f} mm, {degrees:.2f} degrees"),
-        (
-            "two halves differ by",
-            (
-                f"{halves['halves_mm']:.1f} mm, {halves['halves_deg']:.2f} degrees ({halves['halves_sigma']:.1f} "
-                "standard deviations)"
-            ),
-        ),
-        ("poses", f"{len(h.kept)} used, {len(h.rejected)} left out"),
-        (
-            "arm had to give",
-            f"{1000 * h.arm_rms[1]:.1f} mm, {h.arm_rms[0]:.2f} degrees (chi2 a degree of freedom {h.chi2:.2f})",
-        ),
-        (
-            "joint offsets, degrees",
-            ", ".join(
-                f"{np.degrees(o):.2f} ± {np.degrees(s):.2f}" for o, s in zip(h.offsets, h.offsets_sd, strict=True)
-            ),
-        ),
-        ("pixel RMS", f"{h.pixel_rms:.3f}"),
-    ]
-    if before is not None:
-        rows.append(("moved since the stored pose", f"{1000 * before[1]:.1f} mm, {before[0]:.2f} degrees"))
+    """`halves`: `hand_eye.calibrate`'s; `moved`: rotation (deg) and distance (m) from the stored pose, None without
+    one. Raises CalibrationError when the page cannot be written."""
+    size = maps.size
+    magnify = _magnify(size, maps.residuals)
     parts = [
-        table(rows),
+        _hand_eye_table(h, halves, moved),
         '<div class="row">',
         figure(
-            heat(size, grid, ray_sd_mm, float(np.nanmax(ray_sd_mm)), "mm"),
+            heat(size, maps.grid, maps.ray_sd_mm, float(np.nanmax(maps.ray_sd_mm)), "mm"),
             "Predicted uncertainty: how far the ray of a pixel may pass from where it seems to, at the board's "
             "distance (one sd).",
         ),
-        _coverage(size, grid, corners),
+        _coverage(size, maps.grid, maps.corners),
         figure(
-            arrows(size, corners, residuals, magnify),
+            arrows(size, maps.corners, maps.residuals, magnify),
             f"Residuals after the arm's errors are taken out, {magnify:.0f} times as long.",
         ),
     ]
-    if before_px is not None:
+    if maps.shifts is not None:
         caption = "Before and after: where the stored pose would have put these corners (true length)."
-        parts.append(figure(arrows(size, corners, before_px, 1.0), caption))
+        parts.append(figure(arrows(size, maps.corners, maps.shifts, 1.0), caption))
     parts.append("</div>")
     if h.rejected:
         parts += ["<h2>Poses left out</h2>", table(list(h.rejected))]
     page(path, f"Pose of camera {name}", verdict, parts)
+
+
+def _hand_eye_table(h: HandEye, halves: dict[str, float], moved: tuple[float, float] | None) -> str:
+    degrees, metres = h.sd
+    sigmas = f"{halves['halves_sigma']:.1f} standard deviations"
+    offsets = zip(np.degrees(h.offsets), np.degrees(h.offsets_sd), strict=True)
+    rows = [
+        ("mount", "fixed to the base" if h.mount == "base" else "on the arm"),
+        ("position, m", ", ".join(f"{v:.4f}" for v in h.X[:3, 3])),
+        ("standard deviation", f"{1000 * metres:.1f} mm, {degrees:.2f} degrees"),
+        ("two halves differ by", f"{halves['halves_mm']:.1f} mm, {halves['halves_deg']:.2f} degrees ({sigmas})"),
+        ("poses", f"{len(h.kept)} used, {len(h.rejected)} left out"),
+        (
+            "errors of the arm's poses",
+            f"{1000 * h.arm_rms[1]:.1f} mm, {h.arm_rms[0]:.2f} degrees (chi2 a degree of freedom {h.chi2:.2f})",
+        ),
+        ("joint offsets, degrees", ", ".join(f"{o:.2f} ± {s:.2f}" for o, s in offsets)),
+        ("pixel RMS", f"{h.pixel_rms:.3f}"),
+    ]
+    if moved is not None:
+        rows.append(("moved since the stored pose", f"{1000 * moved[1]:.1f} mm, {moved[0]:.2f} degrees"))
+    return table(rows)
+
+
+def _magnify(size: tuple[int, int], residuals: np.ndarray) -> float:
+    """How many times as long `residuals` float64[n,2] px are drawn."""
+    return 0.03 * size[0] / max(float(np.quantile(np.linalg.norm(residuals, axis=1), 0.95)), 0.01)
 
 
 def joints_page(path: Path, made: JointCalibration, before: JointCalibration | None) -> None:

@@ -30,8 +30,7 @@ MOST_CAMERA_BYTES = 1024 * 1024  # of a plain camera file
 
 
 class Identity(Shape, frozen=True):
-    """What a record was made with: a camera (`serial` and `focus` where the driver tells them; `mount`), or servos by
-    their ids."""
+    """What a record was made with: a camera (`serial` and `focus` where the driver tells them), or servos (`ids`)."""
 
     serial: Text | None = None
     focus: Annotated[float, Meta(ge=-1e6, le=1e6)] | None = None
@@ -90,8 +89,8 @@ def new_record(
 
 
 def write_result(path: Path, data: bytes) -> None:
-    """A report or another file for people, its folder made if need be. Raises CalibrationError when it cannot be
-    written."""
+    """Write a report or another file for people, and its folder where there is none. Raises CalibrationError when it
+    cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, data)
@@ -155,8 +154,8 @@ class Store:
         return text
 
     def known_hash(self, name: str) -> str | None:
-        """The hash in use, None also where the pointer is damaged: for what mends it or only looks."""
-        self._folder(name)  # a name that is none stays refused
+        """The hash in use; None where there is none or the pointer is damaged. For code that mends it or only looks."""
+        self._folder(name)  # refuses what is no name
         try:
             return self.current_hash(name)
         except CalibrationError:
@@ -206,7 +205,7 @@ class Store:
         return record
 
     def set_current(self, name: str, digest: str, why: str) -> None:
-        """Switch the pointer to an intact record; the move is logged first, so that no switch is without its reason."""
+        """Switch the pointer to an intact record. The log comes first, so that every switch has its reason there."""
         self.get(name, digest)
         folder = self._folder(name)
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -215,7 +214,7 @@ class Store:
             with open(folder / "log.jsonl", "ab+") as log:
                 if log.tell() > 0:
                     log.seek(-1, os.SEEK_END)
-                    # A power cut may have left half a line: it must not take this one with it.
+                    # A power cut may have left half a line: a new one must not be appended to it.
                     line = line if log.read(1) == b"\n" else "\n" + line
                 log.write((line + "\n").encode())
                 log.flush()
@@ -227,7 +226,7 @@ class Store:
             ) from e
 
     def moves(self, name: str) -> list[dict[str, Any]]:
-        """Every move of the pointer, oldest first; half a line (power cut) or a damaged one is passed over."""
+        """Every move of the pointer, oldest first, without damaged lines (a power cut leaves half a line)."""
         try:
             lines = (self._folder(name) / "log.jsonl").read_bytes().split(b"\n")
         except OSError:
@@ -280,7 +279,7 @@ class Store:
             digest = self.resolve(name, prefix)
             self.set_current(name, digest, "rollback")
             return digest
-        # A move that was undone is not offered again: follow "from" back along the moves that led here.
+        # Follow "from" back along the moves that led here, so that a record that was rolled back is not chosen again.
         moves = self.moves(name)
         at, seen = current, {current}
         lost = current not in [m["to"] for m in moves]

@@ -11,15 +11,11 @@ from typing import Any
 
 import click
 
+from harmowam.calibrate_store import diff, history, open_store, rollback, store_option
 from harmowam.options import UserError, errors, json_option, refuse_unused, robot_option, say, write_json
 
 BOARD = "charuco:11x8:0.024:0.018:4x4_50"  # fills an A4 sheet
 
-store_option = click.option(
-    "--store",
-    type=click.Path(path_type=Path),
-    help="Folder of calibrations (default: calibration/ beside the robot file).",
-)
 camera_option = click.option("--camera", default="front", show_default=True, help="Camera of the robot file.")
 report_option = click.option(
     "--report", type=click.Path(path_type=Path), help="HTML report (default: out/calibrate/...)."
@@ -32,18 +28,8 @@ def calibrate() -> None:
     """Recalibrate cameras and joints, and know when it is needed."""
 
 
-def _store(store: Path | None, robot: str) -> Any:
-    from calibration.store import Store
-    from harmowam.calibration_rig import default_store
-    from runtime.robot import SHIPPED, load_robot
-
-    loaded = load_robot(robot, calibrated=False)
-    if store is None and loaded.path.parent == SHIPPED and not loaded.simulated:
-        raise UserError(
-            f"{loaded.path.name} is shipped, and its calibrations would be looked for beside it: copy it first "
-            f"(`mkdir my_arm && cp {loaded.path} my_arm/robot.toml`), then name it with --robot my_arm/robot.toml."
-        )
-    return Store(store or default_store(loaded))
+for verb in (history, rollback, diff):
+    calibrate.add_command(verb)
 
 
 @contextlib.contextmanager
@@ -151,21 +137,21 @@ def intrinsics(
 ) -> None:
     """Focal length, centre and distortion, from views of a board."""
     from calibration.board import Board
-    from calibration.jobs import find_views, run_intrinsics
+    from calibration.intrinsics_job import find_views, run_intrinsics
     from harmowam.calibration_rig import live_identity
     from runtime.robot import load_robot
 
     if images is not None:
         refuse_unused("with --images", "views", "page")
     made, loaded = Board.parse(text), load_robot(robot, calibrated=False)
-    where = _store(store, robot)
+    where = open_store(store, robot)
     identity: dict[str, Any] = {}
     if images is not None:
         seen, size, rejected = find_views(_pictures(images), made)
     else:
         from harmowam.capture_page import capture
 
-        live_identity(loaded, camera)  # refused before the board is held up; read once the lens has been used
+        live_identity(loaded, camera)  # refuses an autofocus before the capture; the focus that counts is read after it
         with _camera(loaded, camera) as source:
             seen, size = capture(source, made, views, page, say)
         rejected = []
@@ -230,7 +216,7 @@ def hand_eye(
 ) -> None:
     """Where the camera is: the arm drives through safe poses while the camera watches a board."""
     from calibration.board import Board
-    from calibration.hand_eye import ArmNoise
+    from calibration.views import ArmNoise
     from harmowam.live_hand_eye import run_hand_eye
     from runtime.robot import load_robot
 
@@ -245,7 +231,7 @@ def hand_eye(
         refuse_unused("with a simulated robot, which brings its own bus and board", "port", "text")
     result = run_hand_eye(
         loaded,
-        _store(store, robot),
+        open_store(store, robot),
         camera,
         Board.parse(text),
         mount,
@@ -289,11 +275,11 @@ def check(
     """Has the camera moved? ok, warn, or block (exit code 1), in a few seconds."""
     from calibration.board import Board
     from calibration.check import FRAMES, LEARN_FRAMES
-    from calibration.jobs import run_check, run_learn
+    from calibration.drift_job import run_check, run_learn
     from harmowam.calibration_rig import marker_board, take
     from runtime.robot import load_robot
 
-    loaded, where = load_robot(robot, calibrated=False), _store(store, robot)
+    loaded, where = load_robot(robot, calibrated=False), open_store(store, robot)
     if not learn and (marker or arm_marker):
         raise UserError(
             "--marker and --arm-marker are learnt: add --learn; a check goes by the markers that were learnt."
@@ -351,7 +337,7 @@ def joints(
     from harmowam import calibration_joints as work
     from runtime.robot import load_robot
 
-    loaded, where = load_robot(robot, calibrated=False), _store(store, robot)
+    loaded, where = load_robot(robot, calibrated=False), open_store(store, robot)
     if exported is not None:
         refuse_unused("with --export-lerobot", "imported", "compare_only", "signs", "port", "report")
     elif imported is not None:
@@ -379,63 +365,3 @@ def joints(
     write_json(json_path, result)
     if result.get("differs"):
         sys.exit(1)
-
-
-@calibrate.command()
-@click.argument("name", required=False)
-@robot_option
-@store_option
-@json_option
-@errors
-def history(name: str | None, robot: str, store: Path | None, json_path: Path | None) -> None:
-    """Every calibration of NAME (default: of all), oldest first; * marks the one in use."""
-    where = _store(store, robot)
-    names = [name] if name else where.names()
-    rows = {n: where.history(n) for n in names}
-    if not any(rows.values()):
-        raise UserError(f"no calibration of {name or 'anything'} in {where.root}: run `harmowam calibrate intrinsics`.")
-    for n, found in rows.items():
-        for r in found:
-            click.echo(
-                f"{'*' if r['current'] else ' '} {n:18} {r['hash'][:10]}  {r['created']}  {r['error'] or r['summary']}"
-            )
-    write_json(json_path, rows)
-
-
-@calibrate.command()
-@click.argument("name")
-@click.option("--to", help="Hash or its beginning (default: the one in use before).")
-@robot_option
-@store_option
-@json_option
-@errors
-def rollback(name: str, to: str | None, robot: str, store: Path | None, json_path: Path | None) -> None:
-    """Go back to an earlier calibration of NAME. Nothing is deleted."""
-    digest = _store(store, robot).rollback(name, to)
-    click.echo(f"{name} is {digest[:10]} again")
-    write_json(json_path, {"name": name, "current": digest})
-
-
-@calibrate.command()
-@click.argument("name")
-@click.argument("old")
-@click.argument("new", required=False)
-@robot_option
-@store_option
-@json_option
-@errors
-def diff(name: str, old: str, new: str | None, robot: str, store: Path | None, json_path: Path | None) -> None:
-    """What changed from OLD to NEW (default: the one in use): pixels, millimetres, degrees."""
-    from calibration.jobs import compare_records
-
-    where = _store(store, robot)
-    a = where.get(name, where.resolve(name, old))
-    b = where.get(name, where.resolve(name, new) if new else None)
-    changes = compare_records(a, b)
-    for key, value in changes.items():
-        click.echo(
-            f"{key.replace('_', ' '):32}{value:.4f}"
-            if isinstance(value, float)
-            else f"{key.replace('_', ' '):32}{value}"
-        )
-    write_json(json_path, changes)

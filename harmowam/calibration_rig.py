@@ -16,7 +16,7 @@ import numpy as np
 from calibration.board import Board
 from calibration.camera import CalibrationError
 from calibration.check import BLOCK, FRAMES, OK, Verdict, check
-from calibration.jobs import stored_reference
+from calibration.drift_job import stored_reference
 from calibration.store import Store
 from common.slots import SlotWriter
 from common.timing import MOTOR_SILENT_CALIBRATING_S

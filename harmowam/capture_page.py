@@ -1,4 +1,4 @@
-"""Guided capture without a desktop: a page on this machine's own address, and the same words in the terminal."""
+"""Guided capture without a desktop: a web page that this machine alone can open, and the same words in the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from calibration.board import Board
 from calibration.camera import CalibrationError
 from calibration.guide import Guide
-from calibration.intrinsics import View
+from calibration.views import View
 from harmowam.calibration_rig import take
 from runtime.cameras.sources import CameraSource
 
@@ -31,7 +31,7 @@ setTimeout(step,250)}step()</script>"""
 class CapturePage:
     """Serves the newest picture and status on 127.0.0.1 (reach it from afar through ssh -L) until `close`.
 
-    `port` 0: any free one. Raises CalibrationError when the port is not to be had."""
+    `port` 0: any free one. Raises CalibrationError when the port is taken."""
 
     def __init__(self, port: int):
         self.picture, self.status = b"", b"{}"
@@ -89,8 +89,9 @@ class CapturePage:
 def capture(
     source: CameraSource, board: Board, wanted: int, port: int, say: Callable[[str], None]
 ) -> tuple[list[View], tuple[int, int]]:
-    """Collect `wanted` good views, shown on `port` (0: nowhere); Ctrl-C ends earlier with what there is. Raises
-    CalibrationError when the port is taken, or the camera falls silent or changes its resolution."""
+    """Collect `wanted` good views while a page at `port` (0: none) shows them; Ctrl-C ends earlier with those that there
+    are. Returns the views and the picture's width and height (px). Raises CalibrationError when the port is taken, the
+    camera falls silent or changes its resolution."""
     guide = Guide(board, wanted)
     page = CapturePage(port) if port else None
     if page is not None:

@@ -16,7 +16,8 @@ from calibration import hand_eye, intrinsics, lens
 from calibration.board import Board
 from calibration.camera import Camera
 from calibration.check import LEARN_FRAMES, Verdict, check, learn
-from calibration.hand_eye import inverse, transform
+from calibration.transforms import distance, inverse, transform
+from calibration.views import ArmNoise, ArmView, View
 from runtime.bundle import Bundle
 from runtime.policies import open_policy
 from sim.boards import look_at_board, render
@@ -122,11 +123,11 @@ def recalibrate(seed: int = 0, views: int = 30, poses: int = 15) -> tuple[Camera
     world = World(0)
     true = bumped(world.camera("front"))
     world.close()
-    found: list[intrinsics.View] = []
+    found: list[View] = []
     while len(found) < views:
         seen = SHEET.detect(render(true, look_at_board(rng, SHEET, true, fill=(0.4, 0.8)), SHEET, rng))
         if len(seen.ids):
-            found.append(intrinsics.View(f"{len(found)}", SHEET.points()[seen.ids], seen.pixels))
+            found.append(View(f"{len(found)}", SHEET.points()[seen.ids], seen.pixels))
     done = intrinsics.calibrate(found, CAMERA_SIZE, "rational")
     bench = ArmBench("base", rng, camera=true, board=HELD)
     rig = ServoRig(bench, seed)
@@ -136,17 +137,15 @@ def recalibrate(seed: int = 0, views: int = 30, poses: int = 15) -> tuple[Camera
         seen = HELD.detect(rig.picture())
         # The simulated servos are precise; the errors of a cheap arm are added to what they report.
         shots.append(
-            hand_eye.ArmView(
-                f"{k}", HELD.points()[seen.ids], seen.pixels, q_said + np.radians(0.2) * rng.normal(0, 1, 5)
-            )
+            ArmView(f"{k}", HELD.points()[seen.ids], seen.pixels, q_said + np.radians(0.2) * rng.normal(0, 1, 5))
         )
     rig.world.close()
     pose, halves = hand_eye.calibrate(
-        "base", shots, done.fit.theta, "rational", ARM.tool, hand_eye.ArmNoise(), max(done.fit.sigma, 0.1)
+        "base", shots, done.fit.theta, "rational", ARM.tool, ArmNoise(), max(done.fit.sigma, 0.1)
     )
     camera = Camera("front", *CAMERA_SIZE, lens.matrix(done.fit.theta), done.fit.theta[4:], pose.X)
     assert true.T_base_from_cam is not None
-    degrees, metres = hand_eye.distance(pose.X, true.T_base_from_cam)
+    degrees, metres = distance(pose.X, true.T_base_from_cam)
     return camera, {
         "heldout_px": done.heldout,
         "fx_error_percent": 100 * float(abs(done.fit.theta[0] / K[0, 0] - 1)),

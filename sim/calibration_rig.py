@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from calibration import hand_eye
+from calibration import pose_planning
 from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
-from calibration.hand_eye import ArmView, inverse, transform
 from calibration.lens import parameters, project
+from calibration.transforms import inverse, transform
+from calibration.views import ArmNoise, ArmView
 from firmware_bridge.motion.messages import Command, SafetyState
 from sim.boards import render
 from sim.plant import virtual_motor
@@ -52,7 +53,7 @@ class ArmBench:
 
     mount: str
     rng: np.random.Generator
-    noise: hand_eye.ArmNoise = field(default_factory=hand_eye.ArmNoise)
+    noise: ArmNoise = field(default_factory=ArmNoise)
     corner_noise: float = 0.1
     camera: Camera = field(default_factory=lambda: webcam(None))
     board: Board = BOARD
@@ -99,7 +100,7 @@ class ArmBench:
         return np.asarray(((uv > edge) & (uv < size - edge)).all(1))
 
     def poses(self, count: int) -> np.ndarray:
-        return hand_eye.propose(self.rng, ARM.tool, ARM.LOWER[:-1], ARM.UPPER[:-1], self.visible, count)
+        return pose_planning.propose(self.rng, ARM.tool, ARM.LOWER[:-1], ARM.UPPER[:-1], self.visible, count)
 
     def view(self, name: str, q: np.ndarray) -> ArmView:
         """Corners in one picture: the arm reports `q` and is near it."""

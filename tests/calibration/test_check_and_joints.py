@@ -11,10 +11,10 @@ import pytest
 from calibration import check, joints
 from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
-from calibration.hand_eye import inverse, transform
-from calibration.jobs import run_learn, stored_reference
+from calibration.drift_job import run_learn, stored_reference
 from calibration.joints_lerobot import from_lerobot, to_lerobot
 from calibration.store import Store, new_record
+from calibration.transforms import inverse, transform
 from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.motion.arm import Arm
@@ -135,13 +135,13 @@ def test_a_drift_reference_of_an_older_calibration_is_refused(store, reference):
 
 def test_a_drift_reference_at_another_resolution_is_not_learnt(store, reference, monkeypatch):
     other = dataclasses.replace(reference, width=320, height=240)
-    monkeypatch.setattr("calibration.jobs.learn", lambda *_: other)
+    monkeypatch.setattr("calibration.drift_job.learn", lambda *_: other)
     with pytest.raises(
         CalibrationError, match=r"gives 320x240, its calibration is for 640x480: set the resolution back"
     ):
         run_learn(store, "front", [], MARKER, None, None)
     assert store.current_hash("front.reference") is None
-    monkeypatch.setattr("calibration.jobs.learn", lambda *_: reference)
+    monkeypatch.setattr("calibration.drift_job.learn", lambda *_: reference)
     assert run_learn(store, "front", [], MARKER, None, None)["hash"] == store.current_hash("front.reference")
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from calibration import hand_eye
+from calibration import hand_eye, pose_planning
 from calibration.camera import CalibrationError
-from calibration.hand_eye import ArmView, distance, inverse, log, transform
+from calibration.transforms import distance, inverse, log, transform
+from calibration.views import ArmNoise, ArmView
 from firmware_bridge.arms.so101 import FAMILY as so101
 from sim.calibration_rig import ArmBench, ServoRig
 
@@ -32,8 +33,8 @@ def test_a_cheap_arm_gives_millimetres_and_says_how_many(mount):
 
 
 def test_a_perfect_arm_gives_the_exact_pose():
-    bench = ArmBench("base", np.random.default_rng(0), hand_eye.ArmNoise(1e-9, 1e-12, 0.0), corner_noise=0.0)
-    done, _ = solve(bench, shots(bench), noise=hand_eye.ArmNoise(0.1, 0.0005, 0.0))
+    bench = ArmBench("base", np.random.default_rng(0), ArmNoise(1e-9, 1e-12, 0.0), corner_noise=0.0)
+    done, _ = solve(bench, shots(bench), noise=ArmNoise(0.1, 0.0005, 0.0))
     degrees, metres = distance(done.X, bench.X)
     assert degrees < 1e-3 and metres < 1e-5
 
@@ -112,4 +113,4 @@ def test_proposed_poses_keep_their_distance_from_limits_and_table():
     assert min(so101.tool(q)[2, 3] for q in poses) > 0.09
     assert hand_eye.rotation_spread([so101.tool(q) for q in poses])[1] > hand_eye.MIN_ROTATION
     with pytest.raises(CalibrationError, match="safe arm poses"):
-        hand_eye.propose(bench.rng, so101.tool, so101.LOWER[:5], so101.UPPER[:5], lambda q: False, tries=200)
+        pose_planning.propose(bench.rng, so101.tool, so101.LOWER[:5], so101.UPPER[:5], lambda q: False, tries=200)

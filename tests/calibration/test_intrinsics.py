@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.calibration import uneven_views
-from calibration import intrinsics, lens
+from benchmarks.calibration_views import uneven_views
+from calibration import intrinsics, lens, lens_fit, lens_quality
 from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
-from calibration.intrinsics import View
-from calibration.jobs import find_views
+from calibration.intrinsics_job import find_views
+from calibration.views import View
 from sim.boards import look_at_board, render
 from sim.calibration_rig import webcam
 
@@ -63,9 +63,9 @@ def test_predicted_uncertainty_is_honest():
     used = np.ones(len(pixels), bool)
     actual, predicted = [], []
     for _ in range(20):
-        fit = intrinsics.adjust(exact(rng, 15, noise=0.2), SIZE, "pinhole")
+        fit = lens_fit.adjust(exact(rng, 15, noise=0.2), SIZE, "pinhole")
         actual.append(lens.difference(fit.theta, THETA[:9], "pinhole", "pinhole", pixels, used))
-        predicted.append(intrinsics.projection_sd(fit, pixels, used))
+        predicted.append(lens_quality.projection_sd(fit, pixels, used))
     ratio = np.sqrt(np.mean(np.square(predicted)) / np.nanmean(np.square(actual)))
     assert 0.8 < ratio < 1.2
 
@@ -77,8 +77,8 @@ def test_a_sheet_that_is_not_as_described_is_found_out(stray, bow, gain):
     errors: list[list[float]] = []
     for _ in range(3):
         views = uneven_views(rng, 15, stray, bow)
-        used = intrinsics.used_area(views, pixels, SIZE)
-        fits = [intrinsics.adjust(views, SIZE, "pinhole", exact_board=e) for e in (False, True)]
+        used = lens_quality.used_area(views, pixels, SIZE)
+        fits = [lens_fit.adjust(views, SIZE, "pinhole", exact_board=e) for e in (False, True)]
         errors.append(
             [float(np.median(lens.difference(f.theta, THETA, "pinhole", "rational", pixels, used)[used])) for f in fits]
         )
@@ -87,7 +87,7 @@ def test_a_sheet_that_is_not_as_described_is_found_out(stray, bow, gain):
 
 
 def test_an_exact_board_stays_exact():
-    fit = intrinsics.adjust(exact(np.random.default_rng(10), 20), SIZE, "pinhole")
+    fit = lens_fit.adjust(exact(np.random.default_rng(10), 20), SIZE, "pinhole")
     assert np.sqrt((fit.shape**2).mean()) < 1e-5
 
 
@@ -119,7 +119,7 @@ def test_bad_pictures_are_excluded_by_name(pictures):
     assert len(views) == 10 and size == SIZE
     assert "mirrored" in why["mirrored"] and "resolution 640x360" in why["small"] and "readable" in why["text"]
     assert {"blurred", "hidden"} < set(why)
-    _, again = intrinsics.screen([*views, View("twin", views[0].points, views[0].pixels + 0.3)], SIZE)
+    _, again = lens_quality.screen([*views, View("twin", views[0].points, views[0].pixels + 0.3)], SIZE)
     assert again == [("twin", f"duplicate of {views[0].name}")]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.calibration import has_mrcal, part_mrcal
+from benchmarks.calibration_peers import has_mrcal, part_mrcal
 
 
 def test_we_and_mrcal_find_the_same_lens():

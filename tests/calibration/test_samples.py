@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.calibration import part_samples
+from benchmarks.calibration_peers import part_samples
 
 FOLDER = Path("/usr/share/doc/opencv-doc/examples/data")
 

@@ -1,0 +1,96 @@
+"""How far a fitted lens can be trusted: what it was fitted to, its predicted uncertainty, and views that it has not
+seen.
+
+Uncertainty is propagated to pixels, with the rotation of the camera taken out (Kojima, mrcal: "projection
+uncertainty").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from calibration import lens
+from calibration.lens_fit import Fit
+from calibration.views import MIN_CORNERS, Size, View, first_pose
+
+
+def used_area(views: Sequence[View], pixels: np.ndarray, size: Size) -> np.ndarray:
+    """bool[n]: which of `pixels` float64[n,2] have a corner nearby (within a twelfth of the picture's width)."""
+    corners = np.concatenate([v.pixels for v in views])
+    near = np.zeros(len(pixels), bool)
+    for k, p in enumerate(pixels):
+        near[k] = ((corners - p) ** 2).sum(1).min() < (size[0] / 12) ** 2
+    return near
+
+
+def projection_sd(fit: Fit, pixels: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Predicted standard deviation float64[n] (px, both axes together) of where the lens sends the rays of `pixels`
+    float64[n,2], after the rotation of the camera that fits the `used` ones (bool[n]) best; NaN where the lens has no
+    ray."""
+    rays, good = lens.unproject(pixels, fit.theta, fit.model)
+    good &= rays[:, 2] > 0.02
+    p = rays / np.where(good, rays[:, 2], 1.0)[:, None]
+    A = lens.project(p, fit.theta, fit.model)[1]
+    G = lens.rotation_jacobian(np.where(good[:, None], rays, [0, 0, 1.0]), fit.theta, fit.model)
+    fitted = (good & used).nonzero()[0]
+    g, a = G[fitted].reshape(-1, 3), A[fitted].reshape(-1, A.shape[-1])
+    absorbed = np.linalg.solve(g.T @ g, g.T @ a)
+    B = A - G @ absorbed
+    # The larger of both covariances: corners of one picture err alike, and `covariance` alone promises a fifth too much
+    # (docs/calibration.md).
+    each = [np.einsum("nij,jk,nik->n", B, c, B) for c in (fit.covariance, fit.clustered)]
+    variance = np.maximum(*each)
+    return np.where(good, np.sqrt(np.maximum(variance, 0)), np.nan)
+
+
+def heldout_rms(theta: np.ndarray, model: str, views: Sequence[View], sigma: float | None = None) -> float:
+    """RMS (px) of views that the lens was not fitted to; only their poses are. With the corner noise `sigma` (px),
+    corners that are off by more than 10 sigma do not count."""
+    total, count = 0.0, 0
+    for v in views:
+        p = first_pose(v, theta, model)
+        for _ in range(6):  # least squares in pixels; the first pose is the best on the normalised plane
+            uv, _, jac = lens.project(v.points, theta, model, p[:3], p[3:])
+            J, e = jac.reshape(-1, 6), (v.pixels - uv).ravel()
+            p = p + np.linalg.lstsq(J, e, rcond=None)[0]
+        r = np.linalg.norm(v.pixels - lens.project(v.points, theta, model, p[:3], p[3:])[0], axis=1)
+        if sigma is not None:
+            r = r[r < 10 * sigma] if (r < 10 * sigma).sum() >= 4 else r
+        total, count = total + float((r**2).sum()), count + len(r)
+    return float(np.sqrt(total / max(count, 1)))
+
+
+def screen(views: Sequence[View], size: Size) -> tuple[list[View], list[tuple[str, str]]]:
+    """Leave out views that cannot help: too few corners, or nearly the same picture as another. Returns the others,
+    and (name, reason) of those left out."""
+    kept: list[View] = []
+    rejected = []
+    for v in views:
+        if len(v.pixels) < MIN_CORNERS or np.linalg.matrix_rank(v.points[:, :2] - v.points[:, :2].mean(0)) < 2:
+            rejected.append((v.name, f"only {len(v.pixels)} corners (partly hidden or blurred)"))
+            continue
+        twin = next((k for k in kept if _same(k, v, size)), None)
+        if twin is not None:
+            rejected.append((v.name, f"duplicate of {twin.name}"))
+            continue
+        kept.append(v)
+    return kept, rejected
+
+
+def _same(a: View, b: View, size: Size) -> bool:
+    """Whether two views show the board in the same place, to 0.4 % of the picture's width."""
+    common = (np.abs(a.points[:, None, :2] - b.points[None, :, :2]).max(-1) < 1e-6).nonzero()
+    if len(common[0]) < 6:
+        return False
+    moved = np.linalg.norm(a.pixels[common[0]] - b.pixels[common[1]], axis=1)
+    return bool(np.median(moved) < 0.004 * size[0])
+
+
+def tilt_spread(poses: np.ndarray) -> float:
+    """Largest angle (deg) between the normals of two boards, `poses` float64[views,6] (rvec, tvec). Without tilt the
+    focal length cannot be told from the distance."""
+    normals = np.array([cv2.Rodrigues(p[:3])[0][:, 2] for p in poses])
+    return float(np.degrees(np.arccos(np.clip((normals @ normals.T).min(), -1, 1))))

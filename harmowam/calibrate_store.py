@@ -1,0 +1,91 @@
+"""The verbs of `harmowam calibrate` that look into its store: history, rollback, diff; and how a store is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harmowam.options import UserError, errors, json_option, robot_option, write_json
+
+store_option = click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    help="Folder of calibrations (default: calibration/ beside the robot file).",
+)
+
+
+def open_store(store: Path | None, robot: str) -> Any:
+    """The folder of --store, or the one beside the robot file. Raises UserError for a robot file that is shipped."""
+    from calibration.store import Store
+    from harmowam.calibration_rig import default_store
+    from runtime.robot import SHIPPED, load_robot
+
+    loaded = load_robot(robot, calibrated=False)
+    if store is None and loaded.path.parent == SHIPPED and not loaded.simulated:
+        raise UserError(
+            f"{loaded.path.name} is shipped, and its calibrations would be looked for beside it: copy it first "
+            f"(`mkdir my_arm && cp {loaded.path} my_arm/robot.toml`), then name it with --robot my_arm/robot.toml."
+        )
+    return Store(store or default_store(loaded))
+
+
+@click.command()
+@click.argument("name", required=False)
+@robot_option
+@store_option
+@json_option
+@errors
+def history(name: str | None, robot: str, store: Path | None, json_path: Path | None) -> None:
+    """Every calibration of NAME (default: of all), oldest first; * marks the one in use."""
+    where = open_store(store, robot)
+    names = [name] if name else where.names()
+    rows = {n: where.history(n) for n in names}
+    if not any(rows.values()):
+        raise UserError(f"no calibration of {name or 'anything'} in {where.root}: run `harmowam calibrate intrinsics`.")
+    for n, found in rows.items():
+        for r in found:
+            click.echo(
+                f"{'*' if r['current'] else ' '} {n:18} {r['hash'][:10]}  {r['created']}  {r['error'] or r['summary']}"
+            )
+    write_json(json_path, rows)
+
+
+@click.command()
+@click.argument("name")
+@click.option("--to", help="Hash or its beginning (default: the one in use before).")
+@robot_option
+@store_option
+@json_option
+@errors
+def rollback(name: str, to: str | None, robot: str, store: Path | None, json_path: Path | None) -> None:
+    """Go back to an earlier calibration of NAME. Nothing is deleted."""
+    digest = open_store(store, robot).rollback(name, to)
+    click.echo(f"{name} is {digest[:10]} again")
+    write_json(json_path, {"name": name, "current": digest})
+
+
+@click.command()
+@click.argument("name")
+@click.argument("old")
+@click.argument("new", required=False)
+@robot_option
+@store_option
+@json_option
+@errors
+def diff(name: str, old: str, new: str | None, robot: str, store: Path | None, json_path: Path | None) -> None:
+    """What changed from OLD to NEW (default: the one in use): pixels, millimetres, degrees."""
+    from calibration.records import compare_records
+
+    where = open_store(store, robot)
+    a = where.get(name, where.resolve(name, old))
+    b = where.get(name, where.resolve(name, new) if new else None)
+    changes = compare_records(a, b)
+    for key, value in changes.items():
+        click.echo(
+            f"{key.replace('_', ' '):32}{value:.4f}"
+            if isinstance(value, float)
+            else f"{key.replace('_', ' '):32}{value}"
+        )
+    write_json(json_path, changes)
