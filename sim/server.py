@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from firmware_bridge.virtual.faults import parse as parse_fault
 from runtime.cameras.frames import FrameWriter, frames_path
 from runtime.robot import load_robot
 from sim.tasks import ARM
+
+if TYPE_CHECKING:
+    from sim.world import World
 
 # A process that starts the simulator or reads its truth needs no MuJoCo: only the two processes below load it.
 
@@ -55,6 +58,29 @@ def _command(slots: Path, robot: str, seed: int, task: str | None, fps: float) -
     return module_command("sim.server", *words, *(["--task", task] if task else []))
 
 
+class _Judge:
+    """Whether the task is done, when it was for the first time (monotonic ns, 0: never), and what went wrong so far."""
+
+    def __init__(self, world: World):
+        from sim.score import Score
+        from sim.tasks import TASKS
+        from sim.trace import FAILURE
+
+        self.world, self.looks, self.first_success = world, 0, 0
+        self.score = Score(world) if world.layout.task in TASKS else None
+        self.failure = FAILURE.encode()
+
+    def look(self, now_ns: int) -> bool:
+        """Whether the task is done at `now_ns`. A traced path cannot be undone: it stays done."""
+        done = self.world.success() or (self.score is None and self.first_success > 0)
+        self.first_success = self.first_success or (now_ns if done else 0)
+        if self.score is not None and self.looks % SCORE_EVERY == 0:
+            self.failure = self.score.told(self.score.watch(now_ns)).encode()
+            self.score.pose.clear()  # unused, and a simulator may run for days
+        self.looks += 1
+        return done
+
+
 def serve(
     slots: Path,
     robot: str,
@@ -71,9 +97,7 @@ def serve(
     into the bus so long after the torque was first switched on.
     """
     from sim.plant import servos
-    from sim.score import Score
-    from sim.tasks import TASKS
-    from sim.trace import FAILURE, sample_start
+    from sim.trace import sample_start
     from sim.world import SERVO_DT, World
 
     parent = os.getppid()
@@ -94,9 +118,7 @@ def serve(
     real_time()
     ticker = Ticker(1 / SERVO_DT)
     began = time.monotonic_ns()
-    score = Score(world) if world.layout.task in TASKS else None
-    failure, first_success = FAILURE.encode(), 0
-    announced, looks = False, 0
+    judge, announced = _Judge(world), False
     pending = [parse_fault(f) for f in faults]
     while not stop and os.getppid() == parent and cameras.poll() is None:
         now = ticker.wait()
@@ -105,15 +127,8 @@ def serve(
             for name, seconds in pending:
                 bus.bus.faults.inject(name, now + int(seconds * 1e9))
             pending = []
-        success = world.success() or (
-            score is None and first_success > 0
-        )  # what was traced leaves nothing that could be undone
-        first_success = first_success or (now if success else 0)
-        if score is not None and looks % SCORE_EVERY == 0:
-            failure = score.told(score.watch(now)).encode()
-            score.pose.clear()  # unused, and a simulator may run for days
-        looks += 1
-        truth.write(_TRUTH.pack(now, first_success, world.time_s, success, failure), world.visible)
+        success = judge.look(now)
+        truth.write(_TRUTH.pack(now, judge.first_success, world.time_s, success, judge.failure), world.visible)
         if not announced and all(frames_path(slots, c).exists() for c in ("front", "wrist")):
             print(json.dumps({"port": bus.path, "instruction": world.instruction}), flush=True)
             announced = True
