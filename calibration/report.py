@@ -267,7 +267,7 @@ def _hand_eye_table(h: HandEye, halves: dict[str, float], moved: tuple[float, fl
         ("two halves differ by", f"{halves['halves_mm']:.1f} mm, {halves['halves_deg']:.2f} degrees ({sigmas})"),
         ("poses", f"{len(h.kept)} used, {len(h.rejected)} left out"),
         (
-            "errors of the arm's poses",
+            "errors of arm poses",
             f"{1000 * h.arm_rms[1]:.1f} mm, {h.arm_rms[0]:.2f} degrees (chi2 a degree of freedom {h.chi2:.2f})",
         ),
         ("joint offsets, degrees", ", ".join(f"{o:.2f} ± {s:.2f}" for o, s in offsets)),
