@@ -30,7 +30,7 @@ from firmware_bridge.bus.master import Bus
 from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.lowering import REST_TOLERANCE
 from firmware_bridge.motion.messages import Command, JointState, RequestKind, SafetyState
-from firmware_bridge.motion.motor import MotorLoop
+from firmware_bridge.motion.motor_loop import MotorLoop
 from firmware_bridge.motion.safety import lowering_s
 from firmware_bridge.virtual.bus import MemoryPort
 from runtime.robot import load_robot

@@ -22,7 +22,6 @@ from msgspec import Meta
 from calibration.camera import CalibrationError
 from common.schema import Malformed, Name, Shape, Text, shaped
 from firmware_bridge.arms import family
-from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.before_torque import ROUND_AND_ROUND
 from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.servos.models import MODELS
@@ -370,27 +369,6 @@ class RangeRecorder:
             "range_max": high,
         }
         return {**row, "homing_offset": kept.offset, "mode": kept.mode}
-
-
-def _answered(arm: Arm, got: dict[int, Any]) -> None:
-    silent = [i for i in arm.ids if i not in got]
-    if silent:
-        raise CalibrationError(f"servo {silent[0]} does not answer: check its cable and the arm's power.")
-
-
-def eeprom(arm: Arm) -> dict[int, Kept]:
-    """What every servo holds that makes its steps, by id; raises CalibrationError when one does not answer."""
-    names = sorted(("homing_offset", "mode"), key=lambda n: arm.model.registers[n].address)
-    got = arm.read_span(*names)
-    _answered(arm, got)
-    return {i: Kept(v["homing_offset"], v["mode"] if arm.bus.dynamixel else None) for i, v in got.items()}
-
-
-def reported_steps(arm: Arm) -> np.ndarray:
-    """int64[S] as the servos report them, second ones last; raises CalibrationError when one does not answer."""
-    got = arm.read_steps()
-    _answered(arm, got)
-    return np.array([got[i] for i in arm.ids])
 
 
 def compare(calibration: JointCalibration, held: dict[int, Kept]) -> list[str]:

@@ -139,7 +139,7 @@ def monitor(robot: str, port: str | None, seconds: float | None) -> None:
     """Live table of every joint. Only reads; works with the torque off while the arm is moved by hand."""
     import numpy as np
 
-    from firmware_bridge.motion.arm import NO_REPLY
+    from firmware_bridge.motion.measurement import NO_REPLY
     from firmware_bridge.servos.sts3215 import conditions
 
     arm, opened = open_arm(robot, port)
@@ -272,7 +272,7 @@ def set_id(port: str, baud: tuple[int, ...], protocol: str, new: int, yes: bool)
 @errors
 def campaign(only: str, virtual: bool, markdown: Path | None, json_path: Path | None) -> None:
     """Inject every known fault into a moving (virtual) arm: what it was detected as, and how soon the arm was safe."""
-    from firmware_bridge.virtual.campaign import campaign
+    from firmware_bridge.virtual.campaign_dead import campaign
     from firmware_bridge.virtual.campaign_live import campaign_live
     from firmware_bridge.virtual.campaign_start import campaign_start
 

@@ -17,6 +17,7 @@ from calibration import joints, report
 from calibration.camera import CalibrationError
 from calibration.joints import JointCalibration
 from calibration.joints_lerobot import from_lerobot, to_lerobot
+from calibration.joints_servos import eeprom, reported_steps
 from calibration.store import Store, new_record, write_result
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import Port
@@ -81,13 +82,13 @@ def guided(
                 "the arm is energised and would not move by hand: lower it (`harmowam run` does at its end), then "
                 "repeat."
             )
-        kept = joints.eeprom(arm)
+        kept = eeprom(arm)
         ask(f"Put every joint at its zero (arm {robot.family.ZERO_POSE}), shut the jaw, then press Enter")
-        recorder = joints.RangeRecorder(robot.arm, kept, joints.reported_steps(arm))
+        recorder = joints.RangeRecorder(robot.arm, kept, reported_steps(arm))
         free = [n for n, stopless in zip(robot.arm.joints, recorder.stopless, strict=True) if stopless]
         say(f"move every joint from stop to stop{f' (but for {_listed(free)})' if free else ''}, then press Enter")
         while True:
-            recorder.add(joints.reported_steps(arm))
+            recorder.add(reported_steps(arm))
             if _enter_pressed(poll_s):
                 if not recorder.missing():
                     break
@@ -149,7 +150,7 @@ def compare_eeprom(robot: Robot, store: Store, port: str) -> dict[str, Any]:
     _refuse_simulated(robot)
     made = _stored(store)
     with _opened(robot, port) as arm:
-        differs = joints.compare(made, joints.eeprom(arm))
+        differs = joints.compare(made, eeprom(arm))
     said = (
         "EEPROM and joint calibration agree"
         if not differs

@@ -8,7 +8,7 @@ from firmware_bridge.bus.master import Bus
 from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.motion.messages import Command, JointState, RequestKind
-from firmware_bridge.motion.motor import MotorLoop
+from firmware_bridge.motion.motor_loop import MotorLoop
 from firmware_bridge.servos.models import MODELS
 from firmware_bridge.virtual.bus import MemoryPort, VirtualBus
 from runtime.robot import load_robot

@@ -6,46 +6,18 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from firmware_bridge.bus.master import Bus, Reply
 from firmware_bridge.motion import before_torque
 from firmware_bridge.motion.config import ArmConfig, ArmError
+from firmware_bridge.motion.measurement import DOUBTED, NO_REPLY, TWIN, Measurement, Telemetry
 from firmware_bridge.servos.models import MODELS
 from firmware_bridge.servos.xseries import conditions as dxl_conditions
 
-# Status bits 0..5 are Feetech's conditions: voltage, encoder, temperature, current, -, overload. Ours:
-TWIN = 0x10  # the joint's second servo stands elsewhere than the first
-DOUBTED = 0x40  # the position jumped as no motor can; the last good one stands in
-NO_REPLY = 0x80  # the servo did not answer; the last position stands in
 TWIN_RAD = 0.2
 JUMP_RAD = 0.12  # added to what the joint can move in the time
-
-
-class Measurement(NamedTuple):
-    """float64[J] position (rad) and velocity (rad/s), uint8[J] status bits (with NO_REPLY, DOUBTED, TWIN)."""
-
-    q: np.ndarray
-    qd: np.ndarray
-    bits: np.ndarray
-
-
-@dataclass(frozen=True)
-class Telemetry:
-    """What is read in turn, float32[J]: current (A), temperature (deg C), voltage (V); bool[J] `limp`: torque is off in
-    the servo.
-
-    A joint with two servos has the first one's current, the higher temperature, the lower voltage, and is limp when
-    either is.
-    """
-
-    current: np.ndarray
-    temperature: np.ndarray
-    voltage: np.ndarray
-    limp: np.ndarray
 
 
 class Arm:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from firmware_bridge.motion.arm import DOUBTED, NO_REPLY, TWIN, Measurement, Telemetry
 from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.motion.limits import Limiter
 from firmware_bridge.motion.lowering import Descent, longest_s
+from firmware_bridge.motion.measurement import DOUBTED, NO_REPLY, TWIN, Measurement, Telemetry
 from firmware_bridge.motion.messages import Command, RequestKind, SafetyState
 
 TEMPERATURE_WARN = 55.0  # deg C; the servo's own limit is 70

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from common.slots import SlotError, SlotReader, SlotWriter
-from firmware_bridge.motion.arm import Arm, Measurement
+from firmware_bridge.motion.arm import Arm
+from firmware_bridge.motion.measurement import Measurement
 
 STAMP_SLOT = "motor-stamps.slot"
 SPANS = ("read", "write", "telemetry")

@@ -150,13 +150,13 @@ def test_hand_eye_refuses_another_camera_than_the_lens_was_calibrated_with_or_an
 def test_joints_are_calibrated_by_moving_the_limp_arm(bench, tmp_path, monkeypatch):
     """A hand moves the virtual servos from stop to stop once it is told to; the result is compared with their
     EEPROM."""
-    from calibration import joints
+    from calibration.joints_servos import reported_steps
     from harmowam import calibration_joints
 
     read, write = os.pipe()
     typed = os.fdopen(read)
     monkeypatch.setattr(sys, "stdin", typed)
-    plant, look = bench.servos.plant, joints.reported_steps
+    plant, look = bench.servos.plant, reported_steps
     told: list[str] = []
     shares = iter([*np.linspace(0, 1, 12), *np.linspace(1, 0, 12)])
 
@@ -170,7 +170,7 @@ def test_joints_are_calibrated_by_moving_the_limp_arm(bench, tmp_path, monkeypat
                 plant.position[:] = 900 + 2300 * share
         return look(arm)
 
-    monkeypatch.setattr(joints, "reported_steps", moved_by_hand)
+    monkeypatch.setattr(calibration_joints, "reported_steps", moved_by_hand)
     plant.position[:] = 2048
     robot, store, page = load_robot(str(bench.robot_file)), Store(tmp_path / "store"), tmp_path / "joints.html"
     done = calibration_joints.guided(robot, store, robot.port, page, print, told.append, poll_s=0.005, sign_check=False)

@@ -13,6 +13,7 @@ from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
 from calibration.drift_job import run_learn, stored_reference
 from calibration.joints_lerobot import from_lerobot, to_lerobot
+from calibration.joints_servos import eeprom, reported_steps
 from calibration.store import Store, new_record
 from calibration.transforms import inverse, transform
 from firmware_bridge.arms.so101 import FAMILY as so101
@@ -225,7 +226,7 @@ def test_an_arm_whose_offsets_are_others_than_when_it_was_calibrated_is_refused(
     """As after another `lerobot-calibrate`: every step means another angle, limits included."""
     a, virtual = arm()
     virtual.put(3, "homing_offset", -37)
-    made = sweep(joints.RangeRecorder(CONFIG, joints.eeprom(a), np.full(6, 2000))).finish()
+    made = sweep(joints.RangeRecorder(CONFIG, eeprom(a), np.full(6, 2000))).finish()
     named = dataclasses.replace(CONFIG, eeprom=((3, "homing_offset", 5), (1, "max_temperature", 70)))
     config = made.apply(named)
     assert (1, "max_temperature", 70) in config.eeprom and len(config.eeprom) == 7
@@ -251,14 +252,12 @@ def test_a_joint_that_was_not_moved_or_wraps_round_is_refused():
 def test_eeprom_is_read_over_the_bus_and_compared():
     a, virtual = arm()
     virtual.put(3, "homing_offset", -37)
-    kept = joints.eeprom(a)
+    kept = eeprom(a)
     assert kept[3] == (-37, None)
-    made = sweep(joints.RangeRecorder(CONFIG, kept, joints.reported_steps(a))).finish()
-    assert joints.compare(made, joints.eeprom(a)) == []
+    made = sweep(joints.RangeRecorder(CONFIG, kept, reported_steps(a))).finish()
+    assert joints.compare(made, eeprom(a)) == []
     virtual.put(3, "homing_offset", 0)
-    assert joints.compare(made, joints.eeprom(a)) == [
-        "elbow_flex (servo 3): homing offset 0 in EEPROM, -37 when calibrated"
-    ]
+    assert joints.compare(made, eeprom(a)) == ["elbow_flex (servo 3): homing offset 0 in EEPROM, -37 when calibrated"]
 
 
 def test_lerobots_file_goes_in_and_out(tmp_path):

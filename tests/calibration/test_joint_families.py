@@ -18,8 +18,9 @@ from calibration.camera import CalibrationError
 from calibration.store import Store
 from firmware_bridge.arms import FAMILIES
 from firmware_bridge.bus.master import Bus
-from firmware_bridge.motion.arm import TWIN, Arm
+from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.config import ArmError
+from firmware_bridge.motion.measurement import TWIN
 from firmware_bridge.servos.models import MODELS
 from firmware_bridge.virtual.bus import MemoryPort, PtyBus, VirtualBus
 from firmware_bridge.virtual.plant import KinematicPlant

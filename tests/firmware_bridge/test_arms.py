@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import PortError
 from firmware_bridge.codecs import feetech as fs
-from firmware_bridge.motion.arm import DOUBTED, TWIN, Arm
+from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.config import ArmConfig, ArmError
 from firmware_bridge.motion.estop import _EVENT, EStop, EStopError
+from firmware_bridge.motion.measurement import DOUBTED, TWIN
 from firmware_bridge.service import Found, look, set_id
 from firmware_bridge.servos.models import MODELS
 from firmware_bridge.virtual.bus import MemoryPort, VirtualBus

@@ -17,10 +17,11 @@ from common.timing import GUARD_STALL_S
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import Port, PortError
 from firmware_bridge.codecs import feetech as fs
-from firmware_bridge.motion.arm import NO_REPLY, Arm
+from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.config import ArmError
+from firmware_bridge.motion.measurement import NO_REPLY
 from firmware_bridge.motion.messages import Command, Expert, JointState, RequestKind, SafetyState
-from firmware_bridge.motion.motor import MotorLoop
+from firmware_bridge.motion.motor_loop import MotorLoop
 from firmware_bridge.virtual.bus import MemoryPort, PtyBus, SocketBus
 from tests.firmware_bridge.so101 import CONFIG, bus
 from tests.firmware_bridge.test_arms import VIPERX, virtual

@@ -3,7 +3,8 @@ test_processes.)"""
 
 import pytest
 
-from firmware_bridge.virtual.campaign import CASES, dead_master, play
+from firmware_bridge.virtual.campaign import CASES, play
+from firmware_bridge.virtual.campaign_dead import dead_master
 from firmware_bridge.virtual.campaign_start import BEFORE, START
 from firmware_bridge.virtual.faults import NAMES, FaultError, parse
 from tests.firmware_bridge.so101 import bus

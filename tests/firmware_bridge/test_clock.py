@@ -8,8 +8,10 @@ from common.clock import Ticker
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.motion import motor
 from firmware_bridge.motion.arm import Arm
+from firmware_bridge.motion.incoming import as_command
 from firmware_bridge.motion.messages import Command, RequestKind, SafetyState
-from firmware_bridge.motion.motor import Between, MotorLoop
+from firmware_bridge.motion.motor import Between
+from firmware_bridge.motion.motor_loop import MotorLoop
 from firmware_bridge.virtual.bus import MemoryPort
 from tests.firmware_bridge.so101 import CONFIG, bus
 
@@ -56,7 +58,7 @@ class Run:
     def __init__(self, phase_ns, ticks, every_ns=PERIOD):
         servos, _ = bus()
         self.port = port = MemoryPort(servos, baud=1_000_000, latency_ns=200_000)
-        loop = MotorLoop(Arm(Bus(port), CONFIG), late=lambda: motor.as_command(policy.take()))
+        loop = MotorLoop(Arm(Bus(port), CONFIG), late=lambda: as_command(policy.take()))
         ticker = Ticker(CONFIG.motor_hz, port.now_ns, self._sleep)
         instants = ticker.next_ns + FIRST * PERIOD + phase_ns + every_ns * np.arange(ticks * PERIOD // every_ns)
         policy = Policy(port, instants, np.array([0.0, -0.5, 0.5, 0.5, 0.0, 0.5], np.float32))
@@ -65,7 +67,7 @@ class Run:
         for _ in range(FIRST + ticks):
             now = ticker.wait()
             request = RequestKind.ARM if loop.ticks < FIRST else RequestKind.NONE
-            command = motor.as_command(policy.read())
+            command = as_command(policy.read())
             self.states.append(loop.tick(now, command, request, ticker.missed, False, ticker.shifted_ns))
             between.spend()
         self.shifts = np.diff([s.shifted_ns for s in self.states])

@@ -23,6 +23,7 @@ from firmware_bridge.motion.endings import Exit
 from firmware_bridge.motion.estop import _EVENT, EStop
 from firmware_bridge.motion.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor import COMMAND_SLOT, REQUEST_SLOT
+from firmware_bridge.motion.motor_loop import MotorLoop
 from firmware_bridge.virtual.bus import PtyBus
 from firmware_bridge.virtual.campaign_live import LiveRig, campaign_live
 from tests.firmware_bridge.so101 import CONFIG, bus
@@ -441,7 +442,7 @@ class PressedBetweenTicks:
 
 
 def test_a_command_that_comes_with_the_emergency_stop_pressed_does_not_reach_the_wire(tmp_path, monkeypatch):
-    stop, revised, revise = PressedBetweenTicks(most=500), [], motor.MotorLoop.revise
+    stop, revised, revise = PressedBetweenTicks(most=500), [], MotorLoop.revise
 
     def recorded(loop, command):
         revised.append(stop.down)
@@ -455,7 +456,7 @@ def test_a_command_that_comes_with_the_emergency_stop_pressed_does_not_reach_the
 
     monkeypatch.setattr(EStop, "open", lambda where: stop)
     monkeypatch.setattr(motor, "Ticker", BesideTicks)
-    monkeypatch.setattr(motor.MotorLoop, "revise", recorded)
+    monkeypatch.setattr(MotorLoop, "revise", recorded)
     monkeypatch.setattr(
         signal, "signal", lambda *args: None
     )  # what it sets for its process is not for that of the tests

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firmware_bridge.motion.arm import DOUBTED, NO_REPLY, TWIN, Measurement, Telemetry
 from firmware_bridge.motion.limits import Limiter, limit_step
 from firmware_bridge.motion.lowering import REST_TOLERANCE
+from firmware_bridge.motion.measurement import DOUBTED, NO_REPLY, TWIN, Measurement, Telemetry
 from firmware_bridge.motion.messages import Command, RequestKind, SafetyState
 from firmware_bridge.motion.safety import CONDITIONS, CUTS, INSIST_S, Row, Safety, lowering_s
 from tests.firmware_bridge.so101 import CONFIG, LOWER, UPPER
