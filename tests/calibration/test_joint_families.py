@@ -2,7 +2,7 @@
 its file says.
 
 The arm is MuJoCo's; its servos answer on a pseudo-terminal. What is measured is right if the arm, read with it, stands
-where it is held.
+where it is held. One file, a little longer than others: every test needs its hand and its arms.
 """
 
 import contextlib

@@ -2,18 +2,15 @@
 left alone."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import PortError
 from firmware_bridge.codecs import feetech as fs
 from firmware_bridge.motion.arm import Arm
-from firmware_bridge.motion.config import ArmConfig, ArmError
+from firmware_bridge.motion.config import ArmError
 from firmware_bridge.motion.estop import _EVENT, EStop, EStopError
 from firmware_bridge.motion.measurement import DOUBTED, TWIN
 from firmware_bridge.service import Found, look, set_id
@@ -21,34 +18,9 @@ from firmware_bridge.servos.models import MODELS
 from firmware_bridge.virtual.bus import MemoryPort, VirtualBus
 from firmware_bridge.virtual.campaign import KOCH, MIDDLE, SO101
 from firmware_bridge.virtual.plant import KinematicPlant
+from tests.firmware_bridge.virtual_arm import VIPERX, virtual
 
 SERVO = MODELS["STS3215"]
-
-# ViperX 300: second servos on shoulder and elbow turn the other way; the gripper is geared.
-VIPERX = ArmConfig(
-    joints=("waist", "shoulder", "elbow", "wrist_angle", "wrist_rotate", "gripper"),
-    ids=(1, 2, 4, 6, 8, 9),
-    lower=(-1.5,) * 6,
-    upper=(1.5,) * 6,
-    direction=(1, 1, -1, 1, 1, 1),
-    zero_step=(2048,) * 6,
-    rest=(0.0,) * 6,
-    max_velocity=(3.0,) * 6,
-    max_acceleration=(20.0,) * 6,
-    models=("XM540-W270",) * 4 + ("XM430-W350",) * 2,
-    gear=(1.0,) * 5 + (2.0,),
-    shadows=((3, 1, -1, 2048), (5, 2, 1, 2048)),
-)
-
-
-def virtual(config: ArmConfig, start: Any = MIDDLE) -> tuple[Any, Any]:
-    ids = [*config.ids, *(s[0] for s in config.shadows)]
-    models = [MODELS[m] for m in config.model_names] + [MODELS[config.model_names[s[1]]] for s in config.shadows]
-    plant = KinematicPlant(np.full(len(ids), 2048.0))
-    servos = VirtualBus(ids, plant, models)
-    arm = Arm(Bus(MemoryPort(servos), protocol=config.protocol), config)
-    plant.position = arm.to_steps(np.array(start)).astype(float)
-    return arm, servos
 
 
 def settle(arm):
@@ -204,108 +176,6 @@ def test_a_position_that_jumps_is_doubted_and_one_that_was_silent_for_long_is_no
         assert m.bits[2] == DOUBTED and m.q[2] == pytest.approx(MIDDLE[2], abs=2e-3)
     servos.faults.clear()
     assert not arm.read().bits.any()
-
-
-@given(st.lists(st.sampled_from(["position", "voltage", "temperature", "write"]), min_size=1, max_size=12), st.data())
-def test_a_reply_of_any_lateness_is_never_taken_for_anothers(questions, data):
-    """Each answer is held back or let go at will, in order; whatever is accepted must answer the question that was
-    asked."""
-    ask_late(
-        questions,
-        lambda waiting: data.draw(st.integers(0, waiting)),
-        lambda: data.draw(st.integers(0, 200)),
-        lambda: data.draw(st.booleans()),
-    )
-
-
-def test_an_old_acknowledgement_settles_no_newer_debt():
-    """Found by the test above: two writes and what reads them back are all late, and a third write gets the first one's
-    word."""
-    released = iter([1, 0, 0, 0, 0, 0, 1, 2, 2])
-    ask_late(
-        ["position", "write", "write", "write", "position"], lambda waiting: min(next(released, 0), waiting), lambda: 0
-    )
-
-
-def test_an_old_acknowledgement_is_not_taken_for_that_of_a_write_that_was_lost():
-    lost = iter([False, False, True])  # the first write and what reads it back arrive, the second write does not
-    released = iter([0, 0, 0, 1])  # nothing comes until the second write waits for its word
-    values = iter([0x11, 0x22])
-    ask_late(["write", "write"], lambda waiting: next(released, 0), lambda: next(values), lambda: next(lost, False))
-
-
-def ask_late(questions, release, value, lost=lambda: False):
-    """Ask servo 1 over a line that holds answers back: `release(n)` says how many of the n that wait arrive at a read.
-    A request that is `lost` does not reach the servo."""
-    _, servos = virtual(SO101)
-    servos.refresh(0)
-    truth = {56: servos.servos[1].memory[56:58], 62: servos.servos[1].memory[62:63], 63: servos.servos[1].memory[63:64]}
-
-    class Lazy(MemoryPort):
-        held = b""
-
-        def write(self, data_):
-            self.held += b"" if lost() else servos.handle(data_, 0)
-
-        def read(self, deadline_ns):
-            parts = fs.Parser().feed(self.held)
-            n = release(len(parts))
-            out = b"".join(fs.packet(*p) for p in parts[:n])
-            self.held = b"".join(fs.packet(*p) for p in parts[n:])
-            return out
-
-        def drain(self):
-            return b""  # the worst line: nothing can be thrown away
-
-    bus = Bus(Lazy(servos))
-    for q in questions:
-        if q == "write":
-            sent = value()
-            if bus.write(1, 41, bytes([sent]), retries=0):
-                assert servos.get(1, "acceleration") == sent
-        else:
-            address, size = {"position": (56, 2), "voltage": (62, 1), "temperature": (63, 1)}[q]
-            r = bus.read(1, address, size, retries=0)
-            assert r is None or r.data == bytes(truth[address])
-
-
-class Answering(MemoryPort):
-    """A line that answers every request with the same bytes."""
-
-    def __init__(self, stream):
-        super().__init__(virtual(SO101)[1])
-        self.stream = stream
-
-    def write(self, data):
-        self._arrived = self.stream
-
-
-def heard(*packets, servos=(1, 2, 3)):
-    """What a sync read of two bytes takes from these packets in a row (servo, data), and what it counts."""
-    master = Bus(Answering(b"".join(fs.status(i, 0, data) for i, data in packets)))
-    got = master.sync_read(servos, 56, 2, retries=0)
-    return {i: r.data for i, r in got.items()}, dict(master.errors)
-
-
-def test_an_answer_out_of_turn_is_not_taken():
-    got, errors = heard((2, b"bb"), (1, b"aa"), (3, b"cc"))
-    assert got == {2: b"bb", 3: b"cc"}
-    assert errors == {(1, "out of turn"): 1, (1, "no reply"): 1}
-
-
-def test_an_answer_of_a_servo_that_was_not_asked_is_not_taken():
-    got, errors = heard((1, b"aa"), (9, b"xx"), (2, b"bb"), (3, b"cc"))
-    assert got == {1: b"aa", 2: b"bb", 3: b"cc"}
-    assert errors == {(9, "unexpected id"): 1}
-
-
-def test_data_that_hold_a_header_are_doubted_only_where_the_next_servo_is_missing():
-    header = b"\xff\xff"  # the head of the next packet, whose rest was cut
-    assert heard((1, b"aa"), (2, header), (3, b"cc")) == ({1: b"aa", 2: header, 3: b"cc"}, {})
-    assert heard((1, header), (2, b"bb")) == ({1: header, 2: b"bb"}, {(3, "no reply"): 1})
-    got, errors = heard((1, header), (3, b"cc"))
-    assert got == {3: b"cc"}
-    assert errors == {(1, "overlapping packets"): 1, (1, "no reply"): 1, (2, "no reply"): 1}
 
 
 def test_a_big_endian_servo_is_known_by_its_number():

@@ -25,8 +25,8 @@ from firmware_bridge.motion.lowering import (
 from firmware_bridge.motion.messages import RequestKind, SafetyState
 from firmware_bridge.motion.safety import INSIST_S, lowering_s
 from runtime.robot import load_robot
+from tests.firmware_bridge.safety_bench import Bench
 from tests.firmware_bridge.so101 import KNOWN
-from tests.firmware_bridge.test_safety import Bench
 
 ARM = load_robot("so101").arm
 REST = np.array(ARM.rest)

@@ -1,4 +1,7 @@
-"""Guard and motor process for real, on a pseudo-terminal: what happens when somebody dies."""
+"""Guard and motor process for real, on a pseudo-terminal: what happens when somebody dies.
+
+One file, longer than others: all tests share the rig, and together they are the table of who dies and what follows.
+"""
 
 import dataclasses
 import os
