@@ -74,6 +74,7 @@ NOT_MENDABLE = {
     "PacketError": "a request that no servo could be sent: a defect",
     "RegisterError": "a value that does not fit into a servo's register: a defect",
     "UserError": "the command line's own: click shows it",
+    "_Damaged": "says which record of a log cannot come from its run; replay catches it",
     "_Stop": "ends the comparison of a replay, which catches it",
 }
 

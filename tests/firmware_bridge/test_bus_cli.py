@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from firmware_bridge.virtual import campaign
+from firmware_bridge.virtual import campaign_dead as campaign
 from firmware_bridge.virtual.bus import PtyBus, VirtualBus
 from firmware_bridge.virtual.plant import KinematicPlant
 from harmowam.cli import main
