@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from firmware_bridge.virtual import campaign_dead as campaign
+from firmware_bridge.virtual import campaign
 from firmware_bridge.virtual.bus import PtyBus, VirtualBus
 from firmware_bridge.virtual.plant import KinematicPlant
 from harmowam.cli import main
@@ -138,7 +138,8 @@ def test_campaign_tabulates_every_fault(tmp_path):
 def test_campaign_fails_and_says_so_when_a_fault_is_not_safe(monkeypatch):
     one_of_two = iter([True, False])
     play = campaign.play
-    monkeypatch.setattr(campaign, "play", lambda case: {**play(case), "safe": next(one_of_two)})
+    judged = lambda case: {**play(case), "safe": next(one_of_two)}  # noqa: E731
+    monkeypatch.setattr("firmware_bridge.virtual.campaign_dead.play", judged)
     result = harmowam("campaign", "--virtual", "--only", "flip-id")
     assert result.exit_code == 1 and "2 faults in 1 groups, 1 not safe" in result.output, result.output
     assert result.output.count("NOT SAFE") == 1
