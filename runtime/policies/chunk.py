@@ -140,14 +140,12 @@ class FastStep:
     def _follow(self, now_ns: int, prior: Prior, over: bool) -> tuple[np.ndarray, np.ndarray]:
         """Position and velocity [J] of the plan that is followed at `now_ns`, with the remainder. `over`: it stays at
         its end; else its last piece goes on for as long as a command lasts."""
-        if over:
-            q, rate = prior.chunk[-1].astype(float), np.zeros(self.joints)
-        else:
-            at, pace = self._clock(now_ns, prior)
-            q, rate = on_grid(prior.chunk, prior.grid_ns, min(at, prior.grid_ns[-1] + self.set.stale_s * 1e9))
-            rate = rate * pace
         left, left_rate = remainder(self.offset, (now_ns - self.offset_ns) * 1e-9, self.set.blend_s)
-        return q + left, rate + left_rate
+        if over:
+            return prior.chunk[-1] + left, left_rate
+        at, pace = self._clock(now_ns, prior)
+        q, rate = on_grid(prior.chunk, prior.grid_ns, min(at, prior.grid_ns[-1] + self.set.stale_s * 1e9))
+        return q + left, rate * pace + left_rate
 
     def step(self, now_ns: int, obs: Observation, prior: Prior | None) -> tuple[Command | None, FastTick]:
         """The command for this instant, or None while there is nothing to act on (the motor process then holds).
