@@ -1,7 +1,4 @@
-"""One arm in radians. `ArmConfig` gives zero steps, directions, gears and ranges to convert from servo steps.
-
-The EEPROM of the servos is read and compared, never written.
-"""
+"""One arm in radians, converted from servo steps by `ArmConfig`. The servos' EEPROM is compared, never written."""
 
 from __future__ import annotations
 
@@ -55,16 +52,13 @@ class Arm:
         self._no_bits.flags.writeable = False
         self._goal = self.model.registers["goal_position"]
         self._rows = struct.Struct(ends + ("Bi" if self._goal.size == 4 else "BH") * len(self._ids))
-        self._goal_scale = list(
-            zip(self._ids, joint.tolist(), self._rad_per_step.tolist(), self._zero.tolist(), strict=True)
-        )
+        zeros, units = self._zero.tolist(), self._rad_per_step.tolist()
+        self._goal_scale = list(zip(self._ids, joint.tolist(), units, zeros, strict=True))
         # per servo: its index, the indices of its position and speed in `_words`, zero step, rad per step, rad/s per
         # unit of speed
         rows = [
             (k, 2 * k + order, 2 * k + (not order), *scale)
-            for k, scale in enumerate(
-                zip(self._zero.tolist(), self._rad_per_step.tolist(), self._speed.tolist(), strict=True)
-            )
+            for k, scale in enumerate(zip(zeros, units, self._speed.tolist(), strict=True))
         ]
         self._first_servos, self._second_servos = rows[:n], rows[n:]
         self._numbers = struct.Struct(f"{2 * n}d")
@@ -94,7 +88,6 @@ class Arm:
         return np.rint(np.asarray(rad, float)[self._joint] / self._rad_per_step + self._zero).astype(int)
 
     def name(self, servo: int) -> str:
-        """Joint name of a servo id."""
         return self.config.joints[self.joint_of(servo)]
 
     # ---- before anything moves ---------------------------------------------------------------------------------------
@@ -104,7 +97,6 @@ class Arm:
         return self._ids
 
     def joint_of(self, servo: int) -> int:
-        """Joint index of a servo id."""
         return int(self._joint[self._ids.index(servo)])
 
     def check(self, to_move: bool = True) -> None:
@@ -195,12 +187,10 @@ class Arm:
         return joined
 
     def _trust(self, now: int, q: np.ndarray, qd: np.ndarray, bits: np.ndarray, jumped: bool) -> Measurement:
-        """Keep the last good values of joints that did not answer, or whose position changed faster than a motor can
-        move."""
+        """Keep the last good values of joints that did not answer, or that moved faster than a motor can."""
         stale = (bits & NO_REPLY) > 0
         if jumped:
-            # at most 0.1 s, so that a wrong position is not accepted merely because time passes
-            dt = min(max(now - self._now_ns, 0) * 1e-9, 0.1)
+            dt = min(max(now - self._now_ns, 0) * 1e-9, 0.1)  # capped: a long wait must not make a jump acceptable
             doubt = ~stale & (np.abs(q - self._last.q) > self._top_speed * dt + JUMP_RAD)
             bits = bits | np.where(doubt, DOUBTED, 0).astype(np.uint8)
             stale = stale | doubt
@@ -222,8 +212,7 @@ class Arm:
         return int(self._errors[k])
 
     def read_telemetry(self) -> None:
-        """Torque state, voltage, temperature and current of one servo per call, in turn; a silent servo keeps its last
-        values."""
+        """Torque state, voltage, temperature and current of one servo per call; a silent one keeps its last values."""
         turn, n = self._turn, len(self._ids)
         self._turn += 1
         if not self.bus.dynamixel:
@@ -315,8 +304,8 @@ class Arm:
         return any(v == 1 for v in self._read_all("torque_enable").values())
 
     def _read_caps(self) -> None:
-        """Read once how much torque the EEPROM of each servo allows: an SO-101's gripper often allows half, to protect
-        its motor from overheating."""
+        """Read once how much torque each servo's EEPROM allows; for an SO-101's gripper often half, against
+        overheating."""
         if len(self._caps) < len(self._ids):
             self._caps.update(self._read_all(self.model.torque_cap))
 
