@@ -22,7 +22,7 @@ from msgspec import Meta
 from calibration.camera import CalibrationError
 from common.schema import Malformed, Name, Shape, Text, shaped
 from firmware_bridge.arms import family
-from firmware_bridge.motion.before_torque import ROUND_AND_ROUND
+from firmware_bridge.motion.before_torque import MULTI_TURN_MODES
 from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.servos.models import MODELS
 from firmware_bridge.servos.registers import Model
@@ -117,7 +117,7 @@ def turn(model: Model, kept: Kept) -> tuple[int, int]:
     if model.protocol != "dynamixel":
         return 0, last
     added = model.added(*kept)
-    return (added, last + added) if kept.mode in ROUND_AND_ROUND else (max(0, added), min(last, last + added))
+    return (added, last + added) if kept.mode in MULTI_TURN_MODES else (max(0, added), min(last, last + added))
 
 
 class JointsFile(Shape, frozen=True):

@@ -1,9 +1,8 @@
-"""Work on servos by hand, with the arm out of service: find them, look at them, give one a new id, set right what they
-hold.
+"""Maintenance of servos while nothing drives the arm: find them, show their registers, change an id, correct settings.
 
-Finding and looking only read. Two things in this project are written to EEPROM, both because the operator asks for it:
-a new id, one servo at a time, and settings that would change the arm's motion (`servo_settings.SETTINGS`), with its
-torque off.
+`scan` and `look` only read. This module alone writes EEPROM, and only when the operator asks for it: a new id
+(`set_id`, one servo at a time) and settings that would change the arm's motion (`mend`, the registers of
+`servos.settings.SETTINGS`, with the torque off).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import Port
 from firmware_bridge.motion.arm import Arm
-from firmware_bridge.motion.before_torque import Wrong, called, model_of, read_settings, wrong_settings
+from firmware_bridge.motion.before_torque import WrongSetting, label, model_of, read_settings, wrong_settings
 from firmware_bridge.motion.config import ArmError
 from firmware_bridge.servos.models import BY_NUMBER
 from firmware_bridge.servos.registers import Model
@@ -25,12 +24,16 @@ BAUDS = {
     "feetech": (1_000_000, 500_000, 115_200, 57_600, 38_400),
     "dynamixel": (57_600, 1_000_000, 2_000_000, 3_000_000, 4_000_000, 115_200),
 }
-PROBE_S = 0.004  # for an id where nobody may be
+PROBE_S = 0.004  # wait for an answer from an id that may not exist
 
 
 @dataclass(frozen=True)
 class Found:
-    """One servo as it answered. `values`: registers of its model by name; empty when the model is not known."""
+    """One servo that answered.
+
+    `number`: model number. `values`: registers in `SHOWN` by name; empty when the model is not known. `double`: two
+    servos answer to this id.
+    """
 
     servo: int
     number: int
@@ -59,9 +62,9 @@ SHOWN = (
 
 
 def look(bus: Bus, servo: int) -> Found | None:
-    """Ask `servo` who it is; None when nobody answers."""
+    """Read model and registers of the id `servo`; None when no servo answers."""
     table = (XSERIES[0] if bus.dynamixel else STS3215).registers["model"]
-    bus.until_ns = bus.port.now_ns() + int(2 * PROBE_S * 1e9)  # little patience: most ids are empty
+    bus.until_ns = bus.port.now_ns() + int(2 * PROBE_S * 1e9)  # a short wait: most ids have no servo
     reply = bus.read(servo, table.address, 2, retries=1)
     bus.until_ns = None
     if reply is None:
@@ -88,8 +91,11 @@ def scan(
     say: Callable[[str], None] = lambda line: None,
     enough: int = 253,
 ) -> list[Found]:
-    """Every servo that answers on `path`; reads only. `bauds`: default all that the protocol knows; ends with
-    `enough` servos. Raises PortError."""
+    """Every servo that answers on `path`; reads only.
+
+    `bauds`: default all of `BAUDS` for the protocol. `say` gets a progress line per baud rate. Stops once `enough`
+    servos are found. Raises PortError.
+    """
     out: list[Found] = []
     for protocol in protocols:
         for baud in tuple(bauds) or BAUDS[protocol]:
@@ -108,8 +114,11 @@ def scan(
 
 
 def set_id(bus: Bus, found: Found, new: int) -> None:
-    """Give the only servo on the bus the id `new`; read back. Raises ArmError, with the servo unchanged or its state
-    said."""
+    """Write the id `new` to the only servo on the bus and read it back.
+
+    Raises ArmError when the model is unknown, `new` is out of range or taken (nothing is written then), or when the
+    servo does not answer with the new id afterwards.
+    """
     model = found.model
     if model is None:
         raise ArmError(
@@ -117,7 +126,7 @@ def set_id(bus: Bus, found: Found, new: int) -> None:
         )
     if not 0 <= new <= 252:
         raise ArmError(f"id {new} is none of 0..252: choose another.")
-    if new == found.servo:  # as servos are delivered: they all have id 1
+    if new == found.servo:  # servos are delivered with id 1
         return
     if bus.ping(new):
         raise ArmError(f"id {new} is taken by a servo on this bus: connect one servo at a time.")
@@ -126,7 +135,7 @@ def set_id(bus: Bus, found: Found, new: int) -> None:
     lock = registers.get("lock")
     if lock is not None:
         bus.write(found.servo, lock.address, b"\x00")
-    bus.write(found.servo, registers["id"].address, bytes([new]))  # its answer may carry either id: asked below
+    bus.write(found.servo, registers["id"].address, bytes([new]))  # the answer may carry either id: read back below
     if lock is not None:
         bus.write(new, lock.address, b"\x01")
     back = bus.read(new, registers["id"].address, 1, retries=2)
@@ -134,19 +143,18 @@ def set_id(bus: Bus, found: Found, new: int) -> None:
         raise ArmError(f"servo {found.servo} did not take the id {new}: power it off and on and scan again.")
 
 
-def mend(arm: Arm) -> list[Wrong]:
-    """Write what every wrong setting must be to its servo, read it back, and return what was wrong.
+def mend(arm: Arm) -> list[WrongSetting]:
+    """Write the right value of every wrong setting to EEPROM and read it back; returns what was wrong.
 
-    Raises ArmError, with nothing written, while a servo's torque is on or unknown; and when a servo does not keep what
-    was written.
+    Raises ArmError before anything is written when a servo's torque is on or cannot be read, and afterwards when a
+    servo does not keep a written value.
     """
     on = arm.read_span("torque_enable", "torque_enable")
     stiff = [i for i in arm.ids if i not in on or on[i]["torque_enable"] != 0]
     if stiff:
         raise ArmError(
-            f"{called(arm, stiff[0])} has its torque on, or does not say that it is off: support the arm, switch its "
-            "power off "
-            "and on, then repeat; nothing was written."
+            f"{label(arm, stiff[0])} has its torque on, or does not say that it is off: support the arm, switch its "
+            "power off and on, then repeat; nothing was written."
         )
     wrong = wrong_settings(arm, read_settings(arm))
     for w in wrong:
@@ -154,7 +162,7 @@ def mend(arm: Arm) -> list[Wrong]:
         register, lock = model.registers[w.setting.register], model.registers.get("lock")
         value = w.setting.mended(w.value)
         if register.name == model.torque_cap and arm.joint_of(w.servo) == len(arm.config.joints) - 1:
-            value //= 2  # a gripper presses for as long as it holds something: at full torque it burns out
+            value //= 2  # a gripper that holds something presses all the time: full torque would overheat its motor
         data = model.encode(register.name, value)
         if lock is not None:
             arm.bus.write(w.servo, lock.address, b"\x00")
@@ -163,7 +171,7 @@ def mend(arm: Arm) -> list[Wrong]:
             arm.bus.write(w.servo, lock.address, b"\x01")
     for w in wrong_settings(arm, read_settings(arm)):
         raise ArmError(
-            f"{called(arm, w.servo)} still holds {w.setting.register} {w.value}: set it to {w.setting.must} with its "
+            f"{label(arm, w.servo)} still holds {w.setting.register} {w.value}: set it to {w.setting.must} with its "
             "maker's tool."
         )
     return wrong
