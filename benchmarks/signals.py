@@ -101,7 +101,7 @@ class Campaign:
     """The virtual arm, its robot file, and the words that start a run on it."""
 
     def __init__(self, folder: Path, bundle: Path | None, rng: random.Random):
-        self.rng = rng
+        self.rng, self.words_file = rng, folder / "said.txt"
         self.bench = Bench(folder / "bench")
         text = self.bench.robot_file.read_text().replace("lower_speed = 2.0", "lower_speed = 0.6")
         source = text.split("[camera.wrist]")[1].split('source = "')[1].split('"')[0]
@@ -113,9 +113,19 @@ class Campaign:
         self.words += ["--robot", str(self.bench.robot_file), "--seconds"]
 
     def start(self, seconds: float) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*self.words, str(seconds)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-        )
+        """A run whose words go to a file: processes that outlive it would keep a pipe open."""
+        with open(self.words_file, "w") as words:
+            return subprocess.Popen([*self.words, str(seconds)], stderr=words, stdout=subprocess.DEVNULL, text=True)
+
+    def end_of(self, run: subprocess.Popen[str]) -> tuple[bool, str]:
+        """Whether the run ended within 60 s (else it is killed), and what it said."""
+        try:
+            run.wait(60)
+        except subprocess.TimeoutExpired:
+            run.kill()
+            run.wait()
+            return False, self.words_file.read_text()
+        return True, self.words_file.read_text()
 
     def find(self, run: subprocess.Popen[str], target: str) -> int | None:
         """Process id of `target` in a run; None while it has none."""
@@ -148,12 +158,8 @@ class Campaign:
                     kill(pid, signal.SIGCONT)
                 else:
                     kill(pid, getattr(signal, f"SIG{sent}"))
-        try:
-            _, said = run.communicate(timeout=60)
-        except subprocess.TimeoutExpired:
-            run.kill()
-            _, said = run.communicate()
-            row.stuck = "the run did not end within 60 s"
+        ended, said = self.end_of(run)
+        row.stuck = "" if ended else "the run did not end within 60 s"
         row.code, row.said = run.returncode, said.strip().splitlines()[-1] if said.strip() else ""
         self.judge(row, said)
         row.stuck = row.stuck or self.next_run()
@@ -185,10 +191,8 @@ class Campaign:
         until = time.monotonic() + RELEASED_S
         while True:
             run = self.start(0.3)
-            try:
-                _, said = run.communicate(timeout=60)
-            except subprocess.TimeoutExpired:
-                run.kill()
+            ended, said = self.end_of(run)
+            if not ended:
                 return "the next run did not end within 60 s"
             if run.returncode == Exit.REST and not any(self.bench.torque()) and self.watch.rested():
                 return ""

@@ -55,6 +55,7 @@ class SimulatorError(Mendable):
 def _command(slots: Path, robot: str, seed: int, task: str | None, fps: float) -> list[str]:
     """The command that runs this module as a process."""
     words = ["--slots", str(slots), "--robot", robot, "--seed", str(seed), "--fps", str(fps)]
+    words += ["--starter", str(os.getpid())]
     return module_command("sim.server", *words, *(["--task", task] if task else []))
 
 
@@ -87,11 +88,12 @@ def serve(
     seed: int,
     task: str | None,
     fps: float,
-    faults: tuple[str, ...] = (),
-    terminal: bool = True,
+    faults: tuple[str, ...],
+    terminal: bool,
+    starter: int,
 ) -> int:
-    """Physics on the wall clock and the bus on a pseudo-terminal (or a socket), until SIGTERM or the death of the
-    parent.
+    """Physics on the wall clock and the bus on a pseudo-terminal (or a socket), until SIGTERM or until `starter` is not
+    the parent any more.
 
     `robot`: the simulated robot's file, or its name; its servos are on the bus. `faults`: NAME@SECONDS each, injected
     into the bus so long after the torque was first switched on.
@@ -100,7 +102,6 @@ def serve(
     from sim.trace import sample_start
     from sim.world import SERVO_DT, World
 
-    parent = os.getppid()
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -120,7 +121,7 @@ def serve(
     began = time.monotonic_ns()
     judge, announced = _Judge(world), False
     pending = [parse_fault(f) for f in faults]
-    while not stop and os.getppid() == parent and cameras.poll() is None:
+    while not stop and os.getppid() == starter and cameras.poll() is None:
         now = ticker.wait()
         world.advance((now - began) * 1e-9 - world.time_s)
         if pending and bus.bus.get(first, "torque_enable"):
@@ -138,13 +139,12 @@ def serve(
     return 0
 
 
-def serve_cameras(slots: Path, robot: str, seed: int, task: str | None, fps: float) -> int:
+def serve_cameras(slots: Path, robot: str, seed: int, task: str | None, fps: float, starter: int) -> int:
     """Render the newest truth at `fps` into camera slots, stamped with the time of that truth, handed over
     `TRANSFER_NS` after the tick (at more than 100 fps sooner: within 0.8 of the period)."""
     from sim.trace import sample_start
     from sim.world import CAMERA_SIZE, World
 
-    parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     arm = load_robot(robot).family
     world = World(layout=sample_start(np.random.default_rng([seed, 7]), arm, task), arm=arm)
@@ -154,7 +154,7 @@ def serve_cameras(slots: Path, robot: str, seed: int, task: str | None, fps: flo
     prefer(SIM_CAMERA_PRIORITY)
     ticker = Ticker(fps)
     transfer_ns = min(TRANSFER_NS, ticker.period_ns * 4 // 5)
-    while os.getppid() == parent:
+    while os.getppid() == starter:
         due = ticker.wait()
         got = truth.read()
         if got is not None:
@@ -238,11 +238,14 @@ def main() -> int:
         "--socket", action="store_true", help="the servo bus on a Unix socket instead of a pseudo-terminal"
     )
     parser.add_argument("--cameras", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--starter", type=int, default=os.getppid(), help="parent process; without it, this one ends")
     args = parser.parse_args()
     args.slots.mkdir(parents=True, exist_ok=True)
     if args.cameras:
-        return serve_cameras(args.slots, args.robot, args.seed, args.task, args.fps)
-    return serve(args.slots, args.robot, args.seed, args.task, args.fps, tuple(args.fault), not args.socket)
+        return serve_cameras(args.slots, args.robot, args.seed, args.task, args.fps, args.starter)
+    return serve(
+        args.slots, args.robot, args.seed, args.task, args.fps, tuple(args.fault), not args.socket, args.starter
+    )
 
 
 if __name__ == "__main__":

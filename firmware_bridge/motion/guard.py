@@ -58,12 +58,18 @@ def is_armed(slots: Path) -> bool:
     return got is not None and JointState.unpack(got[0]).safety != SafetyState.DISARMED
 
 
-def watch(child: subprocess.Popen[bytes], slots: Path) -> str:
-    """Wait for the end of the motor process; returns "" when it released the arm itself, else what went wrong."""
+def watch(child: subprocess.Popen[bytes], slots: Path, starter: int | None = None) -> str:
+    """Wait for the end of the motor process; returns "" when it released the arm itself, else what went wrong.
+
+    When the process `starter` is gone before the arm was armed, the motor process is told to end: nobody will arm the
+    arm, and the port must become free. (An armed arm is held and lowered by the motor process itself.)
+    """
     heartbeat: SlotReader | None = None
     seen, seen_at = 0, time.monotonic() + START_S
     while True:
         time.sleep(0.02)
+        if starter is not None and os.getppid() != starter and not is_armed(slots):
+            SlotWriter(slots / REQUEST_SLOT, 16).write(bytes([RequestKind.LOWER]))
         code = child.poll()
         if code in BY_MOTOR:
             return ""
@@ -114,6 +120,7 @@ def guard(
     priority: int = 0,
     core: int | None = None,
     by_id: Path = BY_ID,
+    starter: int | None = None,
 ) -> int:
     """Run the motor process to its end; returns its exit code, or the code for the state of the arm when it failed.
 
@@ -134,7 +141,7 @@ def guard(
     try:
         while True:
             child = start_motor(port, port_path, arm_file, slots, priority, core, left_energised)
-            failure = watch(child, slots)
+            failure = watch(child, slots, starter)
             if not failure:
                 return child.returncode
             child.kill()
@@ -217,6 +224,8 @@ def start(
         str(priority),
         "--by-id",
         str(by_id),
+        "--starter",
+        str(os.getpid()),
         *(["--core", str(core)] if core is not None else []),
     )
     with open(slots / LOG, "w") as log:
@@ -287,11 +296,12 @@ def main() -> int:
     parser.add_argument("--priority", type=int, default=0, help="SCHED_FIFO priority of the motor process, 0 for none")
     parser.add_argument("--core", type=int, help="core of the motor process")
     parser.add_argument("--by-id", type=Path, default=BY_ID, help="folder of port names that survive replugging")
+    parser.add_argument("--starter", type=int, help="process that arms the arm; without it, an unarmed arm is left")
     args = parser.parse_args()
     hold(args.slots)
     try:
         config = ArmConfig.from_dict(json.loads(args.arm.read_text()))
-        return guard(args.port, config, args.arm, args.slots, args.priority, args.core, args.by_id)
+        return guard(args.port, config, args.arm, args.slots, args.priority, args.core, args.by_id, args.starter)
     except (PortError, ArmError) as e:
         # `wait_for_state` raises this text before the first state; after that, `tell_log` shows lines that begin with
         # SAYS.
