@@ -1,7 +1,7 @@
 """One virtual servo: registers, EEPROM lock, overload latch, shutdown, reboot, watchdog, warmth. Both protocols.
 
 Behaviour as the vendors document it and as users measured it (docs/firmware_bridge.md lists what is unsure); the motor
-itself is the `Plant`. Nothing here knows packets: `virtual_bus` does.
+itself is the `Plant`. Nothing here knows packets: `bus.py` does.
 """
 
 from __future__ import annotations
