@@ -6,6 +6,8 @@ by name.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -17,37 +19,49 @@ from firmware_bridge.servos.registers import Model
 from firmware_bridge.servos.sts3215 import STS3215
 from firmware_bridge.virtual.faults import Faults
 from firmware_bridge.virtual.plant import Plant
-from firmware_bridge.virtual.servo import VirtualServo
+from firmware_bridge.virtual.servo import ACCESS_ERROR, INSTRUCTION_ERROR, LENGTH_ERROR, VirtualServo
 
-# a sleep may end that much late, the line must not: the last bit of the way to a due time is waited for awake
-SPIN_NS = 80_000
 SAG_V = 0.15  # of the supply for each servo at full load
+Answers = list[tuple[int, bytes]]  # servo id, status packet
 
 
 class VirtualBus:
-    """Servos `ids` of `models` (default: STS3215) over one `Plant`; all of one protocol."""
+    """Servos `ids` of `models` (default: STS3215) over one `Plant`; all of one protocol.
+
+    Servos with the same id answer at the same time: a byte on the line is the AND of theirs. `servos` has the first of
+    them.
+    """
 
     def __init__(self, ids: Sequence[int], plant: Plant, models: Sequence[Model] | None = None):
-        self.ids = list(ids)
         self.plant = plant
-        models = models or [STS3215] * len(self.ids)
+        models = models or [STS3215] * len(ids)
         self.protocol = models[0].protocol
+        self.dynamixel = self.protocol == "dynamixel"
         self.codec = codec(self.protocol)
-        self.servos = {i: VirtualServo(i, m) for i, m in zip(self.ids, models, strict=True)}
+        self.all = [VirtualServo(i, m) for i, m in zip(ids, models, strict=True)]  # in the plant's order
+        self._name()
         self.faults = Faults(self)
         self.delay_ns = 0  # return delays of the answers since somebody asked
-        self._index = {i: k for k, i in enumerate(self.ids)}
         self._parser = self.codec.new_parser()
         self._settings: tuple[np.ndarray, ...] | None = None
         position, _, _ = plant.present(0)
-        for k, i in enumerate(self.ids):
-            s = self.servos[i]
-            s.put("goal_position", s.shown(float(position[k])))
+        for s, step in zip(self.all, position, strict=True):
+            s.put("goal_position", s.shown(float(step)))
         self.drive()
+
+    def _name(self) -> None:
+        """Note who answers to which id."""
+        self.ids = [s.get("id") for s in self.all]
+        self._places: dict[int, list[int]] = {}  # in `all`, by id
+        for k, i in enumerate(self.ids):
+            self._places.setdefault(i, []).append(k)
+        self.servos = {i: self.all[places[0]] for i, places in self._places.items()}
 
     def put(self, servo: int, name: str, value: int) -> None:
         """Set a register as if the servo had it so; it acts at once."""
         self.servos[servo].put(name, value)
+        if name == "id":
+            self._name()
         self.drive(True)
 
     def get(self, servo: int, name: str) -> int:
@@ -56,19 +70,22 @@ class VirtualBus:
 
     def refresh(self, now_ns: int, servos: Iterable[int] | None = None) -> None:
         """Present registers of `servos` (default: all) from the plant."""
+        places = range(len(self.all)) if servos is None else [k for i in servos for k in self._places[i]]
+        self._refresh(now_ns, places)
+
+    def _refresh(self, now_ns: int, places: Iterable[int]) -> None:
         position, velocity, load = self.plant.present(now_ns)
         sag = SAG_V * float(np.abs(load).sum())
         changed = False
-        for i in self.ids if servos is None else servos:
-            k = self._index[i]
-            changed |= self.servos[i].refresh(now_ns, float(position[k]), float(velocity[k]), float(load[k]), sag)
+        for k in places:
+            changed |= self.all[k].refresh(now_ns, float(position[k]), float(velocity[k]), float(load[k]), sag)
         if changed:
             self.drive(True)
 
     def drive(self, changed: bool = False) -> None:
         """Hand what the registers ask for to the plant. All but the goal is read again only after something else was
         written."""
-        every = [self.servos[i] for i in self.ids]
+        every = self.all
         if self._settings is None or changed:
             self._settings = (
                 np.array([s.actual(0) for s in every], float),
@@ -84,6 +101,7 @@ class VirtualBus:
             goal[k], speed[k] = every[k].drive(goal[k])
         self.plant.drive(goal, torque, speed, limit)
 
+    # ---- packets -----------------------------------------------------------------------------------------------------
     def handle(self, data: bytes, now_ns: int) -> bytes:
         """Everything the servos send back for `data`, in wire order, without delays."""
         return b"".join(raw for _, raw in self.serve(data, now_ns))
@@ -93,7 +111,7 @@ class VirtualBus:
         self.faults.update(now_ns)
         out: list[tuple[int, bytes]] = []
         packets = self._parser.feed(data)
-        if packets and self.protocol == "dynamixel":
+        if packets and self.dynamixel:
             self._watch(now_ns)
         for p in packets:
             out += self.faults.damage(self._answer(p, now_ns))
@@ -101,24 +119,75 @@ class VirtualBus:
 
     def _watch(self, now_ns: int) -> None:
         """The bus watchdogs count the time to the last instruction packet of anybody."""
-        if any(s.get("watchdog") > 0 for s in self.servos.values()):
+        if any(s.get("watchdog") > 0 for s in self.all):
             self.refresh(now_ns)
-        for s in self.servos.values():
+        for s in self.all:
             s.heard_ns = now_ns
 
-    def _status(self, servo: int, data: bytes, error: int = 0) -> tuple[int, bytes]:
-        bits = self.servos[servo].bits() | error
-        self.delay_ns += self.servos[servo].get("return_delay") * 2000
-        module = dxl if self.protocol == "dynamixel" else fs
-        return servo, module.status(servo, bits, data)
+    def _answer(self, p: fs.Packet, now_ns: int) -> Answers:
+        """(servo id, status packet) of each answer; a fast sync read's joint answer comes from the broadcast id."""
+        everyone, wide = p.servo == fs.BROADCAST, 2 if self.dynamixel else 1
+        address, body = int.from_bytes(p.params[:wide], "little"), p.params[wide:]
+        if p.code in (fs.SYNC_READ, fs.SYNC_WRITE) or (p.code == dxl.FAST_SYNC_READ and self.dynamixel):
+            size, rest = int.from_bytes(body[:wide], "little"), body[wide:]
+            if not everyone or not rest:
+                return []
+            if p.code == fs.SYNC_WRITE:
+                self._sync_write(address, size, rest)
+                return []
+            return self._sync_read(address, size, rest, now_ns, p.code == dxl.FAST_SYNC_READ)
+        places = list(range(len(self.all))) if everyone else self._places.get(p.servo, [])
+        if p.code == fs.PING:
+            return self._pinged(places, everyone)
+        if p.code == fs.READ:
+            places = [] if everyone else [k for k in places if self.all[k].answers(True)]
+            self._refresh(now_ns, places)
+            size, whole = int.from_bytes(body, "little"), len(body) == wide
+            wrong = LENGTH_ERROR if self.dynamixel else None
+            said = [self._block(k, address, size) if whole else self._said(k, p.servo, wrong) for k in places]
+            return self._joined(p.servo, said)
+        errors = self._told(p.code, places, address, body, now_ns)
+        if everyone:
+            return []
+        told = [k for k in places if self.all[k].answers(False)]
+        said = [self._said(k, self.ids[k], e) for k, e in zip(places, errors, strict=True) if k in told]
+        return self._joined(p.servo, said)
 
-    def _write(self, servo: int, address: int, data: bytes) -> int:
-        s = self.servos[servo]
+    def _told(self, code: int, places: list[int], address: int, body: bytes, now_ns: int) -> list[int | None]:
+        """Do what an instruction other than a read asks of the servos at `places`; the error number of each, None for
+        one that keeps silent.
+
+        An instruction that does not exist, and a write of nothing, get silence of a Feetech, whose status has no bit
+        for it (FT-SCS protocol: ERROR holds conditions only), and an error of a Dynamixel (e-manual, protocol 2.0).
+        """
+        if code == dxl.REBOOT and self.dynamixel:
+            for k in places:
+                self._power_cycle(k, now_ns)
+            return [0] * len(places)
+        if code not in (fs.WRITE, fs.REG_WRITE, fs.ACTION) or not (body or code == fs.ACTION):
+            wrong = LENGTH_ERROR if code in (fs.WRITE, fs.REG_WRITE) else INSTRUCTION_ERROR
+            return [wrong if self.dynamixel else None] * len(places)
+        if code == fs.REG_WRITE:
+            return [self.all[k].keep_for_later(address, body) for k in places]
+        self._refresh(now_ns, places)
+        errors: list[int | None] = [
+            self._act(k) if code == fs.ACTION else self._write(k, address, body) for k in places
+        ]
+        self.drive()
+        return errors
+
+    def _act(self, place: int) -> int:
+        """Carry a kept write out."""
+        pending, self.all[place].pending = self.all[place].pending, None
+        if pending is None:
+            return INSTRUCTION_ERROR if self.dynamixel else 0
+        return self._write(place, *pending)
+
+    def _write(self, place: int, address: int, data: bytes) -> int:
+        s = self.all[place]
         error = s.write(address, data)
-        if (new := s.get("id")) != servo:  # it answers to another id from now on
-            self.servos[new] = self.servos.pop(servo)
-            self.ids[self._index[servo]] = new
-            self._index[new] = self._index.pop(servo)
+        if s.get("id") != self.ids[place]:  # it answers to another id from now on
+            self._name()
         goal = s.model.registers["goal_position"]
         if (address, len(data)) != (goal.address, goal.size):
             self._settings = None
@@ -127,67 +196,75 @@ class VirtualBus:
             self._settings = None
         return error
 
-    def _memory(self, servo: int, address: int, size: int) -> bytes:
-        return bytes(self.servos[servo].memory[address : address + size]).ljust(size, b"\0")
+    def _sync_write(self, address: int, size: int, rows: bytes) -> None:
+        """A servo takes its row where the row is whole."""
+        places = self._places  # as they are called now: the packet may rename them
+        for k in range(0, len(rows) - size, size + 1):
+            for place in places.get(rows[k], ()):
+                self._write(place, address, rows[k + 1 : k + 1 + size])
+        self.drive()
 
-    def _answer(self, p: fs.Packet, now_ns: int) -> list[tuple[int, bytes]]:
-        """(servo id, status packet) of each answer; a fast sync read's joint answer comes from the broadcast id."""
-        wide = 2 if self.protocol == "dynamixel" else 1  # bytes of an address
-        everyone, code, params = p.servo == fs.BROADCAST, p.code, p.params
-        address = int.from_bytes(params[:wide], "little")
-        body = params[wide:]
-        if everyone and code in (fs.SYNC_READ, fs.SYNC_WRITE, dxl.FAST_SYNC_READ):
-            if len(body) < wide:
-                return []
-            size, rest = int.from_bytes(body[:wide], "little"), body[wide:]
-            if code == fs.SYNC_WRITE:
-                for k in range(0, len(rest), size + 1):
-                    if rest[k] in self.servos:
-                        self._write(rest[k], address, rest[k + 1 : k + 1 + size])
-                self.drive()
-                return []
-            asked = [i for i in rest if i in self.servos]
-            self.refresh(now_ns, asked)
-            if code == dxl.FAST_SYNC_READ:
-                if len(asked) < len(rest) or any(self.faults.mute(i) for i in asked):
-                    return []  # the chain breaks at the silent servo: no valid packet comes
-                joint = [(i, self.servos[i].bits(), self._memory(i, address, size)) for i in asked]
-                return [(fs.BROADCAST, dxl.fast_status(joint))]
-            return [self._status(i, self._memory(i, address, size)) for i in asked if self.servos[i].answers(True)]
-        targets = self.ids if everyone else [p.servo] if p.servo in self.servos else []
-        if code == fs.PING:
-            if self.protocol == "dynamixel":
-                return [self._status(i, self._memory(i, 0, 2) + self._memory(i, 6, 1)) for i in targets]
-            return [self._status(i, b"") for i in targets[:1]]
-        if code == fs.READ and not everyone and targets and len(body) == wide and self.servos[p.servo].answers(True):
-            self.refresh(now_ns, targets)
-            return [self._status(p.servo, self._memory(p.servo, address, int.from_bytes(body, "little")))]
-        error = 0
-        if code == fs.WRITE and params:
-            self.refresh(now_ns, targets)
-            for i in [*targets]:
-                error = self._write(i, address, body)
-            self.drive()
-        elif code == fs.REG_WRITE and params:
-            for i in targets:
-                self.servos[i].pending = (address, body)
-        elif code == fs.ACTION:
-            for i in targets:
-                pending, self.servos[i].pending = self.servos[i].pending, None
-                if pending is not None:
-                    self._write(i, *pending)
-            self.drive()
-        elif code == dxl.REBOOT and self.protocol == "dynamixel":
-            for i in targets:
-                self.power_cycle(i, now_ns)
-        else:
-            return []
-        if everyone or not targets:
-            return []
-        who = p.servo if p.servo in self.servos else body[0]  # its id was changed
-        return [self._status(who, b"", error)] if self.servos[who].answers(False) else []
+    def _sync_read(self, address: int, size: int, asked: bytes, now_ns: int, fast: bool) -> Answers:
+        places = self._places
+        there = [i for i in dict.fromkeys(asked) if i in places]
+        self.refresh(now_ns, there)
+        answering = [i for i in there if self.servos[i].answers(True)]
+        if not fast:
+            return [a for i in answering for a in self._joined(i, [self._block(k, address, size) for k in places[i]])]
+        data = [self.servos[i].read(address, size) for i in answering]
+        if len(answering) < len(asked) or any(self.faults.mute(i) for i in answering):
+            return []  # the chain breaks at the silent servo: no valid packet comes
+        joint = [(i, self.servos[i].bits(), d) for i, d in zip(answering, data, strict=True) if d is not None]
+        return [(fs.BROADCAST, dxl.fast_status(joint))] if len(joint) == len(asked) else []
+
+    def _pinged(self, places: list[int], everyone: bool) -> Answers:
+        out: Answers = []
+        for k in places:
+            m = self.all[k].memory
+            data = bytes(m[0:2] + m[6:7]) if self.dynamixel else b""  # model number and firmware
+            out.append((self.ids[k], self._status(k, self.ids[k], 0, data)))
+        return out if self.dynamixel or not everyone else out[:1]
+
+    def _block(self, place: int, address: int, size: int) -> bytes:
+        """The answer to a read, empty for silence."""
+        data = self.all[place].read(address, size)
+        if data is not None:
+            return self._status(place, self.ids[place], 0, data)
+        return self._status(place, self.ids[place], ACCESS_ERROR) if self.dynamixel else b""
+
+    def _status(self, place: int, servo: int, error: int, data: bytes = b"") -> bytes:
+        """What the servo at `place` says, as `servo`."""
+        s = self.all[place]
+        self.delay_ns += s.get("return_delay") * 2000
+        return (dxl if self.dynamixel else fs).status(servo, s.bits() | error, data)
+
+    def _said(self, place: int, servo: int, error: int | None) -> bytes:
+        """A status without data, empty for silence."""
+        return b"" if error is None else self._status(place, servo, error)
+
+    def _joined(self, servo: int, said: list[bytes]) -> Answers:
+        """One answer of all that answer as `servo`. A dominant 0 wins on the line, so servos that talk at once are
+        ANDed."""
+        said = [raw for raw in said if raw]
+        if len(said) < 2:
+            return [(servo, raw) for raw in said]
+        longest = max(map(len, said))
+        return [
+            (
+                servo,
+                bytes(
+                    functools.reduce(operator.and_, b)
+                    for b in zip(*(raw.ljust(longest, b"\xff") for raw in said), strict=True)
+                ),
+            )
+        ]
 
     def power_cycle(self, servo: int, now_ns: int) -> None:
         """The servo starts anew, where it stands."""
-        self.servos[servo].power_on(float(self.plant.present(now_ns)[0][self._index[servo]]))
+        for k in [*self._places[servo]]:
+            self._power_cycle(k, now_ns)
+
+    def _power_cycle(self, place: int, now_ns: int) -> None:
+        self.all[place].power_on(float(self.plant.present(now_ns)[0][place]))
+        self._name()
         self.drive(True)

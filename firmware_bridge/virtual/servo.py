@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from firmware_bridge.servos.registers import Model
+from firmware_bridge.codecs.feetech import MAX_PACKET, STATUS_BYTES
+from firmware_bridge.servos.registers import Model, Register
 
 AMBIENT_C = 30.0  # deg C
 # deg C over it at full load, in the end; with COOLING_S 43 % load for 28 min makes 65 (measured by a user of the
@@ -17,9 +18,35 @@ AMBIENT_C = 30.0  # deg C
 HEAT_C = 213.0
 COOLING_S = 600.0  # s: time constant
 VOLTAGE, ENCODER, TEMPERATURE, CURRENT, OVERLOAD = 1, 2, 4, 8, 32  # Feetech's condition bits
-RANGE_ERROR, ACCESS_ERROR = 4, 7  # Dynamixel's error numbers
+INSTRUCTION_ERROR, RANGE_ERROR, LENGTH_ERROR, LIMIT_ERROR, ACCESS_ERROR = 2, 4, 5, 6, 7  # Dynamixel's error numbers
+# Values that a register takes: id and baud rate of both protocols, the rest Dynamixel's (e-manual, X series).
+RANGES = {
+    "feetech": {"id": (0, 253), "baud": (0, 7)},
+    "dynamixel": {
+        "id": (0, 252),
+        "baud": (0, 6),
+        "homing_offset": (-1_044_479, 1_044_479),
+        "pwm_limit": (0, 885),
+        "current_limit": (0, 2047),
+        "velocity_limit": (0, 2047),
+        "max_position": (0, 4095),
+        "min_position": (0, 4095),
+        "torque_enable": (0, 1),
+        "response_level": (0, 2),
+        "watchdog": (0, 127),
+        "goal_position": (-1_048_575, 1_048_575),
+    },
+}
 FREE_STEPS_S = 3200.0  # a motor without load at full output
 ENDLESS = 1e9  # steps: as good as for ever
+
+
+def _holds(r: Register) -> tuple[int, int]:
+    """Least and greatest value that the bytes of a register can say."""
+    if r.sign is not None:
+        return 1 - (1 << r.sign), (1 << r.sign) - 1
+    bits = 8 * r.size
+    return (-(1 << bits - 1), (1 << bits - 1) - 1) if r.signed else (0, (1 << bits) - 1)
 
 
 class VirtualServo:
@@ -31,6 +58,7 @@ class VirtualServo:
         self.memory = bytearray(256)
         # What `memory` is known to hold: values are asked for far more often than changed.
         self._known: dict[str, int] = {}
+        self._holds = {r.name: _holds(r) for r in model.registers.values()}
         for r in model.registers.values():
             self._store(r.name, servo if r.name == "id" else r.default)
         self.stored = bytes(self.memory)  # EEPROM and power-on values
@@ -54,9 +82,15 @@ class VirtualServo:
         # Names of the registers within bytes that were written before.
         self._inside: dict[tuple[int, int], list[str]] = {}
         self.feetech = model.protocol == "feetech"
+        # Where a Dynamixel's table ends: indirect data are its last block, 20 bytes of a 330-size servo, else 28.
+        self.end = 256 if self.feetech else 228 if "330" in model.name else 252
+        self._single = {r.address: r.name for r in model.registers.values() if r.name in RANGES["feetech"]}
         self._goal_span = self._named["goal_position"]
 
     def _store(self, name: str, value: int) -> None:
+        """Set a register, at the end of what it can hold where `value` lies beyond."""
+        low, high = self._holds[name]
+        value = min(max(value, low), high)
         if self._known.get(name) != value:
             r = self.model.registers[name]
             self.memory[r.address : r.address + r.size] = self.model.encode(name, value)
@@ -185,8 +219,24 @@ class VirtualServo:
             rate = FREE_STEPS_S * self.share() * (1 if self.get("goal_current") >= 0 else -1)
         return here + math.copysign(ENDLESS, rate) if rate else here, abs(rate)
 
+    def read(self, address: int, size: int) -> bytes | None:
+        """Bytes of the table, None where it gives none: a Dynamixel answers beyond its table with an access error
+        (e-manual, protocol 2.0), a Feetech keeps silent when its answer does not fit into a packet, and reads 0 where
+        it has no register."""
+        if size > MAX_PACKET - STATUS_BYTES if self.feetech else address + size > self.end:
+            return None
+        return bytes(self.memory[address : address + size]).ljust(size, b"\0")
+
+    def keep_for_later(self, address: int, data: bytes) -> int:
+        """Reg write: what an action is to write; returns the Dynamixel error number."""
+        error = 0 if self.feetech else self._refuses(address, data)
+        if not error:
+            self.pending = (address, data)
+        return error
+
     def write(self, address: int, data: bytes) -> int:
-        """Write registers; returns the Dynamixel error number (0: done). Feetech ignores what it must not write."""
+        """Write registers; returns the Dynamixel error number (0: done). Feetech acknowledges what it does not take:
+        its status holds conditions, no errors."""
         end = address + len(data)
         goal = address < self._goal_span[1] and end > self._goal_span[0]
         if self.feetech:
@@ -196,12 +246,9 @@ class VirtualServo:
             if goal and self.latched:  # a fresh goal ends the overload latch
                 self.latched, self._over_since = False, None
             return 0
-        for r in self.model.registers.values():
-            if r.address < end and r.address + r.size > address:
-                if not r.writable or (r.eeprom and self.get("torque_enable")):
-                    return ACCESS_ERROR
-                if (r.name.startswith("goal") or r.name == "torque_limit") and self.get("watchdog") == -1:
-                    return RANGE_ERROR
+        error = self._refuses(address, data)
+        if error:
+            return error
         if goal and self.get("hardware_error"):
             return 0  # after a shutdown goals are taken and do nothing
         before = self.get("torque_enable")
@@ -214,8 +261,33 @@ class VirtualServo:
         if before and not self.get("torque_enable") and self.keeps_torque:
             self._store("torque_enable", before)
         if address < 64:
-            self._keep(address, end)
+            self._keep(address, min(end, 64))
         return 0
+
+    def _refuses(self, address: int, data: bytes) -> int:
+        """Error number of a Dynamixel that takes nothing of a write, else 0.
+
+        The e-manual (protocol 2.0, Error) has: access (7) to what is read-only, not there, or EEPROM under torque;
+        length (5) for a part of a register; range (4) outside what the register can be.
+        """
+        end = address + len(data)
+        if end > self.end:
+            return ACCESS_ERROR
+        for r in self.model.registers.values():
+            if r.address < end and r.address + r.size > address:
+                if not r.writable or (r.eeprom and self.get("torque_enable")):
+                    return ACCESS_ERROR
+                if address > r.address or end < r.address + r.size:
+                    return LENGTH_ERROR
+                if (r.name.startswith("goal") or r.name == "torque_limit") and self.get("watchdog") == -1:
+                    return RANGE_ERROR
+                if self._out_of_range(r.name, self.model.decode(r.name, data, r.address - address)):
+                    return RANGE_ERROR
+        return 0
+
+    def _out_of_range(self, name: str, value: int) -> bool:
+        low, high = RANGES[self.model.protocol].get(name, self._holds[name])
+        return not low <= value <= high
 
     def _take_goal(self) -> None:
         self._way = float(abs(self.get("goal_position") - self.get("present_position")))
@@ -229,13 +301,17 @@ class VirtualServo:
             at = address + k
             if 56 <= at < 71 or at < 5 or at >= len(m):
                 continue  # read-only: accepted and ignored
+            if at in self._single and self._out_of_range(self._single[at], byte):
+                continue
             m[at] = byte
             if at < 40 and unlocked:
                 self._keep(at, at + 1)
         self._forget(address, address + len(data))
         if before and not m[40] and self.keeps_torque:
             self._store("torque_enable", before)
-        if address <= 40 < address + len(data) and m[40] == 128:  # take the present position as the middle
+        if (
+            address <= 40 < address + len(data) and m[40] == 128 and self._has("homing_offset")
+        ):  # take the present position as the middle
             shown = self.get("present_position")
             self.put("homing_offset", max(-2047, min(2047, self.get("homing_offset") + shown - self.model.steps // 2)))
             self._store("torque_enable", 0)
