@@ -125,7 +125,14 @@ class VirtualBus:
             s.heard_ns = now_ns
 
     def _answer(self, p: fs.Packet, now_ns: int) -> Answers:
-        """(servo id, status packet) of each answer; a fast sync read's joint answer comes from the broadcast id."""
+        """(servo id, status packet) of each answer; a fast sync read's joint answer comes from the broadcast id.
+
+        A write of the id is acknowledged from the old one. Feetech: its C++ library (SCS.cpp, Ack) and LeRobot's
+        setup_motor wait for that. Dynamixel: the e-manual does not say; ROBOTIS' DynamixelSDK waits for the id that it
+        asked (Protocol2PacketHandler, txRxPacket), and with it LeRobot's setup_motor raises where none comes, which
+        sets up Koch and OMX arms of X servos. ROBOTIS' slave library for other devices (Dynamixel2Arduino, slave.cpp)
+        answers from the new id; its master takes either.
+        """
         everyone, wide = p.servo == fs.BROADCAST, 2 if self.dynamixel else 1
         address, body = int.from_bytes(p.params[:wide], "little"), p.params[wide:]
         if p.code in (fs.SYNC_READ, fs.SYNC_WRITE) or (p.code == dxl.FAST_SYNC_READ and self.dynamixel):
@@ -150,7 +157,7 @@ class VirtualBus:
         if everyone:
             return []
         told = [k for k in places if self.all[k].answers(False)]
-        said = [self._said(k, self.ids[k], e) for k, e in zip(places, errors, strict=True) if k in told]
+        said = [self._said(k, p.servo, e) for k, e in zip(places, errors, strict=True) if k in told]
         return self._joined(p.servo, said)
 
     def _told(self, code: int, places: list[int], address: int, body: bytes, now_ns: int) -> list[int | None]:

@@ -5,10 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from firmware_bridge.bus.master import Bus
 from firmware_bridge.codecs import dynamixel as dxl
 from firmware_bridge.codecs import feetech as fs
+from firmware_bridge.service import look, set_id
 from firmware_bridge.servos.models import MODELS
 from firmware_bridge.virtual.bus import VirtualBus
+from firmware_bridge.virtual.line import MemoryPort
 from firmware_bridge.virtual.plant import KinematicPlant
 
 RANGE, LENGTH, ACCESS, INSTRUCTION = 4, 5, 7, 2
@@ -190,6 +193,36 @@ def test_servos_of_one_id_answer_at_once_and_the_line_is_the_and_of_both(model):
     assert not said(servos, servos.codec.read(1, r.address, r.size))  # nobody can read that
     servos.handle(servos.codec.write(1, servos.all[0].model.registers["id"].address, b"\x04"), 0)
     assert servos.ids == [4, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("model", "packet"),
+    [("STS3215", "ff ff 01 04 03 05 06 ec"), ("XL330-M288", "ff ff fd 00 01 06 00 03 07 00 06 a6 e3")],
+)
+def test_a_new_id_is_acknowledged_from_the_old_one(model, packet):
+    servos = bus(1, 2, model=model)
+    assert errors(servos, bytes.fromhex(packet)) == [(1, 0)] and servos.ids == [6, 2]
+    assert errors(servos, servos.codec.ping(6)) == [(6, 0)] and not said(servos, servos.codec.ping(1))
+
+
+class FromTheNewId(MemoryPort):
+    """Servos that acknowledge a new id from that id."""
+
+    def read(self, deadline_ns):
+        new = self.line.bus.ids[0]
+        return b"".join(
+            self.line.bus.codec.status(new, *self.line.bus.codec.answer(p))
+            for p in self.line.bus.codec.new_parser().feed(super().read(deadline_ns))
+        )
+
+
+@pytest.mark.parametrize("port", [MemoryPort, FromTheNewId])
+@pytest.mark.parametrize("model", ["STS3215", "XL330-M288"])
+def test_our_set_id_takes_an_acknowledgement_from_either_id(model, port):
+    servos = bus(1, model=model)
+    master = Bus(port(servos), protocol=servos.protocol)
+    set_id(master, look(master, 1), 6)
+    assert servos.ids == [6] and servos.all[0].stored[servos.all[0].model.registers["id"].address] == 6
 
 
 def test_a_broadcast_id_makes_all_servos_one():
