@@ -145,7 +145,7 @@ class VirtualBus:
             return self._sync_read(address, size, rest, now_ns, p.code == dxl.FAST_SYNC_READ)
         places = list(range(len(self.all))) if everyone else self._places.get(p.servo, [])
         if p.code == fs.PING:
-            return self._pinged(places, everyone)
+            return self._pinged(sorted(self._places) if everyone else [p.servo])
         if p.code == fs.READ:
             places = [] if everyone else [k for k in places if self.all[k].answers(True)]
             self._refresh(now_ns, places)
@@ -224,13 +224,15 @@ class VirtualBus:
         joint = [(i, self.servos[i].bits(), d) for i, d in zip(answering, data, strict=True) if d is not None]
         return [(fs.BROADCAST, dxl.fast_status(joint))] if len(joint) == len(asked) else []
 
-    def _pinged(self, places: list[int], everyone: bool) -> Answers:
-        out: Answers = []
-        for k in places:
-            m = self.all[k].memory
-            data = bytes(m[0:2] + m[6:7]) if self.dynamixel else b""  # model number and firmware
-            out.append((self.ids[k], self._status(k, self.ids[k], 0, data)))
-        return out if self.dynamixel or not everyone else out[:1]
+    def _pinged(self, ids: Iterable[int]) -> Answers:
+        """Whatever its response level, a servo answers a ping; all answer one to everybody, in the order of their ids
+        (Dynamixel: e-manual, Ping. Feetech: LeRobot's broadcast_ping; the maker advises against it with several)."""
+        return [a for i in ids for a in self._joined(i, [self._present(k) for k in self._places.get(i, ())])]
+
+    def _present(self, place: int) -> bytes:
+        m = self.all[place].memory
+        data = bytes(m[0:2] + m[6:7]) if self.dynamixel else b""  # model number and firmware
+        return self._status(place, self.ids[place], 0, data)
 
     def _block(self, place: int, address: int, size: int) -> bytes:
         """The answer to a read, empty for silence."""

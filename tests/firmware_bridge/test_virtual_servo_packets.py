@@ -195,6 +195,43 @@ def test_servos_of_one_id_answer_at_once_and_the_line_is_the_and_of_both(model):
     assert servos.ids == [4, 4, 2]
 
 
+@pytest.mark.parametrize("model", ["STS3215", "XL330-M288"])
+def test_all_answer_a_broadcast_ping_one_after_another_in_the_order_of_their_ids(model):
+    servos = bus(7, 1, 3, model=model)
+    assert errors(servos, servos.codec.ping(254)) == [(1, 0), (3, 0), (7, 0)]
+
+
+def test_a_broadcast_ping_is_six_bytes_of_each_feetech():
+    assert bus(1, 2).handle(bytes.fromhex("ff ff fe 02 01 fe"), 0) == bytes.fromhex(
+        "ff ff 01 02 00 fc ff ff 02 02 00 fb"
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "level", "answered"),
+    [
+        ("STS3215", 0, "ping read"),
+        ("STS3215", 1, "ping read write"),
+        ("XL330-M288", 0, "ping"),
+        ("XL330-M288", 1, "ping read"),
+        ("XL330-M288", 2, "ping read write"),
+    ],
+)
+def test_the_response_level_says_what_is_answered(model, level, answered):
+    """STS: the maker's memory table (8, response status level). Dynamixel: e-manual, Status Return Level (68)."""
+    servos = bus(1, model=model)
+    servos.put(1, "response_level", level)
+    goal, codec = servos.all[0].model.registers["goal_position"], servos.codec
+    asked = {
+        "ping": codec.ping(1),
+        "read": codec.read(1, goal.address, goal.size),
+        "sync read": codec.sync_read([1], goal.address, goal.size),
+        "write": codec.write(1, goal.address, bytes(goal.size)),
+    }
+    assert [name for name in asked if said(servos, asked[name])] == [n for n in asked if n.split()[-1] in answered]
+    assert servos.get(1, "goal_position") == 0  # written, whether it is answered or not
+
+
 @pytest.mark.parametrize(
     ("model", "packet"),
     [("STS3215", "ff ff 01 04 03 05 06 ec"), ("XL330-M288", "ff ff fd 00 01 06 00 03 07 00 06 a6 e3")],
