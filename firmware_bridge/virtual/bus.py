@@ -19,7 +19,8 @@ from firmware_bridge.servos.registers import Model
 from firmware_bridge.servos.sts3215 import STS3215
 from firmware_bridge.virtual.faults import Faults
 from firmware_bridge.virtual.plant import Plant
-from firmware_bridge.virtual.servo import ACCESS_ERROR, INSTRUCTION_ERROR, LENGTH_ERROR, VirtualServo
+from firmware_bridge.virtual.servo import VirtualServo
+from firmware_bridge.virtual.table import ACCESS_ERROR, INSTRUCTION_ERROR, LENGTH_ERROR
 
 SAG_V = 0.15  # of the supply for each servo at full load
 Answers = list[tuple[int, bytes]]  # servo id, status packet
@@ -46,7 +47,8 @@ class VirtualBus:
         self._settings: tuple[np.ndarray, ...] | None = None
         position, _, _ = plant.present(0)
         for s, step in zip(self.all, position, strict=True):
-            s.put("goal_position", s.shown(float(step)))
+            s.stood = float(step)
+            s.put("goal_position", s.shown(s.stood))
         self.drive()
 
     def _name(self) -> None:

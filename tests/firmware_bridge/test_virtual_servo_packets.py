@@ -23,7 +23,8 @@ def bus(*ids, model="STS3215"):
 
 def said(servos, packet):
     """(id, error byte, data) of every answer."""
-    return [(p.servo, *servos.codec.answer(p)) for p in servos.codec.new_parser().feed(servos.handle(packet, 0))]
+    answers = [(p.servo, servos.codec.answer(p)) for p in servos.codec.new_parser().feed(servos.handle(packet, 0))]
+    return [(servo, *answer) for servo, answer in answers]
 
 
 def errors(servos, packet):
@@ -246,11 +247,10 @@ class FromTheNewId(MemoryPort):
     """Servos that acknowledge a new id from that id."""
 
     def read(self, deadline_ns):
-        new = self.line.bus.ids[0]
-        return b"".join(
-            self.line.bus.codec.status(new, *self.line.bus.codec.answer(p))
-            for p in self.line.bus.codec.new_parser().feed(super().read(deadline_ns))
-        )
+        servos = self.line.bus
+        answers = [servos.codec.answer(p) for p in servos.codec.new_parser().feed(super().read(deadline_ns))]
+        status = dxl.status if servos.dynamixel else fs.status
+        return b"".join(status(servos.ids[0], *answer) for answer in answers if answer is not None)
 
 
 @pytest.mark.parametrize("port", [MemoryPort, FromTheNewId])
@@ -258,7 +258,9 @@ class FromTheNewId(MemoryPort):
 def test_our_set_id_takes_an_acknowledgement_from_either_id(model, port):
     servos = bus(1, model=model)
     master = Bus(port(servos), protocol=servos.protocol)
-    set_id(master, look(master, 1), 6)
+    found = look(master, 1)
+    assert found is not None
+    set_id(master, found, 6)
     assert servos.ids == [6] and servos.all[0].stored[servos.all[0].model.registers["id"].address] == 6
 
 
