@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 
+from firmware_bridge.bus.master import Bus
 from firmware_bridge.codecs import dynamixel as dxl
+from firmware_bridge.codecs import feetech as fs
 from firmware_bridge.servos.models import MODELS
 from firmware_bridge.virtual.bus import VirtualBus
+from firmware_bridge.virtual.line import MemoryPort
 from firmware_bridge.virtual.plant import KinematicPlant
 
 S = 1_000_000_000
-LIMIT = 6
+LIMIT, ACCESS = 6, 7
 
 
 def bus(*ids, model="STS3215", at=2048.0):
@@ -126,3 +129,57 @@ def test_a_feetech_goes_to_its_limit_when_its_goal_lies_beyond():
     servos.put(1, "torque_enable", 1)
     assert write(servos, "goal_position", 3500) == 0
     assert reads(servos, S) == 3000
+
+
+# ---- EEPROM and baud rate --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("lock", [0, 1])
+def test_an_sts_keeps_its_new_id_and_baud_rate_through_a_power_cycle_only_when_it_was_unlocked(lock):
+    servos = bus(1)
+    servos.put(1, "lock", lock)
+    write(servos, "baud", 4)
+    write(servos, "id", 44)
+    assert servos.ids == [44] and servos.get(44, "baud") == 4  # both act at once
+    servos.power_cycle(44, 1)
+    assert servos.ids == [1 if lock else 44] and servos.get(servos.ids[0], "baud") == (0 if lock else 4)
+    assert servos.handle(fs.ping(servos.ids[0]), 1) == fs.status(servos.ids[0], 0)
+    assert lock == 0 or servos.handle(fs.ping(44), 1) == b""
+
+
+def test_a_dynamixel_takes_a_new_id_for_good_and_none_under_torque():
+    servos = bus(1, model="XL330-M288")
+    servos.put(1, "torque_enable", 1)
+    assert write(servos, "id", 44) == ACCESS and servos.ids == [1]
+    servos.put(1, "torque_enable", 0)
+    assert write(servos, "id", 44) == 0
+    servos.power_cycle(44, 1)
+    assert servos.ids == [44]
+
+
+def at(servos, baud, packet):
+    """What the servos say to a host of this rate."""
+    return b"".join(raw for _, raw in servos.serve(packet, 1, baud))
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "baud"),
+    [("STS3215", 1, 500_000), ("STS3215", 7, 38_400), ("XL330-M288", 0, 9_600), ("XL330-M288", 6, 4_000_000)],
+)
+def test_a_servo_answers_a_host_of_its_own_baud_rate_only(model, code, baud):
+    servos = bus(1, 2, model=model)
+    servos.set_baud(1_000_000)
+    register, codec = servos.servos[1].model.registers["baud"], servos.codec
+    told = at(servos, 1_000_000, codec.write(1, register.address, bytes([code])))
+    assert told == codec.status(1, 0)  # it acknowledges at the rate at which it was told
+    pong = [at(servos, rate, codec.ping(1)) for rate in (1_000_000, baud)]
+    assert not pong[0] and pong[1]
+    assert at(servos, 1_000_000, codec.ping(2)) and not at(servos, baud, codec.ping(2))
+    everybody = [at(servos, rate, codec.ping(254)) for rate in (1_000_000, baud)]
+    assert [[p.servo for p in codec.new_parser().feed(raw)] for raw in everybody] == [[2], [1]]
+
+
+def test_a_line_begins_with_host_and_servos_at_its_rate():
+    servos = bus(1, model="XL330-M288")  # delivered at 57600
+    port = MemoryPort(servos, 1_000_000)
+    assert servos.get(1, "baud") == 3 and Bus(port, protocol="dynamixel").ping(1)
+    servos.put(1, "baud", 1)
+    assert not Bus(port, protocol="dynamixel").ping(1)
