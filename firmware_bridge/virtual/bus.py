@@ -214,11 +214,11 @@ class VirtualBus:
     def _write(self, place: int, address: int, data: bytes) -> int:
         s = self.all[place]
         error = s.write(address, data)
-        if (s.get("id"), s.get("baud")) != self._called[place]:  # so it answers from now on
-            self._note()
         goal = s.model.registers["goal_position"]
         if (address, len(data)) != (goal.address, goal.size):
             self._settings = None
+            if (s.get("id"), s.get("baud")) != self._called[place]:  # so it answers from now on
+                self._note()
         if self.faults.goal_enables_torque and goal.address - len(data) <= address < goal.address + goal.size:
             s.put("torque_enable", 1)  # (an acceleration, which lies below the goal, does it too)
             self._settings = None

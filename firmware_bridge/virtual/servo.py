@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 
 from firmware_bridge.codecs.feetech import MAX_PACKET, STATUS_BYTES
-from firmware_bridge.servos.registers import Model
+from firmware_bridge.servos.registers import Model, Register
 from firmware_bridge.virtual.table import RANGES, end_of_table, holds, refusal
 
 AMBIENT_C = 30.0  # deg C
@@ -52,21 +52,21 @@ class VirtualServo:
         self.heard_ns = 0  # last instruction on the bus (watchdog)
         self._way = float(model.steps)  # steps from where it stood when its goal came to that goal
         self._step_to: float | None = None  # Feetech's mode 3: where its last step leads
-        self._named = {r.name: (r.address, r.address + r.size) for r in model.registers.values()}
-        # Names of the registers within bytes that were written before.
-        self._inside: dict[tuple[int, int], list[str]] = {}
+        self._inside: dict[tuple[int, int], list[Register]] = {}  # what `_within` found
+        self._phase_at = model.registers["phase"].address if "phase" in model.registers else None
+        self._lift = 0  # `_turned`, as the motor was driven by it last
         self.stood = 0.0  # where the joint was when it was looked at last, steps
         self.feetech = model.protocol == "feetech"
         # Feetech: highest value of registers that take no other, by address.
         self._highest = {model.registers[name].address: high for name, (_, high) in RANGES["feetech"].items()}
-        self._goal_span = self._named["goal_position"]
+        goal = model.registers["goal_position"]
+        self._goal_span = goal.address, goal.address + goal.size
 
     def _store(self, name: str, value: int) -> None:
         """Set a register, at the end of what it can hold where `value` lies beyond."""
-        low, high = self._holds[name]
-        value = min(max(value, low), high)
         if self._known.get(name) != value:
-            r = self.model.registers[name]
+            r, (low, high) = self.model.registers[name], self._holds[name]
+            value = min(max(value, low), high)
             self.memory[r.address : r.address + r.size] = self.model.encode(name, value)
             self._known[name] = value
 
@@ -83,12 +83,17 @@ class VirtualServo:
             value = self._known[name] = self.model.decode(name, self.memory, self.model.registers[name].address)
         return value
 
+    def _within(self, a: int, b: int) -> list[Register]:
+        """Registers that bytes `a` to `b` touch."""
+        if (a, b) not in self._inside:
+            every = self.model.registers.values()
+            self._inside[a, b] = [r for r in every if r.address < b and r.address + r.size > a]
+        return self._inside[a, b]
+
     def _forget(self, a: int, b: int) -> None:
         """Bytes `a` to `b` have been written: what they hold is not known any more."""
-        if (a, b) not in self._inside:
-            self._inside[a, b] = [n for n, (first, end) in self._named.items() if first < b and end > a]
-        for name in self._inside[a, b]:
-            self._known.pop(name, None)
+        for r in self._within(a, b):
+            self._known.pop(r.name, None)
 
     def _keep(self, a: int, b: int) -> None:
         self.stored = self.stored[:a] + bytes(self.memory[a:b]) + self.stored[b:]
@@ -111,19 +116,23 @@ class VirtualServo:
         single-turn angle feedback): encoder and offset add up to 0..4095. In position mode a plant that stands outside
         the encoder's turn is read on from its end: so a joint can be put where its servo cannot be sent.
         """
-        return round(actual) + self._added() + self._turned(actual)
+        added = self._added()
+        return round(actual) + added + self._turned(actual, added)
 
-    def _turned(self, actual: float) -> int:
+    def _turned(self, actual: float, added: int) -> int:
         """Steps, whole turns, that bring the sum of encoder and offset into the turn."""
-        if not self._has("phase") or self.get("phase") & 16:
+        if self._phase_at is None or self.memory[self._phase_at] & 16:
             return 0
-        steps = self.model.steps
-        encoder = min(max(round(actual), 0), steps - 1) if self.get("mode") == 0 else round(actual)
-        return -steps * ((encoder + self._added()) // steps)
+        steps, encoder = self.model.steps, round(actual)
+        if not 0 <= encoder < steps and self.get("mode") == 0:
+            encoder = 0 if encoder < 0 else steps - 1
+        return -steps * ((encoder + added) // steps)
 
     def actual(self, shown: int) -> int:
         """Inverse of `shown` where the joint is now: a servo goes to its goal without crossing the end of its turn."""
-        return shown - self._added() - self._turned(self.stood)
+        added = self._added()
+        self._lift = self._turned(self.stood, added)
+        return shown - added - self._lift
 
     def _added(self) -> int:
         if not self._has("homing_offset"):
@@ -217,10 +226,13 @@ class VirtualServo:
 
     def keep_for_later(self, address: int, data: bytes) -> int:
         """Reg write: what an action is to write; returns the Dynamixel error number."""
-        error = 0 if self.feetech else refusal(self.model, self.get, address, data)
+        error = 0 if self.feetech else self._refuses(address, data)
         if not error:
             self.pending = (address, data)
         return error
+
+    def _refuses(self, address: int, data: bytes) -> int:
+        return refusal(self.model, self._within(address, address + len(data)), self.get, address, data)
 
     def write(self, address: int, data: bytes) -> int:
         """Write registers; returns the Dynamixel error number (0: done). Feetech acknowledges what it does not take:
@@ -234,7 +246,7 @@ class VirtualServo:
             if goal and self.latched:  # a fresh goal ends the overload latch
                 self.latched, self._over_since = False, None
             return 0
-        error = refusal(self.model, self.get, address, data)
+        error = self._refuses(address, data)
         if error:
             return error
         if goal and self.get("hardware_error"):
@@ -284,10 +296,13 @@ class VirtualServo:
         """Present registers from the truth; returns whether the drive has to be told something new."""
         m = self.model
         load = max(-1.0, min(1.0, load))
-        wrong = self.sensor(position, now_ns) - position if self.sensor is not None else 0.0
-        self._store("present_position", round(self.shown(position) + wrong))
-        crossed = self._turned(position) != self._turned(self.stood)
+        added = self._added()
+        turned, crossed = self._turned(position, added), False
+        if turned != self._lift:  # it was turned across the end of its turn: the same goal lies elsewhere
+            self._lift, crossed = turned, True
         self.stood = position
+        wrong = self.sensor(position, now_ns) - position if self.sensor is not None else 0.0
+        self._store("present_position", round(round(position) + added + turned + wrong))
         speed = round(velocity / m.speed_steps_s)
         self._store("present_speed", speed)
         if self._has("present_load"):

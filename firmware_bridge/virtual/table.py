@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from firmware_bridge.servos.registers import Model, Register
 
@@ -50,8 +50,9 @@ def end_of_table(model: Model) -> int:
     return 228 if "330" in model.name else 252
 
 
-def refusal(model: Model, get: Callable[[str], int], address: int, data: bytes) -> int:
-    """Error number of a Dynamixel that takes nothing of a write of `data`, else 0. `get`: its registers as they are.
+def refusal(model: Model, touched: Sequence[Register], get: Callable[[str], int], address: int, data: bytes) -> int:
+    """Error number of a Dynamixel that takes nothing of a write of `data`, which touches these registers; else 0.
+    `get`: its registers as they are.
 
     The e-manual (protocol 2.0, Error) has: access (7) to what is read-only, not there, or EEPROM under torque; length
     (5) for a part of a register; range (4) outside what the register can be; limit (6) for a goal beyond the register
@@ -61,21 +62,20 @@ def refusal(model: Model, get: Callable[[str], int], address: int, data: bytes) 
     end = address + len(data)
     if end > end_of_table(model):
         return ACCESS_ERROR
-    for r in model.registers.values():
-        if r.address < end and r.address + r.size > address:
-            if not r.writable or (r.eeprom and get("torque_enable")):
-                return ACCESS_ERROR
-            if address > r.address or end < r.address + r.size:
-                return LENGTH_ERROR
-            if (r.name.startswith("goal") or r.name == "torque_limit") and get("watchdog") == -1:
-                return RANGE_ERROR
-            value = model.decode(r.name, data, r.address - address)
-            low, high = RANGES["dynamixel"].get(r.name, holds(r))
-            if not low <= value <= high:
-                return RANGE_ERROR
-            lowest, highest = _goal_limits(r.name, get)
-            if not lowest <= value <= highest:
-                return LIMIT_ERROR
+    for r in touched:
+        if not r.writable or (r.eeprom and get("torque_enable")):
+            return ACCESS_ERROR
+        if address > r.address or end < r.address + r.size:
+            return LENGTH_ERROR
+        if (r.name.startswith("goal") or r.name == "torque_limit") and get("watchdog") == -1:
+            return RANGE_ERROR
+        value = model.decode(r.name, data, r.address - address)
+        low, high = RANGES["dynamixel"].get(r.name, (-math.inf, math.inf))
+        if not low <= value <= high:
+            return RANGE_ERROR
+        lowest, highest = _goal_limits(r.name, get)
+        if not lowest <= value <= highest:
+            return LIMIT_ERROR
     return 0
 
 
