@@ -6,8 +6,6 @@ by name.
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -158,7 +156,8 @@ class VirtualBus:
         address, body = int.from_bytes(p.params[:wide], "little"), p.params[wide:]
         if p.code in (fs.SYNC_READ, fs.SYNC_WRITE) or (p.code == dxl.FAST_SYNC_READ and self.dynamixel):
             size, rest = int.from_bytes(body[:wide], "little"), body[wide:]
-            if not everyone or not rest:
+            known = p.code == fs.SYNC_WRITE or self.all[0].model.sync_read  # (SCS servos know no sync read)
+            if not (everyone and rest and known):
                 return []
             if p.code == fs.SYNC_WRITE:
                 self._sync_write(address, size, rest)
@@ -280,15 +279,8 @@ class VirtualBus:
         if len(said) < 2:
             return [(servo, raw) for raw in said]
         longest = max(map(len, said))
-        return [
-            (
-                servo,
-                bytes(
-                    functools.reduce(operator.and_, b)
-                    for b in zip(*(raw.ljust(longest, b"\xff") for raw in said), strict=True)
-                ),
-            )
-        ]
+        rows = [np.frombuffer(raw.ljust(longest, b"\xff"), np.uint8) for raw in said]
+        return [(servo, np.bitwise_and.reduce(rows).tobytes())]
 
     def power_cycle(self, servo: int, now_ns: int) -> None:
         """The servo starts anew, where it stands."""

@@ -97,6 +97,11 @@ def test_a_feetech_keeps_silent_at_what_it_does_not_know(instruction):
     assert said(bus(1), fs.packet(1, instruction, b"\x2a" if instruction in (fs.WRITE, fs.REG_WRITE) else b"")) == []
 
 
+def test_an_scs_knows_no_sync_read():
+    servos = bus(1, model="SCS0009")
+    assert said(servos, fs.sync_read([1], 56, 2)) == [] and said(servos, fs.read(1, 56, 2))
+
+
 # ---- Dynamixel -------------------------------------------------------------------------------------------------------
 def test_a_dynamixel_has_an_access_error_beyond_its_table():
     small, large = bus(1, model="XL330-M288"), bus(1, model="XM430-W350")
