@@ -25,8 +25,9 @@ from firmware_bridge.bus.port import Port
 from firmware_bridge.codecs import feetech as fs
 from firmware_bridge.motion.arm import Arm
 from firmware_bridge.servos.models import MODELS
-from firmware_bridge.virtual.bus import PtyBus, VirtualBus
+from firmware_bridge.virtual.bus import VirtualBus
 from firmware_bridge.virtual.campaign import KOCH, SO101
+from firmware_bridge.virtual.line import PtyBus
 from firmware_bridge.virtual.plant import KinematicPlant
 
 CONFIGS = {"feetech": SO101, "dynamixel": dataclasses.replace(KOCH, models=("XL430-W250",) * 6)}

@@ -32,7 +32,7 @@ from firmware_bridge.motion.lowering import REST_TOLERANCE
 from firmware_bridge.motion.messages import Command, JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor_loop import MotorLoop
 from firmware_bridge.motion.safety import lowering_s
-from firmware_bridge.virtual.bus import MemoryPort
+from firmware_bridge.virtual.line import MemoryPort
 from runtime.robot import load_robot
 from sim.plant import servos
 from sim.tasks import CLOSED, OPEN, PAN_X, TASKS, TOOL_PITCH, Layout, sample_layout

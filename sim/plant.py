@@ -10,7 +10,8 @@ from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.motion.messages import Command, JointState, RequestKind
 from firmware_bridge.motion.motor_loop import MotorLoop
 from firmware_bridge.servos.models import MODELS
-from firmware_bridge.virtual.bus import MemoryPort, VirtualBus
+from firmware_bridge.virtual.bus import VirtualBus
+from firmware_bridge.virtual.line import MemoryPort
 from runtime.robot import load_robot
 from sim.virtual_time import MotorTick
 from sim.world import World

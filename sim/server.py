@@ -25,8 +25,8 @@ from common.errors import Mendable
 from common.python import module_command
 from common.slots import SlotReader, SlotWriter
 from common.timing import SIM_CAMERA_PRIORITY, SIM_SERVO_PRIORITY, TRANSFER_PRIORITY
-from firmware_bridge.virtual.bus import PtyBus, SocketBus
 from firmware_bridge.virtual.faults import parse as parse_fault
+from firmware_bridge.virtual.line import PtyBus, SocketBus
 from runtime.cameras.frames import FrameWriter, frames_path
 from runtime.robot import load_robot
 from sim.tasks import ARM

@@ -12,7 +12,8 @@ import numpy as np
 
 from calibration.camera import Camera
 from common.clock import Ticker, prefer
-from firmware_bridge.virtual.bus import PtyBus, VirtualBus
+from firmware_bridge.virtual.bus import VirtualBus
+from firmware_bridge.virtual.line import PtyBus
 from firmware_bridge.virtual.plant import KinematicPlant
 from runtime.cameras.frames import FrameWriter, frames_path
 from runtime.robot import SHIPPED

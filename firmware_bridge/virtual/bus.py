@@ -1,4 +1,4 @@
-"""Virtual servos that answer at byte level, the line between them and the host, and the pseudo-terminal that serves it.
+"""Virtual servos that answer at byte level: packets in, packets out. `line.py` has the wire and the ports to it.
 
 A master cannot tell it from hardware: same port class, same bytes, the pace of the wire, and every fault of `faults.py`
 by name.
@@ -6,21 +6,10 @@ by name.
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
-import os
-import select
-import socket
-import struct
-import threading
-import time
-import tty
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from firmware_bridge.bus.port import PortError
 from firmware_bridge.codecs import dynamixel as dxl
 from firmware_bridge.codecs import feetech as fs
 from firmware_bridge.servos.models import codec
@@ -29,36 +18,57 @@ from firmware_bridge.servos.sts3215 import STS3215
 from firmware_bridge.virtual.faults import Faults
 from firmware_bridge.virtual.plant import Plant
 from firmware_bridge.virtual.servo import VirtualServo
+from firmware_bridge.virtual.table import ACCESS_ERROR, INSTRUCTION_ERROR, LENGTH_ERROR, RATES
 
-# a sleep may end that much late, the line must not: the last bit of the way to a due time is waited for awake
-SPIN_NS = 80_000
 SAG_V = 0.15  # of the supply for each servo at full load
+Answers = list[tuple[int, bytes]]  # servo id, status packet
 
 
 class VirtualBus:
-    """Servos `ids` of `models` (default: STS3215) over one `Plant`; all of one protocol."""
+    """Servos `ids` of `models` (default: STS3215) over one `Plant`; all of one protocol.
+
+    Servos with the same id answer at the same time: a byte on the line is the AND of theirs. `servos` has the first of
+    them.
+    """
 
     def __init__(self, ids: Sequence[int], plant: Plant, models: Sequence[Model] | None = None):
-        self.ids = list(ids)
         self.plant = plant
-        models = models or [STS3215] * len(self.ids)
+        models = models or [STS3215] * len(ids)
         self.protocol = models[0].protocol
+        self.dynamixel = self.protocol == "dynamixel"
         self.codec = codec(self.protocol)
-        self.servos = {i: VirtualServo(i, m) for i, m in zip(self.ids, models, strict=True)}
+        self._baud = 0  # the host's rate as it was last
+        self.all = [VirtualServo(i, m) for i, m in zip(ids, models, strict=True)]  # in the plant's order
+        self._note()
         self.faults = Faults(self)
         self.delay_ns = 0  # return delays of the answers since somebody asked
-        self._index = {i: k for k, i in enumerate(self.ids)}
         self._parser = self.codec.new_parser()
         self._settings: tuple[np.ndarray, ...] | None = None
         position, _, _ = plant.present(0)
-        for k, i in enumerate(self.ids):
-            s = self.servos[i]
-            s.put("goal_position", s.shown(float(position[k])))
+        for s, step in zip(self.all, position, strict=True):
+            s.stood = float(step)
+            s.put("goal_position", s.shown(s.stood))
         self.drive()
+
+    def _note(self) -> None:
+        """Note who answers to which id, and who hears the host."""
+        self._called = [(s.get("id"), s.get("baud")) for s in self.all]
+        self.ids = [i for i, _ in self._called]
+        self.servos = {i: self.all[self.ids.index(i)] for i in self.ids}
+        rates = RATES[self.protocol]
+        self._hearing = [k for k, (_, b) in enumerate(self._called) if self._baud in (0, rates[b % len(rates)])]
+        self._places: dict[int, list[int]] = {}  # of those who hear, by id
+        for k in self._hearing:
+            self._places.setdefault(self.ids[k], []).append(k)
+
+    def _named(self, servo: int) -> list[int]:
+        """Places of all that have the id `servo`."""
+        return [k for k, i in enumerate(self.ids) if i == servo]
 
     def put(self, servo: int, name: str, value: int) -> None:
         """Set a register as if the servo had it so; it acts at once."""
         self.servos[servo].put(name, value)
+        self._note()
         self.drive(True)
 
     def get(self, servo: int, name: str) -> int:
@@ -67,19 +77,22 @@ class VirtualBus:
 
     def refresh(self, now_ns: int, servos: Iterable[int] | None = None) -> None:
         """Present registers of `servos` (default: all) from the plant."""
+        places = range(len(self.all)) if servos is None else [k for i in servos for k in self._named(i)]
+        self._refresh(now_ns, places)
+
+    def _refresh(self, now_ns: int, places: Iterable[int]) -> None:
         position, velocity, load = self.plant.present(now_ns)
         sag = SAG_V * float(np.abs(load).sum())
         changed = False
-        for i in self.ids if servos is None else servos:
-            k = self._index[i]
-            changed |= self.servos[i].refresh(now_ns, float(position[k]), float(velocity[k]), float(load[k]), sag)
+        for k in places:
+            changed |= self.all[k].refresh(now_ns, float(position[k]), float(velocity[k]), float(load[k]), sag)
         if changed:
             self.drive(True)
 
     def drive(self, changed: bool = False) -> None:
         """Hand what the registers ask for to the plant. All but the goal is read again only after something else was
         written."""
-        every = [self.servos[i] for i in self.ids]
+        every = self.all
         if self._settings is None or changed:
             self._settings = (
                 np.array([s.actual(0) for s in every], float),
@@ -95,16 +108,29 @@ class VirtualBus:
             goal[k], speed[k] = every[k].drive(goal[k])
         self.plant.drive(goal, torque, speed, limit)
 
+    # ---- packets -----------------------------------------------------------------------------------------------------
     def handle(self, data: bytes, now_ns: int) -> bytes:
         """Everything the servos send back for `data`, in wire order, without delays."""
         return b"".join(raw for _, raw in self.serve(data, now_ns))
 
-    def serve(self, data: bytes, now_ns: int) -> list[tuple[int, bytes]]:
-        """Replies to `data` in wire order, each with the nanoseconds by which it is late."""
+    def set_baud(self, baud: int) -> None:
+        """Set every servo to `baud` bits per second, as if it had been set up so; one that has no such rate keeps its
+        own."""
+        for s in self.all:
+            if baud in (rates := RATES[self.protocol]):
+                s.put("baud", rates.index(baud))
+        self._note()
+
+    def serve(self, data: bytes, now_ns: int, baud: int = 0) -> list[tuple[int, bytes]]:
+        """Replies to `data` in wire order, each with the nanoseconds by which it is late. Servos of another rate than
+        `baud` hear nothing; 0: all do."""
         self.faults.update(now_ns)
         out: list[tuple[int, bytes]] = []
+        if baud != self._baud:
+            self._baud = baud
+            self._note()
         packets = self._parser.feed(data)
-        if packets and self.protocol == "dynamixel":
+        if packets and self.dynamixel:
             self._watch(now_ns)
         for p in packets:
             out += self.faults.damage(self._answer(p, now_ns))
@@ -112,289 +138,156 @@ class VirtualBus:
 
     def _watch(self, now_ns: int) -> None:
         """The bus watchdogs count the time to the last instruction packet of anybody."""
-        if any(s.get("watchdog") > 0 for s in self.servos.values()):
+        if any(s.get("watchdog") > 0 for s in self.all):
             self.refresh(now_ns)
-        for s in self.servos.values():
-            s.heard_ns = now_ns
+        for k in self._hearing:
+            self.all[k].heard_ns = now_ns
 
-    def _status(self, servo: int, data: bytes, error: int = 0) -> tuple[int, bytes]:
-        bits = self.servos[servo].bits() | error
-        self.delay_ns += self.servos[servo].get("return_delay") * 2000
-        module = dxl if self.protocol == "dynamixel" else fs
-        return servo, module.status(servo, bits, data)
+    def _answer(self, p: fs.Packet, now_ns: int) -> Answers:
+        """(servo id, status packet) of each answer; a fast sync read's joint answer comes from the broadcast id.
 
-    def _write(self, servo: int, address: int, data: bytes) -> int:
-        s = self.servos[servo]
+        A write of the id is acknowledged from the old one. Feetech: its C++ library (SCS.cpp, Ack) and LeRobot's
+        setup_motor wait for that. Dynamixel: the e-manual does not say; ROBOTIS' DynamixelSDK waits for the id that it
+        asked (Protocol2PacketHandler, txRxPacket), and with it LeRobot's setup_motor raises where none comes, which
+        sets up Koch and OMX arms of X servos. ROBOTIS' slave library for other devices (Dynamixel2Arduino, slave.cpp)
+        answers from the new id; its master takes either.
+        """
+        everyone, wide = p.servo == fs.BROADCAST, 2 if self.dynamixel else 1
+        address, body = int.from_bytes(p.params[:wide], "little"), p.params[wide:]
+        if p.code in (fs.SYNC_READ, fs.SYNC_WRITE) or (p.code == dxl.FAST_SYNC_READ and self.dynamixel):
+            size, rest = int.from_bytes(body[:wide], "little"), body[wide:]
+            known = p.code == fs.SYNC_WRITE or self.all[0].model.sync_read  # (SCS servos know no sync read)
+            if not (everyone and rest and known):
+                return []
+            if p.code == fs.SYNC_WRITE:
+                self._sync_write(address, size, rest)
+                return []
+            return self._sync_read(address, size, rest, now_ns, p.code == dxl.FAST_SYNC_READ)
+        places = self._hearing if everyone else self._places.get(p.servo, [])
+        if p.code == fs.PING:
+            return self._pinged(sorted(self._places) if everyone else [p.servo])
+        if p.code == fs.READ:
+            places = [] if everyone else [k for k in places if self.all[k].answers(True)]
+            self._refresh(now_ns, places)
+            size, whole = int.from_bytes(body, "little"), len(body) == wide
+            wrong = LENGTH_ERROR if self.dynamixel else None
+            said = [self._block(k, address, size) if whole else self._said(k, p.servo, wrong) for k in places]
+            return self._joined(p.servo, said)
+        errors = self._told(p.code, places, address, body, now_ns)
+        if everyone:
+            return []
+        told = [k for k in places if self.all[k].answers(False)]
+        said = [self._said(k, p.servo, e) for k, e in zip(places, errors, strict=True) if k in told]
+        return self._joined(p.servo, said)
+
+    def _told(self, code: int, places: list[int], address: int, body: bytes, now_ns: int) -> list[int | None]:
+        """Do what an instruction other than a read asks of the servos at `places`; the error number of each, None for
+        one that keeps silent.
+
+        An instruction that does not exist, and a write of nothing, get silence of a Feetech, whose status has no bit
+        for it (FT-SCS protocol: ERROR holds conditions only), and an error of a Dynamixel (e-manual, protocol 2.0).
+        """
+        if code == dxl.REBOOT and self.dynamixel:
+            for k in places:
+                self._power_cycle(k, now_ns)
+            return [0] * len(places)
+        if code not in (fs.WRITE, fs.REG_WRITE, fs.ACTION) or not (body or code == fs.ACTION):
+            wrong = LENGTH_ERROR if code in (fs.WRITE, fs.REG_WRITE) else INSTRUCTION_ERROR
+            return [wrong if self.dynamixel else None] * len(places)
+        if code == fs.REG_WRITE:
+            return [self.all[k].keep_for_later(address, body) for k in places]
+        self._refresh(now_ns, places)
+        errors: list[int | None] = [
+            self._act(k) if code == fs.ACTION else self._write(k, address, body) for k in places
+        ]
+        self.drive()
+        return errors
+
+    def _act(self, place: int) -> int:
+        """Carry a kept write out."""
+        pending, self.all[place].pending = self.all[place].pending, None
+        if pending is None:
+            return INSTRUCTION_ERROR if self.dynamixel else 0
+        return self._write(place, *pending)
+
+    def _write(self, place: int, address: int, data: bytes) -> int:
+        s = self.all[place]
         error = s.write(address, data)
-        if (new := s.get("id")) != servo:  # it answers to another id from now on
-            self.servos[new] = self.servos.pop(servo)
-            self.ids[self._index[servo]] = new
-            self._index[new] = self._index.pop(servo)
         goal = s.model.registers["goal_position"]
         if (address, len(data)) != (goal.address, goal.size):
             self._settings = None
+            if (s.get("id"), s.get("baud")) != self._called[place]:  # so it answers from now on
+                self._note()
         if self.faults.goal_enables_torque and goal.address - len(data) <= address < goal.address + goal.size:
             s.put("torque_enable", 1)  # (an acceleration, which lies below the goal, does it too)
             self._settings = None
         return error
 
-    def _memory(self, servo: int, address: int, size: int) -> bytes:
-        return bytes(self.servos[servo].memory[address : address + size]).ljust(size, b"\0")
+    def _sync_write(self, address: int, size: int, rows: bytes) -> None:
+        """A servo takes its row where the row is whole."""
+        places = self._places  # as they are called now: the packet may rename them
+        for k in range(0, len(rows) - size, size + 1):
+            for place in places.get(rows[k], ()):
+                self._write(place, address, rows[k + 1 : k + 1 + size])
+        self.drive()
 
-    def _answer(self, p: fs.Packet, now_ns: int) -> list[tuple[int, bytes]]:
-        """(servo id, status packet) of each answer; a fast sync read's joint answer comes from the broadcast id."""
-        wide = 2 if self.protocol == "dynamixel" else 1  # bytes of an address
-        everyone, code, params = p.servo == fs.BROADCAST, p.code, p.params
-        address = int.from_bytes(params[:wide], "little")
-        body = params[wide:]
-        if everyone and code in (fs.SYNC_READ, fs.SYNC_WRITE, dxl.FAST_SYNC_READ):
-            if len(body) < wide:
-                return []
-            size, rest = int.from_bytes(body[:wide], "little"), body[wide:]
-            if code == fs.SYNC_WRITE:
-                for k in range(0, len(rest), size + 1):
-                    if rest[k] in self.servos:
-                        self._write(rest[k], address, rest[k + 1 : k + 1 + size])
-                self.drive()
-                return []
-            asked = [i for i in rest if i in self.servos]
-            self.refresh(now_ns, asked)
-            if code == dxl.FAST_SYNC_READ:
-                if len(asked) < len(rest) or any(self.faults.mute(i) for i in asked):
-                    return []  # the chain breaks at the silent servo: no valid packet comes
-                joint = [(i, self.servos[i].bits(), self._memory(i, address, size)) for i in asked]
-                return [(fs.BROADCAST, dxl.fast_status(joint))]
-            return [self._status(i, self._memory(i, address, size)) for i in asked if self.servos[i].answers(True)]
-        targets = self.ids if everyone else [p.servo] if p.servo in self.servos else []
-        if code == fs.PING:
-            if self.protocol == "dynamixel":
-                return [self._status(i, self._memory(i, 0, 2) + self._memory(i, 6, 1)) for i in targets]
-            return [self._status(i, b"") for i in targets[:1]]
-        if code == fs.READ and not everyone and targets and len(body) == wide and self.servos[p.servo].answers(True):
-            self.refresh(now_ns, targets)
-            return [self._status(p.servo, self._memory(p.servo, address, int.from_bytes(body, "little")))]
-        error = 0
-        if code == fs.WRITE and params:
-            self.refresh(now_ns, targets)
-            for i in [*targets]:
-                error = self._write(i, address, body)
-            self.drive()
-        elif code == fs.REG_WRITE and params:
-            for i in targets:
-                self.servos[i].pending = (address, body)
-        elif code == fs.ACTION:
-            for i in targets:
-                pending, self.servos[i].pending = self.servos[i].pending, None
-                if pending is not None:
-                    self._write(i, *pending)
-            self.drive()
-        elif code == dxl.REBOOT and self.protocol == "dynamixel":
-            for i in targets:
-                self.power_cycle(i, now_ns)
-        else:
-            return []
-        if everyone or not targets:
-            return []
-        who = p.servo if p.servo in self.servos else body[0]  # its id was changed
-        return [self._status(who, b"", error)] if self.servos[who].answers(False) else []
+    def _sync_read(self, address: int, size: int, asked: bytes, now_ns: int, fast: bool) -> Answers:
+        places = self._places
+        there = [i for i in dict.fromkeys(asked) if i in places]
+        self._refresh(now_ns, [k for i in there for k in places[i]])
+        answering = [i for i in there if self.all[places[i][0]].answers(True)]
+        if not fast:
+            return [a for i in answering for a in self._joined(i, [self._block(k, address, size) for k in places[i]])]
+        first = [self.all[places[i][0]] for i in answering]
+        data = [s.read(address, size) for s in first]
+        if len(answering) < len(asked) or any(self.faults.mute(i) for i in answering):
+            return []  # the chain breaks at the silent servo: no valid packet comes
+        joint = [(i, s.bits(), d) for i, s, d in zip(answering, first, data, strict=True) if d is not None]
+        return [(fs.BROADCAST, dxl.fast_status(joint))] if len(joint) == len(asked) else []
+
+    def _pinged(self, ids: Iterable[int]) -> Answers:
+        """Whatever its response level, a servo answers a ping; all answer one to everybody, in the order of their ids
+        (Dynamixel: e-manual, Ping. Feetech: LeRobot's broadcast_ping; the maker advises against it with several)."""
+        return [a for i in ids for a in self._joined(i, [self._present(k) for k in self._places.get(i, ())])]
+
+    def _present(self, place: int) -> bytes:
+        m = self.all[place].memory
+        data = bytes(m[0:2] + m[6:7]) if self.dynamixel else b""  # model number and firmware
+        return self._status(place, self.ids[place], 0, data)
+
+    def _block(self, place: int, address: int, size: int) -> bytes:
+        """The answer to a read, empty for silence."""
+        data = self.all[place].read(address, size)
+        if data is not None:
+            return self._status(place, self.ids[place], 0, data)
+        return self._status(place, self.ids[place], ACCESS_ERROR) if self.dynamixel else b""
+
+    def _status(self, place: int, servo: int, error: int, data: bytes = b"") -> bytes:
+        """What the servo at `place` says, as `servo`."""
+        s = self.all[place]
+        self.delay_ns += s.get("return_delay") * 2000
+        return (dxl if self.dynamixel else fs).status(servo, s.bits() | error, data)
+
+    def _said(self, place: int, servo: int, error: int | None) -> bytes:
+        """A status without data, empty for silence."""
+        return b"" if error is None else self._status(place, servo, error)
+
+    def _joined(self, servo: int, said: list[bytes]) -> Answers:
+        """One answer of all that answer as `servo`. A dominant 0 wins on the line, so servos that talk at once are
+        ANDed."""
+        said = [raw for raw in said if raw]
+        if len(said) < 2:
+            return [(servo, raw) for raw in said]
+        longest = max(map(len, said))
+        rows = [np.frombuffer(raw.ljust(longest, b"\xff"), np.uint8) for raw in said]
+        return [(servo, np.bitwise_and.reduce(rows).tobytes())]
 
     def power_cycle(self, servo: int, now_ns: int) -> None:
         """The servo starts anew, where it stands."""
-        self.servos[servo].power_on(float(self.plant.present(now_ns)[0][self._index[servo]]))
+        for k in self._named(servo):
+            self._power_cycle(k, now_ns)
+
+    def _power_cycle(self, place: int, now_ns: int) -> None:
+        self.all[place].power_on(float(self.plant.present(now_ns)[0][place]))
+        self._note()
         self.drive(True)
-
-
-class Line:
-    """The wire and the USB adapter between host and servos: when bytes arrive. `baud` 0: at once.
-
-    Answers to one request reach the host together, when the last of them has crossed the wire, as through a USB
-    adapter.
-    """
-
-    def __init__(self, bus: VirtualBus, baud: int = 0, latency_ns: int = 0):
-        self.bus, self.baud, self.latency_ns = bus, baud, latency_ns
-        self._out: list[tuple[int, bytes]] = []  # on their way to the servos
-        self._in: list[tuple[int, bytes]] = []  # and to the host
-        self._free_ns = 0  # the wire is busy until then
-        self.wire_ns = 0  # time that the wire was busy, all in all
-
-    def send(self, data: bytes, now_ns: int) -> None:
-        self._out.append((self.bus.faults.stalled_until(now_ns), data))
-        self._pass(now_ns)
-
-    def _pass(self, now_ns: int) -> None:
-        while self._out and self._out[0][0] <= now_ns:
-            _, data = self._out.pop(0)
-            replies = self.bus.serve(data, now_ns)
-            length = sum(len(raw) for _, raw in replies)
-            wire = (len(data) + length) * 10_000_000_000 // self.baud if self.baud else 0
-            wire, self.bus.delay_ns = wire + self.bus.delay_ns if self.baud else 0, 0
-            self._free_ns = max(now_ns, self._free_ns) + wire
-            self.wire_ns += wire
-            latency = self.latency_ns + self.bus.faults.latency_ns
-            joined: list[tuple[int, bytes]] = []
-            for late, raw in replies:
-                at = self._free_ns + latency + late
-                at = max(at, self._in[-1][0]) if self._in else at  # a line keeps the order
-                if joined and joined[-1][0] == at:
-                    joined[-1] = (at, joined[-1][1] + raw)
-                else:
-                    joined.append((at, raw))
-            self._in += joined
-
-    def receive(self, now_ns: int) -> bytes:
-        """What has arrived at the host by `now_ns`."""
-        self._pass(now_ns)
-        if now_ns < self.bus.faults.stalled_until(now_ns):
-            return b""
-        data = b""
-        while self._in and self._in[0][0] <= now_ns:
-            data += self._in.pop(0)[1]
-        return data + self.bus.faults.babble(now_ns)
-
-    def next_ns(self) -> int | None:
-        """When something will happen next."""
-        return self.bus.faults.next_ns([q[0][0] for q in (self._out, self._in) if q])
-
-
-TCGETS2 = 0x802C542A
-
-
-class MemoryPort:
-    """The virtual bus without a pseudo-terminal: the same bytes, no waiting. Whoever drives virtual time sets
-    `time_ns`; while the master waits for an answer, virtual time passes as far as the line's pace (none by default)
-    demands."""
-
-    def __init__(self, bus: VirtualBus, baud: int = 0, latency_ns: int = 0):
-        self.line, self.time_ns, self._arrived = Line(bus, baud, latency_ns), 0, b""
-        self.path = "the virtual bus"
-        self.lost = False  # unplugged
-
-    def now_ns(self) -> int:
-        return self.time_ns
-
-    def write(self, data: bytes) -> None:
-        if self.lost:
-            raise PortError("the virtual bus was unplugged: plug it in, then start again.")
-        self.line.send(data, self.time_ns)
-
-    def read(self, deadline_ns: int) -> bytes:
-        if self.lost:
-            raise PortError("the virtual bus was unplugged: plug it in, then start again.")
-        while True:
-            data = self._arrived + self.line.receive(self.time_ns)
-            self._arrived = b""
-            due = self.line.next_ns()
-            if data or due is None or due > deadline_ns:
-                if not data and self.line.baud:
-                    self.time_ns = max(self.time_ns, deadline_ns)
-                return data
-            self.time_ns = max(self.time_ns, due)
-
-    def drain(self) -> bytes:
-        data, self._arrived = self._arrived + self.line.receive(self.time_ns), b""
-        return data
-
-
-def host_baud(fd: int) -> int:
-    """Baud rate that was set on a terminal, also one that has no constant (struct termios2, asm-generic)."""
-    raw = bytearray(44)
-    fcntl.ioctl(fd, TCGETS2, raw)
-    return int(struct.unpack_from("I", raw, 40)[0])
-
-
-def answer(line: Line, host: int, stop: threading.Event, understood: Callable[[], bool] = lambda: True) -> None:
-    """Carry bytes between descriptor `host` and the bus at the pace of the wire, until `stop` or the host hangs up."""
-    ctypes.CDLL(None).prctl(29, 1, 0, 0, 0)  # PR_SET_TIMERSLACK: sleeps end when they should
-    while not stop.is_set():
-        due = line.next_ns()
-        wait = 0.1 if due is None else (due - SPIN_NS - time.monotonic_ns()) * 1e-9
-        ready, _, _ = select.select([host], [], [], min(max(wait, 0.0), 0.1))
-        while not ready and due is not None and time.monotonic_ns() < due < time.monotonic_ns() + SPIN_NS:
-            pass
-        try:
-            if ready:
-                data = os.read(host, 4096)
-                if not data:
-                    return
-                if understood():
-                    line.send(data, time.monotonic_ns())
-            arrived = line.receive(time.monotonic_ns())
-            if arrived:
-                os.write(host, arrived)
-        except OSError:
-            return
-
-
-class PtyBus:
-    """Serves a VirtualBus on a pseudo-terminal from a thread, at the pace of the wire; `path` is the port to open.
-
-    A host that sets another baud rate is not understood, as on a wire.
-
-    `link`: a symbolic link to the terminal, as udev makes under /dev/serial/by-id.
-    """
-
-    def __init__(self, bus: VirtualBus, baud: int = 1_000_000, latency_s: float = 0.0002, link: Path | None = None):
-        self.bus = bus
-        self.line = Line(bus, baud, int(latency_s * 1e9))
-        self._master, self._slave = os.openpty()
-        tty.setraw(self._master)
-        tty.setraw(self._slave)
-        self.path = os.ttyname(self._slave)
-        self.link = link
-        if link is not None:
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.unlink(missing_ok=True)
-            link.symlink_to(self.path)
-            self.path = str(link)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(
-            target=answer, args=(self.line, self._master, self._stop, self._understood), name="virtual-bus", daemon=True
-        )
-        self._thread.start()
-
-    def _understood(self) -> bool:
-        return self.line.baud in (0, host_baud(self._slave))
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join(1.0)
-        os.close(self._master)
-        os.close(self._slave)
-        if self.link is not None:
-            self.link.unlink(missing_ok=True)
-
-
-class SocketBus:
-    """The same behind a Unix socket at `path`, one host at a time; `Port.open` finds the way.
-
-    Bytes in a pseudo-terminal are handed on by a kernel worker of ordinary priority, twice an exchange: beside loops
-    with SCHED_FIFO on all cores it comes too late, and it is not the servos that are measured then. A socket hands over
-    in the writer's own time.
-    """
-
-    def __init__(self, bus: VirtualBus, path: Path, baud: int = 1_000_000, latency_s: float = 0.0002):
-        self.bus, self.path = bus, str(path)
-        self.line = Line(bus, baud, int(latency_s * 1e9))
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(self.path)
-        self._listener.listen()
-        self._listener.settimeout(0.1)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._serve, name="virtual-bus", daemon=True)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while not self._stop.is_set():
-            try:
-                host, _ = self._listener.accept()
-            except TimeoutError:
-                continue
-            with host:
-                answer(self.line, host.fileno(), self._stop)
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join(1.0)
-        self._listener.close()
-        Path(self.path).unlink(missing_ok=True)

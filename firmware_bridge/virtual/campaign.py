@@ -21,7 +21,8 @@ from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.motion.messages import Command, RequestKind, SafetyState
 from firmware_bridge.motion.motor_loop import MotorLoop
 from firmware_bridge.servos.models import MODELS
-from firmware_bridge.virtual.bus import MemoryPort, VirtualBus
+from firmware_bridge.virtual.bus import VirtualBus
+from firmware_bridge.virtual.line import MemoryPort
 from firmware_bridge.virtual.plant import KinematicPlant
 
 MS = 1_000_000

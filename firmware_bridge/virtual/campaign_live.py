@@ -21,8 +21,9 @@ from firmware_bridge.motion.endings import Exit
 from firmware_bridge.motion.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor import COMMAND_SLOT, REQUEST_SLOT, STATE_SLOT
 from firmware_bridge.servos.models import MODELS
-from firmware_bridge.virtual.bus import PtyBus, VirtualBus
+from firmware_bridge.virtual.bus import VirtualBus
 from firmware_bridge.virtual.campaign import KOCH, MIDDLE, SO101, SWING
+from firmware_bridge.virtual.line import PtyBus
 from firmware_bridge.virtual.plant import KinematicPlant
 
 XL330 = dataclasses.replace(KOCH, models=("XL330-M288",) * 6)

@@ -21,7 +21,7 @@ from firmware_bridge.bus.master import Bus
 from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.config import ArmError
 from firmware_bridge.servos.sts3215 import RAD_PER_STEP
-from firmware_bridge.virtual.bus import MemoryPort
+from firmware_bridge.virtual.line import MemoryPort
 from sim.boards import render
 from sim.calibration_rig import look_at
 from tests.firmware_bridge.so101 import KNOWN as CONFIG

@@ -22,7 +22,8 @@ from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.config import ArmError
 from firmware_bridge.motion.measurement import TWIN
 from firmware_bridge.servos.models import MODELS
-from firmware_bridge.virtual.bus import MemoryPort, PtyBus, VirtualBus
+from firmware_bridge.virtual.bus import VirtualBus
+from firmware_bridge.virtual.line import MemoryPort, PtyBus
 from firmware_bridge.virtual.plant import KinematicPlant
 from harmowam import calibration_joints
 from harmowam.calibration_signs import check_signs

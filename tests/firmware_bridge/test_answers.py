@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.codecs import feetech as fs
-from firmware_bridge.virtual.bus import MemoryPort
 from firmware_bridge.virtual.campaign import SO101
+from firmware_bridge.virtual.line import MemoryPort
 from tests.firmware_bridge.virtual_arm import virtual
 
 

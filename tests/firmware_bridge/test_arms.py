@@ -15,8 +15,9 @@ from firmware_bridge.motion.estop import _EVENT, EStop, EStopError
 from firmware_bridge.motion.measurement import DOUBTED, TWIN
 from firmware_bridge.service import Found, look, set_id
 from firmware_bridge.servos.models import MODELS
-from firmware_bridge.virtual.bus import MemoryPort, VirtualBus
+from firmware_bridge.virtual.bus import VirtualBus
 from firmware_bridge.virtual.campaign import KOCH, MIDDLE, SO101
+from firmware_bridge.virtual.line import MemoryPort
 from firmware_bridge.virtual.plant import KinematicPlant
 from tests.firmware_bridge.virtual_arm import VIPERX, virtual
 

@@ -19,7 +19,7 @@ from firmware_bridge.motion.config import ArmError
 from firmware_bridge.motion.measurement import NO_REPLY
 from firmware_bridge.motion.messages import Command, Expert, JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor_loop import MotorLoop
-from firmware_bridge.virtual.bus import MemoryPort, PtyBus, SocketBus
+from firmware_bridge.virtual.line import MemoryPort, PtyBus, SocketBus
 from tests.firmware_bridge.so101 import CONFIG, bus
 from tests.firmware_bridge.virtual_arm import VIPERX, virtual
 

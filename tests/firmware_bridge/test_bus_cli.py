@@ -7,7 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from firmware_bridge.virtual import campaign
-from firmware_bridge.virtual.bus import PtyBus, VirtualBus
+from firmware_bridge.virtual.bus import VirtualBus
+from firmware_bridge.virtual.line import PtyBus
 from firmware_bridge.virtual.plant import KinematicPlant
 from harmowam.cli import main
 from tests.firmware_bridge.so101 import bus

@@ -12,7 +12,7 @@ from firmware_bridge.motion.incoming import as_command
 from firmware_bridge.motion.messages import Command, RequestKind, SafetyState
 from firmware_bridge.motion.motor import Between
 from firmware_bridge.motion.motor_loop import MotorLoop
-from firmware_bridge.virtual.bus import MemoryPort
+from firmware_bridge.virtual.line import MemoryPort
 from tests.firmware_bridge.so101 import CONFIG, bus
 
 MS = 1_000_000

@@ -19,9 +19,10 @@ from firmware_bridge.motion.endings import ABOVE, QUIET, WORDS, Ending, Exit, Fa
 from firmware_bridge.motion.messages import JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor import MOTOR_CODE_SLOT, REQUEST_SLOT, exit_of
 from firmware_bridge.motion.session import ArmSession, Interrupts, exit_left
-from firmware_bridge.virtual.bus import PtyBus, VirtualBus
+from firmware_bridge.virtual.bus import VirtualBus
 from firmware_bridge.virtual.campaign import SO101, Rig
 from firmware_bridge.virtual.campaign_live import LiveRig
+from firmware_bridge.virtual.line import PtyBus
 from firmware_bridge.virtual.plant import KinematicPlant
 from tests.firmware_bridge.so101 import CONFIG, bus
 

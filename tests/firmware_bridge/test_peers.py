@@ -9,8 +9,9 @@ import pytest
 
 from firmware_bridge.codecs import dynamixel as dxl
 from firmware_bridge.servos.models import MODELS
-from firmware_bridge.virtual.bus import PtyBus, VirtualBus
+from firmware_bridge.virtual.bus import VirtualBus
 from firmware_bridge.virtual.campaign import KOCH
+from firmware_bridge.virtual.line import PtyBus
 from firmware_bridge.virtual.plant import KinematicPlant
 
 RUSTYPOT_STS = """

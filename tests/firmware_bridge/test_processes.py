@@ -28,8 +28,8 @@ from firmware_bridge.motion.estop import _EVENT, EStop
 from firmware_bridge.motion.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor import COMMAND_SLOT, REQUEST_SLOT
 from firmware_bridge.motion.motor_loop import MotorLoop
-from firmware_bridge.virtual.bus import PtyBus
 from firmware_bridge.virtual.campaign_live import LiveRig, campaign_live
+from firmware_bridge.virtual.line import PtyBus
 from tests.firmware_bridge.so101 import CONFIG, bus
 
 pytestmark = pytest.mark.wall_clock

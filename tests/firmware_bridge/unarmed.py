@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from firmware_bridge.motion.config import ArmError
-from firmware_bridge.virtual.bus import MemoryPort
 from firmware_bridge.virtual.campaign import KOCH, SO101
+from firmware_bridge.virtual.line import MemoryPort
 
 PLAIN = dataclasses.replace(SO101, eeprom=())  # nothing said about what its servos hold
 

@@ -8,8 +8,9 @@ from firmware_bridge.bus.master import Bus
 from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.servos.models import MODELS
-from firmware_bridge.virtual.bus import MemoryPort, VirtualBus
+from firmware_bridge.virtual.bus import VirtualBus
 from firmware_bridge.virtual.campaign import MIDDLE
+from firmware_bridge.virtual.line import MemoryPort
 from firmware_bridge.virtual.plant import KinematicPlant
 
 # ViperX 300: second servos on shoulder and elbow turn the other way; the gripper is geared.

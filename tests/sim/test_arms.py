@@ -12,7 +12,7 @@ from firmware_bridge.bus.master import Bus
 from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.messages import Command, RequestKind, SafetyState
 from firmware_bridge.motion.motor_loop import MotorLoop
-from firmware_bridge.virtual.bus import MemoryPort
+from firmware_bridge.virtual.line import MemoryPort
 from harmowam.calibration_rig import LiveRig
 from runtime.robot import load_robot
 from sim import server

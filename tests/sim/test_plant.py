@@ -7,7 +7,7 @@ from firmware_bridge.bus.master import Bus
 from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.messages import Command, SafetyState
 from firmware_bridge.servos.sts3215 import RAD_PER_STEP
-from firmware_bridge.virtual.bus import MemoryPort
+from firmware_bridge.virtual.line import MemoryPort
 from runtime.robot import load_robot
 from sim.plant import servos, virtual_motor
 from sim.tasks import sample_layout
