@@ -112,8 +112,8 @@ class _Move:
 class LiveRig:
     """The real arm, driven through guard and motor process.
 
-    Its torque is off until `arm`; after that it holds the goal of the last `move_to` while this process lives. Use it
-    as a context: at its end the arm is lowered and released, also after an exception.
+    Its torque is off until `enable_torque`; after that it holds the goal of the last `move_to` while this process
+    lives. Use it as a context: at its end the arm is lowered and released, also after an exception.
     """
 
     def __init__(self, robot: Robot, slots: Path, port: str | None = None):
@@ -140,7 +140,7 @@ class LiveRig:
         self._over.set()
         self._stack.close()
 
-    def arm(self) -> None:
+    def enable_torque(self) -> None:
         """Switch the torque on; raises CalibrationError when the arm is not armed within 5 s."""
         self.session.armed = True
         deadline = time.monotonic() + 5

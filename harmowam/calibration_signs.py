@@ -45,7 +45,7 @@ def check_signs(
             raise CalibrationError(
                 f"{', '.join(far)} is far from the zero pose: hold the arm as described, then repeat."
             )
-        rig.arm()
+        rig.enable_torque()
         start = rig.state().goal_rad.astype(float)
         for k, question in enumerate(robot.family.SEEN_TURNS):
             there = start.copy()

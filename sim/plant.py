@@ -57,7 +57,7 @@ def servos(world: World, config: ArmConfig) -> VirtualBus:
 def virtual_motor(world: World, config: ArmConfig | None = None) -> MotorTick:
     """A motor tick for `run_episode`: limiter, state machine and servo packets, on a bus in memory. It requests arming
     itself. `config`: of the world's family; default: the shipped simulated arm of that family."""
-    config = config or load_robot(f"sim_{world.arm.NAME}").arm
+    config = config or load_robot(f"sim_{world.family.NAME}").arm
     port = MemoryPort(servos(world, config))
     loop = MotorLoop(Arm(Bus(port, protocol=config.protocol), config))
 

@@ -106,7 +106,7 @@ def serve(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     rng = np.random.default_rng([seed, 7])
     described = load_robot(robot)
-    world = World(layout=sample_start(rng, described.family, task), arm=described.family)
+    world = World(layout=sample_start(rng, described.family, task), family=described.family)
     truth = SlotWriter(slots / TRUTH_SLOT, _TRUTH.size + world.visible.nbytes)
     for name in ("front", "wrist"):
         (slots / f"{name}.json").write_text(json.dumps(world.camera(name).to_json()))
@@ -150,7 +150,7 @@ def serve_cameras(slots: Path, robot: str, seed: int, task: str | None, fps: flo
     parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     arm = load_robot(robot).family
-    world = World(layout=sample_start(np.random.default_rng([seed, 7]), arm, task), arm=arm)
+    world = World(layout=sample_start(np.random.default_rng([seed, 7]), arm, task), family=arm)
     truth = SlotReader(slots / TRUTH_SLOT)
     width, height = CAMERA_SIZE
     writers: dict[str, FrameWriter] = {}

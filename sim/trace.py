@@ -99,7 +99,7 @@ class Moving(Protocol):
     """The part of `sim.world.World` that `success` uses: true joint angles `q` (rad) and velocities `qd` (rad/s),
     float64[J]."""
 
-    arm: Family
+    family: Family
     layout: Layout
 
     @property
@@ -111,7 +111,7 @@ class Moving(Protocol):
 
 def success(world: Moving) -> bool:
     """Whether the tool is on its circle and moves along it in the instructed direction, with the right speed."""
-    arm, dt = world.arm, 0.01
+    arm, dt = world.family, 0.01
     here, then = (arm.tool(world.q + k * dt * world.qd)[:3, 3] for k in (0, 1))
     angle = angle_at(arm, here)
     turned = (angle_at(arm, then) - angle + math.pi) % (2 * math.pi) - math.pi

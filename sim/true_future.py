@@ -88,7 +88,7 @@ class TrueFutureStep:
         segments = remaining(self.ghost)
         event = min(max(next_event_s(segments), DT), MOST_S)
         follower = Follower(self.ghost, segments, np.random.default_rng(0), noise_m=0.0)
-        follower.start[5] = self.world.arm.forward(self.world._goal)[5]
+        follower.start[5] = self.world.family.forward(self.world._goal)[5]
         wanted = {"a": HORIZON_S[0], "b": HORIZON_S[1], "event": event}
         found: dict[str, np.ndarray] = {}
         t = 0.0

@@ -39,19 +39,21 @@ class WorldError(Mendable):
     """The arm cannot be simulated; the text is one sentence and the next step."""
 
 
-def compiled(task: str, arm: Family = ARM) -> mujoco.MjModel:
+def compiled(task: str, family: Family = ARM) -> mujoco.MjModel:
     """The model of a task (the name of a file in assets/) with an arm at its table; raises WorldError for a family
     without one."""
-    if not (ASSETS / f"arms/{arm.NAME}.xml").is_file():
-        raise WorldError(f"the arm family '{arm.NAME}' has no simulated arm: add sim/assets/arms/{arm.NAME}.xml.")
-    files = {p.name: p.read_bytes() for p in (ASSETS / "table_top.xml", ASSETS / f"arms/{arm.NAME}.xml")}
-    files["table_top.xml"] = files["table_top.xml"].replace(f"arms/{ARM.NAME}.xml".encode(), f"{arm.NAME}.xml".encode())
+    if not (ASSETS / f"arms/{family.NAME}.xml").is_file():
+        raise WorldError(f"the arm family '{family.NAME}' has no simulated arm: add sim/assets/arms/{family.NAME}.xml.")
+    files = {p.name: p.read_bytes() for p in (ASSETS / "table_top.xml", ASSETS / f"arms/{family.NAME}.xml")}
+    files["table_top.xml"] = files["table_top.xml"].replace(
+        f"arms/{ARM.NAME}.xml".encode(), f"{family.NAME}.xml".encode()
+    )
     model = mujoco.MjModel.from_xml_string((ASSETS / f"{task}.xml").read_text(), files)
-    joints = tuple(model.joint(k).name for k in range(len(arm.JOINTS)))
-    if joints != arm.JOINTS or model.nu != len(arm.JOINTS):
+    joints = tuple(model.joint(k).name for k in range(len(family.JOINTS)))
+    if joints != family.JOINTS or model.nu != len(family.JOINTS):
         raise WorldError(
-            f"sim/assets/arms/{arm.NAME}.xml has joints {', '.join(joints)}: it must have those of the family, an "
-            f"actuator each ({', '.join(arm.JOINTS)})."
+            f"sim/assets/arms/{family.NAME}.xml has joints {', '.join(joints)}: it must have those of the family, an "
+            f"actuator each ({', '.join(family.JOINTS)})."
         )
     return model
 
@@ -64,8 +66,8 @@ def _named_channel(part: str) -> int | None:
 class Scene:
     """One task's compiled model with its renderer; `reset` of a World switches between scenes."""
 
-    def __init__(self, task: str, arm: Family = ARM):
-        self.model = compiled(task, arm)
+    def __init__(self, task: str, family: Family = ARM):
+        self.model = compiled(task, family)
         self.data = mujoco.MjData(self.model)
         self.renderer: mujoco.Renderer | None = None
         m = self.model
@@ -149,18 +151,18 @@ class Scene:
 class World:
     """Physics at 500 Hz, servos at 250 Hz. `q` float64[J]: true joint angles (rad); `measured`: those of the encoders.
 
-    Construct it with a layout, or with a seed from which one is drawn. `arm`: the family of the arm.
+    Construct it with a layout, or with a seed from which one is drawn. `family`: the family of its arm.
     """
 
-    def __init__(self, seed: int = 0, *, layout: Layout | None = None, arm: Family = ARM):
-        self.arm, self._n = arm, len(arm.JOINTS)
+    def __init__(self, seed: int = 0, *, layout: Layout | None = None, family: Family = ARM):
+        self.family, self._n = family, len(family.JOINTS)
         self._scenes: dict[str, Scene] = {}
         self.reset(layout or sample_layout(np.random.default_rng(seed)))
 
     def reset(self, layout: Layout) -> None:
         """Start an episode; the arm stands at `layout.start`, at rest."""
         if layout.task not in self._scenes:
-            self._scenes[layout.task] = Scene(layout.task, self.arm)
+            self._scenes[layout.task] = Scene(layout.task, self.family)
         self.scene = scene = self._scenes[layout.task]
         self.model, self.data = scene.model, scene.data
         self._substeps = round(SERVO_DT / self.model.opt.timestep)
@@ -180,7 +182,7 @@ class World:
             else:
                 self.data.qpos[at : at + 2], self.data.qpos[at + 3 : at + 7] = (x, y), turned
         n, self._limits = self._n, self.model.jnt_range[: self._n].T
-        self.data.qpos[:n], _ = self.arm.inverse(np.append(layout.start, layout.jaw), *self._limits)
+        self.data.qpos[:n], _ = self.family.inverse(np.append(layout.start, layout.jaw), *self._limits)
         self._settle_coupled()
         self._goal = self.q
         self._profile = self._goal.copy()
@@ -240,7 +242,7 @@ class World:
     @property
     def pose(self) -> np.ndarray:
         """Measured tool pose float64[6] (`firmware_bridge.arms.family`)."""
-        return self.arm.forward(self.measured)
+        return self.family.forward(self.measured)
 
     def set_goals(
         self,
@@ -308,7 +310,7 @@ class World:
         pose[:3, 3] = self.data.camera(name).xpos
         if name == "front":
             return Camera(name, width, height, K, np.zeros(0), pose)
-        on_tool = np.linalg.inv(self.arm.tool(self.q)) @ pose
+        on_tool = np.linalg.inv(self.family.tool(self.q)) @ pose
         return Camera(name, width, height, K, np.zeros(0), T_tool_from_cam=on_tool)
 
     def render(self, camera: str) -> np.ndarray:
