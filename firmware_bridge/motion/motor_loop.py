@@ -69,11 +69,11 @@ class MotorLoop:
         if read_first:
             self._measured = self.arm.read()
         d = self.safety.step(now_ns, command, request, self._measured, self.arm.telemetry, pressed)
-        if self.rested is None and (d.release or d.torque is not None):
+        if self.rested is None and (d.release or d.torque_share is not None):
             away = np.abs(self._measured.q - np.array(self.config.rest))[:-1]  # without the gripper: it may hold a part
             self.rested = bool((away < REST_TOLERANCE).all())
         self._switch(d, now_ns, began)
-        if d.goal is not None and not d.arm:
+        if d.goal is not None and not d.torque_on:
             self._drive(d, now_ns, command, read_first)
         elif not read_first:
             self._measured = self.arm.read()
@@ -86,7 +86,7 @@ class MotorLoop:
         """Switch the torque on, ramp it down or switch it off, as decided. `began`: start of the tick on the port's
         clock, ns."""
         bus = self.arm.bus
-        if d.arm:
+        if d.torque_on:
             bus.until_ns = None
             self.arm.torque_on()
         elif d.release:
@@ -95,9 +95,9 @@ class MotorLoop:
                 self.holding = self.arm.torque_off()
                 self._releasing_ns = self._releasing_ns or now_ns
                 self.finished = not self.holding or now_ns - self._releasing_ns > INSIST_NS
-        elif d.torque is not None and (self._torque is None or abs(d.torque - self._torque) > 0.02):
-            self.arm.set_torque(d.torque)
-            self._torque = d.torque
+        elif d.torque_share is not None and (self._torque is None or abs(d.torque_share - self._torque) > 0.02):
+            self.arm.set_torque(d.torque_share)
+            self._torque = d.torque_share
 
     def _drive(self, d: Decision, now_ns: int, command: Command | None, measured: bool) -> None:
         """Send the decided goal, or the goal for a command that came since; read the servos unless `measured`."""

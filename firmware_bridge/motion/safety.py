@@ -106,8 +106,8 @@ class Decision:
     goal: np.ndarray | None  # float64[J] rad; None: send no goal
     state: SafetyState
     reason: str
-    arm: bool = False  # switch the torque on at the measured pose
-    torque: float | None = None  # torque limit, 0..1 of what the EEPROM allows; None: leave it as it is
+    torque_on: bool = False  # switch the torque on at the measured pose
+    torque_share: float | None = None  # torque limit, 0..1 of what the EEPROM allows; None: leave it as it is
     release: bool = False  # switch the torque off and finish
 
 
@@ -265,7 +265,7 @@ class Safety:
             self._enter(SafetyState.SAFE_STOP, "lowering an arm that was left energised", now_ns)
         else:
             self._enter(SafetyState.ARMING, "torque on at the measured pose", now_ns)
-        return Decision(self.goal, self.state, self.reason, arm=True)
+        return Decision(self.goal, self.state, self.reason, torque_on=True)
 
     def _follow(
         self,
@@ -359,5 +359,5 @@ class Safety:
         self._ramp_ns = self._ramp_ns or now_ns
         share = 1.0 - (now_ns - self._ramp_ns) * 1e-9 / self.config.release_s
         if share > 0:
-            return Decision(None, self.state, self.reason, torque=share)
+            return Decision(None, self.state, self.reason, torque_share=share)
         return Decision(None, self.state, self.reason, release=True)

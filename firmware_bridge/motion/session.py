@@ -129,7 +129,7 @@ class ArmSession:
         """Wait for the first state; raises ArmError, with the guard's own message, when the guard ends before it."""
         return guard.wait_for_state(self.keeper, self.slots)
 
-    def lower(self) -> JointState | None:
+    def lower_arm(self) -> JointState | None:
         """Lower the arm and wait until guard and motor process have ended; returns the last state.
 
         If the guard has died the motor process lowers the arm alone, so it is waited for too.
@@ -146,7 +146,7 @@ class ArmSession:
         """Lower the arm unless that was done, show the guard's messages, and return how the session ended. May be
         called twice."""
         if self._ending is None:
-            self.lower()
+            self.lower_arm()
             guard.tell_log(self.slots)
             self._ending = settle(
                 self.slots,

@@ -55,7 +55,7 @@ class Run(Bench):
         self.driver.enable_torque(self.session.wait_for_state())
 
     def close(self):
-        self.session.lower()
+        self.session.lower_arm()
         super().close()
 
 
@@ -71,7 +71,7 @@ def test_both_loops_drive_the_arm_and_leave_it_at_rest_without_torque(run, tmp_p
     counts = run.driver.run(1.5)
     assert counts.slow >= 3 and counts.new_frames > 30 and counts.first_command_ns > counts.began_ns
     assert run.torque() == [1] * 6
-    last = run.session.lower()
+    last = run.session.lower_arm()
     assert run.keeper.wait(5) == 0 and run.torque() == [0] * 6
     assert np.allclose(last.q_rad[:5], run.robot.arm.rest[:5], atol=0.1)
     report = timing_report(run.driver, run.robot.arm.motor_hz)

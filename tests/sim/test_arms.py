@@ -33,7 +33,7 @@ class Rig:
     def __init__(self, name):
         self.robot = load_robot(f"sim_{name}")
         self.family = self.robot.family
-        self.world = World(layout=CLEAR, arm=self.family)
+        self.world = World(layout=CLEAR, family=self.family)
         self.port = MemoryPort(servos(self.world, self.robot.arm))
         self.loop = MotorLoop(Arm(Bus(self.port, protocol=self.robot.arm.protocol), self.robot.arm))
         self.now = S
@@ -152,7 +152,7 @@ def test_guard_and_motor_process_drive_it_over_its_own_port(name, tmp_path):
     process, info = server.start(tmp_path, 0, None, 5.0, robot=f"sim_{name}")
     try:
         with LiveRig(robot, tmp_path, info["port"]) as rig:
-            rig.arm()
+            rig.enable_torque()
             there = rig.state().q_rad[:-1].astype(float)
             there[0] += 0.2
             there[4] -= 0.2
