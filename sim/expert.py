@@ -191,8 +191,8 @@ def _spoken(name: str) -> str:
 
 
 def _take(world: World, rng: np.random.Generator, target: str, start: np.ndarray) -> tuple[list[Segment], str]:
-    """Grasp `target` and let it go on top of another thing, next to one, or anywhere; returns way-points and a text of
-    what was done."""
+    """Grasp `target` and release it on top of another object, next to one, or anywhere; returns the way-points and a
+    text that describes what was done."""
     task = TASKS[world.layout.task]
     up = pick(world, rng, target, task.grasp_z, task.grasp_offset, start)
     lift = up[-1].goal
@@ -225,8 +225,8 @@ def _take(world: World, rng: np.random.Generator, target: str, start: np.ndarray
 
 
 def _touch(world: World, rng: np.random.Generator, target: str) -> tuple[list[Segment], str]:
-    """Touch `target`, and in a button row often another button after it; returns way-points and a text of what was
-    done."""
+    """Touch `target`, and in a button row often another button after it; returns the way-points and a text that
+    describes what was done."""
     touched, out = [target], []
     pressing = world.layout.task == "press"
     if pressing and rng.random() < 0.7:

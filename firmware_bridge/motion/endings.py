@@ -32,37 +32,37 @@ class Exit(enum.IntEnum):
 WORDS = {
     Exit.REST: ("is at rest, its torque off, or was never armed", "nothing"),
     Exit.VERDICT: (
-        "is as after 0; the verb's own answer is no (a moved camera, a worse profile) or the program failed",
+        "is as with code 0; the command's own answer is no (a moved camera, a worse profile), or the program failed",
         "read what it says",
     ),
-    Exit.REFUSED: ("is as after 0; something had to be refused or ended", "mend what the sentence names"),
+    Exit.REFUSED: ("is as with code 0; something was refused or ended", "mend what the sentence names"),
     Exit.SAFE_STOP: (
         "stopped by itself, was lowered to rest and released",
         "mend what it stopped for, then start again",
     ),
     Exit.FAULT: (
         "had a fault: it braked and was let go where it was, so that it sank",
-        "see how it lies, mend the fault, then start again",
+        "check how it lies, mend the fault, then start again",
     ),
     Exit.GUARD: (
         "lost its motor process: the guard let the torque down where the arm was, so that it sank",
-        "see how it lies, then start again",
+        "check how it lies, then start again",
     ),
     Exit.HOLDING: ("has a servo that does not let go or does not answer", "switch it off"),
-    Exit.ADRIFT: ("is energised and nobody drives it", "switch it off"),
+    Exit.ADRIFT: ("has its torque on and no program controls it", "switch it off"),
     Exit.DROPPED: (
         "was let go before it had reached its rest pose, so that it sank",
-        "see how it lies, clear its way to rest, then start again",
+        "check how it lies, clear its way to rest, then start again",
     ),
     Exit.HELD: (
-        "is at rest, its torque off, but all the run did was hold it",
+        "is at rest, its torque off, but the run only held it",
         "mend what held it, then start again",
     ),
     Exit.GUARD_LOST: (
         "is at rest, its torque off, but its guard died: the motor process lowered it alone",
         "find out who ended the guard, then start again",
     ),
-    Exit.INTERRUPTED: ("is as after 0; the run was interrupted", "nothing"),
+    Exit.INTERRUPTED: ("is as with code 0; the run was interrupted", "nothing"),
 }
 
 # These codes replace the program's own exit code: the user must look at the arm first.

@@ -38,7 +38,7 @@ STALL_S = 1.0
 BLEND_S = 0.6  # after arming, the velocity limits grow from a fifth to full in this time
 FIRST_COMMAND_S = 10.0  # an armed arm that gets no command for this long is lowered
 MAX_LIFE_S = 1.0  # a command that is valid for longer is rejected
-INSIST_S = 3.0  # torque-off is repeated for this long when a servo does not answer: a stalled bus may recover
+INSIST_S = 3.0  # torque-off is repeated for this long to a servo that keeps its torque: a stalled bus may recover
 VOLTAGE, ENCODER, TEMPERATURE, CURRENT, OVERLOAD = 1, 2, 4, 8, 32  # condition bits, Feetech register 65
 CUTS = ("range", "lead", "speed", "acceleration")  # what can cut off a target: see `Safety.cut`
 
