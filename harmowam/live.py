@@ -34,7 +34,7 @@ from runtime.observe.episode import keep as keep_beside
 from runtime.observe.profile import processor_shares, processor_ticks
 from runtime.policies import mode_of
 from runtime.robot import Robot
-from sim import server
+from sim import server, tasks, trace
 from sim.tasks import REST_S
 
 Say = Callable[[str], None]
@@ -159,6 +159,10 @@ def _refuse_task(run: _Run) -> None:
     elif not run.robot.simulated:
         known = ", ".join(f"'{t}'" for t in run.bundle.manifest.tasks)
         raise RunError(f"no task was given: name one with --task ({known}).")
+    simulated = (*tasks.INSTRUCTIONS, *trace.INSTRUCTIONS)
+    if run.robot.simulated and run.task is not None and run.task not in simulated:
+        known = ", ".join(f"'{t}'" for t in simulated)
+        raise RunError(f"the simulated robot does not know the task '{run.task}': name one of its own ({known}).")
 
 
 @contextlib.contextmanager

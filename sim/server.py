@@ -222,7 +222,7 @@ def start(
     if not line:
         process.terminate()
         process.communicate()
-        by_hand = "`python -m sim.server --slots /tmp/sim`"
+        by_hand = "`python -m sim.server --slots out/sim`"
         raise SimulatorError(f"the simulated robot did not start: see its message above, or run {by_hand} to see why.")
     return process, dict(json.loads(line))
 
