@@ -55,6 +55,11 @@ def compiled(task: str, family: Family = ARM) -> mujoco.MjModel:
             f"sim/assets/arms/{family.NAME}.xml has joints {', '.join(joints)}: it must have those of the family, an "
             f"actuator each ({', '.join(family.JOINTS)})."
         )
+    needed = {"body": ("base",), "site": ("tcp",), "camera": ("wrist",), "geom": ("fixed_jaw", "moving_jaw")}
+    for kind, names in needed.items():
+        for name in names:
+            if mujoco.mj_name2id(model, mujoco.mjtObj[f"mjOBJ_{kind.upper()}"], name) < 0:
+                raise WorldError(f"sim/assets/arms/{family.NAME}.xml has no {kind} '{name}': add it.")
     return model
 
 

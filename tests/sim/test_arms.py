@@ -2,6 +2,7 @@
 name."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from runtime.robot import load_robot
 from sim import server
 from sim.plant import MujocoPlant, servos
 from sim.tasks import HOME, Layout
-from sim.world import World, WorldError, compiled
+from sim.world import ASSETS, World, WorldError, compiled
 
 S = 1_000_000_000
 NAMES = sorted(FAMILIES)
@@ -136,6 +137,20 @@ def test_gears_directions_and_zeros_of_the_robot_file_are_between_servo_and_join
     world.advance(1.0)
     assert world.q[1] - before[1] == pytest.approx(100 * 2 * np.pi / 4096, abs=0.03)
     world.close()
+
+
+@pytest.mark.parametrize(
+    ("what", "without"),
+    [("site 'tcp'", 'name="tcp"'), ("camera 'wrist'", 'name="wrist"'), ("geom 'moving_jaw'", 'name="moving_jaw"')],
+)
+def test_a_simulated_arm_without_what_the_simulator_needs_is_refused_by_name(tmp_path, monkeypatch, what, without):
+    shutil.copytree(ASSETS, tmp_path / "assets")
+    arm = tmp_path / "assets/arms/koch.xml"
+    assert without in arm.read_text()
+    arm.write_text(arm.read_text().replace(without, 'name="other"'))
+    monkeypatch.setattr("sim.world.ASSETS", tmp_path / "assets")
+    with pytest.raises(WorldError, match=rf"sim/assets/arms/koch\.xml has no {what}: add it"):
+        compiled("trace", FAMILIES["koch"])
 
 
 def test_an_arm_without_a_simulated_one_is_refused_by_name():
