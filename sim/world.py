@@ -58,7 +58,7 @@ def compiled(task: str, family: Family = ARM) -> mujoco.MjModel:
     needed = {"body": ("base",), "site": ("tcp",), "camera": ("wrist",), "geom": ("fixed_jaw", "moving_jaw")}
     for kind, names in needed.items():
         for name in names:
-            if mujoco.mj_name2id(model, mujoco.mjtObj[f"mjOBJ_{kind.upper()}"], name) < 0:
+            if mujoco.mj_name2id(model, getattr(mujoco.mjtObj, f"mjOBJ_{kind.upper()}"), name) < 0:
                 raise WorldError(f"sim/assets/arms/{family.NAME}.xml has no {kind} '{name}': add it.")
     return model
 
