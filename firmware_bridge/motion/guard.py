@@ -125,6 +125,8 @@ def guard(
     arm = Arm(Bus(port, config.baud, protocol=config.protocol), config)
     arm.check()
     fingerprint = arm.fingerprint()
+    if arm.bus.echoing:
+        tell(f"{name} sends back what it is given (an echo): that is told apart from answers and thrown away")
     found_energised, left_energised = arm.energised(), False
     try:
         while True:
