@@ -11,7 +11,9 @@ from firmware_bridge.codecs import dynamixel as dxl
 from firmware_bridge.codecs.feetech import Packet
 from firmware_bridge.servos.models import Codec
 
-ECHO = (-1, "echo")  # its place in the bus's counters
+# Places in the bus's counters.
+ECHO = (-1, "echo")
+DAMAGED = (-1, "bytes of damaged packets")
 
 
 class Reply(NamedTuple):

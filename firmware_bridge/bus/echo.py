@@ -8,6 +8,8 @@ from firmware_bridge.servos.models import codec
 
 ECHO_NS = 2_500_000_000  # an echo that is later than this does not come: a longer USB stall loses its bytes
 
+TOLD = "{} sends back what it is given (an echo): that is told apart from answers and thrown away"  # of a port
+
 
 class Echoes:
     """Packets that were sent within `ECHO_NS`: a packet that equals one of them is an echo, and no answer.

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from firmware_bridge.bus.answers import ECHO, Answers, Reply
+from firmware_bridge.bus.answers import DAMAGED, ECHO, Answers, Reply
 from firmware_bridge.bus.echo import Echoes
 from firmware_bridge.bus.port import Transport
 from firmware_bridge.codecs import dynamixel as dxl
@@ -51,6 +51,7 @@ class Bus:
         # Sync reads that were made.
         self._requests: dict[tuple[int, int, tuple[int, ...], bool], tuple[bytes, int]] = {}
         self.sent_ns = 0  # when the last request was handed to the port (its clock)
+        self.drained = 0  # bytes that had come too late for the request before
         self.told_ns = 0  # and the last packet that nobody answers
         self.errors: Counter[tuple[int, str]] = Counter()  # (servo id, kind); id -1 for the bus itself
         self.echoes = Echoes(protocol)
@@ -73,6 +74,7 @@ class Bus:
         and must not answer this one."""
         late = self.port.drain()
         if late:
+            self.drained += len(late)
             self._pass_over(late)
         self.port.write(before + request)
         self.sent_ns = self.port.now_ns()
@@ -156,7 +158,7 @@ class Bus:
                 break
             data = b""
         if parser.skipped:
-            self.errors[-1, "bytes of damaged packets"] += parser.skipped
+            self.errors[DAMAGED] += parser.skipped
         self._keep_account(answers.got, servos, size)
         return answers.got
 
@@ -336,13 +338,16 @@ class Bus:
         self.errors[servo, "no reply"] += 1
         return False
 
-    def ping(self, servo: int) -> bool:
+    def ping(self, servo: int, retries: int = 1) -> bool:
         """Whether somebody answers as `servo`. (Where a ping came back, it may have been the answer, with the condition
         "voltage": then it reads.)"""
         size = 3 if self.dynamixel else 0
-        return servo in self._ask(self.codec.ping(servo), servo, size) or (
-            self.echoing and self.read(servo, 0 if self.dynamixel else 3, 2) is not None
-        )
+        for attempt in range(1 + retries):
+            if attempt and self.time_is_up():
+                break
+            if servo in self._ask(self.codec.ping(servo), servo, size):
+                return True
+        return self.echoing and self.read(servo, 0 if self.dynamixel else 3, 2) is not None
 
     def count(self, servo: int, address: int, size: int) -> int:
         """How many servos answer as `servo` (2 stands for two or more); waits out the deadline to hear a second one."""

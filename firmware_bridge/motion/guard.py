@@ -23,6 +23,7 @@ from common.python import module_command
 from common.run_folder import hold
 from common.slots import SlotError, SlotReader, SlotWriter
 from common.timing import GUARD_STALL_S
+from firmware_bridge.bus import echo
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import BY_ID, Port, PortError, lasting_name
 from firmware_bridge.motion.arm import Arm
@@ -126,7 +127,7 @@ def guard(
     arm.check()
     fingerprint = arm.fingerprint()
     if arm.bus.echoing:
-        tell(f"{name} sends back what it is given (an echo): that is told apart from answers and thrown away")
+        tell(echo.TOLD.format(name))
     found_energised, left_energised = arm.energised(), False
     try:
         while True:
