@@ -6,7 +6,7 @@ import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,8 @@ from firmware_bridge.servos import sts3215, xseries
 from harmowam.options import UserError, errors, json_option, robot_option, to_be_written, write_json, write_text
 
 if TYPE_CHECKING:
+    from serial.tools.list_ports_common import ListPortInfo
+
     from firmware_bridge.motion.arm import Arm
     from firmware_bridge.motion.measurement import Measurement
     from firmware_bridge.service import Found
@@ -26,21 +28,23 @@ def bus() -> None:
     """The servo bus: scan, monitor, check, set-id, campaign."""
 
 
-def adapters() -> str:
-    """The serial adapters that are plugged in, by the names that survive unplugging; where there is none, what to
-    do."""
-    from serial.tools.list_ports import comports
-
+def choice(ports: Iterable[ListPortInfo]) -> str:
+    """The serial adapters among `ports`, by the names that survive unplugging; where there is none, what to do."""
     from firmware_bridge.bus.port import lasting_name
 
-    found = [f"{lasting_name(p.device)} ({p.description})" for p in sorted(comports())]
-    return f"found: {', '.join(found)}" if found else "none is plugged in: plug the adapter in"
+    adapters = [
+        p for p in ports if p.vid is not None or not p.name.startswith("ttyS")
+    ]  # ttyS: a PC's own, mostly unused
+    found = ", ".join(f"{lasting_name(p.device)} ({p.description})" for p in adapters)
+    return f"plugged in: {found}" if found else "none is plugged in: plug the adapter in, and look again"
 
 
-def port_or_list(ctx: click.Context, param: click.Parameter, port: str | None) -> str:
+def port_or_choice(ctx: click.Context, param: click.Parameter, port: str | None) -> str:
     """The port that was named; else the adapters to choose from, as a UserError."""
+    from serial.tools.list_ports import comports
+
     if port is None:
-        raise UserError(f"name the adapter's serial port with --port; {adapters()}.")
+        raise UserError(f"name the servo adapter's port with --port; {choice(sorted(comports()))}.")
     return port
 
 
@@ -52,7 +56,7 @@ def rates() -> str:
 
 port_option = click.option(
     "--port",
-    callback=port_or_list,
+    callback=port_or_choice,
     help="Serial port, best by its name under /dev/serial/by-id. Left out: lists the adapters that are plugged in.",
 )
 baud_option = click.option(

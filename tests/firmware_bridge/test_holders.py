@@ -68,11 +68,11 @@ def test_who_serves_a_pseudo_terminal_is_no_holder(terminal):
 def test_nobody_opens_the_port_after_us_until_we_close_it(terminal):
     _, path = terminal
     os.chmod(path, 0o666)
-    user = {"user": NOBODY} if os.geteuid() == 0 else {}  # root is not kept out: `holders` is for that
+    user = NOBODY if os.geteuid() == 0 else None  # root is not kept out: `holders` is for that
 
     def said():
         command = ["/bin/sh", "-c", 'exec 3<>"$0"', path]
-        done = subprocess.run(command, capture_output=True, text=True, cwd="/", env={"LC_ALL": "C"}, **user)
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/", env={"LC_ALL": "C"}, user=user)
         return done.returncode, done.stderr
 
     port = Port.open(path)
