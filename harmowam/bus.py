@@ -349,14 +349,15 @@ def set_id(port: str, baud: tuple[int, ...], protocol: str, new: int, yes: bool)
 @errors
 def campaign(only: str, virtual: bool, markdown: Path | None, json_path: Path | None) -> None:
     """Inject every known fault into a moving (virtual) arm: what it was detected as, and how soon the arm was safe."""
+    from firmware_bridge.virtual.campaign_bus import campaign_bus, campaign_port
     from firmware_bridge.virtual.campaign_dead import campaign
     from firmware_bridge.virtual.campaign_live import campaign_live
     from firmware_bridge.virtual.campaign_start import campaign_start
 
-    rows = campaign(only) + campaign_start(only)
+    rows = campaign(only) + campaign_start(only) + campaign_bus(only)
     if not virtual:
         with tempfile.TemporaryDirectory(prefix="harmowam-") as folder:
-            rows += campaign_live(Path(folder), only)
+            rows += campaign_live(Path(folder), only) + campaign_port(Path(folder), only)
     rows.sort(key=lambda r: (r["group"], r["name"]))
     if not rows:
         raise UserError(f"no fault's name contains '{only}': leave --only out to see all.")
