@@ -4,6 +4,7 @@ already, and no program of root's: so whoever holds the port is looked for."""
 from __future__ import annotations
 
 import os
+import re
 import stat
 from typing import NamedTuple
 
@@ -60,10 +61,11 @@ def _serves(pid: int, descriptor: str, terminal: int) -> bool:
 
 
 def _command(pid: int) -> str:
-    """The process's command line, shortened."""
+    """The process's command line, shortened; one of `common.python.module_command` as what it stands for."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             line = " ".join(file.read().decode(errors="replace").split("\0")).strip()
     except OSError:
         line = ""
+    line = re.sub(r"-c .*run_module\('([\w.]+)'.*?\)", r"-m \1", line)
     return (line if len(line) <= SHOWN else line[: SHOWN - 3] + "...") or "whose command is not known"

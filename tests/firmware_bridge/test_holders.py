@@ -9,6 +9,7 @@ import tty
 
 import pytest
 
+from common.python import module_command
 from firmware_bridge.bus.holders import holders
 from firmware_bridge.bus.port import Port, PortError
 
@@ -89,6 +90,17 @@ def test_a_port_that_is_refused_is_not_kept_from_others(terminal):
         Port.open(path)
     first.close()
     Port.open(path).close()
+
+
+def test_a_part_of_this_project_is_named_by_its_module(terminal):
+    _, path = terminal
+    held = os.open(path, os.O_RDWR | os.O_NOCTTY)
+    command = module_command("timeit", "-n", "1", "-r", "1", "import time; time.sleep(60)")
+    with subprocess.Popen(command, pass_fds=[held], stdout=subprocess.DEVNULL) as process:
+        os.close(held)
+        (holder,) = holders(path)
+        process.kill()
+    assert str(holder).startswith(f"process {process.pid} ({sys.executable} -m timeit -n 1 -r 1 import time")
 
 
 @pytest.mark.parametrize("path", ["/dev/none", "/etc/passwd"])
