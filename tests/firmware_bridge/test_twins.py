@@ -61,6 +61,25 @@ def test_servos_that_differ_anywhere_are_told_from_one_and_none_is_renamed(model
     assert servos.ids == [1, 1] and [s.stored for s in servos.all] == stored
 
 
+def test_hardly_a_pair_is_taken_for_one():
+    """The first of two servos differs from the second in position, voltage or offset alone, by however little."""
+    draw, seen = np.random.default_rng(7), 0
+    for k in range(160):
+        model = MODELS[ALONE[k % len(ALONE)]]
+        servos, master = line([model.name] * 2, [draw.integers(1, model.steps)] * 2)
+        kind = draw.integers(0, 3 if "homing_offset" in model.registers else 2)
+        if kind == 0:
+            servos.plant.position[0] = draw.integers(0, servos.plant.position[1])
+        elif kind == 1:
+            servos.all[0].supply_v = servos.all[0].nominal_v + 0.1 * draw.integers(1, 5)
+        else:
+            offset = int(draw.integers(1, 1000))
+            servos.all[0].put("homing_offset", offset)
+            servos.plant.position[0] -= model.added(offset, 3)
+        seen += look(master, 1).double
+    assert seen >= 159
+
+
 def test_servos_of_two_models_are_found_although_no_answer_is_whole():
     _, master = line(["XL330-M288", "XL430-W250"], [2048, 2048])
     found = look(master, 1)
