@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from firmware_bridge.codecs.dynamixel import STATUS
 from firmware_bridge.codecs.feetech import Packet
 from firmware_bridge.servos.models import codec
@@ -23,14 +25,14 @@ class Echoes:
         self._codec = codec(protocol)
         # The code of a status packet that is no instruction's: Feetech's without a condition, Dynamixel's always.
         self._answer_only = STATUS if protocol == "dynamixel" else 0
-        self._sent: dict[bytes, int] = {}  # packet -> when it was sent, oldest first
+        self._sent: OrderedDict[bytes, int] = OrderedDict()  # packet -> when it was sent, oldest first
         self.longest = 0  # bytes of the longest packet that was ever sent
 
     def sent(self, packet: bytes, now_ns: int) -> None:
         """Note one packet that is handed to the port."""
         sent = self._sent
-        sent.pop(packet, None)
         sent[packet] = now_ns
+        sent.move_to_end(packet)
         self.longest = max(self.longest, len(packet))
         while (oldest := next(iter(sent))) != packet and now_ns - sent[oldest] > ECHO_NS:
             del sent[oldest]
