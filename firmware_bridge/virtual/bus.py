@@ -6,8 +6,6 @@ by name.
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -19,7 +17,8 @@ from firmware_bridge.servos.registers import Model
 from firmware_bridge.servos.sts3215 import STS3215
 from firmware_bridge.virtual.faults import Faults
 from firmware_bridge.virtual.plant import Plant
-from firmware_bridge.virtual.servo import ACCESS_ERROR, INSTRUCTION_ERROR, LENGTH_ERROR, VirtualServo
+from firmware_bridge.virtual.servo import VirtualServo
+from firmware_bridge.virtual.table import ACCESS_ERROR, INSTRUCTION_ERROR, LENGTH_ERROR, RATES
 
 SAG_V = 0.15  # of the supply for each servo at full load
 Answers = list[tuple[int, bytes]]  # servo id, status packet
@@ -38,30 +37,38 @@ class VirtualBus:
         self.protocol = models[0].protocol
         self.dynamixel = self.protocol == "dynamixel"
         self.codec = codec(self.protocol)
+        self._baud = 0  # the host's rate as it was last
         self.all = [VirtualServo(i, m) for i, m in zip(ids, models, strict=True)]  # in the plant's order
-        self._name()
+        self._note()
         self.faults = Faults(self)
         self.delay_ns = 0  # return delays of the answers since somebody asked
         self._parser = self.codec.new_parser()
         self._settings: tuple[np.ndarray, ...] | None = None
         position, _, _ = plant.present(0)
         for s, step in zip(self.all, position, strict=True):
-            s.put("goal_position", s.shown(float(step)))
+            s.stood = float(step)
+            s.put("goal_position", s.shown(s.stood))
         self.drive()
 
-    def _name(self) -> None:
-        """Note who answers to which id."""
-        self.ids = [s.get("id") for s in self.all]
-        self._places: dict[int, list[int]] = {}  # in `all`, by id
-        for k, i in enumerate(self.ids):
-            self._places.setdefault(i, []).append(k)
-        self.servos = {i: self.all[places[0]] for i, places in self._places.items()}
+    def _note(self) -> None:
+        """Note who answers to which id, and who hears the host."""
+        self._called = [(s.get("id"), s.get("baud")) for s in self.all]
+        self.ids = [i for i, _ in self._called]
+        self.servos = {i: self.all[self.ids.index(i)] for i in self.ids}
+        rates = RATES[self.protocol]
+        self._hearing = [k for k, (_, b) in enumerate(self._called) if self._baud in (0, rates[b % len(rates)])]
+        self._places: dict[int, list[int]] = {}  # of those who hear, by id
+        for k in self._hearing:
+            self._places.setdefault(self.ids[k], []).append(k)
+
+    def _named(self, servo: int) -> list[int]:
+        """Places of all that have the id `servo`."""
+        return [k for k, i in enumerate(self.ids) if i == servo]
 
     def put(self, servo: int, name: str, value: int) -> None:
         """Set a register as if the servo had it so; it acts at once."""
         self.servos[servo].put(name, value)
-        if name == "id":
-            self._name()
+        self._note()
         self.drive(True)
 
     def get(self, servo: int, name: str) -> int:
@@ -70,7 +77,7 @@ class VirtualBus:
 
     def refresh(self, now_ns: int, servos: Iterable[int] | None = None) -> None:
         """Present registers of `servos` (default: all) from the plant."""
-        places = range(len(self.all)) if servos is None else [k for i in servos for k in self._places[i]]
+        places = range(len(self.all)) if servos is None else [k for i in servos for k in self._named(i)]
         self._refresh(now_ns, places)
 
     def _refresh(self, now_ns: int, places: Iterable[int]) -> None:
@@ -106,10 +113,22 @@ class VirtualBus:
         """Everything the servos send back for `data`, in wire order, without delays."""
         return b"".join(raw for _, raw in self.serve(data, now_ns))
 
-    def serve(self, data: bytes, now_ns: int) -> list[tuple[int, bytes]]:
-        """Replies to `data` in wire order, each with the nanoseconds by which it is late."""
+    def set_baud(self, baud: int) -> None:
+        """Set every servo to `baud` bits per second, as if it had been set up so; one that has no such rate keeps its
+        own."""
+        for s in self.all:
+            if baud in (rates := RATES[self.protocol]):
+                s.put("baud", rates.index(baud))
+        self._note()
+
+    def serve(self, data: bytes, now_ns: int, baud: int = 0) -> list[tuple[int, bytes]]:
+        """Replies to `data` in wire order, each with the nanoseconds by which it is late. Servos of another rate than
+        `baud` hear nothing; 0: all do."""
         self.faults.update(now_ns)
         out: list[tuple[int, bytes]] = []
+        if baud != self._baud:
+            self._baud = baud
+            self._note()
         packets = self._parser.feed(data)
         if packets and self.dynamixel:
             self._watch(now_ns)
@@ -121,8 +140,8 @@ class VirtualBus:
         """The bus watchdogs count the time to the last instruction packet of anybody."""
         if any(s.get("watchdog") > 0 for s in self.all):
             self.refresh(now_ns)
-        for s in self.all:
-            s.heard_ns = now_ns
+        for k in self._hearing:
+            self.all[k].heard_ns = now_ns
 
     def _answer(self, p: fs.Packet, now_ns: int) -> Answers:
         """(servo id, status packet) of each answer; a fast sync read's joint answer comes from the broadcast id.
@@ -137,15 +156,16 @@ class VirtualBus:
         address, body = int.from_bytes(p.params[:wide], "little"), p.params[wide:]
         if p.code in (fs.SYNC_READ, fs.SYNC_WRITE) or (p.code == dxl.FAST_SYNC_READ and self.dynamixel):
             size, rest = int.from_bytes(body[:wide], "little"), body[wide:]
-            if not everyone or not rest:
+            known = p.code == fs.SYNC_WRITE or self.all[0].model.sync_read  # (SCS servos know no sync read)
+            if not (everyone and rest and known):
                 return []
             if p.code == fs.SYNC_WRITE:
                 self._sync_write(address, size, rest)
                 return []
             return self._sync_read(address, size, rest, now_ns, p.code == dxl.FAST_SYNC_READ)
-        places = list(range(len(self.all))) if everyone else self._places.get(p.servo, [])
+        places = self._hearing if everyone else self._places.get(p.servo, [])
         if p.code == fs.PING:
-            return self._pinged(places, everyone)
+            return self._pinged(sorted(self._places) if everyone else [p.servo])
         if p.code == fs.READ:
             places = [] if everyone else [k for k in places if self.all[k].answers(True)]
             self._refresh(now_ns, places)
@@ -193,11 +213,11 @@ class VirtualBus:
     def _write(self, place: int, address: int, data: bytes) -> int:
         s = self.all[place]
         error = s.write(address, data)
-        if s.get("id") != self.ids[place]:  # it answers to another id from now on
-            self._name()
         goal = s.model.registers["goal_position"]
         if (address, len(data)) != (goal.address, goal.size):
             self._settings = None
+            if (s.get("id"), s.get("baud")) != self._called[place]:  # so it answers from now on
+                self._note()
         if self.faults.goal_enables_torque and goal.address - len(data) <= address < goal.address + goal.size:
             s.put("torque_enable", 1)  # (an acceleration, which lies below the goal, does it too)
             self._settings = None
@@ -214,23 +234,26 @@ class VirtualBus:
     def _sync_read(self, address: int, size: int, asked: bytes, now_ns: int, fast: bool) -> Answers:
         places = self._places
         there = [i for i in dict.fromkeys(asked) if i in places]
-        self.refresh(now_ns, there)
-        answering = [i for i in there if self.servos[i].answers(True)]
+        self._refresh(now_ns, [k for i in there for k in places[i]])
+        answering = [i for i in there if self.all[places[i][0]].answers(True)]
         if not fast:
             return [a for i in answering for a in self._joined(i, [self._block(k, address, size) for k in places[i]])]
-        data = [self.servos[i].read(address, size) for i in answering]
+        first = [self.all[places[i][0]] for i in answering]
+        data = [s.read(address, size) for s in first]
         if len(answering) < len(asked) or any(self.faults.mute(i) for i in answering):
             return []  # the chain breaks at the silent servo: no valid packet comes
-        joint = [(i, self.servos[i].bits(), d) for i, d in zip(answering, data, strict=True) if d is not None]
+        joint = [(i, s.bits(), d) for i, s, d in zip(answering, first, data, strict=True) if d is not None]
         return [(fs.BROADCAST, dxl.fast_status(joint))] if len(joint) == len(asked) else []
 
-    def _pinged(self, places: list[int], everyone: bool) -> Answers:
-        out: Answers = []
-        for k in places:
-            m = self.all[k].memory
-            data = bytes(m[0:2] + m[6:7]) if self.dynamixel else b""  # model number and firmware
-            out.append((self.ids[k], self._status(k, self.ids[k], 0, data)))
-        return out if self.dynamixel or not everyone else out[:1]
+    def _pinged(self, ids: Iterable[int]) -> Answers:
+        """Whatever its response level, a servo answers a ping; all answer one to everybody, in the order of their ids
+        (Dynamixel: e-manual, Ping. Feetech: LeRobot's broadcast_ping; the maker advises against it with several)."""
+        return [a for i in ids for a in self._joined(i, [self._present(k) for k in self._places.get(i, ())])]
+
+    def _present(self, place: int) -> bytes:
+        m = self.all[place].memory
+        data = bytes(m[0:2] + m[6:7]) if self.dynamixel else b""  # model number and firmware
+        return self._status(place, self.ids[place], 0, data)
 
     def _block(self, place: int, address: int, size: int) -> bytes:
         """The answer to a read, empty for silence."""
@@ -256,22 +279,15 @@ class VirtualBus:
         if len(said) < 2:
             return [(servo, raw) for raw in said]
         longest = max(map(len, said))
-        return [
-            (
-                servo,
-                bytes(
-                    functools.reduce(operator.and_, b)
-                    for b in zip(*(raw.ljust(longest, b"\xff") for raw in said), strict=True)
-                ),
-            )
-        ]
+        rows = [np.frombuffer(raw.ljust(longest, b"\xff"), np.uint8) for raw in said]
+        return [(servo, np.bitwise_and.reduce(rows).tobytes())]
 
     def power_cycle(self, servo: int, now_ns: int) -> None:
         """The servo starts anew, where it stands."""
-        for k in [*self._places[servo]]:
+        for k in self._named(servo):
             self._power_cycle(k, now_ns)
 
     def _power_cycle(self, place: int, now_ns: int) -> None:
         self.all[place].power_on(float(self.plant.present(now_ns)[0][place]))
-        self._name()
+        self._note()
         self.drive(True)

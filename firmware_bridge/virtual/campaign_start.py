@@ -103,6 +103,12 @@ def _counts_turns(rig: Rig) -> None:
     rig.bus.servos[3].sensor = lambda actual, now_ns: actual + 4096
 
 
+def _passes_its_turn(rig: Rig) -> None:
+    """The elbow's servo does not bring the sum of encoder and offset back into its turn."""
+    _stands(3000.0)(rig)
+    _counts_turns(rig)
+
+
 def _energised(rig: Rig) -> None:
     for i in rig.config.ids:
         rig.bus.put(i, "torque_enable", 1)
@@ -233,7 +239,7 @@ def setting(config: ArmConfig, register: str, value: int) -> dict[str, Any]:
 REFUSED = (
     *(Refused(26, f"reads step {step}", f"reads step {step}", _stands(step)) for step in (6400, 4300, -300)),
     Refused(26, "outside its servo's limits", "reads step 3400", _both(_put("max_position", 3000), _stands(3400.0))),
-    Refused(26, "a wrapped offset", "reads step 5047", _both(_put("homing_offset", -2047), _stands(3000.0))),
+    Refused(26, "a wrapped offset", "reads step 5047", _both(_put("homing_offset", -2047), _passes_its_turn)),
     Refused(26, "moved by hand after the start", "reads step 4300", _nothing, since=_stands(4300.0)),
     Refused(26, "energised, counting turns", "reads step 64", _both(_energised, _counts_turns)),
     Refused(26, "extended position", "reads step 6400", _both(_put("mode", 4), _stands(6400.0)), KOCH),

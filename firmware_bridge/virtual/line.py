@@ -23,7 +23,8 @@ SPIN_NS = 80_000
 
 
 class Line:
-    """The wire and the USB adapter between host and servos: when bytes arrive. `baud` 0: at once.
+    """The wire and the USB adapter between host and servos: when bytes arrive. `baud`: the rate that host and servos
+    are set to at first; 0: at once, and every servo hears.
 
     Answers to one request reach the host together, when the last of them has crossed the wire, as through a USB
     adapter.
@@ -31,22 +32,26 @@ class Line:
 
     def __init__(self, bus: VirtualBus, baud: int = 0, latency_ns: int = 0):
         self.bus, self.baud, self.latency_ns = bus, baud, latency_ns
-        self._out: list[tuple[int, bytes]] = []  # on their way to the servos
+        if baud:
+            bus.set_baud(baud)
+        self._out: list[tuple[int, bytes, int]] = []  # on their way to the servos: when, what, at which rate
         self._in: list[tuple[int, bytes]] = []  # and to the host
         self._free_ns = 0  # the wire is busy until then
         self.wire_ns = 0  # time that the wire was busy, all in all
 
-    def send(self, data: bytes, now_ns: int) -> None:
-        self._out.append((self.bus.faults.stalled_until(now_ns), data))
+    def send(self, data: bytes, now_ns: int, baud: int | None = None) -> None:
+        """`baud`: the host's rate now, where it has changed it."""
+        rate = self.baud if baud is None or not self.baud else baud
+        self._out.append((self.bus.faults.stalled_until(now_ns), data, rate))
         self._pass(now_ns)
 
     def _pass(self, now_ns: int) -> None:
         while self._out and self._out[0][0] <= now_ns:
-            _, data = self._out.pop(0)
-            replies = self.bus.serve(data, now_ns)
+            _, data, baud = self._out.pop(0)
+            replies = self.bus.serve(data, now_ns, baud)
             length = sum(len(raw) for _, raw in replies)
-            wire = (len(data) + length) * 10_000_000_000 // self.baud if self.baud else 0
-            wire, self.bus.delay_ns = wire + self.bus.delay_ns if self.baud else 0, 0
+            wire = (len(data) + length) * 10_000_000_000 // baud if baud else 0
+            wire, self.bus.delay_ns = wire + self.bus.delay_ns if baud else 0, 0
             self._free_ns = max(now_ns, self._free_ns) + wire
             self.wire_ns += wire
             latency = self.latency_ns + self.bus.faults.latency_ns
@@ -121,8 +126,9 @@ def host_baud(fd: int) -> int:
     return int(struct.unpack_from("I", raw, 40)[0])
 
 
-def answer(line: Line, host: int, stop: threading.Event, understood: Callable[[], bool] = lambda: True) -> None:
-    """Carry bytes between descriptor `host` and the bus at the pace of the wire, until `stop` or the host hangs up."""
+def answer(line: Line, host: int, stop: threading.Event, rate: Callable[[], int | None] = lambda: None) -> None:
+    """Carry bytes between descriptor `host` and the bus at the pace of the wire, until `stop` or the host hangs up.
+    `rate`: bits per second that the host has set, None for the line's own."""
     ctypes.CDLL(None).prctl(29, 1, 0, 0, 0)  # PR_SET_TIMERSLACK: sleeps end when they should
     while not stop.is_set():
         due = line.next_ns()
@@ -135,8 +141,7 @@ def answer(line: Line, host: int, stop: threading.Event, understood: Callable[[]
                 data = os.read(host, 4096)
                 if not data:
                     return
-                if understood():
-                    line.send(data, time.monotonic_ns())
+                line.send(data, time.monotonic_ns(), rate())
             arrived = line.receive(time.monotonic_ns())
             if arrived:
                 os.write(host, arrived)
@@ -147,7 +152,8 @@ def answer(line: Line, host: int, stop: threading.Event, understood: Callable[[]
 class PtyBus:
     """Serves a VirtualBus on a pseudo-terminal from a thread, at the pace of the wire; `path` is the port to open.
 
-    A host that sets another baud rate is not understood, as on a wire.
+    A servo whose baud rate is not the host's hears nothing, as on a wire; all have `baud` at first (0: all hear, at
+    once).
 
     `link`: a symbolic link to the terminal, as udev makes under /dev/serial/by-id.
     """
@@ -167,12 +173,12 @@ class PtyBus:
             self.path = str(link)
         self._stop = threading.Event()
         self._thread = threading.Thread(
-            target=answer, args=(self.line, self._master, self._stop, self._understood), name="virtual-bus", daemon=True
+            target=answer, args=(self.line, self._master, self._stop, self._rate), name="virtual-bus", daemon=True
         )
         self._thread.start()
 
-    def _understood(self) -> bool:
-        return self.line.baud in (0, host_baud(self._slave))
+    def _rate(self) -> int:
+        return host_baud(self._slave)
 
     def close(self) -> None:
         self._stop.set()

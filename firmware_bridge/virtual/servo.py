@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from firmware_bridge.codecs.feetech import MAX_PACKET, STATUS_BYTES
 from firmware_bridge.servos.registers import Model, Register
+from firmware_bridge.virtual.table import RANGES, end_of_table, holds, refusal
 
 AMBIENT_C = 30.0  # deg C
 # deg C over it at full load, in the end; with COOLING_S 43 % load for 28 min makes 65 (measured by a user of the
@@ -18,35 +19,8 @@ AMBIENT_C = 30.0  # deg C
 HEAT_C = 213.0
 COOLING_S = 600.0  # s: time constant
 VOLTAGE, ENCODER, TEMPERATURE, CURRENT, OVERLOAD = 1, 2, 4, 8, 32  # Feetech's condition bits
-INSTRUCTION_ERROR, RANGE_ERROR, LENGTH_ERROR, LIMIT_ERROR, ACCESS_ERROR = 2, 4, 5, 6, 7  # Dynamixel's error numbers
-# Values that a register takes: id and baud rate of both protocols, the rest Dynamixel's (e-manual, X series).
-RANGES = {
-    "feetech": {"id": (0, 253), "baud": (0, 7)},
-    "dynamixel": {
-        "id": (0, 252),
-        "baud": (0, 6),
-        "homing_offset": (-1_044_479, 1_044_479),
-        "pwm_limit": (0, 885),
-        "current_limit": (0, 2047),
-        "velocity_limit": (0, 2047),
-        "max_position": (0, 4095),
-        "min_position": (0, 4095),
-        "torque_enable": (0, 1),
-        "response_level": (0, 2),
-        "watchdog": (0, 127),
-        "goal_position": (-1_048_575, 1_048_575),
-    },
-}
 FREE_STEPS_S = 3200.0  # a motor without load at full output
 ENDLESS = 1e9  # steps: as good as for ever
-
-
-def _holds(r: Register) -> tuple[int, int]:
-    """Least and greatest value that the bytes of a register can say."""
-    if r.sign is not None:
-        return 1 - (1 << r.sign), (1 << r.sign) - 1
-    bits = 8 * r.size
-    return (-(1 << bits - 1), (1 << bits - 1) - 1) if r.signed else (0, (1 << bits) - 1)
 
 
 class VirtualServo:
@@ -58,7 +32,7 @@ class VirtualServo:
         self.memory = bytearray(256)
         # What `memory` is known to hold: values are asked for far more often than changed.
         self._known: dict[str, int] = {}
-        self._holds = {r.name: _holds(r) for r in model.registers.values()}
+        self._holds = {r.name: holds(r) for r in model.registers.values()}
         for r in model.registers.values():
             self._store(r.name, servo if r.name == "id" else r.default)
         self.stored = bytes(self.memory)  # EEPROM and power-on values
@@ -78,21 +52,21 @@ class VirtualServo:
         self.heard_ns = 0  # last instruction on the bus (watchdog)
         self._way = float(model.steps)  # steps from where it stood when its goal came to that goal
         self._step_to: float | None = None  # Feetech's mode 3: where its last step leads
-        self._named = {r.name: (r.address, r.address + r.size) for r in model.registers.values()}
-        # Names of the registers within bytes that were written before.
-        self._inside: dict[tuple[int, int], list[str]] = {}
+        self._inside: dict[tuple[int, int], list[Register]] = {}  # what `_within` found
+        self._phase_at = model.registers["phase"].address if "phase" in model.registers else None
+        self._lift = 0  # `_turned`, as the motor was driven by it last
+        self.stood = 0.0  # where the joint was when it was looked at last, steps
         self.feetech = model.protocol == "feetech"
-        # Where a Dynamixel's table ends: indirect data are its last block, 20 bytes of a 330-size servo, else 28.
-        self.end = 256 if self.feetech else 228 if "330" in model.name else 252
-        self._single = {r.address: r.name for r in model.registers.values() if r.name in RANGES["feetech"]}
-        self._goal_span = self._named["goal_position"]
+        # Feetech: highest value of registers that take no other, by address.
+        self._highest = {model.registers[name].address: high for name, (_, high) in RANGES["feetech"].items()}
+        goal = model.registers["goal_position"]
+        self._goal_span = goal.address, goal.address + goal.size
 
     def _store(self, name: str, value: int) -> None:
         """Set a register, at the end of what it can hold where `value` lies beyond."""
-        low, high = self._holds[name]
-        value = min(max(value, low), high)
         if self._known.get(name) != value:
-            r = self.model.registers[name]
+            r, (low, high) = self.model.registers[name], self._holds[name]
+            value = min(max(value, low), high)
             self.memory[r.address : r.address + r.size] = self.model.encode(name, value)
             self._known[name] = value
 
@@ -109,12 +83,17 @@ class VirtualServo:
             value = self._known[name] = self.model.decode(name, self.memory, self.model.registers[name].address)
         return value
 
+    def _within(self, a: int, b: int) -> list[Register]:
+        """Registers that bytes `a` to `b` touch."""
+        if (a, b) not in self._inside:
+            every = self.model.registers.values()
+            self._inside[a, b] = [r for r in every if r.address < b and r.address + r.size > a]
+        return self._inside[a, b]
+
     def _forget(self, a: int, b: int) -> None:
         """Bytes `a` to `b` have been written: what they hold is not known any more."""
-        if (a, b) not in self._inside:
-            self._inside[a, b] = [n for n, (first, end) in self._named.items() if first < b and end > a]
-        for name in self._inside[a, b]:
-            self._known.pop(name, None)
+        for r in self._within(a, b):
+            self._known.pop(r.name, None)
 
     def _keep(self, a: int, b: int) -> None:
         self.stored = self.stored[:a] + bytes(self.memory[a:b]) + self.stored[b:]
@@ -127,15 +106,33 @@ class VirtualServo:
         self._store("torque_enable", self.torque_at_power_on)
         if self._has("torque_limit"):
             self._store("torque_limit", self.get(self.model.torque_cap))
+        self.stood = position
         self._store("goal_position", self.shown(position))
 
     def shown(self, actual: float) -> int:
-        """Present position register for an actual position in steps."""
-        return round(actual) + self._added()
+        """Present position register for an actual position in steps.
+
+        An STS whose Phase bit 4 is clear says its angle within one turn (the maker's memory table, Servo Phase: 0,
+        single-turn angle feedback): encoder and offset add up to 0..4095. In position mode a plant that stands outside
+        the encoder's turn is read on from its end: so a joint can be put where its servo cannot be sent.
+        """
+        added = self._added()
+        return round(actual) + added + self._turned(actual, added)
+
+    def _turned(self, actual: float, added: int) -> int:
+        """Steps, whole turns, that bring the sum of encoder and offset into the turn."""
+        if self._phase_at is None or self.memory[self._phase_at] & 16:
+            return 0
+        steps, encoder = self.model.steps, round(actual)
+        if not 0 <= encoder < steps and self.get("mode") == 0:
+            encoder = 0 if encoder < 0 else steps - 1
+        return -steps * ((encoder + added) // steps)
 
     def actual(self, shown: int) -> int:
-        """Inverse of `shown`."""
-        return shown - self._added()
+        """Inverse of `shown` where the joint is now: a servo goes to its goal without crossing the end of its turn."""
+        added = self._added()
+        self._lift = self._turned(self.stood, added)
+        return shown - added - self._lift
 
     def _added(self) -> int:
         if not self._has("homing_offset"):
@@ -223,7 +220,7 @@ class VirtualServo:
         """Bytes of the table, None where it gives none: a Dynamixel answers beyond its table with an access error
         (e-manual, protocol 2.0), a Feetech keeps silent when its answer does not fit into a packet, and reads 0 where
         it has no register."""
-        if size > MAX_PACKET - STATUS_BYTES if self.feetech else address + size > self.end:
+        if size > MAX_PACKET - STATUS_BYTES if self.feetech else address + size > end_of_table(self.model):
             return None
         return bytes(self.memory[address : address + size]).ljust(size, b"\0")
 
@@ -233,6 +230,9 @@ class VirtualServo:
         if not error:
             self.pending = (address, data)
         return error
+
+    def _refuses(self, address: int, data: bytes) -> int:
+        return refusal(self.model, self._within(address, address + len(data)), self.get, address, data)
 
     def write(self, address: int, data: bytes) -> int:
         """Write registers; returns the Dynamixel error number (0: done). Feetech acknowledges what it does not take:
@@ -264,31 +264,6 @@ class VirtualServo:
             self._keep(address, min(end, 64))
         return 0
 
-    def _refuses(self, address: int, data: bytes) -> int:
-        """Error number of a Dynamixel that takes nothing of a write, else 0.
-
-        The e-manual (protocol 2.0, Error) has: access (7) to what is read-only, not there, or EEPROM under torque;
-        length (5) for a part of a register; range (4) outside what the register can be.
-        """
-        end = address + len(data)
-        if end > self.end:
-            return ACCESS_ERROR
-        for r in self.model.registers.values():
-            if r.address < end and r.address + r.size > address:
-                if not r.writable or (r.eeprom and self.get("torque_enable")):
-                    return ACCESS_ERROR
-                if address > r.address or end < r.address + r.size:
-                    return LENGTH_ERROR
-                if (r.name.startswith("goal") or r.name == "torque_limit") and self.get("watchdog") == -1:
-                    return RANGE_ERROR
-                if self._out_of_range(r.name, self.model.decode(r.name, data, r.address - address)):
-                    return RANGE_ERROR
-        return 0
-
-    def _out_of_range(self, name: str, value: int) -> bool:
-        low, high = RANGES[self.model.protocol].get(name, self._holds[name])
-        return not low <= value <= high
-
     def _take_goal(self) -> None:
         self._way = float(abs(self.get("goal_position") - self.get("present_position")))
         if self.feetech and self._has("mode") and self.get("mode") == 3:
@@ -301,7 +276,7 @@ class VirtualServo:
             at = address + k
             if 56 <= at < 71 or at < 5 or at >= len(m):
                 continue  # read-only: accepted and ignored
-            if at in self._single and self._out_of_range(self._single[at], byte):
+            if byte > self._highest.get(at, 255):
                 continue
             m[at] = byte
             if at < 40 and unlocked:
@@ -321,10 +296,15 @@ class VirtualServo:
         """Present registers from the truth; returns whether the drive has to be told something new."""
         m = self.model
         load = max(-1.0, min(1.0, load))
-        actual = self.sensor(position, now_ns) if self.sensor is not None else position
-        self._store("present_position", max(-32767, min(32767, self.shown(actual))))
+        added = self._added()
+        turned, crossed = self._turned(position, added), False
+        if turned != self._lift:  # it was turned across the end of its turn: the same goal lies elsewhere
+            self._lift, crossed = turned, True
+        self.stood = position
+        wrong = self.sensor(position, now_ns) - position if self.sensor is not None else 0.0
+        self._store("present_position", round(round(position) + added + turned + wrong))
         speed = round(velocity / m.speed_steps_s)
-        self._store("present_speed", max(-32767, min(32767, speed)))
+        self._store("present_speed", speed)
         if self._has("present_load"):
             self._store("present_load", int(1000 * load))
         if m.current_a:
@@ -341,7 +321,7 @@ class VirtualServo:
             low, high = self.get("min_voltage") / 10, self.get("max_voltage") / 10
             hot = warm >= self.get("max_temperature")
             self._store("status", (0 if low <= volt <= high else VOLTAGE) | (TEMPERATURE if hot else 0))
-            return self._overload(now_ns, load)
+            return self._overload(now_ns, load) or crossed
         return self._shutdown(now_ns, load, warm, volt)
 
     def _overload(self, now_ns: int, load: float) -> bool:

@@ -23,7 +23,8 @@ def bus(*ids, model="STS3215"):
 
 def said(servos, packet):
     """(id, error byte, data) of every answer."""
-    return [(p.servo, *servos.codec.answer(p)) for p in servos.codec.new_parser().feed(servos.handle(packet, 0))]
+    answers = [(p.servo, servos.codec.answer(p)) for p in servos.codec.new_parser().feed(servos.handle(packet, 0))]
+    return [(servo, *answer) for servo, answer in answers]
 
 
 def errors(servos, packet):
@@ -94,6 +95,11 @@ def test_a_feetech_acknowledges_an_id_or_baud_rate_that_does_not_exist_and_keeps
 @pytest.mark.parametrize("instruction", [fs.WRITE, fs.REG_WRITE, 6, 0x55, 0x92])
 def test_a_feetech_keeps_silent_at_what_it_does_not_know(instruction):
     assert said(bus(1), fs.packet(1, instruction, b"\x2a" if instruction in (fs.WRITE, fs.REG_WRITE) else b"")) == []
+
+
+def test_an_scs_knows_no_sync_read():
+    servos = bus(1, model="SCS0009")
+    assert said(servos, fs.sync_read([1], 56, 2)) == [] and said(servos, fs.read(1, 56, 2))
 
 
 # ---- Dynamixel -------------------------------------------------------------------------------------------------------
@@ -195,6 +201,43 @@ def test_servos_of_one_id_answer_at_once_and_the_line_is_the_and_of_both(model):
     assert servos.ids == [4, 4, 2]
 
 
+@pytest.mark.parametrize("model", ["STS3215", "XL330-M288"])
+def test_all_answer_a_broadcast_ping_one_after_another_in_the_order_of_their_ids(model):
+    servos = bus(7, 1, 3, model=model)
+    assert errors(servos, servos.codec.ping(254)) == [(1, 0), (3, 0), (7, 0)]
+
+
+def test_a_broadcast_ping_is_six_bytes_of_each_feetech():
+    assert bus(1, 2).handle(bytes.fromhex("ff ff fe 02 01 fe"), 0) == bytes.fromhex(
+        "ff ff 01 02 00 fc ff ff 02 02 00 fb"
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "level", "answered"),
+    [
+        ("STS3215", 0, "ping read"),
+        ("STS3215", 1, "ping read write"),
+        ("XL330-M288", 0, "ping"),
+        ("XL330-M288", 1, "ping read"),
+        ("XL330-M288", 2, "ping read write"),
+    ],
+)
+def test_the_response_level_says_what_is_answered(model, level, answered):
+    """STS: the maker's memory table (8, response status level). Dynamixel: e-manual, Status Return Level (68)."""
+    servos = bus(1, model=model)
+    servos.put(1, "response_level", level)
+    goal, codec = servos.all[0].model.registers["goal_position"], servos.codec
+    asked = {
+        "ping": codec.ping(1),
+        "read": codec.read(1, goal.address, goal.size),
+        "sync read": codec.sync_read([1], goal.address, goal.size),
+        "write": codec.write(1, goal.address, bytes(goal.size)),
+    }
+    assert [name for name in asked if said(servos, asked[name])] == [n for n in asked if n.split()[-1] in answered]
+    assert servos.get(1, "goal_position") == 0  # written, whether it is answered or not
+
+
 @pytest.mark.parametrize(
     ("model", "packet"),
     [("STS3215", "ff ff 01 04 03 05 06 ec"), ("XL330-M288", "ff ff fd 00 01 06 00 03 07 00 06 a6 e3")],
@@ -209,11 +252,10 @@ class FromTheNewId(MemoryPort):
     """Servos that acknowledge a new id from that id."""
 
     def read(self, deadline_ns):
-        new = self.line.bus.ids[0]
-        return b"".join(
-            self.line.bus.codec.status(new, *self.line.bus.codec.answer(p))
-            for p in self.line.bus.codec.new_parser().feed(super().read(deadline_ns))
-        )
+        servos = self.line.bus
+        answers = [servos.codec.answer(p) for p in servos.codec.new_parser().feed(super().read(deadline_ns))]
+        status = dxl.status if servos.dynamixel else fs.status
+        return b"".join(status(servos.ids[0], *answer) for answer in answers if answer is not None)
 
 
 @pytest.mark.parametrize("port", [MemoryPort, FromTheNewId])
@@ -221,7 +263,9 @@ class FromTheNewId(MemoryPort):
 def test_our_set_id_takes_an_acknowledgement_from_either_id(model, port):
     servos = bus(1, model=model)
     master = Bus(port(servos), protocol=servos.protocol)
-    set_id(master, look(master, 1), 6)
+    found = look(master, 1)
+    assert found is not None
+    set_id(master, found, 6)
     assert servos.ids == [6] and servos.all[0].stored[servos.all[0].model.registers["id"].address] == 6
 
 
