@@ -1,11 +1,11 @@
-"""Joint calibrations to and from LeRobot's file, one JSON object a joint.
+"""Joint calibrations to and from LeRobot's file, which has one JSON object per joint.
 
-`homing_offset` is the servo's register, with which it reports `position - homing_offset` (Feetech) or `position +
-homing_offset` (Dynamixel); `range_min` and `range_max` are such reported steps, 0 to 4095; 0 degrees is the middle of
-the range, and the gripper goes from 0, shut, to 100. LeRobot drives Dynamixel arms in extended position mode and their
-gripper in current-based position mode, where every offset counts; a joint without stops has the whole turn for its
-range, and the person held it at its middle. `drive_mode` is a matter of arithmetic for Feetech servos, and a
-Dynamixel's own register.
+`homing_offset` is the servo's register: the servo reports `position - homing_offset` (Feetech) or `position +
+homing_offset` (Dynamixel). `range_min` and `range_max` are reported steps, 0 to 4095. 0 degrees is the middle of the
+range; the gripper goes from 0 (shut) to 100. LeRobot drives Dynamixel arms in extended position mode and their gripper
+in current-based position mode, where every offset is used. The range of a joint without stops is the whole turn, and
+the person held the joint at its middle. `drive_mode` 1 makes LeRobot negate the angle of a Feetech servo in software;
+for a Dynamixel it is a register.
 
 Source: LeRobot's koch_follower.py, so_follower.py, motors/dynamixel and motors/feetech.
 """
@@ -26,13 +26,13 @@ from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.servos.models import MODELS
 
 MOST_BYTES = 256 * 1024
-STEPS = 4096  # a turn of every servo that LeRobot calibrates
+STEPS = 4096  # steps per turn of every servo that LeRobot calibrates
 BODY_MODE: Mode = 4  # extended position: Dynamixel servos of the body
 JAW_MODE: Mode = 5  # current-based position: a Dynamixel gripper
 
 
 class LeRobotJoint(msgspec.Struct, frozen=True):
-    """A joint of LeRobot's file; what else stands there is passed over."""
+    """One joint of LeRobot's file; other keys are ignored."""
 
     id: ServoId
     drive_mode: Literal[0, 1] | bool
@@ -42,21 +42,24 @@ class LeRobotJoint(msgspec.Struct, frozen=True):
 
 
 def to_lerobot(calibration: JointCalibration) -> dict[str, dict[str, int]]:
-    """LeRobot's calibration JSON (MotorCalibration a joint). Zeros that are not the middle of the range are lost:
-    LeRobot has no place for them, nor for a Dynamixel joint whose angle grows as its steps fall. Raises
-    CalibrationError for an arm that it cannot have."""
+    """LeRobot's calibration JSON, one MotorCalibration per joint.
+
+    Two facts are lost because LeRobot's format cannot hold them: a zero that is not the middle of the range, and the
+    direction -1 of a Dynamixel joint. Raises CalibrationError for a joint with two servos or with a range outside 0 to
+    4095.
+    """
     out = {}
     for j in calibration.joints:
         model = MODELS[j.model]
         dynamixel = model.protocol == "dynamixel"
-        # In LeRobot's modes the offset counts, whether or not it did in ours.
+        # In LeRobot's modes the offset is always used; in the mode of this calibration it may be ignored.
         shift = model.offset_sign * j.homing_offset - model.added(j.homing_offset, j.mode) if dynamixel else 0
         low, high = j.range_min + shift, j.range_max + shift
         if j.second or not 0 <= low <= high < STEPS:
             why = (
-                "has two servos" if j.second else f"goes from step {low} to {high}, and LeRobot knows 0 to {STEPS - 1}"
+                "has two servos" if j.second else f"goes from step {low} to {high}, and LeRobot allows 0 to {STEPS - 1}"
             )
-            raise CalibrationError(f"LeRobot has no form for {j.name}, which {why}: keep the calibration as it is.")
+            raise CalibrationError(f"LeRobot's file cannot hold {j.name}, which {why}: keep the calibration as it is.")
         mode = 0 if dynamixel else int(j.direction < 0)
         out[j.name] = {
             "id": j.id,
@@ -69,13 +72,15 @@ def to_lerobot(calibration: JointCalibration) -> dict[str, dict[str, int]]:
 
 
 def from_lerobot(path: Path, config: ArmConfig) -> JointCalibration:
-    """A LeRobot calibration file for the joints of `config`; the middle of a range is what the family says that
-    LeRobot's 0 degrees are; the gripper is at SHUT at its closed end. Raises CalibrationError for a file that is
-    damaged or for another arm."""
+    """Joint calibration of the arm `config` from a LeRobot calibration file.
+
+    The middle of a joint's range gets the angle `Family.middle`, the closed end of the gripper gets SHUT. Raises
+    CalibrationError for a file that cannot be read, is damaged, or is for another arm.
+    """
     if config.shadows:
         raise CalibrationError(
             f"{path}: LeRobot calibrates no arm that has two servos on a joint: run `harmowam calibrate joints` "
-            "without it."
+            "without this file."
         )
     try:
         rows = shaped(parse_json(read_bounded(path, MOST_BYTES)), dict[Name, LeRobotJoint])
@@ -97,9 +102,8 @@ def from_lerobot(path: Path, config: ArmConfig) -> JointCalibration:
             )
         if dynamixel and rows[name].drive_mode:
             raise CalibrationError(
-                f"{path}: the servo of {name} counts backwards by itself (drive_mode 1), with which no arm is driven "
-                "here: set it "
-                "right with `harmowam bus check --fix`, then run `harmowam calibrate joints`."
+                f"{path}: the servo of {name} counts backwards by itself (drive_mode 1), which this program does not "
+                "drive: set it right with `harmowam bus check --fix`, then run `harmowam calibrate joints`."
             )
     known, gears = family(config.family), config.gear or (1.0,) * len(config.joints)
     made = []

@@ -242,7 +242,7 @@ def gather(
         for n, m in spawned(worker, jobs, workers):
             kept, tried = kept + n, tried + m
             bar.update(n)
-    world = World(layout=sample_start(np.random.default_rng(0), arm), arm=arm)
+    world = World(layout=sample_start(np.random.default_rng(0), arm), family=arm)
     cameras = {c: policy_camera(world.camera(c)) for c in VIEWS}
     finish(folder, float(asked["rate_hz"]), arm.LEROBOT[0], arm.JOINTS, cameras)
     world.close()

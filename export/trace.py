@@ -22,7 +22,7 @@ def _worker(args: tuple[Part, int, str, float, str, str]) -> tuple[int, int]:
     part, seed, folder, rate_hz, path, instruction = args
     robot = load_robot(path)
     arm, limits = robot.family, (np.array(robot.arm.lower), np.array(robot.arm.upper))
-    world = World(layout=sample_trace(np.random.default_rng(0), arm), arm=arm)
+    world = World(layout=sample_trace(np.random.default_rng(0), arm), family=arm)
     warps, kept = simulated_warps(world), list[Episode]()
 
     def joints(pose: np.ndarray) -> np.ndarray:

@@ -1,9 +1,8 @@
-"""Work on servos by hand, with the arm out of service: find them, look at them, give one a new id, set right what they
-hold.
+"""Maintenance of servos while nothing drives the arm: find them, show their registers, change an id, correct settings.
 
-Finding and looking only read. Two things in this project are written to EEPROM, both because the operator asks for it:
-a new id, one servo at a time, and settings that would change the arm's motion (`servo_settings.SETTINGS`), with its
-torque off.
+`scan` and `look` only read. This module alone writes EEPROM, and only when the operator asks for it: a new id
+(`set_id`, one servo at a time) and settings that would change the arm's motion (`mend`, the registers of
+`servos.settings.SETTINGS`, with the torque off).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from firmware_bridge.bus.answers import DAMAGED
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import Port, RateError
 from firmware_bridge.motion.arm import Arm
-from firmware_bridge.motion.before_torque import Wrong, called, model_of, read_settings, wrong_settings
+from firmware_bridge.motion.before_torque import WrongSetting, label, model_of, read_settings, wrong_settings
 from firmware_bridge.motion.config import ArmError
 from firmware_bridge.servos import sts3215, xseries
 from firmware_bridge.servos.models import BY_NUMBER
@@ -28,16 +27,19 @@ BAUDS = {
     "feetech": sts3215.BAUDS,
     "dynamixel": tuple(sorted(xseries.BAUDS, key=lambda baud: (baud != 57_600, baud < 1_000_000, baud))),
 }
-PROBE_S = 0.004  # for an id where nobody may be
-SLOW_S = 0.024  # the same on an adapter that hands bytes over later than that
+PROBE_S = 0.004  # wait for an answer from an id that may not exist
+SLOW_S = 0.024  # the same on an adapter that hands bytes over later
 ALL_S = 60.0  # within which retries may begin
 
 
 @dataclass(frozen=True)
 class Found:
-    """One servo as it answered. `number`: of its model, None when it could not be read; `values`: registers of its
-    model by name, those that were read; empty when the model is not known. `double`: two servos answer to this id.
-    `conditions`: what it reports to be wrong, in words."""
+    """One servo that answered.
+
+    `number`: model number, None when it could not be read. `values`: registers in `SHOWN` by name, those that were
+    read; empty when the model is not known. `double`: two servos answer to this id. `conditions`: what the servo
+    reports to be wrong, in words.
+    """
 
     servo: int
     number: int | None
@@ -72,10 +74,10 @@ SHOWN = (
 
 
 def look(bus: Bus, servo: int, attempts: int = 2) -> Found | None:
-    """Ask `servo` who it is, in up to `attempts` short attempts; None when nobody answers. Reads only."""
+    """Read model and registers of the id `servo`, asked up to `attempts` times; None when no servo answers."""
     protocol, known = ("dynamixel", xseries.XSERIES[0]) if bus.dynamixel else ("feetech", sts3215.STS3215)
     register = known.registers["model"]
-    bus.until_ns = bus.port.now_ns() + int(ALL_S * 1e9)  # little patience: most ids are empty
+    bus.until_ns = bus.port.now_ns() + int(ALL_S * 1e9)  # a short wait: most ids have no servo
     damaged = bus.errors[DAMAGED]
     reply = bus.read(servo, register.address, register.size, attempts - 1)
     bus.until_ns = None
@@ -127,8 +129,11 @@ def scan(
     enough: int = 253,
     attempts: int = 2,
 ) -> list[Found]:
-    """Every servo that answers on `path`; reads only. `bauds`: default all that the protocol knows; what the adapter
-    does not know is passed over, and said. Ends with `enough` servos. Raises PortError."""
+    """Every servo that answers on `path`; reads only.
+
+    `bauds`: default all of `BAUDS` for the protocol; one that the adapter does not know is said and passed over. `say`
+    gets a progress line per baud rate. Stops once `enough` servos are found. Raises PortError.
+    """
     ids, bauds, echoing = list(ids), tuple(bauds), False
     out: list[Found] = []
     for protocol in protocols:
@@ -153,8 +158,15 @@ def scan(
 
 
 def set_id(bus: Bus, found: Found, new: int) -> None:
-    """Give the only servo on the bus the id `new`; read back. Raises ArmError, with the servo unchanged or its state
-    said."""
+    """Write the id `new` to the only servo on the bus and read it back.
+
+    Raises ArmError when the model is unknown, `new` is out of range or taken (nothing is written then), or when the
+    servo does not answer with the new id afterwards.
+    """
+    if found.double:
+        raise ArmError(
+            f"two servos answer as {found.servo} (or one whose answers are all damaged): connect one servo at a time."
+        )
     model = found.model
     if model is None:
         raise ArmError(
@@ -162,10 +174,8 @@ def set_id(bus: Bus, found: Found, new: int) -> None:
         )
     if not 0 <= new <= 252:
         raise ArmError(f"id {new} is none of 0..252: choose another.")
-    if new == found.servo:  # as servos are delivered: they all have id 1
+    if new == found.servo:  # servos are delivered with id 1
         return
-    if found.double:
-        raise ArmError(f"two servos answer as {found.servo}, or its cable is damaged: connect one servo at a time.")
     if bus.ping(new):
         raise ArmError(f"id {new} is taken by a servo on this bus: connect one servo at a time.")
     registers = model.registers
@@ -173,7 +183,7 @@ def set_id(bus: Bus, found: Found, new: int) -> None:
     lock = registers.get("lock")
     if lock is not None:
         bus.write(found.servo, lock.address, b"\x00")
-    bus.write(found.servo, registers["id"].address, bytes([new]))  # its answer may carry either id: asked below
+    bus.write(found.servo, registers["id"].address, bytes([new]))  # the answer may carry either id: read back below
     if lock is not None:
         bus.write(new, lock.address, b"\x01")
     back = bus.read(new, registers["id"].address, 1, retries=2)
@@ -181,19 +191,18 @@ def set_id(bus: Bus, found: Found, new: int) -> None:
         raise ArmError(f"servo {found.servo} did not take the id {new}: power it off and on and scan again.")
 
 
-def mend(arm: Arm) -> list[Wrong]:
-    """Write what every wrong setting must be to its servo, read it back, and return what was wrong.
+def mend(arm: Arm) -> list[WrongSetting]:
+    """Write the right value of every wrong setting to EEPROM and read it back; returns what was wrong.
 
-    Raises ArmError, with nothing written, while a servo's torque is on or unknown; and when a servo does not keep what
-    was written.
+    Raises ArmError before anything is written when a servo's torque is on or cannot be read, and afterwards when a
+    servo does not keep a written value.
     """
     on = arm.read_span("torque_enable", "torque_enable")
     stiff = [i for i in arm.ids if i not in on or on[i]["torque_enable"] != 0]
     if stiff:
         raise ArmError(
-            f"{called(arm, stiff[0])} has its torque on, or does not say that it is off: support the arm, switch its "
-            "power off "
-            "and on, then repeat; nothing was written."
+            f"{label(arm, stiff[0])} has its torque on, or does not say that it is off: support the arm, switch its "
+            "power off and on, then repeat; nothing was written."
         )
     wrong = wrong_settings(arm, read_settings(arm))
     for w in wrong:
@@ -201,7 +210,7 @@ def mend(arm: Arm) -> list[Wrong]:
         register, lock = model.registers[w.setting.register], model.registers.get("lock")
         value = w.setting.mended(w.value)
         if register.name == model.torque_cap and arm.joint_of(w.servo) == len(arm.config.joints) - 1:
-            value //= 2  # a gripper presses for as long as it holds something: at full torque it burns out
+            value //= 2  # a gripper that holds something presses all the time: full torque would overheat its motor
         data = model.encode(register.name, value)
         if lock is not None:
             arm.bus.write(w.servo, lock.address, b"\x00")
@@ -210,7 +219,7 @@ def mend(arm: Arm) -> list[Wrong]:
             arm.bus.write(w.servo, lock.address, b"\x01")
     for w in wrong_settings(arm, read_settings(arm)):
         raise ArmError(
-            f"{called(arm, w.servo)} still holds {w.setting.register} {w.value}: set it to {w.setting.must} with its "
+            f"{label(arm, w.servo)} still holds {w.setting.register} {w.value}: set it to {w.setting.must} with its "
             "maker's tool."
         )
     return wrong

@@ -1,4 +1,4 @@
-"""`harmowam calibrate joints` as jobs: guided motion, EEPROM comparison, LeRobot's file."""
+"""Functions of `harmowam calibrate joints`: guided calibration, EEPROM comparison, sign check, LeRobot's file."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from harmowam.calibration_signs import check_signs
 from runtime.robot import Robot
 
 NAME = "joints"
-END_RAD = 0.1  # by so much less than its limits a joint may turn without a word
+END_RAD = 0.1  # the user is told when a joint's range ends further than this inside the robot file's limits
 
 
 def _save(store: Store, made: JointCalibration, why: str, page: Path) -> str:
     current = store.known_hash(NAME)
     try:
         before = _stored(store)
-    except CalibrationError:  # none yet, or damaged: a new one is the cure
+    except CalibrationError:  # there is none yet, or it is damaged and replaced by the new one
         before = None
     report.joints_page(page, made, before)
     digest = store.put(
@@ -72,11 +72,17 @@ def guided(
     poll_s: float = 0.02,
     sign_check: bool = True,
 ) -> dict[str, Any]:
-    """A person moves the limp arm: to the zero pose, then every joint from stop to stop, and then looks which way each
-    joint turns (`sign_check`). Nothing is stored before that. An energised arm is refused, never dropped."""
+    """Calibrate the joints of an arm that a person moves by hand, with the torque off, and store the result.
+
+    The person moves the arm to its zero pose, then every joint from stop to stop; with `sign_check` the arm then moves
+    each joint and the person says in which direction it turned. The result is stored after that. `ask` shows a text and
+    waits for Enter, `say` shows a line, `page` is the report to write.
+
+    Raises CalibrationError, PortError, ArmError; an arm whose torque is on is refused and keeps its torque.
+    """
     _refuse_simulated(robot)
     with _opened(robot, port) as arm:
-        arm.check(to_move=False)  # where a joint reads what its servo cannot be sent to, this is the cure
+        arm.check(to_move=False)  # a joint outside the range of its goal positions is accepted: calibration mends that
         if arm.energised():
             raise CalibrationError(
                 "the arm is energised and would not move by hand: lower it (`harmowam run` does at its end), then "
@@ -98,7 +104,7 @@ def guided(
     if sign_check:
         check_signs(robot, calibrated, port, ask, say)
     digest = _save(store, made, "guided", page)
-    cut = "".join(f"\n{line}" for line in _cut_short(robot, made, free))
+    cut = "".join(f"\n{line}" for line in _narrowed(robot, made, free))
     return {
         "hash": digest,
         **made.to_json(),
@@ -110,18 +116,18 @@ def guided(
 
 @contextlib.contextmanager
 def _opened(robot: Robot, port: str) -> Iterator[Arm]:
-    """The arm on its bus, for as long as nobody else has the port."""
+    """The arm, on a port that this process has opened and locked. Raises PortError when another program uses it."""
     with contextlib.closing(Port.open(port, robot.arm.baud)) as opened:
         yield Arm(Bus(opened, robot.arm.baud, protocol=robot.arm.protocol), robot.arm)
 
 
 def _listed(names: list[str]) -> str:
-    """One, two and three."""
+    """Join names in a sentence: "one, two and three"."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
-def _cut_short(robot: Robot, made: JointCalibration, free: list[str]) -> list[str]:
-    """What is to be said of joints without stops whose servo's turn ends within the robot file's limits."""
+def _narrowed(robot: Robot, made: JointCalibration, free: list[str]) -> list[str]:
+    """A line for each joint of `free` (without stops) whose servo's turn ends inside the robot file's limits."""
     out = []
     for name, low, high in zip(robot.arm.joints, robot.arm.lower, robot.arm.upper, strict=True):
         ends = made.limits(next(j for j in made.joints if j.name == name))
@@ -129,8 +135,7 @@ def _cut_short(robot: Robot, made: JointCalibration, free: list[str]) -> list[st
             a, b = (round(float(v)) for v in np.degrees((max(low, ends[0]), min(high, ends[1]))))
             out.append(
                 f"{name} is kept within {a} to {b} degrees, for its servo's turn ends there: mount its horn half a "
-                "turn on, then calibrate "
-                "again, if it is to go further"
+                "turn on, then calibrate again, if it is to go further"
             )
     return out
 
@@ -140,13 +145,13 @@ def _enter_pressed(wait_s: float) -> bool:
     if not ready:
         return False
     if not sys.stdin.readline():
-        time.sleep(wait_s)  # end of input: whoever feeds us has nothing more to say
+        time.sleep(wait_s)  # end of input
         raise CalibrationError("the joints were not all moved from stop to stop before the input ended: repeat.")
     return True
 
 
 def compare_eeprom(robot: Robot, store: Store, port: str) -> dict[str, Any]:
-    """Stored offsets against the servos' own. Raises CalibrationError, PortError, ArmError."""
+    """Compare the stored offsets and modes with those in the servos. Raises CalibrationError, PortError, ArmError."""
     _refuse_simulated(robot)
     made = _stored(store)
     with _opened(robot, port) as arm:
@@ -162,8 +167,8 @@ def compare_eeprom(robot: Robot, store: Store, port: str) -> dict[str, Any]:
 def stored_signs(
     robot: Robot, store: Store, port: str, ask: Callable[[str], object], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The sign check alone, with the stored calibration. Raises CalibrationError naming the joints that turn the other
-    way."""
+    """The sign check alone, with the stored calibration. Raises CalibrationError that names the joints that turned in
+    the wrong direction."""
     _refuse_simulated(robot)
     check_signs(robot, _stored(store).apply(robot.arm), port, ask, say)
     return {"turned": [], "said": "every joint turns the way its angle says"}
@@ -184,6 +189,7 @@ def import_lerobot(robot: Robot, store: Store, path: Path, page: Path) -> dict[s
 
 
 def export_lerobot(store: Store, path: Path) -> dict[str, Any]:
+    """Write the stored calibration to `path` in LeRobot's form. Raises CalibrationError."""
     data = to_lerobot(_stored(store))
     write_result(path, (json.dumps(data, indent=4) + "\n").encode())
     return {"joints": data, "said": f"wrote {path}"}

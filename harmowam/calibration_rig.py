@@ -1,5 +1,4 @@
-"""What calibration needs of a live robot: pictures of its cameras, an arm that moves through the safety module, the
-check at start."""
+"""The live robot for calibration: camera pictures, an arm that moves through the safety machine, the drift check."""
 
 from __future__ import annotations
 
@@ -27,11 +26,11 @@ from runtime.cameras.sources import CameraSource
 from runtime.cameras.v4l2 import focus, serial
 from runtime.robot import CameraConfig, Robot, RobotError
 
-SETTLE_S = 0.8  # until an arm that has arrived stands still
+SETTLE_S = 0.8  # time after a motion until the arm stands still
 
 
 def take(source: CameraSource, count: int, timeout_s: float = 5.0) -> list[np.ndarray]:
-    """`count` new pictures uint8[H,W,3]; raises CalibrationError when the camera falls silent."""
+    """`count` new pictures uint8[H,W,3]; raises CalibrationError when none comes for `timeout_s`."""
     out: list[np.ndarray] = []
     seen = source.seq
     deadline = time.monotonic() + timeout_s
@@ -57,9 +56,11 @@ def camera_config(robot: Robot, name: str) -> CameraConfig:
 
 
 def live_identity(robot: Robot, name: str) -> dict[str, Any]:
-    """A live camera as a record's identity has it: "serial", "focus" (None: not known), "width", "height" (px).
+    """Identity of a live camera as in a calibration record: "serial", "focus" (None: not known), "width", "height"
+    (px).
 
-    Raises RobotError when the robot file lacks it, CalibrationError while it focuses by itself."""
+    Raises RobotError when the robot file has no such camera, CalibrationError when its autofocus is on.
+    """
     config = camera_config(robot, name)
     at = focus(config.source)
     if at == "auto":
@@ -71,8 +72,10 @@ def live_identity(robot: Robot, name: str) -> dict[str, Any]:
 
 
 def refuse_moved(robot: Robot, cameras: Mapping[str, CameraSource], say: Callable[[str], None]) -> dict[str, Verdict]:
-    """The check at start: every camera with a marker in the robot file. Raises CalibrationError where the verdict is
-    block."""
+    """The drift check before a run, for every camera with a marker in the robot file; returns the verdicts by camera.
+
+    Raises CalibrationError for the verdict BLOCK; warns through `say` for any other verdict that is not OK.
+    """
     verdicts = {}
     for name, source in cameras.items():
         config = robot.cameras[name]
@@ -89,8 +92,9 @@ def refuse_moved(robot: Robot, cameras: Mapping[str, CameraSource], say: Callabl
 
 
 @dataclass(frozen=True)
-class _Way:
-    """From `start` to `goal` (rad, gripper last), from time `began` on in `seconds`, and then on the spot."""
+class _Move:
+    """A motion from `start` to `goal` (float64[J] rad) that begins at `began` (monotonic, s) and takes `seconds`; after
+    it the arm stays at `goal`."""
 
     began: float
     seconds: float
@@ -98,25 +102,28 @@ class _Way:
     goal: np.ndarray
 
     def at(self, now: float) -> tuple[np.ndarray, np.ndarray]:
-        """Goals (rad) and their rates (rad/s) at `now` (s): smooth at both ends, so that the limiter has nothing to
-        do."""
+        """Goals (rad) and velocities (rad/s), float64[J], at `now` (s); the velocity is 0 at both ends, so the limiter
+        changes nothing."""
         s = min(max((now - self.began) / self.seconds, 0.0), 1.0)
-        way = self.goal - self.start
-        return self.start + way * s * s * (3 - 2 * s), way * 6 * s * (1 - s) / self.seconds
+        change = self.goal - self.start
+        return self.start + change * s * s * (3 - 2 * s), change * 6 * s * (1 - s) / self.seconds
 
 
 class LiveRig:
-    """The real arm, through guard and motor process; limp until `arm`, and from then on it stays where `move_to` has
-    brought it for as long as this process lives. Use as a context: it is lowered and released whatever happens."""
+    """The real arm, driven through guard and motor process.
+
+    Its torque is off until `enable_torque`; after that it holds the goal of the last `move_to` while this process
+    lives. Use it as a context: at its end the arm is lowered and released, also after an exception.
+    """
 
     def __init__(self, robot: Robot, slots: Path, port: str | None = None):
         self.robot, self.slots = robot, slots
         self._over = threading.Event()
         with contextlib.ExitStack() as stack:
             interrupts = stack.enter_context(Interrupts())
-            interrupts.deaf = True  # a guard that runs and is not known yet could not be ended
+            interrupts.deaf = True  # an interrupt inside ArmSession() would leave a guard that runs without an owner
             self.session = stack.enter_context(ArmSession(port or robot.port, robot.arm, slots))
-            stack.callback(setattr, interrupts, "deaf", True)  # nor may anything keep the arm from being lowered
+            stack.callback(setattr, interrupts, "deaf", True)  # no interrupt may stop the lowering of the arm
             interrupts.deaf = False
             if interrupts.caught:
                 raise KeyboardInterrupt
@@ -133,8 +140,8 @@ class LiveRig:
         self._over.set()
         self._stack.close()
 
-    def arm(self) -> None:
-        """Let the servos hold; raises CalibrationError when they do not within 5 s."""
+    def enable_torque(self) -> None:
+        """Switch the torque on; raises CalibrationError when the arm is not armed within 5 s."""
         self.session.armed = True
         deadline = time.monotonic() + 5
         while self.state().safety == SafetyState.DISARMED:
@@ -143,19 +150,20 @@ class LiveRig:
                 raise CalibrationError(f"the arm does not arm ({self.state().reason}): check its power and try again.")
             time.sleep(0.02)
         here = self.state().goal_rad.astype(float)
-        self._way = _Way(time.monotonic(), 0.1, here, here)
+        self._move = _Move(time.monotonic(), 0.1, here, here)
         self._driver.start()
 
     def _drive(self) -> None:
-        """Fifty commands a second, on the way and at its end: looking for a board may take longer than the motor
-        process waits for one."""
+        """Thread: 50 commands per second, during a motion and after it. Board detection between two motions may take
+        longer than the motor process waits for a command."""
         while not self._over.wait(0.02):
             now = time.monotonic_ns()
-            at, rate = self._way.at(now * 1e-9)
+            at, rate = self._move.at(now * 1e-9)
             self._commands.write(Command(now, now + 200_000_000, at.astype(np.float32), rate.astype(np.float32)).pack())
 
     def state(self) -> JointState:
-        """Raises CalibrationError when the motor process has said nothing for a second: it died, or lost the port."""
+        """The newest state; raises CalibrationError when it is older than `MOTOR_SILENT_CALIBRATING_S`: the motor
+        process has ended or lost the port."""
         got = self._state.read()
         state = None if got is None else JointState.unpack(got[0])
         if state is None or time.monotonic_ns() - state.t_ns > MOTOR_SILENT_CALIBRATING_S * 1e9:
@@ -163,28 +171,30 @@ class LiveRig:
         return state
 
     def move_to(self, q: np.ndarray, velocity: float = 0.5, settle_s: float = SETTLE_S) -> np.ndarray:
-        """Drive slowly to joint angles [J], or [J-1] where the gripper stays, and wait until it stands; returns the
-        measured angles, rad [J-1].
+        """Move to joint angles `q` float64[J] (rad), or [J-1] to leave the gripper where it is, at most `velocity`
+        (rad/s); wait until the arm stands still; return the measured angles float64[J-1] (rad), the mean of 10.
 
-        Raises CalibrationError when safety stops the arm."""
+        Raises CalibrationError when the safety machine stops the arm.
+        """
         start = self.state().goal_rad.astype(float)
         goal = np.append(np.asarray(q, float), start[len(q) :])
         seconds = max(0.3, float(np.abs(goal - start).max()) / velocity)
-        self._way = _Way(time.monotonic(), seconds, start, goal)
-        while time.monotonic() < self._way.began + seconds + settle_s:
+        self._move = _Move(time.monotonic(), seconds, start, goal)
+        while time.monotonic() < self._move.began + seconds + settle_s:
             state = self.state()
             if state.safety in (SafetyState.SAFE_STOP, SafetyState.FAULT):
                 raise CalibrationError(f"the arm stopped ({state.reason}): clear its way, then repeat.")
             time.sleep(0.02)
-        looks = []
+        readings = []
         for _ in range(10):
-            looks.append(self.state().q_rad[:-1].astype(float))
+            readings.append(self.state().q_rad[:-1].astype(float))
             time.sleep(0.02)
-        return np.mean(looks, axis=0)
+        return np.mean(readings, axis=0)
 
 
 def default_store(robot: Robot) -> Path:
-    """Beside the robot file; for a shipped robot, `calibration-store/NAME` here."""
+    """Folder of the calibration store: `calibration` beside the robot file; for a robot file shipped with this project
+    `calibration-store/NAME` in the working directory."""
     from runtime.robot import SHIPPED
 
     return (

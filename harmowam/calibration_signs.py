@@ -1,7 +1,7 @@
-"""Whether every joint turns the way its angle says: the arm moves one joint at a time, and a person looks.
+"""The sign check: the arm moves one joint at a time, and a person says whether it turned in the right direction.
 
-Nothing else can tell. A joint whose sign is wrong reaches to the wrong side with every reading, limit and picture in
-order.
+No measurement can find this error: with a wrong sign the arm moves to the wrong side while every reading, limit and
+picture looks right.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from runtime.robot import Robot
 
 STEP = np.radians(5)
 VELOCITY = 0.25  # rad/s
-NEAR = 0.5  # rad from the zero pose at which the questions still mean what they say
+NEAR = 0.5  # rad; further from the zero pose than this the questions would be wrong
 
 
 def check_signs(
     robot: Robot, calibrated: ArmConfig, port: str, ask: Callable[[str], object], say: Callable[[str], None]
 ) -> None:
-    """Move each joint by 5 degrees from the zero pose and ask what was seen. The arm is held by a person before and
-    after.
+    """Move each joint by 5 degrees from the zero pose and ask in which direction it turned. A person holds the arm
+    before and after.
 
-    The rest pose would be driven to, along a path that the kinematics plan, with signs that nobody has checked: so this
-    arm rests where it was held. Raises CalibrationError that names the joints that turned the other way, and what stops
-    the arm.
+    The arm is released in its zero pose: a motion to the rest pose would use signs that are not checked yet. Raises
+    CalibrationError that names the joints that turned in the wrong direction, or says why the arm stopped.
     """
     zero = tuple(float(min(max(0.0, a), b)) for a, b in zip(calibrated.lower, calibrated.upper, strict=True))
     ask(
@@ -46,7 +45,7 @@ def check_signs(
             raise CalibrationError(
                 f"{', '.join(far)} is far from the zero pose: hold the arm as described, then repeat."
             )
-        rig.arm()
+        rig.enable_torque()
         start = rig.state().goal_rad.astype(float)
         for k, question in enumerate(robot.family.SEEN_TURNS):
             there = start.copy()
@@ -59,13 +58,12 @@ def check_signs(
     if turned:
         raise CalibrationError(
             f"{', '.join(turned)} turned the other way than the angle says: set `direction = -1` (or 1, where it is "
-            "-1) for it under "
-            f"[[arm.joint]] in {robot.path} and calibrate again; nothing was stored."
+            f"-1) for it under [[arm.joint]] in {robot.path} and calibrate again; nothing was stored."
         )
 
 
 def _yes(ask: Callable[[str], object], question: str) -> bool:
-    """Asks until the answer is yes or no."""
+    """Ask until the answer is y or n; returns whether it is y."""
     while (answer := str(ask(question)).strip().lower()[:1]) not in ("y", "n"):
         continue
     return answer == "y"

@@ -1,4 +1,4 @@
-"""A live run, wired together: simulator (for a simulated robot), guard and motor process, policy."""
+"""A live run: starts the simulator (for a simulated robot), guard and motor process, cameras and policy; ends them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from runtime.observe.episode import keep as keep_beside
 from runtime.observe.profile import processor_shares, processor_ticks
 from runtime.policies import mode_of
 from runtime.robot import Robot
-from sim import server
+from sim import server, tasks, trace
 from sim.tasks import REST_S
 
 Say = Callable[[str], None]
@@ -50,8 +50,7 @@ class LiveRun:
 
 @dataclass
 class _Run:
-    """The parts of a run, filled in as they are created. `from_s`: the instant from which the time to the first command
-    is counted."""
+    """The parts of a run, set as they are created. `from_s`: start of the time to the first command (monotonic, s)."""
 
     robot: Robot
     bundle: Bundle
@@ -86,18 +85,18 @@ def live(
     compensate: bool = True,
     log: Path | None = None,
 ) -> LiveRun:
-    """Run the two-rate loop on `robot` for `seconds`; the arm is lowered and released whatever happens.
+    """Run the two-rate loop on `robot` for `seconds`; then the arm is lowered and released, also after an exception.
 
-    `record`: folder for the log until the arm is lowered, the motor process's log, and the run's config and report: how
-    it ended (`error`, `interrupted`), the simulator's judgement, timing. `log`: a file for the log alone. `policy`: the
-    mode in which the bundle's policy drives (None: its default). `faults`: NAME@SECONDS each, for the virtual servo
-    bus. `began_s`: the instant from which the time to the first command is counted (default: now).
+    `record`: folder for the log, the motor process's log, and the run's config and report (how it ended as `error` and
+    `interrupted`, the simulator's verdict, timing). `log`: a file for the log alone. `policy`: mode of the bundle's
+    policy (None: its default). `faults`: faults of the virtual servo bus, NAME@SECONDS each. `began_s`: start of the
+    time to the first command (monotonic, s; default: now).
 
     Raises BundleError, PolicyError, ComputeError, RobotError, CameraError, CalibrationError, ArmError or RunError, each
     with one sentence and a next step.
     """
     began = time.monotonic() if began_s is None else began_s
-    _refuse_senseless(robot, seconds, port, record, log)
+    _check_arguments(robot, seconds, port, record, log)
     bundle = Bundle.load(bundle_path)
     bundle.check_arm(robot.arm.family, robot.path)
     run = _Run(robot, bundle, mode_of(bundle, policy), choose(bundle, robot.compute), task, record, began)
@@ -122,12 +121,12 @@ def live(
         run.interrupts.stop = driver.stop
         _drive(run, driver, session, seconds, stop_at_success)
         say("lowering the arm")
-        _put_down(run, driver, session, run.reading.pids)
+        _lower(run, driver, session, run.reading.pids)
         return LiveRun(driver, run.report)
 
 
 def _started_with(robot: Robot, seconds: float, seed: int, faults: tuple[str, ...]) -> dict[str, Any]:
-    """How the run was started, for its log."""
+    """Versions and arguments of the run, for its log."""
     return {
         "harmowam": __version__,
         "robot": robot.name,
@@ -138,7 +137,8 @@ def _started_with(robot: Robot, seconds: float, seed: int, faults: tuple[str, ..
     }
 
 
-def _refuse_senseless(robot: Robot, seconds: float, port: str | None, record: Path | None, log: Path | None) -> None:
+def _check_arguments(robot: Robot, seconds: float, port: str | None, record: Path | None, log: Path | None) -> None:
+    """Raises RunError for arguments that contradict each other; makes the folder `record`."""
     if record is not None and log is not None:
         raise RunError(f"--record writes a log, too ({record / LOG}): leave --log out.")
     if not 0 < seconds < float("inf"):
@@ -159,11 +159,15 @@ def _refuse_task(run: _Run) -> None:
     elif not run.robot.simulated:
         known = ", ".join(f"'{t}'" for t in run.bundle.manifest.tasks)
         raise RunError(f"no task was given: name one with --task ({known}).")
+    simulated = (*tasks.INSTRUCTIONS, *trace.INSTRUCTIONS)
+    if run.robot.simulated and run.task is not None and run.task not in simulated:
+        known = ", ".join(f"'{t}'" for t in simulated)
+        raise RunError(f"the simulated robot does not know the task '{run.task}': name one of its own ({known}).")
 
 
 @contextlib.contextmanager
 def _reported(run: _Run) -> Iterator[None]:
-    """Complete the report of a run however it ends, and write it beside the recording once the arm is released."""
+    """Context that completes the report, also after an exception, and writes it once the arm is released."""
     try:
         yield
     except Exception as e:
@@ -181,7 +185,7 @@ def _reported(run: _Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _closed_when_lowered(run: _Run) -> Iterator[None]:
-    """Close cameras and driver after the guard has released the arm; they are created after the guard."""
+    """Context that closes cameras and driver after the arm is released. Enter it before `_guarded`."""
     try:
         yield
     finally:
@@ -195,8 +199,8 @@ def _closed_when_lowered(run: _Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _guarded(run: _Run, port: str, slots: Path, say: Say) -> Iterator[ArmSession]:
-    """Guard and motor process; from the context's end on, no signal may stop the lowering of the arm."""
-    run.interrupts.deaf = True  # a signal here would leave a guard that runs but that nobody could end
+    """Guard and motor process as a context; signals are ignored while it ends, so that none stops the lowering."""
+    run.interrupts.deaf = True  # an interrupt inside ArmSession() would leave a guard that runs without an owner
     with ArmSession(port, run.robot.arm, slots, MOTOR_PRIORITY) as session:
         run.session = session
         try:
@@ -211,7 +215,7 @@ def _guarded(run: _Run, port: str, slots: Path, say: Say) -> Iterator[ArmSession
 
 
 def _opened(run: _Run, slots: Path, say: Say, how: dict[str, Any]) -> Driver:
-    """Cameras that stand where they should, and a driver that has warmed up."""
+    """Open the cameras, check that they have not moved, and warm up the driver. Raises as `live` does."""
     robot, trained = run.robot, run.bundle.manifest.cameras
     assert run.task is not None and run.session is not None and run.reading is not None
     run.reading.wait()
@@ -220,7 +224,7 @@ def _opened(run: _Run, slots: Path, say: Say, how: dict[str, Any]) -> Driver:
     known = calibrations(robot, slots)
     refuse_moved(robot, run.cameras, say)
     for name in trained:
-        _compare_places(name, known[name], Camera.from_json(trained[name]), say)
+        _warn_moved_since_training(name, known[name], Camera.from_json(trained[name]), say)
     run.driver = Driver(
         run.bundle,
         run.task,
@@ -239,27 +243,27 @@ def _opened(run: _Run, slots: Path, say: Say, how: dict[str, Any]) -> Driver:
     return run.driver
 
 
-def lasting(look: Callable[[], bool], seconds: float) -> Callable[[], bool]:
-    """A function that tells whether `look` has been true for `seconds`: a thing that was let go may be in its place for
-    an instant and then fall."""
+def true_for(condition: Callable[[], bool], seconds: float) -> Callable[[], bool]:
+    """A function that returns whether `condition` has been true in every call for `seconds`: a released object may be
+    in place for a moment and then fall."""
     since: list[float] = []
 
-    def asked() -> bool:
-        if not look():
+    def lasts() -> bool:
+        if not condition():
             since.clear()
         elif not since:
             since.append(time.monotonic())
         return bool(since) and time.monotonic() - since[0] >= seconds
 
-    return asked
+    return lasts
 
 
 def _drive(run: _Run, driver: Driver, session: ArmSession, seconds: float, stop_at_success: bool) -> None:
-    """Arm, and run `driver`; what is only known when it ends, however it ends, goes into the report."""
+    """Arm and run `driver`; afterwards, also after an exception, add to the report what is known only at the end."""
     ticks = processor_ticks()
     until: Callable[[], bool] | None = None
     if stop_at_success and run.robot.simulated:
-        until = lasting(lambda: bool(server.judged(session.slots, 0)["success_at_end"]), REST_S)
+        until = true_for(lambda: bool(server.judged(session.slots, 0)["success_at_end"]), REST_S)
 
     state_slot = session.wait_for_state()
     session.armed = True  # the arm may be energised from here on
@@ -267,13 +271,13 @@ def _drive(run: _Run, driver: Driver, session: ArmSession, seconds: float, stop_
         driver.enable_torque(state_slot)
         driver.run(seconds, until)
     finally:
-        run.report.update(_seen(driver, run.robot, session.slots, ticks))
+        run.report.update(_verdict_and_load(driver, run.robot, session.slots, ticks))
 
 
-def _put_down(run: _Run, driver: Driver, session: ArmSession, cameras: list[int]) -> None:
-    """Lower and release the arm; the end of the motor process and the run's memory go into the report."""
+def _lower(run: _Run, driver: Driver, session: ArmSession, cameras: list[int]) -> None:
+    """Lower and release the arm; add the motor process's exit code, missed ticks and memory use (MB) to the report."""
     memory = resident_mb([os.getpid(), session.keeper.pid, *children(session.keeper.pid), *cameras])
-    last = session.lower()
+    last = session.lower_arm()
     session.interrupted, session.held = bool(run.interrupts.caught), driver.why_held()
     session.close()
     missed = last.missed_ticks if last is not None else 0
@@ -282,8 +286,8 @@ def _put_down(run: _Run, driver: Driver, session: ArmSession, cameras: list[int]
 
 @contextlib.contextmanager
 def _simulated(run: _Run, slots: Path, seed: int, faults: tuple[str, ...]) -> Iterator[str]:
-    """Run the simulator; gives its port. Its start does not count as time to the first command. It may draw the
-    task."""
+    """Run the simulator as a context that gives its port. Its start is left out of the time to the first command. It
+    draws the task where none was given."""
     fps = max(c.fps for c in run.robot.cameras.values())
     started = time.monotonic()
     simulator, info = server.start(slots, seed, run.task, fps, faults=faults, terminal=False, robot=str(run.robot.path))
@@ -300,14 +304,17 @@ def _simulated(run: _Run, slots: Path, seed: int, faults: tuple[str, ...]) -> It
             simulator.communicate()
 
 
-def _seen(driver: Driver, robot: Robot, slots: Path, ticks: np.ndarray) -> dict[str, Any]:
-    """What must be read when the loop ends, before the arm is lowered. `ticks`: `processor_ticks` at the start."""
+def _verdict_and_load(driver: Driver, robot: Robot, slots: Path, ticks: np.ndarray) -> dict[str, Any]:
+    """The simulator's verdict and the processor load; to be read when the loop ends, before the arm is lowered.
+
+    `ticks`: `processor_ticks` at the start.
+    """
     judged = server.judged(slots, driver.counts.began_ns) if robot.simulated else {}
     return {"processors": processor_shares(ticks, processor_ticks()), **judged}
 
 
 def _facts(run: _Run, driver: Driver) -> dict[str, Any]:
-    """What was run and how its loops kept time, however the run ended."""
+    """Robot, bundle, compute and timing of the run, for its report."""
     counts, motor_hz = driver.counts, run.robot.arm.motor_hz
     first_ns = counts.first_command_ns
     facts = dict(
@@ -326,7 +333,8 @@ def _facts(run: _Run, driver: Driver) -> dict[str, Any]:
 
 
 def make_folder(folder: Path, option: str) -> None:
-    """Create a folder that can be written; raises RunError, before the arm moves. `option` named the folder."""
+    """Create a folder and check that it can be written. `option`: the command-line option that named it. Raises
+    RunError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -336,25 +344,25 @@ def make_folder(folder: Path, option: str) -> None:
         raise RunError(f"{folder} cannot be written: name a folder with {option}.")
 
 
-def _compare_places(name: str, here: Camera, trained: Camera, say: Callable[[str], None]) -> None:
-    """Report differences of camera pose that re-projection to the training camera cannot correct."""
+def _warn_moved_since_training(name: str, here: Camera, trained: Camera, say: Callable[[str], None]) -> None:
+    """Tell the user about differences of the camera pose that re-projection to the training camera cannot correct."""
     if (lean := parallax(here, trained)) > 0.001:
         say(
-            f"camera '{name}' stands elsewhere than in training: 5 cm above the table it shows things "
+            f"camera '{name}' is not where it was in training: objects 5 cm above the table appear "
             f"{1000 * lean:.0f} mm off"
         )
     away, turned = moved_mount(here, trained)
     if away > 0.003 or turned > math.radians(2):
         say(
-            f"camera '{name}' sits elsewhere on the tool than in training: {1000 * away:.0f} mm and "
-            f"{math.degrees(turned):.0f} degrees off, which no re-projection puts right: mount it as it was, or train "
-            "with this one"
+            f"camera '{name}' is not mounted on the tool as in training: {1000 * away:.0f} mm and "
+            f"{math.degrees(turned):.0f} degrees off, which re-projection cannot correct: mount it as it was, or train "
+            "with this mount"
         )
 
 
 def _keep_motor_log(run: _Run, slots: Path) -> None:
-    """Copy the motor process's log to the recording of an armed run, however it ended; otherwise the log is deleted
-    with the slots."""
+    """Copy the motor process's log to the recording, if the arm was armed; the folder of the slots is deleted after the
+    run."""
     if run.record is None or run.session is None or not run.session.armed:
         return
     try:
@@ -365,8 +373,8 @@ def _keep_motor_log(run: _Run, slots: Path) -> None:
 
 
 def keep(driver: Driver, record: Path, report: dict[str, Any]) -> None:
-    """Write the report and the run's config beside the log; raises RunError where that fails, unless the run already
-    ended with an error."""
+    """Write the report and the run's config beside the log. Raises RunError when that fails; after a run that ended
+    with an error it only tells the user."""
     assert driver.record.log is not None
     try:
         keep_beside(driver.record.log, record, report)

@@ -169,7 +169,7 @@ def _rig(
         with LiveRig(robot, Path(folder), port) as live:
             say("hold the arm where the camera sees the board: it stiffens when it does, and then moves by itself")
             _until_seen(picture, board)
-            live.arm()
+            live.enable_torque()
             yield Rig(live.move_to, picture, live.state().q_rad[:-1].astype(float))
 
 

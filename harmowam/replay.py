@@ -73,7 +73,8 @@ def _tell(result: Replay) -> None:
     so_far = ", up to there" if result.gap else ""
     if (d := result.difference) is not None:
         click.echo(f"first difference: {d.what} number {d.number}, {d.t_s} s into the run")
-        click.echo(f"  recorded {[round(v, 6) for v in d.recorded]}\n  replayed {[round(v, 6) for v in d.replayed]}")
+        for what, values in (("recorded", d.recorded), ("replayed", d.replayed)):
+            click.echo(f"  {what} [{', '.join(f'{v:.9g}' for v in values)}]")  # 9 digits tell float32 values apart
         if result.within_deg is not None and not result.stopped:
             click.echo(f"{result.differing} steps and Priors differ in some bit")
             far = "no command differs"

@@ -161,6 +161,8 @@ class Manifest(Shape, frozen=True, kw_only=True):
                 )
 
     def _cameras_fit(self) -> None:
+        if not self.cameras:
+            raise ValueError("'cameras' must name one or more: a loop ticks when a frame arrives")
         if "fast" in self.engines and "front" not in self.cameras:
             raise ValueError("'cameras.front' is missing, through which the fast engine looks")
         for name, data in self.cameras.items():

@@ -14,7 +14,7 @@ from calibration.joints import JointCalibration
 from calibration.store import Store
 from common.errors import Mendable
 from common.schema import Malformed, Name, Shape, Text, parse_toml, read_bounded, shaped
-from firmware_bridge.arms import FAMILIES, Family, beyond
+from firmware_bridge.arms import FAMILIES, UNUSABLE, Family, beyond
 from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.servos.models import MODELS
 from firmware_bridge.servos.registers import RegisterError
@@ -207,6 +207,8 @@ class RobotFile(Shape, frozen=True):
 
     def __post_init__(self) -> None:
         family = FAMILIES.get(self.family)
+        if family is None and self.family in UNUSABLE:
+            raise ValueError(f"arm family '{self.family}' is not usable: {UNUSABLE[self.family]}")
         if family is None:
             raise ValueError(f"arm family '{self.family}' is not known (this version drives {', '.join(FAMILIES)})")
         if len(self.arm.joint) != len(family.JOINTS):

@@ -1,7 +1,7 @@
-"""Synthetic pictures of calibration boards: every supersampled pixel is cast as a ray through the lens onto the board's
-plane.
+"""Synthetic pictures of calibration boards: a ray through the lens is cast from every sub-pixel onto the board's plane.
 
-They are ground truth for calibration: K, D and the board's pose are exact; blur and noise are those of a small camera.
+They are the ground truth for tests of calibration: K, D and the board's pose are exact; blur and noise are those of a
+small camera.
 """
 
 from __future__ import annotations
@@ -54,8 +54,11 @@ def render(
     blur_px: float = 0.6,
     noise: float = 2.0,
 ) -> np.ndarray:
-    """Picture of the board, uint8[H,W]; `noise` in grey levels; `background` uint8[H,W] fills the rest of the
-    picture."""
+    """Picture of the board, uint8[H,W].
+
+    `blur_px` and `noise` (grey levels) are standard deviations; without `rng` there is no noise. `background`
+    uint8[H,W] fills the rest of the picture.
+    """
     model = camera.model if camera.model == "fisheye" else "rational"
     rays = _rays(camera.width, camera.height, camera.K.tobytes(), camera.D.astype(float).tobytes(), model)
     texture, per_metre, border = _texture(board.text)
@@ -102,8 +105,8 @@ def look_at_board(
     tilt_deg: tuple[float, float] = (0, 45),
     fill: tuple[float, float] = (0.35, 0.9),
 ) -> np.ndarray:
-    """A random T_cam_from_board float64[4,4]: the board somewhere in the picture and tilted, as a person would hold
-    it."""
+    """A random T_cam_from_board float64[4,4], as a person would hold the board. `fill`: range of the board's width as a
+    share of the picture's."""
     width, height = board.size()
     ox, oy = board.origin()
     middle = np.array([ox + width / 2, oy + height / 2, 0])

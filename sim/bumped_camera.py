@@ -1,6 +1,8 @@
-"""Measures what a bumped camera costs: the front camera is moved and gets another lens. Reports the policy's success
-with the bumped camera, what the drift check says, and the success after recalibration with the user's calibration
-jobs."""
+"""Measures the effect of a bumped camera: the front camera is moved and gets another lens.
+
+Reports the policy's success with the bumped camera, the verdict of the drift check, and the success after
+recalibration with the calibration functions that a user runs.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,12 @@ K = np.array([[290.0, 0, 162.5], [0, 288.5, 117.5], [0, 0, 1]])
 D = np.array([-0.22, 0.06, 0.0005, -0.0005, 0.0])
 HELD = Board.parse("chessboard:6x5:0.018")  # 320x240 is too coarse for ChArUco at arm's length
 SHEET = Board.parse("chessboard:9x6:0.025")
-MARKER = Board.parse("chessboard:6x5:0.015")  # pose of the marker on the table
-WIDE = (520, 390)  # the pinhole picture from which the lens's picture is made
+MARKER = Board.parse("chessboard:6x5:0.015")  # the marker on the table
+WIDE = (520, 390)  # px; size of the pinhole picture that is warped into the picture through the lens
 
 
 class BumpedWorld(World):
-    """The same world, with the front camera moved by BUMP and with another lens."""
+    """A `World` whose front camera is moved by BUMP and has the lens K, D."""
 
     def __init__(self, seed: int = 0):
         self._wide: dict[str, Any] = {}  # task -> renderer of its scene
@@ -49,7 +51,7 @@ class BumpedWorld(World):
         super().__init__(seed)
 
     def reset(self, layout: Layout) -> None:
-        """Start an episode; a scene's front camera is moved the first time that the scene is used."""
+        """Start an episode; the front camera of a scene is moved when the scene is used for the first time."""
         super().reset(layout)
         if self._true is None:
             self._true = bumped(super().camera("front"))
@@ -70,11 +72,11 @@ class BumpedWorld(World):
         wide.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
 
     def camera(self, name: str) -> Camera:
-        """The true calibration; for the front camera that of the bumped one."""
+        """The true calibration; for the front camera, after the bump."""
         return self._true if name == "front" and self._true is not None else super().camera(name)
 
     def render(self, camera: str) -> np.ndarray:
-        """Picture uint8[240,320,3] RGB through the other lens."""
+        """Picture uint8[240,320,3] RGB; the front camera's through the lens K, D."""
         if camera != "front":
             return super().render(camera)
         wide = self._wide[self.layout.task]
@@ -88,7 +90,7 @@ class BumpedWorld(World):
 
 
 def bumped(camera: Camera) -> Camera:
-    """`camera` after the bump, with the other lens."""
+    """`camera` moved by BUMP, with the lens K, D."""
     assert camera.T_base_from_cam is not None
     return Camera(camera.name, *CAMERA_SIZE, K, D, camera.T_base_from_cam @ BUMP)
 
@@ -117,8 +119,11 @@ def drift(seed: int = 0) -> Verdict:
 
 
 def recalibrate(seed: int = 0, views: int = 30, poses: int = 15) -> tuple[Camera, dict[str, float]]:
-    """Calibrate the bumped camera as a user would: intrinsics with a sheet, then hand-eye with a board on an arm with
-    the errors of an SO-101."""
+    """Calibrate the bumped camera as a user would: intrinsics with a printed sheet, then hand-eye with a board on an
+    arm that has the errors of an SO-101.
+
+    `views`: pictures of the sheet; `poses`: arm poses. Returns the camera and its errors against the truth.
+    """
     rng = np.random.default_rng([seed, 3])
     world = World(0)
     true = bumped(world.camera("front"))

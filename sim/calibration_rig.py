@@ -1,9 +1,8 @@
-"""A simulated SO-101 on the calibration bench: its kinematics, servo noise and joint zero errors, a board, and a camera
-with a lens.
+"""A simulated SO-101 for hand-eye calibration: kinematics, servo noise, joint zero errors, a board, a camera with a
+lens.
 
-The arm that is commanded and read has the errors of a cheap arm; the pictures show where it truly is. Two levels:
-`ArmBench` is geometry only (thousands of trials), `ServoRig` moves the MuJoCo arm through safety module and servo
-packets.
+Commands and readings have the errors of a cheap arm; the pictures show its true pose. `ArmBench` is geometry only (for
+thousands of trials); `ServoRig` moves the MuJoCo arm through safety machine and servo packets.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ from sim.tasks import ARM
 from sim.world import World
 
 BOARD = Board.parse("charuco:7x5:0.020:0.015:4x4_50")
-# A cheap webcam: 1280x720, barrel distortion. It looks at the working space from the front, from 60 cm away.
+# K and D of a cheap webcam: 1280x720, barrel distortion. It looks at the workspace from the front, from 60 cm away.
 LENS = (np.array([[920.0, 0, 655], [0, 915, 348], [0, 0, 1]]), np.array([-0.32, 0.12, 0.0008, -0.0005, -0.02]))
-S = 1_000_000_000
+S = 1_000_000_000  # ns
 
 
 def look_at(eye: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -48,8 +47,12 @@ def webcam(pose: np.ndarray | None) -> Camera:
 
 @dataclass
 class ArmBench:
-    """Ground truth: camera pose X (base or tool), board pose Z (tool or base), joint zero errors (rad), servo noise.
-    `camera` has the lens and, where it has a pose, X."""
+    """Ground truth of one bench.
+
+    `mount` "base": X is T_base_from_cam, Z is T_tool_from_board; "tool": X is T_tool_from_cam, Z is T_base_from_board.
+    `offsets` float64[5]: joint zero errors (rad). `noise`: servo noise; `corner_noise`: of board corners, px. `camera`
+    has the lens and, if it has a pose, X.
+    """
 
     mount: str
     rng: np.random.Generator
@@ -88,7 +91,7 @@ class ArmBench:
         return inverse(self.X) @ tool @ self.Z if self.mount == "base" else inverse(self.X) @ inverse(tool) @ self.Z
 
     def visible(self, q: np.ndarray) -> bool:
-        """Whether most of the board is in the picture, seen from its front side and not too flat."""
+        """Whether most of the board is in the picture, with its front to the camera, and not at a grazing angle."""
         T = self.cam_from_board(ARM.tool(q))
         if T[2, 3] < 0.08 or T[:3, 2] @ T[:3, 3] / np.linalg.norm(T[:3, 3]) < 0.5:
             return False
@@ -103,7 +106,8 @@ class ArmBench:
         return pose_planning.propose(self.rng, ARM.tool, ARM.LOWER[:-1], ARM.UPPER[:-1], self.visible, count)
 
     def view(self, name: str, q: np.ndarray) -> ArmView:
-        """Corners in one picture: the arm reports `q` and is near it."""
+        """Corners in one picture while the arm reports `q` float64[5] (rad); its true pose differs by zero errors and
+        noise."""
         error = (
             self.rng.normal(0, 1, 6)
             / np.sqrt(3)
@@ -129,8 +133,10 @@ class ServoRig:
         self.state = self._motor(self._now, None)
 
     def move_to(self, q: np.ndarray, velocity: float = 1.2) -> np.ndarray:
-        """Drive to joint angles [5] (as the servos report them) and stand still; returns the reported angles, rad
-        [5]."""
+        """Move to joint angles float64[5] (rad, as the servos report them), wait 0.6 s; returns the reported angles.
+
+        Raises CalibrationError when the safety machine stops the arm.
+        """
         goal = np.append(q + self.bench.offsets, 0.3)
         start = self.state.q_rad.astype(float)
         ticks = max(1, int(np.abs(goal - start).max() / velocity * 100))
@@ -145,6 +151,6 @@ class ServoRig:
         return self.state.q_rad[:-1].astype(float) - self.bench.offsets
 
     def picture(self) -> np.ndarray:
-        """Picture uint8[H,W] of the board with the arm where it truly is."""
+        """Picture uint8[H,W] of the board with the arm at its true pose."""
         T = self.bench.cam_from_board(ARM.tool(self.world.q[:-1]))
         return render(self.bench.camera, T, self.bench.board, self._rng)

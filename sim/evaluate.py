@@ -1,8 +1,8 @@
 """Evaluation: seeded episodes in virtual time, in several processes, one row per episode.
 
-Bundle, steps, motor tick and servo bytes are the robot's; only the clock is virtual. All policies start from the same
-seeds, so that results are paired. Rows are appended to a file as they are made; episodes that the file holds are not
-run again.
+Bundle, steps, motor tick and servo bytes are those of a real robot; only the clock is virtual. All policies start from
+the same seeds, so that results are paired. Each row is appended to a file when its episode ends; episodes that are in
+the file are not run again.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ OURS = (
     "oracle",
     "true_future",
 )  # modes of a bundle of kind harmowam
-# behaviour cloning, on task data, and on task and play data: each has a bundle of its own
+# behaviour cloning on task data, and on task and play data; each needs its own bundle
 BASELINES = ("bc", "bc_play")
 POLICIES = (*OURS, *BASELINES)
-ACTS_AS = {"oracle": "gated", "true_future": "reactive"}  # in the fast loop
+ACTS_AS = {"oracle": "gated", "true_future": "reactive"}  # mode of the fast loop for a policy that has none of its own
 STARTS = ("home", "near")
-# The last word of every seed. Collecting uses 1: no start of a demonstration is ever evaluated, and none of development
-# ever reported.
+# Last number of every seed. Collecting demonstrations uses 1. So no start of a demonstration is evaluated, and no start
+# used in development is reported.
 SPLITS = {"development": 2, "test": 3}
-LIMIT_S = 12.0  # demonstrations take 4 to 7 s: time for a second try
+LIMIT_S = 12.0  # demonstrations take 4 to 7 s, so there is time for a second try
 
 
 class EvaluationError(Mendable):
@@ -60,8 +60,7 @@ class EvaluationError(Mendable):
 
 @dataclass(frozen=True)
 class Job:
-    """One episode: everything that a worker must know. `bundle` is the policy's own; `engine` is what its networks run
-    on."""
+    """One episode, as sent to a worker. `bundle`: folder of the policy's bundle; `engine`: runs its networks."""
 
     bundle: str
     digest: str
@@ -113,7 +112,7 @@ def _prepare(job: Job) -> tuple[World, SlowStep, FastStep]:
 
 
 def _drive_as(policy: str, fast: FastStep, oracle: Callable[[], float]) -> None:
-    """Set how `fast` chooses between experts, where it has any."""
+    """Set how `fast` chooses between experts; without effect for a policy that has no experts."""
     if isinstance(fast, ours.FastStep):
         fast.policy = ACTS_AS.get(policy, policy)
         fast.other_gate = oracle if policy == "oracle" else None
@@ -121,8 +120,8 @@ def _drive_as(policy: str, fast: FastStep, oracle: Callable[[], float]) -> None:
 
 
 def start_of(world: World, job: Job) -> Layout:
-    """The layout of a job's seed, equal for every policy. "near" begins at hover above the first subgoal, as
-    demonstrations do."""
+    """The layout drawn from a job's seed, equal for every policy. "near": the tool starts above the first subgoal,
+    where the descent of a demonstration begins."""
     code = (job.seed, list(TASKS).index(job.task), SPLITS[job.split])
     rng = np.random.default_rng([code[0], code[1], 0, code[2]])
     text = job.instructions[int(rng.integers(len(job.instructions)))]
@@ -142,9 +141,10 @@ def run_job(job: Job) -> dict[str, Any]:
 def run_and_keep(
     job: Job, look: Callable[[int, Observation], None] | None = None
 ) -> tuple[dict[str, Any], Episode, World]:
-    """Run one episode; returns its row, everything that happened, and the world at its end.
+    """Run one episode; returns its row, the recorded episode, and the world at its end.
 
-    `look` is called at every frame (for pictures; a policy that does not listen leaves most of them empty).
+    `look` is called at every frame with the time (ns) and the observation; its pictures are empty in most frames of a
+    policy that does not use them.
     """
     world, slow, fast = _prepare(job)
     world.reset(start_of(world, job))
@@ -181,8 +181,11 @@ def run_and_keep(
 
 
 def gate_score(pose: list[np.ndarray], episode: Episode, rate_hz: float) -> tuple[int, int]:
-    """Frames in which the choice of expert equals the rule of the gate's labels, applied in hindsight to the episode's
-    own proprioception and commands; and the number of frames with a choice."""
+    """Frames in which the chosen expert equals the gate's label, and frames with a choice.
+
+    The labels come from the rule of `sim.phases`, applied to the episode's measured poses and commands. `pose`: tool
+    pose float64[6] of every frame.
+    """
     n = len(episode.ticks)  # the policy did not act on a frame that ended the episode
     chosen = np.array([t.expert for t in episode.ticks])
     sent = np.array([t.sent_target for t in episode.ticks])
@@ -194,8 +197,8 @@ def gate_score(pose: list[np.ndarray], episode: Episode, rate_hz: float) -> tupl
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of an earlier run; a last line that was cut off is left out. Raises EvaluationError for a file with
-    something else."""
+    """Rows of an earlier run, without a last line that was cut off. Raises EvaluationError when another line is not a
+    row."""
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = []
@@ -226,9 +229,11 @@ def _open_rows(path: Path) -> Any:
     return f
 
 
-def _refuse_unfit(policy: str, path: Path, shared: bool, texts: Sequence[str]) -> None:
-    """Raise what `jobs_for` raises unless the bundle at `path` can drive as `policy` and knows `texts`. `shared`:
-    whether it is the bundle that all policies share, which cannot be a baseline's."""
+def _check_bundle(policy: str, path: Path, shared: bool, texts: Sequence[str]) -> None:
+    """Raises as `jobs_for` does unless the bundle at `path` can run as `policy` and knows the instructions `texts`.
+
+    `shared`: whether it is the bundle given for all policies, which cannot be a baseline's.
+    """
     if policy in BASELINES and shared:
         raise EvaluationError(
             f"policy '{policy}' needs its own bundle: train one with `harmowam train --baseline act`, and evaluate it "
@@ -261,10 +266,10 @@ def jobs_for(
     baselines: dict[str, Path] | None = None,
     engine: str = "cpu",
 ) -> list[Job]:
-    """All episodes. `tasks` are names of tasks, or instructions.
+    """All episodes of an evaluation. `tasks`: names of tasks, or instructions; `baselines`: bundles by baseline.
 
-    Raises BundleError for an instruction that a bundle does not know, EvaluationError for a baseline without its
-    bundle, PolicyError for a policy that a bundle is not.
+    Raises BundleError for an instruction that a bundle does not know, EvaluationError for a baseline without its own
+    bundle or a task that the simulator does not have, PolicyError for a mode that a bundle's policy does not have.
     """
     opened = Bundle.load(bundle)
     out = []
@@ -286,9 +291,9 @@ def jobs_for(
     own = {}
     for policy in policies:
         path = (baselines or {}).get(policy, bundle)
-        _refuse_unfit(policy, path, path == bundle, [texts[0] for _, texts in chosen])
+        _check_bundle(policy, path, path == bundle, [texts[0] for _, texts in chosen])
         own[policy] = (str(path), digest(path))
-    # Seeds are the outermost loop: an interrupted run has equally many episodes of every cell.
+    # Seeds are the outermost loop, so that an interrupted run has the same number of episodes in every cell.
     for seed in seeds:
         for task, texts in chosen:
             for environment in environments:
@@ -301,7 +306,7 @@ def jobs_for(
 
 
 def run_jobs(jobs: list[Job], rows: Path | None = None, workers: int | None = None) -> list[dict[str, Any]]:
-    """Rows of all `jobs`: rows in the file `rows` are read, missing ones are run and appended to it."""
+    """Rows of all `jobs`. Rows that are in the file `rows` are read; the other episodes are run and appended to it."""
     done = {r["key"]: r for r in read_rows(rows)} if rows else {}
     left = [j for j in jobs if j.key not in done]
     workers = max(1, min(workers or os.cpu_count() or 1, len(left)))

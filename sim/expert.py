@@ -1,8 +1,7 @@
-"""The scripted expert: privileged (it reads where things are), used to make demonstrations, never by a policy.
+"""The scripted expert, which makes the demonstrations. It reads the true state of the world; no policy uses it.
 
-It plans one minimum-jerk segment at a time between way-points of the end-effector. `clean(t)` is the plan, which
-becomes the label; smooth noise is added to what is executed (DART: Laskey et al. 2017), so that demonstrations show
-recoveries.
+It moves along minimum-jerk segments between way-points of the tool. `Follower.clean` is the plan, which becomes the
+label. Smooth noise is added to the executed target, so that demonstrations show recoveries (DART: Laskey et al. 2017).
 """
 
 from __future__ import annotations
@@ -16,17 +15,21 @@ from sim.tasks import ARM, CLOSED, HOME, OPEN, PAN_X, REACH, SEEN, TASKS, TOOL_P
 from sim.world import World
 
 HOVER = 0.070  # m, tool height in transit
-ENTRY_ROLL = 0.15  # rad, standard deviation of the heading at the start of a descent
-# m, standard deviation of its place: of usual starts, of far ones; share of far ones
+# Start of a descent: standard deviation of the roll (rad), of the position (m) for usual and for far starts, and the
+# share of far starts.
+ENTRY_ROLL = 0.15
 ENTRY_M, FAR_ENTRY_M, FAR_ENTRIES = 0.008, 0.018, 0.3
-RISE = 0.09  # m, height to which the jaws rise after letting go
-MISS = (0.003, 0.003, 0.06)  # standard deviation with which play puts one thing onto another: x, y (m), heading (rad)
+RISE = 0.09  # m, height to which the jaws rise after they have opened
+MISS = (0.003, 0.003, 0.06)  # standard deviation of x, y (m), heading (rad) when play puts one object onto another
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Move to `goal` [6] (pose and jaw) in `seconds`. `noise` scales the disturbance; `event`: the jaw moves at once;
-    `precise`: the disturbance fades out before the end."""
+    """Move to the tool pose `goal` float64[6] in `seconds`.
+
+    `noise` scales the disturbance. `event`: the jaw's goal jumps at the start. `precise`: the tool moves sideways
+    first, then down, and the disturbance fades out before the end.
+    """
 
     goal: np.ndarray
     seconds: float
@@ -36,14 +39,14 @@ class Segment:
 
 
 def pan(x: float, y: float) -> float:
-    """Heading of the arm when its tool is over (x, y)."""
+    """Yaw of the arm (rad) when its tool is over (x, y) (m)."""
     return math.atan2(y, x - PAN_X)
 
 
 def jaw_roll(yaw: float, x: float, y: float, symmetry: float) -> float:
-    """Wrist roll that aligns the jaws with a thing of heading `yaw` that looks the same every `symmetry` rad.
+    """Wrist roll (rad) that aligns the jaws with an object of heading `yaw` that looks the same every `symmetry` rad.
 
-    With the tool pointing down, its lateral axis is the pan direction turned by -roll, seen from above.
+    With the tool pointing down, its lateral axis is the pan direction rotated by -roll, seen from above.
     """
     want = (yaw - pan(x, y) + symmetry / 2) % symmetry - symmetry / 2
     return float(-want)
@@ -64,19 +67,20 @@ def _beside(x: float, y: float, roll: float, offset: float) -> tuple[float, floa
 
 
 def entry(rng: np.random.Generator, x: float, y: float) -> np.ndarray:
-    """Where the descent to (x, y) begins: a little to the side and sometimes far, because the reactive expert will not
-    be exact either."""
+    """Random position [2] (m) at which the descent to (x, y) begins, beside it and sometimes far: the reactive expert
+    will not arrive exactly either."""
     return np.array([x, y]) + rng.normal(0, FAR_ENTRY_M if rng.random() < FAR_ENTRIES else ENTRY_M, 2)
 
 
 def pick(
     world: World, rng: np.random.Generator, item: str, z: float, offset: float, start: np.ndarray
 ) -> list[Segment]:
-    """Hover, descend, close, lift. The descent begins to the side (`entry`) and with a turned tool."""
+    """Way-points to grasp `item` at height `z` (m): hover, descend, close, lift. The descent begins beside the item
+    (`entry`) and with a rotated tool. `offset`: of the grasp to the left of the item's centre, m."""
     x, y, _ = world.position(item)
     round_ring = item == "ring" and world.layout.environment != "object"
     symmetry = math.pi if item == "bar" else math.pi / 4 if round_ring else math.pi / 2
-    # A bar is grasped across: its length runs along the tool's forward axis. A round thing has no visible heading.
+    # A bar is grasped across its length, which is along the tool's forward axis. A round object has no visible heading.
     roll = 0.0 if world.is_round(item) else jaw_roll(world.yaw(item), x, y, symmetry)
     x, y = _beside(x, y, roll, offset)
     hx, hy = entry(rng, x, y)
@@ -101,8 +105,8 @@ def pick(
 def put(
     world: World, rng: np.random.Generator, item: str, goal: str, lift: np.ndarray, z: float, miss: np.ndarray
 ) -> list[Segment]:
-    """Carry what `pick` took (its last pose is `lift`) to `goal`, descend to `z`, open, rise. `miss`: offset from the
-    goal [x, y, heading]."""
+    """Way-points to place the item that `pick` grasped, whose last pose is `lift`, at `goal`: carry, descend to `z`
+    (m), open, rise. `miss`: error [x, y (m), heading (rad)] of the place."""
     task = TASKS[world.layout.task]
     roll, high = float(lift[4]), float(lift[2])
     px, py, _ = world.position(goal)
@@ -110,7 +114,7 @@ def put(
         turn = 0.5 * roll
     elif item == "ring":
         turn = roll
-    else:  # the held thing turns with the jaws: bring its heading into line with the goal
+    else:  # the held item rotates with the jaws: align its heading with the goal
         x, y, _ = world.position(item)
         held = 0.0 if world.is_round(item) else world.yaw(item) - (pan(x, y) - roll)  # heading relative to the jaws
         symmetry = math.pi if task.name == "slot" else math.pi / 2
@@ -157,8 +161,8 @@ def plan(world: World, rng: np.random.Generator) -> list[Segment]:
 
 
 def _next_to(world: World, item: str, other: str, side: str) -> tuple[float, float, str] | None:
-    """Where the tool puts `item` down on the table to one side of `other`, as far away as both need; None where it
-    cannot."""
+    """Position (x, y in m) and side to place `item` beside `other`, as close as both allow; None where another object
+    is in the way or the place is out of reach."""
     props = {p.name: p for p in TASKS[world.layout.task].props}
     x, y, _ = world.position(other)
     apart = props[item].room + props[other].room + 0.004
@@ -187,8 +191,8 @@ def _spoken(name: str) -> str:
 
 
 def _take(world: World, rng: np.random.Generator, target: str, start: np.ndarray) -> tuple[list[Segment], str]:
-    """Grasp `target` and let it go on top of another thing, next to one, or anywhere; returns way-points and a text of
-    what was done."""
+    """Grasp `target` and release it on top of another object, next to one, or anywhere; returns the way-points and a
+    text that describes what was done."""
     task = TASKS[world.layout.task]
     up = pick(world, rng, target, task.grasp_z, task.grasp_offset, start)
     lift = up[-1].goal
@@ -221,8 +225,8 @@ def _take(world: World, rng: np.random.Generator, target: str, start: np.ndarray
 
 
 def _touch(world: World, rng: np.random.Generator, target: str) -> tuple[list[Segment], str]:
-    """Touch `target`, and in a button row often another button after it; returns way-points and a text of what was
-    done."""
+    """Touch `target`, and in a button row often another button after it; returns the way-points and a text that
+    describes what was done."""
     touched, out = [target], []
     pressing = world.layout.task == "press"
     if pressing and rng.random() < 0.7:
@@ -238,10 +242,10 @@ def _touch(world: World, rng: np.random.Generator, target: str) -> tuple[list[Se
 
 
 def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], str]:
-    """Task-agnostic play: wander, touch things, and often grasp one and let it go anywhere, next to another thing, or
-    on top of it. Returns the way-points, and a text that says in hindsight what was done."""
+    """Task-agnostic play: move about, touch objects, and often grasp one and release it anywhere, next to another
+    object, or on top of it. Returns the way-points and a text that describes what was done."""
     names = list(world.layout.places)
-    for _ in range(3):  # things that can be taken teach more than those that can only be touched
+    for _ in range(3):  # prefer objects that can be grasped: they teach more than those that can only be touched
         target = names[int(rng.integers(len(names)))]
         if world.free_joint(target) is not None:
             break
@@ -259,7 +263,7 @@ def plan_play(world: World, rng: np.random.Generator) -> tuple[list[Segment], st
 
 
 class Follower:
-    """Follows the segments: `step(dt)` gives the executed target, `clean()` the plan."""
+    """Follows the segments. `step(dt)` gives the executed target, `clean()` the plan without the disturbance."""
 
     def __init__(self, world: World, segments: list[Segment], rng: np.random.Generator, noise_m: float = 0.008):
         self.segments, self.rng, self.noise_m = segments, rng, noise_m
@@ -271,7 +275,7 @@ class Follower:
         self._gain = 0.0
 
     def clean(self, ahead: float = 0.0) -> np.ndarray:
-        """The plan `ahead` seconds from now, [6]."""
+        """Tool pose of the plan `ahead` seconds from now, float64[6]."""
         i, t, start = self.index, self.t + ahead, self.start
         while i < len(self.segments) and t >= self.segments[i].seconds:
             t -= self.segments[i].seconds
@@ -291,7 +295,7 @@ class Follower:
         return target
 
     def step(self, dt: float) -> tuple[np.ndarray, bool]:
-        """Executed target [6], and whether the plan is over."""
+        """Advance by `dt` seconds; returns the executed tool pose float64[6] and whether the plan has ended."""
         self.t += dt
         while self.index < len(self.segments) and self.t >= self.segments[self.index].seconds:
             self.t -= self.segments[self.index].seconds

@@ -1,5 +1,5 @@
-"""Phases of an episode, transit or interaction, found in hindsight from proprioception and commands: the rule of the
-gate's labels and score."""
+"""Phases of an episode, transit or interaction, found afterwards from measured poses and commands: the rule behind the
+gate's labels and its score."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import numpy as np
 
 from sim.tasks import CLOSED, OPEN
 
-# a lowest point of the tool below this height is an event even when the jaw does not move (pressing a button)
+# a local minimum of the tool's height below this is an event even when the jaw does not move (pressing a button)
 TOUCH_M = 0.055
-# As in `export.config.Config`: time round an event, height, and sideways distance to the next event that count as
-# interaction.
+# Interaction, with the values of `export.config.Config`: time around an event, height of the tool, horizontal distance
+# to the next event.
 WINDOW_S, LOW_M, NEAR_M = 0.35, 0.062, 0.030
 
 
 def find_events(pose: np.ndarray, target: np.ndarray, last: np.ndarray, rate_hz: float) -> np.ndarray:
-    """Rows int32[E] where the gripper opens or closes, or touches something from above; from proprioception and
-    commands alone.
+    """Rows int32[E] in which the gripper opens or closes, or touches an object from above; uses poses and commands
+    only.
 
     `pose`, `target` [N,6] are measured and commanded poses of whole episodes, concatenated; `last` [N] is the last row
     of each row's episode.
@@ -55,8 +55,8 @@ def interaction(
 ) -> np.ndarray:
     """bool[N]: whether each row is interaction; `pose`, `events` and `last` as in `find_events`.
 
-    A row is interaction when the tool is low, when an event is near in time, or when the tool is above the place of the
-    next event: the remaining motion is precise then.
+    A row is interaction when the tool is low, when an event is near in time, or when the tool is above the position of
+    the next event, because the rest of the motion is precise then.
     """
     near = pose[:, 2] < low_m
     window = round(window_s * rate_hz)

@@ -1,4 +1,4 @@
-"""From rows of episodes to tables: cells, means over tasks, relative drops, paired differences."""
+"""Tables from the rows of an evaluation: cells, means over tasks, relative drops, paired differences."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _share(rows: list[Row], good: Callable[[Row], bool]) -> float | None:
 
 
 def measures(rows: list[Row]) -> dict[str, Any]:
-    """Counts and shares over episodes of one policy; None where nothing could be counted."""
+    """Counts and shares over the episodes `rows` of one policy; a share is None where there is no episode to count."""
     home = [r for r in rows if r["start"] == "home"]
     near = [r for r in rows if r["start"] == "near"]
     arrived = [r for r in home if r["transit"]]
@@ -127,7 +127,7 @@ COLUMNS = (
 
 
 def table(rows: list[Row]) -> list[list[str]]:
-    """The rows of the paper's table below COLUMNS: policy by environment, all tasks together."""
+    """The paper's table: one row per policy and environment, over all tasks; texts in the order of COLUMNS."""
     total = summary(rows)["policies"]
     out = []
     by = grouped(rows, "policy", "environment")
@@ -157,7 +157,7 @@ def table(rows: list[Row]) -> list[list[str]]:
 
 
 def sentences(rows: list[Row]) -> list[str]:
-    """The summary in words."""
+    """`summary` as sentences."""
     s = summary(rows)
     out = [
         f"{p}: seen {_percent(v['seen'], 1)}, mean of unseen {_percent(v['unseen'], 1)}, relative drop "

@@ -1,13 +1,13 @@
-"""Judges an episode from the simulator's true state: transit, interaction, how it failed, and the oracle's choice of
+"""Judges an episode from the simulator's true state: transit, interaction, kind of failure, and the oracle's choice of
 expert.
 
-An episode is a sequence of subgoals: the item and then the goal, or one button after the other. The next subgoal is due
-when the last one is done (the item is held, the button is down). *Reached* means that the tool stayed for 0.2 s (longer
-than flying over it at transit speed takes) within 25 mm (sideways) of where the subgoal wants it. Most demonstrations
-start their descent with a standard deviation of 8 mm, so this is three standard deviations, the range in which the
-predictive expert was taught to take over. On the way to the goal, the held item must reach it. *Transit* succeeded when
-every subgoal that became due was reached, or the held item fell on the way; a later failure counts as interaction. So
-success = transit x (interaction given transit).
+An episode is a sequence of subgoals: the item and then the goal, or one button after the other. A subgoal is due when
+the previous one is done (the item is held, the button is down). A subgoal is *reached* when the tool has stayed within
+25 mm (horizontally) of its target for 0.2 s, longer than passing over it in transit takes. Most demonstrations start
+their descent with a standard deviation of 8 mm: 25 mm are three standard deviations, the range in which the predictive
+expert was trained to take over. For the goal, the held item must be there, not the tool. *Transit* succeeded when every
+subgoal that became due was reached, or the held item fell on the way; a later failure counts as interaction. So success
+= transit x (interaction given transit).
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from sim.world import World
 
 REACHED_M = 0.025
 DWELL_NS = 200_000_000
-LEAVE = 1.6  # factor of hysteresis: the oracle changes back only at this many times the distance
-SURE_NS = 100_000_000  # a grasp or a loss counts when it lasts this long
-STUCK_NS = 2_500_000_000  # nothing has moved for this long: equal pictures give equal commands for ever
+LEAVE = 1.6  # hysteresis: the oracle changes back at this many times REACHED_M
+SURE_NS = 100_000_000  # a grasp or a loss counts after this time
+STUCK_NS = 2_500_000_000  # nothing has moved for this time: equal pictures give equal commands, so nothing will
 STILL_RAD, STILL_M = 0.004, 0.0005
 OFF_TABLE_M = -0.01
-TOLD = {  # `Score.failure` -> what the arm did, in words for a person
+TOLD = {  # `Score.failure` -> the end of a sentence that begins with "the arm"
     "took the wrong button": "pressed the wrong button",
     "took the wrong item": "took the wrong item",
-    "pushed out of reach": "pushed a thing out of its reach",
+    "pushed out of reach": "pushed an object out of its reach",
     "dropped on the way": "dropped the item on the way",
     "never got to the item": "never got to the item",
     "never got to the goal": "took the item but never got to its goal",
     "never got to the button": "never got to the button",
-    "did not press it home": "got to the button but did not press it home",
+    "did not press it home": "got to the button but did not press it far enough",
     "grasped nothing": "got to the item but grasped nothing",
     "never let go": "took the item to its goal but never let go",
     "placed it badly": "placed the item badly",
@@ -50,13 +50,13 @@ class Score:
         self.task, self.roles = TASKS[world.layout.task], world.layout.roles
         self.press = world.layout.task == "press"
         self.count = len(self.roles)
-        self.faced = 0  # index of the furthest subgoal that became due
+        self.furthest = 0  # highest index of a subgoal that became due
         self.reached = [False] * self.count
         self.held = False
         self.dropped = False  # before the goal was reached
-        self.wrong = False  # took or pressed a thing that was not asked for
-        self.near = False  # the oracle's choice
-        self._since: int | None = None  # the tool has been at the subgoal that is due
+        self.wrong = False  # an object that was not asked for was grasped or pressed
+        self.near = False  # the oracle chooses the predictive expert
+        self._since: int | None = None  # since when the tool has been at the subgoal that is due, ns
         self._grip_since: int | None = None
         self._still: tuple[int, np.ndarray] | None = None
         self._wrong_since: int | None = None
@@ -79,7 +79,7 @@ class Score:
         return int(self.held)
 
     def distance(self) -> float:
-        """Sideways distance (m) of the tool from where the subgoal that is due wants it."""
+        """Horizontal distance (m) of the tool, or of the held item, from the target of the subgoal that is due."""
         w = self.world
         tool = w.pose[:2]
         if self.press:
@@ -94,7 +94,7 @@ class Score:
         return float(self.near)
 
     def watch(self, now_ns: int) -> str:
-        """Judge this frame; returns a text where the episode is hopeless."""
+        """Judge this frame; returns a reason to end an episode that cannot succeed any more, else ""."""
         w = self.world
         self.pose.append(w.pose)
         before = self._due()
@@ -107,7 +107,7 @@ class Score:
             else:
                 self.wrong = self.wrong or now_ns - self._wrong_since >= SURE_NS
         due = self._due()
-        self.faced = max(self.faced, due)
+        self.furthest = max(self.furthest, due)
         away = self.distance()
         self.near = away < REACHED_M * (LEAVE if self.near else 1.0)
         if away > REACHED_M or due != before:
@@ -145,22 +145,23 @@ class Score:
         return "stuck" if now_ns - self._still[0] > STUCK_NS and not w.success() else ""
 
     def transit(self, success: bool) -> bool:
-        return success or self.dropped or all(self.reached[: self.faced + 1])
+        """Whether transit succeeded; `success`: whether the episode did."""
+        return success or self.dropped or all(self.reached[: self.furthest + 1])
 
     def failure(self, ended: str) -> str:
-        """The kind of failure."""
-        thing = "button" if self.press else ("item", "goal")[self.faced]
+        """The kind of failure, a key of TOLD; `ended`: why the episode ended."""
+        target = "button" if self.press else ("item", "goal")[self.furthest]
         if self.wrong:
             return f"took the wrong {'button' if self.press else 'item'}"
         if ended == "out of reach":
             return "pushed out of reach"
         if self.dropped:
             return "dropped on the way"
-        if not self.reached[self.faced]:
-            return f"never got to the {thing}"
+        if not self.reached[self.furthest]:
+            return f"never got to the {target}"
         if self.press:
             return "did not press it home"
-        if self.faced == 0:
+        if self.furthest == 0:
             return "grasped nothing"
         return "never let go" if self.held else "placed it badly"
 

@@ -1,5 +1,5 @@
-"""The simulated robot as processes of its own: physics and servo bus in one, cameras in another. The runtime sees a
-serial port and camera slots, nothing else.
+"""The simulated robot as two processes: one for physics and servo bus, one for the cameras. The runtime uses only its
+serial port and its camera slots, as it does with a real robot.
 
     python -m sim.server --help
 """
@@ -34,16 +34,17 @@ from sim.tasks import ARM
 if TYPE_CHECKING:
     from sim.world import World
 
-# A process that starts the simulator or reads its truth needs no MuJoCo: only the two processes below load it.
+# MuJoCo is imported inside `serve` and `serve_cameras`: a process that only starts the simulator does not need it.
 
-# Priorities (common/timing.py): real hardware needs no processor, so simulated hardware must not take one from the fast
-# loop. Servos and rendering run above the slow loop and below the fast one: otherwise every picture would wait for a
-# forward pass of the world model. A transfer has the highest priority and takes a tenth of a millisecond. A camera
-# hands over its pictures at even intervals, after the time that read-out and transfer take. A picture that is rendered
-# early waits for that instant; one that is rendered late is handed over late.
+# Priorities (common/timing.py): real hardware uses no processor time, so simulated hardware must not delay the fast
+# loop. Servos and rendering run above the slow loop and below the fast one; below the slow loop every picture would
+# wait for a forward pass of the world model. A transfer has the highest priority and takes 0.1 ms.
+#
+# A real camera delivers pictures at even intervals, TRANSFER_NS after the exposure (read-out and transfer). So a
+# picture that is rendered early waits for that instant; one that is rendered late is delivered late.
 TRANSFER_NS = 8_000_000
 TRUTH_SLOT = "truth.slot"
-ROBOT = f"sim_{ARM.NAME}"  # unless another one is named
+ROBOT = f"sim_{ARM.NAME}"  # default robot
 _TRUTH = struct.Struct("<qqdB63s")  # time, first success (0: none yet), simulated seconds, success now, failures so far
 SCORE_EVERY = 10  # servo periods between two judgements: 25 per second, like an evaluation's camera
 
@@ -55,29 +56,30 @@ class SimulatorError(Mendable):
 def _command(slots: Path, robot: str, seed: int, task: str | None, fps: float) -> list[str]:
     """The command that runs this module as a process."""
     words = ["--slots", str(slots), "--robot", robot, "--seed", str(seed), "--fps", str(fps)]
+    words += ["--starter", str(os.getpid())]
     return module_command("sim.server", *words, *(["--task", task] if task else []))
 
 
 class _Judge:
-    """Whether the task is done, when it was for the first time (monotonic ns, 0: never), and what went wrong so far."""
+    """Whether the task is done, when it was done first (monotonic ns, 0: never), and the kind of failure so far."""
 
     def __init__(self, world: World):
         from sim.score import Score
         from sim.tasks import TASKS
         from sim.trace import FAILURE
 
-        self.world, self.looks, self.first_success = world, 0, 0
+        self.world, self.periods, self.first_success = world, 0, 0
         self.score = Score(world) if world.layout.task in TASKS else None
         self.failure = FAILURE.encode()
 
     def look(self, now_ns: int) -> bool:
-        """Whether the task is done at `now_ns`. A traced path cannot be undone: it stays done."""
+        """Call once per servo period; returns whether the task is done. A traced circle stays done."""
         done = self.world.success() or (self.score is None and self.first_success > 0)
         self.first_success = self.first_success or (now_ns if done else 0)
-        if self.score is not None and self.looks % SCORE_EVERY == 0:
+        if self.score is not None and self.periods % SCORE_EVERY == 0:
             self.failure = self.score.told(self.score.watch(now_ns)).encode()
-            self.score.pose.clear()  # unused, and a simulator may run for days
-        self.looks += 1
+            self.score.pose.clear()  # not used here; it would grow while the simulator runs
+        self.periods += 1
         return done
 
 
@@ -87,26 +89,26 @@ def serve(
     seed: int,
     task: str | None,
     fps: float,
-    faults: tuple[str, ...] = (),
-    terminal: bool = True,
+    faults: tuple[str, ...],
+    terminal: bool,
+    starter: int,
 ) -> int:
-    """Physics on the wall clock and the bus on a pseudo-terminal (or a socket), until SIGTERM or the death of the
-    parent.
+    """Run physics in real time and the servo bus on a pseudo-terminal, until SIGTERM or until `starter`, the process
+    that started this one, ends.
 
-    `robot`: the simulated robot's file, or its name; its servos are on the bus. `faults`: NAME@SECONDS each, injected
-    into the bus so long after the torque was first switched on.
+    `robot`: file or name of a simulated robot, whose servos are on the bus. `faults`: NAME@SECONDS each, injected into
+    the bus that long after the torque is first switched on. `terminal` False: the bus is on a Unix socket.
     """
     from sim.plant import servos
     from sim.trace import sample_start
     from sim.world import SERVO_DT, World
 
-    parent = os.getppid()
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     rng = np.random.default_rng([seed, 7])
     described = load_robot(robot)
-    world = World(layout=sample_start(rng, described.family, task), arm=described.family)
+    world = World(layout=sample_start(rng, described.family, task), family=described.family)
     truth = SlotWriter(slots / TRUTH_SLOT, _TRUTH.size + world.visible.nbytes)
     for name in ("front", "wrist"):
         (slots / f"{name}.json").write_text(json.dumps(world.camera(name).to_json()))
@@ -120,7 +122,7 @@ def serve(
     began = time.monotonic_ns()
     judge, announced = _Judge(world), False
     pending = [parse_fault(f) for f in faults]
-    while not stop and os.getppid() == parent and cameras.poll() is None:
+    while not stop and os.getppid() == starter and cameras.poll() is None:
         now = ticker.wait()
         world.advance((now - began) * 1e-9 - world.time_s)
         if pending and bus.bus.get(first, "torque_enable"):
@@ -138,23 +140,25 @@ def serve(
     return 0
 
 
-def serve_cameras(slots: Path, robot: str, seed: int, task: str | None, fps: float) -> int:
-    """Render the newest truth at `fps` into camera slots, stamped with the time of that truth, handed over
-    `TRANSFER_NS` after the tick (at more than 100 fps sooner: within 0.8 of the period)."""
+def serve_cameras(slots: Path, robot: str, seed: int, task: str | None, fps: float, starter: int) -> int:
+    """Render the newest state of the world at `fps` into camera slots, until `starter` ends.
+
+    Each picture has the time stamp of its state and is delivered `TRANSFER_NS` after the tick, or after 0.8 of the
+    period where that is shorter (above 100 fps).
+    """
     from sim.trace import sample_start
     from sim.world import CAMERA_SIZE, World
 
-    parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     arm = load_robot(robot).family
-    world = World(layout=sample_start(np.random.default_rng([seed, 7]), arm, task), arm=arm)
+    world = World(layout=sample_start(np.random.default_rng([seed, 7]), arm, task), family=arm)
     truth = SlotReader(slots / TRUTH_SLOT)
     width, height = CAMERA_SIZE
     writers: dict[str, FrameWriter] = {}
     prefer(SIM_CAMERA_PRIORITY)
     ticker = Ticker(fps)
     transfer_ns = min(TRANSFER_NS, ticker.period_ns * 4 // 5)
-    while os.getppid() == parent:
+    while os.getppid() == starter:
         due = ticker.wait()
         got = truth.read()
         if got is not None:
@@ -172,8 +176,11 @@ def serve_cameras(slots: Path, robot: str, seed: int, task: str | None, fps: flo
 
 
 def judged(slots: Path, since_ns: int) -> dict[str, Any]:
-    """The simulator's judgement, for reports only; the loops never open it: `success` (at any time), `success_after_s`
-    (0: none), `success_at_end` (now), and `failure` so far (see `sim.score.TOLD`; "" while there is success)."""
+    """The simulator's verdict, for reports only; the loops do not read it.
+
+    `success`: at any time after `since_ns` (monotonic); `success_after_s`: 0 without success; `success_at_end`: now;
+    `failure`: kind of failure so far (`sim.score.TOLD`), "" during success.
+    """
     got = SlotReader(slots / TRUTH_SLOT).read()
     _, first, _, now, failure = _TRUTH.unpack_from(got[0]) if got is not None else (0, 0, 0.0, 0, b"")
     return {
@@ -194,15 +201,15 @@ def start(
     terminal: bool = True,
     robot: str = ROBOT,
 ) -> tuple[subprocess.Popen[str], dict[str, str]]:
-    """Start the simulated robot (its file, or its name); returns the process and {"port", "instruction"} once cameras
-    and bus are up."""
+    """Start the simulated robot `robot` (file or name); returns the process and {"port", "instruction"} when cameras
+    and bus are ready. Raises SimulatorError when they are not within `timeout_s`."""
     slots.mkdir(parents=True, exist_ok=True)
     for name in ("front", "wrist"):
         frames_path(slots, name).unlink(missing_ok=True)
     command = [*_command(slots, robot, seed, task, fps), *(x for f in faults for x in ("--fault", f))]
     command += [] if terminal else ["--socket"]
-    # A session of its own: Ctrl-C goes to the parent only, which ends the simulator; a child that is still importing
-    # would print a traceback.
+    # In a process session of its own, so that Ctrl-C reaches the parent only, which ends the simulator: a child that is
+    # still importing would print a traceback.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     try:
@@ -215,7 +222,7 @@ def start(
     if not line:
         process.terminate()
         process.communicate()
-        by_hand = "`python -m sim.server --slots /tmp/sim`"
+        by_hand = "`python -m sim.server --slots out/sim`"
         raise SimulatorError(f"the simulated robot did not start: see its message above, or run {by_hand} to see why.")
     return process, dict(json.loads(line))
 
@@ -238,11 +245,14 @@ def main() -> int:
         "--socket", action="store_true", help="the servo bus on a Unix socket instead of a pseudo-terminal"
     )
     parser.add_argument("--cameras", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--starter", type=int, default=os.getppid(), help="parent process; without it, this one ends")
     args = parser.parse_args()
     args.slots.mkdir(parents=True, exist_ok=True)
     if args.cameras:
-        return serve_cameras(args.slots, args.robot, args.seed, args.task, args.fps)
-    return serve(args.slots, args.robot, args.seed, args.task, args.fps, tuple(args.fault), not args.socket)
+        return serve_cameras(args.slots, args.robot, args.seed, args.task, args.fps, args.starter)
+    return serve(
+        args.slots, args.robot, args.seed, args.task, args.fps, tuple(args.fault), not args.socket, args.starter
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Confidence intervals of counts: one proportion, and the difference of two proportions on the same starts."""
+"""Confidence intervals for one proportion and for the difference of two paired proportions."""
 
 from __future__ import annotations
 

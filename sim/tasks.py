@@ -1,8 +1,7 @@
-"""Six table-top tasks and four environments: where things stand, what is asked for, and when the physics counts as
-success.
+"""Six table-top tasks and four environments: positions of the objects, instructions, and the test for success.
 
-Regions: demonstrations of tasks cover `SEEN` of the table; the "position" environment puts the item (and the goal, when
-there is room) into `UNSEEN`. Play covers both. No policy sees anything of this module.
+Regions of the table: demonstrations of tasks use `SEEN`; the environment "position" puts the item (and the goal, if
+there is room) into `UNSEEN`; play uses both. No policy uses this module.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ from firmware_bridge.arms.so101 import FAMILY
 Region = tuple[tuple[float, float], tuple[float, float]]  # (x, y) of two corners, m
 Places = dict[str, tuple[float, float, float]]  # body -> x, y (m), heading (rad)
 
-ARM = FAMILY  # the arm whose reach the tasks are laid out for, and whose demonstrations trained the shipped checkpoint
+ARM = FAMILY  # the tasks fit the reach of this arm; its demonstrations trained the shipped checkpoint
 ENVIRONMENTS = ("seen", "background", "position", "object")
 SEEN = ((0.162, -0.125), (0.260, 0.030))  # (x, y) of two corners, m
 UNSEEN = ((0.162, 0.045), (0.260, 0.125))
 REACH = 0.225  # m from the pan axis, tool pointing down
 PAN_X = ARM.links.pan_forward
-REST_S = 0.2  # success must last this long
-OPEN, CLOSED = 0.6, 0.05  # jaw angles, rad
-TOOL_PITCH = 1.40  # rad; 10 degrees from the vertical keep the wrist inside its limits over the whole table
+REST_S = 0.2  # success must last this long, s
+OPEN, CLOSED = 0.6, 0.05  # jaw openings, rad
+TOOL_PITCH = 1.40  # rad; 10 degrees from the vertical, so that the wrist is inside its limits over the whole table
 HOME = np.array([0.17, 0.0, 0.09, TOOL_PITCH, 0.0])
 N_DISTRACTORS = 8
 TABLES = {
     "seen": ("",),
-    # A third of play is on the plain table: otherwise "plain" would mean "things stand where demonstrations have them".
+    # A third of play uses the plain table; else a policy could learn that objects on a plain table are in SEEN only.
     "play": (*[""] * 7, "train0", "train1", "train2", "train3", "train4", *["drawn"] * 9),
     "background": ("test0", "test1", "test2", "test3"),
 }
@@ -39,7 +38,8 @@ TABLES = {
 
 @dataclass(frozen=True)
 class Prop:
-    """A body of the scene: the room that it needs around itself (m) and its range of headings (rad)."""
+    """A body of the scene. `room`: radius of the space that it needs (m); `yaw`: largest heading to either side
+    (rad)."""
 
     name: str
     room: float
@@ -48,15 +48,15 @@ class Prop:
 
 @dataclass(frozen=True)
 class Task:
-    """`instructions` maps each text to its roles: (item, goal), or the buttons in the order to press them. Heights of
-    the tool in m."""
+    """One task. `instructions` maps each text to its roles: (item, goal), or the buttons in the order to press them.
+    `grasp_z`, `place_z`: heights of the tool, m."""
 
     name: str
     props: tuple[Prop, ...]
     instructions: dict[str, tuple[str, ...]]
     grasp_z: float = 0.014
     place_z: float = 0.022
-    # From the item's centre to the tool, sideways, m. The moving jaw pushes everything against the fixed one, 18 mm
+    # Lateral offset from the item's centre to the tool, m. The moving jaw pushes the item against the fixed jaw, 18 mm
     # from the tool.
     grasp_offset: float = -0.002
     place_offset: float = 0.0055
@@ -125,8 +125,8 @@ INSTRUCTIONS: dict[str, str] = {text: t.name for t in TASKS.values() for text in
 
 @dataclass(frozen=True)
 class Look:
-    """Table top (a material, or "" for the plain one), brightness of the lights, and poses of the clutter [(x, y,
-    yaw)]."""
+    """Appearance of a scene: table top (a material; "" is the plain one) and its colour, brightness and direction of
+    the lights, distractors as (index, x, y (m), yaw (rad))."""
 
     table: str = ""
     colour: tuple[float, float, float] = (0.62, 0.58, 0.54)
@@ -134,12 +134,12 @@ class Look:
     ambient: float = 0.35
     light: tuple[float, float, float] = (-0.1, -0.4, -1.0)
     clutter: tuple[tuple[int, float, float, float], ...] = ()
-    tint: int = 0  # seed of colours and shapes of things and of a table top "drawn"; 0 leaves them unchanged
+    tint: int = 0  # seed for colours and shapes of objects and for the table top "drawn"; 0 leaves them unchanged
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One start. `places` maps body -> (x, y, yaw); `start` is the end-effector pose [5], `jaw` its opening (rad);
+    """One start. `places` maps body -> (x, y (m), yaw (rad)); `start` is the tool pose [5], `jaw` its opening (rad);
     `pressed` are the buttons that are already lit."""
 
     task: str
@@ -193,8 +193,8 @@ def _row(rng: np.random.Generator, region: Region) -> Places:
 
 
 def sample_look(rng: np.random.Generator, environment: str, places: Places) -> Look:
-    """The look of the table: plain for "seen", "position" and "object"; another top, light and clutter for "background"
-    and "play"."""
+    """A random appearance: plain for "seen", "position" and "object"; other table top, lights and distractors for
+    "background" and "play"."""
     if environment not in ("background", "play"):
         return Look()
     table = str(rng.choice(TABLES[environment]))
@@ -269,7 +269,7 @@ class Judged(Protocol):
 
 
 def success(world: Judged) -> bool:
-    """Whether the instruction is fulfilled, judged from the state of the world and not from what a script did."""
+    """Whether the instruction is fulfilled, from the state of the world only."""
     layout = world.layout
     roles = layout.roles
     if layout.task == "press":

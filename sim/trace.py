@@ -1,9 +1,8 @@
-"""A demonstration that an arm of any family can give: its tool follows a circle in the air in front of it, and its jaw
-opens and closes.
+"""A task for any arm family: the tool follows a circle in the air in front of the arm, while the jaw opens and closes.
 
-The six table-top tasks (`sim.tasks`) are laid out for one arm's reach. This task is laid out by each arm's own reach.
-The circle stands upright across the arm; the instruction says whether the tool goes round clockwise or
-counter-clockwise, as seen from behind the arm. Every joint has to move.
+The six table-top tasks (`sim.tasks`) fit the reach of one arm; this task scales with the reach of each arm. The circle
+is in a vertical plane in front of the arm; the instruction gives the direction, clockwise or counter-clockwise as seen
+from behind the arm. Every joint has to move.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ TASK = "trace"  # sim/assets/trace.xml: an empty table
 # instruction -> direction: 1 is clockwise
 INSTRUCTIONS = {"trace a circle clockwise": 1, "trace a circle counter-clockwise": -1}
 FAILURE = "did not go round its circle"  # the end of a sentence that begins with "the arm"
-SPEED_M_S = 0.04  # speed of the tool: a larger arm takes longer for one round
+SPEED_M_S = 0.04  # speed of the tool; one round takes a larger arm longer
 # centre (ahead, height) and radius of the circle, in shares of the arm's reach
 AHEAD, HEIGHT, RADIUS = 0.54, 0.34, 0.08
 PITCH, ROLL = 0.6, 0.3  # rad: pitch of the approach axis below the horizon; largest turn of the wrist to either side
 JAW, JAW_SWING = 0.4, 0.2  # opening of the jaw in shares of its range: mean and amplitude
-# largest offset of a demonstration's start from the circle: in shares of the reach, and in rad
+# largest offset of a demonstration's start from the circle: share of the reach, and rad
 ASIDE, TURNED = 0.06, 0.2
 JOIN_S = 1.5  # time after which the tool has joined the circle
-NOISE, NOISE_S = 0.02, 0.35  # the disturbance: m per m of reach, and its correlation time in s
+NOISE, NOISE_S = 0.02, 0.35  # disturbance: standard deviation in m per m of reach, and correlation time in s
 # success: largest distance from the circle (share of the reach), and largest relative error of the speed
 ON_TRACK, PACE = 0.04, 0.5
 
@@ -53,8 +52,8 @@ def angle_at(arm: Family, tool: np.ndarray) -> float:
 
 
 def sample_trace(rng: np.random.Generator, arm: Family, instruction: str | None = None, aside: float = ASIDE) -> Layout:
-    """A random start up to `aside` (share of the reach) beside the circle; the direction is drawn where no instruction
-    is given."""
+    """A random start, at most `aside` (share of the reach) away from the circle per axis; draws the instruction where
+    none is given."""
     texts = list(INSTRUCTIONS)
     instruction = texts[int(rng.integers(len(texts)))] if instruction is None else instruction
     start = track(arm, float(rng.uniform(-math.pi, math.pi)))
@@ -64,20 +63,19 @@ def sample_trace(rng: np.random.Generator, arm: Family, instruction: str | None 
 
 
 def sample_start(rng: np.random.Generator, arm: Family, instruction: str | None = None) -> Layout:
-    """A random start of `instruction`, or of any task that is laid out for that arm: the start of a run. On the circle,
-    the start has no offset."""
+    """The random start of a run: of `instruction`, or of any task for that arm. A circle is started without offset."""
     if instruction in INSTRUCTIONS or (instruction is None and arm.NAME != ARM.NAME):
         return sample_trace(rng, arm, instruction, aside=0.0)
     return sample_layout(rng, instruction)
 
 
 class Tracer:
-    """Moves from a start to the circle and round it for `seconds`, with a disturbance. As in `sim.expert.Follower`,
-    `step(dt)` gives the executed target [6], `clean()` the plan."""
+    """Moves from the start to the circle and round it for `seconds`, with a disturbance. As in `sim.expert.Follower`,
+    `step(dt)` gives the executed tool pose float64[6], `clean()` the plan."""
 
     def __init__(self, arm: Family, layout: Layout, rng: np.random.Generator, seconds: float):
         self.arm, self.rng, self.seconds, self.t = arm, rng, seconds, 0.0
-        self.way = INSTRUCTIONS[layout.instruction]
+        self.direction = INSTRUCTIONS[layout.instruction]
         start = np.append(layout.start, layout.jaw)
         self.angle = angle_at(arm, start)
         self.aside = start - track(arm, self.angle)
@@ -88,7 +86,8 @@ class Tracer:
     def clean(self) -> np.ndarray:
         s = min(self.t / JOIN_S, 1.0)
         left = 1.0 - s**3 * (10 - 15 * s + 6 * s * s)
-        return track(self.arm, self.angle + self.way * 2 * math.pi * self.t / round_s(self.arm)) + left * self.aside
+        angle = self.angle + self.direction * 2 * math.pi * self.t / round_s(self.arm)
+        return track(self.arm, angle) + left * self.aside
 
     def step(self, dt: float) -> tuple[np.ndarray, bool]:
         self.t += dt
@@ -97,10 +96,10 @@ class Tracer:
 
 
 class Moving(Protocol):
-    """The state that success is read from; `sim.world.World` is one. True joint angles (rad) and rates (rad/s)
+    """The part of `sim.world.World` that `success` uses: true joint angles `q` (rad) and velocities `qd` (rad/s),
     float64[J]."""
 
-    arm: Family
+    family: Family
     layout: Layout
 
     @property
@@ -111,9 +110,8 @@ class Moving(Protocol):
 
 
 def success(world: Moving) -> bool:
-    """Whether the tool is on its circle and moves round it in the instructed direction, by the true joint angles and
-    rates."""
-    arm, dt = world.arm, 0.01
+    """Whether the tool is on its circle and moves along it in the instructed direction, with the right speed."""
+    arm, dt = world.family, 0.01
     here, then = (arm.tool(world.q + k * dt * world.qd)[:3, 3] for k in (0, 1))
     angle = angle_at(arm, here)
     turned = (angle_at(arm, then) - angle + math.pi) % (2 * math.pi) - math.pi

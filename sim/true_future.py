@@ -1,8 +1,7 @@
-"""The oracle future: what the world model should have predicted, from a scripted expert that continues from the present
-state.
+"""The true future, in place of the world model's prediction: the scripted expert continues from the present state.
 
-It separates errors of the prediction from errors of its use: failures that remain with the true future are the reactive
-expert's. Privileged; for evaluation only.
+It separates errors of the prediction from errors in using it: failures that remain with the true future are caused by
+the reactive expert. It reads the true state; for evaluation only.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from sim.tasks import CLOSED, OPEN
 from sim.world import World
 
 DT = 0.02  # s, control period of the expert
-HORIZON_S = (0.4, 0.8)  # and the next event, as the world model predicts them
-MOST_S = 6.0
+HORIZON_S = (0.4, 0.8)  # s; the world model predicts these times and the next event
+MOST_S = 6.0  # s; a later event is replaced by this time
 
 
-def go_on(ghost: World, world: World) -> None:
+def copy_state(ghost: World, world: World) -> None:
     """Copy the state of `world` into `ghost`: bodies, servos, buttons."""
     ghost.reset(world.layout)
     ghost.data.qpos[:], ghost.data.qvel[:], ghost.data.ctrl[:] = world.data.qpos, world.data.qvel, world.data.ctrl
@@ -37,7 +36,7 @@ def go_on(ghost: World, world: World) -> None:
 
 
 def remaining(ghost: World) -> list[Segment]:
-    """The expert's way-points from the ghost's state, without those that are done."""
+    """The expert's way-points from the ghost's state; without the grasp if the item is held."""
     segments = plan(ghost, np.random.default_rng(0))
     if ghost.layout.task != "press" and ghost.holds(ghost.layout.roles[0]):
         first_close = next(i for i, s in enumerate(segments) if s.event and s.goal[5] < 0.5 * (OPEN + CLOSED))
@@ -85,11 +84,11 @@ class TrueFutureStep:
     def step(self, now_ns: int, obs: Observation) -> Prior:
         prior = self.slow.step(now_ns, obs)
         self.priors_made = prior.number
-        go_on(self.ghost, self.world)
+        copy_state(self.ghost, self.world)
         segments = remaining(self.ghost)
         event = min(max(next_event_s(segments), DT), MOST_S)
         follower = Follower(self.ghost, segments, np.random.default_rng(0), noise_m=0.0)
-        follower.start[5] = self.world.arm.forward(self.world._goal)[5]
+        follower.start[5] = self.world.family.forward(self.world._goal)[5]
         wanted = {"a": HORIZON_S[0], "b": HORIZON_S[1], "event": event}
         found: dict[str, np.ndarray] = {}
         t = 0.0

@@ -1,7 +1,7 @@
-"""Variety of what play sees: table tops drawn at random, and things of other proportions.
+"""Random table tops, colours and shapes of objects for play.
 
-Task demonstrations see one table and one family of objects. Play stands for the wide experience that the paper's world
-model has (1.9 M trajectories), so its table tops, colours and shapes never repeat.
+Task demonstrations show one table and one set of objects. Play takes the place of the large data set of the paper's
+world model (1.9 M trajectories), so its table tops, colours and shapes do not repeat.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def draw_table_top(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def draw_colour(rng: np.random.Generator, usual: np.ndarray, named: int | None) -> np.ndarray:
-    """Another colour float[3] for a thing whose usual colour is `usual`: similar or arbitrary. Where an instruction
-    names the colour by its strongest channel (`named`: 0 red, 1 green, 2 blue), that channel stays the strongest."""
+    """Another colour float[3] for an object of colour `usual`: similar or arbitrary. If an instruction names the colour
+    (`named`: 0 red, 1 green, 2 blue), that channel stays the strongest."""
     while True:
         near = usual + rng.uniform(-0.45, 0.45, 3)
         colour = np.clip(near if named is not None or rng.random() < 0.5 else rng.uniform(0, 1, 3), 0, 1)
@@ -54,8 +54,8 @@ def draw_colour(rng: np.random.Generator, usual: np.ndarray, named: int | None) 
 
 
 def vary_shapes(m: mujoco.MjModel, bodies: dict[int, list[int]], rng: np.random.Generator) -> None:
-    """Stretch each body's geoms sideways, and make some round ones square and some square ones round; `bodies` maps
-    body id -> its geoms."""
+    """Stretch each body's geoms horizontally, and turn some cylinders into boxes and some boxes into cylinders;
+    `bodies` maps body id -> geom ids."""
     for geoms in bodies.values():
         stretch, swap = rng.uniform(0.80, 1.20, 2), rng.random() < 0.5
         for g in geoms:
@@ -71,8 +71,7 @@ def vary_shapes(m: mujoco.MjModel, bodies: dict[int, list[int]], rng: np.random.
 
 
 def scale_bodies(m: mujoco.MjModel, bodies: dict[int, list[int]], rng: np.random.Generator) -> None:
-    """Make bodies of several geoms (a ring, a tray) wider or narrower as a whole; `bodies` maps body id -> its
-    geoms."""
+    """Make bodies of several geoms (a ring, a tray) wider or narrower; `bodies` maps body id -> geom ids."""
     for geoms in bodies.values():
         factor = rng.uniform(0.9, 1.1)
         for g in geoms:

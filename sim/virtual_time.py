@@ -27,8 +27,8 @@ START = 1 * S  # virtual clocks do not start at zero, because a zero time means 
 class Schedule:
     """Rates (Hz) and latencies (ms) of the virtual robot. The defaults are those of the real-time loop on two cores.
 
-    The slow loop starts a step at `slow_hz`, or when the last one is done if that is later. Success must last for
-    `rest_s`; a longer `rest_s` than usual extends the time limit.
+    The slow loop starts a step at `slow_hz`, or when the previous step is done if that is later. Success must last for
+    `rest_s`; what it exceeds REST_S by is added to the time limit.
     """
 
     camera_hz: float = 25.0
@@ -58,7 +58,7 @@ Watcher = Callable[[int, Observation], str]
 
 
 class _Virtual:
-    """One episode: the event queue, the newest value of everything, and what happens at each kind of event."""
+    """One episode: the event queue, the newest values, and one method for each kind of event."""
 
     def __init__(
         self,
@@ -159,11 +159,10 @@ def run_episode(
     limit_s: float = 12.0,
     watch: Watcher | None = None,
 ) -> Episode:
-    """Drive `world` (already reset) to success or for `limit_s` of virtual time. `motor_tick(now, newest command)`
-    moves the servos.
+    """Run the loop on `world` (already reset) until success, or for `limit_s` of virtual time.
 
-    Pictures are rendered only for steps that look at them: most frames of a fast step that does not listen are not
-    rendered.
+    `motor_tick(now_ns, newest command)` moves the servos. Pictures are rendered only for frames that a step uses: most
+    frames have none when the fast step does not use pictures.
     """
     fast.reset()
     end = START + int((limit_s + max(schedule.rest_s - REST_S, 0.0)) * S)

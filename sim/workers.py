@@ -1,4 +1,4 @@
-"""Runs work in several processes, each with a simulator of its own."""
+"""Runs jobs in several processes, each with its own simulator."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Result = TypeVar("Result")
 
 
 class WorkerError(Mendable):
-    """A process that was killed; one sentence and the next step."""
+    """A worker process was killed; the text is one sentence and the next step."""
 
 
 def _end_with(parent: int) -> None:
-    """End with the parent: a worker whose parent was killed would wait for ever, with 400 MB of memory."""
+    """End this process when `parent` ends: without it, a worker would wait for ever with 400 MB of memory."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:  # the parent died before this call
         os._exit(1)

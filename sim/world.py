@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 os.environ.setdefault("MUJOCO_GL", "egl")
-os.environ.setdefault(
-    "LP_NUM_THREADS", "0"
-)  # Mesa's software rasteriser: one thread per process is fastest for small frames
+# Mesa's software rasteriser: one thread per process is fastest for small frames.
+os.environ.setdefault("LP_NUM_THREADS", "0")
 
 import mujoco
 
@@ -29,45 +28,51 @@ from sim.variety import BOX, CYLINDER, draw_colour, draw_table_top, scale_bodies
 
 ASSETS = Path(__file__).parent / "assets"
 SERVO_DT = 0.004  # the servos' own control period, s
-SERVO_SPEED = 5.0  # rad/s, STS3215 at 7.4 V; an arm's `servo_speed` replaces it
-LATENCY_TICKS = 3  # from the goal register to motion: 12 ms
+SERVO_SPEED = 5.0  # rad/s, STS3215 at 7.4 V; `servo_speed` in an arm's MJCF file replaces it
+LATENCY_TICKS = 3  # servo periods from a new goal to motion: 12 ms
 CAMERA_SIZE = (320, 240)
 PRESS_M = 0.004  # travel at which a button lights up
 LIT = (1.0, 0.97, 0.75, 1.0)
 
 
 class WorldError(Mendable):
-    """An arm that cannot be simulated."""
+    """The arm cannot be simulated; the text is one sentence and the next step."""
 
 
-def compiled(task: str, arm: Family = ARM) -> mujoco.MjModel:
+def compiled(task: str, family: Family = ARM) -> mujoco.MjModel:
     """The model of a task (the name of a file in assets/) with an arm at its table; raises WorldError for a family
     without one."""
-    if not (ASSETS / f"arms/{arm.NAME}.xml").is_file():
-        raise WorldError(f"the arm family '{arm.NAME}' has no simulated arm: add sim/assets/arms/{arm.NAME}.xml.")
-    files = {p.name: p.read_bytes() for p in (ASSETS / "table_top.xml", ASSETS / f"arms/{arm.NAME}.xml")}
-    files["table_top.xml"] = files["table_top.xml"].replace(f"arms/{ARM.NAME}.xml".encode(), f"{arm.NAME}.xml".encode())
+    if not (ASSETS / f"arms/{family.NAME}.xml").is_file():
+        raise WorldError(f"the arm family '{family.NAME}' has no simulated arm: add sim/assets/arms/{family.NAME}.xml.")
+    files = {p.name: p.read_bytes() for p in (ASSETS / "table_top.xml", ASSETS / f"arms/{family.NAME}.xml")}
+    files["table_top.xml"] = files["table_top.xml"].replace(
+        f"arms/{ARM.NAME}.xml".encode(), f"{family.NAME}.xml".encode()
+    )
     model = mujoco.MjModel.from_xml_string((ASSETS / f"{task}.xml").read_text(), files)
-    joints = tuple(model.joint(k).name for k in range(len(arm.JOINTS)))
-    if joints != arm.JOINTS or model.nu != len(arm.JOINTS):
+    joints = tuple(model.joint(k).name for k in range(len(family.JOINTS)))
+    if joints != family.JOINTS or model.nu != len(family.JOINTS):
         raise WorldError(
-            f"sim/assets/arms/{arm.NAME}.xml has joints {', '.join(joints)}: it must have those of the family, an "
-            "actuator each "
-            f"({', '.join(arm.JOINTS)})."
+            f"sim/assets/arms/{family.NAME}.xml has joints {', '.join(joints)}: it must have those of the family, an "
+            f"actuator each ({', '.join(family.JOINTS)})."
         )
+    needed = {"body": ("base",), "site": ("tcp",), "camera": ("wrist",), "geom": ("fixed_jaw", "moving_jaw")}
+    for kind, names in needed.items():
+        for name in names:
+            if mujoco.mj_name2id(model, mujoco.mjtObj[f"mjOBJ_{kind.upper()}"], name) < 0:
+                raise WorldError(f"sim/assets/arms/{family.NAME}.xml has no {kind} '{name}': add it.")
     return model
 
 
 def _named_channel(part: str) -> int | None:
-    """Which of red, green and blue the instruction calls a part by, or None; a button's base has no named colour."""
+    """Colour channel (0 red, 1 green, 2 blue) by which instructions name a part; None where they do not."""
     return None if part.endswith("_base") else {"red": 0, "green": 1, "blue": 2}.get(part.split("_")[0])
 
 
 class Scene:
     """One task's compiled model with its renderer; `reset` of a World switches between scenes."""
 
-    def __init__(self, task: str, arm: Family = ARM):
-        self.model = compiled(task, arm)
+    def __init__(self, task: str, family: Family = ARM):
+        self.model = compiled(task, family)
         self.data = mujoco.MjData(self.model)
         self.renderer: mujoco.Renderer | None = None
         m = self.model
@@ -79,19 +84,21 @@ class Scene:
         self.rgba, self.force = m.geom_rgba.copy(), m.actuator_forcerange.copy()
         self.jaws = {m.geom(g).id for g in ("fixed_jaw", "moving_jaw")}
         bodies = [m.body(int(b)).name for b in m.geom_bodyid]
-        no_things = (0, m.body("base").id)  # table and arm
+        table_and_arm = (0, m.body("base").id)
         roots = m.body_rootid[m.geom_bodyid]
-        self.things = [i for i, b in enumerate(bodies) if roots[i] not in no_things and not b.startswith("distractor")]
+        self.things = [
+            i for i, b in enumerate(bodies) if roots[i] not in table_and_arm and not b.startswith("distractor")
+        ]
         foreign = [i for i, b in enumerate(bodies) if b.startswith("distractor")]
-        # Parts of one colour: the walls of a tray, the cap of a button, its base. A hole stays dark, and a red cap
-        # stays red because the instruction names it.
+        # Groups of geoms of one colour: the walls of a tray, the cap of a button, its base. Holes stay dark, and a red
+        # cap stays red because the instruction names it.
         parts: dict[tuple[str, str], list[int]] = {}
         for i in [*self.things, *foreign]:
             if i not in self.unseen and names[i] not in ("hole", "floor_of_tray"):
                 parts.setdefault((bodies[i], names[i].rstrip("0123456789")), []).append(i)
         self.coloured = [(geoms, _named_channel(part or body)) for (body, part), geoms in parts.items()]
         self.shapes = tuple(a.copy() for a in (m.geom_type, m.geom_size, m.geom_pos, m.geom_aabb, m.geom_rbound))
-        # Bodies of one or two geoms may change their proportions, bodies of several (ring, tray, block) their width.
+        # Bodies of one or two geoms may change their proportions; bodies of more (ring, tray, block) only their width.
         self.simple: dict[int, list[int]] = {}
         for i in self.things:
             if i not in self.unseen and m.geom_type[i] in (BOX, CYLINDER):
@@ -103,7 +110,8 @@ class Scene:
         self.buttons = [m.joint(i).name for i in range(m.njnt) if m.joint(i).name.endswith("_button")]
 
     def dress(self, unseen: bool) -> None:
-        """Show (and let collide) the seen or the unseen variant of every geom that has both."""
+        """Enable the seen or the unseen variant of every geom that has both; the other is invisible and does not
+        collide."""
         m = self.model
         m.geom_contype[:], m.geom_conaffinity[:], m.geom_rgba[:] = self.contype, self.conaffinity, self.rgba
         m.geom_type[:], m.geom_size[:], m.geom_pos[:], m.geom_aabb[:], m.geom_rbound[:] = self.shapes
@@ -135,7 +143,7 @@ class Scene:
             body.pos[:], body.quat[:] = (x, y, 0), (math.cos(yaw / 2), 0, 0, math.sin(yaw / 2))
 
     def _draw_table(self, rng: np.random.Generator) -> None:
-        """Draw another picture for the material "drawn"."""
+        """Draw another picture for the material "drawn" and load it into the renderer."""
         m, texture = self.model, self.model.texture("drawn")
         size, at = int(texture.height[0]), int(texture.adr[0])
         m.tex_data[at : at + 3 * size * size] = draw_table_top(rng, size).ravel()
@@ -146,21 +154,20 @@ class Scene:
 
 
 class World:
-    """Physics at 500 Hz, servos at 250 Hz. `q` float64[J] are true angles (rad); `measured` is what the encoders
-    report.
+    """Physics at 500 Hz, servos at 250 Hz. `q` float64[J]: true joint angles (rad); `measured`: those of the encoders.
 
-    Construct it with a layout, or with a seed from which one is drawn. `arm` stands at the table.
+    Construct it with a layout, or with a seed from which one is drawn. `family`: the family of its arm.
     """
 
-    def __init__(self, seed: int = 0, *, layout: Layout | None = None, arm: Family = ARM):
-        self.arm, self._n = arm, len(arm.JOINTS)
+    def __init__(self, seed: int = 0, *, layout: Layout | None = None, family: Family = ARM):
+        self.family, self._n = family, len(family.JOINTS)
         self._scenes: dict[str, Scene] = {}
         self.reset(layout or sample_layout(np.random.default_rng(seed)))
 
     def reset(self, layout: Layout) -> None:
         """Start an episode; the arm stands at `layout.start`, at rest."""
         if layout.task not in self._scenes:
-            self._scenes[layout.task] = Scene(layout.task, self.arm)
+            self._scenes[layout.task] = Scene(layout.task, self.family)
         self.scene = scene = self._scenes[layout.task]
         self.model, self.data = scene.model, scene.data
         self._substeps = round(SERVO_DT / self.model.opt.timestep)
@@ -180,23 +187,23 @@ class World:
             else:
                 self.data.qpos[at : at + 2], self.data.qpos[at + 3 : at + 7] = (x, y), turned
         n, self._limits = self._n, self.model.jnt_range[: self._n].T
-        self.data.qpos[:n], _ = self.arm.inverse(np.append(layout.start, layout.jaw), *self._limits)
+        self.data.qpos[:n], _ = self.family.inverse(np.append(layout.start, layout.jaw), *self._limits)
         self._settle_coupled()
         self._goal = self.q
         self._profile = self._goal.copy()
         self._delay = [self._goal.copy()] * LATENCY_TICKS
         self._torque: np.ndarray = np.ones(n, bool)
-        self._driven: np.ndarray = np.zeros(n, bool)  # torque was on at some time since the episode began
+        self._driven: np.ndarray = np.zeros(n, bool)  # whether torque has been on since `reset`
         self._speed: np.ndarray = scene.speed.copy()
         self.model.actuator_forcerange[:] = scene.force
         self.data.ctrl[:] = self._goal
         self._debt = 0.0
-        for _ in range(3):  # let things settle on the table
+        for _ in range(3):  # let the objects settle on the table
             mujoco.mj_step(self.model, self.data, 20)
         self.data.time = 0.0
 
     def _settle_coupled(self) -> None:
-        """Move joints that follow others (fingers on a crank) to where those put them."""
+        """Set the positions of joints that are coupled to others (fingers on a crank)."""
         m = self.model
         for k in range(m.neq):
             if m.eq_type[k] == mujoco.mjtEq.mjEQ_JOINT:
@@ -229,7 +236,7 @@ class World:
 
     @property
     def load(self) -> np.ndarray:
-        """Actuator force over its limit, [-1, 1]; joints on the brake load no servo."""
+        """Actuator force divided by its limit, float64[J] in [-1, 1]; 0 for a joint that its brake holds."""
         return np.where(self._torque | self._driven, self.data.actuator_force / self.scene.force[:, 1], 0.0)
 
     @property
@@ -240,7 +247,7 @@ class World:
     @property
     def pose(self) -> np.ndarray:
         """Measured tool pose float64[6] (`firmware_bridge.arms.family`)."""
-        return self.arm.forward(self.measured)
+        return self.family.forward(self.measured)
 
     def set_goals(
         self,
@@ -249,11 +256,11 @@ class World:
         speed_rad_s: np.ndarray | None = None,
         torque_limit: np.ndarray | None = None,
     ) -> None:
-        """New goal registers; angles are rounded to servo steps and cut to the joint limits. `torque_limit` in [0, 1].
+        """Write the goal registers of all joints; angles are rounded to servo steps and clipped to the joint limits.
+        `torque_limit` in [0, 1].
 
-        A joint whose torque has not been on since `reset` is held at the start pose by a brake, so that an arm waits
-        for its first torque however long it takes. The first torque opens the brake for good: without torque the joint
-        is limp from then on.
+        A brake holds a joint at its start pose until its torque is switched on for the first time after `reset`, so
+        that the arm does not fall while it waits. From then on a joint without torque moves freely.
         """
         goal = np.clip(np.round(np.asarray(goal_rad, float) / RAD_PER_STEP) * RAD_PER_STEP, *self._limits)
         if torque_on is not None:
@@ -267,7 +274,7 @@ class World:
             self.model.actuator_forcerange[:] = self.scene.force * limit[:, None]
 
     def advance(self, dt: float) -> None:
-        """Let `dt` seconds pass (whole servo periods; the remainder is carried over)."""
+        """Advance the physics by `dt` seconds, in whole servo periods; the remainder is added to the next call."""
         self._debt += dt
         while self._debt > SERVO_DT / 2:
             self._debt -= SERVO_DT
@@ -279,7 +286,7 @@ class World:
         self._delay.append(self._profile.copy())
         self.data.ctrl[:] = self._delay.pop(0)
         limp = self._driven & ~self._torque
-        if limp.any():  # a limp servo follows its joint without force
+        if limp.any():  # a servo without torque follows its joint without force
             here = self.q
             self._profile[limp] = here[limp]
             self._delay = [np.where(limp, here, d) for d in self._delay]
@@ -308,7 +315,7 @@ class World:
         pose[:3, 3] = self.data.camera(name).xpos
         if name == "front":
             return Camera(name, width, height, K, np.zeros(0), pose)
-        on_tool = np.linalg.inv(self.arm.tool(self.q)) @ pose
+        on_tool = np.linalg.inv(self.family.tool(self.q)) @ pose
         return Camera(name, width, height, K, np.zeros(0), T_tool_from_cam=on_tool)
 
     def render(self, camera: str) -> np.ndarray:
@@ -327,7 +334,8 @@ class World:
         return np.append(self.data.qpos, [float(b in self.pressed) for b in self.scene.buttons])
 
     def render_visible(self, state: np.ndarray) -> dict[str, np.ndarray]:
-        """Both views of the scene at `state` (see `visible`), without physics (for the camera process)."""
+        """Pictures uint8[240, 320, 3] RGB of both cameras at `state` (see `visible`), without physics, for the camera
+        process."""
         self.data.qpos[:] = state[: self.model.nq]
         for name, lit in zip(self.scene.buttons, state[self.model.nq :], strict=True):
             if lit:
@@ -342,10 +350,10 @@ class World:
                 scene.renderer.close()
                 scene.renderer = None
 
-    # -- the truth: for the scripted expert and the judges, never for a policy -----------------------------------------
+    # -- true state: for the scripted expert and the score, not for a policy -------------------------------------------
 
     def position(self, body: str) -> np.ndarray:
-        """True centre of a body [3], m (a fixed one: its foot)."""
+        """True position of a body float64[3], m: the centre of a free body, the foot of a fixed one."""
         at = self.free_joint(body)
         return self.data.qpos[at : at + 3].copy() if at is not None else self.model.body(body).pos.copy()
 

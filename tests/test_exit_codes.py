@@ -171,7 +171,7 @@ def test_guard_and_motor_process_that_are_killed_while_the_policy_lives(bench, b
     os.kill(motor, signal.SIGKILL)
     code, said = run.end()
     assert code == 8 and bench.torque() == [1] * 6
-    assert "error: the arm is energised and nobody drives it: switch it off." in said
+    assert "error: the arm has its torque on and no program controls it: switch it off." in said
     assert "the guard took the arm over" not in said
 
 
@@ -207,13 +207,13 @@ def test_a_fault_while_lowering(bench, bundle, interrupted):
     bench.servos.faults.inject("bit-encoder", servo=3)
     code, said = run.end()
     assert code == 4 and bench.torque() == [0] * 6
-    assert "so that it sank (while lowering: elbow_flex reports an encoder fault): see how it lies" in said
+    assert "so that it sank (while lowering: elbow_flex reports an encoder fault): check how it lies" in said
 
 
 def test_a_run_that_only_ever_held(bench, broken_bundle):
     code, said = Run(bench, broken_bundle, 2).end()
     assert code == 10 and bench.torque() == [0] * 6
-    assert "all the run did was hold it (the model gave a gate that is no probability): mend what held it" in said
+    assert "the run only held it (the model gave a gate that is no probability): mend what held it" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

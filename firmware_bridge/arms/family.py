@@ -1,11 +1,11 @@
-"""What an arm family is: joints, limits, kinematics, shapes, and how others name and scale its joints. One object for
-each family.
+"""Base class of an arm family: joints, limits, kinematics, collision shapes, and LeRobot's names and units.
 
-Angles are radians, lengths metres. The base frame stands on the table under the base: x forward, y left, z up. The tool
-frame: x is the approach axis, y the side to which the moving jaw opens. A tool pose of five numbers and a jaw is `[x,
-y, z, pitch, roll, jaw]`: tool centre, pitch of the approach axis below the horizon (pi/2 = straight down), turn about
-the approach axis (0 = the moving jaw is on the left), and how far the jaw is open (rad, 0 = shut); its yaw is where the
-arm points.
+Angles are in rad, lengths in m. Base frame: origin on the table under the base, x forward, y left, z up. Tool frame:
+origin at the tool centre, x is the approach axis, y the side to which the moving jaw opens.
+
+A tool pose is `[x, y, z, pitch, roll, jaw]`: tool centre in the base frame, pitch of the approach axis below the
+horizon (pi/2 = straight down), rotation about the approach axis (0 = the moving jaw is on the left), opening of the jaw
+(rad, 0 = shut). It has no yaw: that is the direction in which the arm points.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from typing import Any, ClassVar
 import numpy as np
 
 Box = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]  # (x, x), (y, y), (z, z) of two corners
-METRE_RAD = 0.01  # m that weigh as much as a radian, where an arm cannot do all that is asked
-EXACT_M = 1e-6  # m, and
-EXACT_RAD = 1e-6  # rad: a tool that is nearer than this to what was asked for is there
+METRE_RAD = 0.01  # a position error of 0.01 m weighs as much as a rotation error of 1 rad when `reach` has to choose
+EXACT_M = 1e-6  # m; a tool pose with smaller errors than these two counts as reached exactly
+EXACT_RAD = 1e-6
 
 
 @dataclass(frozen=True)
 class Link:
-    """What one joint moves. It turns about `axis` (unit vector) through `at` (m), both in the frame of the link before,
-    by the joint's angle less `zero` (rad). `boxes` hold all of it, in its own frame; of these, those from number
-    `apart` on may come near the base, the shoulder and the upper arm (the others are hinged to them), and those from
-    number `low` on may come near the table."""
+    """One moving link. It rotates about `axis` (unit vector) through `at` (m), both in the frame of the previous link,
+    by the joint's angle minus `zero` (rad).
+
+    `boxes` enclose the link, in its own frame. `boxes[apart:]` are checked against base, shoulder and upper arm (the
+    others are hinged to them), `boxes[low:]` against the table.
+    """
 
     name: str
     at: tuple[float, float, float]
@@ -43,8 +45,8 @@ class Link:
 
 @dataclass(frozen=True)
 class Reached:
-    """The nearest that an arm can do to a tool pose: joint angles float64[J] (rad) within the limits, and how far its
-    tool is then from what was asked for."""
+    """Closest pose of an arm to a wanted tool pose: joint angles `q` float64[J] (rad) within the limits, and the errors
+    of the tool's position (m) and rotation (rad)."""
 
     q: np.ndarray
     away_m: float
@@ -56,60 +58,59 @@ class Reached:
 
 
 class Family(ABC):
-    """The arms of one family. J joints, the jaw's last; arrays of joint angles are float64[..., J]."""
+    """One arm family. J joints, the jaw's last; arrays of joint angles are float64[..., J] in rad."""
 
-    NAME: ClassVar[str]  # as robot files and bundles have it
+    NAME: ClassVar[str]  # in robot files and bundles
     JOINTS: ClassVar[tuple[str, ...]]
     LOWER: ClassVar[np.ndarray]  # the maker's limits, float64[J]; a robot file may have narrower ones
     UPPER: ClassVar[np.ndarray]
     SHUT: ClassVar[float]  # angle of the last joint at which the jaw is shut
-    # What a person behind the arm sees where each joint's angle grows from the zero pose.
+    # By joint: what a person behind the arm sees when its angle grows from the zero pose, as a question.
     SEEN_TURNS: ClassVar[tuple[str, ...]]
-    ZERO_POSE: ClassVar[str]  # all joints at 0, in words
-    PAN: ClassVar[int]  # the joint that turns the whole arm about the vertical
-    RAISING: ClassVar[tuple[int, ...]]  # joints that move the gripper up and down
-    UPRIGHT: ClassVar[np.ndarray]  # float64[J]: a posture in which every other joint may turn as it likes
-    BASE: ClassVar[tuple[Box, ...]] = ()  # what stands still, in the base frame
-    LEROBOT: ClassVar[tuple[str, ...]]  # `robot_type` of its LeRobot datasets
+    ZERO_POSE: ClassVar[str]  # description of the pose with all joints at 0
+    PAN: ClassVar[int]  # index of the joint that turns the whole arm about the vertical
+    RAISING: ClassVar[tuple[int, ...]]  # indices of the joints that move the gripper up and down
+    UPRIGHT: ClassVar[np.ndarray]  # float64[J]: a posture in which every joint not in RAISING may have any angle
+    BASE: ClassVar[tuple[Box, ...]] = ()  # boxes that enclose the parts that do not move, in the base frame
+    LEROBOT: ClassVar[tuple[str, ...]]  # values of `robot_type` in its LeRobot datasets
     SECONDS: ClassVar[tuple[str, ...]] = ()  # second servos that LeRobot lists beside the joints
-    STOPLESS: ClassVar[tuple[str, ...]] = ()  # joints that turn round and round: nobody can move them from stop to stop
+    STOPLESS: ClassVar[tuple[str, ...]] = ()  # joints without mechanical stops, which cannot be moved from stop to stop
 
     @property
     @abstractmethod
     def chain(self) -> tuple[Link, ...]:
-        """What each joint moves, in their order; the jaw may be missing where it does not turn."""
+        """The links in the order of the joints; without the jaw where it does not rotate."""
 
     @property
     @abstractmethod
     def tcp(self) -> tuple[float, float, float]:
-        """Tool centre in the frame of the link before the jaw, m."""
+        """Tool centre (m) in the frame of the last link before the jaw."""
 
     @abstractmethod
     def reach(
         self, T: np.ndarray, jaw: float, lower: np.ndarray, upper: np.ndarray, near: np.ndarray | None = None
     ) -> Reached:
-        """Joint angles for a tool at `T` (`T_base_from_tool` float64[4,4]) whose jaw is `jaw` rad open, within `lower`
-        and `upper`.
+        """Joint angles within the limits `lower` and `upper` for the tool pose `T` (`T_base_from_tool` float64[4,4])
+        with the jaw `jaw` rad open.
 
-        `near` float64[J]: of several ways to be there, the nearest to this one (default: to the middle of the limits).
-        An arm that cannot hold the whole pose keeps its position first, then as much of its rotation as it can; the
-        answer says what is missing.
+        `near` float64[J]: of several solutions, take the closest to this one (default: to the middle of the limits).
+        When the arm cannot reach the whole pose, position comes before rotation; `Reached` holds the errors.
         """
 
     @abstractmethod
     def inverse(self, pose: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Joint angles float64[J] within `lower` and `upper` for one tool pose [6], and whether it is reached
-        exactly."""
+        """Joint angles float64[J] within the limits `lower` and `upper` for one tool pose float64[6], and whether it is
+        reached exactly."""
 
     def with_links(self, lengths: Mapping[str, Any]) -> Family:
-        """The family with the link lengths that a bundle was made with; those of other names raise TypeError."""
+        """The family with other link lengths (m), as a bundle stores them; raises TypeError for an unknown name."""
         if lengths:
             raise TypeError(f"{self.NAME} has no link lengths to set")
         return self
 
     @property
     def lengths(self) -> dict[str, float]:
-        """Link lengths that a bundle keeps, m; those that are nought are left out."""
+        """Link lengths to store in a bundle, m, without those that are 0."""
         return {}
 
     @property
@@ -119,8 +120,8 @@ class Family(ABC):
 
     @functools.cached_property
     def reach_m(self) -> float:
-        """How far from the base's middle, sideways, the tool comes when every link beyond the shoulder lies stretched
-        out, m."""
+        """Horizontal distance in m from the base's origin to the tool with all links after the shoulder stretched
+        out."""
         return (
             float(np.hypot(*self.chain[self.PAN].at[:2]) + np.hypot(*self.chain[self.PAN + 1].at[:2]))
             + self._stretched_m
@@ -128,12 +129,12 @@ class Family(ABC):
 
     @functools.cached_property
     def highest_m(self) -> float:
-        """How high above the table the tool comes when every link beyond the shoulder stands upright, m."""
+        """Height of the tool above the table in m with all links after the shoulder pointing up."""
         return float(sum(link.at[2] for link in self.chain[: self.PAN + 2])) + self._stretched_m
 
     @property
     def _stretched_m(self) -> float:
-        """From the shoulder to the tool along all links, m."""
+        """Sum of the link lengths from the shoulder to the tool, m."""
         beyond = [link.at for link in self.chain[self.PAN + 2 : len(self.JOINTS) - 1]]
         return float(sum(np.linalg.norm(at) for at in (*beyond, self.tcp)))
 
@@ -147,7 +148,7 @@ class Family(ABC):
         return np.stack(out, axis=-3)
 
     def tool(self, q: np.ndarray) -> np.ndarray:
-        """`T_base_from_tool` float64[..., 4, 4] at joint angles [..., >= J - 1]; the jaw is not looked at."""
+        """`T_base_from_tool` float64[..., 4, 4] at joint angles [..., >= J - 1]; the jaw has no effect."""
         q = np.asarray(q, float)
         T = np.eye(4)
         for k, link in enumerate(self.chain[: len(self.JOINTS) - 1]):
@@ -155,8 +156,8 @@ class Family(ABC):
         return T @ placed(self.tcp)
 
     def forward(self, q: np.ndarray) -> np.ndarray:
-        """Tool poses float64[..., 6] of joint angles [..., J]. Pitch and roll are seen in the plane in which the arm
-        reaches out."""
+        """Tool poses float64[..., 6] of joint angles [..., J]. Pitch and roll are measured in the vertical plane
+        through the arm, at yaw `heading_at`."""
         q = np.asarray(q, float)
         T = self.tool(q)
         yaw = self.heading_at(q)
@@ -173,12 +174,11 @@ class Family(ABC):
     # ---- shapes ------------------------------------------------------------------------------------------------------
     @functools.cached_property
     def _shapes(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Corners, and after them the middles of the edges, of each link's boxes and of those that may come near
-        others."""
+        """Per link: `points` of the boxes to check against the table, and of those to check against the arm."""
         return [(points(link.boxes[link.low :]), points(link.boxes[link.apart :])) for link in self.chain]
 
     def lowest(self, q: np.ndarray) -> np.ndarray:
-        """Height above the table, float64[...] m, of the lowest point of all that moves, at joint angles [..., J]."""
+        """Height above the table, float64[...] m, of the lowest point of the moving links, at joint angles [..., J]."""
         frames = self.frames(q)
         heights = [
             (frames[..., k, 2:3, :3] @ corners.T)[..., 0, :].min(-1) + frames[..., k, 2, 3]
@@ -188,9 +188,12 @@ class Family(ABC):
         return np.min(heights, axis=0)
 
     def room(self, q: np.ndarray) -> np.ndarray:
-        """How far forearm, wrist and gripper stay clear of base, shoulder and upper arm, float64[...] m, at joint
-        angles [..., J]; negative where they touch. Looks at corners and edges' middles, along the axes of what they
-        come near: an estimate, good to a few millimetres."""
+        """Distance of forearm, wrist and gripper from base, shoulder and upper arm, float64[...] m, at joint angles
+        [..., J]; negative where they touch.
+
+        An estimate, exact to a few millimetres: it tests the corners and the middles of the edges of the boxes, along
+        the axes of the other link.
+        """
         frames = self.frames(q)
         upper = 1 + self.PAN
         far = np.concatenate(
@@ -210,9 +213,11 @@ class Family(ABC):
 
     # ---- LeRobot -----------------------------------------------------------------------------------------------------
     def lerobot_columns(self, names: Sequence[str]) -> tuple[int, ...] | None:
-        """Columns of a LeRobot vector, whose entries have these names, that hold this family's joints in order; None
-        where the names are of another arm. Old datasets prefix the names (`main_shoulder_pan`) or number the motors
-        (`motor_1`)."""
+        """Columns of a LeRobot vector with these entry `names` that hold this family's joints, in their order; None
+        where the names belong to another arm.
+
+        Older datasets add a prefix (`main_shoulder_pan`) or number the motors (`motor_1`).
+        """
         if isinstance(names, str) or not all(isinstance(n, str) for n in names):
             return None
         plain = [n.removesuffix(".pos").removeprefix("main_") for n in names]
@@ -223,8 +228,8 @@ class Family(ABC):
         return tuple(range(n)) if plain in numbered else None
 
     def from_lerobot(self, values: np.ndarray) -> np.ndarray:
-        """Joint angles float64[..., J] (rad) of LeRobot's values [..., J]: degrees about the middle of each range, and
-        0 (shut) to 100 (wide open) for the jaw, which spans the maker's limits."""
+        """Joint angles float64[..., J] (rad) of LeRobot's values [..., J]: degrees from the middle of each range; for
+        the jaw 0 (shut) to 100 (open), over the maker's limits."""
         values = np.asarray(values)
         out = np.radians(values) + self.middle
         out[..., -1] = self.LOWER[-1] + values[..., -1] / 100 * (self.UPPER[-1] - self.LOWER[-1])
@@ -239,14 +244,15 @@ class Family(ABC):
 
 
 def placed(at: Sequence[float]) -> np.ndarray:
-    """A frame that is only moved: float64[4,4]."""
+    """Translation by `at` (m) as a transform float64[4,4]."""
     T = np.eye(4)
     T[:3, 3] = at
     return T
 
 
 def turned(axis: Sequence[float], angle: np.ndarray | float, at: Sequence[float] = (0.0, 0.0, 0.0)) -> np.ndarray:
-    """Frames float64[..., 4, 4] at `at`, turned about a unit vector by angles [...] (Rodrigues)."""
+    """Transforms float64[..., 4, 4]: translation by `at` (m), then rotation about the unit vector `axis` by angles
+    [...] (rad; Rodrigues' formula)."""
     x, y, z = axis
     K = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
     angle = np.asarray(angle, float)[..., None, None]
@@ -267,20 +273,20 @@ def rotation(yaw: float | np.ndarray, pitch: float | np.ndarray, roll: float | n
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """How far two frames float64[4,4] are apart: m and rad."""
+    """Distance (m) and rotation angle (rad) between two transforms float64[4,4]."""
     R = a[:3, :3].T @ b[:3, :3]
     sine = 0.5 * np.linalg.norm([R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]])
     return float(np.linalg.norm(a[:3, 3] - b[:3, 3])), float(np.arctan2(sine, 0.5 * (np.trace(R) - 1)))
 
 
 def wrapped(angle: float, lower: float, upper: float) -> float:
-    """The angle, whole turns added, that lies between the limits or else nearest to them."""
+    """`angle` plus whole turns, so that it lies between the limits or closest to them (rad)."""
     turns = [angle + 2 * np.pi * k for k in (-2, -1, 0, 1, 2)]
     return min(turns, key=lambda a: (max(lower - a, a - upper, 0.0), abs(a - 0.5 * (lower + upper))))
 
 
 def points(boxes: tuple[Box, ...]) -> np.ndarray:
-    """Corners float64[8 n, 3] of boxes, and after them the middles of their edges, [12 n, 3]."""
+    """Corners of n boxes, then the middles of their edges, float64[20 n, 3]."""
     if not boxes:
         return np.zeros((0, 3))
     lattice = [p for p in itertools.product((-1, 0, 1), repeat=3) if p.count(0) <= 1]
@@ -291,7 +297,10 @@ def points(boxes: tuple[Box, ...]) -> np.ndarray:
 
 
 def outside(at: np.ndarray, boxes: tuple[Box, ...]) -> np.ndarray:
-    """How far outside of all boxes the nearest of points [..., N, 3] is, float64[...] m; negative inside of one."""
+    """Distance from the boxes to the closest of the points `at` [..., N, 3], float64[...] m; negative inside a box.
+
+    The distance is the largest component along the boxes' axes.
+    """
     box = np.array(boxes)
     away = np.abs(at[..., None, :] - box.mean(-1)) - np.ptp(box, axis=-1) / 2
     return away.max(-1).min((-1, -2))

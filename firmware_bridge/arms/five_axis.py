@@ -1,7 +1,6 @@
-"""Arms of five axes and a jaw: pan about the vertical, three parallel joints that lift, roll about the approach axis.
+"""Arms with five axes and a jaw: pan about the vertical, three parallel lifting joints, roll about the approach axis.
 
-Five axes hold no whole pose: where the tool is says which way the arm points, so that of a rotation only pitch and roll
-are free.
+Five axes cannot reach every pose: the tool's position fixes the yaw, so only pitch and roll can be chosen.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from firmware_bridge.arms.family import METRE_RAD, Box, Family, Link, Reached, d
 
 @dataclass(frozen=True)
 class Links:
-    """Metres. `*_up`/`*_forward` are components of a link with all joints at zero; `side`: of the roll axis, to the
-    left of pan."""
+    """Link lengths in m. `*_up` and `*_forward`: components of a link with all joints at 0; `side`: offset of the roll
+    axis to the left of the pan axis."""
 
     pan_forward: float = 0.0
     shoulder_forward: float = 0.0
@@ -34,21 +33,21 @@ class Links:
 
 @dataclass(frozen=True)
 class FiveAxis(Family):
-    """One family of such arms, with its link lengths. With all joints at 0 the upper arm points up, forearm and gripper
-    level ahead."""
+    """A family of such arms, with its link lengths. With all joints at 0 the upper arm points up, forearm and gripper
+    point forward and level."""
 
     links: Links
 
     YAW: ClassVar[int] = -1  # 1: the arm turns to its left as the pan angle grows
     ROLL: ClassVar[int] = -1  # 1: the gripper turns clockwise, seen from behind
-    ROLL_AT_ZERO: ClassVar[float] = 0.0  # of the tool
+    ROLL_AT_ZERO: ClassVar[float] = 0.0  # roll of the tool with all joints at 0, rad
     PAN = 0
     RAISING = (1, 2, 3)
-    ROLL_AT: ClassVar[float] = 0.0  # where along the hand's axis the gripper's frame is, m
-    HINGE: ClassVar[tuple[float, float, float]] = (0.0, 0.0, 0.0)  # of the jaw, in the gripper's frame
-    # So many of the upper arm's boxes lie about its pivot, lower than an arm is that is clear of the table.
+    ROLL_AT: ClassVar[float] = 0.0  # origin of the gripper's frame on the hand's x axis, m
+    HINGE: ClassVar[tuple[float, float, float]] = (0.0, 0.0, 0.0)  # of the jaw, in the gripper's frame, m
+    # The first boxes of the upper arm, around its pivot, are always low: this many are not checked against the table.
     PIVOT: ClassVar[int] = 0
-    SHAPES: ClassVar[Mapping[str, tuple[Box, ...]]] = {}  # what the links of `chain` fill, by name
+    SHAPES: ClassVar[Mapping[str, tuple[Box, ...]]] = {}  # boxes of the links in `chain`, by name
     ZERO_POSE = "straight ahead, upper arm up, forearm and gripper level"
 
     def with_links(self, lengths: Mapping[str, Any]) -> FiveAxis:
@@ -83,7 +82,7 @@ class FiveAxis(Family):
         return (self.links.wrist_to_tcp - self.ROLL_AT, 0.0, 0.0)
 
     def _polar(self) -> tuple[float, float, float, float]:
-        """Length and downward angle at zero of upper arm and forearm."""
+        """Length (m) and angle below the horizon with all joints at 0 (rad), of the upper arm, then of the forearm."""
         links = self.links
         upper = float(np.hypot(links.upper_forward, links.upper_up))
         lower = float(np.hypot(links.lower_forward, links.lower_up))
@@ -107,7 +106,7 @@ class FiveAxis(Family):
         return np.stack([x, y, z, pitch, self.ROLL_AT_ZERO + self.ROLL * q[..., 4], q[..., 5] - self.SHUT], axis=-1)
 
     def tool(self, q: np.ndarray) -> np.ndarray:
-        """As `Family.tool`, in a quarter of the time: a log asks for it at every state of the arm."""
+        """As `Family.tool`, in a quarter of the time: a log computes it for every state of the arm."""
         q = np.asarray(q, float)[..., :5]
         pose = self.forward(np.concatenate([q, np.full((*q.shape[:-1], 1), self.SHUT)], -1))
         T = np.zeros((*q.shape[:-1], 4, 4))
@@ -116,10 +115,10 @@ class FiveAxis(Family):
         return T
 
     def inverse(self, pose: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Joint angles float64[6] for one tool pose [6], and whether it is reached exactly.
+        """Joint angles float64[6] for one tool pose float64[6], and whether it is reached exactly.
 
-        Elbow-up solution. A pose outside the workspace is answered with the nearest the arm can do: the wrist is drawn
-        onto the reachable ring and the pitch gives way where wrist_flex ends (position is kept before pitch).
+        Elbow-up solution. For a pose outside the workspace the wrist moves to the closest distance that the arm can
+        reach, and the pitch changes where wrist_flex is at its limit: position comes before pitch.
         """
         links = self.links
         x, y, z, pitch, roll, jaw = (float(v) for v in pose)
@@ -155,7 +154,7 @@ class FiveAxis(Family):
         return self.YAW * np.asarray(q, float)[..., self.PAN]
 
     def heading(self, pose: np.ndarray) -> np.ndarray:
-        """Yaw (rad, left positive) of the tool at poses [..., >=2]: the direction in which the pan joint points the
+        """Yaw (rad, left positive) of the tool at poses [..., >= 2]: the direction in which the pan joint points the
         arm."""
         pose, links = np.asarray(pose, float), self.links
         yaw = np.arctan2(pose[..., 1], pose[..., 0] - links.pan_forward)
@@ -167,17 +166,17 @@ class FiveAxis(Family):
     def reach(
         self, T: np.ndarray, jaw: float, lower: np.ndarray, upper: np.ndarray, near: np.ndarray | None = None
     ) -> Reached:
-        """As `Family.reach`. There is one way to be anywhere, elbow up, so `near` changes nothing; what the rotation
-        leans out of the plane in which the arm reaches out is left away."""
+        """As `Family.reach`. There is one solution per pose, elbow up, so `near` has no effect. The part of the
+        rotation that leaves the vertical plane through the arm is ignored."""
         yaw = float(self.heading(T[:3, 3]))
         R = rotation(yaw, 0.0, 0.0).T @ T[:3, :3]
         pitch = float(np.arctan2(-R[2, 0], R[0, 0]))
         R = rotation(0.0, pitch, 0.0).T @ R
         turn = self.ROLL * (float(np.arctan2(R[2, 1] - R[1, 2], R[1, 1] + R[2, 2])) - self.ROLL_AT_ZERO)
         roll = self.ROLL_AT_ZERO + self.ROLL * wrapped(turn, float(lower[4]), float(upper[4]))
-        ways = []
-        # A gripper that is folded under the arm pitches by more than half a turn.
+        solutions = []
+        # A gripper folded under the arm has a pitch of more than half a turn.
         for whole in (0.0, 2 * np.pi, -2 * np.pi):
             q, _ = self.inverse(np.array([*T[:3, 3], pitch + whole, roll, jaw]), lower, upper)
-            ways.append(Reached(q, *difference(self.tool(q), T)))
-        return min(ways, key=lambda way: way.away_m / METRE_RAD + way.turned_rad)
+            solutions.append(Reached(q, *difference(self.tool(q), T)))
+        return min(solutions, key=lambda s: s.away_m / METRE_RAD + s.turned_rad)

@@ -1,14 +1,14 @@
 """The Koch v1.1: joint names, limits, link lengths, shapes.
 
-Its maker gives no model with joint angles, so the names' meaning is the SO-101's: `shoulder_pan` to the right,
-`shoulder_lift`, `elbow_flex`, `wrist_flex` down, `wrist_roll` counter-clockwise as seen from behind, `gripper` open, as
-the angle grows; all joints at 0: upper arm up, forearm and gripper level ahead, moving jaw on the left of the fixed
-one, jaw shut.
+The maker publishes no model with joint angles, so the directions are those of the SO-101. As the angle grows,
+`shoulder_pan` turns to the right, `shoulder_lift`, `elbow_flex` and `wrist_flex` turn down, `wrist_roll` turns
+counter-clockwise seen from behind, `gripper` opens. With all joints at 0 the upper arm points up, forearm and gripper
+point forward and level, the moving jaw is on the left of the fixed one, and the jaw is shut.
 
-Sources: lengths from the maker's drawing (hardware/follower/STEP/Follower_Arm.STEP of github.com/jess-moss/koch-v1-1,
-where the servos' shafts and the jaws are); they agree with MuJoCo Menagerie's low_cost_robot_arm, the arm that this one
-improves, to 0.3 mm. Limits and the zero of the upper arm are that model's. Not measured on an arm: the limits, and
-which way the servos' steps grow.
+Sources: lengths from the positions of servo shafts and jaws in the maker's drawing
+(hardware/follower/STEP/Follower_Arm.STEP of github.com/jess-moss/koch-v1-1). They agree to 0.3 mm with
+low_cost_robot_arm of MuJoCo Menagerie, the arm on which the Koch is based. Limits and the zero of the upper arm are
+from that model. Not measured on an arm: the limits, and the direction in which the servos' steps grow.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LINKS = Links(
 
 @dataclass(frozen=True)
 class Koch(FiveAxis):
-    """Koch v1.1 follower: XL430 in pan and lift, XL330 beyond."""
+    """Koch v1.1 follower: XL430 servos in pan and lift, XL330 in the other joints."""
 
     links: Links = LINKS
 
@@ -58,7 +58,7 @@ class Koch(FiveAxis):
     STOPLESS = ("shoulder_pan", "wrist_roll")  # as LeRobot calibrates them
     PIVOT = 1
     ROLL_AT, HINGE = 0.0450, (0.01315, 0.0075, 0.0)
-    # Boxes hold the drawing's printed parts and servos.
+    # The boxes enclose the printed parts and servos of the drawing.
     BASE = (((-0.069, 0.013), (-0.092, 0.069), (-0.001, 0.010)), ((-0.038, 0.014), (-0.019, 0.019), (0.003, 0.042)))
     SHAPES: ClassVar[Mapping[str, tuple[Box, ...]]] = {
         "shoulder": (((-0.039, 0.015), (-0.021, 0.022), (0.038, 0.072)),),

@@ -2,11 +2,12 @@
 
 Joint angles (rad, gripper last) follow the maker's model `so101_new_calib`, which LeRobot uses too:
 
-* `shoulder_pan` turns the arm to its right, seen from behind, as the angle grows;
-* `shoulder_lift`, `elbow_flex`, `wrist_flex` turn the gripper down; all joints at 0: upper arm up, forearm and gripper
-  level, forward;
-* `wrist_roll` turns the gripper counter-clockwise, seen from behind; at 0 the moving jaw is above the fixed one;
-* `gripper` opens: `SHUT` (-10 degrees) is shut, 0 leaves the tips 16 mm apart.
+* as its angle grows, `shoulder_pan` turns the arm to its right, seen from behind;
+* `shoulder_lift`, `elbow_flex` and `wrist_flex` turn the gripper down;
+* `wrist_roll` turns the gripper counter-clockwise, seen from behind;
+* `gripper` opens: at `SHUT` (-10 degrees) it is shut, at 0 the tips are 16 mm apart;
+* with all joints at 0 the upper arm points up, forearm and gripper point forward and level, and the moving jaw is above
+  the fixed one.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ LINKS = Links(
     lower_up=0.0052,
     wrist_to_tcp=0.1592,
 )
-ROLL_AT_ZERO = np.pi / 2 + 0.0486795  # the maker's jaw hinge lies across, and 2.79 degrees off, the horizontal plane
-SHUT = -0.174533  # the tips touch
+ROLL_AT_ZERO = (
+    np.pi / 2 + 0.0486795
+)  # in the maker's model the jaw is rolled by 90 + 2.79 degrees when all joints are 0
+SHUT = -0.174533  # rad; the tips touch
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,8 @@ class So101(FiveAxis):
     ROLL_AT_ZERO = ROLL_AT_ZERO
     UPRIGHT = np.array([0.0, -0.6, 0.2, 0.4, ROLL_AT_ZERO, SHUT])
     LEROBOT = ("so101_follower", "so100_follower", "so_follower", "so101", "so100")
-    # Boxes hold the maker's parts, the simulated arm's jaws and a small camera on the gripper; jaws side by side and
-    # shut.
+    # The boxes enclose the maker's parts, the simulated arm's jaws and a small camera on the gripper, with the jaws
+    # side by side and shut.
     ROLL_AT, HINGE = 0.0611, (0.0234, 0.0202, 0.0)
     BASE = (((-0.031, 0.065), (-0.056, 0.056), (-0.003, 0.027)), ((-0.031, 0.054), (-0.026, 0.026), (0.024, 0.070)))
     SHAPES: ClassVar[Mapping[str, tuple[Box, ...]]] = {
@@ -86,12 +89,12 @@ class So101(FiveAxis):
 
     @property
     def middle(self) -> np.ndarray:
-        """LeRobot's zeros are the maker's."""
+        """LeRobot's zero angles are those of the maker."""
         return np.zeros(len(self.JOINTS))
 
     def from_mirrored(self, q: np.ndarray) -> np.ndarray:
-        """Joint angles [..., 6] (rad) out of those of a dataset of schema 1: pan and roll of the opposite sign, roll 0
-        where the moving jaw is on the left, gripper 0 where it is shut."""
+        """Joint angles float64[..., 6] (rad) from those of a dataset of schema 1, which has pan and roll with opposite
+        sign, roll 0 with the moving jaw on the left, and gripper 0 with the jaw shut."""
         return np.asarray(q) * [-1, 1, 1, 1, -1, 1] + [0, 0, 0, 0, ROLL_AT_ZERO, SHUT]
 
 

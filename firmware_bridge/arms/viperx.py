@@ -1,13 +1,15 @@
-"""The ViperX 300 S: six axes and a jaw; two servos on shoulder and elbow.
+"""The ViperX 300 S: six axes and a jaw; shoulder and elbow have two servos each.
 
-Joint angles are the maker's (Interbotix `vx300s`): `waist` turns the arm to its left, `shoulder`, `elbow`,
-`wrist_angle` tilt down, `forearm_roll` and `wrist_rotate` turn clockwise as seen from behind, as the angle grows; all
-joints at 0: upper arm up, forearm and gripper level ahead. `gripper` is its servo's angle: shut at -0.6213, wide open
-at 1.4910 (LeRobot's and ALOHA's numbers); a crank makes fingers that slide of it (`finger`).
+Joint angles follow the maker's model (Interbotix `vx300s`). As the angle grows, `waist` turns the arm to its left,
+`shoulder`, `elbow` and `wrist_angle` tilt down, `forearm_roll` and `wrist_rotate` turn clockwise seen from behind. With
+all joints at 0 the upper arm points up, forearm and gripper point forward and level. `gripper` is the angle of its
+servo: -0.6213 shut, 1.4910 open (values of LeRobot and ALOHA); a crank converts it into the sliding of the fingers
+(`finger`).
 
 Sources: link lengths and limits from the maker's MJCF in the package gym-aloha; the tool centre from Interbotix'
-description of the arm (home pose of `ee_gripper_link`: 0.536494 ahead, 0.42705 up); the crank's lengths, 22 and 36 mm,
-make both ends of that package's table. Not measured on an arm: which way the second servos' steps grow.
+description of the arm (home pose of `ee_gripper_link`: 0.536494 m forward, 0.42705 m up). The crank's lengths, 22 and
+36 mm, reproduce both ends of the table in gym-aloha. Not measured on an arm: the direction in which the second servos'
+steps grow.
 """
 
 from __future__ import annotations
@@ -18,19 +20,20 @@ import numpy as np
 
 from firmware_bridge.arms.family import METRE_RAD, Family, Link, Reached, difference, rotation, turned, wrapped
 
-SHOULDER_UP = 0.12705  # m, as all lengths here: table to shoulder
-UPPER_FORWARD = 0.05955  # shoulder to elbow at zero
-UPPER_UP = 0.3
+# Lengths in m.
+SHOULDER_UP = 0.12705  # table to shoulder
+UPPER_FORWARD = 0.05955  # shoulder to elbow with all joints at 0: forward and
+UPPER_UP = 0.3  # up
 FOREARM = 0.2  # elbow to forearm_roll
-ROLL_TO_WRIST = 0.1  # and on to the wrist
-WRIST_TO_ROLL = 0.069744  # wrist to wrist_rotate
-ROLL_TO_TCP = 0.1072  # and on to the tool centre
-HORN = 0.022  # the crank's two links
-ARM = 0.036
+ROLL_TO_WRIST = 0.1  # forearm_roll to wrist_angle
+WRIST_TO_ROLL = 0.069744  # wrist_angle to wrist_rotate
+ROLL_TO_TCP = 0.1072  # wrist_rotate to the tool centre
+CRANK_HORN = 0.022  # the crank's link on the servo
+CRANK_ROD = 0.036  # the crank's link to the finger
 
 
 class ViperX(Family):
-    """ViperX 300 S, 6 axes: waist and elbow in front of a wrist whose three axes meet."""
+    """ViperX 300 S, 6 axes: waist, shoulder, elbow, then a wrist whose three axes meet in one point."""
 
     NAME = "viperx"
     JOINTS = ("waist", "shoulder", "elbow", "forearm_roll", "wrist_angle", "wrist_rotate", "gripper")
@@ -54,12 +57,12 @@ class ViperX(Family):
     UPRIGHT = np.array([0.0, -0.6, 0.4, 0.0, 0.4, 0.0, SHUT])
     LEROBOT = ("viperx", "vx300s")
     SECONDS = ("shoulder_shadow", "elbow_shadow")
-    STOPLESS = ("waist", "forearm_roll", "wrist_rotate")  # of which the maker's limits are half a turn to either side
+    STOPLESS = ("waist", "forearm_roll", "wrist_rotate")  # the maker's limits are half a turn to either side
     BASE = (((-0.198, 0.103), (-0.103, 0.103), (-0.001, 0.080)),)
 
     @property
     def chain(self) -> tuple[Link, ...]:
-        """Boxes hold the maker's meshes, the fingers of ALOHA in whatever place."""
+        """The boxes enclose the maker's meshes, and ALOHA's fingers in every position."""
         return (
             Link("shoulder", (0, 0, 0), (0, 0, 1), boxes=(((-0.062, 0.063), (-0.062, 0.062), (0.075, 0.141)),)),
             Link(
@@ -102,18 +105,18 @@ class ViperX(Family):
 
     @staticmethod
     def finger(gripper: np.ndarray) -> np.ndarray:
-        """Distance (m) of either finger from the middle at gripper angles (rad)."""
-        return HORN * np.sin(gripper) + np.sqrt(ARM**2 - (HORN * np.cos(gripper)) ** 2)
+        """Distance float64[...] (m) of each finger from the middle plane at gripper angles float64[...] (rad)."""
+        return CRANK_HORN * np.sin(gripper) + np.sqrt(CRANK_ROD**2 - (CRANK_HORN * np.cos(gripper)) ** 2)
 
     def reach(
         self, T: np.ndarray, jaw: float, lower: np.ndarray, upper: np.ndarray, near: np.ndarray | None = None
     ) -> Reached:
-        """As `Family.reach`, in closed form: waist to either side, elbow up or down, wrist one way or the other. A
-        wrist out of reach is drawn onto the ring that the arm reaches."""
+        """As `Family.reach`, in closed form, from eight solutions: waist forwards or backwards, elbow up or down, wrist
+        flipped or not. A wrist out of reach moves to the closest distance that the arm can reach."""
         lower, upper = np.asarray(lower, float), np.asarray(upper, float)
         near = 0.5 * (lower + upper) if near is None else np.asarray(near, float)
         best: tuple[float, Reached] | None = None
-        for q in self._ways(T, near):
+        for q in self._solutions(T, near):
             q = np.array([*(wrapped(v, a, b) for v, a, b in zip(q, lower, upper, strict=False)), jaw + self.SHUT])
             q = np.clip(q, lower, upper)
             found = Reached(q, *difference(self.tool(q), T))
@@ -124,8 +127,8 @@ class ViperX(Family):
         assert best is not None
         return best[1]
 
-    def _ways(self, T: np.ndarray, near: np.ndarray) -> list[np.ndarray]:
-        """The eight ways to a tool pose, float64[6] rad each, whatever the limits."""
+    def _solutions(self, T: np.ndarray, near: np.ndarray) -> list[np.ndarray]:
+        """The eight solutions for a tool pose, float64[6] rad each, without regard to the limits."""
         wrist = T[:3, 3] - (WRIST_TO_ROLL + ROLL_TO_TCP) * T[:3, 0]
         long, upper0 = float(np.hypot(UPPER_FORWARD, UPPER_UP)), -float(np.arctan2(UPPER_UP, UPPER_FORWARD))
         short = FOREARM + ROLL_TO_WRIST
@@ -145,7 +148,7 @@ class ViperX(Family):
         return out
 
     def inverse(self, pose: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, bool]:
-        """As `Family.inverse`: the tool stays in the plane in which the arm reaches out."""
+        """As `Family.inverse`: the tool stays in the vertical plane through the base's z axis."""
         x, y, z, pitch, roll, jaw = (float(v) for v in pose)
         T = np.eye(4)
         T[:3, :3], T[:3, 3] = rotation(np.arctan2(y, x), pitch, roll), (x, y, z)
@@ -154,8 +157,8 @@ class ViperX(Family):
 
 
 def _wrist(R: np.ndarray, flip: int, near: float) -> tuple[float, float, float]:
-    """forearm_roll, wrist_angle, wrist_rotate that make the rotation R = Rx Ry Rx. Where the first and the last axis
-    are one, forearm_roll is `near`."""
+    """forearm_roll, wrist_angle, wrist_rotate (rad) of the rotation R float64[3,3] = Rx Ry Rx. Where the first and the
+    last axis coincide, forearm_roll is `near`."""
     sine = flip * float(np.hypot(R[0, 1], R[0, 2]))
     angle = float(np.arctan2(sine, R[0, 0]))
     first = near if abs(sine) < 1e-9 else float(np.arctan2(R[1, 0] * flip, -R[2, 0] * flip))

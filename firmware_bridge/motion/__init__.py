@@ -1,1 +1,1 @@
-"""What may move a motor: the arm in radians, limits, safety, motor process, guard."""
+"""Everything that moves a motor: the arm in radians, limits, safety machine, motor process, guard."""

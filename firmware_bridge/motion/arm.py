@@ -1,5 +1,4 @@
-"""The arm in radians: servo steps, homing, directions, gears and ranges from one `ArmConfig`. EEPROM is verified, never
-written."""
+"""One arm in radians, converted from servo steps by `ArmConfig`. The servos' EEPROM is compared, never written."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ from firmware_bridge.motion.measurement import DOUBTED, NO_REPLY, TWIN, Measurem
 from firmware_bridge.servos.models import MODELS
 from firmware_bridge.servos.xseries import conditions as dxl_conditions
 
-TWIN_RAD = 0.2
-JUMP_RAD = 0.12  # added to what the joint can move in the time
+TWIN_RAD = 0.2  # two servos of one joint that differ by more get the TWIN bit
+JUMP_RAD = 0.12  # a position may change by this, plus what the joint can move in the time, before it is doubted
 
 
 class Arm:
@@ -28,64 +27,66 @@ class Arm:
         self.bus, self.config = bus, config
         n = len(config.ids)
         self.models = [MODELS[m] for m in config.model_names]
-        self.model = self.models[0]  # addresses are the same within a family
+        self.model = self.models[0]  # register addresses are the same for all models of one servo family
         bus.sync = self.model.sync_read
         joint = np.array([*range(n), *(s[1] for s in config.shadows)])
-        self._ids = (*config.ids, *(s[0] for s in config.shadows))  # every servo, second ones last
+        self._ids = (*config.ids, *(s[0] for s in config.shadows))  # every servo; second servos of a joint last
         self._joint = joint
         sign = np.array([*config.direction, *(s[2] for s in config.shadows)], float)
         gear = np.array(config.gear or (1.0,) * n)[joint]
         unit = np.array([self.models[j].rad_per_step for j in joint])
         self._zero = np.array([*config.zero_step, *(s[3] for s in config.shadows)], float)
-        self._rad = sign * unit / gear  # joint radians a servo step
-        self._speed = self._rad * np.array([self.models[j].speed_steps_s for j in joint])
-        self._reach = np.array(config.max_velocity) * 1.5
+        self._rad_per_step = sign * unit / gear  # joint radians per servo step
+        self._speed = self._rad_per_step * np.array([self.models[j].speed_steps_s for j in joint])
+        self._top_speed = np.array(config.max_velocity) * 1.5  # rad/s; a faster change of position is doubted
         order = self.model.registers["present_position"].address > self.model.registers["present_speed"].address
         first, last = ("present_speed", "present_position") if order else ("present_position", "present_speed")
         self._state = self.model.span(first, last)
         ends, words = "<" if self.model.byteorder == "little" else ">", "ii" if order else "HH"
         self._pair = struct.Struct(ends + words)  # position and speed of one servo
         before, behind = bus.codec.DATA_AT, bus.codec.STATUS_BYTES - bus.codec.DATA_AT
-        # the same of all servos, as they come off the wire
+        # position and speed of all servos, in the bytes of their status packets
         self._block = struct.Struct(ends + f"{before}x{words}{behind}x" * len(self._ids))
-        self._words: tuple[int, ...] = (0, 0) * len(self._ids)  # the last that were heard
-        self._top = 1 << 32 if order else 0x8000  # words from here on are negative: sign and magnitude
-        self._no_bits: np.ndarray = np.zeros(len(self._ids), np.uint8)  # no servo complains of anything
+        self._words: tuple[int, ...] = (0, 0) * len(self._ids)  # newest position and speed words, by servo
+        self._top = 1 << 32 if order else 0x8000  # words from here on are negative (sign and magnitude)
+        self._no_bits: np.ndarray = np.zeros(len(self._ids), np.uint8)  # no servo reports a condition
         self._no_bits.flags.writeable = False
         self._goal = self.model.registers["goal_position"]
         self._rows = struct.Struct(ends + ("Bi" if self._goal.size == 4 else "BH") * len(self._ids))
-        self._map = list(zip(self._ids, joint.tolist(), self._rad.tolist(), self._zero.tolist(), strict=True))
-        # a servo's number, where its position and its speed stand among the words, and what turns them into rad and
-        # rad/s
+        zeros, units = self._zero.tolist(), self._rad_per_step.tolist()
+        self._goal_scale = list(zip(self._ids, joint.tolist(), units, zeros, strict=True))
+        # per servo: its index, the indices of its position and speed in `_words`, zero step, rad per step, rad/s per
+        # unit of speed
         rows = [
             (k, 2 * k + order, 2 * k + (not order), *scale)
-            for k, scale in enumerate(zip(self._zero.tolist(), self._rad.tolist(), self._speed.tolist(), strict=True))
+            for k, scale in enumerate(zip(zeros, units, self._speed.tolist(), strict=True))
         ]
-        self._scale, self._seconds = rows[:n], rows[n:]
+        self._first_servos, self._second_servos = rows[:n], rows[n:]
         self._numbers = struct.Struct(f"{2 * n}d")
         self._now_ns = 0
         self._last = Measurement(np.zeros(n), np.zeros(n), np.full(n, NO_REPLY, np.uint8))
-        self._position = [0.0] * n  # that of `_last`
-        self.watchful = False  # positions that jump are doubted (while torque is on)
+        self._position = [0.0] * n  # `_last.q` as a list
+        self.watchful = False  # True while torque is on: a position that jumps gets the DOUBTED bit
         self.current, self.temperature, self.voltage = (np.zeros(n, np.float32) for _ in range(3))
         self.limp: np.ndarray = np.zeros(n, bool)
         nothing = [0.0] * len(self._ids)
-        self._amperes, self._warmth, self._volts = nothing.copy(), nothing.copy(), nothing.copy()  # of every servo
-        self._limp = [False] * len(self._ids)
-        self._own = [[k for k, of in enumerate(joint) if of == j] for j in range(n)]  # a joint's servos
-        self._caps: dict[int, int] = {}  # torque_limit that each servo's EEPROM allows, as far as read
+        # telemetry by servo; the public arrays above are by joint
+        self._servo_a, self._servo_deg_c, self._servo_v = nothing.copy(), nothing.copy(), nothing.copy()
+        self._servo_limp = [False] * len(self._ids)
+        self._servos_of = [[k for k, of in enumerate(joint) if of == j] for j in range(n)]  # by joint
+        self._caps: dict[int, int] = {}  # torque_limit that each servo's EEPROM allows; only servos that answered
         self._errors: np.ndarray = np.zeros(len(self._ids), np.uint8)  # Dynamixel: hardware errors, as condition bits
-        self._alerted = False  # there has been one: flags that are down have to be seen from then on
-        self._asked = [False] * len(self._ids)  # since its flag went up, this servo's errors have been asked for
-        self._turn = 0
+        self._alerted = False  # a servo has set its alert flag: from then on cleared flags are looked for too
+        self._errors_read = [False] * len(self._ids)  # whether register 70 was read since the servo set its flag
+        self._turn = 0  # counts calls of `read_telemetry`
 
     @property
     def telemetry(self) -> Telemetry:
         return Telemetry(self.current, self.temperature, self.voltage, self.limp)
 
     def to_steps(self, rad: np.ndarray) -> np.ndarray:
-        """int[S] steps of every servo (second ones last) for joint angles."""
-        return np.rint(np.asarray(rad, float)[self._joint] / self._rad + self._zero).astype(int)
+        """Steps of every servo, int[S], second servos last, for joint angles `rad` float[J]."""
+        return np.rint(np.asarray(rad, float)[self._joint] / self._rad_per_step + self._zero).astype(int)
 
     def name(self, servo: int) -> str:
         return self.config.joints[self.joint_of(servo)]
@@ -93,16 +94,19 @@ class Arm:
     # ---- before anything moves ---------------------------------------------------------------------------------------
     @property
     def ids(self) -> tuple[int, ...]:
-        """Every servo, second ones of a joint last."""
+        """Every servo id; second servos of a joint last."""
         return self._ids
 
     def joint_of(self, servo: int) -> int:
         return int(self._joint[self._ids.index(servo)])
 
     def check(self, to_move: bool = True) -> None:
-        """Raises ArmError when a servo is silent, double, of another model, holds other values than the file, has a
-        setting that would change a motion or, where the arm is `to_move`, reads outside what it can be sent to. Only
-        reads."""
+        """Compare the servos with the robot file; only reads.
+
+        Raises ArmError when a servo does not answer, two servos share an id, the model is another one, a register
+        differs from the file, or a setting would change the motion. With `to_move` also when a joint stands outside the
+        range of its goal positions.
+        """
         before_torque.check_servos(self)
         held = before_torque.read_settings(self)
         before_torque.check_file(self, held)
@@ -111,7 +115,7 @@ class Arm:
             before_torque.poses(self, held)
 
     def fingerprint(self) -> str:
-        """Hash of ids, models, firmware, offsets and limits as the servos hold them: is this the same arm as before?"""
+        """SHA-256 over every EEPROM register except baud rate and return delay: equal for the same, unchanged arm."""
         known = [r for r in self.model.registers.values() if r.eeprom and r.name not in ("baud", "return_delay")]
         digest = hashlib.sha256()
         for i in self._ids:
@@ -122,18 +126,20 @@ class Arm:
 
     # ---- every tick --------------------------------------------------------------------------------------------------
     def read(self) -> Measurement:
-        """Positions and velocities in one sync read; a silent servo keeps its last values and gets NO_REPLY."""
+        """Positions and velocities in one sync read; a silent servo keeps its last values and gets the NO_REPLY bit."""
         return self._measure(self.bus.exchange(b"", self._ids, *self._state))
 
     def exchange(self, rad: np.ndarray) -> Measurement:
-        """`write_goals` and `read` in one write to the port: a way through the adapter less. The goals go first."""
+        """Write goals `rad` float64[J], then read all servos, in one write to the port: saves one USB transfer."""
         return self._measure(self.bus.exchange(self._goals(rad), self._ids, *self._state))
 
     def _measure(self, got: bytes | dict[int, Reply]) -> Measurement:
-        """What the servos' answers say. Every tick comes here from a sleep, with cold caches: so one plain loop and few
-        arrays."""
+        """Convert the servos' answers. `got`: all status packets as bytes, or one Reply per servo that answered.
+
+        One plain loop and few arrays: every tick starts after a sleep, with cold CPU caches.
+        """
         now = self.bus.sent_ns
-        if isinstance(got, bytes):  # every servo has answered and nothing is wrong
+        if isinstance(got, bytes):  # every servo has answered, without a transmission error
             words, partial = self._block.unpack(got), False
             flags = got[self.bus.codec.DATA_AT - 1 :: self.bus.codec.STATUS_BYTES + self._state[1]]
             bits = (
@@ -153,16 +159,16 @@ class Arm:
         self._words = words
         top, jumped, before = self._top, False, self._position
         position, velocity = [], []
-        for k, p, v, zero, unit, rate in self._scale:
+        for k, p, v, zero, unit, rate in self._first_servos:
             step, speed = words[p], words[v]
             at = ((step if step < top else 0x8000 - step) - zero) * unit
             if not -JUMP_RAD <= at - before[k] <= JUMP_RAD:
                 jumped = self.watchful
             position.append(at)
             velocity.append((speed if speed < top else 0x8000 - speed) * rate)
-        if self._seconds:
+        if self._second_servos:
             bits = self._twins(bits, words, position)
-        both = np.frombuffer(self._numbers.pack(*position, *velocity))  # an array of a list costs ten times that
+        both = np.frombuffer(self._numbers.pack(*position, *velocity))  # ten times cheaper than np.array of a list
         q, qd = both[: len(position)], both[len(position) :]
         if not partial and not jumped:
             self._now_ns, self._position = now, position
@@ -173,20 +179,20 @@ class Arm:
         return self._last
 
     def _twins(self, bits: np.ndarray, words: Sequence[int], position: Sequence[float]) -> np.ndarray:
-        """Status bits of the joints, with those of their second servos, and TWIN where the two stand apart."""
+        """Status bits by joint, uint8[J]: those of both servos, and TWIN where their positions differ."""
         joined = bits[: len(position)].copy()
-        for k, p, _, zero, unit, _ in self._seconds:
+        for k, p, _, zero, unit, _ in self._second_servos:
             j, step = int(self._joint[k]), words[p]
             at = ((step if step < self._top else 0x8000 - step) - zero) * unit
             joined[j] |= bits[k] | (TWIN if abs(at - position[j]) > TWIN_RAD else 0)
         return joined
 
     def _trust(self, now: int, q: np.ndarray, qd: np.ndarray, bits: np.ndarray, jumped: bool) -> Measurement:
-        """Keep the last good values of joints that were silent, or that jumped as no motor can."""
+        """Keep the last good values of joints that did not answer, or that moved faster than a motor can."""
         stale = (bits & NO_REPLY) > 0
         if jumped:
-            dt = min(max(now - self._now_ns, 0) * 1e-9, 0.1)  # a position that stays absurd does not become likely
-            doubt = ~stale & (np.abs(q - self._last.q) > self._reach * dt + JUMP_RAD)
+            dt = min(max(now - self._now_ns, 0) * 1e-9, 0.1)  # capped: a long wait must not make a jump acceptable
+            doubt = ~stale & (np.abs(q - self._last.q) > self._top_speed * dt + JUMP_RAD)
             bits = bits | np.where(doubt, DOUBTED, 0).astype(np.uint8)
             stale = stale | doubt
         if not stale.any():
@@ -194,34 +200,35 @@ class Arm:
         return Measurement(np.where(stale, self._last.q, q), np.where(stale, self._last.qd, qd), bits)
 
     def _bits(self, k: int, error: int) -> int:
-        """Condition bits of a reply's error byte; a Dynamixel only raises a flag, and its register 70 is read in the
-        next turn."""
+        """Condition bits of the k-th servo from the error byte of its reply.
+
+        A Dynamixel only sets its alert flag there; the next `read_telemetry` reads which error it is (register 70).
+        """
         if not self.bus.dynamixel:
             return error & ~(TWIN | DOUBTED | NO_REPLY)
-        if error & 0x80 and not self._asked[k]:
+        if error & 0x80 and not self._errors_read[k]:
             self._turn, self._alerted = 2 * k, True
         elif not error & 0x80:
-            self._errors[k], self._asked[k] = 0, False
+            self._errors[k], self._errors_read[k] = 0, False
         return int(self._errors[k])
 
     def read_telemetry(self) -> None:
-        """Torque state, voltage, temperature and current of one servo a call, in turn; a silent one keeps its last
-        values."""
+        """Torque state, voltage, temperature and current of one servo per call; a silent one keeps its last values."""
         turn, n = self._turn, len(self._ids)
         self._turn += 1
         if not self.bus.dynamixel:
-            self._take(turn % n, "torque_enable", "present_current" if self.model.current_a else "status")
+            self._read_block(turn % n, "torque_enable", "present_current" if self.model.current_a else "status")
             return
-        k = turn // 2 % n  # two short blocks instead of a long one
+        k = turn // 2 % n  # a Dynamixel's registers lie apart: two short reads instead of one long read
         if turn % 2 == 0:
-            self._asked[k] = True  # also when it does not answer: the others' turn comes nevertheless
-            self._take(k, "torque_enable", "watchdog")
+            self._errors_read[k] = True  # even without an answer, else the other servos would never be read
+            self._read_block(k, "torque_enable", "watchdog")
         else:
             current = self.models[self._joint[k]].current_a
-            self._take(k, "present_current" if current else "present_load", "present_temperature")
+            self._read_block(k, "present_current" if current else "present_load", "present_temperature")
 
-    def _take(self, k: int, first: str, last: str) -> None:
-        """Read the block of registers from `first` to `last` of the k-th servo and keep what it tells of its joint."""
+    def _read_block(self, k: int, first: str, last: str) -> None:
+        """Read the registers from `first` to `last` of the k-th servo and update the telemetry of its joint."""
         m = self.models[int(self._joint[k])]
         address, size = m.span(first, last)
         reply = self.bus.read(self._ids[k], address, size, retries=0)
@@ -236,23 +243,23 @@ class Arm:
         torque, volt, warm = value("torque_enable"), value("present_voltage"), value("present_temperature")
         current, error = value("present_current"), value("hardware_error")
         if torque is not None:
-            self._limp[k] = torque != 1 or value("watchdog") == -1  # a tripped watchdog refuses goals
+            self._servo_limp[k] = torque != 1 or value("watchdog") == -1  # after a watchdog error goals are refused
         if volt is not None:
-            self._volts[k] = volt / 10
+            self._servo_v[k] = volt / 10
         if warm is not None:
-            self._warmth[k] = warm
+            self._servo_deg_c[k] = warm
         if current is not None:
-            self._amperes[k] = current * m.current_a
+            self._servo_a[k] = current * m.current_a
         if error is not None:
             self._errors[k] = dxl_conditions(error)
         j = int(self._joint[k])
-        own = self._own[j]
-        self.current[j], self.limp[j] = self._amperes[j], any(self._limp[i] for i in own)
-        self.temperature[j] = max(self._warmth[i] for i in own)
-        self.voltage[j] = min((self._volts[i] for i in own if self._volts[i]), default=0.0)
+        own = self._servos_of[j]
+        self.current[j], self.limp[j] = self._servo_a[j], any(self._servo_limp[i] for i in own)
+        self.temperature[j] = max(self._servo_deg_c[i] for i in own)
+        self.voltage[j] = min((self._servo_v[i] for i in own if self._servo_v[i]), default=0.0)
 
     def write_goals(self, rad: np.ndarray) -> None:
-        """Goal positions of all joints, rad, in one sync write."""
+        """Goal positions of all joints, float64[J] rad, in one sync write."""
         self.bus.send(self._goals(rad))
 
     def _goals(self, rad: np.ndarray) -> bytes:
@@ -260,7 +267,7 @@ class Arm:
         goals = rad.tolist()
         wide = self._goal.size == 4
         rows: list[int] = []
-        for i, j, unit, zero in self._map:
+        for i, j, unit, zero in self._goal_scale:
             s = round(goals[j] / unit + zero)
             rows += (i, s if wide or s >= 0 else 0x8000 - s)
         return self.bus.codec.sync_write_rows(self._goal.address, self._goal.size, self._rows.pack(*rows))
@@ -276,7 +283,7 @@ class Arm:
         return {i: self.model.decode(name, reply.data) for i, reply in got.items()}
 
     def read_span(self, first: str, last: str) -> dict[int, dict[str, int]]:
-        """All registers from `first` to `last` of every servo that answers, by id and name."""
+        """All registers from `first` to `last` of every servo that answers, by servo id and register name."""
         address, size = self.model.span(first, last)
         got = self.bus.sync_read(self._ids, address, size, retries=2)
         return {
@@ -290,32 +297,34 @@ class Arm:
         }
 
     def read_steps(self) -> dict[int, int]:
-        """Present position in steps of every servo that answers, by id."""
+        """Present position in steps of every servo that answers, by servo id."""
         return self._read_all("present_position", retries=3)
 
     def energised(self) -> bool:
-        """Whether any servo has its torque on already (an arm that somebody left standing)."""
+        """Whether any servo has its torque on."""
         return any(v == 1 for v in self._read_all("torque_enable").values())
 
     def _read_caps(self) -> None:
-        """Ask the servos, once, how much torque their EEPROM allows them: an SO-101's gripper often has half, lest it
-        burn out."""
+        """Read once how much torque each servo's EEPROM allows; for an SO-101's gripper often half, against
+        overheating."""
         if len(self._caps) < len(self._ids):
             self._caps.update(self._read_all(self.model.torque_cap))
 
     def full(self, servo: int) -> int:
-        """The torque_limit that lets through all that the servo is allowed; what its model can do where it did not
-        tell."""
+        """The highest torque_limit that the servo's EEPROM allows; the model's highest where that was not read."""
         most = self.model.full_torque
         return min(self._caps.get(servo, most), most)
 
     def torque_on(self) -> None:
-        """Goal := present position with nothing left over from another program, then the torque that each servo's
-        EEPROM allows: the arm stiffens where it is. An energised arm keeps its torque throughout.
+        """Hold the arm where it is: set each goal to the present position, then switch the torque on.
 
-        Raises ArmError, before any torque, when a servo does not tell its settings, has one that would change a motion,
-        reads outside what it can be sent to, or does not keep what is written; and when one stays limp. Dynamixel's bus
-        watchdog is set to 200 ms as a second line of defence.
+        Registers that another program may have changed (`LEFT_OVERS`) get their normal values first, and the torque
+        limit is what each servo's EEPROM allows. An arm whose torque is already on keeps it throughout. The bus
+        watchdog of a Dynamixel is set to 200 ms as a second protection.
+
+        Raises ArmError before any torque is on when a servo does not answer, has a setting that would change the
+        motion, stands outside the range of its goal positions, or does not keep a written value; and afterwards when
+        the torque of a servo stays off.
         """
         held = before_torque.read_settings(self)
         before_torque.check_settings(self, held)
@@ -337,12 +346,14 @@ class Arm:
         if self.bus.dynamixel:
             self._write_all("watchdog", 10)
         self.limp[:] = False
-        self._limp = [False] * len(self._ids)
+        self._servo_limp = [False] * len(self._ids)
         self.watchful = True
 
     def calm(self) -> None:
-        """After another master died: clear Dynamixel's watchdog, whose trip makes goals read-only, with the goal where
-        the arm is."""
+        """Make Dynamixel servos accept goals again after their master died, and set the goal to the present position.
+
+        A bus watchdog error makes the goal position read-only; writing 0 to the watchdog clears it.
+        """
         if self.bus.dynamixel:
             self._write_all("watchdog", 0)
             measured = self.read()
@@ -350,21 +361,26 @@ class Arm:
                 self.write_goals(measured.q)
 
     def set_torque(self, share: float) -> None:
-        """Torque limit of all servos, 0..1 of what their EEPROM allows; unacknowledged, so that one servo that refuses
-        stops nobody."""
+        """Torque limit of all servos, 0..1 of what their EEPROM allows.
+
+        A sync write, which no servo acknowledges: one servo that refuses does not delay the others.
+        """
         share = min(max(share, 0.0), 1.0)
         limits = {i: self.model.encode("torque_limit", int(self.full(i) * share)) for i in self._ids}
         self.bus.sync_write(self.model.registers["torque_limit"].address, limits)
 
     def torque_share(self) -> float:
-        """The highest torque limit on the arm now, 0..1 of what the servo is allowed; 1 when no servo answers."""
+        """The highest present torque limit of all servos, 0..1 of what the EEPROM allows; 1 when no servo answers."""
         self._read_caps()
         shares = (v / max(self.full(i), 1) for i, v in self._read_all("torque_limit").items())
         return min(max(shares, default=1.0), 1.0)
 
     def torque_off(self) -> list[int]:
-        """Release every servo, those that did not listen together once more one by one; returns the ids that still
-        hold, as far as the bus's time (`until_ns`) allowed to see: in a tick the guard must not take it for a stall."""
+        """Switch the torque of every servo off, first all together, then one by one those that still hold.
+
+        Returns the ids whose torque is not known to be off. It stops trying at the bus's `until_ns`: a tick that takes
+        longer would look like a stall to the guard.
+        """
         self.watchful = False
         enable = self.model.registers["torque_enable"]
         if self.bus.dynamixel:
@@ -381,5 +397,5 @@ class Arm:
                     break
                 self.bus.write(i, enable.address, b"\x00")
         if not holding and len(self._caps) == len(self._ids) and not self.bus.time_is_up():
-            self.set_torque(1.0)  # the ramp's end would leave an arm without strength to whoever drives it next
+            self.set_torque(1.0)  # the ramp ended at 0, which would leave the next program an arm without torque
         return holding

@@ -1,7 +1,7 @@
-"""What is looked at, and set right, before an arm's torque is switched on: at start (`Arm.check`) and at the instant of
-arming.
+"""Checks and register writes before an arm's torque is switched on: at start (`Arm.check`) and while arming
+(`Arm.torque_on`).
 
-Nothing here writes EEPROM. What keeps the arm from being armed is raised as one sentence with the next step.
+Nothing here writes EEPROM. A reason not to arm is raised as ArmError: one sentence and the next step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from firmware_bridge.servos.settings import LEFT_OVERS, SETTINGS, Setting
 
 
 class Servos(Protocol):
-    """What is asked of the arm here; `firmware_bridge.motion.arm.Arm` is one."""
+    """The part of `firmware_bridge.motion.arm.Arm` that this module uses."""
 
     bus: Bus
     config: ArmConfig
@@ -45,17 +45,17 @@ class Servos(Protocol):
     def set_torque(self, share: float) -> None: ...
 
 
-# So far outside its servo's limits a joint may lie that leans on its stop with its own weight; it is armed at the
-# limit.
+# A joint that rests against its mechanical stop may read this far outside its servo's limits. It is armed with the
+# limit as its goal.
 LEAN_RAD = 0.035
-ROUND_AND_ROUND = (4, 5)  # Dynamixel's modes that know no position limits
+MULTI_TURN_MODES = (4, 5)  # Dynamixel operating modes that ignore the position limits
 
-Held = dict[int, dict[str, int]]  # registers by servo
+Held = dict[int, dict[str, int]]  # register values by servo id and register name
 
 
 @dataclass(frozen=True)
-class Wrong:
-    """A setting that would change the arm's motion, and the value that the servo holds."""
+class WrongSetting:
+    """A setting whose value in the servo would change the arm's motion."""
 
     servo: int
     setting: Setting
@@ -63,16 +63,17 @@ class Wrong:
 
 
 def model_of(arm: Servos, servo: int) -> Model:
-    """Model of a servo, as the robot file has it."""
+    """Model of a servo according to the robot file."""
     return arm.models[arm.joint_of(servo)]
 
 
-def called(arm: Servos, servo: int) -> str:
+def label(arm: Servos, servo: int) -> str:
+    """A servo in a message: "servo 3 (elbow_flex)"."""
     return f"servo {servo} ({arm.name(servo)})"
 
 
 def check_servos(arm: Servos) -> None:
-    """Raises ArmError when a servo is silent, double or of another model than in the robot file."""
+    """Raises ArmError when a servo does not answer, two share an id, or a model differs from the robot file."""
     bus, number = arm.bus, arm.model.registers["model"]
     found = bus.sync_read(arm.ids, number.address, 2, retries=3)
     silent = [i for i in arm.ids if i not in found]
@@ -91,8 +92,8 @@ def check_servos(arm: Servos) -> None:
         )
     if mute:
         raise ArmError(
-            f"{called(arm, mute[0])} answers a ping and no question, as with response_level 0: "
-            "switch the arm's power off and on, or have it answer everything with its maker's tool."
+            f"{label(arm, mute[0])} answers a ping but no read, as with response_level 0: "
+            "switch the arm's power off and on, or set the response level to answer everything with the maker's tool."
         )
     if silent:
         names = ", ".join(f"{i} ({arm.name(i)})" for i in silent)
@@ -108,10 +109,10 @@ def check_servos(arm: Servos) -> None:
 
 
 def read_settings(arm: Servos) -> Held:
-    """What every servo holds of the registers in `SETTINGS`, its limits, and those that the robot file names; one
-    block, read together.
+    """Values of the registers in `SETTINGS`, of the position limits and of those named in the robot file, for every
+    servo, from one sync read of the block that spans them.
 
-    Raises ArmError when one does not answer.
+    Raises ArmError when a servo does not answer.
     """
     registers = arm.model.registers
     names = {"min_position", "max_position", *(name for _, name, _ in arm.config.eeprom)}
@@ -121,7 +122,9 @@ def read_settings(arm: Servos) -> Held:
     got = arm.bus.sync_read(arm.ids, first, end - first, retries=3)
     silent = [i for i in arm.ids if i not in got]
     if silent:
-        raise ArmError(f"{called(arm, silent[0])} does not tell its settings: check its cable, then try again.")
+        raise ArmError(
+            f"{label(arm, silent[0])} does not answer when its settings are read: check its cable, then try again."
+        )
     return {
         i: {n: m.decode(n, got[i].data, m.registers[n].address - first) for n in names if n in m.registers}
         for i, m in ((i, model_of(arm, i)) for i in arm.ids)
@@ -129,43 +132,47 @@ def read_settings(arm: Servos) -> Held:
 
 
 def check_file(arm: Servos, held: Held) -> None:
-    """Raises ArmError when a servo holds another value than the robot file or its joint calibration says."""
+    """Raises ArmError when a register differs from its value in the robot file or the joint calibration."""
     for servo, name, value in arm.config.eeprom:
         if held[servo].get(name) != value:
             raise ArmError(
-                f"{called(arm, servo)} holds {name} {held[servo].get(name)}, the robot file says {value}: "
+                f"{label(arm, servo)} holds {name} {held[servo].get(name)}, the robot file says {value}: "
                 f"calibrate the joints again (`harmowam calibrate joints`), nothing was moved or written."
             )
 
 
-def wrong_settings(arm: Servos, held: Held) -> list[Wrong]:
-    """Settings that would change a motion, in the order of the servos. What the robot file says itself is left to
-    it."""
-    said = {(servo, name) for servo, name, _ in arm.config.eeprom}
+def wrong_settings(arm: Servos, held: Held) -> list[WrongSetting]:
+    """Settings that would change the motion, in the order of the servos.
+
+    A register whose value the robot file gives is left out: `check_file` compares it.
+    """
+    in_file = {(servo, name) for servo, name, _ in arm.config.eeprom}
     return [
-        Wrong(i, s, held[i][s.register])
+        WrongSetting(i, s, held[i][s.register])
         for i in arm.ids
         for s in SETTINGS[model_of(arm, i).name]
-        if (i, s.register) not in said and not s.right(held[i][s.register])
+        if (i, s.register) not in in_file and not s.right(held[i][s.register])
     ]
 
 
 def check_settings(arm: Servos, held: Held) -> None:
-    """Raises ArmError that names the first wrong setting and how many more there are."""
+    """Raises ArmError when a setting is wrong; the message names the first one and counts the others."""
     wrong = wrong_settings(arm, held)
     if wrong:
         w, more = wrong[0], len(wrong) - 1
         others = f" ({more} more {'is' if more == 1 else 'are'} wrong)" if more else ""
         raise ArmError(
-            f"{called(arm, w.servo)} holds {w.setting.register} {w.value} and must hold {w.setting.must}, for "
+            f"{label(arm, w.servo)} holds {w.setting.register} {w.value} and must hold {w.setting.must}, for "
             f"{w.setting.why}{others}: see `harmowam bus check --robot FILE`, which sets it right with `--fix`."
         )
 
 
 def limits(arm: Servos, servo: int, held: Held) -> tuple[int, int]:
-    """Steps that the servo can be sent to. Without limits of its own: a turn, or more where the joint's range is more
-    (gears)."""
-    if held[servo].get("mode") not in ROUND_AND_ROUND:
+    """Lowest and highest goal position of a servo, in steps.
+
+    In a mode without position limits: one turn, or the joint's range where gears make that longer.
+    """
+    if held[servo].get("mode") not in MULTI_TURN_MODES:
         return held[servo]["min_position"], held[servo]["max_position"]
     k = arm.ids.index(servo)
     ends = [int(arm.to_steps(np.array(rad))[k]) for rad in (arm.config.lower, arm.config.upper)]
@@ -173,16 +180,18 @@ def limits(arm: Servos, servo: int, held: Held) -> tuple[int, int]:
 
 
 def poses(arm: Servos, held: Held) -> dict[int, int]:
-    """Step by servo that each is to hold: where it stands, or the limit that it leans on.
+    """Goal position in steps, by servo id, that holds each servo where it is, or at the limit it rests against.
 
-    Raises ArmError for a joint that reads outside what its servo can be sent to: switched on it would run there by
-    itself.
+    Raises ArmError for a joint outside the range of its servo's goal positions: with its torque on it would move into
+    that range by itself.
     """
     steps = arm.read_steps()
     out = {}
     for i in arm.ids:
         if i not in steps:
-            raise ArmError(f"{called(arm, i)} does not tell where it stands: check its cable, then try again.")
+            raise ArmError(
+                f"{label(arm, i)} does not answer when its position is read: check its cable, then try again."
+            )
         (low, high), model, step = limits(arm, i, held), model_of(arm, i), steps[i]
         lean = round(LEAN_RAD / model.rad_per_step)
         last = model.steps - 1
@@ -191,12 +200,12 @@ def poses(arm: Servos, held: Held) -> dict[int, int]:
             mend = (
                 "move it by hand into its range, and calibrate the joints again if these are not its limits"
                 if 0 <= step <= last
-                else "turn it back by hand and switch the arm's power off and on; if it reads so still, set the middle "
-                "of its "
-                "servo anew (`lerobot-calibrate`) and calibrate the joints again (`harmowam calibrate joints`)"
+                else "turn it back by hand and switch the arm's power off and on; if the step stays the same, set the "
+                "middle position of the servo again (`lerobot-calibrate`), then calibrate the joints again (`harmowam "
+                "calibrate joints`)"
             )
             raise ArmError(
-                f"{called(arm, i)} reads step {step} and can only be sent to {low} to {high}, so with its torque on it "
+                f"{label(arm, i)} reads step {step} and can only be sent to {low} to {high}, so with its torque on it "
                 f"would run {away:.2f} rad by itself: {mend}."
             )
         out[i] = min(max(step, low), high)
@@ -204,8 +213,11 @@ def poses(arm: Servos, held: Held) -> dict[int, int]:
 
 
 def _to_be_written(arm: Servos, held: Held, goals: dict[int, int]) -> dict[int, dict[str, int]]:
-    """What every servo gets at arming, by register. The goal comes with the registers beside it: on a Feetech servo a
-    new goal or a new acceleration may switch the torque on, so none of them may arrive before the others."""
+    """Register values to write while arming, by servo id and register name.
+
+    The goal position is among them, to be written in one packet with the registers beside it: on a Feetech servo a new
+    goal or a new acceleration may switch the torque on, so none of them may arrive before the others.
+    """
     out = {}
     for i in arm.ids:
         rows = [r for r in LEFT_OVERS[model_of(arm, i).name] if not r.modes or held[i]["mode"] in r.modes]
@@ -214,7 +226,7 @@ def _to_be_written(arm: Servos, held: Held, goals: dict[int, int]) -> dict[int, 
 
 
 def _write(arm: Servos, wanted: dict[int, dict[str, int]]) -> None:
-    """Write registers, those that lie side by side in one packet; the block with the goal goes first."""
+    """Write registers, adjacent ones in one packet; the packet with the goal position goes first."""
     blocks: dict[tuple[int, tuple[str, ...]], dict[int, bytes]] = {}
     for i, values in wanted.items():
         model = model_of(arm, i)
@@ -234,12 +246,12 @@ def _write(arm: Servos, wanted: dict[int, dict[str, int]]) -> None:
 
 
 def clear_left_overs(arm: Servos, held: Held, goals: dict[int, int]) -> None:
-    """Give every servo its goal, its full torque limit and the values of `LEFT_OVERS`, and read them back.
+    """Write the goal, the full torque limit and the values of `LEFT_OVERS` to every servo, and read them back.
 
-    An arm that is energised keeps its torque. Raises ArmError when a servo does not keep what was written.
+    Torque that is on stays on. Raises ArmError when a servo does not keep a written value.
     """
     wanted = _to_be_written(arm, held, goals)
-    for attempt in range(3):  # nobody acknowledges these writes
+    for attempt in range(3):  # sync writes are not acknowledged, so a lost one is only seen when read back
         _write(arm, wanted)
         arm.set_torque(1.0)
         kept = arm.read_span("torque_enable", "torque_limit" if not arm.bus.dynamixel else "goal_position")
@@ -254,13 +266,13 @@ def clear_left_overs(arm: Servos, held: Held, goals: dict[int, int]) -> None:
 def _verify(arm: Servos, wanted: dict[int, dict[str, int]], kept: Held) -> None:
     for i, values in wanted.items():
         if i not in kept:
-            raise ArmError(f"{called(arm, i)} does not answer: check its cable, then try again.")
+            raise ArmError(f"{label(arm, i)} does not answer: check its cable, then try again.")
         for name, value in [*values.items(), ("torque_limit", arm.full(i))]:
-            # (some firmware lets a limp servo's goal follow it, which is as good)
+            # Some firmware sets the goal of a servo without torque to its present position, which is as good.
             slack = LEAN_RAD / model_of(arm, i).rad_per_step if name == "goal_position" else 0
             if abs(kept[i][name] - value) > slack:
                 why = {r.register: r.why for r in LEFT_OVERS[model_of(arm, i).name]}.get(name)
                 raise ArmError(
-                    f"{called(arm, i)} keeps {name} {kept[i][name]} where {value} was written"
+                    f"{label(arm, i)} keeps {name} {kept[i][name]} where {value} was written"
                     f"{f', so {why}' if why else ''}: switch the arm's power off and on, then try again."
                 )

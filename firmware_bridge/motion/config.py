@@ -1,4 +1,4 @@
-"""What the motor process knows of one arm, from its robot file and joint calibration."""
+"""The configuration of one arm for the motor process, made from the robot file and the joint calibration."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from firmware_bridge.servos.models import MODELS
 
 
 class ArmError(Mendable):
-    """An arm that must not be moved; one sentence and the next step."""
+    """A reason not to move the arm; the text is one sentence and the next step."""
 
 
 @dataclass(frozen=True)
 class ArmConfig:
-    """One arm, gripper last. Radians, rad/s, rad/s^2, rad/s^3, seconds; made from the robot file and its joint
-    calibration."""
+    """One arm. Tuples are by joint, gripper last; units rad, rad/s, rad/s^2, rad/s^3, s."""
 
     joints: tuple[str, ...]
     ids: tuple[int, ...]
@@ -30,19 +29,19 @@ class ArmConfig:
     max_acceleration: tuple[float, ...]
     baud: int = 1_000_000
     motor_hz: float = 100.0
-    max_lead: float = 0.6  # goal over measured position
-    stop_after_s: float = 1.0  # without commands: from hold to safe stop
-    lower_speed: float = 0.6  # rad/s on the way to rest
-    release_s: float = 1.5  # torque ramp
-    max_jerk: tuple[float, ...] = ()  # default: what takes the acceleration from 0 to its limit in 20 ms
-    models: tuple[str, ...] = ()  # default: STS3215 everywhere
-    gear: tuple[float, ...] = ()  # servo turns a joint turn; default 1
+    max_lead: float = 0.6  # rad; the target is clipped to this distance from the measured position
+    stop_after_s: float = 1.0  # time in HOLD without commands until SAFE_STOP
+    lower_speed: float = 0.6  # rad/s while the arm is lowered to its rest pose
+    release_s: float = 1.5  # duration of the ramp from full torque to none
+    max_jerk: tuple[float, ...] = ()  # default: 50 / s * max_acceleration, which reaches that limit in 20 ms
+    models: tuple[str, ...] = ()  # default: STS3215 for every joint
+    gear: tuple[float, ...] = ()  # servo turns per joint turn; default 1
     shadows: tuple[tuple[int, int, int, int], ...] = ()  # second servos: (id, joint, direction, step at 0 rad)
     eeprom: tuple[tuple[int, str, int], ...] = ()  # (id, register, value) that the servos must hold
-    # A joint that lags behind its goal by more for `follow_s` does not follow (the gripper may).
+    # A joint (not the gripper) that is further than this from its goal for `follow_s` is a fault.
     follow_rad: float = 0.3
     follow_s: float = 0.4
-    family: str = ""  # whose kinematics and shapes are known (firmware_bridge.arms); "" or any other: none
+    family: str = ""  # a key of `firmware_bridge.arms.FAMILIES`; any other value: kinematics and shape are unknown
     estop: str = ""  # "gpio:/dev/gpiochip0:17" or "key:/dev/input/by-id/..."
 
     @property
@@ -62,7 +61,7 @@ class ArmConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ArmConfig:
-        """Inverse of `to_dict`, also after a way through JSON."""
+        """Inverse of `to_dict`; lists, as JSON gives them, become tuples."""
 
         def plain(v: Any) -> Any:
             return tuple(plain(x) for x in v) if isinstance(v, (list, tuple)) else v

@@ -1,7 +1,7 @@
-"""How an arm session ended: what the arm is doing then, as an exit code and as words.
+"""How an arm session ended: the state of the arm afterwards, as an exit code and as a sentence.
 
-Guard, motor process and every verb that moves an arm use these codes, so that a script can tell them apart. docs/arm.md
-has the same table.
+The guard, the motor process and every `harmowam` command that moves an arm use these codes. docs/arm.md has the same
+table.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 class Exit(enum.IntEnum):
-    """Exit codes. 0 means that the arm is at rest and released, or that nobody had armed it."""
+    """Exit codes; `WORDS` gives the meaning of each. 0: the arm is at rest with its torque off, or was never armed."""
 
     REST = 0
     VERDICT = 1
@@ -19,7 +19,7 @@ class Exit(enum.IntEnum):
     SAFE_STOP = 3
     FAULT = 4
     GUARD = 5
-    PORT_LOST = 6  # of the motor process only: its guard then waits for the adapter
+    PORT_LOST = 6  # used by the motor process only: its guard then waits for the adapter
     HOLDING = 7
     ADRIFT = 8
     DROPPED = 9
@@ -28,44 +28,44 @@ class Exit(enum.IntEnum):
     INTERRUPTED = 130
 
 
-# Code -> what the arm does ("the arm ..."), and what to do next.
+# Code -> the state of the arm ("the arm ..."), and the next step for the user.
 WORDS = {
     Exit.REST: ("is at rest, its torque off, or was never armed", "nothing"),
     Exit.VERDICT: (
-        "is as after 0; the verb's own answer is no (a moved camera, a worse profile) or the program failed",
+        "is as with code 0; the command's own answer is no (a moved camera, a worse profile), or the program failed",
         "read what it says",
     ),
-    Exit.REFUSED: ("is as after 0; something had to be refused or ended", "mend what the sentence names"),
+    Exit.REFUSED: ("is as with code 0; something was refused or ended", "mend what the sentence names"),
     Exit.SAFE_STOP: (
         "stopped by itself, was lowered to rest and released",
         "mend what it stopped for, then start again",
     ),
     Exit.FAULT: (
         "had a fault: it braked and was let go where it was, so that it sank",
-        "see how it lies, mend the fault, then start again",
+        "check how it lies, mend the fault, then start again",
     ),
     Exit.GUARD: (
         "lost its motor process: the guard let the torque down where the arm was, so that it sank",
-        "see how it lies, then start again",
+        "check how it lies, then start again",
     ),
     Exit.HOLDING: ("has a servo that does not let go or does not answer", "switch it off"),
-    Exit.ADRIFT: ("is energised and nobody drives it", "switch it off"),
+    Exit.ADRIFT: ("has its torque on and no program controls it", "switch it off"),
     Exit.DROPPED: (
         "was let go before it had reached its rest pose, so that it sank",
-        "see how it lies, clear its way to rest, then start again",
+        "check how it lies, clear its way to rest, then start again",
     ),
     Exit.HELD: (
-        "is at rest, its torque off, but all the run did was hold it",
+        "is at rest, its torque off, but the run only held it",
         "mend what held it, then start again",
     ),
     Exit.GUARD_LOST: (
         "is at rest, its torque off, but its guard died: the motor process lowered it alone",
         "find out who ended the guard, then start again",
     ),
-    Exit.INTERRUPTED: ("is as after 0; the run was interrupted", "nothing"),
+    Exit.INTERRUPTED: ("is as with code 0; the run was interrupted", "nothing"),
 }
 
-# With these an arm is not as the program's own result would have it: they stand above every other exit code.
+# These codes replace the program's own exit code: the user must look at the arm first.
 ABOVE = (
     Exit.SAFE_STOP,
     Exit.FAULT,
@@ -75,34 +75,34 @@ ABOVE = (
     Exit.DROPPED,
     Exit.GUARD_LOST,
 )
-QUIET = (Exit.REST, Exit.REFUSED, Exit.INTERRUPTED)  # nothing is said: what there is to say has been said already
+QUIET = (Exit.REST, Exit.REFUSED, Exit.INTERRUPTED)  # no sentence: the user has seen the reason already
 BY_GUARD = (Exit.REST, Exit.SAFE_STOP, Exit.FAULT, Exit.GUARD, Exit.HOLDING, Exit.ADRIFT, Exit.DROPPED)
-BY_MOTOR = (Exit.REST, Exit.SAFE_STOP, Exit.FAULT, Exit.HOLDING, Exit.DROPPED)  # it has released what it could
+BY_MOTOR = (Exit.REST, Exit.SAFE_STOP, Exit.FAULT, Exit.HOLDING, Exit.DROPPED)  # the motor process did the release
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What can be known of an arm whose session has ended."""
+    """What is known about an arm session that has ended."""
 
-    guard: int | None  # its exit code, negative where a signal ended it; None: it has not ended
-    motor: int | None  # the exit code that the motor process left behind; None: it did not come to its end
-    armed: bool  # torque was asked for
-    reason: str = ""  # the motor process's last word: why the arm is not driven
-    lowering: bool = False  # whatever happened came after the arm was told to go to rest
-    held: str = ""  # why a run that came to its end gave the servos no target; empty: it gave some
+    guard: int | None  # exit code of the guard, negative for a signal; None: still running
+    motor: int | None  # exit code that the motor process wrote to its slot; None: it wrote none
+    armed: bool  # arming was requested
+    reason: str = ""  # the reason in the last JointState
+    lowering: bool = False  # the arm was told to go to rest before it stopped
+    held: str = ""  # why a run that finished sent no command to the servos; empty: it sent some
     interrupted: bool = False
 
 
 @dataclass(frozen=True)
 class Ending:
-    """An exit code and its sentence, which is empty where there is nothing to say."""
+    """An exit code and its sentence for the user; empty for the codes in `QUIET`."""
 
     code: Exit
     said: str = ""
 
 
-def _arm(facts: Facts) -> Exit:
-    """What the arm does, whatever was asked of it."""
+def _arm_code(facts: Facts) -> Exit:
+    """The exit code for the state of the arm, whatever the program wanted."""
     if facts.guard in BY_GUARD:
         return Exit(facts.guard)
     if facts.guard == Exit.REFUSED:
@@ -115,7 +115,7 @@ def _arm(facts: Facts) -> Exit:
 
 def ending(facts: Facts) -> Ending:
     """The exit code of a session, and what to tell the user about it."""
-    code = _arm(facts)
+    code = _arm_code(facts)
     if code == Exit.REST and facts.interrupted:
         code = Exit.INTERRUPTED
     elif code == Exit.REST and facts.held:
@@ -129,11 +129,11 @@ def ending(facts: Facts) -> Ending:
     return Ending(code, f"the arm {does}: {then}.")
 
 
-ENDED: list[Ending] = []  # the arm sessions of this process, in their order
+ENDED: list[Ending] = []  # the arm sessions of this process, oldest first
 
 
 def exit_code(own: int) -> int:
-    """The exit code of a program whose own would be `own`: what the arm does stands above it."""
+    """The exit code of a program whose own result is `own`: a code in `ABOVE` replaces it."""
     codes = [e.code for e in ENDED]
     above = [c for c in codes if c in ABOVE]
     if above:

@@ -1,6 +1,6 @@
-"""Emergency stop input: a GPIO line or a USB key. What cannot be read counts as pressed.
+"""Emergency stop input: a GPIO line or a USB key. An input that cannot be read counts as pressed.
 
-A stop that goes through software is a second line: the first is a switch in the arm's power supply.
+A stop in software is only the second protection: the first is a switch in the arm's power supply.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _PULL_UP = 1 << 8  # GPIO_V2_LINE_FLAG_BIAS_PULL_UP
 
 
 class EStopError(Mendable):
-    """An emergency stop that cannot be read; one sentence and the next step."""
+    """An emergency stop that cannot be opened; the text is one sentence and the next step."""
 
 
 class EStop:
-    """`pressed()` never blocks. GPIO: a normally-closed switch to ground, so that a cut wire counts as pressed."""
+    """An emergency stop. GPIO: a normally-closed switch to ground, so that a cut wire counts as pressed."""
 
     def __init__(self, fd: int, gpio: bool):
         self._fd, self._gpio, self._latched = fd, gpio, False
@@ -49,7 +49,7 @@ class EStop:
         )
 
     def pressed(self) -> bool:
-        """GPIO: now. Key: since it was opened, for a key is pressed and let go."""
+        """Whether the stop is pressed; never blocks. A key counts as pressed for good after its first press."""
         try:
             return self._line() if self._gpio else self._key()
         except OSError:
@@ -58,12 +58,12 @@ class EStop:
     def _line(self) -> bool:
         values = bytearray(struct.pack("QQ", 0, 1))
         fcntl.ioctl(self._fd, _GET_VALUES, values)
-        return bool(struct.unpack("QQ", values)[0] & 1)  # closed pulls it low
+        return bool(struct.unpack("QQ", values)[0] & 1)  # the closed switch pulls the line low
 
     def _key(self) -> bool:
         while not self._latched and select.select([self._fd], [], [], 0)[0]:
             raw = os.read(self._fd, _EVENT.size * 16)
-            if not raw:  # the device is gone
+            if not raw:  # end of file: the device was unplugged
                 self._latched = True
             for at in range(0, len(raw) - _EVENT.size + 1, _EVENT.size):
                 _, _, kind, _, value = _EVENT.unpack_from(raw, at)
@@ -75,7 +75,7 @@ class EStop:
 
 
 def _request_line(chip: str, line: int) -> int:
-    """Ask the kernel for an input line with pull-up; returns its descriptor."""
+    """Ask the kernel for an input line with pull-up; returns its file descriptor. Raises OSError."""
     if not Path(chip).exists():
         raise OSError(f"{chip} does not exist")
     fd = os.open(chip, os.O_RDWR)

@@ -1,8 +1,9 @@
-"""The guard: parent of the motor process. Opens and locks the port, watches the heartbeat, stops the arm when it fails.
+"""The guard, the parent of the motor process: opens and locks the port, watches the state slot, stops the arm when the
+motor process fails.
 
 An STS3215 has no bus watchdog: it holds its last goal with torque on for ever. So when the motor process dies or stalls
-(also SIGSTOP) the guard kills it and lets the torque down in a ramp itself. The motor process, in turn, lowers the arm
-when the guard dies.
+(also by SIGSTOP) the guard kills it and ramps the torque down itself. The motor process, in turn, lowers the arm when
+the guard dies.
 
     python -m firmware_bridge.motion.guard --help
 """
@@ -32,14 +33,14 @@ from firmware_bridge.motion.endings import BY_MOTOR, Exit
 from firmware_bridge.motion.messages import JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor import MOTOR_CODE_SLOT, REQUEST_SLOT, SAYS, STATE_SLOT, still_holds, tell
 
-LOG = "guard.log"  # what the guard says, in the folder of the slots
-START_S = 5.0
-REPLUG_S = 60.0  # so long the adapter may stay away
+LOG = "guard.log"  # standard error of guard and motor process, in the folder of the slots
+START_S = 5.0  # time that the motor process has until its first state
+REPLUG_S = 60.0  # time to plug the adapter in again
 LETTING_DOWN = "holding, then letting the torque down"
 
 
 def release(port: Port, config: ArmConfig) -> list[int]:
-    """Ramp the torque of every servo down from where it is and switch it off; returns ids that still hold."""
+    """Ramp the torque of every servo down from its present limit, then switch it off; returns ids that still hold."""
     arm = Arm(Bus(port, config.baud, protocol=config.protocol), config)
     arm.calm()
     share, steps = arm.torque_share(), 30
@@ -50,7 +51,7 @@ def release(port: Port, config: ArmConfig) -> list[int]:
 
 
 def is_armed(slots: Path) -> bool:
-    """Whether the motor process had switched torque on, by the last state that it wrote."""
+    """Whether the arm was armed according to the last state that the motor process wrote."""
     try:
         got = SlotReader(slots / STATE_SLOT).read()
     except SlotError:
@@ -58,12 +59,18 @@ def is_armed(slots: Path) -> bool:
     return got is not None and JointState.unpack(got[0]).safety != SafetyState.DISARMED
 
 
-def watch(child: subprocess.Popen[bytes], slots: Path) -> str:
-    """Wait until the motor process has finished its work (empty), or has failed: why."""
+def watch(child: subprocess.Popen[bytes], slots: Path, starter: int | None = None) -> str:
+    """Wait for the end of the motor process; returns "" when it released the arm itself, else what went wrong.
+
+    When the process `starter` is gone before the arm was armed, the motor process is told to end: nobody will arm the
+    arm, and the port must become free. (An armed arm is held and lowered by the motor process itself.)
+    """
     heartbeat: SlotReader | None = None
     seen, seen_at = 0, time.monotonic() + START_S
     while True:
         time.sleep(0.02)
+        if starter is not None and os.getppid() != starter and not is_armed(slots):
+            SlotWriter(slots / REQUEST_SLOT, 16).write(bytes([RequestKind.LOWER]))
         code = child.poll()
         if code in BY_MOTOR:
             return ""
@@ -81,8 +88,10 @@ def watch(child: subprocess.Popen[bytes], slots: Path) -> str:
 
 
 def reopen(name: str, config: ArmConfig, fingerprint: str) -> Port:
-    """Wait for the adapter to come back, on whatever path; raises PortError when it stays away, ArmError when it is not
-    this arm."""
+    """Wait up to `REPLUG_S` for the port `name` with the arm of this `fingerprint`; returns the open port.
+
+    Raises PortError when the adapter stays away, ArmError when its servos are not as expected or another arm answers.
+    """
     deadline = time.monotonic() + REPLUG_S
     while True:
         port: Port | None = None
@@ -91,9 +100,9 @@ def reopen(name: str, config: ArmConfig, fingerprint: str) -> Port:
             arm = Arm(Bus(port, config.baud, protocol=config.protocol), config)
             arm.check()
             found = arm.fingerprint()
-        except (PortError, ArmError):  # servos may need a moment more than the adapter
+        except (PortError, ArmError):  # servos may need longer than the adapter until they answer
             if port is not None:
-                port.close()  # its lock would keep out the next look
+                port.close()  # else its lock would refuse the next attempt
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
@@ -112,13 +121,16 @@ def guard(
     priority: int = 0,
     core: int | None = None,
     by_id: Path = BY_ID,
+    starter: int | None = None,
 ) -> int:
-    """Run the motor process to its end; returns its exit code, or what became of the arm without it.
+    """Run the motor process to its end; returns its exit code, or the code for the state of the arm when it failed.
 
-    When it fails, torque that it switched on is let down in a ramp; an arm that stood energised before and was not
-    armed stays so. When the port is lost, the same arm is awaited on the same adapter, and then waits to be armed again
-    or lowered. Raises PortError or ArmError for a port or an arm that is not as it should be, unless the arm is
-    energised meanwhile.
+    When the motor process fails, the torque that it switched on is ramped down. Torque that was on before, on an arm
+    that was not armed, stays on. When the port is lost, the guard waits until the same arm answers on the same adapter,
+    then starts another motor process, which waits to be armed or lowered.
+
+    Raises PortError or ArmError when the port or the arm is not as the robot file says; while the arm is energised it
+    tells the user and returns ADRIFT instead.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     port = Port.open(port_path, config.baud)
@@ -132,7 +144,7 @@ def guard(
     try:
         while True:
             child = start_motor(port, port_path, arm_file, slots, priority, core, left_energised)
-            failure = watch(child, slots)
+            failure = watch(child, slots, starter)
             if not failure:
                 return child.returncode
             child.kill()
@@ -196,7 +208,8 @@ def start_motor(
 def start(
     port: str, config: ArmConfig, slots: Path, priority: int = 0, core: int | None = None, by_id: Path = BY_ID
 ) -> subprocess.Popen[bytes]:
-    """Start a guard as a session of its own: a Ctrl-C in the terminal does not reach it; it survives its caller."""
+    """Start a guard in a process session of its own: Ctrl-C in the terminal does not reach it, and it outlives its
+    caller."""
     slots.mkdir(parents=True, exist_ok=True)
     arm_file = slots / "arm.json"
     arm_file.write_text(json.dumps(config.to_dict()))
@@ -214,6 +227,8 @@ def start(
         str(priority),
         "--by-id",
         str(by_id),
+        "--starter",
+        str(os.getpid()),
         *(["--core", str(core)] if core is not None else []),
     )
     with open(slots / LOG, "w") as log:
@@ -221,7 +236,7 @@ def start(
 
 
 def wait_for_state(process: subprocess.Popen[bytes], slots: Path, timeout_s: float = 8.0) -> SlotReader:
-    """Wait for the first JointState; raises ArmError with the guard's own sentence when it gives up."""
+    """Wait for the first JointState; raises ArmError, with the guard's own message, when the guard ends before it."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -247,12 +262,12 @@ def wait_for_state(process: subprocess.Popen[bytes], slots: Path, timeout_s: flo
 
 
 def end(process: subprocess.Popen[bytes], slots: Path, tell_s: float = 12.0) -> None:
-    """Wait until a guard that is still running has finished, asking for lowering. It is never killed while the arm is
+    """Ask a running guard to lower the arm, and wait until it has ended. It is not killed, for the arm may be
     energised.
 
-    Asked again and again because a motor process that is only starting takes what lies in the slot for an earlier
-    run's. It is waited for as long as it waits for an adapter that was pulled out: what it needs to lower the arm then
-    lies in the folder of this run.
+    The request is written every 0.1 s: a motor process that is starting ignores what an earlier run left in the slot.
+    After `tell_s` the user is told what to do. The wait ends after `tell_s + REPLUG_S`: the guard may be waiting for an
+    adapter that was unplugged, and needs the folder of this run until the arm is lowered.
     """
     if process.poll() is not None:
         return
@@ -268,8 +283,7 @@ def end(process: subprocess.Popen[bytes], slots: Path, tell_s: float = 12.0) -> 
 
 
 def tell_log(slots: Path) -> None:
-    """Show the user what a guard said that has ended. Its errors are left out: whoever waited for its first state has
-    raised them."""
+    """Show the user the messages of a guard that has ended, without its errors: `wait_for_state` has raised those."""
     for line in (slots / LOG).read_text().splitlines():
         if line.startswith(SAYS):
             tell(line, "")
@@ -284,15 +298,16 @@ def main() -> int:
     parser.add_argument("--slots", type=Path, required=True, help="folder of the slots")
     parser.add_argument("--priority", type=int, default=0, help="SCHED_FIFO priority of the motor process, 0 for none")
     parser.add_argument("--core", type=int, help="core of the motor process")
-    parser.add_argument("--by-id", type=Path, default=BY_ID, help="folder of the ports' lasting names")
+    parser.add_argument("--by-id", type=Path, default=BY_ID, help="folder of port names that survive replugging")
+    parser.add_argument("--starter", type=int, help="process that arms the arm; without it, an unarmed arm is left")
     args = parser.parse_args()
     hold(args.slots)
     try:
         config = ArmConfig.from_dict(json.loads(args.arm.read_text()))
-        return guard(args.port, config, args.arm, args.slots, args.priority, args.core, args.by_id)
+        return guard(args.port, config, args.arm, args.slots, args.priority, args.core, args.by_id, args.starter)
     except (PortError, ArmError) as e:
-        # Whoever waits for the first state raises what stands here; after it only what begins like the guard's other
-        # lines is shown.
+        # `wait_for_state` raises this text before the first state; after that, `tell_log` shows lines that begin with
+        # SAYS.
         tell(str(e), SAYS if (args.slots / STATE_SLOT).exists() else "error: ")
         return Exit.REFUSED
 

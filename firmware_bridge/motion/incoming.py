@@ -1,4 +1,4 @@
-"""What the motor process reads of others: the newest command and the newest request, whoever writes them."""
+"""Input of the motor process: the newest command and the newest request, from any process that writes their slots."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy as np
 from common.slots import SlotError, SlotReader
 from firmware_bridge.motion.messages import Command, RequestKind
 
-# What a record that cannot be decoded stands for: a command that the safety machine rejects.
+# Stands for a record that cannot be decoded: the safety machine rejects this command.
 UNREADABLE = Command(0, 1 << 62, np.full(0, np.nan, np.float32), np.full(0, np.nan, np.float32))
 
 
 def opened(path: Path) -> SlotReader | None:
+    """A reader of the slot; None where there is no slot yet."""
     try:
         return SlotReader(path)
     except SlotError:
@@ -23,8 +24,10 @@ def opened(path: Path) -> SlotReader | None:
 
 
 class Latest:
-    """Newest value of a slot whose writer may come late or come again. What already lay there is an earlier run's: not
-    read."""
+    """Newest value of a slot whose writer may start later, or start again.
+
+    A value that is in the slot when this object is made belongs to an earlier run and is not read.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -32,11 +35,12 @@ class Latest:
         self._earlier = self._reader.newest if self._reader is not None else 0
 
     def look(self) -> None:
-        """Open the slot when its writer has come, and again when another writer took its place."""
+        """Open the slot once its writer has started, and again when another writer has replaced the file."""
         if self._reader is None or self._reader.replaced:
             self._reader, self._earlier = opened(self.path) or self._reader, 0
 
     def read(self) -> bytes | None:
+        """The newest value, also when it was read before; None where there is none."""
         if self._reader is None or self._reader.newest == self._earlier:
             return None
         got = self._reader.read()
@@ -44,23 +48,23 @@ class Latest:
 
     @property
     def newest(self) -> int:
-        """Number of the newest value, 0 without a writer."""
+        """Count of values written to the slot; 0 without a writer."""
         return self._reader.newest if self._reader is not None else 0
 
     @property
     def fresh(self) -> bool:
-        """Whether there is a value that `read` has not given yet."""
+        """Whether there is a value that `read` has not returned yet."""
         return self._reader is not None and self._reader.newest not in (self._earlier, self._reader.given)
 
     def take(self) -> bytes | None:
-        """The newest value where `read` has not given it yet; None where it has, or where it cannot be read."""
+        """The newest value if `read` has not returned it yet; else, or where it cannot be read, None."""
         if self._reader is None or not self.fresh:
             return None
         given, raw = self._reader.given, self.read()
         return raw if self._reader.given != given else None
 
     def wait(self, until_ns: int) -> bool:
-        """Whether a value comes until then (monotonic) that `read` has not given yet; returns as soon as it does."""
+        """Wait until `until_ns` (monotonic) for a value that `read` has not returned yet; returns whether one came."""
         while (rest := until_ns - time.monotonic_ns()) > 0:
             if self._reader is None:
                 time.sleep(rest * 1e-9)
@@ -70,7 +74,7 @@ class Latest:
 
 
 class Incoming(Protocol):
-    """The newest command: `Latest` is one."""
+    """The part of `Latest` that `motor.Between` uses; a simulation in virtual time has another."""
 
     @property
     def newest(self) -> int: ...
@@ -84,7 +88,7 @@ class Incoming(Protocol):
 
 
 def as_command(raw: bytes | None) -> Command | None:
-    """The command in a slot's bytes; UNREADABLE when they are none, so that it is rejected and never raises here."""
+    """The command in a slot's bytes; `UNREADABLE` when they are no command."""
     try:
         return Command.unpack(raw) if raw is not None else None
     except ValueError:
@@ -92,7 +96,7 @@ def as_command(raw: bytes | None) -> Command | None:
 
 
 def as_request(raw: bytes | None) -> RequestKind:
-    """The request in a slot's bytes; an unknown one holds the arm."""
+    """The request in a slot's bytes; NONE without bytes, HOLD for an unknown request."""
     try:
         return RequestKind(raw[0]) if raw else RequestKind.NONE
     except ValueError:

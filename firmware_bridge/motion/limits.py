@@ -1,9 +1,9 @@
-"""Limits on what is sent to the motors: position, velocity, acceleration and jerk, whatever comes in.
+"""Limits position, velocity, acceleration and jerk of the goals sent to the motors, for any input.
 
 Two stages. `limit_step` is exact in discrete time for position, velocity and acceleration. A moving average over its
 last n goals then limits the jerk: an average of goals lies within their range, its velocity and acceleration are
-averages of theirs, and its acceleration changes by (newest - oldest) / n <= 2 a_max / n a tick. So every limit holds by
-construction, at a delay of (n - 1) / 2 ticks.
+averages of theirs, and its acceleration changes by (newest - oldest) / n <= 2 a_max / n per tick. So every limit holds
+by construction. The average delays the goals by (n - 1) / 2 ticks.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def limit_step(
     lower: np.ndarray,
     upper: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Next goal and its velocity: towards `target`, within the limits of the last goal sent, able to stop at the
-    target.
+    """Next goal and its velocity, float64[J]: one tick from `last` towards `target`, slow enough to stop at the target.
 
-    A move that starts at v and brakes by a*dt a tick stops after n ticks and n*v*dt - a*dt^2*n*(n-1)/2; solved for v
-    with the smallest n that covers the distance, that is the exact speed limit near a target (no overshoot, no harder
-    braking).
+    All arrays are float64[J] in rad, rad/s, rad/s^2; `dt` in s; `lower` and `upper` are the position limits. A move
+    that starts at v and brakes by a*dt per tick stops after n ticks and n*v*dt - a*dt^2*n*(n-1)/2. Solved for v with
+    the smallest n that covers the distance, this is the exact speed limit near a target: no overshoot, no harder
+    braking.
     """
     away = np.minimum(np.maximum(target, lower), upper) - last
     quantum = acceleration * dt * dt
@@ -42,7 +42,7 @@ def limit_step(
 
 
 class Limiter:
-    """Makes goals out of targets, one a tick; float64[J] arrays, rad, rad/s, rad/s^2, rad/s^3."""
+    """Turns targets into goals within the limits, one per tick; float64[J] arrays, rad, rad/s, rad/s^2, rad/s^3."""
 
     def __init__(self, dt: float, acceleration: np.ndarray, jerk: np.ndarray, lower: np.ndarray, upper: np.ndarray):
         self.dt, self.acceleration = dt, acceleration
@@ -52,44 +52,45 @@ class Limiter:
         self.reset(np.zeros_like(acceleration))
 
     def reset(self, q: np.ndarray) -> None:
-        """Start anew, at rest at `q`."""
+        """Start again, at rest at `q` float64[J] rad."""
         self._ahead, self._rate = q.copy(), np.zeros_like(q)  # first stage: goal and velocity
-        self._recent = deque([q.copy()] * self.window, self.window)
-        self._before = (self._ahead, self._rate, self._recent[0])
+        self._recent = deque([q.copy()] * self.window, self.window)  # goals of the first stage, for the average
+        self._before = (self._ahead, self._rate, self._recent[0])  # what `undo` needs
         self.goal: np.ndarray = q.copy()
 
     @property
     def ahead(self) -> np.ndarray:
-        """Where the goals will be when they have caught up with the limits on jerk, float64[J] rad."""
+        """Goal of the first stage, float64[J] rad: `goal` follows it `lag_s` later."""
         return self._ahead
 
     @property
     def at_rest(self) -> bool:
-        """Whether the goal stands still and would go on doing so."""
+        """Whether the goal stands still, and stays so when no target is given."""
         return not self._rate.any() and bool((self._recent[0] == self._recent[-1]).all())
 
     def step(self, target: np.ndarray, velocity: np.ndarray) -> np.ndarray:
-        """Next goal towards `target`, no faster than `velocity` as soon as braking has brought it there."""
+        """Next goal towards `target`, float64[J] rad. A joint faster than `velocity` first brakes, within its
+        acceleration."""
         ahead, rate = limit_step(
             target, self._ahead, self._rate, self.dt, velocity, self.acceleration, self.lower, self.upper
         )
-        return self._take(ahead, rate)
+        return self._average(ahead, rate)
 
     def limited(self, velocity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """bool[J] twice, of the last step: whether it moves as fast as `velocity` lets it, and whether it changed its
-        pace as fast as the acceleration lets it."""
+        """Two bool[J] about the last step: the joint moves at its velocity limit, or changes speed at its acceleration
+        limit."""
         change = np.abs(self._rate - self._before[1])
         almost = 1 - 1e-9
         return np.abs(self._rate) >= velocity * almost, change >= self.acceleration * self.dt * almost
 
     def undo(self) -> None:
-        """Forget the last step, to make another one from where it started at once: the limits hold between what is
-        kept."""
+        """Forget the last step, so that the next one replaces it. The limits hold between the steps that are kept."""
         self._ahead, self._rate, oldest = self._before
         self._recent.pop()
         self._recent.appendleft(oldest)
 
-    def _take(self, ahead: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    def _average(self, ahead: np.ndarray, rate: np.ndarray) -> np.ndarray:
+        """Second stage: the goal, the average of the last `window` goals of the first stage."""
         self._before = (self._ahead, self._rate, self._recent[0])
         self._ahead, self._rate = ahead, rate
         self._recent.append(ahead)
@@ -97,7 +98,7 @@ class Limiter:
         return self.goal
 
     def brake(self) -> np.ndarray:
-        """Next goal on the shortest way to a standstill."""
+        """Next goal, braking every joint at its acceleration limit."""
         slower = np.maximum(np.abs(self._rate) - self.acceleration * self.dt, 0.0)
         rate = np.sign(self._rate) * slower
-        return self._take(self._ahead + rate * self.dt, rate)
+        return self._average(self._ahead + rate * self.dt, rate)

@@ -1,8 +1,9 @@
-"""The way down: joint way-points from wherever the arm is to its rest pose, over the table and not across it.
+"""Lowering: joint way-points from any pose to the rest pose, along a path that stays above the table.
 
-First up until every part is `CLEAR_M` above the table (straight up where the arm can, else as its joints let it), then
-to the posture above the rest pose, then round to it, then down the way that leads up from it. The table is the plane z
-= 0 of the arm's base. An arm whose family is not known (`firmware_bridge.arms`) goes straight to rest.
+The path has four parts: up until every part of the arm is `CLEAR_M` above the table (the tool straight up where the
+joints allow it), to the posture above the rest pose, then turn the base joint, then down the reverse of the path that
+leads up from the rest pose. The table is the plane z = 0 of the arm's base frame. An arm whose family is not known
+(`firmware_bridge.arms`) goes straight to rest.
 """
 
 from __future__ import annotations
@@ -17,41 +18,43 @@ from firmware_bridge.arms import FAMILIES, Family
 from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.motion.limits import Limiter
 
-CLEAR_M = 0.09  # of the lowest part, over the table, while the arm goes over
-RISE_M = 0.01  # a step of the way up: the tool, straight up
-TURN_RAD = 0.06  # or, where it cannot, one joint
-STEPS = 60  # a way up has no more of them
-MOST_RAD = 2.0  # a way up is no longer: the sum, over its steps, of the turn of the joint that turns most
-NEAR_RAD = 0.2  # nearer to rest than this in every joint: straight down
-BEND_RAD = 0.03  # a pose nearer than this to the straight way between its neighbours is no way-point
-MARGIN_M = 0.004  # so far the arm's parts keep apart on the way up
-SAG_M = 0.002  # and so much less will do over the table
-DIP_M = 0.01  # over the table a way may lead so much lower than its ends
-SAMPLE_RAD = 0.1  # between the poses of such a way that are looked at
-POINTS = 6  # way-points that a way up has at most
-REST_TOLERANCE = 0.06  # rad: nearer than this in every joint but the jaw, the arm is at rest
-REST_TIMEOUT_S = 6.0  # s: the last way may take this long at least
-REST_SHARE = 1.5  # and, where that is longer, so many times what it takes at the speed of lowering
-REACHED_RAD = 1e-6  # rad: nearer than this the goals have reached a way-point
-SETTLE_S = 0.5  # s: so long the arm is waited for at a way-point that its goals have reached
+# The path up, from the measured pose and from the rest pose.
+CLEAR_M = 0.09  # height of the lowest part over the table at which the path up ends
+RISE_M = 0.01  # one step moves the tool straight up by this
+TURN_RAD = 0.06  # where it cannot, one step turns each raising joint by this or not at all
+STEPS = 60  # most steps
+MOST_RAD = 2.0  # longest path: sum over the steps of the largest joint movement
+BEND_RAD = 0.03  # a pose closer than this to the straight line between its neighbours is no way-point
+POINTS = 6  # most way-points
+MARGIN_M = 0.004  # least distance between parts of the arm
+# The path over the table, between the ends of the two paths up.
+SAG_M = 0.002  # the distance between parts of the arm may be this much less than on the path up
+DIP_M = 0.01  # the lowest part may be this much lower than at the ends
+SAMPLE_RAD = 0.1  # distance between the poses that are checked
+# The motion to rest.
+NEAR_RAD = 0.2  # an arm closer to rest than this in every joint goes straight down
+REST_TOLERANCE = 0.06  # rad: an arm closer to rest than this in every joint but the jaw is at rest
+REST_TIMEOUT_S = 6.0  # s: least time limit for the last segment
+REST_SHARE = 1.5  # the time limit is at least this many times the duration at lowering speed
+REACHED_RAD = 1e-6  # rad: goals closer to a way-point than this have reached it
+SETTLE_S = 0.5  # s: longest wait for the arm at a way-point that its goals have reached
 
 
 Way = list[np.ndarray]
-Slices = Generator[None, None, Way]  # a way that is planned a slice at a time: a tick has little time to spare
+Slices = Generator[None, None, Way]  # plans one slice per `next`, because a tick has little spare time
 
 
 def plan(config: ArmConfig, q: np.ndarray) -> Way:
-    """Way-points float64[J] (rad) from the measured pose `q` [J] to the rest pose, the last of them; the jaw stays
-    where it is in `q`.
+    """Way-points float64[J] (rad) from the measured pose `q` [J]; the last one is the rest pose with the jaw as in `q`.
 
-    The ways between them are straight in joint space: the joints have to move together (`travel_s`).
+    The segments are straight in joint space: all joints must arrive together (`travel_s`).
     """
     return _all_of(_planned(config, q))
 
 
 def raised(config: ArmConfig, q: np.ndarray) -> Way:
-    """Way-points float64[J] (rad) from `q` [J], the first of them, to where every part is `CLEAR_M` above the table, or
-    as high as a way up leads. Only `q` for an arm that is clear already, or whose family is not known."""
+    """Way-points float64[J] (rad), the first is `q` [J], up to where every part is `CLEAR_M` above the table, or as
+    high as the arm gets. Only `q` for an arm that is high enough, or whose family is not known."""
     family = family_of(config)
     q = np.clip(q, config.lower, config.upper)
     return [q] if family is None else _all_of(_raised(config, family, q))
@@ -78,7 +81,7 @@ def _planned(config: ArmConfig, q: np.ndarray) -> Slices:
 
 
 def family_of(config: ArmConfig) -> Family | None:
-    """What is known of the arm's family, if anything."""
+    """Kinematics and shape of the arm; None where its family is not known."""
     family = FAMILIES.get(config.family)
     return family if family is not None and len(family.JOINTS) == len(config.joints) else None
 
@@ -101,29 +104,29 @@ def _raised(config: ArmConfig, family: Family, q: np.ndarray) -> Slices:
 
 
 def travel_s(speed: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
-    """How long it takes from `start` to `end` (rad) when no joint is faster than `speed` (rad/s)."""
+    """Duration in s from `start` to `end` (float64[J] rad) when no joint is faster than `speed` (rad/s)."""
     return float((np.abs(end - start) / speed).max(initial=0.0))
 
 
 def longest_s(config: ArmConfig) -> float:
-    """The longest that the way to rest can take from anywhere within the limits, in s, waiting for the arm included."""
+    """Upper bound, in s, on the motion to rest from any pose within the limits, with the waits at the way-points."""
     lower, upper, rest = (np.array(v)[:-1] for v in (config.lower, config.upper, config.rest))
     slow, family = _slow(config)[:-1], family_of(config)
 
-    def furthest(to: np.ndarray) -> np.ndarray:
+    def longest_move_s(to: np.ndarray) -> np.ndarray:
         return np.maximum(np.abs(lower - to), np.abs(upper - to)) / slow
 
     if family is None:
-        return max(REST_TIMEOUT_S, REST_SHARE * float(furthest(rest).max()))
+        return max(REST_TIMEOUT_S, REST_SHARE * float(longest_move_s(rest).max()))
     raising = list(family.RAISING)
-    posture = furthest(rest)
+    posture = longest_move_s(rest)
     posture[raising] = ((upper - lower) / slow)[raising]
     climb = (MOST_RAD + 2 * TURN_RAD) / float(slow.min())
-    upright = float(furthest(family.UPRIGHT[:-1])[raising].max())
-    over = upright + float(posture.max()) + float(furthest(rest)[family.PAN])
-    ways = 2 * (POINTS - 1) + 3
+    upright = float(longest_move_s(family.UPRIGHT[:-1])[raising].max())
+    over = upright + float(posture.max()) + float(longest_move_s(rest)[family.PAN])
+    segments = 2 * (POINTS - 1) + 3
     planning = (2 * STEPS + 12) / config.motor_hz
-    return planning + 2 * climb + over + (ways - 1) * SETTLE_S + max(REST_TIMEOUT_S, REST_SHARE * climb)
+    return planning + 2 * climb + over + (segments - 1) * SETTLE_S + max(REST_TIMEOUT_S, REST_SHARE * climb)
 
 
 def _slow(config: ArmConfig) -> np.ndarray:
@@ -132,11 +135,10 @@ def _slow(config: ArmConfig) -> np.ndarray:
 
 
 class Descent:
-    """An arm on its way to rest: what `plan` says, one way-point after the other, through the limiter that made the
-    goals until now.
+    """Follows the way-points of `plan` to rest, through the limiter that already makes the goals.
 
-    It begins when the goals stand still, and plans from the pose measured then, a slice a tick. The jaw keeps its goal:
-    what is held is carried along, and nothing is squeezed harder than it was.
+    Make it when the goals stand still; it plans from `measured` float64[J] (rad), one slice per tick. The jaw keeps its
+    goal: the gripper keeps what it holds and does not squeeze harder.
     """
 
     def __init__(self, config: ArmConfig, limiter: Limiter, measured: np.ndarray):
@@ -145,20 +147,23 @@ class Descent:
         self._way: Way = []
 
     def _set_out(self, now_ns: int) -> None:
-        """To the next way-point."""
+        """Start towards the next way-point."""
         seconds = REST_SHARE * travel_s(self._slow[:-1], self._limiter.ahead[:-1], self._way[0][:-1])
-        self._give_up_ns = now_ns + int(max(REST_TIMEOUT_S, seconds) * 1e9)  # the last one
-        self._came_ns = 0  # where the goals have reached it: since when
+        self._give_up_ns = now_ns + int(max(REST_TIMEOUT_S, seconds) * 1e9)  # used for the last way-point only
+        self._reached_ns = 0  # when the goals reached the way-point; 0 before
 
     def step(self, now_ns: int, measured: np.ndarray) -> np.ndarray | None:
-        """The tick's goal, float64[J] rad; None when the arm is at rest, or has not come there in time."""
+        """Goal of this tick, float64[J] rad; None when the arm is at rest or the time limit has passed.
+
+        `measured`: present position, float64[J] rad.
+        """
         if not self._way:
             try:
                 next(self._planning)
                 return self._limiter.brake()
             except StopIteration as planned:
                 jaw = self._limiter.goal[-1]
-                ends = self._config.lower, self._config.upper  # the goals never go beyond
+                ends = self._config.lower, self._config.upper
                 self._way = [np.clip(np.append(target[:-1], jaw), *ends) for target in planned.value]
                 self._set_out(now_ns)
         there = bool((np.abs(measured - self._way[0])[:-1] < REST_TOLERANCE).all())
@@ -166,18 +171,18 @@ class Descent:
             if there or now_ns >= self._give_up_ns:
                 return None
         elif bool((np.abs(self._limiter.ahead - self._way[0]) < REACHED_RAD).all()):
-            self._came_ns = self._came_ns or now_ns
-            if there or now_ns - self._came_ns >= SETTLE_S * 1e9:
+            self._reached_ns = self._reached_ns or now_ns
+            if there or now_ns - self._reached_ns >= SETTLE_S * 1e9:
                 self._way.pop(0)
                 self._set_out(now_ns)
         away = np.abs(self._way[0] - self._limiter.ahead)
         seconds = max(float((away / self._slow).max()), self._limiter.dt)
-        return self._limiter.step(self._way[0], away / seconds)  # all joints arrive together: a straight way
+        return self._limiter.step(self._way[0], away / seconds)  # all joints arrive together: a straight segment
 
 
 @functools.cache
 def _turns(joints: int, raising: tuple[int, ...]) -> np.ndarray:
-    """Steps of the raising joints, each to either side or not at all, float64[3^n - 1, joints] rad."""
+    """Every combination of -TURN_RAD, 0 and TURN_RAD of the raising joints, float64[3^n - 1, joints] rad."""
     turns = np.array([t for t in itertools.product((-1, 0, 1), repeat=len(raising)) if any(t)], float) * TURN_RAD
     out = np.zeros((len(turns), joints))
     out[:, raising] = turns
@@ -185,8 +190,10 @@ def _turns(joints: int, raising: tuple[int, ...]) -> np.ndarray:
 
 
 def _step_up(config: ArmConfig, family: Family, q: np.ndarray, height: float) -> np.ndarray | None:
-    """The pose a step higher than `q`, whose lowest part is at `height` (m): tool straight up if that raises the lowest
-    part too, else the step that raises it most; None when none does."""
+    """The pose one step above `q` float64[J] (rad), whose lowest part is at `height` (m); None when no step raises it.
+
+    The tool goes straight up if that raises the lowest part too, else the step is the one that raises it most.
+    """
     enough = min(float(family.room(q)), MARGIN_M) - 1e-3
 
     def gains(steps: np.ndarray) -> np.ndarray:
@@ -202,8 +209,8 @@ def _step_up(config: ArmConfig, family: Family, q: np.ndarray, height: float) ->
 
 
 def _straight_up(family: Family, q: np.ndarray) -> np.ndarray:
-    """Change of joint angles that lifts the tool by `RISE_M`, without moving it sideways or pitching it, as far as the
-    joints can."""
+    """Change of joint angles, float64[J] rad, that lifts the tool by `RISE_M` with as little sideways movement and
+    pitch as the joints allow (least squares)."""
     raising, small = list(family.RAISING), 1e-4
     near = np.tile(q, (len(raising) + 1, 1))
     near[range(1, len(near)), raising] += small
@@ -215,8 +222,11 @@ def _straight_up(family: Family, q: np.ndarray) -> np.ndarray:
 
 
 def _over(family: Family, start: np.ndarray, end: np.ndarray) -> Slices:
-    """Way-points from `start` to `end`, both clear of the table: first the posture of the end, then round to it; by way
-    of the upright posture where the arm itself or the table is in the way of that."""
+    """Way-points from `start` (left out) to `end`, both clear of the table: the posture of the end, then the base turn.
+
+    Where that comes too close to the table or to the arm itself, through the upright posture; where every path does,
+    the one with the most room.
+    """
     posture, upright, turned = end.copy(), start.copy(), end.copy()
     posture[family.PAN] = start[family.PAN]
     raising = list(family.RAISING)
@@ -235,8 +245,10 @@ def _over(family: Family, start: np.ndarray, end: np.ndarray) -> Slices:
 
 
 def _spare_m(family: Family, a: np.ndarray, b: np.ndarray, ends: tuple[np.ndarray, np.ndarray]) -> float:
-    """By how much more than it must (m) the straight way from `a` to `b` keeps clear of the table, and the arm of
-    itself, at the worst of the poses looked at; as clear as `ends` is enough."""
+    """Least spare distance in m, to the table and between parts of the arm, on the straight segment from `a` to `b`.
+
+    Negative where a pose comes closer than allowed; no pose has to be further away than both `ends` are.
+    """
     poses = np.linspace(a, b, 2 + int(np.abs(b - a).max() / SAMPLE_RAD))
     low, close = (
         min(family.lowest(np.array(ends)).min(), CLEAR_M) - DIP_M,
@@ -246,8 +258,8 @@ def _spare_m(family: Family, a: np.ndarray, b: np.ndarray, ends: tuple[np.ndarra
 
 
 def _thinned(way: list[np.ndarray], bend: float) -> list[np.ndarray]:
-    """Without the poses that lie within `bend` (rad) of the straight way between those that stay (Douglas and Peucker
-    1973)."""
+    """`way` without the poses within `bend` (rad) of the straight line between those that are kept (Douglas and
+    Peucker, 1973)."""
     if len(way) < 3:
         return way
     first, along, inner = way[0], way[-1] - way[0], np.array(way[1:-1])

@@ -1,4 +1,4 @@
-"""What an arm's servos say of themselves, in radians and SI units."""
+"""State of an arm as its servos report it, in radians and SI units."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Status bits 0..5 are Feetech's conditions: voltage, encoder, temperature, current, -, overload. Ours:
-TWIN = 0x10  # the joint's second servo stands elsewhere than the first
-DOUBTED = 0x40  # the position jumped as no motor can; the last good one stands in
-NO_REPLY = 0x80  # the servo did not answer; the last position stands in
+# Status bits 0..3 and 5 are Feetech's conditions: voltage, encoder, temperature, current, overload. Added here:
+TWIN = 0x10  # the two servos of the joint report different positions
+DOUBTED = 0x40  # the position changed faster than a motor can move; the last good position is used
+NO_REPLY = 0x80  # the servo did not answer; the last position is used
 
 
 class Measurement(NamedTuple):
@@ -23,11 +23,11 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class Telemetry:
-    """What is read in turn, float32[J]: current (A), temperature (deg C), voltage (V); bool[J] `limp`: torque is off in
-    the servo.
+    """Values read one servo per tick: float32[J] current (A), temperature (deg C), voltage (V); bool[J] `limp`: the
+    servo's torque is off.
 
-    A joint with two servos has the first one's current, the higher temperature, the lower voltage, and is limp when
-    either is.
+    For a joint with two servos: the current of the first servo, the higher temperature, the lower voltage, and limp
+    when either servo is.
     """
 
     current: np.ndarray

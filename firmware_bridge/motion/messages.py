@@ -1,7 +1,7 @@
-"""What crosses the border between the policy and the motor process.
+"""Records between the policy and the motor process: `Command` to it, `JointState` from it.
 
-Both records are fixed-size, so that a slot (an mmap-ed latest value) can hold them; `pack` and
-`unpack` are the only encoders. Times are `time.monotonic_ns()`; angles are radians.
+Both have a largest size, so that a slot (a memory-mapped file with the newest value) can hold them; `pack` and
+`unpack` are the only encoders. Times are `time.monotonic_ns()`; angles are in rad.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ MAX_JOINTS = 8
 
 
 class SafetyState(enum.IntEnum):
-    """Latched states of the motor process; only the operator leaves FAULT and SAFE_STOP."""
+    """States of the motor process. SAFE_STOP and FAULT are latched: the motor process releases the arm and ends, and
+    only the operator starts it again."""
 
     DISARMED = 0
     ARMING = 1
@@ -27,8 +28,8 @@ class SafetyState(enum.IntEnum):
 
 
 class Expert(enum.IntEnum):
-    """Which expert made a command; NONE is used by scripts, calibration and tests, PLAN by a policy that has plans and
-    no experts."""
+    """Which expert of the policy made a command. NONE: a script, calibration or test; PLAN: a policy that has action
+    chunks but no experts."""
 
     NONE = 0
     REACTIVE = 1
@@ -37,7 +38,7 @@ class Expert(enum.IntEnum):
 
 
 class RequestKind(enum.IntEnum):
-    """What the operator (or the front door on the operator's behalf) asks of the motor process."""
+    """What the operator, or a `harmowam` command, asks of the motor process."""
 
     NONE = 0
     ARM = 1  # torque on at the measured pose, then follow commands
@@ -49,8 +50,8 @@ class RequestKind(enum.IntEnum):
 class Command:
     """Joint targets for one instant.
 
-    The motor process extrapolates `q_rad + qd_rad_s * (now - t_apply_ns)` until `t_stale_ns`;
-    after that it decelerates and holds.
+    The motor process extrapolates `q_rad + qd_rad_s * (now - t_apply_ns)` until `t_stale_ns`; after that it brakes and
+    holds.
     """
 
     t_apply_ns: int
@@ -60,7 +61,7 @@ class Command:
     expert: Expert = Expert.NONE
     gate: float = 0.0  # probability of interaction
     t_capture_ns: int = 0  # capture time of the observation this command was made from
-    number: int = 0
+    number: int = 0  # count of commands, by the writer
 
     _HEAD = struct.Struct("<qqqqBBf")
 
@@ -86,13 +87,12 @@ COMMAND_BYTES = Command._HEAD.size + 2 * 4 * MAX_JOINTS
 
 @dataclass(frozen=True)
 class JointState:
-    """One measurement of the whole arm and what the motor process thinks of it.
+    """One measurement of the whole arm, and the state of the motor process.
 
-    `status_bits` are the servo's condition bits (Feetech register 65 layout), 0x80 is added by the bus master for a
-    servo that did not answer in this tick. `goal_rad` is the last goal that went out on the wire. `command_number` is
-    that of the newest command that reached the wire, `t_wire_ns` when its first goal was handed to the port,
-    `t_command_capture_ns` the capture time of the observation behind it (0 before the first). `shifted_ns` is by how
-    much the motor clock has moved out of the commands' way since it began.
+    `status_bits`: condition bits in the layout of Feetech's register 65, with the bits of `measurement`. `goal_rad`:
+    the last goal sent to the servos. `command_number`: the newest command that goals were sent for; `t_wire_ns`: when
+    its first goal was written to the port; `t_command_capture_ns`: capture time of its observation; all 0 before the
+    first command. `shifted_ns`: by how much the ticks were moved, since the start, to leave time for commands.
     """
 
     t_ns: int

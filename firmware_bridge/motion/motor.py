@@ -1,4 +1,4 @@
-"""The motor process: `MotorLoop.tick` on an absolute clock, between slots and the serial port.
+"""The motor process: runs `MotorLoop.tick` at absolute times, with slots on one side and the serial port on the other.
 
 python -m firmware_bridge.motion.motor --help
 """
@@ -37,25 +37,30 @@ from firmware_bridge.motion.stamps import StampWriter
 STATE_SLOT = "state.slot"
 COMMAND_SLOT = "command.slot"
 REQUEST_SLOT = "request.slot"
-MOTOR_CODE_SLOT = "motor-code.slot"  # the exit code, for whoever is not the parent of the motor process
-SAYS = "guard: "  # lines of standard error, the guard's log, that the front door shows begin so
-LOOK_EVERY = 10  # ticks between looks for new slots
-ROOM_NS = 700_000  # before a tick: a goal that is corrected later than this might still be on the wire
-CLEAR_NS = 2_000_000  # before a tick: commands should come before this, for now and then one is late
-PHASE_STEP_NS = 500_000  # by so much a tick the clock moves out of the commands' way
+MOTOR_CODE_SLOT = "motor-code.slot"  # the exit code, for processes that are not the parent of the motor process
+SAYS = "guard: "  # prefix of the lines in the guard's log that are shown to the user
+LOOK_EVERY = 10  # ticks between checks for new slots
+ROOM_NS = 700_000  # before a tick: a goal sent later than this may still be on the wire when the tick begins
+CLEAR_NS = 2_000_000  # before a tick: commands should arrive earlier than this, to leave room for a late one
+PHASE_STEP_NS = 500_000  # one shift of the ticks to a later time, to leave time for commands
 
 
 def tell(sentence: str, beginning: str = SAYS) -> None:
-    """Write a sentence for the user to standard error, the guard's log. One that cannot be written (its disk is full)
-    is lost: it must not stop a release, nor wait in a buffer and spoil the exit code."""
+    """Write a sentence for the user to standard error, which is the guard's log.
+
+    When it cannot be written (disk full) it is dropped: an error must not stop a release, and text left in a buffer
+    would change the exit code.
+    """
     with contextlib.suppress(OSError):
         os.write(2, f"{beginning}{sentence}\n".encode())
 
 
 class Between:
-    """What is left of each period when the tick's state is out: commands that come meanwhile correct its goal, and the
-    clock moves out of the way of those that come when nothing can be sent. `now_ns`: the clock of `ticker` and
-    `commands`."""
+    """Uses the rest of each period, after the tick has written its state.
+
+    A command that arrives in that time corrects the goal of the tick. When commands arrive while none can be sent, the
+    ticks are shifted to a later time. `now_ns`: the clock of `ticker` and `commands`.
+    """
 
     def __init__(
         self,
@@ -66,40 +71,40 @@ class Between:
         now_ns: Callable[[], int] = time.monotonic_ns,
     ):
         self._loop, self._ticker, self._commands, self._pressed, self._now_ns = loop, ticker, commands, pressed, now_ns
-        self._waited = 0  # number of the newest command that came in good time
+        self._on_time = 0  # `newest` of `commands` when the last wait ended: these commands arrived early enough
 
     def _active(self) -> bool:
         return self._loop.safety.state == SafetyState.ACTIVE
 
     def _correct(self, until_ns: int = 0) -> None:
-        """Commands that have come since the tick, or come until then, need not wait for the next."""
+        """Correct the goal for commands that have come since the tick, or come until `until_ns`."""
         while self._active() and (self._commands.fresh or self._commands.wait(until_ns)):
             command = as_command(self._commands.take())
             if command is not None and not self._pressed():
                 self._loop.revise(command)
-            if command is None or self._now_ns() >= until_ns:  # one that cannot be read would stay new for ever
+            if command is None or self._now_ns() >= until_ns:  # None: a value that cannot be read stays fresh
                 return
 
     def spend(self) -> None:
-        """Until shortly before the next tick."""
+        """Work until `ROOM_NS` before the next tick."""
         self._correct()
         self._loop.telemetry()
-        if self._active() and self._commands.newest != self._waited:
-            # A command came while nothing could be written: about when the tick began, or while servos answered. Ticks
-            # move to where commands fall between them; only ever later, for the limits are made for a whole period.
+        if self._active() and self._commands.newest != self._on_time:
+            # A command arrived when none could be sent: shortly before the tick, or while servos answered. Shift the
+            # ticks until commands arrive between them; only to later times, for the limits assume a whole period.
             self._ticker.shift(PHASE_STEP_NS)
         self._correct(self._ticker.next_ns - CLEAR_NS)
-        self._waited = self._commands.newest
+        self._on_time = self._commands.newest
         self._correct(self._ticker.next_ns - ROOM_NS)
 
 
 def still_holds(servos: list[int]) -> str:
-    """The sentence about servos that did not let go."""
+    """The message for servos whose torque could not be switched off."""
     return f"servo {', '.join(map(str, servos))} still holds: switch the arm's power off."
 
 
 def exit_of(loop: MotorLoop, asked: bool) -> Exit:
-    """The exit code of a loop that has finished; `asked`: it was told to lower the arm, and did not stop by itself."""
+    """The exit code of a finished loop; `asked`: it was told to lower the arm before it stopped by itself."""
     if loop.holding:
         tell(still_holds(loop.holding))
         return Exit.HOLDING
@@ -120,12 +125,12 @@ def run(
     energised: bool = False,
     log: Logger | None = None,
 ) -> int:
-    """Serve until the arm has been lowered or has stopped; returns the exit code.
+    """Run until the arm has been lowered or has stopped; returns the exit code.
 
-    Without its `guard` (a process id), or told by SIGTERM, it lowers the arm by itself: nobody would catch its own
-    death.
+    When its `guard` (a process id) has died it lowers the arm, for no process would then act if this one failed; it
+    also lowers the arm after SIGTERM. Raises PortError, ArmError, EStopError.
     """
-    told: list[int] = []
+    told: list[int] = []  # not empty: SIGTERM came, or the guard has died
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     stop = EStop.open(config.estop) if config.estop else None
@@ -141,8 +146,8 @@ def run(
     ticker = Ticker(config.motor_hz)
     narrator = Narrator(log, config.joints) if log is not None else None
     real_time(priority, core)
-    goal: np.ndarray | None = None  # of the tick before, corrections included
-    asked = False  # to lower, before it stopped by itself
+    goal: np.ndarray | None = None  # of the previous tick, with its corrections
+    asked = False  # whether it was asked to lower the arm before it stopped by itself
 
     def pressed() -> bool:
         return stop is not None and stop.pressed()
@@ -167,7 +172,7 @@ def run(
         if request == RequestKind.LOWER and state.safety == SafetyState.DISARMED and not energised:
             return Exit.REST
         between.spend()
-        if narrator is not None:  # in the time in which nothing may be sent any more
+        if narrator is not None:  # here, because too little of the period is left to send another goal
             narrator.tick(state, loop.safety.rejected, loop.arm.bus.errors, loop.safety.cut())
         goal = loop.safety.goal if state.safety in (SafetyState.HOLD, SafetyState.ACTIVE) else None
 
@@ -187,14 +192,14 @@ def main() -> int:
     args = parser.parse_args()
     config = ArmConfig.from_dict(json.loads(args.arm.read_text()))
     hold(args.slots)
-    left = SlotWriter(args.slots / MOTOR_CODE_SLOT, 1)  # made while there is room for it
-    code = served(config, args)
-    left.write(bytes([code]))
+    code_slot = SlotWriter(args.slots / MOTOR_CODE_SLOT, 1)  # made at the start, in case the disk is full at the end
+    code = run_from_arguments(config, args)
+    code_slot.write(bytes([code]))
     return code
 
 
-def served(config: ArmConfig, args: argparse.Namespace) -> int:
-    """`run` on the port of the command line; what keeps it from serving is told, and returned as an exit code."""
+def run_from_arguments(config: ArmConfig, args: argparse.Namespace) -> int:
+    """`run` with the port of the command line; an error of port, arm or e-stop is told and becomes an exit code."""
     try:
         port = Port(args.fd, args.port) if args.fd is not None else Port.open(args.port, config.baud)
         if args.fd is not None:

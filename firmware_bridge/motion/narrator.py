@@ -1,4 +1,5 @@
-"""What the motor process writes into its log: changes of state, and at debug level what it rejected, lost or moved."""
+"""The log of the motor process: changes of state; at debug level rejected commands, bus errors, missed and shifted
+ticks."""
 
 from __future__ import annotations
 
@@ -11,12 +12,11 @@ from firmware_bridge.motion.messages import JointState, SafetyState
 from firmware_bridge.motion.safety import CUTS
 
 LOG_FILE = "motor.log"  # in the folder of the slots: JSON lines
-LOOK_EVERY = 100  # ticks between lines about the bus's counters, and about what the limiter cut off
+LOOK_EVERY = 100  # ticks between lines about bus errors and about targets that the limiter cut off
 
 
 class Narrator:
-    """Compares a tick with the one before and logs what changed. Called once a tick, when the tick's work is done.
-    `joints`: names."""
+    """Logs what changed since the previous tick. `joints`: names of the J joints."""
 
     def __init__(self, log: Logger, joints: tuple[str, ...]):
         self._log, self._joints = log, joints
@@ -28,9 +28,11 @@ class Narrator:
     def tick(
         self, state: JointState, rejected: int, errors: Mapping[tuple[int, str], int], cut: np.ndarray | None = None
     ) -> None:
-        """`rejected`: commands refused since the start; `errors`: the bus's counts by servo (-1: none in particular)
-        and kind, of packets that were damaged, late or missing; `cut` bool[4, J]: what the limiter cut off
-        (`Safety.cut`)."""
+        """Call once per tick, at its end.
+
+        `rejected`: commands rejected since the start. `errors`: count of damaged, late or missing packets since the
+        start, by servo id (-1: not known) and kind. `cut` bool[4, J]: what cut off the target (`Safety.cut`).
+        """
         if (state.safety, state.reason) != (self._state, self._reason):
             self._log.info("state", was=self._state.name, now=state.safety.name, reason=state.reason, tick=state.tick)
             self._state, self._reason = state.safety, state.reason

@@ -1,11 +1,11 @@
-"""The last gate before the motors: a state machine over a limiter, pure functions of time and inputs.
+"""The safety machine: a state machine and a limiter that make every goal sent to the motors, from time and inputs only.
 
-DISARMED -> ARMING -> HOLD <-> ACTIVE -> SAFE_STOP (latched), and FAULT (latched) from anywhere. What comes out is
-finite, in range, and within velocity, acceleration and jerk of the goals sent before. This is a protective function,
-not a certified one.
+DISARMED -> ARMING -> HOLD <-> ACTIVE -> SAFE_STOP (latched), and FAULT (latched) from any state. Every goal is finite,
+in range, and within the limits of velocity, acceleration and jerk relative to the goals sent before. It is a protective
+function, not a certified safety function.
 
-SAFE_STOP brakes, moves to the rest pose (`firmware_bridge.lowering`) and lets the torque down in a ramp; FAULT trusts
-no position, so it brakes where it is and ramps down.
+SAFE_STOP brakes, moves to the rest pose (`lowering.py`) and ramps the torque down. FAULT does not rely on measured
+positions: it brakes and ramps the torque down where the arm is.
 """
 
 from __future__ import annotations
@@ -24,24 +24,27 @@ from firmware_bridge.motion.messages import Command, RequestKind, SafetyState
 TEMPERATURE_WARN = 55.0  # deg C; the servo's own limit is 70
 TEMPERATURE_SLOW = 60.0  # deg C
 TEMPERATURE_STOP = 65.0  # deg C
-DROOP_WARN = 0.88  # of the supply voltage at the beginning, as the next three
+# Shares of the supply voltage that was read first.
+DROOP_WARN = 0.88
 DROOP_SLOW = 0.8
 DROOP_STOP = 0.7
 SURGE_STOP = 1.2
-SLOW_SCALE = 0.4  # of the velocity limits
-STALL_SHARE = 0.6  # of follow_rad: a joint that is further behind,
-STALL_SPEED = 0.05  # rad/s: slower than this,
-STALL_S = 1.0  # s: and for longer than this, is blocked
-BLEND_S = 0.6  # after arming, limits grow from a fifth to full
-FIRST_COMMAND_S = 10.0  # an armed arm that nobody commands is lowered
-MAX_LIFE_S = 1.0  # a command that claims to be good for longer is rejected
-INSIST_S = 3.0  # so long a servo that does not let go is told again: a stalled bus may come back
-VOLTAGE, ENCODER, TEMPERATURE, CURRENT, OVERLOAD = 1, 2, 4, 8, 32  # condition bits
-CUTS = ("range", "lead", "speed", "acceleration")  # what limits a target: see `Safety.cut`
+SLOW_SCALE = 0.4  # share of the velocity limits at Level.SLOW
+# A joint is blocked when it is further from its goal than STALL_SHARE * follow_rad and slower than STALL_SPEED (rad/s)
+# for STALL_S.
+STALL_SHARE = 0.6
+STALL_SPEED = 0.05
+STALL_S = 1.0
+BLEND_S = 0.6  # after arming, the velocity limits grow from a fifth to full in this time
+FIRST_COMMAND_S = 10.0  # an armed arm that gets no command for this long is lowered
+MAX_LIFE_S = 1.0  # a command that is valid for longer is rejected
+INSIST_S = 3.0  # torque-off is repeated for this long to a servo that keeps its torque: a stalled bus may recover
+VOLTAGE, ENCODER, TEMPERATURE, CURRENT, OVERLOAD = 1, 2, 4, 8, 32  # condition bits, Feetech register 65
+CUTS = ("range", "lead", "speed", "acceleration")  # what can cut off a target: see `Safety.cut`
 
 
 class Level(enum.IntEnum):
-    """What a condition leads to."""
+    """Reaction to a condition, the strongest first: fault, safe stop, slower motion, a warning in the state."""
 
     FAULT = 0
     STOP = 1
@@ -50,7 +53,8 @@ class Level(enum.IntEnum):
 
 
 class Row(enum.IntEnum):
-    """What can be wrong with a joint, the worst first: of several at once the first is reported."""
+    """Conditions of a joint, the worst first: of several at once the first is reported. The number is the row of the
+    condition in `Safety._masks`."""
 
     SILENT = 0
     JUMPED = 1
@@ -72,14 +76,14 @@ class Row(enum.IntEnum):
     SAGGING = 17
 
 
-NAMES = tuple(Row.__members__)  # 18 looks at an enum cost 50 us a tick on Python 3.11
-CONDITIONS = {  # what it leads to, how long it must last (s), what is said of the joint
+NAMES = tuple(Row.__members__)  # strings, because 18 enum look-ups cost 50 us per tick on Python 3.11
+CONDITIONS = {  # reaction, how long the condition must last (s), what the reason says about the joint
     Row.SILENT: (Level.FAULT, 0.3, "does not answer"),
     Row.JUMPED: (Level.FAULT, 0.05, "reports a position that it cannot have reached"),
     Row.APART: (Level.FAULT, 0.1, "and its second servo stand apart"),
     Row.ENCODER: (Level.FAULT, 0.1, "reports an encoder fault"),
     Row.LIMP: (Level.FAULT, 0.15, "has lost its torque"),
-    Row.BEHIND: (Level.FAULT, 0.0, "does not follow its goal"),  # lasting: ArmConfig.follow_s
+    Row.BEHIND: (Level.FAULT, 0.0, "does not follow its goal"),  # must last ArmConfig.follow_s
     Row.BLOCKED: (Level.FAULT, STALL_S, "is blocked"),
     Row.HOTTEST: (Level.STOP, 0.2, "is too hot"),
     Row.OVERHEATING: (Level.STOP, 0.2, "reports overheating"),
@@ -97,34 +101,33 @@ CONDITIONS = {  # what it leads to, how long it must last (s), what is said of t
 
 @dataclass(frozen=True)
 class Decision:
-    """What the motor process has to do now. `torque` is the torque share (None: leave as it is)."""
+    """What the motor process has to do in this tick."""
 
-    goal: np.ndarray | None
+    goal: np.ndarray | None  # float64[J] rad; None: send no goal
     state: SafetyState
     reason: str
-    arm: bool = False  # switch torque on at the measured pose
-    torque: float | None = None
-    release: bool = False  # torque off, finished
+    torque_on: bool = False  # switch the torque on at the measured pose
+    torque_share: float | None = None  # torque limit, 0..1 of what the EEPROM allows; None: leave it as it is
+    release: bool = False  # switch the torque off and finish
 
 
 def blind(measured: Measurement) -> bool:
-    """Whether no servo's word can be taken."""
+    """Whether no joint has a valid measurement."""
     return bool((measured.bits & (NO_REPLY | DOUBTED)).all())
 
 
 def lowering_s(config: ArmConfig) -> float:
-    """The longest that a lowering from anywhere within the limits can take, in s: braking, the way to rest, braking
-    there, the torque's ramp, and a servo that does not let go. Who asks for one waits at least this long."""
+    """Upper bound in s on lowering the arm from any pose within the limits: braking, motion to rest, braking there, the
+    torque ramp, and repeated torque-off. A caller waits at least this long."""
     velocity, acceleration, jerk = (np.array(v) for v in (config.max_velocity, config.max_acceleration, config.jerk))
     braking = float((velocity / acceleration + 2 * acceleration / jerk).max()) + 2 / config.motor_hz
     return longest_s(config) + 2 * braking + config.release_s + INSIST_S
 
 
 class Safety:
-    """`step` is called once a tick, `revise` when something new is known before the next: goals are made nowhere else.
+    """Makes the goals: `step` once per tick, `revise` when a command or a measurement comes between two ticks.
 
-    `energised`: the arm holds a pose that nobody commands (the port was lost and is back): it waits to be armed or
-    lowered.
+    `energised`: the torque is already on, because the port was lost and is back; the arm waits to be armed or lowered.
     """
 
     def __init__(self, config: ArmConfig, energised: bool = False):
@@ -140,14 +143,14 @@ class Safety:
         self.state, self.reason = SafetyState.DISARMED, "not armed"
         self.rejected = 0
         self._began_ns = self._armed_ns = self._held_ns = self._ramp_ns = 0
-        self._descent: Descent | None = None  # SAFE_STOP: the way to rest
+        self._descent: Descent | None = None  # the motion to rest in SAFE_STOP
         self._lasting_ns = np.array([int(CONDITIONS[row][1] * 1e9) for row in Row])[:, None]
         self._lasting_ns[Row.BEHIND] = int(config.follow_s * 1e9)
         self._since_ns: np.ndarray = np.zeros((len(Row), len(config.joints)))
         self._supply_v: np.ndarray = np.zeros(len(config.joints))
         self._was_active = False
-        self._scale = 1.0  # of the velocity limits in the tick at hand
-        # What the newest command asked for, and the pose that was measured then.
+        self._scale = 1.0  # share of the velocity limits in this tick
+        # Target of the newest command, before it was clipped, and the pose measured then.
         self._asked: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
@@ -161,11 +164,11 @@ class Safety:
         self.state, self.reason = state, reason
 
     def valid(self, command: Command, now_ns: int) -> bool:
-        """Finite, of the right size, and not good for longer than a second; anything else is rejected whole, never
-        repaired.
+        """Whether the command is finite, has one value per joint and is valid for at most `MAX_LIFE_S`; a command that
+        is not is rejected as a whole.
 
-        That second counts from when the command applies and from now: times of another clock than the monotonic one
-        (time.time_ns()) agree with each other, and would keep a command alive for decades.
+        The life counts from the earlier of `t_apply_ns` and now. So a command with times of another clock
+        (time.time_ns()), which would be valid for decades, is rejected too.
         """
         n = len(self.velocity)
         q, qd = command.q_rad, command.qd_rad_s
@@ -177,12 +180,12 @@ class Safety:
         )
 
     def _masks(self, measured: Measurement, telemetry: Telemetry) -> np.ndarray:
-        """bool[condition, joint]: what is wrong at this moment."""
+        """Conditions that are present in this tick, bool[len(Row), J]."""
         bits, warm, volt = measured.bits, telemetry.temperature, telemetry.voltage
-        # The first that was read; arms may have two supplies.
+        # The first voltage read, by joint: an arm may have two supplies.
         self._supply_v = np.where(self._supply_v > 0, self._supply_v, volt)
         behind = np.abs(self.goal - measured.q)
-        behind[-1] = 0.0  # a gripper that holds something lags, and should
+        behind[-1] = 0.0  # a gripper that holds something does not reach its goal
         still = np.abs(measured.qd) < STALL_SPEED
         masks = {
             "SILENT": (bits & (NO_REPLY | DOUBTED)) != 0,
@@ -207,7 +210,7 @@ class Safety:
         return np.array([masks[name] for name in NAMES])
 
     def _health(self, now_ns: int, measured: Measurement, telemetry: Telemetry) -> tuple[Level | None, str]:
-        """The worst condition that has lasted long enough, and its sentence."""
+        """Reaction to the worst condition that has lasted long enough, and its reason; None and "" without one."""
         masks = self._masks(measured, telemetry)
         self._since_ns = np.where(masks, np.where(self._since_ns > 0, self._since_ns, now_ns), 0)
         lasting = masks & (now_ns - self._since_ns >= self._lasting_ns)
@@ -226,8 +229,7 @@ class Safety:
         telemetry: Telemetry,
         pressed: bool = False,
     ) -> Decision:
-        """One tick: `command` and `request` are the newest there are (stale ones included); `pressed`: the emergency
-        stop."""
+        """Decide for one tick. `command` and `request`: the newest, even if stale; `pressed`: the emergency stop."""
         self._asked = None
         if self.state == SafetyState.DISARMED:
             return self._disarmed(now_ns, request, measured, pressed)
@@ -247,9 +249,9 @@ class Safety:
 
     def _disarmed(self, now_ns: int, request: RequestKind, measured: Measurement, pressed: bool) -> Decision:
         self._began_ns = self._began_ns or now_ns
-        forgotten = now_ns - self._began_ns > FIRST_COMMAND_S * 1e9
-        lower = self.energised and (request == RequestKind.LOWER or forgotten)
-        if request != RequestKind.ARM and not lower:
+        timed_out = now_ns - self._began_ns > FIRST_COMMAND_S * 1e9
+        lower_arm = self.energised and (request == RequestKind.LOWER or timed_out)
+        if request != RequestKind.ARM and not lower_arm:
             return Decision(None, self.state, self.reason)
         if pressed or (measured.bits & (NO_REPLY | TWIN)).any():
             why = (
@@ -259,11 +261,11 @@ class Safety:
             return Decision(None, self.state, self.reason)
         self.limiter.reset(measured.q)
         self._armed_ns = now_ns
-        if lower:
+        if lower_arm:
             self._enter(SafetyState.SAFE_STOP, "lowering an arm that was left energised", now_ns)
         else:
             self._enter(SafetyState.ARMING, "torque on at the measured pose", now_ns)
-        return Decision(self.goal, self.state, self.reason, arm=True)
+        return Decision(self.goal, self.state, self.reason, torque_on=True)
 
     def _follow(
         self,
@@ -291,10 +293,10 @@ class Safety:
         if why or command is None:
             self._enter(SafetyState.HOLD, why, now_ns)
             if request == RequestKind.HOLD:
-                self._held_ns = now_ns  # patience begins when the request ends
-            patience_s = self.config.stop_after_s if self._was_active else FIRST_COMMAND_S
-            if request != RequestKind.HOLD and now_ns - self._held_ns > patience_s * 1e9:
-                self._enter(SafetyState.SAFE_STOP, f"no command for {patience_s:.1f} s", now_ns)
+                self._held_ns = now_ns  # the wait for a command begins when the request ends
+            longest_s = self.config.stop_after_s if self._was_active else FIRST_COMMAND_S
+            if request != RequestKind.HOLD and now_ns - self._held_ns > longest_s * 1e9:
+                self._enter(SafetyState.SAFE_STOP, f"no command for {longest_s:.1f} s", now_ns)
                 return self._stop(now_ns, measured)
             return Decision(self.limiter.brake(), self.state, self.reason)
         self._enter(SafetyState.ACTIVE, f"warning: {trouble}" if trouble else "", now_ns)
@@ -305,7 +307,10 @@ class Safety:
         return Decision(self._towards(now_ns, command, measured), self.state, self.reason)
 
     def _towards(self, now_ns: int, command: Command, measured: Measurement) -> np.ndarray:
-        """The tick's goal, within all limits of the goals before."""
+        """Goal of this tick towards the command's target, float64[J] rad, within all limits.
+
+        The target is extrapolated to the time when the limiter's delay is over, 0.1 s after `t_apply_ns` at most.
+        """
         ahead = min(max((now_ns - command.t_apply_ns) * 1e-9 + self.limiter.lag_s, 0.0), 0.1)
         target = command.q_rad.astype(float) + command.qd_rad_s.astype(float) * ahead
         lead, q = self.config.max_lead, measured.q
@@ -314,8 +319,10 @@ class Safety:
         return self.limiter.step(target, self.velocity * self._scale)
 
     def cut(self) -> np.ndarray | None:
-        """bool[4, J], rows as in `CUTS`: what was cut off the target of the tick at hand; None where no command was
-        followed. For the log, when the tick's work is done."""
+        """What limited the target of this tick, bool[4, J], rows as in `CUTS`; None when no command was followed.
+
+        For the log: call it at the end of the tick.
+        """
         if self._asked is None or self.state != SafetyState.ACTIVE:
             return None
         target, q = self._asked
@@ -324,13 +331,12 @@ class Safety:
         return np.array([beyond, lead, *self.limiter.limited(self.velocity * self._scale)])
 
     def revise(self, now_ns: int, command: Command, measured: Measurement) -> np.ndarray | None:
-        """The goal of the tick at `now_ns` made again, for a `command` that came after it or for what was `measured`
-        since.
+        """Make the goal of the tick at `now_ns` again, for a `command` or a measurement that came after it.
 
-        It starts from the goal before that tick, so the goals that stand at the end of each tick keep every limit as if
-        the command had come in time; what it takes back is never more than j_max dt^3. When no servo answers any more
-        it brakes. None where the arm follows no commands at present, or cannot follow this one: the next tick then says
-        so.
+        It starts from the goal of the previous tick, so the goals at the end of each tick keep every limit as if the
+        command had come in time; it differs from the goal that it replaces by at most j_max dt^3. When no servo
+        answers it brakes. Returns None when the state is not ACTIVE or the command is stale or invalid; the next
+        `step` then reports that.
         """
         if self.state != SafetyState.ACTIVE or now_ns >= command.t_stale_ns or not self.valid(command, now_ns):
             return None
@@ -341,8 +347,7 @@ class Safety:
         return self._towards(now_ns, command, measured)
 
     def _stop(self, now_ns: int, measured: Measurement) -> Decision:
-        """SAFE_STOP: brake, then go down to the rest pose. FAULT: brake. Then the torque goes down in a ramp, and
-        off."""
+        """SAFE_STOP: brake, then move to the rest pose. FAULT: brake. Then ramp the torque down and switch it off."""
         if self._ramp_ns == 0 and self.state == SafetyState.SAFE_STOP:
             if self._descent is None and self.limiter.at_rest:
                 self._descent = Descent(self.config, self.limiter, measured.q)
@@ -354,5 +359,5 @@ class Safety:
         self._ramp_ns = self._ramp_ns or now_ns
         share = 1.0 - (now_ns - self._ramp_ns) * 1e-9 / self.config.release_s
         if share > 0:
-            return Decision(None, self.state, self.reason, torque=share)
+            return Decision(None, self.state, self.reason, torque_share=share)
         return Decision(None, self.state, self.reason, release=True)

@@ -1,5 +1,5 @@
-"""One arm, driven from start to end by a guard and its motor process. However it ends, `endings` says what the arm is
-doing then."""
+"""One session of an arm: from the start of its guard and motor process to their end. `endings` describes the state of
+the arm afterwards."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from firmware_bridge.motion.safety import lowering_s
 
 
 class Interrupts:
-    """Ctrl-C, SIGTERM and a closed terminal, as a context: `stop` is called, and without one KeyboardInterrupt raised,
-    unless `deaf`."""
+    """Context that handles SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was closed).
+
+    A signal calls `stop`; where `stop` is None it raises KeyboardInterrupt, unless `deaf` is True.
+    """
 
     def __init__(self) -> None:
-        self.caught: list[int] = []
+        self.caught: list[int] = []  # signal numbers
         self.deaf = False
         self.stop: Callable[[], None] | None = None
 
@@ -45,7 +47,7 @@ class Interrupts:
 
 
 def _slot(path: Path) -> bytes | None:
-    """What lies in the slot; None where there is none."""
+    """The newest value of the slot; None where there is none."""
     try:
         got = SlotReader(path).read()
     except SlotError:
@@ -54,13 +56,13 @@ def _slot(path: Path) -> bytes | None:
 
 
 def exit_left(path: Path) -> int | None:
-    """The exit code that a process left in its slot at its end; None where it left none."""
+    """The exit code that a process wrote to its slot; None where it wrote none."""
     raw = _slot(path)
     return raw[0] if raw else None
 
 
 def newest_state(slots: Path) -> JointState | None:
-    """The motor process's last word; None where it has said nothing."""
+    """The newest state of the motor process; None where it has written none."""
     raw = _slot(slots / STATE_SLOT)
     return JointState.unpack(raw) if raw is not None else None
 
@@ -81,8 +83,10 @@ def driven_until(slots: Path, timeout_s: float) -> None:
 def settle(
     slots: Path, guarded: int | None, *, armed: bool, lowering: bool = False, held: str = "", interrupted: bool = False
 ) -> Ending:
-    """Book how the session on `slots` has ended, and tell the user unless all is well. `guarded`: the guard's exit
-    code; for the rest see Facts."""
+    """Record how the session on `slots` has ended, and tell the user where something went wrong.
+
+    `guarded`: exit code of the guard, None while it runs; the other arguments are those of `Facts`.
+    """
     state = newest_state(slots)
     reason = state.reason if state is not None else ""
     left = exit_left(slots / MOTOR_CODE_SLOT)
@@ -94,19 +98,19 @@ def settle(
 
 
 def stopped(state: JointState | None) -> bool:
-    """Whether the motor process has stopped the arm, for whatever reason."""
+    """Whether the state is SAFE_STOP or FAULT."""
     return state is not None and state.safety in (SafetyState.SAFE_STOP, SafetyState.FAULT)
 
 
 class ArmSession:
-    """Guard and motor process from start to end. Use as a context: the arm is lowered and released whatever happens,
-    and what it does then is told and goes into the exit code (`endings.exit_code`)."""
+    """A guard and its motor process. Use it as a context: at its end the arm is lowered and released, also after an
+    exception, and the outcome is told to the user and enters the exit code (`endings.exit_code`)."""
 
     def __init__(self, port: str, config: ArmConfig, slots: Path, priority: int = 0):
         self.config, self.slots = config, slots
-        self.armed = False  # to be set before torque is asked for
-        self.interrupted = False
-        self.held = ""  # why a run that came to its end gave the servos no target
+        self.armed = False  # the caller sets it before it requests torque
+        self.interrupted = False  # the caller sets it when the user ended the run
+        self.held = ""  # why a run that finished sent no command to the servos
         self._lowering: bool | None = None
         self._ending: Ending | None = None
         self.keeper: subprocess.Popen[bytes] = guard.start(port, config, slots, priority)
@@ -122,13 +126,14 @@ class ArmSession:
         return self._ending is not None
 
     def wait_for_state(self) -> SlotReader:
-        """Wait for the motor process; raises ArmError with the guard's own sentence when it gives up."""
+        """Wait for the first state; raises ArmError, with the guard's own message, when the guard ends before it."""
         return guard.wait_for_state(self.keeper, self.slots)
 
-    def lower(self) -> JointState | None:
-        """Have the arm lowered, and wait until nobody drives it any more; returns the last state that was shown.
+    def lower_arm(self) -> JointState | None:
+        """Lower the arm and wait until guard and motor process have ended; returns the last state.
 
-        Without its guard the motor process lowers the arm by itself: it is waited for as well."""
+        If the guard has died the motor process lowers the arm alone, so it is waited for too.
+        """
         if self._lowering is None:
             self._lowering = not stopped(newest_state(self.slots))
         longest_s = lowering_s(self.config) + 1.0
@@ -138,9 +143,10 @@ class ArmSession:
         return newest_state(self.slots)
 
     def close(self) -> Ending:
-        """Lower the arm if nobody has yet, show what the guard said, and say how it ended. Closing twice is allowed."""
+        """Lower the arm unless that was done, show the guard's messages, and return how the session ended. May be
+        called twice."""
         if self._ending is None:
-            self.lower()
+            self.lower_arm()
             guard.tell_log(self.slots)
             self._ending = settle(
                 self.slots,

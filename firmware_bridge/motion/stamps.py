@@ -1,5 +1,5 @@
-"""When the motor process was at what: read-back, telemetry, bus write, and how smooth its goals are. For the
-profiler."""
+"""Timing of the motor process for the profiler: bus write, read and telemetry of each tick, and the jerk of its
+goals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RECORD = struct.Struct("<qqq6qdd")
 
 @dataclass(frozen=True)
 class MotorStamps:
-    """The newest tick's spans (start and duration, ns) and, since the start, rms and maximum of the goals' jerk,
+    """Spans of the newest tick by name, (start, duration) in ns; rms and maximum of the goals' jerk since the start,
     rad/s^3."""
 
     tick: int
@@ -41,14 +41,15 @@ class MotorStamps:
 
 
 class StampWriter:
-    """Times the calls of `arm` that talk on the bus; `write` once a tick. About 3 us a tick."""
+    """Times the bus calls of `arm` by wrapping its methods; costs about 3 us per tick."""
 
     def __init__(self, arm: Arm, slots: Path, motor_hz: float):
         self._slot = SlotWriter(slots / STAMP_SLOT, _RECORD.size)
         self._hz3 = motor_hz**3
         self._spans = dict.fromkeys(SPANS, (0, 0))
-        self._goals: np.ndarray | None = None  # the last four
-        self._fresh, self._count, self._square, self._most = 0, 0, 0.0, 0.0
+        self._goals: np.ndarray | None = None  # the last four goals, float64[4, J] rad
+        self._fresh = 0  # goals since the last tick without one
+        self._count, self._square, self._most = 0, 0.0, 0.0  # of the jerk: count, sum of squares, maximum
         for span, name in (("read", "read"), ("write", "write_goals"), ("telemetry", "read_telemetry")):
             setattr(arm, name, self._timed(span, getattr(arm, name)))
         arm.exchange = self._timed_exchange(arm, arm.exchange)  # type: ignore[assignment, method-assign]
@@ -65,7 +66,7 @@ class StampWriter:
     def _timed_exchange(
         self, arm: Arm, call: Callable[[np.ndarray], Measurement]
     ) -> Callable[[np.ndarray], Measurement]:
-        """Written until the port had it all, read from then on."""
+        """Counts as "write" until the port has taken all bytes, as "read" from then on."""
 
         def timed(rad: np.ndarray) -> Measurement:
             began = time.monotonic_ns()
@@ -90,8 +91,8 @@ class StampWriter:
             self._most = max(self._most, jerk)
 
     def write(self, tick: int, due_ns: int, began_ns: int, goal: np.ndarray | None) -> None:
-        """One tick's record; `due_ns` is when it should have begun, `began_ns` when it did. `goal` None: none was
-        made."""
+        """Write the record of one tick. `due_ns`: when it should have begun, `began_ns`: when it did; `goal` None: no
+        goal was made."""
         if goal is None:
             self._goals, self._fresh = None, 0
         else:
@@ -103,20 +104,21 @@ class StampWriter:
 
 
 class StampReader:
-    """`newest()` gives each tick's stamps once, None while there is nothing new (or the writer is older than this)."""
+    """Reads the stamps of the newest tick."""
 
     def __init__(self, slots: Path):
         try:
             self._slot: SlotReader | None = SlotReader(slots / STAMP_SLOT)
         except SlotError:  # a motor process without stamps: the profile then lacks these rows
             self._slot = None
-        self._seq = 0
+        self._seen = 0  # slot number of the value returned last
 
     def newest(self) -> MotorStamps | None:
-        if self._slot is None or self._slot.newest == self._seq:
+        """Each tick's stamps once; None while there are no new ones, or without a writer."""
+        if self._slot is None or self._slot.newest == self._seen:
             return None
         got = self._slot.read()
         if got is None:
             return None
-        self._seq = got[1]
+        self._seen = got[1]
         return MotorStamps.unpack(got[0])

@@ -1,1 +1,1 @@
-"""Servo models: register tables, and which codec each speaks."""
+"""Servo models: register tables, and the codec of each model."""

@@ -1,4 +1,4 @@
-"""All servo models that this version knows, by name and by model number, and the codec that each of them speaks."""
+"""All known servo models, by name and by model number, and the codec of each protocol."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BY_NUMBER = {m.number: m for m in MODELS.values()}
 
 
 class Parser(Protocol):
-    """Incremental reader of one protocol's packets."""
+    """Finds the packets of one protocol in a stream of bytes."""
 
     skipped: int
     longest: int
@@ -27,11 +27,11 @@ class Parser(Protocol):
 
 
 class Codec(Protocol):
-    """What the bus needs of a protocol module: `feetech` and `dynamixel` are two."""
+    """The part of a protocol module that the bus uses; `codecs.feetech` and `codecs.dynamixel` are such modules."""
 
     BROADCAST: int
-    STATUS_BYTES: int  # a status packet without data
-    DATA_AT: int  # where in it the data begin; the error byte lies before them
+    STATUS_BYTES: int  # size of a status packet without data
+    DATA_AT: int  # index of the first data byte in a status packet; the error byte is the one before it
 
     def packet(self, servo: int, instruction: int, params: bytes = b"") -> bytes: ...
 
@@ -46,15 +46,15 @@ class Codec(Protocol):
     def sync_write(self, address: int, data: Mapping[int, bytes]) -> bytes: ...
 
     def sync_write_rows(self, address: int, size: int, rows: bytes) -> bytes:
-        """`rows`: servo id and `size` bytes, for one servo after another."""
+        """`rows`: for each servo its id (one byte) and `size` bytes of data."""
 
     def new_parser(self) -> Parser: ...
 
     def whole(self, data: bytes, servos: Sequence[int], size: int) -> bool:
-        """Whether `data` is the answer to a sync read with nothing wrong, missing or too much."""
+        """Whether `data` is exactly one correct status packet, in order, of each of the `servos`."""
 
     def answer(self, packet: feetech.Packet) -> tuple[int, bytes] | None:
-        """Error byte and data when `packet` is a status, else None."""
+        """Error byte and data when `packet` is a status packet, else None."""
 
 
 def codec(protocol: str) -> Codec:

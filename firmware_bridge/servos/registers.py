@@ -1,4 +1,4 @@
-"""What a register table is: named numbers at addresses of a servo, and the model that they belong to."""
+"""Types of a servo's register table: `Register` (name, address, encoding) and `Model` (the table and its units)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Register:
-    """`sign` is the bit that holds the sign of a sign-magnitude number; `signed` marks two's complement; else
-    unsigned."""
+    """One register; `address` and `size` in bytes.
+
+    Encoding: sign and magnitude with the sign in bit `sign`; two's complement if `signed`; else unsigned.
+    """
 
     name: str
     address: int
@@ -23,54 +25,57 @@ class Register:
 
 
 class RegisterError(ValueError):
-    """A value that its register cannot hold."""
+    """The value does not fit into its register."""
 
 
 def encode_sign(value: int, bit: int) -> int:
-    """Sign-magnitude with the sign at `bit`; raises RegisterError when the magnitude does not fit."""
+    """Encode as sign and magnitude with the sign in `bit`; raises RegisterError when the magnitude does not fit."""
     if abs(value) >= 1 << bit:
         raise RegisterError(f"{value} does not fit into {bit} bits and a sign")
     return value if value >= 0 else -value | (1 << bit)
 
 
 def decode_sign(raw: int, bit: int) -> int:
-    """Inverse of `encode_sign`; minus zero reads as zero."""
+    """Inverse of `encode_sign`; minus zero gives 0."""
     magnitude = raw & ((1 << bit) - 1)
     return -magnitude if raw >> bit & 1 else magnitude
 
 
 @dataclass(frozen=True)
 class Model:
-    """One servo model: how its numbers are laid out and what they mean.
+    """One servo model: its register table, and the units of its registers.
 
-    All models name alike what means alike: torque_enable, goal_position, present_position, present_speed,
-    present_current, present_voltage, present_temperature, torque_limit (what fades the output), homing_offset,
-    min_position, max_position.
+    Registers of the same meaning have the same name in all models: torque_enable, goal_position, present_position,
+    present_speed, present_current, present_voltage, present_temperature, torque_limit (the register that limits the
+    output), homing_offset, min_position, max_position.
     """
 
     name: str
     number: int
     protocol: Literal["feetech", "dynamixel"]
     registers: dict[str, Register]
-    steps: int = 4096  # a turn
-    speed_steps_s: float = 1.0  # step/s a unit of present_speed
-    current_a: float = 0.0065  # ampere a unit of present_current; 0: the servo measures none
-    full_torque: int = 1000  # torque_limit that lets everything through
-    torque_cap: str = "max_torque"  # EEPROM register: the highest torque_limit that this servo's owner allows it
-    offset_sign: int = -1  # Present = Actual + offset_sign * homing_offset, where the offset counts (`added`)
+    steps: int = 4096  # steps per turn
+    speed_steps_s: float = 1.0  # step/s per unit of present_speed
+    current_a: float = 0.0065  # A per unit of present_current; 0: the servo does not measure its current
+    full_torque: int = 1000  # value of torque_limit for full output
+    torque_cap: str = "max_torque"  # EEPROM register with the highest allowed torque_limit
+    offset_sign: int = -1  # present position = actual position + offset_sign * homing_offset; see `added`
     byteorder: Literal["little", "big"] = "little"
     sync_read: bool = True
-    watchdog_stops: bool = True  # its bus watchdog, where it has one, stops the motor
+    watchdog_stops: bool = True  # whether its bus watchdog, if it has one, stops the motor
 
     @property
     def rad_per_step(self) -> float:
         return 2 * math.pi / self.steps
 
     def added(self, homing_offset: int, mode: int | None) -> int:
-        """Present less Actual position, steps. In position mode (3) a Dynamixel passes over an offset of more than a
-        quarter turn, in its multi-turn modes it counts any (e-manual, Homing Offset)."""
-        passed_over = self.protocol == "dynamixel" and mode == 3 and abs(homing_offset) > self.steps // 4
-        return 0 if passed_over else self.offset_sign * homing_offset
+        """Present minus actual position, in steps.
+
+        In position mode (3) a Dynamixel ignores an offset of more than a quarter turn; in its multi-turn modes it uses
+        any offset (ROBOTIS e-manual, Homing Offset).
+        """
+        ignored = self.protocol == "dynamixel" and mode == 3 and abs(homing_offset) > self.steps // 4
+        return 0 if ignored else self.offset_sign * homing_offset
 
     def encode(self, name: str, value: int) -> bytes:
         """Register bytes of a value; raises RegisterError when it does not fit."""

@@ -1,8 +1,8 @@
-"""What a servo remembers that can change a motion: for each model, what every such register must hold, and why.
+"""Registers whose values can change the motion of an arm: for each model, the right values and the reason.
 
-`SETTINGS` are read before torque and refused by name where they are wrong; only `harmowam bus check --fix` writes them.
-`LEFT_OVERS` are volatile: another program's values stay until the power goes, so they are written and read back at
-every arming.
+`SETTINGS` are in EEPROM. They are compared before the torque is switched on; a wrong one refuses arming with its name,
+and only `harmowam bus check --fix` writes it. `LEFT_OVERS` are in RAM: values of another program stay until the power
+is switched off, so they are written and read back whenever the arm is armed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from firmware_bridge.servos.registers import Model
 
 @dataclass(frozen=True)
 class Setting:
-    """`register` must hold a value that is `right` (`must` says it in words); `mended` gives it from the value that is
-    held."""
+    """An EEPROM register. `right(value)`: whether the value is right; `must`: the right values as text; `why`: the
+    reason, as text; `mended(value)`: the right value to write in place of `value`."""
 
     register: str
     must: str
@@ -28,8 +28,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class LeftOver:
-    """A volatile register and what it gets at arming: `value`, or what the servo holds in the register `like`; `modes`:
-    in these only."""
+    """A RAM register that is written while arming.
+
+    It gets `value`, or the content of the register `like`. `modes`: operating modes in which it is written, () for all.
+    """
 
     register: str
     value: int
@@ -53,20 +55,22 @@ def _bit_clear(register: str, bit: int, why: str) -> Setting:
 
 
 def _settings(model: Model) -> tuple[Setting, ...]:
-    """The rows of one model: those whose register it has in its EEPROM."""
+    """Settings of one model; registers that it does not have in EEPROM are left out."""
     registers, dynamixel = model.registers, model.protocol == "dynamixel"
     positions = (3, 4, 5) if "current_limit" in registers else (3, 4)
     full, last = model.full_torque, model.steps - 1
     current = registers["current_limit"].default if "current_limit" in registers else 0
-    turning = "in any other mode a goal is no position, and the joint turns without end or by steps"
-    driven = "its bits turn the joint the other way round, tie it to another servo, or make a profile's speed a time"
-    counting = "with it the servo counts turns: it reads steps that it cannot be sent to, and others after a power cut"
+    turning = "in any other mode a goal is not a position, and the joint turns without end or by steps"
+    driven = "its bits reverse the joint, couple it to another servo, or turn a profile's speed into a time"
+    counting = (
+        "with it the servo counts turns: it reads steps that it cannot be sent to, and other steps after a power cut"
+    )
     rows = (
         _one_of("mode", positions if dynamixel else (0,), turning),
         _one_of("drive_mode", (0,), driven),
         _bit_clear("phase", 4, counting),
-        _between("secondary_id", 253, 255, 255, "with one the servo also does what another servo is told"),
-        _between(model.torque_cap, full // 10, full, full, "with less the joint does not carry itself"),
+        _between("secondary_id", 253, 255, 255, "with one the servo also follows the commands to another servo"),
+        _between(model.torque_cap, full // 10, full, full, "with less the joint cannot carry its own weight"),
         _between("current_limit", 1, current, current, "without current the joint does not move"),
         _between("max_position", 1, last, last, "limits of 0 and 0 let the joint turn without end"),
         _one_of("response_level", (1,), "the servo would not confirm that it let go"),
@@ -89,7 +93,7 @@ def _left_overs(model: Model) -> tuple[LeftOver, ...]:
     else:
         rows = (
             LeftOver("response_level", 2, "the servo would not confirm that it let go"),
-            # A change to mode 5 gives gains of its own, which no manual numbers.
+            # Not in mode 5: the servo sets other gains there, and the e-manual does not give their values.
             *(LeftOver(g, model.registers[g].default, GAIN, modes=(3, 4)) for g in ("d_gain", "i_gain", "p_gain")),
             LeftOver("feedforward_2nd", 0, GAIN),
             LeftOver("feedforward_1st", 0, GAIN),

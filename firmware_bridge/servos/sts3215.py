@@ -1,6 +1,6 @@
-"""Register tables of the Feetech STS3215 (and of its big-endian cousin SCS0009): one entry a register.
+"""Register tables of the Feetech STS3215 and of the big-endian SCS0009: one entry per register.
 
-Source: LeRobot tables, ftservo wiki (memory-sms-sts), STS and SCS memory tables.
+Sources: LeRobot's tables; ftservo wiki (memory-sms-sts); Feetech's STS and SCS memory tables.
 """
 
 from __future__ import annotations

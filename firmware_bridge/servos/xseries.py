@@ -1,4 +1,4 @@
-"""Register tables of the Dynamixel X series (protocol 2.0), with what differs between its models.
+"""Register tables of the Dynamixel X series (protocol 2.0), and the differences between its models.
 
 Source: ROBOTIS e-manual, control tables of XL330, XL430, XC330, XC430, XM430, XM540, XH540.
 """
@@ -11,7 +11,7 @@ from firmware_bridge.servos.registers import Model, Register
 
 # What the register "baud" stands for, from 0 on. Delivered with 1; the smallest models do not know the last.
 BAUDS = (9_600, 57_600, 115_200, 1_000_000, 2_000_000, 3_000_000, 4_000_000, 4_500_000)
-_SPEED = 0.229 / 60 * 4096  # step/s a unit of 0.229 rpm
+_SPEED = 0.229 / 60 * 4096  # step/s per unit of speed, 0.229 rpm
 
 _X = (
     Register("model", 0, 2, 0, False, True),
@@ -69,9 +69,9 @@ def _model(
     gains: tuple[int, int, int] = (800, 0, 0),
     current: int = 0,
 ) -> Model:
-    """`current_a` 0: register 126 holds the load (0.1 %), and there is neither a current limit nor a goal current.
+    """One model. `volt`: supply voltage in 0.1 V. `gains` (P, I, D) and `current` (the current limit): factory values.
 
-    `gains` P, I, D and the limit `current` are what the servo is delivered with.
+    `current_a` 0: register 126 holds the load (0.1 %), and there is neither a current limit nor a goal current.
     """
     change = {"model": number, "present_voltage": volt, "shutdown": 53 if volt < 80 else 52}
     change.update(zip(("p_gain", "i_gain", "d_gain"), gains, strict=True), current_limit=current, goal_current=current)
@@ -98,7 +98,7 @@ def _model(
     )
 
 
-# 330-size servos: the watchdog trips but does not stop the motor (forum.robotis.com/t/4814, firmware 51).
+# Servos of size 330: a watchdog error does not stop the motor (forum.robotis.com/t/4814, firmware 51).
 XSERIES = (
     _model("XL330-M077", 1190, 0.001, 50, False, (400, 400, 0), 1750),
     _model("XL330-M288", 1200, 0.001, 50, False, (400, 0, 0), 1750),
@@ -114,5 +114,5 @@ _LIKE_FEETECH = {0: 0, 2: 2, 3: 1, 4: 3, 5: 5}
 
 
 def conditions(hardware_error: int) -> int:
-    """Hardware Error Status (register 70) in the layout of Feetech's condition bits."""
+    """Hardware Error Status (register 70) of a Dynamixel in the layout of Feetech's condition bits."""
     return sum(1 << to for bit, to in _LIKE_FEETECH.items() if hardware_error >> bit & 1)

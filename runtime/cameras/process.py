@@ -62,7 +62,8 @@ class CameraProcess:
     def _start(self) -> subprocess.Popen[str]:
         # Its own session: Ctrl-C reaches only the parent, which ends this process once the arm has been lowered.
         self.starts += 1
-        return subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        command = [*self._command, "--starter", str(os.getpid())]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
     @property
     def pids(self) -> list[int]:
@@ -203,18 +204,18 @@ def main() -> NoReturn:
     parser.add_argument("--robot", required=True, help="a robot file")
     parser.add_argument("--slots", type=Path, required=True, help="folder of the files")
     parser.add_argument("--camera", action="append", required=True, help="name in the robot file; may be given again")
+    parser.add_argument("--starter", type=int, default=os.getppid(), help="parent process; without it, this one ends")
     args = parser.parse_args()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    starter = os.getppid()
     robot = load_robot(args.robot, calibrated=False)
     chosen = [robot.cameras[name] for name in checked(robot, args.camera)]
     write_whole(args.slots / INDEX, json.dumps({c.name: _device(c) for c in chosen}).encode())
     threads = [threading.Thread(target=_serve, args=(c, args.slots, stop), name=c.name, daemon=True) for c in chosen]
     for thread in threads:
         thread.start()
-    while not stop.wait(0.2) and os.getppid() == starter:
+    while not stop.wait(0.2) and os.getppid() == args.starter:
         pass
     stop.set()
     deadline = time.monotonic() + LET_GO_S

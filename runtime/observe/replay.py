@@ -61,7 +61,8 @@ class Replay:
 
     @property
     def identical(self) -> bool:
-        return self.difference is None and self.steps > 0 and not self.damaged
+        compared = self.steps > 0 and (self.priors > 0 or not self.gap)
+        return self.difference is None and compared and not self.damaged
 
     @property
     def passed(self) -> bool:
@@ -120,6 +121,11 @@ class _Player:
             bundle, meta["task"], cameras, mode=meta["policy"], engine=meta.get("engine", "cpu"), ends=meta.get("ends")
         )
         self.slow, self.fast = policy.slow, policy.fast
+        if self.slow.remembers:
+            raise LogError(
+                f"a policy of kind '{policy.kind}' says that it remembers a plan before it has made one, so its first "
+                "Prior cannot be made again: let `remembers` of its slow step be False until then."
+            )
         self.joints = [j.name for j in bundle.manifest.joints]
         self.within_deg = within_deg
         self.first: Difference | None = None

@@ -6,6 +6,7 @@ manifest names the kind by the file's name: `"policy": {"kind": "chunk"}`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
 from collections.abc import Mapping
@@ -23,11 +24,24 @@ def _modules() -> list[str]:
 
 def _kind(name: str) -> Kind | None:
     """The kind of that name; None where no file of this folder is one. A name comes from a bundle: nothing else is
-    imported."""
+    imported. Raises PolicyError for a file that cannot be loaded."""
     if name not in _modules():
         return None
-    found = getattr(importlib.import_module(f"{__name__}.{name}"), "KIND", None)
+    try:
+        found = getattr(importlib.import_module(f"{__name__}.{name}"), "KIND", None)
+    except Exception as e:
+        raise PolicyError(f"runtime/policies/{name}.py cannot be loaded ({type(e).__name__}: {e}): correct it.") from e
     return found if isinstance(found, Kind) else None
+
+
+def _known() -> list[str]:
+    """The kinds that this version drives; files that cannot be loaded are left out."""
+    known = []
+    for name in _modules():
+        with contextlib.suppress(PolicyError):
+            if _kind(name):
+                known.append(name)
+    return known
 
 
 def kind_of(bundle: Bundle) -> Kind:
@@ -36,11 +50,9 @@ def kind_of(bundle: Bundle) -> Kind:
     name = bundle.manifest.policy.kind
     kind = _kind(name)
     if kind is None:
-        known = ", ".join(n for n in _modules() if _kind(n))
         raise PolicyError(
-            f"{bundle.path} holds a policy of kind '{name}', this version drives {known}: name another with --bundle, "
-            "or upgrade "
-            "harmowam on this machine."
+            f"{bundle.path} holds a policy of kind '{name}', this version drives {', '.join(_known())}: name another "
+            "with --bundle, or upgrade harmowam on this machine."
         )
     lacks = [e for e in kind.engines if e not in bundle.manifest.engines]
     wrong = f"engine '{lacks[0]}'" if lacks else kind.wrong(bundle.manifest)

@@ -85,6 +85,7 @@ class FastSettings:
     """How commands are made from plans; seconds."""
 
     blend_s: float = 0.18  # hand-over from plan to plan
+    start_s: float = 0.2  # in which the first plan's time comes up to speed
     prior_age_s: float = 1.5  # a Prior older than this gives no targets at all: the motor process holds
     stale_s: float = COMMAND_LIFE_S  # lifetime of a Command beyond the tick it applies to
 
@@ -93,7 +94,9 @@ class FastStep:
     """Follows the newest plan. Where a new plan takes over, or a plan ends, position and velocity of the joints stay
     continuous.
 
-    Beyond a plan's last target the arm stays at it. The first command starts where the arm is, at rest.
+    Beyond a plan's last target the arm stays at it. The first command starts where the arm is, at rest. A policy that
+    sees no velocity plans full speed from the first target on, so the time of the first plan starts at rest, too, and
+    accelerates evenly to its normal pace: the tool then has no speed to catch up with.
     """
 
     uses_pictures = False
@@ -110,26 +113,39 @@ class FastStep:
         """Forget everything about the episode before."""
         self.plan: Prior | None = None  # the plan that is followed
         self.over = False  # whether it has ended
+        self.first = -1  # number of the plan that the motion started with
+        self.first_ns = 0  # when it started
         self.offset = np.zeros((2, self.joints))  # position and velocity of the hand-over's remainder at its start
         self.offset_ns = 0  # when that was
 
+    def _clock(self, now_ns: int, prior: Prior) -> tuple[float, float]:
+        """Time of the plan, in ns after its capture, that is due at `now_ns`, and how fast that time passes (1: as the
+        clock does)."""
+        at = float(now_ns - prior.t_capture_ns)
+        if prior.number != self.first:
+            return max(at, 0.0), 1.0
+        since, start = (now_ns - self.first_ns) * 1e-9, self.set.start_s
+        pace = min(since / start, 1.0)
+        late_s = since - since * pace / 2 if pace < 1 else start / 2
+        return max(at - late_s * 1e9, 0.0), pace
+
     def _read(self, prior: Prior, now_ns: int) -> tuple[np.ndarray, np.ndarray, bool]:
         """Targets and velocities [J] of the plan at `now_ns`, and whether that is its end or beyond."""
-        at = now_ns - prior.t_capture_ns
+        at, pace = self._clock(now_ns, prior)
         if at >= prior.grid_ns[-1]:
             return prior.chunk[-1].astype(float), np.zeros(self.joints), True
-        return *on_grid(prior.chunk, prior.grid_ns, float(max(at, 0))), False
+        q, rate = on_grid(prior.chunk, prior.grid_ns, at)
+        return q, rate * pace, False
 
     def _follow(self, now_ns: int, prior: Prior, over: bool) -> tuple[np.ndarray, np.ndarray]:
         """Position and velocity [J] of the plan that is followed at `now_ns`, with the remainder. `over`: it stays at
         its end; else its last piece goes on for as long as a command lasts."""
-        if over:
-            q, rate = prior.chunk[-1].astype(float), np.zeros(self.joints)
-        else:
-            most = prior.grid_ns[-1] + self.set.stale_s * 1e9
-            q, rate = on_grid(prior.chunk, prior.grid_ns, float(min(max(now_ns - prior.t_capture_ns, 0), most)))
         left, left_rate = remainder(self.offset, (now_ns - self.offset_ns) * 1e-9, self.set.blend_s)
-        return q + left, rate + left_rate
+        if over:
+            return prior.chunk[-1] + left, left_rate
+        at, pace = self._clock(now_ns, prior)
+        q, rate = on_grid(prior.chunk, prior.grid_ns, min(at, prior.grid_ns[-1] + self.set.stale_s * 1e9))
+        return q + left, rate * pace + left_rate
 
     def step(self, now_ns: int, obs: Observation, prior: Prior | None) -> tuple[Command | None, FastTick]:
         """The command for this instant, or None while there is nothing to act on (the motor process then holds).
@@ -143,6 +159,8 @@ class FastStep:
             return None, FastTick(now_ns, age_ns, 0.0, int(Expert.NONE), nothing, nothing, nothing)
         if prior.space != SPACE:
             raise ValueError(f"a Prior of {prior.space} targets, where {SPACE} are followed")
+        if self.plan is None:
+            self.first, self.first_ns = prior.number, now_ns
         q, rate, over = self._read(prior, now_ns)
         if self.plan is None or prior.number != self.plan.number or over != self.over:
             here = (

@@ -45,7 +45,7 @@ class SlowStep(Protocol):
 
     @property
     def remembers(self) -> bool:
-        """Whether the next Prior depends on the one before."""
+        """Whether the next Prior depends on the one before; False after `reset` until a Prior has been made."""
 
     def set_task(self, task: str) -> None:
         """Another instruction from now on; raises BundleError for a text the bundle does not know."""
@@ -54,8 +54,10 @@ class SlowStep(Protocol):
         """Forget the last plan."""
 
     def go_on_from(self, t_capture_ns: int, chunk: np.ndarray) -> None:
-        """Its last plan was `chunk` [K,A] of pictures taken at `t_capture_ns`, as a log says; nothing for a step that
-        remembers nothing."""
+        """Take `chunk` float32[K,A], of pictures taken at `t_capture_ns`, for its last plan, as a log says it was.
+
+        The next Prior may depend on nothing else that is remembered, or a log cannot be replayed.
+        """
 
     def step(self, now_ns: int, obs: Observation) -> Prior:
         """One Prior from one observation; `t_ready_ns` is left at `now_ns` for the driver to complete."""

@@ -69,7 +69,7 @@ def test_the_arm_is_driven_through_guard_and_motor_process_and_put_down(bench, t
         start = rig.state().q_rad[:-1].astype(float)
         goal = start + np.array([0.2, 0.1, 0, -0.1, 0.2])
         assert not any(bench.torque())  # limp until it is asked
-        rig.arm()
+        rig.enable_torque()
         assert np.abs(rig.move_to(goal, velocity=1.5) - goal).max() < 0.02
         time.sleep(
             robot.arm.stop_after_s + 0.4
@@ -81,7 +81,7 @@ def test_the_arm_is_driven_through_guard_and_motor_process_and_put_down(bench, t
 
 def test_a_motor_process_that_dies_is_noticed_while_calibrating_and_the_guards_words_are_shown(bench, tmp_path, capfd):
     with LiveRig(load_robot(str(bench.robot_file)), tmp_path / "slots") as rig:
-        rig.arm()
+        rig.enable_torque()
         keeper = rig.session.keeper.pid
         (motor,) = [int(p) for p in Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()]
         os.kill(motor, signal.SIGKILL)
@@ -96,7 +96,7 @@ def test_a_motor_process_that_dies_is_noticed_while_calibrating_and_the_guards_w
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_calibration_that_is_told_to_end_puts_the_arm_down(bench, tmp_path, number):
     with pytest.raises(KeyboardInterrupt), LiveRig(load_robot(str(bench.robot_file)), tmp_path / "slots") as rig:
-        rig.arm()
+        rig.enable_torque()
         signal.raise_signal(number)
     assert rig.session.close().code == Exit.REST and not any(bench.torque())
 

@@ -153,7 +153,7 @@ def arm():
 
 def watching(config=CONFIG, zero=2000, offset=0):
     """A recorder of an arm whose servos read `zero` in the zero pose."""
-    kept = dict.fromkeys(config.ids, joints.Kept(offset, None))
+    kept = dict.fromkeys(config.ids, joints.StepRegisters(offset, None))
     return joints.RangeRecorder(config, kept, np.full(6, zero))
 
 

@@ -37,7 +37,7 @@ ABOUT = 0.005  # rad: servo steps, rounded three times
 
 @pytest.fixture(scope="module", params=["koch", "viperx", "so101"])
 def world(request):
-    w = World(0, arm=FAMILIES[request.param])
+    w = World(0, family=FAMILIES[request.param])
     yield w
     w.close()
 
@@ -47,7 +47,7 @@ class Held:
     `play` rad: how far the second servo of a joint is off the first."""
 
     def __init__(self, world, folder, registers=(), **build):
-        name = world.arm.NAME
+        name = world.family.NAME
         text = (SHIPPED / f"{name}.toml").read_text().replace('port = "/dev/ttyACM0"', f'port = "{folder / "arm"}"')
         for joint, lines in build.items():
             text = text.replace(f'name = "{joint}"\n', f'name = "{joint}"\n{lines}\n')
@@ -77,7 +77,7 @@ class Held:
 
     def zero_pose(self):
         q = np.zeros(len(self.truth.ids))
-        q[-1] = self.world.arm.SHUT
+        q[-1] = self.world.family.SHUT
         return self.held(q)
 
     def sweep(self):
@@ -86,7 +86,7 @@ class Held:
         for k in range(len(low)):
             for angle in (*np.linspace(0, low[k], 8), *np.linspace(low[k], high[k], 15), *np.linspace(high[k], 0, 8)):
                 q = np.zeros(len(low))
-                q[-1] = self.world.arm.SHUT
+                q[-1] = self.world.family.SHUT
                 q[k] = angle
                 yield q
 
@@ -154,7 +154,7 @@ def test_an_arm_that_was_moved_by_hand_is_read_as_it_stands(world, tmp_path, mon
     done, _ = calibrate(arm, tmp_path, monkeypatch)
     assert_it_stands_where_it_is_held(arm)
     driven = calibrated(arm).config
-    stopless = world.arm.STOPLESS
+    stopless = world.family.STOPLESS
     for k, name in enumerate(driven.joints):
         assert driven.upper[k] <= arm.truth.upper[k] and driven.lower[k] >= arm.truth.lower[k]
         if name not in stopless:

@@ -159,7 +159,9 @@ def test_no_servo_is_given_more_torque_than_its_eeprom_allows(config, cap, full)
 def test_an_arm_is_not_switched_on_while_a_servo_does_not_tell_what_it_is_allowed():
     arm, servos = virtual(SO101)
     servos.faults.inject("silent-servo", servo=6)
-    with pytest.raises(ArmError, match=r"servo 6 \(gripper\) does not tell its settings: check its cable"):
+    with pytest.raises(
+        ArmError, match=r"servo 6 \(gripper\) does not answer when its settings are read: check its cable"
+    ):
         arm.torque_on()
     assert not any(servos.get(i, "torque_enable") for i in SO101.ids)
 

@@ -72,9 +72,9 @@ def test_what_is_known_makes_the_code(facts, code):
 
 def test_the_sentence_says_what_the_motor_process_stopped_for():
     facts = dataclasses.replace(ARMED, guard=Exit.FAULT, reason="wrist_flex does not follow its goal")
-    assert "sank (wrist_flex does not follow its goal): see" in ending(facts).said
+    assert "sank (wrist_flex does not follow its goal): check" in ending(facts).said
     down = dataclasses.replace(facts, lowering=True)
-    assert "sank (while lowering: wrist_flex does not follow its goal): see" in ending(down).said
+    assert "sank (while lowering: wrist_flex does not follow its goal): check" in ending(down).said
     assert "(lowering on request)" not in ending(dataclasses.replace(facts, guard=0, reason="lowering on request")).said
 
 
@@ -201,7 +201,7 @@ class TestSessions:
         held.keeper.kill()
         os.kill(motor, signal.SIGKILL)
         assert held.close().code == Exit.ADRIFT and held.torque() == [1] * 6
-        assert "the arm is energised and nobody drives it: switch it off." in capfd.readouterr().err
+        assert "the arm has its torque on and no program controls it: switch it off." in capfd.readouterr().err
 
     def test_a_motor_process_that_stands_still_without_a_guard_drives_nobody(self, held):
         motor = held.motor_pid()

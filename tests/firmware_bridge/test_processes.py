@@ -4,6 +4,7 @@ One file, longer than others: all tests share the rig, and together they are the
 """
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -144,6 +145,29 @@ def test_a_policy_that_is_killed_leaves_a_held_and_then_lowered_arm(rig):
     assert rig.keeper.wait(10) == Exit.SAFE_STOP
     assert rig.torque() == [0] * 6
     assert np.allclose(rig.state().q_rad[:5], CONFIG.rest[:5], atol=0.08)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 1.5], ids=["while it starts", "while it waits to be armed"])
+def test_a_guard_whose_starter_is_gone_before_the_arm_is_armed_ends_and_frees_the_port(tmp_path, after_s):
+    servos, _ = bus()
+    server = PtyBus(servos, link=tmp_path / "arm")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))
+    program = (
+        "import json, sys, time; from pathlib import Path; from firmware_bridge.motion import guard\n"
+        "from firmware_bridge.motion.config import ArmConfig\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "config = ArmConfig.from_dict(json.loads((folder / 'config.json').read_text()))\n"
+        f"keeper = guard.start({server.path!r}, config, folder)\n"
+        f"(folder / 'pid').write_text(str(keeper.pid)); time.sleep({after_s})"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+    pid = int((tmp_path / "pid").read_text())
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    Port.open(server.path, CONFIG.baud).close()
+    server.close()
 
 
 def test_lowering_on_request_ends_at_rest_without_torque(rig):

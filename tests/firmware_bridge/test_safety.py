@@ -267,7 +267,7 @@ def test_only_the_gripper_need_not_be_at_rest_and_rest_has_a_tolerance():
     bench = Bench(near)
     bench.ticks(2, request=RequestKind.ARM)
     bench.tick(request=RequestKind.LOWER)
-    assert bench.tick(request=RequestKind.LOWER).torque is not None
+    assert bench.tick(request=RequestKind.LOWER).torque_share is not None
     for joint, away in ((0, 0.06), (4, 0.061)):
         far = np.array(CONFIG.rest)
         far[joint] += away
@@ -291,9 +291,9 @@ def test_a_fault_brakes_before_the_torque_goes_down_and_keeps_its_reason():
     decisions = bench.ticks(80, bench.q)
     assert [d.goal is not None for d in decisions[:5]] == [True] * 5
     assert {d.reason for d in decisions} == {"emergency stop pressed"}
-    first = next(k for k, d in enumerate(decisions) if d.torque is not None)
-    assert decisions[first].torque == 1.0 and decisions[first + 20].torque == pytest.approx(0.5)
-    assert decisions[first + 39].torque is not None and decisions[first + 40].release
+    first = next(k for k, d in enumerate(decisions) if d.torque_share is not None)
+    assert decisions[first].torque_share == 1.0 and decisions[first + 20].torque_share == pytest.approx(0.5)
+    assert decisions[first + 39].torque_share is not None and decisions[first + 40].release
 
 
 def test_an_energised_arm_that_cannot_be_seen_is_neither_armed_nor_lowered():

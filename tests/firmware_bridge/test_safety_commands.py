@@ -154,7 +154,7 @@ def test_nothing_moves_before_it_is_armed_and_arming_starts_where_the_arm_is():
     d = bench.tick(np.zeros(6), request=RequestKind.NONE)
     assert d.state == SafetyState.DISARMED and d.goal is None
     d = bench.tick(np.ones(6))
-    assert d.arm and d.state == SafetyState.ARMING
+    assert d.torque_on and d.state == SafetyState.ARMING
     assert np.allclose(d.goal, (0.0, -0.5, 0.5, 0.5, 0.0, 0.5))
     d = bench.tick(np.ones(6))
     assert (
@@ -200,7 +200,7 @@ def test_a_stale_command_is_held_within_100_ms_and_then_stopped_safely():
     for k in range(900):
         d = bench.tick(last, age_ns=k * TICK)
         states.append(d.state)
-        torques.append(d.torque)
+        torques.append(d.torque_share)
         releases.append(d.release)
     assert states[:10].count(SafetyState.HOLD) >= 1 and states[9] == SafetyState.HOLD
     assert SafetyState.SAFE_STOP in states and releases[-1]

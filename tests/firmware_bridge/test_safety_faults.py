@@ -132,7 +132,7 @@ def test_a_silent_servo_while_lowering_is_a_fault_but_not_while_the_torque_goes_
     assert bench.ticks(40)[-1].state == FAULT
     bench = Bench(CONFIG.rest)
     bench.tick()
-    assert bench.tick(request=RequestKind.LOWER).goal is None or bench.tick().torque is not None
+    assert bench.tick(request=RequestKind.LOWER).goal is None or bench.tick().torque_share is not None
     bench.ticks(3)
     bench.bits[3] = NO_REPLY
     assert bench.ticks(31)[-1].state == STOP

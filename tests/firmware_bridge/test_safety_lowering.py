@@ -23,10 +23,10 @@ def test_an_arm_whose_port_came_back_waits_to_be_armed_or_lowered():
     d = bench.tick(np.ones(6), request=RequestKind.NONE)
     assert d.state == SafetyState.DISARMED and d.goal is None
     d = bench.tick(request=RequestKind.ARM)
-    assert d.state == SafetyState.ARMING and d.arm
+    assert d.state == SafetyState.ARMING and d.torque_on
     bench = Bench(energised=True)
     d = bench.tick(request=RequestKind.LOWER)
-    assert d.state == STOP and d.arm and d.reason == "lowering an arm that was left energised"
+    assert d.state == STOP and d.torque_on and d.reason == "lowering an arm that was left energised"
     assert np.allclose(d.goal, bench.q)
     assert bench.ticks(900)[-1].release
     bench = Bench(energised=True)
@@ -40,9 +40,9 @@ def test_torque_goes_down_in_a_ramp_and_off_when_the_time_is_over():
     bench.tick()
     bench.tick(request=RequestKind.LOWER)
     decisions = bench.ticks(45)
-    ramp = [d.torque for d in decisions if d.torque is not None]
+    ramp = [d.torque_share for d in decisions if d.torque_share is not None]
     assert ramp == pytest.approx([1 - 0.01 * k / 0.4 for k in range(1, 40)], abs=0.03) and decisions[-1].release
-    assert decisions[-1].torque is None and decisions[-1].goal is None
+    assert decisions[-1].torque_share is None and decisions[-1].goal is None
 
 
 def test_an_arm_that_cannot_reach_its_rest_pose_is_let_down_where_it_is():
@@ -50,7 +50,7 @@ def test_an_arm_that_cannot_reach_its_rest_pose_is_let_down_where_it_is():
     bench.tick()
     bench.stuck = True
     decisions = bench.ticks(700, request=RequestKind.LOWER)
-    first = next(k for k, d in enumerate(decisions) if d.torque is not None)
+    first = next(k for k, d in enumerate(decisions) if d.torque_share is not None)
     assert first == 600 and decisions[-1].release and decisions[-1].state == STOP
 
 
@@ -64,7 +64,7 @@ def test_however_slowly_it_is_lowered_an_arm_is_let_go_at_rest_and_in_the_time_t
     bench = Bench(start, config)
     bench.tick()
     began = bench.now
-    while (d := bench.tick(request=RequestKind.LOWER)).torque is None:
+    while (d := bench.tick(request=RequestKind.LOWER)).torque_share is None:
         assert d.goal is not None and d.state == STOP
     assert np.abs(bench.q - CONFIG.rest)[:5].max() < REST_TOLERANCE
     while not bench.tick(request=RequestKind.LOWER).release:

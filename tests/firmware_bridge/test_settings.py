@@ -182,9 +182,7 @@ def test_every_row_of_the_table_has_a_register_a_reason_and_a_cure(name):
 def test_a_servo_that_answers_pings_only_is_said():
     arm, servos = virtual(KOCH)
     servos.put(4, "response_level", 0)
-    with pytest.raises(
-        ArmError, match=r"^servo 4 \(wrist_flex\) answers a ping and no question, as with response_level 0"
-    ):
+    with pytest.raises(ArmError, match=r"^servo 4 \(wrist_flex\) answers a ping but no read, as with response_level 0"):
         arm.check()
 
 

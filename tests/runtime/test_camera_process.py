@@ -100,11 +100,13 @@ def test_a_process_that_was_killed_is_started_again_and_its_readers_follow(robot
     assert gone(process.pids[0])
 
 
-def test_a_process_ends_when_its_parent_is_killed(robot, slots):
+@pytest.mark.parametrize("waits", [True, False], ids=["with its first picture", "while it starts"])
+def test_a_process_ends_when_its_parent_is_killed(robot, slots, waits):
     program = (
         "import sys, time; from pathlib import Path; from runtime.cameras.process import CameraProcess\n"
         "from runtime.robot import load_robot\n"
-        f"p = CameraProcess(load_robot({str(robot.path)!r}), ['front'], Path({str(slots)!r})); p.wait()\n"
+        f"p = CameraProcess(load_robot({str(robot.path)!r}), ['front'], Path({str(slots)!r}))\n"
+        f"{'p.wait()' if waits else ''}\n"
         "print(p.pids[0], flush=True); time.sleep(60)"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

@@ -54,7 +54,8 @@ def test_a_plan_is_read_at_the_time_an_action_applies_however_late_it_comes(bund
     """After the blend from where the arm was: 0.3 s after the capture the target is that of 0.3 s, half way between
     steps the middle."""
     fast = FastStep(bundle)
-    prior = plan(S, RAMP)
+    fast.step(S, observe(S), plan(S - 50 * MS, RAMP))  # the motion has begun
+    prior = plan(S, RAMP, number=2)
     for k in range(4, 16):  # it came 80 ms after its pictures
         command, tick = fast.step(S + k * 20 * MS, observe(S, RAMP[0]), prior)
     assert command.q_rad == pytest.approx(RAMP[5], abs=1e-6)
@@ -73,6 +74,24 @@ def test_the_first_command_starts_where_the_arm_is_at_rest(bundle):
             np.zeros(6), abs=1e-4
         )
         assert fast.step(S + 120 * MS, observe(S), None)[0] is None
+
+
+def test_the_first_plans_time_starts_at_rest_so_that_the_tool_has_no_speed_to_catch_up_with(bundle):
+    """The plan moves at full speed from its first target on. Its time comes up to speed within 0.2 s: the distance
+    between command and plan only shrinks, and the motion is 0.1 s behind until the second plan comes."""
+    fast, prior, sent = FastStep(bundle), plan(S, RAMP + 0.02), []
+    for k in range(40):
+        sent.append(fast.step(S + 50 * MS + k * 10 * MS, observe(S, RAMP[0]), prior))
+    rates = np.array([command.qd_rad_s[0] for command, _ in sent])
+    planned, followed = (
+        np.array([getattr(t, name)[:3] for _, t in sent]) for name in ("predictive_target", "sent_target")
+    )
+    away = np.linalg.norm(planned - followed, axis=1)
+    assert rates[0] == pytest.approx(0, abs=1e-6) and rates[20:] == pytest.approx(np.full(20, 0.4), abs=1e-4)
+    assert (np.diff(away) < 1e-6).all() and away[0] > 0.004 and away[-1] < 1e-6
+    assert sent[30][0].q_rad == pytest.approx(
+        (RAMP + 0.02)[4], abs=1e-6
+    )  # 0.35 s after the capture: the target of 0.25 s
 
 
 def test_beyond_its_end_a_plan_is_held_and_a_lost_one_gives_nothing(bundle):

@@ -104,6 +104,7 @@ CASES: dict[str, tuple[str, Any, str]] = {
         "'reactive.heatmap' must be a whole number from 4 to 1024, not 0",
     ),
     "a camera without a lens": ("cameras.front.K.0.0", 0, "'cameras.front' holds impossible intrinsics"),
+    "no camera at all": ("cameras", {}, "'cameras' must name one or more"),
     "a camera that is a number": ("cameras.front", 7, "'cameras.front' must be a table of keys, not 7"),
     "no tasks": ("tasks", {}, "'tasks' must be a table of 1 to 1000 keys, not an empty one"),
     "tasks of two lengths": ("tasks.other", [0.1], "'tasks' must hold equally many numbers each"),

@@ -76,6 +76,17 @@ def test_an_unknown_kind_is_refused_and_nothing_else_of_that_name_is_loaded(tmp_
         assert said.exit_code == 2 and f"of kind '{name}'" in said.stderr and said.stderr.count("\n") == 1
 
 
+def test_a_kind_whose_file_cannot_be_loaded_is_named_and_keeps_no_other_from_running(tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text("import nothing_of_that_name")
+    monkeypatch.setattr(runtime.policies, "__path__", [*runtime.policies.__path__, str(tmp_path)])
+    bundle = tiny_bundle(tmp_path / "bundle")
+    assert kind_of(Bundle.load(bundle)).modes[0] == "gated"
+    with pytest.raises(PolicyError, match=r"runtime/policies/broken.py cannot be loaded \(ModuleNotFoundError: No mod"):
+        kind_of(Bundle.load(renamed(bundle, kind="broken")))
+    with pytest.raises(PolicyError, match="this version drives chunk, harmowam: name another"):
+        kind_of(Bundle.load(renamed(bundle, kind="diffusion")))
+
+
 @pytest.mark.parametrize("policy", [3, {"kind": 3}, {"kind": ""}, {"kind": "../harmowam"}, {"name": "chunk"}])
 def test_a_policy_that_is_no_table_with_a_kind_is_a_damaged_bundle(tmp_path, policy):
     path = tiny_bundle(tmp_path)

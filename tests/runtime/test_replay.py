@@ -159,6 +159,21 @@ def test_a_log_without_a_fast_step_is_not_called_identical(log, monkeypatch):
     assert said.exit_code == 1 and "identical" not in said.output
 
 
+def test_a_log_without_the_first_prior_is_not_called_identical(log, monkeypatch):
+    """Fast steps before the first Prior have nothing to be compared with."""
+    rows = [r for r in read_log(log) if not isinstance(r, PriorRecord)]
+    monkeypatch.setattr("runtime.observe.replay.read_log", lambda path: iter(rows))
+    found = replay(log)
+    assert found.steps > 0 and found.priors == 0 and found.gap
+    assert not found.identical and not found.passed
+
+
+def test_a_policy_that_remembers_before_it_has_made_a_plan_cannot_be_replayed(log, monkeypatch):
+    monkeypatch.setattr("runtime.policies.harmowam.slow.SlowStep.remembers", True)
+    with pytest.raises(LogError, match="says that it remembers a plan before it has made one"):
+        replay(log)
+
+
 def test_the_first_difference_is_reported(log, bundle, tmp_path):
     other = tiny_bundle(tmp_path, gate=0.1)
     with pytest.raises(LogError, match=r"is not the bundle that .* was recorded with"):

@@ -2,6 +2,7 @@
 name."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from runtime.robot import load_robot
 from sim import server
 from sim.plant import MujocoPlant, servos
 from sim.tasks import HOME, Layout
-from sim.world import World, WorldError, compiled
+from sim.world import ASSETS, World, WorldError, compiled
 
 S = 1_000_000_000
 NAMES = sorted(FAMILIES)
@@ -33,7 +34,7 @@ class Rig:
     def __init__(self, name):
         self.robot = load_robot(f"sim_{name}")
         self.family = self.robot.family
-        self.world = World(layout=CLEAR, arm=self.family)
+        self.world = World(layout=CLEAR, family=self.family)
         self.port = MemoryPort(servos(self.world, self.robot.arm))
         self.loop = MotorLoop(Arm(Bus(self.port, protocol=self.robot.arm.protocol), self.robot.arm))
         self.now = S
@@ -138,6 +139,20 @@ def test_gears_directions_and_zeros_of_the_robot_file_are_between_servo_and_join
     world.close()
 
 
+@pytest.mark.parametrize(
+    ("what", "without"),
+    [("site 'tcp'", 'name="tcp"'), ("camera 'wrist'", 'name="wrist"'), ("geom 'moving_jaw'", 'name="moving_jaw"')],
+)
+def test_a_simulated_arm_without_what_the_simulator_needs_is_refused_by_name(tmp_path, monkeypatch, what, without):
+    shutil.copytree(ASSETS, tmp_path / "assets")
+    arm = tmp_path / "assets/arms/koch.xml"
+    assert without in arm.read_text()
+    arm.write_text(arm.read_text().replace(without, 'name="other"'))
+    monkeypatch.setattr("sim.world.ASSETS", tmp_path / "assets")
+    with pytest.raises(WorldError, match=rf"sim/assets/arms/koch\.xml has no {what}: add it"):
+        compiled("trace", FAMILIES["koch"])
+
+
 def test_an_arm_without_a_simulated_one_is_refused_by_name():
     class Other(Koch):
         NAME = "other"
@@ -152,7 +167,7 @@ def test_guard_and_motor_process_drive_it_over_its_own_port(name, tmp_path):
     process, info = server.start(tmp_path, 0, None, 5.0, robot=f"sim_{name}")
     try:
         with LiveRig(robot, tmp_path, info["port"]) as rig:
-            rig.arm()
+            rig.enable_torque()
             there = rig.state().q_rad[:-1].astype(float)
             there[0] += 0.2
             there[4] -= 0.2

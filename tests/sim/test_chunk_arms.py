@@ -46,7 +46,7 @@ def test_widths_follow_from_the_family_and_its_arm_follows_the_plan(robot, bundl
     arm, n = robot.family, len(robot.family.JOINTS)
     layout = sample_trace(np.random.default_rng(0), arm)
     layout.start[:] = track(arm, 0.0)[:5]
-    world = World(layout=layout, arm=arm)
+    world = World(layout=layout, family=arm)
     motor = virtual_motor(world, robot.arm)
     policy = open_policy(bundle, TASK, CAMERAS)
     state, command, now, away = motor(S, None), None, S, []

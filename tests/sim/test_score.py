@@ -9,7 +9,7 @@ from sim.expert import Follower, Segment, joints_for, plan
 from sim.phases import LOW_M, NEAR_M, WINDOW_S, find_events, interaction
 from sim.score import Score
 from sim.tasks import INSTRUCTIONS, sample_layout
-from sim.true_future import go_on, next_event_s, remaining
+from sim.true_future import copy_state, next_event_s, remaining
 from sim.world import World
 
 FRAME_S = 0.04
@@ -114,13 +114,13 @@ def test_a_wrong_button_and_a_lost_item_end_the_episode(world):
     [
         ({}, "", "never got to the item"),
         ({"reached": [True, False]}, "", "got to the item but grasped nothing"),
-        ({"reached": [True, False], "faced": 1}, "", "took the item but never got to its goal"),
-        ({"reached": [True, True], "faced": 1, "held": True}, "", "took the item to its goal but never let go"),
-        ({"reached": [True, True], "faced": 1}, "", "placed the item badly"),
+        ({"reached": [True, False], "furthest": 1}, "", "took the item but never got to its goal"),
+        ({"reached": [True, True], "furthest": 1, "held": True}, "", "took the item to its goal but never let go"),
+        ({"reached": [True, True], "furthest": 1}, "", "placed the item badly"),
         ({"dropped": True}, "", "dropped the item on the way"),
         ({"wrong": True}, "", "took the wrong item"),
-        ({}, "out of reach", "pushed a thing out of its reach"),
-        ({"press": True, "reached": [True, True]}, "", "got to the button but did not press it home"),
+        ({}, "out of reach", "pushed an object out of its reach"),
+        ({"press": True, "reached": [True, True]}, "", "got to the button but did not press it far enough"),
         ({"press": True}, "", "never got to the button"),
         ({"press": True, "wrong": True}, "wrong button", "pressed the wrong button"),
     ],
@@ -168,7 +168,7 @@ def test_the_true_future_starts_from_the_present(world):
     segments = start(world, "plate")
     assert next_event_s(remaining_of(ghost, world)) == pytest.approx(segments[0].seconds + segments[1].seconds, abs=0.4)
     play(world, segments[:4])
-    go_on(ghost, world)
+    copy_state(ghost, world)
     apart = ghost.render("front").astype(int) - world.render("front")  # the world renders the state of 2 ms ago
     assert (np.abs(apart) > 20).mean() < 0.002 and np.array_equal(ghost._goal, world._goal)
     rest = remaining(ghost)  # the item is held: over the plate, down, open
@@ -193,5 +193,5 @@ def test_the_true_future_of_buttons_is_what_is_left_to_press(world, lit):
 
 
 def remaining_of(ghost, world):
-    go_on(ghost, world)
+    copy_state(ghost, world)
     return remaining(ghost)

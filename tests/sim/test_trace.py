@@ -39,7 +39,7 @@ def test_physics_says_whether_the_tool_goes_round_as_told(name, told):
     arm, rng = FAMILIES[name], np.random.default_rng(1)
     ends, (other,) = limits(arm), set(INSTRUCTIONS) - {told}
     layout = sample_trace(rng, arm, told)
-    world = World(layout=layout, arm=arm)
+    world = World(layout=layout, family=arm)
     script, seen = Tracer(arm, layout, rng, 4.0), []
     script._scale[:] = 0  # without disturbance
     assert not world.success()
