@@ -7,44 +7,55 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from firmware_bridge.bus import echo, twins
+from firmware_bridge.bus.answers import DAMAGED
 from firmware_bridge.bus.master import Bus
-from firmware_bridge.bus.port import Port
+from firmware_bridge.bus.port import Port, RateError
 from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.before_torque import WrongSetting, label, model_of, read_settings, wrong_settings
 from firmware_bridge.motion.config import ArmError
+from firmware_bridge.servos import sts3215, xseries
 from firmware_bridge.servos.models import BY_NUMBER
 from firmware_bridge.servos.registers import Model
-from firmware_bridge.servos.sts3215 import STS3215
-from firmware_bridge.servos.xseries import XSERIES
 
+# Every rate that a servo's register "baud" can be set to, as delivered first.
 BAUDS = {
-    "feetech": (1_000_000, 500_000, 115_200, 57_600, 38_400),
-    "dynamixel": (57_600, 1_000_000, 2_000_000, 3_000_000, 4_000_000, 115_200),
+    "feetech": sts3215.BAUDS,
+    "dynamixel": tuple(sorted(xseries.BAUDS, key=lambda baud: (baud != 57_600, baud < 1_000_000, baud))),
 }
 PROBE_S = 0.004  # wait for an answer from an id that may not exist
+SLOW_S = 0.024  # the same on an adapter that hands bytes over later
+ALL_S = 60.0  # within which retries may begin
 
 
 @dataclass(frozen=True)
 class Found:
     """One servo that answered.
 
-    `number`: model number. `values`: registers in `SHOWN` by name; empty when the model is not known. `double`: two
-    servos answer to this id.
+    `number`: model number, None when it could not be read. `values`: registers in `SHOWN` by name, those that were
+    read; empty when the model is not known. `double`: two servos answer to this id. `conditions`: what the servo
+    reports to be wrong, in words.
     """
 
     servo: int
-    number: int
+    number: int | None
     protocol: str
     baud: int
     values: dict[str, int]
     double: bool = False
+    conditions: tuple[str, ...] = ()
 
     @property
     def model(self) -> Model | None:
-        return BY_NUMBER.get(self.number)
+        return BY_NUMBER.get(self.number) if self.number is not None else None
+
+    @property
+    def name(self) -> str:
+        return self.model.name if self.model is not None else f"model {'?' if self.number is None else self.number}"
 
 
 SHOWN = (
@@ -58,29 +69,55 @@ SHOWN = (
     "min_position",
     "max_position",
     "return_delay",
+    "hardware_error",
 )
 
 
-def look(bus: Bus, servo: int) -> Found | None:
-    """Read model and registers of the id `servo`; None when no servo answers."""
-    table = (XSERIES[0] if bus.dynamixel else STS3215).registers["model"]
-    bus.until_ns = bus.port.now_ns() + int(2 * PROBE_S * 1e9)  # a short wait: most ids have no servo
-    reply = bus.read(servo, table.address, 2, retries=1)
+def look(bus: Bus, servo: int, attempts: int = 2) -> Found | None:
+    """Read model and registers of the id `servo`, asked up to `attempts` times; None when no servo answers."""
+    protocol, known = ("dynamixel", xseries.XSERIES[0]) if bus.dynamixel else ("feetech", sts3215.STS3215)
+    register = known.registers["model"]
+    bus.until_ns = bus.port.now_ns() + int(ALL_S * 1e9)  # a short wait: most ids have no servo
+    damaged = bus.errors[DAMAGED]
+    reply = bus.read(servo, register.address, register.size, attempts - 1)
     bus.until_ns = None
     if reply is None:
-        return None
-    double = bus.count(servo, table.address, 2) > 1
+        double = bus.errors[DAMAGED] > damaged and twins.unreadable(bus, servo, register.address, register.size)
+        return Found(servo, None, protocol, bus.baud, {}, True) if double else None
     number, other = (int.from_bytes(reply.data, order) for order in ("little", "big"))
     if number not in BY_NUMBER and other in BY_NUMBER:  # SCS servos are big-endian
         number = other
     model = BY_NUMBER.get(number)
-    values = {}
-    if model is not None and model.protocol == ("dynamixel" if bus.dynamixel else "feetech"):
+    if model is not None and model.protocol != protocol:
+        model = None
+    double = twins.overlap(bus, servo, model or known) or (model is not None and twins.jumps(bus, servo, model))
+    values, bits = {}, reply.bits
+    if model is not None:
         for r in (model.registers[n] for n in SHOWN if n in model.registers):
             got = bus.read(servo, r.address, r.size)
             if got is not None:
-                values[r.name] = model.decode(r.name, got.data)
-    return Found(servo, number, "dynamixel" if bus.dynamixel else "feetech", bus.baud, values, double)
+                values[r.name], bits = model.decode(r.name, got.data), bits | got.bits
+    return Found(servo, number, protocol, bus.baud, values, double, _in_words(protocol, bits, values))
+
+
+def _in_words(protocol: str, bits: int, values: dict[str, int]) -> tuple[str, ...]:
+    """What a servo's error byte says is wrong with it."""
+    if protocol == "feetech":
+        return tuple(sts3215.conditions(bits))
+    errors = sts3215.conditions(xseries.conditions(values.get("hardware_error", 0)))
+    return tuple(errors) or (("alert",) if bits & 0x80 else ())
+
+
+def look_at_all(bus: Bus, ids: Iterable[int], enough: int = 253, attempts: int = 2) -> list[Found]:
+    """Those of `ids` that answer, up to `enough`; once more and with more patience when bytes came too late."""
+    for margin_s in (PROBE_S, SLOW_S):
+        bus.margin_ns, bus.drained = int(margin_s * 1e9), 0
+        everybody = (look(bus, i, attempts) for i in ids)
+        out = list(itertools.islice((found for found in everybody if found is not None), enough))
+        heard = bus.drained or any(kind == "late reply" for _, kind in bus.errors)
+        if not heard and (out or not bus.port.read(bus.port.now_ns() + int(SLOW_S * 1e9))):
+            break
+    return out
 
 
 def scan(
@@ -90,26 +127,33 @@ def scan(
     bauds: Iterable[int] = (),
     say: Callable[[str], None] = lambda line: None,
     enough: int = 253,
+    attempts: int = 2,
 ) -> list[Found]:
     """Every servo that answers on `path`; reads only.
 
-    `bauds`: default all of `BAUDS` for the protocol. `say` gets a progress line per baud rate. Stops once `enough`
-    servos are found. Raises PortError.
+    `bauds`: default all of `BAUDS` for the protocol; one that the adapter does not know is said and passed over. `say`
+    gets a progress line per baud rate. Stops once `enough` servos are found. Raises PortError.
     """
+    ids, bauds, echoing = list(ids), tuple(bauds), False
     out: list[Found] = []
     for protocol in protocols:
-        for baud in tuple(bauds) or BAUDS[protocol]:
+        for baud in bauds or BAUDS[protocol]:
             say(f"{protocol} at {baud} baud")
-            port = Port.open(path, baud)
             try:
-                bus = Bus(port, baud, PROBE_S, protocol)
-                for i in ids:
-                    found = look(bus, i)
-                    out += [found] if found is not None else []
-                    if len(out) >= enough:
-                        return out
+                port = Port.open(path, baud)
+            except RateError as e:
+                say(str(e))
+                continue
+            bus = Bus(port, baud, PROBE_S, protocol)
+            try:
+                out += look_at_all(bus, ids, enough - len(out), attempts)
             finally:
                 port.close()
+            if bus.echoing and not echoing:
+                echoing = True
+                say(echo.TOLD.format(path))
+            if len(out) >= enough:
+                return out
     return out
 
 
@@ -119,6 +163,10 @@ def set_id(bus: Bus, found: Found, new: int) -> None:
     Raises ArmError when the model is unknown, `new` is out of range or taken (nothing is written then), or when the
     servo does not answer with the new id afterwards.
     """
+    if found.double:
+        raise ArmError(
+            f"two servos answer as {found.servo} (or one whose answers are all damaged): connect one servo at a time."
+        )
     model = found.model
     if model is None:
         raise ArmError(

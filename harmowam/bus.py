@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from firmware_bridge.servos import sts3215, xseries
 from harmowam.options import UserError, errors, json_option, robot_option, to_be_written, write_json, write_text
 
 if TYPE_CHECKING:
-    from firmware_bridge.bus.port import Port
+    from serial.tools.list_ports_common import ListPortInfo
+
     from firmware_bridge.motion.arm import Arm
+    from firmware_bridge.motion.measurement import Measurement
+    from firmware_bridge.service import Found
 
 
 @click.group()
@@ -22,9 +28,42 @@ def bus() -> None:
     """The servo bus: scan, monitor, check, set-id, campaign."""
 
 
-port_option = click.option("--port", required=True, help="Serial port, best by its name under /dev/serial/by-id.")
+def choice(ports: Iterable[ListPortInfo]) -> str:
+    """The serial adapters among `ports`, by the names that survive unplugging; where there is none, what to do."""
+    from firmware_bridge.bus.port import lasting_name
+
+    adapters = [
+        p for p in ports if p.vid is not None or not p.name.startswith("ttyS")
+    ]  # ttyS: a PC's own, mostly unused
+    found = ", ".join(f"{lasting_name(p.device)} ({p.description})" for p in adapters)
+    return f"plugged in: {found}" if found else "none is plugged in: plug the adapter in, and look again"
+
+
+def port_or_choice(ctx: click.Context, param: click.Parameter, port: str | None) -> str:
+    """The port that was named; else the adapters to choose from, as a UserError."""
+    from serial.tools.list_ports import comports
+
+    if port is None:
+        raise UserError(f"name the servo adapter's port with --port; {choice(sorted(comports()))}.")
+    return port
+
+
+def rates() -> str:
+    """The baud rates that are tried, in words."""
+    makes = (("Feetech", sts3215.BAUDS), ("Dynamixel", xseries.BAUDS))
+    return "; ".join(f"{name} {', '.join(map(str, bauds))}" for name, bauds in makes)
+
+
+port_option = click.option(
+    "--port",
+    callback=port_or_choice,
+    help="Serial port, best by its name under /dev/serial/by-id. Left out: lists the adapters that are plugged in.",
+)
 baud_option = click.option(
-    "--baud", type=int, multiple=True, help="Only this baud rate (default: all that servos have)."
+    "--baud",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help=f"Only this baud rate. Default: all that a servo can be set to ({rates()}).",
 )
 protocol_option = click.option(
     "--protocol",
@@ -37,6 +76,11 @@ protocol_option = click.option(
 
 def protocols(name: str) -> tuple[str, ...]:
     return ("feetech", "dynamixel") if name == "both" else (name,)
+
+
+def progress(line: str) -> None:
+    """One line of what is being tried."""
+    click.echo(f"  {line}", err=True)
 
 
 def id_range(text: str) -> list[int]:
@@ -65,32 +109,23 @@ def table(rows: list[list[Any]], head: list[str]) -> list[str]:
 @json_option
 @errors
 def scan(port: str, baud: tuple[int, ...], protocol: str, ids: str, json_path: Path | None) -> None:
-    """List every servo that answers. Only reads; the arm is not touched."""
+    """List every servo that answers, at every baud rate that a servo can be set to (see --baud). Only reads; the arm is
+    not touched. "?" stands for what a servo did not tell."""
     from firmware_bridge.service import scan
 
-    found = scan(port, id_range(ids), protocols(protocol), baud, lambda line: click.echo(f"  {line}", err=True))
-    rows = []
-    for f in found:
-        v = f.values
-        rows.append(
-            [
-                f.servo,
-                f.model.name if f.model else f"model {f.number}",
-                f.baud,
-                v.get("firmware", v.get("firmware_major", "?")),
-                "on" if v.get("torque_enable") else "off",
-                v.get("present_position", "?"),
-                v.get("present_voltage", 0) / 10,
-                v.get("present_temperature", "?"),
-                v.get("homing_offset", "-"),
-                f"{v.get('min_position', '?')}..{v.get('max_position', '?')}",
-                "two servos share this id" if f.double else "",
-            ]
+    found = scan(port, id_range(ids), protocols(protocol), baud, progress)
+    if not found:
+        tried = ", ".join(map(str, baud)) or rates()
+        raise UserError(
+            f"no servo answers on {port} as {ids} (tried: {tried}): check the arm's power supply, the cable, and --ids."
         )
-    if not rows:
-        raise UserError(f"no servo answers on {port}: check the arm's power supply, the cable, and --ids.")
-    for line in table(rows, ["id", "model", "baud", "fw", "torque", "position", "V", "C", "offset", "limits", ""]):
+    for line in table([scan_row(f) for f in found], SCANNED):
         click.echo(line.rstrip())
+    for i in sorted({f.servo for f in found if f.double}):
+        click.echo(
+            f"{two_servos(i)}: connect one servo at a time, and give each an id of its own with `harmowam bus set-id`",
+            err=True,
+        )
     write_json(
         json_path,
         {
@@ -101,6 +136,7 @@ def scan(port: str, baud: tuple[int, ...], protocol: str, ids: str, json_path: P
                     "protocol": f.protocol,
                     "baud": f.baud,
                     "double": f.double,
+                    "conditions": list(f.conditions),
                     **f.values,
                 }
                 for f in found
@@ -109,12 +145,43 @@ def scan(port: str, baud: tuple[int, ...], protocol: str, ids: str, json_path: P
     )
 
 
+SCANNED = ["id", "model", "baud", "fw", "torque", "position", "V", "C", "offset", "limits", "reports", ""]
+TORQUE = {0: "off", 1: "on", 2: "damping"}
+
+
+def two_servos(servo: int) -> str:
+    return f"two servos answer as {servo} (or one whose answers are all damaged)"
+
+
+def scan_row(f: Found) -> list[Any]:
+    """A found servo's row under `SCANNED`."""
+    v = f.values
+    volt, torque = v.get("present_voltage"), v.get("torque_enable")
+    has_offset = f.model is None or "homing_offset" in f.model.registers
+    return [
+        f.servo,
+        f.name,
+        f.baud,
+        v.get("firmware", v.get("firmware_major", "?")),
+        "?" if torque is None else TORQUE.get(torque, torque),
+        v.get("present_position", "?"),
+        "?" if volt is None else volt / 10,
+        v.get("present_temperature", "?"),
+        v.get("homing_offset", "?" if has_offset else "-"),
+        f"{v.get('min_position', '?')}..{v.get('max_position', '?')}",
+        ", ".join(f.conditions) or "nothing",
+        f"two servos answer as {f.servo}" if f.double else "",
+    ]
+
+
 WRONG = ("joint", "servo", "register", "holds", "must hold", "why")
 robot_port_option = click.option("--port", help="Serial port (default: the robot file's).")
 
 
-def open_arm(robot: str, port: str | None) -> tuple[Arm, Port]:
-    """The arm of a robot file on its port, which the caller closes."""
+@contextlib.contextmanager
+def arm_on(robot: str, port: str | None) -> Iterator[Arm]:
+    """The arm of a robot file on its port, as long as it is used. An adapter that echoes is told of at the end."""
+    from firmware_bridge.bus import echo
     from firmware_bridge.bus.master import Bus
     from firmware_bridge.bus.port import Port
     from firmware_bridge.motion.arm import Arm
@@ -127,7 +194,13 @@ def open_arm(robot: str, port: str | None) -> tuple[Arm, Port]:
         )
     config = described.arm
     opened = Port.open(port or described.port, config.baud)
-    return Arm(Bus(opened, config.baud, protocol=config.protocol), config), opened
+    try:
+        arm = Arm(Bus(opened, config.baud, protocol=config.protocol), config)
+        yield arm
+        if arm.bus.echoing:
+            progress(echo.TOLD.format(opened.path))
+    finally:
+        opened.close()
 
 
 @bus.command()
@@ -137,52 +210,55 @@ def open_arm(robot: str, port: str | None) -> tuple[Arm, Port]:
 @errors
 def monitor(robot: str, port: str | None, seconds: float | None) -> None:
     """Live table of every joint. Only reads; works with the torque off while the arm is moved by hand."""
-    import numpy as np
-
-    from firmware_bridge.motion.measurement import NO_REPLY
-    from firmware_bridge.servos.sts3215 import conditions
-
-    arm, opened = open_arm(robot, port)
-    config = arm.config
     end = time.monotonic() + (seconds if seconds is not None else 1e9)
     drawn, ticks, began = 0, 0, time.monotonic()
-    try:
+    with arm_on(robot, port) as arm, contextlib.suppress(KeyboardInterrupt):
         while time.monotonic() < end:
             m = arm.read()
             arm.read_telemetry()
             ticks += 1
             if ticks % 10 == 0:
-                rows = []
-                for k, name in enumerate(config.joints):
-                    bits = int(m.bits[k])
-                    said = "no reply" if bits & NO_REPLY else " ".join(conditions(bits)) or "ok"
-                    lost = sum(n for (i, _), n in arm.bus.errors.items() if i == config.ids[k])
-                    rows.append(
-                        [
-                            name,
-                            config.ids[k],
-                            f"{m.q[k]:+.3f}",
-                            f"{np.degrees(m.q[k]):+.1f}",
-                            f"{m.qd[k]:+.2f}",
-                            f"{arm.current[k]:+.2f}",
-                            f"{arm.voltage[k]:.1f}",
-                            f"{arm.temperature[k]:.0f}",
-                            "off" if arm.limp[k] else "on",
-                            lost,
-                            said,
-                        ]
-                    )
-                lines = table(rows, ["joint", "id", "rad", "deg", "rad/s", "A", "V", "C", "torque", "errors", "state"])
+                lines = table(monitor_rows(arm, m), WATCHED)
                 lines.append(f"{ticks / (time.monotonic() - began):.0f} readings a second; Ctrl-C ends")
                 if drawn and sys.stdout.isatty():
                     click.echo(f"\x1b[{drawn}A", nl=False)
                 click.echo("\n".join(f"\x1b[K{line}" if sys.stdout.isatty() else line for line in lines))
                 drawn = len(lines)
             time.sleep(0.01)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        opened.close()
+
+
+WATCHED = ["joint", "id", "rad", "deg", "rad/s", "A", "V", "C", "torque", "errors", "state"]
+
+
+def monitor_rows(arm: Arm, m: Measurement) -> list[list[Any]]:
+    """The arm's joints under `WATCHED`; "?" stands for what a servo does not tell now, or has not told yet."""
+    import numpy as np
+
+    from firmware_bridge.motion.measurement import NO_REPLY
+    from firmware_bridge.servos.sts3215 import conditions
+
+    torque, rows = arm.read_span("torque_enable", "torque_enable"), []
+    for k, (name, servo) in enumerate(zip(arm.config.joints, arm.config.ids, strict=True)):
+        bits = int(m.bits[k])
+        silent, told = bool(bits & NO_REPLY), arm.voltage[k] > 0 and not bits & NO_REPLY
+        measures = told and arm.models[k].current_a
+        on = torque.get(servo, {}).get("torque_enable")
+        rows.append(
+            [
+                name,
+                servo,
+                "?" if silent else f"{m.q[k]:+.3f}",
+                "?" if silent else f"{np.degrees(m.q[k]):+.1f}",
+                "?" if silent else f"{m.qd[k]:+.2f}",
+                f"{arm.current[k]:+.2f}" if measures else "?",
+                f"{arm.voltage[k]:.1f}" if told else "?",
+                f"{arm.temperature[k]:.0f}" if told else "?",
+                "?" if on is None else TORQUE.get(on, on),
+                sum(n for (i, _), n in arm.bus.errors.items() if i == servo),
+                "no reply" if silent else ", ".join(conditions(bits)) or "ok",
+            ]
+        )
+    return rows
 
 
 @bus.command()
@@ -200,8 +276,7 @@ def check(robot: str, port: str | None, fix: bool, json_path: Path | None) -> No
     from firmware_bridge import service
     from firmware_bridge.motion import before_torque
 
-    arm, opened = open_arm(robot, port)
-    try:
+    with arm_on(robot, port) as arm:
         before_torque.check_servos(arm)
         held = before_torque.read_settings(arm)
         wrong = service.mend(arm) if fix else before_torque.wrong_settings(arm, held)
@@ -222,8 +297,6 @@ def check(robot: str, port: str | None, fix: bool, json_path: Path | None) -> No
         before_torque.check_file(arm, held)
         before_torque.poses(arm, before_torque.read_settings(arm))
         click.echo(f"{len(arm.ids)} servos hold what they must, and stand where they can be held")
-    finally:
-        opened.close()
 
 
 @bus.command("set-id")
@@ -241,14 +314,18 @@ def set_id(port: str, baud: tuple[int, ...], protocol: str, new: int, yes: bool)
 
     if not yes:
         click.pause("Connect the one servo that shall get a new id, and nothing else; then press a key.")
-    found = service.scan(port, range(253), protocols(protocol), baud, lambda line: click.echo(f"  {line}", err=True), 2)
-    if len(found) != 1 or found[0].double:
-        many = "more than one servo answers" if found else "no servo answers"
-        raise UserError(f"{many} on {port}: connect the one servo alone, and switch its power on.")
+    found: list[Found] = []
+    for _ in range(2):  # a lost answer is no proof of a missing supply
+        found = found or service.scan(port, range(253), protocols(protocol), baud, progress, enough=2, attempts=1)
+    if not found:
+        raise UserError(f"no servo answers on {port}: switch its power on, and check its cable and --baud.")
+    if len(found) > 1:
+        raise UserError(f"more than one servo answers on {port}: connect one servo at a time.")
     (servo,) = found
-    name = servo.model.name if servo.model else f"model {servo.number}"
+    if servo.double:
+        raise UserError(f"{two_servos(servo.servo)} on {port}: connect one servo at a time; nothing was written.")
     if not yes and not click.confirm(
-        f"{name} with id {servo.servo} at {servo.baud} baud: write id {new} to its EEPROM?"
+        f"{servo.name} with id {servo.servo} at {servo.baud} baud: write id {new} to its EEPROM?"
     ):
         return
     opened = Port.open(port, servo.baud)
@@ -256,7 +333,7 @@ def set_id(port: str, baud: tuple[int, ...], protocol: str, new: int, yes: bool)
         service.set_id(Bus(opened, servo.baud, protocol=servo.protocol), servo, new)
     finally:
         opened.close()
-    click.echo(f"{name}: id {servo.servo} is now {new}")
+    click.echo(f"{servo.name}: id {servo.servo} is now {new}")
 
 
 @bus.command()
@@ -272,14 +349,15 @@ def set_id(port: str, baud: tuple[int, ...], protocol: str, new: int, yes: bool)
 @errors
 def campaign(only: str, virtual: bool, markdown: Path | None, json_path: Path | None) -> None:
     """Inject every known fault into a moving (virtual) arm: what it was detected as, and how soon the arm was safe."""
+    from firmware_bridge.virtual.campaign_bus import campaign_bus, campaign_port
     from firmware_bridge.virtual.campaign_dead import campaign
     from firmware_bridge.virtual.campaign_live import campaign_live
     from firmware_bridge.virtual.campaign_start import campaign_start
 
-    rows = campaign(only) + campaign_start(only)
+    rows = campaign(only) + campaign_start(only) + campaign_bus(only)
     if not virtual:
         with tempfile.TemporaryDirectory(prefix="harmowam-") as folder:
-            rows += campaign_live(Path(folder), only)
+            rows += campaign_live(Path(folder), only) + campaign_port(Path(folder), only)
     rows.sort(key=lambda r: (r["group"], r["name"]))
     if not rows:
         raise UserError(f"no fault's name contains '{only}': leave --only out to see all.")

@@ -19,12 +19,14 @@ MARKS = {"ok": "  ok  ", "warn": " warn ", "bad": " BAD  "}
 @json_option
 @errors
 def doctor(robot: str, strict: bool, json_path: Path | None) -> None:
-    """Check engines, servo port, cameras, real-time rights, clocks and storage. Exit code 1 when something will not
-    work."""
+    """Check engines, servo port, cameras, real-time rights, clocks, storage and servos (which are only read). Exit code
+    1 when something will not work."""
     from runtime.doctor.examine import examine
+    from runtime.doctor.servos import servos
     from runtime.robot import load_robot
 
-    findings = examine(load_robot(robot))
+    described = load_robot(robot)
+    findings = [*examine(described), *servos(described)]
     for f in findings:
         click.echo(f"{MARKS[f.state]}{f.name}: {f.found}")
         if f.mend and f.state != "ok":

@@ -4,15 +4,17 @@ address.
 A servo bus has no sequence numbers, so a reply that comes late could be taken for the answer to a later question. It
 never is: what lies in the line is thrown away before each request, and as long as a servo *owes* an answer (it was
 asked and said nothing) it is asked for another number of bytes than it owes. A servo answers in the order in which it
-was asked, so its next answer settles the debt.
+was asked, so its next answer settles the debt. An adapter that echoes sends requests back, which pass for answers:
+what equals a request that was sent is thrown away as well (`echo.py`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
+from firmware_bridge.bus.answers import DAMAGED, ECHO, Answers, Reply
+from firmware_bridge.bus.echo import Echoes
 from firmware_bridge.bus.port import Transport
 from firmware_bridge.codecs import dynamixel as dxl
 from firmware_bridge.servos.models import codec
@@ -20,50 +22,6 @@ from firmware_bridge.servos.models import codec
 OWED_NS = 2_500_000_000  # a USB stall that is longer than this loses its bytes
 PATIENCE_NS = 50_000_000
 MAX_OWED = 28  # unanswered requests a servo, each of another length; beyond that it is left in peace until they expire
-
-
-class Reply(NamedTuple):
-    """Error byte (Feetech: condition bits; Dynamixel: alert and error number) and data of one servo's status packet."""
-
-    bits: int
-    data: bytes
-
-
-class _Answers:
-    """Packets that came after a request, sorted: `got`, the answers of `servos` with `size` data bytes; the rest is
-    counted in the bus's errors."""
-
-    def __init__(self, bus: Bus, servos: Sequence[int], size: int, fast: bool):
-        self.bus, self.servos, self.size, self.fast = bus, servos, size, fast
-        self.got: dict[int, Reply] = {}
-        self.spoiled: set[int] = set()  # ids that two servos answered for
-        self.order = -1  # place in `servos` of who answered last
-
-    def sort(self, packet: Any) -> None:
-        """Take one packet's answer, or count what is wrong with it."""
-        found, servo, errors = self.bus.codec.answer(packet), packet.servo, self.bus.errors
-        if found is None:
-            if self.fast:
-                answers = dxl.fast_answers(packet, self.servos, self.size)
-                self.got.update({i: Reply(bits, data) for i, bits, data in answers})
-            else:
-                errors[-1, "no status packet"] += 1
-        elif len(found[1]) != self.size:
-            if not self.bus._late(servo, found):
-                refused = self.bus.dynamixel and found[0] & 0x7F
-                why = f"refused ({dxl.ERRORS.get(refused, refused)})" if refused else "wrong length"
-                errors[servo, why] += 1
-        elif servo not in self.servos:
-            errors[servo, "unexpected id"] += 1
-        elif servo in self.got or servo in self.spoiled:
-            errors[servo, "duplicate id"] += 1
-            self.got.pop(servo, None)
-            self.spoiled.add(servo)
-        elif self.servos.index(servo) <= self.order:
-            errors[servo, "out of turn"] += 1
-        else:
-            self.order = self.servos.index(servo)
-            self.got[servo] = Reply(*found)
 
 
 class Bus:
@@ -93,8 +51,11 @@ class Bus:
         # Sync reads that were made.
         self._requests: dict[tuple[int, int, tuple[int, ...], bool], tuple[bytes, int]] = {}
         self.sent_ns = 0  # when the last request was handed to the port (its clock)
+        self.drained = 0  # bytes that had come too late for the request before
         self.told_ns = 0  # and the last packet that nobody answers
         self.errors: Counter[tuple[int, str]] = Counter()  # (servo id, kind); id -1 for the bus itself
+        self.echoes = Echoes(protocol)
+        self._answers = Answers(self.codec, self.errors, self.echoes, self._late)
         self._parser = self.codec.new_parser()
         # Servo -> its owed answers in order: size, when it was asked for.
         self._owed: dict[int, list[tuple[int, int]]] = {}
@@ -103,15 +64,36 @@ class Bus:
         """Whether the time is up in which retries may begin."""
         return self.until_ns is not None and self.port.now_ns() > self.until_ns
 
-    def _send(self, request: bytes) -> None:
-        """Drain, then send: what is still in the line belongs to an earlier request and must not answer this one."""
+    @property
+    def echoing(self) -> bool:
+        """Whether the adapter has sent back what it was given."""
+        return self.errors[ECHO] > 0
+
+    def _send(self, request: bytes, before: bytes = b"") -> None:
+        """Drain, then send `before` and `request` in one write: what is still in the line belongs to an earlier request
+        and must not answer this one."""
         late = self.port.drain()
         if late:
-            self.errors[-1, "late or unasked bytes"] += len(late)
-            for p in self.codec.new_parser().feed(late):
-                self._late(p.servo, self.codec.answer(p))
-        self.port.write(request)
+            self.drained += len(late)
+            self._pass_over(late)
+        self.port.write(before + request)
         self.sent_ns = self.port.now_ns()
+        self.echoes.sent(request, self.sent_ns)
+        if before:
+            self.told_ns = self.sent_ns
+            self.echoes.sent(before, self.sent_ns)
+
+    def _pass_over(self, late: bytes) -> None:
+        """Count bytes that no request waits for, and settle what was owed."""
+        parser, echoed = self.codec.new_parser(), 0
+        for p in parser.feed(late):
+            if self.echoes.has(p):
+                self.errors[ECHO] += 1
+                echoed += len(self.codec.packet(*p))
+            else:
+                self._late(p.servo, self.codec.answer(p))
+        if len(late) > echoed:
+            self.errors[-1, "late or unasked bytes"] += len(late) - echoed
 
     def _late(self, servo: int, answer: tuple[int, bytes] | None) -> bool:
         """Whether this answer was owed by an earlier request; if so the debt is settled."""
@@ -132,10 +114,10 @@ class Bus:
             del self._owed[servo]
         return True
 
-    def _deadline(self, request: bytes, wire_ns: int, patient: bool) -> int:
-        """When to give up waiting for answers that take `wire_ns` to the request that was sent last."""
+    def _deadline(self, sent: int, wire_ns: int, patient: bool) -> int:
+        """When to give up waiting for answers that take `wire_ns` to the `sent` bytes that were handed over last."""
         margin = PATIENCE_NS if patient else self.margin_ns
-        return self.sent_ns + len(request) * self._byte_ns + wire_ns + margin
+        return self.sent_ns + sent * self._byte_ns + wire_ns + margin
 
     def _answers_ns(self, n: int, size: int) -> int:
         """What `n` answers of `size` data bytes take on the wire, with the servos' return delays."""
@@ -149,7 +131,6 @@ class Bus:
 
     def _collect(
         self,
-        request: bytes,
         servos: Sequence[int],
         size: int,
         deadline: int,
@@ -166,29 +147,18 @@ class Bus:
         parser = self._parser
         parser.reset()
         parser.longest = self.codec.STATUS_BYTES + size + (size + 2) // 3 if not fast else dxl.MAX_PACKET
-        answers = _Answers(self, servos, size, fast)
-        head: bytes | None = b""  # an adapter that echoes sends the request back first
+        parser.longest = max(parser.longest, self.echoes.longest)
+        answers = self._answers
+        answers.begin(servos, size, fast)
         while len(answers.got) < len(servos) or linger:
             data = data or self.port.read(deadline)
-            if data and head is not None:
-                head += data
-                if request.startswith(head[: len(request)]):
-                    if len(head) < len(request):
-                        data = b""
-                        continue
-                    self.errors[-1, "echo"] += 1
-                    data, head = head[len(request) :], None
-                    if not data:
-                        continue
-                else:
-                    data, head = head, None
-            for packet in parser.feed(data) if data else parser.feed(head or b"") + parser.flush():
+            for packet in parser.feed(data) if data else parser.flush():
                 answers.sort(packet)
             if not data:
                 break
             data = b""
         if parser.skipped:
-            self.errors[-1, "bytes of damaged packets"] += parser.skipped
+            self.errors[DAMAGED] += parser.skipped
         self._keep_account(answers.got, servos, size)
         return answers.got
 
@@ -244,20 +214,17 @@ class Bus:
         if self._owed or self.fast or not self.sync:
             return self._piecemeal(before, servos, address, size, 1 + retries)
         request, wire_ns = self._sync_request(address, size, tuple(servos))
-        request = before + request
-        self._send(request)
-        if before:
-            self.told_ns = self.sent_ns
-        deadline = self._deadline(request, wire_ns, self.until_ns is None)
+        self._send(request, before)
+        deadline = self._deadline(len(before) + len(request), wire_ns, self.until_ns is None)
         data = self.port.read(deadline)
         while data and len(data) < len(servos) * (size + self.codec.STATUS_BYTES):  # adapters hand over in parts
             more = self.port.read(deadline)
             if not more:
                 break
             data += more
-        if self.codec.whole(data, servos, size):
+        if self.codec.whole(data, servos, size) and not self.echoes.among(data, size + self.codec.STATUS_BYTES):
             return data
-        got = self._collect(request, servos, size, deadline, data)
+        got = self._collect(servos, size, deadline, data)
         return got if len(got) == len(servos) else self._piecemeal(b"", servos, address, size, retries, got)
 
     def _piecemeal(
@@ -287,12 +254,10 @@ class Bus:
             fast = self.fast and first and not extra
             first = False
             request, wire_ns = self._sync_request(address - front, size + extra, tuple(ask), fast)
-            request = before + request
-            self._send(request)
-            if before:
-                self.told_ns, before = self.sent_ns, b""
-            deadline = self._deadline(request, wire_ns, self.until_ns is None)
-            answers = self._collect(request, ask, size + extra, deadline, fast=fast)
+            self._send(request, before)
+            deadline = self._deadline(len(before) + len(request), wire_ns, self.until_ns is None)
+            before = b""
+            answers = self._collect(ask, size + extra, deadline, fast=fast)
             if fast:
                 self._fast_failures = 0 if answers else self._fast_failures + 1
                 # One silent servo breaks the joint answer: ask for single ones from now on.
@@ -326,17 +291,18 @@ class Bus:
         """A packet that nobody answers: nothing to drain for."""
         self.port.write(packet)
         self.told_ns = self.port.now_ns()
+        self.echoes.sent(packet, self.told_ns)
 
     def _ask(self, request: bytes, servo: int, size: int, linger: bool = False) -> dict[int, Reply]:
         """Send `request` to one servo and collect its answer of `size` data bytes."""
         self._send(request)
-        deadline = self._deadline(request, self._answers_ns(1, size), self.until_ns is None and not linger)
+        deadline = self._deadline(len(request), self._answers_ns(1, size), self.until_ns is None and not linger)
         data = b""
         if not self._owed and not linger:
             data = self.port.read(deadline)
-            if self.codec.whole(data, (servo,), size) and data != request:  # (an echo looks like an answer)
+            if self.codec.whole(data, (servo,), size) and not self.echoes.among(data, len(data)):
                 return self._replies(data, (servo,), size)
-        return self._collect(request, [servo], size, deadline, data, linger=linger)
+        return self._collect([servo], size, deadline, data, linger=linger)
 
     def read(self, servo: int, address: int, size: int, retries: int = 1) -> Reply | None:
         """One servo's bytes, or None (counted)."""
@@ -372,13 +338,16 @@ class Bus:
         self.errors[servo, "no reply"] += 1
         return False
 
-    def ping(self, servo: int) -> bool:
-        """Whether somebody answers as `servo`. (On an adapter that echoes, a ping comes back like an answer: then it
-        reads.)"""
+    def ping(self, servo: int, retries: int = 1) -> bool:
+        """Whether somebody answers as `servo`. (Where a ping came back, it may have been the answer, with the condition
+        "voltage": then it reads.)"""
         size = 3 if self.dynamixel else 0
-        return servo in self._ask(self.codec.ping(servo), servo, size) or (
-            bool(self.errors[-1, "echo"]) and self.read(servo, 0 if self.dynamixel else 3, 2) is not None
-        )
+        for attempt in range(1 + retries):
+            if attempt and self.time_is_up():
+                break
+            if servo in self._ask(self.codec.ping(servo), servo, size):
+                return True
+        return self.echoing and self.read(servo, 0 if self.dynamixel else 3, 2) is not None
 
     def count(self, servo: int, address: int, size: int) -> int:
         """How many servos answer as `servo` (2 stands for two or more); waits out the deadline to hear a second one."""

@@ -3,20 +3,28 @@ behind a socket."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import grp
 import os
 import select
 import socket
+import termios
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from common.errors import Mendable
+from firmware_bridge.bus.holders import holders
 
 
 class PortError(Mendable):
     """A port that cannot be used; one sentence and the next step."""
+
+
+class RateError(PortError):
+    """A baud rate that the adapter does not know."""
 
 
 class Transport(Protocol):
@@ -69,6 +77,43 @@ def _connect(path: str) -> int:
     return host.detach()
 
 
+def free(path: str) -> None:
+    """Raises PortError when another process has the port open, with a lock or without."""
+    if found := holders(path):
+        who = ", ".join(map(str, found[:3]))
+        raise PortError(f"serial port {path} is in use by {who}: stop it and try again.")
+
+
+def _release(opened: Any) -> None:
+    """Close a port of pyserial's, and let others open it again: while anybody else has it open, what TIOCEXCL set
+    outlives this close."""
+    if opened.is_open:
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(opened.fd, termios.TIOCNXCL)
+        opened.close()
+
+
+def _refusal(path: str, e: OSError) -> PortError:
+    """What keeps a port from being opened, and the next step."""
+    code = e.errno
+    if code == errno.ENOENT:
+        return PortError(
+            f"serial port {path} does not exist: plug the adapter in, or name the port with --port (see `ls "
+            "/dev/serial/by-id`)."
+        )
+    if code == errno.EACCES:
+        group = owner(path)
+        return PortError(
+            f"serial port {path} may be opened by the group {group} only: run `sudo usermod -aG {group} "
+            "$USER` and log in again."
+        )
+    if code in (errno.EBUSY, errno.EAGAIN) or "lock" in str(e).lower():
+        return PortError(
+            f"serial port {path} is in use by another process: stop it (`sudo fuser {path}` shows which) and try again."
+        )
+    return PortError(f"serial port {path} cannot be opened ({e}): check the path and the adapter.")
+
+
 class Port:
     """A serial port by file descriptor: opened here, or inherited from the guard that locked it."""
 
@@ -76,37 +121,29 @@ class Port:
         self.fd, self.path = fd, path
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
-        self._serial: object | None = None  # keeps pyserial's object, and with it the lock, alive
+        self._serial: Any = None  # keeps pyserial's object, and with it the lock, alive
 
     @classmethod
     def open(cls, path: str, baud: int = 1_000_000) -> Port:
         """Exclusive open of a serial port, or the way to a `SocketBus`. Raises PortError when it is missing, busy or
-        not permitted."""
+        not permitted, and RateError; nothing has been written then."""
         if Path(path).is_socket():
             return cls(_connect(path), path)
         import serial
 
+        free(path)
         try:
             s = serial.Serial(path, baud, timeout=0, exclusive=True)
         except serial.SerialException as e:
-            code = getattr(e, "errno", None)
-            if code == errno.ENOENT:
-                raise PortError(
-                    f"serial port {path} does not exist: plug the adapter in, or name the port with --port (see `ls "
-                    "/dev/serial/by-id`)."
-                ) from e
-            if code == errno.EACCES:
-                group = owner(path)
-                raise PortError(
-                    f"serial port {path} may be opened by the group {group} only: run `sudo usermod -aG {group} "
-                    "$USER` and log in again."
-                ) from e
-            if code in (errno.EBUSY, errno.EAGAIN) or "lock" in str(e).lower():
-                raise PortError(
-                    f"serial port {path} is in use by another process: stop it (`fuser {path}` shows which) and try "
-                    "again."
-                ) from e
-            raise PortError(f"serial port {path} cannot be opened ({e}): check the path and the adapter.") from e
+            raise _refusal(path, e) from e
+        except (ValueError, termios.error) as e:
+            raise RateError(f"the adapter on {path} does not know {baud} baud: choose another rate.") from e
+        try:
+            fcntl.ioctl(s.fd, termios.TIOCEXCL)
+            free(path)  # nobody came in between
+        except BaseException:
+            _release(s)
+            raise
         os.set_blocking(s.fd, False)
         port = cls(s.fd, path)
         port._serial = s
@@ -162,6 +199,6 @@ class Port:
 
     def close(self) -> None:
         if self._serial is not None:
-            self._serial.close()  # type: ignore[attr-defined]
+            _release(self._serial)
         else:
             os.close(self.fd)

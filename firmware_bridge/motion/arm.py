@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from firmware_bridge.bus.master import Bus, Reply
+from firmware_bridge.bus.answers import Reply
+from firmware_bridge.bus.master import Bus
 from firmware_bridge.motion import before_torque
 from firmware_bridge.motion.config import ArmConfig, ArmError
 from firmware_bridge.motion.measurement import DOUBTED, NO_REPLY, TWIN, Measurement, Telemetry

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from firmware_bridge.bus import twins
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.motion.config import ArmConfig, ArmError
 from firmware_bridge.servos.models import BY_NUMBER
@@ -83,11 +84,11 @@ def check_servos(arm: Servos) -> None:
             f"no servo answers on {where}: check the arm's power supply and the baud rate ({arm.config.baud}); "
             f"`harmowam bus scan` tries them all."
         )
-    twice = [i for i in arm.ids if bus.count(i, number.address, 2) > 1]
+    twice = [i for i in arm.ids if twins.overlap(bus, i, model_of(arm, i), blocks=1)]
     if twice:
         raise ArmError(
-            f"two servos answer as id {twice[0]} on {where}: unplug one of them and give it another id with `harmowam "
-            "bus set-id`."
+            f"two servos answer as {twice[0]} on {where} (or one whose answers are all damaged): unplug one of them "
+            "and give it another id with `harmowam bus set-id`."
         )
     if mute:
         raise ArmError(

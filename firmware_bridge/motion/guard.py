@@ -24,6 +24,7 @@ from common.python import module_command
 from common.run_folder import hold
 from common.slots import SlotError, SlotReader, SlotWriter
 from common.timing import GUARD_STALL_S
+from firmware_bridge.bus import echo
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import BY_ID, Port, PortError, lasting_name
 from firmware_bridge.motion.arm import Arm
@@ -137,6 +138,8 @@ def guard(
     arm = Arm(Bus(port, config.baud, protocol=config.protocol), config)
     arm.check()
     fingerprint = arm.fingerprint()
+    if arm.bus.echoing:
+        tell(echo.TOLD.format(name))
     found_energised, left_energised = arm.energised(), False
     try:
         while True:

@@ -12,6 +12,8 @@ from firmware_bridge.servos.registers import Model, Register
 NUMBER = 777
 STEPS = 4096
 RAD_PER_STEP = 2 * math.pi / STEPS
+# What the register "baud" stands for, from 0 on. Sources differ from 5 on (LeRobot: 57600, 38400, 19200).
+BAUDS = (1_000_000, 500_000, 250_000, 128_000, 115_200, 76_800, 57_600, 38_400, 19_200)
 
 _TABLE = {
     r.name: r

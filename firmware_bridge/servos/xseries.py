@@ -9,6 +9,8 @@ import dataclasses
 
 from firmware_bridge.servos.registers import Model, Register
 
+# What the register "baud" stands for, from 0 on. Delivered with 1; the smallest models do not know the last.
+BAUDS = (9_600, 57_600, 115_200, 1_000_000, 2_000_000, 3_000_000, 4_000_000, 4_500_000)
 _SPEED = 0.229 / 60 * 4096  # step/s per unit of speed, 0.229 rpm
 
 _X = (

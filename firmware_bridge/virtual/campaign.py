@@ -302,6 +302,8 @@ CASES = (
     Case(21, "pause of 60 ms (collector)", 0, _pause(60)),
     Case(21, "emergency stop", 10, _press),
     Case(23, "watchdog-trip", 400, config=KOCH),
+    *(Case(29, name, config=c) for name in ("echo-late", "echo-split") for c in (SO101, KOCH)),
+    Case(29, "echo-past-timeout", 300),
 )
 
 

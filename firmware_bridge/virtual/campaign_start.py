@@ -38,7 +38,7 @@ START = (
 )
 
 
-def _row(group: int, name: str, config: ArmConfig, said: str, safe: bool, **more: Any) -> dict[str, Any]:
+def as_row(group: int, name: str, config: ArmConfig, said: str, safe: bool, **more: Any) -> dict[str, Any]:
     row = {
         "group": group,
         "name": name + (" (Dynamixel)" if config.protocol == "dynamixel" else ""),
@@ -68,7 +68,7 @@ def at_start(name: str, fault: str, sentence: str) -> dict[str, Any]:
         said = str(e)
     safe = _memory(rig) == before and not any(rig.torque()) and (sentence in said if sentence else not said)
     absorbed = "absorbed: no EEPROM address is ever written"
-    return _row(22, name, SO101, said or absorbed, safe, recovery="operator" if said else "by itself")
+    return as_row(22, name, SO101, said or absorbed, safe, recovery="operator" if said else "by itself")
 
 
 def _memory(rig: Rig) -> list[bytes]:
@@ -171,7 +171,7 @@ def refused(case: Refused) -> dict[str, Any]:
         and np.abs(rig.plant.position - position).max() < 1
         and (case.written or memory == registers)
     )
-    return _row(
+    return as_row(
         case.group,
         case.name,
         case.config,
@@ -220,9 +220,9 @@ def left(name: str, config: ArmConfig, values: dict[str, int], energised: bool =
         said = _said(lambda: rig.run(0.01))
         dropped += energised and not all(rig.torque())
     if said:
-        return _row(27, name, config, said, False)
+        return as_row(27, name, config, said, False)
     follows, row = _swings(rig)
-    return _row(27, name, config, "overwritten at arming", follows and not dropped, **row)
+    return as_row(27, name, config, "overwritten at arming", follows and not dropped, **row)
 
 
 def setting(config: ArmConfig, register: str, value: int) -> dict[str, Any]:

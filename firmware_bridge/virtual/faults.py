@@ -186,6 +186,9 @@ SERVO: dict[str, Callable[[VirtualServo, bool], None]] = {
 LINE = {
     "babble": "a node that talks without being asked",
     "echo": "the adapter sends back what it is given",
+    "echo-late": "the same, 2 ms late; the answers come behind it",
+    "echo-past-timeout": "the same, 6 ms late",
+    "echo-split": "the same, in three parts",
     "usb-latency-1": "1 ms more each way",
     "usb-latency-16": "FTDI's default latency timer",
     "usb-stall-100ms": "nothing passes for 100 ms",
@@ -197,6 +200,7 @@ LINE = {
     "fast-sync-silent": "one silent servo breaks the joint answer",
 }
 STALL_MS = {"usb-stall-100ms": 100, "usb-stall-2s": 2000}
+ECHO_MS = {"echo-late": 2, "echo-past-timeout": 6}
 LATENCY_MS = {"usb-latency-1": 1, "usb-latency-16": 16}
 ALL = {"silent-all", "late-past-timeout", "partial-read", "split", "hot", "voltage-sag"}  # hit every servo
 NAMES = sorted({*REPLY, *SENSOR, *SERVO, *LINE})
@@ -325,7 +329,11 @@ class Faults:
 
     def around(self, request: bytes, replies: Chunks) -> Chunks:
         """What the adapter adds to the replies."""
-        return [(0, request), *replies] if any(a.name == "echo" for a in self.now) else replies
+        for name in (a.name for a in self.now if a.name.startswith("echo")):
+            late = ECHO_MS.get(name, 0) * MS
+            parts = [request[:3], request[3:6], request[6:]] if name == "echo-split" else [request]
+            replies = [(late + k * 300_000, part) for k, part in enumerate(parts)] + replies
+        return replies
 
     def stalled_until(self, now_ns: int) -> int:
         """When the line passes bytes again."""

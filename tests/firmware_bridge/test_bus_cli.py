@@ -5,13 +5,19 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from serial.tools.list_ports_common import ListPortInfo
 
+from firmware_bridge.bus.master import Bus
+from firmware_bridge.motion.arm import Arm
+from firmware_bridge.service import look_at_all
+from firmware_bridge.servos.models import MODELS
 from firmware_bridge.virtual import campaign
 from firmware_bridge.virtual.bus import VirtualBus
-from firmware_bridge.virtual.line import PtyBus
+from firmware_bridge.virtual.line import MemoryPort, PtyBus
 from firmware_bridge.virtual.plant import KinematicPlant
+from harmowam.bus import SCANNED, WATCHED, choice, monitor_rows, scan_row
 from harmowam.cli import main
-from tests.firmware_bridge.so101 import bus
+from tests.firmware_bridge.so101 import CONFIG, bus
 
 
 def harmowam(*args):
@@ -39,6 +45,108 @@ def test_scan_lists_every_servo_and_touches_none(served, tmp_path):
     found = json.loads(out.read_text())["servos"]
     assert [s["id"] for s in found] == [1, 2, 3, 4, 5, 6] and found[0]["present_voltage"] == 74
     assert [bytes(s.memory[:56]) for s in servos.servos.values()][:4] == before[:4]
+
+
+@pytest.mark.wall_clock
+@pytest.mark.parametrize(
+    ("model", "baud"), [("STS3215", 250_000), ("STS3215", 76_800), ("XL430-W250", 9_600), ("XL430-W250", 4_500_000)]
+)
+def test_scan_finds_a_servo_at_every_rate_that_it_can_be_set_to(tmp_path, model, baud):
+    server = PtyBus(VirtualBus([1], KinematicPlant(np.full(1, 2048.0)), [MODELS[model]]), baud, link=tmp_path / "arm")
+    result = harmowam("scan", "--port", server.path, "--ids", "1", "--protocol", MODELS[model].protocol)
+    server.close()
+    assert result.exit_code == 0 and f"{model}  {baud}" in result.output, result.output
+
+
+def test_help_and_refusal_list_the_rates_that_are_tried(served):
+    said = " ".join(harmowam("scan", "--help").output.split())
+    listed = "Feetech 1000000, 500000, 250000, 128000, 115200, 76800, 57600, 38400, 19200"
+    assert listed in said and "Dynamixel 9600, 57600, 115200, 1000000, 2000000, 3000000, 4000000, 4500000" in said
+    nobody = harmowam("scan", "--port", served[1].path, "--ids", "9", "--protocol", "feetech")
+    assert nobody.exit_code == 2 and f"no servo answers on {served[1].path} as 9 (tried: {listed}" in nobody.stderr
+
+
+def scanned(servos, protocol="feetech"):
+    """The rows of a scan, in virtual time."""
+    master = Bus(MemoryPort(servos, 1_000_000, 300_000), 1_000_000, protocol=protocol)
+    return [dict(zip(SCANNED, scan_row(f), strict=True)) for f in look_at_all(master, range(1, 8))]
+
+
+def test_scan_makes_nothing_up_about_a_servo_that_it_does_not_know():
+    servos, _ = bus()
+    servos.put(5, "model", 2825)
+    servos.put(5, "torque_enable", 1)
+    row = scanned(servos)[4]
+    assert (row["id"], row["model"]) == (5, "model 2825")
+    assert [row[k] for k in ("fw", "torque", "position", "V", "C", "offset", "limits")] == ["?"] * 6 + ["?..?"]
+
+
+def test_scan_says_in_words_what_a_servo_reports():
+    servos, _ = bus()
+    servos.servos[2].forced_bits = 0b100101
+    assert [r["reports"] for r in scanned(servos)][:3] == ["nothing", "voltage, temperature, overload", "nothing"]
+    small = VirtualBus([1], KinematicPlant(np.full(1, 2048.0)), [MODELS["XL330-M288"]])
+    small.put(1, "hardware_error", 4)
+    assert [r["reports"] for r in scanned(small, "dynamixel")] == ["temperature"]
+
+
+def test_monitor_shows_nothing_that_a_servo_has_not_told():
+    servos, _ = bus()
+    servos.put(3, "torque_enable", 1)
+    servos.faults.inject("silent-servo", servo=3)
+    arm = Arm(Bus(MemoryPort(servos)), CONFIG)
+
+    def rows():
+        return [dict(zip(WATCHED, r, strict=True)) for r in monitor_rows(arm, arm.read())]
+
+    values = ("rad", "deg", "rad/s", "A", "V", "C", "torque")
+    row = rows()
+    assert [row[2][k] for k in values] == ["?"] * 7 and row[2]["state"] == "no reply"
+    assert [row[1][k] for k in values] == ["-0.500", "-28.7", "+0.00", "?", "?", "?", "off"]  # no telemetry yet
+    servos.faults.clear()
+    for _ in range(6):
+        arm.read_telemetry()
+    row = rows()
+    assert [row[1][k] for k in values][3:] == ["+0.00", "7.4", "30", "off"]
+    assert [row[2][k] for k in values] == ["+0.500", "+28.7", "+0.00", "+0.00", "7.4", "30", "on"]
+
+
+def test_a_lost_ping_is_no_proof_that_nobody_is_there():
+    servos, _ = bus()
+    servos.faults.inject("drop", servo=3, count=1)
+    assert Bus(MemoryPort(servos)).ping(3)
+
+
+def test_without_a_port_the_adapters_are_listed():
+    result = harmowam("scan")
+    assert result.exit_code == 2 and "name the servo adapter's port with --port; " in result.stderr
+    assert choice([]) == "none is plugged in: plug the adapter in, and look again"
+    adapter, onboard = ListPortInfo("/dev/ttyACM0"), ListPortInfo("/dev/ttyS0")
+    adapter.vid, adapter.description = 0x1A86, "USB Single Serial"
+    assert choice([onboard, adapter]) == "plugged in: /dev/ttyACM0 (USB Single Serial)"
+
+
+@pytest.mark.wall_clock
+def test_twins_are_said_and_not_renamed(tmp_path):
+    twins = VirtualBus([1, 1], KinematicPlant(np.array([2048.0, 1000.0])))
+    server = PtyBus(twins, link=tmp_path / "arm")
+    asked = ("--port", server.path, "--protocol", "feetech", "--baud", 1_000_000)
+    seen = harmowam("scan", *asked)
+    assert seen.exit_code == 0 and seen.stdout.rstrip().endswith("two servos answer as 1"), seen.output
+    assert "connect one servo at a time" in seen.stderr
+    refused = harmowam("set-id", *asked, "--to", 4, "--yes")
+    server.close()
+    assert refused.exit_code == 2 and "two servos answer as 1" in refused.stderr and twins.ids == [1, 1]
+    assert "connect one servo at a time; nothing was written" in refused.stderr
+
+
+@pytest.mark.wall_clock
+def test_an_adapter_that_echoes_is_told_of_once(served):
+    servos, server = served
+    servos.faults.inject("echo-late")
+    for verb in (("scan", "--protocol", "feetech", "--ids", "1-6"), ("check", "--robot", "so101")):
+        result = harmowam(*verb, "--port", server.path)
+        assert result.exit_code == 0 and result.stderr.count("sends back what it is given") == 1, result.output
 
 
 def test_another_baud_rate_finds_nobody_and_is_said(served):
@@ -115,6 +223,7 @@ def test_set_id_takes_one_servo_at_a_time(served, tmp_path):
         and served[0].ids == [1, 2, 3, 4, 5, 6]
     )
     lone = VirtualBus([1], KinematicPlant(np.full(1, 2048.0)))
+    lone.faults.inject("drop", servo=1, count=1)  # one lost answer is asked for again
     server = PtyBus(lone, link=tmp_path / "lone")
     done = harmowam("set-id", "--port", server.path, "--protocol", "feetech", "--baud", 1_000_000, "--to", 4, "--yes")
     assert done.exit_code == 0 and "id 1 is now 4" in done.output, done.output

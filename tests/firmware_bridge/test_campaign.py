@@ -4,6 +4,7 @@ test_processes.)"""
 import pytest
 
 from firmware_bridge.virtual.campaign import CASES, play
+from firmware_bridge.virtual.campaign_bus import ON_THE_BUS, SHARED, campaign_port
 from firmware_bridge.virtual.campaign_dead import dead_master
 from firmware_bridge.virtual.campaign_start import BEFORE, START
 from firmware_bridge.virtual.faults import NAMES, FaultError, parse
@@ -27,9 +28,21 @@ def test_what_is_found_before_torque_is_refused_or_set_right(case):
     assert row["safe"], row
 
 
+@pytest.mark.parametrize("case", ON_THE_BUS, ids=lambda c: f"{c[0]} {c[1]}")
+def test_an_echo_answers_nothing_and_two_servos_are_not_taken_for_one(case):
+    row = case[2]()
+    assert row["safe"], row
+
+
+@pytest.mark.parametrize("name", [s[0] for s in SHARED])
+def test_a_port_has_one_owner(name, tmp_path):
+    row = next(r for r in campaign_port(tmp_path, name) if r["name"] == name)
+    assert row["safe"], row
+
+
 def test_every_group_and_every_fault_has_its_row():
-    groups = {c.group for c in CASES} | {23} | {group for group, *_ in BEFORE}
-    assert groups == {*range(1, 24), 26, 27, 28}  # 24 is a bridge's, 25 a calibration's: not played here
+    groups = {c.group for c in CASES} | {23} | {group for group, *_ in (*BEFORE, *ON_THE_BUS)} | {31}
+    assert groups == {*range(1, 24), *range(26, 32)}  # 24 is a bridge's, 25 a calibration's: not played here
     played = {c.name.removesuffix(" once").removesuffix(" for ever").removesuffix(" at full speed") for c in CASES} | {
         s[1] for s in START
     }

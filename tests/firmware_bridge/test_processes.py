@@ -324,7 +324,7 @@ def test_missing_busy_and_silent_ports_and_missing_servos_are_refused_with_the_n
     servos.faults.clear()
     first = guard.start(server.path, CONFIG, tmp_path / "a")
     guard.wait_for_state(first, tmp_path / "a")
-    assert "in use by another process" in refusal(server.path, tmp_path)
+    assert f"in use by process {first.pid} (" in refusal(server.path, tmp_path)
     SlotWriter(tmp_path / "a" / REQUEST_SLOT, 16).write(bytes([RequestKind.LOWER]))
     first.wait(5)
     server.close()
