@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from firmware_bridge.servos import sts3215, xseries
 from firmware_bridge.servos.registers import Model, Register
 
 INSTRUCTION_ERROR, RANGE_ERROR, LENGTH_ERROR, LIMIT_ERROR, ACCESS_ERROR = 2, 4, 5, 6, 7  # Dynamixel's error numbers
@@ -29,12 +30,8 @@ RANGES = {
 # Dynamixel: which register limits a goal. (The torque limit of `Model` is Goal PWM.)
 LIMITED = {"torque_limit": "pwm_limit", "goal_current": "current_limit", "goal_speed": "velocity_limit"}
 
-# Bits per second by value of the baud rate register. Feetech: the maker's memory table of the STS (LeRobot has 57600,
-# 38400 and 19200 for 5 to 7); Dynamixel: e-manual, X series.
-RATES = {
-    "feetech": (1_000_000, 500_000, 250_000, 128_000, 115_200, 76_800, 57_600, 38_400),
-    "dynamixel": (9_600, 57_600, 115_200, 1_000_000, 2_000_000, 3_000_000, 4_000_000),
-}
+# Bits per second by value of the baud rate register, of those values in `RANGES`.
+RATES = {"feetech": sts3215.BAUDS, "dynamixel": xseries.BAUDS}
 
 
 def holds(r: Register) -> tuple[int, int]:
