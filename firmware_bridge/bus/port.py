@@ -12,6 +12,9 @@ import select
 import socket
 import termios
 import time
+import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -121,7 +124,7 @@ class Port:
         self.fd, self.path = fd, path
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
-        self._serial: Any = None  # keeps pyserial's object, and with it the lock, alive
+        self._end: Callable[[], object] = partial(os.close, fd)
 
     @classmethod
     def open(cls, path: str, baud: int = 1_000_000) -> Port:
@@ -146,7 +149,7 @@ class Port:
             raise
         os.set_blocking(s.fd, False)
         port = cls(s.fd, path)
-        port._serial = s
+        port._end = weakref.finalize(port, _release, s)  # also where the process ends without `close`
         return port
 
     def now_ns(self) -> int:
@@ -198,7 +201,4 @@ class Port:
         return late
 
     def close(self) -> None:
-        if self._serial is not None:
-            _release(self._serial)
-        else:
-            os.close(self.fd)
+        self._end()

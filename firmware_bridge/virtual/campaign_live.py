@@ -186,7 +186,7 @@ def _second_process(rig: LiveRig) -> dict[str, Any]:
 def _replugged(rig: LiveRig) -> dict[str, Any]:
     rig.arm()
     old = os.path.realpath(rig.server.path)
-    holder = os.open(old, os.O_RDWR | os.O_NOCTTY)  # so that the next terminal gets another number
+    holder = os.dup(rig.server._slave)  # so that the next terminal gets another number
     rig.replug()
 
     def waits() -> bool:

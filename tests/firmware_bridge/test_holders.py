@@ -1,8 +1,10 @@
 """One owner of the port: whoever else has it open is named before anything is written, and nobody opens it after us."""
 
 import contextlib
+import fcntl
 import os
 import pty
+import struct
 import subprocess
 import sys
 import tty
@@ -14,7 +16,15 @@ from firmware_bridge.bus.holders import holders
 from firmware_bridge.bus.port import Port, PortError
 
 HOLD = "import os, sys; fd = os.open(sys.argv[1], os.O_RDWR | os.O_NOCTTY); print('held', flush=True); sys.stdin.read()"
+# What LeRobot opens a Feetech bus with.
+LEROBOTS = """import sys, scservo_sdk as sdk
+port = sdk.PortHandler(sys.argv[1])
+assert port.openPort() and port.setBaudRate(1_000_000)
+print("held", flush=True)
+sys.stdin.read()
+"""
 NOBODY = 65534
+TIOCGEXCL = 0x80045440
 
 
 @pytest.fixture
@@ -29,25 +39,27 @@ def terminal():
 
 
 @contextlib.contextmanager
-def another(path):
-    """A process that has `path` open and asks for no lock, as LeRobot does."""
+def another(path, program=HOLD):
+    """A process that has `path` open and asks for no lock."""
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout.readline() == "held\n"
         yield process
         process.stdin.close()
 
 
-@pytest.mark.parametrize("by_link", [False, True], ids=["path", "link"])
-def test_who_has_the_port_open_is_named_and_nothing_is_written(terminal, tmp_path, by_link):
+@pytest.mark.parametrize(
+    ("by_link", "program"), [(False, HOLD), (True, HOLD), (False, LEROBOTS)], ids=["path", "link", "scservo_sdk"]
+)
+def test_who_has_the_port_open_is_named_and_nothing_is_written(terminal, tmp_path, by_link, program):
     servos, path = terminal
     asked = path
     if by_link:
         asked = str(tmp_path / "usb-adapter")
         os.symlink(path, asked)
-    with another(path) as process:
-        with pytest.raises(PortError, match=rf"{asked} is in use by process {process.pid} \(.*import os, sys"):
+    with another(path, program) as process:
+        with pytest.raises(PortError, match=rf"{asked} is in use by process {process.pid} \(.*import"):
             Port.open(asked)
         os.set_blocking(servos, False)
         with pytest.raises(BlockingIOError):
@@ -81,6 +93,26 @@ def test_nobody_opens_the_port_after_us_until_we_close_it(terminal):
     assert code != 0 and "Device or resource busy" in why
     port.close()
     assert said() == (0, "")
+
+
+def test_a_process_that_ends_without_closing_the_port_leaves_it_to_others():
+    """The pseudo-terminal's server keeps it open, so that what TIOCEXCL set would outlive the process."""
+    servos, host = pty.openpty()
+    path, opens = (
+        os.ttyname(host),
+        "import sys; from firmware_bridge.bus.port import Port; port = Port.open(sys.argv[1])",
+    )
+
+    def exclusive():
+        return struct.unpack("i", fcntl.ioctl(host, TIOCGEXCL, bytes(4)))[0]
+
+    port = Port.open(path)
+    assert exclusive() == 1
+    port.close()
+    subprocess.run([sys.executable, "-c", opens, path], check=True)
+    assert exclusive() == 0
+    os.close(servos)
+    os.close(host)
 
 
 def test_a_port_that_is_refused_is_not_kept_from_others(terminal):
