@@ -18,7 +18,7 @@ BOARD = "charuco:11x8:0.024:0.018:4x4_50"  # fills an A4 sheet
 
 camera_option = click.option("--camera", default="front", show_default=True, help="Camera of the robot file.")
 report_option = click.option(
-    "--report", type=click.Path(path_type=Path), help="HTML report (default: out/calibrate/...)."
+    "--report", type=click.Path(readable=False, path_type=Path), help="HTML report (default: out/calibrate/...)."
 )
 images_option = click.option("--images", help="Pictures in a folder, as a quoted pattern, in place of the live camera.")
 
@@ -69,7 +69,7 @@ def _readable(pattern: str) -> list[Any]:
 
 
 @calibrate.command()
-@click.argument("out", type=click.Path(path_type=Path), default=Path("board.pdf"))
+@click.argument("out", type=click.Path(readable=False, path_type=Path), default=Path("board.pdf"))
 @click.option(
     "--board", "text", default=BOARD, show_default=True, help="KIND:COLUMNSxROWS:SQUARE[:MARKER:DICTIONARY], metres."
 )
@@ -309,11 +309,16 @@ def check(
 @calibrate.command()
 @robot_option
 @click.option("--port", help="Serial port (default: the robot file's).")
-@click.option("--import-lerobot", "imported", type=click.Path(path_type=Path), help="Take LeRobot's calibration JSON.")
+@click.option(
+    "--import-lerobot",
+    "imported",
+    type=click.Path(readable=False, path_type=Path),
+    help="Take LeRobot's calibration JSON.",
+)
 @click.option(
     "--export-lerobot",
     "exported",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     help="Write the stored calibration in LeRobot's form.",
 )
 @click.option("--check", "compare_only", is_flag=True, help="Compare the stored calibration with the servos' EEPROM.")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from calibration.camera import Camera
 from common.errors import Mendable
-from common.files import write_whole
+from common.files import barred, write_whole
 from firmware_bridge.arms.family import Family
 
 VERSION = "v3.0"
@@ -91,8 +91,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             if missing := [c for c in columns or () if c not in file.schema_arrow.names]:
                 raise DataError(f"{path} has no column '{missing[0]}': restore it or collect again.")
             return file.read(columns=None if columns is None else list(columns))
-    except (OSError, pa.ArrowException) as e:
-        raise DataError(f"{path} cannot be read ({e}): restore it or collect again.") from e
+    except (OSError, pa.ArrowException) as e:  # pyarrow's PermissionError does not say of which file
+        raise DataError(barred(path) or f"{path} cannot be read ({e}): restore it or collect again.") from e
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from calibration.camera import Camera
 from calibration.store import Store, load_camera
+from common.files import barred
 from export.lerobot.layout import (
     EXTRA,
     INFO,
@@ -60,6 +61,9 @@ def load(
     calibration.
     """
     folder = Path(folder)
+    for part in (folder, folder / "meta/episodes"):  # searched for files, and an unreadable folder shows none
+        if said := barred(part):
+            raise DataError(said)
     info = _read_info(folder, fps)
     arm = _family_of(info) if arm is None else arm
     columns = _check_features(folder, info, cameras, arm)
@@ -100,6 +104,8 @@ def load(
 def read_cameras(folder: Path) -> dict[str, Camera]:
     """The calibrations `front.json`, `wrist.json`, ... in a folder, or the current ones of a calibration store, by
     camera name. Raises CalibrationError, and DataError where there is none."""
+    if said := barred(folder):
+        raise DataError(said)
     found = {path.stem: load_camera(path) for path in sorted(Path(folder).glob("*.json"))}
     for pointer in sorted(Path(folder).glob("*/current")):
         if Store(folder).get(pointer.parent.name)["kind"] == "camera":
