@@ -211,6 +211,8 @@ class Store:
             shaped(record, Record)
         except Malformed as e:
             raise CalibrationError(f"{path} is no calibration record ({e}): {mend}") from e
+        if record["name"] != name:
+            raise CalibrationError(f"{path} is a calibration of '{record['name']}', not of '{name}': {mend}")
         if kind is not None and record["kind"] != kind:
             raise CalibrationError(f"{path} is a {record['kind']} calibration, not a {kind} one: name another.")
         return record
@@ -241,8 +243,8 @@ class Store:
         CalibrationError where they may not be read."""
         path = self._folder(name) / "log.jsonl"
         try:
-            lines = path.read_bytes().split(b"\n")
-        except OSError as e:
+            lines = read_bounded(path, MOST_BYTES).split(b"\n")
+        except (OSError, Malformed) as e:
             if said := unreadable(e):
                 raise CalibrationError(said) from e
             return []
