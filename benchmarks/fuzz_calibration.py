@@ -11,6 +11,7 @@ is not compared; a record that is made anew with hashes that fit is by definitio
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -154,7 +155,7 @@ def fuzz(root: Path, count: int, seed: int) -> Judged:
             what = exchanged(root, name, names, rng)
         else:
             what, expected = forged(root, name, rng), None
-        judge(found, f"{name}/{what}", lambda name=name: meaning(root, name), expected)
+        judge(found, f"{name}/{what}", functools.partial(meaning, root, name), expected)
         put_back(root / name, files[name])
     return found
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from calibration.camera import Camera, policy_camera
 from export.lerobot import video
-from export.lerobot.layout import PICTURES, DataError
+from export.lerobot.layout import PICTURES, DataError, check_file
 from runtime.preprocess import Warp
 
 SIZE = 96
@@ -50,6 +50,7 @@ class _File:
 
     def into(self, out: np.ndarray | Path) -> int:
         """Decode into the rows of an array or of an .npy file; returns how many pictures. Raises DataError."""
+        check_file(self.path)
         rows = np.load(out, mmap_mode="r+") if isinstance(out, Path) else out
         place = np.full(max(start + n for start, _, n in self.spans), -1, np.int64)
         for start, row, n in self.spans:
