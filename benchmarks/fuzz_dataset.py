@@ -31,6 +31,7 @@ from benchmarks.fuzz_calibration import Judged, judge, replace, report
 from benchmarks.fuzz_log import odd_json
 from calibration.camera import Camera
 from export.lerobot import Episode, finish, load, video, write_part
+from export.lerobot.layout import OURS
 from firmware_bridge.arms.so101 import FAMILY
 
 FPS = 20.0
@@ -139,27 +140,33 @@ def damage(path: Path, rng: random.Random) -> str:
     return f"{path.name}: {what}"
 
 
+def put_back(work: Path, whole: Path, changed: list[Path]) -> None:
+    for path in changed:
+        there = work / path
+        if there.is_dir():
+            there.rmdir()
+        else:
+            there.unlink(missing_ok=True)
+        shutil.copy(whole / path, there)
+
+
 def fuzz(whole: Path, work: Path, count: int, seed: int) -> Judged:
-    """Read `count` damaged copies of the dataset `whole`, made one after the other at `work`; half of them without what
-    only harmowam writes."""
+    """Read `count` damaged forms of the dataset `whole`, made in copies at `work`; of half of them without what only
+    harmowam writes."""
     rng, found = random.Random(seed), Judged()
-    ways: list[tuple[Callable[[], Any], Any, str]] = []
-    for way, how in (("ours", {}), ("lerobot's", {"units": "rad", "calibration": CAMERAS})):
-        read = functools.partial(meaning, work, **how)
-        ways.append((read, meaning(whole) if way == "ours" else None, way))
-    files = [p.relative_to(whole) for p in sorted(whole.rglob("*")) if p.is_file()]
-    ours = Path("meta/harmowam.json")
+    ours, theirs = Path(shutil.copytree(whole, work / "ours")), Path(shutil.copytree(whole, work / "lerobot's"))
+    (theirs / OURS).unlink()
+    ways: list[tuple[Path, Callable[[], Any], Any]] = [
+        (ours, functools.partial(meaning, ours), meaning(whole)),
+        (theirs, functools.partial(meaning, theirs, units="rad", calibration=CAMERAS), None),
+    ]
     for k in range(count):
-        read, expected, way = ways[k % 2]
-        shutil.copytree(whole, work)
-        mine = files
-        if way != "ours":
-            (work / ours).unlink()
-            mine = [p for p in files if p != ours]
-        chosen = rng.sample(mine, rng.choice([1, 1, 1, 2]))
-        what = "; ".join(f"{path.parent}/{damage(work / path, rng)}" for path in chosen)
-        judge(found, f"{way}: {what}", read, expected)
-        shutil.rmtree(work)
+        copy, read, expected = ways[k % 2]
+        files = [p.relative_to(copy) for p in sorted(copy.rglob("*")) if p.is_file()]
+        changed = rng.sample(files, rng.choice([1, 1, 1, 2]))
+        what = "; ".join(f"{path.parent}/{damage(copy / path, rng)}" for path in changed)
+        judge(found, f"{copy.name}: {what}", read, expected)
+        put_back(copy, whole, changed)
     return found
 
 

@@ -21,8 +21,10 @@ from common.schema import Malformed, parse_json, read_bounded
 from firmware_bridge.arms.family import Family
 
 VERSION = "v3.0"
-# version of meta/harmowam.json: 2 = joint angles as the maker counts them; 1 = pan and roll mirrored, jaw shut at 0
-SCHEMA = 2
+# Version of meta/harmowam.json: 3 = with the hash of every file and of itself; 2 = joint angles as the maker counts
+# them; 1 = pan and roll mirrored, jaw shut at 0.
+SCHEMA = SEALED = 3
+PART_SCHEMA = 2  # of the note in each part
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -112,9 +114,12 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         with pq.ParquetFile(path) as file:
             if missing := [c for c in columns or () if c not in file.schema_arrow.names]:
                 raise DataError(f"{path} has no column '{missing[0]}': restore it or collect again.")
-            return file.read(columns=None if columns is None else list(columns))
-    except (OSError, pa.ArrowException) as e:
-        raise DataError(f"{path} cannot be read ({e}): restore it or collect again.") from e
+            table = file.read(columns=None if columns is None else list(columns))
+            table.validate(full=True)  # text that is none, offsets beyond the end
+            return table
+    except (OSError, ValueError, pa.ArrowException, OverflowError) as e:
+        why = " ".join(str(e).split())
+        raise DataError(f"{path} cannot be read ({why}): restore it or collect again.") from e
 
 
 def read_json(path: Path) -> dict[str, Any]:
