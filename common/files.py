@@ -40,6 +40,13 @@ def write_whole(path: Path, content: bytes | str | Iterable[str], mode: int = 0o
         os.close(folder)
 
 
+def must_open(path: Path) -> None:
+    """Raises OSError, with its file, where `path` does not open for reading. For before a library that takes whatever
+    goes wrong for a file that is absent or damaged."""
+    with open(path, "rb"):
+        pass
+
+
 def barred(path: str | Path) -> str:
     """One sentence where this process may not read the file or folder at `path`, or not enter a folder above it, and
     the command that allows it; "" where it may, and for devices, sockets and what is not there."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from common.files import barred
 from harmowam.calibrate_store import diff, history, open_store, rollback, store_option
 from harmowam.options import UserError, errors, json_option, refuse_unused, robot_option, say, write_json
 
@@ -53,9 +54,13 @@ def _pictures(pattern: str) -> list[tuple[str, Any]]:
 
     out = []
     for path in sorted(glob.glob(pattern)):
+        if said := barred(path):  # OpenCV tells no reason
+            raise UserError(said)
         image = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
         out.append((Path(path).name, image))
     if not out:
+        if said := barred(Path(pattern).parent):
+            raise UserError(said)
         raise UserError(f"no picture fits '{pattern}': check the folder, and quote the pattern.")
     return out
 

@@ -31,6 +31,26 @@ def load_dataset(folder: Path) -> None:
     load(folder, workers=1)
 
 
+@main.command()
+@click.argument("kind")
+@click.argument("path", type=Path)
+@errors
+def load_trained(kind: str, path: Path) -> None:
+    """What training and export read of their own."""
+    import torch
+
+    from export.checkpoint import load_checkpoint
+    from export.recipe_file import unpack
+    from export.rows import read_blocks
+    from export.state import load_state
+
+    readers = {"checkpoint": load_checkpoint, "state": load_state, "stage": unpack}
+    if kind == "block":
+        read_blocks(path.parent, 1, torch.device("cpu"))
+    else:
+        readers[kind](path)
+
+
 def played(args: list[str]) -> tuple[int, str]:
     done = CliRunner().invoke(main, args)
     return done.exit_code, done.output if done.exit_code in (0, 1, 2) and not _strange(done) else repr(done.exception)

@@ -40,6 +40,7 @@ def calibrated(root: Path) -> list[str]:
 
 BUNDLES = (".", "manifest.json", "onnx", "onnx/fast.onnx")
 DATASETS = (".", "meta/info.json", "meta/harmowam.json", "meta/episodes", "data/chunk-000/file-000.parquet")
+TRAINED = ("checkpoint", "state", "block", "stage")  # safetensors says "No such file" of one without permission
 VIDEO = "videos/observation.images.front/chunk-000/file-000.mp4"
 
 
@@ -77,6 +78,9 @@ def _whole(folder: Path) -> None:
     write_all(folder / "dataset")
     (folder / "robot.toml").write_text((ROOT / "runtime/robots/sim_so101.toml").read_text())
     (folder / "before.json").write_text("{}")
+    (folder / "00000.safetensors").write_bytes(b"")
+    (folder / "pictures").mkdir()
+    (folder / "pictures/one.png").write_bytes(b"")
     (folder / "run").mkdir()
     (folder / "run/config.json").write_text("{}")
 
@@ -104,11 +108,17 @@ def _cases(base: Path) -> Iterator[Case]:
     yield case("record", f"calibration/front/{before}.json", "calibrate", "rollback", "front", *store)
     for k, part in enumerate((*DATASETS, VIDEO)):
         yield case(f"dataset{k}", f"dataset/{part}", "load-dataset", "@/dataset")
+    for kind in TRAINED:
+        yield case(kind, "00000.safetensors", "load-trained", kind, "@/00000.safetensors")
+    images = ("calibrate", "intrinsics", *store, "--images")
+    yield case("picture", "pictures/one.png", *images, "@/pictures/*.png")
+    yield case("pictures", "pictures", *images, "@/pictures/*.png")
 
 
 NAMES = [f"bundle{k}" for k in range(len(BUNDLES))]
 NAMES += ["log", "robot", "against", "run", "store", "camera", "pointer", "moves", "record"]
 NAMES += [f"dataset{k}" for k in range(len(DATASETS) + 1)]
+NAMES += [*TRAINED, "picture", "pictures"]
 
 
 @pytest.mark.parametrize("name", NAMES)

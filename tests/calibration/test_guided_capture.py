@@ -43,7 +43,7 @@ def test_guided_capture_keeps_what_helps_and_says_what_to_do():
     page.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page():
     made = CapturePage(0)
     made.picture = b"what the camera sees"
