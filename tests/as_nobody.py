@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 from click.testing import CliRunner
@@ -44,7 +46,7 @@ def load_trained(kind: str, path: Path) -> None:
     from export.rows import read_blocks
     from export.state import load_state
 
-    readers = {"checkpoint": load_checkpoint, "state": load_state, "stage": unpack}
+    readers: dict[str, Callable[[Path], Any]] = {"checkpoint": load_checkpoint, "state": load_state, "stage": unpack}
     if kind == "block":
         read_blocks(path.parent, 1, torch.device("cpu"))
     else:
