@@ -69,9 +69,6 @@ def load(
     calibration.
     """
     folder = Path(folder)
-    for part in (folder, folder / "meta/episodes"):  # searched for files, and an unreadable folder shows none
-        if said := barred(part):
-            raise DataError(said)
     info = _read_info(folder, fps)
     arm = _family_of(info) if arm is None else arm
     columns = _check_features(folder, info, cameras, arm)
@@ -82,9 +79,7 @@ def load(
         raise DataError(f"{folder} holds no episodes{f' in split {split!r}' if split else ''}: collect or record some.")
     tables, state, action = _read_rows(folder, info, chosen, columns)
     _check_units(folder, units, state, action)
-    extra, seal = extra_columns(folder, chosen), seal_of(folder)
-    if seal is not None:  # after the checks above, whose sentences say more
-        check_seal(folder, seal, info, [*sorted((folder / "meta/episodes").rglob("*.parquet")), *tables])
+    extra, seal = extra_columns(folder, chosen), _check_sealed(folder, info, tables)
     if units == "degrees":
         state, action = (arm.from_lerobot(x).astype(np.float32) for x in (state, action))
     if _schema(folder) == 1:
@@ -134,6 +129,9 @@ def _schema(folder: Path) -> int | None:
 
 
 def _read_info(folder: Path, fps: float | None) -> dict[str, Any]:
+    for part in (folder, folder / "meta/episodes"):  # searched for files, and an unreadable folder shows none
+        if said := barred(part):
+            raise DataError(said)
     if not (folder / INFO).exists():
         raise DataError(f"{folder} holds no finished dataset: collect one with `harmowam collect --out {folder}`.")
     info = read_json(folder / INFO)
@@ -272,6 +270,15 @@ def _rows_by_episode(path: Path, columns: Columns) -> dict[int, tuple[np.ndarray
     values = [vectors(path, table, c, columns[c][0])[order][:, columns[c][1]] for c in VECTORS]
     numbers, first = np.unique(episode[order], return_index=True)
     return {int(n): (values[0][a:b], values[1][a:b]) for n, a, b in zip(numbers, first, [*first[1:], len(order)])}
+
+
+def _check_sealed(folder: Path, info: Mapping[str, Any], tables: Sequence[Path]) -> Mapping[str, str] | None:
+    """The dataset's seal, if it has one, after a look at `info` and the tables; after other checks, whose sentences say
+    more."""
+    seal = seal_of(folder)
+    if seal is not None:
+        check_seal(folder, seal, info, [*sorted((folder / "meta/episodes").rglob("*.parquet")), *tables])
+    return seal
 
 
 def _check_units(folder: Path, units: str | None, *vectors: np.ndarray) -> None:
