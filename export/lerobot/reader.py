@@ -84,8 +84,7 @@ def load(
         state, action = (arm.from_lerobot(x).astype(np.float32) for x in (state, action))
     if _schema(folder) == 1:
         state, action = (ARM.from_mirrored(x).astype(np.float32) for x in (state, action))
-    images: dict[str, np.ndarray] = {}
-    geometry: dict[str, Camera] = {}
+    images, geometry = dict[str, np.ndarray](), dict[str, Camera]()
     with tqdm(total=len(state) * len(cameras), unit=" pictures", desc=f"reading {folder}", delay=1) as bar:
         for name in cameras:
             geometry[name], _ = geometry_of(stored[name])
