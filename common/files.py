@@ -1,9 +1,11 @@
-"""Whole-file writes: a file has its new content or its old one, never a part. In the lowest package because all
-packages write files."""
+"""Whole-file writes: a file has its new content or its old one, never a part. And why a file does not open. In the
+lowest package because all packages read and write files."""
 
 from __future__ import annotations
 
 import os
+import pwd
+import shlex
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,3 +38,40 @@ def write_whole(path: Path, content: bytes | str | Iterable[str], mode: int = 0o
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def must_open(path: Path) -> None:
+    """Raises OSError, with its file, where `path` does not open for reading. For before a library that takes whatever
+    goes wrong for a file that is absent or damaged."""
+    with open(path, "rb"):
+        pass
+
+
+def barred(path: str | Path) -> str:
+    """One sentence where this process may not read the file or folder at `path`, or not enter a folder above it, and
+    the command that allows it; "" where it may, and for devices, sockets and what is not there."""
+    real = Path(os.path.realpath(path))
+    for at in (*reversed(real.parents), real):
+        if not os.path.lexists(at):
+            return ""
+        folder = at.is_dir()
+        if at == real and not folder and not at.is_file():
+            return ""
+        need = (os.X_OK if folder else 0) | (os.R_OK if at == real else 0)
+        if not os.access(at, need):
+            break
+    else:
+        return ""
+    user, owner = os.geteuid(), at.stat().st_uid
+    who, how = ("u", "chmod") if user == owner else ("a", "sudo chmod")
+    change = f"{how} -R {who}+rX" if folder and at == real else f"{how} {who}+{'x' if folder else 'r'}"
+    other = "" if user == owner else f", or run this as its owner, {_named(owner)}"
+    verb = "read" if at == real else "entered"
+    return f"{at} may not be {verb} by the user {_named(user)}: run `{change} {shlex.quote(str(at))}`{other}."
+
+
+def _named(user: int) -> str:
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return str(user)

@@ -11,7 +11,7 @@ from harmowam.options import errors, json_option, say, write_json
 
 
 @click.command(short_help="Build TensorRT engines from a bundle on this machine.")
-@click.argument("bundle", type=click.Path(path_type=Path), default=Path("out/so101.bundle"))
+@click.argument("bundle", type=click.Path(readable=False, path_type=Path), default=Path("out/so101.bundle"))
 @click.option("--memory-mb", type=click.IntRange(min=64), default=1024, show_default=True, help="Builder's workspace.")
 @click.option("--builds", type=click.IntRange(1, 10), default=2, show_default=True, help="Keep the fastest of so many.")
 @click.option(
