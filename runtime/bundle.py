@@ -38,10 +38,11 @@ def sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle on disk."""
+    """A verified bundle on disk. `digest`: the SHA-256 of its manifest's meaning, and so of every file's hash."""
 
     path: Path
     manifest: Manifest
+    digest: str
 
     @classmethod
     def load(cls, path: Path) -> Bundle:
@@ -62,12 +63,12 @@ class Bundle:
                 "or name another with --bundle."
             )
         again = "copy it again from the workstation, or export it again."
-        manifest = _read(path, again)
-        for name, digest in manifest.files.items():
+        manifest, digest = _read(path, again)
+        for name, wanted in manifest.files.items():
             file = path / name
             if not file.is_file():
                 raise BundleError(f"{path} is incomplete, {name} is missing: {again}")
-            if sha256(file) != digest:
+            if sha256(file) != wanted:
                 raise BundleError(f"{path} is damaged, {name} does not match its hash: {again}")
         unhashed = [e.file for e in manifest.engines.values() if e.file not in manifest.files]
         if unhashed:
@@ -78,7 +79,7 @@ class Bundle:
                 "(what failed is in reports/parity.json under 'missed').",
                 path,
             )
-        return cls(path, manifest)
+        return cls(path, manifest, digest)
 
     @property
     def family(self) -> Family:
@@ -138,8 +139,9 @@ class Bundle:
         return OrtEngine(self.path / spec.file, threads, providers[backend])
 
 
-def _read(path: Path, again: str) -> Manifest:
-    """The manifest of the bundle `path`. Raises BundleError: damaged, of another schema, for another arm."""
+def _read(path: Path, again: str) -> tuple[Manifest, str]:
+    """The manifest of the bundle `path`, and its own hash. Raises BundleError: damaged, of another schema, for another
+    arm."""
     file = path / "manifest.json"
     try:
         raw = _upgraded(parse_json(read_bounded(file, MOST_BYTES)))
@@ -166,7 +168,7 @@ def _read(path: Path, again: str) -> Manifest:
         raise BundleError(f"{file} is damaged ({e}): {again}") from e
     if digest != digest_of(raw):
         raise BundleError(f"{file} is damaged (it does not match its own hash): {again}")
-    return manifest
+    return manifest, digest
 
 
 def digest_of(manifest: dict[str, Any]) -> str:
