@@ -10,13 +10,22 @@ import click
 from harmowam.options import errors, json_option, write_json
 
 
-@click.group(short_help="What a bundle is.")
+@click.group(short_help="What a bundle is, and who signed it.")
 def bundle() -> None:
-    """Look at bundles."""
+    """Look at bundles, sign and verify them."""
 
 
 def _size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def _signature(found: dict[str, str]) -> str:
+    says = {
+        "none": "none",
+        "intact": "by the key {key}; whose that is, `harmowam bundle verify` says",
+        "broken": "BROKEN: {why}",
+    }
+    return says[found["state"]].format_map(found)
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -32,6 +41,7 @@ def _print(facts: dict[str, Any]) -> None:
         ("quantisation", f"{quantization.get('format', 'not said')}{target}{failed}"),
         ("licence", facts["licence"]),
         ("digest", facts["digest"]),
+        ("signature", _signature(facts["signature"])),
     ]
     for name, text in rows:
         click.echo(f"{name:14}{text}")
@@ -62,4 +72,48 @@ def show(bundle: Path, json_path: Path | None) -> None:
 
     facts = described(Bundle.load(bundle))
     _print(facts)
+    write_json(json_path, facts)
+
+
+@bundle.command(short_help="Sign a bundle with an OpenSSH key.")
+@click.argument("bundle", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="A private key of OpenSSH, or a public one whose other half an agent or a security key holds.",
+)
+@json_option
+@errors
+def sign(bundle: Path, key: Path, json_path: Path | None) -> None:
+    """Sign BUNDLE: `ssh-keygen -Y sign` over its manifest, which holds the hash of every file. The signature is the
+    file `signature` in it."""
+    from runtime import signing
+    from runtime.bundle import Bundle
+
+    opened = Bundle.load(bundle)
+    signed = signing.sign(bundle, key)
+    click.echo(f"signed {opened.manifest.name} ({opened.digest[:12]}) with {signed.key}")
+    write_json(json_path, {"digest": opened.digest, "key": signed.key, "signature": str(bundle / signing.SIGNATURE)})
+
+
+@bundle.command(short_help="Say who of a list of signers signed a bundle.")
+@click.argument("bundle", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.option(
+    "--signers",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Who is trusted: a line `NAME PUBLIC_KEY` each, OpenSSH's form for allowed signers (ssh-keygen(1)).",
+)
+@json_option
+@errors
+def verify(bundle: Path, signers: Path, json_path: Path | None) -> None:
+    """Check every file of BUNDLE, and that somebody of the signers file signed it."""
+    from runtime import signing
+    from runtime.bundle import Bundle
+
+    opened = Bundle.load(bundle, signing.Trust(signers))
+    signed = signing.verify(bundle, (bundle / signing.MANIFEST).read_bytes(), signers)
+    click.echo(f"{opened.manifest.name} ({opened.digest[:12]}) is signed by {signed.principal} with {signed.key}")
+    facts = {"digest": opened.digest, "principal": signed.principal, "key": signed.key, "signers": str(signers)}
     write_json(json_path, facts)

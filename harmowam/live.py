@@ -93,12 +93,12 @@ def live(
     mode in which the bundle's policy drives (None: its default). `faults`: NAME@SECONDS each, for the virtual servo
     bus. `began_s`: the instant from which the time to the first command is counted (default: now).
 
-    Raises BundleError, PolicyError, ComputeError, RobotError, CameraError, CalibrationError, ArmError or RunError, each
-    with one sentence and a next step.
+    Raises BundleError, SignatureError, PolicyError, ComputeError, RobotError, CameraError, CalibrationError, ArmError
+    or RunError, each with one sentence and a next step.
     """
     began = time.monotonic() if began_s is None else began_s
     _refuse_senseless(robot, seconds, port, record, log)
-    bundle = Bundle.load(bundle_path)
+    bundle = Bundle.load(bundle_path, robot.trust)
     bundle.check_arm(robot.arm.family, robot.path)
     run = _Run(robot, bundle, mode_of(bundle, policy), choose(bundle, robot.compute), task, record, began)
     _refuse_task(run)

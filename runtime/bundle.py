@@ -1,6 +1,7 @@
 """The bundle: the only thing that goes to the robot. Loading checks all of it; saving is atomic and repeatable.
 
-Layout: `manifest.json`, `onnx/*.onnx`, `samples.npz` (all hashed), `reports/` (measurements, outside the hashes).
+Layout: `manifest.json`, `onnx/*.onnx`, `samples.npz` (all hashed), `reports/` (measurements) and `signature`
+(`runtime.signing`), both outside the hashes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from common.schema import Malformed, parse_json, read_bounded, shaped, shown
 from firmware_bridge.arms import FAMILIES, Family
 from runtime.engines.onnx import Engine, EngineError, OrtEngine
 from runtime.manifest import SCHEMA, EngineFiles, Manifest
+from runtime.signing import MANIFEST, Trust, verify
 
 MOST_BYTES = 4 * 1024 * 1024  # of a manifest
 
@@ -38,22 +40,25 @@ def sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle on disk. `digest`: the SHA-256 of its manifest's meaning, and so of every file's hash."""
+    """A verified bundle on disk. `digest`: the SHA-256 of its manifest's meaning, and so of every file's hash. `trust`:
+    by what it was verified beyond its hashes, None where nothing was asked for."""
 
     path: Path
     manifest: Manifest
     digest: str
+    trust: Trust | None = None
 
     @classmethod
-    def load(cls, path: Path) -> Bundle:
-        """Raises BundleError when `path` is absent, damaged, incomplete or from a newer schema."""
+    def load(cls, path: Path, trust: Trust | None = None) -> Bundle:
+        """Raises BundleError when `path` is absent, damaged, incomplete or from a newer schema, and SignatureError when
+        `trust` does not cover it."""
         path = Path(path)
         try:
-            there = (path / "manifest.json").is_file()
+            there = (path / MANIFEST).is_file()
         except OSError as e:  # a name that is too long, a folder that may not be entered
             raise BundleError(f"{shown(str(path))} cannot be read ({e.strerror}): name another with --bundle.") from e
         if not there:
-            if not path.exists() and (_old(path) / "manifest.json").is_file():
+            if not path.exists() and (_old(path) / MANIFEST).is_file():
                 raise BundleError(
                     f"{path} is missing, for its replacement was interrupted: put the one before back with "
                     f"`mv {shlex.quote(str(_old(path)))} {shlex.quote(str(path))}`."
@@ -63,7 +68,7 @@ class Bundle:
                 "or name another with --bundle."
             )
         again = "copy it again from the workstation, or export it again."
-        manifest, digest = _read(path, again)
+        manifest, digest = _read(path, again, trust)
         for name, wanted in manifest.files.items():
             file = path / name
             if not file.is_file():
@@ -79,7 +84,7 @@ class Bundle:
                 "(what failed is in reports/parity.json under 'missed').",
                 path,
             )
-        return cls(path, manifest, digest)
+        return cls(path, manifest, digest, trust)
 
     @property
     def family(self) -> Family:
@@ -139,12 +144,15 @@ class Bundle:
         return OrtEngine(self.path / spec.file, threads, providers[backend])
 
 
-def _read(path: Path, again: str) -> tuple[Manifest, str]:
+def _read(path: Path, again: str, trust: Trust | None) -> tuple[Manifest, str]:
     """The manifest of the bundle `path`, and its own hash. Raises BundleError: damaged, of another schema, for another
-    arm."""
-    file = path / "manifest.json"
+    arm; SignatureError: not signed as `trust` asks for, which is known before anything of it is read."""
+    file = path / MANIFEST
     try:
-        raw = _upgraded(parse_json(read_bounded(file, MOST_BYTES)))
+        data = read_bounded(file, MOST_BYTES)
+        if trust is not None:
+            verify(path, data, trust.signers)
+        raw = _upgraded(parse_json(data))
         schema, family = raw["schema"], raw["arm_family"]
     except (OSError, TypeError) as e:
         raise BundleError(f"{file} is damaged ({e.strerror if isinstance(e, OSError) else 'no table'}): {again}") from e
@@ -197,7 +205,7 @@ def _old(out: Path) -> Path:
 
 def check_replaceable(out: Path) -> None:
     """Raise BundleError unless `out` is free, an empty folder or a bundle: `save_bundle` removes what is there."""
-    if out.exists() and not (out / "manifest.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and not (out / MANIFEST).is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise BundleError(f"{out} is there and is no bundle: name another --out, for it would be replaced.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +234,7 @@ def save_bundle(out: Path, manifest: Manifest, files: dict[str, Path], reports: 
         (partial / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, partial / name)
     plain = {**plain, "files": {name: sha256(partial / name) for name in sorted(files)}}
-    (partial / "manifest.json").write_text(sealed(plain))
+    (partial / MANIFEST).write_text(sealed(plain))
     for file in partial.rglob("*"):
         if file.is_file():
             with open(file, "rb+") as f:

@@ -6,11 +6,21 @@ import math
 from typing import Any
 
 from runtime.bundle import Bundle
+from runtime.signing import MANIFEST, SignatureError, looked_at
 
 
 def tasks(bundle: Bundle) -> list[dict[str, Any]]:
     """The instructions that `bundle` was exported with: `number` from 1 in the manifest's order, and `task`."""
     return [{"number": k, "task": text} for k, text in enumerate(bundle.manifest.tasks, 1)]
+
+
+def signature(bundle: Bundle) -> dict[str, str]:
+    """`state`: "none", "intact" (then `key`; whose it is, only a signers file says) or "broken" (then `why`)."""
+    try:
+        found = looked_at(bundle.path, (bundle.path / MANIFEST).read_bytes())
+    except SignatureError as e:
+        return {"state": "broken", "why": str(e)}
+    return {"state": "none"} if found is None else {"state": "intact", "key": found.key}
 
 
 def described(bundle: Bundle) -> dict[str, Any]:
@@ -22,6 +32,7 @@ def described(bundle: Bundle) -> dict[str, Any]:
         "name": m.name,
         "schema": m.schema,
         "digest": bundle.digest,
+        "signature": signature(bundle),
         "kind": m.policy.kind,
         "arm_family": m.arm_family,
         "licence": m.licence,
