@@ -136,7 +136,8 @@ class Bundle:
             from runtime.engines.built import URGENT, built_engine, this_board
             from runtime.engines.tensorrt import TensorRTEngine
 
-            path, compatible = built_engine(self.path, name, self.manifest.files[spec.file], this_board())
+            onnx = self.manifest.files[spec.file]
+            path, compatible = built_engine(self.path, name, onnx, this_board(), self.trust)
             return TensorRTEngine(path, urgent=name in URGENT, version_compatible=compatible)
         providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
         if backend not in providers:

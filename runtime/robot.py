@@ -202,6 +202,7 @@ class TrustTable(Shape, frozen=True):
     """[trust]: see `runtime.signing.Trust`; files beside the robot file, or anywhere."""
 
     signers: File
+    engines: File | None = None
 
 
 class RobotFile(Shape, frozen=True):
@@ -273,8 +274,15 @@ def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
         FAMILIES[file.family],
         measured,
         file.compute,
-        Trust(path.parent / file.trust.signers) if file.trust else None,
+        trust(file.trust, path.parent),
     )
+
+
+def trust(table: TrustTable | None, folder: Path) -> Trust | None:
+    """What [trust] says, its files beside the robot file in `folder`."""
+    if table is None:
+        return None
+    return Trust(folder / table.signers, folder / table.engines if table.engines else None)
 
 
 def arm_config(file: RobotFile) -> ArmConfig:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 from runtime.doctor.finding import Finding
+from runtime.engines.listed import reach
 from runtime.robot import Robot
 
 
@@ -27,3 +28,9 @@ def trust(robot: Robot) -> Iterator[Finding]:
         yield Finding("signatures", "warn", f"asked for, but this user may add signers to {signers}", mend)
     else:
         yield Finding("signatures", "ok", f"bundles must be signed by somebody of {signers}")
+    if engines := robot.trust.engines:
+        why, _, mend = reach(engines).partition(": ")
+        if why:
+            yield Finding("listed engines", "bad", f"{engines} protects nothing, for {why}", mend)
+        else:
+            yield Finding("listed engines", "ok", f"{engines} is out of this user's reach")
