@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from harmowam.options import errors, json_option, write_json
+from harmowam.options import UserError, errors, json_option, write_json
+
+if TYPE_CHECKING:
+    from runtime.bundle import Bundle
+    from runtime.robot import Robot
 
 
-@click.group(short_help="What a bundle is, and who signed it.")
+@click.group(short_help="What a bundle is, who signed it, which one is current.")
 def bundle() -> None:
-    """Look at bundles, sign and verify them."""
+    """Look at bundles, sign and verify them, and change the one that a robot runs."""
 
 
 def _size(count: int) -> str:
@@ -116,4 +120,70 @@ def verify(bundle: Path, signers: Path, json_path: Path | None) -> None:
     signed = signing.verify(bundle, (bundle / signing.MANIFEST).read_bytes(), signers)
     click.echo(f"{opened.manifest.name} ({opened.digest[:12]}) is signed by {signed.principal} with {signed.key}")
     facts = {"digest": opened.digest, "principal": signed.principal, "key": signed.key, "signers": str(signers)}
+    write_json(json_path, facts)
+
+
+to_option = click.option(
+    "--to",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Folder that holds the current bundle and the one before (default: 'bundles' of the robot file).",
+)
+where_option = click.option("--robot", help="A robot file: its 'bundles', its [trust], and what a bundle has to fit.")
+
+
+def _place(robot: str | None, folder: Path | None) -> tuple[Robot | None, Path]:
+    """The robot, where one is named, and the folder of its bundles; raises UserError without any."""
+    from runtime.robot import load_robot
+
+    described = None if robot is None else load_robot(robot)
+    folder = folder or (described.bundles if described else None)
+    if folder is None:
+        raise UserError(
+            'no folder is named to keep bundles in: name one with --to, or a robot file with `bundles = "FOLDER"` with '
+            "--robot."
+        )
+    return described, folder
+
+
+@bundle.command(short_help="Make a bundle the one that a robot runs.")
+@click.argument("bundle", metavar="BUNDLE", type=click.Path(path_type=Path))
+@where_option
+@to_option
+@json_option
+@errors
+def promote(bundle: Path, robot: str | None, folder: Path | None, json_path: Path | None) -> None:
+    """Copy BUNDLE into a folder on the robot and make it `current` there, in one step; keep the last good one. Then
+    `harmowam run --bundle FOLDER/current`."""
+    from runtime import promotion
+    from runtime.bundle import Bundle
+
+    described, to = _place(robot, folder)
+    opened = Bundle.load(bundle, described.trust if described else None)
+    if described is not None:
+        opened.check_arm(described.arm.family, described.path)
+    _tell(promotion.promote(opened, to), to, json_path)
+
+
+@bundle.command(short_help="Go back to the bundle before.")
+@where_option
+@to_option
+@json_option
+@errors
+def rollback(robot: str | None, folder: Path | None, json_path: Path | None) -> None:
+    """Make the bundle before `current` again, and keep the other as the one before."""
+    from runtime import promotion
+
+    described, where = _place(robot, folder)
+    _tell(promotion.rollback(where, described.trust if described else None), where, json_path)
+
+
+def _tell(current: Bundle, folder: Path, json_path: Path | None) -> None:
+    """Which bundle is current, and which the one before."""
+    from runtime import promotion
+
+    before = promotion.before(folder)
+    click.echo(f"current: {current.manifest.name} ({current.digest[:12]}), {folder / 'current'}")
+    click.echo(f"before: {before}" if before else "before: none")
+    facts = {"current": str(current.path), "digest": current.digest, "previous": str(before) if before else None}
     write_json(json_path, facts)

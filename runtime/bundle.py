@@ -10,7 +10,6 @@ import difflib
 import hashlib
 import json
 import logging
-import os
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import msgspec
 import numpy as np
 
 from common.errors import Mendable
+from common.files import sync
 from common.schema import Malformed, parse_json, read_bounded, shaped, shown
 from firmware_bridge.arms import FAMILIES, Family
 from runtime.engines.onnx import Engine, EngineError, OrtEngine
@@ -51,9 +51,11 @@ class Bundle:
     @classmethod
     def load(cls, path: Path, trust: Trust | None = None) -> Bundle:
         """Raises BundleError when `path` is absent, damaged, incomplete or from a newer schema, and SignatureError when
-        `trust` does not cover it."""
+        `trust` does not cover it. A link (`current` of `runtime.promotion`) is followed once: the bundle stays the one
+        that it was when it was opened."""
         path = Path(path)
         try:
+            path = path.resolve() if path.is_symlink() else path
             there = (path / MANIFEST).is_file()
         except OSError as e:  # a name that is too long, a folder that may not be entered
             raise BundleError(f"{shown(str(path))} cannot be read ({e.strerror}): name another with --bundle.") from e
@@ -237,9 +239,7 @@ def save_bundle(out: Path, manifest: Manifest, files: dict[str, Path], reports: 
     plain = {**plain, "files": {name: sha256(partial / name) for name in sorted(files)}}
     (partial / MANIFEST).write_text(sealed(plain))
     for file in partial.rglob("*"):
-        if file.is_file():
-            with open(file, "rb+") as f:
-                os.fsync(f.fileno())
+        sync(file)
     old = _old(out)
     if out.exists():  # else the bundle that an interrupted write left at `old` is the only one
         shutil.rmtree(old, ignore_errors=True)

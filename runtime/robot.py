@@ -51,7 +51,8 @@ class CameraConfig:
 
 @dataclass(frozen=True)
 class Robot:
-    """Everything about one robot that is not learned. `trust`: whose bundles it runs, None for anybody's."""
+    """Everything about one robot that is not learned. `trust`: whose bundles it runs, None for anybody's. `bundles`:
+    where it keeps its current bundle and the one before (`runtime.promotion`), None where the file does not say."""
 
     name: str
     path: Path
@@ -65,6 +66,7 @@ class Robot:
     joints_measured: bool = False  # zeros and ranges come from a joint calibration
     compute: Compute = field(default_factory=Compute)
     trust: Trust | None = None
+    bundles: Path | None = None
 
 
 # The ranges are those of arms on a desk: wide enough for every arm that we know of, narrow enough to find a misprint.
@@ -217,6 +219,7 @@ class RobotFile(Shape, frozen=True):
     simulated: bool = False
     compute: Compute = msgspec.field(default_factory=Compute)
     trust: TrustTable | None = None
+    bundles: File | None = None
 
     def __post_init__(self) -> None:
         family = FAMILIES.get(self.family)
@@ -275,6 +278,7 @@ def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
         measured,
         file.compute,
         trust(file.trust, path.parent),
+        path.parent / file.bundles if file.bundles else None,
     )
 
 
