@@ -161,7 +161,7 @@ def promote(bundle: Path, robot: str | None, folder: Path | None, json_path: Pat
     described, to = _place(robot, folder)
     opened = Bundle.load(bundle, described.trust if described else None)
     if described is not None:
-        opened.check_arm(described.arm.family, described.path)
+        opened.check_arm(described.arm, described.path)
     _tell(promotion.promote(opened, to), to, json_path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import subprocess
@@ -99,7 +100,7 @@ def live(
     began = time.monotonic() if began_s is None else began_s
     _refuse_senseless(robot, seconds, port, record, log)
     bundle = Bundle.load(bundle_path, robot.trust)
-    bundle.check_arm(robot.arm.family, robot.path)
+    robot = dataclasses.replace(robot, arm=bundle.check_arm(robot.arm, robot.path))
     run = _Run(robot, bundle, mode_of(bundle, policy), choose(bundle, robot.compute), task, record, began)
     _refuse_task(run)
     if run.compute.note:

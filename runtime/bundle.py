@@ -6,6 +6,7 @@ Layout: `manifest.json`, `onnx/*.onnx`, `samples.npz` (all hashed), `reports/` (
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -23,11 +24,17 @@ from common.errors import Mendable
 from common.files import sync
 from common.schema import Malformed, parse_json, read_bounded, shaped, shown
 from firmware_bridge.arms import FAMILIES, Family
+from firmware_bridge.motion.config import ArmConfig
 from runtime.engines.onnx import Engine, EngineError, OrtEngine
 from runtime.manifest import SCHEMA, EngineFiles, Manifest
 from runtime.signing import MANIFEST, Trust, verify
 
 MOST_BYTES = 4 * 1024 * 1024  # of a manifest
+LINKS_APART = 0.005  # m
+# Of the narrower of two ranges of one joint. Stops differ by less from arm to arm; a joint that is measured the wrong
+# way round, or a quarter of a turn off, leaves less.
+LEAST_SHARE = 0.5
+LEAST_RAD = 0.1  # a joint that turns by less stands still; a joint calibration gives every joint 0.4 and more
 
 
 class BundleError(Mendable):
@@ -93,14 +100,44 @@ class Bundle:
         """The arm family, with the link lengths, that the bundle was made for."""
         return FAMILIES[self.manifest.arm_family].with_links(self.manifest.links)
 
-    def check_arm(self, family: str, robot: Path) -> None:
-        """Raises BundleError when the robot of that file is of another family than the bundle was made for."""
-        if family != self.manifest.arm_family:
+    def check_arm(self, arm: ArmConfig, robot: Path) -> ArmConfig:
+        """The robot of that file, whose `arm` this is, within the tighter of its own joint limits and the bundle's.
+
+        Raises BundleError when it is of another family than the bundle was made for, when links differ by more than
+        LINKS_APART, when hardly anything is left of a joint's range, or not the rest pose.
+        """
+        if arm.family != self.manifest.arm_family:
             raise BundleError(
                 f"{self.path} was made for arms of the family '{self.manifest.arm_family}', {robot} is one of "
-                f"'{family}': "
-                "name another bundle with --bundle, or another robot with --robot."
+                f"'{arm.family}': name another bundle with --bundle, or another robot with --robot."
             )
+        own = FAMILIES[arm.family]
+        if (apart := _tools_apart(self.family, own)) > LINKS_APART:
+            name = max(own.lengths, key=lambda k: abs(self.manifest.links[k] - own.lengths[k]))
+            raise BundleError(
+                f"{self.path} was made for an arm whose tool may be {1000 * apart:.0f} mm from where this robot's is "
+                f"('links.{name}' is {self.manifest.links[name]:.4f} m there, {own.lengths[name]:.4f} m here): export "
+                "it again with this version, or name another with --bundle."
+            )
+        ends = [self._joint(k, arm, robot) for k in range(len(arm.joints))]
+        return dataclasses.replace(arm, lower=tuple(a for a, _ in ends), upper=tuple(b for _, b in ends))
+
+    def _joint(self, k: int, arm: ArmConfig, robot: Path) -> tuple[float, float]:
+        """The limits (rad) of joint number `k` that bundle and robot both keep. Raises BundleError."""
+        j, low, high = self.manifest.joints[k], arm.lower[k], arm.upper[k]
+        lower, upper = max(j.lower, low), min(j.upper, high)
+        if upper - lower < max(LEAST_RAD, LEAST_SHARE * min(j.upper - j.lower, high - low)):
+            raise BundleError(
+                f"{self.path} moves {j.name} from {j.lower:.2f} to {j.upper:.2f} rad, {robot} from {low:.2f} to "
+                f"{high:.2f}, and they have too little in common: correct the limits there, calibrate the joint "
+                "again, or name another bundle with --bundle."
+            )
+        if not lower <= arm.rest[k] <= upper:
+            raise BundleError(
+                f"{robot} puts {j.name} at {arm.rest[k]:.2f} rad to rest, and {self.path} moves it from {j.lower:.2f} "
+                f"to {j.upper:.2f} only: correct 'rest' there, or name another bundle with --bundle."
+            )
+        return lower, upper
 
     def task(self, text: str) -> np.ndarray:
         """Embedding float32[E] of an instruction; raises BundleError for a text the bundle was not exported with."""
@@ -145,6 +182,13 @@ class Bundle:
         if backend not in providers:
             raise EngineError(f"the engine '{backend}' is unknown: use cpu, cuda or tensorrt.")
         return OrtEngine(self.path / spec.file, threads, providers[backend])
+
+
+def _tools_apart(a: Family, b: Family) -> float:
+    """How far apart, in m, the tools of two arms of one family can be at the same joint angles: the sum of what their
+    links differ by, for some pose points all of that the same way."""
+    ends = [(np.array([*(link.at for link in f.chain), f.tcp])) for f in (a, b)]
+    return float(np.linalg.norm(ends[0] - ends[1], axis=1).sum())
 
 
 def _read(path: Path, again: str, trust: Trust | None) -> tuple[Manifest, str]:

@@ -10,8 +10,9 @@ from runtime.signing import MANIFEST, SignatureError, looked_at
 
 
 def tasks(bundle: Bundle) -> list[dict[str, Any]]:
-    """The instructions that `bundle` was exported with: `number` from 1 in the manifest's order, and `task`."""
-    return [{"number": k, "task": text} for k, text in enumerate(bundle.manifest.tasks, 1)]
+    """The instructions that `bundle` was exported with: `number` from 1 in alphabetical order, and `task`.
+    Each has an embedding of its own."""
+    return [{"number": k, "task": text} for k, text in enumerate(sorted(bundle.manifest.tasks), 1)]
 
 
 def signature(bundle: Bundle) -> dict[str, str]:

@@ -235,7 +235,8 @@ def _refuse_unfit(policy: str, path: Path, shared: bool, texts: Sequence[str]) -
             "by itself."
         )
     bundle = Bundle.load(path)
-    bundle.check_arm(ARM.NAME, load_robot(f"sim_{ARM.NAME}").path)
+    own = load_robot(f"sim_{ARM.NAME}")
+    bundle.check_arm(own.arm, own.path)
     kind_of(bundle)
     for text in texts:
         bundle.task(text)
