@@ -171,17 +171,17 @@ class Bundle:
         return engine
 
     def _open(self, name: str, spec: EngineFiles, threads: int, backend: str) -> Engine:
+        onnx = self.manifest.files[spec.file]
         if backend == "tensorrt":
             from runtime.engines.built import URGENT, built_engine, this_board
             from runtime.engines.tensorrt import TensorRTEngine
 
-            onnx = self.manifest.files[spec.file]
-            path, compatible = built_engine(self.path, name, onnx, this_board(), self.trust)
-            return TensorRTEngine(path, urgent=name in URGENT, version_compatible=compatible)
+            path, compatible, digest = built_engine(self.path, name, onnx, this_board(), self.trust)
+            return TensorRTEngine(path, urgent=name in URGENT, version_compatible=compatible, digest=digest)
         providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
         if backend not in providers:
             raise EngineError(f"the engine '{backend}' is unknown: use cpu, cuda or tensorrt.")
-        return OrtEngine(self.path / spec.file, threads, providers[backend])
+        return OrtEngine(self.path / spec.file, threads, providers[backend], digest=onnx)
 
 
 def _tools_apart(a: Family, b: Family) -> float:

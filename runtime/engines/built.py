@@ -6,6 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from common.schema import Malformed, parse_json, read_bounded
 from runtime.engines.cuda import Cuda, CudaError
@@ -55,12 +56,17 @@ def this_board() -> Board:
     return Board(cuda.name(), "".join(map(str, cuda.capability())), version, jetpack, module, cuda.multiprocessors())
 
 
-def built_engine(
-    bundle: Path, name: str, onnx_sha256: str, board: Board, trust: Trust | None = None
-) -> tuple[Path, bool]:
-    """The engine file of `bundle` for `board`, built from the ONNX file of that hash, and whether it is version
-    compatible. Raises EngineError, with the command that mends it, when it is absent, stale or damaged, and
-    UntrustedEngine when `trust` does not list it."""
+class Built(NamedTuple):
+    """An engine's file, whether it is version compatible, and its SHA-256."""
+
+    path: Path
+    version_compatible: bool
+    digest: str
+
+
+def built_engine(bundle: Path, name: str, onnx_sha256: str, board: Board, trust: Trust | None = None) -> Built:
+    """The engine file of `bundle` for `board`, built from the ONNX file of that hash. Raises EngineError, with the
+    command that mends it, when it is absent, stale or damaged, and UntrustedEngine when `trust` does not list it."""
     mend = f"run `harmowam build {bundle}` on this machine."
     folders = [bundle / "engines" / board.key(compatible) for compatible in (False, True)]
     folder = next((f for f in folders if (f / LISTING).is_file()), None)
@@ -84,4 +90,4 @@ def built_engine(
         raise EngineError(f"{path} is truncated or damaged: {mend}")
     if trust is not None:
         require_listed(trust, name, onnx_sha256, digest)
-    return path, compatible
+    return Built(path, compatible, digest)

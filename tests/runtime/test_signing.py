@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from runtime.bundle import Bundle
+from runtime.bundle import Bundle, BundleError
 from runtime.doctor.trust import trust as looked_at_by_the_doctor
 from runtime.robot import RobotError, load_robot
 from runtime.signing import NAMESPACE, SignatureError, Trust
@@ -231,6 +231,14 @@ def test_what_is_exchanged_while_its_signature_is_looked_at_is_not_taken(signed,
     assert Bundle.load(signed, Trust(signers)).manifest == whole
     with pytest.raises(SignatureError, match="does not fit"):
         Bundle.load(signed, Trust(signers))
+
+
+def test_an_engine_that_is_exchanged_after_the_look_at_its_hash_is_not_loaded(signed, signers):
+    opened = Bundle.load(signed, Trust(signers))
+    with_another_engine(signed, None)
+    with pytest.raises(BundleError, match=r"fast\.onnx was exchanged while it was opened"):
+        opened.engine("fast")
+    assert opened.engine("decoder").inputs
 
 
 def test_trust_without_a_signature_is_an_error_of_its_own(bundle, signers):
