@@ -44,9 +44,13 @@ def promote(bundle: Bundle, folder: Path) -> Bundle:
         _sweep(folder, kept)
         number = _next(folder)
         partial = folder / BUNDLES / f".{number}.partial"
-        with _told(folder):
-            _copy(bundle, partial)
-        Bundle.load(partial, bundle.trust)
+        try:
+            with _told(folder):
+                _copy(bundle, partial)
+            Bundle.load(partial, bundle.trust)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         with _told(folder):
             place = folder / BUNDLES / f"{number}-{bundle.digest[:12]}"
             partial.rename(place)

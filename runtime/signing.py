@@ -119,7 +119,8 @@ def verify(bundle: Path, manifest: bytes, signers: Path) -> Signed:
     with _copy(file) as signature:
         found = _intact(bundle, signature, manifest)
         code, names, said = _ssh_keygen(["-Y", "find-principals", "-s", signature, "-f", signers])
-        principals = names.decode(errors="replace").splitlines()
+        # One a line, or by commas in older releases of OpenSSH; a name holds no comma.
+        principals = [name for name in re.split("[,\n]", names.decode(errors="replace").strip()) if name]
         if code or not principals:
             raise SignatureError(
                 f"{bundle} is signed by the key {found.key}, which {signers} does not list ({said}): add its signer's "

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +159,20 @@ def test_a_folder_in_use_or_for_other_things_is_left_alone(made, folder, tmp_pat
             with pytest.raises(PromotionError, match="another process changes"):
                 work()
     assert names(folder) == ["a", None]
+
+
+def test_what_does_not_fit_on_the_disk_leaves_nothing(made, folder):
+    """A limit of the size of files stands for a full disk."""
+    promote(Bundle.load(made("a")), folder)
+    bundle = Bundle.load(made("b"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
+    try:
+        with pytest.raises(PromotionError, match=r"cannot be written \(File too large\): make room there"):
+            promote(bundle, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(folder) == ["a", None] and len(copies(folder)) == 1
 
 
 def test_promote_and_roll_back_from_the_command_line(made, tmp_path):
