@@ -10,8 +10,7 @@ from runtime.signing import MANIFEST, SignatureError, looked_at
 
 
 def tasks(bundle: Bundle) -> list[dict[str, Any]]:
-    """The instructions that `bundle` was exported with: `number` from 1 in alphabetical order, and `task`.
-    Each has an embedding of its own."""
+    """The instructions that `bundle` was exported with: `number` from 1 in alphabetical order, and `task`."""
     return [{"number": k, "task": text} for k, text in enumerate(sorted(bundle.manifest.tasks), 1)]
 
 

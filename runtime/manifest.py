@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from msgspec import Meta, field
 
 from calibration.camera import CalibrationError, Camera
-from common.schema import Digest, Name, Shape, Text, shown
+from common.schema import Digest, Name, Shape, Text
 from firmware_bridge.arms import FAMILIES, beyond
 
 SCHEMA = 3  # with a hash of its own; 2 named rates and the parts of proprio, which nothing reads
@@ -129,8 +129,6 @@ class Manifest(Shape, frozen=True, kw_only=True):
         sizes = {len(t) for t in self.tasks.values()}
         if len(sizes) > 1:
             raise ValueError("'tasks' must hold equally many numbers each")
-        if any("text" in engine.inputs for engine in self.engines.values()):
-            self._tasks_differ()
         self._cameras_fit()
         for name, engine in self.engines.items():
             self._engine_fits(name, engine, next(iter(sizes)))
@@ -159,15 +157,6 @@ class Manifest(Shape, frozen=True, kw_only=True):
                 raise ValueError(
                     f"'links.{name}' must be a number from {metres - LINK_SLACK:.4f} to {metres + LINK_SLACK:.4f} (m), "
                     f"not {self.links[name]:g}"
-                )
-
-    def _tasks_differ(self) -> None:
-        """Raises ValueError for two instructions of one embedding: to an engine that takes it they are the same."""
-        known: dict[tuple[float, ...], str] = {}
-        for task, numbers in self.tasks.items():
-            if (other := known.setdefault(tuple(numbers), task)) != task:
-                raise ValueError(
-                    f"'tasks' must tell '{shown(other)}' and '{shown(task)}' apart: they hold the same numbers"
                 )
 
     def _cameras_fit(self) -> None:
