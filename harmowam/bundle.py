@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harmowam.options import UserError, errors, json_option, write_json
+from harmowam.options import UserError, errors, json_option, printable, write_json
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
@@ -47,21 +47,18 @@ def _print(facts: dict[str, Any]) -> None:
         ("digest", facts["digest"]),
         ("signature", _signature(facts["signature"])),
     ]
-    for name, text in rows:
-        click.echo(f"{name:14}{text}")
     for engine in facts["engines"]:
         takes = ", ".join(f"{k} {shape}" for k, shape in engine["inputs"].items())
-        click.echo(
-            f"engine        {engine['name']}, {_size(engine['bytes'])}: {takes} -> {', '.join(engine['outputs'])}"
-        )
-    for folder in facts["built"]:
-        click.echo(f"built         {folder}")
-    for camera in facts["cameras"]:
-        click.echo(f"camera        {camera['name']}, {camera['width']} x {camera['height']} pixels")
-    for joint in facts["joints"]:
-        click.echo(f"joint         {joint['name']:16}{joint['lower_deg']:8.1f} to {joint['upper_deg']:6.1f} degrees")
-    for task in facts["tasks"]:
-        click.echo(f"task {task['number']:<9}{task['task']}")
+        gives = ", ".join(engine["outputs"])
+        rows.append(("engine", f"{engine['name']}, {_size(engine['bytes'])}: {takes} -> {gives}"))
+    rows += [("built", folder) for folder in facts["built"]]
+    rows += [("camera", f"{c['name']}, {c['width']} x {c['height']} pixels") for c in facts["cameras"]]
+    rows += [
+        ("joint", f"{j['name']:16}{j['lower_deg']:8.1f} to {j['upper_deg']:6.1f} degrees") for j in facts["joints"]
+    ]
+    rows += [(f"task {task['number']}", task["task"]) for task in facts["tasks"]]
+    for name, text in rows:
+        click.echo(f"{name:14}{printable(text)}")
 
 
 @bundle.command(short_help="What a bundle is, and what it needs.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from harmowam.options import errors, json_option, write_json
+from harmowam.options import errors, json_option, printable, write_json
 
 
 @click.command(short_help="The instructions that a bundle knows, one a line.")
@@ -20,5 +20,5 @@ def tasks(bundle: Path, json_path: Path | None) -> None:
 
     rows = describe.tasks(Bundle.load(bundle))
     for row in rows:
-        click.echo(f"{row['number']:3}  {row['task']}")
+        click.echo(f"{row['number']:3}  {printable(row['task'])}")
     write_json(json_path, {"tasks": rows})

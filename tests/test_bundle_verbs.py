@@ -41,6 +41,16 @@ def test_show_tells_a_bundle_that_failed_its_gates(bundle):
     assert "int8 qdq for tensorrt, FAILED the gates" in harmowam("bundle", "show", bundle).output
 
 
+def test_a_bundle_does_not_write_to_the_terminal(bundle):
+    """Its texts are somebody else's, and most of them are free."""
+    edit_manifest(bundle, lambda m: m["quantization"].update(format="fp32\x1b[2J"))
+    edit_manifest(bundle, lambda m: m.update(tasks={"take \x9b2J it": [0.1] * 32}))
+    for verb in (("bundle", "show"), ("tasks",)):
+        done = harmowam(*verb, bundle)
+        assert done.exit_code == 0 and all(line.isprintable() for line in done.output.splitlines())
+        assert "take \\x9b2J it" in done.output
+
+
 def test_tasks_are_numbered_one_a_line(bundle, tmp_path):
     done = harmowam("tasks", bundle, "--json", tmp_path / "t.json")
     assert done.output.splitlines() == ["  1  put the blue cube on the plate", f"  2  {TASK}"]
