@@ -33,11 +33,26 @@ def write_whole(path: Path, content: bytes | str | Iterable[str], mode: int = 0o
     except BaseException:
         Path(partial).unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)
+
+
+def link_whole(path: Path, target: str) -> None:
+    """Make `path` a symbolic link to `target`, or exchange the link that is there, in one step; fsync the folder.
+    Raises OSError (a kill leaves `.NAME.partial`)."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(target)
+    os.replace(partial, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder: what was written, renamed or removed there outlasts a power cut. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(fd)
     finally:
-        os.close(folder)
+        os.close(fd)
 
 
 def must_open(path: Path) -> None:

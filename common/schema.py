@@ -41,6 +41,8 @@ Name = Annotated[
     ),
 ]
 
+Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z", description="a SHA-256")]
+
 
 class Malformed(Exception):
     """What is wrong with a file; the caller adds the file's name and the next step."""

@@ -37,6 +37,7 @@ class Verbs(click.Group):
     groups: ClassVar = {
         "average": "harmowam.train",
         "build": "harmowam.build",
+        "bundle": "harmowam.bundle",
         "bus": "harmowam.bus",
         "calibrate": "harmowam.calibrate",
         "certify": "harmowam.export",
@@ -48,6 +49,7 @@ class Verbs(click.Group):
         "replay": "harmowam.replay",
         "report": "harmowam.report",
         "search-recipe": "harmowam.export",
+        "tasks": "harmowam.tasks",
         "train": "harmowam.train",
     }
 

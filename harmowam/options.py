@@ -99,6 +99,11 @@ def told(command: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         raise
 
 
+def printable(text: str) -> str:
+    """Text of a file from outside, without what would move a terminal's cursor or change its colours."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def write_text(path: Path, text: str) -> None:
     """Write the whole file or nothing; raises UserError."""
     try:

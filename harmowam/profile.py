@@ -169,7 +169,7 @@ def profile(
 
     other = None if against is None else _read(against)
     described = with_fps(with_engine(load_robot(robot), engine), fps, camera_fps)
-    injected = _injected(inject, kind_of(Bundle.load(bundle)).stages) if inject else {}
+    injected = _injected(inject, kind_of(Bundle.load(bundle, described.trust)).stages) if inject else {}
     if out is not None:
         make_folder(out, "--out")
     before = board()
