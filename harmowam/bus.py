@@ -307,7 +307,8 @@ def check(robot: str, port: str | None, fix: bool, json_path: Path | None) -> No
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @errors
 def set_id(port: str, baud: tuple[int, ...], protocol: str, new: int, yes: bool) -> None:
-    """Give one servo a new id: connect it alone, and confirm."""
+    """Give one servo a new id: connect it alone, and confirm. To be sure that it is alone, every id is asked at every
+    baud rate, which takes most of a minute; --protocol and --baud shorten it."""
     from firmware_bridge import service
     from firmware_bridge.bus.master import Bus
     from firmware_bridge.bus.port import Port

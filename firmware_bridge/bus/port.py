@@ -136,7 +136,7 @@ class Port:
             s = serial.Serial(path, baud, timeout=0, exclusive=True)
         except serial.SerialException as e:
             raise _refusal(path, e) from e
-        except (ValueError, termios.error) as e:
+        except (ValueError, OverflowError, termios.error) as e:
             raise RateError(f"the adapter on {path} does not know {baud} baud: choose another rate.") from e
         try:
             fcntl.ioctl(s.fd, termios.TIOCEXCL)

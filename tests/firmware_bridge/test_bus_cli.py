@@ -149,6 +149,24 @@ def test_an_adapter_that_echoes_is_told_of_once(served):
         assert result.exit_code == 0 and result.stderr.count("sends back what it is given") == 1, result.output
 
 
+def test_a_rate_that_the_adapter_does_not_know_is_said_and_passed_over(served):
+    asked = (
+        "--port",
+        served[1].path,
+        "--protocol",
+        "feetech",
+        "--ids",
+        "9",
+        "--baud",
+        3_000_000_000,
+        "--baud",
+        500_000,
+    )
+    result = harmowam("scan", *asked)
+    assert result.exit_code == 2 and "does not know 3000000000 baud" in result.stderr, result.output
+    assert "feetech at 500000 baud" in result.stderr and "no servo answers" in result.stderr
+
+
 def test_another_baud_rate_finds_nobody_and_is_said(served):
     result = harmowam("scan", "--port", served[1].path, "--protocol", "feetech", "--baud", 115_200, "--ids", "1-3")
     assert result.exit_code == 2 and "no servo answers" in result.output
