@@ -62,7 +62,7 @@ def _print(facts: dict[str, Any]) -> None:
 
 
 @bundle.command(short_help="What a bundle is, and what it needs.")
-@click.argument("bundle", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.argument("bundle", metavar="BUNDLE", type=click.Path(readable=False, path_type=Path))
 @json_option
 @errors
 def show(bundle: Path, json_path: Path | None) -> None:
@@ -77,10 +77,10 @@ def show(bundle: Path, json_path: Path | None) -> None:
 
 
 @bundle.command(short_help="Sign a bundle with an OpenSSH key.")
-@click.argument("bundle", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.argument("bundle", metavar="BUNDLE", type=click.Path(readable=False, path_type=Path))
 @click.option(
     "--key",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     required=True,
     help="A private key of OpenSSH, or a public one whose other half an agent or a security key holds.",
 )
@@ -99,10 +99,10 @@ def sign(bundle: Path, key: Path, json_path: Path | None) -> None:
 
 
 @bundle.command(short_help="Say who of a list of signers signed a bundle.")
-@click.argument("bundle", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.argument("bundle", metavar="BUNDLE", type=click.Path(readable=False, path_type=Path))
 @click.option(
     "--signers",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     required=True,
     help="Who is trusted: a line `NAME PUBLIC_KEY` each, OpenSSH's form for allowed signers (ssh-keygen(1)).",
 )
@@ -123,7 +123,7 @@ def verify(bundle: Path, signers: Path, json_path: Path | None) -> None:
 to_option = click.option(
     "--to",
     "folder",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     help="Folder that holds the current bundle and the one before (default: 'bundles' of the robot file).",
 )
 where_option = click.option("--robot", help="A robot file: its 'bundles', its [trust], and what a bundle has to fit.")
@@ -144,7 +144,7 @@ def _place(robot: str | None, folder: Path | None) -> tuple[Robot | None, Path]:
 
 
 @bundle.command(short_help="Make a bundle the one that a robot runs.")
-@click.argument("bundle", metavar="BUNDLE", type=click.Path(path_type=Path))
+@click.argument("bundle", metavar="BUNDLE", type=click.Path(readable=False, path_type=Path))
 @where_option
 @to_option
 @json_option

@@ -10,7 +10,7 @@ from harmowam.options import errors, json_option, printable, write_json
 
 
 @click.command(short_help="The instructions that a bundle knows, one a line.")
-@click.argument("bundle", type=click.Path(path_type=Path), default=Path("out/so101.bundle"))
+@click.argument("bundle", type=click.Path(readable=False, path_type=Path), default=Path("out/so101.bundle"))
 @json_option
 @errors
 def tasks(bundle: Path, json_path: Path | None) -> None:
