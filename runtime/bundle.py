@@ -30,7 +30,7 @@ from runtime.manifest import SCHEMA, EngineFiles, Manifest
 from runtime.signing import MANIFEST, Trust, verify
 
 MOST_BYTES = 4 * 1024 * 1024  # of a manifest
-LINKS_APART = 0.005  # m
+LINKS_APART = 0.005  # m: success falls with 10 mm, hardly with 5 (docs/export.md)
 # Of the narrower of two ranges of one joint. Stops differ by less from arm to arm; a joint that is measured the wrong
 # way round, or a quarter of a turn off, leaves less.
 LEAST_SHARE = 0.5
