@@ -132,14 +132,11 @@ class Campaign:
         """Process id of `target` in a run; None while it has none."""
         if target == "policy":
             return run.pid
-        named = {"cameras": "runtime.cameras.process", "guard": "firmware_bridge.motion.guard"}
+        module = {"cameras": "runtime.cameras.process"}.get(target, "firmware_bridge.motion.guard")
         for pid in children(run.pid):
             with suppress(OSError):
-                command = Path(f"/proc/{pid}/cmdline").read_text()
-                if target == "motor" and named["guard"] in command:
-                    return next(iter(children(pid)), None)
-                if named.get(target, "-") in command:
-                    return pid
+                if module in Path(f"/proc/{pid}/cmdline").read_text():
+                    return next(iter(children(pid)), None) if target == "motor" else pid
         return None
 
     def trial(self, target: str, sent: str) -> Trial:
