@@ -121,6 +121,23 @@ install() { # EXTRAS
   printf '%s\n' "$want" >"$stamp"
 }
 
+# On a robot: the same versions as in the constraints, and nothing whose hash is not in the repository. (What builds pycuda, which has no wheel
+# for Arm, pip fetches by itself and without hashes.)
+install_locked() {
+  local python=.venv/bin/python version lock stamp=.venv/.installed want
+  version=$("$python" -c "$VERSION")
+  lock=constraints/robot-cp${version/./}.txt
+  [[ -f $lock ]] || die "There is no $lock: take JetPack's own Python, 3.10 (JetPack 6) or 3.12 (JetPack 7.2), and remove .venv first."
+  want="locked $(cat pyproject.toml "$lock" | cksum) $("$python" -c 'import sys; print(sys.version)' | tr '\n' ' ')$PWD"
+  if [[ -x .venv/bin/harmowam && -f $stamp && $(<"$stamp") == "$want" ]]; then
+    return
+  fi
+  say "What the robot needs, each file by its hash in $lock"
+  run "$python" -m pip install --require-hashes --requirement "$lock"
+  run "$python" -m pip install --no-deps --no-build-isolation --editable .
+  printf '%s\n' "$want" >"$stamp"
+}
+
 # Whether a picture comes out is what counts, not which packages are there.
 can_render() {
   .venv/bin/python - <<'PY'
@@ -211,7 +228,7 @@ cmd_jetson() {
   export PATH=$PATH:/usr/local/cuda/bin # nvcc, for pycuda
   command -v nvcc >/dev/null || die "nvcc is missing. Run this, then ./build.sh jetson again:  sudo apt-get install -y nvidia-jetpack"
   make_venv .venv --system-site-packages
-  install cpu,jetson
+  install_locked
   kernel
   run .venv/bin/harmowam build "$@"
 }

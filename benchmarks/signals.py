@@ -5,7 +5,8 @@ frames), waits a random time, and sends KILL, STOP followed by CONT, TERM or HUP
 process or the camera process. Then it asks three things:
 
 * safe: the torque ends in a ramp or at the rest pose; where it stays on, the exit code says so (7 or 8);
-* told: the exit code says what the arm does (docs/arm.md, "How a run ends"); a policy that was killed tells nothing;
+* told: the exit code says what the arm does (docs/arm.md, "How a run ends"); a policy that was killed tells nothing,
+  and one that is told to end while it is still loading its modules, before anything can move, ends by that signal;
 * next: another run starts, arms and ends at rest. While the arm is still lowered, it is refused with exit code 2.
 
 The bundle is a tiny untrained one of the tests; `--bundle` names another. Exit code 1 if a trial is not as it should
@@ -131,14 +132,11 @@ class Campaign:
         """Process id of `target` in a run; None while it has none."""
         if target == "policy":
             return run.pid
-        named = {"cameras": "runtime.cameras.process", "guard": "firmware_bridge.motion.guard"}
+        module = {"cameras": "runtime.cameras.process"}.get(target, "firmware_bridge.motion.guard")
         for pid in children(run.pid):
             with suppress(OSError):
-                command = Path(f"/proc/{pid}/cmdline").read_text()
-                if target == "motor" and named["guard"] in command:
-                    return next(iter(children(pid)), None)
-                if named.get(target, "-") in command:
-                    return pid
+                if module in Path(f"/proc/{pid}/cmdline").read_text():
+                    return next(iter(children(pid)), None) if target == "motor" else pid
         return None
 
     def trial(self, target: str, sent: str) -> Trial:
@@ -178,7 +176,8 @@ class Campaign:
         if "Traceback" in said:
             row.untold = "a traceback"
         elif killed:
-            row.untold = "" if (row.target, row.sent) == ("policy", "KILL") else f"ended by signal {-row.code}"
+            expected = row.target == "policy" and (row.sent == "KILL" or not self.watch.armed)
+            row.untold = "" if expected else f"ended by signal {-row.code}"
         elif on != (row.code in (Exit.HOLDING, Exit.ADRIFT)):
             row.untold = f"exit code {row.code} with torque {'on' if on else 'off'}"
         elif self.watch.armed and row.code in AT_REST and not self.watch.rested():

@@ -12,6 +12,7 @@ Source: LeRobot's koch_follower.py, so_follower.py, motors/dynamixel and motors/
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -71,6 +72,24 @@ def to_lerobot(calibration: JointCalibration) -> dict[str, dict[str, int]]:
     return out
 
 
+def _check_arm(path: Path, rows: Mapping[str, LeRobotJoint], config: ArmConfig) -> None:
+    """Raises CalibrationError unless the file is for the joints and servo ids of `config`, and can be driven."""
+    if set(rows) != set(config.joints):
+        raise CalibrationError(
+            f"{path} is for joints {', '.join(rows)}, the robot has {', '.join(config.joints)}: give this arm's file."
+        )
+    for k, name in enumerate(config.joints):
+        if rows[name].id != config.ids[k]:
+            raise CalibrationError(
+                f"{path}: {name} is servo {rows[name].id}, the robot file says {config.ids[k]}: correct one of them."
+            )
+        if config.protocol == "dynamixel" and rows[name].drive_mode:
+            raise CalibrationError(
+                f"{path}: the servo of {name} counts backwards by itself (drive_mode 1), which this program does not "
+                "drive: set it right with `harmowam bus check --fix`, then run `harmowam calibrate joints`."
+            )
+
+
 def from_lerobot(path: Path, config: ArmConfig) -> JointCalibration:
     """Joint calibration of the arm `config` from a LeRobot calibration file.
 
@@ -90,21 +109,8 @@ def from_lerobot(path: Path, config: ArmConfig) -> JointCalibration:
         raise CalibrationError(
             f"{path} is no LeRobot calibration ({e}): give the JSON that lerobot-calibrate wrote."
         ) from e
-    if set(rows) != set(config.joints):
-        raise CalibrationError(
-            f"{path} is for joints {', '.join(rows)}, the robot has {', '.join(config.joints)}: give this arm's file."
-        )
+    _check_arm(path, rows, config)
     dynamixel = config.protocol == "dynamixel"
-    for k, name in enumerate(config.joints):
-        if rows[name].id != config.ids[k]:
-            raise CalibrationError(
-                f"{path}: {name} is servo {rows[name].id}, the robot file says {config.ids[k]}: correct one of them."
-            )
-        if dynamixel and rows[name].drive_mode:
-            raise CalibrationError(
-                f"{path}: the servo of {name} counts backwards by itself (drive_mode 1), which this program does not "
-                "drive: set it right with `harmowam bus check --fix`, then run `harmowam calibrate joints`."
-            )
     known, gears = family(config.family), config.gear or (1.0,) * len(config.joints)
     made = []
     for k, name in enumerate(config.joints):

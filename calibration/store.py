@@ -21,7 +21,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from calibration.camera import CalibrationError, Camera, Pixels
-from common.files import write_whole
+from common.errors import unreadable
+from common.files import barred, write_whole
 from common.schema import Malformed, Name, Shape, Text, parse_json, read_bounded, shaped
 
 SCHEMA = 1
@@ -154,16 +155,26 @@ class Store:
         return text
 
     def known_hash(self, name: str) -> str | None:
-        """The hash in use; None where there is none or the pointer is damaged. For code that mends it or only looks."""
+        """The hash in use; None where there is none or the pointer is damaged. For code that mends it or only looks.
+        Raises CalibrationError where the pointer may not be read."""
         self._folder(name)  # refuses what is no name
         try:
             return self.current_hash(name)
-        except CalibrationError:
+        except CalibrationError as e:
+            if unreadable(e):
+                raise
             return None
+
+    def _records(self, name: str) -> list[Path]:
+        """The records' files. Raises CalibrationError where the folder may not be read."""
+        folder = self._folder(name)
+        if said := barred(folder):
+            raise CalibrationError(said)
+        return list(folder.glob("*.json"))
 
     def resolve(self, name: str, prefix: str) -> str:
         """The full hash for an unambiguous beginning of one."""
-        found = [p.stem for p in self._folder(name).glob("*.json") if p.stem.startswith(prefix)]
+        found = [p.stem for p in self._records(name) if p.stem.startswith(prefix)]
         if len(found) != 1:
             what = "does not exist" if not found else "fits several"
             raise CalibrationError(
@@ -200,6 +211,8 @@ class Store:
             shaped(record, Record)
         except Malformed as e:
             raise CalibrationError(f"{path} is no calibration record ({e}): {mend}") from e
+        if record["name"] != name:
+            raise CalibrationError(f"{path} is a calibration of '{record['name']}', not of '{name}': {mend}")
         if kind is not None and record["kind"] != kind:
             raise CalibrationError(f"{path} is a {record['kind']} calibration, not a {kind} one: name another.")
         return record
@@ -226,10 +239,14 @@ class Store:
             ) from e
 
     def moves(self, name: str) -> list[dict[str, Any]]:
-        """Every move of the pointer, oldest first, without damaged lines (a power cut leaves half a line)."""
+        """Every move of the pointer, oldest first, without damaged lines (a power cut leaves half a line). Raises
+        CalibrationError where they may not be read."""
+        path = self._folder(name) / "log.jsonl"
         try:
-            lines = (self._folder(name) / "log.jsonl").read_bytes().split(b"\n")
-        except OSError:
+            lines = read_bounded(path, MOST_BYTES).split(b"\n")
+        except (OSError, Malformed) as e:
+            if said := unreadable(e):
+                raise CalibrationError(said) from e
             return []
         out = []
         for line in lines:
@@ -244,6 +261,8 @@ class Store:
         return out
 
     def names(self) -> list[str]:
+        if said := barred(self.root):
+            raise CalibrationError(said)
         return sorted(p.name for p in self.root.iterdir() if p.is_dir()) if self.root.is_dir() else []
 
     def history(self, name: str) -> list[dict[str, Any]]:
@@ -251,7 +270,7 @@ class Store:
         summary."""
         current = self.known_hash(name)
         rows = []
-        for path in self._folder(name).glob("*.json"):
+        for path in self._records(name):
             row: dict[str, Any] = {
                 "hash": path.stem,
                 "current": path.stem == current,
@@ -294,8 +313,9 @@ class Store:
             try:
                 self.set_current(name, at, "rollback")
                 return at
-            except CalibrationError:
-                continue
+            except CalibrationError as e:
+                if unreadable(e):  # it may be intact: an older one must not take its place unasked
+                    raise
 
 
 def refuse_other_camera(record: dict[str, Any], identity: dict[str, Any]) -> None:

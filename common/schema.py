@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import stat
 import sys
 import types
 import typing
@@ -39,6 +41,8 @@ Name = Annotated[
     ),
 ]
 
+Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z", description="a SHA-256")]
+
 
 class Malformed(Exception):
     """What is wrong with a file; the caller adds the file's name and the next step."""
@@ -49,13 +53,20 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_bounded(path: Path, most: int) -> bytes:
-    """Content of a file of at most `most` bytes. Raises OSError where it cannot be read, Malformed where it is
-    larger."""
-    with open(path, "rb") as f:
+    """Content of a file of at most `most` bytes. Raises OSError where it cannot be read, Malformed where it is larger,
+    or a pipe or a device, which may never end."""
+    with open(path, "rb", opener=_at_once) as f:
+        if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
+            raise Malformed("it is a pipe or a device, not a file")
         data = f.read(most + 1)
     if len(data) > most:
         raise Malformed(f"it is larger than {most // 1024} KiB")
     return data
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a pipe without waiting for its writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def parse_json(data: bytes) -> Any:

@@ -13,7 +13,7 @@ import torch
 
 from calibration.camera import Camera
 from common.errors import Mendable
-from common.files import write_whole
+from common.files import must_open, write_whole
 from export.config import Config
 from export.models import HarmoWam
 from runtime.bundle import sha256
@@ -58,6 +58,7 @@ def load_checkpoint(path: Path, grow: bool = False) -> tuple[HarmoWam, dict[str,
     With `grow`, layers that the checkpoint lacks keep their initial weights, to be trained.
     """
     try:
+        must_open(path)
         with safetensors.safe_open(str(path), "pt") as f:
             metadata = f.metadata() or {}
             tensors = {k: f.get_tensor(k).float() for k in f.keys()}  # noqa: SIM118  (not a dict)

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from common.errors import Mendable
+from common.files import must_open
 from export.arithmetic import remember, remembered
 from export.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, write_file
 from export.config import Config
@@ -153,6 +154,7 @@ def pack(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) ->
 def unpack(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights as float32, and the `about` that was given to `pack`; raises CheckpointError."""
     try:
+        must_open(path)
         with safetensors.safe_open(str(path), "np") as f:
             low, high, meta = f.get_tensor("low"), f.get_tensor("high"), f.metadata()
         raw = np.stack([low, np.frombuffer(lzma.decompress(high.tobytes()), np.uint8)], 1)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from common.files import must_open
 from export.checkpoint import CheckpointError, write_file
 from export.data import Demonstrations
 
@@ -61,6 +62,7 @@ def read_blocks(folder: Path, n: int, device: torch.device) -> tuple[Tensor, ...
     out: dict[str, Tensor] = {}
     for path, rows in _blocks(folder, n):
         try:
+            must_open(path)
             parts = safetensors.torch.load_file(str(path))
         except (OSError, safetensors.SafetensorError) as e:
             raise CheckpointError(f"{path} is damaged ({e}): delete it, it will be made again.") from e

@@ -25,6 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from common.files import must_open
 from export.checkpoint import CheckpointError, write_file
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's names
@@ -79,6 +80,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     in between.
     """
     try:
+        must_open(path)
         with safetensors.safe_open(str(path), "pt") as f:
             names = f.keys()
             return {k: f.get_tensor(k) for k in names}, json.loads(f.metadata()["state"])

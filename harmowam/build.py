@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
-from harmowam.options import errors, json_option, say, write_json
+from harmowam.options import errors, json_option, robot_option, say, write_json
 
 
 @click.command(short_help="Build TensorRT engines from a bundle on this machine.")
-@click.argument("bundle", type=click.Path(path_type=Path), default=Path("out/so101.bundle"))
+@click.argument("bundle", type=click.Path(readable=False, path_type=Path), default=Path("out/so101.bundle"))
+@robot_option
 @click.option("--memory-mb", type=click.IntRange(min=64), default=1024, show_default=True, help="Builder's workspace.")
 @click.option("--builds", type=click.IntRange(1, 10), default=2, show_default=True, help="Keep the fastest of so many.")
 @click.option(
@@ -23,15 +24,23 @@ from harmowam.options import errors, json_option, say, write_json
 @json_option
 @errors
 def build(
-    bundle: Path, memory_mb: int, builds: int, version_compatible: bool, dry_run: bool, json_path: Path | None
+    bundle: Path,
+    robot: str,
+    memory_mb: int,
+    builds: int,
+    version_compatible: bool,
+    dry_run: bool,
+    json_path: Path | None,
 ) -> None:
-    """Build TensorRT engines from BUNDLE on this machine, compare them with ONNX Runtime, keep the fastest."""
+    """Build TensorRT engines from BUNDLE on this machine, compare them with ONNX Runtime, keep the fastest.
+    The robot file says whose bundles are trusted ([trust])."""
     from runtime import build as room
     from runtime.bundle import Bundle
     from runtime.engines.built import Board, this_board
     from runtime.engines.onnx import EngineError
+    from runtime.robot import load_robot
 
-    opened = Bundle.load(bundle)
+    opened = Bundle.load(bundle, load_robot(robot).trust)
     options = room.Options(memory_mb, builds, version_compatible)
     room.refuse_unfit(opened)
     if dry_run:

@@ -342,7 +342,7 @@ def set_id(port: str, baud: tuple[int, ...], protocol: str, new: int, yes: bool)
 @click.option("--virtual", is_flag=True, help="Leave out faults that need processes and ports.")
 @click.option(
     "--markdown",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(readable=False, path_type=Path, dir_okay=False),
     callback=to_be_written,
     help="Write the table of docs/firmware_bridge.md to this file.",
 )

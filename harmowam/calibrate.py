@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from common.files import barred
 from harmowam.calibrate_store import diff, history, open_store, rollback, store_option
 from harmowam.options import UserError, errors, json_option, refuse_unused, robot_option, say, write_json
 
@@ -18,7 +19,7 @@ BOARD = "charuco:11x8:0.024:0.018:4x4_50"  # fills an A4 sheet
 
 camera_option = click.option("--camera", default="front", show_default=True, help="Camera of the robot file.")
 report_option = click.option(
-    "--report", type=click.Path(path_type=Path), help="HTML report (default: out/calibrate/...)."
+    "--report", type=click.Path(readable=False, path_type=Path), help="HTML report (default: out/calibrate/...)."
 )
 images_option = click.option("--images", help="Pictures in a folder, as a quoted pattern, in place of the live camera.")
 
@@ -53,9 +54,13 @@ def _pictures(pattern: str) -> list[tuple[str, Any]]:
 
     out = []
     for path in sorted(glob.glob(pattern)):
+        if said := barred(path):  # OpenCV tells no reason
+            raise UserError(said)
         image = cv2.imread(path, cv2.IMREAD_GRAYSCALE)
         out.append((Path(path).name, image))
     if not out:
+        if said := barred(Path(pattern).parent):
+            raise UserError(said)
         raise UserError(f"no picture fits '{pattern}': check the folder, and quote the pattern.")
     return out
 
@@ -69,7 +74,7 @@ def _readable(pattern: str) -> list[Any]:
 
 
 @calibrate.command()
-@click.argument("out", type=click.Path(path_type=Path), default=Path("board.pdf"))
+@click.argument("out", type=click.Path(readable=False, path_type=Path), default=Path("board.pdf"))
 @click.option(
     "--board", "text", default=BOARD, show_default=True, help="KIND:COLUMNSxROWS:SQUARE[:MARKER:DICTIONARY], metres."
 )
@@ -309,11 +314,16 @@ def check(
 @calibrate.command()
 @robot_option
 @click.option("--port", help="Serial port (default: the robot file's).")
-@click.option("--import-lerobot", "imported", type=click.Path(path_type=Path), help="Take LeRobot's calibration JSON.")
+@click.option(
+    "--import-lerobot",
+    "imported",
+    type=click.Path(readable=False, path_type=Path),
+    help="Take LeRobot's calibration JSON.",
+)
 @click.option(
     "--export-lerobot",
     "exported",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     help="Write the stored calibration in LeRobot's form.",
 )
 @click.option("--check", "compare_only", is_flag=True, help="Compare the stored calibration with the servos' EEPROM.")

@@ -11,7 +11,7 @@ from harmowam.options import UserError, errors, json_option, robot_option, write
 
 store_option = click.option(
     "--store",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     help="Folder of calibrations (default: calibration/ beside the robot file).",
 )
 

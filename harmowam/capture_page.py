@@ -27,9 +27,13 @@ i.src='picture?'+Date.now();if(s.done){t.textContent='Done: the calibration is b
 catch(e){t.textContent='The capture has ended.';return}
 setTimeout(step,250)}step()</script>"""
 
+LOCAL = ("127.0.0.1", "localhost", "[::1]")
+
 
 class CapturePage:
-    """Serves the newest picture and status on 127.0.0.1 (reach it from afar through ssh -L) until `close`.
+    """Serves the newest picture and status on 127.0.0.1 until `close`; from afar through ssh -L with the same port on
+    both sides. Whoever asks by another name gets 421: a foreign page whose own name was made to point to this machine
+    (DNS rebinding) would otherwise read the camera.
 
     `port` 0: any free one. Raises CalibrationError when the port is taken."""
 
@@ -39,6 +43,9 @@ class CapturePage:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                if [host.lower() for host in self.headers.get_all("Host", [])] not in page._names:
+                    self._answer(421, "text/plain", f"ask for {page.address}\n".encode())
+                    return
                 path = self.path.split("?")[0]
                 found = {
                     "/": ("text/html", PAGE.encode()),
@@ -46,8 +53,11 @@ class CapturePage:
                     "/status": ("application/json", page.status),
                 }
                 kind, body = found.get(path, ("", b""))
-                self.send_response(200 if kind else 404)
-                self.send_header("Content-Type", kind or "text/plain")
+                self._answer(200 if kind else 404, kind or "text/plain", body)
+
+            def _answer(self, code: int, kind: str, body: bytes) -> None:
+                self.send_response(code)
+                self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -61,7 +71,9 @@ class CapturePage:
             raise CalibrationError(
                 f"port {port} is not free for the capture's page ({e.strerror}): give another --page, or 0 for none."
             ) from e
-        self.address = f"http://127.0.0.1:{self._server.server_port}/"
+        port = self._server.server_port
+        self.address = f"http://127.0.0.1:{port}/"
+        self._names = [[name + end] for name in LOCAL for end in ((f":{port}", "") if port == 80 else (f":{port}",))]
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def show(self, image: np.ndarray, guide: Guide, said: str) -> None:

@@ -37,6 +37,7 @@ class Verbs(click.Group):
     groups: ClassVar = {
         "average": "harmowam.train",
         "build": "harmowam.build",
+        "bundle": "harmowam.bundle",
         "bus": "harmowam.bus",
         "calibrate": "harmowam.calibrate",
         "certify": "harmowam.export",
@@ -48,6 +49,7 @@ class Verbs(click.Group):
         "replay": "harmowam.replay",
         "report": "harmowam.report",
         "search-recipe": "harmowam.export",
+        "tasks": "harmowam.tasks",
         "train": "harmowam.train",
     }
 
@@ -70,7 +72,7 @@ def main() -> None:
 @main.command(short_help="Record the scripted expert in simulation as a dataset.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(readable=False, path_type=Path, file_okay=False),
     default=Path("data/table_top"),
     show_default=True,
     help="Folder of the dataset; existing parts are kept.",
@@ -154,14 +156,16 @@ def collect(
 @engine_option
 @fps_option
 @click.option(
-    "--record", type=click.Path(path_type=Path), help="Folder for the run's log (run.mcap), config, report and film."
+    "--record",
+    type=click.Path(readable=False, path_type=Path),
+    help="Folder for the run's log (run.mcap), config, report and film.",
 )
 @click.option(
     "--fault", multiple=True, metavar="NAME@SECONDS", help="Inject a fault into the virtual bus (see bus campaign)."
 )
 @click.option(
     "--log",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(readable=False, path_type=Path, dir_okay=False),
     help="Write only the log, to this file (`harmowam replay`, Foxglove): every frame, input and command.",
 )
 @json_option
@@ -227,7 +231,7 @@ def run(
 @main.command(short_help="Export, drive the simulated arm, write a report and a film.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=click.Path(readable=False, path_type=Path, file_okay=False),
     default=Path("out/demo"),
     show_default=True,
     help="Folder of report and film.",

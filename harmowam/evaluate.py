@@ -89,7 +89,7 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 )
 @click.option(
     "--rows",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(readable=False, path_type=Path, dir_okay=False),
     callback=to_be_written,
     help="Append each episode to this file as a JSON line; episodes in the file are not run again.",
 )

@@ -12,7 +12,7 @@ import click
 
 from harmowam.options import UserError, errors, json_option, refuse_unused, say, workers_option, write_json
 
-PATH = click.Path(path_type=Path)
+PATH = click.Path(readable=False, path_type=Path)
 checkpoint_argument = click.argument("checkpoint", type=PATH, required=False)
 samples_option = click.option("--samples", type=PATH, help="Calibration observations (default: beside the checkpoint).")
 text_option = click.option("--text-encoder", type=PATH, help="The sentence encoder's folder, if trained with one.")
@@ -36,7 +36,11 @@ target_option = click.option(
     show_default=True,
     help="Precision of the engines; fp16 and int8-fp16 (layers that are not INT8 in FP16) need --target tensorrt.",
 )
-@click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False), help="A recipe that `search-recipe` wrote.")
+@click.option(
+    "--recipe",
+    type=click.Path(readable=False, path_type=Path, dir_okay=False),
+    help="A recipe that `search-recipe` wrote.",
+)
 @samples_option
 @click.option("--dataset", type=PATH, help="A LeRobotDataset to draw 256 calibration observations from.")
 @click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import subprocess
@@ -92,13 +93,13 @@ def live(
     policy (None: its default). `faults`: faults of the virtual servo bus, NAME@SECONDS each. `began_s`: start of the
     time to the first command (monotonic, s; default: now).
 
-    Raises BundleError, PolicyError, ComputeError, RobotError, CameraError, CalibrationError, ArmError or RunError, each
-    with one sentence and a next step.
+    Raises BundleError, SignatureError, PolicyError, ComputeError, RobotError, CameraError, CalibrationError, ArmError
+    or RunError, each with one sentence and a next step.
     """
     began = time.monotonic() if began_s is None else began_s
     _check_arguments(robot, seconds, port, record, log)
-    bundle = Bundle.load(bundle_path)
-    bundle.check_arm(robot.arm.family, robot.path)
+    bundle = Bundle.load(bundle_path, robot.trust)
+    robot = dataclasses.replace(robot, arm=bundle.check_arm(robot.arm, robot.path))
     run = _Run(robot, bundle, mode_of(bundle, policy), choose(bundle, robot.compute), task, record, began)
     _refuse_task(run)
     if run.compute.note:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from common.errors import Mendable
+from common.errors import Mendable, unreadable
 from common.files import write_whole
 from firmware_bridge.motion import endings
 
@@ -93,6 +93,15 @@ def told(command: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         raise UserError(f"{e.name} is not installed: run `pip install 'harmowam-edge[{EXTRAS[e.name]}]'`.") from e
     except Mendable as e:
         raise UserError(str(e)) from e
+    except (UserError, PermissionError) as e:
+        if said := unreadable(e):
+            raise UserError(said) from e
+        raise
+
+
+def printable(text: str) -> str:
+    """Text of a file from outside, without what would move a terminal's cursor or change its colours."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -127,7 +136,7 @@ def to_be_written(ctx: click.Context, param: click.Parameter, path: Path | None)
 json_option = click.option(
     "--json",
     "json_path",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(readable=False, path_type=Path, dir_okay=False),
     callback=to_be_written,
     help="Also write the numbers to this file.",
 )
@@ -137,7 +146,7 @@ seed_option = click.option(
 workers_option = click.option("--workers", type=click.IntRange(min=1), help="Processes (default: one per core).")
 bundle_option = click.option(
     "--bundle",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     default=Path("out/so101.bundle"),
     show_default=True,
     help="A bundle that `harmowam export` wrote.",

@@ -78,11 +78,9 @@ def _read(path: Path) -> dict[str, Any]:
 
     try:
         return read_report(path)
-    except OSError as e:
-        why = e.strerror
-    except (ValueError, Malformed) as e:  # ValueError: a path that can be none
-        why = str(e)
-    raise UserError(f"{path} is no profile ({why}): give a file that `harmowam profile --json` wrote.")
+    except (OSError, ValueError, Malformed) as e:  # ValueError: a path that can be none
+        why = e.strerror if isinstance(e, OSError) else e
+        raise UserError(f"{path} is no profile ({why}): give a file that `harmowam profile --json` wrote.") from e
 
 
 def _injected(items: tuple[str, ...], stages: tuple[str, ...]) -> dict[str, float]:
@@ -128,14 +126,18 @@ def _write_folder(
 @click.option("--no-compensate", is_flag=True, help="Without delay compensation, for comparison.")
 @click.option(
     "--log",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=click.Path(readable=False, path_type=Path, dir_okay=False),
     help="Also record an MCAP log (what recording costs shows up here).",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder for profile.html, profile.json and trace.json (Perfetto)."
+    "--out",
+    type=click.Path(readable=False, path_type=Path),
+    help="Folder for profile.html, profile.json and trace.json (Perfetto).",
 )
 @click.option(
-    "--against", type=click.Path(path_type=Path), help="An earlier profile's JSON; exit code 1 when this run is worse."
+    "--against",
+    type=click.Path(readable=False, path_type=Path),
+    help="An earlier profile's JSON; exit code 1 when this run is worse.",
 )
 @json_option
 @errors
@@ -167,7 +169,7 @@ def profile(
 
     other = None if against is None else _read(against)
     described = with_fps(with_engine(load_robot(robot), engine), fps, camera_fps)
-    injected = _injected(inject, kind_of(Bundle.load(bundle)).stages) if inject else {}
+    injected = _injected(inject, kind_of(Bundle.load(bundle, described.trust)).stages) if inject else {}
     if out is not None:
         make_folder(out, "--out")
     before = board()

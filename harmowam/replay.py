@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Run a log's inputs through the same engines again.")
-@click.argument("log", type=click.Path(path_type=Path), metavar="LOG")
+@click.argument("log", type=click.Path(readable=False, path_type=Path), metavar="LOG")
 @click.option(
-    "--bundle", type=click.Path(path_type=Path), help="Another bundle than the run's: where do its actions differ?"
+    "--bundle",
+    type=click.Path(readable=False, path_type=Path),
+    help="Another bundle than the run's: where do its actions differ?",
 )
 @click.option(
     "--within",

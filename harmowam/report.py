@@ -11,9 +11,11 @@ from harmowam.options import UserError, errors
 
 
 @click.command(short_help="Make page and film of a recorded run.")
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=click.Path(readable=False, path_type=Path, file_okay=False))
 @click.option(
-    "--bundle", type=click.Path(path_type=Path), help="The run's bundle, if it lies elsewhere on this machine."
+    "--bundle",
+    type=click.Path(readable=False, path_type=Path),
+    help="The run's bundle, if it lies elsewhere on this machine.",
 )
 @errors
 def report(folder: Path, bundle: Path | None) -> None:

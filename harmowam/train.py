@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from export.train import Plan
 
 PlanT = TypeVar("PlanT", "Plan", "DistilPlan", "ActPlan")
-PATH = click.Path(path_type=Path)
+PATH = click.Path(readable=False, path_type=Path)
 
 
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:

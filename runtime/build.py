@@ -20,6 +20,7 @@ import numpy as np
 
 from runtime.bundle import Bundle, sha256
 from runtime.engines.built import LISTING, URGENT, Board, this_board
+from runtime.engines.listed import add, require_writable
 from runtime.engines.onnx import EngineError, OrtEngine, centred_cosine
 from runtime.engines.tensorrt import TensorRTEngine, tensorrt
 from runtime.policies import kind_of
@@ -133,9 +134,11 @@ def compare(
 
 
 def build(bundle: Bundle, options: Options, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Build all engines beside their place, then put them there; returns the listing. Raises EngineError, leaving
-    nothing behind."""
+    """Build all engines beside their place, then put them there, and list them where the bundle's trust says; returns
+    the listing. Raises EngineError, leaving nothing behind."""
     refuse_unfit(bundle)
+    if bundle.trust is not None:
+        require_writable(bundle.trust)
     board = this_board()
     target = bundle.path / "engines" / board.key(options.version_compatible)
     partial = target.with_name(target.name + ".partial")
@@ -183,6 +186,8 @@ def build(bundle: Bundle, options: Options, say: Callable[[str], None] = lambda 
         partial.rename(target)
         # The engines that were built last run: remove those of the other kind.
         shutil.rmtree(target.with_name(board.key(not options.version_compatible)), ignore_errors=True)
+        if bundle.trust is not None and bundle.trust.engines is not None:
+            add(bundle.trust.engines, listing["engines"])
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return listing

@@ -15,6 +15,7 @@ from common.errors import Mendable
 from common.schema import Shape
 from runtime.bundle import Bundle
 from runtime.engines.built import built_engine, this_board
+from runtime.engines.listed import UntrustedEngine
 from runtime.engines.onnx import EngineError, providers
 from runtime.policies import kind_of
 
@@ -52,10 +53,11 @@ class Chosen:
 
 def _require_tensorrt(bundle: Bundle) -> None:
     """Raises EngineError, with what mends it, unless `bundle` has engines for this board of all that its policy
-    runs."""
+    runs; UntrustedEngine for one that its trust does not list."""
     board = this_board()
     for name in kind_of(bundle).engines:
-        built_engine(bundle.path, name, bundle.manifest.files[bundle.manifest.engines[name].file], board)
+        onnx = bundle.manifest.files[bundle.manifest.engines[name].file]
+        built_engine(bundle.path, name, onnx, board, bundle.trust)
 
 
 def choose(bundle: Bundle, asked: Compute) -> Chosen:
@@ -63,7 +65,8 @@ def choose(bundle: Bundle, asked: Compute) -> Chosen:
     says so.
 
     Pre-processing by "auto" is on the CPU: no GPU has been measured to be faster (docs/runtime.md). Raises ComputeError
-    for an engine that was asked for and is not there, PolicyError for a bundle of an unknown kind.
+    for an engine that was asked for and is not there, or that is there and must not be loaded; PolicyError for a bundle
+    of an unknown kind.
     """
     gpu = asked.preprocess == "gpu"
     if asked.engine == "cuda" and "CUDAExecutionProvider" not in providers():
@@ -76,6 +79,8 @@ def choose(bundle: Bundle, asked: Compute) -> Chosen:
         return Chosen(asked.engine, gpu)
     try:
         _require_tensorrt(bundle)
+    except UntrustedEngine as e:  # whoever exchanged it: no run goes on as if nothing had been
+        raise ComputeError(str(e)) from e
     except EngineError as e:
         if asked.engine == "tensorrt":
             raise ComputeError(f"the engine 'tensorrt' is not there: {e}") from e

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from msgspec import Meta, field
 
 from calibration.camera import CalibrationError, Camera
-from common.schema import Name, Shape, Text
+from common.schema import Digest, Name, Shape, Text
 from firmware_bridge.arms import FAMILIES, beyond
 
 SCHEMA = 3  # with a hash of its own; 2 named rates and the parts of proprio, which nothing reads
@@ -28,7 +28,6 @@ File = Annotated[
     str,
     Meta(pattern=r"\A[A-Za-z0-9_][\w.-]{0,99}(/[A-Za-z0-9_][\w.-]{0,99}){0,7}\Z", description="a path in the bundle"),
 ]
-Digest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z", description="a SHA-256")]
 Sizes = Annotated[list[Annotated[int, Meta(ge=1, le=65536)]], Meta(min_length=1, max_length=8)]
 Side = Annotated[int, Meta(ge=8, le=2048)]  # pixels
 Angle = Annotated[float, Meta(ge=-6.2832, le=6.2832)]  # rad

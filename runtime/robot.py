@@ -19,6 +19,7 @@ from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.servos.models import MODELS
 from firmware_bridge.servos.registers import RegisterError
 from runtime.compute import Compute
+from runtime.signing import Trust
 
 SHIPPED = Path(__file__).parent / "robots"
 MOST_BYTES = 64 * 1024  # of a robot file
@@ -50,7 +51,8 @@ class CameraConfig:
 
 @dataclass(frozen=True)
 class Robot:
-    """Everything about one robot that is not learned."""
+    """Everything about one robot that is not learned. `trust`: whose bundles it runs, None for anybody's. `bundles`:
+    where it keeps its current bundle and the one before (`runtime.promotion`), None where the file does not say."""
 
     name: str
     path: Path
@@ -63,6 +65,8 @@ class Robot:
     family: Family
     joints_measured: bool = False  # zeros and ranges come from a joint calibration
     compute: Compute = field(default_factory=Compute)
+    trust: Trust | None = None
+    bundles: Path | None = None
 
 
 # The ranges are those of arms on a desk: wide enough for every arm that we know of, narrow enough to find a misprint.
@@ -77,6 +81,9 @@ ServoId = Annotated[int, Meta(ge=0, le=252)]
 Step = Annotated[int, Meta(ge=0, le=1_048_575)]  # how many a turn has is the servo model's
 Register = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]  # what fits into it is the servo model's
 Side = Annotated[int, Meta(ge=16, le=8192)]  # pixels
+File = Annotated[
+    str, Meta(min_length=1, max_length=1000, pattern=r"\A[^\x00-\x1f\x7f]+\Z", description="a file's name")
+]
 FourCC = Annotated[str, Meta(pattern=r"\A([ -~]{4})?\Z", description="four characters such as MJPG")]
 
 
@@ -193,6 +200,13 @@ class CameraTable(Shape, frozen=True):
     fourcc: FourCC = ""
 
 
+class TrustTable(Shape, frozen=True):
+    """[trust]: see `runtime.signing.Trust`; files beside the robot file, or anywhere."""
+
+    signers: File
+    engines: File | None = None
+
+
 class RobotFile(Shape, frozen=True):
     """A whole robot file."""
 
@@ -204,6 +218,8 @@ class RobotFile(Shape, frozen=True):
     camera: dict[Name, CameraTable]
     simulated: bool = False
     compute: Compute = msgspec.field(default_factory=Compute)
+    trust: TrustTable | None = None
+    bundles: File | None = None
 
     def __post_init__(self) -> None:
         family = FAMILIES.get(self.family)
@@ -263,7 +279,16 @@ def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
         FAMILIES[file.family],
         measured,
         file.compute,
+        trust(file.trust, path.parent),
+        path.parent / file.bundles if file.bundles else None,
     )
+
+
+def trust(table: TrustTable | None, folder: Path) -> Trust | None:
+    """What [trust] says, its files beside the robot file in `folder`."""
+    if table is None:
+        return None
+    return Trust(folder / table.signers, folder / table.engines if table.engines else None)
 
 
 def arm_config(file: RobotFile) -> ArmConfig:

@@ -240,7 +240,8 @@ def _check_bundle(policy: str, path: Path, shared: bool, texts: Sequence[str]) -
             "by itself."
         )
     bundle = Bundle.load(path)
-    bundle.check_arm(ARM.NAME, load_robot(f"sim_{ARM.NAME}").path)
+    own = load_robot(f"sim_{ARM.NAME}")
+    bundle.check_arm(own.arm, own.path)
     kind_of(bundle)
     for text in texts:
         bundle.task(text)

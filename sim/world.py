@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 os.environ.setdefault("MUJOCO_GL", "egl")
-# Mesa's software rasteriser: one thread per process is fastest for small frames.
-os.environ.setdefault("LP_NUM_THREADS", "0")
+os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's rasteriser: one thread is fastest for small frames
 
 import mujoco
 
@@ -40,8 +39,7 @@ class WorldError(Mendable):
 
 
 def compiled(task: str, family: Family = ARM) -> mujoco.MjModel:
-    """The model of a task (the name of a file in assets/) with an arm at its table; raises WorldError for a family
-    without one."""
+    """The model of a task (a file in assets/) with an arm at its table; raises WorldError without such an arm."""
     if not (ASSETS / f"arms/{family.NAME}.xml").is_file():
         raise WorldError(f"the arm family '{family.NAME}' has no simulated arm: add sim/assets/arms/{family.NAME}.xml.")
     files = {p.name: p.read_bytes() for p in (ASSETS / "table_top.xml", ASSETS / f"arms/{family.NAME}.xml")}

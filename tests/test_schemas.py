@@ -19,6 +19,7 @@ import calibration.check
 import calibration.joints
 import calibration.joints_lerobot
 import calibration.store
+import runtime.engines.listed
 import runtime.manifest
 import runtime.observe.profile
 import runtime.robot
@@ -39,6 +40,7 @@ TOPS = (
     calibration.joints.JointsFile,
     calibration.joints_lerobot.LeRobotJoint,
     calibration.check.ReferenceFile,
+    runtime.engines.listed.EngineList,
     runtime.observe.profile.Report,
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,14 @@ import pyarrow.parquet as pq
 from calibration.camera import Camera
 from common.errors import Mendable
 from common.files import write_whole
+from common.schema import Malformed, parse_json, read_bounded
 from firmware_bridge.arms.family import Family
 
 VERSION = "v3.0"
-# version of meta/harmowam.json: 2 = joint angles as the maker counts them; 1 = pan and roll mirrored, jaw shut at 0
-SCHEMA = 2
+# Version of meta/harmowam.json: 3 = with the hash of every file and of itself; 2 = joint angles as the maker counts
+# them; 1 = pan and roll mirrored, jaw shut at 0.
+SCHEMA = SEALED = 3
+PART_SCHEMA = 2  # of the note in each part
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -28,6 +32,8 @@ INFO, OURS = "meta/info.json", "meta/harmowam.json"
 EXTRA = "harmowam/"  # prefix of our columns in the episode table
 PICTURES = "observation.images."
 VECTORS = ("observation.state", "action")
+MOST_BYTES = 64 * 1024 * 1024  # of a JSON file
+POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 class DataError(Mendable):
@@ -84,21 +90,43 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write(path, json.dumps(content, indent=2, ensure_ascii=False).encode())
 
 
+def check_file(path: Path) -> None:
+    """Raises DataError for what is no file with a content of its own: absent, a folder, a pipe, a Git LFS pointer."""
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise DataError(f"{path} is no file: restore it or collect again.")
+        with open(path, "rb") as f:
+            if f.read(len(POINTER)) == POINTER:
+                raise DataError(
+                    f"{path} is a pointer of Git LFS in the place of the file: run `git lfs pull` in the dataset's "
+                    "repository, or download it again."
+                )
+    except (OSError, ValueError) as e:  # ValueError: a name that can be none
+        why = e.strerror if isinstance(e, OSError) else e
+        raise DataError(f"{path} cannot be read ({why}): restore it or collect again.") from e
+
+
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """The whole table, or these columns only; raises DataError where one is missing."""
+    check_file(path)
     try:
         with pq.ParquetFile(path) as file:
             if missing := [c for c in columns or () if c not in file.schema_arrow.names]:
                 raise DataError(f"{path} has no column '{missing[0]}': restore it or collect again.")
-            return file.read(columns=None if columns is None else list(columns))
-    except (OSError, pa.ArrowException) as e:
-        raise DataError(f"{path} cannot be read ({e}): restore it or collect again.") from e
+            table = file.read(columns=None if columns is None else list(columns))
+            table.validate(full=True)  # text that is none, offsets beyond the end
+            return table
+    except (OSError, ValueError, pa.ArrowException, OverflowError) as e:
+        why = " ".join(str(e).split())
+        raise DataError(f"{path} cannot be read ({why}): restore it or collect again.") from e
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    check_file(path)
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as e:
+        content = parse_json(read_bounded(path, MOST_BYTES))
+    except (OSError, Malformed) as e:
         raise DataError(f"{path} cannot be read ({e}): restore it or collect again.") from e
     if not isinstance(content, dict):
         raise DataError(f"{path} is damaged (no object): restore it or collect again.")

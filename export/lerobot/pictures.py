@@ -17,10 +17,12 @@ from tqdm import tqdm
 
 from calibration.camera import Camera, policy_camera
 from export.lerobot import video
-from export.lerobot.layout import PICTURES, DataError
+from export.lerobot.checks import sha256
+from export.lerobot.layout import OURS, PICTURES, DataError, check_file
 from runtime.preprocess import Warp
 
 SIZE = 96
+MOST_PICTURES = 10_000_000  # of a video: a part is shorter by far
 # From this number of pictures on, processes decode into the cache. Threads wait for each other at Python's lock (16
 # threads on 16 cores read 4,500 pictures per second, two on two cores 5,000 to 7,000, two processes 8,700), but a
 # process takes a second to start.
@@ -40,17 +42,21 @@ def geometry_of(stored: Camera) -> tuple[Camera, Convert | None]:
 @dataclass(frozen=True)
 class _File:
     """One video. `spans`: first picture in the file, first row, number of pictures. `stored`: the camera of its
-    pictures."""
+    pictures. `digest`: SHA-256 of the file, None where it is not known."""
 
     path: Path
     fps: float
     stored: Camera
     spans: tuple[tuple[int, int, int], ...]
     threads: int
+    digest: str | None
 
     def into(self, out: np.ndarray | Path) -> int:
         """Decode into the rows of an array or of an .npy file; returns how many pictures. Raises DataError."""
+        check_file(self.path)
         rows = np.load(out, mmap_mode="r+") if isinstance(out, Path) else out
+        if max(start + n for start, _, n in self.spans) > MOST_PICTURES:
+            raise DataError(f"{self.path} would hold more than {MOST_PICTURES} pictures: restore it or collect again.")
         place = np.full(max(start + n for start, _, n in self.spans), -1, np.int64)
         for start, row, n in self.spans:
             place[start : start + n] = np.arange(row, row + n)
@@ -67,6 +73,11 @@ class _File:
                 f"{self.path} is truncated, {lost} of {(place >= 0).sum()} pictures are missing: restore it or "
                 "collect again."
             )
+        if self.digest is not None and sha256(self.path) != self.digest:
+            raise DataError(
+                f"{self.path} is damaged or was changed (it does not match its hash in {OURS}): restore it or collect "
+                "again."
+            )
         return int((place >= 0).sum())
 
 
@@ -82,6 +93,7 @@ class Pictures:
         chosen: Sequence[Mapping[str, Any]],
         workers: int,
         bar: tqdm,
+        seal: Mapping[str, str] | None = None,
     ):
         self._fps, self._workers, self._bar = info["fps"], workers, bar
         self._camera, self._rows = camera, sum(e["length"] for e in chosen)
@@ -94,9 +106,11 @@ class Pictures:
             )
             files.setdefault(path, []).append((round(of["from_timestamp"] * self._fps), row, e["length"]))
             row += e["length"]
-        self._files = [
-            _File(path, self._fps, stored, tuple(spans), max(1, workers // len(files))) for path, spans in files.items()
-        ]
+        threads = max(1, workers // len(files))
+        self._files = []
+        for path, spans in files.items():
+            digest = None if seal is None else seal.get(str(path.relative_to(folder)), "")
+            self._files.append(_File(path, self._fps, stored, tuple(spans), threads, digest))
 
     @property
     def _shape(self) -> tuple[int, int, int, int]:

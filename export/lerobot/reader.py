@@ -14,8 +14,17 @@ from tqdm import tqdm
 
 from calibration.camera import Camera
 from calibration.store import Store, load_camera
+from common.files import barred
+from export.lerobot.checks import (
+    check_info,
+    check_seal,
+    episode_table,
+    extra_columns,
+    seal_of,
+    vectors,
+    whole_numbers,
+)
 from export.lerobot.layout import (
-    EXTRA,
     INFO,
     OURS,
     PICTURES,
@@ -64,22 +73,22 @@ def load(
     arm = _family_of(info) if arm is None else arm
     columns = _check_features(folder, info, cameras, arm)
     stored = _stored_cameras(folder, info, cameras, units, calibration or {})
-    table = _episode_table(folder, cameras)
+    table = episode_table(folder, info, cameras)
     chosen = [table[i] for i in _split(folder, info, split, len(table))]
     if not chosen:
         raise DataError(f"{folder} holds no episodes{f' in split {split!r}' if split else ''}: collect or record some.")
-    state, action = _read_rows(folder, info, chosen, columns)
+    tables, state, action = _read_rows(folder, info, chosen, columns)
     _check_units(folder, units, state, action)
+    extra, seal = extra_columns(folder, chosen), _check_sealed(folder, info, tables)
     if units == "degrees":
         state, action = (arm.from_lerobot(x).astype(np.float32) for x in (state, action))
     if _schema(folder) == 1:
         state, action = (ARM.from_mirrored(x).astype(np.float32) for x in (state, action))
-    images: dict[str, np.ndarray] = {}
-    geometry: dict[str, Camera] = {}
+    images, geometry = dict[str, np.ndarray](), dict[str, Camera]()
     with tqdm(total=len(state) * len(cameras), unit=" pictures", desc=f"reading {folder}", delay=1) as bar:
         for name in cameras:
             geometry[name], _ = geometry_of(stored[name])
-            pictures = Pictures(folder, info, name, stored[name], chosen, workers or os.cpu_count() or 1, bar)
+            pictures = Pictures(folder, info, name, stored[name], chosen, workers or os.cpu_count() or 1, bar, seal)
             digest = json.dumps([stored[name].to_json(), geometry[name].to_json()])
             images[name] = pictures.cached(Path(cache), digest) if cache else pictures.decoded()
     lengths = np.array([e["length"] for e in chosen])
@@ -90,7 +99,7 @@ def load(
         np.repeat(np.arange(len(chosen)), lengths).astype(np.int32),
         np.repeat(np.cumsum(lengths) - 1, lengths).astype(np.int32),
         [e["tasks"][0] for e in chosen],
-        {k.removeprefix(EXTRA): np.array([e[k] for e in chosen]) for k in chosen[0] if k.startswith(EXTRA)},
+        extra,
         geometry,
         float(info["fps"]),
         arm,
@@ -100,6 +109,8 @@ def load(
 def read_cameras(folder: Path) -> dict[str, Camera]:
     """The calibrations `front.json`, `wrist.json`, ... in a folder, or the current ones of a calibration store, by
     camera name. Raises CalibrationError, and DataError where there is none."""
+    if said := barred(folder):
+        raise DataError(said)
     found = {path.stem: load_camera(path) for path in sorted(Path(folder).glob("*.json"))}
     for pointer in sorted(Path(folder).glob("*/current")):
         if Store(folder).get(pointer.parent.name)["kind"] == "camera":
@@ -117,6 +128,9 @@ def _schema(folder: Path) -> int | None:
 
 
 def _read_info(folder: Path, fps: float | None) -> dict[str, Any]:
+    for part in (folder, folder / "meta/episodes"):  # searched for files, and an unreadable folder shows none
+        if said := barred(part):
+            raise DataError(said)
     if not (folder / INFO).exists():
         raise DataError(f"{folder} holds no finished dataset: collect one with `harmowam collect --out {folder}`.")
     info = read_json(folder / INFO)
@@ -125,14 +139,7 @@ def _read_info(folder: Path, fps: float | None) -> dict[str, Any]:
         raise DataError(
             f"{folder} is LeRobotDataset {version}, v3 is read here: convert it with lerobot's script for that."
         )
-    kinds = {"fps": (int, float), "features": dict, "data_path": str, "video_path": str}
-    features = info.get("features")
-    if isinstance(features, dict) and not any(f.get("dtype") == "video" for f in features.values()):
-        del kinds["video_path"]  # lerobot writes None where there are no videos; a later check says so for each camera
-    if wrong := [k for k, kind in kinds.items() if not isinstance(info.get(k), kind)]:  # type: ignore[arg-type]
-        raise DataError(
-            f"{folder / INFO} is damaged ('{wrong[0]}' is {info.get(wrong[0])}): restore it or collect again."
-        )
+    check_info(folder, info)
     if fps is not None and not math.isclose(info["fps"], fps, rel_tol=1e-6):
         raise DataError(f"{folder} has {info['fps']} rows/s and {fps:g} are asked for: record it at that rate.")
     return info
@@ -214,23 +221,6 @@ def _stored_cameras(
     return {name: found[name] for name in cameras}
 
 
-def _episode_table(folder: Path, cameras: Sequence[str]) -> list[Row]:
-    rows: list[dict[str, Any]] = []
-    for path in sorted((folder / "meta/episodes").glob("*/*.parquet")):
-        table = read_table(path)
-        rows += table.select([k for k in table.column_names if not k.startswith("stats/")]).to_pylist()
-    needed = ["episode_index", "length", "tasks", "data/chunk_index", "data/file_index"]
-    times = [f"videos/{PICTURES}{c}/from_timestamp" for c in cameras]
-    needed += times + [f"videos/{PICTURES}{c}/{k}_index" for c in cameras for k in ("chunk", "file")]
-    for row in rows:
-        wrong = [k for k in needed if row.get(k) in (None, [])] + [k for k in times if not 0 <= (row.get(k) or 0) < 1e6]
-        if wrong or row["length"] < 1:
-            raise DataError(
-                f"the episode table of {folder} has no usable '{[*wrong, 'length'][0]}': restore it or collect again."
-            )
-    return sorted(rows, key=lambda row: row["episode_index"])
-
-
 def _split(folder: Path, info: Mapping[str, Any], split: str | None, count: int) -> range:
     if split is None:
         return range(count)
@@ -246,8 +236,8 @@ def _split(folder: Path, info: Mapping[str, Any], split: str | None, count: int)
 
 def _read_rows(
     folder: Path, info: Mapping[str, Any], chosen: Sequence[Row], columns: Columns
-) -> tuple[np.ndarray, np.ndarray]:
-    """State and action float32[N,J] of the chosen episodes, in that order."""
+) -> tuple[list[Path], np.ndarray, np.ndarray]:
+    """The files that hold the chosen episodes; their state and action float32[N,J], in that order."""
     files: dict[Path, dict[int, tuple[np.ndarray, np.ndarray]]] = {}
     parts = []
     for e in chosen:
@@ -269,24 +259,25 @@ def _read_rows(
                     f"episode or record it again."
                 )
         parts.append(rows)
-    return np.concatenate([s for s, _ in parts]), np.concatenate([a for _, a in parts])
+    return list(files), np.concatenate([s for s, _ in parts]), np.concatenate([a for _, a in parts])
 
 
 def _rows_by_episode(path: Path, columns: Columns) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     table = read_table(path, [*VECTORS, "episode_index", "frame_index"])
-    episode, frame = (table[c].to_numpy() for c in ("episode_index", "frame_index"))
+    episode, frame = (whole_numbers(path, table, c) for c in ("episode_index", "frame_index"))
     order = np.lexsort((frame, episode))
-    values = []
-    for c in VECTORS:
-        flat = np.concatenate(
-            [np.zeros(0), *(chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table[c].chunks)]
-        )
-        width, own = columns[c]
-        if len(flat) != len(order) * width:
-            raise DataError(f"'{c}' of {path} does not hold {width} numbers in each row: restore it or record again.")
-        values.append(flat.astype(np.float32).reshape(-1, width)[order][:, own])
+    values = [vectors(path, table, c, columns[c][0])[order][:, columns[c][1]] for c in VECTORS]
     numbers, first = np.unique(episode[order], return_index=True)
     return {int(n): (values[0][a:b], values[1][a:b]) for n, a, b in zip(numbers, first, [*first[1:], len(order)])}
+
+
+def _check_sealed(folder: Path, info: Mapping[str, Any], tables: Sequence[Path]) -> Mapping[str, str] | None:
+    """The dataset's seal, if it has one, after a look at `info` and the tables; after other checks, whose sentences say
+    more."""
+    seal = seal_of(folder)
+    if seal is not None:
+        check_seal(folder, seal, info, [*sorted((folder / "meta/episodes").rglob("*.parquet")), *tables])
+    return seal
 
 
 def _check_units(folder: Path, units: str | None, *vectors: np.ndarray) -> None:

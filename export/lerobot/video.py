@@ -75,6 +75,8 @@ def decode(
         if not container.streams.video:
             raise ValueError("it holds no video")
         stream = container.streams.video[0]
+        if not hasattr(stream, "codec_context") or stream.codec_context is None:
+            raise ValueError("its pictures are in no format that is known")
         if convert is None and (stream.height, stream.width) != out.shape[2:]:
             raise ValueError(f"pictures of {stream.width}x{stream.height} instead of {out.shape[3]}x{out.shape[2]}")
         stream.thread_type, stream.codec_context.thread_count = "AUTO" if threads > 1 else "SLICE", threads

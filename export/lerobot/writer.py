@@ -12,12 +12,14 @@ import pyarrow as pa
 
 from calibration.camera import Camera
 from export.lerobot import stats, video
+from export.lerobot.checks import sealed
 from export.lerobot.layout import (
     DATA,
     EPISODES,
     EXTRA,
     INFO,
     OURS,
+    PART_SCHEMA,
     PICTURES,
     SCHEMA,
     VECTORS,
@@ -74,7 +76,9 @@ def write_part(folder: Path, part: int, episodes: Sequence[Episode], fps: float,
     write_table(folder / DATA.format(**where), pa.table(rows))
     table = [_episode_row(e, i, int(first[i]), where, fps) for i, e in enumerate(episodes)]
     sizes = {name: list(x.shape[1:]) for name, x in episodes[0].images.items()}
-    note = json.dumps({"schema": SCHEMA, "fps": fps, "joints": list(joint_names), "pictures": sizes}, sort_keys=True)
+    note = json.dumps(
+        {"schema": PART_SCHEMA, "fps": fps, "joints": list(joint_names), "pictures": sizes}, sort_keys=True
+    )
     write_table(
         folder / EPISODES.format(**where), pa.Table.from_pylist(table).replace_schema_metadata({"harmowam": note})
     )
@@ -173,7 +177,6 @@ def finish(
     write_json(folder / "meta/stats.json", measured)
     write_table(folder / "meta/tasks.parquet", _task_table(list(instructions)))
     ours = {"schema": SCHEMA, "units": "rad", "cameras": {k: c.to_json() for k, c in cameras.items()}}
-    write_json(folder / OURS, ours)
     info = {
         "robot_type": robot_type,
         "total_episodes": episode,
@@ -183,6 +186,7 @@ def finish(
         "splits": {"train": f"0:{episode}"},
         "features": features,
     }
+    write_json(folder / OURS, sealed(folder, ours, LAYOUT | info))
     write_json(folder / INFO, LAYOUT | info)
 
 
@@ -210,7 +214,7 @@ def _common_note(tables: Mapping[Path, pa.Table]) -> dict[str, Any]:
                 f"{path} was collected with other settings than {first.name}: delete it or use a new folder."
             )
     known = dict(json.loads(notes[first] or b"{}"))
-    if known.get("schema") != SCHEMA:
+    if known.get("schema") != PART_SCHEMA:
         raise DataError(f"{first.parents[3]} holds joint angles of another version: collect into a new folder.")
     return known
 

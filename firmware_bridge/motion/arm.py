@@ -378,8 +378,7 @@ class Arm:
     def torque_off(self) -> list[int]:
         """Switch the torque of every servo off, first all together, then one by one those that still hold.
 
-        Returns the ids whose torque is not known to be off. It stops trying at the bus's `until_ns`: a tick that takes
-        longer would look like a stall to the guard.
+        Returns the ids whose torque may be on. Stops at the bus's `until_ns`: a longer tick would look like a stall.
         """
         self.watchful = False
         enable = self.model.registers["torque_enable"]

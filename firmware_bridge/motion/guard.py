@@ -37,6 +37,7 @@ LOG = "guard.log"  # standard error of guard and motor process, in the folder of
 START_S = 5.0  # time that the motor process has until its first state
 REPLUG_S = 60.0  # time to plug the adapter in again
 LETTING_DOWN = "holding, then letting the torque down"
+LOST = "the port was lost: a servo with torque on holds its last goal until {} is back or its power is off"
 
 
 def release(port: Port, config: ArmConfig) -> list[int]:
@@ -151,10 +152,7 @@ def guard(
             child.wait()
             if child.returncode != Exit.PORT_LOST:
                 break
-            tell(
-                f"the port was lost: a servo with torque on holds its last goal until {name} is back or its power is "
-                "off"
-            )
+            tell(LOST.format(name))
             left_energised = left_energised or is_armed(slots)
             port.close()
             port = reopen(name, config, fingerprint)

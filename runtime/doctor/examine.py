@@ -8,6 +8,7 @@ from runtime.doctor.devices import cameras, joints_and_stop, serial_port
 from runtime.doctor.finding import Finding, Machine
 from runtime.doctor.software import engines, opencv, storage
 from runtime.doctor.timing import clocks, realtime
+from runtime.doctor.trust import trust
 from runtime.robot import Robot
 
 
@@ -23,5 +24,6 @@ def examine(robot: Robot, machine: Machine | None = None) -> list[Finding]:
         lambda: realtime(m),
         lambda: clocks(m),
         lambda: storage(m),
+        lambda: trust(robot),
     ]
     return [finding for check in checks for finding in check()]

@@ -6,11 +6,14 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from common.schema import Malformed, parse_json, read_bounded
 from runtime.engines.cuda import Cuda, CudaError
+from runtime.engines.listed import require_listed
 from runtime.engines.onnx import EngineError
 from runtime.engines.tensorrt import tensorrt
+from runtime.signing import Trust
 
 URGENT = ("fast",)
 LISTING = "engines.json"
@@ -53,9 +56,17 @@ def this_board() -> Board:
     return Board(cuda.name(), "".join(map(str, cuda.capability())), version, jetpack, module, cuda.multiprocessors())
 
 
-def built_engine(bundle: Path, name: str, onnx_sha256: str, board: Board) -> tuple[Path, bool]:
-    """The engine file of `bundle` for `board`, built from the ONNX file of that hash, and whether it is version
-    compatible. Raises EngineError, with the command that mends it, when it is absent, stale or damaged."""
+class Built(NamedTuple):
+    """An engine's file, whether it is version compatible, and its SHA-256."""
+
+    path: Path
+    version_compatible: bool
+    digest: str
+
+
+def built_engine(bundle: Path, name: str, onnx_sha256: str, board: Board, trust: Trust | None = None) -> Built:
+    """The engine file of `bundle` for `board`, built from the ONNX file of that hash. Raises EngineError, with the
+    command that mends it, when it is absent, stale or damaged, and UntrustedEngine when `trust` does not list it."""
     mend = f"run `harmowam build {bundle}` on this machine."
     folders = [bundle / "engines" / board.key(compatible) for compatible in (False, True)]
     folder = next((f for f in folders if (f / LISTING).is_file()), None)
@@ -77,4 +88,6 @@ def built_engine(bundle: Path, name: str, onnx_sha256: str, board: Board) -> tup
         raise EngineError(f"{path} was built from another {name}.onnx: {mend}")
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
         raise EngineError(f"{path} is truncated or damaged: {mend}")
-    return path, compatible
+    if trust is not None:
+        require_listed(trust, name, onnx_sha256, digest)
+    return Built(path, compatible, digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,6 +68,15 @@ def providers() -> list[str]:
     return list(_onnxruntime().get_available_providers())
 
 
+def unchanged(path: Path, digest: str) -> bytes:
+    """The bytes of an engine's file. Raises EngineError unless they have the SHA-256 `digest`, by which they were
+    checked before: between two looks at a file it may be exchanged."""
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise EngineError(f"{path} was exchanged while it was opened: copy the bundle again, or build it again.")
+    return data
+
+
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int8)": "int8", "tensor(int64)": "int64"}
 
 
@@ -74,11 +84,19 @@ class OrtEngine:
     """ONNX Runtime session. Waiting threads sleep instead of spinning: on a small board the other loops need the core.
 
     `literal`: run every node as the file has it, as a reference. Otherwise ONNX Runtime fuses Q/DQ nodes into integer
-    kernels, which round differently than the nodes say.
+    kernels, which round differently than the nodes say. `digest`: the SHA-256 that the file must have, "" for any.
     """
 
-    def __init__(self, path: Path, threads: int = 1, provider: str = "CPUExecutionProvider", literal: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        threads: int = 1,
+        provider: str = "CPUExecutionProvider",
+        literal: bool = False,
+        digest: str = "",
+    ):
         ort = _onnxruntime()
+        model = unchanged(path, digest) if digest else str(path)
         if provider == "CUDAExecutionProvider" and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # where pip brought CUDA's libraries, the loader does not find them by itself
         options = ort.SessionOptions()
@@ -89,7 +107,7 @@ class OrtEngine:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=[provider])
+            self._session = ort.InferenceSession(model, options, providers=[provider])
         except Exception as e:  # the library raises bare exceptions of many types here
             raise EngineError(
                 f"engine {Path(path).name} cannot be loaded ({str(e).splitlines()[0][:200]}): export the bundle again."

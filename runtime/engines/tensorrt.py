@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from runtime.engines.cuda import CAPTURE_THREAD_LOCAL, Cuda, CudaError
-from runtime.engines.onnx import EngineError, TensorSpec, check_feeds
+from runtime.engines.onnx import EngineError, TensorSpec, check_feeds, unchanged
 
 
 def tensorrt() -> Any:
@@ -38,7 +38,8 @@ class TensorRTEngine:
 
     Not shared between threads, but may be handed from one to another. `graph` False enqueues copies and kernels one by
     one, to measure what the graph saves. `version_compatible`: the file brings the runtime of the TensorRT that built
-    it along, as code for the processor, which is loaded only where it is asked for. Raises EngineError for a truncated
+    it along, as code for the processor, which is loaded only where it is asked for. `digest`: the SHA-256 that the file
+    must have, "" for any. Raises EngineError for a truncated
     file, one built by another TensorRT, missing CUDA, or lack of memory.
     """
 
@@ -49,6 +50,7 @@ class TensorRTEngine:
         cuda: Cuda | None = None,
         graph: bool = True,
         version_compatible: bool = False,
+        digest: str = "",
     ):
         trt = tensorrt()
         self._graph: ctypes.c_void_p | None = None
@@ -62,7 +64,8 @@ class TensorRTEngine:
             self._cuda.use()
             self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
             self._runtime.engine_host_code_allowed = version_compatible
-            self._engine = self._runtime.deserialize_cuda_engine(Path(path).read_bytes())
+            data = unchanged(path, digest) if digest else Path(path).read_bytes()
+            self._engine = self._runtime.deserialize_cuda_engine(data)
             if self._engine is None:
                 raise EngineError(
                     f"{Path(path).name} is truncated or was built by another TensorRT or for another GPU: run "

@@ -74,8 +74,9 @@ class MotorLink:
 
     def send(self, command: Command, taken_ns: int, engine_ns: int) -> None:
         """`taken_ns`: when its pictures were taken; `engine_ns`: how long its step took."""
-        self._commands.write(command.pack())
-        now = time.monotonic_ns()
+        packed = command.pack()
+        now = time.monotonic_ns()  # not after the write: it wakes the motor process, whose goals may be out by its end
+        self._commands.write(packed)
         self.sent = command
         self._made[command.number] = (taken_ns, now, engine_ns)
         if len(self._made) > KEPT:

@@ -107,22 +107,37 @@ def summary(durations_ms: Mapping[str, np.ndarray]) -> dict[str, dict[str, float
     }
 
 
+def _lanes(stages: Mapping[str, np.ndarray]) -> list[list[tuple[int, int, str]]]:
+    """The spans (start and duration, ns; stage) of a track in as few rows as keep them apart, by start in each row."""
+    lanes: list[list[tuple[int, int, str]]] = [[]]
+    ends = [0]  # of the last span of each row, ns
+    for start, duration, stage in sorted((*span, s) for s, spans in stages.items() for span in spans.T.tolist()):
+        row = next((k for k, end in enumerate(ends) if end <= start), len(ends))
+        if row == len(ends):
+            lanes.append([])
+            ends.append(0)
+        lanes[row].append((start, duration, stage))
+        ends[row] = start + duration
+    return lanes
+
+
 def write_perfetto(path: Path, tracks: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     """Trace Event JSON of `tracks` (track -> stage -> int64[2,n] starts and durations, ns): ui.perfetto.dev opens it.
 
-    Format: "Trace Event Format", complete events (ph X), times in microseconds.
+    Format: "Trace Event Format", complete events (ph X), times in microseconds. Perfetto drops a slice that overlaps
+    another of the same thread, so spans of a track that overlap (ages longer than a period) become threads of their
+    own with the same name.
     """
 
     def pieces() -> Iterator[str]:
         yield '{"displayTimeUnit": "ms", "traceEvents": [\n'
         yield json.dumps({"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "harmowam"}})
-        for tid, (track, stages) in enumerate(tracks.items(), 1):
+        rows = [(track, lane) for track, stages in tracks.items() for lane in _lanes(stages)]
+        for tid, (track, lane) in enumerate(rows, 1):
             yield ",\n" + json.dumps({"ph": "M", "pid": 1, "tid": tid, "name": "thread_name", "args": {"name": track}})
-            for stage, spans in stages.items():
-                label = json.dumps(stage)
-                for start, duration in spans.T.tolist():
-                    yield f',\n{{"ph": "X", "pid": 1, "tid": {tid}, "name": {label}, '
-                    yield f'"ts": {start / 1e3:.3f}, "dur": {duration / 1e3:.3f}}}'
+            for start, duration, stage in lane:
+                yield f',\n{{"ph": "X", "pid": 1, "tid": {tid}, "name": {json.dumps(stage)}, '
+                yield f'"ts": {start / 1e3:.3f}, "dur": {duration / 1e3:.3f}}}'
         yield "\n]}\n"
 
     write_whole(path, pieces())

@@ -1,5 +1,6 @@
 """Guided capture: which pictures are kept, what the page shows, and a camera that changes under it."""
 
+import http.client
 import itertools
 import json
 import threading
@@ -40,6 +41,50 @@ def test_guided_capture_keeps_what_helps_and_says_what_to_do():
     with urllib.request.urlopen(page.address + "picture") as got:
         assert cv2.imdecode(np.frombuffer(got.read(), np.uint8), 1).shape == (540, 960, 3)
     page.close()
+
+
+@pytest.fixture(scope="module")
+def page():
+    made = CapturePage(0)
+    made.picture = b"what the camera sees"
+    yield made
+    made.close()
+
+
+def asked(page, *hosts):
+    """Status and body for a request of the picture with these Host headers."""
+    connection = http.client.HTTPConnection("127.0.0.1", int(page.address.rpartition(":")[2][:-1]), timeout=5)
+    connection.putrequest("GET", "/picture", skip_host=True)
+    for host in hosts:
+        connection.putheader("Host", host.replace("PORT", str(connection.port)))
+    connection.endheaders()
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer.status, body
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:PORT", "localhost:PORT", "LocalHost:PORT", "[::1]:PORT"])
+def test_the_page_answers_to_the_names_of_this_machine(page, host):
+    assert asked(page, host) == (200, b"what the camera sees")
+
+
+@pytest.mark.parametrize(
+    "hosts",
+    [
+        ["attacker.example:PORT"],
+        ["attacker.example"],
+        ["localhost"],
+        ["localhost:1"],
+        ["localhost.attacker.example:PORT"],
+        ["127.0.0.1:PORT", "attacker.example:PORT"],
+        [""],
+        [],
+    ],
+)
+def test_a_foreign_page_that_points_its_name_to_this_machine_sees_nothing(page, hosts):
+    """DNS rebinding: the browser sends the foreign page's name as Host."""
+    assert asked(page, *hosts) == (421, f"ask for {page.address}\n".encode())
 
 
 def test_a_page_whose_port_is_taken_is_refused_in_one_sentence(bench, tmp_path):

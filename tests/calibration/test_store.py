@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 
+from benchmarks.fuzz_calibration import fuzz, made
 from calibration.camera import CalibrationError, Camera
 from calibration.store import Store, content_hash, load_camera, new_record, refuse_other_camera
 
@@ -234,3 +235,32 @@ def test_a_camera_that_can_be_comes_back_as_it_went_out(fields):
 def test_names_cannot_leave_the_store(store, name):
     with pytest.raises(CalibrationError, match="no name"):
         store.current_hash(name)
+
+
+def test_damaged_stores_are_refused_in_a_sentence_or_read_as_what_they_were(tmp_path):
+    """The same as `python -m benchmarks.fuzz_calibration`, which plays 3,000 and more."""
+    found = fuzz(made(tmp_path / "store"), 200, seed=0)
+    assert (found.accepted, found.failed, found.slow) == ([], [], [])
+    assert found.refused > 80 and found.same > 40
+
+
+def test_a_record_of_another_name_is_refused(store):
+    digest = use(store, record())
+    (store.root / "wrist").mkdir()
+    for file in (f"{digest}.json", "current"):
+        (store.root / "wrist" / file).write_bytes((store.root / "front" / file).read_bytes())
+    with pytest.raises(CalibrationError, match=r"is a calibration of 'front', not of 'wrist': run .*rollback wrist"):
+        load_camera(store.root / "wrist")
+
+
+@pytest.mark.parametrize("file", ["current", "log.jsonl", "record"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(store, file):
+    digest = use(store, record())
+    path = store.root / "front" / (f"{digest}.json" if file == "record" else file)
+    path.unlink()
+    os.mkfifo(path)
+    if file == "log.jsonl":
+        assert store.moves("front") == []
+    else:
+        with pytest.raises(CalibrationError, match="damaged"):
+            store.get("front")

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from benchmarks.fuzz_dataset import fuzz, made
 from export.data import _hold_to, collect, parts_of
 from export.lerobot import DataError, Episode, finish, load, video, write_part
 from export.lerobot.layout import read_table, write_table
@@ -77,6 +79,59 @@ def as_pictures(folder: Path) -> None:
     edit_json(folder / "meta/info.json", video_path=None)
 
 
+def another(where: str, column: str) -> Callable[[Path], None]:
+    """A valid table that says something else in its first row."""
+
+    def change(values: list[Any]) -> list[Any]:
+        return [["turn the knob"] if column == "tasks" else [v + 0.01 for v in values[0]], *values[1:]]
+
+    return lambda folder: edit_column(folder / where / "chunk-000/file-000.parquet", column, change)
+
+
+def retyped(column: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    """The first table with another value in each row of a column, of whatever type."""
+
+    def apply(folder: Path) -> None:
+        path = folder / "data/chunk-000/file-000.parquet"
+        table = pq.read_table(path)
+        values = pa.array([change(v) for v in table[column].to_pylist()])
+        pq.write_table(table.set_column(table.column_names.index(column), column, values), path)
+
+    return apply
+
+
+def uneven(folder: Path) -> None:
+    """As many numbers as there should be, but seven in one row and five in the next."""
+    path = folder / "data/chunk-000/file-000.parquet"
+    rows = pq.read_table(path)["action"].to_pylist()
+    rows[3:5] = [rows[3] + rows[4][:1], rows[4][1:]]
+    left = iter(rows)
+    retyped("action", lambda _: next(left))(folder)
+
+
+def turned_camera(folder: Path) -> None:
+    ours = json.loads((folder / "meta/harmowam.json").read_text())
+    ours["cameras"]["front"]["K"][0][0] += 1
+    (folder / "meta/harmowam.json").write_text(json.dumps(ours))
+
+
+def other_film(folder: Path) -> None:
+    (folder / FRONT).write_bytes(video.encode(film(35, 7), FPS))
+
+
+def lfs(path: str) -> Callable[[Path], Any]:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
+    return lambda folder: (folder / path).write_text(pointer)
+
+
+def pipe(path: str) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        (folder / path).unlink()
+        os.mkfifo(folder / path)
+
+    return apply
+
+
 FRONT = "videos/observation.images.front/chunk-000/file-000.mp4"
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nothing there": (shutil.rmtree, "holds no finished dataset: collect one"),
@@ -86,7 +141,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         "is LeRobotDataset v2.1, v3 is read",
     ),
     "info damaged": (shortened("meta/info.json", 0.5), "info.json cannot be read"),
-    "info without rate": (lambda f: edit_json(f / "meta/info.json", fps=None), "'fps' is None"),
+    "info without rate": (
+        lambda f: edit_json(f / "meta/info.json", fps=None),
+        "'fps' must be a number from 0.01 to 1000, not null",
+    ),
     "camera missing": (
         features(lambda x: x.pop("observation.images.wrist")),
         "no camera 'wrist', only front: record it with",
@@ -100,7 +158,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "other arm": (features(lambda x: x["action"].update(names=["waist.pos"], shape=[1])), r"is \['waist.pos'\], not"),
     "newer schema": (
         lambda f: edit_json(f / "meta/harmowam.json", schema=9),
-        "has schema 9, this version reads 2: upgrade",
+        "has schema 9, this version reads 3: upgrade",
     ),
     "no episodes": (lambda f: shutil.rmtree(f / "meta/episodes"), "holds no episodes: collect"),
     "video missing": (without(FRONT), "file-000.mp4 cannot be read .No such file.*: restore it"),
@@ -119,6 +177,35 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "rows missing": (fewer_rows, "30 rows of episode 2 instead of 31: restore"),
     "table damaged": (shortened("data/chunk-000/file-000.parquet", 0.5), "file-000.parquet cannot be read"),
     "table missing": (without("data/chunk-000/file-004.parquet"), "file-004.parquet cannot be read"),
+    "part missing": (
+        without("meta/episodes/chunk-000/file-001.parquet"),
+        "does not hold the 5 episodes of meta/info.json, each once",
+    ),
+    "another state": (another("data", "observation.state"), r"data.*file-000.parquet is damaged or was changed"),
+    "another task": (another("meta/episodes", "tasks"), r"episodes.*file-000.parquet is damaged or was changed"),
+    "another rate": (lambda f: edit_json(f / "meta/info.json", fps=19), "info.json is damaged or was changed"),
+    "another pose": (turned_camera, "harmowam.json is damaged .it does not match its own hash"),
+    "hashes lost": (lambda f: edit_json(f / "meta/harmowam.json", digest=None), "does not match its own hash"),
+    "hashes denied": (lambda f: edit_json(f / "meta/harmowam.json", schema=2), "does not match its own hash"),
+    "another film": (other_film, "file-000.mp4 is damaged or was changed"),
+    "pointer of Git LFS": (lfs("data/chunk-000/file-000.parquet"), "is a pointer of Git LFS .*: run `git lfs pull`"),
+    "film as a pointer": (lfs(FRONT), "file-000.mp4 is a pointer of Git LFS .*: run `git lfs pull`"),
+    "pipe": (pipe("meta/info.json"), "info.json is no file"),
+    "film as a pipe": (pipe(FRONT), "file-000.mp4 is no file"),
+    "states as text": (retyped("observation.state", lambda v: str(v)), "does not hold 6 numbers in each row"),
+    "states of one number more and one less": (
+        uneven,
+        "'action' of .* does not hold 6 numbers in each row",
+    ),
+    "rows without a number": (retyped("frame_index", lambda v: None), "does not hold a whole number in each row"),
+    "a path that leads out": (
+        lambda f: edit_json(f / "meta/info.json", data_path="../{chunk_index}-{file_index}"),
+        "'data_path' leads out of the dataset",
+    ),
+    "a path that is none": (
+        lambda f: edit_json(f / "meta/info.json", video_path="{chunk_index:x{"),
+        "'video_path' is no path with chunk_index and file_index",
+    ),
 }
 
 
@@ -129,6 +216,18 @@ def test_a_dataset_that_cannot_be_used_is_refused_in_one_sentence(copy, case):
     with pytest.raises(DataError, match=sentence) as raised:
         load(copy)
     assert "\n" not in str(raised.value) and ": " in str(raised.value)
+
+
+def test_damaged_datasets_are_refused_in_a_sentence_or_read_as_what_they_were(tmp_path):
+    """The same as `python -m benchmarks.fuzz_dataset`, which plays 2,000 and more."""
+    found = fuzz(made(tmp_path / "whole"), tmp_path / "work", 200, seed=0)
+    assert (found.accepted, found.failed, found.slow) == ([], [], [])
+    assert found.refused > 100 and found.same > 5
+
+
+def test_the_users_own_splits_break_no_hash(copy):
+    edit_json(copy / "meta/info.json", splits={"train": "0:3", "held": "3:5"})
+    assert len(load(copy, split="held").tasks) == 2
 
 
 def test_another_rate_than_asked_for_is_refused(written):

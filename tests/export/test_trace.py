@@ -48,7 +48,7 @@ def test_demonstrations_of_any_arm_make_a_bundle_for_it(dataset, tmp_path):
     train_act(data, tmp_path / "run", tmp_path / "act.bundle", play=False, plan=PLAN, cfg=TOY)
     bundle = Bundle.load(tmp_path / "act.bundle")
     assert bundle.manifest.arm_family == arm.NAME and tuple(j.name for j in bundle.manifest.joints) == arm.JOINTS
-    bundle.check_arm(arm.NAME, robot.path)
+    assert bundle.check_arm(robot.arm, robot.path) == robot.arm
     policy = open_policy(bundle, data.instructions[0], data.cameras)
     frames = {k: x[3].transpose(1, 2, 0).copy() for k, x in (("front", data.front), ("wrist", data.wrist))}
     prior = policy.slow.step(7, Observation(7, frames, data.state[3], np.zeros(n, np.float32), 1))

@@ -6,6 +6,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runtime.engines.onnx import EngineError, OrtEngine
 from runtime.observe.trace import StageTrace, summary, write_perfetto
@@ -114,3 +116,21 @@ def test_a_perfetto_trace_holds_every_span_on_its_track(tmp_path):
         ("fast.engine", 1000.0, 2.0),
         ("fast.engine", 5000.0, 3.0),
     ]
+
+
+SPANS = st.lists(st.tuples(st.integers(0, 200_000), st.integers(0, 90_000)), max_size=12)  # starts, durations; ns
+
+
+@given(st.dictionaries(st.sampled_from(["wire", "wire.observation", "motor.wake"]), SPANS, max_size=3))
+def test_every_span_is_one_slice_of_a_trace_and_no_two_of_a_thread_overlap(tmp_path_factory, found):
+    """Perfetto drops a slice that overlaps another of the same thread."""
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    stages = {s: np.array(v, np.int64).reshape(-1, 2).T for s, v in found.items()}
+    write_perfetto(path, {"age": stages})
+    events = json.loads(path.read_text())["traceEvents"]
+    slices = [(round(1e3 * e["ts"]), round(1e3 * e["dur"]), e["name"], e["tid"]) for e in events if e["ph"] == "X"]
+    assert sorted(s[:3] for s in slices) == sorted((*span, s) for s, spans in found.items() for span in spans)
+    for thread in {s[3] for s in slices}:
+        mine = [s for s in slices if s[3] == thread]
+        assert all(start + lasts <= after for (start, lasts, *_), (after, *_) in zip(mine, mine[1:]))
+    assert {e["args"]["name"] for e in events if e["name"] == "thread_name"} == {"age"}

@@ -1,12 +1,14 @@
 """Parts of the two-rate loop that need neither clock nor engines: what it takes from cameras, and how it stays where it
 is."""
 
+import time
+
 import numpy as np
 import pytest
 
-from common.slots import SlotReader
+from common.slots import SlotReader, SlotWriter
 from common.timing import COMMAND_LIFE_S
-from firmware_bridge.motion.messages import Command, Expert, JointState
+from firmware_bridge.motion.messages import COMMAND_BYTES, Command, Expert, JointState
 from firmware_bridge.motion.motor import COMMAND_SLOT
 from runtime.cameras.frames import FrameWriter, frames_path
 from runtime.cameras.sources import CameraSource
@@ -40,6 +42,29 @@ def test_a_resolution_that_changes_while_driving_ends_the_run(eyes, writers):
 def test_a_camera_without_a_picture_is_named(eyes):
     with pytest.raises(RunError, match="camera 'front' stopped giving frames: check its cable"):
         eyes.frames()
+
+
+class SeizedAtOnce(SlotWriter):
+    """A slot whose reader has put the command on the wire when `write` returns, as a motor process that the
+    write wakes does."""
+
+    def write(self, *parts):
+        number = super().write(*parts)
+        self.wire_ns = time.monotonic_ns()
+        return number
+
+
+def test_a_command_takes_no_less_than_nothing_from_its_slot_to_the_wire(tmp_path):
+    link = MotorLink(tmp_path, RunRecord())
+    link._commands = SeizedAtOnce(tmp_path / COMMAND_SLOT, COMMAND_BYTES)
+    z = np.zeros(6, np.float32)
+    for number in range(1, 9):
+        began = time.monotonic_ns()
+        link.send(Command(1, 2, z, z, number=number), began, 0)
+        wire = link._commands.wire_ns
+        link.book(JointState(7, z, z, z, z, z, z, np.zeros(6, np.uint8), t_wire_ns=wire, command_number=number))
+        start, lasted = link.record.fast_trace.spans()["wire"][:, -1]
+        assert began <= start and lasted > 0 and start + lasted == wire
 
 
 def test_staying_keeps_the_goal_and_not_the_sagging_arm_and_expires_like_any_command(tmp_path):

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from harmowam.cli import main
 from runtime.build import Options, build_engine, plan
-from runtime.bundle import Bundle, BundleError
+from runtime.bundle import Bundle, BundleError, sha256
 from runtime.engines.built import LISTING, built_engine
 from runtime.engines.cuda import Cuda, CudaError
 from runtime.engines.onnx import EngineError, OrtEngine
@@ -67,7 +67,8 @@ def found_engine(bundle, name, board):
 
 def test_a_built_engine_is_found(bundle):
     folder = pretend_built(bundle)
-    assert found_engine(bundle, "fast", BOARD) == (folder / "fast.engine", False)
+    file = folder / "fast.engine"
+    assert found_engine(bundle, "fast", BOARD) == (file, False, sha256(file))
 
 
 @pytest.mark.parametrize("other", [{"module": NANO.replace("Nano", "NX")}, {"multiprocessors": 4}])
@@ -83,7 +84,7 @@ def test_newer_tensorrts_find_version_compatible_engines(bundle):
     assert folder.name == KEY.replace("trt10.3.0", "trt10-compatible")
     newer = dataclasses.replace(BOARD, tensorrt="10.13.3", jetpack="L4T 36.5.0")
     for board in (BOARD, newer):
-        assert found_engine(bundle, "fast", board) == (folder / "fast.engine", True)
+        assert found_engine(bundle, "fast", board)[:2] == (folder / "fast.engine", True)
     with pytest.raises(EngineError, match="harmowam build"):
         found_engine(bundle, "fast", dataclasses.replace(BOARD, tensorrt="11.4.1"))
 

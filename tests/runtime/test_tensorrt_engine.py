@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from runtime.build import Options
-from runtime.bundle import Bundle
+from runtime.bundle import Bundle, sha256
 from runtime.engines.cuda import Cuda, CudaError
 from runtime.engines.onnx import EngineError
 from runtime.engines.tensorrt import TensorRTEngine
@@ -117,12 +117,23 @@ def test_host_code_of_a_version_compatible_engine_is_allowed_where_its_listing_s
     with pytest.raises(EngineError, match="another TensorRT"):
         TensorRTEngine(pretended.path, cuda=pretended.cuda)
     TensorRTEngine(pretended.path, cuda=pretended.cuda, version_compatible=True).close()
-    pretend_built(bundle, Options(version_compatible=True))
+    digest = sha256(pretend_built(bundle, Options(version_compatible=True)) / "fast.engine")
     asked = []
     monkeypatch.setattr("runtime.engines.built.this_board", lambda: BOARD)
     monkeypatch.setattr("runtime.engines.tensorrt.TensorRTEngine.__init__", lambda self, path, **how: asked.append(how))
     bundle._open("fast", bundle.manifest.engines["fast"], 1, "tensorrt")
-    assert asked == [{"urgent": True, "version_compatible": True}]
+    assert asked == [{"urgent": True, "version_compatible": True, "digest": digest}]
+
+
+def test_an_engine_that_is_exchanged_after_the_look_at_its_hash_is_not_loaded(pretended):
+    digest = sha256(pretended.path)
+    TensorRTEngine(pretended.path, cuda=pretended.cuda, digest=digest).close()
+    pretended.path.write_bytes(b"other")
+    with pytest.raises(
+        EngineError, match="was exchanged while it was opened: copy the bundle again, or build it again"
+    ):
+        TensorRTEngine(pretended.path, cuda=pretended.cuda, digest=digest)
+    assert pretended.left() == 0
 
 
 def test_waiting_threads_sleep_and_a_context_in_use_is_taken_as_it_is(driver):
