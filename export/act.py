@@ -4,8 +4,7 @@ Action chunking with transformers: one convolutional backbone per camera; a tran
 joint angles, the instruction and a style variable; a transformer decoder that gives the whole action chunk in one pass.
 It is trained as a conditional VAE with an L1 loss. ACT sees the same pictures, instructions and episodes as our model
 and drives the arm through the same loop, as a policy of kind chunk (`runtime/policies/chunk.py`). Unlike our experts it
-reads all joint angles. Its network gives absolute joint targets; that of the small size gives them relative to the
-measured joint angles.
+reads all joint angles and gives absolute joint targets.
 """
 
 from __future__ import annotations
@@ -63,18 +62,10 @@ class ActConfig:
     text_dim: int = 32
     chunk: int = 16
     chunk_dt_s: float = 0.05
-    relative: bool = False  # the network gives targets relative to the measured joints, so that plans begin at the arm
 
 
 SMALL = ActConfig(
-    channels=(8, 16, 24, 32),
-    width=64,
-    heads=4,
-    feedforward=128,
-    encoder_layers=1,
-    style_layers=1,
-    style=8,
-    relative=True,
+    channels=(8, 16, 24, 32), width=64, heads=4, feedforward=128, encoder_layers=1, style_layers=1, style=8
 )  # 0.2 M parameters: for simple tasks, trained within minutes
 SIZES = {"act": ActConfig(), "act-small": SMALL}
 
@@ -165,7 +156,7 @@ class Act(nn.Module):
         x = self.query.expand(len(front), -1, -1)
         for layer in self.decoder:
             x = layer(x, memory)
-        return self.out(x) + state[:, None] if self.cfg.relative else self.out(x)
+        return self.out(x)
 
     def encode_style(self, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance [B, style] of the style variable, from the chunk `actions` [B,K,J] and the joint
