@@ -101,9 +101,8 @@ def _check_steps(model: Model, servo: Joint | Second) -> None:
     dynamixel = model.protocol == "dynamixel"
     if dynamixel != (servo.mode is not None):
         raise ValueError(f"'mode' must be {'3, 4 or 5' if dynamixel else 'left out'} for a {model.name}")
-    sign = model.registers["homing_offset"].sign
-    if sign is not None and abs(servo.homing_offset) >= 1 << sign:
-        most = (1 << sign) - 1
+    most = most_offset(model)
+    if most is not None and abs(servo.homing_offset) > most:
         raise ValueError(f"'homing_offset' must be a whole number from -{most} to {most}, not {servo.homing_offset}")
     first, last = encoder_turn(model, StepRegisters(servo.homing_offset, servo.mode))
     # LeRobot writes ranges of 0 to steps - 1 whatever the offset is, so those are accepted too.
@@ -111,6 +110,13 @@ def _check_steps(model: Model, servo: Joint | Second) -> None:
     for key in ("zero_step", "range_min", "range_max"):
         if not low <= getattr(servo, key) <= high:
             raise ValueError(f"'{key}' must be a whole number from {low} to {high}, not {getattr(servo, key)}")
+
+
+def most_offset(model: Model) -> int | None:
+    """Largest homing offset (steps, of either sign) that the register of such a servo holds; None where it holds every
+    `Offset`."""
+    sign = model.registers["homing_offset"].sign
+    return None if sign is None else (1 << sign) - 1
 
 
 def encoder_turn(model: Model, kept: StepRegisters) -> tuple[int, int]:

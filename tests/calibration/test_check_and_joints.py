@@ -267,8 +267,8 @@ def test_lerobots_file_goes_in_and_out(tmp_path):
         for n, i in zip(CONFIG.joints, CONFIG.ids, strict=True)
     }
     path.write_text(json.dumps(data))
-    made = from_lerobot(path, CONFIG)
-    assert to_lerobot(made) == data and made.joints[0].zero_step == 2045
+    made, ignored = from_lerobot(path, CONFIG)
+    assert ignored == () and to_lerobot(made) == data and made.joints[0].zero_step == 2045
     gripper = made.joints[-1]
     assert (gripper.range_min - gripper.zero_step) * RAD_PER_STEP == pytest.approx(so101.SHUT, abs=RAD_PER_STEP)
     arm = made.apply(CONFIG)
@@ -282,7 +282,7 @@ def test_of_a_joint_that_counts_backwards_lerobots_upper_end_is_the_closed_gripp
     row = {"drive_mode": drive_mode, "homing_offset": 3, "range_min": 800, "range_max": 3290}
     data = {n: {"id": i, **row} for n, i in zip(CONFIG.joints, CONFIG.ids, strict=True)}
     (tmp_path / "arm.json").write_text(json.dumps(data))
-    made = from_lerobot(tmp_path / "arm.json", config)
+    made, _ = from_lerobot(tmp_path / "arm.json", config)
     assert [j.direction for j in made.joints] == [-1] * 6
     assert [j.zero_step for j in made.joints] == [2045] * 5 + [3290 - 114]
     assert all(row["drive_mode"] == 1 for row in to_lerobot(made).values())
@@ -294,7 +294,7 @@ def test_lerobots_positive_is_the_makers_positive(tmp_path):
     row = {"drive_mode": 0, "homing_offset": 0, "range_min": 800, "range_max": 3290}
     data = {n: {"id": i, **row} for n, i in zip(CONFIG.joints, CONFIG.ids, strict=True)}
     (tmp_path / "arm.json").write_text(json.dumps(data))
-    config = from_lerobot(tmp_path / "arm.json", CONFIG).apply(CONFIG)
+    config = from_lerobot(tmp_path / "arm.json", CONFIG)[0].apply(CONFIG)
     virtual, _ = bus()
     a = Arm(Bus(MemoryPort(virtual)), config)
     q = (
@@ -312,6 +312,12 @@ def test_a_record_of_mirrored_angles_is_refused():
         CalibrationError, match=r"made for mirrored joint angles .* run `harmowam calibrate joints` again"
     ):
         joints.JointCalibration.from_json(record, "calibration/joints")
+
+
+BEYOND = (
+    "the homing_offset {} of elbow_flex is beyond -2047 to 2047, all that its servo holds: run `lerobot-calibrate` "
+    "again with that joint held in the middle of its range, or `harmowam calibrate joints`"
+)
 
 
 @pytest.mark.parametrize(
@@ -334,6 +340,12 @@ def test_a_record_of_mirrored_angles_is_refused():
             lambda d: d["shoulder_pan"].update(homing_offset=True),
             "'shoulder_pan.homing_offset' must be a whole number .* not true",
         ),
+        (lambda d: d.clear(), "no LeRobot calibration .it names no joint.: give the JSON that lerobot-calibrate wrote"),
+        (lambda d: d.update(seventh=dict(d["gripper"])), "is for joints .*gripper, seventh, the robot has"),
+        (lambda d: d["elbow_flex"].update(homing_offset=2048), BEYOND.format(2048)),
+        (lambda d: d["elbow_flex"].update(homing_offset=-2048), BEYOND.format(-2048)),
+        (lambda d: d["elbow_flex"].update(homing_offset=3114), BEYOND.format(3114)),
+        (lambda d: d["elbow_flex"].update(homing_offset=10**7), BEYOND.format(10**7)),
     ],
 )
 def test_another_arms_file_is_refused(tmp_path, spoil, sentence):
@@ -344,4 +356,29 @@ def test_another_arms_file_is_refused(tmp_path, spoil, sentence):
     spoil(data)
     (tmp_path / "arm.json").write_text(json.dumps(data))
     with pytest.raises(CalibrationError, match=sentence):
+        from_lerobot(tmp_path / "arm.json", CONFIG)
+
+
+@pytest.mark.parametrize("extra", [{"version": 1}, {"_meta": {"id": "mine", "made": "today"}}, {"made with": None}])
+def test_a_key_that_is_no_joint_is_ignored_and_said(tmp_path, extra):
+    row = {"drive_mode": 0, "homing_offset": 0, "range_min": 800, "range_max": 3290}
+    joints_only = {n: {"id": i, **row} for n, i in zip(CONFIG.joints, CONFIG.ids, strict=True)}
+    for name, data in (("plain", joints_only), ("more", {**extra, **joints_only})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(data))
+    plain, _ = from_lerobot(tmp_path / "plain.json", CONFIG)
+    assert from_lerobot(tmp_path / "more.json", CONFIG) == (plain, tuple(extra))
+
+
+def test_lerobots_list_format_is_refused_by_its_age(tmp_path):
+    lists = {
+        "homing_offset": [2048, -3114, 1024, 0, 5, 7],
+        "drive_mode": [0] * 6,
+        "start_pos": [2000] * 6,
+        "end_pos": [3000] * 6,
+        "calib_mode": ["DEGREE"] * 5 + ["LINEAR"],
+        "motor_names": list(CONFIG.joints),
+    }
+    (tmp_path / "arm.json").write_text(json.dumps(lists))
+    next_step = "run `lerobot-calibrate` again and import what it writes, or run `harmowam calibrate joints`"
+    with pytest.raises(CalibrationError, match=f"list format from before 2025: {next_step}"):
         from_lerobot(tmp_path / "arm.json", CONFIG)
