@@ -206,8 +206,13 @@ class JointCalibration:
 
     @staticmethod
     def limits(joint: Joint, jaw: bool = False) -> tuple[float, float]:
-        """Limits in rad: the measured range, MARGIN inside the stops, except at the closed end of a jaw, where it holds
-        objects."""
+        """Lower and upper limit in rad: the measured range, MARGIN inside the stops, except at the closed end of a jaw.
+
+        A joint is pushed against its stops while it is measured. A servo that is sent there presses on the stop all
+        the time: it grows hot, and its overload protection lowers its torque. A jaw must get to its closed end, or it
+        cannot hold what is thin: there it presses on the other jaw, as on any object. That end is LeRobot's gripper 0;
+        LeRobot's 100 is the open stop, MARGIN beyond the upper limit.
+        """
         ends = sorted(
             (s - joint.zero_step) * joint.direction * joint.rad_per_step for s in (joint.range_min, joint.range_max)
         )
@@ -255,8 +260,9 @@ class RangeRecorder:
     """Measures the ranges while a person moves the joints, whose torque is off, from stop to stop.
 
     Give every reading to `add` until `missing` is empty, then call `finish`. `kept`: EEPROM registers by servo id.
-    `zero` int[S]: reported steps at the zero pose, in which the jaw is shut; S servos, second servos last. Raises
-    CalibrationError when a servo is outside `encoder_turn` in the zero pose.
+    `zero` int[S]: reported steps at the zero pose, in which the jaw is shut; S servos, second servos last. It is part
+    of the range: a jaw that is not shut again while it is moved can be shut all the same. Raises CalibrationError when
+    a servo is outside `encoder_turn` in the zero pose.
     """
 
     def __init__(self, config: ArmConfig, kept: dict[int, StepRegisters], zero: np.ndarray):
@@ -274,8 +280,7 @@ class RangeRecorder:
         self.stopless = [
             name in stopless and self._gear[k] == 1 and k not in doubled for k, name in enumerate(config.joints)
         ]
-        self.low: np.ndarray = np.array([1 << 30] * len(self.ids))
-        self.high: np.ndarray = -self.low
+        self.low, self.high = self.zero, self.zero
         self._last: np.ndarray | None = None
         # Largest difference (rad) between each second servo and the first, if it turns in the same direction, and if it
         # turns in the opposite one.

@@ -14,14 +14,17 @@ from calibration.camera import CalibrationError, Camera
 from calibration.drift_job import run_learn, stored_reference
 from calibration.joints_lerobot import from_lerobot, to_lerobot
 from calibration.joints_servos import eeprom, reported_steps
+from calibration.report import joints_page
 from calibration.store import Store, new_record
 from calibration.transforms import inverse, transform
+from firmware_bridge.arms import FAMILIES
 from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.motion.arm import Arm
 from firmware_bridge.motion.config import ArmError
 from firmware_bridge.servos.sts3215 import RAD_PER_STEP
 from firmware_bridge.virtual.line import MemoryPort
+from runtime.robot import SHIPPED, load_robot
 from sim.boards import render
 from sim.calibration_rig import look_at
 from tests.firmware_bridge.so101 import KNOWN as CONFIG
@@ -237,6 +240,13 @@ def test_an_arm_whose_offsets_are_others_than_when_it_was_calibrated_is_refused(
         again.check()
 
 
+def test_a_jaw_that_is_shut_in_the_zero_pose_only_can_be_shut():
+    recorder = watching(zero=2000)
+    made = sweep(recorder, 2040, 3300).finish()
+    assert made.joints[5].range_min == 2000
+    assert made.apply(dataclasses.replace(EASY, rest=(0.2,) * 6)).lower[5] == pytest.approx(so101.SHUT)
+
+
 def test_a_joint_that_was_not_moved_or_wraps_round_is_refused():
     lazy = watching()
     lazy.add(np.full(6, 2000))
@@ -273,6 +283,29 @@ def test_lerobots_file_goes_in_and_out(tmp_path):
     assert (gripper.range_min - gripper.zero_step) * RAD_PER_STEP == pytest.approx(so101.SHUT, abs=RAD_PER_STEP)
     arm = made.apply(CONFIG)
     assert arm.lower[-1] == pytest.approx(so101.SHUT, abs=RAD_PER_STEP)  # it can be shut, and driven no further
+
+
+@pytest.mark.parametrize("name", ["so101", "koch"])
+@pytest.mark.parametrize(("direction", "shut", "opened"), [(1, 2031, 3000), (-1, 3000, 2031)])
+def test_an_imported_jaw_is_shut_where_lerobots_gripper_is_at_0(tmp_path, name, direction, shut, opened):
+    """LeRobot's 100 is the open stop, from which the arm keeps away, as from the stops of every other joint."""
+    config = load_robot(str(SHIPPED / f"{name}.toml"), calibrated=False).arm
+    config = dataclasses.replace(config, direction=(*config.direction[:-1], direction))
+    row = {"drive_mode": 0, "homing_offset": 0, "range_min": 700, "range_max": 3400}
+    data = {n: {"id": i, **row} for n, i in zip(config.joints, config.ids, strict=True)}
+    data["gripper"] |= {"range_min": 2031, "range_max": 3000}
+    (tmp_path / "arm.json").write_text(json.dumps(data))
+    made, _ = from_lerobot(tmp_path / "arm.json", config)
+    driven = made.apply(config)
+    virtual, _ = bus()
+    least, most = (
+        Arm(Bus(MemoryPort(virtual)), driven).to_steps(np.array(q))[-1] for q in (driven.lower, driven.upper)
+    )
+    assert least == shut and driven.lower[-1] <= FAMILIES[name].SHUT
+    assert abs(most - opened) * RAD_PER_STEP == pytest.approx(joints.MARGIN, abs=RAD_PER_STEP)
+    joints_page(tmp_path / "joints.html", made, None)
+    ends = np.degrees(driven.lower[-1]), np.degrees(driven.upper[-1])
+    assert f"<td>{ends[0]:.0f} to {ends[1]:.0f} degrees, zero at" in (tmp_path / "joints.html").read_text()
 
 
 @pytest.mark.parametrize(("drive_mode", "direction"), [(1, 1), (True, 1), (0, -1)])
