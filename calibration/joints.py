@@ -113,8 +113,7 @@ def _check_steps(model: Model, servo: Joint | Second) -> None:
 
 
 def most_offset(model: Model) -> int | None:
-    """Largest homing offset (steps, of either sign) that the register of such a servo holds; None where it holds every
-    `Offset`."""
+    """Largest homing offset (steps, of either sign) of a servo of this model; None where it is every `Offset`."""
     sign = model.registers["homing_offset"].sign
     return None if sign is None else (1 << sign) - 1
 
@@ -208,11 +207,9 @@ class JointCalibration:
     def limits(joint: Joint, jaw: bool = False) -> tuple[float, float]:
         """Lower and upper limit in rad: the measured range, MARGIN inside the stops, except at the closed end of a jaw.
 
-        A joint is pushed against its stops while it is measured. A servo that is sent there presses on the stop all
-        the time: it grows hot, and its overload protection lowers its torque. A jaw must get to its closed end, or it
-        cannot hold what is thin: there it presses on the other jaw, as on any object. That end is LeRobot's gripper 0;
-        LeRobot's 100 is the open stop, MARGIN beyond the upper limit.
-        """
+        A servo that is sent to its stop presses on it all the time: it grows hot, and its overload protection lowers
+        its torque. A jaw must get to its closed end, LeRobot's gripper 0, or it cannot hold what is thin; there it
+        presses on the other jaw, as on any object. LeRobot's 100 is the open stop, MARGIN beyond the upper limit."""
         ends = sorted(
             (s - joint.zero_step) * joint.direction * joint.rad_per_step for s in (joint.range_min, joint.range_max)
         )
@@ -261,8 +258,8 @@ class RangeRecorder:
 
     Give every reading to `add` until `missing` is empty, then call `finish`. `kept`: EEPROM registers by servo id.
     `zero` int[S]: reported steps at the zero pose, in which the jaw is shut; S servos, second servos last. It is part
-    of the range: a jaw that is not shut again while it is moved can be shut all the same. Raises CalibrationError when
-    a servo is outside `encoder_turn` in the zero pose.
+    of the range, so that a jaw which is not shut again can be shut. Raises CalibrationError when a servo is outside
+    `encoder_turn` in the zero pose.
     """
 
     def __init__(self, config: ArmConfig, kept: dict[int, StepRegisters], zero: np.ndarray):
