@@ -25,6 +25,11 @@ MIN_POSES, MIN_CORNERS = 8, 6
 MIN_ROTATION = 20.0  # deg: spread of the arm's rotations about at least two axes
 MOST_BAD = 0.3  # share of views that may contradict the others
 AGREE = 4.0  # standard deviations that two halves may differ
+# Another focal length than the stored one looks like a board of another size or like a wrong arm.
+LENS = (
+    "that the camera's focus and resolution are those at which its lens was calibrated (if not, set them back or run "
+    "`harmowam calibrate intrinsics` again)"
+)
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,7 @@ def _consistent(
             )
         raise CalibrationError(
             "arm poses and pictures do not belong together: check that board and camera are firmly fixed, the "
-            "board's size, and the joint calibration."
+            f"board's size, the joint calibration, and {LENS}."
         )
     return views, rejected, X, Z
 
@@ -245,20 +250,21 @@ def calibrate(
     """Solve with all views and with each half; returns the result and the halves' difference. Raises CalibrationError,
     in which `joints` names the arm's.
 
-    Refused: too few poses, rotation about one axis only, a wrong square size, a joint that turns the other way than its
-    angle says, halves that differ more than their covariances allow.
+    Refused: too few poses, rotation about one axis only, a wrong square size or focal length, a joint that turns the
+    other way than its angle says, halves that differ more than their covariances allow.
     """
     whole = solve(mount, views, theta, model, forward, noise, sigma, joints=joints)
     scaled = solve(mount, views, theta, model, forward, noise, sigma, free_scale=True)
     if abs(scaled.scale - 1) > max(4 * scaled.scale_sd, 0.02):
         raise CalibrationError(
-            f"the board is {scaled.scale:.3f} times as large as described: measure a square with a ruler and correct "
-            "the board's size."
+            f"the board is {scaled.scale:.3f} times as large as described, or the camera's focal length is another "
+            "than the stored one: measure a square with a ruler and correct the board's size if it differs; if it "
+            f"does not, check {LENS}."
         )
     if whole.chi2 > 16:
         raise CalibrationError(
             f"the arm contradicts the pictures {np.sqrt(whole.chi2):.0f} times as much as its precision explains: "
-            "check that board and camera are firmly fixed, and the joint calibration."
+            f"check that board and camera are firmly fixed, the joint calibration, and {LENS}."
         )
     setup = Setup(mount, theta, model, forward, noise, sigma)
     good = [v for v in views if v.name in whole.kept]

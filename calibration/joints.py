@@ -101,9 +101,8 @@ def _check_steps(model: Model, servo: Joint | Second) -> None:
     dynamixel = model.protocol == "dynamixel"
     if dynamixel != (servo.mode is not None):
         raise ValueError(f"'mode' must be {'3, 4 or 5' if dynamixel else 'left out'} for a {model.name}")
-    sign = model.registers["homing_offset"].sign
-    if sign is not None and abs(servo.homing_offset) >= 1 << sign:
-        most = (1 << sign) - 1
+    most = most_offset(model)
+    if most is not None and abs(servo.homing_offset) > most:
         raise ValueError(f"'homing_offset' must be a whole number from -{most} to {most}, not {servo.homing_offset}")
     first, last = encoder_turn(model, StepRegisters(servo.homing_offset, servo.mode))
     # LeRobot writes ranges of 0 to steps - 1 whatever the offset is, so those are accepted too.
@@ -111,6 +110,12 @@ def _check_steps(model: Model, servo: Joint | Second) -> None:
     for key in ("zero_step", "range_min", "range_max"):
         if not low <= getattr(servo, key) <= high:
             raise ValueError(f"'{key}' must be a whole number from {low} to {high}, not {getattr(servo, key)}")
+
+
+def most_offset(model: Model) -> int | None:
+    """Largest homing offset (steps, of either sign) of a servo of this model; None where it is every `Offset`."""
+    sign = model.registers["homing_offset"].sign
+    return None if sign is None else (1 << sign) - 1
 
 
 def encoder_turn(model: Model, kept: StepRegisters) -> tuple[int, int]:
@@ -200,8 +205,11 @@ class JointCalibration:
 
     @staticmethod
     def limits(joint: Joint, jaw: bool = False) -> tuple[float, float]:
-        """Limits in rad: the measured range, MARGIN inside the stops, except at the closed end of a jaw, where it holds
-        objects."""
+        """Lower and upper limit in rad: the measured range, MARGIN inside the stops, except at the closed end of a jaw.
+
+        A servo that is sent to its stop presses on it all the time: it grows hot, and its overload protection lowers
+        its torque. A jaw must get to its closed end, LeRobot's gripper 0, or it cannot hold what is thin; there it
+        presses on the other jaw, as on any object. LeRobot's 100 is the open stop, MARGIN beyond the upper limit."""
         ends = sorted(
             (s - joint.zero_step) * joint.direction * joint.rad_per_step for s in (joint.range_min, joint.range_max)
         )
@@ -249,8 +257,9 @@ class RangeRecorder:
     """Measures the ranges while a person moves the joints, whose torque is off, from stop to stop.
 
     Give every reading to `add` until `missing` is empty, then call `finish`. `kept`: EEPROM registers by servo id.
-    `zero` int[S]: reported steps at the zero pose, in which the jaw is shut; S servos, second servos last. Raises
-    CalibrationError when a servo is outside `encoder_turn` in the zero pose.
+    `zero` int[S]: reported steps at the zero pose, in which the jaw is shut; S servos, second servos last. It is part
+    of the range, so that a jaw which is not shut again can be shut. Raises CalibrationError when a servo is outside
+    `encoder_turn` in the zero pose.
     """
 
     def __init__(self, config: ArmConfig, kept: dict[int, StepRegisters], zero: np.ndarray):
@@ -268,8 +277,7 @@ class RangeRecorder:
         self.stopless = [
             name in stopless and self._gear[k] == 1 and k not in doubled for k, name in enumerate(config.joints)
         ]
-        self.low: np.ndarray = np.array([1 << 30] * len(self.ids))
-        self.high: np.ndarray = -self.low
+        self.low, self.high = self.zero, self.zero
         self._last: np.ndarray | None = None
         # Largest difference (rad) between each second servo and the first, if it turns in the same direction, and if it
         # turns in the opposite one.

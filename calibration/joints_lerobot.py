@@ -7,6 +7,9 @@ in current-based position mode, where every offset is used. The range of a joint
 the person held the joint at its middle. `drive_mode` 1 makes LeRobot negate the angle of a Feetech servo in software;
 for a Dynamixel it is a register.
 
+LeRobot's list format is older than `lerobot-calibrate`: one list for each of homing_offset, drive_mode, start_pos,
+end_pos, calib_mode and motor_names. Its offsets are no register of the servo, so it cannot be taken over.
+
 Source: LeRobot's koch_follower.py, so_follower.py, motors/dynamixel and motors/feetech.
 """
 
@@ -14,14 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from calibration.camera import CalibrationError
-from calibration.joints import JointCalibration, Mode, Offset, ServoId, joint, zero_at
-from common.schema import Malformed, Name, parse_json, read_bounded, shaped
+from calibration.joints import JointCalibration, Mode, ServoId, joint, most_offset, zero_at
+from common.schema import Malformed, Name, parse_json, read_bounded, shaped, shown
 from firmware_bridge.arms import family
 from firmware_bridge.motion.config import ArmConfig
 from firmware_bridge.servos.models import MODELS
@@ -37,7 +40,9 @@ class LeRobotJoint(msgspec.Struct, frozen=True):
 
     id: ServoId
     drive_mode: Literal[0, 1] | bool
-    homing_offset: Offset
+    homing_offset: Annotated[
+        int, Meta(ge=-(2**31), le=2**31 - 1)
+    ]  # `most_offset` knows what the servo's register holds
     range_min: Annotated[int, Meta(ge=0, le=STEPS - 1)]
     range_max: Annotated[int, Meta(ge=0, le=STEPS - 1)]
 
@@ -72,16 +77,50 @@ def to_lerobot(calibration: JointCalibration) -> dict[str, dict[str, int]]:
     return out
 
 
-def _check_arm(path: Path, rows: Mapping[str, LeRobotJoint], config: ArmConfig) -> None:
-    """Raises CalibrationError unless the file is for the joints and servo ids of `config`, and can be driven."""
-    if set(rows) != set(config.joints):
+def _rows(path: Path, config: ArmConfig) -> tuple[dict[str, LeRobotJoint], tuple[str, ...]]:
+    """The joints of the file `path`, and its keys that are no joints. Raises CalibrationError for a file that cannot be
+    read, is no LeRobot calibration, or is for other joints than those of `config`."""
+    try:
+        raw = shaped(parse_json(read_bounded(path, MOST_BYTES)), dict[str, Any])
+        if isinstance(raw.get("homing_offset"), list):
+            raise CalibrationError(
+                f"{path} is in LeRobot's list format from before 2025: run `lerobot-calibrate` again and import what "
+                "it writes, or run `harmowam calibrate joints` without this file."
+            )
+        named = {n: row for n, row in raw.items() if n in config.joints or _is_joint(row)}
+        if not named:
+            raise Malformed("it names no joint")
+        if set(named) != set(config.joints):
+            raise CalibrationError(
+                f"{path} is for joints {', '.join(map(shown, named))}, the robot has {', '.join(config.joints)}: give "
+                "this arm's file."
+            )
+        return shaped(named, dict[Name, LeRobotJoint]), tuple(n for n in raw if n not in named)
+    except OSError as e:
+        raise CalibrationError(f"{path} cannot be read ({e.strerror}): check the path.") from e
+    except Malformed as e:
         raise CalibrationError(
-            f"{path} is for joints {', '.join(rows)}, the robot has {', '.join(config.joints)}: give this arm's file."
-        )
+            f"{path} is no LeRobot calibration ({e}): give the JSON that lerobot-calibrate wrote."
+        ) from e
+
+
+def _is_joint(row: Any) -> bool:
+    return isinstance(row, dict) and set(LeRobotJoint.__struct_fields__) <= row.keys()
+
+
+def _check_arm(path: Path, rows: Mapping[str, LeRobotJoint], config: ArmConfig) -> None:
+    """Raises CalibrationError unless the file is for the servo ids of `config`, and can be driven."""
     for k, name in enumerate(config.joints):
         if rows[name].id != config.ids[k]:
             raise CalibrationError(
                 f"{path}: {name} is servo {rows[name].id}, the robot file says {config.ids[k]}: correct one of them."
+            )
+        most = most_offset(MODELS[config.model_names[k]])
+        if most is not None and abs(rows[name].homing_offset) > most:
+            raise CalibrationError(
+                f"{path}: the homing_offset {rows[name].homing_offset} of {name} is beyond -{most} to {most}, all that "
+                "its servo holds: run `lerobot-calibrate` again with that joint held in the middle of its range, or "
+                "`harmowam calibrate joints` without this file."
             )
         if config.protocol == "dynamixel" and rows[name].drive_mode:
             raise CalibrationError(
@@ -90,25 +129,19 @@ def _check_arm(path: Path, rows: Mapping[str, LeRobotJoint], config: ArmConfig) 
             )
 
 
-def from_lerobot(path: Path, config: ArmConfig) -> JointCalibration:
-    """Joint calibration of the arm `config` from a LeRobot calibration file.
+def from_lerobot(path: Path, config: ArmConfig) -> tuple[JointCalibration, tuple[str, ...]]:
+    """Joint calibration of the arm `config` from a LeRobot calibration file, and the file's keys that were ignored
+    because they are no joints.
 
     The middle of a joint's range gets the angle `Family.middle`, the closed end of the gripper gets SHUT. Raises
-    CalibrationError for a file that cannot be read, is damaged, or is for another arm.
+    CalibrationError for a file that cannot be read, is damaged, has the list format, or is for another arm.
     """
     if config.shadows:
         raise CalibrationError(
             f"{path}: LeRobot calibrates no arm that has two servos on a joint: run `harmowam calibrate joints` "
             "without this file."
         )
-    try:
-        rows = shaped(parse_json(read_bounded(path, MOST_BYTES)), dict[Name, LeRobotJoint])
-    except OSError as e:
-        raise CalibrationError(f"{path} cannot be read ({e.strerror}): check the path.") from e
-    except Malformed as e:
-        raise CalibrationError(
-            f"{path} is no LeRobot calibration ({e}): give the JSON that lerobot-calibrate wrote."
-        ) from e
+    rows, ignored = _rows(path, config)
     _check_arm(path, rows, config)
     dynamixel = config.protocol == "dynamixel"
     known, gears = family(config.family), config.gear or (1.0,) * len(config.joints)
@@ -137,4 +170,4 @@ def from_lerobot(path: Path, config: ArmConfig) -> JointCalibration:
                 mode=mode,
             )
         )
-    return JointCalibration(tuple(made))
+    return JointCalibration(tuple(made)), ignored

@@ -305,12 +305,12 @@ def joints_page(path: Path, made: JointCalibration, before: JointCalibration | N
         body.append(f'<text x="8" y="{y + 18}" font-size="15">{html.escape(joint.name)}</text>')
         for j, ink, top, tall in ((old.get(joint.name), "#bbb", y + 20, 6), (joint, "#1f5fa8", y + 4, 14)):
             if j is not None:
-                a, b = made.limits(j)
+                a, b = made.limits(j, jaw=k == len(made.joints) - 1)
                 body.append(f'<rect x="{x(a):.1f}" y="{top}" width="{x(b) - x(a):.1f}" height="{tall}" fill="{ink}"/>')
         body.append(f'<line x1="{x(0):.1f}" y1="{y}" x2="{x(0):.1f}" y2="{y + 28}" stroke="#c22" stroke-width="2"/>')
     rows = []
     for j in made.joints:
-        a, b = np.degrees(made.limits(j))
+        a, b = np.degrees(made.limits(j, jaw=j is made.joints[-1]))
         text = f"{a:.0f} to {b:.0f} degrees, zero at step {j.zero_step}, homing offset {j.homing_offset} in EEPROM"
         if j.second:
             which = "with" if j.second.direction == j.direction else "against"

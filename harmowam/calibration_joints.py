@@ -19,6 +19,7 @@ from calibration.joints import JointCalibration
 from calibration.joints_lerobot import from_lerobot, to_lerobot
 from calibration.joints_servos import eeprom, reported_steps
 from calibration.store import Store, new_record, write_result
+from common.schema import shown
 from firmware_bridge.bus.master import Bus
 from firmware_bridge.bus.port import Port
 from firmware_bridge.motion.arm import Arm
@@ -26,6 +27,7 @@ from harmowam.calibration_signs import check_signs
 from runtime.robot import Robot
 
 NAME = "joints"
+MOST_NAMED = 8  # ignored keys of LeRobot's file that are named
 END_RAD = 0.1  # the user is told when a joint's range ends further than this inside the robot file's limits
 
 
@@ -178,14 +180,16 @@ def import_lerobot(robot: Robot, store: Store, path: Path, page: Path) -> dict[s
     """Store LeRobot's file `path` as this arm's joint calibration. Raises CalibrationError for a file of another
     arm."""
     _refuse_simulated(robot)
-    made = from_lerobot(path, robot.arm)
+    made, ignored = from_lerobot(path, robot.arm)
     made.apply(robot.arm)
     digest = _save(store, made, f"import of {path.name}", page)
+    keys = ", ".join(map(shown, ignored[:MOST_NAMED])) + (" and others" if len(ignored) > MOST_NAMED else "")
     said = (
-        f"joints of {path} stored as {digest[:10]}\nreport: {page}\n"
+        (f"ignored, for it is no joint: {keys}\n" if ignored else "")
+        + f"joints of {path} stored as {digest[:10]}\nreport: {page}\n"
         "next: see that every joint turns the right way: `harmowam calibrate joints --signs`"
     )
-    return {"hash": digest, **made.to_json(), "report": str(page), "said": said}
+    return {"hash": digest, **made.to_json(), "ignored": list(ignored), "report": str(page), "said": said}
 
 
 def export_lerobot(store: Store, path: Path) -> dict[str, Any]:

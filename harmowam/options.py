@@ -48,6 +48,7 @@ EXTRAS = {
     "av": "export",
     "tensorboard": "export",
     "transformers": "text",
+    "rerun": "view",
 }
 
 

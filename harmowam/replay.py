@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     help="Go on after a difference; succeed if no command is farther off. For another kind of processor than the "
     "run's.",
 )
-@click.option("--view", is_flag=True, help="Open the log in Rerun instead (needs the package rerun-sdk).")
+@click.option("--view", is_flag=True, help="Open the log in Rerun instead (needs the extra [view]).")
 @json_option
 @errors
 def replay(log: Path, bundle: Path | None, within: float | None, view: bool, json_path: Path | None) -> None:

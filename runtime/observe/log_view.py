@@ -1,4 +1,4 @@
-"""A log in Rerun: pictures, joints, gate and health on one time line. Only this module needs rerun-sdk."""
+"""A log in Rerun: pictures, joints, gate and health on one time line. Only this module needs the extra `view`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ from pathlib import Path
 
 from firmware_bridge.motion.messages import Command, JointState
 from runtime.observe.log_reader import read_log, read_meta
-from runtime.observe.records import CUT, DAMAGED, FrameRecord, LogError, PriorRecord, TickRecord
+from runtime.observe.records import CUT, DAMAGED, FrameRecord, PriorRecord, TickRecord
 
 
 def view(log: Path) -> None:
-    """Open the viewer on `log`. Raises LogError when it cannot be read or the viewer is not installed."""
-    try:
-        import rerun as rr
-    except ImportError as e:
-        raise LogError("the viewer is not installed: run `pip install rerun-sdk`.") from e
+    """Open the viewer on `log`. Raises LogError when it cannot be read, ModuleNotFoundError without rerun-sdk."""
+    import rerun as rr
+
     meta = read_meta(log)
     rr.init(f"harmowam {meta['task']}", spawn=True)
 

@@ -1,5 +1,4 @@
-"""The drift check tells a moved camera from a wrong arm; joint calibration speaks LeRobot's form and watches the
-EEPROM."""
+"""The drift check tells a moved camera from a wrong arm; joint calibration measures ranges and watches the EEPROM."""
 
 import dataclasses
 import json
@@ -12,7 +11,6 @@ from calibration import check, joints
 from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
 from calibration.drift_job import run_learn, stored_reference
-from calibration.joints_lerobot import from_lerobot, to_lerobot
 from calibration.joints_servos import eeprom, reported_steps
 from calibration.store import Store, new_record
 from calibration.transforms import inverse, transform
@@ -237,6 +235,13 @@ def test_an_arm_whose_offsets_are_others_than_when_it_was_calibrated_is_refused(
         again.check()
 
 
+def test_a_jaw_that_is_shut_in_the_zero_pose_only_can_be_shut():
+    recorder = watching(zero=2000)
+    made = sweep(recorder, 2040, 3300).finish()
+    assert made.joints[5].range_min == 2000
+    assert made.apply(dataclasses.replace(EASY, rest=(0.2,) * 6)).lower[5] == pytest.approx(so101.SHUT)
+
+
 def test_a_joint_that_was_not_moved_or_wraps_round_is_refused():
     lazy = watching()
     lazy.add(np.full(6, 2000))
@@ -260,51 +265,6 @@ def test_eeprom_is_read_over_the_bus_and_compared():
     assert joints.compare(made, eeprom(a)) == ["elbow_flex (servo 3): homing offset 0 in EEPROM, -37 when calibrated"]
 
 
-def test_lerobots_file_goes_in_and_out(tmp_path):
-    path = tmp_path / "arm.json"
-    data = {
-        n: {"id": i, "drive_mode": 0, "homing_offset": 10 * i, "range_min": 800, "range_max": 3290}
-        for n, i in zip(CONFIG.joints, CONFIG.ids, strict=True)
-    }
-    path.write_text(json.dumps(data))
-    made = from_lerobot(path, CONFIG)
-    assert to_lerobot(made) == data and made.joints[0].zero_step == 2045
-    gripper = made.joints[-1]
-    assert (gripper.range_min - gripper.zero_step) * RAD_PER_STEP == pytest.approx(so101.SHUT, abs=RAD_PER_STEP)
-    arm = made.apply(CONFIG)
-    assert arm.lower[-1] == pytest.approx(so101.SHUT, abs=RAD_PER_STEP)  # it can be shut, and driven no further
-
-
-@pytest.mark.parametrize(("drive_mode", "direction"), [(1, 1), (True, 1), (0, -1)])
-def test_of_a_joint_that_counts_backwards_lerobots_upper_end_is_the_closed_gripper(tmp_path, drive_mode, direction):
-    """Backwards by LeRobot's file, or by the robot file alone."""
-    config = dataclasses.replace(CONFIG, direction=(direction,) * 6)
-    row = {"drive_mode": drive_mode, "homing_offset": 3, "range_min": 800, "range_max": 3290}
-    data = {n: {"id": i, **row} for n, i in zip(CONFIG.joints, CONFIG.ids, strict=True)}
-    (tmp_path / "arm.json").write_text(json.dumps(data))
-    made = from_lerobot(tmp_path / "arm.json", config)
-    assert [j.direction for j in made.joints] == [-1] * 6
-    assert [j.zero_step for j in made.joints] == [2045] * 5 + [3290 - 114]
-    assert all(row["drive_mode"] == 1 for row in to_lerobot(made).values())
-    assert made.apply(config).lower[5] == pytest.approx(so101.SHUT, abs=RAD_PER_STEP)
-
-
-def test_lerobots_positive_is_the_makers_positive(tmp_path):
-    """A servo whose steps grow turns the joint as the maker's model does: pan to the right, the jaw open."""
-    row = {"drive_mode": 0, "homing_offset": 0, "range_min": 800, "range_max": 3290}
-    data = {n: {"id": i, **row} for n, i in zip(CONFIG.joints, CONFIG.ids, strict=True)}
-    (tmp_path / "arm.json").write_text(json.dumps(data))
-    config = from_lerobot(tmp_path / "arm.json", CONFIG).apply(CONFIG)
-    virtual, _ = bus()
-    a = Arm(Bus(MemoryPort(virtual)), config)
-    q = (
-        (np.full(6, 2045 + 341) - config.zero_step) * np.array(config.direction) * RAD_PER_STEP
-    )  # 30 degrees of the middle
-    assert np.allclose(a.to_steps(q), 2045 + 341)
-    pose = so101.forward(q)
-    assert so101.heading(pose) == pytest.approx(-np.radians(30), abs=2e-3) and pose[5] > 1
-
-
 def test_a_record_of_mirrored_angles_is_refused():
     record = measured().to_json()
     del record["angles"]
@@ -312,36 +272,3 @@ def test_a_record_of_mirrored_angles_is_refused():
         CalibrationError, match=r"made for mirrored joint angles .* run `harmowam calibrate joints` again"
     ):
         joints.JointCalibration.from_json(record, "calibration/joints")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "sentence"),
-    [
-        (lambda d: d.pop("gripper"), "is for joints"),
-        (lambda d: d["gripper"].update(id=9), "is servo 9"),
-        (lambda d: d["gripper"].pop("range_min"), "no LeRobot calibration"),
-        (lambda d: d["gripper"].update(range_max=9000), "from 0 to 4095, not 9000"),
-        (
-            lambda d: d["gripper"].update(range_min=None),
-            "'gripper.range_min' must be a whole number from 0 to 4095, not null",
-        ),
-        (
-            lambda d: d["elbow_flex"].update(range_max="3290"),
-            "'elbow_flex.range_max' must be a whole number from 0 to 4095, not '3290'",
-        ),
-        (lambda d: d["elbow_flex"].update(drive_mode=None), "'elbow_flex.drive_mode' must be 0 or 1, not null"),
-        (
-            lambda d: d["shoulder_pan"].update(homing_offset=True),
-            "'shoulder_pan.homing_offset' must be a whole number .* not true",
-        ),
-    ],
-)
-def test_another_arms_file_is_refused(tmp_path, spoil, sentence):
-    data = {
-        n: {"id": i, "drive_mode": 0, "homing_offset": 0, "range_min": 800, "range_max": 3290}
-        for n, i in zip(CONFIG.joints, CONFIG.ids, strict=True)
-    }
-    spoil(data)
-    (tmp_path / "arm.json").write_text(json.dumps(data))
-    with pytest.raises(CalibrationError, match=sentence):
-        from_lerobot(tmp_path / "arm.json", CONFIG)

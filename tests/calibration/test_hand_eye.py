@@ -80,6 +80,24 @@ def test_a_wrong_square_size_is_found():
         solve(bench, wrong)
 
 
+@pytest.mark.parametrize(
+    ("mount", "focal", "says"),
+    [
+        ("arm", 1.03, r"0\.9\d\d times as large as described, or .* measure a square with a ruler and correct"),
+        ("base", 0.9, "arm contradicts the pictures"),
+        ("arm", 0.5, "do not belong together"),
+    ],
+)
+def test_a_focal_length_that_is_not_the_stored_one_is_named_with_focus_and_resolution(mount, focal, says):
+    """Another focus or another resolution than at the lens calibration; the board's size and the arm are right."""
+    bench = ArmBench(mount, np.random.default_rng(2))
+    views = shots(bench)
+    bench.theta = bench.theta * [focal, focal, *[1] * (len(bench.theta) - 2)]
+    mend = "focus and resolution are those at which its lens was calibrated .*`harmowam calibrate intrinsics` again"
+    with pytest.raises(CalibrationError, match=f"{says}.*{mend}"):
+        solve(bench, views)
+
+
 def test_one_moved_picture_is_left_out_and_a_moved_board_refused():
     bench = ArmBench("base", np.random.default_rng(4))
     views = shots(bench)

@@ -324,7 +324,7 @@ def lerobots(**change):
     for name in ("shoulder_pan", "wrist_roll"):
         rows[name].update(range_min=0, range_max=4095)
     for name, row in change.items():
-        rows[name].update(row)
+        rows[name] = {**rows[name], **row} if name in rows else row
     return rows
 
 
@@ -372,6 +372,14 @@ def test_lerobots_calibration_of_a_koch_is_taken_with_the_modes_that_lerobot_dri
 def test_a_koch_whose_servos_count_backwards_by_themselves_is_not_imported(tmp_path):
     done = imported(tmp_path, elbow_flex={"drive_mode": 1})
     assert done.exit_code == 2 and "the servo of elbow_flex counts backwards by itself (drive_mode 1)" in done.stderr
+
+
+def test_what_is_no_joint_in_lerobots_file_is_ignored_and_said(tmp_path):
+    done = imported(tmp_path)
+    assert done.exit_code == 0 and "ignored" not in done.stdout
+    done = imported(tmp_path, written_by={"tool": "mine"}, version=2)
+    assert done.exit_code == 0, done.output
+    assert "ignored, for it is no joint: written_by, version\njoints of " in done.stdout
 
 
 def test_lerobot_has_no_form_for_two_servos_on_a_joint(tmp_path):

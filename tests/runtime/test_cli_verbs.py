@@ -1,6 +1,7 @@
 """profile, replay and doctor from the command line: figures, files, verdicts, refusals."""
 
 import json
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -120,6 +121,13 @@ def test_what_is_no_profile_is_refused_before_the_arm_moves(text, what, tmp_path
 def test_what_the_user_can_mend_is_refused_in_one_sentence(args, words):
     result = harmowam(*args)
     assert result.exit_code == 2 and words in result.stderr and "Traceback" not in result.output
+
+
+def test_without_rerun_a_view_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rerun", None)
+    result = harmowam("replay", tmp_path / "run.mcap", "--view")
+    assert result.exit_code == 2 and not result.stdout
+    assert result.stderr == "error: rerun is not installed: run `pip install 'harmowam-edge[view]'`.\n"
 
 
 def test_a_stage_that_the_policy_has_not_is_refused_with_those_that_it_has(bundle):
