@@ -8,11 +8,13 @@ uncertainty").
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from calibration import lens
+from calibration.least_squares import Blocks, minimise
 from calibration.lens_fit import Fit
 from calibration.views import MIN_CORNERS, Size, View, first_pose
 
@@ -46,17 +48,46 @@ def projection_sd(fit: Fit, pixels: np.ndarray, used: np.ndarray) -> np.ndarray:
     return np.where(good, np.sqrt(np.maximum(variance, 0)), np.nan)
 
 
+@dataclass(frozen=True)
+class _PoseTerms:
+    """Residual float64[n,2] (px) of one view's corners, and the pixel's derivatives by the pose float64[n,2,6]."""
+
+    residual: np.ndarray
+    by_pose: np.ndarray
+
+
+@dataclass(frozen=True)
+class _PoseProblem:
+    """Squared residuals (px) of one view under a known lens, over its pose float64[6] (rvec, tvec) alone."""
+
+    view: View
+    theta: np.ndarray
+    model: str
+
+    def cost(self, state: np.ndarray) -> tuple[float, _PoseTerms]:
+        uv, _, by_pose = lens.project(self.view.points, self.theta, self.model, state[:3], state[3:])
+        residual = self.view.pixels - uv
+        return float((residual**2).sum()), _PoseTerms(residual, by_pose)
+
+    def blocks(self, state: np.ndarray, terms: _PoseTerms) -> Blocks:
+        J = terms.by_pose.reshape(-1, 6)
+        own = J.T @ J
+        own += 1e-12 * (1 + np.trace(own)) * np.eye(6)  # a pose that the corners leave free stays where it is
+        gradient = J.T @ terms.residual.ravel()
+        return Blocks(np.zeros((0, 0)), np.zeros(0), own[None], gradient[None], np.zeros((1, 0, 6)))
+
+    def moved(self, state: np.ndarray, shared: np.ndarray, own: np.ndarray) -> np.ndarray | None:
+        return np.asarray(state + own[0])
+
+
 def heldout_rms(theta: np.ndarray, model: str, views: Sequence[View], sigma: float | None = None) -> float:
     """RMS (px) of views that the lens was not fitted to; only their poses are. With the corner noise `sigma` (px),
     corners that are off by more than 10 sigma do not count."""
     total, count = 0.0, 0
     for v in views:
-        p = first_pose(v, theta, model)
-        for _ in range(6):  # least squares in pixels; the first pose is the best on the normalised plane
-            uv, _, jac = lens.project(v.points, theta, model, p[:3], p[3:])
-            J, e = jac.reshape(-1, 6), (v.pixels - uv).ravel()
-            p = p + np.linalg.lstsq(J, e, rcond=None)[0]
-        r = np.linalg.norm(v.pixels - lens.project(v.points, theta, model, p[:3], p[3:])[0], axis=1)
+        # Least squares in pixels; the first pose is the best on the normalised plane.
+        found = minimise(_PoseProblem(v, theta, model), first_pose(v, theta, model), rounds=30, tolerance=1e-9)
+        r = np.linalg.norm(found.terms.residual, axis=1)
         if sigma is not None:
             r = r[r < 10 * sigma] if (r < 10 * sigma).sum() >= 4 else r
         total, count = total + float((r**2).sum()), count + len(r)

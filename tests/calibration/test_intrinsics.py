@@ -24,15 +24,17 @@ THETA = lens.parameters(CAMERA.K, CAMERA.D, "rational")
 FISHEYE = np.array([560.0, 559, 640, 360, 0.02, -0.01, 0.004, -0.001])
 
 
-def exact(rng, count, noise=0.1, theta=THETA, model="rational", tilt=(0, 45)):
-    """Corners by exact projection plus noise: fast, for statistics."""
+def exact(rng, count, noise=0.1, theta=THETA, model="rational", tilt=(0, 45), board=SHEET, true=None):
+    """Corners by exact projection plus noise: fast, for statistics. `true`: where the board's corners really are."""
     out: list[View] = []
+    points = board.points()
+    true = points if true is None else true
     while len(out) < count:
-        T = look_at_board(rng, SHEET, Camera("c", *SIZE, lens.matrix(theta), np.zeros(0)), tilt)
-        uv = lens.project(SHEET.points(), theta, model, cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
+        T = look_at_board(rng, board, Camera("c", *SIZE, lens.matrix(theta), np.zeros(0)), tilt)
+        uv = lens.project(true, theta, model, cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
         seen = ((uv > 0) & (uv < np.array(SIZE) - 1)).all(1)
         if seen.sum() > 20:
-            out.append(View(f"view-{len(out)}", SHEET.points()[seen], (uv + rng.normal(0, noise, uv.shape))[seen]))
+            out.append(View(f"view-{len(out)}", points[seen], (uv + rng.normal(0, noise, uv.shape))[seen]))
     return out
 
 
@@ -84,6 +86,34 @@ def test_a_sheet_that_is_not_as_described_is_found_out(stray, bow, gain):
         )
     found, exact_board = np.mean(errors, axis=0)
     assert exact_board > gain * found and found < 0.15
+
+
+@pytest.mark.parametrize("off", [0.0011, 0.0012, 0.005])
+def test_a_corner_out_of_the_boards_plane_does_not_spoil_the_pose(off):
+    board = Board.parse("chessboard:9x6:0.020")
+    true = board.points()
+    true[0, 2] += off
+    views = exact(np.random.default_rng(11), 6, noise=0, board=board, true=true)
+    found = [View(v.name, true[np.abs(board.points()[:, None] - v.points).sum(2).argmin(0)], v.pixels) for v in views]
+    assert lens_quality.heldout_rms(THETA, "rational", found) < 1e-9
+
+
+def test_an_a4_board_that_is_bowed_by_two_millimetres_is_accepted_and_gives_the_lens():
+    board = Board.parse("charuco:11x8:0.024:0.018:4x4_50")
+    true = board.points()
+    r2 = ((true - true.mean(0)) ** 2).sum(1)
+    true[:, 2] = 0.002 * r2 / r2.max()
+    done = intrinsics.calibrate(exact(np.random.default_rng(12), 24, board=board, true=true), SIZE)
+    pixels, _ = lens.grid(*SIZE)
+    error = lens.difference(done.fit.theta, THETA, "rational", "rational", pixels, done.used)[done.used]
+    assert not done.verdict() and np.median(error) < 0.10 and done.heldout < 0.2
+
+
+def test_the_shape_of_a_board_stays_within_a_tenth_of_its_size_whatever_the_views_say():
+    true = SHEET.points()
+    true[:30, 0] += 0.08  # three rows printed far to the side
+    fit = lens_fit.adjust(exact(np.random.default_rng(3), 10, true=true), SIZE, "pinhole")
+    assert np.abs(fit.shape).max() <= 0.1 * np.linalg.norm(np.ptp(SHEET.points(), axis=0))
 
 
 def test_an_exact_board_stays_exact():
