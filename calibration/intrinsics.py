@@ -13,7 +13,7 @@ import numpy as np
 from calibration import lens
 from calibration.camera import CalibrationError
 from calibration.lens_fit import Fit, adjust
-from calibration.lens_quality import heldout_rms, projection_sd, screen, tilt_spread, used_area
+from calibration.lens_quality import heldout_rms, projection_sd, screen, seen_rays, tilt_spread, used_area
 from calibration.views import Size, View
 
 MIN_VIEWS = 8
@@ -30,13 +30,12 @@ class Calibration:
     heldout: float  # RMS of views that the fit has not seen
     crossval: np.ndarray  # [grid] difference of two halves
     predicted: np.ndarray  # [grid] standard deviation of the projection
-    used: np.ndarray  # bool[grid] where there were corners
+    used: np.ndarray  # bool[grid] where there were corners, and both maps above have a number
     grid: tuple[int, int]  # rows and columns
 
     def quality(self) -> dict[str, float]:
         """The numbers that are stored with the calibration and shown; units are in their names."""
-        v = self.crossval[self.used & np.isfinite(self.crossval)]
-        u = self.predicted[self.used]
+        v, u = self.crossval[self.used], self.predicted[self.used]
         return {
             "rms_px": self.fit.rms,
             "heldout_px": self.heldout,
@@ -91,8 +90,11 @@ def calibrate(views: list[View], size: Size, model: str = "rational") -> Calibra
             f"the board was hardly tilted ({spread:.0f} degrees between views): tilt it 20 to 45 degrees both ways."
         )
     pixels, shape = lens.grid(*size)
-    used = used_area(views, pixels, size)
+    used = used_area(views, pixels, size) & seen_rays(fit, pixels)
     crossval, predicted = _halves(views, fit, pixels, used), projection_sd(fit, pixels, used)
+    used &= np.isfinite(crossval) & np.isfinite(predicted)
+    if not used.any():
+        raise CalibrationError("the lens has no ray where the corners are: try another --model, or take more views.")
     return Calibration(fit, tuple(rejected), _heldout(views, fit), crossval, predicted, used, shape)
 
 

@@ -28,12 +28,22 @@ def used_area(views: Sequence[View], pixels: np.ndarray, size: Size) -> np.ndarr
     return near
 
 
+def seen_rays(fit: Fit, pixels: np.ndarray) -> np.ndarray:
+    """bool[n]: at which of `pixels` float64[n,2] the lens has a ray that is no farther from its axis than the farthest
+    corner that it was fitted to. Beyond that a wide lens is a guess, and near 90 degrees it has no ray in front."""
+    corners = np.concatenate([v.pixels[k] for v, k in zip(fit.views, fit.inlier, strict=True)])
+    known, has = lens.unproject(corners, fit.theta, fit.model)
+    rays, good = lens.unproject(pixels, fit.theta, fit.model)
+    farthest = float(known[has, 2].min(initial=1.0))  # rays have length 1: z is the cosine of the angle
+    return np.asarray(good & (rays[:, 2] >= farthest) & (rays[:, 2] > lens.FORWARD))
+
+
 def projection_sd(fit: Fit, pixels: np.ndarray, used: np.ndarray) -> np.ndarray:
     """Predicted standard deviation float64[n] (px, both axes together) of where the lens sends the rays of `pixels`
     float64[n,2], after the rotation of the camera that fits the `used` ones (bool[n]) best; NaN where the lens has no
     ray."""
     rays, good = lens.unproject(pixels, fit.theta, fit.model)
-    good &= rays[:, 2] > 0.02
+    good &= rays[:, 2] > lens.FORWARD
     p = rays / np.where(good, rays[:, 2], 1.0)[:, None]
     A = lens.project(p, fit.theta, fit.model)[1]
     G = lens.rotation_jacobian(np.where(good[:, None], rays, [0, 0, 1.0]), fit.theta, fit.model)

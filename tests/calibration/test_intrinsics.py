@@ -12,7 +12,8 @@ from benchmarks.calibration_views import uneven_views
 from calibration import intrinsics, lens, lens_fit, lens_quality
 from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
-from calibration.intrinsics_job import find_views
+from calibration.intrinsics_job import find_views, run_intrinsics
+from calibration.store import Store
 from calibration.views import View
 from sim.boards import look_at_board, render
 from sim.calibration_rig import webcam
@@ -57,6 +58,35 @@ def test_thirty_pictures_give_the_lens_to_a_thousandth(pictures):
 def test_a_fisheye_is_found_too():
     done = intrinsics.calibrate(exact(np.random.default_rng(2), 25, theta=FISHEYE, model="fisheye"), SIZE, "fisheye")
     assert np.allclose(done.fit.theta[:4], FISHEYE[:4], atol=1.0) and not done.verdict()
+
+
+def around(rng, count, theta, farthest):
+    """Views all around a fisheye, corners up to `farthest` degrees from its axis."""
+    out: list[View] = []
+    points = SHEET.points()
+    while len(out) < count:
+        angle, about, lean = np.radians(rng.uniform(0, farthest)), rng.uniform(0, 2 * np.pi), rng.uniform(0, 2 * np.pi)
+        facing = cv2.Rodrigues(angle * np.array([-np.sin(about), np.cos(about), 0]))[0]
+        R = facing @ cv2.Rodrigues(rng.uniform(0, 0.7) * np.array([np.cos(lean), np.sin(lean), 0]))[0]
+        at = (points - points.mean(0)) @ R.T + facing[:, 2] * rng.uniform(0.25, 0.5)
+        at = at[front := at[:, 2] / np.linalg.norm(at, axis=1) > np.cos(np.radians(farthest))]
+        uv = lens.project(at, theta, "fisheye")[0] + rng.normal(0, 0.1, (len(at), 2))
+        seen = ((uv > 0) & (uv < np.array(SIZE) - 1)).all(1)
+        if seen.sum() > 20:
+            out.append(View(f"view-{len(out)}", points[front][seen], uv[seen]))
+    return out
+
+
+def test_a_wide_fisheye_is_judged_and_stored_only_as_far_as_its_corners_reach(tmp_path):
+    theta = np.array([300.0, 300, 640, 360, 0.02, -0.01, 0.004, -0.001])  # 89 degrees at 440 px from the centre
+    views = around(np.random.default_rng(0), 30, theta, 71)
+    done = intrinsics.calibrate(views, SIZE, "fisheye")
+    pixels, _ = lens.grid(*SIZE)
+    angles = np.degrees(np.arccos(lens.unproject(pixels[done.used], theta, "fisheye")[0][:, 2]))
+    assert 65 < angles.max() < 72 and np.isfinite(list(done.quality().values())).all()
+    store = Store(tmp_path / "store")
+    result = run_intrinsics(store, "front", views, SIZE, [], "fisheye", None, SHEET.text, {}, tmp_path / "page.html")
+    assert result["accepted"] and store.current_hash("front") == result["hash"]
 
 
 def test_predicted_uncertainty_is_honest():
