@@ -23,6 +23,11 @@ from calibration.camera import CalibrationError
 NARROW = 0.005  # m: margin that every printer leaves white
 
 
+def dictionary(name: str) -> cv2.aruco.Dictionary:
+    """OpenCV's markers of a name in capitals, for example 4X4_50."""
+    return cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, f"DICT_{name}"))
+
+
 @dataclass(frozen=True)
 class Detection:
     """Corner ids int64[n] and pixels float64[n,2] of one picture."""
@@ -74,7 +79,7 @@ class Board:
         return board
 
     def _dictionary(self) -> cv2.aruco.Dictionary:
-        return cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, f"DICT_{self.dictionary}"))
+        return dictionary(self.dictionary)
 
     def _charuco(self, legacy: bool | None = None) -> cv2.aruco.CharucoBoard:
         made = cv2.aruco.CharucoBoard((self.columns, self.rows), self.square, self.marker, self._dictionary())
@@ -136,7 +141,7 @@ class Board:
         if ids is None or not count:
             return "board not found"
         other = self._detector(not self.legacy).detectBoard(grey)[1]
-        if other is not None and len(other) >= 4:
+        if self.rows % 2 == 0 and other is not None and len(other) > len(self.detect(grey).ids):
             return (
                 "legacy board layout (append ':legacy')"
                 if not self.legacy

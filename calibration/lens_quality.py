@@ -110,8 +110,11 @@ def screen(views: Sequence[View], size: Size) -> tuple[list[View], list[tuple[st
     kept: list[View] = []
     rejected = []
     for v in views:
-        if len(v.pixels) < MIN_CORNERS or np.linalg.matrix_rank(v.points[:, :2] - v.points[:, :2].mean(0)) < 2:
-            rejected.append((v.name, f"only {len(v.pixels)} corners (partly hidden or blurred)"))
+        if len(v.pixels) < MIN_CORNERS:
+            rejected.append((v.name, f"fewer than {MIN_CORNERS} corners (partly hidden or blurred)"))
+            continue
+        if np.linalg.matrix_rank(v.points[:, :2] - v.points[:, :2].mean(0)) < 2:
+            rejected.append((v.name, "all corners lie on one line (the rest of the board is hidden)"))
             continue
         twin = next((k for k in kept if _same(k, v, size)), None)
         if twin is not None:
