@@ -85,6 +85,7 @@ def run_intrinsics(
         *(f"left out: {v}: {r}" for v, r in left_out),
         f"{len(fit.views)} views: held-out {q['heldout_px']:.3f} px, {halves}",
         *(f"refused: {v}" for v in verdict),
+        *_not_for_poses(board),
     ]
     if digest:
         said.append(f"stored as {digest[:10]} in {store.root}")
@@ -106,6 +107,15 @@ def run_intrinsics(
         "hash": digest,
         "said": [*said, f"report: {page}"],
     }
+
+
+def _not_for_poses(board: str) -> list[str]:
+    """What to say of a board that tells the lens, but not where the camera is."""
+    try:
+        Board.parse(board).for_poses()
+    except CalibrationError as e:
+        return [f"this board does for the lens, hand-eye needs another description: {e}"]
+    return []
 
 
 @dataclass(frozen=True)

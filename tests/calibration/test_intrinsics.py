@@ -220,8 +220,11 @@ def test_a_ray_projects_back_to_its_pixel(u, v, model):
     "text",
     [
         "charuco:11x8:0.030",
-        "chessboard:9x7:0.02",
-        "charuco:11x8:30:22:4x4_50",
+        "chessboard:2x7:0.02",
+        "chessboard:9x6:0",
+        "chessboard:9x6:-1",
+        "chessboard:9x6:nan",
+        "chessboard:9x6:inf",
         "charuco:11x8:0.03:0.02:9x9_9",
         "charuco:20x20:0.03:0.02:4x4_50",
     ],
@@ -229,6 +232,48 @@ def test_a_ray_projects_back_to_its_pixel(u, v, model):
 def test_impossible_boards_are_refused(text):
     with pytest.raises(CalibrationError, match="board"):
         Board.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("chessboard:8x6:0.02", "upside down"),
+        ("chessboard:7x7:0.02", "upside down"),
+        ("chessboard:15x9:0.02", "upside down"),
+        ("chessboard:9x6:1.0", "in metres"),
+        ("charuco:11x8:30:22:4x4_50", "in metres"),
+    ],
+)
+def test_a_board_that_tells_the_lens_but_no_pose_is_refused_for_poses_alone(text, why):
+    with pytest.raises(CalibrationError, match=why):
+        Board.parse(text).for_poses()
+
+
+@pytest.mark.parametrize("text", ["chessboard:8x6:0.02", "chessboard:7x7:0.02", "chessboard:7x5:0.02"])
+def test_a_board_with_several_ways_up_is_counted_from_the_same_corner_in_every_picture(text):
+    board, camera = Board.parse(text), Camera("c", 640, 480, np.diag([460.0, 460, 1]), np.zeros(5))
+    camera.K[:2, 2] = 319.5, 239.5
+    rng = np.random.default_rng(0)
+    found = 0
+    for _ in range(9):
+        T = look_at_board(rng, board, camera, fill=(0.4, 0.6))
+        seen = board.detect(render(camera, T, board))
+        if len(seen.ids):
+            found += 1
+            uv = cv2.projectPoints(board.points(), cv2.Rodrigues(T[:3, :3])[0], T[:3, 3], camera.K, None)[0]
+            assert np.abs(uv[seen.ids, 0] - seen.pixels).max() < 2
+    assert found > 3
+
+
+@pytest.mark.parametrize("text", ["chessboard:9x6:1.0", "chessboard:8x6:25", "charuco:11x8:30:22:4x4_50"])
+def test_the_lens_does_not_depend_on_the_unit_of_the_board_and_hand_eye_is_said_to(text, tmp_path):
+    board = Board.parse(text)
+    views = exact(np.random.default_rng(13), 16, board=board)
+    result = run_intrinsics(
+        Store(tmp_path / "store"), "front", views, SIZE, [], "pinhole", None, text, {}, tmp_path / "page.html"
+    )
+    assert result["accepted"] and abs(result["K"][0][0] / THETA[0] - 1) < 0.002
+    assert any("hand-eye needs" in line for line in result["said"])
 
 
 @pytest.mark.parametrize("text", ["charuco:11x8:0.024:0.018:4x4_50", "chessboard:9x6:0.025"])
