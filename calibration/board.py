@@ -4,6 +4,8 @@
                                              boards printed with OpenCV before 4.6)
     chessboard:9x6:0.025                     inner corners, square edge
 
+A lens can be calibrated with lengths in any unit and with a chessboard that looks the same upside down; a pose cannot.
+
 Board frame: x along the columns, y down the rows, z away from the viewer, origin at the first square's outer corner
 (charuco) or the first inner corner (chessboard).
 """
@@ -20,7 +22,14 @@ import numpy as np
 
 from calibration.camera import CalibrationError
 
+LENGTHS = (1e-4, 1e6)  # edge of a square, in any unit: from 0.1 mm in metres to 1 m in micrometres
+PRINTED = (0.002, 0.5)  # m: edge of a square
 NARROW = 0.005  # m: margin that every printer leaves white
+
+
+def dictionary(name: str) -> cv2.aruco.Dictionary:
+    """OpenCV's markers of a name in capitals, for example 4X4_50."""
+    return cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, f"DICT_{name}"))
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class Board:
-    """One board; lengths in metres. `text` is the line that it was made from."""
+    """One board; lengths in metres, where `in_metres` does not refuse it. `text` is the line that it was made from."""
 
     text: str
     kind: str
@@ -46,7 +55,7 @@ class Board:
 
     @classmethod
     def parse(cls, text: str) -> Board:
-        """Raises CalibrationError for a line that names no board."""
+        """Raises CalibrationError for a line that names no board. Lengths may be in any unit: see `in_metres`."""
         parts = text.split(":")
         shape = "charuco:COLUMNSxROWS:SQUARE:MARKER:DICTIONARY or chessboard:COLUMNSxROWS:SQUARE (metres)"
         try:
@@ -60,8 +69,10 @@ class Board:
                 raise ValueError(text)
         except (ValueError, IndexError) as e:
             raise CalibrationError(f"board '{text}' is not understood: write {shape}.") from e
-        if not (3 <= columns <= 40 and 3 <= rows <= 40 and 0.002 <= square <= 0.5):
-            raise CalibrationError(f"board '{text}' is impossible: 3 to 40 squares a side, 0.002 to 0.5 m a square.")
+        if not (3 <= columns <= 40 and 3 <= rows <= 40 and LENGTHS[0] <= square <= LENGTHS[1]):
+            raise CalibrationError(
+                f"board '{text}' is impossible: give 3 to 40 squares a side, and their edge in metres."
+            )
         if board.kind == "charuco":
             if not 0.3 * square < board.marker < 0.95 * square:
                 raise CalibrationError(f"board '{text}': markers must be 0.3 to 0.95 of a square: correct their size.")
@@ -69,12 +80,33 @@ class Board:
                 raise CalibrationError(f"board '{text}': no dictionary {parts[4]}: use for example 4x4_50 or 5x5_100.")
             if columns * rows // 2 > len(board._dictionary().bytesList):
                 raise CalibrationError(f"board '{text}' needs {columns * rows // 2} markers, {parts[4]} has fewer.")
-        elif columns == rows or columns % 2 == rows % 2:
-            raise CalibrationError(f"chessboard '{text}' looks the same upside down: use an odd and an even number.")
         return board
 
+    def in_metres(self) -> Board:
+        """This board; raises CalibrationError where its lengths cannot be metres."""
+        if not PRINTED[0] <= self.square <= PRINTED[1]:
+            raise CalibrationError(
+                f"board '{self.text}' has squares of {self.square:g} m: measure their edge, and give it in metres "
+                f"({PRINTED[0]:g} to {PRINTED[1]:g})."
+            )
+        return self
+
+    def for_poses(self) -> Board:
+        """This board; raises CalibrationError where a view of it does not tell where it is: its lengths are not metres,
+        or it looks the same upside down."""
+        if self._symmetric:
+            raise CalibrationError(
+                f"chessboard '{self.text}' looks the same upside down: use one with an odd and an even number of inner "
+                "corners, or a charuco board."
+            )
+        return self.in_metres()
+
+    @property
+    def _symmetric(self) -> bool:
+        return self.kind == "chessboard" and self.columns % 2 == self.rows % 2
+
     def _dictionary(self) -> cv2.aruco.Dictionary:
-        return cv2.aruco.getPredefinedDictionary(getattr(cv2.aruco, f"DICT_{self.dictionary}"))
+        return dictionary(self.dictionary)
 
     def _charuco(self, legacy: bool | None = None) -> cv2.aruco.CharucoBoard:
         made = cv2.aruco.CharucoBoard((self.columns, self.rows), self.square, self.marker, self._dictionary())
@@ -108,6 +140,9 @@ class Board:
             if not found:
                 return none
             p = corners.reshape(self.rows, self.columns, 2)
+            if self._symmetric:
+                p = _upright(p)
+                corners = np.ascontiguousarray(p.reshape(-1, 1, 2))
             gap = min(np.linalg.norm(np.diff(p, axis=a), axis=-1).min() for a in (0, 1))
             half = int(np.clip(gap / 3, 2, 9))  # a window that holds one corner and no neighbour
             criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 50, 0.002)
@@ -136,7 +171,7 @@ class Board:
         if ids is None or not count:
             return "board not found"
         other = self._detector(not self.legacy).detectBoard(grey)[1]
-        if other is not None and len(other) >= 4:
+        if self.rows % 2 == 0 and other is not None and len(other) > len(self.detect(grey).ids):
             return (
                 "legacy board layout (append ':legacy')"
                 if not self.legacy
@@ -223,3 +258,17 @@ class Board:
         out += b"".join(b"%010d 00000 n \n" % o for o in offsets)
         out += b"trailer<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, table)
         return bytes(out)
+
+
+def _upright(p: np.ndarray) -> np.ndarray:
+    """Corners float32[rows,columns,2] (px) of a chessboard that looks the same from two or four sides, in the order in
+    which columns run to the right of the picture and rows down: each view then counts from the same corner."""
+    turned = [p, p[::-1, ::-1]]
+    if p.shape[0] == p.shape[1]:
+        turned += [q[:, ::-1] for q in (p.swapaxes(0, 1), p.swapaxes(0, 1)[::-1, ::-1])]
+        turned += [q.swapaxes(0, 1) for q in turned]  # a square one is also found as its mirror image
+
+    def right_and_down(q: np.ndarray) -> float:
+        return float((q[:, -1] - q[:, 0])[:, 0].sum() + (q[-1] - q[0])[:, 1].sum())
+
+    return max(turned, key=right_and_down)

@@ -6,6 +6,8 @@ The fit is `calibration.lens_fit`'s. It is judged by views that were held out an
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +15,7 @@ import numpy as np
 from calibration import lens
 from calibration.camera import CalibrationError
 from calibration.lens_fit import Fit, adjust
-from calibration.lens_quality import heldout_rms, projection_sd, screen, tilt_spread, used_area
+from calibration.lens_quality import heldout_rms, projection_sd, screen, seen_rays, tilt_spread, used_area
 from calibration.views import Size, View
 
 MIN_VIEWS = 8
@@ -30,13 +32,12 @@ class Calibration:
     heldout: float  # RMS of views that the fit has not seen
     crossval: np.ndarray  # [grid] difference of two halves
     predicted: np.ndarray  # [grid] standard deviation of the projection
-    used: np.ndarray  # bool[grid] where there were corners
+    used: np.ndarray  # bool[grid] where there were corners, and both maps above have a number
     grid: tuple[int, int]  # rows and columns
 
     def quality(self) -> dict[str, float]:
         """The numbers that are stored with the calibration and shown; units are in their names."""
-        v = self.crossval[self.used & np.isfinite(self.crossval)]
-        u = self.predicted[self.used]
+        v, u = self.crossval[self.used], self.predicted[self.used]
         return {
             "rms_px": self.fit.rms,
             "heldout_px": self.heldout,
@@ -66,15 +67,28 @@ class Calibration:
         return out
 
 
-def calibrate(views: list[View], size: Size, model: str = "rational") -> Calibration:
-    """Fit, leave out what disagrees, cross-validate. Raises CalibrationError with the reason and what to do."""
+def too_few(views: int, rejected: Sequence[tuple[str, str]], fits: str = "") -> CalibrationError:
+    """The error for fewer than MIN_VIEWS `views`: names the commonest reason of those `rejected` (name, reason), and
+    what `fits` the pictures instead."""
+    why = ""
+    if rejected:
+        # A duplicate's reason names its twin, so each differs.
+        kinds = Counter("duplicate of another" if r.startswith("duplicate") else r for _, r in rejected)
+        reason, count = kinds.most_common(1)[0]
+        why = f"; {count} of {len(rejected)} left out: {reason}"
+    return CalibrationError(
+        f"only {views} usable views, at least {MIN_VIEWS} are needed (30 are good){why}: {fits or 'take more'}."
+    )
+
+
+def calibrate(
+    views: list[View], size: Size, model: str = "rational", left_out: Sequence[tuple[str, str]] = ()
+) -> Calibration:
+    """Fit, leave out what disagrees, cross-validate. `left_out`: name and reason of pictures that gave no view, for the
+    error. Raises CalibrationError with the reason and what to do."""
     views, rejected = screen(views, size)
     if len(views) < MIN_VIEWS:
-        why = "; ".join(sorted({r.split(" of ")[0] for _, r in rejected}))
-        raise CalibrationError(
-            f"only {len(views)} usable views{f' ({why})' if why else ''}, at least {MIN_VIEWS} are needed (30 are "
-            "good): take more."
-        )
+        raise too_few(len(views), [*left_out, *rejected])
     fit = adjust(views, size, model)
     bad = _disagreeing(fit)
     if bad:
@@ -91,8 +105,11 @@ def calibrate(views: list[View], size: Size, model: str = "rational") -> Calibra
             f"the board was hardly tilted ({spread:.0f} degrees between views): tilt it 20 to 45 degrees both ways."
         )
     pixels, shape = lens.grid(*size)
-    used = used_area(views, pixels, size)
+    used = used_area(views, pixels, size) & seen_rays(fit, pixels)
     crossval, predicted = _halves(views, fit, pixels, used), projection_sd(fit, pixels, used)
+    used &= np.isfinite(crossval) & np.isfinite(predicted)
+    if not used.any():
+        raise CalibrationError("the lens has no ray where the corners are: try another --model, or take more views.")
     return Calibration(fit, tuple(rejected), _heldout(views, fit), crossval, predicted, used, shape)
 
 
@@ -104,7 +121,8 @@ def _disagreeing(fit: Fit) -> dict[int, str]:
     if bad.mean() > 0.4:
         raise CalibrationError(
             f"{int(bad.sum())} of {len(fit.views)} views contradict the others: "
-            "check that the board is flat and was not moved in the exposure."
+            "check that the board is flat and was not moved in the exposure, and that --board counts its corners right "
+            "(a chessboard's inner ones)."
         )
     return {int(k): f"residual {each[k]:.2f} px (blurred, or the board was bent or moved)" for k in np.nonzero(bad)[0]}
 

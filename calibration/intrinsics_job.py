@@ -14,6 +14,7 @@ from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
 from calibration.intrinsics import Calibration
 from calibration.lens_quality import heldout_rms
+from calibration.other_boards import what_fits
 from calibration.records import POSE_KEYS, camera_of, current, theta_of
 from calibration.store import Store, new_record
 from calibration.views import MIN_CORNERS, Size, View
@@ -24,12 +25,13 @@ SAME_LENS_PX = 0.5  # median difference of two lenses under which a pose found t
 def find_views(
     pictures: Sequence[tuple[str, np.ndarray | None]], board: Board
 ) -> tuple[list[View], Size, list[tuple[str, str]]]:
-    """Detected views, the resolution that most pictures have, and name, reason of every picture left out."""
+    """Detected views, the resolution that most pictures have, and name, reason of every picture left out. Raises
+    CalibrationError where the board is seen in too few, with the board that they show."""
     sizes = [i.shape[::-1] for _, i in pictures if i is not None]
     if not sizes:
         raise CalibrationError("no picture can be read: give PNG or JPEG files.")
     size: Size = max(set(sizes), key=sizes.count)
-    views, rejected = [], []
+    views, rejected, unseen = [], [], []
     for name, image in pictures:
         if image is None:
             rejected.append((name, "not a readable picture"))
@@ -41,11 +43,14 @@ def find_views(
             found = board.detect(image)
             if len(found.ids) < MIN_CORNERS:
                 rejected.append((name, board.why_unseen(image)))
+                unseen.append(image)
             else:
                 views.append(View(name, board.points()[found.ids], found.pixels))
     legacy = [r for _, r in rejected if "legacy" in r]
     if len(legacy) > len(views):
         raise CalibrationError(f"the pictures show a {legacy[0]}: correct --board.")
+    if len(views) < intrinsics.MIN_VIEWS and rejected:
+        raise intrinsics.too_few(len(views), rejected, what_fits(board, unseen) if unseen else "")
     return views, size, rejected
 
 
@@ -66,7 +71,7 @@ def run_intrinsics(
     where both lenses agree. `rejected`: name and reason of pictures that gave no view; `mount` None: as stored, or
     "base". Returns the JSON of `calibrate intrinsics` with "accepted", "hash" and "said" (lines for people).
     Raises CalibrationError; the stored calibration is untouched then."""
-    done = intrinsics.calibrate(views, size, model)
+    done = intrinsics.calibrate(views, size, model, rejected)
     fit, q = done.fit, done.quality()
     beside = _beside_stored(store, name, done, mount)
     verdict, left_out = [*done.verdict(), *beside.refused], [*rejected, *done.rejected]
@@ -80,6 +85,7 @@ def run_intrinsics(
         *(f"left out: {v}: {r}" for v, r in left_out),
         f"{len(fit.views)} views: held-out {q['heldout_px']:.3f} px, {halves}",
         *(f"refused: {v}" for v in verdict),
+        *_not_for_poses(board),
     ]
     if digest:
         said.append(f"stored as {digest[:10]} in {store.root}")
@@ -101,6 +107,15 @@ def run_intrinsics(
         "hash": digest,
         "said": [*said, f"report: {page}"],
     }
+
+
+def _not_for_poses(board: str) -> list[str]:
+    """What to say of a board that tells the lens, but not where the camera is."""
+    try:
+        Board.parse(board).for_poses()
+    except CalibrationError as e:
+        return [f"this board does for the lens, hand-eye needs another description: {e}"]
+    return []
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 COEFFICIENTS = {"pinhole": 5, "rational": 8, "fisheye": 4}
+FORWARD = 0.02  # least z of a unit ray that is compared by x/z and y/z: 88.9 degrees from the axis
 _ZERO = np.zeros(3)
 
 
@@ -103,7 +104,7 @@ def difference(
     of `pixels` float64[n,2] (bool[n]).
     """
     rays, good = unproject(pixels, theta_a, model_a)
-    good &= rays[:, 2] > 0.02
+    good &= rays[:, 2] > FORWARD
     out = np.full(len(pixels), np.nan)
     if not (good & used).any():
         return out

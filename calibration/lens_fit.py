@@ -27,6 +27,7 @@ from calibration.views import Size, View, first_pose
 # nothing.
 HUBER, REJECT = 2.25, 6.0
 STRAY = (1e-6, 2e-3, 2e-2)  # of the board's diagonal: standard deviation of its corners, least, first guess, and most
+FARTHEST = 0.1  # of the board's diagonal: how far from its described place a corner can be found, by axis
 ROUNDS = 8  # of estimating noise, outliers and the board's standard deviation anew
 
 
@@ -83,7 +84,8 @@ class _State:
 @dataclass(frozen=True)
 class _Given:
     """What one adjustment takes as given: the views, each view's corners as rows of `shape`, which of them are used,
-    the corner noise `sigma` (px), and the standard deviation `stray` of `shape` by axis float64[3] (m)."""
+    the corner noise `sigma` (px), the standard deviation `stray` of `shape` by axis float64[3] (m), and `farthest` (m),
+    which no number of `shape` passes."""
 
     views: list[View]
     index: list[np.ndarray]
@@ -92,6 +94,7 @@ class _Given:
     model: str
     sigma: float
     stray: np.ndarray
+    farthest: float
 
 
 @dataclass(frozen=True)
@@ -159,10 +162,12 @@ class _LensProblem:
         return Blocks(A, g, P, h, C)
 
     def moved(self, state: _State, shared: np.ndarray, own: np.ndarray) -> _State | None:
-        theta = state.theta + shared[: self.n]
+        theta, shape = state.theta + shared[: self.n], state.shape + shared[self.n :].reshape(-1, 3)
         if not (theta[:2] > 1).all():  # a focal length of less than a pixel
             return None
-        return _State(theta, state.poses + own, state.shape + shared[self.n :].reshape(-1, 3))
+        if not np.abs(shape).max() <= self.given.farthest:
+            return None
+        return _State(theta, state.poses + own, shape)
 
 
 @dataclass(frozen=True)
@@ -191,9 +196,11 @@ def adjust(
     point. Raises CalibrationError when it does not settle."""
     corners, rows = np.unique(np.round(np.concatenate([v.points for v in views]), 7), axis=0, return_inverse=True)
     index = np.split(np.ravel(rows), np.cumsum([len(v.points) for v in views])[:-1])
-    least, guess, most = (s * float(np.linalg.norm(np.ptp(corners, axis=0))) for s in STRAY)
+    diagonal = float(np.linalg.norm(np.ptp(corners, axis=0)))
+    least, guess, most = (s * diagonal for s in STRAY)
     sigma, stray = (1.0, np.full(3, least)) if start is None else (start.sigma, start.stray)
-    given = _Given(views, index, [np.ones(len(v.pixels), bool) for v in views], size, model, sigma, stray)
+    inlier = [np.ones(len(v.pixels), bool) for v in views]
+    given = _Given(views, index, inlier, size, model, sigma, stray, FARTHEST * diagonal)
     state = _first_state(given, np.zeros_like(corners), start)
     for k in range(ROUNDS):
         fitted = _minimum(given, state)

@@ -8,11 +8,13 @@ uncertainty").
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from calibration import lens
+from calibration.least_squares import Blocks, minimise
 from calibration.lens_fit import Fit
 from calibration.views import MIN_CORNERS, Size, View, first_pose
 
@@ -26,12 +28,22 @@ def used_area(views: Sequence[View], pixels: np.ndarray, size: Size) -> np.ndarr
     return near
 
 
+def seen_rays(fit: Fit, pixels: np.ndarray) -> np.ndarray:
+    """bool[n]: at which of `pixels` float64[n,2] the lens has a ray that is no farther from its axis than the farthest
+    corner that it was fitted to. Beyond that a wide lens is a guess, and near 90 degrees it has no ray in front."""
+    corners = np.concatenate([v.pixels[k] for v, k in zip(fit.views, fit.inlier, strict=True)])
+    known, has = lens.unproject(corners, fit.theta, fit.model)
+    rays, good = lens.unproject(pixels, fit.theta, fit.model)
+    farthest = float(known[has, 2].min(initial=1.0))  # rays have length 1: z is the cosine of the angle
+    return np.asarray(good & (rays[:, 2] >= farthest) & (rays[:, 2] > lens.FORWARD))
+
+
 def projection_sd(fit: Fit, pixels: np.ndarray, used: np.ndarray) -> np.ndarray:
     """Predicted standard deviation float64[n] (px, both axes together) of where the lens sends the rays of `pixels`
     float64[n,2], after the rotation of the camera that fits the `used` ones (bool[n]) best; NaN where the lens has no
     ray."""
     rays, good = lens.unproject(pixels, fit.theta, fit.model)
-    good &= rays[:, 2] > 0.02
+    good &= rays[:, 2] > lens.FORWARD
     p = rays / np.where(good, rays[:, 2], 1.0)[:, None]
     A = lens.project(p, fit.theta, fit.model)[1]
     G = lens.rotation_jacobian(np.where(good[:, None], rays, [0, 0, 1.0]), fit.theta, fit.model)
@@ -46,17 +58,46 @@ def projection_sd(fit: Fit, pixels: np.ndarray, used: np.ndarray) -> np.ndarray:
     return np.where(good, np.sqrt(np.maximum(variance, 0)), np.nan)
 
 
+@dataclass(frozen=True)
+class _PoseTerms:
+    """Residual float64[n,2] (px) of one view's corners, and the pixel's derivatives by the pose float64[n,2,6]."""
+
+    residual: np.ndarray
+    by_pose: np.ndarray
+
+
+@dataclass(frozen=True)
+class _PoseProblem:
+    """Squared residuals (px) of one view under a known lens, over its pose float64[6] (rvec, tvec) alone."""
+
+    view: View
+    theta: np.ndarray
+    model: str
+
+    def cost(self, state: np.ndarray) -> tuple[float, _PoseTerms]:
+        uv, _, by_pose = lens.project(self.view.points, self.theta, self.model, state[:3], state[3:])
+        residual = self.view.pixels - uv
+        return float((residual**2).sum()), _PoseTerms(residual, by_pose)
+
+    def blocks(self, state: np.ndarray, terms: _PoseTerms) -> Blocks:
+        J = terms.by_pose.reshape(-1, 6)
+        own = J.T @ J
+        own += 1e-12 * (1 + np.trace(own)) * np.eye(6)  # a pose that the corners leave free stays where it is
+        gradient = J.T @ terms.residual.ravel()
+        return Blocks(np.zeros((0, 0)), np.zeros(0), own[None], gradient[None], np.zeros((1, 0, 6)))
+
+    def moved(self, state: np.ndarray, shared: np.ndarray, own: np.ndarray) -> np.ndarray | None:
+        return np.asarray(state + own[0])
+
+
 def heldout_rms(theta: np.ndarray, model: str, views: Sequence[View], sigma: float | None = None) -> float:
     """RMS (px) of views that the lens was not fitted to; only their poses are. With the corner noise `sigma` (px),
     corners that are off by more than 10 sigma do not count."""
     total, count = 0.0, 0
     for v in views:
-        p = first_pose(v, theta, model)
-        for _ in range(6):  # least squares in pixels; the first pose is the best on the normalised plane
-            uv, _, jac = lens.project(v.points, theta, model, p[:3], p[3:])
-            J, e = jac.reshape(-1, 6), (v.pixels - uv).ravel()
-            p = p + np.linalg.lstsq(J, e, rcond=None)[0]
-        r = np.linalg.norm(v.pixels - lens.project(v.points, theta, model, p[:3], p[3:])[0], axis=1)
+        # Least squares in pixels; the first pose is the best on the normalised plane.
+        found = minimise(_PoseProblem(v, theta, model), first_pose(v, theta, model), rounds=30, tolerance=1e-9)
+        r = np.linalg.norm(found.terms.residual, axis=1)
         if sigma is not None:
             r = r[r < 10 * sigma] if (r < 10 * sigma).sum() >= 4 else r
         total, count = total + float((r**2).sum()), count + len(r)
@@ -69,8 +110,11 @@ def screen(views: Sequence[View], size: Size) -> tuple[list[View], list[tuple[st
     kept: list[View] = []
     rejected = []
     for v in views:
-        if len(v.pixels) < MIN_CORNERS or np.linalg.matrix_rank(v.points[:, :2] - v.points[:, :2].mean(0)) < 2:
-            rejected.append((v.name, f"only {len(v.pixels)} corners (partly hidden or blurred)"))
+        if len(v.pixels) < MIN_CORNERS:
+            rejected.append((v.name, f"fewer than {MIN_CORNERS} corners (partly hidden or blurred)"))
+            continue
+        if np.linalg.matrix_rank(v.points[:, :2] - v.points[:, :2].mean(0)) < 2:
+            rejected.append((v.name, "all corners lie on one line (the rest of the board is hidden)"))
             continue
         twin = next((k for k in kept if _same(k, v, size)), None)
         if twin is not None:

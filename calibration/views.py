@@ -49,18 +49,15 @@ class ArmNoise:
 
 
 def first_pose(view: View, theta: np.ndarray, model: str) -> np.ndarray:
-    """(rvec, tvec) float64[6] of a planar board under a known lens: the better of the plane's two solutions, UNKNOWN
-    where there is none. An adjustment starts from it."""
+    """(rvec, tvec) float64[6] of a nearly planar board under a known lens: the better of the two solutions of the
+    flattened board, refined on its true points; UNKNOWN where there is none. An adjustment starts from it."""
     rays, good = lens.unproject(view.pixels, theta, model)
     good &= rays[:, 2] > 0.05
     if good.sum() < 4:
         return UNKNOWN
     xy = rays[good, :2] / rays[good, 2:]
-    ok, rvecs, tvecs, _ = cv2.solvePnPGeneric(view.points[good], xy, np.eye(3), None, flags=cv2.SOLVEPNP_IPPE)
-    if not ok or not np.isfinite(tvecs[0]).all():
-        return UNKNOWN
-    r, t = cv2.solvePnPRefineLM(view.points[good], xy, np.eye(3), None, rvecs[0], tvecs[0])
-    return np.concatenate([r.ravel(), t.ravel()])
+    found = _pose(view.points[good], xy)
+    return UNKNOWN if found is None else np.concatenate(found)
 
 
 def board_pose(view: View, theta: np.ndarray, model: str) -> np.ndarray:
@@ -68,8 +65,20 @@ def board_pose(view: View, theta: np.ndarray, model: str) -> np.ndarray:
     it."""
     rays, _ = lens.unproject(view.pixels, theta, model)
     xy = np.ascontiguousarray(rays[:, :2] / rays[:, 2:])
-    ok, rvecs, tvecs, _ = cv2.solvePnPGeneric(view.points, xy, np.eye(3), None, flags=cv2.SOLVEPNP_IPPE)
-    if not ok:
+    found = _pose(view.points, xy)
+    if found is None:
         raise CalibrationError(f"picture {view.name} does not determine the board's pose: leave it out.")
-    r, t = cv2.solvePnPRefineLM(view.points, xy, np.eye(3), None, rvecs[0], tvecs[0])
-    return transform(r, t)
+    return transform(*found)
+
+
+def _pose(points: np.ndarray, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """rvec, tvec float64[3] that carry points float64[n,3] to rays float64[n,2] (x/z, y/z); None where there are none.
+
+    OpenCV's solution for planes takes points that lie 1 mm or more out of the plane for a plane that is turned, and
+    answers with a wrong pose; so it gets the flattened board."""
+    flat = points * [1.0, 1.0, 0.0]
+    ok, rvecs, tvecs, _ = cv2.solvePnPGeneric(flat, xy, np.eye(3), None, flags=cv2.SOLVEPNP_IPPE)
+    if not ok or not np.isfinite(tvecs[0]).all():
+        return None
+    r, t = cv2.solvePnPRefineLM(points, xy, np.eye(3), None, rvecs[0], tvecs[0])
+    return np.ravel(r), np.ravel(t)

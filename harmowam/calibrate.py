@@ -85,7 +85,7 @@ def board(out: Path, text: str, json_path: Path | None) -> None:
     from calibration.board import Board
     from calibration.store import write_result
 
-    made = Board.parse(text)
+    made = Board.parse(text).in_metres()
     if out.suffix not in (".pdf", ".png"):
         raise UserError(f"{out} is neither .pdf nor .png: give one of these endings.")
     write_result(out, made.pdf() if out.suffix == ".pdf" else made.png())
@@ -238,7 +238,7 @@ def hand_eye(
         loaded,
         open_store(store, robot),
         camera,
-        Board.parse(text),
+        Board.parse(text).for_poses(),
         mount,
         poses,
         ArmNoise(degrees, mm / 1000, offsets),
@@ -302,7 +302,9 @@ def check(
     arm = _readable(arm_images) if arm_images else None
     if learn:
         assert base is not None
-        result = run_learn(where, camera, frames, base, arm, Board.parse(arm_marker) if arm_marker else None)
+        result = run_learn(
+            where, camera, frames, base, arm, Board.parse(arm_marker).for_poses() if arm_marker else None
+        )
     else:
         result = run_check(where, camera, frames, arm, report or Path(f"out/calibrate/{camera}-check.html"))
     click.echo(result["said"])

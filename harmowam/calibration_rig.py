@@ -205,11 +205,12 @@ def default_store(robot: Robot) -> Path:
 
 
 def marker_board(robot: Robot, camera: str, text: str | None) -> Board:
-    """The marker named on the command line or in the robot file; raises RobotError when there is none."""
+    """The marker named on the command line or in the robot file; raises RobotError when there is none, CalibrationError
+    when it does not tell how it stands."""
     chosen = text or (robot.cameras[camera].marker if camera in robot.cameras else "")
     if not chosen:
         raise RobotError(
             f'no marker is configured: add marker = "charuco:..." under [camera.{camera}] in {robot.path}, or give '
             "--marker."
         )
-    return Board.parse(chosen)
+    return Board.parse(chosen).for_poses()

@@ -67,6 +67,8 @@ def test_from_pictures_to_a_camera_that_the_runtime_loads(pictures, tmp_path):
         (("history",), "run `harmowam calibrate intrinsics`"),
         (("rollback", "front"), "no earlier"),
         (("board", "x.jpg"), "neither .pdf nor .png"),
+        (("board", "x.pdf", "--board", "chessboard:9x6:25"), "give it in metres"),
+        (("check", "--learn", "--marker", "chessboard:8x6:0.02"), "looks the same upside down"),
         (("joints",), "needs no joint calibration"),
         (("joints", "--check"), "needs no joint calibration"),
     ],

@@ -12,7 +12,8 @@ from benchmarks.calibration_views import uneven_views
 from calibration import intrinsics, lens, lens_fit, lens_quality
 from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
-from calibration.intrinsics_job import find_views
+from calibration.intrinsics_job import find_views, run_intrinsics
+from calibration.store import Store
 from calibration.views import View
 from sim.boards import look_at_board, render
 from sim.calibration_rig import webcam
@@ -24,15 +25,17 @@ THETA = lens.parameters(CAMERA.K, CAMERA.D, "rational")
 FISHEYE = np.array([560.0, 559, 640, 360, 0.02, -0.01, 0.004, -0.001])
 
 
-def exact(rng, count, noise=0.1, theta=THETA, model="rational", tilt=(0, 45)):
-    """Corners by exact projection plus noise: fast, for statistics."""
+def exact(rng, count, noise=0.1, theta=THETA, model="rational", tilt=(0, 45), board=SHEET, true=None):
+    """Corners by exact projection plus noise: fast, for statistics. `true`: where the board's corners really are."""
     out: list[View] = []
+    points = board.points()
+    true = points if true is None else true
     while len(out) < count:
-        T = look_at_board(rng, SHEET, Camera("c", *SIZE, lens.matrix(theta), np.zeros(0)), tilt)
-        uv = lens.project(SHEET.points(), theta, model, cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
+        T = look_at_board(rng, board, Camera("c", *SIZE, lens.matrix(theta), np.zeros(0)), tilt)
+        uv = lens.project(true, theta, model, cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
         seen = ((uv > 0) & (uv < np.array(SIZE) - 1)).all(1)
         if seen.sum() > 20:
-            out.append(View(f"view-{len(out)}", SHEET.points()[seen], (uv + rng.normal(0, noise, uv.shape))[seen]))
+            out.append(View(f"view-{len(out)}", points[seen], (uv + rng.normal(0, noise, uv.shape))[seen]))
     return out
 
 
@@ -55,6 +58,35 @@ def test_thirty_pictures_give_the_lens_to_a_thousandth(pictures):
 def test_a_fisheye_is_found_too():
     done = intrinsics.calibrate(exact(np.random.default_rng(2), 25, theta=FISHEYE, model="fisheye"), SIZE, "fisheye")
     assert np.allclose(done.fit.theta[:4], FISHEYE[:4], atol=1.0) and not done.verdict()
+
+
+def around(rng, count, theta, farthest):
+    """Views all around a fisheye, corners up to `farthest` degrees from its axis."""
+    out: list[View] = []
+    points = SHEET.points()
+    while len(out) < count:
+        angle, about, lean = np.radians(rng.uniform(0, farthest)), rng.uniform(0, 2 * np.pi), rng.uniform(0, 2 * np.pi)
+        facing = cv2.Rodrigues(angle * np.array([-np.sin(about), np.cos(about), 0]))[0]
+        R = facing @ cv2.Rodrigues(rng.uniform(0, 0.7) * np.array([np.cos(lean), np.sin(lean), 0]))[0]
+        at = (points - points.mean(0)) @ R.T + facing[:, 2] * rng.uniform(0.25, 0.5)
+        at = at[front := at[:, 2] / np.linalg.norm(at, axis=1) > np.cos(np.radians(farthest))]
+        uv = lens.project(at, theta, "fisheye")[0] + rng.normal(0, 0.1, (len(at), 2))
+        seen = ((uv > 0) & (uv < np.array(SIZE) - 1)).all(1)
+        if seen.sum() > 20:
+            out.append(View(f"view-{len(out)}", points[front][seen], uv[seen]))
+    return out
+
+
+def test_a_wide_fisheye_is_judged_and_stored_only_as_far_as_its_corners_reach(tmp_path):
+    theta = np.array([300.0, 300, 640, 360, 0.02, -0.01, 0.004, -0.001])  # 89 degrees at 440 px from the centre
+    views = around(np.random.default_rng(0), 30, theta, 71)
+    done = intrinsics.calibrate(views, SIZE, "fisheye")
+    pixels, _ = lens.grid(*SIZE)
+    angles = np.degrees(np.arccos(lens.unproject(pixels[done.used], theta, "fisheye")[0][:, 2]))
+    assert 65 < angles.max() < 72 and np.isfinite(list(done.quality().values())).all()
+    store = Store(tmp_path / "store")
+    result = run_intrinsics(store, "front", views, SIZE, [], "fisheye", None, SHEET.text, {}, tmp_path / "page.html")
+    assert result["accepted"] and store.current_hash("front") == result["hash"]
 
 
 def test_predicted_uncertainty_is_honest():
@@ -84,6 +116,34 @@ def test_a_sheet_that_is_not_as_described_is_found_out(stray, bow, gain):
         )
     found, exact_board = np.mean(errors, axis=0)
     assert exact_board > gain * found and found < 0.15
+
+
+@pytest.mark.parametrize("off", [0.0011, 0.0012, 0.005])
+def test_a_corner_out_of_the_boards_plane_does_not_spoil_the_pose(off):
+    board = Board.parse("chessboard:9x6:0.020")
+    true = board.points()
+    true[0, 2] += off
+    views = exact(np.random.default_rng(11), 6, noise=0, board=board, true=true)
+    found = [View(v.name, true[np.abs(board.points()[:, None] - v.points).sum(2).argmin(0)], v.pixels) for v in views]
+    assert lens_quality.heldout_rms(THETA, "rational", found) < 1e-9
+
+
+def test_an_a4_board_that_is_bowed_by_two_millimetres_is_accepted_and_gives_the_lens():
+    board = Board.parse("charuco:11x8:0.024:0.018:4x4_50")
+    true = board.points()
+    r2 = ((true - true.mean(0)) ** 2).sum(1)
+    true[:, 2] = 0.002 * r2 / r2.max()
+    done = intrinsics.calibrate(exact(np.random.default_rng(12), 24, board=board, true=true), SIZE)
+    pixels, _ = lens.grid(*SIZE)
+    error = lens.difference(done.fit.theta, THETA, "rational", "rational", pixels, done.used)[done.used]
+    assert not done.verdict() and np.median(error) < 0.10 and done.heldout < 0.2
+
+
+def test_the_shape_of_a_board_stays_within_a_tenth_of_its_size_whatever_the_views_say():
+    true = SHEET.points()
+    true[:30, 0] += 0.08  # three rows printed far to the side
+    fit = lens_fit.adjust(exact(np.random.default_rng(3), 10, true=true), SIZE, "pinhole")
+    assert np.abs(fit.shape).max() <= 0.1 * np.linalg.norm(np.ptp(SHEET.points(), axis=0))
 
 
 def test_an_exact_board_stays_exact():
@@ -160,8 +220,11 @@ def test_a_ray_projects_back_to_its_pixel(u, v, model):
     "text",
     [
         "charuco:11x8:0.030",
-        "chessboard:9x7:0.02",
-        "charuco:11x8:30:22:4x4_50",
+        "chessboard:2x7:0.02",
+        "chessboard:9x6:0",
+        "chessboard:9x6:-1",
+        "chessboard:9x6:nan",
+        "chessboard:9x6:inf",
         "charuco:11x8:0.03:0.02:9x9_9",
         "charuco:20x20:0.03:0.02:4x4_50",
     ],
@@ -169,6 +232,48 @@ def test_a_ray_projects_back_to_its_pixel(u, v, model):
 def test_impossible_boards_are_refused(text):
     with pytest.raises(CalibrationError, match="board"):
         Board.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("chessboard:8x6:0.02", "upside down"),
+        ("chessboard:7x7:0.02", "upside down"),
+        ("chessboard:15x9:0.02", "upside down"),
+        ("chessboard:9x6:1.0", "in metres"),
+        ("charuco:11x8:30:22:4x4_50", "in metres"),
+    ],
+)
+def test_a_board_that_tells_the_lens_but_no_pose_is_refused_for_poses_alone(text, why):
+    with pytest.raises(CalibrationError, match=why):
+        Board.parse(text).for_poses()
+
+
+@pytest.mark.parametrize("text", ["chessboard:8x6:0.02", "chessboard:7x7:0.02", "chessboard:7x5:0.02"])
+def test_a_board_with_several_ways_up_is_counted_from_the_same_corner_in_every_picture(text):
+    board, camera = Board.parse(text), Camera("c", 640, 480, np.diag([460.0, 460, 1]), np.zeros(5))
+    camera.K[:2, 2] = 319.5, 239.5
+    rng = np.random.default_rng(0)
+    found = 0
+    for _ in range(9):
+        T = look_at_board(rng, board, camera, fill=(0.4, 0.6))
+        seen = board.detect(render(camera, T, board))
+        if len(seen.ids):
+            found += 1
+            uv = cv2.projectPoints(board.points(), cv2.Rodrigues(T[:3, :3])[0], T[:3, 3], camera.K, None)[0]
+            assert np.abs(uv[seen.ids, 0] - seen.pixels).max() < 2
+    assert found > 3
+
+
+@pytest.mark.parametrize("text", ["chessboard:9x6:1.0", "chessboard:8x6:25", "charuco:11x8:30:22:4x4_50"])
+def test_the_lens_does_not_depend_on_the_unit_of_the_board_and_hand_eye_is_said_to(text, tmp_path):
+    board = Board.parse(text)
+    views = exact(np.random.default_rng(13), 16, board=board)
+    result = run_intrinsics(
+        Store(tmp_path / "store"), "front", views, SIZE, [], "pinhole", None, text, {}, tmp_path / "page.html"
+    )
+    assert result["accepted"] and abs(result["K"][0][0] / THETA[0] - 1) < 0.002
+    assert any("hand-eye needs" in line for line in result["said"])
 
 
 @pytest.mark.parametrize("text", ["charuco:11x8:0.024:0.018:4x4_50", "chessboard:9x6:0.025"])
