@@ -17,13 +17,15 @@ import cv2
 import numpy as np
 
 from calibration.camera import CalibrationError
-from calibration.hand_eye_fit import Adjusted, Setup, adjust
+from calibration.hand_eye_fit import Adjusted, Setup, adjust, behind
 from calibration.transforms import distance, inverse, log, skew
 from calibration.views import ArmNoise, ArmView, Forward, board_pose
 
 MIN_POSES, MIN_CORNERS = 8, 6
 MIN_ROTATION = 20.0  # deg: spread of the arm's rotations about at least two axes
 MOST_BAD = 0.3  # share of views that may contradict the others
+MOVED = "contradicts the others: the board or the camera was moved"
+BEHIND = "contradicts the others: by them its board is behind the camera"
 AGREE = 4.0  # standard deviations that two halves may differ
 # Another focal length than the stored one looks like a board of another size or like a wrong arm.
 LENS = (
@@ -165,16 +167,12 @@ def _consistent(
     bad = off > max(4.0, 3.5 * float(np.median(off)))
     few_bad = bad.mean() <= MOST_BAD
     if bad.any() and few_bad:
-        rejected = [
-            (v.name, "contradicts the others: the board or the camera was moved")
-            for v, b in zip(views, bad, strict=True)
-            if b
-        ]
+        rejected = [(v.name, MOVED if np.isfinite(d) else BEHIND) for v, b, d in zip(views, bad, off, strict=True) if b]
         keep = np.nonzero(~bad)[0]
         views, boards = [views[k] for k in keep], [boards[k] for k in keep]
         _enough(setup, views)
         X, Z, off = _park_and_deviations(setup, views, boards)
-    if not few_bad or np.median(off) > 12:
+    if not few_bad or np.median(off) > 12 or np.isinf(off).any():
         if turned := _turned_joints(setup, views, boards):
             names = ", ".join(joints[k] if joints else f"joint {k + 1}" for k in turned)
             raise CalibrationError(
@@ -206,16 +204,17 @@ def _park_and_deviations(
     setup: Setup, views: list[ArmView], boards: list[np.ndarray], sign: np.ndarray | float = 1.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Park's X and Z of joint angles times `sign` float64[J], and float64[views]: how many standard deviations each
-    view's board is from Z."""
+    view's board is from Z, infinite where X and Z put it behind the camera."""
     noise = setup.noise
     rotation = np.radians(max(np.hypot(noise.rotation_deg, 2 * noise.offset_deg), 0.1))
     translation = max(np.hypot(noise.translation_m, 0.3 * np.radians(noise.offset_deg)), 0.0005)
     arms = [setup.forward(v.q * sign) for v in views]
     X, Z = park(setup.mount, arms, boards)
     out = []
-    for a, b in zip(arms, boards, strict=True):
+    for v, a, b in zip(views, arms, boards, strict=True):
         d = log(inverse(Z) @ _board_place(setup.mount, X, a, b))
-        out.append(max(np.linalg.norm(d[:3]) / rotation, np.linalg.norm(d[3:]) / translation) / 2)
+        lost = behind(setup, X, Z, a, v.points)
+        out.append(np.inf if lost else max(np.linalg.norm(d[:3]) / rotation, np.linalg.norm(d[3:]) / translation) / 2)
     return X, Z, np.array(out)
 
 

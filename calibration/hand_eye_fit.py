@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibration import lens
+from calibration.camera import CalibrationError
 from calibration.least_squares import Blocks, minimise
 from calibration.transforms import inverse, log, skew, transform
 from calibration.views import ArmNoise, ArmView, Forward
 
 HUBER = 3.0  # standard deviations: longer residuals of a corner weigh less
+NEAREST = 1e-3  # m ahead of the camera: a corner that is nearer has no pixels
 FIXED = 1e16  # precision of an unknown that is not estimated
 
 
@@ -61,8 +63,23 @@ class Adjusted:
     chi2: float
 
 
+def behind(setup: Setup, X: np.ndarray, Z: np.ndarray, arm: np.ndarray, points: np.ndarray) -> bool:
+    """Whether X and Z put one of the board's `points` float64[n,3] behind the camera, at the arm pose float64[4,4]."""
+    T = inverse(X) @ (arm if setup.mount == "base" else inverse(arm)) @ Z
+    return bool((points @ T[2, :3] + T[2, 3] < NEAREST).any())
+
+
 def adjust(setup: Setup, views: list[ArmView], X: np.ndarray, Z: np.ndarray, free_scale: bool) -> Adjusted:
-    """Adjust from a first X and Z; the board's scale is 1 unless `free_scale`."""
+    """Adjust from a first X and Z; the board's scale is 1 unless `free_scale`.
+
+    Raises CalibrationError where that first guess puts a corner behind the camera: no adjustment can start there.
+    """
+    lost = [v.name for v in views if behind(setup, X, Z, setup.forward(v.q), v.points)]
+    if lost:
+        raise CalibrationError(
+            f"the first guess puts the board behind the camera in {', '.join(lost)}: leave that out, or repeat with "
+            "other arm poses."
+        )
     J = len(views[0].q)
     problem = _HandEyeProblem(setup, views, free_scale)
     start = State(X, Z, np.zeros((len(views), 6)), np.zeros(J), 1.0)
@@ -121,7 +138,7 @@ class _HandEyeProblem:
         held = board @ Z[:3, :3].T + Z[:3, 3]  # in the frame that the board is fixed to,
         other = held @ B[:3, :3].T + B[:3, 3]  # in the frame that the camera is fixed to,
         seen = other @ Rx + inverse(X)[:3, 3]  # and in the camera's
-        if (seen[:, 2] < 1e-3).any():
+        if (seen[:, 2] < NEAREST).any():
             return None
         uv, _, jac = lens.project(seen, setup.theta, setup.model)
         e = (view.pixels - uv) / setup.sigma

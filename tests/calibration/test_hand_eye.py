@@ -5,6 +5,7 @@ import pytest
 
 from calibration import hand_eye, pose_planning
 from calibration.camera import CalibrationError
+from calibration.hand_eye_fit import Setup, adjust
 from calibration.transforms import distance, inverse, log, transform
 from calibration.views import ArmNoise, ArmView
 from firmware_bridge.arms.so101 import FAMILY as so101
@@ -96,6 +97,26 @@ def test_a_focal_length_that_is_not_the_stored_one_is_named_with_focus_and_resol
     mend = "focus and resolution are those at which its lens was calibrated .*`harmowam calibrate intrinsics` again"
     with pytest.raises(CalibrationError, match=f"{says}.*{mend}"):
         solve(bench, views)
+
+
+def test_a_view_whose_board_would_be_behind_the_camera_is_left_out_by_name():
+    """By half of the focal length, the others put the board of one view there, where it has no pixels."""
+    bench = ArmBench("base", np.random.default_rng(5))
+    views = shots(bench)
+    theta = bench.theta * [0.5, 0.5, *[1] * (len(bench.theta) - 2)]
+    done = hand_eye.solve("base", views, theta, "rational", so101.tool, sigma=0.1)
+    assert done.rejected == (("pose-1", "contradicts the others: by them its board is behind the camera"),)
+    bench.theta = theta
+    with pytest.raises(CalibrationError, match="contradicts the pictures"):
+        solve(bench, views)
+
+
+def test_an_adjustment_does_not_start_with_a_board_behind_the_camera():
+    bench = ArmBench("base", np.random.default_rng(5))
+    views, round_about = shots(bench, 8), transform(np.array([0, np.pi, 0]), np.zeros(3))
+    setup = Setup("base", bench.theta, "rational", so101.tool, ArmNoise(), 0.1)
+    with pytest.raises(CalibrationError, match=r"board behind the camera in pose-0, pose-1, .*: leave that out"):
+        adjust(setup, views, bench.X @ round_about, bench.Z, free_scale=False)
 
 
 def test_one_moved_picture_is_left_out_and_a_moved_board_refused():
