@@ -24,6 +24,11 @@ from calibration.camera import CalibrationError
 
 LENGTHS = (1e-4, 1e6)  # edge of a square, in any unit: from 0.1 mm in metres to 1 m in micrometres
 PRINTED = (0.002, 0.5)  # m: edge of a square
+FAST_CHECKED, SEARCHED = (
+    640,
+    1280,
+)  # px of width: wider pictures are checked quickly first, and searched at most at this
+ALTERNATING = 0.8  # share of neighbouring squares along each edge of a chessboard of which one is dark, one light
 NARROW = 0.005  # m: margin that every printer leaves white
 
 
@@ -133,16 +138,10 @@ class Board:
         """Corners of one picture uint8[H,W]; empty where the board is not seen."""
         none = Detection(np.zeros(0, int), np.zeros((0, 2)))
         if self.kind == "chessboard":
-            flags = cv2.CALIB_CB_ADAPTIVE_THRESH | cv2.CALIB_CB_NORMALIZE_IMAGE
-            # The fast check misses small squares; without it a large picture that shows no board takes seconds.
-            quick = cv2.CALIB_CB_FAST_CHECK if grey.shape[1] > 640 else 0
-            found, corners = cv2.findChessboardCorners(grey, (self.columns, self.rows), flags=flags | quick)
-            if not found:
+            p = self._chessboard(grey)
+            if p is None:
                 return none
-            p = corners.reshape(self.rows, self.columns, 2)
-            if self._symmetric:
-                p = _upright(p)
-                corners = np.ascontiguousarray(p.reshape(-1, 1, 2))
+            corners = np.ascontiguousarray(p.reshape(-1, 1, 2))
             gap = min(np.linalg.norm(np.diff(p, axis=a), axis=-1).min() for a in (0, 1))
             half = int(np.clip(gap / 3, 2, 9))  # a window that holds one corner and no neighbour
             criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_MAX_ITER, 50, 0.002)
@@ -152,6 +151,26 @@ class Board:
         if ids is None or len(ids) < 4:
             return none
         return Detection(ids.ravel().astype(int), corners.reshape(-1, 2).astype(float))
+
+    def _chessboard(self, grey: np.ndarray) -> np.ndarray | None:
+        """Corners float32[rows,columns,2] (px) of a chessboard, to a pixel or two; None where it is not seen."""
+        size, shape = (self.columns, self.rows), (self.rows, self.columns, 2)
+        flags = cv2.CALIB_CB_ADAPTIVE_THRESH | cv2.CALIB_CB_NORMALIZE_IMAGE
+        large = grey.shape[1] > FAST_CHECKED
+        # Without the fast check a large picture that shows no board takes seconds.
+        found, corners = cv2.findChessboardCorners(grey, size, flags=flags | (cv2.CALIB_CB_FAST_CHECK if large else 0))
+        if found:
+            return _upright(corners.reshape(shape)) if self._symmetric else corners.reshape(shape)
+        if not large:
+            return None
+        # The fast check misses small squares; the detector by sectors finds them, in a fraction of a second.
+        scale = min(1.0, SEARCHED / grey.shape[1])
+        small = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else grey
+        found, corners = cv2.findChessboardCornersSB(small, size, flags=cv2.CALIB_CB_EXHAUSTIVE)
+        if not found:
+            return None
+        p = ((corners.reshape(shape) + 0.5) / scale - 0.5).astype(np.float32)
+        return _sorted(p, grey, self._symmetric)
 
     def _detector(self, legacy: bool) -> Any:  # OpenCV's types do not say that results may be None
         parameters = cv2.aruco.DetectorParameters()
@@ -258,6 +277,31 @@ class Board:
         out += b"".join(b"%010d 00000 n \n" % o for o in offsets)
         out += b"trailer<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, table)
         return bytes(out)
+
+
+def _sorted(p: np.ndarray, grey: np.ndarray, symmetric: bool) -> np.ndarray | None:
+    """Corners float32[rows,columns,2] (px) of a chessboard in the order of `Board.points`: not mirrored, and from the
+    end where the outer square is dark. None where the squares around them do not alternate: of a board that is cut off,
+    OpenCV's detector by sectors takes the pattern's edge for a row of inner corners."""
+    right, down = (p[:, -1] - p[:, 0]).sum(0), (p[-1] - p[0]).sum(0)
+    if right[0] * down[1] < right[1] * down[0]:
+        p = p[:, ::-1]
+    out = p
+    for axis in (0, 1):  # three fifths of a square outwards, so that the middles lie in the outer squares
+        first, second, last, before = (np.take(out, [k], axis) for k in (0, 1, -1, -2))
+        out = np.concatenate([1.6 * first - 0.6 * second, out, 1.6 * last - 0.6 * before], axis)
+    middles = ((out[:-1, :-1] + out[1:, 1:]) / 2).astype(np.float32)
+    light = cv2.remap(grey, middles[..., 0], middles[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    even = np.add.outer(np.arange(light.shape[0]), np.arange(light.shape[1])) % 2 == 0
+    signed = np.where(even, -1.0, 1.0) * light.astype(
+        float
+    )  # of neighbours the sum is positive: the first square is dark
+    across, along = signed[:, 1:] + signed[:, :-1], signed[1:] + signed[:-1]
+    dark = float(np.sign(np.median(across)))
+    edges = (across[0], across[-1], along[:, 0], along[:, -1])
+    if min(float((dark * e > 0).mean()) for e in edges) < ALTERNATING:
+        return None
+    return _upright(p) if symmetric else p if dark > 0 else p[::-1, ::-1]
 
 
 def _upright(p: np.ndarray) -> np.ndarray:

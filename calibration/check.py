@@ -25,6 +25,8 @@ MIN_SHARE = 0.5  # of the reference's corners that must be seen
 WARN_FLOOR_PX = 0.10  # least limit of a warning, whatever the noise: 0.05 mm at arm's length; at 1280 columns
 WARN_SIGMA, BLOCK_PX = 6.0, 3.0  # BLOCK_PX at 1280 columns; scaled with the picture
 ARM_SIGMA = 3.5
+DARKER = "lower the exposure or the light, then check again"
+WHITE, BURNT = 250, 0.15  # grey level of a burnt-out pixel, and the share of the marker from which exposure is named
 
 OK, WARN, BLOCK = "ok", "warn", "block"
 
@@ -195,12 +197,14 @@ def check(reference: Reference, frames: list[np.ndarray], arm_frames: list[np.nd
     warn_px = max(WARN_FLOOR_PX * width / 1280, WARN_SIGMA * reference.noise)
     block_px = max(BLOCK_PX * width / 1280, 2 * warn_px)
     ids, corners = median_corners(frames, Board.parse(reference.board))
-    common = np.isin(reference.ids, ids)
+    common, burnt = np.isin(reference.ids, ids), _burnt(frames[-1], reference.corners)
     if common.sum() < MIN_SHARE * len(reference.ids):
+        seen_of = f"({common.sum()} of {len(reference.ids)} corners)"
         return Verdict(
             BLOCK,
-            f"the base marker is hidden or out of sight ({common.sum()} of {len(reference.ids)} corners): "
-            "clear the view, then check again",
+            f"the picture is over-exposed, so that the base marker is not seen {seen_of}: {DARKER}"
+            if burnt > BURNT
+            else f"the base marker is hidden or out of sight {seen_of}: clear the view, then check again",
             float("nan"),
             warn_px,
             block_px,
@@ -208,20 +212,18 @@ def check(reference: Reference, frames: list[np.ndarray], arm_frames: list[np.nd
     shift = corners[np.isin(ids, reference.ids)] - reference.corners[common]
     size = float(np.median(np.linalg.norm(shift, axis=1)))
     moved = size > warn_px
-    arm_size: float | None = None
-    arm_off = False
-    if arm_frames and reference.arm_corners is not None and reference.arm_ids is not None:
-        arm_ids, arm = median_corners(arm_frames, Board.parse(reference.arm_board))
-        seen = np.isin(reference.arm_ids, arm_ids)
-        if seen.sum() >= 4:
-            d = arm[np.isin(arm_ids, reference.arm_ids)] - reference.arm_corners[seen]
-            arm_size = float(np.median(np.linalg.norm(d, axis=1)))
-            arm_off = arm_size > max(ARM_SIGMA * reference.arm_noise, warn_px)
+    arm_size = _arm_shift(reference, arm_frames)
+    arm_off = arm_size is not None and arm_size > max(ARM_SIGMA * reference.arm_noise, warn_px)
     level = BLOCK if size > block_px else WARN if moved else OK
     if moved and arm_size is not None and not arm_off and size > ARM_SIGMA * reference.arm_noise:
         reason = (
             f"the base marker is {size:.2f} px off, the arm's is not: the marker was moved; fix it and run check "
             "--learn"
+        )
+    elif moved and level == WARN and burnt > BURNT:
+        reason = (
+            f"the picture is over-exposed ({100 * burnt:.0f} % of the marker is burnt out), which alone can put the "
+            f"base marker {size:.2f} px off (limit {warn_px:.2f}): {DARKER}"
         )
     elif moved:
         reason = (
@@ -237,3 +239,24 @@ def check(reference: Reference, frames: list[np.ndarray], arm_frames: list[np.nd
     else:
         reason = f"the camera stands where it was calibrated ({size:.3f} px, limit {warn_px:.2f})"
     return Verdict(level, reason, size, warn_px, block_px, arm_size, shift, reference.corners[common])
+
+
+def _arm_shift(reference: Reference, frames: list[np.ndarray] | None) -> float | None:
+    """Median shift (px) of the arm's marker; None where it was not learnt or is not seen."""
+    if not frames or reference.arm_corners is None or reference.arm_ids is None:
+        return None
+    ids, corners = median_corners(frames, Board.parse(reference.arm_board))
+    seen = np.isin(reference.arm_ids, ids)
+    if seen.sum() < 4:
+        return None
+    shift = corners[np.isin(ids, reference.arm_ids)] - reference.arm_corners[seen]
+    return float(np.median(np.linalg.norm(shift, axis=1)))
+
+
+def _burnt(frame: np.ndarray, corners: np.ndarray) -> float:
+    """Share of burnt-out pixels of a picture uint8[H,W] or uint8[H,W,3] between the corners float64[n,2] (px). Light
+    that clips makes white squares grow, and the corners move with them."""
+    low, high = np.maximum(corners.min(0).astype(int), 0), corners.max(0).astype(int) + 1
+    part = frame[low[1] : high[1], low[0] : high[0]]
+    grey = part if part.ndim == 2 else cv2.cvtColor(part, cv2.COLOR_RGB2GRAY)
+    return float((grey >= WHITE).mean()) if grey.size else 0.0

@@ -60,6 +60,23 @@ def test_a_standing_camera_is_ok_and_a_quarter_degree_or_two_millimetres_are_see
         assert check.check(reference, frames(10, rng, moved)).level in (check.WARN, check.BLOCK)
 
 
+def exposed(times, pictures):
+    return [np.clip(times * p.astype(float), 0, 255).astype(np.uint8) for p in pictures]
+
+
+@pytest.mark.parametrize(("times", "level"), [(1.55, check.WARN), (1.7, check.BLOCK)])
+def test_an_over_exposed_picture_is_named_and_no_moved_camera_or_hidden_marker(reference, times, level):
+    verdict = check.check(reference, exposed(times, frames(10, np.random.default_rng(5))))
+    assert verdict.level == level and "over-exposed" in verdict.reason
+    assert "moved" not in verdict.reason and "hidden" not in verdict.reason
+
+
+def test_exposure_does_not_explain_a_bump(reference):
+    bump = transform(np.array([0, 0.08, 0]), np.array([0.03, 0, 0]))
+    verdict = check.check(reference, exposed(1.4, frames(10, np.random.default_rng(6), bump)))
+    assert verdict.level == check.BLOCK and "camera has moved" in verdict.reason
+
+
 def test_a_bump_blocks(reference):
     verdict = check.check(
         reference, frames(10, np.random.default_rng(2), transform(np.array([0, 0.08, 0]), np.array([0.03, 0, 0])))

@@ -265,6 +265,29 @@ def test_a_board_with_several_ways_up_is_counted_from_the_same_corner_in_every_p
     assert found > 3
 
 
+@pytest.mark.parametrize("text", ["chessboard:15x9:0.02", "chessboard:14x9:0.02"])
+def test_small_squares_are_found_in_large_pictures_too_and_counted_from_the_same_corner(text):
+    board, width, height = Board.parse(text), 960, 600
+    K = np.array([[0.45 * width, 0, width / 2], [0, 0.45 * width, height / 2], [0, 0, 1]])
+    camera = Camera("action", width, height, K, np.array([-0.26, 0.07, 0, 0, -0.008]))
+    rng = np.random.default_rng(5)
+    for _ in range(3):
+        T = look_at_board(rng, board, camera, fill=(0.17, 0.24))
+        seen = board.detect(render(camera, T, board, rng))
+        assert len(seen.ids) == len(board.points())
+        uv = cv2.projectPoints(board.points(), cv2.Rodrigues(T[:3, :3])[0], T[:3, 3], K, camera.D)[0][:, 0]
+        assert np.median(np.linalg.norm(uv - seen.pixels, axis=1)) < 0.5
+
+
+def test_the_edge_of_a_board_that_is_cut_off_is_not_taken_for_a_row_of_corners():
+    board = Board.parse("chessboard:9x6:0.02")
+    camera = Camera("c", 640, 480, np.array([[460.0, 0, 319.5], [0, 459, 239.5], [0, 0, 1]]), np.zeros(5))
+    T = np.eye(4)
+    T[:3, :3] = [[-0.91, 0.18, -0.373], [-0.343, -0.833, 0.434], [-0.233, 0.523, 0.82]]
+    T[:3, 3] = -0.027, 0.092, 0.278  # one corner is 11 px beyond the picture's left edge
+    assert not len(board.detect(np.pad(render(camera, T, board), ((0, 0), (0, 100)), constant_values=90)).ids)
+
+
 @pytest.mark.parametrize("text", ["chessboard:9x6:1.0", "chessboard:8x6:25", "charuco:11x8:30:22:4x4_50"])
 def test_the_lens_does_not_depend_on_the_unit_of_the_board_and_hand_eye_is_said_to(text, tmp_path):
     board = Board.parse(text)
