@@ -4,7 +4,7 @@
 #   ./build.sh demo [ARGS]            export the shipped checkpoint to INT8 and let it drive the simulated arm -> out/demo
 #   ./build.sh test [--slow] [ARGS]   lint, types, layers, tests (ARGS go to pytest)
 #   ./build.sh test-arm64 [ARGS]      what runs on the robot, on an emulated 64-bit Arm (qemu, as root)
-#   ./build.sh bundle [ARGS]          export the shipped checkpoint -> out/so101.bundle
+#   ./build.sh bundle [ARGS]          export the shipped checkpoint -> out/so101.bundle, unless it is there
 #   ./build.sh jetson [BUNDLE]        on the robot: environment on top of JetPack's TensorRT, then the engines
 #   ./build.sh peers                  .venv-peers: other people's packages that we compare with
 #
@@ -181,7 +181,7 @@ cmd_demo() {
 
 cmd_bundle() {
   setup
-  run .venv/bin/harmowam export --out out/so101.bundle "$@"
+  run .venv/bin/harmowam export --out out/so101.bundle --keep "$@"
 }
 
 # Two at a time, one thread each; then those that real time decides. They mostly wait, so three run at a time; one that fails beside others

@@ -128,6 +128,7 @@ def quantisation(plan: Plan, shipped: Shipped, failed: bool) -> dict[str, Any]:
             "layers": shipped.layers,
         }
         how["float"] = "float16" if plan.half else "float32"
+    how["origin"] = plan.origin()
     return how | ({"failed": True} if failed else {})
 
 

@@ -236,19 +236,28 @@ def run(
     show_default=True,
     help="Folder of report and film.",
 )
+@click.option(
+    "--bundle",
+    type=click.Path(readable=False, path_type=Path),
+    default=Path("out/so101.bundle"),
+    show_default=True,
+    help="Where the shipped checkpoint's bundle is, or is exported to; another bundle there stays as it is.",
+)
 @click.option("--task", default="put the red cube on the plate", show_default=True, help="Instruction (docs/tasks.md).")
 @seed_option
 @click.option("--seconds", default=20.0, show_default=True, help="Longest duration, s; the run ends at success.")
 @engine_option
 @json_option
 @errors
-def demo(out: Path, task: str, seed: int, seconds: float, engine: str | None, json_path: Path | None) -> None:
+def demo(
+    out: Path, bundle: Path, task: str, seed: int, seconds: float, engine: str | None, json_path: Path | None
+) -> None:
     """Export the shipped checkpoint to INT8, let it drive the simulated arm in real time, and report."""
     from harmowam.demo import demo
     from harmowam.profile import print_timing
     from runtime.observe.verdict import verdict
 
-    result = demo(out, task, seed, seconds, say, engine)
+    result = demo(bundle, out, task, seed, seconds, say, engine)
     print_timing(result)
     click.echo(f"task: {result['task']}: {verdict(result)}")
     click.echo(f"report: {out / 'report.html'}\nvideo:  {out / 'episode.mp4'}")

@@ -60,7 +60,8 @@ def distill(
     from export.checkpoint import load_checkpoint
     from export.distill import STAGES, DistilPlan, distil
     from export.loop import leads
-    from export.observations import pick_samples, samples_path
+    from export.observations import pick_samples
+    from export.origin import samples_path
 
     plan = DistilPlan(teacher_steps=teacher_steps, action_steps=action_steps, seed=seed, shards=shards, bf16=bf16)
     plan = changed(plan, stages, STAGES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,9 @@ target_option = click.option(
 )
 @click.option("--cameras", type=PATH, help="Folder with the calibrations of its cameras: front.json, wrist.json.")
 @text_option
+@click.option(
+    "--keep", is_flag=True, help="Leave the bundle at --out where it was exported from the same checkpoint and recipe."
+)
 @click.option("--force", is_flag=True, help="Write the bundle even if it misses a gate, marked as failed.")
 @json_option
 @errors
@@ -62,6 +66,7 @@ def export(
     units: str | None,
     cameras: Path | None,
     text_encoder: Path | None,
+    keep: bool,
     force: bool,
     json_path: Path | None,
 ) -> None:
@@ -82,8 +87,12 @@ def export(
             samples=observations or samples,
             text_encoder=text_encoder,
         )
-        report = export_bundle(plan, out, say, force=force)
-    print_report(report, out)
+        if keep and same(plan, out):
+            click.echo(f"bundle: {out} is there, exported from the same checkpoint and recipe")
+            report = json.loads((out / "reports" / "parity.json").read_text())
+        else:
+            report = export_bundle(plan, out, say, force=force)
+            print_report(report, out)
     write_json(json_path, report)
 
 
@@ -147,15 +156,24 @@ def certify(
     write_json(json_path, result)
 
 
+def same(plan: Any, out: Path) -> bool:
+    """Whether the bundle at `out` is what `plan` would make, with the report of its export."""
+    from export.origin import made_from
+
+    files = (plan.checkpoint, plan.observations, out / "reports" / "parity.json")
+    return all(f.is_file() for f in files) and made_from(out, plan.origin())
+
+
 def planned(checkpoint: Path | None, **how: Any) -> Any:
     """The plan of a checkpoint, by default of the shipped one."""
-    from export.plan import CHECKPOINT, Plan
+    from export.origin import CHECKPOINT
+    from export.plan import Plan
 
     return Plan(checkpoint or CHECKPOINT, **how)
 
 
 def read_recipe(path: Path | None, target: str) -> dict[str, Any] | None:
-    from export.quantise import load_recipe
+    from export.origin import load_recipe
 
     try:
         return load_recipe(target, path) if path else None

@@ -100,7 +100,8 @@ def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path 
     """Train a checkpoint from scratch by a recipe, or finish an interrupted training; raises UserError."""
     from export.checkpoint import write_file
     from export.data import collect
-    from export.observations import pick_samples, samples_path
+    from export.observations import pick_samples
+    from export.origin import samples_path
     from export.recipe_file import follow, read_recipe, snapshot
 
     recipe = read_recipe(path)
@@ -188,7 +189,8 @@ def train(
     from export.backdrop import with_other_tables
     from export.config import Config
     from export.loop import leads
-    from export.observations import pick_samples, samples_path
+    from export.observations import pick_samples
+    from export.origin import samples_path
     from export.train import STAGES, Plan, train
 
     out = out or run_folder / "harmowam-so101.safetensors"
@@ -244,7 +246,7 @@ def average(before: Path, after: Path, out: Path, share: float, json_path: Path 
     """Average the weights of BEFORE and of AFTER, which `train --from BEFORE` made: often better than either."""
     from export.checkpoint import average as mean
     from export.checkpoint import save_checkpoint, write_file
-    from export.observations import samples_path
+    from export.origin import samples_path
 
     model, cameras, instructions, note = mean(before, after, share)
     save_checkpoint(out, model, cameras, instructions, note)

@@ -8,9 +8,10 @@ import pytest
 from export import plan as plan_module
 from export.bundle import export_bundle
 from export.gates import ASTRAY_CELLS, ExportError, aims_apart, missed, probabilities
-from export.observations import observation_feeds, samples_path
+from export.observations import observation_feeds
 from export.onnx import engines
-from export.plan import CHECKPOINT, Plan
+from export.origin import CHECKPOINT, made_from, samples_path
+from export.plan import Plan
 from runtime.bundle import Bundle
 from runtime.engines.onnx import centred_cosine
 
@@ -68,6 +69,7 @@ def test_a_missed_gate_writes_nothing_and_force_marks_the_bundle(untrained, tmp_
     assert list(tmp_path.iterdir()) == []
     report = export_bundle(plan, out, force=True)
     assert any("degrees apart" in m for m in report["missed"])
+    assert Bundle.load(out).manifest.quantization["origin"] == plan.origin() and not made_from(out, plan.origin())
     assert Bundle.load(out).manifest.quantization["failed"]
     assert "FAILED the gates" in caplog.text
 
