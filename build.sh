@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything starts here. Each command sets up what it needs and prints what it runs; a second run reinstalls nothing.
 #
-#   ./build.sh demo [ARGS]            export the shipped checkpoint to INT8 and let it drive the simulated arm -> out/demo
+#   ./build.sh demo [ARGS]            export the shipped checkpoint to INT8 and let it drive the simulated arm -> runs/DATE-TASK
 #   ./build.sh test [--slow] [ARGS]   lint, types, layers, tests (ARGS go to pytest)
 #   ./build.sh test-arm64 [ARGS]      what runs on the robot, on an emulated 64-bit Arm (qemu, as root)
 #   ./build.sh bundle [ARGS]          export the shipped checkpoint -> out/so101.bundle, unless it is there
@@ -176,7 +176,7 @@ setup() {
 
 cmd_demo() {
   setup
-  run .venv/bin/harmowam demo --out out/demo "$@"
+  run .venv/bin/harmowam demo "$@"
 }
 
 cmd_bundle() {

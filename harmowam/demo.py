@@ -12,22 +12,23 @@ from export.origin import made_from, shipped
 from harmowam.failed import reported
 from harmowam.live import live, make_folder
 from harmowam.options import ROBOT, UserError, with_engine
+from runtime.observe.episode import LOG
 from runtime.observe.report import write_report
 from runtime.robot import load_robot
 
 Say = Callable[[str], None]
 
 
-def shipped_bundle(bundle: Path, out: Path, say: Say) -> Path:
+def shipped_bundle(bundle: Path, say: Say) -> Path:
     """The shipped checkpoint's bundle: the one at `bundle`, exported where there is none. A bundle of something else
-    stays as it is, and the demo's own goes to the folder `out`. Raises UserError."""
+    stays as it is, and the demo's own lies beside it. Raises UserError."""
     wanted = shipped()
     if bundle.exists() and not made_from(bundle, wanted):
         say(
             f"{bundle} was exported from something else and stays as it is (`harmowam export --out {bundle}` replaces "
-            "it); the demo uses one of its own"
+            f"it): the demo's own is {bundle.with_name('demo.bundle')}"
         )
-        bundle = out / "so101.bundle"
+        bundle = bundle.with_name("demo.bundle")
     if made_from(bundle, wanted):
         say(f"1 of 3: {bundle} is there, exported from the shipped checkpoint")
         return bundle
@@ -52,11 +53,11 @@ def demo(
     """Run the demo; returns the report that it wrote to `out`. Raises UserError and what `live` and `write_report`
     raise."""
     make_folder(out, "--out")
-    bundle = shipped_bundle(bundle, out, say)
+    bundle = shipped_bundle(bundle, say)
     say("2 of 3: run the two-rate loop against the simulated arm, in real time")
     robot = with_engine(load_robot(ROBOT), engine)
     with reported(bundle, out, say):
-        done = live(bundle, robot, task, seconds, seed=seed, record=out, stop_at_success=True, say=say)
+        done = live(bundle, robot, task, seconds, seed=seed, record=out, log=out / LOG, stop_at_success=True, say=say)
     say("3 of 3: report")
     write_report(bundle, out, done.report)
     return done.report

@@ -54,16 +54,17 @@ def test_export_keeps_a_bundle_that_it_would_make_again(bundle, tmp_path):
 
 def test_a_demo_takes_the_bundle_that_is_there(bundle, tmp_path):
     said: list[str] = []
-    assert shipped_bundle(bundle, tmp_path / "demo", said.append) == bundle
+    assert shipped_bundle(bundle, said.append) == bundle
     assert said == [f"1 of 3: {bundle} is there, exported from the shipped checkpoint"]
 
 
 def test_a_demo_leaves_a_bundle_of_another_checkpoint_alone(bundle, tmp_path):
-    bundle.rename(tmp_path / "so101.bundle")
+    (tmp_path / "mine").mkdir()
+    bundle.rename(tmp_path / "mine" / "demo.bundle")
     mine = tiny_bundle(tmp_path / "mine")
     said: list[str] = []
     before = (mine / "manifest.json").read_bytes()
-    assert shipped_bundle(mine, tmp_path, said.append) == tmp_path / "so101.bundle"
+    assert shipped_bundle(mine, said.append) == tmp_path / "mine" / "demo.bundle"
     assert f"{mine} was exported from something else and stays as it is" in said[0]
     assert (mine / "manifest.json").read_bytes() == before
 
