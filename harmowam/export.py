@@ -12,7 +12,9 @@ from typing import Any
 import click
 
 from harmowam.options import UserError, errors, json_option, refuse_unused, say, workers_option, write_json
+from harmowam.progress import behind
 
+EXPORT_S, SEARCH_S = 55, 420  # on two idle cores (docs/export.md)
 PATH = click.Path(readable=False, path_type=Path)
 checkpoint_argument = click.argument("checkpoint", type=PATH, required=False)
 samples_option = click.option("--samples", type=PATH, help="Calibration observations (default: beside the checkpoint).")
@@ -91,7 +93,8 @@ def export(
             click.echo(f"bundle: {out} is there, exported from the same checkpoint and recipe")
             report = json.loads((out / "reports" / "parity.json").read_text())
         else:
-            report = export_bundle(plan, out, say, force=force)
+            with behind(out, EXPORT_S, say) as told:
+                report = export_bundle(plan, out, told, force=force)
             print_report(report, out)
     write_json(json_path, report)
 
@@ -117,7 +120,9 @@ def search_recipe(
     """Find a recipe by measuring error and time of each group of layers in INT8 (7 minutes)."""
     from export.search import search
 
-    found = search(planned(checkpoint, target=target, samples=samples, text_encoder=text_encoder), out, say)
+    plan = planned(checkpoint, target=target, samples=samples, text_encoder=text_encoder)
+    with behind(out, SEARCH_S, say) as told:
+        found = search(plan, out, told)
     write_json(json_path, found)
     click.echo(f"recipe: {out / 'recipe.json'} (`harmowam export --recipe`), measurements: {out / 'search.json'}")
 
