@@ -35,15 +35,10 @@ def shipped_bundle(bundle: Path, say: Say) -> Path:
     say("1 of 3: export the shipped checkpoint to INT8")
     # In a process of its own: torch must not be in memory when the runtime is measured.
     export = module_command("harmowam.cli", "export", "--out", str(bundle))
-    if subprocess.run(export, check=False).returncode:  # for example on a machine where INT8 is not faster
-        say(
-            "the export was refused, see above: trying it with --force, which passes over missed gates and marks the "
-            "bundle as failed"
+    if subprocess.run(export, check=False).returncode:
+        raise UserError(
+            "the shipped checkpoint could not be exported: mend what is said above, then start the demo again."
         )
-        if subprocess.run([*export, "--force"], check=False).returncode:
-            raise UserError(
-                "the shipped checkpoint could not be exported: mend what is said above, then start the demo again."
-            )
     return bundle
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +203,12 @@ def drawn(dataset: Path | None, units: str | None, cameras: Path | None) -> Iter
         yield Path(folder) / "samples.npz"
 
 
+def in_float(slow: Mapping[str, Mapping[str, float]]) -> str:
+    """Which engines are shipped in float, and why. `slow`: their times (`export.gates.race`) in INT8."""
+    times = ", ".join(f"{name} {t['ms']:.2f} ms, in float {t['fp32_ms']:.2f}" for name, t in slow.items())
+    return f"shipped in float, for INT8 is not faster on this processor: {times}"
+
+
 def print_report(report: dict[str, Any], out: Path) -> None:
     """Print parity, joint errors, times, weights, missed gates and predicted times on a Jetson Orin, which are added to
     `report`."""
@@ -227,6 +233,8 @@ def print_report(report: dict[str, Any], out: Path) -> None:
         )
     small, large = (sum(e[k] for e in engines.values()) for k in ("weight_bytes", "fp32_weight_bytes"))
     click.echo(f"weights: {small / 1e6:.2f} of {large / 1e6:.2f} MB ({small / large:.3f}); {report['seconds']} s")
+    if slow := report.get("float"):
+        click.echo(in_float(slow))
     for line in report["missed"]:
         click.echo(f"GATE MISSED: {line}", err=True)
     report["orin"] = predicted({name: out / "onnx" / f"{name}.onnx" for name in engines})
