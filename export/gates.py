@@ -38,8 +38,9 @@ JAW_P99_DEG = 5.0
 # Share of observations on which the gate may choose another expert or command the jaw otherwise.
 FLIPS = 0.02
 THRESHOLD = 0.5
-# Cells of the heat map (7 mm each) between the two aims: the bound at p99, and the distance from which another thing is
-# meant (at most FLIPS of these).
+CELL_MM = 7.0  # side of a cell of the heat map on the table
+# Cells between the two aims: the bound at p99, and the distance from which another thing is meant (at most FLIPS of
+# these).
 AIM_P99_CELLS = 0.5
 ASTRAY_CELLS = 3.0
 SLOWEST = 0.9  # FP32 time over INT8 time of one engine: a lower ratio cannot come from the noise of a shared machine
@@ -175,11 +176,17 @@ def missed(report: dict[str, Any]) -> list[str]:
             if row.get("flips", 0.0) > FLIPS:
                 out.append(f"{name}: {row['flips']:.1%} of the gate's decisions flip, {FLIPS:.0%} may")
             if not row.get("aim_p99", 0.0) <= AIM_P99_CELLS:
-                out.append(f"{name}: aims are {row['aim_p99']:.2f} cells apart (p99), {AIM_P99_CELLS} are allowed")
+                apart, most = (CELL_MM * cells for cells in (row["aim_p99"], AIM_P99_CELLS))
+                out.append(f"{name}: 1 % of the aims are {apart:.1f} mm apart or more, {most} mm are allowed")
             if row.get("astray", 0.0) > FLIPS:
-                out.append(f"{name}: {row['astray']:.1%} of the aims mean another thing, {FLIPS:.0%} may")
+                far = f"{CELL_MM * ASTRAY_CELLS:.0f} mm away or more"
+                out.append(f"{name}: {row['astray']:.1%} of the aims mean another thing ({far}), {FLIPS:.0%} may")
     joints = report["joints_deg"]
-    for key, most in (("p99", JOINT_P99_DEG), ("max", JOINT_MAX_DEG), ("jaw_p99", JAW_P99_DEG)):
+    for key, which, most in (
+        ("p99", "1 % of the joint goals are", JOINT_P99_DEG),
+        ("max", "the worst joint goals are", JOINT_MAX_DEG),
+        ("jaw_p99", "1 % of the jaw's goals are", JAW_P99_DEG),
+    ):
         if not joints[key] <= most:
-            out.append(f"joint goals are {joints[key]:.2f} degrees apart ({key}), {most} are allowed")
+            out.append(f"{which} {joints[key]:.2f} degrees apart or more, {most} degrees are allowed")
     return out

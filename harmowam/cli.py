@@ -20,6 +20,7 @@ from harmowam.options import (
     fps_option,
     json_option,
     refuse_unused,
+    resumable,
     robot_option,
     say,
     seed_option,
@@ -135,7 +136,8 @@ def collect(
                 f"--more {item}: write a task ({', '.join(TASKS)}) and a number once each, as --more ring=100."
             )
         on_top[task] = int(count)
-    result = collect(out, episodes, play, seed, workers=workers, environment=environment, more=on_top)
+    with resumable(f"the same command goes on; {out} keeps the parts that are whole"):
+        result = collect(out, episodes, play, seed, workers=workers, environment=environment, more=on_top)
     click.echo(f"kept {result['kept']} of {result['tried']} episodes in {out}")
     write_json(json_path, result)
 

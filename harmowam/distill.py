@@ -8,7 +8,7 @@ from typing import Any, cast
 import click
 
 from harmowam.options import errors, json_option, write_json
-from harmowam.train import PATH, changed, read, training_options
+from harmowam.train import PATH, changed, goes_on, read, training_options
 
 
 @click.command(short_help="Distil a model to one Euler step.")
@@ -36,6 +36,7 @@ from harmowam.train import PATH, changed, read, training_options
 )
 @json_option
 @errors
+@goes_on
 def distill(
     checkpoint: Path,
     dataset: Path,

@@ -212,6 +212,7 @@ def in_float(slow: Mapping[str, Mapping[str, float]]) -> str:
 def print_report(report: dict[str, Any], out: Path) -> None:
     """Print parity, joint errors, times, weights, missed gates and predicted times on a Jetson Orin, which are added to
     `report`."""
+    from export.gates import CELL_MM
     from export.roofline import calibration_errors, predicted, table
 
     engines = report["engines"]
@@ -224,7 +225,7 @@ def print_report(report: dict[str, Any], out: Path) -> None:
         f"joint goals apart: median {joints['p50']:.2f}, p99 {joints['p99']:.2f}, worst {joints['max']:.2f} degrees"
     )
     heat = engines["fast"]["parity"]["heat"]
-    click.echo(f"aims apart: p99 {heat['aim_p99']:.2f} cells of 7 mm, {heat['astray']:.1%} mean another thing")
+    click.echo(f"aims apart: p99 {CELL_MM * heat['aim_p99']:.1f} mm, {heat['astray']:.1%} mean another thing")
     for name, engine in engines.items():
         took = engine["time"]
         click.echo(

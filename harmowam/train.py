@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from harmowam.baseline import baseline_options, train_baseline
-from harmowam.options import UserError, errors, json_option, refuse_unused, write_json
+from harmowam.options import UserError, errors, json_option, refuse_unused, resumable, write_json
 
 if TYPE_CHECKING:
     from export.act import ActPlan
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
 
 PlanT = TypeVar("PlanT", "Plan", "DistilPlan", "ActPlan")
 PATH = click.Path(readable=False, path_type=Path)
+
+
+def goes_on(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command with --run that says after Ctrl-C how to go on."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, run_folder: Path, **kwargs: Any) -> Any:
+        with resumable(f"the same command goes on; {run_folder} keeps the training's state, saved once a minute"):
+            return command(*args, run_folder=run_folder, **kwargs)
+
+    return wrapped
 
 
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -161,6 +173,7 @@ def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path 
 @click.option("--out", type=PATH, help="The checkpoint (default: harmowam-so101.safetensors in the run's folder).")
 @json_option
 @errors
+@goes_on
 def train(
     dataset: Path,
     units: str | None,

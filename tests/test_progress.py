@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harmowam.progress import behind, paced
+from tests.command import harmowam
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,6 +42,16 @@ def test_where_nothing_is_printed_there_is_no_file(tmp_path):
     with behind(tmp_path / "b.bundle", 55, print), pytest.raises(ValueError):
         raise ValueError
     assert not list(tmp_path.iterdir())
+
+
+def test_a_training_that_is_interrupted_says_how_to_go_on(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harmowam.train.read", interrupted)
+    done = harmowam("train", "--run", tmp_path / "mine")
+    said = f"stopped: the same command goes on; {tmp_path / 'mine'} keeps the training's state, saved once a minute"
+    assert done.exit_code == 130 and done.stderr.strip() == said
 
 
 def build_sh(text, log):

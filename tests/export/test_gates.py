@@ -31,9 +31,18 @@ def test_the_shipped_checkpoint_passes_every_gate(exported):
         (lambda r: r["engines"]["predictive"]["parity"]["chunk"].update(cosine=0.994), "cosine of chunk"),
         (lambda r: r["engines"]["predictive"]["parity"]["chunk"].update(cosine=float("nan")), "cosine of chunk"),
         (lambda r: r["engines"]["fast"]["parity"]["gate"].update(flips=0.05), "decisions flip"),
-        (lambda r: r["engines"]["fast"]["parity"]["heat"].update(aim_p99=0.6), "0.60 cells apart"),
-        (lambda r: r["engines"]["fast"]["parity"]["heat"].update(astray=0.05), "mean another thing"),
-        (lambda r: r["joints_deg"].update(max=9.0), "degrees apart"),
+        (
+            lambda r: r["engines"]["fast"]["parity"]["heat"].update(aim_p99=0.6),
+            "1 % of the aims are 4.2 mm apart or more, 3.5 mm are allowed",
+        ),
+        (
+            lambda r: r["engines"]["fast"]["parity"]["heat"].update(astray=0.05),
+            "5.0% of the aims mean another thing (21 mm away or more), 2% may",
+        ),
+        (
+            lambda r: r["joints_deg"].update(max=9.0),
+            "the worst joint goals are 9.00 degrees apart or more, 5.0 degrees are allowed",
+        ),
     ],
 )
 def test_each_gate_catches_the_error_that_it_is_for(exported, change, says):
