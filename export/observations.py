@@ -21,11 +21,6 @@ SHOWN = slice(0, None, 4)  # calibration of INT8
 JUDGED = slice(1, None, 2)  # comparison with FP32; no observation is in both
 
 
-def samples_path(checkpoint: Path) -> Path:
-    """The file of calibration observations beside a checkpoint."""
-    return checkpoint.with_suffix(".samples.npz")
-
-
 def pick_samples(data: Demonstrations, path: Path, count: int = OBSERVATIONS, seed: int = 0) -> None:
     """Store `count` recorded observations, spread over all episodes, as the calibration set (<= 5 MB)."""
     candidates = np.flatnonzero(~data.play)

@@ -14,12 +14,12 @@ from calibration.camera import Camera
 from export.checkpoint import load_checkpoint
 from export.gates import ExportError
 from export.models import HarmoWam
-from export.observations import observation_feeds, samples_path
+from export.observations import observation_feeds
 from export.onnx import Specs, engines
-from export.quantise import Feeds, load_recipe
+from export.origin import CHECKPOINT, load_recipe, origin, samples_path
+from export.quantise import Feeds
 from export.text import encoder_of
 
-CHECKPOINT = Path(__file__).parent / "checkpoints" / "harmowam-so101.safetensors"
 Target = Literal["onnxruntime", "tensorrt"]
 Precision = Literal["int8", "int8-fp16", "fp16", "fp32"]
 TARGETS, PRECISIONS = get_args(Target), get_args(Precision)
@@ -68,6 +68,11 @@ class Plan:
 
     def recipe_or_committed(self) -> dict[str, Any]:
         return self.recipe or load_recipe(self.target)
+
+    def origin(self) -> dict[str, Any]:
+        """What the bundle is made from, for its manifest. Raises OSError for a file that is absent."""
+        steps = {"world_steps": self.world_steps, "action_steps": self.action_steps}
+        return origin(self.checkpoint, self.observations, self.recipe_or_committed(), self.precision, **steps)
 
     def opened(self) -> Opened:
         """Load the checkpoint and its observations; raises CheckpointError and ExportError."""

@@ -11,7 +11,6 @@ additions, heads) stays in float.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import re
 import tempfile
@@ -38,29 +37,12 @@ class Observations(CalibrationDataReader):
         return next(self._feeds, None)
 
 
-RECIPE = Path(__file__).parent / "recipe.json"
 LAYERS = ("Conv", "Gemm", "MatMul")
 CALIBRATORS = {
     "minmax": CalibrationMethod.MinMax,
     "percentile": CalibrationMethod.Percentile,
     "entropy": CalibrationMethod.Entropy,
 }
-
-
-def load_recipe(target: str = "onnxruntime", path: Path = RECIPE) -> dict[str, Any]:
-    """The committed recipe for one inference engine: {"target", "calibration", "min_channels", "quantise": {engine:
-    patterns}}.
-
-    Raises ValueError for an unknown target or calibration.
-    """
-    raw = json.loads(path.read_text())
-    if raw["calibration"] not in CALIBRATORS:
-        raise ValueError(
-            f"{path.name} asks for the calibration '{raw['calibration']}': there is {', '.join(CALIBRATORS)}"
-        )
-    if target not in raw["targets"]:
-        raise ValueError(f"{path.name} has no recipe for '{target}': it knows {', '.join(raw['targets'])}")
-    return {**{k: v for k, v in raw.items() if k != "targets"}, "target": target, "quantise": raw["targets"][target]}
 
 
 def layer_weights(model: onnx.ModelProto) -> dict[str, str]:

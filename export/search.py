@@ -16,8 +16,9 @@ from common.files import write_whole
 from export.bundle import float_engines, noise_of
 from export.gates import COSINE, ExportError, parity, race
 from export.observations import engine_feeds
+from export.origin import load_recipe
 from export.plan import Plan
-from export.quantise import CALIBRATORS, layer_weights, load_recipe, quantise
+from export.quantise import CALIBRATORS, layer_weights, quantise
 from runtime.engines.onnx import OrtEngine
 
 LEAST_GAIN = 1.01  # least speed-up of the whole engine that makes a group worth its error

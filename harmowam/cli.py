@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -21,6 +20,7 @@ from harmowam.options import (
     fps_option,
     json_option,
     refuse_unused,
+    resumable,
     robot_option,
     say,
     seed_option,
@@ -136,7 +136,8 @@ def collect(
                 f"--more {item}: write a task ({', '.join(TASKS)}) and a number once each, as --more ring=100."
             )
         on_top[task] = int(count)
-    result = collect(out, episodes, play, seed, workers=workers, environment=environment, more=on_top)
+    with resumable(f"the same command goes on; {out} keeps the parts that are whole"):
+        result = collect(out, episodes, play, seed, workers=workers, environment=environment, more=on_top)
     click.echo(f"kept {result['kept']} of {result['tried']} episodes in {out}")
     write_json(json_path, result)
 
@@ -158,7 +159,7 @@ def collect(
 @click.option(
     "--record",
     type=click.Path(readable=False, path_type=Path),
-    help="Folder for the run's log (run.mcap), config, report and film.",
+    help="Folder for the run's log (run.mcap), config, report, film (default: runs/DATE-TASK, without log and film).",
 )
 @click.option(
     "--fault", multiple=True, metavar="NAME@SECONDS", help="Inject a fault into the virtual bus (see bus campaign)."
@@ -166,7 +167,7 @@ def collect(
 @click.option(
     "--log",
     type=click.Path(readable=False, path_type=Path, dir_okay=False),
-    help="Write only the log, to this file (`harmowam replay`, Foxglove): every frame, input and command.",
+    help="Write the log to this file (`harmowam replay`, Foxglove): every frame, input and command.",
 )
 @json_option
 @errors
@@ -185,12 +186,19 @@ def run(
     log: Path | None,
     json_path: Path | None,
 ) -> None:
-    """Drive an arm in real time. Ctrl-C lowers it to rest and releases the torque in a ramp."""
+    """Drive an arm in real time. Ctrl-C lowers it to rest and releases the torque in a ramp.
+
+    What was run and how it ended (config.json, report.json, report.html, motor.log) is left in runs/DATE-TASK, whose
+    path comes last. Pictures, inputs and commands are kept with --record or --log only: at 100 Hz they are up to 2.8 GB
+    a minute.
+    """
     from firmware_bridge.virtual.faults import parse
-    from harmowam.failed import lean, reported
+    from harmowam.failed import paged, reported
+    from harmowam.folders import left_in
     from harmowam.live import live
     from harmowam.processes import process_began_s
     from harmowam.profile import print_timing
+    from runtime.observe.episode import LOG
     from runtime.observe.verdict import verdict
     from runtime.robot import load_robot
 
@@ -199,42 +207,44 @@ def run(
     for f in fault:
         parse(f)
     described = with_fps(with_engine(load_robot(robot), engine), fps)
-    with contextlib.nullcontext() if record is None else reported(bundle, record, say):
-        done = live(
-            bundle,
-            described,
-            task,
-            seconds,
-            port=port,
-            seed=seed,
-            policy=policy,
-            record=record,
-            log=log,
-            say=say,
-            began_s=process_began_s(),
-            faults=fault,
-        )
-    print_timing(done.report)
-    if "success" in done.report:
-        click.echo(f"task: {done.report['task']}: {verdict(done.report)}")
-    write_json(json_path, done.report)
-    if record is not None:
-        from runtime.observe.report import lacking, write_report
-
-        if missing := lacking():  # a robot's installation may lack the packages for a report
-            click.echo(lean(record, missing))
-        else:
-            write_report(bundle, record, done.report)
-            click.echo(f"recorded: {record}, report: {record / 'report.html'}")
+    if record is not None and log is not None:
+        raise UserError(f"--record writes a log, too ({record / LOG}): leave --log out.")
+    with left_in(record, task or described.name, "--record", say) as folder:
+        with reported(bundle, folder, say):
+            done = live(
+                bundle,
+                described,
+                task,
+                seconds,
+                port=port,
+                seed=seed,
+                policy=policy,
+                record=folder,
+                log=log if record is None else record / LOG,
+                say=say,
+                began_s=process_began_s(),
+                faults=fault,
+            )
+        print_timing(done.report)
+        if "success" in done.report:
+            click.echo(f"task: {done.report['task']}: {verdict(done.report)}")
+        write_json(json_path, done.report)
+        if folder is not None:
+            click.echo(paged(bundle, folder, done.report))
 
 
 @main.command(short_help="Export, drive the simulated arm, write a report and a film.")
 @click.option(
     "--out",
     type=click.Path(readable=False, path_type=Path, file_okay=False),
-    default=Path("out/demo"),
+    help="Folder of log, report and film (default: runs/DATE-TASK).",
+)
+@click.option(
+    "--bundle",
+    type=click.Path(readable=False, path_type=Path),
+    default=Path("out/so101.bundle"),
     show_default=True,
-    help="Folder of report and film.",
+    help="Where the shipped checkpoint's bundle is, or is exported to; another bundle there stays as it is.",
 )
 @click.option("--task", default="put the red cube on the plate", show_default=True, help="Instruction (docs/tasks.md).")
 @seed_option
@@ -242,17 +252,23 @@ def run(
 @engine_option
 @json_option
 @errors
-def demo(out: Path, task: str, seed: int, seconds: float, engine: str | None, json_path: Path | None) -> None:
+def demo(
+    out: Path | None, bundle: Path, task: str, seed: int, seconds: float, engine: str | None, json_path: Path | None
+) -> None:
     """Export the shipped checkpoint to INT8, let it drive the simulated arm in real time, and report."""
     from harmowam.demo import demo
+    from harmowam.folders import left_in
     from harmowam.profile import print_timing
     from runtime.observe.verdict import verdict
 
-    result = demo(out, task, seed, seconds, say, engine)
+    with left_in(out, task, "--out", say) as folder:
+        if folder is None:
+            raise UserError("a demo needs a folder: name one with --out.")
+        result = demo(bundle, folder, task, seed, seconds, say, engine)
     print_timing(result)
     click.echo(f"task: {result['task']}: {verdict(result)}")
-    click.echo(f"report: {out / 'report.html'}\nvideo:  {out / 'episode.mp4'}")
     write_json(json_path, result)
+    click.echo(f"report: {folder / 'report.html'}\nvideo:  {folder / 'episode.mp4'}\nrecorded: {folder}")
 
 
 if __name__ == "__main__":

@@ -8,36 +8,51 @@ from pathlib import Path
 from typing import Any
 
 from common.python import module_command
+from export.origin import made_from, shipped
 from harmowam.failed import reported
 from harmowam.live import live, make_folder
 from harmowam.options import ROBOT, UserError, with_engine
+from runtime.observe.episode import LOG
 from runtime.observe.report import write_report
 from runtime.robot import load_robot
 
+Say = Callable[[str], None]
 
-def demo(
-    out: Path, task: str, seed: int, seconds: float, say: Callable[[str], None], engine: str | None = None
-) -> dict[str, Any]:
-    """Run the demo; returns the report that it wrote to `out`. Raises UserError and what `live` and `write_report`
-    raise."""
-    bundle = out / "so101.bundle"
-    make_folder(out, "--out")
+
+def shipped_bundle(bundle: Path, say: Say) -> Path:
+    """The shipped checkpoint's bundle: the one at `bundle`, exported where there is none. A bundle of something else
+    stays as it is, and the demo's own lies beside it. Raises UserError."""
+    wanted = shipped()
+    if bundle.exists() and not made_from(bundle, wanted):
+        say(
+            f"{bundle} was exported from something else and stays as it is (`harmowam export --out {bundle}` replaces "
+            f"it): the demo's own is {bundle.with_name('demo.bundle')}"
+        )
+        bundle = bundle.with_name("demo.bundle")
+    if made_from(bundle, wanted):
+        say(f"1 of 3: {bundle} is there, exported from the shipped checkpoint")
+        return bundle
     say("1 of 3: export the shipped checkpoint to INT8")
     # In a process of its own: torch must not be in memory when the runtime is measured.
     export = module_command("harmowam.cli", "export", "--out", str(bundle))
-    if subprocess.run(export, check=False).returncode:  # for example on a machine where INT8 is not faster
-        say(
-            "the export was refused, see above: trying it with --force, which passes over missed gates and marks the "
-            "bundle as failed"
+    if subprocess.run(export, check=False).returncode:
+        raise UserError(
+            "the shipped checkpoint could not be exported: mend what is said above, then start the demo again."
         )
-        if subprocess.run([*export, "--force"], check=False).returncode:
-            raise UserError(
-                "the shipped checkpoint could not be exported: mend what is said above, then start the demo again."
-            )
+    return bundle
+
+
+def demo(
+    bundle: Path, out: Path, task: str, seed: int, seconds: float, say: Say, engine: str | None = None
+) -> dict[str, Any]:
+    """Run the demo; returns the report that it wrote to `out`. Raises UserError and what `live` and `write_report`
+    raise."""
+    make_folder(out, "--out")
+    bundle = shipped_bundle(bundle, say)
     say("2 of 3: run the two-rate loop against the simulated arm, in real time")
     robot = with_engine(load_robot(ROBOT), engine)
     with reported(bundle, out, say):
-        done = live(bundle, robot, task, seconds, seed=seed, record=out, stop_at_success=True, say=say)
+        done = live(bundle, robot, task, seconds, seed=seed, record=out, log=out / LOG, stop_at_success=True, say=say)
     say("3 of 3: report")
     write_report(bundle, out, done.report)
     return done.report

@@ -8,7 +8,7 @@ from typing import Any, cast
 import click
 
 from harmowam.options import errors, json_option, write_json
-from harmowam.train import PATH, changed, read, training_options
+from harmowam.train import PATH, changed, goes_on, read, training_options
 
 
 @click.command(short_help="Distil a model to one Euler step.")
@@ -36,6 +36,7 @@ from harmowam.train import PATH, changed, read, training_options
 )
 @json_option
 @errors
+@goes_on
 def distill(
     checkpoint: Path,
     dataset: Path,
@@ -60,7 +61,8 @@ def distill(
     from export.checkpoint import load_checkpoint
     from export.distill import STAGES, DistilPlan, distil
     from export.loop import leads
-    from export.observations import pick_samples, samples_path
+    from export.observations import pick_samples
+    from export.origin import samples_path
 
     plan = DistilPlan(teacher_steps=teacher_steps, action_steps=action_steps, seed=seed, shards=shards, bf16=bf16)
     plan = changed(plan, stages, STAGES)

@@ -16,6 +16,7 @@ from harmowam.options import (
     engine_option,
     errors,
     json_option,
+    resumable,
     say,
     to_be_written,
     workers_option,
@@ -149,13 +150,18 @@ def evaluate(
         engine=chosen.engine,
     )[this_shard]
     began = time.monotonic()
-    found = run_jobs(jobs, rows, workers)
+    how = f"the same command goes on, {rows} keeps what was played" if rows else "with --rows FILE it could go on"
+    with resumable(how):
+        found = run_jobs(jobs, rows, workers)
     wall = time.monotonic() - began
     print_table([list(COLUMNS), *table(found)])
     for line in sentences(found):
         click.echo(line)
     click.echo(f"{len(found)} episodes of the {split} seeds in {wall:.0f} s ({len(found) / wall:.2f} a second)")
-    about = {"bundle": bundle.name, "hash": digest(bundle), "seed": seed, "split": split}
+    failed = bool(opened.manifest.quantization.get("failed"))
+    if failed:
+        click.echo(f"{bundle} FAILED the gates of its export: these figures say nothing about its checkpoint")
+    about = {"bundle": bundle.name, "hash": digest(bundle), "seed": seed, "split": split, "failed_gates": failed}
     told = {"schedule": dataclasses.asdict(schedule), "engine": REPORTED[chosen.engine]}
     write_json(json_path, {**about, "cells": cells(found), "summary": summary(found), **told})
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from harmowam.options import UserError, errors, json_option, refuse_unused, say, workers_option, write_json
+from harmowam.progress import behind
 
+EXPORT_S, SEARCH_S = 55, 420  # on two idle cores (docs/export.md)
 PATH = click.Path(readable=False, path_type=Path)
 checkpoint_argument = click.argument("checkpoint", type=PATH, required=False)
 samples_option = click.option("--samples", type=PATH, help="Calibration observations (default: beside the checkpoint).")
@@ -48,6 +51,9 @@ target_option = click.option(
 )
 @click.option("--cameras", type=PATH, help="Folder with the calibrations of its cameras: front.json, wrist.json.")
 @text_option
+@click.option(
+    "--keep", is_flag=True, help="Leave the bundle at --out where it was exported from the same checkpoint and recipe."
+)
 @click.option("--force", is_flag=True, help="Write the bundle even if it misses a gate, marked as failed.")
 @json_option
 @errors
@@ -62,6 +68,7 @@ def export(
     units: str | None,
     cameras: Path | None,
     text_encoder: Path | None,
+    keep: bool,
     force: bool,
     json_path: Path | None,
 ) -> None:
@@ -82,8 +89,13 @@ def export(
             samples=observations or samples,
             text_encoder=text_encoder,
         )
-        report = export_bundle(plan, out, say, force=force)
-    print_report(report, out)
+        if keep and same(plan, out):
+            click.echo(f"bundle: {out} is there, exported from the same checkpoint and recipe")
+            report = json.loads((out / "reports" / "parity.json").read_text())
+        else:
+            with behind(out, EXPORT_S, say) as told:
+                report = export_bundle(plan, out, told, force=force)
+            print_report(report, out)
     write_json(json_path, report)
 
 
@@ -108,7 +120,9 @@ def search_recipe(
     """Find a recipe by measuring error and time of each group of layers in INT8 (7 minutes)."""
     from export.search import search
 
-    found = search(planned(checkpoint, target=target, samples=samples, text_encoder=text_encoder), out, say)
+    plan = planned(checkpoint, target=target, samples=samples, text_encoder=text_encoder)
+    with behind(out, SEARCH_S, say) as told:
+        found = search(plan, out, told)
     write_json(json_path, found)
     click.echo(f"recipe: {out / 'recipe.json'} (`harmowam export --recipe`), measurements: {out / 'search.json'}")
 
@@ -147,15 +161,24 @@ def certify(
     write_json(json_path, result)
 
 
+def same(plan: Any, out: Path) -> bool:
+    """Whether the bundle at `out` is what `plan` would make, with the report of its export."""
+    from export.origin import made_from
+
+    files = (plan.checkpoint, plan.observations, out / "reports" / "parity.json")
+    return all(f.is_file() for f in files) and made_from(out, plan.origin())
+
+
 def planned(checkpoint: Path | None, **how: Any) -> Any:
     """The plan of a checkpoint, by default of the shipped one."""
-    from export.plan import CHECKPOINT, Plan
+    from export.origin import CHECKPOINT
+    from export.plan import Plan
 
     return Plan(checkpoint or CHECKPOINT, **how)
 
 
 def read_recipe(path: Path | None, target: str) -> dict[str, Any] | None:
-    from export.quantise import load_recipe
+    from export.origin import load_recipe
 
     try:
         return load_recipe(target, path) if path else None
@@ -180,9 +203,16 @@ def drawn(dataset: Path | None, units: str | None, cameras: Path | None) -> Iter
         yield Path(folder) / "samples.npz"
 
 
+def in_float(slow: Mapping[str, Mapping[str, float]]) -> str:
+    """Which engines are shipped in float, and why. `slow`: their times (`export.gates.race`) in INT8."""
+    times = ", ".join(f"{name} {t['ms']:.2f} ms, in float {t['fp32_ms']:.2f}" for name, t in slow.items())
+    return f"shipped in float, for INT8 is not faster on this processor: {times}"
+
+
 def print_report(report: dict[str, Any], out: Path) -> None:
     """Print parity, joint errors, times, weights, missed gates and predicted times on a Jetson Orin, which are added to
     `report`."""
+    from export.gates import CELL_MM
     from export.roofline import calibration_errors, predicted, table
 
     engines = report["engines"]
@@ -195,7 +225,7 @@ def print_report(report: dict[str, Any], out: Path) -> None:
         f"joint goals apart: median {joints['p50']:.2f}, p99 {joints['p99']:.2f}, worst {joints['max']:.2f} degrees"
     )
     heat = engines["fast"]["parity"]["heat"]
-    click.echo(f"aims apart: p99 {heat['aim_p99']:.2f} cells of 7 mm, {heat['astray']:.1%} mean another thing")
+    click.echo(f"aims apart: p99 {CELL_MM * heat['aim_p99']:.1f} mm, {heat['astray']:.1%} mean another thing")
     for name, engine in engines.items():
         took = engine["time"]
         click.echo(
@@ -204,6 +234,8 @@ def print_report(report: dict[str, Any], out: Path) -> None:
         )
     small, large = (sum(e[k] for e in engines.values()) for k in ("weight_bytes", "fp32_weight_bytes"))
     click.echo(f"weights: {small / 1e6:.2f} of {large / 1e6:.2f} MB ({small / large:.3f}); {report['seconds']} s")
+    if slow := report.get("float"):
+        click.echo(in_float(slow))
     for line in report["missed"]:
         click.echo(f"GATE MISSED: {line}", err=True)
     report["orin"] = predicted({name: out / "onnx" / f"{name}.onnx" for name in engines})

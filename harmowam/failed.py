@@ -1,4 +1,4 @@
-"""Writes the report of a run that ended with an error, from what was recorded."""
+"""Writes the page of a run from what was recorded, also of one that ended with an error."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from common.errors import Mendable
 from runtime.observe.episode import REPORT
@@ -25,13 +26,25 @@ def _written_ns(folder: Path) -> int:
     return report.stat().st_mtime_ns if report.is_file() else 0
 
 
+def paged(bundle: Path, folder: Path, report: dict[str, Any]) -> str:
+    """Write the page of a run into its folder, where the packages for it are installed; returns what to tell the user,
+    the folder's path in it. Raises as `write_report`."""
+    if missing := lacking():  # a robot's installation may lack them
+        return lean(folder, missing)
+    write_report(bundle, folder, report)
+    return f"report: {folder / 'report.html'}\nrecorded: {folder}"
+
+
 @contextlib.contextmanager
-def reported(bundle: Path, folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+def reported(bundle: Path, folder: Path | None, say: Callable[[str], None]) -> Iterator[None]:
     """Context round a `live` run that records into `folder`: if the run raises, its recording becomes the report there,
     and the error is raised on.
 
     A run that was refused before the arm was armed records nothing and leaves an earlier report as it is.
     """
+    if folder is None:
+        yield
+        return
     before = _written_ns(folder)
     try:
         yield

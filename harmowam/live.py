@@ -30,8 +30,8 @@ from runtime.compute import Chosen, choose, on_cores
 from runtime.loop.errors import RunError
 from runtime.loop.timing import timing_report
 from runtime.loop.two_rate import Driver
-from runtime.observe.episode import LOG, keep_motor_log
 from runtime.observe.episode import keep as keep_beside
+from runtime.observe.episode import keep_motor_log
 from runtime.observe.profile import processor_shares, processor_ticks
 from runtime.policies import mode_of
 from runtime.robot import Robot
@@ -88,8 +88,8 @@ def live(
 ) -> LiveRun:
     """Run the two-rate loop on `robot` for `seconds`; then the arm is lowered and released, also after an exception.
 
-    `record`: folder for the log, the motor process's log, and the run's config and report (how it ended as `error` and
-    `interrupted`, the simulator's verdict, timing). `log`: a file for the log alone. `policy`: mode of the bundle's
+    `record`: folder for the motor process's log, and the run's config and report (how it ended as `error` and
+    `interrupted`, the simulator's verdict, timing). `log`: file of the log. `policy`: mode of the bundle's
     policy (None: its default). `faults`: faults of the virtual servo bus, NAME@SECONDS each. `began_s`: start of the
     time to the first command (monotonic, s; default: now).
 
@@ -97,14 +97,14 @@ def live(
     or RunError, each with one sentence and a next step.
     """
     began = time.monotonic() if began_s is None else began_s
-    _check_arguments(robot, seconds, port, record, log)
+    _check_arguments(robot, seconds, port, record)
     bundle = Bundle.load(bundle_path, robot.trust)
     robot = dataclasses.replace(robot, arm=bundle.check_arm(robot.arm, robot.path))
     run = _Run(robot, bundle, mode_of(bundle, policy), choose(bundle, robot.compute), task, record, began)
     _refuse_task(run)
     if run.compute.note:
         say(run.compute.note)
-    how: dict[str, Any] = {"inject": inject, "compensate": compensate, "log": log if record is None else record / LOG}
+    how: dict[str, Any] = {"inject": inject, "compensate": compensate, "log": log}
     how["facts"] = _started_with(robot, seconds, seed, faults)
     with _reported(run), contextlib.ExitStack() as stack:
         slots = stack.enter_context(run_folder())
@@ -138,10 +138,8 @@ def _started_with(robot: Robot, seconds: float, seed: int, faults: tuple[str, ..
     }
 
 
-def _check_arguments(robot: Robot, seconds: float, port: str | None, record: Path | None, log: Path | None) -> None:
+def _check_arguments(robot: Robot, seconds: float, port: str | None, record: Path | None) -> None:
     """Raises RunError for arguments that contradict each other; makes the folder `record`."""
-    if record is not None and log is not None:
-        raise RunError(f"--record writes a log, too ({record / LOG}): leave --log out.")
     if not 0 < seconds < float("inf"):
         raise RunError(f"a run of {seconds} s makes no sense: give --seconds a positive number.")
     if robot.simulated and port is not None:
@@ -376,9 +374,8 @@ def _keep_motor_log(run: _Run, slots: Path) -> None:
 def keep(driver: Driver, record: Path, report: dict[str, Any]) -> None:
     """Write the report and the run's config beside the log. Raises RunError when that fails; after a run that ended
     with an error it only tells the user."""
-    assert driver.record.log is not None
     try:
-        keep_beside(driver.record.log, record, report)
+        keep_beside(record, report, driver.meta, driver.record.log)
     except OSError as e:
         lost = (
             f"the recording could not be written to {record} ({e.strerror}): make room there, or name another folder."

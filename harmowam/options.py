@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +85,8 @@ def told(command: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """`command`, whose Mendable errors become UserErrors and whose interruption ends with a word."""
     try:
         return command(*args, **kwargs)
-    except KeyboardInterrupt:
-        click.echo("stopped", err=True)
+    except KeyboardInterrupt as e:
+        click.echo(": ".join(("stopped", *map(str, e.args))), err=True)
         sys.exit(endings.Exit.INTERRUPTED)
     except ModuleNotFoundError as e:
         if e.name not in EXTRAS:
@@ -98,6 +98,15 @@ def told(command: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if said := unreadable(e):
             raise UserError(said) from e
         raise
+
+
+@contextlib.contextmanager
+def resumable(how: str) -> Iterator[None]:
+    """Context for long work: after Ctrl-C the user is told `how` to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as e:
+        raise KeyboardInterrupt(how) from e
 
 
 def printable(text: str) -> str:

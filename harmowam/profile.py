@@ -71,6 +71,22 @@ def _print_comparison(compared: dict[str, Any]) -> None:
     click.echo(f"verdict: {compared['verdict']}")
 
 
+def _tell(report: dict[str, Any], other: dict[str, Any] | None, against: Path | None) -> dict[str, Any] | None:
+    """Print the profile and what is unusual in it; compare it with the profile `other` of the file `against`, where
+    there is one, and note the verdict in `report`."""
+    from runtime.observe.profile import compare, hints
+
+    print_timing(report)
+    for hint in hints(report):
+        click.echo(f"look: {hint}")
+    if other is None:
+        return None
+    compared = compare(report, other)
+    _print_comparison(compared)
+    report["against"] = {"file": str(against), "verdict": compared["verdict"], "worse": compared["worse"]}
+    return compared
+
+
 def _read(path: Path) -> dict[str, Any]:
     """An earlier profile; raises UserError. Call it before the arm moves."""
     from common.schema import Malformed
@@ -107,7 +123,7 @@ def _write_folder(
     write_perfetto(out / "trace.json", tracks)
     write_whole(out / "profile.html", page(report, tracks, compared))
     write_json(out / "profile.json", report)
-    click.echo(f"page: {out / 'profile.html'}, trace for ui.perfetto.dev: {out / 'trace.json'}")
+    click.echo(f"page: {out / 'profile.html'}, trace for ui.perfetto.dev: {out / 'trace.json'}\nrecorded: {out}")
 
 
 @click.command(short_help="Where each millisecond goes.")
@@ -132,7 +148,7 @@ def _write_folder(
 @click.option(
     "--out",
     type=click.Path(readable=False, path_type=Path),
-    help="Folder for profile.html, profile.json and trace.json (Perfetto).",
+    help="Folder for profile.html, profile.json, trace.json (Perfetto), config and report (default: runs/DATE-TASK).",
 )
 @click.option(
     "--against",
@@ -159,11 +175,13 @@ def profile(
     json_path: Path | None,
 ) -> None:
     """Where each millisecond goes: the same loop as `run`, with every stage stamped by one clock."""
+    from harmowam.failed import reported
+    from harmowam.folders import left_in
     from harmowam.live import live, make_folder
     from harmowam.processes import process_began_s
     from runtime.bundle import Bundle
     from runtime.loop.timing import tracks
-    from runtime.observe.profile import board, compare, hints
+    from runtime.observe.profile import board
     from runtime.policies import kind_of
     from runtime.robot import load_robot
 
@@ -173,31 +191,27 @@ def profile(
     if out is not None:
         make_folder(out, "--out")
     before = board()
-    done = live(
-        bundle,
-        described,
-        task,
-        seconds,
-        port=port,
-        seed=seed,
-        say=say,
-        began_s=process_began_s(),
-        inject=injected,
-        compensate=not no_compensate,
-        log=log,
-    )
+    with left_in(out, task or described.name, "--out", say) as folder, reported(bundle, folder, say):
+        done = live(
+            bundle,
+            described,
+            task,
+            seconds,
+            port=port,
+            seed=seed,
+            say=say,
+            began_s=process_began_s(),
+            inject=injected,
+            compensate=not no_compensate,
+            record=folder,
+            log=log,
+        )
     report = {**done.report, "board": {**board(), "temperature_before_c": before.get("temperature_c", {})}}
     if inject:
         report["injected"] = list(inject)
-    compared = None if other is None else compare(report, other)
-    print_timing(report)
-    for hint in hints(report):
-        click.echo(f"look: {hint}")
-    if compared is not None:
-        _print_comparison(compared)
-        report["against"] = {"file": str(against), "verdict": compared["verdict"], "worse": compared["worse"]}
+    compared = _tell(report, other, against)
     write_json(json_path, report)
-    if out is not None:
-        _write_folder(out, report, tracks(done.driver), compared)
+    if folder is not None:
+        _write_folder(folder, report, tracks(done.driver), compared)
     if compared is not None and compared["verdict"] == "worse":
         sys.exit(1)

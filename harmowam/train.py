@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from harmowam.baseline import baseline_options, train_baseline
-from harmowam.options import UserError, errors, json_option, refuse_unused, write_json
+from harmowam.options import UserError, errors, json_option, refuse_unused, resumable, write_json
 
 if TYPE_CHECKING:
     from export.act import ActPlan
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
 
 PlanT = TypeVar("PlanT", "Plan", "DistilPlan", "ActPlan")
 PATH = click.Path(readable=False, path_type=Path)
+
+
+def goes_on(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command with --run that says after Ctrl-C how to go on."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, run_folder: Path, **kwargs: Any) -> Any:
+        with resumable(f"the same command goes on; {run_folder} keeps the training's state, saved once a minute"):
+            return command(*args, run_folder=run_folder, **kwargs)
+
+    return wrapped
 
 
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -100,7 +112,8 @@ def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path 
     """Train a checkpoint from scratch by a recipe, or finish an interrupted training; raises UserError."""
     from export.checkpoint import write_file
     from export.data import collect
-    from export.observations import pick_samples, samples_path
+    from export.observations import pick_samples
+    from export.origin import samples_path
     from export.recipe_file import follow, read_recipe, snapshot
 
     recipe = read_recipe(path)
@@ -160,6 +173,7 @@ def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path 
 @click.option("--out", type=PATH, help="The checkpoint (default: harmowam-so101.safetensors in the run's folder).")
 @json_option
 @errors
+@goes_on
 def train(
     dataset: Path,
     units: str | None,
@@ -188,7 +202,8 @@ def train(
     from export.backdrop import with_other_tables
     from export.config import Config
     from export.loop import leads
-    from export.observations import pick_samples, samples_path
+    from export.observations import pick_samples
+    from export.origin import samples_path
     from export.train import STAGES, Plan, train
 
     out = out or run_folder / "harmowam-so101.safetensors"
@@ -244,7 +259,7 @@ def average(before: Path, after: Path, out: Path, share: float, json_path: Path 
     """Average the weights of BEFORE and of AFTER, which `train --from BEFORE` made: often better than either."""
     from export.checkpoint import average as mean
     from export.checkpoint import save_checkpoint, write_file
-    from export.observations import samples_path
+    from export.origin import samples_path
 
     model, cameras, instructions, note = mean(before, after, share)
     save_checkpoint(out, model, cameras, instructions, note)

@@ -55,6 +55,12 @@ def pytest_unconfigure(config):
         config.stash[WITNESS].close()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _runs(tmp_path_factory):
+    """Runs of which no folder is named leave theirs outside the checkout."""
+    os.environ["HARMOWAM_RUNS"] = str(tmp_path_factory.mktemp("runs"))
+
+
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
     """Path of the bundle and its parity report, exported like `harmowam export` but without the gates of speed."""

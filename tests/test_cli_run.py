@@ -49,6 +49,22 @@ def test_a_run_moves_the_arm_records_it_and_lets_go(bench, bundle, tmp_path):
     assert motor_states(tmp_path / "r")[-1] == ("SAFE_STOP", "lowering on request")
 
 
+def test_a_run_that_names_no_folder_keeps_report_and_config_but_no_pictures(bench, bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("HARMOWAM_RUNS", str(tmp_path / "runs"))
+    result = harmowam(*drive(bench, bundle))
+    (kept,) = (tmp_path / "runs").iterdir()
+    assert result.exit_code == 0 and result.stdout.splitlines()[-1] == f"recorded: {kept}"
+    assert kept.name.endswith("-put-the-red-cube-on-the-plate")
+    assert {p.name for p in kept.iterdir()} == {"config.json", "motor.log", "report.html", "report.json"}
+    assert json.loads((kept / "config.json").read_text())["robot_file"] == bench.robot_file.read_text()
+
+
+def test_a_run_that_is_refused_before_it_arms_leaves_no_folder(bench, bundle, tmp_path, monkeypatch):
+    monkeypatch.setenv("HARMOWAM_RUNS", str(tmp_path / "runs"))
+    refusal(*drive(bench, bundle, "--port", tmp_path / "none"))
+    assert not list((tmp_path / "runs").iterdir())
+
+
 def motor_states(folder):
     """States that the motor process entered, and why, from the log that was kept."""
     rows = [json.loads(line) for line in (folder / "motor.log").read_text().splitlines()]
@@ -58,7 +74,7 @@ def motor_states(folder):
 def test_page_and_film_can_be_made_of_a_recorded_run_later_and_elsewhere(bench, bundle, tmp_path, monkeypatch):
     """A robot may lack the packages for them."""
     with monkeypatch.context() as lean:
-        lean.setattr("runtime.observe.report.lacking", lambda: ["jinja2"])
+        lean.setattr("harmowam.failed.lacking", lambda: ["jinja2"])
         said = harmowam(*drive(bench, bundle, "--record", tmp_path / "r"))
     assert (
         said.exit_code == 0
@@ -208,12 +224,16 @@ def test_ctrl_c_while_the_simulator_starts_ends_quietly_and_leaves_nothing(bundl
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
 
-def test_the_simulated_robot_is_driven_end_to_end(bundle, tmp_path, capsys):
+def test_the_simulated_robot_is_driven_end_to_end(bundle, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HARMOWAM_RUNS", str(tmp_path / "runs"))
     result = harmowam(
         "profile", "--bundle", bundle, "--task", TASK, "--seconds", 5, "--seed", 3, "--json", tmp_path / "p.json"
     )
     undo_real_time()
     assert result.exit_code == 0, result.output
+    (kept,) = (tmp_path / "runs").iterdir()
+    names = {"config.json", "motor.log", "profile.html", "profile.json", "report.json", "trace.json"}
+    assert {p.name for p in kept.iterdir()} == names and result.stdout.splitlines()[-1] == f"recorded: {kept}"
     report = json.loads((tmp_path / "p.json").read_text())
     assert report["fast_hz"] > 25 and report["slow_hz"] > 4 and report["success"] in (True, False)
     print_timing(

@@ -21,7 +21,7 @@ from firmware_bridge.motion.endings import ENDED, Ending, Exit
 from firmware_bridge.motion.messages import JointState, SafetyState
 from firmware_bridge.motion.motor import STATE_SLOT
 from harmowam.cli import main
-from harmowam.options import errors
+from harmowam.options import errors, resumable
 from tests.rig import Bench, undo_real_time
 from tests.tiny import TASK, tiny_bundle
 
@@ -58,6 +58,11 @@ OWN = {
     "success": (lambda: None, 0, ""),
     "verdict": (lambda: sys.exit(1), 1, ""),
     "refusal": (lambda: (_ for _ in ()).throw(Mendable("no: do that.")).__next__(), 2, "error: no: do that."),
+    "interrupt of what can go on": (
+        resumable("the same command goes on")(lambda: (_ for _ in ()).throw(KeyboardInterrupt).__next__()),
+        130,
+        "stopped: the same command goes on",
+    ),
     "interrupt": (lambda: (_ for _ in ()).throw(KeyboardInterrupt).__next__(), 130, "stopped"),
     "defect": (lambda: {}["missing"], 1, "KeyError"),
 }

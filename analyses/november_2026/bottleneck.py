@@ -21,7 +21,7 @@ from export.checkpoint import load_checkpoint
 from export.data import Demonstrations, collect, load_demonstrations
 from export.labels import Labels, grasps
 from export.models import HarmoWam
-from export.plan import CHECKPOINT
+from export.origin import CHECKPOINT
 from export.rows import images
 from export.text import encoder_of
 from runtime.policies.decode import heatmap_point

@@ -18,7 +18,7 @@ import torch
 from export.checkpoint import load_checkpoint
 from export.data import Demonstrations, load_demonstrations
 from export.models import Tokeniser
-from export.plan import CHECKPOINT
+from export.origin import CHECKPOINT
 from export.rows import images
 from sim.tasks import ENVIRONMENTS
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ MOST_PICTURES = 10_000_000  # of a video: a part is shorter by far
 # threads on 16 cores read 4,500 pictures per second, two on two cores 5,000 to 7,000, two processes 8,700), but a
 # process takes a second to start.
 MANY = 20_000
+LOOK_S = 0.5  # how often the bar follows what is decoded
 Convert = Callable[[np.ndarray, np.ndarray], object]
 
 
@@ -51,9 +53,15 @@ class _File:
     threads: int
     digest: str | None
 
-    def into(self, out: np.ndarray | Path) -> int:
-        """Decode into the rows of an array or of an .npy file; returns how many pictures. Raises DataError."""
+    def into(self, out: np.ndarray | Path, counted: Path, number: int) -> None:
+        """Decode into the rows of an array or of an .npy file; entry `number` of the int64 in the file `counted` says
+        how many pictures so far. Raises DataError."""
         check_file(self.path)
+        count = np.memmap(counted, np.int64, "r+")
+
+        def found() -> None:
+            count[number] += 1
+
         rows = np.load(out, mmap_mode="r+") if isinstance(out, Path) else out
         if max(start + n for start, _, n in self.spans) > MOST_PICTURES:
             raise DataError(f"{self.path} would hold more than {MOST_PICTURES} pictures: restore it or collect again.")
@@ -62,7 +70,13 @@ class _File:
             place[start : start + n] = np.arange(row, row + n)
         try:
             seen = video.decode(
-                self.path, self.fps, place, rows, convert=geometry_of(self.stored)[1], threads=self.threads
+                self.path,
+                self.fps,
+                place,
+                rows,
+                convert=geometry_of(self.stored)[1],
+                threads=self.threads,
+                found=found,
             )
         except (OSError, ValueError, IndexError, av.FFmpegError) as e:
             raise DataError(
@@ -78,7 +92,6 @@ class _File:
                 f"{self.path} is damaged or was changed (it does not match its hash in {OURS}): restore it or collect "
                 "again."
             )
-        return int((place >= 0).sum())
 
 
 class Pictures:
@@ -157,10 +170,24 @@ class Pictures:
         return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
 
     def _all_into(self, out: np.ndarray | Path, pool: Executor) -> None:
-        jobs = [pool.submit(file.into, out) for file in self._files]
-        try:
-            for job in as_completed(jobs):
-                self._bar.update(job.result())
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        with tempfile.NamedTemporaryFile() as counted:  # a process of the pool has no other way to say how far it is
+            count = np.memmap(counted.name, np.int64, "w+", shape=(len(self._files),))
+            jobs = [pool.submit(f.into, out, Path(counted.name), k) for k, f in enumerate(self._files)]
+            try:
+                follow(self._bar, jobs, count)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def follow(bar: tqdm, jobs: Sequence[Future[None]], count: np.ndarray) -> None:
+    """Move the bar by what the jobs add to `count` int64[jobs], until they end: one file may take minutes. Raises what
+    a job raises."""
+    left, shown = set(jobs), 0
+    while left:
+        over, left = wait(left, LOOK_S, FIRST_COMPLETED)
+        for job in over:
+            job.result()
+        sofar = int(count.sum())
+        bar.update(sofar - shown)
+        shown = sofar

@@ -63,10 +63,12 @@ def decode(
     *,
     convert: Callable[[np.ndarray, np.ndarray], object] | None = None,
     threads: int = 1,
+    found: Callable[[], object] = lambda: None,
 ) -> np.ndarray:
     """Decode one file; the picture shown at i / fps seconds goes to `out[place[i]]` (planar RGB) where `place[i]` >= 0.
 
-    `convert` gets uint8[H,W,3] and the slot to fill; without it the stored size must equal that of `out`. Returns
+    `convert` gets uint8[H,W,3] and the slot to fill; without it the stored size must equal that of `out`. `found` is
+    called after each picture. Returns
     bool[len(place)]: which pictures were found; damaged ones count as missing. Raises OSError or av.FFmpegError where
     nothing can be read, and ValueError for pictures of another size.
     """
@@ -90,7 +92,9 @@ def decode(
                         _planar(frame, reformat, out[place[i]])
                     else:
                         convert(reformat.reformat(frame, format="rgb24").to_ndarray(), out[place[i]])
-                    seen[i] = True
+                    if not seen[i]:
+                        seen[i] = True
+                        found()
         except av.error.InvalidDataError:
             pass  # the caller sees in `seen` what is missing
         return seen

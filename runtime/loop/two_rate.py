@@ -31,6 +31,7 @@ from runtime.loop.motor_link import MotorLink
 from runtime.loop.record import Counts, RunRecord
 from runtime.loop.slow import SlowLoop
 from runtime.observe.log import LogWriter
+from runtime.observe.records import VERSION
 from runtime.observe.replay import run_meta
 from runtime.policies import kind_of, open_policy
 from runtime.policies.protocol import Ends
@@ -47,8 +48,9 @@ class Driver:
     the run leaves (`record`).
 
     `mode`: how the policy drives (None: its usual way); `compute`: what its engines run on. `inject` (stage -> ms)
-    slows stages down; `compensate` as in FastLoop; `log` is the file that takes every input of the engines, `facts`
-    what else it says of the run; `ends`: of this robot's joints (None: the bundle's). `close` it whatever happens.
+    slows stages down; `compensate` as in FastLoop; `log` is the file that takes every input of the engines; `meta` says
+    what the run is, with `facts` in it; `ends`: of this robot's joints (None: the bundle's). `close` it whatever
+    happens.
     """
 
     def __init__(
@@ -104,10 +106,11 @@ class Driver:
             compensate,
         )
         self.granted: dict[str, bool] = {}
+        how = {"fast_hz": fast_hz, "slow_hz": slow_hz, "compensate": compensate, "engine": compute.engine}
+        meta = run_meta(bundle, task, self.policy.mode, calibrations, ends=ends, **how, **(facts or {}))
+        self.meta: dict[str, Any] = {"version": VERSION, **meta}
         if log is not None:  # last: a constructor that fails leaves no file and no thread behind
-            how = {"fast_hz": fast_hz, "slow_hz": slow_hz, "compensate": compensate, "engine": compute.engine}
-            meta = run_meta(bundle, task, self.policy.mode, calibrations, ends=ends, **how, **(facts or {}))
-            self.record.log = LogWriter(log, meta, tool=bundle.family.tool)
+            self.record.log = LogWriter(log, self.meta, tool=bundle.family.tool)
 
     @property
     def counts(self) -> Counts:

@@ -1,4 +1,4 @@
-"""A recorded run for people: rows and pictures from its log, and the folder that `--record` names."""
+"""A recorded run for people: rows and pictures from its log, and its folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from runtime.observe.log import LogWriter
 from runtime.observe.log_reader import read_log, read_meta
 from runtime.observe.records import CUT, DAMAGED, FrameRecord, FutureRecord, TickRecord
 
-LOG, CONFIG, REPORT = "run.mcap", "config.json", "report.json"  # what a folder of --record holds, beside page and film
+LOG, CONFIG, REPORT = "run.mcap", "config.json", "report.json"  # what a run's folder holds, beside page and film
 PICTURE_PERIOD_NS = 66_000_000  # a film shows about 15 pictures a second
 
 
@@ -111,12 +111,13 @@ def keep_motor_log(slots: Path, folder: Path) -> None:
         shutil.copyfile(part, folder / part.name)
 
 
-def keep(log: LogWriter, folder: Path, report: dict[str, Any]) -> None:
-    """Write what belongs beside the log: the report's numbers, and what the run was. Raises OSError.
+def keep(folder: Path, report: dict[str, Any], config: dict[str, Any], log: LogWriter | None) -> None:
+    """Write the report's numbers and what the run was. Raises OSError.
 
-    A run that wrote no log removes the log of an earlier run from the folder, which would not belong to this report.
+    A run whose `log` stayed empty removes the log of an earlier run from the folder, which would not belong to this
+    report.
     """
-    if log.empty:
+    if log is not None and log.empty:
         (folder / LOG).unlink(missing_ok=True)
-    for name, data in ((REPORT, report), (CONFIG, log.meta)):
+    for name, data in ((REPORT, report), (CONFIG, config)):
         write_whole(folder / name, json.dumps(data, indent=1, sort_keys=True) + "\n")

@@ -264,19 +264,20 @@ def _filmed(log: Path, episode: Episode, path: Path, near: np.ndarray) -> dict[i
 def write_report(bundle_path: Path, folder: Path, report: dict[str, Any]) -> None:
     """`report.html`, `report.json` and `episode.mp4` from the log in `folder` and the run's numbers.
 
-    A run that ended before the first picture has a page without pictures and no film. Raises ReportError, LogError,
-    BundleError.
+    A run that ended before the first picture, or left no log in `folder`, has a page without pictures and no film.
+    Raises ReportError, LogError, BundleError.
     """
     import jinja2
 
-    episode = load_episode(folder / LOG) if report["ticks"] else None
-    seen: dict[str, Any] = {"driven": False}
+    logged = "log" in report and (folder / LOG).is_file()
+    episode = load_episode(folder / LOG) if logged and report["ticks"] else None
+    seen: dict[str, Any] = {"driven": False, "unlogged": not logged and report["ticks"] > 0}
     if episode is not None and len(episode.t_ns):
         chosen = moments(episode)
         fronts = _filmed(folder / LOG, episode, folder / "episode.mp4", _came_true(chosen))
         bundle = Bundle.load(bundle_path)
         strip = film_strip(bundle, int(episode.t_ns[0]), chosen, fronts)
-        seen = {"driven": True, "gap": episode.gap, "strip": strip, "gate": plot_gate(episode)}
+        seen |= {"driven": True, "gap": episode.gap, "strip": strip, "gate": plot_gate(episode)}
         experts = bool(np.isin(episode.expert, (Expert.REACTIVE, Expert.PREDICTIVE)).any())
         seen.update(
             joints=plot_joints(episode, [j.name for j in bundle.manifest.joints]),

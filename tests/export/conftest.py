@@ -10,8 +10,9 @@ import torch
 from export.checkpoint import save_checkpoint
 from export.data import collect, load_demonstrations
 from export.models import HarmoWam
-from export.observations import pick_samples, samples_path
+from export.observations import pick_samples
 from export.onnx import export_engine
+from export.origin import samples_path
 from tests.dataset import write_all
 from tests.once import once
 from tests.training import SMALL

@@ -9,10 +9,10 @@ import pytest
 from export.bundle import export_bundle
 from export.checkpoint import load_checkpoint
 from export.gates import ExportError
-from export.observations import samples_path
 from export.onnx import engines, export_engine
-from export.plan import CHECKPOINT, Plan
-from export.quantise import left_in_float, load_recipe, quantise
+from export.origin import CHECKPOINT, load_recipe, samples_path
+from export.plan import Plan
+from export.quantise import left_in_float, quantise
 from export.text import ngrams
 from runtime.bundle import Bundle
 from runtime.engines.onnx import centred_cosine

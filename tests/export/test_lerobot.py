@@ -10,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -21,6 +23,7 @@ import pytest
 from calibration.camera import policy_camera
 from calibration.store import Store, new_record
 from export.lerobot import DataError, finish, load, part_exists, read_cameras, write_part
+from export.lerobot.pictures import follow
 from firmware_bridge.arms.so101 import FAMILY as so101
 from runtime.preprocess import Warp
 from tests.dataset import CAMERAS, EPISODES, FPS, PARTS, camera, edit_column, edit_json, episode, film, write_all
@@ -89,6 +92,46 @@ def test_statistics_are_those_of_the_rows(written):
     for k, value in (("mean", front.mean((0, 2, 3))), ("std", front.std((0, 2, 3))), ("max", front.max((0, 2, 3)))):
         assert np.allclose(np.array(stats["observation.images.front"][k])[:, 0, 0], value, atol=1e-6)
     assert stats["observation.images.front"]["count"] == stats["action"]["count"] == [len(action)]
+
+
+class Bar:
+    """Stands for the progress bar: what it was told so far."""
+
+    def __init__(self):
+        self.n, self.moved = 0, threading.Event()
+
+    def update(self, n):
+        self.n += n
+        if self.n:
+            self.moved.set()
+
+
+def test_the_bar_moves_while_a_file_is_decoded():
+    """A dataset may be one file of an hour."""
+    count, bar = np.zeros(2, np.int64), Bar()
+
+    def decode(number):
+        count[number] = 3
+        assert bar.moved.wait(10), "nothing was shown until the file was over"
+        count[number] = 5
+
+    with ThreadPoolExecutor(2) as pool:
+        follow(bar, [pool.submit(decode, k) for k in range(2)], count)
+    assert bar.n == 10
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_every_picture_is_counted_where_it_is_decoded(written, tmp_path, monkeypatch, cached):
+    counts: list[int] = []
+    monkeypatch.setattr("export.lerobot.pictures.follow", lambda bar, jobs, count: counts.append(summed(jobs, count)))
+    load(written, cache=tmp_path if cached else None)
+    assert counts == [sum(len(e.action) for e in EPISODES)] * len(CAMERAS)
+
+
+def summed(jobs, count):
+    for job in jobs:
+        job.result()
+    return int(count.sum())
 
 
 def test_a_cache_gives_the_same_pictures_without_decoding(copy, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from export.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from export.config import Config
 from export.models import HarmoWam
-from export.observations import samples_path
+from export.origin import samples_path
 from export.state import (
     MOMENTS,
     load_state,

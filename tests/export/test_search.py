@@ -12,10 +12,9 @@ from export.certify import certify, refuse_strangers
 from export.checkpoint import load_checkpoint, save_checkpoint
 from export.gates import COSINE, ExportError
 from export.lint import lint
-from export.observations import samples_path
 from export.onnx import engines
+from export.origin import load_recipe, samples_path
 from export.plan import Plan
-from export.quantise import load_recipe
 from export.search import groups, search
 from runtime.bundle import Bundle
 

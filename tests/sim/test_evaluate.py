@@ -310,6 +310,19 @@ def test_the_table_and_the_json(bundle, tmp_path):
         "transit": 1.0,
     }
     assert {"wilson95", "interaction_given_transit", "gate_accuracy", "switches_per_episode"} <= set(cell)
+    assert said["failed_gates"] is False and "FAILED" not in result.output
+
+
+def test_figures_of_a_bundle_that_failed_its_gates_say_so(bundle, tmp_path):
+    failed = shutil.copytree(bundle, tmp_path / "failed.bundle")
+    edit_manifest(failed, lambda m: m["quantization"].update(failed=True))
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "e.json"
+    write_rows(rows, jobs(failed, ("gated",), ("seen",), 2), lambda j: True)
+    options = ["--bundle", failed, "--task", "plate", "--episodes", 2, "--rows", rows, "--json", out]
+    result = CliRunner().invoke(main, ["evaluate", *map(str, options)])
+    assert result.exit_code == 0, result.output
+    assert f"{failed} FAILED the gates of its export" in result.stdout
+    assert json.loads(out.read_text())["failed_gates"] is True
 
 
 def write_rows(path, jobs, won):
