@@ -3,6 +3,7 @@ run."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,11 @@ from harmowam.options import (
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from harmowam.live import LiveRun
+    from runtime.observe.advice import Advice, Facts
+
+FLOWS = {"slow.world_model": "world", "slow.predictive": "action"}  # stage -> its steps in `runtime.bundle.flow_steps`
 
 
 def print_timing(report: dict[str, Any]) -> None:
@@ -69,6 +75,33 @@ def _print_comparison(compared: dict[str, Any]) -> None:
             ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
             click.echo(f"{row['name']:34}{row['before']:10.3f}{row['now']:10.3f}{ratio:>8}  {row['verdict']}")
     click.echo(f"verdict: {compared['verdict']}")
+
+
+def _facts(bundle: Path, robot: str, simulated: bool, done: LiveRun) -> Facts:
+    """What the advice needs beside the report: of the bundle, the robot (as the command line names both) and this
+    machine."""
+    from runtime.bundle import flow_steps
+    from runtime.doctor.finding import Machine
+    from runtime.doctor.timing import clocks, realtime
+    from runtime.observe.advice import Facts
+
+    steps = flow_steps(done.bundle.path)
+    stages = {stage: steps[k] for stage, k in FLOWS.items() if k in steps}
+    findings = [*realtime(Machine()), *clocks(Machine())]
+    return Facts(
+        str(bundle),
+        robot,
+        simulated,
+        done.bundle.manifest.quantization,
+        stages,
+        done.driver.compute.note,
+        {f.name: f.mend for f in findings if f.state != "ok" and f.mend},
+    )
+
+
+def _print_advice(found: list[Advice]) -> None:
+    for k, a in enumerate(found, 1):
+        click.echo(f"{k}. {a.binds}\n   gain: {a.gain}\n   next: {a.command}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -163,7 +196,8 @@ def profile(
     from harmowam.processes import process_began_s
     from runtime.bundle import Bundle
     from runtime.loop.timing import tracks
-    from runtime.observe.profile import board, compare, hints
+    from runtime.observe.advice import advice
+    from runtime.observe.profile import board, compare
     from runtime.policies import kind_of
     from runtime.robot import load_robot
 
@@ -190,9 +224,10 @@ def profile(
     if inject:
         report["injected"] = list(inject)
     compared = None if other is None else compare(report, other)
+    found = advice(report, _facts(bundle, robot, described.simulated, done))
+    report["advice"] = [dataclasses.asdict(a) for a in found]
     print_timing(report)
-    for hint in hints(report):
-        click.echo(f"look: {hint}")
+    _print_advice(found)
     if compared is not None:
         _print_comparison(compared)
         report["against"] = {"file": str(against), "verdict": compared["verdict"], "worse": compared["worse"]}
