@@ -232,7 +232,11 @@ def _build(report: Figures, facts: Facts, found: Bounds) -> Iterator[Advice]:
         return
     now = f"{report['stages'][bound.stage]['p50_ms']:.2f} ms on the CPU"
     gain = _roofline(report, bound.stage, facts.precision, now)
-    if "harmowam build" in facts.note:
+    if "harmowam build" in facts.note and facts.target != "tensorrt" and facts.precision == "int8":
+        # INT8 for ONNX Runtime has uint8 activations, which TensorRT does not take
+        exported = "harmowam export CHECKPOINT --target tensorrt --out trt.bundle"
+        yield Advice(bound.said, gain, f"{exported} && harmowam build trt.bundle --robot {shlex.quote(facts.robot)}")
+    elif "harmowam build" in facts.note:
         yield Advice(bound.said, gain, f"harmowam build {shlex.quote(facts.bundle)} --robot {shlex.quote(facts.robot)}")
     elif "Jetson" in str(report.get("board", {}).get("model", "")) and (named := re.search("`(.+?)`", facts.note)):
         yield Advice(bound.said, gain, named[1])

@@ -72,7 +72,7 @@ FAST_ENGINE = {"fast.engine": (21.0, 26.0)}
 
 
 def test_nothing_is_advised_where_every_budget_is_kept():
-    assert advice(GOOD, replace(ARM, note=UNBUILT, mends={"GPU clock": "`sudo jetson_clocks`"})) == []
+    assert advice(GOOD, replace(ARM, quantization=TRT, note=UNBUILT, mends={"GPU clock": "`sudo jetson_clocks`"})) == []
     assert advice(run(processors={"busy": 1.0, "stolen": 0.2}, real_time={"sched_fifo": False}), SIM) == []
 
 
@@ -89,17 +89,27 @@ CASES = {
     ),
     "engines that are not built, on a board of the published table": (
         run(SLOW_ENGINE, board=NANO),
-        replace(ARM, note=UNBUILT),
+        replace(ARM, quantization=TRT, note=UNBUILT),
         "slow.world_model: 90.0 ms",
         "slow.world_model from 90.00 ms on the CPU to 1.60 ms (roofline of the shipped networks, Orin Nano at 25 W)",
         "harmowam build orin.bundle --robot my_arm/robot.toml",
     ),
     "engines that are not built, on another board": (
         run(FAST_ENGINE, deadline_misses=20),
-        replace(ARM, note=UNBUILT),
+        replace(ARM, quantization=TRT, note=UNBUILT),
         "fast.engine: 26.0 ms at p99 of a period of 20.0 ms; 4.01% of the deadlines missed",
         NOT_PREDICTED,
         "harmowam build orin.bundle --robot my_arm/robot.toml",
+    ),
+    "engines that are not built, and a bundle that TensorRT does not take": (
+        run(FAST_ENGINE, deadline_misses=20, board=NANO),
+        replace(ARM, note=UNBUILT),
+        "fast.engine",
+        "fast.engine from 21.00 ms on the CPU to 0.45 ms (roofline of the shipped networks, Orin Nano at 25 W)",
+        (
+            "harmowam export CHECKPOINT --target tensorrt --out trt.bundle "
+            "&& harmowam build trt.bundle --robot my_arm/robot.toml"
+        ),
     ),
     "a Jetson without TensorRT": (
         run(FAST_ENGINE, deadline_misses=20, board={"model": "NVIDIA Jetson Orin NX"}),
@@ -216,7 +226,9 @@ def test_what_binds_what_is_gained_and_what_to_type(name):
 def test_the_loop_that_drives_the_arm_comes_first_and_what_makes_it_faster_before_what_asks_less_of_it():
     report = run({**SLOW_ENGINE, **FAST_ENGINE}, deadline_misses=20, processors={"busy": 1.0, "stolen": 0.0})
     report["real_time"] = {"sched_fifo": False}
-    facts = replace(ARM, note=UNBUILT, mends={"real-time scheduling": FIFO, "power mode": "`sudo nvpmodel -m 2`"})
+    facts = replace(
+        ARM, quantization=TRT, note=UNBUILT, mends={"real-time scheduling": FIFO, "power mode": "`sudo nvpmodel -m 2`"}
+    )
     typed = [a.command.partition(" --")[0] for a in advice(report, facts)]
     faster = ["top -o %CPU  # stop what is not needed", FIFO, "`sudo nvpmodel -m 2`", "harmowam build orin.bundle"]
     assert typed == [*faster, "fast_hz = 32.4  # under [rates] of my_arm/robot.toml"] and len(typed) == MOST
@@ -249,7 +261,7 @@ def test_a_policy_of_another_kind_gets_no_advice_about_our_networks():
     report = run(SLOW_ENGINE, kind="chunk", board=NANO)
     report["stages"] = {k: v for k, v in report["stages"].items() if k not in SLOW_ENGINE}
     report["stages"]["slow.chunk"] = {"p50_ms": 130.0, "p99_ms": 150.0, "budget_ms": 125.0}
-    found = advice(report, replace(ARM, note=UNBUILT))
+    found = advice(report, replace(ARM, quantization=TRT, note=UNBUILT))
     assert next((a.gain, a.command.split()[:2]) for a in found) == (NOT_PREDICTED, ["harmowam", "build"])
     assert not [a for a in found if "distill" in a.command or "export" in a.command]
 
