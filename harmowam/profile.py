@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from harmowam.live import LiveRun
     from runtime.observe.advice import Advice, Facts
+    from runtime.robot import Robot
 
 FLOWS = {"slow.world_model": "world", "slow.predictive": "action"}  # stage -> its steps in `runtime.bundle.flow_steps`
 
@@ -77,7 +78,7 @@ def _print_comparison(compared: dict[str, Any]) -> None:
     click.echo(f"verdict: {compared['verdict']}")
 
 
-def _facts(bundle: Path, robot: str, simulated: bool, done: LiveRun) -> Facts:
+def _facts(bundle: Path, robot: str, described: Robot, done: LiveRun) -> Facts:
     """What the advice needs beside the report: of the bundle, the robot (as the command line names both) and this
     machine."""
     from runtime.bundle import flow_steps
@@ -91,7 +92,8 @@ def _facts(bundle: Path, robot: str, simulated: bool, done: LiveRun) -> Facts:
     return Facts(
         str(bundle),
         robot,
-        simulated,
+        min(c.fps for c in described.cameras.values()),
+        described.simulated,
         done.bundle.manifest.quantization,
         stages,
         done.driver.compute.note,
@@ -224,7 +226,7 @@ def profile(
     if inject:
         report["injected"] = list(inject)
     compared = None if other is None else compare(report, other)
-    found = advice(report, _facts(bundle, robot, described.simulated, done))
+    found = advice(report, _facts(bundle, robot, described, done))
     report["advice"] = [dataclasses.asdict(a) for a in found]
     print_timing(report)
     _print_advice(found)

@@ -62,12 +62,14 @@ class Advice:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a report does not hold. `bundle`: its folder. `robot`: the robot file. `quantization`: the manifest's.
+    """What a report does not hold. `bundle`: its folder. `robot`: the robot file. `camera_hz`: of its slowest
+    camera. `quantization`: the manifest's.
     `steps`: stage -> flow steps of its engine, empty where the bundle does not say. `note`: why `auto` took no TensorRT
     (`runtime.compute.Chosen`). `mends`: name of a check of `harmowam doctor` that did not pass -> what it names."""
 
     bundle: str
     robot: str
+    camera_hz: float
     simulated: bool = False
     quantization: Mapping[str, Any] = field(default_factory=dict)
     steps: Mapping[str, int] = field(default_factory=dict)
@@ -292,16 +294,20 @@ def _rates(report: Figures, facts: Facts, found: Bounds) -> Iterator[Advice]:
 
 
 def _cameras(report: Figures, facts: Facts, found: Bounds) -> Iterator[Advice]:
-    asked = round(report["fast_hz"] + report["repeat_hz"])
-    if "pictures" in found:
-        asked = round(1000 / report["stages"]["observation.age"]["budget_ms"])
-    more = f"up to {report['repeat_hz']:.1f} more new frames a second"
-    for part, gain, fps in (("frames", more, asked), ("pictures", NOT_PREDICTED, 2 * asked)):
-        if part in found:
-            command = f"v4l2-ctl --list-formats-ext  # then, for such a mode, fps = {fps} in {_file(facts)}"
-            if facts.simulated:
-                command = f"{_ours('profile', facts)} --camera-fps {fps}"
-            yield Advice(found[part].said, gain, command)
+    """A simulated camera hands its pictures over after a fixed time, whatever its rate: only a longer period helps."""
+    modes = "v4l2-ctl --list-formats-ext  # then, for such a mode, fps ="
+    if "frames" in found:
+        fps = round(report["fast_hz"] + report["repeat_hz"])
+        command = f"{_ours('profile', facts)} --fps {fps}" if facts.simulated else f"{modes} {fps} in {_file(facts)}"
+        yield Advice(found["frames"].said, f"up to {report['repeat_hz']:.1f} more new frames a second", command)
+    if "pictures" in found and facts.simulated:
+        age = report["stages"]["observation.age"]["p99_ms"]
+        fps = max(math.floor(1000 / age), 1)
+        gain = f"pictures of {age:.1f} ms (p99) fit the period of {1000 / fps:.1f} ms"
+        yield Advice(found["pictures"].said, gain, f"{_ours('run', facts)} --fps {fps}")
+    elif "pictures" in found:
+        command = f"{modes} {2 * round(facts.camera_hz)} in {_file(facts)}"
+        yield Advice(found["pictures"].said, NOT_PREDICTED, command)
 
 
 def _processors(report: Figures, facts: Facts, found: Bounds) -> Iterator[Advice]:

@@ -50,7 +50,7 @@ GOOD = {
 }
 INT8 = {"format": "int8 qdq", "target": "onnxruntime", "float": "float32"}
 STEPS = {"slow.world_model": 2, "slow.predictive": 4}
-SIM = Facts("out/so101.bundle", "sim_so101", True, INT8, STEPS)
+SIM = Facts("out/so101.bundle", "sim_so101", 50.0, True, INT8, STEPS)
 ARM = replace(SIM, bundle="orin.bundle", robot="my_arm/robot.toml", simulated=False)
 UNBUILT = "engines: ONNX Runtime on the CPU; faster would be TensorRT, but orin.bundle has no TensorRT engines: run "
 UNBUILT += "`harmowam build orin.bundle` on this machine."
@@ -181,12 +181,26 @@ CASES = {
         "up to 20.0 more new frames a second",
         "v4l2-ctl --list-formats-ext  # then, for such a mode, fps = 50 in my_arm/robot.toml",
     ),
-    "pictures older than a period, simulated": (
-        run({"observation.age": (22.0, 25.0)}),
+    "simulated cameras that are slower than the loop": (
+        run(fast_hz=30.0, repeat_hz=20.0),
         SIM,
+        "cameras: new frames for 30.0 of 50.0 fast steps a second",
+        "up to 20.0 more new frames a second",
+        "harmowam profile --bundle out/so101.bundle --robot sim_so101 --fps 50",
+    ),
+    "pictures older than a period": (
+        run({"observation.age": (22.0, 25.0)}),
+        replace(ARM, camera_hz=30.0),
         "observation.age: 25.0 ms at p99 of a period of 20.0 ms",
         NOT_PREDICTED,
-        "harmowam profile --bundle out/so101.bundle --robot sim_so101 --camera-fps 100",
+        "v4l2-ctl --list-formats-ext  # then, for such a mode, fps = 60 in my_arm/robot.toml",
+    ),
+    "pictures older than a period, simulated: a faster camera hands over as late": (
+        run({"observation.age": (22.0, 24.5)}),
+        SIM,
+        "observation.age: 24.5 ms at p99 of a period of 20.0 ms",
+        "pictures of 24.5 ms (p99) fit the period of 25.0 ms",
+        "harmowam run --bundle out/so101.bundle --robot sim_so101 --fps 40",
     ),
     "misses of a loop whose stages fit: other programs": (
         run(deadline_misses=20, processors={"busy": 0.99, "stolen": 0.0}),
@@ -240,6 +254,12 @@ def test_a_shipped_robot_file_is_copied_and_then_changed():
     ]
 
 
+def test_no_rate_is_advised_that_is_not_below_the_present_one():
+    """Stages that are late in one step of a hundred, and on time else, fit a higher rate by their medians."""
+    found = advice(run({"slow.world_model": (20.0, 130.0)}), ARM)
+    assert found and not [a for a in found if "slow_hz" in a.command]
+
+
 def test_flow_steps_that_the_bundle_does_not_say_are_not_advised_on():
     for facts in (replace(SIM, steps={}), replace(SIM, steps=dict.fromkeys(STEPS, 1))):
         assert not [a for a in advice(run(SLOW_ENGINE), facts) if "distill" in a.command]
@@ -261,7 +281,7 @@ def test_a_policy_of_another_kind_gets_no_advice_about_our_networks():
     report = run(SLOW_ENGINE, kind="chunk", board=NANO)
     report["stages"] = {k: v for k, v in report["stages"].items() if k not in SLOW_ENGINE}
     report["stages"]["slow.chunk"] = {"p50_ms": 130.0, "p99_ms": 150.0, "budget_ms": 125.0}
-    found = advice(report, replace(ARM, quantization=TRT, note=UNBUILT))
+    found = advice(report, replace(ARM, quantization={"format": "fp32"}, note=UNBUILT))
     assert next((a.gain, a.command.split()[:2]) for a in found) == (NOT_PREDICTED, ["harmowam", "build"])
     assert not [a for a in found if "distill" in a.command or "export" in a.command]
 
