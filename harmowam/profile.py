@@ -90,14 +90,14 @@ def _facts(bundle: Path, robot: str, described: Robot, done: LiveRun) -> Facts:
     stages = {stage: steps[k] for stage, k in FLOWS.items() if k in steps}
     findings = [*realtime(Machine()), *clocks(Machine())]
     return Facts(
-        str(bundle),
-        robot,
-        min(c.fps for c in described.cameras.values()),
-        described.simulated,
-        done.bundle.manifest.quantization,
-        stages,
-        done.driver.compute.note,
-        {f.name: f.mend for f in findings if f.state != "ok" and f.mend},
+        bundle=str(bundle),
+        robot=robot,
+        camera_hz=min(c.fps for c in described.cameras.values()),
+        simulated=described.simulated,
+        quantization=done.bundle.manifest.quantization,
+        steps=stages,
+        note=done.driver.compute.note,
+        mends={f.name: f.mend for f in findings if f.state != "ok" and f.mend},
     )
 
 

@@ -302,7 +302,7 @@ def _cameras(report: Figures, facts: Facts, found: Bounds) -> Iterator[Advice]:
         yield Advice(found["frames"].said, f"up to {report['repeat_hz']:.1f} more new frames a second", command)
     if "pictures" in found and facts.simulated:
         age = report["stages"]["observation.age"]["p99_ms"]
-        fps = max(math.floor(1000 / age), 1)
+        fps = max(math.floor(FULL * 1000 / age), 1)
         gain = f"pictures of {age:.1f} ms (p99) fit the period of {1000 / fps:.1f} ms"
         yield Advice(found["pictures"].said, gain, f"{_ours('run', facts)} --fps {fps}")
     elif "pictures" in found:

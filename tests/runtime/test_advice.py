@@ -199,8 +199,8 @@ CASES = {
         run({"observation.age": (22.0, 24.5)}),
         SIM,
         "observation.age: 24.5 ms at p99 of a period of 20.0 ms",
-        "pictures of 24.5 ms (p99) fit the period of 25.0 ms",
-        "harmowam run --bundle out/so101.bundle --robot sim_so101 --fps 40",
+        "pictures of 24.5 ms (p99) fit the period of 27.8 ms",
+        "harmowam run --bundle out/so101.bundle --robot sim_so101 --fps 36",
     ),
     "misses of a loop whose stages fit: other programs": (
         run(deadline_misses=20, processors={"busy": 0.99, "stolen": 0.0}),
