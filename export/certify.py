@@ -18,7 +18,7 @@ from export.bundle import export_bundle
 from export.gates import ExportError
 from export.plan import Plan
 from export.quantise import LAYERS
-from runtime.bundle import Bundle
+from runtime.bundle import Bundle, flow_steps
 from runtime.manifest import Manifest
 from runtime.policies import mode_of
 from sim.evaluate import jobs_for, run_jobs
@@ -91,8 +91,7 @@ def refuse_strangers(int8: Bundle, fp32: Bundle, note: Any) -> None:
 
 def steps_of(bundle: Path) -> dict[str, Any]:
     """The numbers of Euler steps of a bundle, from its export report."""
-    report = bundle / "reports" / "parity.json"
-    steps = json.loads(report.read_text()).get("steps", {}) if report.is_file() else {}
+    steps = flow_steps(bundle)
     return {"world_steps": steps.get("world"), "action_steps": steps.get("action")}
 
 

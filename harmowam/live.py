@@ -46,6 +46,7 @@ class LiveRun:
     """The result of a run."""
 
     driver: Driver
+    bundle: Bundle
     report: dict[str, Any]
 
 
@@ -123,7 +124,7 @@ def live(
         _drive(run, driver, session, seconds, stop_at_success)
         say("lowering the arm")
         _lower(run, driver, session, run.reading.pids)
-        return LiveRun(driver, run.report)
+        return LiveRun(driver, run.bundle, run.report)
 
 
 def _started_with(robot: Robot, seconds: float, seed: int, faults: tuple[str, ...]) -> dict[str, Any]:

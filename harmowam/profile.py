@@ -3,6 +3,7 @@ run."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,12 @@ from harmowam.options import (
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from harmowam.live import LiveRun
+    from runtime.observe.advice import Advice, Facts
+    from runtime.robot import Robot
+
+FLOWS = {"slow.world_model": "world", "slow.predictive": "action"}  # stage -> its steps in `runtime.bundle.flow_steps`
 
 
 def print_timing(report: dict[str, Any]) -> None:
@@ -71,14 +78,44 @@ def _print_comparison(compared: dict[str, Any]) -> None:
     click.echo(f"verdict: {compared['verdict']}")
 
 
-def _tell(report: dict[str, Any], other: dict[str, Any] | None, against: Path | None) -> dict[str, Any] | None:
-    """Print the profile and what is unusual in it; compare it with the profile `other` of the file `against`, where
-    there is one, and note the verdict in `report`."""
-    from runtime.observe.profile import compare, hints
+def _facts(bundle: Path, robot: str, described: Robot, done: LiveRun) -> Facts:
+    """What the advice needs beside the report: of the bundle, the robot (as the command line names both) and this
+    machine."""
+    from runtime.bundle import flow_steps
+    from runtime.doctor.finding import Machine
+    from runtime.doctor.timing import clocks, realtime
+    from runtime.observe.advice import Facts
 
+    steps = flow_steps(done.bundle.path)
+    stages = {stage: steps[k] for stage, k in FLOWS.items() if k in steps}
+    findings = [*realtime(Machine()), *clocks(Machine())]
+    return Facts(
+        bundle=str(bundle),
+        robot=robot,
+        camera_hz=min(c.fps for c in described.cameras.values()),
+        simulated=described.simulated,
+        quantization=done.bundle.manifest.quantization,
+        steps=stages,
+        note=done.driver.compute.note,
+        mends={f.name: f.mend for f in findings if f.state != "ok" and f.mend},
+    )
+
+
+def _print_advice(found: list[Advice]) -> None:
+    for k, a in enumerate(found, 1):
+        click.echo(f"{k}. {a.binds}\n   gain: {a.gain}\n   next: {a.command}")
+
+
+def _tell(
+    report: dict[str, Any], found: list[Advice], other: dict[str, Any] | None, against: Path | None
+) -> dict[str, Any] | None:
+    """Print the profile and the advice; compare it with the profile `other` of the file `against`, where there is one,
+    and note both in `report`."""
+    from runtime.observe.profile import compare
+
+    report["advice"] = [dataclasses.asdict(a) for a in found]
     print_timing(report)
-    for hint in hints(report):
-        click.echo(f"look: {hint}")
+    _print_advice(found)
     if other is None:
         return None
     compared = compare(report, other)
@@ -181,6 +218,7 @@ def profile(
     from harmowam.processes import process_began_s
     from runtime.bundle import Bundle
     from runtime.loop.timing import tracks
+    from runtime.observe.advice import advice
     from runtime.observe.profile import board
     from runtime.policies import kind_of
     from runtime.robot import load_robot
@@ -209,7 +247,8 @@ def profile(
     report = {**done.report, "board": {**board(), "temperature_before_c": before.get("temperature_c", {})}}
     if inject:
         report["injected"] = list(inject)
-    compared = _tell(report, other, against)
+    found = advice(report, _facts(bundle, robot, described, done))
+    compared = _tell(report, found, other, against)
     write_json(json_path, report)
     if folder is not None:
         _write_folder(folder, report, tracks(done.driver), compared)

@@ -184,6 +184,16 @@ class Bundle:
         return OrtEngine(self.path / spec.file, threads, providers[backend], digest=onnx)
 
 
+def flow_steps(bundle: Path) -> dict[str, int]:
+    """The numbers of Euler steps of the bundle's engines, "world" and "action", from its export report; empty where
+    there is no report that says it."""
+    try:
+        steps = parse_json(read_bounded(bundle / "reports" / "parity.json", MOST_BYTES))["steps"]
+        return {part: n for part, n in steps.items() if type(n) is int and n > 0}
+    except (OSError, Malformed, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def _tools_apart(a: Family, b: Family) -> float:
     """How far apart, in m, the tools of two arms of one family can be at the same joint angles: the sum of what their
     links differ by, for some pose points all of that the same way."""

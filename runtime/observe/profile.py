@@ -1,4 +1,4 @@
-"""What a run's stamps say: percentiles, misses, ages, a comparison with another run, and what to look at next."""
+"""What a run's stamps say: percentiles, misses, ages, and a comparison with another run."""
 
 from __future__ import annotations
 
@@ -115,52 +115,6 @@ def read_report(path: Path) -> dict[str, Any]:
     raw = parse_json(read_bounded(path, MOST_BYTES))
     shaped(raw, Report)
     return dict(raw)
-
-
-def hints(report: Mapping[str, Any]) -> list[str]:
-    """What to look at, in sentences; empty when every budget is kept."""
-    found = []
-    period = 1000.0 / max(report["fast_hz"] + report["repeat_hz"], 1e-9)
-    stages = report["stages"]
-    misses = report["deadline_misses"] / max(report["ticks"], 1)
-    fast = {s: r["p99_ms"] for s, r in stages.items() if s.startswith("fast.")}
-    slow = {s: r["p50_ms"] for s, r in stages.items() if s.startswith("slow.")}
-    if misses > 0.001 and fast:
-        worst = max(fast, key=lambda s: fast[s])
-        found.append(
-            f"{misses:.2%} of the deadlines were missed; {worst} takes {fast[worst]:.1f} ms at p99 of a period of "
-            f"{period:.1f} ms: "
-            "look there first, then at `harmowam doctor`."
-        )
-    stolen = report.get("processors", {}).get("stolen", 0.0)
-    if stolen > 0.001:
-        found.append(
-            f"{stolen:.1%} of the processors' time went to other machines on the same host: stalls in this run are "
-            "also the host's. "
-            "Measure again when it is quiet, or on a machine of its own."
-        )
-    if slow and sum(slow.values()) > 0.9 * stages[next(iter(slow))]["budget_ms"]:
-        worst = max(slow, key=lambda s: slow[s])
-        found.append(
-            f"the slow loop does not keep its rate; {worst} takes {slow[worst]:.1f} ms: lower slow_hz or shrink it."
-        )
-    if report["prior_age_ms"]["p99"] > 550:
-        found.append("Priors are older than 550 ms when used: the predictive expert is switched off then.")
-    age = stages.get("observation.age")
-    if age and age["p50_ms"] > period:
-        found.append(
-            f"pictures are {age['p50_ms']:.0f} ms old when the loop gets them: a faster camera mode gains most here."
-        )
-    wake = stages.get("motor.wake")
-    if wake and wake["p99_ms"] > 1.0:
-        allowed = report.get("real_time", {}).get("sched_fifo")
-        why = (
-            "servo read-back and telemetry take too long for this rate"
-            if allowed
-            else "allow SCHED_FIFO (`harmowam doctor`)"
-        )
-        found.append(f"motor ticks start {wake['p99_ms']:.1f} ms late at p99: {why}.")
-    return found
 
 
 def compare(

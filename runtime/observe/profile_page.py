@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from runtime.observe.profile import SERIES, STAGES, hints
+from runtime.observe.profile import SERIES, STAGES
 
 COLOURS = ("#2a78b5", "#d9632b", "#1c8a4b", "#8656a8", "#b58a1c", "#bd2c6a", "#3c8f94", "#6b7785")
 BINS = 48
@@ -184,6 +184,17 @@ def _health(report: Mapping[str, Any]) -> str:
     )
 
 
+def _advice(report: Mapping[str, Any]) -> str:
+    """A section with what `runtime.observe.advice.advice` gave."""
+    said = "".join(
+        f"<li>{html.escape(a['binds'])}<br>gain: {html.escape(a['gain'])}<br><code>{html.escape(a['command'])}</code>"
+        "</li>"
+        for a in report["advice"]
+    )
+    listed = f"<ol>{said}</ol>" if said else "<p>Every budget is kept.</p>"
+    return f"<section><h2>What binds, and what to type next</h2>{listed}</section>"
+
+
 def page(
     report: Mapping[str, Any], tracks: Mapping[str, Mapping[str, np.ndarray]], compared: Mapping[str, Any] | None = None
 ) -> str:
@@ -191,7 +202,6 @@ def page(
     `runtime.observe.profile.compare`."""
     durations = {s: spans[1] / 1e6 for stages in tracks.values() for s, spans in stages.items()}
     colours = {s: COLOURS[i % len(COLOURS)] for i, s in enumerate(STAGES)}
-    said = "".join(f"<li>{html.escape(h)}</li>" for h in hints(report)) or "<li>Every budget is kept.</li>"
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
         'content="width=device-width">'
@@ -199,7 +209,7 @@ def page(
         f'<p class="sub">{html.escape(str(report.get("robot", "")))}, {report["seconds"]:.0f} s, '
         f"{html.escape(str(report.get('quantization', '')))} on "
         f'{html.escape(str(report.get("engine", "")))}</p><div class="facts">{_facts(report)}</div>'
-        f"<section><h2>What to look at</h2><ul>{said}</ul></section>"
+        f"{_advice(report)}"
         f"<section><h2>Round the longest tick</h2>{timeline(tracks, worst_instant(tracks), colours)}"
         '<p class="note">Pale rows are ages and waits, not work. Hover for the figures; the Perfetto trace has the '
         "whole run.</p></section>"

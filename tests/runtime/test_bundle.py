@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.fuzz_bundle import fuzz
-from runtime.bundle import Bundle, BundleError, save_bundle
+from runtime.bundle import Bundle, BundleError, flow_steps, save_bundle
 from runtime.engines.onnx import EngineError
 from tests.tiny import edit_manifest, tiny_bundle
 
@@ -114,6 +114,24 @@ def test_saving_is_repeatable_and_replaces_whole(bundle_path, tmp_path):
     assert (tmp_path / "a" / "manifest.json").read_bytes() == (tmp_path / "b" / "manifest.json").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
     Bundle.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("said", "steps"),
+    [
+        ('{"steps": {"world": 2, "action": 4}}', {"world": 2, "action": 4}),
+        ('{"steps": {"world": "2", "action": 0}}', {}),
+        ('{"steps": [2, 4]}', {}),
+        ("[]", {}),
+        ("{", {}),
+        (None, {}),
+    ],
+)
+def test_flow_steps_come_from_the_export_report_or_from_nowhere(tmp_path, said, steps):
+    if said is not None:
+        (tmp_path / "reports").mkdir()
+        (tmp_path / "reports" / "parity.json").write_text(said)
+    assert flow_steps(tmp_path) == steps
 
 
 def test_what_a_baseline_does_not_have_is_not_asked_for(copy):

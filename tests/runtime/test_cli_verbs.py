@@ -48,8 +48,12 @@ def test_a_slower_stage_is_worse_than_the_run_before(bench, bundle, tmp_path):
     rates = {"fast_hz": 50.0, "slow_hz": 8.0, "deadline_misses": 0, "ticks": 75}
     quick = {"fast.engine": {"p50_ms": 1.0, "p99_ms": 1.5}}
     before.write_text(json.dumps({**rates, "stages": quick}))
-    done = harmowam(*drive, "--inject", "fast.engine=8", "--against", before)
+    slow = ["--inject", "fast.engine=8", "--inject", "slow.world_model=130", "--json", tmp_path / "now.json"]
+    done = harmowam(*drive, *slow, "--against", before)
     assert done.exit_code == 1 and "verdict: worse" in done.output and "fast.engine p50" in done.output
+    found = json.loads((tmp_path / "now.json").read_text())["advice"]
+    listed = [f"{k}. {a['binds']}\n   gain: {a['gain']}\n   next: {a['command']}\n" for k, a in enumerate(found, 1)]
+    assert listed and "".join(listed) in done.output
 
 
 ROW = {"p50_ms": 1.0, "p99_ms": 1.5}

@@ -1,4 +1,4 @@
-"""What stamps say: percentiles, comparison with a verdict, hints, a page; and delay compensation."""
+"""What stamps say: percentiles, comparison with a verdict, a page; and delay compensation."""
 
 import copy
 
@@ -7,7 +7,7 @@ import pytest
 
 from firmware_bridge.motion.messages import Command, JointState
 from runtime.loop.delay import MOST_RAD, Lead, roll_forward
-from runtime.observe.profile import STAGES, board, compare, hints, processor_shares, processor_ticks
+from runtime.observe.profile import STAGES, board, compare, processor_shares, processor_ticks
 from runtime.observe.profile_page import page, timeline, worst_instant
 from runtime.observe.trace import percentiles, summary
 
@@ -34,6 +34,7 @@ def report(scale=1.0, misses=0, fast=50.0):
         "stages": stages,
         "goal_jerk_rad_s3": {"rms": 1.0, "max": 2.0},
         "health": {"state": "running", "changes": []},
+        "advice": [],
     }
 
 
@@ -65,13 +66,6 @@ def test_a_stage_that_one_run_lacks_is_left_out():
     assert not any(r["name"].startswith("fast.engine") for r in compare(report(), before)["rows"])
 
 
-def test_hints_name_the_stage_to_look_at():
-    assert hints(report()) == [h for h in hints(report()) if "motor ticks" in h]  # the series' motor.wake is late
-    slow = report(misses=20)
-    slow["stages"]["fast.engine"]["p99_ms"] = 99.0
-    assert "4.00% of the deadlines were missed; fast.engine takes 99.0 ms" in hints(slow)[0]
-
-
 def test_time_that_the_host_took_away_is_told_from_our_own(tmp_path):
     """/proc/stat of proc(5): user nice system idle iowait irq softirq steal guest guest_nice."""
     before, after = tmp_path / "before", tmp_path / "after"
@@ -79,9 +73,6 @@ def test_time_that_the_host_took_away_is_told_from_our_own(tmp_path):
     after.write_text("cpu  150 10 60 1030 20 5 5 40 9 0\ncpu0 1 2 3 4 5 6 7 8 9 0\n")
     shares = processor_shares(processor_ticks(before), processor_ticks(after))
     assert shares == {"busy": 0.6, "stolen": 0.1}
-    noisy = {**report(), "processors": shares}
-    assert [h for h in hints(noisy) if h.startswith("10.0% of the processors' time went to other machines")]
-    assert not [h for h in hints({**noisy, "processors": {"busy": 0.6, "stolen": 0.0}}) if "other machines" in h]
 
 
 def test_the_page_shows_stages_timeline_and_comparison():
@@ -103,6 +94,11 @@ def test_the_page_shows_stages_timeline_and_comparison():
         and "Against the other run: worse" in text
         and text.count("<svg") == len(STAGES) + 1
     )
+    assert "Every budget is kept." in text
+    told = {**report(), "advice": [{"binds": "slow & late", "gain": "at most 5.0 ms", "command": "harmowam build b"}]}
+    text = page(told, spans)
+    assert "<li>slow &amp; late<br>gain: at most 5.0 ms<br><code>harmowam build b</code></li>" in text
+    assert "Every budget is kept." not in text
     assert "<script" not in text and timeline({}, 0, {}).startswith("<svg")
 
 
