@@ -7,6 +7,7 @@ serial port and its camera slots, as it does with a real robot.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import select
@@ -15,6 +16,7 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +47,9 @@ if TYPE_CHECKING:
 TRANSFER_NS = 8_000_000
 TRUTH_SLOT = "truth.slot"
 ROBOT = f"sim_{ARM.NAME}"  # default robot
-_TRUTH = struct.Struct("<qqdB63s")  # time, first success (0: none yet), simulated seconds, success now, failures so far
+# Time, first success (0: none yet), simulated seconds and how many of them were computed late, success now, failures so
+# far.
+_TRUTH = struct.Struct("<qqddB63s")
 SCORE_EVERY = 10  # servo periods between two judgements: 25 per second, like an evaluation's camera
 
 
@@ -130,7 +134,8 @@ def serve(
                 bus.bus.faults.inject(name, now + int(seconds * 1e9))
             pending = []
         success = judge.look(now)
-        truth.write(_TRUTH.pack(now, judge.first_success, world.time_s, success, judge.failure), world.visible)
+        clock = world.time_s, ticker.missed * SERVO_DT
+        truth.write(_TRUTH.pack(now, judge.first_success, *clock, success, judge.failure), world.visible)
         if not announced and all(frames_path(slots, c).exists() for c in ("front", "wrist")):
             print(json.dumps({"port": bus.path, "instruction": world.instruction}), flush=True)
             announced = True
@@ -182,13 +187,35 @@ def judged(slots: Path, since_ns: int) -> dict[str, Any]:
     `failure`: kind of failure so far (`sim.score.TOLD`), "" during success.
     """
     got = SlotReader(slots / TRUTH_SLOT).read()
-    _, first, _, now, failure = _TRUTH.unpack_from(got[0]) if got is not None else (0, 0, 0.0, 0, b"")
+    _, first, _, _, now, failure = _TRUTH.unpack_from(got[0]) if got is not None else (0, 0, 0.0, 0.0, 0, b"")
     return {
         "success": first > since_ns,
         "success_after_s": round(max(first - since_ns, 0) * 1e-9, 2),
         "success_at_end": bool(now),
         "failure": "" if now else failure.rstrip(b"\0").decode(),
     }
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """The simulator's clock beside the wall's, s: monotonic time, simulated time, and how much of the latter was
+    computed late, because servo periods (4 ms) had been slept through."""
+
+    wall_s: float
+    simulated_s: float
+    late_s: float
+
+
+def clocks(slots: Path) -> Clocks:
+    """What the clocks show now, for reports only; simulated time is 0 before the simulator has begun."""
+    got = SlotReader(slots / TRUTH_SLOT).read()
+    _, _, simulated, late, *_ = _TRUTH.unpack_from(got[0]) if got is not None else (0, 0, 0.0, 0.0)
+    return Clocks(time.monotonic(), simulated, late)
+
+
+def passed(before: Clocks, after: Clocks) -> dict[str, float]:
+    """By how much each clock went on, s: `{"wall_s", "simulated_s", "late_s"}`."""
+    return {f.name: round(getattr(after, f.name) - getattr(before, f.name), 4) for f in dataclasses.fields(Clocks)}
 
 
 def start(

@@ -18,13 +18,16 @@ import numpy as np
 
 from common.errors import Mendable
 from common.files import write_whole
+from firmware_bridge.arms import FAMILIES
 from firmware_bridge.motion.messages import Expert
 from runtime.bundle import Bundle
-from runtime.observe.episode import LOG, REPORT, Episode, load_episode, pictures
+from runtime.observe.again import again
+from runtime.observe.episode import CONFIG, LOG, REPORT, Episode, load_episode, pictures
+from runtime.observe.profile import STAGES
 from runtime.observe.records import FutureRecord
-from runtime.observe.verdict import verdict
+from runtime.observe.timeline import INK, PREDICTIVE, REACTIVE, began_ns, events, figure, has_experts
+from runtime.observe.verdict import MISSED, verdict
 
-REACTIVE, PREDICTIVE, INK = "#2a78b5", "#d9632b", "#1d2733"
 HORIZONS = ("+0.4 s", "+0.8 s", "next grasp or release")
 AHEAD_S = (0.4, 0.8)  # of the first two
 SCALE = 2  # of the film
@@ -108,15 +111,14 @@ def film_strip(
     return out
 
 
-def plot_joints(episode: Episode, names: Sequence[str]) -> str:
-    """Commanded and measured angles of every joint; `names` [J]."""
+def plot_joints(episode: Episode, names: Sequence[str], zero_ns: int) -> str:
+    """Commanded and measured angles of every joint; `names` [J]; `zero_ns`: start of the time axis (monotonic)."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    start = episode.t_ns[0]
-    t, measured_at = (episode.t_ns - start) * 1e-9, (episode.state_ns - start) * 1e-9
+    t, measured_at = (episode.t_ns - zero_ns) * 1e-9, (episode.state_ns - zero_ns) * 1e-9
     rows = (len(names) + 1) // 2
     fig, axes = plt.subplots(rows, 2, figsize=(10, 1.8 * rows), sharex=True, squeeze=False)
     for ax in axes.T.ravel()[len(names) :]:
@@ -131,46 +133,6 @@ def plot_joints(episode: Episode, names: Sequence[str]) -> str:
     for ax in axes[-1]:
         ax.set_xlabel("s", fontsize=8)
     fig.supylabel("degrees", fontsize=8)
-    fig.tight_layout()
-    return _figure(fig)
-
-
-def plot_gate(episode: Episode) -> str:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    t = (episode.t_ns - episode.t_ns[0]) * 1e-9
-    fig, (a, b) = plt.subplots(2, 1, figsize=(10, 3.2), sharex=True, height_ratios=[1.4, 1])
-    for expert, colour, name in (
-        (Expert.REACTIVE, REACTIVE, "reactive in charge"),
-        (Expert.PREDICTIVE, PREDICTIVE, "predictive in charge"),
-    ):
-        for ax in (a, b):
-            ax.fill_between(
-                t,
-                0,
-                1,
-                where=episode.expert == expert,
-                color=colour,
-                alpha=0.22,
-                step="post",
-                transform=ax.get_xaxis_transform(),
-                label=name if ax is a else None,
-                lw=0,
-            )
-    a.plot(t, episode.gate, color=INK, lw=1.1)
-    a.axhline(0.5, color=INK, lw=0.6, ls=":")
-    a.set_ylabel("P(interaction)", fontsize=8)
-    a.set_ylim(-0.03, 1.03)
-    a.legend(fontsize=8, frameon=False, loc="lower right", ncols=2, bbox_to_anchor=(1, 1), borderaxespad=0)
-    b.plot(t, episode.sent_target[:, 2] * 1000, color=INK, lw=1.1)
-    b.set_ylabel("tool height, mm", fontsize=8)
-    b.set_xlabel("s", fontsize=8)
-    for ax in (a, b):
-        ax.grid(alpha=0.25)
-        ax.tick_params(labelsize=8)
     fig.tight_layout()
     return _figure(fig)
 
@@ -261,6 +223,53 @@ def _filmed(log: Path, episode: Episode, path: Path, near: np.ndarray) -> dict[i
     return kept
 
 
+def in_order(stages: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Name, words and numbers of each stage of a report, in the order in which a picture passes them; stages of other
+    names last."""
+    names = [s for s in STAGES if s in stages] + sorted(stages.keys() - STAGES.keys())
+    return [(name, STAGES.get(name, name), stages[name]) for name in names]
+
+
+def kept_time(report: dict[str, Any]) -> str:
+    """Whether the simulator's physics kept to the clock, in words; "" for a real arm."""
+    physics = report.get("physics")
+    if physics is None:
+        return "not recorded" if "success" in report else ""
+    late = physics["late_s"] / max(physics["wall_s"], 1e-9)
+    apart = abs(physics["simulated_s"] - physics["wall_s"]) / max(physics["wall_s"], 1e-9)
+    told = f"{physics['simulated_s']:.2f} s simulated in {physics['wall_s']:.2f} s by the clock, {late:.1%} of it late"
+    return f"{'yes' if max(late, apart) < MISSED else 'no'}: {told}"
+
+
+def _facts(bundle_path: Path, folder: Path, report: dict[str, Any]) -> tuple[list[tuple[str, str]], str]:
+    """What identifies the run, by name, and the command that runs it again ("" without a config)."""
+    path = folder / CONFIG
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    rows = {
+        "task": report.get("task"),
+        "seed of the start": config.get("seed"),
+        "robot": report.get("robot"),
+        "policy": f"{report.get('policy')}, of kind {report.get('kind')}",
+        "bundle": report.get("bundle"),
+        "SHA-256 of its manifest": config.get("bundle_sha256"),
+        "engine": f"{report.get('engine')}, {report.get('quantization')}",
+        "faults injected": ", ".join(config.get("faults", ())),
+        "harmowam": config.get("harmowam"),
+        "physics kept real time": kept_time(report),
+    }
+    known = [(name, str(value)) for name, value in rows.items() if value not in (None, "")]
+    return known, again(config, bundle_path) if config else ""
+
+
+def _start(episode: Episode, names: Sequence[str]) -> str:
+    """The measured joint angles at the first fast step, in words."""
+    if not len(episode.state_ns):
+        return ""
+    k = int(np.searchsorted(episode.state_ns, episode.t_ns[0]).clip(0, len(episode.state_ns) - 1))
+    angles = np.degrees(episode.measured[k])
+    return ", ".join(f"{name.replace('_', ' ')} {angle:.1f}°" for name, angle in zip(names, angles, strict=True))
+
+
 def write_report(bundle_path: Path, folder: Path, report: dict[str, Any]) -> None:
     """`report.html`, `report.json` and `episode.mp4` from the log in `folder` and the run's numbers.
 
@@ -270,23 +279,28 @@ def write_report(bundle_path: Path, folder: Path, report: dict[str, Any]) -> Non
     import jinja2
 
     episode = load_episode(folder / LOG) if report["ticks"] else None
-    seen: dict[str, Any] = {"driven": False}
+    known, command = _facts(bundle_path, folder, report)
+    seen: dict[str, Any] = {"driven": False, "known": known, "again": command}
     if episode is not None and len(episode.t_ns):
         chosen = moments(episode)
         fronts = _filmed(folder / LOG, episode, folder / "episode.mp4", _came_true(chosen))
         bundle = Bundle.load(bundle_path)
-        strip = film_strip(bundle, int(episode.t_ns[0]), chosen, fronts)
-        seen = {"driven": True, "gap": episode.gap, "strip": strip, "gate": plot_gate(episode)}
-        experts = bool(np.isin(episode.expert, (Expert.REACTIVE, Expert.PREDICTIVE)).any())
+        names, family = [j.name for j in bundle.manifest.joints], FAMILIES[bundle.manifest.arm_family]
         seen.update(
-            joints=plot_joints(episode, [j.name for j in bundle.manifest.joints]),
+            driven=True,
+            gap=episode.gap,
+            start=_start(episode, names),
+            events=events(episode, report),
+            timeline=_figure(figure(episode, report, family)),
+            strip=film_strip(bundle, began_ns(episode, report), chosen, fronts),
+            joints=plot_joints(episode, names, began_ns(episode, report)),
             wire=plot_wire(episode.wire_ms),
-            experts=experts,
+            experts=has_experts(episode),
         )
     else:
         (folder / "episode.mp4").unlink(missing_ok=True)  # of an earlier run
     template = jinja2.Environment(autoescape=True).from_string((Path(__file__).parent / "report.html.j2").read_text())
-    stages = sorted(report["stages"].items())
+    stages = in_order(report["stages"])
     page = template.render(r=report, verdict=verdict(report), horizons=HORIZONS, stages=stages, **seen)
     for name, text in (("report.html", page), (REPORT, json.dumps(report, indent=1, sort_keys=True) + "\n")):
         write_whole(folder / name, text)

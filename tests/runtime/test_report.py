@@ -69,7 +69,7 @@ def test_an_episode_comes_back(tmp_path):
     episode = load_episode(log)
     assert len(episode.t_ns) == 30 and episode.t_ns[0] == S + 5 and not episode.gap
     assert np.isnan(episode.command[0]).all() and np.array_equal(episode.command[29], SIX + 29)
-    assert np.array_equal(episode.measured[3], SIX + 3) and np.array_equal(episode.sent_target[3], SIX + 2)
+    assert np.array_equal(episode.measured[3], SIX + 3)
     assert episode.expert.tolist()[:4] == [0, 2, 1, 2] and episode.gate.tolist()[:2] == [0, 0.5]
     assert np.diff(episode.picture_ns).min() >= PICTURE_PERIOD_NS and len(episode.picture_ns) == 8
     shown = list(pictures(log, episode.picture_ns))
@@ -91,8 +91,8 @@ def test_a_log_without_fast_steps_or_without_states_is_an_episode_that_lacks_the
             log.tick(S, obs, {}, -1, None, np.stack([SIX] * 3), reset=False, sent=False)
         log.close()
         episode = load_episode(tmp_path / name)
-        sizes = episode.command.shape, episode.sent_target.shape, episode.measured.shape
-        assert sizes == (((0, 6), (0, 6), (1, 6)) if name == "no steps" else ((1, 6), (1, 6), (0, 6)))
+        sizes = episode.command.shape, episode.measured.shape
+        assert sizes == (((0, 6), (1, 6)) if name == "no steps" else ((1, 6), (0, 6)))
 
 
 def test_each_command_on_the_wire_counts_once(tmp_path):
@@ -151,8 +151,8 @@ def test_a_log_of_version_2_has_no_predictions_to_show(tmp_path):
 def test_every_joint_has_a_plot_under_its_own_name(arm, monkeypatch):
     monkeypatch.setattr(report, "_figure", lambda fig: [a.get_title(loc="left") for a in fig.axes if a.get_visible()])
     some, n = np.zeros((4, len(arm.JOINTS)), np.float32), np.arange(4, dtype=np.int64)
-    episode = Episode(n, n, some, some[:, 0], n.astype(np.uint8), some[:, :6], n, some, np.zeros(0), ())
-    titles = report.plot_joints(episode, arm.JOINTS)
+    episode = Episode(n, n, some, some[:, 0], n.astype(np.uint8), n, some, np.zeros(0), ())
+    titles = report.plot_joints(episode, arm.JOINTS, 0)
     assert sorted(titles) == sorted(j.replace("_", " ") for j in arm.JOINTS)
 
 
