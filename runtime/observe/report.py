@@ -24,14 +24,11 @@ from runtime.bundle import Bundle
 from runtime.observe.again import again
 from runtime.observe.episode import CONFIG, LOG, REPORT, Episode, load_episode, pictures
 from runtime.observe.profile import STAGES
-from runtime.observe.records import FutureRecord
+from runtime.observe.strip import NEAR_NS, film_strip, instants, moments
 from runtime.observe.timeline import INK, PREDICTIVE, REACTIVE, began_ns, events, figure, has_experts
 from runtime.observe.verdict import MISSED, verdict
 
-HORIZONS = ("+0.4 s", "+0.8 s", "next grasp or release")
-AHEAD_S = (0.4, 0.8)  # of the first two
 SCALE = 2  # of the film
-NEAR_NS = 60_000_000  # a picture at most this far from an instant is shown for it
 
 
 class ReportError(Mendable):
@@ -42,12 +39,6 @@ def lacking() -> list[str]:
     """Packages (pip's names) that `write_report` needs and that are not installed."""
     needed = {"jinja2": "jinja2", "matplotlib": "matplotlib", "imageio_ffmpeg": "imageio-ffmpeg"}
     return [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
-
-
-def _png(rgb: np.ndarray) -> str:
-    ok, data = cv2.imencode(".png", rgb[..., ::-1])
-    assert ok
-    return "data:image/png;base64," + base64.b64encode(data.tobytes()).decode()
 
 
 def _figure(fig: Any) -> str:
@@ -65,50 +56,6 @@ def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         width = round(right.shape[1] * left.shape[0] / right.shape[0])
         right = cv2.resize(right, (width, left.shape[0]), interpolation=cv2.INTER_AREA)
     return np.hstack([left, right])
-
-
-def _crop(rgb: np.ndarray, size: int) -> np.ndarray:
-    """The central square, as the policy sees it."""
-    h, w = rgb.shape[:2]
-    x = (w - h) // 2
-    return cv2.resize(rgb[:, x : x + h], (size, size), interpolation=cv2.INTER_AREA)
-
-
-def moments(episode: Episode, columns: int = 7) -> list[FutureRecord]:
-    """Predictions spread over the run."""
-    if not episode.futures:
-        return []
-    picks = np.linspace(0, len(episode.futures) - 1, columns + 2).astype(int)[1:-1]
-    return [episode.futures[i] for i in picks]
-
-
-def _came_true(shown: list[FutureRecord]) -> np.ndarray:
-    """int64[n,3]: when each of them was taken, and the instants that it predicted."""
-    return np.array([[r.t_capture_ns + int(a * 1e9) for a in (0.0, *AHEAD_S)] for r in shown], np.int64).reshape(-1, 3)
-
-
-def film_strip(
-    bundle: Bundle, start_ns: int, shown: list[FutureRecord], seen: dict[int, np.ndarray]
-) -> list[dict[str, Any]]:
-    """For `moments`: what the camera saw, what the world model predicted, and what came true. `seen`: front pictures by
-    capture time."""
-    if "decoder" not in bundle.manifest.engines:
-        return []
-    decoder, times = bundle.engine("decoder"), np.array(sorted(seen), np.int64)
-
-    def real(wanted: int) -> str | None:
-        t = times[np.argmin(np.abs(times - wanted))] if len(times) else 0
-        return _png(_crop(seen[int(t)], 96)) if len(times) and abs(int(t) - wanted) < NEAR_NS else None
-
-    out = []
-    for record, wanted in zip(shown, _came_true(shown)):
-        frames = decoder.run({"future": record.future.astype(np.float32)})["frames"]
-        predicted = [np.clip((f.transpose(1, 2, 0) + 1) * 127.5, 0, 255).astype(np.uint8) for f in frames]
-        saw, *real_ones = (real(int(w)) for w in wanted)
-        if saw is not None:
-            when = f"{(record.t_capture_ns - start_ns) * 1e-9:.1f} s"
-            out.append({"time": when, "saw": saw, "predicted": [_png(p) for p in predicted], "real": real_ones})
-    return out
 
 
 def plot_joints(episode: Episode, names: Sequence[str], zero_ns: int) -> str:
@@ -283,7 +230,8 @@ def write_report(bundle_path: Path, folder: Path, report: dict[str, Any]) -> Non
     seen: dict[str, Any] = {"driven": False, "known": known, "again": command}
     if episode is not None and len(episode.t_ns):
         chosen = moments(episode)
-        fronts = _filmed(folder / LOG, episode, folder / "episode.mp4", _came_true(chosen))
+        wanted = instants(episode, chosen)
+        fronts = _filmed(folder / LOG, episode, folder / "episode.mp4", wanted)
         bundle = Bundle.load(bundle_path)
         names, family = [j.name for j in bundle.manifest.joints], FAMILIES[bundle.manifest.arm_family]
         seen.update(
@@ -292,7 +240,7 @@ def write_report(bundle_path: Path, folder: Path, report: dict[str, Any]) -> Non
             start=_start(episode, names),
             events=events(episode, report),
             timeline=_figure(figure(episode, report, family)),
-            strip=film_strip(bundle, began_ns(episode, report), chosen, fronts),
+            strip=film_strip(bundle, began_ns(episode, report), chosen, wanted, fronts),
             joints=plot_joints(episode, names, began_ns(episode, report)),
             wire=plot_wire(episode.wire_ms),
             experts=has_experts(episode),
@@ -301,6 +249,6 @@ def write_report(bundle_path: Path, folder: Path, report: dict[str, Any]) -> Non
         (folder / "episode.mp4").unlink(missing_ok=True)  # of an earlier run
     template = jinja2.Environment(autoescape=True).from_string((Path(__file__).parent / "report.html.j2").read_text())
     stages = in_order(report["stages"])
-    page = template.render(r=report, verdict=verdict(report), horizons=HORIZONS, stages=stages, **seen)
+    page = template.render(r=report, verdict=verdict(report), stages=stages, **seen)
     for name, text in (("report.html", page), (REPORT, json.dumps(report, indent=1, sort_keys=True) + "\n")):
         write_whole(folder / name, text)

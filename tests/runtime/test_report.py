@@ -1,6 +1,7 @@
 """A recorded run as arrays, as a film and as a page: also of cameras whose pictures are not alike, of what is missing
 and of old logs."""
 
+import base64
 import dataclasses
 import time
 
@@ -17,7 +18,8 @@ from runtime.observe import report
 from runtime.observe.episode import PICTURE_PERIOD_NS, Episode, load_episode, pictures
 from runtime.observe.log import LogWriter
 from runtime.observe.records import FutureRecord
-from runtime.observe.report import ReportError, film_strip, lacking, moments, write_video
+from runtime.observe.report import ReportError, lacking, write_video
+from runtime.observe.strip import COLUMNS, NEVER, film_strip, instants, moments
 from tests.tiny import tiny_bundle
 
 S = 1_000_000_000
@@ -136,15 +138,38 @@ def test_predictions_are_shown_beside_what_came_true(tmp_path):
     bundle = Bundle.load(tiny_bundle(tmp_path))
     future = FutureRecord(1, S, np.zeros((3, 16, 12, 12), np.float16))
     picture = np.zeros((48, 64, 3), np.uint8)
-    seen = {S + 10_000_000: picture, S + 400_000_000: picture}
-    (column,) = film_strip(bundle, S // 2, [future, dataclasses.replace(future, t_capture_ns=3 * S)], seen)
-    assert column["time"] == "0.5 s" and len(column["predicted"]) == 3
-    assert [shown is not None for shown in column["real"]] == [True, False]  # 0.8 s later nothing was recorded
+    seen = {S + 10_000_000: picture, S + 400_000_000: picture, 2 * S + 200_000_000: picture}
+    unseen = dataclasses.replace(future, t_capture_ns=3 * S)
+    wanted = np.array([[S, 1.4 * S, 1.8 * S, 2.2 * S], [3 * S, 3.4 * S, 3.8 * S, NEVER]], np.int64)
+    (column,) = film_strip(bundle, S // 2, [future, unseen], wanted, seen)
+    assert [(tile.caption, tile.predicted, tile.picture != "") for tile in column] == [
+        ("camera now, 0.5 s", False, True),
+        ("predicted: +0.4 s", True, True),
+        ("camera at 0.9 s (+0.4 s)", False, True),
+        ("predicted: +0.8 s", True, True),
+        ("camera at 1.3 s (+0.8 s)", False, False),
+        ("predicted: next grasp or release", True, True),
+        ("camera at 1.7 s (gripper event)", False, True),
+    ]
+    for tile in column:
+        if tile.picture:
+            raw = np.frombuffer(base64.b64decode(tile.picture.partition(",")[2]), np.uint8)
+            assert min(cv2.imdecode(raw, cv2.IMREAD_COLOR).shape[:2]) >= 160
+
+
+def test_a_prediction_is_of_the_next_grasp_or_release_and_of_none_after_the_last():
+    t = S * np.arange(1, 5, dtype=np.int64)
+    command = np.array([[1.0], [1.0], [0.0], [1.0]], np.float32)
+    episode = Episode(t, t, command, command[:, 0], np.zeros(4, np.uint8), t, command, np.zeros(0), ())
+    made = [FutureRecord(k, k * S, np.zeros((3, 16, 1, 1))) for k in (1, 3, 4)]
+    assert instants(episode, made)[:, 3].tolist() == [3 * S, 4 * S, NEVER]
+    assert (instants(episode, made)[0, :3] - S).tolist() == [0, 400_000_000, 800_000_000]
+    assert instants(episode, []).shape == (0, 4)
 
 
 def test_a_log_of_version_2_has_no_predictions_to_show(tmp_path):
     episode = load_episode(recorded(tmp_path / "run.mcap"))
-    assert len(moments(episode)) == 7 and moments(dataclasses.replace(episode, futures=())) == []
+    assert len(moments(episode)) == COLUMNS and moments(dataclasses.replace(episode, futures=())) == []
 
 
 @pytest.mark.parametrize("arm", FAMILIES.values(), ids=list(FAMILIES))
