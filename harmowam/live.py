@@ -105,7 +105,7 @@ def live(
     if run.compute.note:
         say(run.compute.note)
     how: dict[str, Any] = {"inject": inject, "compensate": compensate, "log": log if record is None else record / LOG}
-    how["facts"] = _started_with(robot, seconds, seed, faults, port)
+    how["facts"] = _started_with(robot, seconds, seed, faults, port) | {"task_drawn": task is None}
     with _reported(run), contextlib.ExitStack() as stack:
         slots = stack.enter_context(run_folder())
         stack.callback(_keep_motor_log, run, slots)

@@ -30,10 +30,12 @@ def _fps(config: Mapping[str, Any]) -> float | None:
 
 def again(config: Mapping[str, Any], bundle: Path) -> str:
     """The command line, as a shell takes it. `config`: what the run was (`run_meta` with the arguments of the run);
-    `bundle`: where its bundle lies."""
+    `bundle`: where its bundle lies. A task that the seed drew is not named, because the seed would then draw another
+    start."""
     words = ["harmowam", "run", "--bundle", str(bundle), "--robot", _robot(config)]
-    options = {"task": "task", "seconds": "seconds", "seed": "seed", "policy": "policy", "engine": "engine"}
-    for option, key in {**options, "port": "port"}.items():
+    options = {} if config.get("task_drawn") else {"task": "task"}
+    options |= {"seconds": "seconds", "seed": "seed", "policy": "policy", "engine": "engine", "port": "port"}
+    for option, key in options.items():
         if config.get(key) is not None:
             value = config[key]
             words += [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]

@@ -124,6 +124,8 @@ def test_the_command_to_run_again_names_a_shipped_robot_or_a_file_and_only_what_
     words += "--engine cpu{} --fault stall@1"
     assert again(config, Path("b")) == words.format("sim_so101", "")
     assert again({**config, "fast_hz": 100.0}, Path("b")) == words.format("sim_so101", " --fps 100")
+    drawn = again({**config, "task_drawn": True}, Path("b"))
+    assert "--task" not in drawn and "--seed 3" in drawn  # with a task, the seed draws another start
     changed = {**config, "robot_file": shipped + "# mine", "port": "/dev/arm"}
     assert again(changed, Path("b")) == words.format("elsewhere/sim_so101.toml", " --port /dev/arm")
 
