@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import importlib.util
 import io
-import itertools
 import json
-import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from common.errors import Mendable
 from common.files import write_whole
 from firmware_bridge.arms import FAMILIES
-from firmware_bridge.motion.messages import Expert
 from runtime.bundle import Bundle
 from runtime.observe.again import again
 from runtime.observe.episode import CONFIG, LOG, REPORT, Episode, load_episode, pictures
+from runtime.observe.film import Overview, write_video
 from runtime.observe.profile import STAGES
 from runtime.observe.strip import NEAR_NS, film_strip, instants, moments
 from runtime.observe.timeline import INK, PREDICTIVE, REACTIVE, began_ns, events, figure, has_experts
 from runtime.observe.verdict import MISSED, verdict
-
-SCALE = 2  # of the film
-
-
-class ReportError(Mendable):
-    """A recording that no page or film can be made of; one sentence and the next step."""
 
 
 def lacking() -> list[str]:
@@ -48,14 +37,6 @@ def _figure(fig: Any) -> str:
 
     plt.close(fig)
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Both pictures uint8[H, W, 3] side by side, the right one as high as the left one."""
-    if right.shape[0] != left.shape[0]:
-        width = round(right.shape[1] * left.shape[0] / right.shape[0])
-        right = cv2.resize(right, (width, left.shape[0]), interpolation=cv2.INTER_AREA)
-    return np.hstack([left, right])
 
 
 def plot_joints(episode: Episode, names: Sequence[str], zero_ns: int) -> str:
@@ -100,73 +81,19 @@ def plot_wire(milliseconds: np.ndarray) -> str:
     return _figure(fig)
 
 
-def _captioned(episode: Episode, t_ns: int, both: np.ndarray) -> np.ndarray:
-    """The picture enlarged, with the expert in charge and the gate written on it."""
-    picture = cv2.resize(both, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_LINEAR)
-    k = int(np.searchsorted(episode.t_ns, t_ns).clip(0, len(episode.t_ns) - 1))
-    expert = Expert(int(episode.expert[k]))
-    colour = {Expert.REACTIVE: (42, 120, 181), Expert.PREDICTIVE: (217, 99, 43)}.get(expert, (90, 90, 90))
-    cv2.rectangle(picture, (0, 0), (picture.shape[1], 30), colour, -1)
-    seconds = max((t_ns - int(episode.t_ns[0])) * 1e-9, 0.0)
-    who = {Expert.NONE: "no plan yet", Expert.PLAN: "follows its plan"}.get(
-        expert, f"{expert.name.lower()} expert   P(interaction) {episode.gate[k]:.2f}"
-    )
-    text = f"{seconds:5.1f} s   {who}"
-    cv2.putText(picture, text, (10, 21), cv2.FONT_HERSHEY_SIMPLEX, 0.58, (255, 255, 255), 1, cv2.LINE_AA)
-    return picture
-
-
-def _encoder(path: Path, width: int, height: int, fps: float) -> subprocess.Popen[bytes]:
-    """ffmpeg, which takes RGB pictures and writes H.264."""
-    import imageio_ffmpeg
-
-    taken = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps:.3f} -i -"
-    given = "-c:v libx264 -pix_fmt yuv420p -crf 23 -movflags +faststart"
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *taken.split(), *given.split(), str(path)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE)
-
-
-def write_video(episode: Episode, shown: Iterable[tuple[int, dict[str, np.ndarray]]], path: Path) -> None:
-    """Front and wrist view side by side, `shown` by capture time (`runtime.observe.episode.pictures`). Raises
-    ReportError."""
-    shown = iter(shown)
-    first = next(shown, None)
-    if first is None or not {"front", "wrist"} <= first[1].keys():
-        raise ReportError(
-            "the recording holds no pictures of both cameras, so there is no film and no page: check the cables and "
-            "record again."
-        )
-    height, width = (SCALE * n for n in _beside(first[1]["front"], first[1]["wrist"]).shape[:2])
-    between = np.diff(episode.picture_ns)
-    partial = path.with_name("episode.partial.mp4")
-    encoder = _encoder(partial, width, height, 1e9 / float(np.median(between)) if len(between) else 15.0)
-    assert encoder.stdin is not None
-    try:
-        for t_ns, frames in itertools.chain([first], shown):
-            picture = _captioned(episode, t_ns, _beside(frames["front"], frames["wrist"]))
-            encoder.stdin.write(np.ascontiguousarray(picture).tobytes())
-        encoder.stdin.flush()
-    except BrokenPipeError:
-        pass  # the encoder has ended and said why
-    with contextlib.suppress(BrokenPipeError):
-        encoder.stdin.close()
-    if encoder.wait():
-        partial.unlink(missing_ok=True)
-        raise ReportError(f"{path} cannot be encoded (see above): make room there, or name another folder.")
-    partial.replace(path)
-
-
-def _filmed(log: Path, episode: Episode, path: Path, near: np.ndarray) -> dict[int, np.ndarray]:
-    """Write the film; returns the front pictures near the instants `near` (ns) by their capture times."""
+def _filmed(
+    folder: Path, episode: Episode, report: dict[str, Any], near: np.ndarray, overview: Overview | None
+) -> dict[int, np.ndarray]:
+    """Write the film into `folder`; returns the front pictures near the instants `near` (ns) by their capture times."""
     kept: dict[int, np.ndarray] = {}
 
     def shown() -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        for t_ns, frames in pictures(log, episode.picture_ns):
+        for t_ns, frames in pictures(folder / LOG, episode.picture_ns):
             if "front" in frames and np.any(np.abs(near - t_ns) < NEAR_NS):
                 kept[t_ns] = frames["front"]
             yield t_ns, frames
 
-    write_video(episode, shown(), path)
+    write_video(episode, shown(), folder / "episode.mp4", report, overview)
     return kept
 
 
@@ -217,8 +144,9 @@ def _start(episode: Episode, names: Sequence[str]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {angle:.1f}°" for name, angle in zip(names, angles, strict=True))
 
 
-def write_report(bundle_path: Path, folder: Path, report: dict[str, Any]) -> None:
-    """`report.html`, `report.json` and `episode.mp4` from the log in `folder` and the run's numbers.
+def write_report(bundle_path: Path, folder: Path, report: dict[str, Any], overview: Overview | None = None) -> None:
+    """`report.html`, `report.json` and `episode.mp4` from the log in `folder` and the run's numbers. `overview` gives
+    the film's pictures of the whole scene.
 
     A run that ended before the first picture has a page without pictures and no film. Raises ReportError, LogError,
     BundleError.
@@ -231,7 +159,7 @@ def write_report(bundle_path: Path, folder: Path, report: dict[str, Any]) -> Non
     if episode is not None and len(episode.t_ns):
         chosen = moments(episode)
         wanted = instants(episode, chosen)
-        fronts = _filmed(folder / LOG, episode, folder / "episode.mp4", wanted)
+        fronts = _filmed(folder, episode, report, wanted, overview)
         bundle = Bundle.load(bundle_path)
         names, family = [j.name for j in bundle.manifest.joints], FAMILIES[bundle.manifest.arm_family]
         seen.update(

@@ -16,9 +16,10 @@ from runtime.cameras.frames import Frame
 from runtime.contracts import Observation, Prior
 from runtime.observe import report
 from runtime.observe.episode import PICTURE_PERIOD_NS, Episode, load_episode, pictures
+from runtime.observe.film import BAR, DARK, GREEN, LAST_S, RED, ReportError, outcome, write_video
 from runtime.observe.log import LogWriter
 from runtime.observe.records import FutureRecord
-from runtime.observe.report import ReportError, lacking, write_video
+from runtime.observe.report import lacking
 from runtime.observe.strip import COLUMNS, NEVER, film_strip, instants, moments
 from tests.tiny import tiny_bundle
 
@@ -109,28 +110,67 @@ def test_a_log_that_was_cut_off_is_an_episode_up_to_there(tmp_path):
     assert len(episode.t_ns) == 30 and "was not finished" in episode.gap
 
 
+TOLD = {"task": "put the red cube on the plate", "seconds": 0.6, "success": True, "success_after_s": 0.3}
+TOLD |= {"success_at_end": True}
+
+
+def first_and_last(path):
+    film = cv2.VideoCapture(str(path))
+    count = int(film.get(cv2.CAP_PROP_FRAME_COUNT))
+    read = [film.read()[1].astype(int) for _ in range(count)]
+    return film, count, read[0], read[-1]
+
+
 def test_a_film_of_two_cameras_of_different_size(tmp_path):
     """Pictures of 64x48 beside some of 100x90, which are shown as high as the others (53x48); twice as large in the
-    film."""
+    film, under two lines of text. The last picture stays, under the verdict in green."""
     log = recorded(tmp_path / "run.mcap")
     episode = load_episode(log)
-    write_video(episode, pictures(log, episode.picture_ns), tmp_path / "episode.mp4")
-    film = cv2.VideoCapture(str(tmp_path / "episode.mp4"))
-    read, picture = film.read()
-    assert read and picture.shape == (96, 2 * (64 + 53), 3) and film.get(cv2.CAP_PROP_FRAME_COUNT) == 8
+    write_video(episode, pictures(log, episode.picture_ns), tmp_path / "episode.mp4", TOLD)
+    film, count, picture, last = first_and_last(tmp_path / "episode.mp4")
+    assert picture.shape == (2 * BAR + 96, 2 * (64 + 53), 3) and count == 8 + round(LAST_S * 12.5)
     assert film.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5, abs=0.1)
-    assert abs(int(picture[80, 60].mean()) - 200) < 6 and abs(int(picture[80, 180].mean()) - 60) < 6
+    y = 2 * BAR + 80
+    assert abs(int(picture[y, 60].mean()) - 200) < 6 and abs(int(picture[y, 180].mean()) - 60) < 6
+    assert picture[2, 2] == pytest.approx(DARK[::-1], abs=12) and last[2, 2] == pytest.approx(GREEN[::-1], abs=12)
+
+
+def test_an_overview_stands_beside_the_cameras_and_is_black_where_it_is_not_known(tmp_path):
+    log = recorded(tmp_path / "run.mcap")
+    episode = load_episode(log)
+    whole = np.full((96, 128, 3), 120, np.uint8)
+    write_video(
+        episode,
+        pictures(log, episode.picture_ns),
+        tmp_path / "episode.mp4",
+        TOLD,
+        lambda t_ns: whole if t_ns > S else None,
+    )
+    _, _, picture, last = first_and_last(tmp_path / "episode.mp4")
+    assert picture.shape[1] == 2 * (64 + 53 + 64)
+    assert picture[-10, -10].mean() < 6 and last[-10, -10].mean() == pytest.approx(120, abs=6)
+
+
+def test_a_film_says_how_the_run_came_out_once_that_is_known():
+    assert outcome(TOLD, 0.2, last=False) == ("", DARK) and outcome(TOLD, 0.3, last=False) == ("done at 0.3 s", GREEN)
+    assert outcome(TOLD, 0.6, last=True) == ("done at 0.3 s", GREEN)
+    assert outcome({**TOLD, "success_at_end": False}, 0.6, last=True) == ("done, and undone since", GREEN)
+    assert outcome({"task": "t", "seconds": 1.0}, 1.0, last=True) == ("driven to the end", DARK)
+    failed = {**TOLD, "success": False, "success_at_end": False, "commanded": False, "held_s": 0.0, "ticks": 9}
+    failed |= {"health": {"changes": []}, "deadline_misses": 0, "refused_outputs": 0}
+    assert outcome(failed, 0.5, last=False) == ("", DARK)
+    assert outcome(failed, 0.6, last=True) == ("not done: no command came from the policy", RED)
 
 
 def test_a_recording_without_pictures_and_a_film_that_cannot_be_written_are_said_in_a_sentence(tmp_path, capfd):
     log = recorded(tmp_path / "run.mcap", wrist=None)
     episode = load_episode(log)
     with pytest.raises(ReportError, match=r"holds no pictures of both cameras.*record again"):
-        write_video(episode, pictures(log, episode.picture_ns), tmp_path / "episode.mp4")
+        write_video(episode, pictures(log, episode.picture_ns), tmp_path / "episode.mp4", TOLD)
     log = recorded(tmp_path / "more.mcap")
     with pytest.raises(ReportError, match=r"cannot be encoded \(see above\): make room there, or name another folder"):
         shown = list(pictures(log, episode.picture_ns)) * 10  # more than a pipe holds
-        write_video(episode, shown, tmp_path / "none" / "episode.mp4")
+        write_video(episode, shown, tmp_path / "none" / "episode.mp4", TOLD)
     assert "No such file or directory" in capfd.readouterr().err
 
 
