@@ -219,12 +219,13 @@ def run(
         click.echo(f"task: {done.report['task']}: {verdict(done.report)}")
     write_json(json_path, done.report)
     if record is not None:
-        from runtime.observe.report import lacking, write_report
+        from harmowam.page import write_page
+        from runtime.observe.report import lacking
 
         if missing := lacking():  # a robot's installation may lack the packages for a report
             click.echo(lean(record, missing))
         else:
-            write_report(bundle, record, done.report)
+            write_page(bundle, record, done.report)
             click.echo(f"recorded: {record}, report: {record / 'report.html'}")
 
 

@@ -11,14 +11,14 @@ from common.python import module_command
 from harmowam.failed import reported
 from harmowam.live import live, make_folder
 from harmowam.options import ROBOT, UserError, with_engine
-from runtime.observe.report import write_report
+from harmowam.page import write_page
 from runtime.robot import load_robot
 
 
 def demo(
     out: Path, task: str, seed: int, seconds: float, say: Callable[[str], None], engine: str | None = None
 ) -> dict[str, Any]:
-    """Run the demo; returns the report that it wrote to `out`. Raises UserError and what `live` and `write_report`
+    """Run the demo; returns the report that it wrote to `out`. Raises UserError and what `live` and `write_page`
     raise."""
     bundle = out / "so101.bundle"
     make_folder(out, "--out")
@@ -39,5 +39,5 @@ def demo(
     with reported(bundle, out, say):
         done = live(bundle, robot, task, seconds, seed=seed, record=out, stop_at_success=True, say=say)
     say("3 of 3: report")
-    write_report(bundle, out, done.report)
+    write_page(bundle, out, done.report)
     return done.report

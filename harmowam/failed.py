@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common.errors import Mendable
+from harmowam.page import write_page
 from runtime.observe.episode import REPORT
-from runtime.observe.report import lacking, write_report
+from runtime.observe.report import lacking
 
 
 def lean(folder: Path, missing: list[str]) -> str:
@@ -41,7 +42,7 @@ def reported(bundle: Path, folder: Path, say: Callable[[str], None]) -> Iterator
                 if missing := lacking():
                     say(lean(folder, missing))
                 else:
-                    write_report(bundle, folder, json.loads((folder / REPORT).read_text()))
+                    write_page(bundle, folder, json.loads((folder / REPORT).read_text()))
                     say(f"what happened: {folder / 'report.html'}")
             except (Mendable, OSError) as e:
                 say(f"recorded: {folder}, but no report: {e}")

@@ -36,6 +36,7 @@ from runtime.observe.profile import processor_shares, processor_ticks
 from runtime.policies import mode_of
 from runtime.robot import Robot
 from sim import server, tasks, trace
+from sim.overview import SCENE
 from sim.tasks import REST_S
 
 Say = Callable[[str], None]
@@ -293,7 +294,8 @@ def _simulated(run: _Run, slots: Path, seed: int, faults: tuple[str, ...]) -> It
     draws the task where none was given."""
     fps = max(c.fps for c in run.robot.cameras.values())
     started = time.monotonic()
-    simulator, info = server.start(slots, seed, run.task, fps, faults=faults, terminal=False, robot=str(run.robot.path))
+    how: dict[str, Any] = {"robot": str(run.robot.path), "states": run.record and run.record / SCENE}
+    simulator, info = server.start(slots, seed, run.task, fps, faults=faults, terminal=False, **how)
     run.from_s += time.monotonic() - started
     run.task = info["instruction"]
     try:

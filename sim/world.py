@@ -334,13 +334,17 @@ class World:
     def render_visible(self, state: np.ndarray) -> dict[str, np.ndarray]:
         """Pictures uint8[240, 320, 3] RGB of both cameras at `state` (see `visible`), without physics, for the camera
         process."""
+        self.show(state)
+        return {name: self.render(name) for name in ("front", "wrist")}
+
+    def show(self, state: np.ndarray) -> None:
+        """Put everything that is visible where `state` (see `visible`) says, without physics."""
         self.data.qpos[:] = state[: self.model.nq]
         for name, lit in zip(self.scene.buttons, state[self.model.nq :], strict=True):
             if lit:
                 self._light(name)
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
-        return {name: self.render(name) for name in ("front", "wrist")}
 
     def close(self) -> None:
         for scene in self._scenes.values():
