@@ -23,5 +23,5 @@ def write_page(bundle: Path, folder: Path, report: dict[str, Any]) -> None:
         try:
             whole = stack.enter_context(overview(folder, config))
         except Exception as e:  # MuJoCo is not installed, or whatever its display driver raises
-            say(f"the film has no overview, because the scene cannot be rendered here ({e or type(e).__name__})")
+            say(f"the film has no overview, because the scene cannot be rendered here ({e!r})")
         write_report(bundle, folder, report, whole)
