@@ -12,8 +12,8 @@ from export.origin import made_from, shipped
 from harmowam.failed import reported
 from harmowam.live import live, make_folder
 from harmowam.options import ROBOT, UserError, with_engine
+from harmowam.page import write_page
 from runtime.observe.episode import LOG
-from runtime.observe.report import write_report
 from runtime.robot import load_robot
 
 Say = Callable[[str], None]
@@ -45,7 +45,7 @@ def shipped_bundle(bundle: Path, say: Say) -> Path:
 def demo(
     bundle: Path, out: Path, task: str, seed: int, seconds: float, say: Say, engine: str | None = None
 ) -> dict[str, Any]:
-    """Run the demo; returns the report that it wrote to `out`. Raises UserError and what `live` and `write_report`
+    """Run the demo; returns the report that it wrote to `out`. Raises UserError and what `live` and `write_page`
     raise."""
     make_folder(out, "--out")
     bundle = shipped_bundle(bundle, say)
@@ -54,5 +54,5 @@ def demo(
     with reported(bundle, out, say):
         done = live(bundle, robot, task, seconds, seed=seed, record=out, log=out / LOG, stop_at_success=True, say=say)
     say("3 of 3: report")
-    write_report(bundle, out, done.report)
+    write_page(bundle, out, done.report)
     return done.report

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import Mendable
+from harmowam.page import write_page
 from runtime.observe.episode import REPORT
-from runtime.observe.report import lacking, write_report
+from runtime.observe.report import lacking
 
 
 def lean(folder: Path, missing: list[str]) -> str:
@@ -28,10 +29,10 @@ def _written_ns(folder: Path) -> int:
 
 def paged(bundle: Path, folder: Path, report: dict[str, Any]) -> str:
     """Write the page of a run into its folder, where the packages for it are installed; returns what to tell the user,
-    the folder's path in it. Raises as `write_report`."""
+    the folder's path in it. Raises as `write_page`."""
     if missing := lacking():  # a robot's installation may lack them
         return lean(folder, missing)
-    write_report(bundle, folder, report)
+    write_page(bundle, folder, report)
     return f"report: {folder / 'report.html'}\nrecorded: {folder}"
 
 
@@ -54,7 +55,7 @@ def reported(bundle: Path, folder: Path | None, say: Callable[[str], None]) -> I
                 if missing := lacking():
                     say(lean(folder, missing))
                 else:
-                    write_report(bundle, folder, json.loads((folder / REPORT).read_text()))
+                    write_page(bundle, folder, json.loads((folder / REPORT).read_text()))
                     say(f"what happened: {folder / 'report.html'}")
             except (Mendable, OSError) as e:
                 say(f"recorded: {folder}, but no report: {e}")

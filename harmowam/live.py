@@ -36,6 +36,7 @@ from runtime.observe.profile import processor_shares, processor_ticks
 from runtime.policies import mode_of
 from runtime.robot import Robot
 from sim import server, tasks, trace
+from sim.overview import SCENE
 from sim.tasks import REST_S
 
 Say = Callable[[str], None]
@@ -106,7 +107,7 @@ def live(
     if run.compute.note:
         say(run.compute.note)
     how: dict[str, Any] = {"inject": inject, "compensate": compensate, "log": log}
-    how["facts"] = _started_with(robot, seconds, seed, faults)
+    how["facts"] = _started_with(robot, seconds, seed, faults, port) | {"task_drawn": task is None}
     with _reported(run), contextlib.ExitStack() as stack:
         slots = stack.enter_context(run_folder())
         stack.callback(_keep_motor_log, run, slots)
@@ -127,12 +128,14 @@ def live(
         return LiveRun(driver, run.bundle, run.report)
 
 
-def _started_with(robot: Robot, seconds: float, seed: int, faults: tuple[str, ...]) -> dict[str, Any]:
+def _started_with(robot: Robot, seconds: float, seed: int, faults: tuple[str, ...], port: str | None) -> dict[str, Any]:
     """Versions and arguments of the run, for its log."""
     return {
         "harmowam": __version__,
         "robot": robot.name,
         "robot_file": robot.path.read_text(),
+        "robot_path": str(robot.path),
+        "port": port,
         "seconds": seconds,
         "seed": seed,
         "faults": list(faults),
@@ -260,7 +263,7 @@ def true_for(condition: Callable[[], bool], seconds: float) -> Callable[[], bool
 
 def _drive(run: _Run, driver: Driver, session: ArmSession, seconds: float, stop_at_success: bool) -> None:
     """Arm and run `driver`; afterwards, also after an exception, add to the report what is known only at the end."""
-    ticks = processor_ticks()
+    ticks, clocks = processor_ticks(), server.clocks(session.slots) if run.robot.simulated else None
     until: Callable[[], bool] | None = None
     if stop_at_success and run.robot.simulated:
         until = true_for(lambda: bool(server.judged(session.slots, 0)["success_at_end"]), REST_S)
@@ -271,7 +274,7 @@ def _drive(run: _Run, driver: Driver, session: ArmSession, seconds: float, stop_
         driver.enable_torque(state_slot)
         driver.run(seconds, until)
     finally:
-        run.report.update(_verdict_and_load(driver, run.robot, session.slots, ticks))
+        run.report.update(_verdict_and_load(driver, session.slots, ticks, clocks))
 
 
 def _lower(run: _Run, driver: Driver, session: ArmSession, cameras: list[int]) -> None:
@@ -290,7 +293,8 @@ def _simulated(run: _Run, slots: Path, seed: int, faults: tuple[str, ...]) -> It
     draws the task where none was given."""
     fps = max(c.fps for c in run.robot.cameras.values())
     started = time.monotonic()
-    simulator, info = server.start(slots, seed, run.task, fps, faults=faults, terminal=False, robot=str(run.robot.path))
+    how: dict[str, Any] = {"robot": str(run.robot.path), "states": run.record and run.record / SCENE}
+    simulator, info = server.start(slots, seed, run.task, fps, faults=faults, terminal=False, **how)
     run.from_s += time.monotonic() - started
     run.task = info["instruction"]
     try:
@@ -304,13 +308,17 @@ def _simulated(run: _Run, slots: Path, seed: int, faults: tuple[str, ...]) -> It
             simulator.communicate()
 
 
-def _verdict_and_load(driver: Driver, robot: Robot, slots: Path, ticks: np.ndarray) -> dict[str, Any]:
-    """The simulator's verdict and the processor load; to be read when the loop ends, before the arm is lowered.
+def _verdict_and_load(driver: Driver, slots: Path, ticks: np.ndarray, clocks: server.Clocks | None) -> dict[str, Any]:
+    """The simulator's verdict and time, and the processor load; to be read when the loop ends, before the arm is
+    lowered.
 
-    `ticks`: `processor_ticks` at the start.
+    `ticks`, `clocks`: `processor_ticks` and the simulator's clocks (None: a real arm) at the start.
     """
-    judged = server.judged(slots, driver.counts.began_ns) if robot.simulated else {}
-    return {"processors": processor_shares(ticks, processor_ticks()), **judged}
+    load = {"processors": processor_shares(ticks, processor_ticks())}
+    if clocks is None:
+        return load
+    physics = server.passed(clocks, server.clocks(slots))
+    return {**load, "physics": physics, **server.judged(slots, driver.counts.began_ns)}
 
 
 def _facts(run: _Run, driver: Driver) -> dict[str, Any]:

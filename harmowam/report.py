@@ -21,8 +21,8 @@ from harmowam.options import UserError, errors
 def report(folder: Path, bundle: Path | None) -> None:
     """Make report.html and episode.mp4 in FOLDER, which `run --record FOLDER` wrote, perhaps on a robot without the
     packages for it."""
+    from harmowam.page import write_page
     from runtime.observe.episode import CONFIG, REPORT
-    from runtime.observe.report import write_report
 
     try:
         config, numbers = (json.loads((folder / name).read_text()) for name in (CONFIG, REPORT))
@@ -30,5 +30,5 @@ def report(folder: Path, bundle: Path | None) -> None:
         numbers["ticks"], numbers["stages"], numbers["health"]["changes"]  # what every report has
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{folder} holds no recorded run ({e!r}): name a folder that `run --record` wrote.") from e
-    write_report(bundle or recorded, folder, numbers)
+    write_page(bundle or recorded, folder, numbers)
     click.echo(f"report: {folder / 'report.html'}")

@@ -7,6 +7,7 @@ serial port and its camera slots, as it does with a real robot.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import select
@@ -15,6 +16,7 @@ import struct
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +47,9 @@ if TYPE_CHECKING:
 TRANSFER_NS = 8_000_000
 TRUTH_SLOT = "truth.slot"
 ROBOT = f"sim_{ARM.NAME}"  # default robot
-_TRUTH = struct.Struct("<qqdB63s")  # time, first success (0: none yet), simulated seconds, success now, failures so far
+# Time, first success (0: none yet), simulated seconds and how many of them were computed late, success now, failures so
+# far.
+_TRUTH = struct.Struct("<qqddB63s")
 SCORE_EVERY = 10  # servo periods between two judgements: 25 per second, like an evaluation's camera
 
 
@@ -92,27 +96,29 @@ def serve(
     faults: tuple[str, ...],
     terminal: bool,
     starter: int,
+    states: Path | None = None,
 ) -> int:
     """Run physics in real time and the servo bus on a pseudo-terminal, until SIGTERM or until `starter`, the process
     that started this one, ends.
 
     `robot`: file or name of a simulated robot, whose servos are on the bus. `faults`: NAME@SECONDS each, injected into
     the bus that long after the torque is first switched on. `terminal` False: the bus is on a Unix socket.
+    `states`: a file for the state of every picture (`sim.overview`).
     """
     from sim.plant import servos
-    from sim.trace import sample_start
+    from sim.trace import seeded_start
     from sim.world import SERVO_DT, World
 
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    rng = np.random.default_rng([seed, 7])
     described = load_robot(robot)
-    world = World(layout=sample_start(rng, described.family, task), family=described.family)
+    world = World(layout=seeded_start(seed, described.family, task), family=described.family)
     truth = SlotWriter(slots / TRUTH_SLOT, _TRUTH.size + world.visible.nbytes)
     for name in ("front", "wrist"):
         (slots / f"{name}.json").write_text(json.dumps(world.camera(name).to_json()))
-    cameras = subprocess.Popen([*_command(slots, robot, seed, task, fps), "--cameras"])
+    kept = [] if states is None else ["--states", str(states)]
+    cameras = subprocess.Popen([*_command(slots, robot, seed, task, fps), "--cameras", *kept])
     prefer(SIM_SERVO_PRIORITY)
     made, baud, where = servos(world, described.arm), described.arm.baud, slots / "servo-bus"
     bus = PtyBus(made, baud, link=where) if terminal else SocketBus(made, where, baud)
@@ -130,7 +136,8 @@ def serve(
                 bus.bus.faults.inject(name, now + int(seconds * 1e9))
             pending = []
         success = judge.look(now)
-        truth.write(_TRUTH.pack(now, judge.first_success, world.time_s, success, judge.failure), world.visible)
+        clock = world.time_s, ticker.missed * SERVO_DT
+        truth.write(_TRUTH.pack(now, judge.first_success, *clock, success, judge.failure), world.visible)
         if not announced and all(frames_path(slots, c).exists() for c in ("front", "wrist")):
             print(json.dumps({"port": bus.path, "instruction": world.instruction}), flush=True)
             announced = True
@@ -140,21 +147,25 @@ def serve(
     return 0
 
 
-def serve_cameras(slots: Path, robot: str, seed: int, task: str | None, fps: float, starter: int) -> int:
+def serve_cameras(
+    slots: Path, robot: str, seed: int, task: str | None, fps: float, starter: int, states: Path | None = None
+) -> int:
     """Render the newest state of the world at `fps` into camera slots, until `starter` ends.
 
     Each picture has the time stamp of its state and is delivered `TRANSFER_NS` after the tick, or after 0.8 of the
-    period where that is shorter (above 100 fps).
+    period where that is shorter (above 100 fps). `states`: a file for the state of every picture.
     """
-    from sim.trace import sample_start
+    from sim.overview import write_state
+    from sim.trace import seeded_start
     from sim.world import CAMERA_SIZE, World
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     arm = load_robot(robot).family
-    world = World(layout=sample_start(np.random.default_rng([seed, 7]), arm, task), family=arm)
+    world = World(layout=seeded_start(seed, arm, task), family=arm)
     truth = SlotReader(slots / TRUTH_SLOT)
     width, height = CAMERA_SIZE
     writers: dict[str, FrameWriter] = {}
+    recorded = None if states is None else states.open("wb", buffering=0)
     prefer(SIM_CAMERA_PRIORITY)
     ticker = Ticker(fps)
     transfer_ns = min(TRANSFER_NS, ticker.period_ns * 4 // 5)
@@ -163,7 +174,8 @@ def serve_cameras(slots: Path, robot: str, seed: int, task: str | None, fps: flo
         got = truth.read()
         if got is not None:
             t_ns = _TRUTH.unpack_from(got[0])[0]
-            frames = world.render_visible(np.frombuffer(got[0], np.float64, len(world.visible), _TRUTH.size))
+            state = np.frombuffer(got[0], np.float64, len(world.visible), _TRUTH.size)
+            frames = world.render_visible(state)
             prefer(TRANSFER_PRIORITY)
             while (early := due + transfer_ns - time.monotonic_ns()) > 0:
                 time.sleep(early * 1e-9)
@@ -171,6 +183,8 @@ def serve_cameras(slots: Path, robot: str, seed: int, task: str | None, fps: flo
                 if name not in writers:  # the slot appears with its first frame
                     writers[name] = FrameWriter(frames_path(slots, name), width, height)
                 writers[name].write(t_ns, frame)
+            if recorded is not None:
+                write_state(recorded, t_ns, state)
             prefer(SIM_CAMERA_PRIORITY)
     return 0
 
@@ -182,13 +196,35 @@ def judged(slots: Path, since_ns: int) -> dict[str, Any]:
     `failure`: kind of failure so far (`sim.score.TOLD`), "" during success.
     """
     got = SlotReader(slots / TRUTH_SLOT).read()
-    _, first, _, now, failure = _TRUTH.unpack_from(got[0]) if got is not None else (0, 0, 0.0, 0, b"")
+    _, first, _, _, now, failure = _TRUTH.unpack_from(got[0]) if got is not None else (0, 0, 0.0, 0.0, 0, b"")
     return {
         "success": first > since_ns,
         "success_after_s": round(max(first - since_ns, 0) * 1e-9, 2),
         "success_at_end": bool(now),
         "failure": "" if now else failure.rstrip(b"\0").decode(),
     }
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """The simulator's clock beside the wall's, s: monotonic time, simulated time, and how much of the latter was
+    computed late, because servo periods (4 ms) had been slept through."""
+
+    wall_s: float
+    simulated_s: float
+    late_s: float
+
+
+def clocks(slots: Path) -> Clocks:
+    """What the clocks show now, for reports only; simulated time is 0 before the simulator has begun."""
+    got = SlotReader(slots / TRUTH_SLOT).read()
+    _, _, simulated, late, *_ = _TRUTH.unpack_from(got[0]) if got is not None else (0, 0, 0.0, 0.0)
+    return Clocks(time.monotonic(), simulated, late)
+
+
+def passed(before: Clocks, after: Clocks) -> dict[str, float]:
+    """By how much each clock went on, s: `{"wall_s", "simulated_s", "late_s"}`."""
+    return {f.name: round(getattr(after, f.name) - getattr(before, f.name), 4) for f in dataclasses.fields(Clocks)}
 
 
 def start(
@@ -200,14 +236,16 @@ def start(
     faults: tuple[str, ...] = (),
     terminal: bool = True,
     robot: str = ROBOT,
+    states: Path | None = None,
 ) -> tuple[subprocess.Popen[str], dict[str, str]]:
     """Start the simulated robot `robot` (file or name); returns the process and {"port", "instruction"} when cameras
-    and bus are ready. Raises SimulatorError when they are not within `timeout_s`."""
+    and bus are ready. `states`: as in `serve`. Raises SimulatorError when they are not within `timeout_s`."""
     slots.mkdir(parents=True, exist_ok=True)
     for name in ("front", "wrist"):
         frames_path(slots, name).unlink(missing_ok=True)
     command = [*_command(slots, robot, seed, task, fps), *(x for f in faults for x in ("--fault", f))]
     command += [] if terminal else ["--socket"]
+    command += [] if states is None else ["--states", str(states)]
     # In a process session of its own, so that Ctrl-C reaches the parent only, which ends the simulator: a child that is
     # still importing would print a traceback.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -244,15 +282,15 @@ def main() -> int:
     parser.add_argument(
         "--socket", action="store_true", help="the servo bus on a Unix socket instead of a pseudo-terminal"
     )
+    parser.add_argument("--states", type=Path, help="file for the state of every picture (sim.overview)")
     parser.add_argument("--cameras", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--starter", type=int, default=os.getppid(), help="parent process; without it, this one ends")
     args = parser.parse_args()
     args.slots.mkdir(parents=True, exist_ok=True)
     if args.cameras:
-        return serve_cameras(args.slots, args.robot, args.seed, args.task, args.fps, args.starter)
-    return serve(
-        args.slots, args.robot, args.seed, args.task, args.fps, tuple(args.fault), not args.socket, args.starter
-    )
+        return serve_cameras(args.slots, args.robot, args.seed, args.task, args.fps, args.starter, args.states)
+    how = tuple(args.fault), not args.socket, args.starter, args.states
+    return serve(args.slots, args.robot, args.seed, args.task, args.fps, *how)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,11 @@ def sample_start(rng: np.random.Generator, arm: Family, instruction: str | None 
     return sample_layout(rng, instruction)
 
 
+def seeded_start(seed: int, arm: Family, instruction: str | None) -> Layout:
+    """The start that a simulated robot draws from a run's seed; `instruction` None draws that, too."""
+    return sample_start(np.random.default_rng([seed, 7]), arm, instruction)
+
+
 class Tracer:
     """Moves from the start to the circle and round it for `seconds`, with a disturbance. As in `sim.expert.Follower`,
     `step(dt)` gives the executed tool pose float64[6], `clean()` the plan."""

@@ -43,9 +43,8 @@ def compiled(task: str, family: Family = ARM) -> mujoco.MjModel:
     if not (ASSETS / f"arms/{family.NAME}.xml").is_file():
         raise WorldError(f"the arm family '{family.NAME}' has no simulated arm: add sim/assets/arms/{family.NAME}.xml.")
     files = {p.name: p.read_bytes() for p in (ASSETS / "table_top.xml", ASSETS / f"arms/{family.NAME}.xml")}
-    files["table_top.xml"] = files["table_top.xml"].replace(
-        f"arms/{ARM.NAME}.xml".encode(), f"{family.NAME}.xml".encode()
-    )
+    shown, own = f"arms/{ARM.NAME}.xml".encode(), f"{family.NAME}.xml".encode()
+    files["table_top.xml"] = files["table_top.xml"].replace(shown, own)
     model = mujoco.MjModel.from_xml_string((ASSETS / f"{task}.xml").read_text(), files)
     joints = tuple(model.joint(k).name for k in range(len(family.JOINTS)))
     if joints != family.JOINTS or model.nu != len(family.JOINTS):
@@ -108,8 +107,7 @@ class Scene:
         self.buttons = [m.joint(i).name for i in range(m.njnt) if m.joint(i).name.endswith("_button")]
 
     def dress(self, unseen: bool) -> None:
-        """Enable the seen or the unseen variant of every geom that has both; the other is invisible and does not
-        collide."""
+        """Enable the seen or unseen variant of every geom with both; the other is invisible, without collisions."""
         m = self.model
         m.geom_contype[:], m.geom_conaffinity[:], m.geom_rgba[:] = self.contype, self.conaffinity, self.rgba
         m.geom_type[:], m.geom_size[:], m.geom_pos[:], m.geom_aabb[:], m.geom_rbound[:] = self.shapes
@@ -332,15 +330,18 @@ class World:
         return np.append(self.data.qpos, [float(b in self.pressed) for b in self.scene.buttons])
 
     def render_visible(self, state: np.ndarray) -> dict[str, np.ndarray]:
-        """Pictures uint8[240, 320, 3] RGB of both cameras at `state` (see `visible`), without physics, for the camera
-        process."""
+        """Pictures uint8[240, 320, 3] RGB of both cameras at `state` (see `visible`), without physics."""
+        self.show(state)
+        return {name: self.render(name) for name in ("front", "wrist")}
+
+    def show(self, state: np.ndarray) -> None:
+        """Put everything that is visible where `state` (see `visible`) says, without physics."""
         self.data.qpos[:] = state[: self.model.nq]
         for name, lit in zip(self.scene.buttons, state[self.model.nq :], strict=True):
             if lit:
                 self._light(name)
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
-        return {name: self.render(name) for name in ("front", "wrist")}
 
     def close(self) -> None:
         for scene in self._scenes.values():

@@ -14,7 +14,6 @@ import numpy as np
 from common.files import write_whole
 from firmware_bridge.motion.messages import Command, Expert, JointState
 from firmware_bridge.motion.narrator import LOG_FILE
-from runtime.contracts import A
 from runtime.observe.log import LogWriter
 from runtime.observe.log_reader import read_log, read_meta
 from runtime.observe.records import CUT, DAMAGED, FrameRecord, FutureRecord, TickRecord
@@ -26,16 +25,15 @@ PICTURE_PERIOD_NS = 66_000_000  # a film shows about 15 pictures a second
 @dataclass(frozen=True)
 class Episode:
     """`t_ns` int64[n]: the fast steps; `picture_ns` int64[p]: capture times of the pictures that a film shows;
-    `command` (rad, NaN where a step gave none) and `gate` float32[n, ...], `expert` uint8[n], `sent_target`
-    float32[n,6]; `state_ns` int64[m] and `measured` float32[m,J] (rad): the motor process. `wire_ms` float64[k]:
-    capture to bytes on the wire of every command that got there. `gap` says why the log ends early, if it does."""
+    `command` (rad, NaN where a step gave none) and `gate` float32[n, ...], `expert` uint8[n]; `state_ns` int64[m] and
+    `measured` float32[m,J] (rad): the motor process. `wire_ms` float64[k]: capture to bytes on the wire of every
+    command that got there. `gap` says why the log ends early, if it does."""
 
     t_ns: np.ndarray
     picture_ns: np.ndarray
     command: np.ndarray
     gate: np.ndarray
     expert: np.ndarray
-    sent_target: np.ndarray
     state_ns: np.ndarray
     measured: np.ndarray
     wire_ms: np.ndarray
@@ -82,7 +80,6 @@ def load_episode(log: Path) -> Episode:
         np.array([nothing if c is None else c.q_rad for c in commands], np.float32).reshape(len(ticks), joints),
         np.array([0.0 if c is None else c.gate for c in commands], np.float32),
         np.array([Expert.NONE if c is None else c.expert for c in commands], np.uint8),
-        np.array([t.targets[2] for t in ticks], np.float32).reshape(len(ticks), A),
         np.array([s.t_ns for s in states], np.int64),
         np.array([s.q_rad for s in states], np.float32).reshape(len(states), joints),
         np.array(_wire_ms(states)),

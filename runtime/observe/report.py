@@ -3,48 +3,31 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import importlib.util
 import io
-import itertools
 import json
-import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from common.errors import Mendable
 from common.files import write_whole
-from firmware_bridge.motion.messages import Expert
+from firmware_bridge.arms import FAMILIES
 from runtime.bundle import Bundle
-from runtime.observe.episode import LOG, REPORT, Episode, load_episode, pictures
-from runtime.observe.records import FutureRecord
-from runtime.observe.verdict import verdict
-
-REACTIVE, PREDICTIVE, INK = "#2a78b5", "#d9632b", "#1d2733"
-HORIZONS = ("+0.4 s", "+0.8 s", "next grasp or release")
-AHEAD_S = (0.4, 0.8)  # of the first two
-SCALE = 2  # of the film
-NEAR_NS = 60_000_000  # a picture at most this far from an instant is shown for it
-
-
-class ReportError(Mendable):
-    """A recording that no page or film can be made of; one sentence and the next step."""
+from runtime.observe.again import again
+from runtime.observe.episode import CONFIG, LOG, REPORT, Episode, load_episode, pictures
+from runtime.observe.film import Overview, write_video
+from runtime.observe.profile import STAGES
+from runtime.observe.strip import NEAR_NS, film_strip, instants, moments
+from runtime.observe.timeline import INK, PREDICTIVE, REACTIVE, began_ns, events, figure, has_experts
+from runtime.observe.verdict import MISSED, verdict
 
 
 def lacking() -> list[str]:
     """Packages (pip's names) that `write_report` needs and that are not installed."""
     needed = {"jinja2": "jinja2", "matplotlib": "matplotlib", "imageio_ffmpeg": "imageio-ffmpeg"}
     return [package for module, package in needed.items() if importlib.util.find_spec(module) is None]
-
-
-def _png(rgb: np.ndarray) -> str:
-    ok, data = cv2.imencode(".png", rgb[..., ::-1])
-    assert ok
-    return "data:image/png;base64," + base64.b64encode(data.tobytes()).decode()
 
 
 def _figure(fig: Any) -> str:
@@ -56,67 +39,14 @@ def _figure(fig: Any) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Both pictures uint8[H, W, 3] side by side, the right one as high as the left one."""
-    if right.shape[0] != left.shape[0]:
-        width = round(right.shape[1] * left.shape[0] / right.shape[0])
-        right = cv2.resize(right, (width, left.shape[0]), interpolation=cv2.INTER_AREA)
-    return np.hstack([left, right])
-
-
-def _crop(rgb: np.ndarray, size: int) -> np.ndarray:
-    """The central square, as the policy sees it."""
-    h, w = rgb.shape[:2]
-    x = (w - h) // 2
-    return cv2.resize(rgb[:, x : x + h], (size, size), interpolation=cv2.INTER_AREA)
-
-
-def moments(episode: Episode, columns: int = 7) -> list[FutureRecord]:
-    """Predictions spread over the run."""
-    if not episode.futures:
-        return []
-    picks = np.linspace(0, len(episode.futures) - 1, columns + 2).astype(int)[1:-1]
-    return [episode.futures[i] for i in picks]
-
-
-def _came_true(shown: list[FutureRecord]) -> np.ndarray:
-    """int64[n,3]: when each of them was taken, and the instants that it predicted."""
-    return np.array([[r.t_capture_ns + int(a * 1e9) for a in (0.0, *AHEAD_S)] for r in shown], np.int64).reshape(-1, 3)
-
-
-def film_strip(
-    bundle: Bundle, start_ns: int, shown: list[FutureRecord], seen: dict[int, np.ndarray]
-) -> list[dict[str, Any]]:
-    """For `moments`: what the camera saw, what the world model predicted, and what came true. `seen`: front pictures by
-    capture time."""
-    if "decoder" not in bundle.manifest.engines:
-        return []
-    decoder, times = bundle.engine("decoder"), np.array(sorted(seen), np.int64)
-
-    def real(wanted: int) -> str | None:
-        t = times[np.argmin(np.abs(times - wanted))] if len(times) else 0
-        return _png(_crop(seen[int(t)], 96)) if len(times) and abs(int(t) - wanted) < NEAR_NS else None
-
-    out = []
-    for record, wanted in zip(shown, _came_true(shown)):
-        frames = decoder.run({"future": record.future.astype(np.float32)})["frames"]
-        predicted = [np.clip((f.transpose(1, 2, 0) + 1) * 127.5, 0, 255).astype(np.uint8) for f in frames]
-        saw, *real_ones = (real(int(w)) for w in wanted)
-        if saw is not None:
-            when = f"{(record.t_capture_ns - start_ns) * 1e-9:.1f} s"
-            out.append({"time": when, "saw": saw, "predicted": [_png(p) for p in predicted], "real": real_ones})
-    return out
-
-
-def plot_joints(episode: Episode, names: Sequence[str]) -> str:
-    """Commanded and measured angles of every joint; `names` [J]."""
+def plot_joints(episode: Episode, names: Sequence[str], zero_ns: int) -> str:
+    """Commanded and measured angles of every joint; `names` [J]; `zero_ns`: start of the time axis (monotonic)."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    start = episode.t_ns[0]
-    t, measured_at = (episode.t_ns - start) * 1e-9, (episode.state_ns - start) * 1e-9
+    t, measured_at = (episode.t_ns - zero_ns) * 1e-9, (episode.state_ns - zero_ns) * 1e-9
     rows = (len(names) + 1) // 2
     fig, axes = plt.subplots(rows, 2, figsize=(10, 1.8 * rows), sharex=True, squeeze=False)
     for ax in axes.T.ravel()[len(names) :]:
@@ -131,46 +61,6 @@ def plot_joints(episode: Episode, names: Sequence[str]) -> str:
     for ax in axes[-1]:
         ax.set_xlabel("s", fontsize=8)
     fig.supylabel("degrees", fontsize=8)
-    fig.tight_layout()
-    return _figure(fig)
-
-
-def plot_gate(episode: Episode) -> str:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    t = (episode.t_ns - episode.t_ns[0]) * 1e-9
-    fig, (a, b) = plt.subplots(2, 1, figsize=(10, 3.2), sharex=True, height_ratios=[1.4, 1])
-    for expert, colour, name in (
-        (Expert.REACTIVE, REACTIVE, "reactive in charge"),
-        (Expert.PREDICTIVE, PREDICTIVE, "predictive in charge"),
-    ):
-        for ax in (a, b):
-            ax.fill_between(
-                t,
-                0,
-                1,
-                where=episode.expert == expert,
-                color=colour,
-                alpha=0.22,
-                step="post",
-                transform=ax.get_xaxis_transform(),
-                label=name if ax is a else None,
-                lw=0,
-            )
-    a.plot(t, episode.gate, color=INK, lw=1.1)
-    a.axhline(0.5, color=INK, lw=0.6, ls=":")
-    a.set_ylabel("P(interaction)", fontsize=8)
-    a.set_ylim(-0.03, 1.03)
-    a.legend(fontsize=8, frameon=False, loc="lower right", ncols=2, bbox_to_anchor=(1, 1), borderaxespad=0)
-    b.plot(t, episode.sent_target[:, 2] * 1000, color=INK, lw=1.1)
-    b.set_ylabel("tool height, mm", fontsize=8)
-    b.set_xlabel("s", fontsize=8)
-    for ax in (a, b):
-        ax.grid(alpha=0.25)
-        ax.tick_params(labelsize=8)
     fig.tight_layout()
     return _figure(fig)
 
@@ -191,78 +81,72 @@ def plot_wire(milliseconds: np.ndarray) -> str:
     return _figure(fig)
 
 
-def _captioned(episode: Episode, t_ns: int, both: np.ndarray) -> np.ndarray:
-    """The picture enlarged, with the expert in charge and the gate written on it."""
-    picture = cv2.resize(both, None, fx=SCALE, fy=SCALE, interpolation=cv2.INTER_LINEAR)
-    k = int(np.searchsorted(episode.t_ns, t_ns).clip(0, len(episode.t_ns) - 1))
-    expert = Expert(int(episode.expert[k]))
-    colour = {Expert.REACTIVE: (42, 120, 181), Expert.PREDICTIVE: (217, 99, 43)}.get(expert, (90, 90, 90))
-    cv2.rectangle(picture, (0, 0), (picture.shape[1], 30), colour, -1)
-    seconds = max((t_ns - int(episode.t_ns[0])) * 1e-9, 0.0)
-    who = {Expert.NONE: "no plan yet", Expert.PLAN: "follows its plan"}.get(
-        expert, f"{expert.name.lower()} expert   P(interaction) {episode.gate[k]:.2f}"
-    )
-    text = f"{seconds:5.1f} s   {who}"
-    cv2.putText(picture, text, (10, 21), cv2.FONT_HERSHEY_SIMPLEX, 0.58, (255, 255, 255), 1, cv2.LINE_AA)
-    return picture
-
-
-def _encoder(path: Path, width: int, height: int, fps: float) -> subprocess.Popen[bytes]:
-    """ffmpeg, which takes RGB pictures and writes H.264."""
-    import imageio_ffmpeg
-
-    taken = f"-f rawvideo -pix_fmt rgb24 -s {width}x{height} -r {fps:.3f} -i -"
-    given = "-c:v libx264 -pix_fmt yuv420p -crf 23 -movflags +faststart"
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *taken.split(), *given.split(), str(path)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE)
-
-
-def write_video(episode: Episode, shown: Iterable[tuple[int, dict[str, np.ndarray]]], path: Path) -> None:
-    """Front and wrist view side by side, `shown` by capture time (`runtime.observe.episode.pictures`). Raises
-    ReportError."""
-    shown = iter(shown)
-    first = next(shown, None)
-    if first is None or not {"front", "wrist"} <= first[1].keys():
-        raise ReportError(
-            "the recording holds no pictures of both cameras, so there is no film and no page: check the cables and "
-            "record again."
-        )
-    height, width = (SCALE * n for n in _beside(first[1]["front"], first[1]["wrist"]).shape[:2])
-    between = np.diff(episode.picture_ns)
-    partial = path.with_name("episode.partial.mp4")
-    encoder = _encoder(partial, width, height, 1e9 / float(np.median(between)) if len(between) else 15.0)
-    assert encoder.stdin is not None
-    try:
-        for t_ns, frames in itertools.chain([first], shown):
-            picture = _captioned(episode, t_ns, _beside(frames["front"], frames["wrist"]))
-            encoder.stdin.write(np.ascontiguousarray(picture).tobytes())
-        encoder.stdin.flush()
-    except BrokenPipeError:
-        pass  # the encoder has ended and said why
-    with contextlib.suppress(BrokenPipeError):
-        encoder.stdin.close()
-    if encoder.wait():
-        partial.unlink(missing_ok=True)
-        raise ReportError(f"{path} cannot be encoded (see above): make room there, or name another folder.")
-    partial.replace(path)
-
-
-def _filmed(log: Path, episode: Episode, path: Path, near: np.ndarray) -> dict[int, np.ndarray]:
-    """Write the film; returns the front pictures near the instants `near` (ns) by their capture times."""
+def _filmed(
+    folder: Path, episode: Episode, report: dict[str, Any], near: np.ndarray, overview: Overview | None
+) -> dict[int, np.ndarray]:
+    """Write the film into `folder`; returns the front pictures near the instants `near` (ns) by their capture times."""
     kept: dict[int, np.ndarray] = {}
 
     def shown() -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        for t_ns, frames in pictures(log, episode.picture_ns):
+        for t_ns, frames in pictures(folder / LOG, episode.picture_ns):
             if "front" in frames and np.any(np.abs(near - t_ns) < NEAR_NS):
                 kept[t_ns] = frames["front"]
             yield t_ns, frames
 
-    write_video(episode, shown(), path)
+    write_video(episode, shown(), folder / "episode.mp4", report, overview)
     return kept
 
 
-def write_report(bundle_path: Path, folder: Path, report: dict[str, Any]) -> None:
-    """`report.html`, `report.json` and `episode.mp4` from the log in `folder` and the run's numbers.
+def in_order(stages: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Name, words and numbers of each stage of a report, in the order in which a picture passes them; stages of other
+    names last."""
+    names = [s for s in STAGES if s in stages] + sorted(stages.keys() - STAGES.keys())
+    return [(name, STAGES.get(name, name), stages[name]) for name in names]
+
+
+def kept_time(report: dict[str, Any]) -> str:
+    """Whether the simulator's physics kept to the clock, in words; "" for a real arm."""
+    physics = report.get("physics")
+    if physics is None:
+        return "not recorded" if "success" in report else ""
+    late = physics["late_s"] / max(physics["wall_s"], 1e-9)
+    apart = abs(physics["simulated_s"] - physics["wall_s"]) / max(physics["wall_s"], 1e-9)
+    told = f"{physics['simulated_s']:.2f} s simulated in {physics['wall_s']:.2f} s by the clock, {late:.1%} of it late"
+    return f"{'yes' if max(late, apart) < MISSED else 'no'}: {told}"
+
+
+def _facts(bundle_path: Path, folder: Path, report: dict[str, Any]) -> tuple[list[tuple[str, str]], str]:
+    """What identifies the run, by name, and the command that runs it again ("" without a config)."""
+    path = folder / CONFIG
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    rows = {
+        "task": report.get("task"),
+        "seed of the start": config.get("seed"),
+        "robot": report.get("robot"),
+        "policy": f"{report.get('policy')}, of kind {report.get('kind')}",
+        "bundle": report.get("bundle"),
+        "SHA-256 of its manifest": config.get("bundle_sha256"),
+        "engine": f"{report.get('engine')}, {report.get('quantization')}",
+        "faults injected": ", ".join(config.get("faults", ())),
+        "harmowam": config.get("harmowam"),
+        "physics kept real time": kept_time(report),
+    }
+    known = [(name, str(value)) for name, value in rows.items() if value not in (None, "")]
+    return known, again(config, bundle_path) if config else ""
+
+
+def _start(episode: Episode, names: Sequence[str]) -> str:
+    """The measured joint angles at the first fast step, in words."""
+    if not len(episode.state_ns):
+        return ""
+    k = int(np.searchsorted(episode.state_ns, episode.t_ns[0]).clip(0, len(episode.state_ns) - 1))
+    angles = np.degrees(episode.measured[k])
+    return ", ".join(f"{name.replace('_', ' ')} {angle:.1f}°" for name, angle in zip(names, angles, strict=True))
+
+
+def write_report(bundle_path: Path, folder: Path, report: dict[str, Any], overview: Overview | None = None) -> None:
+    """`report.html`, `report.json` and `episode.mp4` from the log in `folder` and the run's numbers. `overview` gives
+    the film's pictures of the whole scene.
 
     A run that ended before the first picture, or left no log in `folder`, has a page without pictures and no film.
     Raises ReportError, LogError, BundleError.
@@ -271,23 +155,30 @@ def write_report(bundle_path: Path, folder: Path, report: dict[str, Any]) -> Non
 
     logged = "log" in report and (folder / LOG).is_file()
     episode = load_episode(folder / LOG) if logged and report["ticks"] else None
+    known, command = _facts(bundle_path, folder, report)
     seen: dict[str, Any] = {"driven": False, "unlogged": not logged and report["ticks"] > 0}
+    seen |= {"known": known, "again": command}
     if episode is not None and len(episode.t_ns):
         chosen = moments(episode)
-        fronts = _filmed(folder / LOG, episode, folder / "episode.mp4", _came_true(chosen))
+        wanted = instants(episode, chosen)
+        fronts = _filmed(folder, episode, report, wanted, overview)
         bundle = Bundle.load(bundle_path)
-        strip = film_strip(bundle, int(episode.t_ns[0]), chosen, fronts)
-        seen |= {"driven": True, "gap": episode.gap, "strip": strip, "gate": plot_gate(episode)}
-        experts = bool(np.isin(episode.expert, (Expert.REACTIVE, Expert.PREDICTIVE)).any())
+        names, family = [j.name for j in bundle.manifest.joints], FAMILIES[bundle.manifest.arm_family]
         seen.update(
-            joints=plot_joints(episode, [j.name for j in bundle.manifest.joints]),
+            driven=True,
+            gap=episode.gap,
+            start=_start(episode, names),
+            events=events(episode, report),
+            timeline=_figure(figure(episode, report, family)),
+            strip=film_strip(bundle, began_ns(episode, report), chosen, wanted, fronts),
+            joints=plot_joints(episode, names, began_ns(episode, report)),
             wire=plot_wire(episode.wire_ms),
-            experts=experts,
+            experts=has_experts(episode),
         )
     else:
         (folder / "episode.mp4").unlink(missing_ok=True)  # of an earlier run
     template = jinja2.Environment(autoescape=True).from_string((Path(__file__).parent / "report.html.j2").read_text())
-    stages = sorted(report["stages"].items())
-    page = template.render(r=report, verdict=verdict(report), horizons=HORIZONS, stages=stages, **seen)
+    stages = in_order(report["stages"])
+    page = template.render(r=report, verdict=verdict(report), stages=stages, **seen)
     for name, text in (("report.html", page), (REPORT, json.dumps(report, indent=1, sort_keys=True) + "\n")):
         write_whole(folder / name, text)

@@ -147,7 +147,7 @@ def test_a_kind_that_a_user_added_runs_and_is_profiled_replayed_and_evaluated(to
     assert (report["kind"], report["policy"], report["engine"]) == ("toy", "nodding", "onnxruntime")
     assert report["commanded"] and set(report["stages"]) >= {"slow.chunk", "fast.handover", "fast.slot"}
     for page in (tmp_path / "rec" / "report.html").read_text(), remade(harmowam, tmp_path / "rec"):
-        assert "How high the tool was" in page and "what the world model predicted" not in page
+        assert "What happened when" in page and "what the world model predicted" not in page
     assert "identical, bit for bit" in harmowam("replay", tmp_path / "rec")
     assert "slow.chunk" in harmowam("profile", *on_the_bench, "--inject", "slow.chunk=5")
     undo_real_time()

@@ -1,6 +1,7 @@
 """A recorded run as arrays, as a film and as a page: also of cameras whose pictures are not alike, of what is missing
 and of old logs."""
 
+import base64
 import dataclasses
 import time
 
@@ -15,9 +16,11 @@ from runtime.cameras.frames import Frame
 from runtime.contracts import Observation, Prior
 from runtime.observe import report
 from runtime.observe.episode import PICTURE_PERIOD_NS, Episode, load_episode, pictures
+from runtime.observe.film import BAR, DARK, GREEN, LAST_S, RED, ReportError, outcome, write_video
 from runtime.observe.log import LogWriter
 from runtime.observe.records import FutureRecord
-from runtime.observe.report import ReportError, film_strip, lacking, moments, write_video
+from runtime.observe.report import lacking
+from runtime.observe.strip import COLUMNS, NEVER, film_strip, instants, moments
 from tests.tiny import tiny_bundle
 
 S = 1_000_000_000
@@ -69,7 +72,7 @@ def test_an_episode_comes_back(tmp_path):
     episode = load_episode(log)
     assert len(episode.t_ns) == 30 and episode.t_ns[0] == S + 5 and not episode.gap
     assert np.isnan(episode.command[0]).all() and np.array_equal(episode.command[29], SIX + 29)
-    assert np.array_equal(episode.measured[3], SIX + 3) and np.array_equal(episode.sent_target[3], SIX + 2)
+    assert np.array_equal(episode.measured[3], SIX + 3)
     assert episode.expert.tolist()[:4] == [0, 2, 1, 2] and episode.gate.tolist()[:2] == [0, 0.5]
     assert np.diff(episode.picture_ns).min() >= PICTURE_PERIOD_NS and len(episode.picture_ns) == 8
     shown = list(pictures(log, episode.picture_ns))
@@ -91,8 +94,8 @@ def test_a_log_without_fast_steps_or_without_states_is_an_episode_that_lacks_the
             log.tick(S, obs, {}, -1, None, np.stack([SIX] * 3), reset=False, sent=False)
         log.close()
         episode = load_episode(tmp_path / name)
-        sizes = episode.command.shape, episode.sent_target.shape, episode.measured.shape
-        assert sizes == (((0, 6), (0, 6), (1, 6)) if name == "no steps" else ((1, 6), (1, 6), (0, 6)))
+        sizes = episode.command.shape, episode.measured.shape
+        assert sizes == (((0, 6), (1, 6)) if name == "no steps" else ((1, 6), (0, 6)))
 
 
 def test_each_command_on_the_wire_counts_once(tmp_path):
@@ -107,28 +110,67 @@ def test_a_log_that_was_cut_off_is_an_episode_up_to_there(tmp_path):
     assert len(episode.t_ns) == 30 and "was not finished" in episode.gap
 
 
+TOLD = {"task": "put the red cube on the plate", "seconds": 0.6, "success": True, "success_after_s": 0.3}
+TOLD |= {"success_at_end": True}
+
+
+def first_and_last(path):
+    film = cv2.VideoCapture(str(path))
+    count = int(film.get(cv2.CAP_PROP_FRAME_COUNT))
+    read = [film.read()[1].astype(int) for _ in range(count)]
+    return film, count, read[0], read[-1]
+
+
 def test_a_film_of_two_cameras_of_different_size(tmp_path):
     """Pictures of 64x48 beside some of 100x90, which are shown as high as the others (53x48); twice as large in the
-    film."""
+    film, under two lines of text. The last picture stays, under the verdict in green."""
     log = recorded(tmp_path / "run.mcap")
     episode = load_episode(log)
-    write_video(episode, pictures(log, episode.picture_ns), tmp_path / "episode.mp4")
-    film = cv2.VideoCapture(str(tmp_path / "episode.mp4"))
-    read, picture = film.read()
-    assert read and picture.shape == (96, 2 * (64 + 53), 3) and film.get(cv2.CAP_PROP_FRAME_COUNT) == 8
+    write_video(episode, pictures(log, episode.picture_ns), tmp_path / "episode.mp4", TOLD)
+    film, count, picture, last = first_and_last(tmp_path / "episode.mp4")
+    assert picture.shape == (2 * BAR + 96, 2 * (64 + 53), 3) and count == 8 + round(LAST_S * 12.5)
     assert film.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5, abs=0.1)
-    assert abs(int(picture[80, 60].mean()) - 200) < 6 and abs(int(picture[80, 180].mean()) - 60) < 6
+    y = 2 * BAR + 80
+    assert abs(int(picture[y, 60].mean()) - 200) < 6 and abs(int(picture[y, 180].mean()) - 60) < 6
+    assert picture[2, 2] == pytest.approx(DARK[::-1], abs=12) and last[2, 2] == pytest.approx(GREEN[::-1], abs=12)
+
+
+def test_an_overview_stands_beside_the_cameras_and_is_black_where_it_is_not_known(tmp_path):
+    log = recorded(tmp_path / "run.mcap")
+    episode = load_episode(log)
+    whole = np.full((96, 128, 3), 120, np.uint8)
+    write_video(
+        episode,
+        pictures(log, episode.picture_ns),
+        tmp_path / "episode.mp4",
+        TOLD,
+        lambda t_ns: whole if t_ns > S else None,
+    )
+    _, _, picture, last = first_and_last(tmp_path / "episode.mp4")
+    assert picture.shape[1] == 2 * (64 + 53 + 64)
+    assert picture[-10, -10].mean() < 6 and last[-10, -10].mean() == pytest.approx(120, abs=6)
+
+
+def test_a_film_says_how_the_run_came_out_once_that_is_known():
+    assert outcome(TOLD, 0.2, last=False) == ("", DARK) and outcome(TOLD, 0.3, last=False) == ("done at 0.3 s", GREEN)
+    assert outcome(TOLD, 0.6, last=True) == ("done at 0.3 s", GREEN)
+    assert outcome({**TOLD, "success_at_end": False}, 0.6, last=True) == ("done, and undone since", GREEN)
+    assert outcome({"task": "t", "seconds": 1.0}, 1.0, last=True) == ("driven to the end", DARK)
+    failed = {**TOLD, "success": False, "success_at_end": False, "commanded": False, "held_s": 0.0, "ticks": 9}
+    failed |= {"health": {"changes": []}, "deadline_misses": 0, "refused_outputs": 0}
+    assert outcome(failed, 0.5, last=False) == ("", DARK)
+    assert outcome(failed, 0.6, last=True) == ("not done: no command came from the policy", RED)
 
 
 def test_a_recording_without_pictures_and_a_film_that_cannot_be_written_are_said_in_a_sentence(tmp_path, capfd):
     log = recorded(tmp_path / "run.mcap", wrist=None)
     episode = load_episode(log)
     with pytest.raises(ReportError, match=r"holds no pictures of both cameras.*record again"):
-        write_video(episode, pictures(log, episode.picture_ns), tmp_path / "episode.mp4")
+        write_video(episode, pictures(log, episode.picture_ns), tmp_path / "episode.mp4", TOLD)
     log = recorded(tmp_path / "more.mcap")
     with pytest.raises(ReportError, match=r"cannot be encoded \(see above\): make room there, or name another folder"):
         shown = list(pictures(log, episode.picture_ns)) * 10  # more than a pipe holds
-        write_video(episode, shown, tmp_path / "none" / "episode.mp4")
+        write_video(episode, shown, tmp_path / "none" / "episode.mp4", TOLD)
     assert "No such file or directory" in capfd.readouterr().err
 
 
@@ -136,23 +178,46 @@ def test_predictions_are_shown_beside_what_came_true(tmp_path):
     bundle = Bundle.load(tiny_bundle(tmp_path))
     future = FutureRecord(1, S, np.zeros((3, 16, 12, 12), np.float16))
     picture = np.zeros((48, 64, 3), np.uint8)
-    seen = {S + 10_000_000: picture, S + 400_000_000: picture}
-    (column,) = film_strip(bundle, S // 2, [future, dataclasses.replace(future, t_capture_ns=3 * S)], seen)
-    assert column["time"] == "0.5 s" and len(column["predicted"]) == 3
-    assert [shown is not None for shown in column["real"]] == [True, False]  # 0.8 s later nothing was recorded
+    seen = {S + 10_000_000: picture, S + 400_000_000: picture, 2 * S + 200_000_000: picture}
+    unseen = dataclasses.replace(future, t_capture_ns=3 * S)
+    wanted = np.array([[S, 1.4 * S, 1.8 * S, 2.2 * S], [3 * S, 3.4 * S, 3.8 * S, NEVER]], np.int64)
+    (column,) = film_strip(bundle, S // 2, [future, unseen], wanted, seen)
+    assert [(tile.caption, tile.predicted, tile.picture != "") for tile in column] == [
+        ("camera now, 0.5 s", False, True),
+        ("predicted: +0.4 s", True, True),
+        ("camera at 0.9 s (+0.4 s)", False, True),
+        ("predicted: +0.8 s", True, True),
+        ("camera at 1.3 s (+0.8 s)", False, False),
+        ("predicted: next grasp or release", True, True),
+        ("camera at 1.7 s (gripper event)", False, True),
+    ]
+    for tile in column:
+        if tile.picture:
+            raw = np.frombuffer(base64.b64decode(tile.picture.partition(",")[2]), np.uint8)
+            assert min(cv2.imdecode(raw, cv2.IMREAD_COLOR).shape[:2]) >= 160
+
+
+def test_a_prediction_is_of_the_next_grasp_or_release_and_of_none_after_the_last():
+    t = S * np.arange(1, 5, dtype=np.int64)
+    command = np.array([[1.0], [1.0], [0.0], [1.0]], np.float32)
+    episode = Episode(t, t, command, command[:, 0], np.zeros(4, np.uint8), t, command, np.zeros(0), ())
+    made = [FutureRecord(k, k * S, np.zeros((3, 16, 1, 1))) for k in (1, 3, 4)]
+    assert instants(episode, made)[:, 3].tolist() == [3 * S, 4 * S, NEVER]
+    assert (instants(episode, made)[0, :3] - S).tolist() == [0, 400_000_000, 800_000_000]
+    assert instants(episode, []).shape == (0, 4)
 
 
 def test_a_log_of_version_2_has_no_predictions_to_show(tmp_path):
     episode = load_episode(recorded(tmp_path / "run.mcap"))
-    assert len(moments(episode)) == 7 and moments(dataclasses.replace(episode, futures=())) == []
+    assert len(moments(episode)) == COLUMNS and moments(dataclasses.replace(episode, futures=())) == []
 
 
 @pytest.mark.parametrize("arm", FAMILIES.values(), ids=list(FAMILIES))
 def test_every_joint_has_a_plot_under_its_own_name(arm, monkeypatch):
     monkeypatch.setattr(report, "_figure", lambda fig: [a.get_title(loc="left") for a in fig.axes if a.get_visible()])
     some, n = np.zeros((4, len(arm.JOINTS)), np.float32), np.arange(4, dtype=np.int64)
-    episode = Episode(n, n, some, some[:, 0], n.astype(np.uint8), some[:, :6], n, some, np.zeros(0), ())
-    titles = report.plot_joints(episode, arm.JOINTS)
+    episode = Episode(n, n, some, some[:, 0], n.astype(np.uint8), n, some, np.zeros(0), ())
+    titles = report.plot_joints(episode, arm.JOINTS, 0)
     assert sorted(titles) == sorted(j.replace("_", " ") for j in arm.JOINTS)
 
 

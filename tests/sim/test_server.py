@@ -14,6 +14,7 @@ def test_pictures_are_handed_over_at_even_intervals_a_transfer_after_their_expos
     process, _ = server.start(tmp_path, 3, None, 50.0)
     try:
         front = FrameReader(frames_path(tmp_path, "front"))
+        before = server.clocks(tmp_path)
         arrived: list[int] = []
         age: list[int] = []
         seq = front.seq
@@ -23,9 +24,12 @@ def test_pictures_are_handed_over_at_even_intervals_a_transfer_after_their_expos
                 arrived.append(now)
                 age.append(now - frame.t_capture_ns)
         judged = server.judged(tmp_path, 0)
+        passed = server.passed(before, server.clocks(tmp_path))
     finally:
         process.terminate()
         process.communicate()
     assert not judged["success"] and judged["failure"].startswith("never got to the ")  # the arm is not armed
     assert np.median(np.abs(np.diff(arrived) - 20_000_000)) < 1_000_000
     assert server.TRANSFER_NS <= np.median(age) < server.TRANSFER_NS + 6_000_000  # physics ticks every 4 ms
+    assert passed["wall_s"] > 1 and passed["simulated_s"] == pytest.approx(passed["wall_s"], abs=0.1)
+    assert 0 <= passed["late_s"] < passed["wall_s"]
