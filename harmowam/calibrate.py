@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from common.files import barred
-from harmowam.calibrate_store import diff, history, open_store, rollback, store_option
+from harmowam.calibrate_store import diff, export, history, open_store, rollback, store_option
 from harmowam.options import UserError, errors, json_option, refuse_unused, robot_option, say, write_json
 
 BOARD = "charuco:11x8:0.024:0.018:4x4_50"  # fills an A4 sheet
@@ -29,7 +29,7 @@ def calibrate() -> None:
     """Recalibrate cameras and joints, and know when it is needed."""
 
 
-for verb in (history, rollback, diff):
+for verb in (history, rollback, diff, export):
     calibrate.add_command(verb)
 
 
