@@ -1,5 +1,5 @@
-"""The verbs of `harmowam calibrate` that look into its store: history, rollback, diff, export; and how a store is
-opened."""
+"""The verbs of `harmowam calibrate` that look into its store: history, rollback, diff, export; how a store is
+opened, and the options of the verbs that write to it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import click
 
 from harmowam.options import UserError, errors, json_option, robot_option, write_json
 
+camera_option = click.option("--camera", default="front", show_default=True, help="Camera of the robot file.")
+report_option = click.option(
+    "--report", type=click.Path(readable=False, path_type=Path), help="HTML report (default: out/calibrate/...)."
+)
 store_option = click.option(
     "--store",
     type=click.Path(readable=False, path_type=Path),
