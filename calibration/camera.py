@@ -159,12 +159,12 @@ def _impossible(camera: Camera) -> str:
     if len(camera.D) not in DISTORTION[camera.model]:
         return f"{len(camera.D)} numbers of distortion, which the {camera.model} model does not take"
     for key, pose in (("T_base_from_cam", camera.T_base_from_cam), ("T_tool_from_cam", camera.T_tool_from_cam)):
-        if pose is not None and not _rigid(pose):
+        if pose is not None and not rigid(pose):
             return f"a {key} that is no pose (a rotation and a place)"
     return ""
 
 
-def _rigid(T: np.ndarray) -> bool:
+def rigid(T: np.ndarray) -> bool:
     """Whether T float64[4,4] is a rotation and a translation; false for NaN. Files may hold rounded numbers."""
     R = T[:3, :3]
     turned = np.abs(R.T @ R - np.eye(3)).max() < ROUNDED and np.linalg.det(R) > 0

@@ -10,6 +10,7 @@ and Li's forms break on small noise and are not offered.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 
@@ -118,7 +119,8 @@ def solve(
     joints: tuple[str, ...] = (),
 ) -> HandEye:
     """One calibration without the comparison of halves. `sigma`: corner noise, px; `free_scale`: estimate the board's
-    scale; `joints`: names for error messages. Raises CalibrationError."""
+    scale; `joints`: names for error messages, () where the arm poses come from no joint angles. Raises
+    CalibrationError."""
     if mount not in ("base", "arm"):
         raise CalibrationError(f"mount '{mount}' is not known: a camera is fixed to the base or rides on the arm.")
     setup = Setup(mount, theta, model, forward, noise, sigma)
@@ -173,11 +175,16 @@ def _consistent(
         _enough(setup, views)
         X, Z, off = _park_and_deviations(setup, views, boards)
     if not few_bad or np.median(off) > 12 or np.isinf(off).any():
-        if turned := _turned_joints(setup, views, boards):
-            names = ", ".join(joints[k] if joints else f"joint {k + 1}" for k in turned)
+        if joints and (turned := _turned_joints(setup, views, boards)):
+            names = ", ".join(joints[k] for k in turned)
             raise CalibrationError(
                 f"{names} turned the other way than the angle says (with the sign changed, arm poses and pictures "
                 "agree): correct its direction (`harmowam calibrate joints --signs`), then repeat."
+            )
+        if not joints and _inverted(setup, views, boards):
+            raise CalibrationError(
+                "arm poses and pictures agree with each pose inverted: give the tool's pose in the base's frame, not "
+                "the base's in the tool's, and check --mount."
             )
         raise CalibrationError(
             "arm poses and pictures do not belong together: check that board and camera are firmly fixed, the "
@@ -236,6 +243,16 @@ def _turned_joints(setup: Setup, views: list[ArmView], boards: list[np.ndarray])
     return ()
 
 
+def _inverted(setup: Setup, views: list[ArmView], boards: list[np.ndarray]) -> bool:
+    """Whether the inverse of each arm pose agrees with the pictures."""
+    other = dataclasses.replace(setup, forward=lambda q: inverse(setup.forward(q)))
+    try:
+        _, _, off = _park_and_deviations(other, views, boards)
+    except CalibrationError:
+        return False
+    return float(np.median(off)) < 3
+
+
 def calibrate(
     mount: str,
     views: list[ArmView],
@@ -247,7 +264,7 @@ def calibrate(
     joints: tuple[str, ...] = (),
 ) -> tuple[HandEye, dict[str, float]]:
     """Solve with all views and with each half; returns the result and the halves' difference. Raises CalibrationError,
-    in which `joints` names the arm's.
+    in which `joints` names the arm's; () where the arm poses come from no joint angles.
 
     Refused: too few poses, rotation about one axis only, a wrong square size or focal length, a joint that turns the
     other way than its angle says, halves that differ more than their covariances allow.

@@ -34,8 +34,8 @@ def finish_hand_eye(
     joints: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Solve, store and report: the lens of the record `old` with a new pose. Returns the JSON of `calibrate hand-eye`
-    with "accepted", "hash" and "said" (lines for people). Raises CalibrationError; the stored calibration is untouched
-    then."""
+    with "accepted", "hash" and "said" (lines for people). `joints`: the arm's, () where its poses come from no joint
+    angles. Raises CalibrationError; the stored calibration is untouched then."""
     camera = camera_of(old)
     theta, model = theta_of(camera)
     sigma = max(float(old["uncertainty"].get("corner_noise_px", 0.15)), 0.05)
@@ -45,7 +45,8 @@ def finish_hand_eye(
     refused = [] if was is None else _no_better(h, was, old["uncertainty"])
     good = [v for v in views if v.name in h.kept]
     report.hand_eye_page(page, name, h, halves, moved, _maps(camera, h, good, was, forward), refused)
-    digest = None if dry_run or refused else _put(store, name, old, h, halves, views, board)
+    arms = [{"q": v.q.tolist()} if joints else {"T_base_from_tool": forward(v.q).tolist()} for v in views]
+    digest = None if dry_run or refused else _put(store, name, old, h, halves, views, arms, board)
     degrees, metres = h.sd
     out: dict[str, Any] = {
         "X": h.X.tolist(),
@@ -55,8 +56,8 @@ def finish_hand_eye(
         **halves,
         "poses_used": len(h.kept),
         "poses_rejected": [{"pose": v, "reason": r} for v, r in h.rejected],
-        "joint_offsets_deg": np.degrees(h.offsets).tolist(),
-        "joint_offsets_sd_deg": np.degrees(h.offsets_sd).tolist(),
+        "joint_offsets_deg": np.degrees(h.offsets).tolist() if joints else [],
+        "joint_offsets_sd_deg": np.degrees(h.offsets_sd).tolist() if joints else [],
         "pixel_rms": h.pixel_rms,
         "report": str(page),
         "hash": digest,
@@ -126,9 +127,11 @@ def _put(
     h: HandEye,
     halves: dict[str, float],
     views: list[ArmView],
+    arms: list[dict[str, Any]],
     board: str,
 ) -> str:
-    """Store the camera of the record `old` with the pose found and put it to use; returns the new record's hash."""
+    """Store the camera of the record `old` with the pose found and put it to use; returns the new record's hash.
+    `arms`: where the arm was at each view."""
     pose, on_tool = (h.X, None) if h.mount == "base" else (None, h.X)
     camera = dataclasses.replace(camera_of(old), name=name, T_base_from_cam=pose, T_tool_from_cam=on_tool)
     quality = {k: v for k, v in old["uncertainty"].items() if k.endswith("_px")}
@@ -150,9 +153,9 @@ def _put(
                         "name": v.name,
                         "points": v.points.tolist(),
                         "pixels": np.round(v.pixels, 4).tolist(),
-                        "q": v.q.tolist(),
+                        **arm,
                     }
-                    for v in views
+                    for v, arm in zip(views, arms, strict=True)
                 ],
             },
         )

@@ -270,9 +270,10 @@ def _hand_eye_table(h: HandEye, halves: dict[str, float], moved: tuple[float, fl
             "errors of arm poses",
             f"{1000 * h.arm_rms[1]:.1f} mm, {h.arm_rms[0]:.2f} degrees (chi2 a degree of freedom {h.chi2:.2f})",
         ),
-        ("joint offsets, degrees", ", ".join(f"{o:.2f} ± {s:.2f}" for o, s in offsets)),
         ("pixel RMS", f"{h.pixel_rms:.3f}"),
     ]
+    if h.offsets_sd.max() > 1e-6:  # rad; less: none were estimated
+        rows.append(("joint offsets, degrees", ", ".join(f"{o:.2f} ± {s:.2f}" for o, s in offsets)))
     if moved is not None:
         rows.append(("moved since the stored pose", f"{1000 * moved[1]:.1f} mm, {moved[0]:.2f} degrees"))
     return table(rows)

@@ -12,15 +12,21 @@ from typing import Any
 import click
 
 from common.files import barred
-from harmowam.calibrate_store import diff, history, open_store, rollback, store_option
+from harmowam.calibrate_hand_eye import hand_eye
+from harmowam.calibrate_store import (
+    camera_option,
+    diff,
+    export,
+    history,
+    open_store,
+    report_option,
+    rollback,
+    store_option,
+)
 from harmowam.options import UserError, errors, json_option, refuse_unused, robot_option, say, write_json
 
 BOARD = "charuco:11x8:0.024:0.018:4x4_50"  # fills an A4 sheet
 
-camera_option = click.option("--camera", default="front", show_default=True, help="Camera of the robot file.")
-report_option = click.option(
-    "--report", type=click.Path(readable=False, path_type=Path), help="HTML report (default: out/calibrate/...)."
-)
 images_option = click.option("--images", help="Pictures in a folder, as a quoted pattern, in place of the live camera.")
 
 
@@ -29,7 +35,7 @@ def calibrate() -> None:
     """Recalibrate cameras and joints, and know when it is needed."""
 
 
-for verb in (history, rollback, diff):
+for verb in (hand_eye, history, rollback, diff, export):
     calibrate.add_command(verb)
 
 
@@ -179,78 +185,6 @@ def intrinsics(
     write_json(json_path, result)
     if not result["accepted"]:
         sys.exit(1)
-
-
-@calibrate.command(name="hand-eye")
-@robot_option
-@camera_option
-@click.option(
-    "--board",
-    "text",
-    default="charuco:7x5:0.020:0.015:4x4_50",
-    show_default=True,
-    help="On the table, or in the gripper.",
-)
-@click.option(
-    "--mount", type=click.Choice(["base", "arm"]), default="base", show_default=True, help="Where the camera sits."
-)
-@click.option("--poses", default=15, show_default=True, help="How many the arm visits.")
-@click.option("--precision", default="0.5,2", show_default=True, help="The arm's own precision: degrees, mm.")
-@click.option("--offsets", default=0.5, show_default=True, help="Joint zero errors to estimate, degrees; 0: none.")
-@click.option("--port", help="Serial port (default: the robot file's).")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the poses.")
-@click.option("--dry-run", is_flag=True, help="Compute and report, store nothing.")
-@store_option
-@report_option
-@json_option
-@errors
-def hand_eye(
-    robot: str,
-    camera: str,
-    text: str,
-    mount: str,
-    poses: int,
-    precision: str,
-    offsets: float,
-    port: str | None,
-    seed: int,
-    dry_run: bool,
-    store: Path | None,
-    report: Path | None,
-    json_path: Path | None,
-) -> None:
-    """Where the camera is: the arm drives through safe poses while the camera watches a board."""
-    from calibration.board import Board
-    from calibration.views import ArmNoise
-    from harmowam.live_hand_eye import run_hand_eye
-    from runtime.robot import load_robot
-
-    try:
-        degrees, mm = (float(v) for v in precision.split(","))
-    except ValueError as e:
-        raise UserError(f"--precision {precision} is not two numbers: write DEGREES,MM, for example 0.5,2.") from e
-    if poses < 8 or degrees <= 0 or mm <= 0 or offsets < 0:
-        raise UserError("--poses must be 8 or more, --precision above zero and --offsets not negative: correct them.")
-    loaded = load_robot(robot)
-    if loaded.simulated:
-        refuse_unused("with a simulated robot, which brings its own bus and board", "port", "text")
-    result = run_hand_eye(
-        loaded,
-        open_store(store, robot),
-        camera,
-        Board.parse(text).for_poses(),
-        mount,
-        poses,
-        ArmNoise(degrees, mm / 1000, offsets),
-        port,
-        seed,
-        report or Path(f"out/calibrate/{camera}-hand-eye.html"),
-        dry_run,
-        say,
-    )
-    for line in result.pop("said"):
-        click.echo(line)
-    write_json(json_path, result)
 
 
 @calibrate.command()

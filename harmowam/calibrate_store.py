@@ -1,4 +1,5 @@
-"""The verbs of `harmowam calibrate` that look into its store: history, rollback, diff; and how a store is opened."""
+"""The verbs of `harmowam calibrate` that look into its store: history, rollback, diff, export; how a store is
+opened, and the options of the verbs that write to it."""
 
 from __future__ import annotations
 
@@ -9,6 +10,10 @@ import click
 
 from harmowam.options import UserError, errors, json_option, robot_option, write_json
 
+camera_option = click.option("--camera", default="front", show_default=True, help="Camera of the robot file.")
+report_option = click.option(
+    "--report", type=click.Path(readable=False, path_type=Path), help="HTML report (default: out/calibrate/...)."
+)
 store_option = click.option(
     "--store",
     type=click.Path(readable=False, path_type=Path),
@@ -89,3 +94,29 @@ def diff(name: str, old: str, new: str | None, robot: str, store: Path | None, j
             else f"{key.replace('_', ' '):32}{value}"
         )
     write_json(json_path, changes)
+
+
+@click.command()
+@click.argument("camera")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["opencv", "ros"]),
+    required=True,
+    help="cv2.FileStorage, or ROS's camera_info; both YAML.",
+)
+@click.option("--out", type=click.Path(readable=False, path_type=Path, dir_okay=False), required=True, help="The file.")
+@robot_option
+@store_option
+@json_option
+@errors
+def export(camera: str, form: str, out: Path, robot: str, store: Path | None, json_path: Path | None) -> None:
+    """Write the lens of CAMERA that is in use, for other programs; its pose has no place in either form."""
+    from calibration.camera_files import FORMATS
+    from calibration.records import camera_of
+    from calibration.store import write_result
+
+    record = open_store(store, robot).get(camera, kind="camera")
+    write_result(out, FORMATS[form](camera_of(record)).encode())
+    click.echo(f"{out}: the lens of {camera} ({record['hash'][:10]})")
+    write_json(json_path, {"file": str(out), "format": form, "hash": record["hash"]})
