@@ -59,6 +59,7 @@ def setup(
 ) -> None:
     """Write OUT/robot.toml with every key that a robot file can have, and its meaning. Servos are only read. A robot
     file that exists is never replaced."""
+    from runtime.cameras.v4l2 import plugged_in
     from runtime.robot import robot_of
     from runtime.robot_file import answering, filled, servos, shipped, text
 
@@ -74,7 +75,7 @@ def setup(
     wanted = filled(known, port, ())
     if lerobot is not None:
         _check_lerobot(lerobot, wanted)
-    looks = _named_cameras(pairs, known) if pairs else _ask_cameras(known, out, yes)
+    looks = _named_cameras(pairs, known) if pairs else ask_cameras(plugged_in(), known, out, yes)
     wanted = filled(wanted, port, [c for c, _ in looks], "calibration/joints" if lerobot else "")
     previews = {c.name: str(_write_preview(out, c.name, seen)) for c, seen in looks if seen is not None}
     if lerobot is not None:
@@ -87,7 +88,7 @@ def setup(
     _refuse_existing(file)
     _write(file, text(wanted))
     click.echo(f"robot file: {file}")
-    click.echo(f"next: {_next_step(file, port, len(answer) == len(servos(known)))} (docs/arm.md)")
+    click.echo(f"next: {_next_step(file, port, len(answer) == len(servos(known)), lerobot is not None)} (docs/arm.md)")
     numbers = {"robot": str(file), "family": known.family, "port": port, "servos": answer, "previews": previews}
     write_json(json_path, {**numbers, "cameras": {c.name: c.source for c, _ in looks}})
 
@@ -97,11 +98,13 @@ def _refuse_existing(file: Path) -> None:
         raise UserError(f"{file} exists and is not replaced: edit it, or name another folder with --out.")
 
 
-def _next_step(file: Path, port: str, all_answer: bool) -> str:
-    """The command of docs/arm.md that follows."""
-    if all_answer:
-        return f"look at the joints with `harmowam bus monitor --robot {file}`"
-    return f"number the servos with `harmowam bus set-id --port {port} --to 1`, one connected at a time"
+def _next_step(file: Path, port: str, all_answer: bool, calibrated: bool) -> str:
+    """The command of docs/arm.md that follows. What LeRobot calibrated has not had its directions checked."""
+    if not all_answer:
+        return f"number the servos with `harmowam bus set-id --port {port} --to 1`, one connected at a time"
+    look = f"look at the joints with `harmowam bus monitor --robot {file}`"
+    signs = f", then check their directions with `harmowam calibrate joints --signs --robot {file}`"
+    return look + signs if calibrated else look
 
 
 def _answer(yes: bool, option: str, question: str, default: str | None, check: Callable[[str], str]) -> str:
@@ -121,6 +124,7 @@ def _answer(yes: bool, option: str, question: str, default: str | None, check: C
     try:
         return str(click.prompt(question, default=default, value_proc=checked, err=True))
     except click.Abort as e:
+        click.echo(err=True)  # ends the line of the question
         if isinstance(e.__context__, EOFError):
             raise UserError(f"{question} was asked, and no answer came: give {option}, or --yes.") from e
         raise KeyboardInterrupt from e
@@ -222,14 +226,13 @@ def _named_cameras(pairs: list[tuple[str, str]], known: RobotFile) -> list[tuple
     return out
 
 
-def _ask_cameras(known: RobotFile, out: Path, yes: bool) -> list[tuple[CameraConfig, Look | None]]:
-    """The cameras that are plugged in, by the names that the user gives them; a picture of each is written first."""
+def ask_cameras(sources: list[str], known: RobotFile, out: Path, yes: bool) -> list[tuple[CameraConfig, Look | None]]:
+    """The cameras `sources` by the names that the user gives them; a picture of each is written to `out` first."""
     from runtime.cameras.preview import look
-    from runtime.cameras.v4l2 import plugged_in
     from runtime.robot_file import filled
 
     chosen: dict[str, tuple[CameraConfig, Look | None]] = {}
-    for source in plugged_in():
+    for source in sources:
         node = Path(source).resolve().name
         seen = look(_config(known, node, source))
         if seen is None:

@@ -15,6 +15,7 @@ from firmware_bridge.virtual.bus import VirtualBus
 from firmware_bridge.virtual.line import PtyBus
 from firmware_bridge.virtual.plant import KinematicPlant
 from harmowam.cli import main
+from harmowam.setup import ask_cameras
 from runtime.robot import RobotFile, load_robot
 from runtime.robot_file import servos, shipped
 from tests.command import harmowam, refusal
@@ -99,6 +100,10 @@ def test_a_lerobot_calibration_is_stored_and_used(family, port, cameras, tmp_pat
     assert done.exit_code == 0, done.output
     made = load_robot(str(out / "robot.toml"))
     assert made.joints_measured and made.arm.zero_step != load_robot(family).arm.zero_step
+    assert (
+        f"then check their directions with `harmowam calibrate joints --signs --robot {out / 'robot.toml'}`"
+        in done.output
+    )
     (kept,) = Store(out / "calibration").history("joints")
     assert kept["current"] and (out / "joints.html").is_file()
     again = tmp_path / "again"
@@ -165,3 +170,23 @@ def test_a_question_without_an_answer_names_the_option(family, tmp_path):
         assert made.exit_code == 0 and f"harmowam bus set-id --port {silent.path} --to 1`" in made.stdout
     finally:
         silent.close()
+
+
+def test_cameras_are_named_by_the_user_who_sees_their_pictures_first(tmp_path):
+    sources = [film(tmp_path / f"video{k}.avi", size=(96, 64)) for k in range(4)]
+    (tmp_path / "video4").write_text("no film")
+    answers = "\nfront\na b\nside\n-\n\n"
+    with CliRunner().isolation(input=answers) as (_, err, _):
+        looks = ask_cameras([*sources, str(tmp_path / "video4")], shipped("so101"), tmp_path / "arm", yes=False)
+        said = err.getvalue().decode()
+    assert [(c.name, c.source, c.calibration, c.width) for c, _ in looks] == [
+        ("front", sources[0], "calibration/front", 96),
+        ("side", sources[1], "calibration/side", 96),
+        ("wrist", sources[3], "calibration/wrist", 96),
+    ]
+    assert "a camera is called front already" in said and "the name 'a b' in 'camera' must be a name" in said
+    assert f"{tmp_path}/video4 gives no picture, and is left out" in said
+    assert f"picture of video2.avi: {tmp_path}/arm/preview-video2.avi.jpg" in said
+    assert [p.name for p in (tmp_path / "arm").iterdir()] == ["preview-video2.avi.jpg"]
+    taken = ask_cameras(sources[:3], shipped("so101"), tmp_path / "arm", yes=True)
+    assert [c.name for c, _ in taken] == ["front", "wrist"]
