@@ -256,8 +256,8 @@ def ask_cameras(sources: list[str], known: RobotFile, out: Path, yes: bool) -> l
             chosen[name] = (config, seen)
             picture.unlink()  # it is written again by the camera's name
     if not chosen:
-        sources = " and ".join(c.source for c in known.camera.values())
-        say(f"no camera was chosen: the robot file names {sources}, to be corrected")
+        kept = " and ".join(c.source for c in known.camera.values())
+        say(f"no camera was chosen: the robot file names {kept}, to be corrected")
     return list(chosen.values())
 
 

@@ -6,6 +6,7 @@ commented out.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -96,8 +97,8 @@ def filled(file: RobotFile, port: str, cameras: Iterable[CameraConfig], calibrat
     raw: dict[str, Any] = msgspec.to_builtins(file)
     raw["bus"]["port"] = port
     raw["arm"]["calibration"] = calibration
-    keys = ("source", "width", "height", "fps", "calibration", "marker", "delay_ms", "fourcc")
-    raw["camera"] = {c.name: {k: getattr(c, k) for k in keys} for c in cameras} or raw["camera"]
+    rows = [dataclasses.asdict(c) for c in cameras]
+    raw["camera"] = {row.pop("name"): row for row in rows} or raw["camera"]
     try:
         return shaped(raw, RobotFile)
     except Malformed as e:
