@@ -28,14 +28,17 @@ def bus() -> None:
     """The servo bus: scan, monitor, check, set-id, campaign."""
 
 
-def choice(ports: Iterable[ListPortInfo]) -> str:
-    """The serial adapters among `ports`, by the names that survive unplugging; where there is none, what to do."""
+def adapters(ports: Iterable[ListPortInfo]) -> dict[str, str]:
+    """The serial adapters among `ports`: descriptions by the names that survive unplugging."""
     from firmware_bridge.bus.port import lasting_name
 
-    adapters = [
-        p for p in ports if p.vid is not None or not p.name.startswith("ttyS")
-    ]  # ttyS: a PC's own, mostly unused
-    found = ", ".join(f"{lasting_name(p.device)} ({p.description})" for p in adapters)
+    real = [p for p in ports if p.vid is not None or not p.name.startswith("ttyS")]  # ttyS: a PC's own, mostly unused
+    return {lasting_name(p.device): p.description for p in real}
+
+
+def choice(ports: Iterable[ListPortInfo]) -> str:
+    """The serial adapters among `ports` in a sentence; where there is none, what to do."""
+    found = ", ".join(f"{name} ({description})" for name, description in adapters(ports).items())
     return f"plugged in: {found}" if found else "none is plugged in: plug the adapter in, and look again"
 
 

@@ -49,6 +49,7 @@ class Verbs(click.Group):
         "replay": "harmowam.replay",
         "report": "harmowam.report",
         "search-recipe": "harmowam.export",
+        "setup": "harmowam.setup",
         "tasks": "harmowam.tasks",
         "train": "harmowam.train",
     }

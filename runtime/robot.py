@@ -257,6 +257,12 @@ def load_robot(name_or_path: str, *, calibrated: bool = True) -> Robot:
         raise RobotError(f"robot file {name_or_path} cannot be read ({why}): give a path or one of {shipped}.") from e
     except Malformed as e:
         raise RobotError(f"robot file {path}: {e}: correct it (runtime/robots/so101.toml shows how).") from e
+    return robot_of(file, path, calibrated=calibrated)
+
+
+def robot_of(file: RobotFile, path: Path, *, calibrated: bool = True) -> Robot:
+    """The robot that `file`, which lies at `path` or shall lie there, describes; raises and `calibrated` as in
+    `load_robot`."""
     config = arm_config(file)
     measured = calibrated and bool(file.arm.calibration)
     if measured:  # a store's "joints" folder: measured zeros and ranges

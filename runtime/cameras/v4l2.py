@@ -7,6 +7,8 @@ import os
 import struct
 from pathlib import Path
 
+from firmware_bridge.bus.port import lasting_name
+
 CONTROL = struct.Struct("<Ii")  # struct v4l2_control: id, value (linux/videodev2.h, as all of these)
 VIDIOC_G_CTRL = 0xC008561B
 FOCUS_ABSOLUTE, FOCUS_AUTO = 0x009A090A, 0x009A090C
@@ -21,6 +23,21 @@ def is_device(source: str) -> bool:
 def node(source: str) -> str:
     """A camera's `source` with the device's path in place of its bare number, as OpenCV takes it."""
     return f"/dev/video{source}" if source.isdigit() else source
+
+
+def plugged_in(dev: Path = Path("/dev"), sys: Path = Path("/sys/class/video4linux")) -> list[str]:
+    """The cameras that Linux has, in the order of their numbers, by names that survive unplugging where there are any.
+    Of the nodes of one camera only the first gives pictures (a USB camera's second has the data about them)."""
+    numbers = sorted(int(p.name[5:]) for p in dev.glob("video[0-9]*") if p.name[5:].isdecimal())
+    first = [n for n in numbers if _index(sys / f"video{n}") == "0"]
+    return [lasting_name(str(dev / f"video{n}"), dev / "v4l/by-id") for n in first]
+
+
+def _index(folder: Path) -> str:
+    try:
+        return (folder / "index").read_text().strip()
+    except OSError:
+        return ""
 
 
 def serial(source: str) -> str | None:

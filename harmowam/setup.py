@@ -1,0 +1,278 @@
+"""`harmowam setup`: write the robot file of an arm from what is plugged in, options, and answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from common.errors import Mendable
+from harmowam.options import UserError, errors, json_option, say, write_json
+
+if TYPE_CHECKING:
+    from firmware_bridge.service import Found
+    from runtime.cameras.preview import Look
+    from runtime.robot import CameraConfig, RobotFile
+
+NAMES = ("front", "wrist")  # what the shipped checkpoint calls its cameras
+SKIP = "-"  # the answer that leaves a camera out
+IDS = range(1, 10)  # in which an arm of an unknown family is looked for
+
+
+@click.command(short_help="Write a robot file: port, cameras, kind of arm, LeRobot calibration.")
+@click.option("--family", help="Kind of arm (default: what its servos look like, and a question).")
+@click.option("--port", help="Serial port of the servo adapter (default: what is plugged in, and a question).")
+@click.option(
+    "--camera",
+    "named",
+    multiple=True,
+    metavar="NAME=SOURCE",
+    help="A camera, as front=/dev/video0 (repeatable; default: what is plugged in, and a question each).",
+)
+@click.option(
+    "--lerobot",
+    type=click.Path(readable=False, path_type=Path),
+    help="Take the joint calibration from LeRobot's JSON.",
+)
+@click.option(
+    "--out",
+    type=click.Path(readable=False, path_type=Path, file_okay=False),
+    default=Path("my_arm"),
+    show_default=True,
+    help="Folder of the robot file, its calibrations and a picture of each camera.",
+)
+@click.option("--yes", is_flag=True, help="Ask nothing: take what was found.")
+@json_option
+@errors
+def setup(
+    family: str | None,
+    port: str | None,
+    named: tuple[str, ...],
+    lerobot: Path | None,
+    out: Path,
+    yes: bool,
+    json_path: Path | None,
+) -> None:
+    """Write OUT/robot.toml with every key that a robot file can have, and its meaning. Servos are only read. A robot
+    file that exists is never replaced."""
+    from runtime.cameras.v4l2 import plugged_in
+    from runtime.robot import robot_of
+    from runtime.robot_file import answering, filled, servos, shipped, text
+
+    file = out / "robot.toml"
+    _refuse_existing(file)
+    pairs = [_pair(item, named) for item in named]
+    known = None if family is None else shipped(_family(family))
+    port = port or _ask_port(yes)
+    found = _look_for_servos(port, known)
+    known = known or shipped(_ask_family(found, yes))
+    answer = answering(known, found)
+    say(f"{len(answer)} of the {len(servos(known))} servos of a {known.family} answer on {port}")
+    wanted = filled(known, port, ())
+    if lerobot is not None:
+        _check_lerobot(lerobot, wanted)
+    looks = _named_cameras(pairs, known) if pairs else ask_cameras(plugged_in(), known, out, yes)
+    wanted = filled(wanted, port, [c for c, _ in looks], "calibration/joints" if lerobot else "")
+    previews = {c.name: str(_write_preview(out, c.name, seen)) for c, seen in looks if seen is not None}
+    if lerobot is not None:
+        from calibration.store import Store
+        from harmowam.calibration_joints import import_lerobot
+
+        robot = robot_of(wanted, file, calibrated=False)
+        said = import_lerobot(robot, Store(out / "calibration"), lerobot, out / "joints.html")["said"]
+        click.echo(said.rpartition("\nnext: ")[0])
+    _refuse_existing(file)
+    _write(file, text(wanted))
+    click.echo(f"robot file: {file}")
+    click.echo(f"next: {_next_step(file, port, len(answer) == len(servos(known)), lerobot is not None)} (docs/arm.md)")
+    numbers = {"robot": str(file), "family": known.family, "port": port, "servos": answer, "previews": previews}
+    write_json(json_path, {**numbers, "cameras": {c.name: c.source for c, _ in looks}})
+
+
+def _refuse_existing(file: Path) -> None:
+    if os.path.lexists(file):
+        raise UserError(f"{file} exists and is not replaced: edit it, or name another folder with --out.")
+
+
+def _next_step(file: Path, port: str, all_answer: bool, calibrated: bool) -> str:
+    """The command of docs/arm.md that follows. What LeRobot calibrated has not had its directions checked."""
+    if not all_answer:
+        return f"number the servos with `harmowam bus set-id --port {port} --to 1`, one connected at a time"
+    look = f"look at the joints with `harmowam bus monitor --robot {file}`"
+    signs = f", then check their directions with `harmowam calibrate joints --signs --robot {file}`"
+    return look + signs if calibrated else look
+
+
+def _answer(yes: bool, option: str, question: str, default: str | None, check: Callable[[str], str]) -> str:
+    """What the user answers to `question`, asked again until `check` takes it; with `yes` the default. Raises UserError
+    where there is none, or no input."""
+    if yes:
+        if default is None:
+            raise UserError(f"{question} is not known: give it with {option}.")
+        return check(default)
+
+    def checked(text: str) -> str:
+        try:
+            return check(text)
+        except (UserError, Mendable) as e:
+            raise click.BadParameter(str(e)) from e
+
+    try:
+        return str(click.prompt(question, default=default, value_proc=checked, err=True))
+    except click.Abort as e:
+        click.echo(err=True)  # ends the line of the question
+        if isinstance(e.__context__, EOFError):
+            raise UserError(f"{question} was asked, and no answer came: give {option}, or --yes.") from e
+        raise KeyboardInterrupt from e
+
+
+def _family(name: str) -> str:
+    from firmware_bridge.arms import UNUSABLE
+    from runtime.robot_file import families
+
+    if name in UNUSABLE:
+        raise UserError(f"arm family '{name}' is not usable: {UNUSABLE[name]}")
+    if name not in families():
+        raise UserError(f"arm family '{name}' is not known: name one of {', '.join(families())} with --family.")
+    return name
+
+
+def _ask_family(found: list[Found], yes: bool) -> str:
+    from runtime.robot_file import families, recognised
+
+    question = f"Kind of arm ({', '.join(families())})"
+    return _answer(yes, "--family", question, recognised(found), _family)
+
+
+def _ask_port(yes: bool) -> str:
+    """The port that the user chooses among the serial adapters, by number or name."""
+    from serial.tools.list_ports import comports
+
+    from harmowam.bus import adapters, choice
+
+    found = adapters(sorted(comports()))
+    if not found:
+        raise UserError(f"a serial adapter is needed, and {choice([])}, or name its port with --port.")
+    names = list(found)
+    for k, name in enumerate(names, 1):
+        say(f"{k}  {name}  ({found[name]})")
+
+    def chosen(text: str) -> str:
+        return names[int(text) - 1] if text.isdecimal() and 1 <= int(text) <= len(names) else text
+
+    return _answer(yes, "--port", "Port of the servo adapter", names[0] if len(names) == 1 else None, chosen)
+
+
+def _look_for_servos(port: str, known: RobotFile | None) -> list[Found]:
+    """The servos on `port`, read at the baud rate of a robot file. Raises PortError."""
+    from firmware_bridge.service import scan
+    from firmware_bridge.servos.models import MODELS
+    from runtime.robot_file import servos
+
+    if known is None:
+        return scan(port, IDS, bauds=(1_000_000,))
+    protocol = MODELS[known.arm.joint[0].model].protocol
+    return scan(port, [i for i, _ in servos(known)], (protocol,), (known.bus.baud,))
+
+
+def _check_lerobot(path: Path, wanted: RobotFile) -> None:
+    """Raises CalibrationError for a file that cannot be this arm's calibration, before anything is written."""
+    from calibration.joints_lerobot import from_lerobot
+    from runtime.robot import arm_config
+
+    config = arm_config(wanted)
+    from_lerobot(path, config)[0].apply(config)
+
+
+def _pair(item: str, every: tuple[str, ...]) -> tuple[str, str]:
+    """Name and source of a --camera."""
+    name, _, source = item.partition("=")
+    if not name or not source:
+        raise UserError(f"--camera {item}: write a name and a source, as --camera front=/dev/video0.")
+    if sum(other.partition("=")[0] == name for other in every) > 1:
+        raise UserError(f"--camera {name} is given twice: give each camera a name of its own.")
+    return name, source
+
+
+def _config(known: RobotFile, name: str, source: str) -> CameraConfig:
+    """A camera with the size and rate of the family's shipped robot file."""
+    from runtime.robot import CameraConfig
+
+    like = known.camera.get(name) or next(iter(known.camera.values()))
+    return CameraConfig(name, source, like.width, like.height, like.fps, f"calibration/{name}")
+
+
+def _named_cameras(pairs: list[tuple[str, str]], known: RobotFile) -> list[tuple[CameraConfig, Look | None]]:
+    """The cameras of --camera with what they show. Raises UserError for one that does not open."""
+    from runtime.cameras.preview import look
+    from runtime.cameras.sources import is_real
+    from runtime.robot_file import filled
+
+    configs = [_config(known, name, source) for name, source in pairs]
+    filled(known, known.bus.port, configs)  # names and sources that a robot file cannot hold are refused first
+    out: list[tuple[CameraConfig, Look | None]] = []
+    for config in configs:
+        seen = look(config) if is_real(config) else None
+        if seen is None and not config.source.startswith("slot:"):
+            raise UserError(
+                f"camera '{config.name}' gives no picture ({config.source}): plug it in, end the program that uses it, "
+                "or correct --camera."
+            )
+        out.append((config if seen is None else seen.config, seen))
+    return out
+
+
+def ask_cameras(sources: list[str], known: RobotFile, out: Path, yes: bool) -> list[tuple[CameraConfig, Look | None]]:
+    """The cameras `sources` by the names that the user gives them; a picture of each is written to `out` first."""
+    from runtime.cameras.preview import look
+    from runtime.robot_file import filled
+
+    chosen: dict[str, tuple[CameraConfig, Look | None]] = {}
+    for source in sources:
+        node = Path(source).resolve().name
+        seen = look(_config(known, node, source))
+        if seen is None:
+            say(f"{source} gives no picture, and is left out")
+            continue
+        size = f"{seen.config.width}x{seen.config.height} at {seen.config.fps:g} a second"
+        say(f"{source}: {size}")
+        picture = _write_preview(out, node, seen)
+        free = next((n for n in NAMES if n not in chosen), SKIP)
+
+        def unused(text: str, source: str = source) -> str:
+            if text in chosen:
+                raise UserError(f"a camera is called {text} already: give another name.")
+            if text != SKIP:
+                filled(known, known.bus.port, [_config(known, text, source)])
+            return text
+
+        name = _answer(yes, "--camera", f"Name of this camera ({SKIP} leaves it out)", free, unused)
+        if name != SKIP:
+            config = dataclasses.replace(seen.config, name=name, calibration=f"calibration/{name}")
+            chosen[name] = (config, seen)
+            picture.unlink()  # it is written again by the camera's name
+    if not chosen:
+        kept = " and ".join(c.source for c in known.camera.values())
+        say(f"no camera was chosen: the robot file names {kept}, to be corrected")
+    return list(chosen.values())
+
+
+def _write_preview(out: Path, name: str, seen: Look) -> Path:
+    path = out / f"preview-{name}.jpg"
+    _write(path, seen.jpeg)
+    say(f"picture of {name}: {path}")
+    return path
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    """Write the whole file or nothing; raises UserError."""
+    from common.files import write_whole
+
+    try:
+        write_whole(path, content)
+    except OSError as e:
+        raise UserError(f"{path} cannot be written ({e.strerror}): name another folder with --out.") from e
