@@ -1,0 +1,182 @@
+"""`harmowam rehearse`: the steps of docs/arm.md on a virtual arm, with the commands that a real one is set up with."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from harmowam.options import UserError, errors
+
+if TYPE_CHECKING:
+    from sim.rehearsal import VirtualArm
+
+# What the command asks with, and what a person does then: returns what is typed.
+Answer = tuple[str, Callable[[], str]]
+
+
+@dataclass
+class Rehearsal:
+    """A virtual arm, and the folder with its robot file. `ids` are those that the servos were given."""
+
+    folder: Path
+    ids: list[int] = field(default_factory=lambda: [*range(1, 7)])
+
+    @property
+    def port(self) -> str:
+        return str(self.folder / "usb-servo-adapter")
+
+    @property
+    def robot(self) -> Path:
+        return self.folder / "robot.toml"
+
+    def edit(self, old: str, new: str) -> None:
+        """Put `new` for `old` into the robot file, as one would by hand; a file that has it already is left alone."""
+        self.robot.write_text(self.robot.read_text().replace(old, new))
+        click.echo(f"  (by hand, in {self.robot}: {new.strip()})")
+
+    def command(self, *words: object, look: str, answers: Sequence[Answer] = (), code: int = 0) -> None:
+        """Run `harmowam` with `words` as a process; raises UserError when it does not end with exit code `code`."""
+        from common.python import module_command
+
+        said = [str(w) for w in words]
+        click.secho(f"\n$ harmowam {' '.join(said)}", bold=True)
+        click.echo(f"  look: {look}")
+        asked = subprocess.PIPE if answers else None
+        with subprocess.Popen(
+            module_command("harmowam.cli", *said),
+            stdin=asked or subprocess.DEVNULL,
+            stdout=asked,
+            stderr=subprocess.STDOUT if answers else None,
+        ) as process:
+            if answers:
+                _answer(process, list(answers))
+        if process.returncode != code:
+            raise UserError(f"`harmowam {' '.join(said)}` ended with exit code {process.returncode}, not {code}")
+
+
+def _answer(process: subprocess.Popen[bytes], answers: list[Answer]) -> None:
+    """Show what the process says, and type the next answer when it has asked for it."""
+    assert process.stdin is not None and process.stdout is not None
+    heard = ""
+    while said := os.read(process.stdout.fileno(), 4096).decode(errors="replace"):
+        click.echo(said, nl=False)
+        heard += said
+        while answers and answers[0][0] in heard:
+            question, act = answers.pop(0)
+            heard = heard.partition(question)[2]
+            typed = act()
+            click.echo(typed)
+            process.stdin.write(f"{typed}\n".encode())
+            process.stdin.flush()
+
+
+def number(r: Rehearsal, arm: VirtualArm) -> None:
+    from sim.rehearsal import new_servo, plugged_in
+
+    r.ids = []
+    for new in range(1, 7):
+        click.echo(f"\n(by hand: only servo {new} of 6 is connected)")
+        servo = new_servo()
+        with plugged_in(servo, Path(r.port)):
+            # every id at every baud rate takes most of a minute for each servo: the two options shorten it
+            one = ("bus", "set-id", "--port", r.port, "--protocol", "feetech", "--baud", 1_000_000, "--to", new)
+            yes = ("[y/N]", lambda: "y")
+            r.command(*one, look=f"one servo is found, and has id {new} at the end", answers=[yes])
+        r.ids += servo.ids
+    with plugged_in(_arm(r).servos, Path(r.port)):
+        scan = ("bus", "scan", "--port", r.port, "--protocol", "feetech", "--baud", 1_000_000)
+        r.command(*scan, look="six rows, ids 1 to 6, each reports nothing wrong")
+
+
+def watch(r: Rehearsal, arm: VirtualArm) -> None:
+    from sim.rehearsal import plugged_in
+
+    with plugged_in(arm.servos, Path(r.port)):
+        click.echo("\n(by hand: each joint is moved from stop to stop)")
+        arm.carry(*arm.every_joint(), looks=30)
+        monitor = ("bus", "monitor", "--robot", r.robot, "--seconds", 3)
+        r.command(*monitor, look="the row of the joint that is moved changes, and no other; without --seconds: Ctrl-C")
+        arm.servos.put(2, "mode", 1)  # what another program may have left
+        check = ("bus", "check", "--robot", r.robot)
+        r.command(*check, look="servo 2 still holds another program's mode, and the reason why that matters", code=2)
+        r.command(*check, "--fix", look='"6 servos hold what they must" in the last line')
+
+
+def joints(r: Rehearsal, arm: VirtualArm) -> None:
+    from sim.rehearsal import plugged_in
+
+    def moved() -> str:
+        arm.wait_for_hand()
+        return ""
+
+    def zero() -> str:
+        arm.carry(arm.zero_pose)
+        return moved()
+
+    def ranges() -> str:
+        arm.carry(*arm.every_joint())
+        return moved()
+
+    def turned(k: int) -> str:
+        return "y" if arm.q[k] > arm.zero_pose[k] + 0.05 else "n"
+
+    asked: list[Answer] = [("press Enter", lambda: ""), ("press Enter", ranges), ("Press Enter", zero)]
+    asked += [("(y/n)", functools.partial(turned, k)) for k in range(6)]
+    with plugged_in(arm.servos, Path(r.port)):
+        guided = ("calibrate", "joints", "--robot", r.robot, "--report", r.folder / "joints.html")
+        r.command(*guided, look="each joint moves by 5 degrees and turns the way the question says", answers=asked)
+    r.edit('# calibration = "calibration/joints" ', 'calibration = "calibration/joints" ')
+
+
+STEPS: tuple[tuple[str, Callable[[Rehearsal, VirtualArm], None]], ...] = (
+    ("number the servos", number),
+    ("look", watch),
+    ("joints", joints),
+)
+
+
+def _arm(r: Rehearsal) -> VirtualArm:
+    from sim.rehearsal import VirtualArm
+
+    return VirtualArm(r.ids)
+
+
+def _robot_file(r: Rehearsal) -> None:
+    """Copy the shipped robot file, with the virtual arm's port."""
+    from runtime.robot import SHIPPED
+
+    r.folder.mkdir(parents=True, exist_ok=True)
+    r.robot.write_text((SHIPPED / "so101.toml").read_text().replace('"/dev/ttyACM0"', f'"{r.port}"'))
+
+
+@click.command(short_help="Set up a virtual arm with the commands of docs/arm.md.")
+@click.option(
+    "--out",
+    type=click.Path(readable=False, path_type=Path, file_okay=False),
+    default=Path("out/rehearsal"),
+    show_default=True,
+    help="Folder for the robot file and its calibrations.",
+)
+@click.option("--step", type=click.IntRange(1, len(STEPS)), help="Only this step; those before it must be done.")
+@errors
+def rehearse(out: Path, step: int | None) -> None:
+    """Every step of docs/arm.md on virtual servos and a virtual board: each with the command that you will type on a
+    real arm, run here, and what to look for. What is done by hand is done by a script."""
+    r = Rehearsal(out)
+    if step is None or not r.robot.is_file():
+        _robot_file(r)
+    for k, (title, run) in enumerate(STEPS, 1):
+        if step not in (None, k):
+            continue
+        click.secho(f"\nstep {k} of docs/arm.md: {title}", bold=True)
+        try:
+            run(r, _arm(r))
+        except UserError as e:
+            raise UserError(f"step {k} ({title}): {e.message}: read what it says above, then `--step {k}`.") from e
