@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import shlex
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,12 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 
-from harmowam.options import UserError, errors
+from harmowam.options import UserError, bundle_option, errors
 
 if TYPE_CHECKING:
     from sim.rehearsal import VirtualArm
 
+TASK = "put the red cube on the plate"
+MOUNTS = (("front", ()), ("wrist", ("--camera", "wrist", "--mount", "arm")))  # and the options that say so
 # What the command asks with, and what a person does then: returns what is typed.
 Answer = tuple[str, Callable[[], str]]
 
@@ -26,6 +31,7 @@ class Rehearsal:
     """A virtual arm, and the folder with its robot file. `ids` are those that the servos were given."""
 
     folder: Path
+    bundle: Path
     ids: list[int] = field(default_factory=lambda: [*range(1, 7)])
 
     @property
@@ -46,7 +52,7 @@ class Rehearsal:
         from common.python import module_command
 
         said = [str(w) for w in words]
-        click.secho(f"\n$ harmowam {' '.join(said)}", bold=True)
+        click.secho(f"\n$ harmowam {shlex.join(said)}", bold=True)
         click.echo(f"  look: {look}")
         asked = subprocess.PIPE if answers else None
         with subprocess.Popen(
@@ -58,7 +64,7 @@ class Rehearsal:
             if answers:
                 _answer(process, list(answers))
         if process.returncode != code:
-            raise UserError(f"`harmowam {' '.join(said)}` ended with exit code {process.returncode}, not {code}")
+            raise UserError(f"`harmowam {shlex.join(said)}` ended with exit code {process.returncode}, not {code}")
 
 
 def _answer(process: subprocess.Popen[bytes], answers: list[Answer]) -> None:
@@ -112,22 +118,19 @@ def watch(r: Rehearsal, arm: VirtualArm) -> None:
 def joints(r: Rehearsal, arm: VirtualArm) -> None:
     from sim.rehearsal import plugged_in
 
-    def moved() -> str:
-        arm.wait_for_hand()
-        return ""
-
-    def zero() -> str:
-        arm.carry(arm.zero_pose)
-        return moved()
-
     def ranges() -> str:
         arm.carry(*arm.every_joint())
-        return moved()
+        arm.wait_for_hand()
+        return ""
 
     def turned(k: int) -> str:
         return "y" if arm.q[k] > arm.zero_pose[k] + 0.05 else "n"
 
-    asked: list[Answer] = [("press Enter", lambda: ""), ("press Enter", ranges), ("Press Enter", zero)]
+    asked: list[Answer] = [
+        ("press Enter", str),
+        ("press Enter", ranges),
+        ("Press Enter", str),
+    ]  # (str() is an empty line)
     asked += [("(y/n)", functools.partial(turned, k)) for k in range(6)]
     with plugged_in(arm.servos, Path(r.port)):
         guided = ("calibrate", "joints", "--robot", r.robot, "--report", r.folder / "joints.html")
@@ -135,10 +138,81 @@ def joints(r: Rehearsal, arm: VirtualArm) -> None:
     r.edit('# calibration = "calibration/joints" ', 'calibration = "calibration/joints" ')
 
 
+def emergency_stop(r: Rehearsal, arm: VirtualArm) -> None:
+    click.echo("\n(by hand: a switch in the arm's supply; a virtual arm has none, and needs none)")
+
+
+def cameras(r: Rehearsal, arm: VirtualArm) -> None:
+    from runtime.cameras.frames import frames_path
+
+    for camera, shipped in (("front", "/dev/video0"), ("wrist", "/dev/video2")):
+        r.edit(f'source = "{shipped}"', f'source = "slot:{frames_path(r.folder, camera)}"')
+    click.echo("  look: size and rate are what the cameras have (a virtual one is a slot that a program writes)")
+
+
+def lenses(r: Rehearsal, arm: VirtualArm) -> None:
+    from calibration.board import Board
+    from harmowam.calibrate import BOARD
+    from sim.rehearsal_cameras import filming, held_board
+
+    r.command("calibrate", "board", r.folder / "board.pdf", look="a page to print at 100 % and to measure")
+    for seed, (camera, mount) in enumerate(MOUNTS):
+        click.echo(f"\n(by hand: the board is held before the camera '{camera}', still in one place after the other)")
+        with filming(r.folder, camera, held_board(Board.parse(BOARD), seed), 12):
+            lens = ("calibrate", "intrinsics", "--robot", r.robot, "--views", 12, "--page", 0, *mount)
+            page = ("--report", r.folder / f"{camera}-intrinsics.html")
+            r.command(*lens, *page, look="it says how to hold the board; without --page 0 a page shows the picture")
+
+
+def hand_eye(r: Rehearsal, arm: VirtualArm) -> None:
+    from sim.rehearsal import plugged_in
+    from sim.rehearsal_cameras import bench, board_on_arm, filming
+
+    for seed, (camera, mount) in enumerate(MOUNTS):
+        made, pose = bench(camera, seed)
+        where = "in the gripper" if camera == "front" else "on the table"
+        click.echo(f"\n(by hand: a small board is {where}, and the arm is held so that '{camera}' sees it)")
+        arm.put(pose)
+        with plugged_in(arm.servos, Path(r.port)), filming(r.folder, camera, board_on_arm(made, arm, seed), 12):
+            eye = ("calibrate", "hand-eye", "--robot", r.robot, *mount)
+            page = ("--report", r.folder / f"{camera}-hand-eye.html")
+            r.command(*eye, *page, look="the arm moves by itself; corners at most poses; the precision at the end")
+
+
+def all_there(r: Rehearsal, arm: VirtualArm) -> None:
+    from sim.rehearsal import plugged_in
+
+    with plugged_in(arm.servos, Path(r.port)):
+        r.command("doctor", "--robot", r.robot, look='"0 that will not work" in the last line')
+
+
+def first_run(r: Rehearsal, arm: VirtualArm) -> None:
+    from runtime.robot import load_robot
+    from sim.rehearsal import plugged_in
+    from sim.rehearsal_cameras import empty_table, filming
+
+    if not r.bundle.is_dir():
+        raise UserError(f"there is no bundle {r.bundle}: make it with `./build.sh bundle`, or name one with --bundle")
+    described = load_robot(str(r.robot))
+    arm.put(np.array(described.arm.rest))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(plugged_in(arm.servos, Path(r.port)))
+        for camera, config in described.cameras.items():
+            stack.enter_context(filming(r.folder, camera, empty_table(), config.fps))
+        drive = ("profile", "--robot", r.robot, "--bundle", r.bundle, "--task", TASK, "--seconds", 5)
+        r.command(*drive, "--out", r.folder / "first", look="the arm moves; where the milliseconds went is on the page")
+
+
 STEPS: tuple[tuple[str, Callable[[Rehearsal, VirtualArm], None]], ...] = (
     ("number the servos", number),
     ("look", watch),
     ("joints", joints),
+    ("emergency stop", emergency_stop),
+    ("cameras", cameras),
+    ("lenses", lenses),
+    ("where the cameras are", hand_eye),
+    ("all there?", all_there),
+    ("first run", first_run),
 )
 
 
@@ -164,12 +238,13 @@ def _robot_file(r: Rehearsal) -> None:
     show_default=True,
     help="Folder for the robot file and its calibrations.",
 )
+@bundle_option
 @click.option("--step", type=click.IntRange(1, len(STEPS)), help="Only this step; those before it must be done.")
 @errors
-def rehearse(out: Path, step: int | None) -> None:
+def rehearse(out: Path, bundle: Path, step: int | None) -> None:
     """Every step of docs/arm.md on virtual servos and a virtual board: each with the command that you will type on a
     real arm, run here, and what to look for. What is done by hand is done by a script."""
-    r = Rehearsal(out)
+    r = Rehearsal(out, bundle)
     if step is None or not r.robot.is_file():
         _robot_file(r)
     for k, (title, run) in enumerate(STEPS, 1):

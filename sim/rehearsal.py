@@ -60,6 +60,10 @@ class VirtualArm:
         """True joint angles float64[6], rad."""
         return (self.plant.position - ZERO_STEP) * RAD_PER_STEP
 
+    def put(self, q: np.ndarray) -> None:
+        """Put the arm where its joints have the angles `q` float64[6] (rad)."""
+        self.plant.way.append(steps(q))
+
     def carry(self, *poses: np.ndarray, looks: int = QUICK) -> None:
         """Let the hand move the joints through `poses` (float64[6] rad each), from where they are; each way takes
         `looks` readings."""
