@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import click
 import numpy as np
 
-from harmowam.options import UserError, bundle_option, errors
+from common.errors import Mendable
+from harmowam.options import UserError, bundle_option, errors, write_text
 
 if TYPE_CHECKING:
     from sim.rehearsal import VirtualArm
@@ -36,7 +37,7 @@ class Rehearsal:
 
     @property
     def port(self) -> str:
-        return str(self.folder / "usb-servo-adapter")
+        return str(self.folder.absolute() / "usb-servo-adapter")  # absolute, as /dev/serial/by-id/NAME is
 
     @property
     def robot(self) -> Path:
@@ -44,7 +45,7 @@ class Rehearsal:
 
     def edit(self, old: str, new: str) -> None:
         """Put `new` for `old` into the robot file, as one would by hand; a file that has it already is left alone."""
-        self.robot.write_text(self.robot.read_text().replace(old, new))
+        write_text(self.robot, self.robot.read_text().replace(old, new))
         click.echo(f"  (by hand, in {self.robot}: {new.strip()})")
 
     def command(self, *words: object, look: str, answers: Sequence[Answer] = (), code: int = 0) -> None:
@@ -64,7 +65,10 @@ class Rehearsal:
             if answers:
                 _answer(process, list(answers))
         if process.returncode != code:
-            raise UserError(f"`harmowam {shlex.join(said)}` ended with exit code {process.returncode}, not {code}")
+            raise UserError(
+                f"`harmowam {shlex.join(said)}` ended with exit code {process.returncode}, not {code}: read what it "
+                "says above"
+            )
 
 
 def _answer(process: subprocess.Popen[bytes], answers: list[Answer]) -> None:
@@ -146,7 +150,7 @@ def cameras(r: Rehearsal, arm: VirtualArm) -> None:
     from runtime.cameras.frames import frames_path
 
     for camera, shipped in (("front", "/dev/video0"), ("wrist", "/dev/video2")):
-        r.edit(f'source = "{shipped}"', f'source = "slot:{frames_path(r.folder, camera)}"')
+        r.edit(f'source = "{shipped}"', f'source = "slot:{frames_path(r.folder.absolute(), camera)}"')
     click.echo("  look: size and rate are what the cameras have (a virtual one is a slot that a program writes)")
 
 
@@ -173,7 +177,7 @@ def hand_eye(r: Rehearsal, arm: VirtualArm) -> None:
         where = "in the gripper" if camera == "front" else "on the table"
         click.echo(f"\n(by hand: a small board is {where}, and the arm is held so that '{camera}' sees it)")
         arm.put(pose)
-        with plugged_in(arm.servos, Path(r.port)), filming(r.folder, camera, board_on_arm(made, arm, seed), 12):
+        with plugged_in(arm.servos, Path(r.port)), filming(r.folder, camera, board_on_arm(made, arm, seed), 6):
             eye = ("calibrate", "hand-eye", "--robot", r.robot, *mount)
             page = ("--report", r.folder / f"{camera}-hand-eye.html")
             r.command(*eye, *page, look="the arm moves by itself; corners at most poses; the precision at the end")
@@ -222,12 +226,19 @@ def _arm(r: Rehearsal) -> VirtualArm:
     return VirtualArm(r.ids)
 
 
-def _robot_file(r: Rehearsal) -> None:
-    """Copy the shipped robot file, with the virtual arm's port."""
+def _robot_file(r: Rehearsal, anew: bool) -> None:
+    """Copy the shipped robot file, with the virtual arm's port, where there is none or `anew`. Raises UserError for a
+    robot file with another port: it is another arm's, which would move."""
+    from harmowam.live import make_folder
     from runtime.robot import SHIPPED
 
-    r.folder.mkdir(parents=True, exist_ok=True)
-    r.robot.write_text((SHIPPED / "so101.toml").read_text().replace('"/dev/ttyACM0"', f'"{r.port}"'))
+    make_folder(r.folder, "--out")
+    there = r.robot.exists()
+    if there and f'port = "{r.port}"' not in r.robot.read_text():
+        raise UserError(f"{r.robot} is not the virtual arm's: name another folder with --out.")
+    if anew or not there:
+        text = (SHIPPED / "so101.toml").read_text().replace('port = "/dev/ttyACM0"', f'port = "{r.port}"')
+        write_text(r.robot, text)
 
 
 @click.command(short_help="Set up a virtual arm with the commands of docs/arm.md.")
@@ -245,13 +256,13 @@ def rehearse(out: Path, bundle: Path, step: int | None) -> None:
     """Every step of docs/arm.md on virtual servos and a virtual board: each with the command that you will type on a
     real arm, run here, and what to look for. What is done by hand is done by a script."""
     r = Rehearsal(out, bundle)
-    if step is None or not r.robot.is_file():
-        _robot_file(r)
+    _robot_file(r, anew=step is None)
     for k, (title, run) in enumerate(STEPS, 1):
         if step not in (None, k):
             continue
         click.secho(f"\nstep {k} of docs/arm.md: {title}", bold=True)
         try:
             run(r, _arm(r))
-        except UserError as e:
-            raise UserError(f"step {k} ({title}): {e.message}: read what it says above, then `--step {k}`.") from e
+        except (UserError, Mendable) as e:
+            why = e.message if isinstance(e, UserError) else str(e)
+            raise UserError(f"step {k} ({title}): {why.rstrip('.')}; then repeat with `--step {k}`.") from e

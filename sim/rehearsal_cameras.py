@@ -39,9 +39,12 @@ def held_board(board: Board, seed: int) -> Pictures:
 def bench(camera: str, seed: int) -> tuple[ArmBench, np.ndarray]:
     """Where camera "front" or "wrist" and its board are, and joint angles float64[6] (rad) at which it sees the
     board."""
-    mount, pose = ("base", ARM.UPRIGHT[:4]) if camera == "front" else ("arm", (0.0, -0.6, 0.4, 1.4))
-    exact = ArmNoise(offset_deg=0.0)
-    return ArmBench(mount, np.random.default_rng(seed), exact, camera=CAMERA), np.array([*pose, 0.0, ARM.SHUT])
+    rng, exact, jaw = np.random.default_rng(seed), ArmNoise(offset_deg=0.0), ARM.SHUT
+    if camera == "front":
+        return ArmBench("base", rng, exact, camera=CAMERA), np.array([*ARM.UPRIGHT[:4], 0.0, jaw])
+    made = ArmBench("arm", rng, exact, camera=CAMERA)
+    made.Z[0, 3] += 0.04  # the board lies where the arm can look at it from more sides
+    return made, np.array([0.0, -0.6, 0.4, 1.4, 0.0, jaw])
 
 
 def board_on_arm(where: ArmBench, arm: VirtualArm, seed: int) -> Pictures:
