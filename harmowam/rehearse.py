@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sim.rehearsal import VirtualArm
 
 TASK = "put the red cube on the plate"
-MOUNTS = (("front", ()), ("wrist", ("--camera", "wrist", "--mount", "arm")))  # and the options that say so
+MOUNTS = (("front", ()), ("wrist", ("--camera", "wrist", "--mount", "arm")))  # camera, and the options for it
 # What the command asks with, and what a person does then: returns what is typed.
 Answer = tuple[str, Callable[[], str]]
 
@@ -44,12 +44,15 @@ class Rehearsal:
         return self.folder / "robot.toml"
 
     def edit(self, old: str, new: str) -> None:
-        """Put `new` for `old` into the robot file, as one would by hand; a file that has it already is left alone."""
+        """Put `new` for `old` into the robot file, as one would by hand; a file without `old` has it already."""
         write_text(self.robot, self.robot.read_text().replace(old, new))
         click.echo(f"  (by hand, in {self.robot}: {new.strip()})")
 
     def command(self, *words: object, look: str, answers: Sequence[Answer] = (), code: int = 0) -> None:
-        """Run `harmowam` with `words` as a process; raises UserError when it does not end with exit code `code`."""
+        """Run `harmowam` with `words` as a process, and give `answers`, in order, when it asks.
+
+        `look`: what the user is to look for. Raises UserError when the process does not end with exit code `code`.
+        """
         from common.python import module_command
 
         said = [str(w) for w in words]
@@ -61,6 +64,7 @@ class Rehearsal:
             stdin=asked or subprocess.DEVNULL,
             stdout=asked,
             stderr=subprocess.STDOUT if answers else None,
+            bufsize=0,
         ) as process:
             if answers:
                 _answer(process, list(answers))
@@ -83,8 +87,8 @@ def _answer(process: subprocess.Popen[bytes], answers: list[Answer]) -> None:
             heard = heard.partition(question)[2]
             typed = act()
             click.echo(typed)
-            process.stdin.write(f"{typed}\n".encode())
-            process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # it has ended: its exit code says why
+                process.stdin.write(f"{typed}\n".encode())
 
 
 def number(r: Rehearsal, arm: VirtualArm) -> None:
@@ -130,11 +134,8 @@ def joints(r: Rehearsal, arm: VirtualArm) -> None:
     def turned(k: int) -> str:
         return "y" if arm.q[k] > arm.zero_pose[k] + 0.05 else "n"
 
-    asked: list[Answer] = [
-        ("press Enter", str),
-        ("press Enter", ranges),
-        ("Press Enter", str),
-    ]  # (str() is an empty line)
+    empty = str  # returns ""
+    asked: list[Answer] = [("press Enter", empty), ("press Enter", ranges), ("Press Enter", empty)]
     asked += [("(y/n)", functools.partial(turned, k)) for k in range(6)]
     with plugged_in(arm.servos, Path(r.port)):
         guided = ("calibrate", "joints", "--robot", r.robot, "--report", r.folder / "joints.html")
@@ -207,6 +208,7 @@ def first_run(r: Rehearsal, arm: VirtualArm) -> None:
         r.command(*drive, "--out", r.folder / "first", look="the arm moves; where the milliseconds went is on the page")
 
 
+# The rows of the table in docs/arm.md; each function prints and runs the row's commands.
 STEPS: tuple[tuple[str, Callable[[Rehearsal, VirtualArm], None]], ...] = (
     ("number the servos", number),
     ("look", watch),
