@@ -182,6 +182,8 @@ def hand_eye(r: Rehearsal, arm: VirtualArm) -> None:
             eye = ("calibrate", "hand-eye", "--robot", r.robot, *mount)
             page = ("--report", r.folder / f"{camera}-hand-eye.html")
             r.command(*eye, *page, look="the arm moves by itself; corners at most poses; the precision at the end")
+        x, y, z = made.X[:3, 3]
+        click.echo(f"  the virtual camera is at {x:.3f}, {y:.3f}, {z:.3f} m")
 
 
 def all_there(r: Rehearsal, arm: VirtualArm) -> None:

@@ -7,6 +7,7 @@ range.
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -91,7 +92,12 @@ class VirtualArm:
 
 @contextlib.contextmanager
 def plugged_in(servos: VirtualBus, port: Path) -> Iterator[None]:
-    """The servos on an adapter whose lasting name is `port`, with their power on."""
+    """The servos on an adapter whose lasting name is `port`, with their power on.
+
+    They answer from a thread: the others of the process have short turns meanwhile.
+    """
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(0.0005)
     prefer(SIM_SERVO_PRIORITY)  # real servos wait for no processor
     line = PtyBus(servos, link=port)
     prefer(0)
@@ -99,6 +105,7 @@ def plugged_in(servos: VirtualBus, port: Path) -> Iterator[None]:
         yield
     finally:
         line.close()
+        sys.setswitchinterval(interval)
 
 
 def new_servo() -> VirtualBus:
