@@ -46,6 +46,7 @@ class Verbs(click.Group):
         "evaluate": "harmowam.evaluate",
         "export": "harmowam.export",
         "profile": "harmowam.profile",
+        "rehearse": "harmowam.rehearse",
         "replay": "harmowam.replay",
         "report": "harmowam.report",
         "search-recipe": "harmowam.export",
