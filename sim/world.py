@@ -48,10 +48,8 @@ def compiled(task: str, family: Family = ARM) -> mujoco.MjModel:
     model = mujoco.MjModel.from_xml_string((ASSETS / f"{task}.xml").read_text(), files)
     joints = tuple(model.joint(k).name for k in range(len(family.JOINTS)))
     if joints != family.JOINTS or model.nu != len(family.JOINTS):
-        raise WorldError(
-            f"sim/assets/arms/{family.NAME}.xml has joints {', '.join(joints)}: it must have those of the family, an "
-            f"actuator each ({', '.join(family.JOINTS)})."
-        )
+        own = f"{', '.join(family.JOINTS)}, with an actuator each"
+        raise WorldError(f"sim/assets/arms/{family.NAME}.xml has joints {', '.join(joints)}: it must have {own}.")
     needed = {"body": ("base",), "site": ("tcp",), "camera": ("wrist",), "geom": ("fixed_jaw", "moving_jaw")}
     for kind, names in needed.items():
         for name in names:
