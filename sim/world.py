@@ -43,8 +43,8 @@ def compiled(task: str, family: Family = ARM) -> mujoco.MjModel:
     if not (ASSETS / f"arms/{family.NAME}.xml").is_file():
         raise WorldError(f"the arm family '{family.NAME}' has no simulated arm: add sim/assets/arms/{family.NAME}.xml.")
     files = {p.name: p.read_bytes() for p in (ASSETS / "table_top.xml", ASSETS / f"arms/{family.NAME}.xml")}
-    shown, own = f"arms/{ARM.NAME}.xml".encode(), f"{family.NAME}.xml".encode()
-    files["table_top.xml"] = files["table_top.xml"].replace(shown, own)
+    shown, file = f"arms/{ARM.NAME}.xml".encode(), f"{family.NAME}.xml".encode()
+    files["table_top.xml"] = files["table_top.xml"].replace(shown, file)
     model = mujoco.MjModel.from_xml_string((ASSETS / f"{task}.xml").read_text(), files)
     joints = tuple(model.joint(k).name for k in range(len(family.JOINTS)))
     if joints != family.JOINTS or model.nu != len(family.JOINTS):

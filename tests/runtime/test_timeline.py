@@ -44,6 +44,7 @@ RUN = {
     "prior_age_ms": SPREAD,
     "health": {"changes": [{"at_s": 0.0, "state": "running", "reasons": []}]},
     "stages": {"wire": ROW, "fast.take": ROW},
+    "log": {"dropped": 0},
     "success": True,
     "success_after_s": 0.75,
     "success_at_end": True,
