@@ -28,6 +28,7 @@ MOST_BAD = 0.3  # share of views that may contradict the others
 MOVED = "contradicts the others: the board or the camera was moved"
 BEHIND = "contradicts the others: by them its board is behind the camera"
 AGREE = 4.0  # standard deviations that two halves may differ
+MOST_CHI2 = 16.0  # of the arm's errors a degree of freedom: four times what ArmNoise says
 # Another focal length than the stored one looks like a board of another size or like a wrong arm.
 LENS = (
     "that the camera's focus and resolution are those at which its lens was calibrated (if not, set them back or run "
@@ -48,7 +49,8 @@ class HandEye:
     offsets_sd: np.ndarray
     scale: float  # of the board: 1 unless the square size is wrong
     scale_sd: float
-    arm_rms: tuple[float, float]  # errors of the arm poses: deg, m
+    arms: np.ndarray  # float64[kept,6] error of each arm pose: rotation rad, translation m, in the tool's frame
+    arm_rms: tuple[float, float]  # of all of them: deg, m
     pixel_rms: float
     kept: tuple[str, ...]
     rejected: tuple[tuple[str, str], ...]
@@ -144,6 +146,7 @@ def _result(setup: Setup, views: list[ArmView], rejected: list[tuple[str, str]],
         offsets_sd=np.sqrt(np.diag(covariance)[12 : 12 + J]),
         scale=state.scale,
         scale_sd=float(np.sqrt(covariance[-1, -1])),
+        arms=arm,
         arm_rms=(float(degrees), float(metres)),
         pixel_rms=adjusted.pixel_rms,
         kept=tuple(v.name for v in views),
@@ -277,7 +280,7 @@ def calibrate(
             "than the stored one: measure a square with a ruler and correct the board's size if it differs; if it "
             f"does not, check {LENS}."
         )
-    if whole.chi2 > 16:
+    if whole.chi2 > MOST_CHI2:
         raise CalibrationError(
             f"the arm contradicts the pictures {np.sqrt(whole.chi2):.0f} times as much as its precision explains: "
             f"check that board and camera are firmly fixed, the joint calibration, and {LENS}."

@@ -106,6 +106,9 @@ def _maps(
     rays, seen = lens.unproject(pixels, theta, model)
     return report.HandEyeMaps(
         size=(camera.width, camera.height),
+        views=tuple(
+            (v.name, len(r), float(np.sqrt((r**2).sum(1).mean()))) for v, r in zip(views, residuals, strict=True)
+        ),
         corners=np.concatenate(corners),
         residuals=np.concatenate(residuals),
         grid=grid,

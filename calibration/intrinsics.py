@@ -49,20 +49,34 @@ class Calibration:
             "board_rms_mm": 1000 * float(np.sqrt((self.fit.shape**2).sum(1).mean())),
         }
 
+    def limits(self) -> dict[str, float]:
+        """The most that a number of `quality` may be; the others are not judged."""
+        return {
+            "rms_px": 1.0,
+            "heldout_px": 1.5 * self.fit.rms + 0.1,
+            "crossval_median_px": 0.3,
+            "crossval_p90_px": 1.0,
+        }
+
     def verdict(self) -> list[str]:
         """Why this must not be used; empty when it may be."""
-        q = self.quality()
+        q, most = self.quality(), self.limits()
+        over = {k for k, limit in most.items() if q[k] > limit}
         out = []
-        if q["rms_px"] > 1.0:
-            out.append(f"RMS is {q['rms_px']:.2f} px (at most 1): pictures are blurred or the board is bent")
-        if q["heldout_px"] > 1.5 * q["rms_px"] + 0.1:
+        if "rms_px" in over:
             out.append(
-                f"views left out fit much worse ({q['heldout_px']:.2f} px) than those used ({q['rms_px']:.2f} px)"
+                f"RMS is {q['rms_px']:.2f} px (at most {most['rms_px']:.0f}): pictures are blurred or the board is bent"
             )
-        if q["crossval_median_px"] > 0.3 or q["crossval_p90_px"] > 1.0:
+        if "heldout_px" in over:
+            out.append(
+                f"views left out fit much worse ({q['heldout_px']:.2f} px, at most {most['heldout_px']:.2f}) than "
+                f"those used ({q['rms_px']:.2f} px)"
+            )
+        if over & {"crossval_median_px", "crossval_p90_px"}:
             out.append(
                 f"two halves of the views disagree by {q['crossval_median_px']:.2f} px (90 %: "
-                f"{q['crossval_p90_px']:.2f}; at most 0.30 and 1.00): take more, closer and more tilted views"
+                f"{q['crossval_p90_px']:.2f}; at most {most['crossval_median_px']:.2f} and "
+                f"{most['crossval_p90_px']:.2f}): take more, closer and more tilted views"
             )
         return out
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from calibration import intrinsics
-from calibration.hand_eye import HandEye
+from calibration.hand_eye import AGREE, MIN_POSES, MOST_CHI2, HandEye
 from calibration.joints import JointCalibration
+from calibration.lens_fit import Fit
 from calibration.lens_quality import tilt_spread
 from calibration.store import write_result
 
@@ -100,6 +101,13 @@ def table(rows: Sequence[tuple[str, str]]) -> str:
     )
 
 
+def wide_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Table with a line of names above its rows."""
+    cells = "".join(f"<th>{html.escape(h)}</th>" for h in head)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+    return f"<table><tr>{cells}</tr>{body}</table>"
+
+
 def page(path: Path, title: str, verdict: list[str], parts: Sequence[str]) -> None:
     """Write the page; `verdict` lists what is wrong, empty when all is well."""
     judged = "".join(f'<p class="bad">{html.escape(v)}.</p>' for v in verdict) or '<p class="ok">Accepted.</p>'
@@ -165,20 +173,35 @@ def intrinsics_page(
     sd = np.sqrt(np.diag(fit.covariance))
     numbers = [(n, f"{v:.4f} ± {s:.2g}") for n, v, s in zip(names, fit.theta, sd, strict=False)]
     parts += ["<h2>Parameters</h2>", table(numbers)]
+    parts += ["<h2>Views used</h2>", _views_table(fit)]
     if left_out:
         parts += ["<h2>Views left out</h2>", table(list(left_out))]
     page(path, f"Intrinsics of camera {name}", verdict, parts)
 
 
+def _views_table(fit: Fit) -> str:
+    """Each view's corners and the residuals of those that were used, worst first."""
+    rows = []
+    for view, residual, used in zip(fit.views, fit.residuals, fit.inlier, strict=True):
+        length = np.linalg.norm(residual[used] if used.any() else residual, axis=1)
+        rms, worst = float(np.sqrt((length**2).mean())), float(length.max())
+        rows.append((rms, (view.name, f"{int(used.sum())} of {len(used)}", f"{rms:.3f}", f"{worst:.3f}")))
+    ordered = [cells for _, cells in sorted(rows, key=lambda row: -row[0])]
+    return wide_table(("view", "corners used", "RMS, px", "largest, px"), ordered)
+
+
 def _intrinsics_table(name: str, c: intrinsics.Calibration, left_out: int) -> str:
-    fit, kept = c.fit, np.concatenate(c.fit.inlier)
-    views = f"{len(fit.views)} used, {left_out} left out; {int((~kept).sum())} of {len(kept)} corners left out"
+    fit, kept, most = c.fit, np.concatenate(c.fit.inlier), c.limits()
+    views = f"{len(fit.views)} used (at least {intrinsics.MIN_VIEWS}), {left_out} left out; {int((~kept).sum())} of {len(kept)} corners left out"
     return table(
         [
             ("camera", f"{name}, {fit.size[0]} x {fit.size[1]}, {fit.model}"),
             ("views", views),
-            ("tilt spread", f"{tilt_spread(fit.poses):.0f} degrees"),
-            *((k.replace("_", " "), f"{v:.3f}") for k, v in c.quality().items()),
+            ("tilt spread", f"{tilt_spread(fit.poses):.0f} degrees (at least {intrinsics.MIN_TILT:.0f})"),
+            *(
+                (k.replace("_", " "), f"{v:.3f}" + (f" (at most {most[k]:.3f})" if k in most else ""))
+                for k, v in c.quality().items()
+            ),
         ]
     )
 
@@ -208,11 +231,13 @@ def _lens_maps(c: intrinsics.Calibration) -> list[str]:
 
 @dataclass(frozen=True)
 class HandEyeMaps:
-    """What the page of a hand-eye calibration draws over a picture of `size`. `corners` float64[n,2] px and their
+    """What the page of a hand-eye calibration draws over a picture of `size`. `views`: name, number of corners and RMS of
+    the residuals (px) of each that was used; `corners` float64[n,2] px and their
     `residuals` (each picture's median taken out); `ray_sd_mm` float64[grid]: `HandEye.ray_sd` of the grid's pixels;
     `shifts` float64[n,2] px from each corner to where the stored pose would put it, None without one."""
 
     size: tuple[int, int]
+    views: tuple[tuple[str, int, float], ...]
     corners: np.ndarray
     residuals: np.ndarray
     grid: tuple[int, int]
@@ -251,24 +276,35 @@ def hand_eye_page(
         caption = "Before and after: where the stored pose would have put these corners (true length)."
         parts.append(figure(arrows(size, maps.corners, maps.shifts, 1.0), caption))
     parts.append("</div>")
+    parts += ["<h2>Poses used</h2>", _poses_table(h, maps)]
     if h.rejected:
         parts += ["<h2>Poses left out</h2>", table(list(h.rejected))]
     page(path, f"Pose of camera {name}", verdict, parts)
 
 
+def _poses_table(h: HandEye, maps: HandEyeMaps) -> str:
+    """Each pose's corners, residuals and the arm's error there."""
+    rows = []
+    for (name, corners, rms), error in zip(maps.views, h.arms, strict=True):
+        degrees, mm = np.degrees(np.linalg.norm(error[:3])), 1000 * np.linalg.norm(error[3:])
+        rows.append((name, str(corners), f"{rms:.3f}", f"{mm:.1f}", f"{degrees:.2f}"))
+    return wide_table(("pose", "corners", "RMS, px", "arm's error, mm", "arm's error, degrees"), rows)
+
+
 def _hand_eye_table(h: HandEye, halves: dict[str, float], moved: tuple[float, float] | None) -> str:
     degrees, metres = h.sd
-    sigmas = f"{halves['halves_sigma']:.1f} standard deviations"
+    sigmas = f"{halves['halves_sigma']:.1f} standard deviations, at most {AGREE:.0f}"
+    chi2 = f"{h.chi2:.2f}, at most {MOST_CHI2:.0f}"
     offsets = zip(np.degrees(h.offsets), np.degrees(h.offsets_sd), strict=True)
     rows = [
         ("mount", "fixed to the base" if h.mount == "base" else "on the arm"),
         ("position, m", ", ".join(f"{v:.4f}" for v in h.X[:3, 3])),
         ("standard deviation", f"{1000 * metres:.1f} mm, {degrees:.2f} degrees"),
         ("two halves differ by", f"{halves['halves_mm']:.1f} mm, {halves['halves_deg']:.2f} degrees ({sigmas})"),
-        ("poses", f"{len(h.kept)} used, {len(h.rejected)} left out"),
+        ("poses", f"{len(h.kept)} used (at least {MIN_POSES}), {len(h.rejected)} left out"),
         (
             "errors of arm poses",
-            f"{1000 * h.arm_rms[1]:.1f} mm, {h.arm_rms[0]:.2f} degrees (chi2 a degree of freedom {h.chi2:.2f})",
+            f"{1000 * h.arm_rms[1]:.1f} mm, {h.arm_rms[0]:.2f} degrees (chi2 a degree of freedom {chi2})",
         ),
         ("pixel RMS", f"{h.pixel_rms:.3f}"),
     ]

@@ -25,6 +25,17 @@ def test_from_pictures_to_a_camera_that_the_runtime_loads(pictures, tmp_path):
     assert abs(said["K"][0][0] / 920 - 1) < 0.001
     page = (tmp_path / "r.html").read_text()
     assert "Accepted" in page and page.count("<svg") == 5 and "<script" not in page and "http" not in page
+    rows = re.findall(r"<td>(\d\d\.png)</td><td>\d+ of \d+</td><td>([\d.]+)</td><td>([\d.]+)</td>", page)
+    assert len(rows) == said["views_used"] and all(float(rms) <= float(most) for _, rms, most in rows)
+    assert [rms for _, rms, _ in rows] == sorted((rms for _, rms, _ in rows), reverse=True)
+    judged = re.findall(r"<th>([a-z0-9 ]+)</th><td>[\d.]+ \(at most ([\d.]+)\)</td>", page)
+    limit = round(1.5 * said["rms_px"] + 0.1, 3)
+    assert {k: float(v) for k, v in judged} == {
+        "rms px": 1.0,
+        "heldout px": limit,
+        "crossval median px": 0.3,
+        "crossval p90 px": 1.0,
+    }
     # Fewer views of the same lens are no better: what is stored stays.
     first = Store(store).current_hash("front")
     again = calibrate("intrinsics", "--images", pictures / "0*.png", *options)

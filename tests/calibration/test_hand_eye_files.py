@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +127,20 @@ def test_the_tool_s_poses_give_it_without_a_word_on_joints(ending, hand_eye, sho
     assert "joint offsets" not in hand_eye.page.read_text()
     held = np.array(record["evidence"]["views"][0]["T_base_from_tool"])
     assert np.allclose(held, tool_poses(shots)["0.png"], atol=1e-9)
+
+
+def test_the_report_lists_each_pose_with_the_arm_s_error_there_and_each_limit(hand_eye, shots, tmp_path):
+    said = hand_eye(write(tmp_path / "table.csv", joint_rows(shots)))
+    assert said.exit_code == 0, said.output
+    page = hand_eye.page.read_text()
+    rows = re.findall(r"<td>(\d\.png)</td><td>(\d+)</td>" + r"<td>([\d.]+)</td>" * 3, page)
+    assert [name for name, *_ in rows] == [f"{k}.png" for k in range(10)]
+    corners, pixels, mm, degrees = np.array([row[1:] for row in rows], float).T
+    overall = re.search(r"<td>([\d.]+) mm, ([\d.]+) degrees \(chi2 a degree of freedom [\d.]+, at most 16\)", page)
+    assert corners.min() >= 6 and pixels.max() < 1
+    assert abs(np.sqrt((mm**2).mean()) - float(overall[1])) < 0.1
+    assert abs(np.sqrt((degrees**2).mean()) - float(overall[2])) < 0.01
+    assert "standard deviations, at most 4)" in page and "10 used (at least 8)" in page
 
 
 def test_three_ways_to_write_a_pose_are_read_as_the_same_pose(shots, tmp_path):
