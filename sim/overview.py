@@ -7,6 +7,7 @@ seed gives again, is put into these states and rendered.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -56,6 +57,7 @@ def overview(folder: Path, config: Mapping[str, Any]) -> Iterator[Callable[[int]
     if not robot.get("simulated") or not path.is_file():
         yield None
         return
+    os.environ.setdefault("MUJOCO_GL", "egl")  # must be set before anything imports mujoco
     import mujoco
 
     from sim.trace import seeded_start

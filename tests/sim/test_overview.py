@@ -1,6 +1,9 @@
 """The overview in the film of a simulated run: the scene as it was at each picture, rendered afterwards."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 
@@ -41,6 +44,19 @@ def test_the_overview_shows_the_things_where_they_were_at_that_picture(tmp_path)
     assert first.shape == (SIZE[1], SIZE[0], 3)
     (seen, before), (still, after) = red(first), red(later)
     assert min(seen, still) > 100 and abs(after - before) > 40
+
+
+def test_a_program_that_has_not_chosen_how_mujoco_draws_has_an_overview_too(tmp_path):
+    with (tmp_path / SCENE).open("wb", buffering=0) as states:
+        write_state(states, 10, World(layout=seeded_start(3, FAMILIES["so101"], TASK)).visible)
+    program = (
+        "import json, sys; from pathlib import Path; from sim.overview import overview\n"
+        "with overview(Path(sys.argv[1]), json.loads(sys.argv[2])) as at: print(at(10).shape)"
+    )
+    bare = {name: value for name, value in os.environ.items() if name not in ("MUJOCO_GL", "DISPLAY")}
+    command = [sys.executable, "-c", program, str(tmp_path), json.dumps(CONFIG)]
+    done = subprocess.run(command, capture_output=True, text=True, env=bare, check=False)
+    assert done.stdout.strip() == str((SIZE[1], SIZE[0], 3)), done.stderr[-2000:]
 
 
 def test_a_file_of_states_that_was_cut_off_is_read_up_to_there(tmp_path):
