@@ -262,7 +262,8 @@ def _robot_file(r: Rehearsal, anew: bool) -> None:
 @errors
 def rehearse(out: Path, bundle: Path, step: int | None) -> None:
     """Every step of docs/arm.md on virtual servos and a virtual board: each with the command that you will type on a
-    real arm, run here, and what to look for. What is done by hand is done by a script."""
+    real arm, run here, and what to look for. What is done by hand is done by a script. Takes about five minutes; beside
+    other work virtual servos may answer too late, and the arm then stops as a real one would."""
     r = Rehearsal(out, bundle)
     _robot_file(r, anew=step is None)
     for k, (title, run) in enumerate(STEPS, 1):

@@ -69,7 +69,7 @@ def _film(path: Path, pictures: Callable[[], Pictures], fps: float, starter: int
     writer, due = FrameWriter(path, *SIZE), time.monotonic()
     for picture in pictures():
         due = max(due + 1 / fps, time.monotonic())
-        time.sleep(due - time.monotonic() if due > time.monotonic() else 0)
+        time.sleep(max(due - time.monotonic(), 0.0))
         if os.getppid() != starter:
             return
         writer.write(time.monotonic_ns(), picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, 2))
