@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -162,8 +163,10 @@ def lenses(r: Rehearsal, arm: VirtualArm) -> None:
 
     r.command("calibrate", "board", r.folder / "board.pdf", look="a page to print at 100 % and to measure")
     for seed, (camera, mount) in enumerate(MOUNTS):
+        # of an earlier rehearsal: a lens that is no better than the stored one is refused
+        shutil.rmtree(r.folder / "calibration" / camera, ignore_errors=True)
         click.echo(f"\n(by hand: the board is held before the camera '{camera}', still in one place after the other)")
-        with filming(r.folder, camera, held_board(Board.parse(BOARD), seed), 12):
+        with filming(r.folder, camera, functools.partial(held_board, Board.parse(BOARD), seed), 12):
             lens = ("calibrate", "intrinsics", "--robot", r.robot, "--views", 12, "--page", 0, *mount)
             page = ("--report", r.folder / f"{camera}-intrinsics.html")
             r.command(*lens, *page, look="it says how to hold the board; without --page 0 a page shows the picture")
@@ -178,7 +181,8 @@ def hand_eye(r: Rehearsal, arm: VirtualArm) -> None:
         where = "in the gripper" if camera == "front" else "on the table"
         click.echo(f"\n(by hand: a small board is {where}, and the arm is held so that '{camera}' sees it)")
         arm.put(pose)
-        with plugged_in(arm.servos, Path(r.port)), filming(r.folder, camera, board_on_arm(made, arm, seed), 6):
+        seen = functools.partial(board_on_arm, made, arm.plant.joints, seed)
+        with plugged_in(arm.servos, Path(r.port)), filming(r.folder, camera, seen, 6):
             eye = ("calibrate", "hand-eye", "--robot", r.robot, *mount)
             page = ("--report", r.folder / f"{camera}-hand-eye.html")
             r.command(*eye, *page, look="the arm moves by itself; corners at most poses; the precision at the end")
@@ -205,7 +209,7 @@ def first_run(r: Rehearsal, arm: VirtualArm) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(plugged_in(arm.servos, Path(r.port)))
         for camera, config in described.cameras.items():
-            stack.enter_context(filming(r.folder, camera, empty_table(), config.fps))
+            stack.enter_context(filming(r.folder, camera, empty_table, config.fps))
         drive = ("profile", "--robot", r.robot, "--bundle", r.bundle, "--task", TASK, "--seconds", 5)
         r.command(*drive, "--out", r.folder / "first", look="the arm moves; where the milliseconds went is on the page")
 
@@ -258,7 +262,8 @@ def _robot_file(r: Rehearsal, anew: bool) -> None:
 @errors
 def rehearse(out: Path, bundle: Path, step: int | None) -> None:
     """Every step of docs/arm.md on virtual servos and a virtual board: each with the command that you will type on a
-    real arm, run here, and what to look for. What is done by hand is done by a script."""
+    real arm, run here, and what to look for. What is done by hand is done by a script. Takes about five minutes; beside
+    other work virtual servos may answer too late, and the arm then stops as a real one would."""
     r = Rehearsal(out, bundle)
     _robot_file(r, anew=step is None)
     for k, (title, run) in enumerate(STEPS, 1):

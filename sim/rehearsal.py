@@ -7,7 +7,7 @@ range.
 from __future__ import annotations
 
 import contextlib
-import sys
+import multiprocessing
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -36,11 +36,14 @@ class HeldPlant(KinematicPlant):
     def __init__(self, start: np.ndarray):
         super().__init__(start)
         self.way: deque[np.ndarray] = deque()
+        self.joints = multiprocessing.get_context("spawn").RawArray("d", len(start))  # rad, for other processes
 
     def present(self, now_ns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         with contextlib.suppress(IndexError):
             self.position = self.way.popleft()
-        return super().present(now_ns)
+        present = super().present(now_ns)
+        self.joints[:] = ((self.position - ZERO_STEP) * RAD_PER_STEP).tolist()
+        return present
 
 
 def steps(q: np.ndarray) -> np.ndarray:
@@ -92,12 +95,7 @@ class VirtualArm:
 
 @contextlib.contextmanager
 def plugged_in(servos: VirtualBus, port: Path) -> Iterator[None]:
-    """The servos on an adapter whose lasting name is `port`, with their power on.
-
-    They answer from a thread: the others of the process have short turns meanwhile.
-    """
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(0.0005)
+    """The servos on an adapter whose lasting name is `port`, with their power on."""
     prefer(SIM_SERVO_PRIORITY)  # real servos wait for no processor
     line = PtyBus(servos, link=port)
     prefer(0)
@@ -105,7 +103,6 @@ def plugged_in(servos: VirtualBus, port: Path) -> Iterator[None]:
         yield
     finally:
         line.close()
-        sys.setswitchinterval(interval)
 
 
 def new_servo() -> VirtualBus:

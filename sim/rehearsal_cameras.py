@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import threading
+import multiprocessing
+import os
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,6 @@ from calibration.views import ArmNoise
 from runtime.cameras.frames import FrameWriter, frames_path
 from sim.boards import look_at_board, render
 from sim.calibration_rig import LENS, ArmBench
-from sim.rehearsal import VirtualArm
 from sim.tasks import ARM
 
 SIZE = (640, 480)
@@ -47,11 +48,11 @@ def bench(camera: str, seed: int) -> tuple[ArmBench, np.ndarray]:
     return made, np.array([0.0, -0.6, 0.4, 1.4, 0.0, jaw])
 
 
-def board_on_arm(where: ArmBench, arm: VirtualArm, seed: int) -> Pictures:
-    """What the camera of `where` sees of its board, with the arm as it stands."""
+def board_on_arm(where: ArmBench, joints: Sequence[float], seed: int) -> Pictures:
+    """What the camera of `where` sees of its board; `joints` are the true angles (rad, 6) as they change."""
     rng = np.random.default_rng(seed)
     while True:
-        yield render(CAMERA, where.cam_from_board(ARM.tool(arm.q[:-1])), where.board, rng)
+        yield render(CAMERA, where.cam_from_board(ARM.tool(np.array(joints[:5]))), where.board, rng)
 
 
 def empty_table() -> Pictures:
@@ -62,26 +63,33 @@ def empty_table() -> Pictures:
         yield picture
 
 
+def _film(path: Path, pictures: Callable[[], Pictures], fps: float, starter: int) -> None:
+    """Write pictures into the slot `path`, at most `fps` a second, while process `starter` lives."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the arm is still lowered then
+    writer, due = FrameWriter(path, *SIZE), time.monotonic()
+    for picture in pictures():
+        due = max(due + 1 / fps, time.monotonic())
+        time.sleep(max(due - time.monotonic(), 0.0))
+        if os.getppid() != starter:
+            return
+        writer.write(time.monotonic_ns(), picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, 2))
+
+
 @contextlib.contextmanager
-def filming(folder: Path, camera: str, pictures: Pictures, fps: float) -> Iterator[None]:
-    """Write `pictures` as camera `camera`'s into `folder`, at most `fps` a second."""
-    writer, over = FrameWriter(frames_path(folder, camera), *SIZE), threading.Event()
-
-    def film() -> None:
-        due = time.monotonic()
-        for picture in pictures:
-            due = max(due + 1 / fps, time.monotonic())
-            if over.wait(due - time.monotonic()):
-                return
-            rgb = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, 2)
-            writer.write(time.monotonic_ns(), rgb)
-
-    thread = threading.Thread(target=film, name=f"camera {camera}", daemon=True)
-    thread.start()
+def filming(folder: Path, camera: str, pictures: Callable[[], Pictures], fps: float) -> Iterator[None]:
+    """Write `pictures` as camera `camera`'s into `folder`, from a process: in a thread, rendering would hold the
+    interpreter while a servo has to answer."""
+    path = frames_path(folder, camera)
+    path.unlink(missing_ok=True)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_film, args=(path, pictures, fps, os.getpid()), daemon=True
+    )
+    process.start()
     try:
+        while process.is_alive() and not path.exists():
+            time.sleep(0.02)
         yield
     finally:
-        over.set()
-        thread.join()
-        writer.close()
-        writer.path.unlink(missing_ok=True)
+        process.terminate()
+        process.join()
+        path.unlink(missing_ok=True)
