@@ -115,8 +115,12 @@ class Campaign:
 
     def start(self, seconds: float) -> subprocess.Popen[str]:
         """A run whose words go to a file: processes that outlive it would keep a pipe open."""
+        prefer(0)  # the run's own processes choose their priorities themselves
         with open(self.words_file, "w") as words:
-            return subprocess.Popen([*self.words, str(seconds)], stderr=words, stdout=subprocess.DEVNULL, text=True)
+            run = subprocess.Popen([*self.words, str(seconds)], stderr=words, stdout=subprocess.DEVNULL, text=True)
+        # Else this thread could lose its core while it holds the interpreter, and the virtual servos would fall silent.
+        prefer(3)
+        return run
 
     def end_of(self, run: subprocess.Popen[str]) -> tuple[bool, str]:
         """Whether the run ended within 60 s (else it is killed), and what it said."""
