@@ -115,7 +115,7 @@ def watch(r: Rehearsal, arm: VirtualArm) -> None:
 
     with plugged_in(arm.servos, Path(r.port)):
         click.echo("\n(by hand: each joint is moved from stop to stop)")
-        arm.carry(*arm.every_joint(), looks=30)
+        arm.carry(*arm.every_joint(), looks=45)
         monitor = ("bus", "monitor", "--robot", r.robot, "--seconds", 3)
         r.command(*monitor, look="the row of the joint that is moved changes, and no other; without --seconds: Ctrl-C")
         arm.servos.put(2, "mode", 1)  # what another program may have left
