@@ -114,7 +114,8 @@ def live(
         stack.enter_context(run.interrupts)
         if robot.simulated:
             say("starting the simulated robot")
-            port = stack.enter_context(_simulated(run, slots, seed, faults))
+            states = record / SCENE if record is not None and log is not None else None  # for the film of a log
+            port = stack.enter_context(_simulated(run, slots, seed, faults, states))
         run.reading = CameraProcess(robot, checked(robot, bundle.manifest.cameras), slots)
         stack.enter_context(_closed_when_lowered(run))
         session = stack.enter_context(_guarded(run, port or robot.port, slots, say))
@@ -288,12 +289,12 @@ def _lower(run: _Run, driver: Driver, session: ArmSession, cameras: list[int]) -
 
 
 @contextlib.contextmanager
-def _simulated(run: _Run, slots: Path, seed: int, faults: tuple[str, ...]) -> Iterator[str]:
+def _simulated(run: _Run, slots: Path, seed: int, faults: tuple[str, ...], states: Path | None) -> Iterator[str]:
     """Run the simulator as a context that gives its port. Its start is left out of the time to the first command. It
-    draws the task where none was given."""
+    draws the task where none was given, and writes the state of every picture to the file `states`."""
     fps = max(c.fps for c in run.robot.cameras.values())
     started = time.monotonic()
-    how: dict[str, Any] = {"robot": str(run.robot.path), "states": run.record and run.record / SCENE}
+    how: dict[str, Any] = {"robot": str(run.robot.path), "states": states}
     simulator, info = server.start(slots, seed, run.task, fps, faults=faults, terminal=False, **how)
     run.from_s += time.monotonic() - started
     run.task = info["instruction"]

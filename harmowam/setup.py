@@ -23,7 +23,7 @@ SKIP = "-"  # the answer that leaves a camera out
 IDS = range(1, 10)  # in which an arm of an unknown family is looked for
 
 
-@click.command(short_help="Write a robot file: port, cameras, kind of arm, LeRobot calibration.")
+@click.command(short_help="Write a robot file: port, cameras, arm, LeRobot calibration.")
 @click.option("--family", help="Kind of arm (default: what its servos look like, and a question).")
 @click.option("--port", help="Serial port of the servo adapter (default: what is plugged in, and a question).")
 @click.option(
