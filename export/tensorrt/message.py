@@ -38,7 +38,8 @@ LINE = re.compile(
     r"Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<tactic>.*?), StreamId: (?P<stream>\d+)(, EventId: \d+)?, "
     r"Metadata: (?P<nodes>.*)"
 )
-NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=\[ONNX Layer: |\s*$)")
+NODE = re.compile(r"\[ONNX Layer: ([^\x1e\x1f]+)\]")
+BETWEEN = "\x1f"  # stands between the nodes of a kernel
 
 
 class UnreadablePlan(ExportError):
@@ -114,8 +115,8 @@ def _kernel(line: str) -> Kernel:
     found = LINE.fullmatch(line)
     if found is None:
         raise _unreadable(line)
-    nodes = tuple(NODE.findall(found["nodes"]))
-    if "".join(f"[ONNX Layer: {n}]" for n in nodes) != found["nodes"].strip():
+    nodes = [NODE.fullmatch(part) for part in found["nodes"].strip(" ").split(BETWEEN)] if found["nodes"].strip() else []
+    if not all(nodes):
         raise _unreadable(found["nodes"])
     return Kernel(
         found["name"],
@@ -125,7 +126,7 @@ def _kernel(line: str) -> Kernel:
         _tensors(found["outputs"]),
         found["tactic"],
         int(found["stream"]),
-        nodes,
+        tuple(node[1] for node in nodes if node),
     )
 
 
