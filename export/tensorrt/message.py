@@ -62,7 +62,8 @@ class Tensor(msgspec.Struct, frozen=True):
 
 class Kernel(msgspec.Struct, frozen=True):
     """One line of the plan. `kind`: TensorRT's word (kgen = generated arithmetic, gemm, correlation = convolution,
-    runtime_fusion, signal, wait). `nodes`: names of the ONNX nodes behind it, in the message's order."""
+    runtime_fusion, signal, wait). `nodes`: names of the ONNX nodes behind it, in the message's order. `operations`: its
+    arithmetic (`export.tensorrt.work`)."""
 
     name: str
     kind: str
@@ -72,6 +73,7 @@ class Kernel(msgspec.Struct, frozen=True):
     tactic: str
     stream: int
     nodes: tuple[str, ...]
+    operations: float = 0.0
 
     @property
     def launches(self) -> bool:
@@ -115,7 +117,9 @@ def _kernel(line: str) -> Kernel:
     found = LINE.fullmatch(line)
     if found is None:
         raise _unreadable(line)
-    nodes = [NODE.fullmatch(part) for part in found["nodes"].strip(" ").split(BETWEEN)] if found["nodes"].strip() else []
+    nodes = (
+        [NODE.fullmatch(part) for part in found["nodes"].strip(" ").split(BETWEEN)] if found["nodes"].strip() else []
+    )
     if not all(nodes):
         raise _unreadable(found["nodes"])
     return Kernel(
