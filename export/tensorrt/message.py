@@ -94,8 +94,8 @@ class Kernel(msgspec.Struct, frozen=True):
 
 def _unreadable(what: str) -> UnreadablePlan:
     return UnreadablePlan(
-        f"the builder lists its kernels in a form that is not known ({what[:160]}): install the version of "
-        "tensorrt-rtx-cu13-bindings that constraints/ names."
+        f"the builder lists its kernels in a form that is not known ({' '.join(what[:160].split())}): install the "
+        "version of tensorrt-rtx-cu13-bindings that constraints/ names."
     )
 
 
