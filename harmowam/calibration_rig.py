@@ -32,11 +32,11 @@ SETTLE_S = 0.8  # time after a motion until the arm stands still
 def take(source: CameraSource, count: int, timeout_s: float = 5.0) -> list[np.ndarray]:
     """`count` new pictures uint8[H,W,3]; raises CalibrationError when none comes for `timeout_s`."""
     out: list[np.ndarray] = []
-    seen = source.seq
+    seen = source.frame_number
     deadline = time.monotonic() + timeout_s
     while len(out) < count:
-        if source.seq != seen and (frame := source.newest()) is not None:
-            seen = frame.seq
+        if source.frame_number != seen and (frame := source.newest()) is not None:
+            seen = frame.frame_number
             out.append(frame.image)
             deadline = time.monotonic() + timeout_s
         elif time.monotonic() > deadline:

@@ -80,8 +80,8 @@ def watch(child: subprocess.Popen[bytes], slots: Path, starter: int | None = Non
             return "refused" if refused else f"died ({f'signal {-code}' if code < 0 else f'code {code}'})"
         try:
             heartbeat = heartbeat or SlotReader(slots / STATE_SLOT)
-            if heartbeat.newest != seen:
-                seen, seen_at = heartbeat.newest, time.monotonic()
+            if heartbeat.newest_version != seen:
+                seen, seen_at = heartbeat.newest_version, time.monotonic()
         except SlotError:
             pass
         if time.monotonic() - seen_at > GUARD_STALL_S:
