@@ -5,7 +5,8 @@
 #   ./build.sh test [--slow] [ARGS]   lint, types, layers, tests (ARGS go to pytest)
 #   ./build.sh test-arm64 [ARGS]      what runs on the robot, on an emulated 64-bit Arm (qemu, as root)
 #   ./build.sh bundle [ARGS]          export the shipped checkpoint -> out/so101.bundle, unless it is there
-#   ./build.sh jetson [BUNDLE]        on the robot: environment on top of JetPack's TensorRT, then the engines
+#   ./build.sh jetson [BUNDLE] [ARGS] on the robot: environment on top of JetPack's TensorRT, then BUNDLE's engines for this board. ARGS go to
+#                                     `harmowam build`: --robot FILE names the robot file, whose [trust] says which bundles are taken
 #   ./build.sh peers                  .venv-peers: other people's packages that we compare with
 #
 # PYTHON=/path/to/python3.1x chooses the interpreter (3.10, 3.11 or 3.12).
