@@ -135,9 +135,9 @@ def test_a_marker_that_would_not_be_looked_at_is_refused(tmp_path):
         assert result.exit_code == 2 and "are learnt: add --learn" in result.stderr
 
 
-def test_a_shipped_robot_file_is_to_be_copied_before_anything_is_calibrated_for_it():
+def test_nothing_is_calibrated_for_a_shipped_robot_file():
     done = calibrate("intrinsics", "--robot", "so101", "--images", "x.png")
-    assert done.exit_code == 2 and "copy it first (`mkdir my_arm && cp" in done.stderr
+    assert done.exit_code == 2 and "write your arm's own with `harmowam setup`" in done.stderr
 
 
 def test_a_report_that_cannot_be_written_leaves_the_store_as_it_was(pictures, tmp_path):
