@@ -149,8 +149,8 @@ def _check_arguments(robot: Robot, seconds: float, port: str | None, record: Pat
         raise RunError(f"a run of {seconds} s makes no sense: give --seconds a positive number.")
     if robot.simulated and port is not None:
         raise RunError(
-            "the simulated robot brings its own bus: to drive an arm, copy runtime/robots/so101.toml and name it with "
-            "--robot."
+            "the simulated robot brings its own bus: to drive an arm, write its robot file with `harmowam setup` and "
+            "name it with --robot."
         )
     if record is not None:
         make_folder(record, "--record")
