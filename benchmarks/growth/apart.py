@@ -44,7 +44,7 @@ def timed(work: Any, *args: Any, **more: Any) -> tuple[Any, float, float]:
     return made, time.perf_counter() - began, time.process_time() - used
 
 
-def apart(module: str, function: str = "point", **args: Any) -> dict[str, float]:
+def apart(module: str, function: str = "point", **args: Any) -> dict[str, Any]:
     """The figures that `function` of `benchmarks.growth.<module>` gives, called with `args` in a new process."""
     command = [sys.executable, "-m", "benchmarks.growth.apart", module, function, json.dumps(args)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
@@ -31,12 +32,15 @@ SERVER = "import sys; from benchmarks.growth.servos import serve; serve(int(sys.
 def arm_of(servos: int) -> ArmConfig:
     """An SO-101 with its joints repeated until it has so many servos, STS3215 all of them."""
     times = servos // len(SO101.ids)
-    repeated = {
+    repeated: dict[str, Any] = {
         f.name: value * times
         for f in dataclasses.fields(SO101)
         if isinstance(value := getattr(SO101, f.name), tuple) and len(value) == len(SO101.ids)
     }
-    named = {"ids": tuple(range(1, servos + 1)), "joints": tuple(f"joint_{i}" for i in range(1, servos + 1))}
+    named: dict[str, Any] = {
+        "ids": tuple(range(1, servos + 1)),
+        "joints": tuple(f"joint_{i}" for i in range(1, servos + 1)),
+    }
     return dataclasses.replace(SO101, **{**repeated, **named, "eeprom": ()})
 
 
