@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -102,6 +103,25 @@ def optimised(picture: np.ndarray) -> bytes:
     return out.getvalue()
 
 
+def with_still(page: Path, scratch: Path) -> Path:
+    """The page, or a copy of it in `scratch` with a picture from the middle of its film in place of the film: the
+    browser would be caught while it loads it."""
+    text = page.read_text()
+    film = re.search(r'<video src="(.*?)".*?</video>', text)
+    if film is None:
+        return page
+    capture = cv2.VideoCapture(str(page.parent / film[1]))
+    capture.set(cv2.CAP_PROP_POS_FRAMES, capture.get(cv2.CAP_PROP_FRAME_COUNT) // 2)
+    came, picture = capture.read()
+    capture.release()
+    if not came:
+        sys.exit(f"error: the film of {page} cannot be read: make the pages again.")
+    cv2.imwrite(str(scratch / "still.png"), picture)
+    copy = scratch / page.name
+    copy.write_text(text.replace(film[0], '<img alt="" style="width:100%;border-radius:6px" src="still.png">'))
+    return copy
+
+
 def take(program: str, page: Path, height: int) -> bytes:
     """A picture of the page, from its top, as PNG. Ends the program where the browser fails."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -109,7 +129,7 @@ def take(program: str, page: Path, height: int) -> bytes:
         window = (f"--window-size={WIDTH},{height}", f"--screenshot={raw}", f"--user-data-dir={scratch}/profile")
         quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
         done = subprocess.run(
-            [program, *quiet, *window, page.absolute().as_uri()],
+            [program, *quiet, *window, with_still(page.absolute(), Path(scratch)).as_uri()],
             capture_output=True,
             text=True,
             timeout=120,
