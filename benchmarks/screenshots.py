@@ -1,4 +1,4 @@
-"""The pictures of the pages in docs/images: `python -m benchmarks.screenshots` (about eight minutes; Chromium and
+"""The pictures of the pages in docs/images: `python -m benchmarks.screenshots` (about six minutes; Chromium and
 `out/so101.bundle` are needed). `--pages FOLDER` takes the pages that an earlier call left there."""
 
 from __future__ import annotations
