@@ -1,4 +1,4 @@
-"""The pictures of the pages in docs/images: `python -m benchmarks.screenshots` (about eight minutes; Chromium and
+"""The pictures of the pages in docs/images: `python -m benchmarks.screenshots` (about six minutes; Chromium and
 `out/so101.bundle` are needed). `--pages FOLDER` takes the pages that an earlier call left there."""
 
 from __future__ import annotations
@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,10 +39,10 @@ class Shot:
 
 
 SHOTS = (
-    Shot("report", "demo/report.html", 1400),
+    Shot("report", "demo/report.html", 1285),
     Shot("profile", "rehearsal/first/profile.html", 1400),
-    Shot("intrinsics", "rehearsal/front-intrinsics.html", 2600),
-    Shot("hand_eye", "rehearsal/front-hand-eye.html", 1300),
+    Shot("intrinsics", "rehearsal/front-intrinsics.html", 1385),
+    Shot("hand_eye", "rehearsal/front-hand-eye.html", 1275),
     Shot("joints", "rehearsal/joints.html", 900),
     Shot("cameras", "my_arm/cameras.html", 900),
 )
@@ -96,10 +97,29 @@ def trimmed(picture: np.ndarray) -> np.ndarray:
 
 
 def optimised(picture: np.ndarray) -> bytes:
-    """PNG of a picture uint8[H,W,3] (RGB) in 256 colours."""
+    """PNG of a picture uint8[H,W,3] (RGB), as small as it goes without a loss."""
     out = io.BytesIO()
-    Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE).save(out, "png", optimize=True)
+    Image.fromarray(picture).save(out, "png", optimize=True)
     return out.getvalue()
+
+
+def with_still(page: Path, scratch: Path) -> Path:
+    """The page, or a copy of it in `scratch` with a picture from the middle of its film in place of the film: the
+    browser would be caught while it loads it."""
+    text = page.read_text()
+    film = re.search(r'<video src="(.*?)".*?</video>', text)
+    if film is None:
+        return page
+    capture = cv2.VideoCapture(str(page.parent / film[1]))
+    capture.set(cv2.CAP_PROP_POS_FRAMES, capture.get(cv2.CAP_PROP_FRAME_COUNT) // 2)
+    came, picture = capture.read()
+    capture.release()
+    if not came:
+        sys.exit(f"error: the film of {page} cannot be read: make the pages again.")
+    cv2.imwrite(str(scratch / "still.png"), picture)
+    copy = scratch / page.name
+    copy.write_text(text.replace(film[0], '<img alt="" style="width:100%;border-radius:6px" src="still.png">'))
+    return copy
 
 
 def take(program: str, page: Path, height: int) -> bytes:
@@ -109,7 +129,7 @@ def take(program: str, page: Path, height: int) -> bytes:
         window = (f"--window-size={WIDTH},{height}", f"--screenshot={raw}", f"--user-data-dir={scratch}/profile")
         quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")
         done = subprocess.run(
-            [program, *quiet, *window, page.absolute().as_uri()],
+            [program, *quiet, *window, with_still(page.absolute(), Path(scratch)).as_uri()],
             capture_output=True,
             text=True,
             timeout=120,

@@ -360,7 +360,7 @@ def joints_page(path: Path, made: JointCalibration, before: JointCalibration | N
         )
     for k, joint in enumerate(made.joints):
         y = step * k + 12
-        body.append(f'<text x="8" y="{y + 18}" font-size="15">{html.escape(joint.name)}</text>')
+        body.append(f'<text x="8" y="{y + 16}" font-size="15">{html.escape(joint.name)}</text>')
         for j, ink, top, tall in ((old.get(joint.name), "#bbb", y + 20, 6), (joint, "#1f5fa8", y + 4, 14)):
             if j is not None:
                 a, b = made.limits(j, jaw=k == len(made.joints) - 1)
@@ -378,5 +378,6 @@ def joints_page(path: Path, made: JointCalibration, before: JointCalibration | N
             text += f"; zero moved by {moved:+.1f} degrees, homing offset was {was.homing_offset}"
         rows.append((j.name, text))
     picture = _svg((width, step * len(made.joints) + 40), body)
-    caption = "Range of each joint inside its stops (blue), as stored before (grey), and its zero (red)."
+    grey = ", as stored before (grey)," if old else ""
+    caption = f"Range of each joint inside its stops (blue){grey} and its zero (red)."
     page(path, "Joints", [], [figure(picture, caption), table(rows)])

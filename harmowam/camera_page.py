@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import html
 import os
+import shlex
 import webbrowser
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,22 +70,26 @@ def _card(card: Card) -> str:
     return f"<figure>{shown}{head}<dl>{rows}</dl></figure>"
 
 
-def page(cards: Sequence[Card], said: str, *, asking: bool) -> str:
-    """The HTML text; `said` stands below the title. While names are asked for in the terminal (`asking`), it loads
-    itself again every other second."""
-    again = '<meta http-equiv="refresh" content="2">' if asking else ""
+def page(cards: Sequence[Card], again: str) -> str:
+    """The HTML text. `again`: the command that makes it anew; "" while names are asked for in the terminal, when it
+    loads itself again every other second."""
+    refresh, said = "", f"Pictures of {datetime.datetime.now().astimezone():%Y-%m-%d %H:%M}. "
+    said += f"<code>{html.escape(again)}</code> takes new ones."
+    if not again:
+        refresh = '<meta http-equiv="refresh" content="2">'
+        said = "Give each camera its name in the terminal; this page follows."
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{again}<meta name="viewport" '
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{refresh}<meta name="viewport" '
         f'content="width=device-width,initial-scale=1"><title>Cameras</title><style>{STYLE}</style></head><body><main>'
-        f'<h1>What the cameras show</h1><p class="sub">{html.escape(said)}</p>'
+        f'<h1>What the cameras show</h1><p class="sub">{said}</p>'
         f'<div class="all">{"".join(map(_card, cards))}</div></main></body></html>'
     )
 
 
-def write(folder: Path, cards: Sequence[Card], said: str, *, asking: bool = False) -> Path:
-    """Write the page into `folder`; returns its path. Raises OSError."""
+def write(folder: Path, cards: Sequence[Card], *, asking: bool = False) -> Path:
+    """Write the page into `folder`; returns its path. `asking`: names are asked for in the terminal. Raises OSError."""
     path = folder / NAME
-    write_whole(path, page(cards, said, asking=asking))
+    write_whole(path, page(cards, "" if asking else f"harmowam setup --look --out {shlex.quote(str(folder))}"))
     return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -258,8 +257,10 @@ def ask_cameras(sources: list[str], known: RobotFile, out: Path, yes: bool) -> l
         name = _ask_name(card.source, [c.name for c in chosen], known, yes)
         if name != SKIP:
             chosen.append(dataclasses.replace(config, name=name, calibration=f"calibration/{name}"))
-        cards[k] = Card(card.source, name.removeprefix(SKIP), card.look, "is left out")
-        _write_page(out, cards, asking=not yes and k + 1 < len(cards))
+        cards[k] = Card(card.source, "" if name == SKIP else name, card.look, "is left out")
+        _write_page(out, cards, asking=not yes)
+    if cards:
+        _write_page(out, cards)
     if not chosen:
         kept = " and ".join(c.source for c in known.camera.values())
         say(f"no camera was chosen: the robot file names {kept}, to be corrected")
@@ -288,12 +289,13 @@ def look_again(sources: list[str], file: Path, out: Path) -> None:
     from runtime.cameras.preview import look
     from runtime.cameras.sources import is_real
     from runtime.robot import load_robot
-    from runtime.robot_file import shipped
+    from runtime.robot_file import families, shipped
 
     if file.exists():
         configs = list(load_robot(str(file), calibrated=False).cameras.values())
     else:
-        configs = [_config(shipped("so101"), Path(source).resolve().name, source) for source in sources]
+        anything = shipped(families()[0])  # the size that is asked for is the same in every shipped file
+        configs = [_config(anything, Path(source).resolve().name, source) for source in sources]
     if not configs:
         raise UserError("no camera is plugged in: plug one in, and look again.")
     cards = [Card(c.source, c.name if file.exists() else "", look(c) if is_real(c) else None) for c in configs]
@@ -306,11 +308,8 @@ def _write_page(out: Path, cards: list[Card], *, asking: bool = False) -> Path:
     """Write the page of the cameras; returns its path. Raises UserError."""
     from harmowam import camera_page
 
-    now = datetime.datetime.now().astimezone()
-    when = f"Pictures of {now:%Y-%m-%d %H:%M}; `harmowam setup --look --out {out}` takes new ones."
-    said = "Give each camera a name in the terminal; this page follows." if asking else when
     try:
-        return camera_page.write(out, cards, said, asking=asking)
+        return camera_page.write(out, cards, asking=asking)
     except OSError as e:
         raise UserError(
             f"{out / camera_page.NAME} cannot be written ({e.strerror}): name another folder with --out."

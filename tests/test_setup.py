@@ -205,6 +205,7 @@ def test_cameras_are_named_by_the_user_who_sees_them_all_on_a_page(tmp_path, mon
     assert f"{tmp_path}/video4 gives no picture, and is left out" in said
     page = f"what the cameras show: {tmp_path}/arm/cameras.html"
     assert said.index(page) < said.index(f"Name of the camera {sources[0]} ")
+    assert "refresh" not in (tmp_path / "arm/cameras.html").read_text()
     cards = shown(tmp_path / "arm")
     assert [name for _, name, _ in cards] == ["front", "side", "is left out", "wrist", "has no name yet"]
     assert (
@@ -236,6 +237,7 @@ def test_the_page_is_made_anew_of_the_robot_file_which_stays_as_it_is(family, po
     assert "robot.toml exists and is not replaced" in refusal("setup", *options)
     done = harmowam("setup", "--look", "--out", out)
     assert done.exit_code == 0 and done.stdout == f"what the cameras show: {out / 'cameras.html'}\n", done.output
+    assert f"<code>harmowam setup --look --out {out}</code>" in (out / "cameras.html").read_text()
     (_, front, _), (picture, wrist, _) = shown(out)
     assert (front, wrist) == ("front", "wrist") and picture[32, 48, 2] > 190
     assert (out / "robot.toml").read_bytes() == before
@@ -244,8 +246,10 @@ def test_the_page_is_made_anew_of_the_robot_file_which_stays_as_it_is(family, po
 
 
 def test_a_device_stands_on_the_page_by_its_path_and_by_the_name_that_lasts():
-    text = camera_page.page([Card("/dev/stdin", "wrist", None)], "", asking=False)  # a link, as those in by-id are
-    plain = camera_page.page([Card("/dev/null", "<wrist>", None)], "", asking=False)
+    text = camera_page.page(
+        [Card("/dev/stdin", "wrist", None)], "harmowam setup --look"
+    )  # a link, as those in by-id are
+    plain = camera_page.page([Card("/dev/null", "<wrist>", None)], "harmowam setup --look")
     device = Path("/dev/stdin").resolve()
     assert f"<dt>device</dt><dd>{device}</dd><dt>lasting name</dt><dd>/dev/stdin</dd>" in text
     assert "<dt>device</dt><dd>/dev/null</dd><dt>lasting name</dt><dd>none: it may change when replugged</dd>" in plain

@@ -46,9 +46,11 @@ def worst_instant(tracks: Mapping[str, Mapping[str, np.ndarray]]) -> int:
 
 
 def timeline(tracks: Mapping[str, Mapping[str, np.ndarray]], middle_ns: int, colours: Mapping[str, str]) -> str:
-    """SVG of `SPAN_MS` round `middle_ns`: one row a track."""
+    """SVG of `SPAN_MS` round `middle_ns`, or from the first span on where the run began later: one row a track."""
     width, row, left = 1040, 26, 110
-    begin, end = middle_ns - SPAN_MS * 5e5, middle_ns + SPAN_MS * 5e5
+    first = min((s[0].min() for stages in tracks.values() for s in stages.values() if s.size), default=0)
+    begin = max(middle_ns - SPAN_MS * 5e5, first)
+    end = begin + SPAN_MS * 1e6
     scale = (width - left) / (end - begin)
     parts, y = [], 4.0
     for track, stages in tracks.items():

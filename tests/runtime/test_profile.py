@@ -88,6 +88,7 @@ def test_the_page_shows_stages_timeline_and_comparison():
     }
     spans["fast loop"]["fast.slot"][1, 30] = 15 * MS
     assert abs(worst_instant(spans) - starts[30]) < 20 * MS
+    assert 'x="110.00"' in timeline(spans, 20 * MS, {})  # nothing is empty before the first tick
     text = page(report(), spans, compare(report(1.6), report()))
     assert (
         all(s in text for s in STAGES)
