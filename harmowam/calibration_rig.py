@@ -121,10 +121,10 @@ class LiveRig:
         self._over = threading.Event()
         with contextlib.ExitStack() as stack:
             interrupts = stack.enter_context(Interrupts())
-            interrupts.deaf = True  # an interrupt inside ArmSession() would leave a guard that runs without an owner
+            interrupts.ignored = True  # an interrupt inside ArmSession() would leave a guard that runs without an owner
             self.session = stack.enter_context(ArmSession(port or robot.port, robot.arm, slots))
-            stack.callback(setattr, interrupts, "deaf", True)  # no interrupt may stop the lowering of the arm
-            interrupts.deaf = False
+            stack.callback(setattr, interrupts, "ignored", True)  # no interrupt may stop the lowering of the arm
+            interrupts.ignored = False
             if interrupts.caught:
                 raise KeyboardInterrupt
             self._state = self.session.wait_for_state()
