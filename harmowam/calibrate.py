@@ -82,7 +82,11 @@ def _readable(pattern: str) -> list[Any]:
 @calibrate.command()
 @click.argument("out", type=click.Path(readable=False, path_type=Path), default=Path("board.pdf"))
 @click.option(
-    "--board", "text", default=BOARD, show_default=True, help="KIND:COLUMNSxROWS:SQUARE[:MARKER:DICTIONARY], metres."
+    "--board",
+    "text",
+    default=BOARD,
+    show_default=True,
+    help="charuco, chessboard, aprilgrid or apriltag with its sizes in metres (docs/calibration.md).",
 )
 @json_option
 @errors
@@ -105,7 +109,11 @@ def board(out: Path, text: str, json_path: Path | None) -> None:
 @camera_option
 @images_option
 @click.option(
-    "--board", "text", default=BOARD, show_default=True, help="KIND:COLUMNSxROWS:SQUARE[:MARKER:DICTIONARY], metres."
+    "--board",
+    "text",
+    default=BOARD,
+    show_default=True,
+    help="charuco, chessboard, aprilgrid or apriltag with its sizes in metres (docs/calibration.md).",
 )
 @click.option(
     "--model",
@@ -154,7 +162,7 @@ def intrinsics(
 
     if images is not None:
         refuse_unused("with --images", "views", "page")
-    made, loaded = Board.parse(text), load_robot(robot, calibrated=False)
+    made, loaded = Board.parse(text).for_lens(), load_robot(robot, calibrated=False)
     where = open_store(store, robot)
     identity: dict[str, Any] = {}
     if images is not None:
