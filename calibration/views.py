@@ -50,6 +50,12 @@ class ArmNoise:
     offset_deg: float = 0.5
 
 
+def reach(pixels: np.ndarray, size: Size) -> float:
+    """How much of the picture corners float64[n,2] (px) tell: RMS distance from its middle, px, times the square root
+    of their number."""
+    return float(np.sqrt(((pixels - (np.array(size) - 1) / 2) ** 2).sum()))
+
+
 def first_pose(view: View, theta: np.ndarray, model: str) -> np.ndarray:
     """(rvec, tvec) float64[6] of a nearly planar board under a known lens: the better of the two solutions of the
     flattened board, refined on its true points; UNKNOWN where there is none. An adjustment starts from it."""

@@ -166,13 +166,15 @@ def intrinsics(
     where = open_store(store, robot)
     identity: dict[str, Any] = {}
     if images is not None:
-        seen, size, rejected = find_views(_pictures(images), made)
+        shots = _pictures(images)
+        seen, size, rejected = find_views(shots, made)
+        shown = {name: image for name, image in shots if image is not None}
     else:
         from harmowam.capture_page import capture
 
         live_identity(loaded, camera)  # refuses an autofocus before the capture; the focus that counts is read after it
         with _camera(loaded, camera) as source:
-            seen, size = capture(source, made, views, page, say)
+            seen, size, shown = capture(source, made, views, page, say)
         rejected = []
         identity = live_identity(loaded, camera)
     result = run_intrinsics(
@@ -187,6 +189,7 @@ def intrinsics(
         identity,
         report or Path(f"out/calibrate/{camera}-intrinsics.html"),
         dry_run,
+        shown,
     )
     for line in result.pop("said"):
         click.echo(line)
