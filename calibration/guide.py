@@ -46,7 +46,7 @@ class Guide:
         if last is None or _moved(last, found) > STILL_PX * width:
             return "moving: hold still"
         if any(_moved(Detection(self._ids(v), v.pixels), found) < APART * width for v in self.views):
-            return "like one already kept: " + self.next_step()
+            return "like one already kept"
         self.views.append(View(f"view-{len(self.views):03d}", self.board.points()[found.ids], found.pixels))
         self._keep(grey, (width, height))
         rows = np.clip((found.pixels[:, 1] / height * GRID[0]).astype(int), 0, GRID[0] - 1)
