@@ -25,6 +25,12 @@ def peak_mb(pid: int | str = "self") -> float:
     return round(int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6, 1)
 
 
+def own_mb() -> float:
+    """Resident memory of this process that is no page of a file, MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return round(int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024 / 1e6, 1)
+
+
 def processor_s(pid: int) -> float:
     """Processor time of a process and all its threads so far, s."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -46,7 +46,7 @@ def _scripted(k: int, obs: Observation) -> tuple[Command, np.ndarray, Prior | No
     command = Command(t, t + 75_000_000, q, np.zeros(6, np.float32), which, 0.5, t, k + 1)
     prior = None
     if k % SLOW == 0:
-        future = np.full((3, 16, 12, 12), k, np.float32)
+        future = np.full((3, 16, 12, 12), 1e-3 * (k % 1000), np.float32)
         tokens, chunk = np.zeros((36, 96), np.float32), np.tile(q, (16, 1))
         prior = Prior(t, t, TASK, tokens, future, chunk, np.zeros(16, np.int64), k // SLOW + 1)
     return command, np.tile(q, (3, 1)), prior
