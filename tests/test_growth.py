@@ -24,6 +24,11 @@ def test_a_cost_that_grows_faster_than_its_work_is_named_with_the_step_in_which_
     ]
 
 
+def test_what_one_tenth_more_would_explain_is_not_called_growth():
+    few = Table("", "cameras", (Row("3", 3, {"ms": 3.0}), Row("4", 4, {"ms": 4.3})), ("ms",), "")
+    assert growths(few)[0].slope > 1.2 and said(few) == ["No faster than cameras (steepest slope): ms 1.25."]
+
+
 def test_a_cost_that_does_not_has_its_steepest_slope_named():
     assert said(table(3.0, 6.0, 60.0)) == ["No faster than items (steepest slope): seconds 1.00."]
 

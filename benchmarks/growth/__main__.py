@@ -52,8 +52,9 @@ def page(sections: dict[str, dict[str, Any]]) -> str:
         "`python -m benchmarks.growth --markdown docs/growth.md` writes this page; `--only` measures single sections. "
         "Every point ran in a process of its own.\n\n"
         "The slope of a cost is log(cost ratio) / log(work ratio) of two neighbours: 1 is as fast as the work, less is "
-        f"a part that does not grow, and above {MORE} the program calls it faster than the work. Columns of p99 are "
-        "not judged.\n"
+        f"a part that does not grow, and above {MORE} the program calls it faster than the work. Not judged: p99, and "
+        "seconds by the clock, which have the machine's other work in them (the load is given; loops run with "
+        "SCHED_FIFO as on a robot, everything else does not).\n"
     )
     for name, heading in SECTIONS.items():
         if name in sections:

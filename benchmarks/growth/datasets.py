@@ -131,7 +131,7 @@ def tables(small: bool) -> list[Table]:
             for k, figures in cost.items():
                 rows[k].append(Row(f"{n} episodes", n, figures))
             shutil.rmtree(at)
-    watched = ("seconds", "processor, s", "peak memory, MB")
+    watched = ("processor, s", "peak memory, MB")
     about = (
         f"Episodes of {ROWS} rows at {FPS:g} a second with two views of 96x96, {PER_PART} a part. {WRITTEN} parts are "
         f"encoded ({written['episodes/s']:.1f} episodes a second, {written['peak memory, MB']:.0f} MB), the others are "
@@ -154,7 +154,7 @@ def tables(small: bool) -> list[Table]:
             "Drawing batches",
             "episodes",
             tuple(rows["sampled"]),
-            ("batch p50, ms", "processor a batch, ms", "own memory, MB"),
+            ("processor a batch, ms", "own memory, MB"),
             drawing,
         ),
     ]

@@ -192,7 +192,7 @@ def tables(small: bool) -> list[Table]:
         rows["replayed"] = [_row(m, apart("logs", "replayed", log=str(short / f"{m:g}.mcap"))) for m in again]
     found = [_writing([_row(m, written[f"{m:g}"]) for m in minutes])]
     for name, (title, note) in READERS.items():
-        watched = ("seconds", "processor, s", "peak memory, MB", *(["page, MB"] if name == "drawn" else []))
+        watched = ("processor, s", "peak memory, MB", *(["page, MB"] if name == "drawn" else []))
         found.append(Table(title, "minutes", tuple(rows[name]), watched, note))
     return found
 

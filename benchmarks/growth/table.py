@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MORE = 1.15  # log-log slope from which a cost counts as growing faster than its work; what two runs differ by is below
+NOISE = 1.1  # by which a cost must be beyond its share, so that a short step between neighbours is not judged by luck
 BEHIND = 0.95  # share of the asked rate below which a rate counts as missed
 
 
@@ -37,12 +38,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Growth:
-    """How a column grows between two neighbours: cost as the `slope`-th power of the work."""
+    """How a column grows between two neighbours: cost as the `slope`-th power of the work; `beyond`: cost ratio over
+    work ratio."""
 
     column: str
     before: str
     after: str
     slope: float
+    beyond: float
+
+    @property
+    def faster(self) -> bool:
+        """Than the work."""
+        return self.slope > MORE and self.beyond > NOISE
 
 
 def growths(table: Table) -> list[Growth]:
@@ -54,7 +62,7 @@ def growths(table: Table) -> list[Growth]:
             x, y = a.cost[column], b.cost[column]
             if b.work > a.work > 0 and x > 0 and y > 0:
                 slope = math.log(y / x) / math.log(b.work / a.work)
-                found.append(Growth(column, a.name, b.name, slope))
+                found.append(Growth(column, a.name, b.name, slope, y / x / (b.work / a.work)))
     return found
 
 
@@ -65,13 +73,13 @@ def said(table: Table) -> list[str]:
     lines = [
         f"**{g.column} grows faster than {table.unit}** from {g.before} to {g.after}: slope {g.slope:.2f}."
         for g in found
-        if g.slope > MORE
+        if g.faster
     ]
     for column, rate in table.asked.items():
         missed = next((r for r in table.rows if r.cost[column] < BEHIND * rate), None)
         if missed is not None:
             lines.append(f"**{column} bends at {missed.name}**: {shown(missed.cost[column])} of {rate:g}.")
-    calm = [c for c in table.watched if not any(g.column == c and g.slope > MORE for g in found)]
+    calm = [c for c in table.watched if not any(g.column == c and g.faster for g in found)]
     if calm:
         slopes = {c: max((g.slope for g in found if g.column == c), default=0.0) for c in calm}
         each = ", ".join(f"{c} {slope:.2f}" for c, slope in slopes.items())
