@@ -119,7 +119,8 @@ def _table(title: str, points: list[tuple[str, int, int, int]], turns: int, know
         f"Films of noise (MJPEG) at {FPS:g} pictures a second in the camera process; the loop waits for the first "
         "camera's next picture, takes the newest of each (a copy into RGB order) and warps all to 96x96 in one call. "
         "`age`: from the read's return to the end of the warp; `overtaken`: pictures of the first camera that the loop "
-        "did not see.",
+        "did not see. Pictures that do not fit into the processor's last cache together (copy and "
+        "original) are copied at the pace of the memory.",
         {"turns/s": FPS},
     )
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MORE = 1.15  # log-log slope from which a cost counts as growing faster than its work; what two runs differ by is below
-NOISE = 1.1  # by which a cost must be beyond its share, so that a short step between neighbours is not judged by luck
+MORE = 1.15  # log-log slope above which a cost counts as growing faster than its work
+NOISE = 1.2  # a cost must be beyond its share by more: two runs on a shared machine differ by as much
 BEHIND = 0.95  # share of the asked rate below which a rate counts as missed
 
 
