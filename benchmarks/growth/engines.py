@@ -136,7 +136,9 @@ def tables(small: bool) -> list[Table]:
             stepped.append(Row(name, work, apart("engines", folder=folder, seconds=0.5 if small else 6.0)))
     note = (
         "Layers of the shipped architecture made wider, random weights, float32, ONNX Runtime on one thread. The "
-        "reactive expert and the gate keep their width, so the fast step grows by its encoder alone. `both loops`: "
+        "reactive expert and the gate keep their width, so the fast step grows by its encoder alone. Weights beyond the "
+        "processor's last cache are read from memory at every step. Memory is about three times the engines' bytes: "
+        "the file that is checked, ONNX Runtime's copy, and the weights as its kernels want them. `both loops`: "
         f"processors that {SLOW_HZ:g} slow and {FAST_HZ:g} fast steps a second need."
     )
     watched = (
