@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.growth.table import MORE, NOISE, Row, Table, as_json, markdown
+from benchmarks.growth.table import MORE, NOISE, Row, Table, as_json, bends, markdown
 
 SECTIONS = {  # module -> heading
     "cameras": "Cameras",
@@ -57,6 +57,13 @@ def page(sections: dict[str, dict[str, Any]]) -> str:
         "seconds by the clock, which have the machine's other work in them (the load is given; loops run with "
         "SCHED_FIFO as on a robot, everything else does not).\n"
     )
+    bent = [
+        f"* {heading}, {t['title']}: {line}\n"
+        for name, heading in SECTIONS.items()
+        for t in sections.get(name, {}).get("tables", ())
+        for line in bends(table_of(t))
+    ]
+    text += f"\n## Where it bends\n\n{''.join(bent) or 'Nowhere.'}"
     for name, heading in SECTIONS.items():
         if name in sections:
             kept = sections[name]

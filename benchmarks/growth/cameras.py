@@ -29,6 +29,13 @@ PICTURES = 180  # of a film: it loses a picture's time where it begins again
 DIFFERENT = 12  # of them, in turn
 SENT = 96  # px, side of the policy's pictures
 BENT = (-0.1, 0.02, 0.0, 0.0, 0.0)  # distortion of the lenses
+NOTE = (
+    f"Films of noise (MJPEG) at {FPS:g} pictures a second in the camera process; the loop waits for the first camera's "
+    "next picture, takes the newest of each (a copy into RGB order) and warps all to 96x96 in one call. `age`: from "
+    "the read's return to the end of the warp; `overtaken`: pictures of the first camera that the loop did not see; "
+    "`loop, peak MB`: with OpenCV, locked, and the making of the film. Pictures that do not fit into the processor's "
+    "last cache together (copy and original) are copied at the pace of the memory."
+)
 
 
 def robot_of_films(folder: Path, count: int, width: int, height: int) -> Robot:
@@ -103,7 +110,9 @@ def point(count: int, width: int, height: int, turns: int) -> dict[str, float]:
     }
 
 
-def _table(title: str, points: list[tuple[str, int, int, int]], turns: int, known: dict[tuple[int, ...], Row]) -> Table:
+def _table(
+    title: str, points: list[tuple[str, int, int, int]], turns: int, known: dict[tuple[int, ...], Row], note: str = ""
+) -> Table:
     rows = []
     for name, count, width, height in points:
         key = (count, width, height)
@@ -116,11 +125,7 @@ def _table(title: str, points: list[tuple[str, int, int, int]], turns: int, know
         "Mpixel a turn",
         tuple(rows),
         ("take p50, ms", "warp p50, ms", "camera process, cores", "loop, cores", "camera process, peak MB"),
-        f"Films of noise (MJPEG) at {FPS:g} pictures a second in the camera process; the loop waits for the first "
-        "camera's next picture, takes the newest of each (a copy into RGB order) and warps all to 96x96 in one call. "
-        "`age`: from the read's return to the end of the warp; `overtaken`: pictures of the first camera that the loop "
-        "did not see. Pictures that do not fit into the processor's last cache together (copy and "
-        "original) are copied at the pace of the memory.",
+        note,
         {"turns/s": FPS},
     )
 
@@ -132,7 +137,7 @@ def tables(small: bool) -> list[Table]:
     sizes = [(f"2 x {w}x{h}", 2, w, h) for w, h in SIZES]
     large = [(f"{n} x 1920x1080", n, 1920, 1080) for n in (1, 2, 3, 4)]
     return [
-        _table("Cameras of 640x480, by number", vga, turns, known),
+        _table("Cameras of 640x480, by number", vga, turns, known, NOTE),
         _table("Two cameras, by size", sizes, turns, known),
         _table("Cameras of 1920x1080, by number", large, turns, known),
     ]

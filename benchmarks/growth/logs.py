@@ -163,10 +163,17 @@ def page(log: str) -> dict[str, dict[str, float]]:
     return found
 
 
+READ = (
+    "Every record decoded, as `replay` does before it runs an engine. What `profile` advises is not of the log: it comes "
+    "from the run's report, whose stamps are the newest 65,536 of each stage, however long the run."
+)
 READERS = {
-    "read": ("Reading a log", "Every record decoded, as `replay` does before it runs an engine."),
+    "read": ("Reading a log", READ),
     "indexed": ("Indexing a log", "What `report` and the film know before they look at pictures; records of steps."),
-    "filmed": ("The film's pictures", "After the index, in the same process, without the encoder; `records`: pictures"),
+    "filmed": (
+        "The film's pictures",
+        "After the index, in the same process, without the encoder; `records`: pictures.",
+    ),
     "drawn": (
         "The page's events and figures",
         "After the film, in the same process. An expert takes over every 2 s, the jaw moves every 4 s.",

@@ -66,24 +66,29 @@ def growths(table: Table) -> list[Growth]:
     return found
 
 
-def said(table: Table) -> list[str]:
-    """What the figures say of growth, a sentence a line: the steps in which a cost grows faster than the work, the
-    rates that are missed from some row on, and the steepest step where all is well."""
-    found = growths(table)
+def bends(table: Table) -> list[str]:
+    """The steps in which a cost grows faster than the work, and the rates that are missed from some row on, a sentence
+    each."""
     lines = [
         f"**{g.column} grows faster than {table.unit}** from {g.before} to {g.after}: slope {g.slope:.2f}."
-        for g in found
+        for g in growths(table)
         if g.faster
     ]
     for column, rate in table.asked.items():
         missed = next((r for r in table.rows if r.cost[column] < BEHIND * rate), None)
         if missed is not None:
             lines.append(f"**{column} bends at {missed.name}**: {shown(missed.cost[column])} of {rate:g}.")
+    return lines
+
+
+def said(table: Table) -> list[str]:
+    """Where it bends, and the steepest step of each column that does not."""
+    found, lines = growths(table), bends(table)
     calm = [c for c in table.watched if not any(g.column == c and g.faster for g in found)]
     if calm:
         slopes = {c: max((g.slope for g in found if g.column == c), default=0.0) for c in calm}
         each = ", ".join(f"{c} {slope:.2f}" for c, slope in slopes.items())
-        lines.append(f"No faster than {table.unit} (steepest slope): {each}.")
+        lines.append(f"Not faster than {table.unit} (steepest slope): {each}.")
     return lines
 
 
@@ -102,7 +107,8 @@ def markdown(table: Table) -> str:
     body = "".join(
         f"| {r.name} | {shown(r.work)} | {' | '.join(shown(r.cost[c]) for c in columns)} |\n" for r in table.rows
     )
-    return f"### {table.title}\n\n{table.note}\n\n{head}{body}\n" + "".join(f"* {line}\n" for line in said(table))
+    note = f"{table.note}\n\n" if table.note else ""
+    return f"### {table.title}\n\n{note}{head}{body}\n" + "".join(f"* {line}\n" for line in said(table))
 
 
 def as_json(table: Table) -> dict[str, Any]:
