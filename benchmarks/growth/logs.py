@@ -164,8 +164,8 @@ def page(log: str) -> dict[str, dict[str, float]]:
 
 
 READ = (
-    "Every record decoded, as `replay` does before it runs an engine. What `profile` advises is not of the log: it comes "
-    "from the run's report, whose stamps are the newest 65,536 of each stage, however long the run."
+    "Every record decoded, as `replay` does before it runs an engine. What `profile` advises is not of the log: it "
+    "comes from the run's report, whose stamps are the newest 65,536 of each stage, however long the run."
 )
 READERS = {
     "read": ("Reading a log", READ),
