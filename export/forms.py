@@ -50,13 +50,13 @@ def linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 class SplitAttention(nn.Module):
-    """`Attend` with the scale inside the query's weights. The heads of a product's result are split by one reshape, one
-    transpose and one split: five dimensions and an unbind would be copies in kernels of their own."""
+    """Multi-head attention with the scale inside the query's weights. The heads of a product's result are split by one
+    reshape, one transpose and one split: five dimensions and an unbind would be copies in kernels of their own."""
 
-    def __init__(self, attend: Attend):
+    def __init__(self, heads: int, out: nn.Linear):
         super().__init__()
-        self.heads, self.scale = attend.heads, (attend.q.in_features // attend.heads) ** -0.5
-        self.o = attend.o
+        self.heads, self.o = heads, out
+        self.scale = (out.in_features // heads) ** -0.5
 
     def parted(self, product: Tensor, parts: int) -> tuple[Tensor, ...]:
         """A product [B, N, parts * width] as `parts` tensors [B, heads, N, width / heads]."""
@@ -70,22 +70,41 @@ class SplitAttention(nn.Module):
 
 
 class OwnAttention(SplitAttention):
-    """`Attend` of a sequence to itself: queries, keys and values are one product."""
+    """A sequence's attention to itself: queries, keys and values are one product."""
 
-    def __init__(self, attend: Attend):
-        super().__init__(attend)
-        weights, biases = ((self.scale * getattr(attend.q, p), getattr(attend.kv, p)) for p in ("weight", "bias"))
-        self.qkv = linear(torch.cat(weights), torch.cat(biases))
+    def __init__(self, heads: int, weight: Tensor, bias: Tensor, out: nn.Linear):
+        """`weight` [3 * width, width] and `bias` give queries, keys and values, in this order."""
+        super().__init__(heads, out)
+        scale = torch.ones(len(bias))
+        scale[: out.in_features] = self.scale
+        self.qkv = linear(weight * scale[:, None], bias * scale)
+
+    @classmethod
+    def of(cls, attend: Attend) -> OwnAttention:
+        weights, biases = ([getattr(layer, p) for layer in (attend.q, attend.kv)] for p in ("weight", "bias"))
+        return cls(attend.heads, torch.cat(weights), torch.cat(biases), attend.o)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mixed(*self.parted(self.qkv(x), 3))
+
+
+class InPlaceOfMultihead(nn.Module):
+    """Is called as an `nn.MultiheadAttention` whose queries, keys and values are the same sequence."""
+
+    def __init__(self, attention: nn.MultiheadAttention):
+        super().__init__()
+        heads, out = attention.num_heads, attention.out_proj
+        self.own = OwnAttention(heads, attention.in_proj_weight, attention.in_proj_bias, out)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False) -> tuple[Tensor, None]:
+        return self.own(query), None
 
 
 class CrossAttention(SplitAttention):
     """`Attend` of a sequence to another."""
 
     def __init__(self, attend: Attend):
-        super().__init__(attend)
+        super().__init__(attend.heads, attend.o)
         self.q, self.kv = linear(self.scale * attend.q.weight, self.scale * attend.q.bias), attend.kv
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
@@ -101,7 +120,7 @@ class StepBlock(nn.Module):
         first, *rest = block.norms
         self.first = nn.ModuleList(modulated(first, block.film(t)[0]) for t in times)
         self.norms, self.ff = nn.ModuleList(rest), block.ff
-        self.own, self.cross = OwnAttention(block.own), CrossAttention(block.cross)
+        self.own, self.cross = OwnAttention.of(block.own), CrossAttention(block.cross)
 
     def forward(self, x: Tensor, memory: Tensor, step: int) -> Tensor:
         x = x + self.own(self.first[step](x))
@@ -172,5 +191,7 @@ def for_export(model: HarmoWam) -> HarmoWam:
     model's by float32 rounding."""
     out = copy.deepcopy(model).requires_grad_(False)
     with_whole_norms(out.world)
+    assert isinstance(out.world.attention, nn.MultiheadAttention)
+    out.world.attention = InPlaceOfMultihead(out.world.attention)
     out.predictive = StepExpert(out.predictive, out.cfg.action_steps)
     return out

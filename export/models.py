@@ -100,7 +100,7 @@ class WorldModel(nn.Module):
         self.down2 = Residual(c1, c1, d)
         self.pool = conv(c1, c2, 3, 2)
         self.mid1 = Residual(c2, c2, d)
-        self.attention = nn.MultiheadAttention(c2, 4, batch_first=True)
+        self.attention: nn.Module = nn.MultiheadAttention(c2, 4, batch_first=True)
         self.attention_norm = nn.LayerNorm(c2)
         self.mid2 = Residual(c2, c2, d)
         self.tokens = nn.Sequential(nn.LayerNorm(c2), nn.Linear(c2, cfg.token_channels))
