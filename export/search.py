@@ -117,7 +117,7 @@ def search(
             chosen[name] = patterns_of(worth)
             calibrators = {c: bench.attempt(name, chosen[name], c) for c in CALIBRATORS} if worth else {}
             report["engines"][name] = {"groups": table, "chosen": worth, "calibrators": calibrators}
-    recipe = {k: v for k, v in bench.base.items() if k not in ("target", "quantise")} | {
+    recipe = {k: v for k, v in bench.base.items() if k not in ("target", "quantise", "kernels")} | {
         "targets": {plan.target: chosen}
     }
     for wanted, data in (("recipe.json", recipe), ("search.json", report)):

@@ -158,6 +158,10 @@ def certify(
         f"INT8 {result['int8_successes']}, FP32 {result['fp32_successes']} of {result['pairs']}: difference "
         f"{100 * result['difference']:+.1f} points, one-sided 95 % bound {100 * result['lower_bound']:+.1f}"
     )
+    if "tensorrt" in result:
+        from export.tensorrt.gate import lines
+
+        click.echo("\n".join(lines(result["tensorrt"])))
     write_json(json_path, result)
 
 
@@ -214,6 +218,7 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     `report`."""
     from export.gates import CELL_MM
     from export.roofline import calibration_errors, predicted, table
+    from export.tensorrt.gate import lines
 
     engines = report["engines"]
     click.echo(f"{'engine':14}{'tensor':10}{'cosine':>9}{'rms':>10}{'MB':>7}")
@@ -236,6 +241,8 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     click.echo(f"weights: {small / 1e6:.2f} of {large / 1e6:.2f} MB ({small / large:.3f}); {report['seconds']} s")
     if slow := report.get("float"):
         click.echo(in_float(slow))
+    if "tensorrt" in report:
+        click.echo("\n".join(lines(report["tensorrt"])))
     for line in report["missed"]:
         click.echo(f"GATE MISSED: {line}", err=True)
     report["orin"] = predicted({name: out / "onnx" / f"{name}.onnx" for name in engines})

@@ -62,7 +62,8 @@ class Tensor(msgspec.Struct, frozen=True):
 
 class Kernel(msgspec.Struct, frozen=True):
     """One line of the plan. `kind`: TensorRT's word (kgen = generated arithmetic, gemm, correlation = convolution,
-    runtime_fusion, signal, wait). `nodes`: names of the ONNX nodes behind it, in the message's order."""
+    runtime_fusion, signal, wait). `nodes`: names of the ONNX nodes behind it, in the message's order. `operations`: its
+    arithmetic (`export.tensorrt.work`)."""
 
     name: str
     kind: str
@@ -72,6 +73,7 @@ class Kernel(msgspec.Struct, frozen=True):
     tactic: str
     stream: int
     nodes: tuple[str, ...]
+    operations: float = 0.0
 
     @property
     def launches(self) -> bool:
@@ -92,8 +94,8 @@ class Kernel(msgspec.Struct, frozen=True):
 
 def _unreadable(what: str) -> UnreadablePlan:
     return UnreadablePlan(
-        f"the builder lists its kernels in a form that is not known ({what[:160]}): install the version of "
-        "tensorrt-rtx-cu13-bindings that constraints/ names."
+        f"the builder lists its kernels in a form that is not known ({' '.join(what[:160].split())}): install the "
+        "version of tensorrt-rtx-cu13-bindings that constraints/ names."
     )
 
 
