@@ -60,9 +60,11 @@ def between_pairs(source: Path) -> list[str]:
 
 
 def left_in_float(source: Path, plan: EnginePlan) -> list[str]:
-    """Those products of `source` that no kernel of its plan computes in INT8."""
+    """Those products of `source` that its plan computes, but no kernel in INT8. A product that no kernel names was
+    folded, or is the same as one before it."""
+    named = {node for kernel in plan.launched for node in kernel.nodes}
     int8 = {node for kernel in plan.launched if kernel.int8 for node in kernel.nodes}
-    return [node for node in between_pairs(source) if node not in int8]
+    return [node for node in between_pairs(source) if node in named - int8]
 
 
 def budgets(recipe: Mapping[str, Any], precision: str, steps: Mapping[str, int | None]) -> dict[str, int]:

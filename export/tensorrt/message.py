@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Literal, cast
 
 import msgspec
 
@@ -27,6 +28,7 @@ BITS = {
     "Int32": 32,
     "Int64": 64,
 }
+DataType = Literal["Float", "Half", "BFloat16", "Int8", "UInt8", "FP8", "Bool", "Int4", "FP4", "Int32", "Int64"]
 SYNCHRONISES = ("signal", "wait")  # orders streams, launches nothing
 HEAD = "Layers:\n"
 TENSOR = re.compile(
@@ -52,7 +54,7 @@ class Tensor(msgspec.Struct, frozen=True):
 
     name: str
     shape: tuple[int, ...]
-    dtype: str
+    dtype: DataType
     format: str
 
     @property
@@ -108,7 +110,7 @@ def _tensors(text: str) -> tuple[Tensor, ...]:
         if found is None or found["dtype"] not in BITS:
             raise _unreadable(rest)
         shape = tuple(int(n) for n in found["shape"].split(",") if n)
-        out.append(Tensor(found["name"], shape, found["dtype"], found["format"]))
+        out.append(Tensor(found["name"], shape, cast(DataType, found["dtype"]), found["format"]))
         at = found.end()
     return tuple(out)
 

@@ -3,6 +3,7 @@
 import sys
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper
 
@@ -44,6 +45,22 @@ def test_a_scale_with_a_dimension_leaves_the_product_in_float(conv, tmp_path):
     assert left_in_float(*conv) == []
     source = quantised_conv(tmp_path / "shaped.onnx", scale_shape=(1,))
     assert left_in_float(source, compiled(source)) == ["conv"]
+
+
+def test_a_product_that_is_made_twice_is_computed_once_and_not_missed(tmp_path):
+    source = quantised_conv(tmp_path / "net.onnx")
+    model = onnx.load(source)
+    again = onnx.NodeProto()
+    again.CopyFrom(model.graph.node[-1])
+    again.name, again.output[0] = "again", "second"
+    model.graph.node.extend(
+        [again, helper.make_node("Sub", ["y", "second"], ["apart"]), helper.make_node("Add", ["apart", "y"], ["sum"])]
+    )
+    model.graph.output[0].name = "sum"
+    onnx.save(model, source)
+    plan = compiled(source)
+    (product,) = [k for k in plan.launched if k.int8]
+    assert len({"conv", "again"} & set(product.nodes)) == 1 and left_in_float(source, plan) == []
 
 
 def det(path):
