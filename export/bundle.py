@@ -22,6 +22,7 @@ from export.onnx import Specs, export_engine
 from export.plan import Opened, Plan
 from export.quantise import Feeds, left_in_float, quantise
 from export.tensorrt.gate import Judged, budgets, judged
+from export.tensorrt.predict import modules, reasons
 from export.tensorrt.stored import PLAN, write_plan
 from runtime.bundle import check_replaceable, save_bundle
 from runtime.engines.onnx import OrtEngine
@@ -197,6 +198,8 @@ def export_bundle(
         verdict = compiled(plan, shipped, report["steps"], say)
         if verdict is not None:
             report["tensorrt"] = verdict.summary()
+            if plan.int8 and plan.half:
+                report["tensorrt"] |= {"why": reasons(verdict.plans, floats), "predicted_for": modules()}
         candidate = reference if plan.precision == "fp32" else {n: OrtEngine(path) for n, path in shipped.files.items()}
         report["engines"] = compared(reference, candidate, floats, shipped, feeds, say)
         if timed and plan.int8 and plan.target == "onnxruntime":

@@ -35,9 +35,8 @@ target_option = click.option(
 @click.option(
     "--precision",
     type=click.Choice(["int8", "int8-fp16", "fp16", "fp32"]),
-    default="int8",
-    show_default=True,
-    help="Precision of the engines; fp16 and int8-fp16 (layers that are not INT8 in FP16) need --target tensorrt.",
+    help="Precision of the engines. Default: int8; for --target tensorrt int8-fp16, i.e. FP16 for layers that are not "
+    "INT8. fp16 and int8-fp16 need --target tensorrt.",
 )
 @click.option(
     "--recipe",
@@ -61,7 +60,7 @@ def export(
     checkpoint: Path | None,
     out: Path,
     target: str,
-    precision: str,
+    precision: str | None,
     recipe: Path | None,
     samples: Path | None,
     dataset: Path | None,
@@ -84,7 +83,7 @@ def export(
         plan = planned(
             checkpoint,
             target=target,
-            precision=precision,
+            precision=precision or ("int8-fp16" if target == "tensorrt" else "int8"),
             recipe=read_recipe(recipe, target),
             samples=observations or samples,
             text_encoder=text_encoder,
