@@ -167,6 +167,15 @@ def harmowam_manifest(opened: Opened, how: dict[str, Any]) -> Manifest:
     )
 
 
+def refuse_missed(missed: list[str]) -> None:
+    """Raises ExportError with the first of the missed gates."""
+    if missed:
+        raise ExportError(
+            f"{missed[0]} ({len(missed)} gates missed, nothing was written): find another recipe with "
+            "`harmowam search-recipe`, or write it marked as failed with --force."
+        )
+
+
 def export_bundle(
     plan: Plan, out: Path, say: Say = lambda line: None, *, force: bool = False, timed: bool = True
 ) -> dict[str, Any]:
@@ -213,11 +222,8 @@ def export_bundle(
         chain = feeds["world_model"][JUDGED], feeds["predictive"][JUDGED]
         report["joints_deg"] = joint_error(reference, candidate, *chain, poses)
         report["missed"] = missed(report)
-        if report["missed"] and not force:
-            raise ExportError(
-                f"{report['missed'][0]} ({len(report['missed'])} gates missed, nothing was written): find another "
-                "recipe with `harmowam search-recipe`, or write it marked as failed with --force."
-            )
+        if not force:
+            refuse_missed(report["missed"])
         files = {f"onnx/{name}.onnx": path for name, path in shipped.files.items()}
         files["samples.npz"] = work / "samples.npz"
         shutil.copy(plan.observations, files["samples.npz"])
