@@ -150,7 +150,9 @@ def test_no_white_line_stays_between_two_black_cells_where_they_are_half_pixels(
 def test_the_verb_prints_them_in_true_size(text, mm, tmp_path):
     done = calibrate("board", tmp_path / "b.png", "--board", text)
     assert done.exit_code == 0 and f"{mm} mm" in done.output
-    assert len(Board.parse(text).detect(cv2.imread(str(tmp_path / "b.png"), 0)).ids) == len(Board.parse(text).points())
+    printed = cv2.imread(str(tmp_path / "b.png"), cv2.IMREAD_GRAYSCALE)
+    assert printed is not None
+    assert len(Board.parse(text).detect(printed).ids) == len(Board.parse(text).points())
 
 
 def test_a_lone_tag_is_refused_for_a_lens_in_one_sentence(tmp_path):
