@@ -89,15 +89,14 @@ def opened(folder: str) -> dict[str, float]:
 
 
 def sampled(folder: str, batches: int) -> dict[str, float]:
-    """Batches of rows as tensors in [-1, 1]: each row once in random order, then drawn at random."""
+    """Batches of rows of both views: each row once in random order, then drawn at random."""
     from export.data import load_demonstrations
-    from export.rows import images
 
     data = load_demonstrations(Path(folder), Path(folder, "cache"))
     rng = np.random.default_rng(0)
 
-    def batch(rows: np.ndarray) -> float:
-        return float(images(data.front[rows])[0, 0, 0, 0] + images(data.wrist[rows])[0, 0, 0, 0])
+    def batch(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return data.front[rows], data.wrist[rows]
 
     order = rng.permutation(len(data.front))[: len(data.front) // BATCH * BATCH].reshape(-1, BATCH)
     first = [1e3 * timed(batch, rows)[2] for rows in order]
@@ -136,7 +135,7 @@ def tables(small: bool) -> list[Table]:
         "the same files under other numbers."
     )
     drawing = (
-        f"Batches of {BATCH} random rows, both views, from the mapped cache to tensors. `the first time`: processor "
+        f"Batches of {BATCH} random rows, both views, from the mapped cache. `the first time`: processor "
         "time of a batch whose pages the process has not touched. `own memory` is without the cache's pages, which the "
         "system takes back where it needs room; where they do not fit, every batch waits for the disk, and the rate "
         "bends there."
