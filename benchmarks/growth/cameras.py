@@ -71,7 +71,7 @@ def point(count: int, width: int, height: int, turns: int) -> dict[str, float]:
             (process,) = children(os.getpid())
             front = cameras["front"]
             real_time(FAST_PRIORITY)
-            seen, began = front.seq, time.monotonic()
+            seen, began = front.frame_number, time.monotonic()
             used = [(processor_s(process), time.process_time(), began)]
             for k in range(turns):
                 if not front.wait(seen, time.monotonic_ns() + 2_000_000_000):
@@ -85,8 +85,8 @@ def point(count: int, width: int, height: int, turns: int) -> dict[str, float]:
                 ages.append((done - frames[0].t_capture_ns) * 1e-6)
                 takes.append((taken - woke) * 1e-6)
                 warped.append((done - taken) * 1e-6)
-                late += frames[0].seq - seen - 1
-                seen = frames[0].seq
+                late += frames[0].frame_number - seen - 1
+                seen = frames[0].frame_number
                 if (k + 1) % (turns // BLOCKS) == 0:
                     used.append((processor_s(process), time.process_time(), time.monotonic()))
             seconds = time.monotonic() - began
