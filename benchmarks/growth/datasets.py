@@ -23,6 +23,7 @@ EPISODES = (100, 300, 1000)
 WRITTEN = 4  # parts that are encoded; the others repeat their files under other numbers
 ROWS, FPS = 40, 20.0  # of an episode
 BATCH = 64
+REPEATED = 3  # what is done in a second: the quietest of so many
 
 
 def _film(rng: np.random.Generator) -> np.ndarray:
@@ -73,15 +74,17 @@ def repeated(source: Path, folder: Path, parts: int) -> None:
 def finished(folder: str) -> dict[str, float]:
     """The pass that numbers parts and seals the folder."""
     cameras = {n: policy_camera(camera(n)) for n in VIEWS}
-    _, seconds, used = timed(finish, Path(folder), FPS, "so101_follower", so101.JOINTS, cameras)
+    runs = [timed(finish, Path(folder), FPS, "so101_follower", so101.JOINTS, cameras)[1:] for _ in range(REPEATED)]
+    seconds, used = map(min, zip(*runs, strict=True))
     return {"seconds": seconds, "processor, s": used, "peak memory, MB": peak_mb()}
 
 
-def opened(folder: str) -> dict[str, float]:
+def opened(folder: str, times: int) -> dict[str, float]:
     """As a training opens it: through a cache, which the first opening fills."""
     from export.data import load_demonstrations
 
-    data, seconds, used = timed(load_demonstrations, Path(folder), Path(folder, "cache"))
+    runs = [timed(load_demonstrations, Path(folder), Path(folder, "cache")) for _ in range(times)]
+    data, seconds, used = runs[0][0], min(r[1] for r in runs), min(r[2] for r in runs)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     used += children.ru_utime + children.ru_stime
     rows = float(len(data.front))
@@ -123,7 +126,8 @@ def tables(small: bool) -> list[Table]:
             at = f"{folder}/{n}"
             repeated(Path(folder, "parts"), Path(at), n // PER_PART)
             cost = {"finished": apart("datasets", "finished", folder=at)}
-            cost |= {k: apart("datasets", "opened", folder=at) for k in ("first", "again")}
+            for k, times in (("first", 1), ("again", REPEATED)):
+                cost[k] = apart("datasets", "opened", folder=at, times=times)
             cost["sampled"] = apart("datasets", "sampled", folder=at, batches=50 if small else 400)
             for k, figures in cost.items():
                 rows[k].append(Row(f"{n} episodes", n, figures))
