@@ -24,6 +24,7 @@ from export.quantise import Feeds, left_in_float, quantise
 from export.tensorrt.gate import Judged, budgets, judged
 from export.tensorrt.predict import modules, reasons
 from export.tensorrt.stored import PLAN, write_plan
+from export.tensorrt.sums import RoundedSums
 from runtime.bundle import check_replaceable, save_bundle
 from runtime.engines.onnx import OrtEngine
 from runtime.manifest import Chunk, Gate, Manifest, Reactive
@@ -133,6 +134,16 @@ def compared(
     return rows
 
 
+def with_rounded_sums(
+    reference: dict[str, OrtEngine], shipped: Shipped, feeds: dict[str, list[Feeds]], say: Say
+) -> dict[str, Any]:
+    """Agreement of every FP16 engine with FP32 where its sums are rounded to FP16, as TensorRT may do; on a few
+    observations."""
+    say("FP16 sums emulated")
+    few = {name: feeds[name][JUDGED][::8] for name in shipped.files}
+    return {name: parity(reference[name], RoundedSums(path), few[name]) for name, path in shipped.files.items()}
+
+
 def quantisation(plan: Plan, shipped: Shipped, failed: bool) -> dict[str, Any]:
     """What the manifest says about quantisation. Times differ from run to run, so the hashed manifest holds only what
     repeats exactly."""
@@ -211,6 +222,8 @@ def export_bundle(
                 report["tensorrt"] |= {"why": reasons(verdict.plans, floats), "predicted_for": modules()}
         candidate = reference if plan.precision == "fp32" else {n: OrtEngine(path) for n, path in shipped.files.items()}
         report["engines"] = compared(reference, candidate, floats, shipped, feeds, say)
+        if plan.half:
+            report["rounded_sums"] = with_rounded_sums(reference, shipped, feeds, say)
         if timed and plan.int8 and plan.target == "onnxruntime":
             slow = not_faster(report["engines"])
             report["float"] = {name: report["engines"][name]["time"] for name in slow}
