@@ -33,9 +33,9 @@ from export.text import Encoder
 from export.trainer import Plan, Trainer
 from runtime.policies.harmowam.slow import WARM_AFTER_NS, WARM_MOST, WARMTH
 
-JUDGED = (
-    16  # of as many rows of the world model's batch, one is play with an instruction that it may not have fulfilled
-)
+# Of so many rows of the world model's batch, one is a demonstration that is done, and one play with an instruction that
+# it may not have fulfilled.
+FINISH = 16
 OLDEST_S = 0.25  # age of the last plan that a plan starts from
 
 
@@ -53,6 +53,7 @@ class OneStepTrainer(Trainer):
     ):
         super().__init__(data, run, plan, cfg, encode, start)
         self.finish = finish_labels(self.data, cfg, self.labels)
+        self.ended = np.flatnonzero((self.finish.done > 0.5) & ~self.finish.apart)
 
     @property
     def world(self) -> OneStepWorld:
@@ -65,11 +66,14 @@ class OneStepTrainer(Trainer):
         relabelled = (lab.other[rows] >= 0) & (rng.random(batch) < 0.5)
         said = np.where(relabelled[:, None], lab.said[rows], lab.text[rows])
         done, told, own = fin.done[rows], fin.known[rows] & ~fin.apart[rows], np.ones(batch, bool)
-        few = min(batch // JUDGED, len(fin.judged))  # shown for the finish signal alone: their future is another's
-        if few:
+        few = batch // FINISH
+        if few and len(fin.judged) and len(self.ended):  # shown for the finish signal alone
             pick = rng.integers(len(fin.judged), size=few)
             rows[:few], said[:few], done[:few] = fin.judged[pick], lab.asked[fin.asked[pick]], fin.judged_done[pick]
-            told[:few], own[:few] = True, False
+            more = slice(few, 2 * few)
+            rows[more] = self.ended[rng.integers(len(self.ended), size=few)]
+            said[more], done[more] = lab.text[rows[more]], 1.0
+            told[: 2 * few], own[: 2 * few] = True, False
         now, future = self.latents[rows].float(), self._future(rows)
         front = relit(images(self.data.front[rows], self.device), rng)
         world = self.world
