@@ -7,9 +7,10 @@ flow time and draw no noise: a network that is only ever run at time 0 would spe
 that it was given. Two ways that are both open are therefore told apart by what the plan starts from
 (`OneStepExpert.generate`), not by a draw.
 
-Every operator is written in the form of which TensorRT's compiler makes few kernels: one norm in a residual block,
-joined by FiLM and activation; one product for queries, keys and values; maps in the order in which the convolution
-leaves them. Shapes as in `export/models.py`.
+They are written in operators of which TensorRT's compiler makes few kernels: one norm in a residual block, joined by
+FiLM and activation; one product for queries, keys and values; maps in the order in which the convolution leaves them.
+Only norms and the world model's attention have another form in an export (`export/forms.py`). Shapes as in
+`export/models.py`.
 """
 
 from __future__ import annotations
@@ -22,29 +23,13 @@ from export.config import Config
 from export.layers import conv, start_at_zero
 
 
-class WholeNorm(nn.Module):
-    """GroupNorm of 8 groups as one LayerNormalization over [B, 8, -1]: torch's exporter writes an InstanceNormalization
-    between reshapes for a GroupNorm. A training step takes as long with either."""
-
-    GROUPS = 8
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(x.shape[0], self.GROUPS, -1)
-        whole = F.layer_norm(flat, flat.shape[2:]).reshape(x.shape)
-        return whole * self.weight[:, None, None] + self.bias[:, None, None]
-
-
 class Block(nn.Module):
     """Two convolutions with a skip connection; norm, condition (FiLM) and activation before the first one, a ReLU
     before the second."""
 
     def __init__(self, i: int, o: int, condition: int):
         super().__init__()
-        self.norm, self.film = WholeNorm(i), nn.Linear(condition, 2 * i)
+        self.norm, self.film = nn.GroupNorm(8, i), nn.Linear(condition, 2 * i)
         self.a, self.b = conv(i, o), conv(o, o)
         self.skip = conv(i, o, 1) if i != o else nn.Identity()
         start_at_zero(self.b)
@@ -105,7 +90,7 @@ class OneStepWorld(nn.Module):
         self.register_buffer("finish_shift", torch.zeros(1))
         self.up = conv(c2, c1)
         self.up1, self.up2 = Block(2 * c1, c1, d), Block(c1, c1, d)
-        self.out_norm = WholeNorm(c1)
+        self.out_norm = nn.GroupNorm(8, c1)
         self.out = conv(c1, channels * cfg.futures)
         start_at_zero(self.out)
 

@@ -105,9 +105,9 @@ def _prepare(job: Job) -> tuple[World, SlowStep, FastStep]:
         _cache[own] = open_policy(bundle, next(iter(bundle.manifest.tasks)), cameras, engine=job.engine)
     slow, fast = _cache[own].slow, _cache[own].fast
     if job.policy == "true_future":
-        if "ghost" not in _cache:
-            _cache["ghost"] = World(0)
-        slow = TrueFutureStep(slow, world, _cache["ghost"])
+        if "replica" not in _cache:
+            _cache["replica"] = World(0)
+        slow = TrueFutureStep(slow, world, _cache["replica"])
     return world, slow, fast
 
 

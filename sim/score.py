@@ -94,7 +94,7 @@ class Score:
         return float(self.near)
 
     def watch(self, now_ns: int) -> str:
-        """Judge this frame; returns a reason to end an episode that cannot succeed any more, else ""."""
+        """Judge this frame; returns a reason to end an episode that cannot succeed, else ""."""
         w = self.world
         self.pose.append(w.pose)
         before = self._due()

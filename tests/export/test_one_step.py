@@ -10,14 +10,17 @@ import torch
 from export.config import Config
 from export.data import Demonstrations
 from export.finish import calibrated, finish_labels
+from export.half import to_half
 from export.labels import Labels
 from export.models import HarmoWam
 from export.one_step_train import OneStepTrainer
-from export.onnx import engines, export_engine
+from export.onnx import engines
+from export.tensorrt.builder import compiled
 from export.text import ngrams
 from export.train import Plan
 from sim.phases import next_events
 from tests.dataset import camera
+from tests.onnx_files import exporter
 from tests.training import SMALL
 
 FULL = Config(form="one_step", world_steps=1, action_steps=1, rate_hz=25.0, chunk_dt_s=0.04)
@@ -41,7 +44,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one_step")
     specs = engines(random_model(FULL))
     for name in ("world_model", "predictive", "fast"):
-        export_engine(*specs[name], folder / f"{name}.onnx")
+        exporter(tmp_path_factory)(*specs[name], folder / f"{name}.onnx")
     return folder, specs
 
 
@@ -58,6 +61,13 @@ def test_an_engine_computes_what_torch_computes(made, engine):
     for name, x in zip(outputs, found, strict=True):
         assert x.shape == tuple(wanted[name].shape) and np.abs(x - wanted[name].numpy()).max() < 1e-5, name
         assert np.ptp(x) > 0 or x.size == 1, name
+
+
+@pytest.mark.parametrize(("engine", "most"), [("world_model", 52), ("predictive", 55), ("fast", 25)])
+def test_an_engine_is_compiled_into_few_kernels(made, tmp_path, engine, most):
+    """FP16, TensorRT for RTX, SM86: kernels that are launched."""
+    to_half(made[0] / f"{engine}.onnx", tmp_path / "half.onnx")
+    assert len(compiled(tmp_path / "half.onnx", ("SM86",)).launched) <= most
 
 
 def test_the_world_model_draws_no_noise_and_says_whether_it_is_done(made):

@@ -46,6 +46,10 @@ def looking(x, z, tilt, yaw=0.0):
 
 def reference(img, src, dst, n=16):
     """Each output pixel is the mean of n x n bilinear samples; points are carried over the table plane one by one."""
+
+    def grab(yy, xx):
+        return img[np.clip(yy, 0, src.height - 1), np.clip(xx, 0, src.width - 1)].astype(float)
+
     out = np.zeros((dst.height, dst.width, 3))
     v, u = np.mgrid[: dst.height, : dst.width].astype(float)
     for j in range(n):
@@ -63,7 +67,6 @@ def reference(img, src, dst, n=16):
             x, y = xy[..., 0], xy[..., 1]
             x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
             fx, fy = (x - x0)[..., None], (y - y0)[..., None]
-            grab = lambda yy, xx: img[np.clip(yy, 0, src.height - 1), np.clip(xx, 0, src.width - 1)].astype(float)  # noqa: E731
             out += (1 - fx) * (1 - fy) * grab(y0, x0) + fx * (1 - fy) * grab(y0, x0 + 1)
             out += (1 - fx) * fy * grab(y0 + 1, x0) + fx * fy * grab(y0 + 1, x0 + 1)
     return out / n**2
