@@ -45,7 +45,7 @@ def float_engines(specs: Specs, work: Path, say: Say = lambda line: None) -> dic
 
 def noise_of(specs: Specs) -> dict[str, np.ndarray]:
     """The fixed noise from which the flow of each engine starts, by engine name."""
-    return fixed_noise(specs["world_model"][1]["noise"], specs["predictive"][1]["noise"])
+    return fixed_noise({name: inputs for name, (_, inputs, _) in specs.items()})
 
 
 @dataclass(frozen=True)

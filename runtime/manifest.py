@@ -24,6 +24,9 @@ TENSORS = {  # what the HarmoWAM policy feeds to each engine and reads from it
     "decoder": ({"future"}, {"frames"}),
 }
 
+# An engine may lack these inputs and give these outputs as well: a world model that draws no noise, and P(done).
+OPTIONAL = {"world_model": ({"noise"}, {"done"})}
+
 File = Annotated[
     str,
     Meta(pattern=r"\A[A-Za-z0-9_][\w.-]{0,99}(/[A-Za-z0-9_][\w.-]{0,99}){0,7}\Z", description="a path in the bundle"),
@@ -174,7 +177,8 @@ class Manifest(Shape, frozen=True, kw_only=True):
 
     def _engine_fits(self, name: str, engine: EngineFiles, text: int) -> None:
         """Raises ValueError for tensors that the policy does not feed, or that differ in size from what it feeds."""
-        if name in TENSORS and (set(engine.inputs), set(engine.outputs)) != TENSORS[name]:
+        names, free = (set(engine.inputs), set(engine.outputs)), OPTIONAL.get(name, (set(), set()))
+        if name in TENSORS and not all(a ^ b <= f for a, b, f in zip(names, TENSORS[name], free, strict=True)):
             raise ValueError(
                 f"'engines.{name}' must take {', '.join(sorted(TENSORS[name][0]))} and give "
                 f"{', '.join(sorted(TENSORS[name][1]))}"
