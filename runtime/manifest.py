@@ -75,7 +75,7 @@ class Chunk(Shape, frozen=True, omit_defaults=True):
     """
 
     steps: Annotated[int, Meta(ge=1, le=1000)]
-    dt_ms: Annotated[int, Meta(ge=5, le=1000)]
+    dt_ms: Annotated[int, Meta(ge=5, le=1000)] | Annotated[float, Meta(ge=5, le=1000)]
     mean: list[list[Target]] = field(default_factory=list)
     std: list[list[TargetSpread]] = field(default_factory=list)
     first: Annotated[int, Meta(ge=0, le=1)] = 1
