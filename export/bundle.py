@@ -19,7 +19,7 @@ from export.lint import lint
 from export.manifest import manifest_for
 from export.observations import JUDGED, SHOWN, engine_feeds
 from export.onnx import Specs, export_engine
-from export.plan import Opened, Plan
+from export.plan import Opened, Plan, Precise
 from export.quantise import Feeds, left_in_float, quantise
 from export.tensorrt.gate import Judged, budgets, judged
 from export.tensorrt.predict import modules, reasons
@@ -61,7 +61,7 @@ class Shipped:
         return Shipped({**self.files, **{n: floats[n] for n in names}}, {**self.layers, **layers})
 
 
-def shrink(plan: Plan, floats: dict[str, Path], feeds: dict[str, list[Feeds]], work: Path, say: Say) -> Shipped:
+def shrink(plan: Precise, floats: dict[str, Path], feeds: dict[str, list[Feeds]], work: Path, say: Say) -> Shipped:
     """The engines at the plan's precision, as files in `work`; raises ExportError for a recipe that does not fit
     them."""
     shipped, counts = dict(floats), {}
@@ -87,7 +87,7 @@ def shrink(plan: Plan, floats: dict[str, Path], feeds: dict[str, list[Feeds]], w
     return Shipped(shipped, counts)
 
 
-def refuse_what_it_would_not_run(plan: Plan, shipped: Shipped) -> None:
+def refuse_what_it_would_not_run(plan: Precise, shipped: Shipped) -> None:
     """Raises ExportError where the linter objects, or where ONNX Runtime would compute INT8 layers in float."""
     complaints = [f"{name}: {c}" for name, path in shipped.files.items() for c in lint(path, plan.target)]
     if complaints:
@@ -144,7 +144,7 @@ def with_rounded_sums(
     return {name: parity(reference[name], RoundedSums(path), few[name]) for name, path in shipped.files.items()}
 
 
-def quantisation(plan: Plan, shipped: Shipped, failed: bool) -> dict[str, Any]:
+def quantisation(plan: Precise, shipped: Shipped, failed: bool) -> dict[str, Any]:
     """What the manifest says about quantisation. Times differ from run to run, so the hashed manifest holds only what
     repeats exactly."""
     how: dict[str, Any] = {"format": "fp16" if plan.half else "fp32"}

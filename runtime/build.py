@@ -104,7 +104,7 @@ def observations(bundle: Bundle, count: int = 16) -> dict[str, list[dict[str, np
     try:
         with np.load(bundle.path / "samples.npz") as stored:
             raw = {k: stored[k] for k in stored.files}
-        rows = np.linspace(0, len(raw["front"]) - 1, count).astype(int)
+        rows = np.linspace(0, len(raw["instruction"]) - 1, count).astype(int)
         return kind_of(bundle).feeds(bundle, {k: v[rows] for k, v in raw.items()})
     except (OSError, ValueError, KeyError) as e:
         raise EngineError(

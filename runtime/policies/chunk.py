@@ -5,9 +5,9 @@ follows.
 Command.
 
 What it needs of a bundle: an engine "chunk" that gives `chunk` float32[1,K,J], joint targets (rad, the maker's angles,
-gripper last) at `dt_ms`, 2 `dt_ms`, ... after the capture of its pictures. Its inputs are any of: a picture of each
-camera of the manifest, by the camera's name, float32[1,3,h,w]; `state` float32[1,J], measured joint angles (rad);
-`text` float32[1,E], the embedding of the instruction.
+gripper last) every `dt_ms`, the first of them `first` times `dt_ms` after the capture of its pictures. Its inputs are
+any of: a picture of each camera of the manifest, by the camera's name, float32[1,3,h,w]; `state` float32[1,J], measured
+joint angles (rad); `text` float32[1,E], the embedding of the instruction.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SlowStep:
         self.bundle = bundle
         self.views = Views(bundle, cameras, gpu)
         self.engine = bundle.engine(ENGINE, threads, engine)
-        self.grid_ns = (np.arange(1, m.chunk.steps + 1) * m.chunk.dt_ms * MS).astype(np.int64)
+        self.grid_ns = ((np.arange(m.chunk.steps) + m.chunk.first) * m.chunk.dt_ms * MS).astype(np.int64)
         self.priors_made = 0
         self.set_task(task)
 
