@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -301,7 +302,9 @@ def test_the_table_and_the_json(bundle, tmp_path):
     assert result.exit_code == 0, result.output
     assert "75 % (30-95)" in result.output and "33 %" in result.output  # 1 - 2/3
     assert "gated minus better single expert (reactive), mean of unseen, paired: +25.0 points" in result.output
+    assert result.output.splitlines()[-1].endswith("all of them were played by an earlier run")
     said = json.loads(out.read_text())
+    assert said["played"] == 0
     cell = next(c for c in said["cells"] if c["policy"] == "gated" and c["environment"] == "seen")
     assert {k: cell[k] for k in ("task", "episodes", "successes", "transit")} == {
         "task": "plate",
@@ -311,6 +314,21 @@ def test_the_table_and_the_json(bundle, tmp_path):
     }
     assert {"wilson95", "interaction_given_transit", "gate_accuracy", "switches_per_episode"} <= set(cell)
     assert said["failed_gates"] is False and "FAILED" not in result.output
+
+
+def test_the_last_line_tells_how_fast_the_episodes_of_this_run_were_played(bundle, tmp_path, monkeypatch):
+    """Ten rows of an earlier run, five simulated seconds each, are not counted; two new ones are."""
+    monkeypatch.setattr(ev, "LIMIT_S", 0.5)
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "e.json"
+    every = jobs(bundle, count=12)
+    write_rows(rows, every[:10], lambda j: True)
+    monkeypatch.setattr(ev, "spawned", lambda work, left, workers: map(work, left))  # with the limit set above
+    options = ["--task", "plate", "--episodes", "12", "--rows", str(rows), "--json", str(out)]
+    result = CliRunner().invoke(main, ["evaluate", "--bundle", str(bundle), *options])
+    assert result.exit_code == 0, result.output
+    said = json.loads(out.read_text())
+    assert said["played"] == 2 and said["simulated_s"] == pytest.approx(1.0, abs=0.05)
+    assert re.search(r"12 episodes of the development seeds; 2 played now in \d+ s \([\d.]+ simulated", result.output)
 
 
 def test_figures_of_a_bundle_that_failed_its_gates_say_so(bundle, tmp_path):
