@@ -48,7 +48,7 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     "--environment",
     default="seen",
     show_default=True,
-    help="seen, background, position, object; several with commas, or all.",
+    help="seen, background, position, object, disturbed; several with commas, or all.",
 )
 @click.option("--task", default="all", show_default=True, help="Names of tasks with commas, or one instruction.")
 @click.option(
@@ -128,7 +128,7 @@ def evaluate(
     from runtime.policies import kind_of
     from sim.evaluate import OURS, STARTS, digest, jobs_for, read_rows, run_jobs
     from sim.results import COLUMNS, cells, sentences, summary, table
-    from sim.tasks import ENVIRONMENTS, INSTRUCTIONS, TASKS
+    from sim.tasks import DISTURBED, ENVIRONMENTS, INSTRUCTIONS, TASKS
 
     schedule = _schedule(camera_fps, latency)
     this_shard = _shard(shard)
@@ -141,7 +141,7 @@ def evaluate(
     jobs = jobs_for(
         bundle,
         _chosen("policy", policy or kind.modes[0], ways),
-        _chosen("environment", environment, ENVIRONMENTS),
+        _chosen("environment", environment, (*ENVIRONMENTS, DISTURBED)),
         (task,) if single else _chosen("task", task, tuple(TASKS)),
         range(seed, seed + episodes),
         split=split,

@@ -104,10 +104,8 @@ class Scene:
         speed = [i for i in range(m.nnumeric) if m.numeric(i).name == "servo_speed"]
         self.speed = np.array(m.numeric(speed[0]).data) if speed else np.full(m.nu, SERVO_SPEED)
         self.buttons = [m.joint(i).name for i in range(m.njnt) if m.joint(i).name.endswith("_button")]
-        # Where each body's pose begins in qpos; None for a body that is fixed.
-        free, pose = mujoco.mjtJoint.mjJNT_FREE, m.jnt_qposadr
-        first = {m.body(b).name: int(m.body_jntadr[b]) for b in range(m.nbody)}
-        self.free = {n: int(pose[j]) if j >= 0 and m.jnt_type[j] == free else None for n, j in first.items()}
+        free = np.flatnonzero(m.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
+        self.free = {m.body(m.jnt_bodyid[j]).name: int(m.jnt_qposadr[j]) for j in free}  # where poses begin in qpos
 
     def dress(self, unseen: bool) -> None:
         """Enable the seen or unseen variant of every geom with both; the other is invisible, without collisions."""
@@ -137,9 +135,7 @@ class Scene:
         m.vis.headlight.ambient[:] = m.vis.headlight.diffuse[:] = look.ambient
         for k in range(N_DISTRACTORS):
             m.body(f"distractor{k}").pos[:] = (0, 0, -2)
-        there = [k for k, *_ in look.clutter]
-        # What lies below the floor is in no picture, but drawing it takes time.
-        m.geom_rgba[[g for k, geoms in enumerate(self.foreign) if k not in there for g in geoms], 3] = 0.0
+            m.geom_rgba[self.foreign[k], 3] = float(k in {c[0] for c in look.clutter})  # else below the floor, unseen
         for k, x, y, yaw in look.clutter:
             body = m.body(f"distractor{k}")
             body.pos[:], body.quat[:] = (x, y, 0), (math.cos(yaw / 2), 0, 0, math.sin(yaw / 2))
@@ -215,7 +211,7 @@ class World:
 
     def free_joint(self, name: str) -> int | None:
         """Index in qpos where a free body's pose begins; None for a fixed body."""
-        return self.scene.free[name]
+        return self.scene.free.get(name)
 
     @property
     def instruction(self) -> str:
