@@ -115,9 +115,7 @@ def _kernel(line: str) -> Kernel:
     found = LINE.fullmatch(line)
     if found is None:
         raise _unreadable(line)
-    nodes = (
-        [NODE.fullmatch(part) for part in found["nodes"].strip(" ").split(BETWEEN)] if found["nodes"].strip() else []
-    )
+    nodes = [NODE.fullmatch(part) for part in found["nodes"].strip(" ").split(BETWEEN)] if found["nodes"].strip() else []
     if not all(nodes):
         raise _unreadable(found["nodes"])
     return Kernel(
