@@ -21,6 +21,9 @@ from export.observations import JUDGED, SHOWN, engine_feeds
 from export.onnx import Specs, export_engine
 from export.plan import Opened, Plan
 from export.quantise import Feeds, left_in_float, quantise
+from export.tensorrt.gate import Judged, budgets, judged
+from export.tensorrt.predict import modules, reasons
+from export.tensorrt.stored import PLAN, write_plan
 from runtime.bundle import check_replaceable, save_bundle
 from runtime.engines.onnx import OrtEngine
 from runtime.manifest import Chunk, Gate, Manifest, Reactive
@@ -97,6 +100,14 @@ def refuse_what_it_would_not_run(plan: Plan, shipped: Shipped) -> None:
             )
 
 
+def compiled(plan: Plan, shipped: Shipped, steps: Mapping[str, int], say: Say) -> Judged | None:
+    """What NVIDIA's builder makes of the engines; None for another target. Raises ExportError where one does not
+    build."""
+    if plan.target != "tensorrt":
+        return None
+    return judged(shipped.files, budgets(plan.recipe_or_committed(), plan.precision, steps), say)
+
+
 def compared(
     reference: dict[str, OrtEngine],
     candidate: dict[str, OrtEngine],
@@ -156,15 +167,25 @@ def harmowam_manifest(opened: Opened, how: dict[str, Any]) -> Manifest:
     )
 
 
+def refuse_missed(missed: list[str]) -> None:
+    """Raises ExportError with the first of the missed gates."""
+    if missed:
+        raise ExportError(
+            f"{missed[0]} ({len(missed)} gates missed, nothing was written): find another recipe with "
+            "`harmowam search-recipe`, or write it marked as failed with --force."
+        )
+
+
 def export_bundle(
     plan: Plan, out: Path, say: Say = lambda line: None, *, force: bool = False, timed: bool = True
 ) -> dict[str, Any]:
     """Write the bundle `out`; returns the report.
 
-    Engines that are no faster in INT8 on this machine are shipped in float; the report says which ("float"). With
-    `timed` False they stay in INT8: what a test compares must not depend on how busy the machine is. Raises ExportError
-    and writes nothing when a gate of `export.gates` is missed or `export.lint` objects; with `force` the bundle is
-    written anyway and its manifest lists what failed.
+    For TensorRT, NVIDIA's builder compiles every engine (`export.tensorrt`), and the plans become a report. Engines
+    that are no faster in INT8 on this machine are shipped in float; the report says which ("float"). With `timed` False
+    they stay in INT8: what a test compares must not depend on how busy the machine is. Raises ExportError and writes
+    nothing when a gate of `export.gates` is missed, `export.lint` objects or an engine does not build; with `force` a
+    bundle that misses gates is written anyway, and its manifest lists what failed.
     """
     began = time.monotonic()
     check_replaceable(out)
@@ -183,6 +204,11 @@ def export_bundle(
         feeds = engine_feeds(reference["world_model"], opened.observations, noise_of(opened.specs))
         shipped = shrink(plan, floats, feeds, work, say)
         refuse_what_it_would_not_run(plan, shipped)
+        verdict = compiled(plan, shipped, report["steps"], say)
+        if verdict is not None:
+            report["tensorrt"] = verdict.summary()
+            if plan.int8 and plan.half:
+                report["tensorrt"] |= {"why": reasons(verdict.plans, floats), "predicted_for": modules()}
         candidate = reference if plan.precision == "fp32" else {n: OrtEngine(path) for n, path in shipped.files.items()}
         report["engines"] = compared(reference, candidate, floats, shipped, feeds, say)
         if timed and plan.int8 and plan.target == "onnxruntime":
@@ -196,17 +222,16 @@ def export_bundle(
         chain = feeds["world_model"][JUDGED], feeds["predictive"][JUDGED]
         report["joints_deg"] = joint_error(reference, candidate, *chain, poses)
         report["missed"] = missed(report)
-        if report["missed"] and not force:
-            raise ExportError(
-                f"{report['missed'][0]} ({len(report['missed'])} gates missed, nothing was written): find another "
-                "recipe with `harmowam search-recipe`, or write it marked as failed with --force."
-            )
+        if not force:
+            refuse_missed(report["missed"])
         files = {f"onnx/{name}.onnx": path for name, path in shipped.files.items()}
         files["samples.npz"] = work / "samples.npz"
         shutil.copy(plan.observations, files["samples.npz"])
         report["seconds"] = round(time.monotonic() - began, 1)
-        said = work / "parity.json"
-        said.write_text(json.dumps(report, indent=1, sort_keys=True))
+        reports = {"parity.json": work / "parity.json"}
+        reports["parity.json"].write_text(json.dumps(report, indent=1, sort_keys=True))
+        if verdict is not None and verdict.plans:
+            reports[PLAN] = write_plan(verdict, work / PLAN)
         manifest = harmowam_manifest(opened, quantisation(plan, shipped, bool(report["missed"])))
-        save_bundle(out, manifest, files, reports={"parity.json": said})
+        save_bundle(out, manifest, files, reports)
     return report

@@ -189,4 +189,4 @@ def missed(report: dict[str, Any]) -> list[str]:
     ):
         if not joints[key] <= most:
             out.append(f"{which} {joints[key]:.2f} degrees apart or more, {most} degrees are allowed")
-    return out
+    return [*out, *report.get("tensorrt", {}).get("wrong", [])]

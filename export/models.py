@@ -100,7 +100,7 @@ class WorldModel(nn.Module):
         self.down2 = Residual(c1, c1, d)
         self.pool = conv(c1, c2, 3, 2)
         self.mid1 = Residual(c2, c2, d)
-        self.attention = nn.MultiheadAttention(c2, 4, batch_first=True)
+        self.attention: nn.Module = nn.MultiheadAttention(c2, 4, batch_first=True)
         self.attention_norm = nn.LayerNorm(c2)
         self.mid2 = Residual(c2, c2, d)
         self.tokens = nn.Sequential(nn.LayerNorm(c2), nn.Linear(c2, cfg.token_channels))
@@ -231,20 +231,24 @@ class PredictiveExpert(nn.Module):
         self.norm = nn.LayerNorm(d)
         self.memory_norm = nn.LayerNorm(d)
 
-    def context(self, wrist: Tensor, now: Tensor, tokens: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Memory [B, 110, width], logits [B, 24*24] of the contact map and logits [B, headings] of the tool's turn
-        until the contact."""
-        fine = self.wrist[:6](wrist)  # [B, 96, 12, 12]
-        world, state = self.world(tokens), self.proprio(proprio)
-        scale, shift = self.aim(world.mean(1) + state)[:, :, None, None].chunk(2, 1)
-        told = F.relu(self.spot_in(fine) * (1 + scale) + shift)
+    def aimed(self, fine: Tensor, told: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The contact's token [B, width], its map's logits [B, 24*24] and the turn's logits [B, headings], from the
+        wrist's features `fine` [B, 96, 12, 12] and the part that knows what is sought, `told` [B, 64, 12, 12]."""
         logits = F.pixel_shuffle(self.spot(told), 2).flatten(1)
         side = self.cfg.contact_map
         p = torch.softmax(logits, -1)
         there = F.avg_pool2d(p.reshape(-1, 1, side, side), 2) * 4
         turn = (there * self.turn(told)).sum((2, 3))
         contact = self.contact(torch.cat([(there * fine).sum((2, 3)), p @ self.grid], -1))
-        contact = contact + self.turned(torch.softmax(turn, -1))
+        return contact + self.turned(torch.softmax(turn, -1)), logits, turn
+
+    def context(self, wrist: Tensor, now: Tensor, tokens: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Memory [B, 110, width], logits [B, 24*24] of the contact map and logits [B, headings] of the tool's turn
+        until the contact."""
+        fine = self.wrist[:6](wrist)  # [B, 96, 12, 12]
+        world, state = self.world(tokens), self.proprio(proprio)
+        scale, shift = self.aim(world.mean(1) + state)[:, :, None, None].chunk(2, 1)
+        contact, logits, turn = self.aimed(fine, F.relu(self.spot_in(fine) * (1 + scale) + shift))
         parts = [
             self.wrist[6:](fine).flatten(2).transpose(1, 2),
             self.front(now).flatten(2).transpose(1, 2),

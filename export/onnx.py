@@ -11,6 +11,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from export.forms import for_export
 from export.models import HarmoWam
 
 OPSET = 20
@@ -76,8 +77,8 @@ class DecoderEngine(nn.Module):
 
 
 def engines(model: HarmoWam) -> Specs:
-    """The engines of a bundle."""
-    c = model.cfg
+    """The engines of a bundle, in the exported form (`export/forms.py`)."""
+    c, model = model.cfg, for_export(model)
     picture = (1, 3, c.image, c.image)
     future = (c.futures, c.latent_channels, c.latent_size, c.latent_size)
     state = (1, len(c.proprio))
@@ -130,7 +131,7 @@ def export_engine(module: nn.Module, inputs: dict[str, tuple[int, ...]], outputs
             verbose=False,
         )
     assert program is not None
-    model = name_folded_weights(fold_transposed_weights(program.model_proto), module)
+    model = share_constants(name_folded_weights(fold_transposed_weights(program.model_proto), module))
     onnx.save(clean(model), str(path))
 
 
@@ -147,6 +148,23 @@ def name_folded_weights(model: onnx.ModelProto, module: nn.Module) -> onnx.Model
                 names[stored.name] = f"{found}.T"
                 stored.name = f"{found}.T"
     for node in model.graph.node:
+        for i, value in enumerate(node.input):
+            node.input[i] = names.get(value, value)
+    return model
+
+
+def share_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Store equal constants of the exporter once: every normalisation without weights brings a tensor of ones. In
+    place."""
+    graph = model.graph
+    first: dict[bytes, str] = {}
+    names: dict[str, str] = {}
+    for stored in [i for i in graph.initializer if i.name.startswith("val_")]:
+        content = repr((stored.data_type, list(stored.dims))).encode() + onnx.numpy_helper.to_array(stored).tobytes()
+        names[stored.name] = first.setdefault(content, stored.name)
+        if names[stored.name] != stored.name:
+            graph.initializer.remove(stored)
+    for node in graph.node:
         for i, value in enumerate(node.input):
             node.input[i] = names.get(value, value)
     return model

@@ -35,9 +35,8 @@ target_option = click.option(
 @click.option(
     "--precision",
     type=click.Choice(["int8", "int8-fp16", "fp16", "fp32"]),
-    default="int8",
-    show_default=True,
-    help="Precision of the engines; fp16 and int8-fp16 (layers that are not INT8 in FP16) need --target tensorrt.",
+    help="Precision of the engines. Default: int8; for --target tensorrt int8-fp16, i.e. FP16 for layers that are not "
+    "INT8. fp16 and int8-fp16 need --target tensorrt.",
 )
 @click.option(
     "--recipe",
@@ -61,7 +60,7 @@ def export(
     checkpoint: Path | None,
     out: Path,
     target: str,
-    precision: str,
+    precision: str | None,
     recipe: Path | None,
     samples: Path | None,
     dataset: Path | None,
@@ -84,7 +83,7 @@ def export(
         plan = planned(
             checkpoint,
             target=target,
-            precision=precision,
+            precision=precision or ("int8-fp16" if target == "tensorrt" else "int8"),
             recipe=read_recipe(recipe, target),
             samples=observations or samples,
             text_encoder=text_encoder,
@@ -158,6 +157,10 @@ def certify(
         f"INT8 {result['int8_successes']}, FP32 {result['fp32_successes']} of {result['pairs']}: difference "
         f"{100 * result['difference']:+.1f} points, one-sided 95 % bound {100 * result['lower_bound']:+.1f}"
     )
+    if "tensorrt" in result:
+        from export.tensorrt.gate import lines
+
+        click.echo("\n".join(lines(result["tensorrt"])))
     write_json(json_path, result)
 
 
@@ -214,6 +217,7 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     `report`."""
     from export.gates import CELL_MM
     from export.roofline import calibration_errors, predicted, table
+    from export.tensorrt.gate import lines
 
     engines = report["engines"]
     click.echo(f"{'engine':14}{'tensor':10}{'cosine':>9}{'rms':>10}{'MB':>7}")
@@ -236,6 +240,8 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     click.echo(f"weights: {small / 1e6:.2f} of {large / 1e6:.2f} MB ({small / large:.3f}); {report['seconds']} s")
     if slow := report.get("float"):
         click.echo(in_float(slow))
+    if "tensorrt" in report:
+        click.echo("\n".join(lines(report["tensorrt"])))
     for line in report["missed"]:
         click.echo(f"GATE MISSED: {line}", err=True)
     report["orin"] = predicted({name: out / "onnx" / f"{name}.onnx" for name in engines})

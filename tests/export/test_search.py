@@ -16,14 +16,20 @@ from export.onnx import engines
 from export.origin import load_recipe, samples_path
 from export.plan import Plan
 from export.search import groups, search
+from export.tensorrt.stored import read_plan
 from runtime.bundle import Bundle
 
+ENGINES = {"world_model", "predictive", "fast", "decoder"}
 pytestmark = pytest.mark.usefixtures("export_once")
 
 
 def test_the_tensorrt_form_follows_tensorrts_rules(untrained, tmp_path):
     """Exported with --force, because gates are meaningless for an untrained model."""
-    export_bundle(Plan(untrained, "tensorrt"), tmp_path / "b", force=True)
+    report = export_bundle(Plan(untrained, "tensorrt"), tmp_path / "b", force=True)
+    assert {name: p.launched != () for name, p in read_plan(tmp_path / "b").plans.items()} == dict.fromkeys(
+        ENGINES, True
+    )
+    assert set(report["tensorrt"]["engines"]) == ENGINES and report["tensorrt"]["wrong"] == []
     manifest = Bundle.load(tmp_path / "b").manifest
     assert manifest.quantization["target"] == "tensorrt"
     int8 = 0
