@@ -45,14 +45,19 @@ class Spec:
     told: str = "degrees"
     video_fps: float | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+    delay_s: float | None = None  # the pictures show the arm that much later than the joints; None: numbered pictures
 
 
 def motion(rows: int, seed: int, fps: float) -> np.ndarray:
-    """Joint angles float64[rows,5] in whole servo steps from the middle of the ranges, smooth."""
+    """Joint angles float64[rows,5] in whole servo steps from the middle of the ranges, with rests between moves."""
     rng = np.random.default_rng(seed)
-    t = np.arange(rows)[:, None] / fps
-    q = 450 * np.sin(2 * np.pi * rng.uniform(0.2, 0.5, 5) * t + rng.uniform(0, 6, 5)) + rng.uniform(-150, 150, 5)
-    return np.round(q)
+    moves = max(2, round(rows / fps / 0.8))
+    places = rng.uniform(-500, 500, (moves + 1, 5)) * [1, 0.6, 1, 1, 1]
+    at = np.linspace(0, moves, rows)
+    k = np.minimum(at.astype(int), moves - 1)
+    share = np.clip((at - k - 0.2) / 0.6, 0, 1)
+    share = share**3 * (10 - 15 * share + 6 * share**2)  # least jerk
+    return np.round(places[k] + (places[k + 1] - places[k]) * share[:, None])
 
 
 def values(spec: Spec, seed: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -113,7 +118,26 @@ def features(spec: Spec) -> dict[str, Any]:
     return found
 
 
+def drawn(spec: Spec, name: str, number: int, rows: int) -> list[np.ndarray]:
+    """The arm as a line from above on a table with a pattern, `spec.delay_s` late, with noise."""
+    width, height, _ = spec.cameras[name]
+    rng, t = np.random.default_rng(number), np.arange(rows) / spec.fps
+    q = np.stack([np.interp(t - (spec.delay_s or 0.0), t, x) for x in truth(spec)[number].T], 1)
+    soft = np.random.default_rng(7).integers(90, 190, (9, 12, 3)).astype(np.uint8)
+    table = cv2.resize(soft, (width, height), interpolation=cv2.INTER_CUBIC)
+    at = np.concatenate([so101.frames(q)[..., :3, 3], so101.tool(q)[:, None, :3, 3]], 1)
+    px = np.stack([width / 2 - at[..., 1] / 0.9 * width, height * 0.95 - at[..., 0] / 0.5 * height * 0.9], -1)
+    out = []
+    for line in px:
+        picture = table.copy()
+        cv2.polylines(picture, [line.astype(np.int32)], False, (240, 240, 235), max(3, width // 40))
+        out.append(np.clip(picture + rng.normal(0, 2, picture.shape), 0, 255).astype(np.uint8))
+    return out
+
+
 def films(spec: Spec, name: str, number: int, rows: int) -> list[np.ndarray]:
+    if spec.delay_s is not None:
+        return drawn(spec, name, number, rows)
     width, height, _ = spec.cameras[name]
     return [picture(i, number, width, height) for i in range(rows)]
 

@@ -13,7 +13,7 @@ from calibration.camera import CalibrationError, Camera
 from export.lerobot.layout import DataError, check_file, read_table
 from export.recordings.films import Probe, codec_of, column, picture_of, probe
 from export.recordings.findings import VIEWS, Film, How, Pictures, Problem, Take
-from export.recordings.layouts import Header, Place, problem_of
+from export.recordings.layouts import Header, problem_of
 
 ANGLE = np.radians(62)  # horizontal field of view of a usual webcam, where no calibration says
 COST = {
@@ -39,19 +39,24 @@ def usual_camera(film: Film) -> Camera:
 def views_of(header: Header, how: How, problems: list[Problem]) -> dict[str, str]:
     """View -> camera of the recording: as the owner says, else where they have the same name."""
     there = sorted(header.cameras)
-    views = {v: v for v in VIEWS if v in header.cameras and v not in how.cameras.values()} | dict(how.cameras)
-    for view, name in how.cameras.items():
-        if view not in VIEWS or name not in header.cameras:
-            problems.append(
-                Problem(
-                    "cameras",
-                    None,
-                    f"--camera {view}={name}: the policy's views are {' and '.join(VIEWS)}, the recording's cameras "
-                    f"{', '.join(there) or 'none'}",
-                    "correct it",
-                    True,
-                )
+    said = {v: (n,) if isinstance(n, str) else n for v, n in how.cameras.items()}
+    taken = {n for names in said.values() for n in names}
+    views = {v: v for v in VIEWS if v in header.cameras and v not in taken}
+    for view, names in said.items():
+        found = [n for n in names if n in header.cameras]
+        if view in VIEWS and found:
+            views[view] = found[0]
+            continue
+        problems.append(
+            Problem(
+                "cameras",
+                None,
+                f"--camera {view}={names[0]}: the policy's views are {' and '.join(VIEWS)}, the recording's cameras "
+                f"{', '.join(there) or 'none'}",
+                "correct it",
+                True,
             )
+        )
     views = {v: views[v] for v in VIEWS if views.get(v) in header.cameras}
     if not views:
         example = " ".join(f"--camera {v}={n}" for v, n in zip(VIEWS, there))
@@ -171,27 +176,23 @@ def _videos(
             problems.append(dataclasses.replace(found, episode=take.number))
         elif (found.width, found.height) != (film.width, film.height):
             problems.append(_other_size(film, found, take.number))
-        elif short := starts[take.number] + length - len(found.pts):
-            if short > 0:
-                problems.append(
-                    Problem(
-                        "pictures",
-                        take.number,
-                        f"the video of camera '{name}' lacks {short} of its {length} pictures",
-                        "it is left out; download or record it again",
-                        True,
-                    )
+        elif (short := starts[take.number] + length - len(found.pts)) > 0:
+            problems.append(
+                Problem(
+                    "pictures",
+                    take.number,
+                    f"the video of camera '{name}' lacks {short} of its {length} pictures",
+                    "it is left out; download or record it again",
+                    True,
                 )
-                continue
-            kept.append(_placed(take, name, places, starts))
+            )
         else:
-            kept.append(_placed(take, name, places, starts))
+            kept.append(_placed(take, name, places[take.number].path, starts[take.number], found))
     return film, kept
 
 
-def _placed(take: Take, name: str, places: Mapping[int, Place], starts: Mapping[int, int]) -> Take:
-    lies = Pictures(places[take.number].path, starts[take.number])
-    return dataclasses.replace(take, pictures={**take.pictures, name: lies})
+def _placed(take: Take, name: str, path: Path, start: int, found: Probe) -> Take:
+    return dataclasses.replace(take, pictures={**take.pictures, name: Pictures(path, start, found.pts)})
 
 
 def _starts(header: Header, key: str, probes: Mapping[Path, Probe | Problem]) -> dict[int, int]:

@@ -9,8 +9,9 @@ import av
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from export.lerobot.layout import DataError, check_file
+from export.lerobot.layout import PICTURES, DataError, check_file
 from export.recordings.layouts import MEND
 
 LARGEST = 16384  # pixels
@@ -74,3 +75,9 @@ def column(path: Path, table: pa.Table, name: str) -> pa.ChunkedArray:
     if name not in table.column_names:
         raise DataError(f"{path} has no column '{name}': {MEND}.")
     return table[name]
+
+
+def key_of(path: Path, camera: str) -> str:
+    """The column of a table that holds the pictures of `camera`."""
+    names = pq.read_schema(path).names
+    return next((k for k in (PICTURES + camera, "observation." + camera) if k in names), camera)

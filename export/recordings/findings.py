@@ -43,7 +43,7 @@ class How:
 
     units: str | None = None
     joints: Path | None = None
-    cameras: Mapping[str, str] = field(default_factory=dict)
+    cameras: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     calibration: Mapping[str, Camera] = field(default_factory=dict)
     arm: Family | None = None
     recorded_fps: float | None = None
@@ -80,10 +80,11 @@ class Units:
 @dataclass(frozen=True)
 class Pictures:
     """Where the T pictures of an episode lie: `first` counts from the file's first picture (or row, for pictures in a
-    table)."""
+    table). `pts` int64[n]: times of all pictures of a video (`films.Probe`)."""
 
     path: Path
     first: int
+    pts: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

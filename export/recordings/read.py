@@ -17,7 +17,7 @@ from export.lerobot.layout import DataError, Dataset, read_table
 from export.lerobot.pictures import File, LostPictures, Pictures, VideoFile, geometry_of
 from export.recordings.cameras import usual_camera
 from export.recordings.clock import linear, nearest, times_at
-from export.recordings.films import column, picture_of, probe
+from export.recordings.films import column, key_of, picture_of
 from export.recordings.findings import Examined, Problem, Take
 from export.recordings.layouts import MEND
 from export.recordings.units import to_rad
@@ -162,9 +162,11 @@ def _files(
 ) -> tuple[list[File], tuple[np.ndarray, np.ndarray]]:
     """The files of one camera, each picture once, and the rows that repeat a picture of another row."""
     wanted: dict[Path, list[np.ndarray]] = {}
+    clocks: dict[Path, np.ndarray | None] = {}
     row = 0
     for p in parts:
         lies = p.take.pictures[name]
+        clocks[lies.path] = lies.pts
         wanted.setdefault(lies.path, []).append(np.stack([lies.first + p.pictures, row + np.arange(len(p.pictures))]))
         row += len(p.pictures)
     files: list[File] = []
@@ -176,15 +178,8 @@ def _files(
         again = np.setdiff1d(np.arange(len(rows)), first)
         to.append(rows[again])
         of.append(rows[first][which[again]])
-        if found.cameras[name].fps is None:
-            key = next(k for k in ("observation.images." + name, "observation." + name) if _has(path, k))
-            files.append(ImageTable(path, found.folder, key, stored, once, rows[first]))
+        if (pts := clocks[path]) is None:
+            files.append(ImageTable(path, found.folder, key_of(path, name), stored, once, rows[first]))
         else:
-            files.append(VideoFile(path, probe(path).pts, stored, once, rows[first], threads))
+            files.append(VideoFile(path, pts, stored, once, rows[first], threads))
     return files, (np.concatenate(to), np.concatenate(of))
-
-
-def _has(path: Path, key: str) -> bool:
-    import pyarrow.parquet as pq
-
-    return key in pq.read_schema(path).names

@@ -210,7 +210,7 @@ def _early(state: np.ndarray, arm: Family) -> bool:
 
     after = np.radians(state[:, :-1]) + arm.middle[:-1]
     before = np.radians(EARLY_SIGN * (state[:, :-1] - EARLY_OFFSET))
-    return inside(before) > inside(after) + 0.5
+    return inside(before) > max(0.9, inside(after) + 0.5)
 
 
 def check_jaw(state: np.ndarray, action: np.ndarray, units: Units, problems: list[Problem]) -> None:

@@ -187,7 +187,7 @@ def test_joints_that_stop_at_exactly_100_are_normalised(copy):
 
 def test_degrees_beyond_the_arm_are_refused_with_the_joint(copy):
     for path in copy.rglob("episode_*.parquet"):
-        edit_rows(path, "observation.state", lambda rows: [[r[0], r[1], r[2] + 180, *r[3:]] for r in rows])
+        edit_rows(path, "observation.state", lambda rows: [[r[0], r[1], r[2] + 263, *r[3:]] for r in rows])
     found = examine(copy, How(units="degrees"))
     assert not found.accepted and "elbow_flex goes from" in said(found, "limits")
 
