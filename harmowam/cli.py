@@ -41,6 +41,7 @@ class Verbs(click.Group):
         "bus": "harmowam.bus",
         "calibrate": "harmowam.calibrate",
         "certify": "harmowam.export",
+        "data": "harmowam.data",
         "distill": "harmowam.distill",
         "doctor": "harmowam.doctor",
         "evaluate": "harmowam.evaluate",

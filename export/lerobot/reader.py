@@ -35,7 +35,7 @@ from export.lerobot.layout import (
     read_json,
     read_table,
 )
-from export.lerobot.pictures import Pictures, geometry_of
+from export.lerobot.pictures import Pictures, files_of, geometry_of
 from firmware_bridge.arms import FAMILIES
 from firmware_bridge.arms.family import Family
 from sim.tasks import ARM
@@ -88,7 +88,9 @@ def load(
     with tqdm(total=len(state) * len(cameras), unit=" pictures", desc=f"reading {folder}", delay=1) as bar:
         for name in cameras:
             geometry[name], _ = geometry_of(stored[name])
-            pictures = Pictures(folder, info, name, stored[name], chosen, workers or os.cpu_count() or 1, bar, seal)
+            many = workers or os.cpu_count() or 1
+            files = files_of(folder, info, name, stored[name], chosen, many, seal)
+            pictures = Pictures(name, len(state), files, many, bar)
             digest = json.dumps([stored[name].to_json(), geometry[name].to_json()])
             images[name] = pictures.cached(Path(cache), digest) if cache else pictures.decoded()
     lengths = np.array([e["length"] for e in chosen])
