@@ -67,7 +67,8 @@ def measured_problems(found: Examined, seen: Survey) -> list[Problem]:
                 Problem(
                     "sync",
                     None,
-                    f"the pictures of camera '{found_at.camera}' are {abs(found_at.delay_ms):.0f} ms {what} than the joints",
+                    f"the pictures of camera '{found_at.camera}' are {abs(found_at.delay_ms):.0f} ms {what} than the "
+                    "joints",
                     "a policy learns that delay: record and run with the same camera settings",
                 )
             )

@@ -89,6 +89,10 @@ class Scripted:
     def reset(self):
         self.seen = []
 
+    @property
+    def commands_made(self):
+        return len(self.seen)
+
     def step(self, now_ns, obs, prior=None):
         self.seen.append(self.world.position(self.world.layout.roles[0])[:2])
         x, y = self.seen[max(len(self.seen) - 1 - self.late, 0)]
