@@ -115,4 +115,7 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
             f"{name:14}{row['kernels']:8}{row['budget'] or '-':>9}{row['int8_kernels']:6}{row['waits']:7}"
             f"{row['plan_megabytes']:9.2f}{row['activation_megabytes']:15.2f}"
         )
+    if why := summary.get("why"):
+        out.append("precision of the engines, by their least time on " + summary["predicted_for"] + ":")
+        out += [f"{name:14}{reason}" for name, reason in why.items()]
     return out
