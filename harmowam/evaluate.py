@@ -24,8 +24,12 @@ from harmowam.options import (
 )
 
 if TYPE_CHECKING:
+    from runtime.bundle import Bundle
     from runtime.compute import Engine
     from sim.virtual_time import Schedule
+
+
+ENGINES = ("world_model", "predictive", "fast")
 
 
 def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -82,8 +86,9 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 @click.option(
     "--latency",
     multiple=True,
-    metavar="ENGINE=MS",
-    help="Virtual latency of the engine world_model, predictive or fast.",
+    metavar="ENGINE=MS|BOARD",
+    help="Virtual latency of the engine world_model, predictive or fast; or a board and its power mode "
+    "(orin-nano-8gb-25w), for what the roofline predicts there.",
 )
 @click.option(
     "--camera-fps", type=click.FloatRange(min=1), default=25.0, show_default=True, help="Frame rate of both cameras."
@@ -130,9 +135,9 @@ def evaluate(
     from sim.results import COLUMNS, cells, sentences, summary, table
     from sim.tasks import ENVIRONMENTS, INSTRUCTIONS, TASKS
 
-    schedule = _schedule(camera_fps, latency)
     this_shard = _shard(shard)
     opened = Bundle.load(bundle)
+    schedule = _schedule(camera_fps, latency, opened)
     kind, chosen = kind_of(opened), choose(opened, Compute(engine or "auto"))
     ways = OURS if opened.manifest.policy.kind == "harmowam" else kind.modes
     if chosen.note:
@@ -174,7 +179,27 @@ def _shard(text: str) -> slice:
     return slice(int(part) - 1, None, int(parts))
 
 
-def _schedule(camera_fps: float, latency: tuple[str, ...]) -> Schedule:
+def _on_board(name: str, bundle: Bundle) -> dict[str, float]:
+    """Engine -> predicted milliseconds on a board, from the plans of the bundle where it has some. Raises UserError for
+    an unknown board."""
+    from export.roofline import BOARDS, described, predicted, spelt
+    from export.tensorrt.stored import PLAN, read_plan
+
+    known = [spelt(board) for board in BOARDS]
+    if name not in known:
+        raise UserError(
+            f"--latency {name} is not understood: write world_model=MS, predictive=MS or fast=MS, or one of "
+            f"{', '.join(known)}."
+        )
+    plans = read_plan(bundle.path).plans if (bundle.path / "reports" / PLAN).is_file() else {}
+    files = {n: bundle.path / e.file for n, e in bundle.manifest.engines.items() if n in ENGINES}
+    row = predicted(files, plans)[known.index(name)]
+    told = {engine: float(row[engine]) for engine in files}
+    say(f"{name}, {described(plans)}: " + ", ".join(f"{engine} {ms:.2f} ms" for engine, ms in told.items()))
+    return told
+
+
+def _schedule(camera_fps: float, latency: tuple[str, ...], bundle: Bundle) -> Schedule:
     """Rates and latencies of the virtual robot, from the options; raises UserError."""
     from sim.virtual_time import Schedule
 
@@ -182,12 +207,16 @@ def _schedule(camera_fps: float, latency: tuple[str, ...]) -> Schedule:
         raise UserError("--camera-fps must be a number: correct it.")
     schedule = Schedule(camera_hz=camera_fps)
     for item in latency:
-        name, _, ms = item.partition("=")
+        name, equals, ms = item.partition("=")
+        if not equals:
+            told = _on_board(name, bundle)
+            schedule = dataclasses.replace(schedule, **{f"{engine}_ms": late for engine, late in told.items()})
+            continue
         try:
             late = float(ms)
         except ValueError:
             late = -1.0
-        if name not in ("world_model", "predictive", "fast") or not 0 <= late < math.inf:
+        if name not in ENGINES or not 0 <= late < math.inf:
             raise UserError(f"--latency {item} is not understood: write world_model=MS, predictive=MS or fast=MS.")
         schedule = dataclasses.replace(schedule, **{f"{name}_ms": late})
     return schedule

@@ -216,7 +216,6 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     """Print parity, joint errors, times, weights, missed gates and predicted times on a Jetson Orin, which are added to
     `report`."""
     from export.gates import CELL_MM
-    from export.roofline import calibration_errors, predicted, table
     from export.tensorrt.gate import lines
 
     engines = report["engines"]
@@ -244,8 +243,22 @@ def print_report(report: dict[str, Any], out: Path) -> None:
         click.echo("\n".join(lines(report["tensorrt"])))
     for line in report["missed"]:
         click.echo(f"GATE MISSED: {line}", err=True)
-    report["orin"] = predicted({name: out / "onnx" / f"{name}.onnx" for name in engines})
-    off = max(abs(e) for e in calibration_errors().values())
-    click.echo(f"\nTensorRT on a Jetson Orin, by a roofline that is up to {100 * off:.0f} % off on published figures:")
-    click.echo("\n".join(table(report["orin"])))
+    _print_orin(report, out, list(engines))
     click.echo(f"bundle: {out}")
+
+
+def _print_orin(report: dict[str, Any], out: Path, engines: list[str]) -> None:
+    """Print predicted times on a Jetson Orin, and add them to `report`: "orin", and for INT8 by plans also
+    "orin_inside"."""
+    from export.roofline import described, predicted, table
+    from export.tensorrt.stored import PLAN, read_plan
+
+    plans = read_plan(out).plans if (out / "reports" / PLAN).is_file() else {}
+    files = {name: out / "onnx" / f"{name}.onnx" for name in engines}
+    report["orin"] = predicted(files, plans)
+    click.echo(f"\nTensorRT on a Jetson Orin, {described(plans)}:")
+    click.echo("\n".join(table(report["orin"])))
+    if any(k.int8 for plan in plans.values() for k in plan.launched):
+        report["orin_inside"] = predicted(files, plans, inside=True)
+        click.echo("\nthe same with rounding inside INT8 convolutions, as TensorRT 10.3 (JetPack 6) computes them:")
+        click.echo("\n".join(table(report["orin_inside"])))

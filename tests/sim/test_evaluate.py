@@ -14,8 +14,10 @@ from click.testing import CliRunner
 
 from benchmarks.results_page import page
 from benchmarks.results_plan import Work
+from export.roofline import predicted
 from firmware_bridge.motion.messages import Expert
 from harmowam.cli import main
+from harmowam.evaluate import _schedule
 from runtime.bundle import Bundle
 from runtime.policies.harmowam import FastStep, SlowStep
 from sim import evaluate as ev
@@ -244,6 +246,15 @@ def test_every_setting_of_an_episode_changes_its_key(bundle):
 # -- the command, and the page -----------------------------------------------------------------------------------------
 
 
+def test_a_board_as_latency_is_what_the_roofline_predicts_there(tmp_path):
+    opened = Bundle.load(tiny_bundle(tmp_path))
+    wanted = predicted({n: opened.path / e.file for n, e in opened.manifest.engines.items()})[2]
+    assert (wanted["board"], wanted["mode"]) == ("Orin Nano 8GB", "25W")
+    schedule = _schedule(25.0, ("orin-nano-8gb-25w", "fast=7"), opened)
+    assert (schedule.world_model_ms, schedule.predictive_ms) == (wanted["world_model"], wanted["predictive"])
+    assert schedule.fast_ms == 7.0 and schedule.predictive_ms > 0
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -251,6 +262,7 @@ def test_every_setting_of_an_episode_changes_its_key(bundle):
         (["--environment", "mars"], "--environment 'mars' does not exist: use seen, background"),
         (["--latency", "gpu=3"], "write world_model=MS"),
         (["--latency", "fast=²"], "write world_model=MS"),
+        (["--latency", "orin"], "or one of orin-nano-8gb-7w, orin-nano-8gb-15w"),
         (["--camera-fps", "nan"], "must be a number"),
         (["--json", "/dev/null/x.json"], "cannot be written (/dev/null is a file): name another file with --json"),
         (["--rows", "/dev/null/x.jsonl"], "cannot be written (/dev/null is a file): name another file with --rows"),
