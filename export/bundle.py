@@ -20,9 +20,9 @@ from export.manifest import manifest_for
 from export.observations import JUDGED, SHOWN, engine_feeds
 from export.onnx import Specs, export_engine
 from export.plan import Opened, Plan
+from export.precision import modules, reasons
 from export.quantise import Feeds, left_in_float, quantise
 from export.tensorrt.gate import Judged, budgets, judged
-from export.tensorrt.predict import modules, reasons
 from export.tensorrt.stored import PLAN, write_plan
 from export.tensorrt.sums import RoundedSums
 from runtime.bundle import check_replaceable, save_bundle
