@@ -5,7 +5,8 @@
 #   ./build.sh test [--slow] [ARGS]   lint, types, layers, tests (ARGS go to pytest)
 #   ./build.sh test-arm64 [ARGS]      what runs on the robot, on an emulated 64-bit Arm (qemu, as root)
 #   ./build.sh bundle [ARGS]          export the shipped checkpoint -> out/so101.bundle, unless it is there
-#   ./build.sh jetson [BUNDLE]        on the robot: environment on top of JetPack's TensorRT, then the engines
+#   ./build.sh jetson [BUNDLE] [ARGS] on the robot: environment on top of JetPack's TensorRT, then BUNDLE's engines for this board. ARGS go to
+#                                     `harmowam build`: --robot FILE names the robot file, whose [trust] says which bundles are taken
 #   ./build.sh peers                  .venv-peers: other people's packages that we compare with
 #
 # PYTHON=/path/to/python3.1x chooses the interpreter (3.10, 3.11 or 3.12).
@@ -253,7 +254,7 @@ cmd_jetson() {
 }
 
 # What runs on the robot, on an emulated 64-bit Arm: a Debian in out/arm64, the wheels that pip has for it, and what there is to try without
-# torch or a simulator. The Debian takes most of the time (30 minutes beside a load of 10) and is kept.
+# torch or a simulator. 27 minutes on two cores beside a load of 8: 8 for the Debian, which is kept, 11 for the tests.
 ARM64_TESTS=(-m "not wall_clock" -k "not supersampled" # emulated, one such map takes half a minute
   tests/common tests/runtime/test_preprocess.py tests/firmware_bridge/test_{feetech,dynamixel,streams,safety,peers}.py)
 

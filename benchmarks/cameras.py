@@ -69,16 +69,16 @@ def measured(cameras: dict[str, CameraSource], count: int) -> dict[str, Any]:
     real_time(FAST_PRIORITY)
     ages: list[float] = []
     front = cameras["front"]
-    seen, used = front.seq, time.process_time()
+    seen, used = front.frame_number, time.process_time()
     for _ in range(count):
         if not front.wait(seen, time.monotonic_ns() + 2_000_000_000):
             raise click.ClickException("camera 'front' gives no pictures.")
         frame = front.newest()
         assert frame is not None
         now = time.monotonic_ns()
-        if frame.seq == seen + 1:  # one that was overtaken is as old as the loop was late
+        if frame.frame_number == seen + 1:  # one that was overtaken is as old as the loop was late
             ages.append((now - frame.t_capture_ns) * 1e-6)
-        seen = frame.seq
+        seen = frame.frame_number
         cameras["wrist"].newest()
     used = time.process_time() - used
     prefer(0)

@@ -34,7 +34,7 @@ def recorded(log: Path) -> list[tuple[TickRecord, dict[str, Frame], JointState]]
     tick, steps = None, []
     for record in read_log(log):
         if isinstance(record, FrameRecord):
-            newest[record.camera] = Frame(record.t_capture_ns, record.image, record.seq)
+            newest[record.camera] = Frame(record.t_capture_ns, record.image, record.frame_number)
         elif isinstance(record, TickRecord):
             tick = record, dict(newest)
         elif isinstance(record, JointState) and tick is not None:
@@ -51,7 +51,7 @@ def play(
     for k in range(int(seconds * hz)):
         now = ticker.wait()
         r, frames, state = steps[k % len(steps)]
-        frames = {n: dataclasses.replace(f, t_capture_ns=now, seq=k + 1) for n, f in frames.items()}
+        frames = {n: dataclasses.replace(f, t_capture_ns=now, frame_number=k + 1) for n, f in frames.items()}
         command = Command.unpack(r.command) if r.command else None
         obs = Observation(now, {n: f.image for n, f in frames.items()}, r.q_rad, r.qd_rad_s, k)
         state = dataclasses.replace(state, t_ns=now)

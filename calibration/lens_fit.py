@@ -20,7 +20,7 @@ import numpy as np
 from calibration import lens
 from calibration.camera import CalibrationError
 from calibration.least_squares import Blocks, minimise
-from calibration.lens_start import first_lens, prior
+from calibration.lens_start import first_lens, lens_prior
 from calibration.views import Size, View, first_pose
 
 # In standard deviations of one coordinate: residuals of a corner longer than HUBER weigh less, those longer than REJECT
@@ -112,7 +112,7 @@ class _LensProblem:
     """Huber(residual / sigma) plus priors, over theta, poses and shape."""
 
     def __init__(self, given: _Given, corners: int):
-        mean, spread, self.aspect = prior(given.model, given.size)
+        mean, spread, self.aspect = lens_prior(given.model, given.size)
         self.given, self.n = given, len(mean)
         free = spread == 0
         precision = np.where(free, 0.0, 1 / np.where(free, 1.0, spread) ** 2)

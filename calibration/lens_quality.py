@@ -30,7 +30,7 @@ def used_area(views: Sequence[View], pixels: np.ndarray, size: Size) -> np.ndarr
 
 def seen_rays(fit: Fit, pixels: np.ndarray) -> np.ndarray:
     """bool[n]: at which of `pixels` float64[n,2] the lens has a ray that is no farther from its axis than the farthest
-    corner that it was fitted to. Beyond that a wide lens is a guess, and near 90 degrees it has no ray in front."""
+    corner that it was fitted to. Beyond it a wide lens is extrapolated; near 90 degrees it has no ray in front."""
     corners = np.concatenate([v.pixels[k] for v, k in zip(fit.views, fit.inlier, strict=True)])
     known, has = lens.unproject(corners, fit.theta, fit.model)
     rays, good = lens.unproject(pixels, fit.theta, fit.model)

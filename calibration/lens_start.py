@@ -11,10 +11,10 @@ from calibration.views import Size, View, first_pose
 FOCAL_LENGTHS = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0)  # tried at the start, in picture widths
 
 
-def prior(model: str, size: Size) -> tuple[np.ndarray, np.ndarray, float]:
+def lens_prior(model: str, size: Size) -> tuple[np.ndarray, np.ndarray, float]:
     """What any camera is like: mean and standard deviation of theta (0: free), and standard deviation of fx/fy - 1.
 
-    Data overrule it wherever there are data; it keeps the lens tame where there are none."""
+    Data overrule it wherever there are data; it bounds the lens where there are none."""
     width, height = size
     mean = np.concatenate([[0, 0, (width - 1) / 2, (height - 1) / 2], np.zeros(lens.COEFFICIENTS[model])])
     spread = {

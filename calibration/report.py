@@ -19,11 +19,21 @@ from calibration.store import write_result
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .9em .25em 0;text-align:left;border-bottom:1px solid #ddd}
 figure{margin:1.5em 0}svg{width:100%;height:auto;background:#fafafa;border:1px solid #ddd}figcaption{color:#555}
-.ok{color:#176b2c}.bad{color:#a11}.row{display:grid;grid-template-columns:1fr 1fr;gap:1em}
+.ok{color:#176b2c}.bad{color:#a11}.row{display:grid;grid-template-columns:1fr 1fr;gap:1.5em 1em}.row figure{margin:0}
 @media(max-width:640px){.row{grid-template-columns:1fr}}"""
 COEFFICIENTS = {  # names of theta's numbers; the pinhole model has the first nine of the rational one's
     "rational": ["fx", "fy", "cx", "cy", "k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"],
     "fisheye": ["fx", "fy", "cx", "cy", "k1", "k2", "k3", "k4"],
+}
+NUMBERS = {  # what the page calls those of `Calibration.quality`
+    "rms_px": "residuals, RMS, px",
+    "heldout_px": "held-out residuals, RMS, px",
+    "crossval_median_px": "two halves differ, median, px",
+    "crossval_p90_px": "two halves differ, 90th percentile, px",
+    "uncertainty_median_px": "predicted uncertainty, median, px",
+    "uncertainty_p90_px": "predicted uncertainty, 90th percentile, px",
+    "corner_noise_px": "noise of a corner, px",
+    "board_rms_mm": "corners off on the board, RMS, mm",
 }
 _RAMP = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]])  # viridis
 
@@ -47,29 +57,31 @@ def heat(
     unit: str,
     used: np.ndarray | None = None,
 ) -> str:
-    """Map of values float64[rows*columns] over the picture, with its scale: 0 to `top`. What is not `used` (bool, the
-    same shape) is pale, NaN is white."""
+    """Map of values float64[rows*columns] over the picture, with its scale, 0 to `top`, below. What is not `used` (bool,
+    the same shape) is pale, NaN is white."""
     rows, columns = grid
     w, h = size[0] / columns, size[1] / rows
-    body = []
+    body = ['<g shape-rendering="crispEdges">']  # no seams between the cells
     for k, v in enumerate(values):
         if np.isfinite(v):
             pale = "" if used is None or used[k] else ' opacity=".35"'
             body.append(
-                f'<rect x="{(k % columns) * w:.1f}" y="{(k // columns) * h:.1f}" width="{w + 0.5:.1f}" '
-                f'height="{h + 0.5:.1f}" '
+                f'<rect x="{(k % columns) * w:.1f}" y="{(k // columns) * h:.1f}" width="{w:.1f}" height="{h:.1f}" '
                 f'fill="{colour(v / top)}"{pale}/>'
             )
-    bar, f = size[1] / 18, size[1] / 24
+    f = size[1] / 24
+    y, bar = size[1] + f, 12 * f
     for k in range(40):
         body.append(
-            f'<rect x="{f + k * f * 0.25:.1f}" y="{size[1] - 2 * f:.1f}" width="{f * 0.26:.1f}" '
-            f'height="{bar / 2:.1f}" fill="{colour(k / 39)}"/>'
+            f'<rect x="{1.7 * f + k * bar / 40:.1f}" y="{y - 0.2 * f:.1f}" width="{bar / 40:.1f}" height="{0.8 * f:.1f}" '
+            f'fill="{colour(k / 39)}"/>'
         )
-    label = f'font-size="{f:.0f}" fill="#fff" stroke="#000" stroke-width="{f / 6:.1f}" paint-order="stroke"'
-    body.append(f'<text x="{f:.0f}" y="{size[1] - 2.3 * f:.0f}" {label}>0</text>')
-    body.append(f'<text x="{f * 9.5:.0f}" y="{size[1] - 2.3 * f:.0f}" {label}>{top:.2g} {unit}</text>')
-    return _svg(size, body)
+    body.append("</g>")
+    label = f'y="{y + 0.6 * f:.1f}" font-size="{f:.0f}" fill="#555"'
+    body.append(
+        f'<text x="{0.7 * f:.1f}" {label}>0</text><text x="{bar + 2.2 * f:.1f}" {label}>{top:.2g} {unit}</text>'
+    )
+    return _svg((size[0], round(size[1] + 2.4 * f)), body)
 
 
 def arrows(
@@ -86,6 +98,18 @@ def arrows(
             f'stroke="{ink}" stroke-width="{width:.1f}"/>'
         )
         body.append(f'<circle cx="{p[0]:.1f}" cy="{p[1]:.1f}" r="{width * 1.2:.1f}" fill="{ink}"/>')
+    return _svg(size, body)
+
+
+def picture_svg(size: tuple[int, int], href: str, lines: np.ndarray) -> str:
+    """A photograph (its data as an address) over a picture of `size`, with lines float64[n,2,2] px over it."""
+    width = size[0] / 640
+    body = [f'<image href="{href}" width="{size[0]}" height="{size[1]}"/>']
+    for a, b in lines + 0.5:  # a pixel's centre is half a pixel from its edge
+        body.append(
+            f'<line x1="{a[0]:.1f}" y1="{a[1]:.1f}" x2="{b[0]:.1f}" y2="{b[1]:.1f}" stroke="#e5007d" '
+            f'stroke-width="{width:.1f}" opacity=".8"/>'
+        )
     return _svg(size, body)
 
 
@@ -150,9 +174,11 @@ def intrinsics_page(
     before: np.ndarray | None,
     verdict: list[str],
     left_out: Sequence[tuple[str, str]],
+    photographs: Sequence[str] = (),
 ) -> None:
     """`before`: px float64[grid] by which the new lens differs from the stored one, None without one; `left_out`: view,
-    reason. Raises CalibrationError when the page cannot be written."""
+    reason; `photographs`: figures of a picture with and without the lens (`calibration.straight`). Raises CalibrationError
+    when the page cannot be written."""
     fit = c.fit
     parts = [
         _intrinsics_table(name, c, len(left_out)),
@@ -161,6 +187,8 @@ def intrinsics_page(
         _board(fit.corners, fit.shape),
         "</div>",
     ]
+    if photographs:
+        parts += ["<h2>With and without the lens</h2>", '<div class="row">', *photographs, "</div>"]
     if before is not None and np.isfinite(before).any():
         limit = max(float(np.nanquantile(before, 0.98)), 0.1)
         parts.append(
@@ -171,12 +199,20 @@ def intrinsics_page(
         )
     names = COEFFICIENTS["fisheye" if fit.model == "fisheye" else "rational"]
     sd = np.sqrt(np.diag(fit.covariance))
-    numbers = [(n, f"{v:.4f} ± {s:.2g}") for n, v, s in zip(names, fit.theta, sd, strict=False)]
-    parts += ["<h2>Parameters</h2>", table(numbers)]
-    parts += ["<h2>Views used</h2>", _views_table(fit)]
+    numbers = [
+        (n, _with_sd(v, s) + " px" * (k < 4)) for k, (n, v, s) in enumerate(zip(names, fit.theta, sd, strict=False))
+    ]
+    parts += ['<div class="row"><div><h2>Parameters</h2>', table(numbers), "</div>"]
+    parts += ["<div><h2>Views used</h2>", _views_table(fit), "</div></div>"]
     if left_out:
         parts += ["<h2>Views left out</h2>", table(list(left_out))]
     page(path, f"Intrinsics of camera {name}", verdict, parts)
+
+
+def _with_sd(value: float, sd: float) -> str:
+    """A number with its standard deviation, both to the deviation's second digit."""
+    digits = int(np.clip(1 - np.floor(np.log10(max(sd, 1e-9))), 0, 7))
+    return f"{value:.{digits}f} ± {sd:.{digits}f}"
 
 
 def _views_table(fit: Fit) -> str:
@@ -195,11 +231,11 @@ def _intrinsics_table(name: str, c: intrinsics.Calibration, left_out: int) -> st
     views = f"{len(fit.views)} used (at least {intrinsics.MIN_VIEWS}), {left_out} left out; {int((~kept).sum())} of {len(kept)} corners left out"
     return table(
         [
-            ("camera", f"{name}, {fit.size[0]} x {fit.size[1]}, {fit.model}"),
+            ("camera", f"{name}, {fit.size[0]} x {fit.size[1]} px, {fit.model} lens model"),
             ("views", views),
             ("tilt spread", f"{tilt_spread(fit.poses):.0f} degrees (at least {intrinsics.MIN_TILT:.0f})"),
             *(
-                (k.replace("_", " "), f"{v:.3f}" + (f" (at most {most[k]:.3f})" if k in most else ""))
+                (NUMBERS[k], f"{v:.3f}" + (f" (at most {most[k]:.3f})" if k in most else ""))
                 for k, v in c.quality().items()
             ),
         ]
@@ -306,10 +342,11 @@ def _hand_eye_table(h: HandEye, halves: dict[str, float], moved: tuple[float, fl
             "errors of arm poses",
             f"{1000 * h.arm_rms[1]:.1f} mm, {h.arm_rms[0]:.2f} degrees (chi2 a degree of freedom {chi2})",
         ),
-        ("pixel RMS", f"{h.pixel_rms:.3f}"),
+        ("residuals, RMS, px", f"{h.pixel_rms:.3f}"),
     ]
     if h.offsets_sd.max() > 1e-6:  # rad; less: none were estimated
-        rows.append(("joint offsets, degrees", ", ".join(f"{o:.2f} ± {s:.2f}" for o, s in offsets)))
+        said = (_with_sd(o, s) if s > 1e-4 else "taken as 0" for o, s in offsets)
+        rows.append(("joint offsets, degrees", "; ".join(said)))
     if moved is not None:
         rows.append(("moved since the stored pose", f"{1000 * moved[1]:.1f} mm, {moved[0]:.2f} degrees"))
     return table(rows)
@@ -339,7 +376,7 @@ def joints_page(path: Path, made: JointCalibration, before: JointCalibration | N
         )
     for k, joint in enumerate(made.joints):
         y = step * k + 12
-        body.append(f'<text x="8" y="{y + 18}" font-size="15">{html.escape(joint.name)}</text>')
+        body.append(f'<text x="8" y="{y + 16}" font-size="15">{html.escape(joint.name)}</text>')
         for j, ink, top, tall in ((old.get(joint.name), "#bbb", y + 20, 6), (joint, "#1f5fa8", y + 4, 14)):
             if j is not None:
                 a, b = made.limits(j, jaw=k == len(made.joints) - 1)
@@ -357,5 +394,6 @@ def joints_page(path: Path, made: JointCalibration, before: JointCalibration | N
             text += f"; zero moved by {moved:+.1f} degrees, homing offset was {was.homing_offset}"
         rows.append((j.name, text))
     picture = _svg((width, step * len(made.joints) + 40), body)
-    caption = "Range of each joint inside its stops (blue), as stored before (grey), and its zero (red)."
+    grey = ", as stored before (grey)," if old else ""
+    caption = f"Range of each joint inside its stops (blue){grey} and its zero (red)."
     page(path, "Joints", [], [figure(picture, caption), table(rows)])

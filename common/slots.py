@@ -1,6 +1,7 @@
-"""Latest-value slots between processes: a memory-mapped file with two buffers, sequence number and CRC-32.
+"""Latest-value slots between processes: a memory-mapped file with two buffers, version and CRC-32.
 
-A writer never waits; a reader gets the newest complete value and its sequence number. Values are not queued.
+A writer never waits; a reader gets the newest complete value and its version, which counts the values that were
+written. Values are not queued.
 (`multiprocessing.shared_memory` is not used: it unlinks the segment when an attached process exits.)
 """
 
@@ -21,8 +22,8 @@ import numpy as np
 
 from common.errors import Mendable
 
-_HEAD = struct.Struct("<4sIQ")  # magic, capacity, newest sequence
-_CELL = struct.Struct("<QII")  # sequence, length, CRC-32
+_HEAD = struct.Struct("<4sIQ")  # magic, capacity, newest version
+_CELL = struct.Struct("<QII")  # version, length, CRC-32
 _MAGIC = b"HSL1"
 _FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine())  # number of the system call; None: readers poll
 _WAIT, _WAKE = 0, 1
@@ -38,8 +39,8 @@ class SlotError(Mendable):
     """A slot that cannot be opened or is not valid."""
 
 
-def _offset(capacity: int, seq: int) -> int:
-    return _HEAD.size + (seq & 1) * (_CELL.size + capacity)
+def _offset(capacity: int, version: int) -> int:
+    return _HEAD.size + (version & 1) * (_CELL.size + capacity)
 
 
 def _size(capacity: int) -> int:
@@ -78,7 +79,7 @@ def create_mapped(path: Path, size: int, head: bytes) -> mmap.mmap:
 
 
 class NewestNumber:
-    """The sequence number at byte 8 of a mapped file, 0 before the first value.
+    """The number of the newest value at byte 8 of a mapped file, 0 before the first value.
 
     It is one aligned word, stored and loaded as a whole, and readers can sleep on it (a futex; on systems without
     futexes they poll). `struct.pack_into` would first set its bytes to zero and then write them one by one: readers saw
@@ -92,23 +93,23 @@ class NewestNumber:
     def get(self) -> int:
         return self._word[0]
 
-    def set(self, seq: int) -> None:
+    def set(self, number: int) -> None:
         """Store the number and wake the readers that sleep on it."""
-        self._word[0] = seq
+        self._word[0] = number
         if _FUTEX is not None:
             _libc.syscall(_FUTEX, ctypes.c_void_p(self._where), _WAKE, 1 << 30, None, None, 0)
 
-    def wait(self, seq: int, timeout_ns: int) -> bool:
-        """Sleep until the number differs from `seq`, `timeout_ns` at most; returns whether it differs. May return
+    def wait(self, number: int, timeout_ns: int) -> bool:
+        """Sleep until the number differs from `number`, `timeout_ns` at most; returns whether it differs. May return
         early."""
-        if self.get() == seq and timeout_ns > 0:
+        if self.get() == number and timeout_ns > 0:
             if _FUTEX is None:
                 time.sleep(min(_POLL_S, timeout_ns * 1e-9))
             else:
                 rest = _Time(*divmod(timeout_ns, 1_000_000_000))
-                low = ctypes.c_uint32(seq & 0xFFFFFFFF)
+                low = ctypes.c_uint32(number & 0xFFFFFFFF)
                 _libc.syscall(_FUTEX, ctypes.c_void_p(self._where), _WAIT, low, ctypes.byref(rest), None, 0)
-        return self.get() != seq
+        return self.get() != number
 
     def close(self) -> None:
         self._word.release()
@@ -119,13 +120,13 @@ class SlotWriter:
 
     def __init__(self, path: Path, capacity: int):
         self._map = create_mapped(path, _size(capacity), _HEAD.pack(_MAGIC, capacity, 0))
-        self._capacity, self.seq = capacity, 0
+        self._capacity, self.version = capacity, 0
         self._newest = NewestNumber(self._map)
 
     def write(self, *parts: Any) -> int:
-        """Store the concatenation of `parts` (anything with the buffer protocol); returns its sequence number."""
-        seq = self.seq + 1
-        at = _offset(self._capacity, seq)
+        """Store the concatenation of `parts` (anything with the buffer protocol); returns its version."""
+        version = self.version + 1
+        at = _offset(self._capacity, version)
         views = [memoryview(p).cast("B") for p in parts]
         length = sum(len(v) for v in views)
         if length > self._capacity:
@@ -135,10 +136,10 @@ class SlotWriter:
             self._map[end : end + len(v)] = v
             crc = zlib.crc32(v, crc)
             end += len(v)
-        _CELL.pack_into(self._map, at, seq, length, crc)
-        self._newest.set(seq)
-        self.seq = seq
-        return seq
+        _CELL.pack_into(self._map, at, version, length, crc)
+        self._newest.set(version)
+        self.version = version
+        return version
 
     def close(self) -> None:
         self._newest.close()
@@ -178,35 +179,35 @@ class SlotReader:
             return False
 
     @property
-    def newest(self) -> int:
-        """Sequence number of the newest value, 0 before the first; cheap enough for polling."""
+    def newest_version(self) -> int:
+        """Version of the newest value, 0 before the first; cheap enough for polling."""
         return self._newest.get()
 
     @property
-    def given(self) -> int:
-        """Sequence number of the value that `read` returned last, 0 before the first."""
+    def given_version(self) -> int:
+        """Version of the value that `read` returned last, 0 before the first."""
         return self._last[1] if self._last is not None else 0
 
-    def wait(self, seq: int, timeout_ns: int) -> bool:
-        """Sleep until there is a newer value than number `seq`, `timeout_ns` at most; returns whether there is. May
-        return early without one."""
-        return self._newest.wait(seq, timeout_ns)
+    def wait(self, version: int, timeout_ns: int) -> bool:
+        """Sleep until the slot has another version than `version`, `timeout_ns` at most; returns whether it has. May
+        return early."""
+        return self._newest.wait(version, timeout_ns)
 
     def read(self) -> tuple[bytes, int] | None:
-        """Newest payload and its sequence number; None before the first. After a torn read, the last good value
+        """Newest payload and its version; None before the first. After a torn read, the last good value
         again."""
         for _ in range(3):
-            seq = self.newest
-            if seq == 0:
+            version = self.newest_version
+            if version == 0:
                 break
-            if self._last is not None and self._last[1] == seq:
+            if self._last is not None and self._last[1] == version:
                 return self._last
-            at = _offset(self._capacity, seq)
+            at = _offset(self._capacity, version)
             found, length, crc = _CELL.unpack_from(self._map, at)
-            if found == seq and length <= self._capacity:
+            if found == version and length <= self._capacity:
                 payload = self._map[at + _CELL.size : at + _CELL.size + length]
                 if zlib.crc32(payload) == crc:
-                    self._last = (payload, seq)
+                    self._last = (payload, version)
                     return self._last
         return self._last
 

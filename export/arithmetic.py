@@ -46,8 +46,8 @@ def workforce(processes: int) -> dict[str, int]:
 
 
 def take_up(before: Mapping[str, Any] | None, processes: int) -> None:
-    """Use as many threads as `before` (from `workforce`, None in old states), if machine and number of processes are
-    the same."""
+    """Use as many threads as `before` (from `workforce`; None in a state without it), if machine and number of
+    processes are the same."""
     if before is not None and before == workforce(processes) | {"threads": before["threads"]}:
         torch.set_num_threads(before["threads"])
 

@@ -19,7 +19,7 @@ from export.lint import lint
 from export.manifest import manifest_for
 from export.observations import JUDGED, SHOWN, engine_feeds
 from export.onnx import Specs, export_engine
-from export.plan import Opened, Plan
+from export.plan import Opened, Plan, Precise
 from export.precision import modules, reasons
 from export.quantise import Feeds, left_in_float, quantise
 from export.tensorrt.gate import Judged, budgets, judged
@@ -45,7 +45,7 @@ def float_engines(specs: Specs, work: Path, say: Say = lambda line: None) -> dic
 
 def noise_of(specs: Specs) -> dict[str, np.ndarray]:
     """The fixed noise from which the flow of each engine starts, by engine name."""
-    return fixed_noise(specs["world_model"][1]["noise"], specs["predictive"][1]["noise"])
+    return fixed_noise({name: inputs for name, (_, inputs, _) in specs.items()})
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Shipped:
         return Shipped({**self.files, **{n: floats[n] for n in names}}, {**self.layers, **layers})
 
 
-def shrink(plan: Plan, floats: dict[str, Path], feeds: dict[str, list[Feeds]], work: Path, say: Say) -> Shipped:
+def shrink(plan: Precise, floats: dict[str, Path], feeds: dict[str, list[Feeds]], work: Path, say: Say) -> Shipped:
     """The engines at the plan's precision, as files in `work`; raises ExportError for a recipe that does not fit
     them."""
     shipped, counts = dict(floats), {}
@@ -87,7 +87,7 @@ def shrink(plan: Plan, floats: dict[str, Path], feeds: dict[str, list[Feeds]], w
     return Shipped(shipped, counts)
 
 
-def refuse_what_it_would_not_run(plan: Plan, shipped: Shipped) -> None:
+def refuse_what_it_would_not_run(plan: Precise, shipped: Shipped) -> None:
     """Raises ExportError where the linter objects, or where ONNX Runtime would compute INT8 layers in float."""
     complaints = [f"{name}: {c}" for name, path in shipped.files.items() for c in lint(path, plan.target)]
     if complaints:
@@ -144,7 +144,7 @@ def with_rounded_sums(
     return {name: parity(reference[name], RoundedSums(path), few[name]) for name, path in shipped.files.items()}
 
 
-def quantisation(plan: Plan, shipped: Shipped, failed: bool) -> dict[str, Any]:
+def quantisation(plan: Precise, shipped: Shipped, failed: bool) -> dict[str, Any]:
     """What the manifest says about quantisation. Times differ from run to run, so the hashed manifest holds only what
     repeats exactly."""
     how: dict[str, Any] = {"format": "fp16" if plan.half else "fp32"}
@@ -176,6 +176,15 @@ def harmowam_manifest(opened: Opened, how: dict[str, Any]) -> Manifest:
         reactive=Reactive(c.heatmap),
         quantization=how,
     )
+
+
+def refuse_missed(missed: list[str]) -> None:
+    """Raises ExportError with the first of the missed gates."""
+    if missed:
+        raise ExportError(
+            f"{missed[0]} ({len(missed)} gates missed, nothing was written): find another recipe with "
+            "`harmowam search-recipe`, or write it marked as failed with --force."
+        )
 
 
 def export_bundle(
@@ -226,11 +235,8 @@ def export_bundle(
         chain = feeds["world_model"][JUDGED], feeds["predictive"][JUDGED]
         report["joints_deg"] = joint_error(reference, candidate, *chain, poses)
         report["missed"] = missed(report)
-        if report["missed"] and not force:
-            raise ExportError(
-                f"{report['missed'][0]} ({len(report['missed'])} gates missed, nothing was written): find another "
-                "recipe with `harmowam search-recipe`, or write it marked as failed with --force."
-            )
+        if not force:
+            refuse_missed(report["missed"])
         files = {f"onnx/{name}.onnx": path for name, path in shipped.files.items()}
         files["samples.npz"] = work / "samples.npz"
         shutil.copy(plan.observations, files["samples.npz"])

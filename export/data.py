@@ -1,9 +1,9 @@
 """Demonstrations and play: collecting them with the scripted expert, and loading them for training.
 
-A dataset is a LeRobotDataset v3 folder (`export.lerobot`). A row is one control step at `rate_hz`: both views as the
-pre-processing kernel gives them (96x96), the measured joint positions, and the joint goals of the expert's plan without
-its noise. Task demonstrations are kept only when they succeed. Play is always kept, with a text that describes in
-hindsight what was done.
+A dataset is a LeRobotDataset v3 folder (`export.lerobot`). A row is both views as the pre-processing kernel gives
+them (96x96), the measured joint positions, and the joint goals of the expert's plan without its noise. The label is
+`rate_hz` rows a second; `record_script` says when it is not what is recorded. Task demonstrations are
+kept only when they succeed. Play is always kept, with a text that describes in hindsight what was done.
 """
 
 from __future__ import annotations
@@ -106,7 +106,10 @@ def record_script(
     control_hz: float = CONTROL_HZ,
 ) -> tuple[Episode, bool]:
     """Let the arm of `world` follow `script` to its end; `joints` gives joint goals [J] (rad) for a tool pose. Returns
-    the rows, and whether the instruction was fulfilled."""
+    the rows, and whether the instruction was fulfilled.
+
+    Rows are a whole number of control steps apart. 50 steps and 20 rows a second make two steps: such rows are 40 ms of
+    simulated time apart, and a dataset that is labelled `rate_hz` says 50 ms."""
     layout, every, dt = world.layout, round(control_hz / rate_hz), 1.0 / control_hz
     images: dict[str, list[np.ndarray]] = {c: [] for c in VIEWS}
     state: list[np.ndarray] = []

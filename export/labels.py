@@ -47,8 +47,10 @@ class Labels:
         told, throughout = hindsight(data)
         asked = sorted({t for t in told if t})
         self.asked = np.stack([encode(t) for t in [*asked, ""]])
-        self.other = np.array([asked.index(t) if t else -1 for t in told])[data.episode]
-        taken = grasps(data)
+        # Of each episode of play: the row of `asked` that its first part fulfils (-1: none); whether all of it does.
+        self.told, self.throughout = np.array([asked.index(t) if t else -1 for t in told]), np.array(throughout)
+        self.other = self.told[data.episode]
+        self.taken = taken = grasps(data)
         begun = data.next_event > taken[data.episode]
         whole = np.array(throughout)[data.episode]
         over = data.play & ~self.aims  # after a task the arm goes home, after play it does not

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from export.forms import for_export
-from export.models import HarmoWam
+from export.models import HarmoWam, WorldModel
+from export.one_step import OneStepWorld
 
 OPSET = 20
 Specs = dict[
@@ -29,10 +30,28 @@ class WorldEngine(nn.Module):
 
     def forward(self, front: Tensor, text: Tensor, proprio: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         m, c = self.m, self.m.cfg
+        assert isinstance(m.world, WorldModel)
         latent = m.tokeniser.encode(front)
         state = (proprio - m.proprio_mean) / m.proprio_std
         future, tokens = m.world.imagine(noise, latent, m.world.look(front), text, state, self.steps)
         return latent, tokens, future.reshape(c.futures, c.latent_channels, c.latent_size, c.latent_size)
+
+
+class OneStepWorldEngine(nn.Module):
+    """front, text, proprio -> latent, tokens, future, done (calibrated probability, `OneStepWorld.finished`)."""
+
+    def __init__(self, model: HarmoWam):
+        super().__init__()
+        self.m = model
+
+    def forward(self, front: Tensor, text: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        m, c, world = self.m, self.m.cfg, self.m.world
+        assert isinstance(world, OneStepWorld)
+        latent = m.tokeniser.encode(front)
+        state = (proprio - m.proprio_mean) / m.proprio_std
+        future, mid = world(latent, world.look(front), text, state)
+        future = future.reshape(c.futures, c.latent_channels, c.latent_size, c.latent_size)
+        return latent, world.tokens(mid), future, world.p_finished(mid)
 
 
 class PredictiveEngine(nn.Module):
@@ -82,17 +101,13 @@ def engines(model: HarmoWam) -> Specs:
     picture = (1, 3, c.image, c.image)
     future = (c.futures, c.latent_channels, c.latent_size, c.latent_size)
     state = (1, len(c.proprio))
+    known = {"front": picture, "text": (1, c.text_dim), "proprio": state}
+    noise = (1, c.futures * c.latent_channels, c.latent_size, c.latent_size)
+    made = ["latent", "tokens", "future"]
     return {
-        "world_model": (
-            WorldEngine(model, c.world_steps),
-            {
-                "front": picture,
-                "text": (1, c.text_dim),
-                "proprio": state,
-                "noise": (1, c.futures * c.latent_channels, c.latent_size, c.latent_size),
-            },
-            ["latent", "tokens", "future"],
-        ),
+        "world_model": (OneStepWorldEngine(model), known, [*made, "done"])
+        if c.form == "one_step"
+        else (WorldEngine(model, c.world_steps), {**known, "noise": noise}, made),
         "predictive": (
             PredictiveEngine(model, c.action_steps),
             {

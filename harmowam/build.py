@@ -34,28 +34,28 @@ def build(
 ) -> None:
     """Build TensorRT engines from BUNDLE on this machine, compare them with ONNX Runtime, keep the fastest.
     The robot file says whose bundles are trusted ([trust])."""
-    from runtime import build as room
+    from runtime import build as engine_build
     from runtime.bundle import Bundle
     from runtime.engines.built import Board, this_board
     from runtime.engines.onnx import EngineError
     from runtime.robot import load_robot
 
     opened = Bundle.load(bundle, load_robot(robot).trust)
-    options = room.Options(memory_mb, builds, version_compatible)
-    room.refuse_unfit(opened)
+    options = engine_build.Options(memory_mb, builds, version_compatible)
+    engine_build.refuse_unfit(opened)
     if dry_run:
         try:
             board: Board | None = this_board()
         except EngineError as e:
             board = None
             click.echo(f"(not this machine: {e})", err=True)
-        rows = room.plan(opened, options, board)
+        rows = engine_build.plan(opened, options, board)
         for row in rows:
             how = f"GPU, {row['stream']}; best of {builds}; workspace {memory_mb} MB"
             click.echo(f"{row['onnx']} -> {row['file']}  ({how})")
         write_json(json_path, {"board": dataclasses.asdict(board) if board else None, "plan": rows})
         return
-    listing = room.build(opened, options, say)
+    listing = engine_build.build(opened, options, say)
     for name, row in listing["engines"].items():
         click.echo(f"{name:14}{row['median_ms']:8.3f} ms   lowest cosine {min(row['cosine'].values()):.4f}")
     write_json(json_path, listing)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from firmware_bridge.motion.arm import Arm
     from firmware_bridge.motion.measurement import Measurement
     from firmware_bridge.service import Found
+    from runtime.robot import Robot
 
 
 @click.group()
@@ -42,11 +43,11 @@ def choice(ports: Iterable[ListPortInfo]) -> str:
     return f"plugged in: {found}" if found else "none is plugged in: plug the adapter in, and look again"
 
 
-def port_or_choice(ctx: click.Context, param: click.Parameter, port: str | None) -> str:
-    """The port that was named; else the adapters to choose from, as a UserError."""
+def port_or_choice(ctx: click.Context, param: click.Parameter, port: str | None) -> str | None:
+    """The port that was named, None where a robot file names it; else the adapters to choose from, as a UserError."""
     from serial.tools.list_ports import comports
 
-    if port is None:
+    if port is None and not ctx.params.get("robot"):
         raise UserError(f"name the servo adapter's port with --port; {choice(sorted(comports()))}.")
     return port
 
@@ -71,14 +72,12 @@ baud_option = click.option(
 protocol_option = click.option(
     "--protocol",
     type=click.Choice(["feetech", "dynamixel", "both"]),
-    default="both",
-    show_default=True,
-    help="Makes of servo to look for.",
+    help="Makes of servo to look for (default: both).",
 )
 
 
-def protocols(name: str) -> tuple[str, ...]:
-    return ("feetech", "dynamixel") if name == "both" else (name,)
+def protocols(name: str | None) -> tuple[str, ...]:
+    return ("feetech", "dynamixel") if name in (None, "both") else (name,)
 
 
 def progress(line: str) -> None:
@@ -105,17 +104,24 @@ def table(rows: list[list[Any]], head: list[str]) -> list[str]:
 
 
 @bus.command()
+@click.option("--robot", is_eager=True, help="Robot file to take port, baud rate and make of servo from.")
 @port_option
 @baud_option
 @protocol_option
 @click.option("--ids", default="0-20", show_default=True, help="Range of ids to ask, at most 0-252.")
 @json_option
 @errors
-def scan(port: str, baud: tuple[int, ...], protocol: str, ids: str, json_path: Path | None) -> None:
-    """List every servo that answers, at every baud rate that a servo can be set to (see --baud). Only reads; the arm is
-    not touched. "?" stands for what a servo did not tell."""
+def scan(
+    robot: str | None, port: str, baud: tuple[int, ...], protocol: str | None, ids: str, json_path: Path | None
+) -> None:
+    """List every servo that answers, at every baud rate that a servo can be set to (see --baud), or at the robot
+    file's. Only reads; the arm is not touched. "?" stands for what a servo did not tell."""
     from firmware_bridge.service import scan
 
+    if robot is not None:
+        described = with_port(robot, port)
+        port, baud = port or described.port, baud or (described.arm.baud,)
+        protocol = protocol or described.arm.protocol
     found = scan(port, id_range(ids), protocols(protocol), baud, progress)
     if not found:
         tried = ", ".join(map(str, baud)) or rates()
@@ -129,23 +135,7 @@ def scan(port: str, baud: tuple[int, ...], protocol: str, ids: str, json_path: P
             f"{two_servos(i)}: connect one servo at a time, and give each an id of its own with `harmowam bus set-id`",
             err=True,
         )
-    write_json(
-        json_path,
-        {
-            "servos": [
-                {
-                    "id": f.servo,
-                    "model": f.number,
-                    "protocol": f.protocol,
-                    "baud": f.baud,
-                    "double": f.double,
-                    "conditions": list(f.conditions),
-                    **f.values,
-                }
-                for f in found
-            ]
-        },
-    )
+    write_json(json_path, {"servos": [scanned(f) for f in found]})
 
 
 SCANNED = ["id", "model", "baud", "fw", "torque", "position", "V", "C", "offset", "limits", "reports", ""]
@@ -154,6 +144,12 @@ TORQUE = {0: "off", 1: "on", 2: "damping"}
 
 def two_servos(servo: int) -> str:
     return f"two servos answer as {servo} (or one whose answers are all damaged)"
+
+
+def scanned(f: Found) -> dict[str, Any]:
+    """A found servo as JSON, with the registers that were read."""
+    told = {"id": f.servo, "model": f.number, "protocol": f.protocol, "baud": f.baud, "double": f.double}
+    return {**told, "conditions": list(f.conditions), **f.values}
 
 
 def scan_row(f: Found) -> list[Any]:
@@ -181,13 +177,8 @@ WRONG = ("joint", "servo", "register", "holds", "must hold", "why")
 robot_port_option = click.option("--port", help="Serial port (default: the robot file's).")
 
 
-@contextlib.contextmanager
-def arm_on(robot: str, port: str | None) -> Iterator[Arm]:
-    """The arm of a robot file on its port, as long as it is used. An adapter that echoes is told of at the end."""
-    from firmware_bridge.bus import echo
-    from firmware_bridge.bus.master import Bus
-    from firmware_bridge.bus.port import Port
-    from firmware_bridge.motion.arm import Arm
+def with_port(robot: str, port: str | None) -> Robot:
+    """The robot of a file, which must name a serial port where `port` does not. Raises RobotError and UserError."""
     from runtime.robot import load_robot
 
     described = load_robot(robot)
@@ -195,6 +186,18 @@ def arm_on(robot: str, port: str | None) -> Iterator[Arm]:
         raise UserError(
             "the simulated robot has no serial port: name your arm's file with --robot, or a port with --port."
         )
+    return described
+
+
+@contextlib.contextmanager
+def arm_on(robot: str, port: str | None) -> Iterator[Arm]:
+    """The arm of a robot file on its port, as long as it is used. An adapter that echoes is told of at the end."""
+    from firmware_bridge.bus import echo
+    from firmware_bridge.bus.master import Bus
+    from firmware_bridge.bus.port import Port
+    from firmware_bridge.motion.arm import Arm
+
+    described = with_port(robot, port)
     config = described.arm
     opened = Port.open(port or described.port, config.baud)
     try:
@@ -309,7 +312,7 @@ def check(robot: str, port: str | None, fix: bool, json_path: Path | None) -> No
 @click.option("--to", "new", type=click.IntRange(0, 252), prompt="New id", help="The servo's new id.")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @errors
-def set_id(port: str, baud: tuple[int, ...], protocol: str, new: int, yes: bool) -> None:
+def set_id(port: str, baud: tuple[int, ...], protocol: str | None, new: int, yes: bool) -> None:
     """Give one servo a new id: connect it alone, and confirm. To be sure that it is alone, every id is asked at every
     baud rate, which takes most of a minute; --protocol and --baud shorten it."""
     from firmware_bridge import service

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-import functools
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from harmowam.calibrate_store import camera_option, open_store, report_option, store_option
 from harmowam.options import UserError, errors, json_option, refuse_unused, robot_option, say, write_json
+
+if TYPE_CHECKING:
+    from calibration.store import Store
+    from calibration.views import ArmNoise
+    from runtime.robot import Robot
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What to calibrate, of live pictures and of files alike. `board` is the text of --board."""
+
+    robot: Robot
+    store: Store
+    camera: str
+    board: str
+    mount: str
+    noise: ArmNoise
+    page: Path
+    dry_run: bool
 
 
 @click.command(name="hand-eye")
@@ -72,13 +91,13 @@ def hand_eye(
     if images is not None:
         refuse_unused("with --images", "port", "seed")
         loaded = load_robot(robot, calibrated=False)
-        work = functools.partial(_from_files, images=images, poses=Path(poses))
     else:
         loaded = load_robot(robot)
         if loaded.simulated:
             refuse_unused("with a simulated robot, which brings its own bus and board", "port", "text")
-        work = functools.partial(_live, count=_count(poses), port=port, seed=seed)
-    result = work(loaded, open_store(store, robot), camera, text, mount, noise, page, dry_run)
+    count = _count(poses) if images is None else 0
+    asked = _Asked(loaded, open_store(store, robot), camera, text, mount, noise, page, dry_run)
+    result = _live(asked, count, port, seed) if images is None else _from_files(asked, images, Path(poses))
     for line in result.pop("said"):
         click.echo(line)
     write_json(json_path, result)
@@ -101,48 +120,24 @@ def _count(poses: str) -> int:
     return int(poses)
 
 
-def _live(
-    robot: Any,
-    store: Any,
-    camera: str,
-    text: str,
-    mount: str,
-    noise: Any,
-    page: Path,
-    dry_run: bool,
-    *,
-    count: int,
-    port: str | None,
-    seed: int,
-) -> dict[str, Any]:
+def _live(asked: _Asked, count: int, port: str | None, seed: int) -> dict[str, Any]:
     from calibration.board import Board
     from harmowam.live_hand_eye import run_hand_eye
 
-    board = Board.parse(text).for_poses()
-    return run_hand_eye(robot, store, camera, board, mount, count, noise, port, seed, page, dry_run, say)
+    a, board = asked, Board.parse(asked.board).for_poses()
+    return run_hand_eye(a.robot, a.store, a.camera, board, a.mount, count, a.noise, port, seed, a.page, a.dry_run, say)
 
 
-def _from_files(
-    robot: Any,
-    store: Any,
-    camera: str,
-    text: str,
-    mount: str,
-    noise: Any,
-    page: Path,
-    dry_run: bool,
-    *,
-    images: Path,
-    poses: Path,
-) -> dict[str, Any]:
+def _from_files(asked: _Asked, images: Path, poses: Path) -> dict[str, Any]:
     from calibration.board import Board
     from calibration.hand_eye_files import hand_eye_from_files
     from calibration.pose_file import read_poses
 
-    board, joints = Board.parse(text).for_poses(), robot.arm.joints
+    a, board = asked, Board.parse(asked.board).for_poses()
+    joints, tool = a.robot.arm.joints, a.robot.family.tool
     table = read_poses(poses, joints)
     if table.of_tool:
         refuse_unused("with poses of the tool, which tell no joint angles", "offsets")
     return hand_eye_from_files(
-        store, camera, images, table, board, mount, noise, page, dry_run, robot.family.tool, joints, say
+        a.store, a.camera, images, table, board, a.mount, a.noise, a.page, a.dry_run, tool, joints, say
     )

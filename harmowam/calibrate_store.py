@@ -30,8 +30,8 @@ def open_store(store: Path | None, robot: str) -> Any:
     loaded = load_robot(robot, calibrated=False)
     if store is None and loaded.path.parent == SHIPPED and not loaded.simulated:
         raise UserError(
-            f"{loaded.path.name} is shipped, and its calibrations would be looked for beside it: copy it first "
-            f"(`mkdir my_arm && cp {loaded.path} my_arm/robot.toml`), then name it with --robot my_arm/robot.toml."
+            f"{loaded.path.name} is shipped, and its calibrations would be looked for beside it: write your arm's own "
+            "with `harmowam setup`, then name it with --robot my_arm/robot.toml."
         )
     return Store(store or default_store(loaded))
 

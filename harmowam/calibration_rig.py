@@ -32,11 +32,11 @@ SETTLE_S = 0.8  # time after a motion until the arm stands still
 def take(source: CameraSource, count: int, timeout_s: float = 5.0) -> list[np.ndarray]:
     """`count` new pictures uint8[H,W,3]; raises CalibrationError when none comes for `timeout_s`."""
     out: list[np.ndarray] = []
-    seen = source.seq
+    seen = source.frame_number
     deadline = time.monotonic() + timeout_s
     while len(out) < count:
-        if source.seq != seen and (frame := source.newest()) is not None:
-            seen = frame.seq
+        if source.frame_number != seen and (frame := source.newest()) is not None:
+            seen = frame.frame_number
             out.append(frame.image)
             deadline = time.monotonic() + timeout_s
         elif time.monotonic() > deadline:
@@ -121,10 +121,10 @@ class LiveRig:
         self._over = threading.Event()
         with contextlib.ExitStack() as stack:
             interrupts = stack.enter_context(Interrupts())
-            interrupts.deaf = True  # an interrupt inside ArmSession() would leave a guard that runs without an owner
+            interrupts.ignored = True  # an interrupt inside ArmSession() would leave a guard that runs without an owner
             self.session = stack.enter_context(ArmSession(port or robot.port, robot.arm, slots))
-            stack.callback(setattr, interrupts, "deaf", True)  # no interrupt may stop the lowering of the arm
-            interrupts.deaf = False
+            stack.callback(setattr, interrupts, "ignored", True)  # no interrupt may stop the lowering of the arm
+            interrupts.ignored = False
             if interrupts.caught:
                 raise KeyboardInterrupt
             self._state = self.session.wait_for_state()

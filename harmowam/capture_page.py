@@ -17,12 +17,12 @@ from calibration.views import View
 from harmowam.calibration_rig import take
 from runtime.cameras.sources import CameraSource
 
-PAGE = """<!doctype html><meta charset=utf-8><meta name=viewport content="width=device-width"><title>Calibration</title>
-<style>body{margin:0;background:#111;color:#eee;font:20px system-ui;text-align:center}
+PAGE = """<!doctype html><meta charset=utf-8><meta name=viewport content="width=device-width">
+<title>Calibration</title><style>body{margin:0;background:#111;color:#eee;font:20px system-ui;text-align:center}
 img{max-width:100vw;max-height:85vh}p{margin:.4em}</style>
 <img id=i alt="camera"><p id=t>waiting for the camera</p>
-<script>async function step(){try{const s=await(await fetch('status')).json();t.textContent=s.kept+' of '+s.wanted+' kept. '
-+s.said+'. '+s.next;
+<script>async function step(){try{const s=await(await fetch('status')).json();
+t.textContent=s.kept+' of '+s.wanted+' kept. '+s.said+'. '+s.next;
 i.src='picture?'+Date.now();if(s.done){t.textContent='Done: the calibration is being computed.';return}}
 catch(e){t.textContent='The capture has ended.';return}
 setTimeout(step,250)}step()</script>"""
@@ -100,10 +100,10 @@ class CapturePage:
 
 def capture(
     source: CameraSource, board: Board, wanted: int, port: int, say: Callable[[str], None]
-) -> tuple[list[View], tuple[int, int]]:
-    """Collect `wanted` good views while a page at `port` (0: none) shows them; Ctrl-C ends earlier with those that there
-    are. Returns the views and the picture's width and height (px). Raises CalibrationError when the port is taken, the
-    camera falls silent or changes its resolution."""
+) -> tuple[list[View], tuple[int, int], dict[str, np.ndarray]]:
+    """Collect `wanted` good views while a page at `port` (0: none) shows them; Ctrl-C ends earlier with those that are
+    there. Returns the views, the picture's width and height (px), and a few pictures uint8[H,W] by view. Raises
+    CalibrationError when the port is taken, the camera falls silent or changes its resolution."""
     guide = Guide(board, wanted)
     page = CapturePage(port) if port else None
     if page is not None:
@@ -131,4 +131,4 @@ def capture(
     finally:
         if page is not None:
             page.close()
-    return guide.views, size
+    return guide.views, size, guide.pictures

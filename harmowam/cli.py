@@ -41,6 +41,7 @@ class Verbs(click.Group):
         "bus": "harmowam.bus",
         "calibrate": "harmowam.calibrate",
         "certify": "harmowam.export",
+        "data": "harmowam.data",
         "distill": "harmowam.distill",
         "doctor": "harmowam.doctor",
         "evaluate": "harmowam.evaluate",
@@ -195,9 +196,9 @@ def run(
     a minute.
     """
     from firmware_bridge.virtual.faults import parse
-    from harmowam.failed import paged, reported
     from harmowam.folders import left_in
     from harmowam.live import live
+    from harmowam.page import paged, reported
     from harmowam.processes import process_began_s
     from harmowam.profile import print_timing
     from runtime.observe.episode import LOG
@@ -232,7 +233,7 @@ def run(
             click.echo(f"task: {done.report['task']}: {verdict(done.report)}")
         write_json(json_path, done.report)
         if folder is not None:
-            click.echo(paged(bundle, folder, done.report))
+            click.echo(paged(done.bundle, folder, done.report))
 
 
 @main.command(short_help="Export, drive the simulated arm, write a report and a film.")

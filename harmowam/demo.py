@@ -9,10 +9,9 @@ from typing import Any
 
 from common.python import module_command
 from export.origin import made_from, shipped
-from harmowam.failed import reported
 from harmowam.live import live, make_folder
 from harmowam.options import ROBOT, UserError, with_engine
-from harmowam.page import write_page
+from harmowam.page import reported, write_page
 from runtime.observe.episode import LOG
 from runtime.robot import load_robot
 
@@ -54,5 +53,5 @@ def demo(
     with reported(bundle, out, say):
         done = live(bundle, robot, task, seconds, seed=seed, record=out, log=out / LOG, stop_at_success=True, say=say)
     say("3 of 3: report")
-    write_page(bundle, out, done.report)
+    write_page(done.bundle, out, done.report)
     return done.report

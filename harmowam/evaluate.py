@@ -52,7 +52,7 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     "--environment",
     default="seen",
     show_default=True,
-    help="seen, background, position, object; several with commas, or all.",
+    help="seen, background, position, object, disturbed; several with commas, or all.",
 )
 @click.option("--task", default="all", show_default=True, help="Names of tasks with commas, or one instruction.")
 @click.option(
@@ -131,9 +131,9 @@ def evaluate(
     from runtime.bundle import Bundle
     from runtime.compute import REPORTED, Compute, choose
     from runtime.policies import kind_of
-    from sim.evaluate import OURS, STARTS, digest, jobs_for, run_jobs
+    from sim.evaluate import OURS, STARTS, digest, jobs_for, read_rows, run_jobs
     from sim.results import COLUMNS, cells, sentences, summary, table
-    from sim.tasks import ENVIRONMENTS, INSTRUCTIONS, TASKS
+    from sim.tasks import DISTURBED, ENVIRONMENTS, INSTRUCTIONS, TASKS
 
     this_shard = _shard(shard)
     opened = Bundle.load(bundle)
@@ -146,7 +146,7 @@ def evaluate(
     jobs = jobs_for(
         bundle,
         _chosen("policy", policy or kind.modes[0], ways),
-        _chosen("environment", environment, ENVIRONMENTS),
+        _chosen("environment", environment, (*ENVIRONMENTS, DISTURBED)),
         (task,) if single else _chosen("task", task, tuple(TASKS)),
         range(seed, seed + episodes),
         split=split,
@@ -154,6 +154,7 @@ def evaluate(
         schedule=schedule,
         engine=chosen.engine,
     )[this_shard]
+    kept = {row["key"] for row in read_rows(rows)} if rows else set()
     began = time.monotonic()
     how = f"the same command goes on, {rows} keeps what was played" if rows else "with --rows FILE it could go on"
     with resumable(how):
@@ -162,13 +163,23 @@ def evaluate(
     print_table([list(COLUMNS), *table(found)])
     for line in sentences(found):
         click.echo(line)
-    click.echo(f"{len(found)} episodes of the {split} seeds in {wall:.0f} s ({len(found) / wall:.2f} a second)")
     failed = bool(opened.manifest.quantization.get("failed"))
     if failed:
         click.echo(f"{bundle} FAILED the gates of its export: these figures say nothing about its checkpoint")
+    played = [row["seconds"] for row in found if row["key"] not in kept]
     about = {"bundle": bundle.name, "hash": digest(bundle), "seed": seed, "split": split, "failed_gates": failed}
     told = {"schedule": dataclasses.asdict(schedule), "engine": REPORTED[chosen.engine]}
-    write_json(json_path, {**about, "cells": cells(found), "summary": summary(found), **told})
+    pace = {"played": len(played), "simulated_s": round(sum(played), 2), "wall_s": round(wall, 2)}
+    write_json(json_path, {**about, "cells": cells(found), "summary": summary(found), **told, **pace})
+    click.echo(f"{len(found)} episodes of the {split} seeds; {_pace(played, wall)}")
+
+
+def _pace(played: list[float], wall_s: float) -> str:
+    """How fast the episodes of this run were played; `played`: their simulated seconds."""
+    if not played:
+        return "all of them were played by an earlier run"
+    rate = f"{sum(played) / wall_s:.1f} simulated seconds a second"
+    return f"{len(played)} played now in {wall_s:.0f} s ({rate})"
 
 
 def _shard(text: str) -> slice:

@@ -149,8 +149,8 @@ def _check_arguments(robot: Robot, seconds: float, port: str | None, record: Pat
         raise RunError(f"a run of {seconds} s makes no sense: give --seconds a positive number.")
     if robot.simulated and port is not None:
         raise RunError(
-            "the simulated robot brings its own bus: to drive an arm, copy runtime/robots/so101.toml and name it with "
-            "--robot."
+            "the simulated robot brings its own bus: to drive an arm, write its robot file with `harmowam setup` and "
+            "name it with --robot."
         )
     if record is not None:
         make_folder(record, "--record")
@@ -204,16 +204,16 @@ def _closed_when_lowered(run: _Run) -> Iterator[None]:
 @contextlib.contextmanager
 def _guarded(run: _Run, port: str, slots: Path, say: Say) -> Iterator[ArmSession]:
     """Guard and motor process as a context; signals are ignored while it ends, so that none stops the lowering."""
-    run.interrupts.deaf = True  # an interrupt inside ArmSession() would leave a guard that runs without an owner
+    run.interrupts.ignored = True  # an interrupt inside ArmSession() would leave a guard that runs without an owner
     with ArmSession(port, run.robot.arm, slots, MOTOR_PRIORITY) as session:
         run.session = session
         try:
-            run.interrupts.deaf = False
+            run.interrupts.ignored = False
             if run.interrupts.caught:
                 raise KeyboardInterrupt
             yield session
         finally:
-            run.interrupts.deaf = True
+            run.interrupts.ignored = True
             if session.armed and not session.closed:
                 say("lowering the arm")
 

@@ -106,8 +106,7 @@ def number(r: Rehearsal, arm: VirtualArm) -> None:
             r.command(*one, look=f"one servo is found, and has id {new} at the end", answers=[yes])
         r.ids += servo.ids
     with plugged_in(_arm(r).servos, Path(r.port)):
-        scan = ("bus", "scan", "--port", r.port, "--protocol", "feetech", "--baud", 1_000_000)
-        r.command(*scan, look="six rows, ids 1 to 6, each reports nothing wrong")
+        r.command("bus", "scan", "--robot", r.robot, look="six rows, ids 1 to 6, each reports nothing wrong")
 
 
 def watch(r: Rehearsal, arm: VirtualArm) -> None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from common.errors import Mendable
-from harmowam.options import UserError, errors, json_option, say, write_json
+from harmowam.options import UserError, errors, json_option, refuse_unused, say, write_json
 
 if TYPE_CHECKING:
     from firmware_bridge.service import Found
-    from runtime.cameras.preview import Look
+    from harmowam.camera_page import Card
     from runtime.robot import CameraConfig, RobotFile
 
 NAMES = ("front", "wrist")  # what the shipped checkpoint calls its cameras
@@ -43,9 +43,10 @@ IDS = range(1, 10)  # in which an arm of an unknown family is looked for
     type=click.Path(readable=False, path_type=Path, file_okay=False),
     default=Path("my_arm"),
     show_default=True,
-    help="Folder of the robot file, its calibrations and a picture of each camera.",
+    help="Folder of the robot file, its calibrations and the page of its cameras.",
 )
 @click.option("--yes", is_flag=True, help="Ask nothing: take what was found.")
+@click.option("--look", "only_look", is_flag=True, help="Only write the page of the cameras anew.")
 @json_option
 @errors
 def setup(
@@ -55,15 +56,20 @@ def setup(
     lerobot: Path | None,
     out: Path,
     yes: bool,
+    only_look: bool,
     json_path: Path | None,
 ) -> None:
     """Write OUT/robot.toml with every key that a robot file can have, and its meaning. Servos are only read. A robot
-    file that exists is never replaced."""
+    file that exists is never replaced. OUT/cameras.html shows what each camera sees."""
     from runtime.cameras.v4l2 import plugged_in
     from runtime.robot import robot_of
     from runtime.robot_file import answering, filled, servos, shipped, text
 
     file = out / "robot.toml"
+    if only_look:
+        refuse_unused("with --look", "family", "port", "named", "lerobot", "yes", "json_path")
+        look_again(plugged_in(), file, out)
+        return
     _refuse_existing(file)
     pairs = [_pair(item, named) for item in named]
     known = None if family is None else shipped(_family(family))
@@ -75,9 +81,8 @@ def setup(
     wanted = filled(known, port, ())
     if lerobot is not None:
         _check_lerobot(lerobot, wanted)
-    looks = _named_cameras(pairs, known) if pairs else ask_cameras(plugged_in(), known, out, yes)
-    wanted = filled(wanted, port, [c for c, _ in looks], "calibration/joints" if lerobot else "")
-    previews = {c.name: str(_write_preview(out, c.name, seen)) for c, seen in looks if seen is not None}
+    looks = _named_cameras(pairs, known, out) if pairs else ask_cameras(plugged_in(), known, out, yes)
+    wanted = filled(wanted, port, looks, "calibration/joints" if lerobot else "")
     if lerobot is not None:
         from calibration.store import Store
         from harmowam.calibration_joints import import_lerobot
@@ -89,13 +94,15 @@ def setup(
     _write(file, text(wanted))
     click.echo(f"robot file: {file}")
     click.echo(f"next: {_next_step(file, port, len(answer) == len(servos(known)), lerobot is not None)} (docs/arm.md)")
-    numbers = {"robot": str(file), "family": known.family, "port": port, "servos": answer, "previews": previews}
-    write_json(json_path, {**numbers, "cameras": {c.name: c.source for c, _ in looks}})
+    numbers = {"robot": str(file), "family": known.family, "port": port, "servos": answer}
+    write_json(json_path, {**numbers, "cameras": {c.name: c.source for c in looks}})
 
 
 def _refuse_existing(file: Path) -> None:
     if os.path.lexists(file):
-        raise UserError(f"{file} exists and is not replaced: edit it, or name another folder with --out.")
+        raise UserError(
+            f"{file} exists and is not replaced: edit it, or name another folder with --out; --look shows its cameras."
+        )
 
 
 def _next_step(file: Path, port: str, all_answer: bool, calibrated: bool) -> str:
@@ -206,15 +213,17 @@ def _config(known: RobotFile, name: str, source: str) -> CameraConfig:
     return CameraConfig(name, source, like.width, like.height, like.fps, f"calibration/{name}")
 
 
-def _named_cameras(pairs: list[tuple[str, str]], known: RobotFile) -> list[tuple[CameraConfig, Look | None]]:
-    """The cameras of --camera with what they show. Raises UserError for one that does not open."""
+def _named_cameras(pairs: list[tuple[str, str]], known: RobotFile, out: Path) -> list[CameraConfig]:
+    """The cameras of --camera with the size and rate that they give; the page in `out` shows them. Raises UserError for
+    one that does not open."""
+    from harmowam.camera_page import Card
     from runtime.cameras.preview import look
     from runtime.cameras.sources import is_real
     from runtime.robot_file import filled
 
     configs = [_config(known, name, source) for name, source in pairs]
     filled(known, known.bus.port, configs)  # names and sources that a robot file cannot hold are refused first
-    out: list[tuple[CameraConfig, Look | None]] = []
+    cards: list[Card] = []
     for config in configs:
         seen = look(config) if is_real(config) else None
         if seen is None and not config.source.startswith("slot:"):
@@ -222,53 +231,92 @@ def _named_cameras(pairs: list[tuple[str, str]], known: RobotFile) -> list[tuple
                 f"camera '{config.name}' gives no picture ({config.source}): plug it in, end the program that uses it, "
                 "or correct --camera."
             )
-        out.append((config if seen is None else seen.config, seen))
-    return out
+        cards.append(Card(config.source, config.name, seen))
+    say(f"what the cameras show: {_write_page(out, cards)}")
+    return [config if c.look is None else c.look.config for config, c in zip(configs, cards, strict=True)]
 
 
-def ask_cameras(sources: list[str], known: RobotFile, out: Path, yes: bool) -> list[tuple[CameraConfig, Look | None]]:
-    """The cameras `sources` by the names that the user gives them; a picture of each is written to `out` first."""
+def ask_cameras(sources: list[str], known: RobotFile, out: Path, yes: bool) -> list[CameraConfig]:
+    """The cameras `sources` by the names that the user gives them while a page in `out` shows them all."""
+    from harmowam.camera_page import Card, show
     from runtime.cameras.preview import look
-    from runtime.robot_file import filled
 
-    chosen: dict[str, tuple[CameraConfig, Look | None]] = {}
-    for source in sources:
-        node = Path(source).resolve().name
-        seen = look(_config(known, node, source))
-        if seen is None:
-            say(f"{source} gives no picture, and is left out")
+    cards = [Card(source, "", look(_config(known, Path(source).resolve().name, source))) for source in sources]
+    if cards:
+        page = _write_page(out, cards, asking=not yes)
+        say(f"what the cameras show: {page}")
+        if not yes:
+            show(page)
+    chosen: list[CameraConfig] = []
+    for k, card in enumerate(cards):
+        if card.look is None:
+            say(f"{card.source} gives no picture, and is left out")
             continue
-        size = f"{seen.config.width}x{seen.config.height} at {seen.config.fps:g} a second"
-        say(f"{source}: {size}")
-        picture = _write_preview(out, node, seen)
-        free = next((n for n in NAMES if n not in chosen), SKIP)
-
-        def unused(text: str, source: str = source) -> str:
-            if text in chosen:
-                raise UserError(f"a camera is called {text} already: give another name.")
-            if text != SKIP:
-                filled(known, known.bus.port, [_config(known, text, source)])
-            return text
-
-        name = _answer(yes, "--camera", f"Name of this camera ({SKIP} leaves it out)", free, unused)
+        config = card.look.config
+        say(f"{card.source}: {config.width}x{config.height} at {config.fps:g} a second")
+        name = _ask_name(card.source, [c.name for c in chosen], known, yes)
         if name != SKIP:
-            config = dataclasses.replace(seen.config, name=name, calibration=f"calibration/{name}")
-            chosen[name] = (config, seen)
-            picture.unlink()  # it is written again by the camera's name
+            chosen.append(dataclasses.replace(config, name=name, calibration=f"calibration/{name}"))
+        cards[k] = Card(card.source, "" if name == SKIP else name, card.look, "is left out")
+        _write_page(out, cards, asking=not yes)
+    if cards:
+        _write_page(out, cards)
     if not chosen:
         kept = " and ".join(c.source for c in known.camera.values())
         say(f"no camera was chosen: the robot file names {kept}, to be corrected")
-    return list(chosen.values())
+    return chosen
 
 
-def _write_preview(out: Path, name: str, seen: Look) -> Path:
-    path = out / f"preview-{name}.jpg"
-    _write(path, seen.jpeg)
-    say(f"picture of {name}: {path}")
-    return path
+def _ask_name(source: str, taken: list[str], known: RobotFile, yes: bool) -> str:
+    """The name that the user gives the camera `source`; SKIP leaves it out."""
+    from runtime.robot_file import filled
+
+    def unused(text: str) -> str:
+        if text in taken:
+            raise UserError(f"a camera is called {text} already: give another name.")
+        if text != SKIP:
+            filled(known, known.bus.port, [_config(known, text, source)])
+        return text
+
+    free = next((n for n in NAMES if n not in taken), SKIP)
+    return _answer(yes, "--camera", f"Name of the camera {source} ({SKIP} leaves it out)", free, unused)
 
 
-def _write(path: Path, content: str | bytes) -> None:
+def look_again(sources: list[str], file: Path, out: Path) -> None:
+    """Show what the cameras of the robot file see, or those that are plugged in, `sources`, where there is no file yet.
+    Raises UserError where there is neither, and RobotError."""
+    from harmowam.camera_page import Card, show
+    from runtime.cameras.preview import look
+    from runtime.cameras.sources import is_real
+    from runtime.robot import load_robot
+    from runtime.robot_file import families, shipped
+
+    if file.exists():
+        configs = list(load_robot(str(file), calibrated=False).cameras.values())
+    else:
+        anything = shipped(families()[0])  # the size that is asked for is the same in every shipped file
+        configs = [_config(anything, Path(source).resolve().name, source) for source in sources]
+    if not configs:
+        raise UserError("no camera is plugged in: plug one in, and look again.")
+    cards = [Card(c.source, c.name if file.exists() else "", look(c) if is_real(c) else None) for c in configs]
+    page = _write_page(out, cards)
+    click.echo(f"what the cameras show: {page}")
+    show(page)
+
+
+def _write_page(out: Path, cards: list[Card], *, asking: bool = False) -> Path:
+    """Write the page of the cameras; returns its path. Raises UserError."""
+    from harmowam import camera_page
+
+    try:
+        return camera_page.write(out, cards, asking=asking)
+    except OSError as e:
+        raise UserError(
+            f"{out / camera_page.NAME} cannot be written ({e.strerror}): name another folder with --out."
+        ) from e
+
+
+def _write(path: Path, content: str) -> None:
     """Write the whole file or nothing; raises UserError."""
     from common.files import write_whole
 

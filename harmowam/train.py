@@ -96,16 +96,27 @@ def changed(plan: PlanT, stages: Sequence[str], names: Sequence[str]) -> PlanT:
     return plan
 
 
-def read(dataset: Path, run: Path, units: str | None, cameras: Path | None, any_arm: bool = False) -> Demonstrations:
-    """Read the dataset; its decoded pictures stay in the run's folder, where a resumed run and other processes find
-    them. `any_arm`: accept any arm, not only the one that our model is made for."""
+def read(
+    dataset: Path,
+    run: Path,
+    units: str | None,
+    cameras: Path | None,
+    any_arm: bool = False,
+    rate_hz: float | None = None,
+) -> Demonstrations:
+    """Read the dataset of `rate_hz` rows a second (None: as many as the default model takes).
+
+    Its decoded pictures stay in the run's folder, where a resumed run and other processes find them. `any_arm`: accept
+    any arm, not only the one that our model is made for."""
+    from export.config import Config
     from export.data import load_demonstrations
     from export.lerobot import read_cameras
     from sim.tasks import ARM
 
     calibration = read_cameras(cameras) if cameras else None
     arm = None if any_arm else ARM
-    return load_demonstrations(dataset, run / "pictures", units=units, calibration=calibration, arm=arm)
+    rate = Config().rate_hz if rate_hz is None else rate_hz
+    return load_demonstrations(dataset, run / "pictures", rate, units=units, calibration=calibration, arm=arm)
 
 
 def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path | None, only_snapshot: bool) -> None:
@@ -123,8 +134,9 @@ def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path 
         step, done = snapshot(recipe, run, packed)
         click.echo(f"{packed / step.name}.safetensors: {done} of {step.steps} steps")
         return
-    collect(dataset, **recipe.data)
-    data = read(dataset, run, None, None)
+    rate_hz = recipe.cfg.rate_hz
+    collect(dataset, **recipe.data, rate_hz=rate_hz)
+    data = read(dataset, run, None, None, rate_hz=rate_hz)
     last = follow(recipe, data, run, packed)
     write_file(out, last.read_bytes())
     pick_samples(data, samples_path(out))
@@ -200,6 +212,7 @@ def train(
     from export import act
     from export.act import ActPlan
     from export.backdrop import with_other_tables
+    from export.checkpoint import load_checkpoint
     from export.config import Config
     from export.loop import leads
     from export.observations import pick_samples
@@ -221,8 +234,8 @@ def train(
     else:
         refuse_unused("without --baseline", "play")
         plan = changed(Plan(tables=tables, seed=seed, shards=shards, bf16=bf16), stages, STAGES)
-    cfg, encode = _with_encoder(Config(), text_encoder)
-    data = read(dataset, run_folder, units, cameras, any_arm=bool(baseline["baseline"]))
+    cfg, encode = _with_encoder(Config() if start is None else load_checkpoint(start)[0].cfg, text_encoder)
+    data = read(dataset, run_folder, units, cameras, any_arm=bool(baseline["baseline"]), rate_hz=cfg.rate_hz)
     if baseline["baseline"]:
         data = with_other_tables(data, tables, seed, cfg)
         report = train_baseline(data, run_folder, out, act_plan, **baseline)

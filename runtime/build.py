@@ -30,9 +30,9 @@ COSINE = 0.99  # against ONNX Runtime, node by node
 
 @dataclass(frozen=True)
 class Options:
-    """How to build. `memory_mb` bounds the builder's workspace: 1 GiB leaves an 8 GB board room to live. `tf32`:
-    float32 layers on the tensor cores, as `export/roofline.py` assumes; it is TensorRT's default, but Polygraphy turns
-    it off unless asked."""
+    """How to build. `memory_mb` bounds the builder's workspace: 1 GiB leaves memory to the rest of an 8 GB board.
+    `tf32`: float32 layers on the tensor cores, as `export/roofline.py` assumes; it is TensorRT's default, but
+    Polygraphy turns it off unless asked."""
 
     memory_mb: int = 1024
     builds: int = 2
@@ -104,7 +104,7 @@ def observations(bundle: Bundle, count: int = 16) -> dict[str, list[dict[str, np
     try:
         with np.load(bundle.path / "samples.npz") as stored:
             raw = {k: stored[k] for k in stored.files}
-        rows = np.linspace(0, len(raw["front"]) - 1, count).astype(int)
+        rows = np.linspace(0, len(raw["instruction"]) - 1, count).astype(int)
         return kind_of(bundle).feeds(bundle, {k: v[rows] for k, v in raw.items()})
     except (OSError, ValueError, KeyError) as e:
         raise EngineError(

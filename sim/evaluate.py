@@ -25,13 +25,15 @@ from runtime.contracts import Observation
 from runtime.policies import FastStep, SlowStep, kind_of, mode_of, open_policy
 from runtime.policies import harmowam as ours
 from runtime.robot import load_robot
+from sim.disturbance import Disturber, reaction_ms
 from sim.expert import plan
+from sim.jaw import reversals
 from sim.phases import find_events, interaction
 from sim.plant import virtual_motor
 from sim.score import Score
-from sim.tasks import ARM, REST_S, TASKS, Layout, sample_layout
+from sim.tasks import ARM, DISTURBED, REST_S, TASKS, Layout, sample_layout
 from sim.true_future import TrueFutureStep
-from sim.virtual_time import Episode, Schedule, run_episode
+from sim.virtual_time import START, Episode, Schedule, run_episode
 from sim.workers import spawned
 from sim.world import World
 
@@ -51,6 +53,8 @@ STARTS = ("home", "near")
 # Last number of every seed. Collecting demonstrations uses 1. So no start of a demonstration is evaluated, and no start
 # used in development is reported.
 SPLITS = {"development": 2, "test": 3}
+# After this long a change of the commands is no reaction to a displacement.
+REACTION_S = 3.0
 LIMIT_S = 12.0  # demonstrations take 4 to 7 s, so there is time for a second try
 
 
@@ -105,9 +109,9 @@ def _prepare(job: Job) -> tuple[World, SlowStep, FastStep]:
         _cache[own] = open_policy(bundle, next(iter(bundle.manifest.tasks)), cameras, engine=job.engine)
     slow, fast = _cache[own].slow, _cache[own].fast
     if job.policy == "true_future":
-        if "ghost" not in _cache:
-            _cache["ghost"] = World(0)
-        slow = TrueFutureStep(slow, world, _cache["ghost"])
+        if "replica" not in _cache:
+            _cache["replica"] = World(0)
+        slow = TrueFutureStep(slow, world, _cache["replica"])
     return world, slow, fast
 
 
@@ -119,11 +123,15 @@ def _drive_as(policy: str, fast: FastStep, oracle: Callable[[], float]) -> None:
         fast.uses_pictures = fast.policy != "predictive"
 
 
+def _code(job: Job) -> list[int]:
+    """The seed of a job's start."""
+    return [job.seed, list(TASKS).index(job.task), 0, SPLITS[job.split]]
+
+
 def start_of(world: World, job: Job) -> Layout:
     """The layout drawn from a job's seed, equal for every policy. "near": the tool starts above the first subgoal,
     where the descent of a demonstration begins."""
-    code = (job.seed, list(TASKS).index(job.task), SPLITS[job.split])
-    rng = np.random.default_rng([code[0], code[1], 0, code[2]])
+    rng = np.random.default_rng(_code(job))
     text = job.instructions[int(rng.integers(len(job.instructions)))]
     layout = sample_layout(rng, text, environment=job.environment)
     if job.start == "near":
@@ -134,8 +142,33 @@ def start_of(world: World, job: Job) -> Layout:
 
 
 def run_job(job: Job) -> dict[str, Any]:
-    """Run one episode; returns its row."""
-    return run_and_keep(job)[0]
+    """Run one episode; returns its row. After a displacement it is run once more without, for the reaction time."""
+    row, episode, _ = run_and_keep(job)
+    if job.environment == DISTURBED:
+        since_ns = None if row["displaced_s"] is None else START + round(row["displaced_s"] * 1e9)
+        row["reaction_ms"] = None
+        if since_ns is not None:
+            until_ns = since_ns + round(REACTION_S * 1e9)
+            twin, _, _ = _play(job, lambda now_ns, _: "compared" if now_ns > until_ns else "", disturbed=False)
+            row["reaction_ms"] = reaction_ms(since_ns, episode.commands, twin.commands)
+    return row
+
+
+def _play(
+    job: Job, look: Callable[[int, Observation], str], disturbed: bool
+) -> tuple[Episode, Score, Disturber | None]:
+    """Run one episode. `look` is called at every frame; the text that it returns ends the episode, unless it is ""."""
+    world, slow, fast = _prepare(job)
+    world.reset(start_of(world, job))
+    slow.set_task(world.instruction)
+    score = Score(world)
+    _drive_as(job.policy, fast, score.oracle)
+    disturb = Disturber(world, score, np.random.default_rng([*_code(job), 1])) if disturbed else None
+
+    def watch(now_ns: int, obs: Observation) -> str:
+        return look(now_ns, obs) or score.watch(now_ns)
+
+    return run_episode(world, slow, fast, virtual_motor(world), job.schedule, LIMIT_S, watch, disturb), score, disturb
 
 
 def run_and_keep(
@@ -146,18 +179,14 @@ def run_and_keep(
     `look` is called at every frame with the time (ns) and the observation; its pictures are empty in most frames of a
     policy that does not use them.
     """
-    world, slow, fast = _prepare(job)
-    world.reset(start_of(world, job))
-    slow.set_task(world.instruction)
-    score = Score(world)
-    _drive_as(job.policy, fast, score.oracle)
 
-    def watch(now_ns: int, obs: Observation) -> str:
+    def see(now_ns: int, obs: Observation) -> str:
         if look is not None:
             look(now_ns, obs)
-        return score.watch(now_ns)
+        return ""
 
-    episode = run_episode(world, slow, fast, virtual_motor(world), job.schedule, LIMIT_S, watch)
+    episode, score, disturb = _play(job, see, job.environment == DISTURBED)
+    world: World = _cache["world"]
     experts = [t.expert for t in episode.ticks if t.expert != Expert.NONE]
     row: dict[str, Any] = {
         "key": job.key,
@@ -174,10 +203,23 @@ def run_and_keep(
         "transit": score.transit(episode.success),
         "failure": "" if episode.success else score.failure(episode.ended),
         "switches": sum(a != b for a, b in zip(experts, experts[1:], strict=False)),
+        "jaw_reversals": jaw_reversals(world, episode),
     }
     if job.policy == "gated":
         row["gate_right"], row["gate_frames"] = gate_score(score.pose, episode, job.schedule.camera_hz)
+    if disturb is not None:
+        moved = disturb.happened
+        row["displaced_s"] = None if moved is None else (moved.at_ns - START) / 1e9
+        row["displaced"] = None if moved is None else moved.body
+        row["displaced_at"] = None if moved is None else "contact" if moved.late else "transit"
+        row["displaced_m"] = None if moved is None else round(moved.moved_m, 4)
     return row, episode, world
+
+
+def jaw_reversals(world: World, episode: Episode) -> list[int]:
+    """How often the jaw's goal turned back in each of its events; see `sim.jaw.reversals`."""
+    goals = np.array([c.q_rad for _, c in episode.commands], float).reshape(-1, len(world.family.JOINTS))
+    return reversals(np.array([at for at, _ in episode.commands]), world.family.forward(goals)[:, -1])
 
 
 def gate_score(pose: list[np.ndarray], episode: Episode, rate_hz: float) -> tuple[int, int]:

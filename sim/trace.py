@@ -24,8 +24,9 @@ SPEED_M_S = 0.04  # speed of the tool; one round takes a larger arm longer
 AHEAD, HEIGHT, RADIUS = 0.54, 0.34, 0.08
 PITCH, ROLL = 0.6, 0.3  # rad: pitch of the approach axis below the horizon; largest turn of the wrist to either side
 JAW, JAW_SWING = 0.4, 0.2  # opening of the jaw in shares of its range: mean and amplitude
-# largest offset of a demonstration's start from the circle: share of the reach, and rad
-ASIDE, TURNED = 0.06, 0.2
+# Where demonstrations start: this share of them on the circle, as runs do; the others at most this far beside it
+# (share of the reach, and rad)
+STARTS_ON, ASIDE, TURNED = 0.5, 0.06, 0.2
 JOIN_S = 1.5  # time after which the tool has joined the circle
 NOISE, NOISE_S = 0.02, 0.35  # disturbance: standard deviation in m per m of reach, and correlation time in s
 # success: largest distance from the circle (share of the reach), and largest relative error of the speed
@@ -51,11 +52,15 @@ def angle_at(arm: Family, tool: np.ndarray) -> float:
     return math.atan2(float(tool[2]) - HEIGHT * arm.reach_m, float(tool[1]))
 
 
-def sample_trace(rng: np.random.Generator, arm: Family, instruction: str | None = None, aside: float = ASIDE) -> Layout:
-    """A random start, at most `aside` (share of the reach) away from the circle per axis; draws the instruction where
-    none is given."""
+def sample_trace(
+    rng: np.random.Generator, arm: Family, instruction: str | None = None, aside: float | None = None
+) -> Layout:
+    """A random start, at most `aside` (share of the reach) away from the circle per axis. Without `aside` the start of
+    a demonstration: on the circle, or up to ASIDE beside it. Draws the instruction where none is given."""
     texts = list(INSTRUCTIONS)
     instruction = texts[int(rng.integers(len(texts)))] if instruction is None else instruction
+    if aside is None:
+        aside = 0.0 if rng.random() < STARTS_ON else ASIDE
     start = track(arm, float(rng.uniform(-math.pi, math.pi)))
     start[:3] += rng.uniform(-1, 1, 3) * aside * arm.reach_m
     start[3:5] += rng.uniform(-1, 1, 2) * TURNED * aside / ASIDE
@@ -76,7 +81,11 @@ def seeded_start(seed: int, arm: Family, instruction: str | None) -> Layout:
 
 class Tracer:
     """Moves from the start to the circle and round it for `seconds`, with a disturbance. As in `sim.expert.Follower`,
-    `step(dt)` gives the executed tool pose float64[6], `clean()` the plan."""
+    `step(dt)` gives the executed tool pose float64[6], `clean()` the plan.
+
+    The disturbance moves the tool across the circle, never along it: a tool that was pushed ahead looks like one that
+    is on time, so a policy would learn the mean of plans that contradict each other.
+    """
 
     def __init__(self, arm: Family, layout: Layout, rng: np.random.Generator, seconds: float):
         self.arm, self.rng, self.seconds, self.t = arm, rng, seconds, 0.0
@@ -88,16 +97,22 @@ class Tracer:
         self._scale = np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0]) * NOISE * arm.reach_m
         self._scale[3:5] = 0.05
 
+    def at(self) -> float:
+        """The angle (rad) of the circle that the plan has reached."""
+        return self.angle + self.direction * 2 * math.pi * self.t / round_s(self.arm)
+
     def clean(self) -> np.ndarray:
         s = min(self.t / JOIN_S, 1.0)
         left = 1.0 - s**3 * (10 - 15 * s + 6 * s * s)
-        angle = self.angle + self.direction * 2 * math.pi * self.t / round_s(self.arm)
-        return track(self.arm, angle) + left * self.aside
+        return track(self.arm, self.at()) + left * self.aside
 
     def step(self, dt: float) -> tuple[np.ndarray, bool]:
         self.t += dt
         self._off += -self._off * dt / NOISE_S + math.sqrt(2 * dt / NOISE_S) * self.rng.normal(size=6)
-        return self.clean() + self._off * self._scale, self.t >= self.seconds
+        push, angle = self._off * self._scale, self.at()
+        along = np.array([0.0, -math.sin(angle), math.cos(angle)])
+        push[:3] -= (push[:3] @ along) * along
+        return self.clean() + push, self.t >= self.seconds
 
 
 class Moving(Protocol):

@@ -23,22 +23,23 @@ HORIZON_S = (0.4, 0.8)  # s; the world model predicts these times and the next e
 MOST_S = 6.0  # s; a later event is replaced by this time
 
 
-def copy_state(ghost: World, world: World) -> None:
-    """Copy the state of `world` into `ghost`: bodies, servos, buttons."""
-    ghost.reset(world.layout)
-    ghost.data.qpos[:], ghost.data.qvel[:], ghost.data.ctrl[:] = world.data.qpos, world.data.qvel, world.data.ctrl
-    ghost._goal, ghost._profile = world._goal.copy(), world._profile.copy()
-    ghost._delay = [d.copy() for d in world._delay]
-    ghost.pressed = list(world.pressed)
-    for name in ghost.pressed:
-        ghost._light(name)
-    mujoco.mj_forward(ghost.model, ghost.data)
+def copy_state(replica: World, world: World) -> None:
+    """Copy the state of `world` into `replica`: bodies, servos, buttons."""
+    replica.reset(world.layout)
+    replica.model.body_pos[:] = world.model.body_pos  # a fixed goal may have been displaced
+    replica.data.qpos[:], replica.data.qvel[:], replica.data.ctrl[:] = world.data.qpos, world.data.qvel, world.data.ctrl
+    replica._goal, replica._profile = world._goal.copy(), world._profile.copy()
+    replica._delay = [d.copy() for d in world._delay]
+    replica.pressed = list(world.pressed)
+    for name in replica.pressed:
+        replica._light(name)
+    mujoco.mj_forward(replica.model, replica.data)
 
 
-def remaining(ghost: World) -> list[Segment]:
-    """The expert's way-points from the ghost's state; without the grasp if the item is held."""
-    segments = plan(ghost, np.random.default_rng(0))
-    if ghost.layout.task != "press" and ghost.holds(ghost.layout.roles[0]):
+def remaining(replica: World) -> list[Segment]:
+    """The expert's way-points from the replica's state; without the grasp if the item is held."""
+    segments = plan(replica, np.random.default_rng(0))
+    if replica.layout.task != "press" and replica.holds(replica.layout.roles[0]):
         first_close = next(i for i, s in enumerate(segments) if s.event and s.goal[5] < 0.5 * (OPEN + CLOSED))
         return segments[first_close + 2 :]
     return segments
@@ -61,8 +62,8 @@ class TrueFutureStep:
 
     remembers = True
 
-    def __init__(self, slow: SlowStep, world: World, ghost: World):
-        self.slow, self.world, self.ghost = slow, world, ghost
+    def __init__(self, slow: SlowStep, world: World, replica: World):
+        self.slow, self.world, self.replica = slow, world, replica
         self.priors_made, self.task = slow.priors_made, slow.task
 
     def set_task(self, task: str) -> None:
@@ -78,28 +79,28 @@ class TrueFutureStep:
     def _latent(self, obs: Observation) -> np.ndarray:
         """The front picture as the tokeniser's latent, float32[C,h,w]."""
         s = self.slow
-        feeds = {"front": s.views(obs)["front"], "text": s.text, "noise": s.world_noise}
-        return s.world.run({**feeds, "proprio": proprio(s.family.forward(obs.q_rad))[None]})["latent"][0].copy()
+        feeds = s.world_feeds(s.views(obs)["front"], proprio(s.family.forward(obs.q_rad))[None])
+        return s.world.run(feeds)["latent"][0].copy()
 
     def step(self, now_ns: int, obs: Observation) -> Prior:
         prior = self.slow.step(now_ns, obs)
         self.priors_made = prior.number
-        copy_state(self.ghost, self.world)
-        segments = remaining(self.ghost)
+        copy_state(self.replica, self.world)
+        segments = remaining(self.replica)
         event = min(max(next_event_s(segments), DT), MOST_S)
-        follower = Follower(self.ghost, segments, np.random.default_rng(0), noise_m=0.0)
+        follower = Follower(self.replica, segments, np.random.default_rng(0), noise_m=0.0)
         follower.start[5] = self.world.family.forward(self.world._goal)[5]
         wanted = {"a": HORIZON_S[0], "b": HORIZON_S[1], "event": event}
         found: dict[str, np.ndarray] = {}
         t = 0.0
         while len(found) < len(wanted):
             target, _ = follower.step(DT)
-            self.ghost.set_goals(joints_for(target))
-            self.ghost.advance(DT)
+            self.replica.set_goals(joints_for(target))
+            self.replica.advance(DT)
             t += DT
             due = [k for k, at in wanted.items() if k not in found and t >= at - 1e-9]
             if due:
-                frames = {name: self.ghost.render(name) for name in ("front", "wrist")}
+                frames = {name: self.replica.render(name) for name in ("front", "wrist")}
                 latent = self._latent(dataclasses.replace(obs, frames=frames))
                 found.update(dict.fromkeys(due, latent))
         return dataclasses.replace(prior, future=np.stack([found[k] for k in wanted]).astype(np.float32))

@@ -50,6 +50,7 @@ class Episode:
     ticks: list[FastTick] = field(default_factory=list)
     states: list[JointState] = field(default_factory=list)
     priors: list[Prior] = field(default_factory=list)
+    commands: list[tuple[int, Command]] = field(default_factory=list)  # and when each was ready, ns
 
 
 MotorTick = Callable[[int, Command | None], JointState]
@@ -68,8 +69,10 @@ class _Virtual:
         motor_tick: MotorTick,
         schedule: Schedule,
         watch: Watcher | None,
+        disturb: Callable[[int], None] | None,
     ):
         self.world, self.slow, self.fast, self.motor_tick, self.watch = world, slow, fast, motor_tick, watch
+        self.disturb = disturb
         self.schedule, self.out = schedule, Episode(ended="")
         rates = (schedule.camera_hz, schedule.slow_hz, schedule.motor_hz)
         self.frame_ns, self.slow_ns, self.motor_ns = (int(S / hz) for hz in rates)
@@ -115,8 +118,11 @@ class _Virtual:
     def new_command(self, value: object) -> None:
         assert isinstance(value, Command)
         self.command = value
+        self.out.commands.append((self.now, value))
 
     def motor(self, _: object) -> None:
+        if self.disturb is not None:
+            self.disturb(self.now)
         self.state = self.motor_tick(self.now, self.command)
         self.out.states.append(self.state)
         self.held_ns = self.held_ns + self.motor_ns if self.world.success() else 0
@@ -158,12 +164,14 @@ def run_episode(
     schedule: Schedule = Schedule(),
     limit_s: float = 12.0,
     watch: Watcher | None = None,
+    disturb: Callable[[int], None] | None = None,
 ) -> Episode:
     """Run the loop on `world` (already reset) until success, or for `limit_s` of virtual time.
 
-    `motor_tick(now_ns, newest command)` moves the servos. Pictures are rendered only for frames that a step uses: most
-    frames have none when the fast step does not use pictures.
+    `motor_tick(now_ns, newest command)` moves the servos; `disturb(now_ns)` may change the world before every motor
+    tick. Pictures are rendered only for frames that a step uses: most frames have none when the fast step does not use
+    pictures.
     """
     fast.reset()
     end = START + int((limit_s + max(schedule.rest_s - REST_S, 0.0)) * S)
-    return _Virtual(world, slow, fast, motor_tick, schedule, watch).run(end)
+    return _Virtual(world, slow, fast, motor_tick, schedule, watch, disturb).run(end)

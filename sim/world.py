@@ -84,7 +84,8 @@ class Scene:
         self.things = [
             i for i, b in enumerate(bodies) if roots[i] not in table_and_arm and not b.startswith("distractor")
         ]
-        foreign = [i for i, b in enumerate(bodies) if b.startswith("distractor")]
+        self.foreign = [[i for i, b in enumerate(bodies) if b == f"distractor{k}"] for k in range(N_DISTRACTORS)]
+        foreign = [i for geoms in self.foreign for i in geoms]
         # Groups of geoms of one colour: the walls of a tray, the cap of a button, its base. Holes stay dark, and a red
         # cap stays red because the instruction names it.
         parts: dict[tuple[str, str], list[int]] = {}
@@ -103,6 +104,8 @@ class Scene:
         speed = [i for i in range(m.nnumeric) if m.numeric(i).name == "servo_speed"]
         self.speed = np.array(m.numeric(speed[0]).data) if speed else np.full(m.nu, SERVO_SPEED)
         self.buttons = [m.joint(i).name for i in range(m.njnt) if m.joint(i).name.endswith("_button")]
+        free = np.flatnonzero(m.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
+        self.free = {m.body(m.jnt_bodyid[j]).name: int(m.jnt_qposadr[j]) for j in free}  # where poses begin in qpos
 
     def dress(self, unseen: bool) -> None:
         """Enable the seen or unseen variant of every geom with both; the other is invisible, without collisions."""
@@ -132,6 +135,7 @@ class Scene:
         m.vis.headlight.ambient[:] = m.vis.headlight.diffuse[:] = look.ambient
         for k in range(N_DISTRACTORS):
             m.body(f"distractor{k}").pos[:] = (0, 0, -2)
+            m.geom_rgba[self.foreign[k], 3] = float(k in {c[0] for c in look.clutter})  # else below the floor, unseen
         for k, x, y, yaw in look.clutter:
             body = m.body(f"distractor{k}")
             body.pos[:], body.quat[:] = (x, y, 0), (math.cos(yaw / 2), 0, 0, math.sin(yaw / 2))
@@ -207,10 +211,7 @@ class World:
 
     def free_joint(self, name: str) -> int | None:
         """Index in qpos where a free body's pose begins; None for a fixed body."""
-        joint = int(self.model.body(name).jntadr[0])
-        if joint < 0 or self.model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_FREE:
-            return None
-        return int(self.model.jnt_qposadr[joint])
+        return self.scene.free.get(name)
 
     @property
     def instruction(self) -> str:

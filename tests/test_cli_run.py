@@ -74,7 +74,7 @@ def motor_states(folder):
 def test_page_and_film_can_be_made_of_a_recorded_run_later_and_elsewhere(bench, bundle, tmp_path, monkeypatch):
     """A robot may lack the packages for them."""
     with monkeypatch.context() as lean:
-        lean.setattr("harmowam.failed.lacking", lambda: ["jinja2"])
+        lean.setattr("harmowam.page.lacking", lambda: ["jinja2"])
         said = harmowam(*drive(bench, bundle, "--record", tmp_path / "r"))
     assert (
         said.exit_code == 0

@@ -1,6 +1,12 @@
 """`harmowam setup`: the robot file of an arm on a virtual port, with films for cameras."""
 
+import base64
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import msgspec
@@ -14,7 +20,10 @@ from firmware_bridge.servos.models import MODELS
 from firmware_bridge.virtual.bus import VirtualBus
 from firmware_bridge.virtual.line import PtyBus
 from firmware_bridge.virtual.plant import KinematicPlant
+from harmowam import camera_page
+from harmowam.camera_page import Card
 from harmowam.cli import main
+from harmowam.options import UserError
 from harmowam.setup import ask_cameras
 from runtime.robot import RobotFile, load_robot
 from runtime.robot_file import servos, shipped
@@ -67,22 +76,15 @@ def test_the_file_is_the_shipped_one_with_this_arms_port_and_cameras(family, por
         assert [whole["camera"][name].pop(k) for k in ("width", "height", "fps")] == [96, 64, 30.0]
         for key in ("source", "width", "height", "fps"):
             known["camera"][name].pop(key)
-        assert cv2.imread(str(out / f"preview-{name}.jpg")).shape == (64, 96, 3)
-        assert str(out / f"preview-{name}.jpg") in done.output
     assert whole["bus"].pop("port") == port and known["bus"].pop("port") != port
     assert whole == known
     assert f"6 of the 6 servos of a {family} answer on {port}" in done.stderr
     assert done.stdout.endswith(f"`harmowam bus monitor --robot {file}` (docs/arm.md)\n")
     numbers = json.loads((tmp_path / "j").read_text())
-    assert (
-        numbers["family"] == family
-        and numbers["servos"] == [1, 2, 3, 4, 5, 6]
-        and set(numbers["previews"])
-        == {
-            "front",
-            "wrist",
-        }
-    )
+    assert numbers["family"] == family and numbers["servos"] == [1, 2, 3, 4, 5, 6]
+    assert numbers["cameras"] == {name: str(tmp_path / f"{name}.avi") for name in ("front", "wrist")}
+    assert f"what the cameras show: {out / 'cameras.html'}" in done.stderr
+    assert [name for _, name, _ in shown(out)] == ["front", "wrist"]
     assert not list(out.rglob("*.partial"))
 
 
@@ -114,6 +116,19 @@ def test_a_lerobot_calibration_is_stored_and_used(family, port, cameras, tmp_pat
     )
     assert imported.exit_code == 0
     assert Store(again / "calibration").get("joints")["result"] == Store(out / "calibration").get("joints")["result"]
+
+
+def shown(out):
+    """Picture, name and rows of each camera on the page."""
+    page = (out / "cameras.html").read_text()
+    assert "http:" not in page and "https:" not in page and "<script" not in page  # it loads nothing from elsewhere
+    cards = []
+    for figure in re.findall("<figure>(.*?)</figure>", page):
+        picture = re.search('src="data:image/jpeg;base64,(.*?)"', figure)
+        image = None if picture is None else cv2.imdecode(np.frombuffer(base64.b64decode(picture[1]), np.uint8), 1)
+        rows = dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", figure))
+        cards.append((image, re.search("<h2.*?>(.*?)</h2>", figure)[1], rows))
+    return cards
 
 
 BAD = {
@@ -172,21 +187,84 @@ def test_a_question_without_an_answer_names_the_option(family, tmp_path):
         silent.close()
 
 
-def test_cameras_are_named_by_the_user_who_sees_their_pictures_first(tmp_path):
-    sources = [film(tmp_path / f"video{k}.avi", size=(96, 64)) for k in range(4)]
+def test_cameras_are_named_by_the_user_who_sees_them_all_on_a_page(tmp_path, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    sources = [film(tmp_path / f"video{k}.avi", bgr=(0, 0, 50 * k), size=(96, 64)) for k in range(4)]
     (tmp_path / "video4").write_text("no film")
     answers = "\nfront\na b\nside\n-\n\n"
     with CliRunner().isolation(input=answers) as (_, err, _):
-        looks = ask_cameras([*sources, str(tmp_path / "video4")], shipped("so101"), tmp_path / "arm", yes=False)
+        chosen = ask_cameras([*sources, str(tmp_path / "video4")], shipped("so101"), tmp_path / "arm", yes=False)
         said = err.getvalue().decode()
-    assert [(c.name, c.source, c.calibration, c.width) for c, _ in looks] == [
+    assert [(c.name, c.source, c.calibration, c.width) for c in chosen] == [
         ("front", sources[0], "calibration/front", 96),
         ("side", sources[1], "calibration/side", 96),
         ("wrist", sources[3], "calibration/wrist", 96),
     ]
     assert "a camera is called front already" in said and "the name 'a b' in 'camera' must be a name" in said
     assert f"{tmp_path}/video4 gives no picture, and is left out" in said
-    assert f"picture of video2.avi: {tmp_path}/arm/preview-video2.avi.jpg" in said
-    assert [p.name for p in (tmp_path / "arm").iterdir()] == ["preview-video2.avi.jpg"]
+    page = f"what the cameras show: {tmp_path}/arm/cameras.html"
+    assert said.index(page) < said.index(f"Name of the camera {sources[0]} ")
+    assert "refresh" not in (tmp_path / "arm/cameras.html").read_text()
+    cards = shown(tmp_path / "arm")
+    assert [name for _, name, _ in cards] == ["front", "side", "is left out", "wrist", "has no name yet"]
+    assert (
+        cards[4][0] is None and [abs(int(c[0][32, 48, 2]) - 50 * k) < 9 for k, c in enumerate(cards[:4])] == [True] * 4
+    )
+    assert cards[1][2] == {"source": sources[1], "gives": "96 x 64 px, MJPG, 30 pictures a second"}
     taken = ask_cameras(sources[:3], shipped("so101"), tmp_path / "arm", yes=True)
-    assert [c.name for c, _ in taken] == ["front", "wrist"]
+    assert [c.name for c in taken] == ["front", "wrist"]
+
+
+def test_while_names_are_asked_for_the_page_loads_itself_again_and_not_afterwards(tmp_path, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    source, page = film(tmp_path / "video0.avi", size=(96, 64)), tmp_path / "arm/cameras.html"
+    with CliRunner().isolation(input=""), pytest.raises(UserError, match="no answer came: give --camera, or --yes"):
+        ask_cameras([source], shipped("so101"), tmp_path / "arm", yes=False)
+    assert 'http-equiv="refresh"' in page.read_text() and "has no name yet" in page.read_text()
+    ask_cameras([source], shipped("so101"), tmp_path / "arm", yes=True)
+    assert "refresh" not in page.read_text()
+
+
+@pytest.mark.parametrize("family", ["so101"], indirect=True)
+def test_the_page_is_made_anew_of_the_robot_file_which_stays_as_it_is(family, port, cameras, tmp_path):
+    out = tmp_path / "arm"
+    options = ("--family", family, "--port", port, *cameras, "--out", out, "--yes")
+    assert harmowam("setup", *options).exit_code == 0
+    before = (out / "robot.toml").read_bytes()
+    film(tmp_path / "wrist.avi", bgr=(0, 0, 200), size=(96, 64))
+    assert "robot.toml exists and is not replaced" in refusal("setup", *options)
+    done = harmowam("setup", "--look", "--out", out)
+    assert done.exit_code == 0 and done.stdout == f"what the cameras show: {out / 'cameras.html'}\n", done.output
+    assert f"<code>harmowam setup --look --out {out}</code>" in (out / "cameras.html").read_text()
+    (_, front, _), (picture, wrist, _) = shown(out)
+    assert (front, wrist) == ("front", "wrist") and picture[32, 48, 2] > 190
+    assert (out / "robot.toml").read_bytes() == before
+    assert "--yes means nothing with --look" in refusal("setup", "--look", "--yes", "--out", out)
+    assert "no camera is plugged in: plug one in" in refusal("setup", "--look", "--out", tmp_path / "none")
+
+
+def test_a_device_stands_on_the_page_by_its_path_and_by_the_name_that_lasts():
+    text = camera_page.page(
+        [Card("/dev/stdin", "wrist", None)], "harmowam setup --look"
+    )  # a link, as those in by-id are
+    plain = camera_page.page([Card("/dev/null", "<wrist>", None)], "harmowam setup --look")
+    device = Path("/dev/stdin").resolve()
+    assert f"<dt>device</dt><dd>{device}</dd><dt>lasting name</dt><dd>/dev/stdin</dd>" in text
+    assert "<dt>device</dt><dd>/dev/null</dd><dt>lasting name</dt><dd>none: it may change when replugged</dd>" in plain
+    assert "&lt;wrist&gt;" in plain and "gives no picture: another program has it open, or it is unplugged" in plain
+
+
+@pytest.mark.parametrize("display", ["", ":0"])
+def test_a_browser_is_opened_where_there_is_a_display_only(tmp_path, display):
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    code = (
+        f"from pathlib import Path; from harmowam.camera_page import show; show(Path({str(tmp_path / 'x y.html')!r}))"
+    )
+    environ = {**os.environ, "BROWSER": f"{browser} %s", "DISPLAY": display, "WAYLAND_DISPLAY": ""}
+    subprocess.run([sys.executable, "-c", code], env=environ, check=True, timeout=60)
+    opened = tmp_path / "opened"
+    assert opened.read_text() == f"file://{tmp_path}/x%20y.html\n" if display else not opened.exists()

@@ -21,7 +21,7 @@ from firmware_bridge.servos.models import codec
 
 OWED_NS = 2_500_000_000  # a USB stall that is longer than this loses its bytes
 PATIENCE_NS = 50_000_000
-MAX_OWED = 28  # unanswered requests a servo, each of another length; beyond that it is left in peace until they expire
+MAX_OWED = 28  # unanswered requests a servo, each of another length; beyond that it is not asked until they expire
 
 
 class Bus:

@@ -81,7 +81,7 @@ class Packet(NamedTuple):
 class Parser:
     """Incremental reader of any byte stream; what fails its checksum is skipped one byte at a time.
 
-    `longest` is the longest packet that may come: a damaged length must not swallow the packets behind it. `skipped`
+    `longest` is the longest packet that may come: a damaged length must not take in the packets behind it. `skipped`
     counts bytes that belong to no packet, since `reset`.
     """
 

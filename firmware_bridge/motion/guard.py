@@ -60,6 +60,16 @@ def is_armed(slots: Path) -> bool:
     return got is not None and JointState.unpack(got[0]).safety != SafetyState.DISARMED
 
 
+def ask_to_lower(slots: Path, request: SlotReader | None = None) -> SlotReader:
+    """Write the request to lower the arm, unless the slot holds it already: in `request`, which an earlier call
+    returned. Another process that writes a request replaces the slot. Raises SlotError where the disk is full."""
+    lower, path = bytes([RequestKind.LOWER]), slots / REQUEST_SLOT
+    if request is None or request.replaced or request.read() != (lower, 1):
+        SlotWriter(path, 16).write(lower)
+        request = SlotReader(path)
+    return request
+
+
 def watch(child: subprocess.Popen[bytes], slots: Path, starter: int | None = None) -> str:
     """Wait for the end of the motor process; returns "" when it released the arm itself, else what went wrong.
 
@@ -67,11 +77,10 @@ def watch(child: subprocess.Popen[bytes], slots: Path, starter: int | None = Non
     arm, and the port must become free. (An armed arm is held and lowered by the motor process itself.)
     """
     heartbeat: SlotReader | None = None
+    request: SlotReader | None = None  # what `ask_to_lower` has written
     seen, seen_at = 0, time.monotonic() + START_S
     while True:
         time.sleep(0.02)
-        if starter is not None and os.getppid() != starter and not is_armed(slots):
-            SlotWriter(slots / REQUEST_SLOT, 16).write(bytes([RequestKind.LOWER]))
         code = child.poll()
         if code in BY_MOTOR:
             return ""
@@ -80,8 +89,11 @@ def watch(child: subprocess.Popen[bytes], slots: Path, starter: int | None = Non
             return "refused" if refused else f"died ({f'signal {-code}' if code < 0 else f'code {code}'})"
         try:
             heartbeat = heartbeat or SlotReader(slots / STATE_SLOT)
-            if heartbeat.newest != seen:
-                seen, seen_at = heartbeat.newest, time.monotonic()
+            if heartbeat.newest_version != seen:
+                seen, seen_at = heartbeat.newest_version, time.monotonic()
+            # After the first state: a motor process that is starting ignores what lies in the slot.
+            if starter is not None and os.getppid() != starter and not is_armed(slots):
+                request = ask_to_lower(slots, request)
         except SlotError:
             pass
         if time.monotonic() - seen_at > GUARD_STALL_S:

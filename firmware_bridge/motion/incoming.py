@@ -32,7 +32,7 @@ class Latest:
     def __init__(self, path: Path):
         self.path = path
         self._reader = opened(path)
-        self._earlier = self._reader.newest if self._reader is not None else 0
+        self._earlier = self._reader.newest_version if self._reader is not None else 0
 
     def look(self) -> None:
         """Open the slot once its writer has started, and again when another writer has replaced the file."""
@@ -41,34 +41,37 @@ class Latest:
 
     def read(self) -> bytes | None:
         """The newest value, also when it was read before; None where there is none."""
-        if self._reader is None or self._reader.newest == self._earlier:
+        if self._reader is None or self._reader.newest_version == self._earlier:
             return None
         got = self._reader.read()
         return got[0] if got is not None else None
 
     @property
-    def newest(self) -> int:
+    def newest_version(self) -> int:
         """Count of values written to the slot; 0 without a writer."""
-        return self._reader.newest if self._reader is not None else 0
+        return self._reader.newest_version if self._reader is not None else 0
 
     @property
     def fresh(self) -> bool:
         """Whether there is a value that `read` has not returned yet."""
-        return self._reader is not None and self._reader.newest not in (self._earlier, self._reader.given)
+        return self._reader is not None and self._reader.newest_version not in (
+            self._earlier,
+            self._reader.given_version,
+        )
 
     def take(self) -> bytes | None:
         """The newest value if `read` has not returned it yet; else, or where it cannot be read, None."""
         if self._reader is None or not self.fresh:
             return None
-        given, raw = self._reader.given, self.read()
-        return raw if self._reader.given != given else None
+        given, raw = self._reader.given_version, self.read()
+        return raw if self._reader.given_version != given else None
 
     def wait(self, until_ns: int) -> bool:
         """Wait until `until_ns` (monotonic) for a value that `read` has not returned yet; returns whether one came."""
         while (rest := until_ns - time.monotonic_ns()) > 0:
             if self._reader is None:
                 time.sleep(rest * 1e-9)
-            elif self._reader.wait(self._reader.given, rest):
+            elif self._reader.wait(self._reader.given_version, rest):
                 return True
         return False
 
@@ -77,7 +80,7 @@ class Incoming(Protocol):
     """The part of `Latest` that `motor.Between` uses; a simulation in virtual time has another."""
 
     @property
-    def newest(self) -> int: ...
+    def newest_version(self) -> int: ...
 
     @property
     def fresh(self) -> bool: ...

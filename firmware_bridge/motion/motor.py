@@ -89,12 +89,12 @@ class Between:
         """Work until `ROOM_NS` before the next tick."""
         self._correct()
         self._loop.telemetry()
-        if self._active() and self._commands.newest != self._on_time:
+        if self._active() and self._commands.newest_version != self._on_time:
             # A command arrived when none could be sent: shortly before the tick, or while servos answered. Shift the
             # ticks until commands arrive between them; only to later times, for the limits assume a whole period.
             self._ticker.shift(PHASE_STEP_NS)
         self._correct(self._ticker.next_ns - CLEAR_NS)
-        self._on_time = self._commands.newest
+        self._on_time = self._commands.newest_version
         self._correct(self._ticker.next_ns - ROOM_NS)
 
 

@@ -22,12 +22,12 @@ from firmware_bridge.motion.safety import lowering_s
 class Interrupts:
     """Context that handles SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was closed).
 
-    A signal calls `stop`; where `stop` is None it raises KeyboardInterrupt, unless `deaf` is True.
+    A signal calls `stop`; where `stop` is None it raises KeyboardInterrupt, unless `ignored` is True.
     """
 
     def __init__(self) -> None:
         self.caught: list[int] = []  # signal numbers
-        self.deaf = False
+        self.ignored = False
         self.stop: Callable[[], None] | None = None
 
     def __enter__(self) -> Interrupts:
@@ -42,7 +42,7 @@ class Interrupts:
         self.caught.append(number)
         if self.stop is not None:
             self.stop()
-        elif not self.deaf:
+        elif not self.ignored:
             raise KeyboardInterrupt
 
 

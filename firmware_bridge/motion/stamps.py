@@ -111,11 +111,11 @@ class StampReader:
             self._slot: SlotReader | None = SlotReader(slots / STAMP_SLOT)
         except SlotError:  # a motor process without stamps: the profile then lacks these rows
             self._slot = None
-        self._seen = 0  # slot number of the value returned last
+        self._seen = 0  # version of the value returned last
 
     def newest(self) -> MotorStamps | None:
         """Each tick's stamps once; None while there are no new ones, or without a writer."""
-        if self._slot is None or self._slot.newest == self._seen:
+        if self._slot is None or self._slot.newest_version == self._seen:
             return None
         got = self._slot.read()
         if got is None:

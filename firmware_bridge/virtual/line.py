@@ -18,7 +18,7 @@ from pathlib import Path
 from firmware_bridge.bus.port import PortError
 from firmware_bridge.virtual.bus import VirtualBus
 
-# a sleep may end that much late, the line must not: the last bit of the way to a due time is waited for awake
+# a sleep may end that much late, the line must not: it polls the clock that long before a due time
 SPIN_NS = 80_000
 
 

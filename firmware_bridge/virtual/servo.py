@@ -91,7 +91,7 @@ class VirtualServo:
         return self._inside[a, b]
 
     def _forget(self, a: int, b: int) -> None:
-        """Bytes `a` to `b` have been written: what they hold is not known any more."""
+        """Bytes `a` to `b` have been written: what they hold is not known."""
         for r in self._within(a, b):
             self._known.pop(r.name, None)
 

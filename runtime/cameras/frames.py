@@ -5,7 +5,7 @@ decodes a picture straight into the file (`FrameWriter.buffer`), a reader copies
 colours into RGB order. Pictures carry no checksum, unlike the values of `common/slots.py`: three more come before a
 frame's memory is written again, and a reader that was slower than two of them takes the newest instead.
 
-    head   64 bytes: magic "HFR1", capacity (bytes of a picture), sequence number of the newest frame
+    head   64 bytes: magic "HFR1", capacity (bytes of a picture), number of the newest frame
     frame  64 bytes: capture time (monotonic ns), width, height, colour order, how often the device was opened again;
            then its pixels
 """
@@ -34,19 +34,20 @@ _LINE = 64  # bytes of a cache line: neither heads nor pictures share one
 
 @dataclass(frozen=True)
 class Frame:
-    """uint8[H,W,3] RGB and when it was captured (monotonic ns)."""
+    """uint8[H,W,3] RGB and when it was captured (monotonic ns). `frame_number` counts the frames of its camera from 1;
+    it goes on where a writer was started again."""
 
     t_capture_ns: int
     image: np.ndarray
-    seq: int
+    frame_number: int
 
 
 def frames_path(folder: Path, camera: str) -> Path:
     return folder / f"camera-{camera}.slot"
 
 
-def _offset(capacity: int, seq: int) -> int:
-    return _LINE + (seq % FRAMES) * (_LINE + _padded(capacity))
+def _offset(capacity: int, frame_number: int) -> int:
+    return _LINE + (frame_number % FRAMES) * (_LINE + _padded(capacity))
 
 
 def _padded(capacity: int) -> int:
@@ -66,7 +67,7 @@ class FrameWriter:
         self._map = create_mapped(path, _size(self._capacity), _HEAD.pack(_MAGIC, self._capacity, 0))
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._newest = NewestNumber(self._map)
-        self.path, self.seq = path, 0
+        self.path, self.frame_number = path, 0
 
     def fits(self, width: int, height: int) -> bool:
         return width * height * 3 <= self._capacity
@@ -76,18 +77,20 @@ class FrameWriter:
         is too large."""
         if not self.fits(width, height):
             raise SlotError(f"a picture of {width}x{height} does not fit into {self.path}")
-        at = _offset(self._capacity, self.seq + 1) + _LINE
+        at = _offset(self._capacity, self.frame_number + 1) + _LINE
         return self._bytes[at : at + width * height * 3].reshape(height, width, 3)
 
     def publish(self, t_capture_ns: int, width: int, height: int, order: int = RGB, reopened: int = 0) -> int:
-        """Make what `buffer` holds the newest frame; returns its sequence number."""
-        self.seq += 1
-        _FRAME.pack_into(self._map, _offset(self._capacity, self.seq), t_capture_ns, width, height, order, reopened)
-        self._newest.set(self.seq)
-        return self.seq
+        """Make what `buffer` holds the newest frame; returns its number."""
+        self.frame_number += 1
+        _FRAME.pack_into(
+            self._map, _offset(self._capacity, self.frame_number), t_capture_ns, width, height, order, reopened
+        )
+        self._newest.set(self.frame_number)
+        return self.frame_number
 
     def write(self, t_capture_ns: int, image: np.ndarray) -> int:
-        """Copy and publish `image` uint8[H,W,3] RGB; returns its sequence number."""
+        """Copy and publish `image` uint8[H,W,3] RGB; returns its number."""
         height, width = image.shape[:2]
         np.copyto(self.buffer(width, height), image)
         return self.publish(t_capture_ns, width, height)
@@ -141,8 +144,8 @@ class FrameReader:
             pass
 
     @property
-    def seq(self) -> int:
-        """Sequence number of the newest frame, 0 before the first; cheap, for polling."""
+    def frame_number(self) -> int:
+        """Number of the newest frame, 0 before the first; cheap, for polling."""
         newest, now = self._newest.get(), time.monotonic()
         if newest != self._seen:
             self._seen, self._looked = newest, now
@@ -151,11 +154,11 @@ class FrameReader:
             self._follow()
         return self._before + self._newest.get()
 
-    def wait(self, seq: int, until_ns: int) -> bool:
-        """Sleep until there is a newer frame than number `seq`, or until then (monotonic); whether there is one."""
+    def wait(self, frame_number: int, until_ns: int) -> bool:
+        """Sleep until there is a newer frame than this number, or until then (monotonic); whether there is one."""
         while True:
             newest = self._newest.get()  # before the look: what comes after it ends the sleep at once
-            if self.seq > seq:
+            if self.frame_number > frame_number:
                 return True
             rest = until_ns - time.monotonic_ns()
             if rest <= 0:
@@ -164,26 +167,26 @@ class FrameReader:
 
     def newest(self) -> Frame | None:
         """The newest frame, None before the first. It is a copy, which nobody writes to."""
-        while (seq := self._newest.get()) > 0:
-            if self._last is not None and self._last.seq == self._before + seq:
+        while (frame_number := self._newest.get()) > 0:
+            if self._last is not None and self._last.frame_number == self._before + frame_number:
                 break
-            frame = self._copied(seq)
+            frame = self._copied(frame_number)
             # The writer is two frames on at most: it has not begun to write where this one lies.
-            if frame is not None and self._newest.get() - seq <= FRAMES - 2:
+            if frame is not None and self._newest.get() - frame_number <= FRAMES - 2:
                 self._last = frame
                 break
-            if frame is None and self._newest.get() == seq:  # damaged
+            if frame is None and self._newest.get() == frame_number:  # damaged
                 break
         return self._last
 
-    def _copied(self, seq: int) -> Frame | None:
-        at = _offset(self._capacity, seq)
+    def _copied(self, frame_number: int) -> Frame | None:
+        at = _offset(self._capacity, frame_number)
         t_ns, width, height, order, self.reopened = _FRAME.unpack_from(self._map, at)
         size = width * height * 3
         if not 0 < size <= self._capacity:
             return None
         image = self._bytes[at + _LINE : at + _LINE + size].reshape(height, width, 3)
-        return Frame(t_ns, _rgb(image) if order == BGR else image.copy(), self._before + seq)
+        return Frame(t_ns, _rgb(image) if order == BGR else image.copy(), self._before + frame_number)
 
     def close(self) -> None:
         del self._bytes

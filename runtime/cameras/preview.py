@@ -14,10 +14,12 @@ TRIES = 2  # reads without a picture; each waits as long as `runtime.cameras.dev
 
 @dataclass(frozen=True)
 class Look:
-    """`config`: what was asked for, with the size and rate that came; `jpeg`: one picture."""
+    """`config`: what was asked for, with the size and rate that came; `jpeg`: one picture; `pixel_format`: the four
+    characters by which V4L2 calls how it came (MJPG, YUYV), "" where that is not known."""
 
     config: CameraConfig
     jpeg: bytes
+    pixel_format: str = ""
 
 
 def look(config: CameraConfig) -> Look | None:
@@ -39,6 +41,14 @@ def look(config: CameraConfig) -> Look | None:
         told = float(capture.get(cv2.CAP_PROP_FPS))
         fps = told if math.isfinite(told) and 1 <= told <= 1000 else config.fps
         height, width = picture.shape[:2]
-        return Look(replace(config, width=width, height=height, fps=fps), bytes(cv2.imencode(".jpg", picture)[1]))
+        jpeg = bytes(cv2.imencode(".jpg", picture)[1])
+        kind = _four_characters(int(capture.get(cv2.CAP_PROP_FOURCC)))
+        return Look(replace(config, width=width, height=height, fps=fps), jpeg, kind)
     finally:
         capture.release()
+
+
+def _four_characters(code: int) -> str:
+    """A FOURCC as text; "" for one that is none."""
+    text = code.to_bytes(4, "little", signed=code < 0).decode("latin-1").rstrip()
+    return text if text.isascii() and text.isprintable() else ""

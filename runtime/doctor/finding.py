@@ -25,8 +25,9 @@ class Machine:
 
     root: Path = Path("/")
 
-    def path(self, absolute: str) -> Path:
-        return self.root / absolute.lstrip("/")
+    def path(self, name: str) -> Path:
+        """Where this machine has it; a relative name is of the working directory, as for who opens a port."""
+        return self.root / name.lstrip("/") if name.startswith("/") else Path(name)
 
     def read(self, absolute: str) -> str:
         try:

@@ -29,7 +29,7 @@ class Eyes:
 
     def pass_over(self) -> None:
         """Count the pictures that are there as used."""
-        self.seen = {name: camera.seq for name, camera in self.cameras.items()}
+        self.seen = {name: camera.frame_number for name, camera in self.cameras.items()}
 
     def wait(self, until_ns: int) -> bool:
         """Whether every camera gave a new picture before `until_ns`; returns the moment they are there."""
@@ -43,8 +43,8 @@ class Eyes:
     def _note_who_came(self) -> None:
         """Note which cameras did give a picture, so that a fault names the one that did not."""
         for name, camera in self.cameras.items():
-            if camera.seq > max(self.seen[name], self._noted[name]):
-                self._noted[name], self.arrived_ns[name] = camera.seq, time.monotonic_ns()
+            if camera.frame_number > max(self.seen[name], self._noted[name]):
+                self._noted[name], self.arrived_ns[name] = camera.frame_number, time.monotonic_ns()
 
     def frames(self) -> dict[str, Frame]:
         """The newest picture of each; raises RunError for a camera that has none, or one of another size than its
@@ -67,7 +67,7 @@ class Eyes:
     def take(self, now_ns: int) -> dict[str, Frame]:
         """`frames`, which count as used at `now_ns`."""
         frames = self.frames()
-        self.seen = {name: frame.seq for name, frame in frames.items()}
+        self.seen = {name: frame.frame_number for name, frame in frames.items()}
         self.arrived_ns = dict.fromkeys(frames, now_ns)
         return frames
 

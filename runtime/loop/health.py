@@ -143,9 +143,7 @@ class HealthMonitor:
         return state
 
 
-BEYOND_M = (
-    0.2  # a target may lie so far beyond the reach of the arm: the kinematics draw it in. Further out is nonsense
-)
+BEYOND_M = 0.2  # a target may lie so far beyond the arm's reach: the kinematics draw it in; farther out is a fault
 LOWEST_M = -0.15  # of any target of a table-top arm
 MARGIN_RAD = 0.35
 

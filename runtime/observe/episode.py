@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from runtime.observe.records import CUT, DAMAGED, FrameRecord, FutureRecord, Tic
 
 LOG, CONFIG, REPORT = "run.mcap", "config.json", "report.json"  # what a run's folder holds, beside page and film
 PICTURE_PERIOD_NS = 66_000_000  # a film shows about 15 pictures a second
+MOST_FUTURES = 128  # a page shows a few of them, an hour holds 29,000 and 400 MB
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Episode:
     """`t_ns` int64[n]: the fast steps; `picture_ns` int64[p]: capture times of the pictures that a film shows;
     `command` (rad, NaN where a step gave none) and `gate` float32[n, ...], `expert` uint8[n]; `state_ns` int64[m] and
     `measured` float32[m,J] (rad): the motor process. `wire_ms` float64[k]: capture to bytes on the wire of every
-    command that got there. `gap` says why the log ends early, if it does."""
+    command that got there. `futures`: predictions spread over the run, every one of them where they are fewer than
+    `MOST_FUTURES`. `gap` says why the log ends early, if it does."""
 
     t_ns: np.ndarray
     picture_ns: np.ndarray
@@ -41,7 +44,7 @@ class Episode:
     gap: str = ""
 
 
-def _to_be_shown(captured: list[int]) -> list[int]:
+def _to_be_shown(captured: Iterable[int]) -> list[int]:
     """The capture times that are at least `PICTURE_PERIOD_NS` after the one shown before."""
     shown: list[int] = []
     for t in captured:
@@ -50,40 +53,68 @@ def _to_be_shown(captured: list[int]) -> list[int]:
     return shown
 
 
-def _wire_ms(states: list[JointState]) -> list[float]:
-    first = {s.command_number: s for s in reversed(states) if s.t_wire_ns > 0}
-    return [(s.t_wire_ns - s.t_command_capture_ns) / 1e6 for _, s in sorted(first.items())]
+class _Rows:
+    """Numbers of the records that were read so far. The records themselves, a hundred bytes of numbers in a kilobyte of
+    objects, are not kept: an hour has 540,000 of them."""
+
+    def __init__(self) -> None:
+        self.t_ns, self.captured_ns, self.state_ns = array("q"), array("q"), array("q")
+        self.command, self.gate, self.measured = array("f"), array("f"), array("f")
+        self.expert = array("B")
+        self.joints = 0
+        self.wire_ms: dict[int, float] = {}  # of each command, when it was first seen on the wire
+        self.futures: list[FutureRecord] = []
+        self._every = 1  # of the predictions so many are counted for one that is kept
+        self._predicted = 0
+
+    def tick(self, r: TickRecord) -> None:
+        command = Command.unpack(r.command) if r.command else None
+        self.joints = len(r.q_rad)
+        self.t_ns.append(r.t_ns)
+        self.captured_ns.append(r.t_capture_ns)
+        self.command.extend([np.nan] * self.joints if command is None else command.q_rad.tolist())
+        self.gate.append(0.0 if command is None else command.gate)
+        self.expert.append(Expert.NONE if command is None else command.expert)
+
+    def state(self, s: JointState) -> None:
+        self.joints = len(s.q_rad)
+        self.state_ns.append(s.t_ns)
+        self.measured.extend(s.q_rad.tolist())
+        if s.t_wire_ns > 0:
+            self.wire_ms.setdefault(s.command_number, (s.t_wire_ns - s.t_command_capture_ns) / 1e6)
+
+    def future(self, r: FutureRecord) -> None:
+        if self._predicted % self._every == 0:
+            self.futures.append(r)
+        self._predicted += 1
+        if len(self.futures) == MOST_FUTURES:
+            self.futures = self.futures[::2]
+            self._every *= 2
 
 
 def load_episode(log: Path) -> Episode:
     """All but the pictures, up to where the log ends. Raises LogError."""
     read_meta(log)
-    ticks: list[TickRecord] = []
-    states: list[JointState] = []
-    futures: list[FutureRecord] = []
-    gap = ""
+    rows, gap = _Rows(), ""
     for record in read_log(log):
         if isinstance(record, TickRecord):
-            ticks.append(record)
+            rows.tick(record)
         elif isinstance(record, JointState):
-            states.append(record)
+            rows.state(record)
         elif isinstance(record, FutureRecord):
-            futures.append(record)
+            rows.future(record)
         elif isinstance(record, dict) and record.get("kind") in (CUT, DAMAGED):
             gap = record["why"]
-    commands = [Command.unpack(t.command) if t.command else None for t in ticks]
-    joints = len((ticks or states)[0].q_rad) if ticks or states else 0
-    nothing = np.full(joints, np.nan, np.float32)
     return Episode(
-        np.array([t.t_ns for t in ticks], np.int64),
-        np.array(_to_be_shown([t.t_capture_ns for t in ticks]), np.int64),
-        np.array([nothing if c is None else c.q_rad for c in commands], np.float32).reshape(len(ticks), joints),
-        np.array([0.0 if c is None else c.gate for c in commands], np.float32),
-        np.array([Expert.NONE if c is None else c.expert for c in commands], np.uint8),
-        np.array([s.t_ns for s in states], np.int64),
-        np.array([s.q_rad for s in states], np.float32).reshape(len(states), joints),
-        np.array(_wire_ms(states)),
-        tuple(futures),
+        np.array(rows.t_ns, np.int64),
+        np.array(_to_be_shown(rows.captured_ns), np.int64),
+        np.array(rows.command, np.float32).reshape(len(rows.t_ns), rows.joints),
+        np.array(rows.gate, np.float32),
+        np.array(rows.expert, np.uint8),
+        np.array(rows.state_ns, np.int64),
+        np.array(rows.measured, np.float32).reshape(len(rows.state_ns), rows.joints),
+        np.array([ms for _, ms in sorted(rows.wire_ms.items())]),
+        tuple(rows.futures),
         gap,
     )
 

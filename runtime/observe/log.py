@@ -79,7 +79,7 @@ class LogWriter:
         self._waiting: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._stop = self._gap = False
-        self._frames: dict[str, int] = {}  # sequence number of each camera's newest picture in the log
+        self._frames: dict[str, int] = {}  # number of each camera's newest picture in the log
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._partial, "wb")  # noqa: SIM115  (closed by the thread)
@@ -153,7 +153,8 @@ class LogWriter:
     # Called in the thread.
 
     def _put(self, topic: str, t_ns: int, data: bytes, sequence: int = 0, schema: str = "") -> None:
-        """`schema`: name of a well-known one; "" for what only replay reads."""
+        """`sequence`: MCAP's name for the number of a message, here of its frame, fast step, Prior or tick; readers
+        know it by this name. `schema`: name of a well-known one; "" for what only replay reads."""
         channel = self._channels.get(topic)
         if channel is None:
             pictures = schema == schemas.RAW_IMAGE
@@ -195,11 +196,11 @@ class LogWriter:
     ) -> None:
         self._put_places(t_ns)
         for name, f in frames.items():
-            if self._frames.get(name) != f.seq:
+            if self._frames.get(name) != f.frame_number:
                 picture = schemas.raw_image(schemas.camera_frame(name), f.t_capture_ns, f.image)
-                self._put(CAMERA + name, f.t_capture_ns, picture, f.seq, schemas.RAW_IMAGE)
-                self._frames[name] = f.seq
-        numbers = {name: f.seq for name, f in frames.items()}
+                self._put(CAMERA + name, f.t_capture_ns, picture, f.frame_number, schemas.RAW_IMAGE)
+                self._frames[name] = f.frame_number
+        numbers = {name: f.frame_number for name, f in frames.items()}
         self._put(STEP, t_ns, packed_tick(t_ns, obs, numbers, prior_number, command, targets, flags), obs.number)
         if command is not None:
             shown = schemas.command_message(self._joints, t_ns, command, targets)

@@ -46,9 +46,11 @@ def worst_instant(tracks: Mapping[str, Mapping[str, np.ndarray]]) -> int:
 
 
 def timeline(tracks: Mapping[str, Mapping[str, np.ndarray]], middle_ns: int, colours: Mapping[str, str]) -> str:
-    """SVG of `SPAN_MS` round `middle_ns`: one row a track."""
+    """SVG of `SPAN_MS` round `middle_ns`, or from the first span on where the run began later: one row a track."""
     width, row, left = 1040, 26, 110
-    begin, end = middle_ns - SPAN_MS * 5e5, middle_ns + SPAN_MS * 5e5
+    first = min((s[0].min() for stages in tracks.values() for s in stages.values() if s.size), default=0)
+    begin = max(middle_ns - SPAN_MS * 5e5, first)
+    end = begin + SPAN_MS * 1e6
     scale = (width - left) / (end - begin)
     parts, y = [], 4.0
     for track, stages in tracks.items():
@@ -114,7 +116,8 @@ section{background:#fff;border:1px solid #e1e6eb;border-radius:10px;padding:16px
 .bad b,.over{color:#bd2c2c}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 td,th{padding:4px 8px;border-bottom:1px solid #e1e6eb;text-align:right;vertical-align:middle}
-td:first-child,th:first-child{text-align:left}
+td:first-child,th:first-child,th:nth-child(8),.text td{text-align:left}
+.text{width:auto}
 td small{display:block;color:#5d6b7a;font-size:12px;margin-left:18px}
 td i{display:inline-block;width:10px;height:10px;border-radius:2px;margin-right:8px}
 svg{display:block}
@@ -158,26 +161,41 @@ def _stages(report: Mapping[str, Any], durations: Mapping[str, np.ndarray], colo
     """A section with one row a stage."""
     return (
         "<section><h2>Stages, ms</h2><table><tr><th>stage</th><th>p50</th><th>p90</th><th>p99</th><th>p99.9</th>"
-        "<th>max</th><th>budget</th><th>histogram (counts logarithmic, to p99.9)</th></tr>"
+        "<th>max</th><th>budget</th><th>histogram, 0 to p99.9 (counts logarithmic)</th></tr>"
         f"{_rows(report, durations, colours)}</table></section>"
     )
+
+
+UNITS = {"mhz": "MHz", "c": "°C", "w": "W"}  # by the last word of a key of `runtime.observe.profile.board`
+
+
+def _percent(shares: Mapping[str, float]) -> dict[str, str]:
+    return {k: f"{v:.1%}" for k, v in shares.items()}
+
+
+def _told(board: Mapping[str, Any]) -> str:
+    """What is known of the machine, in words; what was not found is left out."""
+    out = []
+    for key, value in board.items():
+        if value in (None, "", {}):
+            continue
+        *words, last = key.split("_")
+        name = " ".join(words if last in UNITS else [*words, last])
+        each = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+        out.append(f"{name} {each} {UNITS.get(last, '')}".rstrip())
+    return "; ".join(out)
 
 
 def _health(report: Mapping[str, Any]) -> str:
     """A section with the changes of the run's health, the goals' jerk and what is known of the board."""
     changes = "".join(
-        f"<tr><td>{c['at_s']:.2f} s</td><td style='text-align:left'>{c['state']}</td><td "
-        f"style='text-align:left'>{html.escape('; '.join(c['reasons']))}</td></tr>"
+        f"<tr><td>{c['at_s']:.2f} s</td><td>{c['state']}</td><td>{html.escape('; '.join(c['reasons']))}</td></tr>"
         for c in report["health"]["changes"][:40]
     )
-    board = {
-        **report.get("board", {}),
-        **{f"processors {k}": f"{v:.1%}" for k, v in report.get("processors", {}).items()},
-    }
-    known = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in board.items())
+    known = _told({**report.get("board", {}), "processors": _percent(report.get("processors", {}))})
     jerk = report["goal_jerk_rad_s3"]
     return (
-        f"<section><h2>Health</h2><table>{changes or '<tr><td>no change</td></tr>'}</table>"
+        f'<section><h2>Health</h2><table class="text">{changes or "<tr><td>no change</td></tr>"}</table>'
         '<p class="note">'
         f"Goals' jerk: rms {jerk['rms']:.0f}, max {jerk['max']:.0f} rad/s&sup3;. "
         f"{html.escape(known)}</p></section>"

@@ -75,7 +75,7 @@ class PriorRecord:
 @dataclass(frozen=True)
 class FrameRecord:
     camera: str
-    seq: int
+    frame_number: int
     t_capture_ns: int
     image: np.ndarray  # uint8[H,W,3] RGB
 
@@ -127,7 +127,7 @@ def packed_future(prior: Prior) -> bytes:
 
 
 def tick_of(raw: bytes) -> TickRecord:
-    t, number, captured, prior, flags, n = _TICK.unpack_from(raw)
+    t, number, captured, prior_number, flags, n = _TICK.unpack_from(raw)
     at = _TICK.size
     floats = np.frombuffer(raw, "<f4", 2 * n + 3 * A, at).copy()
     at += floats.nbytes
@@ -143,7 +143,7 @@ def tick_of(raw: bytes) -> TickRecord:
         t,
         number,
         captured,
-        prior,
+        prior_number,
         bool(flags & RESET),
         bool(flags & SENT),
         q,

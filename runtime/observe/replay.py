@@ -178,8 +178,8 @@ class _Player:
     def step(self, r: TickRecord) -> None:
         """Raises KeyError when a frame or the Prior is not in the log."""
         frames = {name: self.frames[name].image for name in r.frames}
-        for name, seq in r.frames.items():
-            if self.frames[name].seq != seq & 0xFFFFFFFF:
+        for name, frame_number in r.frames.items():
+            if self.frames[name].frame_number != frame_number & 0xFFFFFFFF:
                 raise KeyError(name)
         self.observations[r.number] = frames
         while len(self.observations) > KEPT:

@@ -144,9 +144,9 @@ def _start(episode: Episode, names: Sequence[str]) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {angle:.1f}°" for name, angle in zip(names, angles, strict=True))
 
 
-def write_report(bundle_path: Path, folder: Path, report: dict[str, Any], overview: Overview | None = None) -> None:
-    """`report.html`, `report.json` and `episode.mp4` from the log in `folder` and the run's numbers. `overview` gives
-    the film's pictures of the whole scene.
+def write_report(bundle: Bundle | Path, folder: Path, report: dict[str, Any], overview: Overview | None = None) -> None:
+    """`report.html`, `report.json` and `episode.mp4` from the log in `folder` and the run's numbers. `bundle`: that was
+    run, or where it lies; loaded only for pictures. `overview` gives the film's pictures of the whole scene.
 
     A run that ended before the first picture, or left no log in `folder`, has a page without pictures and no film.
     Raises ReportError, LogError, BundleError.
@@ -155,22 +155,23 @@ def write_report(bundle_path: Path, folder: Path, report: dict[str, Any], overvi
 
     logged = "log" in report and (folder / LOG).is_file()
     episode = load_episode(folder / LOG) if logged and report["ticks"] else None
-    known, command = _facts(bundle_path, folder, report)
+    path = bundle.path if isinstance(bundle, Bundle) else bundle
+    known, command = _facts(path, folder, report)
     seen: dict[str, Any] = {"driven": False, "unlogged": not logged and report["ticks"] > 0}
     seen |= {"known": known, "again": command}
     if episode is not None and len(episode.t_ns):
         chosen = moments(episode)
         wanted = instants(episode, chosen)
         fronts = _filmed(folder, episode, report, wanted, overview)
-        bundle = Bundle.load(bundle_path)
-        names, family = [j.name for j in bundle.manifest.joints], FAMILIES[bundle.manifest.arm_family]
+        ran = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+        names, family = [j.name for j in ran.manifest.joints], FAMILIES[ran.manifest.arm_family]
         seen.update(
             driven=True,
             gap=episode.gap,
             start=_start(episode, names),
             events=events(episode, report),
             timeline=_figure(figure(episode, report, family)),
-            strip=film_strip(bundle, began_ns(episode, report), chosen, wanted, fronts),
+            strip=film_strip(ran, began_ns(episode, report), chosen, wanted, fronts),
             joints=plot_joints(episode, names, began_ns(episode, report)),
             wire=plot_wire(episode.wire_ms),
             experts=has_experts(episode),

@@ -5,9 +5,9 @@ follows.
 Command.
 
 What it needs of a bundle: an engine "chunk" that gives `chunk` float32[1,K,J], joint targets (rad, the maker's angles,
-gripper last) at `dt_ms`, 2 `dt_ms`, ... after the capture of its pictures. Its inputs are any of: a picture of each
-camera of the manifest, by the camera's name, float32[1,3,h,w]; `state` float32[1,J], measured joint angles (rad);
-`text` float32[1,E], the embedding of the instruction.
+gripper last) every `dt_ms`, the first of them `first` times `dt_ms` after the capture of its pictures. Its inputs are
+any of: a picture of each camera of the manifest, by the camera's name, float32[1,3,h,w]; `state` float32[1,J], measured
+joint angles (rad); `text` float32[1,E], the embedding of the instruction.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class SlowStep:
         self.bundle = bundle
         self.views = Views(bundle, cameras, gpu)
         self.engine = bundle.engine(ENGINE, threads, engine)
-        self.grid_ns = (np.arange(1, m.chunk.steps + 1) * m.chunk.dt_ms * MS).astype(np.int64)
+        self.grid_ns = ((np.arange(m.chunk.steps) + m.chunk.first) * m.chunk.dt_ms * MS).astype(np.int64)
         self.priors_made = 0
         self.set_task(task)
 
@@ -113,8 +113,8 @@ class FastStep:
         """Forget everything about the episode before."""
         self.plan: Prior | None = None  # the plan that is followed
         self.over = False  # whether it has ended
-        self.first = -1  # number of the plan that the motion started with
-        self.first_ns = 0  # when it started
+        self.first_number = -1  # of the Prior that the motion started with
+        self.began_ns = 0  # when the motion began
         self.offset = np.zeros((2, self.joints))  # position and velocity of the hand-over's remainder at its start
         self.offset_ns = 0  # when that was
 
@@ -122,9 +122,9 @@ class FastStep:
         """Time of the plan, in ns after its capture, that is due at `now_ns`, and how fast that time passes (1: as the
         clock does)."""
         at = float(now_ns - prior.t_capture_ns)
-        if prior.number != self.first:
+        if prior.number != self.first_number:
             return max(at, 0.0), 1.0
-        since, start = (now_ns - self.first_ns) * 1e-9, self.set.start_s
+        since, start = (now_ns - self.began_ns) * 1e-9, self.set.start_s
         pace = min(since / start, 1.0)
         late_s = since - since * pace / 2 if pace < 1 else start / 2
         return max(at - late_s * 1e9, 0.0), pace
@@ -160,7 +160,7 @@ class FastStep:
         if prior.space != SPACE:
             raise ValueError(f"a Prior of {prior.space} targets, where {SPACE} are followed")
         if self.plan is None:
-            self.first, self.first_ns = prior.number, now_ns
+            self.first_number, self.began_ns = prior.number, now_ns
         q, rate, over = self._read(prior, now_ns)
         if self.plan is None or prior.number != self.plan.number or over != self.over:
             here = (

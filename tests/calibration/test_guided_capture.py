@@ -26,13 +26,16 @@ def test_guided_capture_keeps_what_helps_and_says_what_to_do():
     T = look_at_board(rng, SHEET, camera)
     sharp = render(camera, T, SHEET, rng)
     assert "moving" in guide.add(sharp) and guide.add(sharp) == "kept"
-    assert "like one" in guide.add(sharp)
+    assert guide.add(sharp) == "like one already kept"  # `next_step`, shown beside it, says what helps
     assert guide.add(cv2.GaussianBlur(sharp, (0, 0), 4)).startswith(("blurred", "too few", "board"))
     for _ in range(4):
         image = render(camera, look_at_board(rng, SHEET, camera), SHEET, rng)
         guide.add(image)
         guide.add(image)
     assert len(guide.views) == 5 and guide.coverage.any() and not guide.done
+    assert len(guide.pictures) == 3 and all(p.shape == (720, 1280) for p in guide.pictures.values())
+    far = sorted(guide.views, key=lambda v: -((v.pixels - [639.5, 359.5]) ** 2).sum())[:3]
+    assert set(guide.pictures) == {v.name for v in far}
     assert guide.next_step().startswith(("tilt", "move", "close-ups"))
     page = CapturePage(0)
     page.show(image, guide, "kept")

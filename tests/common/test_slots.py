@@ -74,15 +74,15 @@ def test_what_is_no_slot_is_refused_when_it_is_opened(tmp_path, what):
         SlotReader(path)
 
 
-def damaged(slot, seq, at, value=None):
-    """Change one byte of the cell of value `seq` (16 bytes of sequence, length and CRC, then the payload): flip a bit
+def damaged(slot, version, at, value=None):
+    """Change one byte of the cell of this version (16 bytes of version, length and CRC, then the payload): flip a bit
     of it, or set it."""
-    where = _offset(slot._capacity, seq) + at
+    where = _offset(slot._capacity, version) + at
     slot._map[where] = slot._map[where] ^ 0x10 if value is None else value
 
 
 @pytest.mark.parametrize(
-    ("at", "value"), [(17, None), (12, None), (8, None), (0, 9)], ids=["payload", "crc", "length", "sequence"]
+    ("at", "value"), [(17, None), (12, None), (8, None), (0, 9)], ids=["payload", "crc", "length", "version"]
 )
 def test_a_value_that_is_not_whole_is_not_given_but_the_earlier_one_again(tmp_path, at, value):
     writer = SlotWriter(tmp_path / "s", 8)
@@ -103,11 +103,11 @@ def test_a_sleeping_reader_is_woken_by_the_writer_and_by_the_clock(tmp_path):
     reader = SlotReader(tmp_path / "s")
     assert not reader.wait(0, 2_000_000)  # nothing came
     writer.write(b"a")
-    assert reader.wait(reader.given, 10**9) and reader.read() == (b"a", 1) and reader.given == 1
+    assert reader.wait(reader.given_version, 10**9) and reader.read() == (b"a", 1) and reader.given_version == 1
     later = threading.Timer(0.05, writer.write, [b"b"])
     later.start()
     began = time.monotonic()
-    while not reader.wait(reader.given, 10 * 10**9):
+    while not reader.wait(reader.given_version, 10 * 10**9):
         pass
     assert time.monotonic() - began < 5 and reader.read() == (b"b", 2)
     later.join()

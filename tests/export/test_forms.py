@@ -21,7 +21,7 @@ from export.forms import (
 )
 from export.half import to_half
 from export.layers import Attend, Residual
-from export.models import ActionBlock, HarmoWam
+from export.models import ActionBlock, HarmoWam, flow_parts
 from export.observations import engine_feeds, observation_feeds
 from export.onnx import FastEngine, PredictiveEngine, WorldEngine, engines, export_engine
 from export.origin import CHECKPOINT, samples_path
@@ -79,10 +79,10 @@ def test_the_time_of_each_step_is_in_the_weights_of_its_norm():
 
 def test_the_contact_map_is_read_alike_in_the_order_of_its_channels():
     model = HarmoWam(Config())
-    spread(model.predictive)
+    expert = spread(flow_parts(model)[1])
     fine, told = torch.randn(2, 96, 12, 12), torch.rand(2, 64, 12, 12)
-    token, logits, turn = model.predictive.aimed(fine, told)
-    again, shuffled, turned = for_export(model).predictive.aimed(fine, told)
+    token, logits, turn = expert.aimed(fine, told)
+    again, shuffled, turned = flow_parts(for_export(model))[1].aimed(fine, told)
     assert apart(token, again) < CLOSE * float(token.abs().max()) and apart(turn, turned) < CLOSE
     assert torch.equal(logits, torch.pixel_shuffle(shuffled.reshape(2, 4, 12, 12), 2).flatten(1))
 

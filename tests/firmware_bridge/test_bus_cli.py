@@ -17,6 +17,7 @@ from firmware_bridge.virtual.line import MemoryPort, PtyBus
 from firmware_bridge.virtual.plant import KinematicPlant
 from harmowam.bus import SCANNED, WATCHED, choice, monitor_rows, scan_row
 from harmowam.cli import main
+from runtime.robot import SHIPPED
 from tests.firmware_bridge.so101 import CONFIG, bus
 
 
@@ -45,6 +46,20 @@ def test_scan_lists_every_servo_and_touches_none(served, tmp_path):
     found = json.loads(out.read_text())["servos"]
     assert [s["id"] for s in found] == [1, 2, 3, 4, 5, 6] and found[0]["present_voltage"] == 74
     assert [bytes(s.memory[:56]) for s in servos.servos.values()][:4] == before[:4]
+
+
+@pytest.mark.wall_clock
+def test_scan_takes_port_rate_and_make_from_a_robot_file_where_none_are_given(served, tmp_path):
+    shipped = (SHIPPED / "so101.toml").read_text()
+    mine = tmp_path / "robot.toml"
+    mine.write_text(shipped.replace("/dev/ttyACM0", served[1].path))
+    result = harmowam("scan", "--robot", mine, "--ids", "1-6")
+    assert result.exit_code == 0 and result.stdout.count("STS3215") == 6, result.output
+    assert result.stderr == "  feetech at 1000000 baud\n"
+    given = harmowam("scan", "--robot", mine, "--ids", "1-6", "--protocol", "dynamixel", "--baud", 57_600)
+    assert given.exit_code == 2 and given.stderr.startswith("  dynamixel at 57600 baud\nerror: no servo answers on ")
+    mine.write_text(shipped)
+    assert harmowam("scan", "--robot", mine, "--port", served[1].path, "--ids", "1-6").stdout == result.stdout
 
 
 @pytest.mark.wall_clock
@@ -186,9 +201,9 @@ def test_monitor_shows_every_joint(served):
     )
 
 
-@pytest.mark.parametrize("verb", ["monitor", "check"])
+@pytest.mark.parametrize("verb", [["monitor"], ["check"], ["scan", "--robot", "sim_so101"]], ids=" ".join)
 def test_the_simulated_robot_has_no_port(verb):
-    result = harmowam(verb)
+    result = harmowam(*verb)
     assert result.exit_code == 2 and "the simulated robot has no serial port: name your arm's file" in result.stderr
 
 

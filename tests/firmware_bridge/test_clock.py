@@ -28,15 +28,15 @@ class Policy:
         self._given = 0
 
     @property
-    def newest(self):
+    def newest_version(self):
         return int(np.searchsorted(self._instants, self._port.time_ns, side="right"))
 
     @property
     def fresh(self):
-        return self.newest > self._given
+        return self.newest_version > self._given
 
     def read(self):
-        self._given = self.newest
+        self._given = self.newest_version
         if not self._given:
             return None
         at = int(self._instants[self._given - 1])
@@ -46,7 +46,7 @@ class Policy:
         return self.read() if self.fresh else None
 
     def wait(self, until_ns):
-        coming = self._instants[self.newest] if self.newest < len(self._instants) else until_ns
+        coming = self._instants[self.newest_version] if self.newest_version < len(self._instants) else until_ns
         self._port.time_ns = max(self._port.time_ns, min(int(coming), until_ns))
         return self.fresh and self._port.time_ns <= until_ns
 

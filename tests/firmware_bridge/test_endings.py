@@ -240,7 +240,7 @@ def test_an_interrupt_is_raised_handed_on_or_only_noted(number):
     with Interrupts() as interrupts:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
-        interrupts.deaf = True
+        interrupts.ignored = True
         signal.raise_signal(number)
         interrupts.stop = lambda: asked.append(1)
         signal.raise_signal(number)

@@ -16,7 +16,7 @@ from common.clock import prefer
 from common.slots import SlotWriter
 prefer(3)
 slot = SlotWriter(Path(sys.argv[1]), 64)
-slot.seq = (1 << 48) - 2  # many bytes change at once
+slot.version = (1 << 48) - 2  # many bytes change at once
 slot.write(b"begin")
 print("ready", flush=True)
 end = time.monotonic() + 1.5
@@ -36,7 +36,7 @@ def test_a_reader_never_loses_a_value_while_the_writer_writes(tmp_path):
     end = time.monotonic() + 1.2
     while time.monotonic() < end:
         for _ in range(200):
-            newest = reader.newest
+            newest = reader.newest_version
             assert newest >= max(seen, (1 << 48) - 1)
             seen, count = newest, count + 1
         assert reader.read() is not None

@@ -53,7 +53,7 @@ def test_pictures_of_all_cameras_come_from_one_other_process_which_ends_with_the
         for camera in cameras.values():
             frame = camera.newest()
             assert frame.image.shape == (480, 640, 3) and abs(frame.image[..., 0].mean() - 200) < 6
-            assert camera.wait(frame.seq, time.monotonic_ns() + 1_000_000_000)
+            assert camera.wait(frame.frame_number, time.monotonic_ns() + 1_000_000_000)
         children = subprocess.run(
             ["pgrep", "-P", str(os.getpid()), "-f", "runtime.cameras.process"], capture_output=True
         )
@@ -91,7 +91,7 @@ def test_a_process_that_was_killed_is_started_again_and_its_readers_follow(robot
     process.wait()
     try:
         with contextlib.closing(open_camera(robot.cameras["front"], slots)) as camera:
-            before = camera.seq
+            before = camera.frame_number
             os.kill(process.pids[0], signal.SIGKILL)
             assert camera.wait(before + 30, time.monotonic_ns() + 10_000_000_000)
         assert process.starts == 2
@@ -124,7 +124,7 @@ def test_who_only_looks_takes_the_frames_of_the_process_that_owns_the_camera(rob
         with looking_at(robot, "front") as second:
             assert second.path == first.path
             assert second.newest().image.shape == (480, 640, 3)
-        assert first.wait(first.seq, time.monotonic_ns() + 1_000_000_000)  # who looked has not ended it
+        assert first.wait(first.frame_number, time.monotonic_ns() + 1_000_000_000)  # who looked has not ended it
     assert owned(robot.cameras["front"]) is None and not folder.exists()
 
 

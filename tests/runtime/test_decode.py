@@ -31,7 +31,10 @@ def test_relative_chunk_does_not_know_where_on_the_table_it_is():
     label = []
     for angle in (0.0, 0.4):
         c, s = np.cos(angle), np.sin(angle)
-        turn = lambda p: np.array([pan + c * (p[0] - pan) - s * p[1], s * (p[0] - pan) + c * p[1], *p[2:]])  # noqa: B023, E731
+
+        def turn(p, c=c, s=s):
+            return np.array([pan + c * (p[0] - pan) - s * p[1], s * (p[0] - pan) + c * p[1], *p[2:]])
+
         label.append(
             relative_chunk(
                 turn(np.array([0.2, 0.0, 0.05, 1.4, 0.1, 1.0])),

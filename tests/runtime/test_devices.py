@@ -48,10 +48,13 @@ def test_a_film_is_read_in_rgb_at_its_own_rate_and_over_again(tmp_path):
         assert before < frame.t_capture_ns < time.monotonic_ns() and frame.image.shape == (48, 64, 3)
         assert np.abs(frame.image.reshape(-1, 3).mean(0) - (220, 0, 0)).max() < 6
         time.sleep(0.4)
-        assert 8 <= camera.seq <= 16
-        seen = camera.seq
+        assert 8 <= camera.frame_number <= 16
+        seen = camera.frame_number
         assert camera.wait(seen - 1, 0) and not camera.wait(seen + 9, time.monotonic_ns() + 50_000_000)
-        assert camera.wait(camera.seq, time.monotonic_ns() + 1_000_000_000) and camera.newest().seq == camera.seq > seen
+        assert (
+            camera.wait(camera.frame_number, time.monotonic_ns() + 1_000_000_000)
+            and camera.newest().frame_number == camera.frame_number > seen
+        )
         assert not camera.noisy
         with pytest.raises(CameraError, match="gives 64x48, the robot file says 32x48"):
             open_camera(dataclasses.replace(config, width=32), tmp_path)
@@ -64,7 +67,7 @@ def test_pictures_of_another_size_than_asked_for_come_as_they_are(tmp_path, size
     )
     assert device.read() and device.read()
     camera = open_camera(CameraConfig("front", f"slot:{tmp_path / 'slot'}", 64, 48, 30.0, "x"), tmp_path)
-    assert camera.seq >= 1 and camera.newest().image.mean() > 0
+    assert camera.frame_number >= 1 and camera.newest().image.mean() > 0
 
 
 def test_a_picture_lands_in_the_file_without_a_copy(tmp_path):
@@ -145,12 +148,12 @@ def test_a_stream_that_breaks_off_is_opened_again_with_growing_pauses(tmp_path):
     with served(url(server), tmp_path) as camera:
         server.close()
         time.sleep(0.8)
-        before = camera.seq
+        before = camera.frame_number
         time.sleep(0.3)
-        assert camera.seq == before
+        assert camera.frame_number == before
         server = Stream(server.port)
         deadline = time.monotonic() + 10
-        while camera.seq <= before + 3:
+        while camera.frame_number <= before + 3:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         camera.newest()
@@ -163,8 +166,8 @@ def test_a_stream_that_stalls_without_breaking_off_is_opened_again_within_second
     with served(url(server), tmp_path) as camera:
         server.stall.set()
         server.stalled.wait(2)
-        began, before = time.monotonic(), camera.seq
-        while camera.seq <= before + 3:
+        began, before = time.monotonic(), camera.frame_number
+        while camera.frame_number <= before + 3:
             assert time.monotonic() - began < 6  # OpenCV alone would wait for 30 s
             time.sleep(0.02)
         camera.newest()

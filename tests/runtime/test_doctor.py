@@ -1,6 +1,7 @@
 """The doctor names what is wrong and the command that mends it, on machines made of files."""
 
 import dataclasses
+import os
 
 import pytest
 
@@ -43,6 +44,15 @@ def test_a_usb_adapter_with_a_slow_latency_timer_is_bad(machine):
 def test_a_missing_port_ends_the_look_at_the_port(machine):
     assert [f.state for f in serial_port(machine, "/dev/ttyACM9")] == ["bad"]
     assert list(serial_port(machine, "sim")) == []
+
+
+def test_a_relative_port_is_looked_for_in_the_working_directory(machine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ports").mkdir()
+    os.symlink("/dev/null", "ports/arm")
+    root = dataclasses.replace(machine, root=tmp_path / "root")
+    assert named(serial_port(root, "ports/arm"), "servo port").found == "ports/arm may be opened"
+    assert named(serial_port(root, "ports/other"), "servo port").found == "ports/other does not exist"
 
 
 def test_a_ch340_without_a_driver_is_named(machine):

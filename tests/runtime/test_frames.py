@@ -35,7 +35,7 @@ def test_the_newest_frame_comes_with_its_time(tmp_path, writer):
     write(writer, 22, 2)
     write(writer, 33, 3)
     frame = camera.newest()
-    assert (frame.t_capture_ns, frame.seq, camera.seq) == (33, 3, 3)
+    assert (frame.t_capture_ns, frame.frame_number, camera.frame_number) == (33, 3, 3)
     assert frame.image.shape == (6, 8, 3) and (frame.image == 3).all()
     assert camera.newest() is frame  # taken out once
     camera.close()
@@ -62,8 +62,8 @@ def test_a_reader_that_was_overtaken_while_it_copied_takes_the_newest_instead(wr
     write(writer, 11, 1)
     copied, slow = reader._copied, [True]
 
-    def overtaken(seq):
-        frame = copied(seq)
+    def overtaken(frame_number):
+        frame = copied(frame_number)
         if slow:
             slow.clear()
             for k in range(FRAMES - 1):
@@ -72,7 +72,7 @@ def test_a_reader_that_was_overtaken_while_it_copied_takes_the_newest_instead(wr
 
     monkeypatch.setattr(reader, "_copied", overtaken)
     frame = reader.newest()
-    assert (frame.t_capture_ns, frame.seq) == (22, 4) and (frame.image == 4).all()
+    assert (frame.t_capture_ns, frame.frame_number) == (22, 4) and (frame.image == 4).all()
 
 
 def test_no_frame_is_torn_while_a_writer_and_a_reader_run_freely(tmp_path):
@@ -94,7 +94,7 @@ def test_no_frame_is_torn_while_a_writer_and_a_reader_run_freely(tmp_path):
             frame = reader.newest()
             if frame is not None:
                 assert (frame.image == frame.t_capture_ns).all()
-                seen.add(frame.seq)
+                seen.add(frame.frame_number)
     finally:
         stop.set()
         thread.join()
@@ -136,12 +136,12 @@ def test_a_writer_that_was_started_again_is_followed_and_numbers_go_on(tmp_path,
     write(writer, 11, 1)
     camera = open_camera(SIM, tmp_path)
     write(writer, 22, 2)
-    before = camera.seq
+    before = camera.frame_number
     write(FrameWriter(writer.path, 16, 12), 33, 3, (16, 12))  # of another size, too
     time.sleep(0.25)
-    assert camera.seq == before + 1
+    assert camera.frame_number == before + 1
     frame = camera.newest()
-    assert (frame.t_capture_ns, frame.seq, frame.image.shape) == (33, before + 1, (12, 16, 3))
+    assert (frame.t_capture_ns, frame.frame_number, frame.image.shape) == (33, before + 1, (12, 16, 3))
     camera.close()
 
 

@@ -53,7 +53,7 @@ def test_a_log_holds_what_the_engines_got_and_gave(log, bundle):
     assert sum(isinstance(r, PriorRecord) for r in records) == 7
     frames = [r for r in records if isinstance(r, FrameRecord)]
     assert len(frames) == 80 and frames[0].image.shape == (96, 96, 3)
-    apart = {f.t_capture_ns - 1_000 * MS for f in frames if f.seq == 1}
+    apart = {f.t_capture_ns - 1_000 * MS for f in frames if f.frame_number == 1}
     assert apart == {0, MS}  # each camera's own time
     assert ticks[0].prior_number == -1 and ticks[0].command == b"" and ticks[30].sent and ticks[25].reset
     assert [r["state"] for r in records if isinstance(r, dict) and r.get("kind") == "health"] == ["RUNNING"]

@@ -88,6 +88,7 @@ def test_the_page_shows_stages_timeline_and_comparison():
     }
     spans["fast loop"]["fast.slot"][1, 30] = 15 * MS
     assert abs(worst_instant(spans) - starts[30]) < 20 * MS
+    assert 'x="110.00"' in timeline(spans, 20 * MS, {})  # nothing is empty before the first tick
     text = page(report(), spans, compare(report(1.6), report()))
     assert (
         all(s in text for s in STAGES)
@@ -100,6 +101,9 @@ def test_the_page_shows_stages_timeline_and_comparison():
     assert "<li>slow &amp; late<br>gain: at most 5.0 ms<br><code>harmowam build b</code></li>" in text
     assert "Every budget is kept." not in text
     assert "<script" not in text and timeline({}, 0, {}).startswith("<svg")
+    known = {"cores": 2, "cpu_mhz": 2400, "temperature_c": {"soc": 45.5, "gpu": 50.0}, "temperature_before_c": {}}
+    text = page({**report(), "board": known, "processors": {"busy": 0.5}}, spans)
+    assert "cores 2; cpu 2400 MHz; temperature soc 45.5, gpu 50.0 °C; processors busy 50.0%</p>" in text
 
 
 def test_the_board_is_described_without_root():

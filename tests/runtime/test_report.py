@@ -4,6 +4,7 @@ and of old logs."""
 import base64
 import dataclasses
 import time
+import tracemalloc
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from firmware_bridge.motion.messages import Command, Expert, JointState, SafetyS
 from runtime.bundle import Bundle
 from runtime.cameras.frames import Frame
 from runtime.contracts import Observation, Prior
+from runtime.observe import episode as episode_of_log
 from runtime.observe import report
 from runtime.observe.episode import PICTURE_PERIOD_NS, Episode, load_episode, pictures
 from runtime.observe.film import BAR, DARK, GREEN, LAST_S, RED, ReportError, outcome, write_video
@@ -80,6 +82,27 @@ def test_an_episode_comes_back(tmp_path):
     assert shown[3][1]["front"].shape == (48, 64, 3) and (shown[3][1]["wrist"] == 60).all()
     assert [f.number for f in episode.futures] == [0, 1, 2, 3, 4] and episode.futures[1].t_capture_ns == S + 120_000_000
     assert episode.futures[0].future.ravel() == pytest.approx(np.linspace(-2, 2, 48), abs=2e-3)
+
+
+def test_an_episode_keeps_the_numbers_of_its_records_and_not_the_records(tmp_path):
+    """Memory for a log four times as long: what the arrays take, and not a kilobyte a step. An hour has 180,000."""
+
+    def peak(log):
+        load_episode(log)  # what is imported and cached on the way is not of the log
+        tracemalloc.start()
+        load_episode(log)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    short, long = (recorded(tmp_path / f"{n}.mcap", ticks=n) for n in (200, 800))
+    assert (peak(long) - peak(short)) / 600 < 500  # bytes a step; 2,800 with the records
+
+
+def test_of_a_long_log_predictions_are_kept_that_are_spread_over_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(episode_of_log, "MOST_FUTURES", 8)
+    episode = load_episode(recorded(tmp_path / "run.mcap", ticks=6 * 30))
+    assert [f.number for f in episode.futures] == [0, 8, 16, 24]
 
 
 def test_a_log_without_fast_steps_or_without_states_is_an_episode_that_lacks_them(tmp_path):

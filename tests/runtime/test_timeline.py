@@ -1,6 +1,7 @@
 """What a page says of a recorded run: its events on one time axis, what identifies it, and how to run it again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from firmware_bridge.arms import FAMILIES
 from firmware_bridge.motion.messages import Expert
+from runtime.bundle import Bundle
 from runtime.observe.again import again
 from runtime.observe.episode import Episode
 from runtime.observe.profile import STAGES
@@ -140,3 +142,13 @@ def test_the_page_tells_what_identifies_the_run_and_how_to_run_it_again(tmp_path
     for said in ("<td>seed of the start</td><td>3</td>", "<td>5ha</td>", "--robot sim_so101 --seed 3</pre>"):
         assert said in page.replace("<span>", "").replace("</span>", "")
     assert "<b>0.75 s</b> task solved" in page and page.index(STAGES["fast.take"]) < page.index(STAGES["wire"])
+
+
+def test_the_page_is_of_the_bundle_that_was_loaded_for_the_run_whatever_lies_there_by_then(tmp_path):
+    recorded(tmp_path / "run.mcap", ticks=10)
+    (tmp_path / "config.json").write_text('{"seed": 3}')
+    lies = tiny_chunk_bundle(tmp_path / "bundle", np.zeros((4, 6), np.float32))
+    ran = Bundle.load(lies)
+    shutil.rmtree(lies)
+    write_report(ran, tmp_path, RUN)
+    assert f"--bundle {lies}" in (tmp_path / "report.html").read_text().replace("<span>", "")

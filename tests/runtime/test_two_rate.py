@@ -166,8 +166,8 @@ def test_the_first_ticks_already_take_fresh_pictures(run):
     """The loop begins half way between two pictures, which come every 20 ms: one that waited for its tick would be 10
     ms older."""
     eye = next(iter(run.driver.eyes.cameras.values()))
-    seen = eye.seq
-    while eye.seq == seen:
+    seen = eye.frame_number
+    while eye.frame_number == seen:
         time.sleep(0.0005)
     time.sleep(0.008)
     run.driver.run(0.4)
@@ -290,9 +290,9 @@ def test_the_camera_that_stopped_is_the_one_that_is_named(run):
     class Stopped:
         """The wrist camera as it was when it stopped."""
 
-        seq, noisy = wrist.seq + 40, False
+        frame_number, noisy = wrist.frame_number + 40, False
 
-        def wait(self, seq, until_ns):
+        def wait(self, frame_number, until_ns):
             time.sleep(max(until_ns - time.monotonic_ns(), 0) * 1e-9)
             return False
 
@@ -301,7 +301,7 @@ def test_the_camera_that_stopped_is_the_one_that_is_named(run):
 
     def pull():
         if driver.counts.new_frames > 20 and driver.eyes.cameras["wrist"] is wrist:
-            Stopped.seq = driver.eyes.seen["wrist"]
+            Stopped.frame_number = driver.eyes.seen["wrist"]
             driver.eyes.cameras["wrist"] = Stopped()
         return False
 

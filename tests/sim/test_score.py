@@ -164,34 +164,36 @@ def test_low_or_about_to_act_or_above_the_next_event_is_interaction():
 
 
 def test_the_true_future_starts_from_the_present(world):
-    ghost = World(1)
+    replica = World(1)
     segments = start(world, "plate")
-    assert next_event_s(remaining_of(ghost, world)) == pytest.approx(segments[0].seconds + segments[1].seconds, abs=0.4)
+    assert next_event_s(remaining_of(replica, world)) == pytest.approx(
+        segments[0].seconds + segments[1].seconds, abs=0.4
+    )
     play(world, segments[:4])
-    copy_state(ghost, world)
-    apart = ghost.render("front").astype(int) - world.render("front")  # the world renders the state of 2 ms ago
-    assert (np.abs(apart) > 20).mean() < 0.002 and np.array_equal(ghost._goal, world._goal)
-    rest = remaining(ghost)  # the item is held: over the plate, down, open
+    copy_state(replica, world)
+    apart = replica.render("front").astype(int) - world.render("front")  # the world renders the state of 2 ms ago
+    assert (np.abs(apart) > 20).mean() < 0.002 and np.array_equal(replica._goal, world._goal)
+    rest = remaining(replica)  # the item is held: over the plate, down, open
     assert rest[2].event and rest[2].goal[5] > 0.5
-    ghost.close()
+    replica.close()
 
 
 @pytest.mark.parametrize("lit", [0, 1, 2])
 def test_the_true_future_of_buttons_is_what_is_left_to_press(world, lit):
-    ghost = World(1)
+    replica = World(1)
     start(world, "press")
     roles = world.layout.roles
     world.pressed = list(roles[:lit])
-    rest = remaining_of(ghost, world)
+    rest = remaining_of(replica, world)
     pressed = [s.goal[:2] for s in rest if s.goal[2] < 0.03]
     assert np.allclose(
         np.reshape(pressed, (-1, 2)), [world.layout.places[r][:2] for r in roles[lit:]] or np.zeros((0, 2))
     )
-    follower = Follower(ghost, rest, np.random.default_rng(0), noise_m=0.0)
+    follower = Follower(replica, rest, np.random.default_rng(0), noise_m=0.0)
     assert np.isfinite(follower.step(0.02)[0]).all() and next_event_s(rest) > 0.5
-    ghost.close()
+    replica.close()
 
 
-def remaining_of(ghost, world):
-    copy_state(ghost, world)
-    return remaining(ghost)
+def remaining_of(replica, world):
+    copy_state(replica, world)
+    return remaining(replica)

@@ -17,10 +17,10 @@ def test_pictures_are_handed_over_at_even_intervals_a_transfer_after_their_expos
         before = server.clocks(tmp_path)
         arrived: list[int] = []
         age: list[int] = []
-        seq = front.seq
+        frame_number = front.frame_number
         while len(arrived) < 60:
-            if front.wait(seq, time.monotonic_ns() + 1_000_000_000) and (frame := front.newest()) is not None:
-                now, seq = time.monotonic_ns(), frame.seq
+            if front.wait(frame_number, time.monotonic_ns() + 1_000_000_000) and (frame := front.newest()) is not None:
+                now, frame_number = time.monotonic_ns(), frame.frame_number
                 arrived.append(now)
                 age.append(now - frame.t_capture_ns)
         judged = server.judged(tmp_path, 0)

@@ -64,3 +64,24 @@ def test_a_start_is_of_a_task_that_is_laid_out_for_the_arm():
             start = sample_start(rng, arm)
             pose = np.append(start.start, start.jaw)
             assert start.task == TASK and pose == pytest.approx(track(arm, angle_at(arm, pose)), abs=1e-9)
+
+
+@pytest.mark.parametrize("told", INSTRUCTIONS)
+def test_a_disturbance_moves_the_tool_across_the_circle_and_not_along_it(told):
+    arm, rng = FAMILIES["koch"], np.random.default_rng(2)
+    script = Tracer(arm, sample_trace(rng, arm, told, aside=0.0), rng, 4.0)
+    pushed = []
+    for _ in range(200):
+        done = script.step(0.02)[0][:3] - script.clean()[:3]
+        pushed.append([done @ [0.0, -np.sin(script.at()), np.cos(script.at())], np.linalg.norm(done)])
+    along, across = np.abs(pushed).T
+    assert along.max() < 1e-12 and across.max() > 0.02 * arm.reach_m
+
+
+def test_half_of_the_demonstrations_start_on_the_circle_as_every_run_does():
+    arm, rng = FAMILIES["koch"], np.random.default_rng(3)
+    starts = [sample_trace(rng, arm) for _ in range(200)]
+    off = [np.linalg.norm(s.start[:3] - track(arm, angle_at(arm, s.start))[:3]) for s in starts]
+    assert 80 < np.sum(np.array(off) < 1e-9) < 120
+    run = sample_start(rng, arm)
+    assert np.linalg.norm(run.start[:3] - track(arm, angle_at(arm, run.start))[:3]) < 1e-9

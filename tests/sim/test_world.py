@@ -76,3 +76,14 @@ def test_pictures_can_be_made_elsewhere_from_what_is_visible(world):
     # not.
     assert (np.abs(there - here).max(-1) > 30).mean() < 0.001
     other.close()
+
+
+def test_what_lies_below_the_floor_is_not_drawn_and_missing_from_no_picture(world):
+    """Foreign things that an environment does not put onto the table are parked below the floor."""
+    world.reset(sample_layout(np.random.default_rng(4), task="peg"))
+    pictures = [world.render(camera).copy() for camera in ("front", "wrist")]
+    drawn = world.scene.renderer.scene.ngeom
+    parked = [g for geoms in world.scene.foreign for g in geoms]
+    world.model.geom_rgba[parked, 3] = 1.0
+    assert all(np.array_equal(a, world.render(c)) for a, c in zip(pictures, ("front", "wrist"), strict=True))
+    assert len(parked) == 8 and world.scene.renderer.scene.ngeom == drawn + 8

@@ -87,7 +87,7 @@ class FastStep:
         self.transit_velocity: np.ndarray = np.zeros(A)  # the reactive expert's own, where both are averaged
         self.target: np.ndarray | None = None  # smoothed reactive target
         self.expert = Expert.NONE
-        self.plan_number = -1
+        self.plan_number = -1  # of the Prior whose chunk is followed
         self.priors: tuple[Prior | None, Prior | None] = (None, None)  # the last but one, the newest
         self.offset = np.zeros((2, A))  # position and velocity of the blend at its start
         self.offset_ns = 0
