@@ -24,6 +24,7 @@ from runtime.bundle import Bundle, sha256
 from runtime.contracts import Observation
 from runtime.policies import FastStep, SlowStep, kind_of, mode_of, open_policy
 from runtime.policies import harmowam as ours
+from runtime.policies.finish import Finish, finish_of
 from runtime.robot import load_robot
 from sim.expert import plan
 from sim.phases import find_events, interaction
@@ -93,8 +94,8 @@ def digest(path: Path) -> str:
 _cache: dict[str, Any] = {}
 
 
-def _prepare(job: Job) -> tuple[World, SlowStep, FastStep]:
-    """World and steps, built once per process and reused."""
+def _prepare(job: Job) -> tuple[World, SlowStep, FastStep, Finish | None]:
+    """World, steps and finish watch, built once per process and reused."""
     if "world" not in _cache:
         _cache["world"] = World(0)
     world: World = _cache["world"]
@@ -102,13 +103,15 @@ def _prepare(job: Job) -> tuple[World, SlowStep, FastStep]:
     if own not in _cache:
         bundle = Bundle.load(Path(job.bundle))
         cameras = {name: world.camera(name) for name in ("front", "wrist")}
-        _cache[own] = open_policy(bundle, next(iter(bundle.manifest.tasks)), cameras, engine=job.engine)
-    slow, fast = _cache[own].slow, _cache[own].fast
+        opened = open_policy(bundle, next(iter(bundle.manifest.tasks)), cameras, engine=job.engine)
+        _cache[own] = opened, finish_of(bundle)
+    opened, finish = _cache[own]
+    slow, fast = opened.slow, opened.fast
     if job.policy == "true_future":
         if "replica" not in _cache:
             _cache["replica"] = World(0)
         slow = TrueFutureStep(slow, world, _cache["replica"])
-    return world, slow, fast
+    return world, slow, fast, finish
 
 
 def _drive_as(policy: str, fast: FastStep, oracle: Callable[[], float]) -> None:
@@ -146,18 +149,26 @@ def run_and_keep(
     `look` is called at every frame with the time (ns) and the observation; its pictures are empty in most frames of a
     policy that does not use them.
     """
-    world, slow, fast = _prepare(job)
+    world, slow, fast, finish = _prepare(job)
     world.reset(start_of(world, job))
     slow.set_task(world.instruction)
     score = Score(world)
     _drive_as(job.policy, fast, score.oracle)
 
+    hopeless = ""
+
     def watch(now_ns: int, obs: Observation) -> str:
+        nonlocal hopeless
         if look is not None:
             look(now_ns, obs)
-        return score.watch(now_ns)
+        why = score.watch(now_ns)
+        hopeless = hopeless or why
+        # A policy that says when it is done may say it here, too: that is a false finish. Where nothing moves, pictures
+        # and what it says of them stay the same.
+        return why if finish is None or why == "stuck" else ""
 
-    episode = run_episode(world, slow, fast, virtual_motor(world), job.schedule, LIMIT_S, watch)
+    limit_s = LIMIT_S + (0.0 if finish is None else finish.for_ns * 1e-9)
+    episode = run_episode(world, slow, fast, virtual_motor(world), job.schedule, limit_s, watch, finish)
     experts = [t.expert for t in episode.ticks if t.expert != Expert.NONE]
     row: dict[str, Any] = {
         "key": job.key,
@@ -172,12 +183,21 @@ def run_and_keep(
         "seconds": round(episode.seconds, 2),
         "ended": episode.ended,
         "transit": score.transit(episode.success),
-        "failure": "" if episode.success else score.failure(episode.ended),
+        "failure": "" if episode.success else _failure(score, episode, hopeless),
         "switches": sum(a != b for a, b in zip(experts, experts[1:], strict=False)),
     }
+    if finish is not None:
+        row |= {"said_done": episode.ended == "done", "ever": episode.ever}
     if job.policy == "gated":
         row["gate_right"], row["gate_frames"] = gate_score(score.pose, episode, job.schedule.camera_hz)
     return row, episode, world
+
+
+def _failure(score: Score, episode: Episode, hopeless: str) -> str:
+    """The kind of failure of an episode without success at its end."""
+    if episode.ever:
+        return "undone again" if episode.ended == "done" else "done and did not say so"
+    return score.failure(hopeless or episode.ended)
 
 
 def gate_score(pose: list[np.ndarray], episode: Episode, rate_hz: float) -> tuple[int, int]:
