@@ -132,7 +132,8 @@ def export_engine(module: nn.Module, inputs: dict[str, tuple[int, ...]], outputs
     """Write one float32 ONNX file with fixed shapes and no metadata (the exporter leaves source paths in it)."""
     feeds = tuple(torch.zeros(shape) for shape in inputs.values())
     # torch warns about its own deprecations and about torchvision, which nothing here uses.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for library in ("torch.onnx", "onnxscript"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
