@@ -179,6 +179,13 @@ def harmowam_manifest(opened: Opened, how: dict[str, Any]) -> Manifest:
     )
 
 
+def judged_poses(observations: Path) -> np.ndarray:
+    """Tool poses float64[n, 6] of the judged observations."""
+    with np.load(observations) as stored:
+        poses: np.ndarray = stored["pose"][JUDGED]
+    return poses
+
+
 def refuse_missed(missed: list[str]) -> None:
     """Raises ExportError with the first of the missed gates."""
     if missed:
@@ -231,10 +238,8 @@ def export_bundle(
             shipped, candidate = shipped.in_float(slow, floats), candidate | {n: reference[n] for n in slow}
             again = {name: reference[name] for name in slow}
             report["engines"] |= compared(reference, again, floats, shipped, feeds, say)
-        with np.load(plan.observations) as stored:
-            poses = stored["pose"][JUDGED]
         chain = feeds["world_model"][JUDGED], feeds["predictive"][JUDGED]
-        report["joints_deg"] = joint_error(reference, candidate, *chain, poses)
+        report["joints_deg"] = joint_error(reference, candidate, *chain, judged_poses(plan.observations))
         report["missed"] = missed(report)
         if not force:
             refuse_missed(report["missed"])

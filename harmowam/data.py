@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PATH = click.Path(readable=False, path_type=Path)
 FOLDERS = click.argument("folders", metavar="FOLDER...", type=PATH, nargs=-1, required=True)
 MANY = 12  # findings in the terminal
+RECORDING = ("units", "joints", "mapped", "cameras", "arm", "recorded_fps", "leave_out")  # parameters of the options
 
 
 def recording_options(command: Callable[..., Any]) -> Callable[..., Any]:

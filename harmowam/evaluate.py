@@ -138,14 +138,14 @@ def evaluate(
     this_shard = _shard(shard)
     opened = Bundle.load(bundle)
     schedule = _schedule(camera_fps, latency, opened)
-    kind, chosen = kind_of(opened), choose(opened, Compute(engine or "auto"))
-    ways = OURS if opened.manifest.policy.kind == "harmowam" else kind.modes
+    chosen, modes = choose(opened, Compute(engine or "auto")), kind_of(opened).modes
+    ways = OURS if opened.manifest.policy.kind == "harmowam" else modes
     if chosen.note:
         say(chosen.note)
     single = task in INSTRUCTIONS or " " in task
     jobs = jobs_for(
         bundle,
-        _chosen("policy", policy or kind.modes[0], ways),
+        _chosen("policy", policy or modes[0], ways),
         _chosen("environment", environment, (*ENVIRONMENTS, DISTURBED)),
         (task,) if single else _chosen("task", task, tuple(TASKS)),
         range(seed, seed + episodes),
@@ -156,15 +156,13 @@ def evaluate(
     )[this_shard]
     kept = {row["key"] for row in read_rows(rows)} if rows else set()
     began = time.monotonic()
-    how = f"the same command goes on, {rows} keeps what was played" if rows else "with --rows FILE it could go on"
-    with resumable(how):
+    with resumable(f"the same command goes on, {rows} keeps what was played" if rows else "with --rows it could go on"):
         found = run_jobs(jobs, rows, workers)
     wall = time.monotonic() - began
     print_table([list(COLUMNS), *table(found)])
     for line in sentences(found):
         click.echo(line)
-    failed = bool(opened.manifest.quantization.get("failed"))
-    if failed:
+    if failed := bool(opened.manifest.quantization.get("failed")):
         click.echo(f"{bundle} FAILED the gates of its export: these figures say nothing about its checkpoint")
     played = [row["seconds"] for row in found if row["key"] not in kept]
     about = {"bundle": bundle.name, "hash": digest(bundle), "seed": seed, "split": split, "failed_gates": failed}

@@ -237,13 +237,15 @@ def drawn(dataset: Path | None, units: str | None, cameras: Path | None) -> Iter
     if dataset is None:
         yield None
         return
-    from export.data import load_demonstrations
     from export.lerobot import read_cameras
     from export.observations import pick_samples
+    from export.recordings import How
+    from export.sources import Source, load_sources
+    from sim.tasks import ARM
 
     with tempfile.TemporaryDirectory() as folder:
-        known = read_cameras(cameras) if cameras else None
-        data = load_demonstrations(dataset, Path(folder) / "pictures", units=units, calibration=known)
+        how = How(units=units, calibration=read_cameras(cameras) if cameras else {})
+        data = load_sources([Source(dataset, how)], Path(folder) / "pictures", arm=ARM)
         pick_samples(data, Path(folder) / "samples.npz")
         yield Path(folder) / "samples.npz"
 

@@ -60,15 +60,14 @@ def measured_problems(found: Examined, seen: Survey) -> list[Problem]:
                     "they are filled by the rows around them; close other programs while recording",
                 )
             )
-    for found_at in seen.syncs:
-        if found_at.delay_ms is not None and abs(found_at.delay_ms) > LATE_MS:
-            what = "later" if found_at.delay_ms > 0 else "earlier"
+    for timed in seen.syncs:
+        if timed.delay_ms is not None and abs(timed.delay_ms) > LATE_MS:
+            what = "later" if timed.delay_ms > 0 else "earlier"
             out.append(
                 Problem(
                     "sync",
                     None,
-                    f"the pictures of camera '{found_at.camera}' are {abs(found_at.delay_ms):.0f} ms {what} than the "
-                    "joints",
+                    f"the pictures of camera '{timed.camera}' are {abs(timed.delay_ms):.0f} ms {what} than the joints",
                     "a policy learns that delay: record and run with the same camera settings",
                 )
             )

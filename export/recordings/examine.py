@@ -21,7 +21,7 @@ from firmware_bridge.arms import SLACK
 from firmware_bridge.arms.family import Family
 
 BEYOND = 0.01  # share of an episode's rows that may lie outside the limits: a joint that was pushed
-SHORTEST_S = 0.5  # of an episode
+SHORTEST_S = 0.25  # of an episode
 RATES_AGREE = 0.02
 
 
@@ -83,6 +83,10 @@ def _as_ours(folder: Path, how: How, problems: list[Problem]) -> How:
     except DataError as e:
         problems.append(problem_of("ours", None, e))
         return how
+    if how.units not in (None, "rad"):
+        problems.append(
+            Problem("units", None, f"{OURS} says rad, asked for are {how.units}", "leave --units away", True)
+        )
     return dataclasses.replace(how, units="rad", calibration={**known, **how.calibration})
 
 

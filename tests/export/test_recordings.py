@@ -400,6 +400,19 @@ def test_our_own_datasets_are_examined_too(tmp_path):
     found = examine(tmp_path)
     assert found.accepted and found.units.joints == "rad" and found.arm is so101
     assert "calibration" not in kinds(found) and found.views == {"front": "front", "wrist": "wrist"}
+    assert "says rad, asked for are degrees" in said(examine(tmp_path, How(units="degrees")), "units")
+
+
+def test_lerobots_numbers_are_the_makers_angles(copy):
+    """As in the maker's model: 30 degrees of pan are to the right, 0 of the jaw is shut and 100 wide open."""
+    row = [30.0, -20.0, 40.0, 10.0, -60.0]
+    for path in copy.rglob("episode_*.parquet"):
+        edit_rows(path, "observation.state", lambda rows: [[*row, 0.0]] * len(rows))
+        edit_rows(path, "action", lambda rows: [[*row, 100.0]] * len(rows))
+    data = read(examine(copy, How(units="degrees")), 20.0)[0]
+    assert np.allclose(data.state[0], [*np.radians(row), so101.LOWER[5]], atol=1e-6)
+    assert np.allclose(data.action[0], [*np.radians(row), so101.UPPER[5]], atol=1e-6)
+    assert so101.heading(so101.forward(data.state[0])) == pytest.approx(-np.radians(30))
 
 
 def test_pictures_repeat_where_the_recording_is_slower(tmp_path):
