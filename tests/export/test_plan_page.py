@@ -3,6 +3,7 @@ page."""
 
 import json
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
@@ -91,7 +92,7 @@ def test_a_page_of_no_plan_is_refused(tmp_path):
 
 
 def test_an_export_prints_times_from_its_plan_and_both_ways_of_int8(plans, tmp_path, capsys):
-    report = {}
+    report: dict[str, Any] = {}
     _print_orin(report, bundle(tmp_path, plans[0]), ["fast", "decoder"])
     said = capsys.readouterr().out
     assert "from the compiled plans" in said and "as TensorRT 10.3 (JetPack 6) computes them" in said
@@ -100,6 +101,6 @@ def test_an_export_prints_times_from_its_plan_and_both_ways_of_int8(plans, tmp_p
 
 
 def test_without_a_plan_it_says_that_kernels_are_guessed(tmp_path, capsys):
-    report = {}
+    report: dict[str, Any] = {}
     _print_orin(report, tiny_bundle(tmp_path), ["fast"])
     assert "guessed from ONNX nodes, for there is no plan" in capsys.readouterr().out and "orin_inside" not in report
