@@ -32,6 +32,7 @@ from runtime.policies.harmowam import fixed_noise
 from sim.tasks import ARM
 
 Say = Callable[[str], None]
+DONE = 0.9  # calibrated P(done) above which a policy says that it is done
 
 
 def float_engines(specs: Specs, work: Path, say: Say = lambda line: None) -> dict[str, Path]:
@@ -172,7 +173,7 @@ def harmowam_manifest(opened: Opened, how: dict[str, Any]) -> Manifest:
         {name: (inputs, outputs) for name, (_, inputs, outputs) in opened.specs.items()},
         c.image,
         chunk=Chunk(c.chunk, round(c.chunk_dt_s * 1000), *spread),
-        gate=Gate(on=0.5, off=0.2),
+        gate=Gate(on=0.5, off=0.2, done=DONE if c.form == "one_step" else None),
         reactive=Reactive(c.heatmap),
         quantization=how,
     )

@@ -149,7 +149,18 @@ def collect(
 @bundle_option
 @robot_option
 @click.option("--task", help="Instruction; a simulated robot draws one from --seed.")
-@click.option("--seconds", default=20.0, show_default=True, help="Duration of the run, s.")
+@click.option(
+    "--then",
+    multiple=True,
+    metavar="INSTRUCTION",
+    help="Next instruction, begun when the policy says that the one before is done (repeatable).",
+)
+@click.option(
+    "--seconds",
+    default=20.0,
+    show_default=True,
+    help="Longest duration, s; a policy that says that it is done ends the run.",
+)
 @click.option("--port", help="Serial port (default: the robot file's).")
 @seed_option
 @click.option(
@@ -178,6 +189,7 @@ def run(
     bundle: Path,
     robot: str,
     task: str | None,
+    then: tuple[str, ...],
     seconds: float,
     port: str | None,
     seed: int,
@@ -227,6 +239,7 @@ def run(
                 say=say,
                 began_s=process_began_s(),
                 faults=fault,
+                then=then,
             )
         print_timing(done.report)
         if "success" in done.report:

@@ -95,11 +95,16 @@ class Chunk(Shape, frozen=True, omit_defaults=True):
             raise ValueError(f"'mean' and 'std' must hold {self.steps} rows of equal length each, one a step")
 
 
-class Gate(Shape, frozen=True):
-    """P(interaction) above which the predictive expert takes over, and below which the reactive one does."""
+class Gate(Shape, frozen=True, omit_defaults=True):
+    """P(interaction) above which the predictive expert takes over, and below which the reactive one does.
+
+    The policy says that its task is done once P(done) has been above `done` for `done_s`; None: it never says so.
+    """
 
     on: Share
     off: Share
+    done: Share | None = None
+    done_s: Annotated[float, Meta(ge=0, le=60)] = 0.6
 
     def __post_init__(self) -> None:
         if self.off > self.on:
@@ -151,6 +156,11 @@ class Manifest(Shape, frozen=True, kw_only=True):
             self._engine_fits(name, engine, next(iter(sizes)))
         if "fast" in self.engines and self.reactive.heatmap is None:
             raise ValueError("'reactive.heatmap' is missing, which the fast engine's answer is read by")
+        if (
+            self.gate.done is not None
+            and "done" not in self.engines.get("world_model", EngineFiles("x", {}, ["x"])).outputs
+        ):
+            raise ValueError("'gate.done' needs an engine 'world_model' that gives 'done'")
         if "predictive" in self.engines and not self.chunk.mean:
             raise ValueError(
                 "'chunk.mean' and 'chunk.std' are missing, which the predictive engine's plans are gone on by"

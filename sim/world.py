@@ -22,6 +22,7 @@ from common.errors import Mendable
 from firmware_bridge.arms.family import Family
 from firmware_bridge.servos.sts3215 import RAD_PER_STEP
 from sim import trace
+from sim.in_view import InView
 from sim.tasks import ARM, N_DISTRACTORS, Layout, Look, sample_layout, success
 from sim.variety import BOX, CYLINDER, draw_colour, draw_table_top, scale_bodies, vary_shapes
 
@@ -70,7 +71,7 @@ class Scene:
         self.model = compiled(task, family)
         self.data = mujoco.MjData(self.model)
         self.renderer: mujoco.Renderer | None = None
-        m = self.model
+        m, self.in_view = self.model, InView(self.model, CAMERA_SIZE[0] / CAMERA_SIZE[1])
         names = [m.geom(i).name for i in range(m.ngeom)]
         swapped = {n.split("@")[0].rstrip("0123456789") for n in names if n.endswith("@unseen")}
         self.seen = [i for i, n in enumerate(names) if n.rstrip("0123456789") in swapped]
@@ -85,11 +86,10 @@ class Scene:
             i for i, b in enumerate(bodies) if roots[i] not in table_and_arm and not b.startswith("distractor")
         ]
         self.foreign = [[i for i, b in enumerate(bodies) if b == f"distractor{k}"] for k in range(N_DISTRACTORS)]
-        foreign = [i for geoms in self.foreign for i in geoms]
         # Groups of geoms of one colour: the walls of a tray, the cap of a button, its base. Holes stay dark, and a red
         # cap stays red because the instruction names it.
         parts: dict[tuple[str, str], list[int]] = {}
-        for i in [*self.things, *foreign]:
+        for i in [*self.things, *(g for geoms in self.foreign for g in geoms)]:
             if i not in self.unseen and names[i] not in ("hole", "floor_of_tray"):
                 parts.setdefault((bodies[i], names[i].rstrip("0123456789")), []).append(i)
         self.coloured = [(geoms, _named_channel(part or body)) for (body, part), geoms in parts.items()]
@@ -320,7 +320,7 @@ class World:
             renderer = self.scene.renderer = mujoco.Renderer(self.model, CAMERA_SIZE[1], CAMERA_SIZE[0])
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        renderer.update_scene(self.data, camera)
+        self.scene.in_view.update(renderer, self.data, camera)
         return renderer.render()
 
     @property

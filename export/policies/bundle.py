@@ -39,6 +39,7 @@ LEAST = 32
 KEPT = 8  # observations that the bundle keeps, on which engines built from it are compared
 MIN_CHANNELS = 16
 TASK = "follow the policy"
+STILL, BEYOND = 0.07, 1.6  # rad; joint values in other units are 57 times as large or as small
 
 
 @dataclass(frozen=True)
@@ -205,16 +206,20 @@ def _observations(order: Order, opened: Opened) -> Raw:
                 f"{width}x{height}: name the dataset that it was trained on."
             )
     state = order.units.to_rad(raw.state).astype(np.float32)
-    _check_units(order, opened, raw.state)
+    _check_units(order, raw.state)
     return Raw(raw.pictures, state, raw.instructions, raw.cameras)
 
 
-def _check_units(order: Order, opened: Opened, state: np.ndarray) -> None:
-    """Raises ExportError where a dataset's joint values are far from those that the policy was normalised by, or turn
-    further than a joint of the arm does."""
+def _check_units(order: Order, state: np.ndarray) -> None:
+    """Raises ExportError where a dataset's joints turn much further than the arm's do, or hardly at all."""
     q = order.units.to_rad(state)
     beyond = np.maximum(order.arm.LOWER - q, q - order.arm.UPPER).max()
-    if beyond > np.radians(30):
+    if np.abs(q - order.arm.middle)[:, :-1].max() < STILL:
+        raise ExportError(
+            f"with --units {order.units.name} no joint of {order.dataset} turns {np.degrees(STILL):.0f} degrees: give "
+            "the units that it was recorded in."
+        )
+    if beyond > BEYOND:
         raise ExportError(
             f"with --units {order.units.name} joints of {order.dataset} turn {np.degrees(beyond):.0f} degrees beyond "
             "the arm's limits: give the units that it was recorded in."

@@ -81,7 +81,7 @@ def test_either_moment_and_either_thing_is_drawn_and_no_two_seeds_are_alike():
 class Scripted:
     """A fast step: the tool hovers over where the item was `late` frames ago."""
 
-    uses_pictures = False
+    uses_pictures, commands_made = False, 0
 
     def __init__(self, world, late):
         self.world, self.late = world, late

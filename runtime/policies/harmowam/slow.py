@@ -3,6 +3,7 @@ but for the plan that it remembers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -128,4 +129,6 @@ class SlowStep:
         # Copies: an engine may answer in the same memory next time, while the fast loop still reads `future` and the
         # log's thread still hashes both.
         tokens, future = w["tokens"][0].copy(), w["future"].copy()
-        return Prior(obs.t_capture_ns, now_ns, self.task, tokens, future, targets, self.grid_ns, self.priors_made)
+        done = float(w["done"].ravel()[0]) if "done" in w else math.nan
+        number = self.priors_made
+        return Prior(obs.t_capture_ns, now_ns, self.task, tokens, future, targets, self.grid_ns, number, done=done)
