@@ -150,6 +150,7 @@ def test_a_policy_that_says_when_it_is_done_is_judged_at_that_moment(done_bundle
     def played(for_s, taken_at_s=99.0):
         world.reset(sample_layout(np.random.default_rng(3), TASK))
         at = world.free_joint(world.layout.roles[0])
+        assert at is not None
         world.data.qpos[at : at + 3] = world.position("plate") + np.array([0.0, 0.0, 0.018])
         world.advance(0.4)
 
