@@ -77,10 +77,9 @@ class Labels:
         self.gate_told = (
             ~careless | interaction(data.pose, data.events, data.last, data.rate_hz, *rule[:2], 0.0) | (self.gate < 0.5)
         )
-        # How far the tool turns until then, in bins. Not where play touches or puts down beside: the heading is
-        # arbitrary there.
+        # Not where play touches or puts down beside: the heading is arbitrary there.
         turn = event_pose[:, 4] - data.pose[:, 4]
-        self.turn = ((turn / cfg.heading_range + 1) * cfg.headings / 2 - 0.5).astype(np.float32)
+        self.turn = turn_bin(turn, cfg)
         takes = (verb == "drop") | ((verb != "touch") & ~begun)
         self.turns = self.in_view & (np.abs(turn) < cfg.heading_range) & (takes | ~data.play)
 
@@ -123,6 +122,11 @@ class Labels:
         steps = rows[:, None] + np.arange(1, cfg.chunk + 1)
         skilled = ~data.play | ((self.gate > 0.5) & (rows < until))
         return skilled, ~data.play[:, None] | (steps <= until[:, None])
+
+
+def turn_bin(turn: np.ndarray, cfg: Config) -> np.ndarray:
+    """How far the tool turns until its next event, float32[N] in bins, from angles [N] (rad)."""
+    return ((turn / cfg.heading_range + 1) * cfg.headings / 2 - 0.5).astype(np.float32)
 
 
 def wrist_mount(wrist: Camera, cfg: Config) -> np.ndarray:

@@ -132,7 +132,8 @@ def export_engine(module: nn.Module, inputs: dict[str, tuple[int, ...]], outputs
     """Write one float32 ONNX file with fixed shapes and no metadata (the exporter leaves source paths in it)."""
     feeds = tuple(torch.zeros(shape) for shape in inputs.values())
     # torch warns about its own deprecations and about torchvision, which nothing here uses.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for library in ("torch.onnx", "onnxscript"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -146,22 +147,26 @@ def export_engine(module: nn.Module, inputs: dict[str, tuple[int, ...]], outputs
             verbose=False,
         )
     assert program is not None
-    model = share_constants(name_folded_weights(fold_transposed_weights(program.model_proto), module))
+    model = name_folded_weights(share_constants(fold_transposed_weights(program.model_proto)), module)
     onnx.save(clean(model), str(path))
 
 
 def name_folded_weights(model: onnx.ModelProto, module: nn.Module) -> onnx.ModelProto:
     """Give weights that the exporter transposed and renamed their parameter's name with `.T` added: recipes and the
-    search identify layers by it. In place."""
+    search identify layers by it. A weight that is there under this name is not stored again. In place."""
     known = {k: p.detach().numpy().T for k, p in module.named_parameters() if p.ndim == 2}
     names: dict[str, str] = {}
-    for stored in model.graph.initializer:
-        if stored.name.startswith("val_") and len(stored.dims) == 2:
-            array = onnx.numpy_helper.to_array(stored)
-            found = next((k for k, p in known.items() if p.shape == array.shape and np.array_equal(p, array)), None)
-            if found is not None:
-                names[stored.name] = f"{found}.T"
-                stored.name = f"{found}.T"
+    taken = {i.name for i in model.graph.initializer}
+    for stored in [i for i in model.graph.initializer if i.name.startswith("val_") and len(i.dims) == 2]:
+        array = onnx.numpy_helper.to_array(stored)
+        found = next((f"{k}.T" for k, p in known.items() if p.shape == array.shape and np.array_equal(p, array)), None)
+        if found is not None:
+            names[stored.name] = found
+            if found in taken:
+                model.graph.initializer.remove(stored)
+            else:
+                stored.name = found
+                taken.add(found)
     for node in model.graph.node:
         for i, value in enumerate(node.input):
             node.input[i] = names.get(value, value)

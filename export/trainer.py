@@ -91,7 +91,7 @@ class Trainer(WorldLoop):
         if start is not None:
             model.load_state_dict(start.state_dict())
         schedule = {s: getattr(plan, s) for s in STAGES}
-        self.end = plan.end
+        self.end, self.everything = plan.end, np.arange(len(data.state))
         line = {} if plan.end is None else {"end": plan.end}
         super().__init__(
             run, model, data, labels, schedule, plan.seed, plan.shards, plan.bf16, tables=plan.tables, **line
@@ -116,6 +116,8 @@ class Trainer(WorldLoop):
             # Rows after the last event have an arm at rest. Their weight is low: an arm at rest that has not yet begun
             # may look the same, and it must not stay at rest.
             weight[~self.labels.aims] *= 0.3
+            if self.data.weight is not None:
+                weight = weight * self.data.weight
             self.asked_for = np.cumsum(weight / weight.sum())
         if name == "experts":
             self._imagine_all()
@@ -131,7 +133,7 @@ class Trainer(WorldLoop):
     # -- the losses, one a stage ---------------------------------------------------------------------------------------
 
     def _tokeniser_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
-        x = images(self.data.front[rng.integers(len(self.data.front), size=batch)], self.device)
+        x = images(self.data.front[self.data.draw(rng, self.everything, batch)], self.device)
         # What differs from its surroundings (arm, things) is a few per cent of the pixels and matters most.
         padded = F.pad(x, (12, 12, 12, 12), mode="replicate")
         around = F.avg_pool2d(F.avg_pool2d(padded, (1, 25), 1), (25, 1), 1)
@@ -192,6 +194,8 @@ class Trainer(WorldLoop):
         # The predictive expert learns actions from rows that tasks could ask for, three times as often near a contact,
         # and learns where to look from all of play.
         weight = np.where(self.labels.skilled, np.where(self.labels.gate > 0.5, 3.0, 1.0), 0.7 * self.labels.in_view)
+        if self.data.weight is not None:
+            weight = weight * self.data.weight
         self.sampling = np.cumsum(weight / weight.sum())
         aims = self.labels.aims
         self.aiming = np.flatnonzero(aims if aims.any() else ~aims)
@@ -259,7 +263,7 @@ class Trainer(WorldLoop):
     def _gate_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
         """The gate learns from play, too; the jaw's target comes from tasks only."""
         m, lab = self.model, self.labels
-        rows = rng.integers(len(lab.gate), size=batch // 2)
+        rows = self.data.draw(rng, self.everything, batch // 2)
         wrist = augment(images(self.data.wrist[rows], self.device), rng)
         with self._cast():
             logits = m.gate(wrist, self.latents[rows].float(), self._felt(rows, rng))
@@ -272,7 +276,7 @@ class Trainer(WorldLoop):
     def _reactive_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
         """Half of the futures are true, half generated; the newest frame is up to 0.4 s younger than the Prior's."""
         m, lab = self.model, self.labels
-        rows = self.aiming[rng.integers(len(self.aiming), size=max(1, batch // 4))]
+        rows = self.data.draw(rng, self.aiming, max(1, batch // 4))
         latest = 1 + round(0.4 * self.data.rate_hz)
         newest = np.minimum(rows + rng.integers(0, latest, len(rows)), self.data.next_event[rows])
         futures = torch.where(

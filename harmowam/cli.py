@@ -41,6 +41,7 @@ class Verbs(click.Group):
         "bus": "harmowam.bus",
         "calibrate": "harmowam.calibrate",
         "certify": "harmowam.export",
+        "data": "harmowam.data",
         "distill": "harmowam.distill",
         "doctor": "harmowam.doctor",
         "evaluate": "harmowam.evaluate",
@@ -144,6 +145,17 @@ def collect(
     write_json(json_path, result)
 
 
+def check_faults(faults: tuple[str, ...], robot: str) -> None:
+    """Raises UserError for faults of a robot that has no virtual servos, or that are not understood."""
+    from firmware_bridge.virtual.faults import parse
+    from runtime.robot import load_robot
+
+    if faults and not load_robot(robot).simulated:
+        raise UserError("--fault acts on the virtual servo bus only: use --robot sim_so101.")
+    for fault in faults:
+        parse(fault)
+
+
 @main.command()
 @bundle_option
 @robot_option
@@ -206,7 +218,6 @@ def run(
     path comes last. Pictures, inputs and commands are kept with --record or --log only: at 100 Hz they are up to 2.8 GB
     a minute.
     """
-    from firmware_bridge.virtual.faults import parse
     from harmowam.folders import left_in
     from harmowam.live import live
     from harmowam.page import paged, reported
@@ -216,10 +227,7 @@ def run(
     from runtime.observe.verdict import verdict
     from runtime.robot import load_robot
 
-    if fault and not load_robot(robot).simulated:
-        raise UserError("--fault acts on the virtual servo bus only: use --robot sim_so101.")
-    for f in fault:
-        parse(f)
+    check_faults(fault, robot)
     described = with_fps(with_engine(load_robot(robot), engine), fps)
     if record is not None and log is not None:
         raise UserError(f"--record writes a log, too ({record / LOG}): leave --log out.")

@@ -26,6 +26,7 @@ MOST_S = 6.0  # s; a later event is replaced by this time
 def copy_state(replica: World, world: World) -> None:
     """Copy the state of `world` into `replica`: bodies, servos, buttons."""
     replica.reset(world.layout)
+    replica.model.body_pos[:] = world.model.body_pos  # a fixed goal may have been displaced
     replica.data.qpos[:], replica.data.qvel[:], replica.data.ctrl[:] = world.data.qpos, world.data.qvel, world.data.ctrl
     replica._goal, replica._profile = world._goal.copy(), world._profile.copy()
     replica._delay = [d.copy() for d in world._delay]

@@ -53,6 +53,7 @@ class Episode:
     ticks: list[FastTick] = field(default_factory=list)
     states: list[JointState] = field(default_factory=list)
     priors: list[Prior] = field(default_factory=list)
+    commands: list[tuple[int, Command]] = field(default_factory=list)  # and when each was ready, ns
 
 
 MotorTick = Callable[[int, Command | None], JointState]
@@ -71,10 +72,11 @@ class _Virtual:
         motor_tick: MotorTick,
         schedule: Schedule,
         watch: Watcher | None,
+        disturb: Callable[[int], None] | None,
         finish: Finish | None,
     ):
         self.world, self.slow, self.fast, self.motor_tick, self.watch = world, slow, fast, motor_tick, watch
-        self.finish = finish
+        self.disturb, self.finish = disturb, finish
         self.schedule, self.out = schedule, Episode(ended="")
         rates = (schedule.camera_hz, schedule.slow_hz, schedule.motor_hz)
         self.frame_ns, self.slow_ns, self.motor_ns = (int(S / hz) for hz in rates)
@@ -122,8 +124,11 @@ class _Virtual:
     def new_command(self, value: object) -> None:
         assert isinstance(value, Command)
         self.command = value
+        self.out.commands.append((self.now, value))
 
     def motor(self, _: object) -> None:
+        if self.disturb is not None:
+            self.disturb(self.now)
         self.state = self.motor_tick(self.now, self.command)
         self.out.states.append(self.state)
         self.held_ns = self.held_ns + self.motor_ns if self.world.success() else 0
@@ -167,17 +172,19 @@ def run_episode(
     schedule: Schedule = Schedule(),
     limit_s: float = 12.0,
     watch: Watcher | None = None,
+    disturb: Callable[[int], None] | None = None,
     finish: Finish | None = None,
 ) -> Episode:
     """Run the loop on `world` (already reset) until success, or for `limit_s` of virtual time. With `finish`, a policy
     that says when it is done, until it says so: success is then counted at that moment, and a policy that never says
     so has none.
 
-    `motor_tick(now_ns, newest command)` moves the servos. Pictures are rendered only for frames that a step uses: most
-    frames have none when the fast step does not use pictures.
+    `motor_tick(now_ns, newest command)` moves the servos; `disturb(now_ns)` may change the world before every motor
+    tick. Pictures are rendered only for frames that a step uses: most frames have none when the fast step does not use
+    pictures.
     """
     fast.reset()
     end = START + int((limit_s + max(schedule.rest_s - REST_S, 0.0)) * S)
     if finish is not None:
         finish.reset()
-    return _Virtual(world, slow, fast, motor_tick, schedule, watch, finish).run(end)
+    return _Virtual(world, slow, fast, motor_tick, schedule, watch, disturb, finish).run(end)

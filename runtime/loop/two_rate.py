@@ -22,7 +22,7 @@ from firmware_bridge.motion.messages import RequestKind, SafetyState
 from runtime.bundle import Bundle
 from runtime.cameras.sources import CameraSource
 from runtime.compute import REPORTED, Chosen
-from runtime.contracts import Observation
+from runtime.contracts import Observation, Prior
 from runtime.loop.errors import RunError
 from runtime.loop.eyes import Eyes
 from runtime.loop.fast import FastLoop
@@ -42,6 +42,13 @@ PHASE_STEP_NS = 200_000  # largest correction of that phase in a tick
 FIRST_WAIT_NS = 100_000_000  # limit for the first pictures, whose phase the fast clock takes
 KEEP_AFTER_S = 0.3  # without targets for this long the arm has come to rest, and is told to stay there
 ASK_NS = 100_000_000  # period at which `until` is called
+
+
+def _over_s(now: int, prior: Prior | None) -> float:
+    """See `Signs.plan_over_s`."""
+    if prior is None or prior.space != "joints":
+        return 0.0
+    return float(now - prior.t_capture_ns - prior.grid_ns[-1]) * 1e-9
 
 
 class Driver:
@@ -158,6 +165,7 @@ class Driver:
             camera_age_s={name: (now - t) * 1e-9 for name, t in self.eyes.arrived_ns.items()},
             camera_faults=self.eyes.faults,
             prior_age_s=-1.0 if prior is None else (now - prior.t_capture_ns) * 1e-9,
+            plan_over_s=_over_s(now, prior),
             output_fault=fault or self.slow.fault,
             commanded=self.counts.first_command_ns > 0,
             misses=misses,

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, TypeVar
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -156,6 +157,22 @@ def test_a_residual_block_is_two_norms_two_convolutions_and_a_cast(tmp_path):
 def test_an_action_block_moves_each_attentions_heads_once(tmp_path):
     block = StepBlock(spread(ActionBlock(Config())), [torch.randn(1, 128)])
     assert kernels(Step(block), {"x": (1, 16, 128), "memory": (1, 110, 128)}, tmp_path) <= 16
+
+
+def test_a_weight_that_two_steps_read_is_stored_once(tmp_path):
+    """The exporter transposes a small weight once for each use; TensorRT's parser refuses the same name twice."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.narrow = spread(nn.Linear(32, 96)), spread(nn.Linear(96, 32))
+
+        def forward(self, x):
+            return self.narrow(self.wide(self.narrow(self.wide(x))))
+
+    export_engine(Twice(), {"x": (1, 4, 32)}, ["y"], tmp_path / "e.onnx")
+    names = [i.name for i in onnx.load(tmp_path / "e.onnx").graph.initializer]
+    assert sorted(names) == ["narrow.bias", "narrow.weight.T", "wide.bias", "wide.weight.T"]
 
 
 @pytest.mark.slow
