@@ -265,7 +265,7 @@ def train(
 
     Several processes: torchrun --nproc-per-node 2 -m harmowam.cli train --run-folder RUN ...
     """
-    from export import act
+    from export.act import STAGES as ACT_STAGES
     from export.act import ActPlan
     from export.backdrop import with_other_tables
     from export.checkpoint import load_checkpoint
@@ -278,12 +278,11 @@ def train(
     out = out or run_folder / "harmowam-so101.safetensors"
     if recipe is not None:
         refuse_unused("with --recipe", *NOT_OF_A_RECIPE, *RECORDING)
-        follow_recipe(recipe, datasets, run_folder, out, packed, snapshot)
-        return
+        return follow_recipe(recipe, datasets, run_folder, out, packed, snapshot)
     refuse_unused("without --recipe", "packed", "snapshot")
     if baseline:
         refuse_unused("with --baseline", "start", "text_encoder")
-        act_plan = changed(ActPlan(seed=seed, shards=shards, bf16=bf16), stages, act.STAGES)
+        act_plan = changed(ActPlan(seed=seed, shards=shards, bf16=bf16), stages, ACT_STAGES)
     else:
         refuse_unused("without --baseline", "play")
         plan = changed(Plan(tables=tables, seed=seed, shards=shards, bf16=bf16), stages, STAGES)
