@@ -278,7 +278,8 @@ def train(
     out = out or run_folder / "harmowam-so101.safetensors"
     if recipe is not None:
         refuse_unused("with --recipe", *NOT_OF_A_RECIPE, *RECORDING)
-        return follow_recipe(recipe, datasets, run_folder, out, packed, snapshot)
+        follow_recipe(recipe, datasets, run_folder, out, packed, snapshot)
+        return
     refuse_unused("without --recipe", "packed", "snapshot")
     if baseline:
         refuse_unused("with --baseline", "start", "text_encoder")
@@ -292,14 +293,13 @@ def train(
         if tables:
             _suits_our_model(data)
         data = with_other_tables(data, tables, seed, cfg)
-        report = train_baseline(data, run_folder, out, act_plan, baseline, play)
+        note = train_baseline(data, run_folder, out, act_plan, baseline, play)
+    else:
+        note = train(data, run_folder, out, plan, cfg, encode, start)
         if leads():
-            write_json(json_path, report)
-        return
-    note = train(data, run_folder, out, plan, cfg, encode, start)
+            pick_samples(data, samples_path(out))
+            click.echo(f"{out}: {note['train_minutes']} min of training on {note['episodes']} episodes")
     if leads():
-        pick_samples(data, samples_path(out))
-        click.echo(f"{out}: {note['train_minutes']} min of training on {note['episodes']} episodes")
         write_json(json_path, note)
 
 
