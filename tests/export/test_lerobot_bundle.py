@@ -61,7 +61,7 @@ def test_a_robot_does_what_the_policy_says_from_its_own_pictures_and_angles(made
     prior = open_policy(bundle, "sort", cameras).slow.step(0, Observation(0, frames, q, q))
     opened = open_folder(made / "policy", so101, units_of("degrees", so101))
     pictures = [torch.from_numpy(frames[k].transpose(2, 0, 1)[None] / np.float32(255)) for k in opened.cameras]
-    wanted = opened.module(*pictures, torch.from_numpy(q)[None])[0].numpy()
+    wanted = opened.specs["chunk"][0](*pictures, torch.from_numpy(q)[None])[0].numpy()
     assert prior.chunk == pytest.approx(wanted, abs=1e-5)
     assert prior.grid_ns[:3].tolist() == [0, 33_333_333, 66_666_666]
 
