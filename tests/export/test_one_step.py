@@ -14,6 +14,7 @@ from export.finish import calibrated, finish_labels
 from export.half import to_half
 from export.labels import Labels
 from export.models import HarmoWam
+from export.one_step import OneStepWorld
 from export.one_step_train import OneStepTrainer
 from export.onnx import engines
 from export.tensorrt.builder import compiled
@@ -185,7 +186,8 @@ def test_an_interrupted_training_ends_like_an_uninterrupted_one(drawn, tmp_path,
     plan = Plan(tokeniser=(4, 4, 1e-2), world=(8, 32, 1e-2), experts=(8, 4, 1e-2))
     train(drawn, tmp_path / "whole", tmp_path / "whole.safetensors", plan, TOY)
     for loss in ("_world_loss", "_predictive_loss"):
-        ours, taken = getattr(OneStepTrainer, loss), []
+        ours = getattr(OneStepTrainer, loss)
+        taken: list[int] = []
 
         def stopped(self, rng, batch, ours=ours, taken=taken):
             taken.append(self.step)
@@ -212,6 +214,7 @@ def test_the_finish_signal_is_learnt_and_calibrated(tmp_path):
     plan = Plan(tokeniser=(4, 8, 1e-3), world=(60, 32, 1e-2), experts=(1, 8, 1e-3), bf16=False)
     trainer = OneStepTrainer(data, tmp_path, plan, TOY)
     world = trainer.train().world
+    assert isinstance(world, OneStepWorld)
     rows = np.flatnonzero(trainer.finish.apart)
     p = world.p_finished(trainer._imagine(rows)[0])[:, 0].detach().numpy()
     assert p[done[rows]].min() > 0.7 and p[~done[rows]].max() < 0.3
