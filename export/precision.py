@@ -52,5 +52,5 @@ def reasons(plans: Mapping[str, EnginePlan], floats: Mapping[str, Path]) -> dict
             continue
         alone = half_plan(floats[name])
         verdict = "faster" if least_gain(alone, plan) > 1 else "NOT faster everywhere"
-        out[name] = f"INT8 in {int8} kernels is {verdict}: {times(plan)} ms, FP16 alone {times(alone)}"
+        out[name] = f"INT8 ({int8} kernels) is {verdict}: {times(plan)} ms, FP16 alone {times(alone)}"
     return out

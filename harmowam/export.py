@@ -274,6 +274,9 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     if "fast" in engines:
         heat = engines["fast"]["parity"]["heat"]
         click.echo(f"aims apart: p99 {CELL_MM * heat['aim_p99']:.1f} mm, {heat['astray']:.1%} mean another thing")
+    if rounded := report.get("rounded_sums"):
+        worst = min(row["cosine"] for rows in rounded.values() for row in rows.values())
+        click.echo(f"worst cosine where sums are rounded to FP16, as TensorRT may do: {worst:.4f}")
     for name, engine in engines.items():
         took = engine["time"]
         click.echo(

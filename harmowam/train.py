@@ -265,7 +265,7 @@ def train(
 
     Several processes: torchrun --nproc-per-node 2 -m harmowam.cli train --run-folder RUN ...
     """
-    from export import act
+    from export.act import STAGES as ACT_STAGES
     from export.act import ActPlan
     from export.backdrop import with_other_tables
     from export.checkpoint import load_checkpoint
@@ -283,7 +283,7 @@ def train(
     refuse_unused("without --recipe", "packed", "snapshot")
     if baseline:
         refuse_unused("with --baseline", "start", "text_encoder")
-        act_plan = changed(ActPlan(seed=seed, shards=shards, bf16=bf16), stages, act.STAGES)
+        act_plan = changed(ActPlan(seed=seed, shards=shards, bf16=bf16), stages, ACT_STAGES)
     else:
         refuse_unused("without --baseline", "play")
         plan = changed(Plan(tables=tables, seed=seed, shards=shards, bf16=bf16), stages, STAGES)
@@ -293,14 +293,13 @@ def train(
         if tables:
             _suits_our_model(data)
         data = with_other_tables(data, tables, seed, cfg)
-        report = train_baseline(data, run_folder, out, act_plan, baseline, play)
+        note = train_baseline(data, run_folder, out, act_plan, baseline, play)
+    else:
+        note = train(data, run_folder, out, plan, cfg, encode, start)
         if leads():
-            write_json(json_path, report)
-        return
-    note = train(data, run_folder, out, plan, cfg, encode, start)
+            pick_samples(data, samples_path(out))
+            click.echo(f"{out}: {note['train_minutes']} min of training on {note['episodes']} episodes")
     if leads():
-        pick_samples(data, samples_path(out))
-        click.echo(f"{out}: {note['train_minutes']} min of training on {note['episodes']} episodes")
         write_json(json_path, note)
 
 

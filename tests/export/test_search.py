@@ -24,8 +24,10 @@ pytestmark = pytest.mark.usefixtures("export_once")
 
 
 def test_the_tensorrt_form_follows_tensorrts_rules(untrained, tmp_path):
-    """Exported with --force, because gates are meaningless for an untrained model."""
-    report = export_bundle(Plan(untrained, "tensorrt"), tmp_path / "b", force=True)
+    """Exported with --force, because gates are meaningless for an untrained model; the recipe's budget of kernels is
+    that of the shipped checkpoint's widths."""
+    recipe = {k: v for k, v in load_recipe("tensorrt").items() if k != "kernels"}
+    report = export_bundle(Plan(untrained, "tensorrt", recipe=recipe), tmp_path / "b", force=True)
     assert {name: p.launched != () for name, p in read_plan(tmp_path / "b").plans.items()} == dict.fromkeys(
         ENGINES, True
     )
