@@ -89,9 +89,10 @@ def live(
     compensate: bool = True,
     log: Path | None = None,
     then: tuple[str, ...] = (),
+    to_the_end: bool = False,
 ) -> LiveRun:
-    """Run the two-rate loop on `robot` for `seconds`, or until the policy says that it is done with `task` and with
-    those of `then` after it; then the arm is lowered and released, also after an exception.
+    """Run the two-rate loop on `robot` for `seconds`, or (unless `to_the_end`) until the policy says that it is done
+    with `task` and with those of `then` after it; then the arm is lowered and released, also after an exception.
 
     `record`: folder for the motor process's log, and the run's config and report (how it ended as `error` and
     `interrupted`, the simulator's verdict, timing). `log`: file of the log. `policy`: mode of the bundle's
@@ -110,7 +111,8 @@ def live(
     _refuse_task(run, then)
     if run.compute.note:
         say(run.compute.note)
-    how: dict[str, Any] = {"inject": inject, "compensate": compensate, "log": log, "then": then}
+    how: dict[str, Any] = {"inject": inject, "compensate": compensate, "log": log}
+    how |= {"then": then, "to_the_end": to_the_end}
     how["facts"] = _started_with(robot, seconds, seed, faults, port) | {"task_drawn": task is None}
     with _reported(run), contextlib.ExitStack() as stack:
         slots = stack.enter_context(run_folder())

@@ -243,6 +243,7 @@ def profile(
             compensate=not no_compensate,
             record=folder,
             log=log,
+            to_the_end=True,
         )
     report = {**done.report, "board": {**board(), "temperature_before_c": before.get("temperature_c", {})}}
     if inject:

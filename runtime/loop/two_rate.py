@@ -58,7 +58,8 @@ class Driver:
     `mode`: how the policy drives (None: its usual way); `compute`: what its engines run on. `inject` (stage -> ms)
     slows stages down; `compensate` as in FastLoop; `log` is the file that takes every input of the engines; `meta` says
     what the run is, with `facts` in it; `ends`: of this robot's joints (None: the bundle's); `then`: tasks that follow
-    `task`, each when the policy says that the one before is done. `close` it whatever happens.
+    `task`, each when the policy says that the one before is done; `to_the_end`: go on whatever the policy says. `close`
+    it whatever happens.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Driver:
         limits: HealthLimits | None = None,
         ends: Ends | None = None,
         then: Sequence[str] = (),
+        to_the_end: bool = False,
     ):
         self.fast_hz, self.slow_hz, self.compute = fast_hz, slow_hz, compute
         self.stages = kind_of(bundle).stages
@@ -99,7 +101,8 @@ class Driver:
         self.eyes = Eyes(cameras, fast_hz)
         self.link = MotorLink(slots, self.record)
         self._stop = threading.Event()
-        self.slow = SlowLoop(self.policy.slow, slow_hz, self.record, self._stop, finish_of(bundle), then)
+        finish = None if to_the_end else finish_of(bundle)
+        self.slow = SlowLoop(self.policy.slow, slow_hz, self.record, self._stop, finish, then)
         self._joints = bundle.manifest.joints
         lower, upper = (np.array([getattr(j, k) for j in self._joints]) for k in ("lower", "upper"))
         self.fast = FastLoop(

@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from export.config import Config
 from export.data import Demonstrations
@@ -13,15 +14,16 @@ from export.finish import calibrated, finish_labels
 from export.half import to_half
 from export.labels import Labels
 from export.models import HarmoWam
+from export.one_step import OneStepWorld
 from export.one_step_train import OneStepTrainer
 from export.onnx import engines
 from export.tensorrt.builder import compiled
 from export.text import ngrams
-from export.train import Plan
+from export.train import Plan, train
 from sim.phases import next_events
 from tests.dataset import camera
 from tests.onnx_files import exporter
-from tests.training import SMALL
+from tests.training import SMALL, save_always
 
 FULL = Config(form="one_step", world_steps=1, action_steps=1, rate_hz=25.0, chunk_dt_s=0.04)
 TOY = dataclasses.replace(SMALL, form="one_step", world_steps=1, action_steps=1)
@@ -171,3 +173,49 @@ def test_calibration_finds_the_scale_and_shift_that_logits_lack():
     assert calibrated(logits, done & False) == (1.0, 0.0)
     scale, _ = calibrated(logits, logits > 0)  # no logit is certain, however well it parts the classes
     assert 1 < scale < 1000
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_an_interrupted_training_ends_like_an_uninterrupted_one(drawn, tmp_path, monkeypatch):
+    """Stopped in the stage of the world model, and once more in the stage of the experts."""
+    save_always(monkeypatch)
+    plan = Plan(tokeniser=(4, 4, 1e-2), world=(8, 32, 1e-2), experts=(8, 4, 1e-2))
+    train(drawn, tmp_path / "whole", tmp_path / "whole.safetensors", plan, TOY)
+    for loss in ("_world_loss", "_predictive_loss"):
+        ours = getattr(OneStepTrainer, loss)
+        taken: list[int] = []
+
+        def stopped(self, rng, batch, ours=ours, taken=taken):
+            taken.append(self.step)
+            if self.step == 6:
+                raise Stopped
+            return ours(self, rng, batch)
+
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            patch.setattr(OneStepTrainer, loss, stopped)
+            train(drawn, tmp_path / "cut", tmp_path / "cut.safetensors", plan, TOY)
+        assert min(taken) == 0
+    train(drawn, tmp_path / "cut", tmp_path / "cut.safetensors", plan, TOY)
+    one, other = (load_file(tmp_path / f"{n}.safetensors") for n in ("whole", "cut"))
+    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_the_finish_signal_is_learnt_and_calibrated(tmp_path):
+    """Forty demonstrations whose front picture is black and then, once it is done, white."""
+    low = [0.09, 0.09, 0.02, 0.09, 0.09, 0.02, 0.03, 0.07, 0.09, 0.09]
+    events = [10 * e + k for e in range(40) for k in (2, 5)]
+    data = shown(low * 40, events, ["put the red cube on the plate"] * 40, ["plate"] * 40, [False] * 40)
+    done = finish_labels(data, TOY, Labels(data, TOY)).done > 0.5
+    data.front[done] = 255
+    plan = Plan(tokeniser=(4, 8, 1e-3), world=(60, 32, 1e-2), experts=(1, 8, 1e-3), bf16=False)
+    trainer = OneStepTrainer(data, tmp_path, plan, TOY)
+    world = trainer.train().world
+    assert isinstance(world, OneStepWorld)
+    rows = np.flatnonzero(trainer.finish.apart)
+    p = world.p_finished(trainer._imagine(rows)[0])[:, 0].detach().numpy()
+    assert p[done[rows]].min() > 0.7 and p[~done[rows]].max() < 0.3
+    assert float(world.finish_scale) != 1.0
