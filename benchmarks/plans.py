@@ -18,8 +18,8 @@ from export.bundle import float_engines, noise_of, shrink
 from export.observations import engine_feeds
 from export.origin import CHECKPOINT
 from export.plan import Plan, Precision
+from export.precision import MODULES, milliseconds
 from export.tensorrt.builder import CAPABILITIES, EnginePlan, compiled
-from export.tensorrt.predict import MODULES, milliseconds
 from runtime.bundle import Bundle
 from runtime.engines.onnx import OrtEngine
 

@@ -306,7 +306,8 @@ class Board:
         shape = (round((height + 2 * border) * pixels_per_metre), round((width + 2 * border) * pixels_per_metre))
         image = np.full(shape, 255, np.uint8)
         for x, y, w, h in self.rectangles():
-            edges = np.rint((np.array([x, y, x + w, y + h]) + border) * pixels_per_metre).astype(int)
+            # Half a pixel is rounded the same way for both of two neighbours: no white line stays between them.
+            edges = np.rint((np.array([x, y, x + w, y + h]) + border) * pixels_per_metre - 1e-6).astype(int)
             image[edges[1] : edges[3], edges[0] : edges[2]] = 0
         return image
 

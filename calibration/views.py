@@ -118,6 +118,8 @@ def _poses(points: np.ndarray, xy: np.ndarray) -> list[tuple[np.ndarray, np.ndar
 
     OpenCV's solution for planes takes points that lie 1 mm or more out of the plane for a plane that is turned, and
     answers with a wrong pose; so it gets the flattened board."""
+    if len(points) < 4:
+        return []
     flat = points * [1.0, 1.0, 0.0]
     ok, rvecs, tvecs, _ = cv2.solvePnPGeneric(flat, xy, np.eye(3), None, flags=cv2.SOLVEPNP_IPPE)
     out = []

@@ -19,11 +19,12 @@ from export.lint import lint
 from export.manifest import manifest_for
 from export.observations import JUDGED, SHOWN, engine_feeds
 from export.onnx import Specs, export_engine
-from export.plan import Opened, Plan
+from export.plan import Opened, Plan, Precise
+from export.precision import modules, reasons
 from export.quantise import Feeds, left_in_float, quantise
 from export.tensorrt.gate import Judged, budgets, judged
-from export.tensorrt.predict import modules, reasons
 from export.tensorrt.stored import PLAN, write_plan
+from export.tensorrt.sums import RoundedSums
 from runtime.bundle import check_replaceable, save_bundle
 from runtime.engines.onnx import OrtEngine
 from runtime.manifest import Chunk, Gate, Manifest, Reactive
@@ -31,6 +32,7 @@ from runtime.policies.harmowam import fixed_noise
 from sim.tasks import ARM
 
 Say = Callable[[str], None]
+DONE = 0.9  # calibrated P(done) above which a policy says that it is done
 
 
 def float_engines(specs: Specs, work: Path, say: Say = lambda line: None) -> dict[str, Path]:
@@ -44,7 +46,7 @@ def float_engines(specs: Specs, work: Path, say: Say = lambda line: None) -> dic
 
 def noise_of(specs: Specs) -> dict[str, np.ndarray]:
     """The fixed noise from which the flow of each engine starts, by engine name."""
-    return fixed_noise(specs["world_model"][1]["noise"], specs["predictive"][1]["noise"])
+    return fixed_noise({name: inputs for name, (_, inputs, _) in specs.items()})
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Shipped:
         return Shipped({**self.files, **{n: floats[n] for n in names}}, {**self.layers, **layers})
 
 
-def shrink(plan: Plan, floats: dict[str, Path], feeds: dict[str, list[Feeds]], work: Path, say: Say) -> Shipped:
+def shrink(plan: Precise, floats: dict[str, Path], feeds: dict[str, list[Feeds]], work: Path, say: Say) -> Shipped:
     """The engines at the plan's precision, as files in `work`; raises ExportError for a recipe that does not fit
     them."""
     shipped, counts = dict(floats), {}
@@ -86,7 +88,7 @@ def shrink(plan: Plan, floats: dict[str, Path], feeds: dict[str, list[Feeds]], w
     return Shipped(shipped, counts)
 
 
-def refuse_what_it_would_not_run(plan: Plan, shipped: Shipped) -> None:
+def refuse_what_it_would_not_run(plan: Precise, shipped: Shipped) -> None:
     """Raises ExportError where the linter objects, or where ONNX Runtime would compute INT8 layers in float."""
     complaints = [f"{name}: {c}" for name, path in shipped.files.items() for c in lint(path, plan.target)]
     if complaints:
@@ -133,7 +135,17 @@ def compared(
     return rows
 
 
-def quantisation(plan: Plan, shipped: Shipped, failed: bool) -> dict[str, Any]:
+def with_rounded_sums(
+    reference: dict[str, OrtEngine], shipped: Shipped, feeds: dict[str, list[Feeds]], say: Say
+) -> dict[str, Any]:
+    """Agreement of every FP16 engine with FP32 where its sums are rounded to FP16, as TensorRT may do; on a few
+    observations."""
+    say("FP16 sums emulated")
+    few = {name: feeds[name][JUDGED][::8] for name in shipped.files}
+    return {name: parity(reference[name], RoundedSums(path), few[name]) for name, path in shipped.files.items()}
+
+
+def quantisation(plan: Precise, shipped: Shipped, failed: bool) -> dict[str, Any]:
     """What the manifest says about quantisation. Times differ from run to run, so the hashed manifest holds only what
     repeats exactly."""
     how: dict[str, Any] = {"format": "fp16" if plan.half else "fp32"}
@@ -161,10 +173,17 @@ def harmowam_manifest(opened: Opened, how: dict[str, Any]) -> Manifest:
         {name: (inputs, outputs) for name, (_, inputs, outputs) in opened.specs.items()},
         c.image,
         chunk=Chunk(c.chunk, round(c.chunk_dt_s * 1000), *spread),
-        gate=Gate(on=0.5, off=0.2),
+        gate=Gate(on=0.5, off=0.2, done=DONE if c.form == "one_step" else None),
         reactive=Reactive(c.heatmap),
         quantization=how,
     )
+
+
+def judged_poses(observations: Path) -> np.ndarray:
+    """Tool poses float64[n, 6] of the judged observations."""
+    with np.load(observations) as stored:
+        poses: np.ndarray = stored["pose"][JUDGED]
+    return poses
 
 
 def refuse_missed(missed: list[str]) -> None:
@@ -211,16 +230,16 @@ def export_bundle(
                 report["tensorrt"] |= {"why": reasons(verdict.plans, floats), "predicted_for": modules()}
         candidate = reference if plan.precision == "fp32" else {n: OrtEngine(path) for n, path in shipped.files.items()}
         report["engines"] = compared(reference, candidate, floats, shipped, feeds, say)
+        if plan.half:
+            report["rounded_sums"] = with_rounded_sums(reference, shipped, feeds, say)
         if timed and plan.int8 and plan.target == "onnxruntime":
             slow = not_faster(report["engines"])
             report["float"] = {name: report["engines"][name]["time"] for name in slow}
             shipped, candidate = shipped.in_float(slow, floats), candidate | {n: reference[n] for n in slow}
             again = {name: reference[name] for name in slow}
             report["engines"] |= compared(reference, again, floats, shipped, feeds, say)
-        with np.load(plan.observations) as stored:
-            poses = stored["pose"][JUDGED]
         chain = feeds["world_model"][JUDGED], feeds["predictive"][JUDGED]
-        report["joints_deg"] = joint_error(reference, candidate, *chain, poses)
+        report["joints_deg"] = joint_error(reference, candidate, *chain, judged_poses(plan.observations))
         report["missed"] = missed(report)
         if not force:
             refuse_missed(report["missed"])

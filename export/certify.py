@@ -87,7 +87,8 @@ def refuse_strangers(int8: Bundle, fp32: Bundle, note: Any) -> None:
     other = note is not ANY and report.is_file() and json.loads(report.read_text()).get("checkpoint", note) != note
     if other or left(int8) != left(fp32):
         raise ExportError(
-            f"{int8.path} was not made from this checkpoint: name the one that it was exported from with --against."
+            f"{int8.path} was not made from this checkpoint: name the one that it was exported from with --against, or "
+            "export it again where another version of this program did it."
         )
 
 

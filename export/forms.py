@@ -193,5 +193,6 @@ def for_export(model: HarmoWam) -> HarmoWam:
     with_whole_norms(out.world)
     assert isinstance(out.world.attention, nn.MultiheadAttention)
     out.world.attention = InPlaceOfMultihead(out.world.attention)
-    out.predictive = StepExpert(out.predictive, out.cfg.action_steps)
+    if isinstance(out.predictive, PredictiveExpert):  # a OneStepExpert has this form already
+        out.predictive = StepExpert(out.predictive, out.cfg.action_steps)
     return out

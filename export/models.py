@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from export.config import Config
 from export.layers import Attend, Residual, conv, start_at_zero, time_features
+from export.one_step import OneStepExpert, OneStepReactive, OneStepWorld, WristGate
 
 
 class Tokeniser(nn.Module):
@@ -273,6 +274,12 @@ class PredictiveExpert(nn.Module):
         return x
 
 
+def flow_parts(model: HarmoWam) -> tuple[WorldModel, PredictiveExpert]:
+    """World model and predictive expert of a model of form "flow"."""
+    assert isinstance(model.world, WorldModel) and isinstance(model.predictive, PredictiveExpert)
+    return model.world, model.predictive
+
+
 class ReactiveExpert(nn.Module):
     """Transit: finds in the predicted futures where the gripper will be. Fully convolutional, so that its output moves
     with the picture.
@@ -337,7 +344,8 @@ class Gate(nn.Module):
 
 
 class HarmoWam(nn.Module):
-    """The whole model; `action_mean/std`, `proprio_mean/std` and `reach_mean/std` are its normalisation."""
+    """The whole model, in the form that its configuration names; `action_mean/std`, `proprio_mean/std` and
+    `reach_mean/std` are its normalisation."""
 
     action_mean: Tensor
     action_std: Tensor
@@ -350,10 +358,11 @@ class HarmoWam(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.tokeniser = Tokeniser(cfg)
-        self.world = WorldModel(cfg)
-        self.predictive = PredictiveExpert(cfg)
-        self.reactive = ReactiveExpert(cfg)
-        self.gate = Gate(cfg)
+        one = cfg.form == "one_step"
+        self.world: WorldModel | OneStepWorld = OneStepWorld(cfg) if one else WorldModel(cfg)
+        self.predictive: PredictiveExpert | OneStepExpert = OneStepExpert(cfg) if one else PredictiveExpert(cfg)
+        self.reactive: ReactiveExpert | OneStepReactive = OneStepReactive(cfg) if one else ReactiveExpert(cfg)
+        self.gate: Gate | WristGate = WristGate(cfg) if one else Gate(cfg)
         self.register_buffer("action_mean", torch.zeros(cfg.chunk, 6))
         self.register_buffer("action_std", torch.ones(cfg.chunk, 6))
         self.register_buffer("proprio_mean", torch.zeros(len(cfg.proprio)))

@@ -18,9 +18,9 @@ from export.gates import COSINE, ExportError, parity, race
 from export.observations import engine_feeds
 from export.origin import load_recipe
 from export.plan import Plan
+from export.precision import half_plan, least_gain
 from export.quantise import CALIBRATORS, layer_weights, quantise
 from export.tensorrt.builder import EnginePlan
-from export.tensorrt.predict import half_plan, least_gain
 from runtime.engines.onnx import OrtEngine
 
 # Least speed-up of the whole engine that makes a group worth its error. A prediction repeats exactly.

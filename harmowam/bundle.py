@@ -50,6 +50,7 @@ def _print(facts: dict[str, Any]) -> None:
         ("digest", facts["digest"]),
         ("signature", _signature(facts["signature"])),
     ]
+    rows += [(f"its {part}", text) for part, text in facts.get("does", {}).items()]
     for engine in facts["engines"]:
         takes = ", ".join(f"{k} {shape}" for k, shape in engine["inputs"].items())
         gives = ", ".join(engine["outputs"])

@@ -7,14 +7,20 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from harmowam.export_policy import LEROBOT, OWN, UNITS, is_policy, order_of, print_policy
 from harmowam.options import UserError, errors, json_option, refuse_unused, say, workers_option, write_json
 from harmowam.progress import behind
 
+if TYPE_CHECKING:
+    from export.policies.bundle import Order
+
 EXPORT_S, SEARCH_S = 55, 420  # on two idle cores (docs/export.md)
+POLICY_S = 120  # a LeRobot ACT of full size
 PATH = click.Path(readable=False, path_type=Path)
 checkpoint_argument = click.argument("checkpoint", type=PATH, required=False)
 samples_option = click.option("--samples", type=PATH, help="Calibration observations (default: beside the checkpoint).")
@@ -46,8 +52,16 @@ target_option = click.option(
 @samples_option
 @click.option("--dataset", type=PATH, help="A LeRobotDataset to draw 256 calibration observations from.")
 @click.option(
-    "--units", type=click.Choice(["degrees", "rad"]), help="Units of joint angles in a --dataset that lerobot recorded."
+    "--units",
+    type=click.Choice(UNITS),
+    help="Units of joint values in a LeRobot policy, or in a --dataset that lerobot recorded.",
 )
+@click.option("--robot", metavar="FILE", help="LeRobot policies: the robot that it drives, shipped or a file.")
+@click.option(
+    "--rate", type=click.FloatRange(1, 200), help="LeRobot policies: actions a second (default: the --dataset's)."
+)
+@click.option("--joints", type=PATH, help="LeRobot policies: the arm's calibration by lerobot-calibrate.")
+@click.option("--task", "tasks", multiple=True, help="LeRobot policies: what it does, for `run --task`; repeatable.")
 @click.option("--cameras", type=PATH, help="Folder with the calibrations of its cameras: front.json, wrist.json.")
 @text_option
 @click.option(
@@ -65,6 +79,10 @@ def export(
     samples: Path | None,
     dataset: Path | None,
     units: str | None,
+    robot: str | None,
+    rate: float | None,
+    joints: Path | None,
+    tasks: tuple[str, ...],
     cameras: Path | None,
     text_encoder: Path | None,
     keep: bool,
@@ -72,9 +90,22 @@ def export(
     json_path: Path | None,
 ) -> None:
     """Turn a checkpoint into an INT8 bundle (default: the shipped checkpoint); refused when its outputs differ too much
-    from FP32."""
+    from FP32.
+
+    CHECKPOINT may be the folder of an ACT that LeRobot trained. Then say --robot, --rate and --units; with --dataset it
+    becomes INT8, without one FP32 (or FP16).
+    """
     from export.bundle import export_bundle
 
+    if checkpoint is not None and is_policy(checkpoint):
+        refuse_unused("for a LeRobot policy", *OWN)
+        chosen = click.get_current_context().get_parameter_source("precision") is ParameterSource.COMMANDLINE
+        how = {"target": target, "precision": precision if dataset or chosen else "fp32"}
+        order = order_of(checkpoint, robot, rate, units, joints, dataset, tasks, **how)
+        report = export_policy(order, out, force)
+        write_json(json_path, report)
+        return
+    refuse_unused("for a checkpoint of our own", *LEROBOT)
     if not dataset:
         refuse_unused("without --dataset", "units", "cameras")
     if samples and dataset:
@@ -164,6 +195,17 @@ def certify(
     write_json(json_path, result)
 
 
+def export_policy(order: Order, out: Path, force: bool) -> dict[str, Any]:
+    """Write the bundle of a LeRobot policy and print its report."""
+    from export.policies import bundle
+
+    with behind(out, POLICY_S, say) as told:
+        report = bundle.export_policy(order, out, told, force=force)
+    print_policy(report["source"], report)
+    print_report(report, out)
+    return report
+
+
 def same(plan: Any, out: Path) -> bool:
     """Whether the bundle at `out` is what `plan` would make, with the report of its export."""
     from export.origin import made_from
@@ -218,7 +260,6 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     """Print parity, joint errors, times, weights, missed gates and predicted times on a Jetson Orin, which are added to
     `report`."""
     from export.gates import CELL_MM
-    from export.roofline import calibration_errors, predicted, table
     from export.tensorrt.gate import lines
 
     engines = report["engines"]
@@ -230,8 +271,12 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     click.echo(
         f"joint goals apart: median {joints['p50']:.2f}, p99 {joints['p99']:.2f}, worst {joints['max']:.2f} degrees"
     )
-    heat = engines["fast"]["parity"]["heat"]
-    click.echo(f"aims apart: p99 {CELL_MM * heat['aim_p99']:.1f} mm, {heat['astray']:.1%} mean another thing")
+    if "fast" in engines:
+        heat = engines["fast"]["parity"]["heat"]
+        click.echo(f"aims apart: p99 {CELL_MM * heat['aim_p99']:.1f} mm, {heat['astray']:.1%} mean another thing")
+    if rounded := report.get("rounded_sums"):
+        worst = min(row["cosine"] for rows in rounded.values() for row in rows.values())
+        click.echo(f"worst cosine where sums are rounded to FP16, as TensorRT may do: {worst:.4f}")
     for name, engine in engines.items():
         took = engine["time"]
         click.echo(
@@ -246,8 +291,22 @@ def print_report(report: dict[str, Any], out: Path) -> None:
         click.echo("\n".join(lines(report["tensorrt"])))
     for line in report["missed"]:
         click.echo(f"GATE MISSED: {line}", err=True)
-    report["orin"] = predicted({name: out / "onnx" / f"{name}.onnx" for name in engines})
-    off = max(abs(e) for e in calibration_errors().values())
-    click.echo(f"\nTensorRT on a Jetson Orin, by a roofline that is up to {100 * off:.0f} % off on published figures:")
-    click.echo("\n".join(table(report["orin"])))
+    _print_orin(report, out, list(engines))
     click.echo(f"bundle: {out}")
+
+
+def _print_orin(report: dict[str, Any], out: Path, engines: list[str]) -> None:
+    """Print predicted times on a Jetson Orin, and add them to `report`: "orin", and for INT8 by plans also
+    "orin_inside"."""
+    from export.roofline import described, predicted, table
+    from export.tensorrt.stored import PLAN, read_plan
+
+    plans = read_plan(out).plans if (out / "reports" / PLAN).is_file() else {}
+    files = {name: out / "onnx" / f"{name}.onnx" for name in engines}
+    report["orin"] = predicted(files, plans)
+    click.echo(f"\nTensorRT on a Jetson Orin, {described(plans)}:")
+    click.echo("\n".join(table(report["orin"])))
+    if any(k.int8 for plan in plans.values() for k in plan.launched):
+        report["orin_inside"] = predicted(files, plans, inside=True)
+        click.echo("\nthe same with rounding inside INT8 convolutions, as TensorRT 10.3 (JetPack 6) computes them:")
+        click.echo("\n".join(table(report["orin_inside"])))

@@ -227,6 +227,7 @@ def _board_in_view(
     by the rough X and Z."""
     theta, model = theta_of(camera)
     size = np.array([camera.width, camera.height])
+    share = 0.7 if len(board.points()) > board.enough else 1.0  # a lone tag is found whole or not at all
 
     def visible(q: np.ndarray) -> bool:
         A = forward(q)
@@ -234,6 +235,6 @@ def _board_in_view(
         if T[2, 3] < 0.08 or T[:3, 2] @ T[:3, 3] / np.linalg.norm(T[:3, 3]) < 0.5:
             return False
         uv = lens.project(board.points(), theta, model, cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
-        return bool(((uv > 0.05 * size) & (uv < 0.95 * size)).all(1).mean() > 0.7)
+        return bool(((uv > 0.05 * size) & (uv < 0.95 * size)).all(1).mean() >= share)
 
     return visible

@@ -212,8 +212,8 @@ def profile(
     json_path: Path | None,
 ) -> None:
     """Where each millisecond goes: the same loop as `run`, with every stage stamped by one clock."""
-    from harmowam.folders import left_in
-    from harmowam.live import live, make_folder
+    from harmowam.folders import left_in, make_folder
+    from harmowam.live import live
     from harmowam.page import reported
     from harmowam.processes import process_began_s
     from runtime.bundle import Bundle

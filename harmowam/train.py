@@ -24,6 +24,18 @@ if TYPE_CHECKING:
 
 PlanT = TypeVar("PlanT", "Plan", "DistilPlan", "ActPlan")
 PATH = click.Path(readable=False, path_type=Path)
+NOT_OF_A_RECIPE = (
+    "start",
+    "stages",
+    "shards",
+    "bf16",
+    "text_encoder",
+    "seed",
+    "tables",
+    "weights",
+    "baseline",
+    "play",
+)
 
 
 def goes_on(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,11 +125,16 @@ def read(
     run: Path,
     any_arm: bool = False,
     weights: Sequence[float] = (),
+    rate_hz: float | None = None,
     **recording: Any,
 ) -> Demonstrations:
-    """Read the datasets; decoded pictures stay in the run's folder, where a resumed run and other processes find them.
-    `any_arm`: accept any arm, and cameras without calibration, which the baseline is trained for; else raises UserError
-    for what our model cannot be trained on. `recording`: options of `harmowam.data`."""
+    """Read the datasets at `rate_hz` rows a second (None: as many as the default model takes).
+
+    Decoded pictures stay in the run's folder, where a resumed run and other processes find them. `any_arm`: accept any
+    arm, and cameras without calibration, which the baseline is trained for; else raises UserError for what our model
+    cannot be trained on. `recording`: options of `harmowam.data`.
+    """
+    from export.config import Config
     from export.loop import leads
     from export.recordings import How
     from export.sources import Source, load_sources
@@ -134,7 +151,8 @@ def read(
         if leads():
             say(printable(line))
 
-    data = load_sources(sources, run / "pictures", arm=None if any_arm else ARM, say=told)
+    rate = Config.rate_hz if rate_hz is None else rate_hz
+    data = load_sources(sources, run / "pictures", rate, arm=None if any_arm else ARM, say=told)
     if not any_arm:
         _suits_our_model(data)
     return data
@@ -152,7 +170,9 @@ def _suits_our_model(data: Demonstrations) -> None:
         )
 
 
-def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path | None, only_snapshot: bool) -> None:
+def follow_recipe(
+    path: Path, datasets: Sequence[Path], run: Path, out: Path, packed: Path | None, only_snapshot: bool
+) -> None:
     """Train a checkpoint from scratch by a recipe, or finish an interrupted training; raises UserError."""
     from export.checkpoint import write_file
     from export.data import collect
@@ -160,15 +180,18 @@ def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path 
     from export.origin import samples_path
     from export.recipe_file import follow, read_recipe, snapshot
 
-    recipe = read_recipe(path)
+    if len(datasets) > 1:
+        raise UserError("--recipe collects one dataset of its own: name one folder with --dataset.")
+    (dataset,), recipe = datasets, read_recipe(path)
     if only_snapshot:
         if packed is None:
             raise UserError("--snapshot needs a folder to write to: add --stages.")
         step, done = snapshot(recipe, run, packed)
         click.echo(f"{packed / step.name}.safetensors: {done} of {step.steps} steps")
         return
-    collect(dataset, **recipe.data)
-    data = read([dataset], run)
+    rate_hz = recipe.cfg.rate_hz
+    collect(dataset, **recipe.data, rate_hz=rate_hz)
+    data = read([dataset], run, rate_hz=rate_hz)
     last = follow(recipe, data, run, packed)
     write_file(out, last.read_bytes())
     pick_samples(data, samples_path(out))
@@ -242,9 +265,10 @@ def train(
 
     Several processes: torchrun --nproc-per-node 2 -m harmowam.cli train --run-folder RUN ...
     """
-    from export import act
+    from export.act import STAGES as ACT_STAGES
     from export.act import ActPlan
     from export.backdrop import with_other_tables
+    from export.checkpoint import load_checkpoint
     from export.config import Config
     from export.loop import leads
     from export.observations import pick_samples
@@ -253,33 +277,29 @@ def train(
 
     out = out or run_folder / "harmowam-so101.safetensors"
     if recipe is not None:
-        refuse_unused("with --recipe", "start", "stages", "shards", "bf16", "text_encoder", "seed", "tables", "weights")
-        refuse_unused("with --recipe", "baseline", "play", *RECORDING)
-        if len(datasets) > 1:
-            raise UserError("--recipe collects one dataset of its own: name one folder with --dataset.")
-        follow_recipe(recipe, datasets[0], run_folder, out, packed, snapshot)
+        refuse_unused("with --recipe", *NOT_OF_A_RECIPE, *RECORDING)
+        follow_recipe(recipe, datasets, run_folder, out, packed, snapshot)
         return
     refuse_unused("without --recipe", "packed", "snapshot")
     if baseline:
         refuse_unused("with --baseline", "start", "text_encoder")
-        act_plan = changed(ActPlan(seed=seed, shards=shards, bf16=bf16), stages, act.STAGES)
+        act_plan = changed(ActPlan(seed=seed, shards=shards, bf16=bf16), stages, ACT_STAGES)
     else:
         refuse_unused("without --baseline", "play")
         plan = changed(Plan(tables=tables, seed=seed, shards=shards, bf16=bf16), stages, STAGES)
-    cfg, encode = _with_encoder(Config(), text_encoder)
-    data = read(datasets, run_folder, bool(baseline), weights, **recording)
+    cfg, encode = _with_encoder(Config() if start is None else load_checkpoint(start)[0].cfg, text_encoder)
+    data = read(datasets, run_folder, bool(baseline), weights, cfg.rate_hz, **recording)
     if baseline:
         if tables:
             _suits_our_model(data)
         data = with_other_tables(data, tables, seed, cfg)
-        report = train_baseline(data, run_folder, out, act_plan, baseline, play)
+        note = train_baseline(data, run_folder, out, act_plan, baseline, play)
+    else:
+        note = train(data, run_folder, out, plan, cfg, encode, start)
         if leads():
-            write_json(json_path, report)
-        return
-    note = train(data, run_folder, out, plan, cfg, encode, start)
+            pick_samples(data, samples_path(out))
+            click.echo(f"{out}: {note['train_minutes']} min of training on {note['episodes']} episodes")
     if leads():
-        pick_samples(data, samples_path(out))
-        click.echo(f"{out}: {note['train_minutes']} min of training on {note['episodes']} episodes")
         write_json(json_path, note)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,7 @@ class Prior:
     grid_ns: np.ndarray  # int64[K]
     number: int = 0  # counts the Priors of a run from 1
     space: str = "tool"
+    done: float = math.nan  # P(the task is done and the tool has left); NaN where the policy does not say
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def plan_press(world: World, rng: np.random.Generator) -> list[Segment]:
     """Way-points of the button row: hover, press, hover, for each button that is not lit yet; the jaw stays closed."""
     at, out = world.pose, []
     for name in [r for r in world.layout.roles if r not in world.pressed]:
-        x, y, _ = world.layout.places[name]
+        x, y, _ = world.position(name)
         hx, hy = entry(rng, x, y)
         hover = _pose(hx, hy, HOVER, 0.0, CLOSED)
         out += [

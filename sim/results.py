@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sim.statistics import paired_difference, relative_drop, wilson
-from sim.tasks import ENVIRONMENTS
+from sim.tasks import DISTURBED, ENVIRONMENTS
 
 Row = dict[str, Any]
 UNSEEN = ENVIRONMENTS[1:]
@@ -40,7 +40,54 @@ def measures(rows: list[Row]) -> dict[str, Any]:
         "gate_accuracy": round(sum(r.get("gate_right", 0) for r in home) / frames, 4) if frames else None,
         "switches_per_episode": round(float(np.mean([r["switches"] for r in home])), 2) if home else None,
         "median_seconds": round(float(np.median([r["seconds"] for r in home if r["success"]])), 2) if wins else None,
+        **jaw(home),
+        **_finishes(home),
         "failures": dict(Counter(r["failure"] for r in home if not r["success"]).most_common()),
+    }
+
+
+def jaw(rows: list[Row]) -> dict[str, int]:
+    """How often the jaw's goal turned back in its events (`sim.jaw`): all events, those with more than one reversal,
+    and the most in one event."""
+    events = [n for r in rows for n in r.get("jaw_reversals", ())]
+    return {"jaw_events": len(events), "jaw_chattered": sum(n > 1 for n in events), "jaw_most": max(events, default=0)}
+
+
+def disturbed(rows: list[Row]) -> dict[str, Any] | None:
+    """What displacements did to one policy, from its rows; None without a displacement.
+
+    `success` and `undisturbed` (None where not played): shares of the starts in which something moved, as they were
+    played disturbed and "seen". `reaction_p50_ms`, `reaction_p99_ms`: over those with a reaction; `unreacted`: count of
+    the others.
+    """
+    moved = [r for r in rows if r["environment"] == DISTURBED and r["displaced_s"] is not None]
+    if not moved:
+        return None
+    still = {(r["task"], r["seed"], r["start"]): r["success"] for r in rows if r["environment"] == "seen"}
+    pairs = [(r["success"], still[k]) for r in moved if (k := (r["task"], r["seed"], r["start"])) in still]
+    times = [r["reaction_ms"] for r in moved if r["reaction_ms"] is not None]
+    return {
+        "episodes": sum(r["environment"] == DISTURBED for r in rows),
+        "displaced": len(moved),
+        "pairs": len(pairs),
+        "success": sum(won for won, _ in pairs) / len(pairs) if pairs else _share(moved, lambda r: r["success"]),
+        "undisturbed": sum(won for _, won in pairs) / len(pairs) if pairs else None,
+        "reaction_p50_ms": round(float(np.percentile(times, 50)), 1) if times else None,
+        "reaction_p99_ms": round(float(np.percentile(times, 99)), 1) if times else None,
+        "unreacted": len(moved) - len(times),
+    }
+
+
+def _finishes(rows: list[Row]) -> dict[str, Any]:
+    """Of policies that say when they are done: episodes that ended so, those of them without success, and episodes
+    that had success at some time."""
+    told = [r for r in rows if "said_done" in r]
+    if not told:
+        return {}
+    return {
+        "said_done": sum(r["said_done"] for r in told),
+        "false_finishes": sum(r["said_done"] and not r["success"] for r in told),
+        "ever": sum(r["ever"] for r in told),
     }
 
 
@@ -105,7 +152,14 @@ def summary(rows: list[Row]) -> dict[str, Any]:
         if "gated" in policies and there:
             best = max(there, key=lambda p: policies[p]["unseen"])
             paired[name] = {"policy": best, **(difference(home, "gated", best) or {})}
-    return {"policies": policies, "gated_minus": paired}
+    mine = {p: [r for r in home if r["policy"] == p] for p in policies}
+    moved = {p: found for p, r in mine.items() if (found := disturbed(r)) is not None}
+    return {
+        "policies": policies,
+        "gated_minus": paired,
+        "disturbed": moved,
+        "jaw": {p: jaw(r) for p, r in mine.items()},
+    }
 
 
 def _percent(value: float | None, digits: int = 0) -> str:
@@ -132,7 +186,7 @@ def table(rows: list[Row]) -> list[list[str]]:
     out = []
     by = grouped(rows, "policy", "environment")
     policies = list(dict.fromkeys(p for p, _ in by))
-    for policy, environment in sorted(by, key=lambda k: (policies.index(k[0]), ENVIRONMENTS.index(k[1]))):
+    for policy, environment in sorted(by, key=lambda k: (policies.index(k[0]), (*ENVIRONMENTS, DISTURBED).index(k[1]))):
         mine = by[policy, environment]
         m = measures(mine)
         rate, (low, high) = success_rate(mine), m["wilson95"]
@@ -165,10 +219,34 @@ def sentences(rows: list[Row]) -> list[str]:
         for p, v in s["policies"].items()
         if v["unseen"] is not None
     ]
+    for policy, mine in grouped(rows, "policy").items():
+        home = [r for r in mine if r["start"] == "home"]
+        if f := _finishes(home):
+            out.append(
+                f"{policy[0]}: said done in {f['said_done']} of {len(home)} episodes, in {f['false_finishes']} of them "
+                f"wrongly; {f['ever']} had success at some time"
+            )
     for name, d in s["gated_minus"].items():
         if "difference" in d:
             out.append(
                 f"gated minus {name} ({d['policy']}), mean of unseen, paired: {100 * d['difference']:+.1f} points (95 "
                 f"% {100 * d['low']:+.1f} to {100 * d['high']:+.1f}; {d['pairs']} starts)"
             )
+    for p, d in s["disturbed"].items():
+        beside = "" if d["undisturbed"] is None else f" ({_percent(d['undisturbed'])} of the same starts undisturbed)"
+        times = (
+            "no reaction"
+            if d["reaction_p50_ms"] is None
+            else f"{d['reaction_p50_ms']:.0f} ms at p50, {d['reaction_p99_ms']:.0f} ms at p99"
+        )
+        out.append(
+            f"{p}, disturbed: moved in {d['displaced']} of {d['episodes']} episodes, {_percent(d['success'])} of these "
+            f"solved{beside}; reaction {times}, none in {d['unreacted']}"
+        )
+    out += [
+        f"{p}: the jaw's goal turned back more than once in {j['jaw_chattered']} of {j['jaw_events']} events (at most "
+        f"{j['jaw_most']} times)"
+        for p, j in s["jaw"].items()
+        if j["jaw_events"]
+    ]
     return out

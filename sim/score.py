@@ -65,7 +65,7 @@ class Score:
         ]
         self.pose: list[np.ndarray] = []  # measured, one per frame
 
-    def _due(self) -> int:
+    def due(self) -> int:
         """Index of the subgoal that is due."""
         if self.press:
             done = 0
@@ -83,7 +83,7 @@ class Score:
         w = self.world
         tool = w.pose[:2]
         if self.press:
-            return float(np.linalg.norm(tool - np.array(self.layout.places[self.roles[self._due()]][:2])))
+            return float(np.linalg.norm(tool - w.position(self.roles[self.due()])[:2]))
         item = w.position(self.roles[0])[:2]
         if self.held:
             return float(np.linalg.norm(item - w.position(self.roles[1])[:2]))
@@ -97,7 +97,7 @@ class Score:
         """Judge this frame; returns a reason to end an episode that cannot succeed, else ""."""
         w = self.world
         self.pose.append(w.pose)
-        before = self._due()
+        before = self.due()
         if not self.press:
             self._grip(now_ns)
             if not any(w.holds(o) for o in self._others):
@@ -106,7 +106,7 @@ class Score:
                 self._wrong_since = now_ns
             else:
                 self.wrong = self.wrong or now_ns - self._wrong_since >= SURE_NS
-        due = self._due()
+        due = self.due()
         self.furthest = max(self.furthest, due)
         away = self.distance()
         self.near = away < REACHED_M * (LEAVE if self.near else 1.0)

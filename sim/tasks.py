@@ -1,4 +1,4 @@
-"""Six table-top tasks and four environments: positions of the objects, instructions, and the test for success.
+"""Six table-top tasks and five environments: positions of the objects, instructions, and the test for success.
 
 Regions of the table: demonstrations of tasks use `SEEN`; the environment "position" puts the item (and the goal, if
 there is room) into `UNSEEN`; play uses both. No policy uses this module.
@@ -19,6 +19,7 @@ Places = dict[str, tuple[float, float, float]]  # body -> x, y (m), heading (rad
 
 ARM = FAMILY  # the tasks fit the reach of this arm; its demonstrations trained the shipped checkpoint
 ENVIRONMENTS = ("seen", "background", "position", "object")
+DISTURBED = "disturbed"  # as "seen", but the item or the goal moves once (sim/disturbance.py)
 SEEN = ((0.162, -0.125), (0.260, 0.030))  # (x, y) of two corners, m
 UNSEEN = ((0.162, 0.045), (0.260, 0.125))
 REACH = 0.225  # m from the pan axis, tool pointing down
@@ -226,14 +227,16 @@ def sample_look(rng: np.random.Generator, environment: str, places: Places) -> L
 def sample_layout(
     rng: np.random.Generator, instruction: str | None = None, task: str | None = None, environment: str = "seen"
 ) -> Layout:
-    """A random start of `instruction`, of `task`, or of any task. `environment` is one of ENVIRONMENTS, or "play"."""
+    """A random start of `instruction`, of `task`, or of any task. `environment`: one of ENVIRONMENTS, DISTURBED, or
+    "play"."""
     if instruction is None:
         texts = list(TASKS[task].instructions) if task is not None else list(INSTRUCTIONS)
         instruction = texts[int(rng.integers(len(texts)))]
     t = TASKS[INSTRUCTIONS[instruction]]
     roles = t.instructions[instruction]
     everywhere = (SEEN[0], UNSEEN[1])
-    home = {"seen": SEEN, "background": SEEN, "object": SEEN, "position": UNSEEN, "play": everywhere}[environment]
+    near = dict.fromkeys(("seen", "background", "object", DISTURBED), SEEN)
+    home = {**near, "position": UNSEEN, "play": everywhere}[environment]
     if t.name == "press":
         places = _row(rng, home)
     else:

@@ -26,6 +26,7 @@ MOST_S = 6.0  # s; a later event is replaced by this time
 def copy_state(replica: World, world: World) -> None:
     """Copy the state of `world` into `replica`: bodies, servos, buttons."""
     replica.reset(world.layout)
+    replica.model.body_pos[:] = world.model.body_pos  # a fixed goal may have been displaced
     replica.data.qpos[:], replica.data.qvel[:], replica.data.ctrl[:] = world.data.qpos, world.data.qvel, world.data.ctrl
     replica._goal, replica._profile = world._goal.copy(), world._profile.copy()
     replica._delay = [d.copy() for d in world._delay]
@@ -78,8 +79,8 @@ class TrueFutureStep:
     def _latent(self, obs: Observation) -> np.ndarray:
         """The front picture as the tokeniser's latent, float32[C,h,w]."""
         s = self.slow
-        feeds = {"front": s.views(obs)["front"], "text": s.text, "noise": s.world_noise}
-        return s.world.run({**feeds, "proprio": proprio(s.family.forward(obs.q_rad))[None]})["latent"][0].copy()
+        feeds = s.world_feeds(s.views(obs)["front"], proprio(s.family.forward(obs.q_rad))[None])
+        return s.world.run(feeds)["latent"][0].copy()
 
     def step(self, now_ns: int, obs: Observation) -> Prior:
         prior = self.slow.step(now_ns, obs)

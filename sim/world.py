@@ -22,6 +22,7 @@ from common.errors import Mendable
 from firmware_bridge.arms.family import Family
 from firmware_bridge.servos.sts3215 import RAD_PER_STEP
 from sim import trace
+from sim.in_view import InView
 from sim.tasks import ARM, N_DISTRACTORS, Layout, Look, sample_layout, success
 from sim.variety import BOX, CYLINDER, draw_colour, draw_table_top, scale_bodies, vary_shapes
 
@@ -70,7 +71,7 @@ class Scene:
         self.model = compiled(task, family)
         self.data = mujoco.MjData(self.model)
         self.renderer: mujoco.Renderer | None = None
-        m = self.model
+        m, self.in_view = self.model, InView(self.model, CAMERA_SIZE[0] / CAMERA_SIZE[1])
         names = [m.geom(i).name for i in range(m.ngeom)]
         swapped = {n.split("@")[0].rstrip("0123456789") for n in names if n.endswith("@unseen")}
         self.seen = [i for i, n in enumerate(names) if n.rstrip("0123456789") in swapped]
@@ -84,11 +85,11 @@ class Scene:
         self.things = [
             i for i, b in enumerate(bodies) if roots[i] not in table_and_arm and not b.startswith("distractor")
         ]
-        foreign = [i for i, b in enumerate(bodies) if b.startswith("distractor")]
+        self.foreign = [[i for i, b in enumerate(bodies) if b == f"distractor{k}"] for k in range(N_DISTRACTORS)]
         # Groups of geoms of one colour: the walls of a tray, the cap of a button, its base. Holes stay dark, and a red
         # cap stays red because the instruction names it.
         parts: dict[tuple[str, str], list[int]] = {}
-        for i in [*self.things, *foreign]:
+        for i in [*self.things, *(g for geoms in self.foreign for g in geoms)]:
             if i not in self.unseen and names[i] not in ("hole", "floor_of_tray"):
                 parts.setdefault((bodies[i], names[i].rstrip("0123456789")), []).append(i)
         self.coloured = [(geoms, _named_channel(part or body)) for (body, part), geoms in parts.items()]
@@ -103,6 +104,8 @@ class Scene:
         speed = [i for i in range(m.nnumeric) if m.numeric(i).name == "servo_speed"]
         self.speed = np.array(m.numeric(speed[0]).data) if speed else np.full(m.nu, SERVO_SPEED)
         self.buttons = [m.joint(i).name for i in range(m.njnt) if m.joint(i).name.endswith("_button")]
+        free = np.flatnonzero(m.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
+        self.free = {m.body(m.jnt_bodyid[j]).name: int(m.jnt_qposadr[j]) for j in free}  # where poses begin in qpos
 
     def dress(self, unseen: bool) -> None:
         """Enable the seen or unseen variant of every geom with both; the other is invisible, without collisions."""
@@ -132,6 +135,7 @@ class Scene:
         m.vis.headlight.ambient[:] = m.vis.headlight.diffuse[:] = look.ambient
         for k in range(N_DISTRACTORS):
             m.body(f"distractor{k}").pos[:] = (0, 0, -2)
+            m.geom_rgba[self.foreign[k], 3] = float(k in {c[0] for c in look.clutter})  # else below the floor, unseen
         for k, x, y, yaw in look.clutter:
             body = m.body(f"distractor{k}")
             body.pos[:], body.quat[:] = (x, y, 0), (math.cos(yaw / 2), 0, 0, math.sin(yaw / 2))
@@ -207,10 +211,7 @@ class World:
 
     def free_joint(self, name: str) -> int | None:
         """Index in qpos where a free body's pose begins; None for a fixed body."""
-        joint = int(self.model.body(name).jntadr[0])
-        if joint < 0 or self.model.jnt_type[joint] != mujoco.mjtJoint.mjJNT_FREE:
-            return None
-        return int(self.model.jnt_qposadr[joint])
+        return self.scene.free.get(name)
 
     @property
     def instruction(self) -> str:
@@ -319,7 +320,7 @@ class World:
             renderer = self.scene.renderer = mujoco.Renderer(self.model, CAMERA_SIZE[1], CAMERA_SIZE[0])
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-        renderer.update_scene(self.data, camera)
+        self.scene.in_view.update(renderer, self.data, camera)
         return renderer.render()
 
     @property

@@ -167,17 +167,22 @@ def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None
     file.write_text(sealed(manifest))
 
 
-def tiny_bundle(folder: Path, gate: float = 0.1, endless: str = "") -> Path:
+def tiny_bundle(folder: Path, gate: float = 0.1, endless: str = "", done: float | None = None) -> Path:
     """Write a bundle into `folder`; `gate` is the interaction probability that its fast engine gives, `endless` names
-    the engine that never returns."""
+    the engine that never returns. With `done`, its world model depends on the text, draws no noise and gives this
+    P(done)."""
+    inputs, said = dict(INPUTS), outputs(gate)
+    if done is not None:
+        inputs["world_model"] = {k: INPUTS["world_model"][k] for k in ("text", "front", "proprio")}
+        said["world_model"]["done"] = np.array([[done]], np.float32)
     return save_tiny(
         folder,
-        INPUTS,
-        outputs(gate),
+        inputs,
+        said,
         endless,
         name="tiny",
         chunk=Chunk(16, 50, [[0.0] * 6] * 16, [[1.0] * 6] * 16),
-        gate=Gate(on=0.5, off=0.5),
+        gate=Gate(on=0.5, off=0.5, done=None if done is None else 0.9),
         reactive=Reactive(SIDE),
     )
 

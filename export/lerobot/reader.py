@@ -65,18 +65,18 @@ def load(
     that cannot be used, and CalibrationError for a file that is no camera calibration.
     """
     folder = Path(folder)
-    info = _read_info(folder, fps)
+    info = read_info(folder, fps)
     arm = _family_of(info) if arm is None else arm
-    columns = _check_features(folder, info, cameras, arm)
+    columns = check_features(folder, info, cameras, arm)
     stored = _stored_cameras(folder, info, cameras)
     table = episode_table(folder, info, cameras)
     chosen = [table[i] for i in _split(folder, info, split, len(table))]
     if not chosen:
         raise DataError(f"{folder} holds no episodes{f' in split {split!r}' if split else ''}: collect or record some.")
-    tables, state, action = _read_rows(folder, info, chosen, columns)
+    tables, state, action = read_rows(folder, info, chosen, columns)
     _check_units(folder, state, action)
     extra, seal = extra_columns(folder, chosen), _check_sealed(folder, info, tables)
-    if _schema(folder) == 1:
+    if schema_of(folder) == 1:
         state, action = (ARM.from_mirrored(x).astype(np.float32) for x in (state, action))
     images, geometry = dict[str, np.ndarray](), dict[str, Camera]()
     with tqdm(total=len(state) * len(cameras), unit=" pictures", desc=f"reading {folder}", delay=1) as bar:
@@ -118,11 +118,12 @@ def read_cameras(folder: Path) -> dict[str, Camera]:
     return found
 
 
-def _schema(folder: Path) -> int | None:
+def schema_of(folder: Path) -> int | None:
+    """The content of meta/harmowam.json; None for a dataset that this project did not write."""
     return int(read_json(folder / OURS)["schema"]) if (folder / OURS).exists() else None
 
 
-def _read_info(folder: Path, fps: float | None) -> dict[str, Any]:
+def read_info(folder: Path, fps: float | None) -> dict[str, Any]:
     for part in (folder, folder / "meta/episodes"):  # searched for files, and an unreadable folder shows none
         if said := barred(part):
             raise DataError(said)
@@ -146,7 +147,7 @@ def _family_of(info: Mapping[str, Any]) -> Family:
     return next((f for f in FAMILIES.values() if info.get("robot_type") in f.LEROBOT), ARM)
 
 
-def _check_features(folder: Path, info: Mapping[str, Any], cameras: Sequence[str], arm: Family) -> Columns:
+def check_features(folder: Path, info: Mapping[str, Any], cameras: Sequence[str], arm: Family) -> Columns:
     """Width of each vector, and its columns that hold the arm's joints, in the arm's order."""
     features, columns = info["features"], {}
     other = [f.NAME for f in FAMILIES.values() if info.get("robot_type") in f.LEROBOT and f.NAME != arm.NAME]
@@ -218,7 +219,7 @@ def _split(folder: Path, info: Mapping[str, Any], split: str | None, count: int)
     return range(first, min(last, count))
 
 
-def _read_rows(
+def read_rows(
     folder: Path, info: Mapping[str, Any], chosen: Sequence[Row], columns: Columns
 ) -> tuple[list[Path], np.ndarray, np.ndarray]:
     """The files that hold the chosen episodes; their state and action float32[N,J], in that order."""

@@ -10,7 +10,7 @@ from export.recordings.findings import How, Problem
 from export.recordings.layouts import Header, dumped
 from firmware_bridge.arms import FAMILIES
 from firmware_bridge.arms.family import Family
-from firmware_bridge.arms.so101 import FAMILY as SO101
+from sim.tasks import ARM
 
 DRIVEN = ", ".join(sorted(FAMILIES))
 
@@ -48,7 +48,7 @@ def arm_of(header: Header, how: How, problems: list[Problem]) -> tuple[Family | 
     else:
         width = _declared(header.features["action"]) or _declared(header.features["observation.state"])
         fits = [f for f in FAMILIES.values() if width in (None, len(f.JOINTS))]
-    arm = how.arm or (told if told in fits else None) or (SO101 if SO101 in fits else next(iter(fits), None))
+    arm = how.arm or (told if told in fits else None) or (ARM if ARM in fits else next(iter(fits), None))
     if arm is None or arm not in fits or (told is not None and told is not arm):
         what = f"a {header.robot}" if header.robot else "an arm without a name"
         problems.append(

@@ -21,7 +21,6 @@ from export.lerobot.layout import DataError, check_file
 from export.recordings.findings import How, Problem, Units
 from firmware_bridge.arms import SLACK
 from firmware_bridge.arms.family import Family
-from firmware_bridge.arms.so101 import FAMILY as SO101
 
 CLOSE = 0.03  # of a step: how far a measured position may lie from its lattice (float32 leaves 0.002)
 FITS = 0.98  # share of positions that must lie on it
@@ -33,9 +32,6 @@ JAW_LOW, JAW_HIGH = -15.0, 115.0
 JAW_SHARE = 0.5  # of its values beyond those: the jaw's scale is another one
 JAW_USED = 2.0  # of 100
 MOST_VALUES = 400  # different positions that are looked at, of each joint
-# An SO-100's angles before June 2025, in degrees, from those after: sign and offset of each joint.
-EARLY_SIGN = np.array([1.0, -1.0, 1.0, 1.0, 1.0])
-EARLY_OFFSET = np.array([0.0, 90.0, 90.0, 0.0, 0.0])
 LATTICES = {"degrees": (360 / STEPS, 360 / (STEPS - 1)), "rad": (2 * np.pi / STEPS, 2 * np.pi / (STEPS - 1))}
 
 
@@ -200,8 +196,8 @@ def _with_span(
 
 
 def _early(state: np.ndarray, arm: Family) -> bool:
-    """Whether degrees are those of an SO-100 before June 2025: more rows are within the limits when read so."""
-    if arm.NAME != SO101.NAME or not len(state):
+    """Whether degrees are those of before June 2025: more rows are within the limits when read so."""
+    if arm.EARLY_DEGREES is None or not len(state):
         return False
     margin = np.radians(10)
 
@@ -209,8 +205,15 @@ def _early(state: np.ndarray, arm: Family) -> bool:
         return float(((q > arm.LOWER[:-1] - margin) & (q < arm.UPPER[:-1] + margin)).all(1).mean())
 
     after = np.radians(state[:, :-1]) + arm.middle[:-1]
-    before = np.radians(EARLY_SIGN * (state[:, :-1] - EARLY_OFFSET))
+    before = np.radians(_of_now(state[:, :-1], arm))
     return inside(before) > max(0.9, inside(after) + 0.5)
+
+
+def _of_now(degrees: np.ndarray, arm: Family) -> np.ndarray:
+    """Degrees [N, J-1] of before June 2025 as those after."""
+    sign, offset = np.array(arm.EARLY_DEGREES, float).T
+    turned: np.ndarray = sign * (degrees - offset)
+    return turned
 
 
 def check_jaw(state: np.ndarray, action: np.ndarray, units: Units, problems: list[Problem]) -> None:
@@ -248,5 +251,5 @@ def to_rad(values: np.ndarray, units: Units, arm: Family) -> np.ndarray:
     if units.span_deg is not None:
         body[:, :-1] = body[:, :-1] / 200 * units.span_deg
     elif units.early:
-        body[:, :-1] = EARLY_SIGN * (body[:, :-1] - EARLY_OFFSET)
+        body[:, :-1] = _of_now(body[:, :-1], arm)
     return arm.from_lerobot(body)

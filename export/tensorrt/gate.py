@@ -15,6 +15,7 @@ import onnx
 
 from export.quantise import LAYERS
 from export.tensorrt.builder import BuilderMissing, EnginePlan, compiled
+from export.tensorrt.work import node_name
 
 STEPS = {"world_model": "world", "predictive": "action"}  # engine -> whose Euler steps are unrolled in it
 
@@ -56,7 +57,7 @@ def between_pairs(source: Path) -> list[str]:
     """Names of the products in an ONNX file whose factors both come from INT8 by DequantizeLinear."""
     graph = onnx.load(source).graph
     from_int8 = {o for n in graph.node if n.op_type == "DequantizeLinear" for o in n.output}
-    return [n.name for n in graph.node if n.op_type in LAYERS and from_int8.issuperset(n.input[:2])]
+    return [node_name(n) for n in graph.node if n.op_type in LAYERS and from_int8.issuperset(n.input[:2])]
 
 
 def left_in_float(source: Path, plan: EnginePlan) -> list[str]:

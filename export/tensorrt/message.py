@@ -40,7 +40,7 @@ LINE = re.compile(
     r"Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<tactic>.*?), StreamId: (?P<stream>\d+)(, EventId: \d+)?, "
     r"Metadata: (?P<nodes>.*)"
 )
-NODE = re.compile(r"\[ONNX Layer: ([^\x1e\x1f]+)\]")
+NODE = re.compile(r"\[ONNX Layer: ([^\x1e\x1f]+)\](__\w+)?")  # the compiler marks what it rewrote: __gemm_from_conv1x1
 BETWEEN = "\x1f"  # stands between the nodes of a kernel
 
 

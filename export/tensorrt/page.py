@@ -15,7 +15,7 @@ STYLE = """body{font:14px/1.5 system-ui,sans-serif;max-width:1280px;margin:2em a
 table{border-collapse:collapse;margin:.6em 0 1.4em}td,th{padding:.15em .8em .15em 0;text-align:left;vertical-align:top;
 border-bottom:1px solid #ddd}td.n,th.n{text-align:right}code{font-size:12px;overflow-wrap:anywhere}
 tr.wait{color:#999}.bar i{display:inline-block;height:12px}summary{cursor:pointer;font-weight:600}
-p.note{color:#555}"""
+td:nth-child(2){white-space:nowrap}p.note{color:#555}"""
 COLOURS = {
     "product": "#2f6db5",
     "attention": "#1b998b",

@@ -52,6 +52,11 @@ def role(kernel: Kernel) -> str:
     return next((r for r, pattern in ROLES if pattern.search(name)), "arithmetic")
 
 
+def node_name(node: onnx.NodeProto) -> str:
+    """What the compiler calls a node: one without a name is called after its first output."""
+    return node.name or f"node_of_{node.output[0]}"
+
+
 def product_operations(model: onnx.ModelProto) -> dict[str, float]:
     """Node name -> operations of every matrix product and convolution, a multiply-add counting as two."""
     graph = onnx.shape_inference.infer_shapes(model).graph
@@ -65,11 +70,11 @@ def product_operations(model: onnx.ModelProto) -> dict[str, float]:
         first, second = (shapes.get(i, ()) for i in node.input[:2])
         result = math.prod(shapes.get(node.output[0], ()))
         if node.op_type == "ConvTranspose":
-            out[node.name] = 2.0 * math.prod(first) * math.prod(second[1:])
+            out[node_name(node)] = 2.0 * math.prod(first) * math.prod(second[1:])
         else:
             transposed = any(a.name == "transA" and a.i for a in node.attribute)
             row = second[1:] if node.op_type == "Conv" else first[:1] if transposed else first[-1:]
-            out[node.name] = 2.0 * result * math.prod(row)
+            out[node_name(node)] = 2.0 * result * math.prod(row)
     return out
 
 

@@ -18,6 +18,7 @@ from runtime.contracts import Observation, Prior
 from runtime.observe.log_reader import read_log, read_run
 from runtime.observe.records import CUT, DAMAGED, FrameRecord, LogError, PriorRecord, TickRecord, digest
 from runtime.policies import open_policy
+from runtime.policies.finish import finish_of
 
 KEPT = 256  # newest observations and Priors: a slow step may look back that far
 
@@ -121,6 +122,7 @@ class _Player:
             bundle, meta["task"], cameras, mode=meta["policy"], engine=meta.get("engine", "cpu"), ends=meta.get("ends")
         )
         self.slow, self.fast = policy.slow, policy.fast
+        self.finish, self.then = finish_of(bundle), list(meta.get("then", []))
         if self.slow.remembers:
             raise LogError(
                 f"a policy of kind '{policy.kind}' says that it remembers a plan before it has made one, so its first "
@@ -167,6 +169,9 @@ class _Player:
         if r.chunk.shape != made.chunk.shape:
             raise _Damaged(f"a plan of {r.chunk.shape}, this policy's have {made.chunk.shape}")
         self.slow.go_on_from(r.t_capture_ns, r.chunk)  # the recorded plan: differences do not add up
+        if self.finish is not None and self.then and self.finish.told(made):
+            self.finish.reset()
+            self.slow.set_task(self.then.pop(0))
         self.priors[r.number] = made
         while len(self.priors) > KEPT:
             self.priors.popitem(last=False)

@@ -9,6 +9,8 @@ import pytest
 from calibration.board import Board
 from calibration.camera import CalibrationError
 from calibration.check import FRAMES, check, learn
+from calibration.intrinsics_job import find_views
+from calibration.lens_fit import adjust
 from calibration.transforms import transform
 from sim.boards import look_at_board, render
 from sim.calibration_rig import webcam
@@ -125,6 +127,32 @@ def test_mirrored_tags_are_named(text):
     board = Board.parse(text)
     mirrored = np.ascontiguousarray(board.texture(2500)[:, ::-1])
     assert not len(board.detect(mirrored).ids) and board.why_unseen(mirrored) == "mirrored picture"
+
+
+def test_pictures_of_a_grid_tell_the_lens():
+    board, camera, rng = Board.parse("aprilgrid:6x6:0.03:0.3"), webcam(None).scaled(640, 360), np.random.default_rng(1)
+    pictures = [(str(k), render(camera, look_at_board(rng, board, camera), board, rng)) for k in range(10)]
+    views, size, _ = find_views(pictures, board)
+    fit = adjust(views, size, "rational")
+    assert fit.rms < 0.1 and np.abs(fit.theta[:4] - [460, 457.5, 327.25, 173.75]).max() < 0.5
+
+
+def test_no_white_line_stays_between_two_black_cells_where_they_are_half_pixels():
+    board = Board.parse("aprilgrid:4x3:0.03:0.3")
+    picture = board.texture(2500)  # 7.5 px a cell
+    x, y = 0.015 + 0.009 + 0.039 * np.arange(4), 0.015 + 0.009 + 0.039 * np.arange(3)
+    for left in np.rint(x * 2500).astype(int):
+        for top in np.rint(y * 2500).astype(int):
+            assert not picture[top + 1 : top + 12, left + 1 : left + 73].any()  # the border of a tag
+
+
+@pytest.mark.parametrize(("text", "mm"), [(GRID, "243 x 204"), ("apriltag:0.05:7", "50 x 50")])
+def test_the_verb_prints_them_in_true_size(text, mm, tmp_path):
+    done = calibrate("board", tmp_path / "b.png", "--board", text)
+    assert done.exit_code == 0 and f"{mm} mm" in done.output
+    printed = cv2.imread(str(tmp_path / "b.png"), cv2.IMREAD_GRAYSCALE)
+    assert printed is not None
+    assert len(Board.parse(text).detect(printed).ids) == len(Board.parse(text).points())
 
 
 def test_a_lone_tag_is_refused_for_a_lens_in_one_sentence(tmp_path):

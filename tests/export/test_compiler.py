@@ -63,6 +63,17 @@ def test_a_product_that_is_made_twice_is_computed_once_and_not_missed(tmp_path):
     assert len({"conv", "again"} & set(product.nodes)) == 1 and left_in_float(source, plan) == []
 
 
+def test_nodes_without_names_are_not_overlooked(tmp_path):
+    source = quantised_conv(tmp_path / "net.onnx", scale_shape=(1,))
+    model = onnx.load(source)
+    for node in model.graph.node:
+        node.name = ""
+    onnx.save(model, source)
+    plan = compiled(source)
+    assert left_in_float(source, plan) == ["node_of_y"]
+    assert max(k.operations for k in plan.launched) > 2 * 64 * 16 * 16 * 9
+
+
 def det(path):
     return save(
         path, [helper.make_node("Det", ["x"], ["y"], name="volume")], [("x", FLOAT, [1, 4, 4])], [("y", FLOAT, [1])]

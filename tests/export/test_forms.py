@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, TypeVar
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from export.forms import (
 )
 from export.half import to_half
 from export.layers import Attend, Residual
-from export.models import ActionBlock, HarmoWam
+from export.models import ActionBlock, HarmoWam, flow_parts
 from export.observations import engine_feeds, observation_feeds
 from export.onnx import FastEngine, PredictiveEngine, WorldEngine, engines, export_engine
 from export.origin import CHECKPOINT, samples_path
@@ -78,10 +79,10 @@ def test_the_time_of_each_step_is_in_the_weights_of_its_norm():
 
 def test_the_contact_map_is_read_alike_in_the_order_of_its_channels():
     model = HarmoWam(Config())
-    spread(model.predictive)
+    expert = spread(flow_parts(model)[1])
     fine, told = torch.randn(2, 96, 12, 12), torch.rand(2, 64, 12, 12)
-    token, logits, turn = model.predictive.aimed(fine, told)
-    again, shuffled, turned = for_export(model).predictive.aimed(fine, told)
+    token, logits, turn = expert.aimed(fine, told)
+    again, shuffled, turned = flow_parts(for_export(model))[1].aimed(fine, told)
     assert apart(token, again) < CLOSE * float(token.abs().max()) and apart(turn, turned) < CLOSE
     assert torch.equal(logits, torch.pixel_shuffle(shuffled.reshape(2, 4, 12, 12), 2).flatten(1))
 
@@ -156,6 +157,22 @@ def test_a_residual_block_is_two_norms_two_convolutions_and_a_cast(tmp_path):
 def test_an_action_block_moves_each_attentions_heads_once(tmp_path):
     block = StepBlock(spread(ActionBlock(Config())), [torch.randn(1, 128)])
     assert kernels(Step(block), {"x": (1, 16, 128), "memory": (1, 110, 128)}, tmp_path) <= 16
+
+
+def test_a_weight_that_two_steps_read_is_stored_once(tmp_path):
+    """The exporter transposes a small weight once for each use; TensorRT's parser refuses the same name twice."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.narrow = spread(nn.Linear(32, 96)), spread(nn.Linear(96, 32))
+
+        def forward(self, x):
+            return self.narrow(self.wide(self.narrow(self.wide(x))))
+
+    export_engine(Twice(), {"x": (1, 4, 32)}, ["y"], tmp_path / "e.onnx")
+    names = [i.name for i in onnx.load(tmp_path / "e.onnx").graph.initializer]
+    assert sorted(names) == ["narrow.bias", "narrow.weight.T", "wide.bias", "wide.weight.T"]
 
 
 @pytest.mark.slow

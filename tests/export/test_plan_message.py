@@ -33,6 +33,11 @@ def test_each_line_is_one_kernel_and_a_signal_launches_nothing():
     assert product.int8 and product.bytes == 1024 * (1 + 1 + 2 + 2)
 
 
+def test_a_mark_of_the_compiler_is_no_part_of_a_node_s_name():
+    rewritten = MESSAGE.replace("[ONNX Layer: relu]", "[ONNX Layer: relu]__gemm_from_conv1x1")
+    assert kernels_of(rewritten)[1].nodes == ("conv", "relu")
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [

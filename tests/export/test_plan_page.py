@@ -3,12 +3,14 @@ page."""
 
 import json
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
 from export.tensorrt.compare import by_role, different
 from export.tensorrt.gate import judged
 from export.tensorrt.stored import PLAN, write_plan
+from harmowam.export import _print_orin
 from tests.command import harmowam, refusal
 from tests.onnx_files import quantised_conv
 from tests.tiny import tiny_bundle
@@ -87,3 +89,18 @@ def test_a_damaged_plan_is_refused(plans, tmp_path):
 def test_a_page_of_no_plan_is_refused(tmp_path):
     said = refusal("bundle", "show", tiny_bundle(tmp_path), "--page", tmp_path / "p.html")
     assert "--page means nothing without --plan" in said
+
+
+def test_an_export_prints_times_from_its_plan_and_both_ways_of_int8(plans, tmp_path, capsys):
+    report: dict[str, Any] = {}
+    _print_orin(report, bundle(tmp_path, plans[0]), ["fast", "decoder"])
+    said = capsys.readouterr().out
+    assert "from the compiled plans" in said and "as TensorRT 10.3 (JetPack 6) computes them" in said
+    for apart, inside in zip(report["orin"], report["orin_inside"], strict=True):
+        assert 0 < inside["fast"] <= apart["fast"] and inside["decoder"] == apart["decoder"]
+
+
+def test_without_a_plan_it_says_that_kernels_are_guessed(tmp_path, capsys):
+    report: dict[str, Any] = {}
+    _print_orin(report, tiny_bundle(tmp_path), ["fast"])
+    assert "guessed from ONNX nodes, for there is no plan" in capsys.readouterr().out and "orin_inside" not in report

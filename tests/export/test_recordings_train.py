@@ -1,7 +1,6 @@
 """`harmowam train` takes recordings of others by the same options as `harmowam data check`."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +102,6 @@ def test_a_converted_recording_trains_without_further_words(both, tmp_path):
     assert np.abs(same.front.astype(int) - before.front).mean() < 2
 
 
-def test_our_own_dataset_is_read_as_it_was_written(dataset_folder: Path, drawn):
+def test_our_own_dataset_is_read_as_it_was_written(dataset_folder, drawn):
     data = load_sources([Source(dataset_folder)])
     assert np.array_equal(data.state, drawn.state) and np.array_equal(data.front, drawn.front)

@@ -9,7 +9,7 @@ from export.bundle import float_engines, noise_of, shrink
 from export.gates import missed
 from export.observations import engine_feeds
 from export.origin import load_recipe
-from export.plan import Plan
+from export.plan import Plan, Precision
 from export.tensorrt import gate
 from export.tensorrt.builder import BuilderMissing
 from export.tensorrt.gate import between_pairs, budgets, judged, lines
@@ -19,21 +19,23 @@ from runtime.engines.onnx import OrtEngine
 from tests.once import once
 from tests.onnx_files import exporter, quantised_conv
 
+SHIPPED: Precision = "int8-fp16"
 STEPS = {"world": 2, "action": 4}
 
 
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
-    """INT8 engines of the shipped checkpoint for TensorRT, calibrated on a few observations, and their plans."""
+    """The engines of the shipped checkpoint as they ship for TensorRT, calibrated on a few observations, and their
+    plans."""
 
     def make(folder):
-        plan = Plan(target="tensorrt")
+        plan = Plan(target="tensorrt", precision=SHIPPED)
         opened = plan.opened()
         floats = float_engines(opened.specs, folder)
         feeds = engine_feeds(OrtEngine(floats["world_model"]), opened.observations[:16], noise_of(opened.specs))
         files = shrink(plan, floats, feeds, folder, lambda line: None).files
         (folder / "reports").mkdir()
-        write_plan(judged(files, budgets(load_recipe("tensorrt"), "int8", STEPS)), folder / "reports" / PLAN)
+        write_plan(judged(files, budgets(load_recipe("tensorrt"), SHIPPED, STEPS)), folder / "reports" / PLAN)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("export.bundle.export_engine", exporter(tmp_path_factory))
@@ -45,14 +47,15 @@ def test_every_engine_builds_and_what_was_meant_to_be_int8_is(shipped):
     found = shipped.judged
     assert set(found.plans) == {"world_model", "predictive", "fast", "decoder"} and found.wrong == ()
     for name, plan in found.plans.items():
-        source = shipped.folder / f"{name}.int8.onnx"
+        source = shipped.folder / f"{name}.half.onnx"
         int8 = {node for k in plan.launched if k.int8 for node in k.nodes}
-        assert set(between_pairs(source)) <= int8 and any(k.int8 for k in plan.launched), name
+        assert set(between_pairs(source)) <= int8, name
+    assert sum(k.int8 for k in found.plans["world_model"].launched) == 12, "six blocks, two steps"
 
 
 def test_the_recipe_allows_as_many_kernels_as_there_are_and_no_more(shipped):
     assert {name: len(p.launched) for name, p in shipped.judged.plans.items()} == load_recipe("tensorrt")["kernels"][
-        "int8"
+        SHIPPED
     ]
 
 
@@ -60,7 +63,7 @@ def test_each_product_of_the_graph_is_counted_in_one_kernel(shipped):
     import onnx
 
     for name, plan in shipped.judged.plans.items():
-        wanted = sum(product_operations(onnx.load(shipped.folder / f"{name}.int8.onnx")).values())
+        wanted = sum(product_operations(onnx.load(shipped.folder / f"{name}.half.onnx")).values())
         assert wanted < sum(k.operations for k in plan.launched) < 1.05 * wanted, name
 
 

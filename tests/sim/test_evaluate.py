@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,18 @@ from click.testing import CliRunner
 
 from benchmarks.results_page import page
 from benchmarks.results_plan import Work
+from export.roofline import predicted
 from firmware_bridge.motion.messages import Expert
 from harmowam.cli import main
+from harmowam.evaluate import _schedule
 from runtime.bundle import Bundle
+from runtime.policies.finish import Finish
 from runtime.policies.harmowam import FastStep, SlowStep
+from sim import disturbance, results
 from sim import evaluate as ev
 from sim.expert import HOVER
 from sim.plant import virtual_motor
+from sim.results import sentences, summary, table
 from sim.tasks import ENVIRONMENTS, SEEN, UNSEEN, sample_layout
 from sim.virtual_time import Schedule, run_episode
 from sim.workers import WorkerError, spawned
@@ -132,6 +138,55 @@ def test_success_must_last(rig):
     assert not undone.success and undone.ended == "time" and undone.seconds == pytest.approx(3.8, abs=0.02)
 
 
+@pytest.fixture(scope="module")
+def done_bundle(tmp_path_factory):
+    """A policy that says from its first look on that it is done."""
+    return tiny_bundle(tmp_path_factory.mktemp("done"), done=0.95)
+
+
+def test_a_policy_that_says_when_it_is_done_is_judged_at_that_moment(done_bundle):
+    """The cube lies on the plate from the start and is taken away later: no success of the moment ends the episode,
+    and what counts is how it is when the policy says done."""
+    opened, world = Bundle.load(done_bundle), World(0)
+    cameras = {name: world.camera(name) for name in ("front", "wrist")}
+    slow, fast = SlowStep(opened, TASK, cameras), FastStep(opened, cameras, policy="predictive")
+
+    def played(for_s, taken_at_s=99.0):
+        world.reset(sample_layout(np.random.default_rng(3), TASK))
+        at = world.free_joint(world.layout.roles[0])
+        assert at is not None
+        world.data.qpos[at : at + 3] = world.position("plate") + np.array([0.0, 0.0, 0.018])
+        world.advance(0.4)
+
+        def watch(now_ns, obs):
+            if now_ns >= (1 + taken_at_s) * S:
+                world.data.qpos[at] += 0.1
+            return ""
+
+        finish = Finish(0.9, for_s)
+        return run_episode(world, slow, fast, virtual_motor(world), Schedule(), 1.5, watch, finish=finish)
+
+    right = played(0.6)
+    assert (right.success, right.ever, right.ended) == (True, True, "done")
+    assert right.seconds == pytest.approx(0.6 + 0.08, abs=0.1)  # and a picture and a plan before it
+    undone = played(0.6, taken_at_s=0.4)
+    assert (undone.success, undone.ever, undone.ended) == (False, True, "done")
+    never = played(99.0)
+    assert (never.success, never.ever, never.ended) == (False, True, "time")
+    world.close()
+
+
+def test_false_finishes_are_counted(done_bundle, tmp_path):
+    (row,) = ev.run_jobs(jobs(done_bundle, count=1), tmp_path / "rows", workers=1)
+    assert (row["success"], row["said_done"], row["ever"], row["ended"]) == (False, True, False, "done")
+    assert row["seconds"] < 1.0 and row["failure"] == "never got to the item"
+    (cell,) = results.cells([row])
+    assert (cell["said_done"], cell["false_finishes"], cell["ever"]) == (1, 1, 0)
+    assert "gated: said done in 1 of 1 episodes, in 1 of them wrongly; 0 had success at some time" in results.sentences(
+        [row]
+    )
+
+
 # -- starts ------------------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +216,18 @@ def test_near_is_at_hover_above_the_first_subgoal(rig, bundle):
         layout = ev.start_of(rig[0], j)
         assert layout.start[2] == HOVER and layout.environment == "seen"
         assert np.linalg.norm(layout.start[:2] - layout.places[layout.roles[0]][:2]) < 0.03
+
+
+def test_disturbed_starts_are_those_of_seen_and_what_happened_is_in_the_row(rig, bundle, monkeypatch):
+    """The toy's engines say the same whatever they see, so its commands do not change."""
+    (still,), (moved,) = (jobs(bundle, environments=(e,), count=1) for e in ("seen", "disturbed"))
+    assert ev.start_of(rig[0], still).places == ev.start_of(rig[0], moved).places
+    monkeypatch.setattr(ev, "LIMIT_S", 0.3)
+    monkeypatch.setattr(disturbance, "draw", lambda rng: disturbance.Plan(0, False, 0.0))  # at once
+    row = ev.run_job(moved)
+    assert 0.03 <= row["displaced_m"] <= 0.08 and (row["displaced_s"], row["displaced_at"]) == (0.0, "transit")
+    assert row["displaced"] in ("red_cube", "blue_cube") and row["reaction_ms"] is None and row["jaw_reversals"] == []
+    assert not any(name.startswith(("displaced", "reaction")) for name in ev.run_job(still))
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
@@ -244,6 +311,15 @@ def test_every_setting_of_an_episode_changes_its_key(bundle):
 # -- the command, and the page -----------------------------------------------------------------------------------------
 
 
+def test_a_board_as_latency_is_what_the_roofline_predicts_there(tmp_path):
+    opened = Bundle.load(tiny_bundle(tmp_path))
+    wanted = predicted({n: opened.path / e.file for n, e in opened.manifest.engines.items()})[2]
+    assert (wanted["board"], wanted["mode"]) == ("Orin Nano 8GB", "25W")
+    schedule = _schedule(25.0, ("orin-nano-8gb-25w", "fast=7"), opened)
+    assert (schedule.world_model_ms, schedule.predictive_ms) == (wanted["world_model"], wanted["predictive"])
+    assert schedule.fast_ms == 7.0 and schedule.predictive_ms > 0
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -251,6 +327,7 @@ def test_every_setting_of_an_episode_changes_its_key(bundle):
         (["--environment", "mars"], "--environment 'mars' does not exist: use seen, background"),
         (["--latency", "gpu=3"], "write world_model=MS"),
         (["--latency", "fast=²"], "write world_model=MS"),
+        (["--latency", "orin"], "or one of orin-nano-8gb-7w, orin-nano-8gb-15w"),
         (["--camera-fps", "nan"], "must be a number"),
         (["--json", "/dev/null/x.json"], "cannot be written (/dev/null is a file): name another file with --json"),
         (["--rows", "/dev/null/x.jsonl"], "cannot be written (/dev/null is a file): name another file with --rows"),
@@ -301,7 +378,9 @@ def test_the_table_and_the_json(bundle, tmp_path):
     assert result.exit_code == 0, result.output
     assert "75 % (30-95)" in result.output and "33 %" in result.output  # 1 - 2/3
     assert "gated minus better single expert (reactive), mean of unseen, paired: +25.0 points" in result.output
+    assert result.output.splitlines()[-1].endswith("all of them were played by an earlier run")
     said = json.loads(out.read_text())
+    assert said["played"] == 0
     cell = next(c for c in said["cells"] if c["policy"] == "gated" and c["environment"] == "seen")
     assert {k: cell[k] for k in ("task", "episodes", "successes", "transit")} == {
         "task": "plate",
@@ -311,6 +390,51 @@ def test_the_table_and_the_json(bundle, tmp_path):
     }
     assert {"wilson95", "interaction_given_transit", "gate_accuracy", "switches_per_episode"} <= set(cell)
     assert said["failed_gates"] is False and "FAILED" not in result.output
+
+
+def test_the_summary_tells_of_displacements_reactions_and_a_jaw_that_chatters(bundle):
+    """Four starts; something moves in three, of which one is then missed and one gets no reaction."""
+
+    def row(job, moved):
+        there = {"policy": job.policy, "environment": job.environment, "task": job.task, "seed": job.seed}
+        there |= {"start": "home", "transit": True, "seconds": 5.0, "switches": 2, "failure": "placed it badly"}
+        there |= {"success": not moved or job.seed != 0, "jaw_reversals": [0, 3] if moved and job.seed == 1 else [0, 1]}
+        if moved:
+            there |= {"displaced_s": None if job.seed == 3 else 1.0, "reaction_ms": (60.0, 100.0, None, None)[job.seed]}
+        return there
+
+    rows = [row(j, j.environment == "disturbed") for j in jobs(bundle, environments=("seen", "disturbed"), count=4)]
+    found = summary(rows)
+    assert found["disturbed"]["gated"] == {
+        "episodes": 4,
+        "displaced": 3,
+        "pairs": 3,
+        "success": pytest.approx(2 / 3),
+        "undisturbed": 1.0,
+        "reaction_p50_ms": 80.0,
+        "reaction_p99_ms": 99.6,
+        "unreacted": 1,
+    }
+    assert found["jaw"]["gated"] == {"jaw_events": 16, "jaw_chattered": 1, "jaw_most": 3}
+    said = sentences(rows)
+    assert "gated, disturbed: moved in 3 of 4 episodes, 67 % of these solved (100 % of the same starts" in said[0]
+    assert said[1].endswith("more than once in 1 of 16 events (at most 3 times)")
+    assert [line[1] for line in table(rows)] == ["seen", "disturbed"]
+
+
+def test_the_last_line_tells_how_fast_the_episodes_of_this_run_were_played(bundle, tmp_path, monkeypatch):
+    """Ten rows of an earlier run, five simulated seconds each, are not counted; two new ones are."""
+    monkeypatch.setattr(ev, "LIMIT_S", 0.5)
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "e.json"
+    every = jobs(bundle, count=12)
+    write_rows(rows, every[:10], lambda j: True)
+    monkeypatch.setattr(ev, "spawned", lambda work, left, workers: map(work, left))  # with the limit set above
+    options = ["--task", "plate", "--episodes", "12", "--rows", str(rows), "--json", str(out)]
+    result = CliRunner().invoke(main, ["evaluate", "--bundle", str(bundle), *options])
+    assert result.exit_code == 0, result.output
+    said = json.loads(out.read_text())
+    assert said["played"] == 2 and said["simulated_s"] == pytest.approx(1.0, abs=0.05)
+    assert re.search(r"12 episodes of the development seeds; 2 played now in \d+ s \([\d.]+ simulated", result.output)
 
 
 def test_figures_of_a_bundle_that_failed_its_gates_say_so(bundle, tmp_path):

@@ -1,5 +1,7 @@
 """The simulated robot behaves like the real robot that it models."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -76,3 +78,31 @@ def test_pictures_can_be_made_elsewhere_from_what_is_visible(world):
     # not.
     assert (np.abs(there - here).max(-1) > 30).mean() < 0.001
     other.close()
+
+
+class AllDrawn:
+    """In place of `sim.in_view.InView`: hides nothing."""
+
+    def update(self, renderer, data, camera):
+        renderer.update_scene(data, camera)
+
+
+def test_what_no_camera_sees_is_not_drawn_and_missing_from_no_picture(world, monkeypatch):
+    """Things that are parked below the floor, geoms beside the view, and the floor where the table covers it: not where
+    the wrist's camera looks past the table's edge."""
+    floor = [world.scene.model.geom("floor").id]
+    floors, drawn = [], []
+    for start in ([0.17, 0.0, 0.09, 1.4, 0.0], [0.25, 0.1, 0.2, -0.4, 0.3], [0.2, -0.1, 0.05, 1.5, 1.0]):
+        layout = sample_layout(np.random.default_rng(4), task="peg", environment="background")
+        world.reset(dataclasses.replace(layout, start=np.array(start)))
+        scene = world.scene
+        for camera in ("front", "wrist"):
+            picture = world.render(camera).copy()
+            drawn.append(scene.renderer.scene.ngeom)
+            floors.append(bool(scene.in_view.visible(world.data, world.model.camera(camera).id)[floor]))
+            with monkeypatch.context() as m:
+                m.setattr(scene, "in_view", AllDrawn())
+                world.model.geom_rgba[[g for geoms in scene.foreign for g in geoms], 3] = 1.0
+                assert np.array_equal(picture, world.render(camera))
+            assert drawn[-1] < scene.renderer.scene.ngeom
+    assert not any(floors[0::2]) and sorted(floors[1::2]) == [False, False, True]

@@ -1,10 +1,5 @@
-"""Compares plans by their time on a Jetson Orin: the sum over kernels of the longest of launch, memory traffic and
-arithmetic.
-
-A kernel of a CUDA graph takes at least 2 to 5 microseconds on an Orin, whatever it computes; memory and arithmetic are
-taken at the module's peak. Nothing is fitted, so a time is a lower bound and says which of two plans is faster, not how
-fast it is.
-"""
+"""Compares the plans of one engine by their predicted times on three modules, and says why an engine has INT8 layers
+or none."""
 
 from __future__ import annotations
 
@@ -12,11 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from export.half import to_half
-from export.roofline import BOARDS, PER_CLOCK, Board
+from export.roofline import BOARDS, Board, fitted, plan_layers, seconds
 from export.tensorrt.builder import CAPABILITIES, EnginePlan, compiled
-from export.tensorrt.message import Kernel
 
-LAUNCH_S = 2.5e-6
 MODULES = tuple(
     b
     for b in BOARDS
@@ -24,20 +17,8 @@ MODULES = tuple(
 )
 
 
-def arithmetic(kernel: Kernel) -> str:
-    """The type in which a kernel computes: a key of `PER_CLOCK`."""
-    if kernel.int8:
-        return "int8"
-    return "float16" if any(t.dtype == "Half" for t in kernel.inputs) else "float32"
-
-
-def kernel_seconds(kernel: Kernel, board: Board) -> float:
-    peak = PER_CLOCK[arithmetic(kernel)] * board.sms * board.ghz * 1e9
-    return max(LAUNCH_S, kernel.bytes / (board.gb_s * 1e9), kernel.operations / peak)
-
-
 def milliseconds(plan: EnginePlan, board: Board) -> float:
-    return 1e3 * sum(kernel_seconds(k, board) for k in plan.launched)
+    return 1e3 * seconds(plan_layers(plan), board, fitted())
 
 
 def least_gain(old: EnginePlan, new: EnginePlan) -> float:
@@ -71,5 +52,5 @@ def reasons(plans: Mapping[str, EnginePlan], floats: Mapping[str, Path]) -> dict
             continue
         alone = half_plan(floats[name])
         verdict = "faster" if least_gain(alone, plan) > 1 else "NOT faster everywhere"
-        out[name] = f"INT8 in {int8} kernels is {verdict}: {times(plan)} ms, FP16 alone {times(alone)}"
+        out[name] = f"INT8 ({int8} kernels) is {verdict}: {times(plan)} ms, FP16 alone {times(alone)}"
     return out
