@@ -127,7 +127,7 @@ def _images(
         try:
             if lies.path not in tables:
                 tables = {lies.path: column(lies.path, read_table(lies.path, [key]), key)}
-            value = tables[lies.path][lies.first].as_py()
+            value = tables[lies.path][int(lies.numbers[0])].as_py()
             shape = picture_of(value, header.folder).shape
         except DataError as e:
             problems.append(problem_of("pictures", take.number, e))
@@ -192,7 +192,7 @@ def _videos(
 
 
 def _placed(take: Take, name: str, path: Path, start: int, found: Probe) -> Take:
-    return dataclasses.replace(take, pictures={**take.pictures, name: Pictures(path, start, found.pts)})
+    return dataclasses.replace(take, pictures={**take.pictures, name: Pictures(path, start + take.rows, found.pts)})
 
 
 def _starts(header: Header, key: str, probes: Mapping[Path, Probe | Problem]) -> dict[int, int]:

@@ -212,15 +212,10 @@ def _takes(
                 Problem("clock", number, f"{twice} rows have the time of the row before them", "they are skipped")
             )
         parts = _parts(header, listed, s.task[keep], problems)
-        lie = _lie(header, s, listed)
+        images = [c for c, key in header.cameras.items() if header.features[key].get("dtype") == "image"]
+        lie = {c: Pictures(listed.table, s.row[keep]) for c in images}  # `cameras.examine` adds the videos
         out.append(Take(number, s.state[keep], s.action[keep], t[keep] - t[0], np.flatnonzero(keep), parts, lie))
     return out
-
-
-def _lie(header: Header, s: Stored, listed: Listed) -> dict[str, Pictures]:
-    """Where pictures that stand in the table lie; `cameras.examine` adds the videos."""
-    names = [c for c, key in header.cameras.items() if header.features[key].get("dtype") == "image"]
-    return {c: Pictures(listed.table, int(s.row[0])) for c in names}
 
 
 def _bad_times(t: np.ndarray) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from export.recordings import advice, plots
 from export.recordings.findings import Examined, Problem
-from export.recordings.survey import Look, Seen, Survey
+from export.recordings.survey import Look, Seen, Survey, survey
 
 STYLE = """:root{--ink:#222;--dim:#667;--line:#dfe3e8;--back:#f4f6f8;--ok:#176b2c;--bad:#b3261e;--warn:#8a5a00}
 *{box-sizing:border-box}body{font:15px/1.5 system-ui,sans-serif;margin:0;background:var(--back);color:var(--ink)}
@@ -46,6 +46,14 @@ class Checked:
     @property
     def left_out(self) -> int:
         return len({p.episode for p in self.problems if p.fatal and p.episode is not None})
+
+
+def checked(found: Examined) -> Checked:
+    """Look at every picture of `found`, where its joints can be told."""
+    if found.arm is None or found.units.joints is None or not found.takes:
+        return Checked(found, None, found.problems)
+    seen = survey(found)
+    return Checked(found, seen, (*found.problems, *advice.measured_problems(found, seen)))
 
 
 def _facts(c: Checked) -> str:
@@ -173,19 +181,19 @@ def _episodes(c: Checked) -> str:
     )
 
 
-def page(checked: Sequence[Checked], rate_hz: float) -> str:
+def page(looked: Sequence[Checked], rate_hz: float) -> str:
     """The HTML of one or more recordings."""
     body = []
-    for c in checked:
+    for c in looked:
         body += [_verdict(c), _problems(c.problems)]
         body.append(_list("What training will do with it", advice.training(c.found, rate_hz), "nothing"))
         if c.seen is not None:
             body.append(_list("What to record more of", advice.more(c.found, c.seen), "nothing that shows"))
         body += [_motion(c), _episodes(c)]
-    good = sum(c.found.accepted for c in checked)
+    good = sum(c.found.accepted for c in looked)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>harmowam data check</title><style>{STYLE}</style><main><h1>Before training</h1>"
-        f'<p class="dim">{good} of {len(checked)} recording{"s" if len(checked) > 1 else ""} can be used. Made by '
+        f'<p class="dim">{good} of {len(looked)} recording{"s" if len(looked) > 1 else ""} can be used. Made by '
         f"<code>harmowam data check</code>.</p>{''.join(body)}</main></html>"
     )

@@ -424,6 +424,13 @@ def test_pictures_repeat_where_the_recording_is_slower(tmp_path):
     assert np.array_equal(direct.images["front"], cached.images["front"])
 
 
+def test_pictures_in_a_table_belong_to_their_rows_in_any_order(tmp_path):
+    folder = write(tmp_path / "set", like(PLAIN, cameras={"front": (64, 48, "png")}, lengths=(20,)))
+    table = pq.read_table(folder / DATA_2)
+    pq.write_table(table.take(np.random.default_rng(0).permutation(20)), folder / DATA_2)
+    assert shown(read(examine(folder), 30.0)[0].images["front"]).tolist() == list(range(20))
+
+
 def test_the_record_is_json_and_frozen(plain):
     found = examine(plain)
     told = json.loads(json.dumps(found.to_json()))
