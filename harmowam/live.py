@@ -127,7 +127,6 @@ def live(
         session = stack.enter_context(_guarded(run, port or robot.port, slots, say))
         stack.enter_context(on_cores(robot.compute.cores))
         driver = _opened(run, slots, say, how)
-        say(f"task: {run.task}")
         run.interrupts.stop = driver.stop
         _drive(run, driver, session, seconds, stop_at_success)
         _lower(run, driver, session, run.reading.pids, say)
@@ -254,6 +253,7 @@ def _opened(run: _Run, slots: Path, say: Say, how: dict[str, Any]) -> Driver:
     )
     warm_up(run.driver.warm_up)
     run.session.wait_for_state()
+    say(f"task: {run.task}")
     return run.driver
 
 
