@@ -66,6 +66,7 @@ def test_a_diffusion_policy_answers_as_in_lerobot_itself(tmp_path, name):
     def run(engine, given):
         module, inputs, outputs = opened.specs[engine]
         made = module(*(torch.from_numpy(given[k]) for k in inputs))
+        made = made if len(outputs) > 1 else (made,)
         return {k: x.numpy() for k, x in zip(outputs, made, strict=True)}
 
     made = opened.answer(run, {k: feed[k] for k in opened.specs["encode"][1]})["chunk"][0]
