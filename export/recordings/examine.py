@@ -158,8 +158,8 @@ def _rate(header: Header, stored: Mapping[int, tuple[Listed, Stored]], how: How,
             Problem(
                 "clock",
                 None,
-                f"the rows of {len(uneven)} episodes are unevenly spaced (episode {worst}: jitter {c.jitter_ms:.0f} "
-                f"ms, up to {1000 * c.longest_s:.0f} ms apart)",
+                f"the rows are unevenly spaced in {len(uneven)} of {len(clocks)} episodes (episode {worst}: jitter "
+                f"{c.jitter_ms:.0f} ms, up to {1000 * c.longest_s:.0f} ms apart)",
                 "they are resampled by their timestamps; a faster computer or fewer cameras record evenly",
             )
         )

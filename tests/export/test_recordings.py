@@ -428,7 +428,8 @@ def test_pictures_in_a_table_belong_to_their_rows_in_any_order(tmp_path):
     folder = write(tmp_path / "set", like(PLAIN, cameras={"front": (64, 48, "png")}, lengths=(20,)))
     table = pq.read_table(folder / DATA_2)
     pq.write_table(table.take(np.random.default_rng(0).permutation(20)), folder / DATA_2)
-    assert shown(read(examine(folder), 30.0)[0].images["front"]).tolist() == list(range(20))
+    data = read(examine(folder, How(units="degrees")), 30.0)[0]
+    assert shown(data.images["front"]).tolist() == list(range(20))
 
 
 def test_the_record_is_json_and_frozen(plain):
