@@ -56,7 +56,7 @@ def measured_problems(found: Examined, seen: Survey) -> list[Problem]:
                 Problem(
                     "dropped",
                     s.number,
-                    f"{s.late} {'rows are' if s.late > 1 else 'row is'} missing (gaps of more than 1.5 usual distances)",
+                    f"{s.late} {'rows are' if s.late > 1 else 'row is'} missing (gaps above 1.5 usual distances)",
                     "they are filled by the rows around them; close other programs while recording",
                 )
             )

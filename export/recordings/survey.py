@@ -40,8 +40,8 @@ class Look:
 
 @dataclass(frozen=True)
 class Seen:
-    """One episode. `tasks`: the instruction of each of its parts. `q`, `goal` float64[T,J] rad; `jitter_ms`, `late`: of its rows
-    (`clock.Clock`)."""
+    """One episode. `tasks`: the instruction of each of its parts. `q`, `goal` float64[T,J] rad; `jitter_ms`, `late`: of
+    its rows (`clock.Clock`)."""
 
     number: int
     tasks: tuple[str, ...]

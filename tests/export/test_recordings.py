@@ -157,6 +157,12 @@ def smooth(folder: Path, scale: float = 1.0, most: float = 100.0) -> None:
             edit_rows(path, column, off_the_steps)
 
 
+def test_one_joint_that_was_edited_does_not_hide_the_units(copy):
+    edit_rows(copy / DATA_2, "observation.state", lambda rows: [[*r[:3], r[3] + 7.013, *r[4:]] for r in rows])
+    found = examine(copy)
+    assert found.accepted and "steps of 1/4096 turn in degrees" in found.units.evidence
+
+
 def test_a_calibration_file_gives_the_ranges_or_is_refused_as_another_arms(tmp_path):
     folder = write(tmp_path / "set", like(PLAIN, told="normalised"))
     mine, other = lerobot_file(tmp_path / "a.json", RANGES), lerobot_file(tmp_path / "b.json", RANGES - 100)
