@@ -46,7 +46,7 @@ def examine(folder: Path, how: How = How()) -> Examined:
     stored = {} if arm is None else _stored(header, columns, width, how, problems)
     fps = _rate(header, stored, how, problems)
     takes = [] if arm is None else _takes(header, stored, fps, how, problems)
-    films, takes = cameras.examine(header, takes, problems)
+    films, takes = cameras.examine(header, takes, views, problems)
     _check_films(films, fps, stored, how, problems)
     cameras.check_calibration(films, views, how, problems)
     found = nothing

@@ -340,6 +340,15 @@ def test_cameras_are_mapped_or_asked_for_with_the_line_to_type(tmp_path):
     assert "the recording's cameras side, top" in said(examine(folder, How(cameras={"front": "tip"})), "cameras")
 
 
+def test_a_camera_that_is_no_view_costs_no_episode(tmp_path):
+    folder = write(tmp_path / "set", like(PLAIN, cameras={"front": (32, 32, "h264"), "side": (32, 32, "h264")}))
+    next(folder.rglob("*side/episode_000001.mp4")).unlink()
+    found = examine(folder)
+    assert len(found.takes) == 2 and set(found.cameras) == {"front"}
+    assert "camera 'side', which is no view of the policy, is left aside" in said(found, "cameras")
+    assert len(examine(folder, How(cameras={"wrist": "side"})).takes) == 1
+
+
 def test_a_view_that_is_missing_and_a_camera_without_calibration_say_what_they_cost(plain):
     found = examine(plain)
     assert "there is no wrist view: ACT looks through the front camera alone" in said(found, "cameras")
