@@ -164,7 +164,11 @@ def collect(
     help="Folder for the run's log (run.mcap), config, report, film (default: runs/DATE-TASK, without log and film).",
 )
 @click.option(
-    "--fault", multiple=True, metavar="NAME@SECONDS", help="Inject a fault into the virtual bus (see bus campaign)."
+    "--fault",
+    multiple=True,
+    metavar="NAME@SECONDS",
+    help="Inject a fault into the virtual bus (see bus campaign), or displaced: then the item or the goal moves once "
+    "while the arm is on its way (docs/evaluation.md).",
 )
 @click.option(
     "--log",
@@ -203,11 +207,12 @@ def run(
     from runtime.observe.episode import LOG
     from runtime.observe.verdict import verdict
     from runtime.robot import load_robot
+    from sim.tasks import DISPLACED
 
     if fault and not load_robot(robot).simulated:
-        raise UserError("--fault acts on the virtual servo bus only: use --robot sim_so101.")
+        raise UserError("--fault acts on a simulated robot only: use --robot sim_so101.")
     for f in fault:
-        parse(f)
+        parse(f, (DISPLACED,))
     described = with_fps(with_engine(load_robot(robot), engine), fps)
     if record is not None and log is not None:
         raise UserError(f"--record writes a log, too ({record / LOG}): leave --log out.")
