@@ -108,6 +108,13 @@ def case():
     return copy.deepcopy(small(golden("act")))
 
 
+def test_keys_that_training_alone_reads_are_no_reason_to_refuse(tmp_path):
+    """Those that lerobot 0.6 added."""
+    case = copy.deepcopy(small(golden("diffusion")))
+    case["files"]["config.json"] |= {"gradient_checkpointing": True, "pretrained_revision": None}
+    assert open_folder(write_folder(tmp_path / "p", case), so101, RAD).kind == "diffusion"
+
+
 def step(case, name, file=PRE):
     return next(s for s in case["files"][file]["steps"] if s["registry_name"] == name)
 
