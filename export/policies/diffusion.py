@@ -298,6 +298,7 @@ def diffusion(folder: Folder, s: Settings, cameras: Sequence[str]) -> Plan:
             "train with fewer n_action_steps.",
         )
     s.ignored("crop_is_random", "drop_n_last_frames", "do_mask_loss_for_padding", "compile_model", "compile_mode")
+    s.ignored("gradient_checkpointing")
     s.ignored("kernel_size", "spatial_softmax_num_keypoints")  # the weights say them
     taken: set[str] = set()
     w = Taken(folder.weights, taken, AT)
