@@ -35,6 +35,7 @@ td,th{text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 .episode p{margin:0}.warn{color:var(--warn)}.bad{color:var(--bad)}code{font-size:13px}
 @media(max-width:600px){.strip img{height:52px}main{padding:12px}}"""
 MANY = 6  # problems of one kind that are shown one by one
+MOST_EPISODES = 200  # that are shown with their pictures
 
 
 @dataclass(frozen=True)
@@ -175,11 +176,15 @@ def _episodes(c: Checked) -> str:
     seconds = np.array([s.seconds for s in c.seen.episodes])
     tasks = Counter(t or "(no instruction)" for s in c.seen.episodes for t in s.tasks)
     rows = "".join(f"<tr><td>{escape(k)}</td><td>{n}</td></tr>" for k, n in tasks.most_common())
+    named = {p.episode for p in c.problems}
+    shown = sorted(c.seen.episodes, key=lambda s: s.number not in named)[:MOST_EPISODES]
+    rest = len(c.seen.episodes) - len(shown)
+    tail = f"<p class=dim>{rest} more, of which nothing or less is to be said, are not shown.</p>" if rest else ""
     return (
         '<section class="card"><h2>Tasks</h2><table><tr><th>instruction</th><th>episodes</th></tr>'
         f'{rows}</table></section><section class="card"><h2>Episodes</h2><p class="dim">{seconds.min():.1f} to '
         f"{seconds.max():.1f} s, median {np.median(seconds):.1f} s</p>"
-        f"{''.join(_episode(c, s) for s in c.seen.episodes)}</section>"
+        f"{''.join(_episode(c, s) for s in sorted(shown, key=lambda s: s.number))}{tail}</section>"
     )
 
 
