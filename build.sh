@@ -184,10 +184,12 @@ rendering() {
 
 kernel() { run .venv/bin/python -m runtime.preprocess; } # pre-processing for the CPU; compiled when its source changes
 
-setup() {
+setup() { # [EXTRAS beyond what every command needs; what an earlier test installed stays]
+  local extras=cpu,sim,export,dev${1:+,$1}
+  [[ ! -f .venv/.installed || $(<.venv/.installed) != "$extras,"* ]] || extras=$(cut -d ' ' -f 1 .venv/.installed | head -n 1)
   system_packages rendering
   make_venv .venv
-  install cpu,sim,export,dev
+  install "$extras"
   kernel
   rendering
 }
@@ -225,7 +227,7 @@ cmd_test() {
     and=
     shift
   fi
-  setup
+  setup tensorrt-check
   # All of them, so that one run shows everything there is to mend.
   run "$bin/ruff" check . || failed+=("ruff check")
   run "$bin/ruff" format --check --output-format concise . || failed+=("ruff format (mend with: $bin/ruff format .)")

@@ -13,23 +13,23 @@ from typing import Any
 import numpy as np
 
 from benchmarks.calibration_peers import part_mrcal, part_samples
-from benchmarks.calibration_views import SIZE, truth, uneven_views, views
+from benchmarks.calibration_views import SHEET, SIZE, truth, uneven_views, views
 from calibration import check, hand_eye, intrinsics, lens, lens_fit, lens_quality
 from calibration.board import Board
 from calibration.camera import CalibrationError, Camera, parallax
 from calibration.transforms import distance, inverse, log, transform
 from calibration.views import ArmNoise, board_pose
 from sim.boards import render
-from sim.calibration_rig import ArmBench, look_at
+from sim.calibration_rig import BOARD, ArmBench, look_at
 from sim.tasks import ARM
 
 
-def part_intrinsics(repeats: int) -> dict[str, Any]:
+def part_intrinsics(repeats: int, board: Board = SHEET) -> dict[str, Any]:
     """30 ray-cast views each time, and the time for 100."""
     rows = []
     pixels, _ = lens.grid(*SIZE)
     for seed in range(repeats):
-        done = intrinsics.calibrate(views(np.random.default_rng([seed, 1]), 30), SIZE)
+        done = intrinsics.calibrate(views(np.random.default_rng([seed, 1]), 30, board), SIZE)
         error = lens.difference(done.fit.theta, truth(), "rational", "rational", pixels, done.used)[done.used]
         rows.append(
             [
@@ -40,7 +40,7 @@ def part_intrinsics(repeats: int) -> dict[str, Any]:
                 done.quality()["crossval_median_px"],
             ]
         )
-    many = views(np.random.default_rng(77), 100)
+    many = views(np.random.default_rng(77), 100, board)
     began = time.monotonic()
     intrinsics.calibrate(many, SIZE)
     names = ("focal_error_percent", "error_median_px", "error_p90_px", "heldout_px", "crossval_median_px")
@@ -75,14 +75,14 @@ def part_honest(repeats: int) -> dict[str, Any]:
     }
 
 
-def part_hand_eye(repeats: int) -> dict[str, Any]:
+def part_hand_eye(repeats: int, board: Board = BOARD) -> dict[str, Any]:
     """15 proposed poses; each arm pose has 0.5 degrees and 2 mm of noise, each joint zero 0.5 degrees. Beside it Park's
     method alone (`park_*`), and an adjustment that takes the arm as exact (`exact_mm`)."""
     out: dict[str, Any] = {}
     for mount in ("base", "arm"):
         rows, refused = [], 0
         for seed in range(repeats):
-            bench = ArmBench(mount, np.random.default_rng([seed, 2]))
+            bench = ArmBench(mount, np.random.default_rng([seed, 2]), board=board)
             shots = [bench.view(str(k), q) for k, q in enumerate(bench.poses(15))]
             try:
                 done, halves = hand_eye.calibrate(mount, shots, bench.theta, "rational", ARM.tool, sigma=0.1)
@@ -90,11 +90,9 @@ def part_hand_eye(repeats: int) -> dict[str, Any]:
                 print(f"{mount} {seed}: {e}", file=sys.stderr)
                 refused += 1
                 continue
-            park, _ = hand_eye.park(
-                mount,
-                [ARM.tool(v.q) for v in shots],
-                [board_pose(v, bench.theta, "rational") for v in shots],
-            )
+            kept = [v for v in shots if v.name in done.kept]
+            boards = [board_pose(v, bench.theta, "rational") for v in kept]
+            park, _ = hand_eye.park(mount, [ARM.tool(v.q) for v in kept], boards)
             exact = (
                 hand_eye.solve(mount, shots, bench.theta, "rational", ARM.tool, ArmNoise(0.001, 1e-6, 0.0), 0.1).X
                 if seed < 10
@@ -236,7 +234,19 @@ def part_before_after(bundle: Path, episodes: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "part", choices=["intrinsics", "honest", "board", "hand-eye", "drift", "samples", "mrcal", "before-after"]
+        "part",
+        choices=[
+            "intrinsics",
+            "grid",
+            "honest",
+            "board",
+            "hand-eye",
+            "tag",
+            "drift",
+            "samples",
+            "mrcal",
+            "before-after",
+        ],
     )
     parser.add_argument("--repeats", type=int, help="repeats, trials, halvings or episodes")
     parser.add_argument("--samples", default="/usr/share/doc/opencv-doc/examples/data")
@@ -248,6 +258,8 @@ def main() -> None:
         "intrinsics": lambda: part_intrinsics(n or 10),
         "honest": lambda: part_honest(n or 100),
         "hand-eye": lambda: part_hand_eye(n or 60),
+        "tag": lambda: part_hand_eye(n or 60, Board.parse("apriltag:0.05")),
+        "grid": lambda: part_intrinsics(n or 10, Board.parse("aprilgrid:6x6:0.03:0.3")),
         "board": lambda: part_board(n or 20),
         "drift": lambda: part_drift(n or 500),
         "samples": lambda: part_samples(args.samples, n or 24),

@@ -15,13 +15,13 @@ SHEET = Board.parse("charuco:11x8:0.030:0.022:4x4_50")
 SIZE = (1280, 720)
 
 
-def views(rng: np.random.Generator, count: int) -> list[View]:
-    """Ray-cast pictures of the sheet through the simulated webcam, with the corners that are detected in them."""
+def views(rng: np.random.Generator, count: int, board: Board = SHEET) -> list[View]:
+    """Ray-cast pictures of a board through the simulated webcam, with the corners that are detected in them."""
     out: list[View] = []
     while len(out) < count:
-        d = SHEET.detect(render(webcam(None), look_at_board(rng, SHEET, webcam(None)), SHEET, rng))
+        d = board.detect(render(webcam(None), look_at_board(rng, board, webcam(None)), board, rng))
         if len(d.ids) >= MIN_CORNERS:
-            out.append(View(str(len(out)), SHEET.points()[d.ids], d.pixels))
+            out.append(View(str(len(out)), board.points()[d.ids], d.pixels))
     return out
 
 

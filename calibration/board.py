@@ -1,13 +1,17 @@
-"""Calibration boards: ChArUco and chessboard, from one line of text; detection, and true-size PDF and PNG.
+"""Calibration boards, from one line of text; detection, and true-size PDF and PNG.
 
     charuco:11x8:0.030:0.022:4x4_50          squares, square and marker edge (m), dictionary (append ":legacy" for
                                              boards printed with OpenCV before 4.6)
     chessboard:9x6:0.025                     inner corners, square edge
+    aprilgrid:6x6:0.030:0.3                  tags, tag edge, space between tags over tag edge: Kalibr's grid (append
+                                             ":tag36h11b1" for tags with a border of one bit)
+    apriltag:0.050:0                         tag edge and id of a single tag36h11 (append ":tag25h9" for another family)
 
 A lens can be calibrated with lengths in any unit and with a chessboard that looks the same upside down; a pose cannot.
 
 Board frame: x along the columns, y down the rows, z away from the viewer, origin at the first square's outer corner
-(charuco) or the first inner corner (chessboard).
+(charuco), the first inner corner (chessboard), the lower left corner of the lower left tag (aprilgrid) or the tag's
+middle (apriltag).
 """
 
 from __future__ import annotations
@@ -20,8 +24,14 @@ from typing import Any
 import cv2
 import numpy as np
 
+from calibration.april import Tags, family
 from calibration.camera import CalibrationError
 
+SHAPES = (
+    "charuco:COLUMNSxROWS:SQUARE:MARKER:DICTIONARY, chessboard:COLUMNSxROWS:SQUARE, aprilgrid:COLUMNSxROWS:TAG:SPACING "
+    "or apriltag:TAG:ID (metres; SPACING over TAG)"
+)
+SPACINGS = (0.1, 1.0)  # of an aprilgrid, over the edge of a tag
 LENGTHS = (1e-4, 1e6)  # edge of a square, in any unit: from 0.1 mm in metres to 1 m in micrometres
 PRINTED = (0.002, 0.5)  # m: edge of a square
 FAST_CHECKED, SEARCHED = (
@@ -47,7 +57,8 @@ class Detection:
 
 @dataclass(frozen=True)
 class Board:
-    """One board; lengths in metres, where `in_metres` does not refuse it. `text` is the line that it was made from."""
+    """One board; lengths in metres, where `in_metres` does not refuse it. `text` is the line that it was made from;
+    `square` is the edge of a tag on a board of `tags`."""
 
     text: str
     kind: str
@@ -57,35 +68,69 @@ class Board:
     marker: float = 0.0
     dictionary: str = ""
     legacy: bool = False
+    tags: Tags | None = None
 
     @classmethod
     def parse(cls, text: str) -> Board:
         """Raises CalibrationError for a line that names no board. Lengths may be in any unit: see `in_metres`."""
         parts = text.split(":")
-        shape = "charuco:COLUMNSxROWS:SQUARE:MARKER:DICTIONARY or chessboard:COLUMNSxROWS:SQUARE (metres)"
         try:
-            columns, rows = (int(v) for v in parts[1].split("x"))
-            square = float(parts[2])
-            if parts[0] == "chessboard" and len(parts) == 3:
-                board = cls(text, "chessboard", columns, rows, square)
-            elif parts[0] == "charuco" and len(parts) in (5, 6) and parts[5:] in ([], ["legacy"]):
-                board = cls(text, "charuco", columns, rows, square, float(parts[3]), parts[4].upper(), len(parts) == 6)
-            else:
-                raise ValueError(text)
+            board = cls._tagged(text, parts) if parts[0].startswith("april") else cls._squared(text, parts)
         except (ValueError, IndexError) as e:
-            raise CalibrationError(f"board '{text}' is not understood: write {shape}.") from e
-        if not (3 <= columns <= 40 and 3 <= rows <= 40 and LENGTHS[0] <= square <= LENGTHS[1]):
+            raise CalibrationError(f"board '{text}' is not understood: write {SHAPES}.") from e
+        fewest = {"aprilgrid": 2, "apriltag": 1}.get(board.kind, 3)
+        fits = all(fewest <= n <= 40 for n in (board.columns, board.rows))
+        if not (fits and LENGTHS[0] <= board.square <= LENGTHS[1]):
             raise CalibrationError(
-                f"board '{text}' is impossible: give 3 to 40 squares a side, and their edge in metres."
+                f"board '{text}' is impossible: give {fewest} to 40 squares or tags a side, and their edge in metres."
             )
-        if board.kind == "charuco":
-            if not 0.3 * square < board.marker < 0.95 * square:
-                raise CalibrationError(f"board '{text}': markers must be 0.3 to 0.95 of a square: correct their size.")
-            if not hasattr(cv2.aruco, f"DICT_{board.dictionary}"):
-                raise CalibrationError(f"board '{text}': no dictionary {parts[4]}: use for example 4x4_50 or 5x5_100.")
-            if columns * rows // 2 > len(board._dictionary().bytesList):
-                raise CalibrationError(f"board '{text}' needs {columns * rows // 2} markers, {parts[4]} has fewer.")
+        if not hasattr(cv2.aruco, f"DICT_{board.dictionary}") and board.kind == "charuco":
+            raise CalibrationError(f"board '{text}': no dictionary {parts[4]}: use for example 4x4_50 or 5x5_100.")
+        if board.kind == "charuco" and not 0.3 * board.square < board.marker < 0.95 * board.square:
+            raise CalibrationError(f"board '{text}': markers must be 0.3 to 0.95 of a square: correct their size.")
+        board._refuse_too_few_markers()
         return board
+
+    @classmethod
+    def _squared(cls, text: str, parts: list[str]) -> Board:
+        """Raises ValueError or IndexError for a line that names no such board."""
+        columns, rows = (int(v) for v in parts[1].split("x"))
+        square = float(parts[2])
+        if parts[0] == "chessboard" and len(parts) == 3:
+            return cls(text, "chessboard", columns, rows, square)
+        if parts[0] == "charuco" and len(parts) in (5, 6) and parts[5:] in ([], ["legacy"]):
+            return cls(text, "charuco", columns, rows, square, float(parts[3]), parts[4].upper(), len(parts) == 6)
+        raise ValueError(text)
+
+    @classmethod
+    def _tagged(cls, text: str, parts: list[str]) -> Board:
+        """Raises ValueError or IndexError for a line that names no such board, CalibrationError for an odd spacing."""
+        first, spacing = 0, 0.0
+        if parts[0] == "aprilgrid" and len(parts) in (4, 5):
+            columns, rows = (int(v) for v in parts[1].split("x"))
+            edge, spacing, of = float(parts[2]), float(parts[3]), family((parts[4:] or ["tag36h11"])[0], 2)
+            if not SPACINGS[0] <= spacing <= SPACINGS[1]:
+                raise CalibrationError(
+                    f"board '{text}': the space between tags is {SPACINGS[0]:g} to {SPACINGS[1]:g} of a tag's edge: "
+                    "give it as that share, as Kalibr does."
+                )
+        elif parts[0] == "apriltag" and len(parts) in (2, 3, 4):
+            columns = rows = 1
+            edge, first, of = float(parts[1]), int((parts[2:] or ["0"])[0]), family((parts[3:] or ["tag36h11"])[0], 1)
+        else:
+            raise ValueError(text)
+        if of is None or first < 0:
+            raise ValueError(text)
+        tags = Tags(*of, first, columns, rows, edge, spacing * edge)
+        return cls(text, parts[0], columns, rows, edge, dictionary=of[0], tags=tags)
+
+    def _refuse_too_few_markers(self) -> None:
+        """Raises CalibrationError where the dictionary has fewer markers than the board."""
+        if self.kind == "chessboard":
+            return
+        needed = self.columns * self.rows // 2 if self.tags is None else self.tags.first + self.columns * self.rows
+        if needed > (has := len(self._dictionary().bytesList)):
+            raise CalibrationError(f"board '{self.text}' needs {needed} markers, {self.dictionary.lower()} has {has}.")
 
     def in_metres(self) -> Board:
         """This board; raises CalibrationError where its lengths cannot be metres."""
@@ -106,6 +151,20 @@ class Board:
             )
         return self.in_metres()
 
+    def for_lens(self) -> Board:
+        """This board; raises CalibrationError where its corners are too few to tell a lens."""
+        if self.kind == "apriltag":
+            raise CalibrationError(
+                f"board '{self.text}' has four corners, too few to tell a lens: use a chessboard, a charuco board or "
+                "an aprilgrid, which `harmowam calibrate board` prints."
+            )
+        return self
+
+    @property
+    def enough(self) -> int:
+        """How many corners tell roughly where the board is."""
+        return min(6, len(self.points()))
+
     @property
     def _symmetric(self) -> bool:
         return self.kind == "chessboard" and self.columns % 2 == self.rows % 2
@@ -120,6 +179,8 @@ class Board:
 
     def points(self) -> np.ndarray:
         """Corners in the board frame, float64[n,3] (m), by id."""
+        if self.tags is not None:
+            return self.tags.points()
         if self.kind == "charuco":
             return np.asarray(self._charuco().getChessboardCorners(), float)
         x, y = np.meshgrid(np.arange(self.columns), np.arange(self.rows))
@@ -127,15 +188,23 @@ class Board:
 
     def size(self) -> tuple[float, float]:
         """Width and height of the pattern, m, without its white border."""
+        if self.tags is not None:
+            edge, gap = self.tags.edge, self.tags.gap
+            return self.columns * (edge + gap) + gap, self.rows * (edge + gap) + gap
         extra = 0 if self.kind == "charuco" else 1
         return (self.columns + extra) * self.square, (self.rows + extra) * self.square
 
     def origin(self) -> tuple[float, float]:
         """Position of the pattern's top-left corner in the board frame, m."""
+        if self.tags is not None:
+            left, top = self.tags.points()[:, :2].min(0) - self.tags.gap
+            return float(left), float(top)
         return (0.0, 0.0) if self.kind == "charuco" else (-self.square, -self.square)
 
     def detect(self, grey: np.ndarray) -> Detection:
         """Corners of one picture uint8[H,W]; empty where the board is not seen."""
+        if self.tags is not None:
+            return Detection(*self.tags.detect(grey))
         none = Detection(np.zeros(0, int), np.zeros((0, 2)))
         if self.kind == "chessboard":
             p = self._chessboard(grey)
@@ -179,6 +248,8 @@ class Board:
 
     def why_unseen(self, grey: np.ndarray) -> str:
         """The most probable reason why `detect` found nothing."""
+        if self.tags is not None:
+            return self.tags.why_unseen(grey)
         if self.kind == "chessboard":
             return "board not found or partly hidden"
         detector: Any = cv2.aruco.ArucoDetector(self._dictionary())
@@ -202,6 +273,8 @@ class Board:
 
     def rectangles(self) -> list[tuple[float, float, float, float]]:
         """All black rectangles of the pattern: x, y (from its top-left corner), width, height, m."""
+        if self.tags is not None:
+            return self.tags.rectangles()
         width, height = self.size()
         s, out = self.square, []
         dark = 0
@@ -233,7 +306,8 @@ class Board:
         shape = (round((height + 2 * border) * pixels_per_metre), round((width + 2 * border) * pixels_per_metre))
         image = np.full(shape, 255, np.uint8)
         for x, y, w, h in self.rectangles():
-            edges = np.rint((np.array([x, y, x + w, y + h]) + border) * pixels_per_metre).astype(int)
+            # Half a pixel is rounded the same way for both of two neighbours: no white line stays between them.
+            edges = np.rint((np.array([x, y, x + w, y + h]) + border) * pixels_per_metre - 1e-6).astype(int)
             image[edges[1] : edges[3], edges[0] : edges[2]] = 0
         return image
 

@@ -149,7 +149,7 @@ def learn(
     if len(frames) < 2 * FRAMES:
         raise CalibrationError(f"{len(frames)} pictures are too few to learn the camera's noise: take {LEARN_FRAMES}.")
     ids, corners = median_corners(frames, board)
-    if len(ids) < 6:
+    if len(ids) < board.enough:
         raise CalibrationError(
             f"the marker {board.text} is not seen ({len(ids)} corners): aim the camera at it, or correct the board."
         )
@@ -169,7 +169,7 @@ def learn(
     if arm_frames and arm_board:
         each = [median_corners(f, arm_board) for f in arm_frames]
         common_ids = np.array(sorted(set.intersection(*(set(i.tolist()) for i, _ in each))), int)
-        if len(common_ids) < 6:
+        if len(common_ids) < arm_board.enough:
             raise CalibrationError(
                 f"the arm's marker {arm_board.text} is not seen at the rest pose: turn it to the camera."
             )

@@ -8,11 +8,12 @@ import cv2
 import numpy as np
 
 from calibration.board import Board, Detection
-from calibration.views import MIN_CORNERS, View
+from calibration.views import MIN_CORNERS, Size, View, reach
 
 GRID = (6, 8)  # rows, columns of the coverage map
 MIN_SHARPNESS = 0.25  # share of the sharpest picture's `sharpness`
 STILL_PX = 0.004  # of the width: how much the board may move between two pictures
+SHOWN = 3  # pictures that are kept for the report
 APART = 0.04  # of the width: least difference of a kept view from every other
 
 
@@ -25,6 +26,7 @@ class Guide:
     views: list[View] = field(default_factory=list)
     coverage: np.ndarray = field(default_factory=lambda: np.zeros(GRID, int))
     tilts: list[tuple[float, float]] = field(default_factory=list)  # deg about x and y, from an assumed lens
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)  # of the SHOWN views that reach farthest, by name
     sharpest: float = 0.0
     _last: Detection | None = None
 
@@ -46,12 +48,20 @@ class Guide:
         if any(_moved(Detection(self._ids(v), v.pixels), found) < APART * width for v in self.views):
             return "like one already kept"
         self.views.append(View(f"view-{len(self.views):03d}", self.board.points()[found.ids], found.pixels))
+        self._keep(grey, (width, height))
         rows = np.clip((found.pixels[:, 1] / height * GRID[0]).astype(int), 0, GRID[0] - 1)
         columns = np.clip((found.pixels[:, 0] / width * GRID[1]).astype(int), 0, GRID[1] - 1)
         for cell in set(zip(rows.tolist(), columns.tolist(), strict=True)):
             self.coverage[cell] += 1
         self.tilts.append(_tilt(self.views[-1], width, height))
         return "kept"
+
+    def _keep(self, grey: np.ndarray, size: Size) -> None:
+        """Keep the newest view's picture where it is one of those that reach farthest."""
+        self.pictures[self.views[-1].name] = grey.copy()
+        if len(self.pictures) > SHOWN:
+            shown = [v for v in self.views if v.name in self.pictures]
+            del self.pictures[min(shown, key=lambda v: reach(v.pixels, size)).name]
 
     def _ids(self, view: View) -> np.ndarray:
         all_points = self.board.points()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 
 import cv2
@@ -20,12 +21,15 @@ import numpy as np
 from calibration.camera import CalibrationError
 from calibration.hand_eye_fit import Adjusted, Setup, adjust, behind
 from calibration.transforms import distance, inverse, log, skew
-from calibration.views import ArmNoise, ArmView, Forward, board_pose
+from calibration.views import ArmNoise, ArmView, Forward, board_pose, pose_sd, second_pose
 
-MIN_POSES, MIN_CORNERS = 8, 6
+MIN_POSES, MIN_CORNERS = 8, 4
 MIN_ROTATION = 20.0  # deg: spread of the arm's rotations about at least two axes
 MOST_BAD = 0.3  # share of views that may contradict the others
 MOVED = "contradicts the others: the board or the camera was moved"
+AMBIGUOUS = "its corners fit two poses of the board"
+VAGUE = "its corners do not tell the board's pose"
+MOST_SD = 10.0  # deg: of the board's pose in a view that counts
 BEHIND = "contradicts the others: by them its board is behind the camera"
 AGREE = 4.0  # standard deviations that two halves may differ
 MOST_CHI2 = 16.0  # of the arm's errors a degree of freedom: four times what ArmNoise says
@@ -126,9 +130,41 @@ def solve(
     if mount not in ("base", "arm"):
         raise CalibrationError(f"mount '{mount}' is not known: a camera is fixed to the base or rides on the arm.")
     setup = Setup(mount, theta, model, forward, noise, sigma)
-    few = [(v.name, f"only {len(v.pixels)} corners") for v in views if len(v.pixels) < MIN_CORNERS]
-    kept, moved, X, Z = _consistent(setup, [v for v in views if len(v.pixels) >= MIN_CORNERS], joints)
-    return _result(setup, kept, few + moved, adjust(setup, kept, X, Z, free_scale))
+    seen, unclear = _poses_of_board(setup, views)
+    kept, moved, X, Z = _consistent(setup, seen, unclear, joints)
+    return _result(setup, kept, unclear + moved, adjust(setup, kept, X, Z, free_scale))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One view with T_cam_from_board float64[4,4] and its standard deviation: rotation (rad) and position (m)."""
+
+    view: ArmView
+    board: np.ndarray
+    sd: tuple[float, float]
+
+
+def _poses_of_board(setup: Setup, views: list[ArmView]) -> tuple[list[_Seen], list[tuple[str, str]]]:
+    """The views that tell where the board is; name and reason of those that do not."""
+    seen, unclear = [], []
+    for v in views:
+        lens = setup.theta, setup.model
+        if len(v.pixels) < MIN_CORNERS:
+            unclear.append((v.name, f"only {len(v.pixels)} corners"))
+            continue
+        try:
+            T, degrees = board_pose(v, *lens), second_pose(v, *lens, setup.sigma)
+        except CalibrationError:
+            unclear.append((v.name, VAGUE))
+            continue
+        sd = pose_sd(v, T, *lens, setup.sigma)
+        if degrees:
+            unclear.append((v.name, f"{AMBIGUOUS}, {degrees:.0f} degrees apart"))
+        elif sd[0] > np.radians(MOST_SD):
+            unclear.append((v.name, VAGUE))
+        else:
+            seen.append(_Seen(v, T, sd))
+    return seen, unclear
 
 
 def _result(setup: Setup, views: list[ArmView], rejected: list[tuple[str, str]], adjusted: Adjusted) -> HandEye:
@@ -161,30 +197,30 @@ def _covariance(adjusted: Adjusted) -> np.ndarray:
 
 
 def _consistent(
-    setup: Setup, views: list[ArmView], joints: tuple[str, ...]
+    setup: Setup, seen: list[_Seen], unclear: list[tuple[str, str]], joints: tuple[str, ...]
 ) -> tuple[list[ArmView], list[tuple[str, str]], np.ndarray, np.ndarray]:
     """The views that agree with one another, (name, reason) of those that do not, and Park's X and Z. Raises
     CalibrationError where too few agree."""
-    _enough(setup, views)
-    boards = [board_pose(v, setup.theta, setup.model) for v in views]
-    X, Z, off = _park_and_deviations(setup, views, boards)
+    _enough(setup, seen, unclear)
+    X, Z, off = _park_and_deviations(setup, seen)
     rejected: list[tuple[str, str]] = []
     bad = off > max(4.0, 3.5 * float(np.median(off)))
     few_bad = bad.mean() <= MOST_BAD
     if bad.any() and few_bad:
-        rejected = [(v.name, MOVED if np.isfinite(d) else BEHIND) for v, b, d in zip(views, bad, off, strict=True) if b]
-        keep = np.nonzero(~bad)[0]
-        views, boards = [views[k] for k in keep], [boards[k] for k in keep]
-        _enough(setup, views)
-        X, Z, off = _park_and_deviations(setup, views, boards)
+        rejected = [
+            (s.view.name, MOVED if np.isfinite(d) else BEHIND) for s, b, d in zip(seen, bad, off, strict=True) if b
+        ]
+        seen = [s for s, b in zip(seen, bad, strict=True) if not b]
+        _enough(setup, seen, unclear + rejected)
+        X, Z, off = _park_and_deviations(setup, seen)
     if not few_bad or np.median(off) > 12 or np.isinf(off).any():
-        if joints and (turned := _turned_joints(setup, views, boards)):
+        if joints and (turned := _turned_joints(setup, seen)):
             names = ", ".join(joints[k] for k in turned)
             raise CalibrationError(
                 f"{names} turned the other way than the angle says (with the sign changed, arm poses and pictures "
                 "agree): correct its direction (`harmowam calibrate joints --signs`), then repeat."
             )
-        if not joints and _inverted(setup, views, boards):
+        if not joints and _inverted(setup, seen):
             raise CalibrationError(
                 "arm poses and pictures agree with each pose inverted: give the tool's pose in the base's frame, not "
                 "the base's in the tool's, and check --mount."
@@ -193,16 +229,21 @@ def _consistent(
             "arm poses and pictures do not belong together: check that board and camera are firmly fixed, the "
             f"board's size, the joint calibration, and {LENS}."
         )
-    return views, rejected, X, Z
+    return [s.view for s in seen], rejected, X, Z
 
 
-def _enough(setup: Setup, views: list[ArmView]) -> None:
-    """Raises CalibrationError for too few views, or arm poses that turn about one axis only."""
-    if len(views) < MIN_POSES:
+def _enough(setup: Setup, seen: list[_Seen], left_out: list[tuple[str, str]]) -> None:
+    """Raises CalibrationError for too few views, with the commonest reason of those `left_out` (name, reason), or arm
+    poses that turn about one axis only."""
+    if len(seen) < MIN_POSES:
+        kinds = Counter(AMBIGUOUS if reason.startswith(AMBIGUOUS) else reason for _, reason in left_out)
+        why, count = kinds.most_common(1)[0] if kinds else ("", 0)
+        mend = "tilt the board more, bring it closer, or use one with more corners" if why == AMBIGUOUS else "take more"
+        told = f"; {count} of {len(left_out)} left out: {why}" if why else ""
         raise CalibrationError(
-            f"only {len(views)} usable arm poses, at least {MIN_POSES} are needed (15 are good): take more."
+            f"only {len(seen)} usable arm poses, at least {MIN_POSES} are needed (15 are good){told}: {mend}."
         )
-    _, second = rotation_spread([setup.forward(v.q) for v in views])
+    _, second = rotation_spread([setup.forward(s.view.q) for s in seen])
     if second < MIN_ROTATION:
         raise CalibrationError(
             f"the arm turned about one axis only ({second:.0f} degrees about a second one, {MIN_ROTATION:.0f} are "
@@ -211,33 +252,34 @@ def _enough(setup: Setup, views: list[ArmView]) -> None:
 
 
 def _park_and_deviations(
-    setup: Setup, views: list[ArmView], boards: list[np.ndarray], sign: np.ndarray | float = 1.0
+    setup: Setup, seen: list[_Seen], sign: np.ndarray | float = 1.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Park's X and Z of joint angles times `sign` float64[J], and float64[views]: how many standard deviations each
     view's board is from Z, infinite where X and Z put it behind the camera."""
     noise = setup.noise
     rotation = np.radians(max(np.hypot(noise.rotation_deg, 2 * noise.offset_deg), 0.1))
     translation = max(np.hypot(noise.translation_m, 0.3 * np.radians(noise.offset_deg)), 0.0005)
-    arms = [setup.forward(v.q * sign) for v in views]
-    X, Z = park(setup.mount, arms, boards)
+    arms = [setup.forward(s.view.q * sign) for s in seen]
+    X, Z = park(setup.mount, arms, [s.board for s in seen])
     out = []
-    for v, a, b in zip(views, arms, boards, strict=True):
-        d = log(inverse(Z) @ _board_place(setup.mount, X, a, b))
-        lost = behind(setup, X, Z, a, v.points)
-        out.append(np.inf if lost else max(np.linalg.norm(d[:3]) / rotation, np.linalg.norm(d[3:]) / translation) / 2)
+    for s, a in zip(seen, arms, strict=True):
+        d = log(inverse(Z) @ _board_place(setup.mount, X, a, s.board))
+        lost = behind(setup, X, Z, a, s.view.points)
+        turned = np.linalg.norm(d[:3]) / np.hypot(rotation, s.sd[0])
+        out.append(np.inf if lost else max(turned, np.linalg.norm(d[3:]) / np.hypot(translation, s.sd[1])) / 2)
     return X, Z, np.array(out)
 
 
-def _turned_joints(setup: Setup, views: list[ArmView], boards: list[np.ndarray]) -> tuple[int, ...]:
+def _turned_joints(setup: Setup, seen: list[_Seen]) -> tuple[int, ...]:
     """The fewest joints whose angles, with their signs changed, make arm poses and pictures agree; () where none do."""
-    J = len(views[0].q)
+    J = len(seen[0].view.q)
     for count in range(1, J + 1):
         found = []
         for turned in itertools.combinations(range(J), count):
             sign = np.ones(J)
             sign[list(turned)] = -1
             try:
-                _, _, off = _park_and_deviations(setup, views, boards, sign)
+                _, _, off = _park_and_deviations(setup, seen, sign)
             except CalibrationError:
                 continue
             found.append((float(np.median(off)), turned))
@@ -246,11 +288,11 @@ def _turned_joints(setup: Setup, views: list[ArmView], boards: list[np.ndarray])
     return ()
 
 
-def _inverted(setup: Setup, views: list[ArmView], boards: list[np.ndarray]) -> bool:
+def _inverted(setup: Setup, seen: list[_Seen]) -> bool:
     """Whether the inverse of each arm pose agrees with the pictures."""
     other = dataclasses.replace(setup, forward=lambda q: inverse(setup.forward(q)))
     try:
-        _, _, off = _park_and_deviations(other, views, boards)
+        _, _, off = _park_and_deviations(other, seen)
     except CalibrationError:
         return False
     return float(np.median(off)) < 3

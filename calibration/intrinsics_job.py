@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from calibration import intrinsics, lens, report
+from calibration import intrinsics, lens, report, straight
 from calibration.board import Board
 from calibration.camera import CalibrationError, Camera
 from calibration.intrinsics import Calibration
+from calibration.lens_fit import Fit
 from calibration.lens_quality import heldout_rms
 from calibration.other_boards import what_fits
 from calibration.records import POSE_KEYS, camera_of, current, theta_of
 from calibration.store import Store, new_record
-from calibration.views import MIN_CORNERS, Size, View
+from calibration.views import MIN_CORNERS, Size, View, reach
 
 SAME_LENS_PX = 0.5  # median difference of two lenses under which a pose found through one holds for the other
 
@@ -66,18 +67,21 @@ def run_intrinsics(
     identity: dict[str, Any],
     page: Path,
     dry_run: bool = False,
+    pictures: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Calibrate, judge, store if it is better than what is in use, and report. A stored pose and its uncertainty stay
     where both lenses agree. `rejected`: name and reason of pictures that gave no view; `mount` None: as stored, or
-    "base". Returns the JSON of `calibrate intrinsics` with "accepted", "hash" and "said" (lines for people).
-    Raises CalibrationError; the stored calibration is untouched then."""
+    "base"; `pictures`: uint8[H,W] by a view's name, of which the report shows the one that reaches farthest.
+    Returns the JSON of `calibrate intrinsics` with "accepted", "hash" and "said" (lines for people). Raises
+    CalibrationError; the stored calibration is untouched then."""
     done = intrinsics.calibrate(views, size, model, rejected)
     fit, q = done.fit, done.quality()
     beside = _beside_stored(store, name, done, mount)
     verdict, left_out = [*done.verdict(), *beside.refused], [*rejected, *done.rejected]
     kind = "fisheye" if model == "fisheye" else "rational"
     camera = Camera(name, *size, lens.matrix(fit.theta), fit.theta[4:], None, kind)
-    report.intrinsics_page(page, name, done, beside.difference, verdict, left_out)
+    photographs = _photographs(fit, pictures or {})
+    report.intrinsics_page(page, name, done, beside.difference, verdict, left_out, photographs)
     digest = None if verdict or dry_run else _put(store, camera, done, beside, views, board, identity)
     halves = f"halves differ by {q['crossval_median_px']:.3f} px (90 %: {q['crossval_p90_px']:.3f})"
     said = [
@@ -107,6 +111,17 @@ def run_intrinsics(
         "hash": digest,
         "said": [*said, f"report: {page}"],
     }
+
+
+def _photographs(fit: Fit, pictures: Mapping[str, np.ndarray]) -> list[str]:
+    """Figures of the picture whose board reaches farthest from the middle, with and without the lens; none without
+    pictures."""
+    used = [View(v.name, v.points[k], v.pixels[k]) for v, k in zip(fit.views, fit.inlier, strict=True)]
+    shown = [v for v in used if v.name in pictures]
+    if not shown:
+        return []
+    view = max(shown, key=lambda v: reach(v.pixels, fit.size))
+    return straight.figures(pictures[view.name], view, fit.theta, fit.model)
 
 
 def _not_for_poses(board: str) -> list[str]:

@@ -129,6 +129,13 @@ def _check_arm(path: Path, rows: Mapping[str, LeRobotJoint], config: ArmConfig) 
             )
 
 
+def negated(path: Path, config: ArmConfig) -> tuple[bool, ...]:
+    """Which joints of `config` LeRobot negates in software: Feetech servos of drive_mode 1. Raises as `from_lerobot`
+    does."""
+    rows = _rows(path, config)[0]
+    return tuple(bool(rows[name].drive_mode) and config.protocol != "dynamixel" for name in config.joints)
+
+
 def from_lerobot(path: Path, config: ArmConfig) -> tuple[JointCalibration, tuple[str, ...]]:
     """Joint calibration of the arm `config` from a LeRobot calibration file, and the file's keys that were ignored
     because they are no joints.

@@ -101,6 +101,18 @@ def arrows(
     return _svg(size, body)
 
 
+def picture_svg(size: tuple[int, int], href: str, lines: np.ndarray) -> str:
+    """A photograph (its data as an address) over a picture of `size`, with lines float64[n,2,2] px over it."""
+    width = size[0] / 640
+    body = [f'<image href="{href}" width="{size[0]}" height="{size[1]}"/>']
+    for a, b in lines + 0.5:  # a pixel's centre is half a pixel from its edge
+        body.append(
+            f'<line x1="{a[0]:.1f}" y1="{a[1]:.1f}" x2="{b[0]:.1f}" y2="{b[1]:.1f}" stroke="#e5007d" '
+            f'stroke-width="{width:.1f}" opacity=".8"/>'
+        )
+    return _svg(size, body)
+
+
 def figure(picture: str, caption: str) -> str:
     return f"<figure>{picture}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
@@ -162,9 +174,11 @@ def intrinsics_page(
     before: np.ndarray | None,
     verdict: list[str],
     left_out: Sequence[tuple[str, str]],
+    photographs: Sequence[str] = (),
 ) -> None:
     """`before`: px float64[grid] by which the new lens differs from the stored one, None without one; `left_out`: view,
-    reason. Raises CalibrationError when the page cannot be written."""
+    reason; `photographs`: figures of a picture with and without the lens (`calibration.straight`). Raises CalibrationError
+    when the page cannot be written."""
     fit = c.fit
     parts = [
         _intrinsics_table(name, c, len(left_out)),
@@ -173,6 +187,8 @@ def intrinsics_page(
         _board(fit.corners, fit.shape),
         "</div>",
     ]
+    if photographs:
+        parts += ["<h2>With and without the lens</h2>", '<div class="row">', *photographs, "</div>"]
     if before is not None and np.isfinite(before).any():
         limit = max(float(np.nanquantile(before, 0.98)), 0.1)
         parts.append(

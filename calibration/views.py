@@ -10,12 +10,14 @@ import numpy as np
 
 from calibration import lens
 from calibration.camera import CalibrationError
-from calibration.transforms import transform
+from calibration.transforms import distance, skew, transform
 
 Size = tuple[int, int]  # of a picture: width and height, px
 Forward = Callable[[np.ndarray], np.ndarray]  # joint angles float64[J] (rad) to T_base_from_tool float64[4,4]
 
 MIN_CORNERS = 8  # of a picture that a lens is fitted to
+SAME = 5.0  # deg: two poses of a board that are nearer do the same for a start
+CLEARLY = 16.0  # in variances of a corner: by how much the better of two poses must fit better
 UNKNOWN = np.array([0, 0, 0, 0, 0, 1.0])  # rvec, tvec where a view does not tell its board's pose: 1 m ahead
 
 
@@ -48,6 +50,12 @@ class ArmNoise:
     offset_deg: float = 0.5
 
 
+def reach(pixels: np.ndarray, size: Size) -> float:
+    """How much of the picture corners float64[n,2] (px) tell: RMS distance from its middle, px, times the square root
+    of their number."""
+    return float(np.sqrt(((pixels - (np.array(size) - 1) / 2) ** 2).sum()))
+
+
 def first_pose(view: View, theta: np.ndarray, model: str) -> np.ndarray:
     """(rvec, tvec) float64[6] of a nearly planar board under a known lens: the better of the two solutions of the
     flattened board, refined on its true points; UNKNOWN where there is none. An adjustment starts from it."""
@@ -56,29 +64,67 @@ def first_pose(view: View, theta: np.ndarray, model: str) -> np.ndarray:
     if good.sum() < 4:
         return UNKNOWN
     xy = rays[good, :2] / rays[good, 2:]
-    found = _pose(view.points[good], xy)
-    return UNKNOWN if found is None else np.concatenate(found)
+    found = _poses(view.points[good], xy)
+    return np.concatenate(found[0]) if found else UNKNOWN
 
 
 def board_pose(view: View, theta: np.ndarray, model: str) -> np.ndarray:
-    """T_cam_from_board float64[4,4] under a known lens. Raises CalibrationError where the view does not determine
-    it."""
+    """T_cam_from_board float64[4,4] under a known lens: the better of the two solutions. Raises CalibrationError where
+    the view does not determine it."""
+    return _both_poses(view, theta, model)[0][1]
+
+
+def pose_sd(view: View, T: np.ndarray, theta: np.ndarray, model: str, sigma: float) -> tuple[float, float]:
+    """Standard deviation of the board's pose `T` float64[4,4] in one view with corner noise `sigma` (px): rotation
+    (rad) and position (m), all axes together."""
+    turned = view.points @ T[:3, :3].T
+    by_place = lens.project(turned + T[:3, 3], theta, model)[2][..., 3:6] / sigma
+    J = np.concatenate([-by_place @ skew(turned), by_place], axis=2).reshape(-1, 6)
+    covariance = np.linalg.pinv(J.T @ J)
+    return float(np.sqrt(np.trace(covariance[:3, :3]))), float(np.sqrt(np.trace(covariance[3:, 3:])))
+
+
+def second_pose(view: View, theta: np.ndarray, model: str, sigma: float) -> float:
+    """Rotation (deg) from the board's pose in a view to a second one that explains its corners, of noise `sigma` (px),
+    nearly as well; 0 where there is none. A plane has two poses that differ in perspective alone (Collins and Bartoli
+    2014), which a small or distant board hardly shows. Raises CalibrationError as `board_pose` does."""
+    both = _both_poses(view, theta, model)
+    if len(both) < 2:
+        return 0.0
+    (least, T), (more, other) = both
+    # Residuals far above the noise come from a wrong lens or board: then neither pose can be judged by them.
+    noise = np.clip(least / max(1, 2 * len(view.pixels) - 6), sigma**2, 9 * sigma**2)
+    degrees, _ = distance(T, other)
+    return degrees if degrees > SAME and more - least < CLEARLY * noise else 0.0
+
+
+def _both_poses(view: View, theta: np.ndarray, model: str) -> list[tuple[float, np.ndarray]]:
+    """Sum of the squared residuals (px) and T_cam_from_board float64[4,4] of each solution, the better one first.
+    Raises CalibrationError where there is none."""
     rays, _ = lens.unproject(view.pixels, theta, model)
     xy = np.ascontiguousarray(rays[:, :2] / rays[:, 2:])
-    found = _pose(view.points, xy)
-    if found is None:
+    out = []
+    for r, t in _poses(view.points, xy):
+        uv = lens.project(view.points, theta, model, r, t)[0]
+        out.append((float(((view.pixels - uv) ** 2).sum()), transform(r, t)))
+    if not out:
         raise CalibrationError(f"picture {view.name} does not determine the board's pose: leave it out.")
-    return transform(*found)
+    return sorted(out, key=lambda o: o[0])
 
 
-def _pose(points: np.ndarray, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """rvec, tvec float64[3] that carry points float64[n,3] to rays float64[n,2] (x/z, y/z); None where there are none.
+def _poses(points: np.ndarray, xy: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """rvec, tvec float64[3] of each solution that carries points float64[n,3] to rays float64[n,2] (x/z, y/z); of two,
+    OpenCV's better one first.
 
     OpenCV's solution for planes takes points that lie 1 mm or more out of the plane for a plane that is turned, and
     answers with a wrong pose; so it gets the flattened board."""
+    if len(points) < 4:
+        return []
     flat = points * [1.0, 1.0, 0.0]
     ok, rvecs, tvecs, _ = cv2.solvePnPGeneric(flat, xy, np.eye(3), None, flags=cv2.SOLVEPNP_IPPE)
-    if not ok or not np.isfinite(tvecs[0]).all():
-        return None
-    r, t = cv2.solvePnPRefineLM(points, xy, np.eye(3), None, rvecs[0], tvecs[0])
-    return np.ravel(r), np.ravel(t)
+    out = []
+    for rvec, tvec in zip(rvecs, tvecs, strict=True) if ok else ():
+        if np.isfinite(rvec).all() and np.isfinite(tvec).all():
+            r, t = cv2.solvePnPRefineLM(points, xy, np.eye(3), None, rvec, tvec)
+            out.append((np.ravel(r), np.ravel(t)))
+    return out

@@ -17,7 +17,7 @@ done
 
 # The same pins must hold on Jetson and other 64-bit Arm Linux (for which there is no onnxruntime-gpu wheel below 1.30).
 for version in 3.10 3.11 3.12; do
-  uv pip compile --quiet pyproject.toml --extra cpu --extra jetson --extra sim --extra export --extra dev \
+  uv pip compile --quiet pyproject.toml --extra cpu --extra jetson --extra sim --extra export --extra tensorrt-check --extra dev \
     --python "$version" --python-platform aarch64-manylinux_2_35 --constraint "constraints/py${version/./}.txt" >/dev/null
 done
 

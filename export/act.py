@@ -13,7 +13,7 @@ import dataclasses
 import io
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.errors import Mendable
-from export.data import Demonstrations
+from export.data import VIEWS, Demonstrations
 from export.loop import Loop, Stage
 from export.manifest import manifest_for
 from export.onnx import export_engine
@@ -62,6 +62,7 @@ class ActConfig:
     text_dim: int = 32
     chunk: int = 16
     chunk_dt_s: float = 0.05
+    views: tuple[str, ...] = VIEWS
 
 
 SMALL = ActConfig(
@@ -116,10 +117,10 @@ class Act(nn.Module):
                 view: nn.Sequential(
                     *(Block(i, o) for i, o in zip(sizes, cfg.channels, strict=False)), nn.Conv2d(cfg.channels[-1], d, 1)
                 )
-                for view in ("front", "wrist")
+                for view in cfg.views
             }
         )
-        tokens = 2 * (cfg.image // 2 ** len(cfg.channels)) ** 2
+        tokens = len(cfg.views) * (cfg.image // 2 ** len(cfg.channels)) ** 2
         self.text = nn.Linear(cfg.text_ngrams, cfg.text_dim)
         self.text_in, self.state_in, self.style_in = (
             nn.Linear(cfg.text_dim, d),
@@ -144,16 +145,16 @@ class Act(nn.Module):
         """Instruction embedding [B, text_dim]; at run time only looked up."""
         return torch.tanh(self.text(grams))
 
-    def chunk(self, front: Tensor, wrist: Tensor, text: Tensor, state: Tensor, style: Tensor) -> Tensor:
-        """Normalised joint targets [B,K,J] from pictures [B,3,96,96], instruction embedding, normalised joint angles
-        [B,J] and style."""
-        pictures = [self.backbones[k](x).flatten(2).transpose(1, 2) for k, x in (("front", front), ("wrist", wrist))]
+    def chunk(self, views: Sequence[Tensor], text: Tensor, state: Tensor, style: Tensor) -> Tensor:
+        """Normalised joint targets [B,K,J] from pictures [B,3,96,96] of each view, instruction embedding, normalised
+        joint angles [B,J] and style."""
+        pictures = [self.backbones[k](x).flatten(2).transpose(1, 2) for k, x in zip(self.cfg.views, views)]
         rest = torch.stack([self.text_in(text), self.state_in(state), self.style_in(style)], 1)
         memory = torch.cat([*pictures, rest], 1) + self.place
         for layer in self.encoder:
             memory = layer(memory)
         memory = self.encoder_norm(memory)
-        x = self.query.expand(len(front), -1, -1)
+        x = self.query.expand(len(text), -1, -1)
         for layer in self.decoder:
             x = layer(x, memory)
         return self.out(x)
@@ -168,10 +169,12 @@ class Act(nn.Module):
         mean, log_variance = self.style_out(x[:, 0]).chunk(2, -1)
         return mean, log_variance
 
-    def forward(self, front: Tensor, wrist: Tensor, text: Tensor, state: Tensor) -> Tensor:
-        """Joint targets float32[B,K,J] (rad) from measured joint angles [B,J] (rad)."""
-        style = torch.zeros(front.shape[0], self.cfg.style, dtype=front.dtype, device=front.device)
-        normal = self.chunk(front, wrist, text, (state - self.joints_mean) / self.joints_std, style)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Joint targets float32[B,K,J] (rad) from the pictures [B,3,96,96] of each view, the instruction's embedding
+        and measured joint angles [B,J] (rad)."""
+        *views, text, state = inputs
+        style = torch.zeros(text.shape[0], self.cfg.style, dtype=text.dtype, device=text.device)
+        normal = self.chunk(views, text, (state - self.joints_mean) / self.joints_std, style)
         return normal * self.joints_std + self.joints_mean
 
 
@@ -219,17 +222,17 @@ class ActTrainer(Loop[Act]):
 
     def _act_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
         d, cfg, m = self.data, self.cfg, self.model
-        rows = self.rows[rng.integers(len(self.rows), size=batch)]
+        rows = d.draw(rng, self.rows, batch)
         steps = rows[:, None] + np.arange(1, cfg.chunk + 1)
         inside = torch.from_numpy(steps <= d.last[rows][:, None]).to(self.device)
         actions = self._normal(d.action[np.minimum(steps, d.last[rows][:, None])])
         state = self._normal(d.state[rows])
-        front, wrist = (jitter(raw[rows], rng, self.device) for raw in (d.front, d.wrist))
+        views = [jitter(getattr(d, view)[rows], rng, self.device) for view in cfg.views]
         with self._cast():
             text = m.embed(self._row(self.text, d.episode[rows]))
             mean, log_variance = (x.float() for x in m.encode_style(state, actions))
             style = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
-            said = m.chunk(front, wrist, text, state, style)
+            said = m.chunk(views, text, state, style)
         error = ((said.float() - actions).abs().mean(-1) * inside).sum() / inside.sum()
         kl = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).sum(-1).mean()
         return {"l1": error, "kl": cfg.kl_weight * kl}
@@ -250,9 +253,8 @@ def samples_of(data: Demonstrations, count: int = 64) -> bytes:
     rows = candidates[np.linspace(0, len(candidates) - 1, min(count, len(candidates))).astype(int)]
     stored = io.BytesIO()
     texts = np.array([data.instructions[e] for e in data.episode[rows]])
-    np.savez_compressed(
-        stored, front=data.front[rows], wrist=data.wrist[rows], state=data.state[rows], instruction=texts
-    )
+    pictures = {view: getattr(data, view)[rows] for view in data.views}
+    np.savez_compressed(stored, **pictures, state=data.state[rows], instruction=texts)
     return stored.getvalue()
 
 
@@ -260,7 +262,7 @@ def save_act_bundle(model: Act, data: Demonstrations, out: Path, report: dict[st
     """Write the baseline as a bundle of kind chunk: one FP32 engine; tasks, cameras and joints as in any bundle."""
     c, arm, model = model.cfg, data.arm, model.cpu().eval()
     picture, instructions = (1, 3, c.image, c.image), data.task_instructions
-    inputs = {"front": picture, "wrist": picture, "text": (1, c.text_dim), "state": (1, model.joints)}
+    inputs = {**dict.fromkeys(c.views, picture), "text": (1, c.text_dim), "state": (1, model.joints)}
     with torch.no_grad():
         grams = torch.from_numpy(np.stack([ngrams(s, c.text_ngrams) for s in instructions]))
         tasks = dict(zip(instructions, model.embed(grams).numpy(), strict=True))
@@ -293,6 +295,7 @@ def train_act(
     Raises ActError, BundleError for an `out` that is not a bundle, and CheckpointError when `run` cannot be written.
     """
     check_replaceable(out)
+    cfg = dataclasses.replace(cfg, views=data.views)
     trainer = ActTrainer(data, run, plan, cfg, play)
     model = trainer.train()
     report = {

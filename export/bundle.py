@@ -19,8 +19,12 @@ from export.lint import lint
 from export.manifest import manifest_for
 from export.observations import JUDGED, SHOWN, engine_feeds
 from export.onnx import Specs, export_engine
-from export.plan import Opened, Plan
+from export.plan import Opened, Plan, Precise
+from export.precision import modules, reasons
 from export.quantise import Feeds, left_in_float, quantise
+from export.tensorrt.gate import Judged, budgets, judged
+from export.tensorrt.stored import PLAN, write_plan
+from export.tensorrt.sums import RoundedSums
 from runtime.bundle import check_replaceable, save_bundle
 from runtime.engines.onnx import OrtEngine
 from runtime.manifest import Chunk, Gate, Manifest, Reactive
@@ -28,6 +32,7 @@ from runtime.policies.harmowam import fixed_noise
 from sim.tasks import ARM
 
 Say = Callable[[str], None]
+DONE = 0.9  # calibrated P(done) above which a policy says that it is done
 
 
 def float_engines(specs: Specs, work: Path, say: Say = lambda line: None) -> dict[str, Path]:
@@ -41,7 +46,7 @@ def float_engines(specs: Specs, work: Path, say: Say = lambda line: None) -> dic
 
 def noise_of(specs: Specs) -> dict[str, np.ndarray]:
     """The fixed noise from which the flow of each engine starts, by engine name."""
-    return fixed_noise(specs["world_model"][1]["noise"], specs["predictive"][1]["noise"])
+    return fixed_noise({name: inputs for name, (_, inputs, _) in specs.items()})
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Shipped:
         return Shipped({**self.files, **{n: floats[n] for n in names}}, {**self.layers, **layers})
 
 
-def shrink(plan: Plan, floats: dict[str, Path], feeds: dict[str, list[Feeds]], work: Path, say: Say) -> Shipped:
+def shrink(plan: Precise, floats: dict[str, Path], feeds: dict[str, list[Feeds]], work: Path, say: Say) -> Shipped:
     """The engines at the plan's precision, as files in `work`; raises ExportError for a recipe that does not fit
     them."""
     shipped, counts = dict(floats), {}
@@ -83,7 +88,7 @@ def shrink(plan: Plan, floats: dict[str, Path], feeds: dict[str, list[Feeds]], w
     return Shipped(shipped, counts)
 
 
-def refuse_what_it_would_not_run(plan: Plan, shipped: Shipped) -> None:
+def refuse_what_it_would_not_run(plan: Precise, shipped: Shipped) -> None:
     """Raises ExportError where the linter objects, or where ONNX Runtime would compute INT8 layers in float."""
     complaints = [f"{name}: {c}" for name, path in shipped.files.items() for c in lint(path, plan.target)]
     if complaints:
@@ -95,6 +100,14 @@ def refuse_what_it_would_not_run(plan: Plan, shipped: Shipped) -> None:
                 f"ONNX Runtime would compute {idle[0]} ({len(idle)} layers in all) in float: leave them out of the "
                 "recipe."
             )
+
+
+def compiled(plan: Plan, shipped: Shipped, steps: Mapping[str, int], say: Say) -> Judged | None:
+    """What NVIDIA's builder makes of the engines; None for another target. Raises ExportError where one does not
+    build."""
+    if plan.target != "tensorrt":
+        return None
+    return judged(shipped.files, budgets(plan.recipe_or_committed(), plan.precision, steps), say)
 
 
 def compared(
@@ -122,7 +135,17 @@ def compared(
     return rows
 
 
-def quantisation(plan: Plan, shipped: Shipped, failed: bool) -> dict[str, Any]:
+def with_rounded_sums(
+    reference: dict[str, OrtEngine], shipped: Shipped, feeds: dict[str, list[Feeds]], say: Say
+) -> dict[str, Any]:
+    """Agreement of every FP16 engine with FP32 where its sums are rounded to FP16, as TensorRT may do; on a few
+    observations."""
+    say("FP16 sums emulated")
+    few = {name: feeds[name][JUDGED][::8] for name in shipped.files}
+    return {name: parity(reference[name], RoundedSums(path), few[name]) for name, path in shipped.files.items()}
+
+
+def quantisation(plan: Precise, shipped: Shipped, failed: bool) -> dict[str, Any]:
     """What the manifest says about quantisation. Times differ from run to run, so the hashed manifest holds only what
     repeats exactly."""
     how: dict[str, Any] = {"format": "fp16" if plan.half else "fp32"}
@@ -150,10 +173,26 @@ def harmowam_manifest(opened: Opened, how: dict[str, Any]) -> Manifest:
         {name: (inputs, outputs) for name, (_, inputs, outputs) in opened.specs.items()},
         c.image,
         chunk=Chunk(c.chunk, round(c.chunk_dt_s * 1000), *spread),
-        gate=Gate(on=0.5, off=0.2),
+        gate=Gate(on=0.5, off=0.2, done=DONE if c.form == "one_step" else None),
         reactive=Reactive(c.heatmap),
         quantization=how,
     )
+
+
+def judged_poses(observations: Path) -> np.ndarray:
+    """Tool poses float64[n, 6] of the judged observations."""
+    with np.load(observations) as stored:
+        poses: np.ndarray = stored["pose"][JUDGED]
+    return poses
+
+
+def refuse_missed(missed: list[str]) -> None:
+    """Raises ExportError with the first of the missed gates."""
+    if missed:
+        raise ExportError(
+            f"{missed[0]} ({len(missed)} gates missed, nothing was written): find another recipe with "
+            "`harmowam search-recipe`, or write it marked as failed with --force."
+        )
 
 
 def export_bundle(
@@ -161,10 +200,11 @@ def export_bundle(
 ) -> dict[str, Any]:
     """Write the bundle `out`; returns the report.
 
-    Engines that are no faster in INT8 on this machine are shipped in float; the report says which ("float"). With
-    `timed` False they stay in INT8: what a test compares must not depend on how busy the machine is. Raises ExportError
-    and writes nothing when a gate of `export.gates` is missed or `export.lint` objects; with `force` the bundle is
-    written anyway and its manifest lists what failed.
+    For TensorRT, NVIDIA's builder compiles every engine (`export.tensorrt`), and the plans become a report. Engines
+    that are no faster in INT8 on this machine are shipped in float; the report says which ("float"). With `timed` False
+    they stay in INT8: what a test compares must not depend on how busy the machine is. Raises ExportError and writes
+    nothing when a gate of `export.gates` is missed, `export.lint` objects or an engine does not build; with `force` a
+    bundle that misses gates is written anyway, and its manifest lists what failed.
     """
     began = time.monotonic()
     check_replaceable(out)
@@ -183,30 +223,34 @@ def export_bundle(
         feeds = engine_feeds(reference["world_model"], opened.observations, noise_of(opened.specs))
         shipped = shrink(plan, floats, feeds, work, say)
         refuse_what_it_would_not_run(plan, shipped)
+        verdict = compiled(plan, shipped, report["steps"], say)
+        if verdict is not None:
+            report["tensorrt"] = verdict.summary()
+            if plan.int8 and plan.half:
+                report["tensorrt"] |= {"why": reasons(verdict.plans, floats), "predicted_for": modules()}
         candidate = reference if plan.precision == "fp32" else {n: OrtEngine(path) for n, path in shipped.files.items()}
         report["engines"] = compared(reference, candidate, floats, shipped, feeds, say)
+        if plan.half:
+            report["rounded_sums"] = with_rounded_sums(reference, shipped, feeds, say)
         if timed and plan.int8 and plan.target == "onnxruntime":
             slow = not_faster(report["engines"])
             report["float"] = {name: report["engines"][name]["time"] for name in slow}
             shipped, candidate = shipped.in_float(slow, floats), candidate | {n: reference[n] for n in slow}
             again = {name: reference[name] for name in slow}
             report["engines"] |= compared(reference, again, floats, shipped, feeds, say)
-        with np.load(plan.observations) as stored:
-            poses = stored["pose"][JUDGED]
         chain = feeds["world_model"][JUDGED], feeds["predictive"][JUDGED]
-        report["joints_deg"] = joint_error(reference, candidate, *chain, poses)
+        report["joints_deg"] = joint_error(reference, candidate, *chain, judged_poses(plan.observations))
         report["missed"] = missed(report)
-        if report["missed"] and not force:
-            raise ExportError(
-                f"{report['missed'][0]} ({len(report['missed'])} gates missed, nothing was written): find another "
-                "recipe with `harmowam search-recipe`, or write it marked as failed with --force."
-            )
+        if not force:
+            refuse_missed(report["missed"])
         files = {f"onnx/{name}.onnx": path for name, path in shipped.files.items()}
         files["samples.npz"] = work / "samples.npz"
         shutil.copy(plan.observations, files["samples.npz"])
         report["seconds"] = round(time.monotonic() - began, 1)
-        said = work / "parity.json"
-        said.write_text(json.dumps(report, indent=1, sort_keys=True))
+        reports = {"parity.json": work / "parity.json"}
+        reports["parity.json"].write_text(json.dumps(report, indent=1, sort_keys=True))
+        if verdict is not None and verdict.plans:
+            reports[PLAN] = write_plan(verdict, work / PLAN)
         manifest = harmowam_manifest(opened, quantisation(plan, shipped, bool(report["missed"])))
-        save_bundle(out, manifest, files, reports={"parity.json": said})
+        save_bundle(out, manifest, files, reports)
     return report

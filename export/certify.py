@@ -16,8 +16,10 @@ import onnx
 from common.files import write_whole
 from export.bundle import export_bundle
 from export.gates import ExportError
+from export.origin import load_recipe
 from export.plan import Plan
 from export.quantise import LAYERS
+from export.tensorrt.gate import Judged, budgets, judged
 from runtime.bundle import Bundle, flow_steps
 from runtime.manifest import Manifest
 from runtime.policies import mode_of
@@ -85,7 +87,8 @@ def refuse_strangers(int8: Bundle, fp32: Bundle, note: Any) -> None:
     other = note is not ANY and report.is_file() and json.loads(report.read_text()).get("checkpoint", note) != note
     if other or left(int8) != left(fp32):
         raise ExportError(
-            f"{int8.path} was not made from this checkpoint: name the one that it was exported from with --against."
+            f"{int8.path} was not made from this checkpoint: name the one that it was exported from with --against, or "
+            "export it again where another version of this program did it."
         )
 
 
@@ -93,6 +96,21 @@ def steps_of(bundle: Path) -> dict[str, Any]:
     """The numbers of Euler steps of a bundle, from its export report."""
     steps = flow_steps(bundle)
     return {"world_steps": steps.get("world"), "action_steps": steps.get("action")}
+
+
+def planned(bundle: Bundle) -> Judged | None:
+    """What NVIDIA's builder makes of the engines of a bundle for TensorRT, None for another one. Raises ExportError
+    where an engine does not build, and where a plan is not what its recipe allows."""
+    said = bundle.manifest.quantization
+    if said.get("target") != "tensorrt" and said.get("format") != "fp16":
+        return None
+    precision = said.get("origin", {}).get("precision", "int8")
+    files = {name: bundle.path / e.file for name, e in bundle.manifest.engines.items()}
+    recipe = said.get("recipe") or load_recipe("tensorrt")
+    found = judged(files, budgets(recipe, precision, flow_steps(bundle.path)))
+    if found.wrong:
+        raise ExportError(f"{found.wrong[0]} ({len(found.wrong)} in all): export it again with another recipe.")
+    return found
 
 
 def certify(
@@ -103,7 +121,8 @@ def certify(
 
     `against`: the plan of the checkpoint that `bundle` was exported from (precision and steps follow from the bundle),
     or the policy's FP32 bundle, for a policy of any kind. A call after an interruption continues where the last one
-    stopped (`reports/certify.jsonl`). Raises ExportError when the bound is missed.
+    stopped (`reports/certify.jsonl`). Raises ExportError when the bound is missed, or when NVIDIA's builder refuses an
+    engine for TensorRT (before anything is played).
     """
     opened = Bundle.load(bundle)
     if opened.manifest.quantization.get("format") == "fp32":
@@ -113,6 +132,7 @@ def certify(
         raise ExportError(
             f"{bundle} knows none of the simulator's tasks, so nothing can be played: train on `harmowam collect` data."
         )
+    built = planned(opened)
     reports = bundle / "reports"
     reports.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -138,6 +158,8 @@ def certify(
         "least": LEAST,
         "bundle": opened.manifest.name,
     }
+    if built is not None:
+        result["tensorrt"] = built.summary()
     result["passed"] = result["lower_bound"] >= LEAST
     write_whole(reports / "certificate.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
     if not result["passed"]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Config:
+    # "flow": flow matching in a few Euler steps. "one_step": one pass each, with a finish signal (export/one_step.py).
+    form: str = "flow"
     # pictures and latents
     image: int = 96
     latent_channels: int = 16
@@ -48,3 +50,9 @@ class Config:
     gate_window_s: float = 0.35
     gate_height_m: float = 0.062
     gate_radius_m: float = 0.030
+
+    def __post_init__(self) -> None:
+        if self.form not in ("flow", "one_step"):
+            raise ValueError(f"form '{self.form}' is not known: use flow or one_step")
+        if self.form == "one_step" and (self.world_steps, self.action_steps) != (1, 1):
+            raise ValueError("a model of form one_step takes one step each: set world_steps = 1 and action_steps = 1")

@@ -23,6 +23,7 @@ from export.config import Config
 from export.lerobot import (
     CHUNK_SIZE,
     DataError,
+    Dataset,
     Episode,
     common_note,
     finish,
@@ -272,6 +273,20 @@ class Demonstrations:
     state: np.ndarray  # float32[N,J], measured joint angles (rad, the maker's)
     action: np.ndarray  # float32[N,J], commanded
     arm: Family = ARM
+    weight: np.ndarray | None = None  # float32[N]: how often a row is drawn, as a share of all draws; None: all alike
+    uncalibrated: tuple[str, ...] = ()  # views whose geometry is not known
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The views that the dataset has; pictures of another one are black."""
+        return tuple(v for v in VIEWS if v in self.cameras)
+
+    def draw(self, rng: np.random.Generator, rows: np.ndarray, count: int) -> np.ndarray:
+        """`count` of the rows int64[n], by weight."""
+        if self.weight is None:
+            return rows[rng.integers(len(rows), size=count)]
+        share = np.cumsum(self.weight[rows].astype(float))
+        return rows[np.minimum(np.searchsorted(share / share[-1], rng.random(count)), len(rows) - 1)]
 
     @property
     def task_instructions(self) -> list[str]:
@@ -281,23 +296,25 @@ class Demonstrations:
 
 
 def load_demonstrations(
-    folder: Path,
-    cache: Path | None = None,
-    rate_hz: float = Config.rate_hz,
-    units: str | None = None,
-    calibration: Mapping[str, Camera] | None = None,
-    arm: Family | None = ARM,
+    folder: Path, cache: Path | None = None, rate_hz: float = Config.rate_hz, arm: Family | None = ARM
 ) -> Demonstrations:
-    """Read a LeRobotDataset, written by us or recorded by lerobot (`export.lerobot.load`), of `arm` (None: of the arm
-    that it names); raises DataError when it cannot be used."""
-    data = load(folder, VIEWS, fps=rate_hz, cache=cache, units=units, calibration=calibration, arm=arm)
+    """Read a dataset that this project wrote (`export.lerobot.load`), of `arm` (None: of the arm that it names); raises
+    DataError when it cannot be used."""
+    return demonstrations(load(folder, VIEWS, fps=rate_hz, cache=cache, arm=arm))
+
+
+def demonstrations(data: Dataset, weight: np.ndarray | None = None) -> Demonstrations:
+    """The rows of a dataset with tool poses and events."""
     pose, target = (data.arm.forward(x).astype(np.float32) for x in (data.state, data.action))
     events = find_events(pose, target, data.last, data.fps)
     scenes = [str(t) for t in data.extra.get("task", [""] * len(data.tasks))]
     play = data.extra.get("play", np.zeros(len(data.tasks), int)).astype(bool)[data.episode]
+    black = np.broadcast_to(
+        np.zeros((1, 3, Config.image, Config.image), np.uint8), (len(pose), 3, *(Config.image,) * 2)
+    )
     return Demonstrations(
-        data.images["front"],
-        data.images["wrist"],
+        data.images.get("front", black),
+        data.images.get("wrist", black),
         pose,
         target,
         next_events(events, data.last),
@@ -312,4 +329,6 @@ def load_demonstrations(
         data.state,
         data.action,
         data.arm,
+        weight,
+        data.uncalibrated,
     )

@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from export.augment import augment, displace
-from export.checkpoint import load_checkpoint, save_checkpoint
+from export.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from export.data import Demonstrations
 from export.labels import Labels
-from export.models import HarmoWam, PredictiveExpert
+from export.models import HarmoWam, PredictiveExpert, flow_parts
 from export.rows import images
 from export.schedule import Stage
 from export.text import encoder_of
@@ -144,7 +144,7 @@ class Distiller(WorldLoop):
 
     def _shift_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
         rows, situation = self._situation(rng, batch)
-        memory = self._memory(self.model.predictive, situation)
+        memory = self._memory(flow_parts(self.model)[1], situation)
         return {"flow": self._flow(memory, rows, rng)}
 
     def _predictive_loss(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
@@ -152,8 +152,9 @@ class Distiller(WorldLoop):
         noise = torch.randn(batch, self.cfg.chunk, 6, device=self.device)
         with torch.no_grad():
             goal = self._act(self.coach, self._memory(self.coach, situation), noise, self.plan.teacher_steps)
-        memory = self._memory(self.model.predictive, situation)
-        guess = self._act(self.model.predictive, memory, noise, self.plan.action_steps)
+        expert = flow_parts(self.model)[1]
+        memory = self._memory(expert, situation)
+        guess = self._act(expert, memory, noise, self.plan.action_steps)
         return {
             "endpoint": pseudo_huber(guess - goal).mean(),
             "anchor": ANCHOR * self._flow(memory, rows, rng),
@@ -161,12 +162,11 @@ class Distiller(WorldLoop):
 
     def _imagine(self, model: HarmoWam, rows: np.ndarray, noise: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Futures and tokens of `rows` by `model`; gradients flow only through parts that are being trained."""
+        world = flow_parts(model)[0]
         with self._cast():
-            text = model.world.embed(self._row(self.labels.said, rows))
-            seen = model.world.look(images(self.data.front[rows], self.device))
-            future, tokens = model.world.imagine(
-                noise, self.latents[rows].float(), seen, text, self._state(rows), steps
-            )
+            text = world.embed(self._row(self.labels.said, rows))
+            seen = world.look(images(self.data.front[rows], self.device))
+            future, tokens = world.imagine(noise, self.latents[rows].float(), seen, text, self._state(rows), steps)
         return future.float(), tokens.float()
 
     def _situation(self, rng: np.random.Generator, batch: int) -> tuple[np.ndarray, tuple[Tensor, ...]]:
@@ -176,7 +176,7 @@ class Distiller(WorldLoop):
         wrist = augment(images(self.data.wrist[rows], self.device), rng)
         now = self.latents[rows].float()
         state = self._state(rows)
-        world = self.average.world
+        world, _ = flow_parts(self.average)
         with torch.no_grad(), self._cast():
             noise = torch.randn(batch, self.cfg.futures * now.shape[1], *now.shape[2:], device=self.device)
             text = world.embed(self._row(self.labels.said, rows))
@@ -202,7 +202,7 @@ class Distiller(WorldLoop):
         noise = torch.randn_like(chunk)
         x = (1 - t)[:, None, None] * noise + t[:, None, None] * chunk
         with self._cast():
-            velocity = self.model.predictive.velocity(x, t, memory)
+            velocity = flow_parts(self.model)[1].velocity(x, t, memory)
         taught = self._row(self.labels.taught, rows)[:, :, None]
         return (taught * (velocity.float() - (chunk - noise)) ** 2).mean()
 
@@ -228,9 +228,8 @@ class Distiller(WorldLoop):
         start = torch.randn(chunk.shape, generator=generator).to(self.device)
 
         def act(model: HarmoWam, tokens: Tensor, steps: int) -> Tensor:
-            return self._act(
-                model.predictive, self._memory(model.predictive, (wrist, now, tokens, state)), start, steps
-            )
+            expert = flow_parts(model)[1]
+            return self._act(expert, self._memory(expert, (wrist, now, tokens, state)), start, steps)
 
         return {
             "world": distances(student, control, teacher, future),
@@ -268,6 +267,8 @@ def distil(
     Raises CheckpointError, DataError and EncoderError; the last saved state then stays.
     """
     teacher, cameras, instructions, note = load_checkpoint(checkpoint)
+    if teacher.cfg.form != "flow":
+        raise CheckpointError(f"{checkpoint} takes one step each already: export it, there is nothing to distil.")
     check_rate(data, teacher.cfg)
     labels = Labels(data, teacher.cfg, encoder_of(teacher.cfg, text_encoder))
     distiller = Distiller(data, run, plan, teacher, labels)

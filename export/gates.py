@@ -181,6 +181,12 @@ def missed(report: dict[str, Any]) -> list[str]:
             if row.get("astray", 0.0) > FLIPS:
                 far = f"{CELL_MM * ASTRAY_CELLS:.0f} mm away or more"
                 out.append(f"{name}: {row['astray']:.1%} of the aims mean another thing ({far}), {FLIPS:.0%} may")
+    for name, rows in report.get("rounded_sums", {}).items():
+        for tensor, row in rows.items():
+            least = COSINE.get(tensor, 0.99)
+            if not row["cosine"] >= least:
+                said = f"{row['cosine']:.4f} where TensorRT rounds sums to FP16, {least} is needed"
+                out.append(f"{name}: cosine of {tensor} is {said} (--precision int8 keeps them in float32)")
     joints = report["joints_deg"]
     for key, which, most in (
         ("p99", "1 % of the joint goals are", JOINT_P99_DEG),
@@ -189,4 +195,4 @@ def missed(report: dict[str, Any]) -> list[str]:
     ):
         if not joints[key] <= most:
             out.append(f"{which} {joints[key]:.2f} degrees apart or more, {most} degrees are allowed")
-    return out
+    return [*out, *report.get("tensorrt", {}).get("wrong", [])]

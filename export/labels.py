@@ -47,8 +47,10 @@ class Labels:
         told, throughout = hindsight(data)
         asked = sorted({t for t in told if t})
         self.asked = np.stack([encode(t) for t in [*asked, ""]])
-        self.other = np.array([asked.index(t) if t else -1 for t in told])[data.episode]
-        taken = grasps(data)
+        # Of each episode of play: the row of `asked` that its first part fulfils (-1: none); whether all of it does.
+        self.told, self.throughout = np.array([asked.index(t) if t else -1 for t in told]), np.array(throughout)
+        self.other = self.told[data.episode]
+        self.taken = taken = grasps(data)
         begun = data.next_event > taken[data.episode]
         whole = np.array(throughout)[data.episode]
         over = data.play & ~self.aims  # after a task the arm goes home, after play it does not
@@ -75,10 +77,9 @@ class Labels:
         self.gate_told = (
             ~careless | interaction(data.pose, data.events, data.last, data.rate_hz, *rule[:2], 0.0) | (self.gate < 0.5)
         )
-        # How far the tool turns until then, in bins. Not where play touches or puts down beside: the heading is
-        # arbitrary there.
+        # Not where play touches or puts down beside: the heading is arbitrary there.
         turn = event_pose[:, 4] - data.pose[:, 4]
-        self.turn = ((turn / cfg.heading_range + 1) * cfg.headings / 2 - 0.5).astype(np.float32)
+        self.turn = turn_bin(turn, cfg)
         takes = (verb == "drop") | ((verb != "touch") & ~begun)
         self.turns = self.in_view & (np.abs(turn) < cfg.heading_range) & (takes | ~data.play)
 
@@ -121,6 +122,11 @@ class Labels:
         steps = rows[:, None] + np.arange(1, cfg.chunk + 1)
         skilled = ~data.play | ((self.gate > 0.5) & (rows < until))
         return skilled, ~data.play[:, None] | (steps <= until[:, None])
+
+
+def turn_bin(turn: np.ndarray, cfg: Config) -> np.ndarray:
+    """How far the tool turns until its next event, float32[N] in bins, from angles [N] (rad)."""
+    return ((turn / cfg.heading_range + 1) * cfg.headings / 2 - 0.5).astype(np.float32)
 
 
 def wrist_mount(wrist: Camera, cfg: Config) -> np.ndarray:

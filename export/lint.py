@@ -129,16 +129,27 @@ def _nodes(graph: onnx.GraphProto) -> list[str]:
                 f"operation {node.domain + '.' if node.domain else ''}{node.op_type} ({node.name}) is not among "
                 "TensorRT's"
             )
+    return [*out, *_forms(graph)]
+
+
+def _forms(graph: onnx.GraphProto) -> list[str]:
+    """Complaints about what computes right, and badly or in many kernels: it has another form in `export.forms`."""
+    out = []
     made = {o: n for n in graph.node for o in n.output}
-    for (
-        node
+    constants = {i.name for i in graph.initializer}
+    for node in graph.node:
         # mean((x - mean(x)) ** 2) is a normalisation split into single operators: it overflows in half precision
-    ) in graph.node:
         square = made.get(node.input[0]) if node.op_type == "ReduceMean" else None
         if square is not None and square.op_type in ("Pow", "Mul"):
             less = made.get(square.input[0])
             if less is not None and less.op_type == "Sub":
                 out.append(f"a LayerNormalization was taken apart ({node.name}): export it whole, opset >= 17")
+        if node.op_type == "InstanceNormalization":
+            out.append(f"a GroupNorm became an {node.op_type} ({node.name}): export it as `WholeNorm`")
+        if node.op_type == "Transpose" and any(len(a.ints) > 4 for a in node.attribute if a.name == "perm"):
+            out.append(f"{node.name} moves five dimensions: split heads as `SplitAttention` does")
+        if node.op_type in LAYERS and constants.issuperset(node.input):
+            out.append(f"{node.op_type} {node.name} multiplies constants: fold it into weights as `StepBlock` does")
     return out
 
 
@@ -186,6 +197,9 @@ def _pair(
     if bias and not runtime:
         return [f"{name} dequantises an int32 bias: TensorRT wants biases in float (export with --target tensorrt)"]
     scale = constants.get(node.input[1])
+    if stored is None and scale is not None and len(scale.dims):
+        # TensorRT silently computes the layers after such a scale in float
+        out.append(f"{name} has a scale of shape {list(scale.dims)}: an activation's scale has no dimension")
     if scale is None or not (numpy_helper.to_array(scale) > 0).all():
         out.append(f"{name} has no constant, positive scale")
     zero = constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None

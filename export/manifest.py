@@ -20,13 +20,13 @@ def manifest_for(
     cameras: Mapping[str, Camera],
     tasks: Mapping[str, np.ndarray],
     engines: Mapping[str, Tensors],
-    image: int,
+    image: int | Preprocess,
     **policy: Any,
 ) -> Manifest:
     """A manifest for arms of the family `arm` at its drawing's limits and links.
 
-    `tasks`: instruction -> embedding float32[E]. `image`: side of the pictures that engines take, pixels. `policy`: the
-    other fields of `Manifest`, which depend on the kind of policy.
+    `tasks`: instruction -> embedding float32[E]. `image`: the pictures that engines take, or their side, pixels.
+    `policy`: the other fields of `Manifest`, which depend on the kind of policy.
     """
     return Manifest(
         name=name,
@@ -36,7 +36,7 @@ def manifest_for(
             engine: EngineFiles(f"onnx/{engine}.onnx", {k: list(s) for k, s in inputs.items()}, list(outputs))
             for engine, (inputs, outputs) in engines.items()
         },
-        preprocess=Preprocess([image, image], [0.5, 0.5, 0.5], [0.5, 0.5, 0.5]),
+        preprocess=Preprocess([image] * 2, [0.5] * 3, [0.5] * 3) if isinstance(image, int) else image,
         cameras={k: v.to_json() for k, v in sorted(cameras.items())},
         joints=[JointLimits(n, float(a), float(b)) for n, a, b in zip(arm.JOINTS, arm.LOWER, arm.UPPER, strict=True)],
         links=arm.lengths,

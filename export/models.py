@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from export.config import Config
 from export.layers import Attend, Residual, conv, start_at_zero, time_features
+from export.one_step import OneStepExpert, OneStepReactive, OneStepWorld, WristGate
 
 
 class Tokeniser(nn.Module):
@@ -100,7 +101,7 @@ class WorldModel(nn.Module):
         self.down2 = Residual(c1, c1, d)
         self.pool = conv(c1, c2, 3, 2)
         self.mid1 = Residual(c2, c2, d)
-        self.attention = nn.MultiheadAttention(c2, 4, batch_first=True)
+        self.attention: nn.Module = nn.MultiheadAttention(c2, 4, batch_first=True)
         self.attention_norm = nn.LayerNorm(c2)
         self.mid2 = Residual(c2, c2, d)
         self.tokens = nn.Sequential(nn.LayerNorm(c2), nn.Linear(c2, cfg.token_channels))
@@ -231,20 +232,24 @@ class PredictiveExpert(nn.Module):
         self.norm = nn.LayerNorm(d)
         self.memory_norm = nn.LayerNorm(d)
 
-    def context(self, wrist: Tensor, now: Tensor, tokens: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Memory [B, 110, width], logits [B, 24*24] of the contact map and logits [B, headings] of the tool's turn
-        until the contact."""
-        fine = self.wrist[:6](wrist)  # [B, 96, 12, 12]
-        world, state = self.world(tokens), self.proprio(proprio)
-        scale, shift = self.aim(world.mean(1) + state)[:, :, None, None].chunk(2, 1)
-        told = F.relu(self.spot_in(fine) * (1 + scale) + shift)
+    def aimed(self, fine: Tensor, told: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The contact's token [B, width], its map's logits [B, 24*24] and the turn's logits [B, headings], from the
+        wrist's features `fine` [B, 96, 12, 12] and the part that knows what is sought, `told` [B, 64, 12, 12]."""
         logits = F.pixel_shuffle(self.spot(told), 2).flatten(1)
         side = self.cfg.contact_map
         p = torch.softmax(logits, -1)
         there = F.avg_pool2d(p.reshape(-1, 1, side, side), 2) * 4
         turn = (there * self.turn(told)).sum((2, 3))
         contact = self.contact(torch.cat([(there * fine).sum((2, 3)), p @ self.grid], -1))
-        contact = contact + self.turned(torch.softmax(turn, -1))
+        return contact + self.turned(torch.softmax(turn, -1)), logits, turn
+
+    def context(self, wrist: Tensor, now: Tensor, tokens: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Memory [B, 110, width], logits [B, 24*24] of the contact map and logits [B, headings] of the tool's turn
+        until the contact."""
+        fine = self.wrist[:6](wrist)  # [B, 96, 12, 12]
+        world, state = self.world(tokens), self.proprio(proprio)
+        scale, shift = self.aim(world.mean(1) + state)[:, :, None, None].chunk(2, 1)
+        contact, logits, turn = self.aimed(fine, F.relu(self.spot_in(fine) * (1 + scale) + shift))
         parts = [
             self.wrist[6:](fine).flatten(2).transpose(1, 2),
             self.front(now).flatten(2).transpose(1, 2),
@@ -267,6 +272,12 @@ class PredictiveExpert(nn.Module):
             t = torch.full((noise.shape[0],), i / steps, dtype=noise.dtype, device=noise.device)
             x = x + self.velocity(x, t, memory) / steps
         return x
+
+
+def flow_parts(model: HarmoWam) -> tuple[WorldModel, PredictiveExpert]:
+    """World model and predictive expert of a model of form "flow"."""
+    assert isinstance(model.world, WorldModel) and isinstance(model.predictive, PredictiveExpert)
+    return model.world, model.predictive
 
 
 class ReactiveExpert(nn.Module):
@@ -333,7 +344,8 @@ class Gate(nn.Module):
 
 
 class HarmoWam(nn.Module):
-    """The whole model; `action_mean/std`, `proprio_mean/std` and `reach_mean/std` are its normalisation."""
+    """The whole model, in the form that its configuration names; `action_mean/std`, `proprio_mean/std` and
+    `reach_mean/std` are its normalisation."""
 
     action_mean: Tensor
     action_std: Tensor
@@ -346,10 +358,11 @@ class HarmoWam(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.tokeniser = Tokeniser(cfg)
-        self.world = WorldModel(cfg)
-        self.predictive = PredictiveExpert(cfg)
-        self.reactive = ReactiveExpert(cfg)
-        self.gate = Gate(cfg)
+        one = cfg.form == "one_step"
+        self.world: WorldModel | OneStepWorld = OneStepWorld(cfg) if one else WorldModel(cfg)
+        self.predictive: PredictiveExpert | OneStepExpert = OneStepExpert(cfg) if one else PredictiveExpert(cfg)
+        self.reactive: ReactiveExpert | OneStepReactive = OneStepReactive(cfg) if one else ReactiveExpert(cfg)
+        self.gate: Gate | WristGate = WristGate(cfg) if one else Gate(cfg)
         self.register_buffer("action_mean", torch.zeros(cfg.chunk, 6))
         self.register_buffer("action_std", torch.ones(cfg.chunk, 6))
         self.register_buffer("proprio_mean", torch.zeros(len(cfg.proprio)))

@@ -75,7 +75,8 @@ def engine_feeds(world: Engine, observations: list[Feeds], noise: dict[str, np.n
     """Inputs of every engine for the same observations; latents, tokens and futures come from `world`."""
     out: dict[str, list[Feeds]] = {"world_model": [], "predictive": [], "fast": [], "decoder": []}
     for o in observations:
-        feed = {"front": o["front"], "text": o["text"], "proprio": o["proprio"], "noise": noise["world_model"]}
+        feed = {"front": o["front"], "text": o["text"], "proprio": o["proprio"]}
+        feed |= {"noise": noise["world_model"]} if "world_model" in noise else {}
         made = {k: v.copy() for k, v in world.run(feed).items()}
         out["world_model"].append(feed)
         out["predictive"].append(

@@ -11,7 +11,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from export.models import HarmoWam
+from export.forms import for_export
+from export.models import HarmoWam, WorldModel
+from export.one_step import OneStepWorld
 
 OPSET = 20
 Specs = dict[
@@ -28,10 +30,28 @@ class WorldEngine(nn.Module):
 
     def forward(self, front: Tensor, text: Tensor, proprio: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         m, c = self.m, self.m.cfg
+        assert isinstance(m.world, WorldModel)
         latent = m.tokeniser.encode(front)
         state = (proprio - m.proprio_mean) / m.proprio_std
         future, tokens = m.world.imagine(noise, latent, m.world.look(front), text, state, self.steps)
         return latent, tokens, future.reshape(c.futures, c.latent_channels, c.latent_size, c.latent_size)
+
+
+class OneStepWorldEngine(nn.Module):
+    """front, text, proprio -> latent, tokens, future, done (calibrated probability, `OneStepWorld.finished`)."""
+
+    def __init__(self, model: HarmoWam):
+        super().__init__()
+        self.m = model
+
+    def forward(self, front: Tensor, text: Tensor, proprio: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        m, c, world = self.m, self.m.cfg, self.m.world
+        assert isinstance(world, OneStepWorld)
+        latent = m.tokeniser.encode(front)
+        state = (proprio - m.proprio_mean) / m.proprio_std
+        future, mid = world(latent, world.look(front), text, state)
+        future = future.reshape(c.futures, c.latent_channels, c.latent_size, c.latent_size)
+        return latent, world.tokens(mid), future, world.p_finished(mid)
 
 
 class PredictiveEngine(nn.Module):
@@ -76,22 +96,18 @@ class DecoderEngine(nn.Module):
 
 
 def engines(model: HarmoWam) -> Specs:
-    """The engines of a bundle."""
-    c = model.cfg
+    """The engines of a bundle, in the exported form (`export/forms.py`)."""
+    c, model = model.cfg, for_export(model)
     picture = (1, 3, c.image, c.image)
     future = (c.futures, c.latent_channels, c.latent_size, c.latent_size)
     state = (1, len(c.proprio))
+    known = {"front": picture, "text": (1, c.text_dim), "proprio": state}
+    noise = (1, c.futures * c.latent_channels, c.latent_size, c.latent_size)
+    made = ["latent", "tokens", "future"]
     return {
-        "world_model": (
-            WorldEngine(model, c.world_steps),
-            {
-                "front": picture,
-                "text": (1, c.text_dim),
-                "proprio": state,
-                "noise": (1, c.futures * c.latent_channels, c.latent_size, c.latent_size),
-            },
-            ["latent", "tokens", "future"],
-        ),
+        "world_model": (OneStepWorldEngine(model), known, [*made, "done"])
+        if c.form == "one_step"
+        else (WorldEngine(model, c.world_steps), {**known, "noise": noise}, made),
         "predictive": (
             PredictiveEngine(model, c.action_steps),
             {
@@ -116,7 +132,8 @@ def export_engine(module: nn.Module, inputs: dict[str, tuple[int, ...]], outputs
     """Write one float32 ONNX file with fixed shapes and no metadata (the exporter leaves source paths in it)."""
     feeds = tuple(torch.zeros(shape) for shape in inputs.values())
     # torch warns about its own deprecations and about torchvision, which nothing here uses.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for library in ("torch.onnx", "onnxscript"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -130,23 +147,44 @@ def export_engine(module: nn.Module, inputs: dict[str, tuple[int, ...]], outputs
             verbose=False,
         )
     assert program is not None
-    model = name_folded_weights(fold_transposed_weights(program.model_proto), module)
+    model = name_folded_weights(share_constants(fold_transposed_weights(program.model_proto)), module)
     onnx.save(clean(model), str(path))
 
 
 def name_folded_weights(model: onnx.ModelProto, module: nn.Module) -> onnx.ModelProto:
     """Give weights that the exporter transposed and renamed their parameter's name with `.T` added: recipes and the
-    search identify layers by it. In place."""
+    search identify layers by it. A weight that is there under this name is not stored again. In place."""
     known = {k: p.detach().numpy().T for k, p in module.named_parameters() if p.ndim == 2}
     names: dict[str, str] = {}
-    for stored in model.graph.initializer:
-        if stored.name.startswith("val_") and len(stored.dims) == 2:
-            array = onnx.numpy_helper.to_array(stored)
-            found = next((k for k, p in known.items() if p.shape == array.shape and np.array_equal(p, array)), None)
-            if found is not None:
-                names[stored.name] = f"{found}.T"
-                stored.name = f"{found}.T"
+    taken = {i.name for i in model.graph.initializer}
+    for stored in [i for i in model.graph.initializer if i.name.startswith("val_") and len(i.dims) == 2]:
+        array = onnx.numpy_helper.to_array(stored)
+        found = next((f"{k}.T" for k, p in known.items() if p.shape == array.shape and np.array_equal(p, array)), None)
+        if found is not None:
+            names[stored.name] = found
+            if found in taken:
+                model.graph.initializer.remove(stored)
+            else:
+                stored.name = found
+                taken.add(found)
     for node in model.graph.node:
+        for i, value in enumerate(node.input):
+            node.input[i] = names.get(value, value)
+    return model
+
+
+def share_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Store equal constants of the exporter once: every normalisation without weights brings a tensor of ones. In
+    place."""
+    graph = model.graph
+    first: dict[bytes, str] = {}
+    names: dict[str, str] = {}
+    for stored in [i for i in graph.initializer if i.name.startswith("val_")]:
+        content = repr((stored.data_type, list(stored.dims))).encode() + onnx.numpy_helper.to_array(stored).tobytes()
+        names[stored.name] = first.setdefault(content, stored.name)
+        if names[stored.name] != stored.name:
+            graph.initializer.remove(stored)
+    for node in graph.node:
         for i, value in enumerate(node.input):
             node.input[i] = names.get(value, value)
     return model

@@ -22,7 +22,8 @@ def samples_path(checkpoint: Path) -> Path:
 
 def load_recipe(target: str = "onnxruntime", path: Path = RECIPE) -> dict[str, Any]:
     """The committed recipe for one inference engine: {"target", "calibration", "min_channels", "quantise": {engine:
-    patterns}}.
+    patterns}}, and for TensorRT "kernels": most kernels of each engine by precision, with "steps", the numbers of Euler
+    steps that they hold for.
 
     Raises ValueError for an unknown target or calibration.
     """
@@ -33,7 +34,9 @@ def load_recipe(target: str = "onnxruntime", path: Path = RECIPE) -> dict[str, A
         )
     if target not in raw["targets"]:
         raise ValueError(f"{path.name} has no recipe for '{target}': it knows {', '.join(raw['targets'])}")
-    return {**{k: v for k, v in raw.items() if k != "targets"}, "target": target, "quantise": raw["targets"][target]}
+    left_out = ("targets",) if target == "tensorrt" else ("targets", "kernels")
+    kept = {k: v for k, v in raw.items() if k not in left_out}
+    return {**kept, "target": target, "quantise": raw["targets"][target]}
 
 
 def origin(

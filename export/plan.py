@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -23,6 +23,28 @@ from export.text import encoder_of
 Target = Literal["onnxruntime", "tensorrt"]
 Precision = Literal["int8", "int8-fp16", "fp16", "fp32"]
 TARGETS, PRECISIONS = get_args(Target), get_args(Precision)
+
+
+def refuse_precision(precision: Precision, target: Target) -> None:
+    """Raises ExportError for a precision that the target cannot compute."""
+    if precision.endswith("fp16") and target != "tensorrt":
+        raise ExportError(
+            f"--precision {precision} is for TensorRT, ONNX Runtime on a CPU computes in FP32: add --target "
+            "tensorrt, or choose int8 or fp32."
+        )
+
+
+class Precise(Protocol):
+    """What an export is told about precision; see `Plan`."""
+
+    @property
+    def target(self) -> Target: ...
+    @property
+    def int8(self) -> bool: ...
+    @property
+    def half(self) -> bool: ...
+    def recipe_or_committed(self) -> dict[str, Any]: ...
+    def origin(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -47,11 +69,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Raises ExportError for a precision that the target cannot compute."""
-        if self.half and self.target != "tensorrt":
-            raise ExportError(
-                f"--precision {self.precision} is for TensorRT, ONNX Runtime on a CPU computes in FP32: add --target "
-                "tensorrt, or choose int8 or fp32."
-            )
+        refuse_precision(self.precision, self.target)
 
     @property
     def int8(self) -> bool:

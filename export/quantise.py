@@ -106,6 +106,9 @@ def quantise(source: Path, target: Path, engine: str, recipe: dict[str, Any], fe
                 "WeightSymmetric": True,
                 "CalibMovingAverage": False,
                 "QuantizeBias": runtime,
+                # TensorRT rounds where Q stands: an output that is rounded and then rounded again as the next layer's
+                # input loses accuracy and costs a kernel.
+                "OpTypesToExcludeOutputQuantization": [] if runtime else list(LAYERS),
             },
         )
     onnx.save(clean(onnx.load(target)), str(target))

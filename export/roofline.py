@@ -1,25 +1,38 @@
-"""Predicts the time of an engine on a Jetson Orin without the board: a roofline over the ONNX graph.
+"""Predicts the time of an engine on a Jetson Orin without the board: a roofline over the kernels that NVIDIA's compiler
+made of it (`export.tensorrt`).
 
-Every layer takes the longer of its arithmetic and its memory traffic, each at a share of the board's peak, plus one
-kernel launch. Element-wise operations belong to the layer before them, as TensorRT fuses them. The three unknowns
-(share of the arithmetic peak, share of the bandwidth, time of a launch) are fitted to published TensorRT times of
-ResNet-50 and ViT-B/16 on an Orin Nano; `calibration_errors` gives the errors of the fit. The figures are an order of
-magnitude, not a measurement.
+Every kernel takes the longer of its arithmetic and its memory traffic, each at a share of the board's peak, plus one
+launch. The three unknowns (share of the arithmetic peak, share of the bandwidth, time of a launch) are fitted to
+published TensorRT times of networks that were compiled for it here (`roofline_cases.json`, written by `python -m
+benchmarks.roofline`); `calibration_errors` and `left_out_errors` say how well that goes. Where an engine has no plan,
+its kernels are guessed from the ONNX graph: element-wise operations belong to the layer before them, which the compiler
+often does not manage, so such a figure is too small rather than too large.
+
+TensorRT for RTX computes what follows an INT8 convolution (scale, sum, ReLU, rounding) in a kernel of its own. TensorRT
+10.3 of JetPack 6 has it inside the convolution: published INT8 times are met that way only. `plan_layers` counts both.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from export.tensorrt.builder import EnginePlan
+from export.tensorrt.message import Kernel
+from export.tensorrt.work import role
+
+CASES = Path(__file__).parent / "roofline_cases.json"
 # Operations per clock of one streaming multiprocessor on its tensor cores (sm_87, dense). float32 is computed as TF32.
 PER_CLOCK = {"int8": 4096, "float16": 2048, "float32": 1024}
+# The same without tensor cores: 128 lanes, a multiply-add each, float16 in pairs.
+PLAIN_PER_CLOCK = {"int8": 512, "float16": 512, "float32": 256}
 BYTES = {"int8": 1, "float16": 2, "float32": 4}
 FUSED = {
     "Add",
@@ -95,11 +108,14 @@ MEASURED_ON = BOARDS[3]
 
 @dataclass(frozen=True)
 class Layer:
-    """One kernel: a multiply-add counts as two operations. `kind` is the type it computes in."""
+    """One kernel, or `count` equal ones: a multiply-add counts as two operations. `kind` is the type it computes in,
+    `plain` says that it does so without tensor cores."""
 
     flops: float
     bytes: float
     kind: str
+    plain: bool = False
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -114,7 +130,8 @@ class Shares:
 
 def _bounds(layer: Layer, board: Board) -> tuple[float, float]:
     """Seconds of arithmetic and of memory traffic at the board's peaks."""
-    return layer.flops / (PER_CLOCK[layer.kind] * board.sms * board.ghz * 1e9), layer.bytes / (board.gb_s * 1e9)
+    per_clock = (PLAIN_PER_CLOCK if layer.plain else PER_CLOCK)[layer.kind]
+    return layer.flops / (per_clock * board.sms * board.ghz * 1e9), layer.bytes / (board.gb_s * 1e9)
 
 
 def seconds(layers: Iterable[Layer], board: Board, shares: Shares) -> float:
@@ -122,87 +139,142 @@ def seconds(layers: Iterable[Layer], board: Board, shares: Shares) -> float:
     total = 0.0
     for layer in layers:
         compute, traffic = _bounds(layer, board)
-        total += max(compute / shares.arithmetic, traffic / shares.bandwidth)
-        total += shares.launch_s * MEASURED_ON.ghz / board.ghz
+        once = max(compute / shares.arithmetic, traffic / shares.bandwidth)
+        total += layer.count * (once + shares.launch_s * MEASURED_ON.ghz / board.ghz)
     return total
 
 
-# -- published times (onnxsim, scripts/nvidia/README.md: TensorRT 10.3, batch 1, Orin Nano at MAXN_SUPER)
-# ----------------
+# -- published times ---------------------------------------------------------------------------------------------------
 
 
-def _conv(side: int, i: int, o: int, k: int, kind: str) -> Layer:
-    pixels = side * side
-    return Layer(2.0 * pixels * i * o * k * k, BYTES[kind] * (i * o * k * k + pixels * (i + o)), kind)
+@dataclass(frozen=True)
+class Case:
+    """A network with a published time on MEASURED_ON, and the kernels that it was compiled to, with rounding inside
+    INT8 convolutions; `apart` has them as compiled, `guessed` as `layers_of` takes them. INT8 ones are not fitted."""
+
+    name: str
+    published_s: float
+    layers: tuple[Layer, ...]
+    apart: tuple[Layer, ...]
+    guessed: tuple[Layer, ...]
+
+    @property
+    def fitted(self) -> bool:
+        return not self.name.endswith("INT8")
 
 
-def resnet50(kind: str) -> list[Layer]:
-    """He et al. 2015 at 224x224, with the stride in the 3x3 layer as it is usually built."""
-    out = [_conv(112, 3, 64, 7, kind)]
-    width, before = 64, 56
-    for blocks, inner, side in ((3, 64, 56), (4, 128, 28), (6, 256, 14), (3, 512, 7)):
-        for b in range(blocks):
-            out += [_conv(side if b else before, width, inner, 1, kind), _conv(side, inner, inner, 3, kind)]
-            out += [_conv(side, inner, 4 * inner, 1, kind)]
-            out += [_conv(side, width, 4 * inner, 1, kind)] if b == 0 else []
-            width = 4 * inner
-        before = side
-    return [*out, _linear(1, 2048, 1000, kind)]
+@functools.cache
+def cases() -> tuple[Case, ...]:
+    """The published cases."""
+    rows = json.loads(CASES.read_text())["cases"]
+    kinds = ("kernels", "apart", "guessed")
+    return tuple(Case(r["name"], 1e-3 * r["ms"], *(tuple(Layer(*k) for k in r[kind]) for kind in kinds)) for r in rows)
 
 
-def _linear(rows: int, i: int, o: int, kind: str) -> Layer:
-    return Layer(2.0 * rows * i * o, BYTES[kind] * (i * o + rows * (i + o)), kind)
+GRID = (np.linspace(0.3, 0.9, 61), np.linspace(0.3, 1.0, 71), np.linspace(0.0, 20e-6, 81))
 
 
-def vit_b16(linear: str, rest: str) -> list[Layer]:
-    """Dosovitskiy et al. 2020, 224x224; `linear` is the type of layers with weights, `rest` of the others."""
-    n, d = 197, 768
-    glue = Layer(10.0 * n * d, 2 * BYTES[rest] * n * d, rest)
-    attention = Layer(4.0 * n * n * d, BYTES[rest] * 4 * n * d, rest)
-    block = [
-        glue,
-        _linear(n, d, 3 * d, linear),
-        attention,
-        _linear(n, d, d, linear),
-        glue,
-        _linear(n, d, 4 * d, linear),
-        _linear(n, 4 * d, d, linear),
-    ]
-    return [_linear(n, d, d, rest), *(block * 12)]
+@functools.cache
+def _squares() -> np.ndarray:
+    """Squared logarithmic errors of every fitted case over GRID: float64[cases, 61, 71, 81]."""
+    arithmetic, bandwidth, launch = GRID
+    out = []
+    for case in (c for c in cases() if c.fitted):
+        work = np.zeros((len(arithmetic), len(bandwidth)))
+        for layer in case.layers:
+            compute, traffic = _bounds(layer, MEASURED_ON)
+            work += layer.count * np.maximum(compute / arithmetic[:, None], traffic / bandwidth)
+        launches = sum(layer.count for layer in case.layers) * launch
+        out.append(np.log((work[..., None] + launches) / case.published_s) ** 2)
+    return np.stack(out)
 
 
-PUBLISHED = (
-    ("ResNet-50 FP16", resnet50("float16"), 1.81e-3),
-    ("ResNet-50 INT8", resnet50("int8"), 1.19e-3),
-    ("ViT-B/16 FP32", vit_b16("float32", "float32"), 13.3e-3),
-    ("ViT-B/16 FP16", vit_b16("float16", "float16"), 5.63e-3),
-    ("ViT-B/16 INT8 Linear", vit_b16("int8", "float16"), 4.92e-3),
-)
+def _best(squares: np.ndarray) -> Shares:
+    """The shares with the least sum of `squares` float64[61, 71, 81]."""
+    at = np.unravel_index(squares.argmin(), squares.shape)
+    return Shares(*(float(values[i]) for values, i in zip(GRID, at)))
 
 
 @functools.cache
 def fitted() -> Shares:
-    """The shares that explain the published times with the smallest worst error, searched on a grid."""
-    arithmetic, bandwidth, launch = np.meshgrid(
-        np.linspace(0.1, 0.9, 33), np.linspace(0.3, 0.9, 13), np.linspace(0, 20e-6, 21), indexing="ij"
-    )
-    worst = np.zeros(arithmetic.shape)
-    for _, layers, published in PUBLISHED:
-        predicted = len(layers) * launch
-        for x in layers:
-            compute, traffic = _bounds(x, MEASURED_ON)
-            predicted = predicted + np.maximum(compute / arithmetic, traffic / bandwidth)
-        worst = np.maximum(worst, np.abs(np.log(predicted / published)))
-    best = worst.argmin()
-    return Shares(*(float(v.ravel()[best]) for v in (arithmetic, bandwidth, launch)))
+    """The shares that explain the published times best: least sum of squared logarithmic errors on a grid."""
+    return _best(_squares().sum(axis=0))
+
+
+def _error(case: Case, shares: Shares, layers: tuple[Layer, ...] | None = None) -> float:
+    return round(seconds(layers or case.layers, MEASURED_ON, shares) / case.published_s - 1, 3)
 
 
 def calibration_errors() -> dict[str, float]:
     """Published case -> predicted over published time, minus 1."""
-    return {name: round(seconds(layers, MEASURED_ON, fitted()) / t - 1, 3) for name, layers, t in PUBLISHED}
+    return {c.name: _error(c, fitted()) for c in cases()}
 
 
-# -- our own graphs ----------------------------------------------------------------------------------------------------
+def other_errors() -> dict[str, dict[str, float]]:
+    """The same, with these shares, for kernels as compiled ("apart") and as guessed from ONNX nodes ("guessed")."""
+    return {kind: {c.name: _error(c, fitted(), getattr(c, kind)) for c in cases()} for kind in ("apart", "guessed")}
+
+
+def least_time_errors() -> tuple[float, dict[str, float]]:
+    """Another reading of a launch: a kernel takes a certain time at least, in place of that much more. That time in
+    seconds, fitted with the other two shares as they are, and the errors."""
+    shares, best = fitted(), (math.inf, 0.0, dict[str, float]())
+    for least in GRID[2]:
+        errors = {}
+        for case in cases():
+            times = ((x.count, *_bounds(x, MEASURED_ON)) for x in case.layers)
+            took = sum(n * max(least, c / shares.arithmetic, t / shares.bandwidth) for n, c, t in times)
+            errors[case.name] = round(took / case.published_s - 1, 3)
+        squares = sum(math.log1p(errors[c.name]) ** 2 for c in cases() if c.fitted)
+        best = min(best, (squares, float(least), errors), key=lambda b: b[0])
+    return best[1], best[2]
+
+
+def left_out_errors(whole: bool = True) -> dict[str, float]:
+    """The same with shares that were fitted without it: without all precisions and batches of its network, or without
+    the case alone (`whole` False). No INT8 case is ever fitted."""
+    squares, kept = _squares(), [c.name for c in cases() if c.fitted]
+    total = squares.sum(axis=0)
+    out = {}
+    for case in cases():
+        left = [i for i, n in enumerate(kept) if (n.split()[0] == case.name.split()[0] if whole else n == case.name)]
+        out[case.name] = _error(case, _best(total - squares[left].sum(axis=0)))
+    return out
+
+
+# -- kernels of a plan -------------------------------------------------------------------------------------------------
+
+
+def _layer(kernel: Kernel, moved: int) -> Layer:
+    halves = any(t.dtype in ("Half", "BFloat16") for t in kernel.inputs)
+    kind = "int8" if kernel.int8 else "float16" if halves else "float32"
+    weight = kernel.constants[0].shape if kernel.constants else ()
+    depthwise = kernel.kind == "correlation" and len(weight) == 4 and weight[1] == 1
+    return Layer(kernel.operations, float(moved), kind, depthwise or role(kernel) not in ("product", "attention"))
+
+
+def plan_layers(plan: EnginePlan, inside: bool = False) -> list[Layer]:
+    """The kernels of a plan. With `inside`, what rescales and rounds the result of an INT8 convolution is part of it,
+    as TensorRT 10.3 computes it."""
+    kernels = plan.launched
+    moved = [k.bytes for k in kernels]
+    readers: dict[str, int] = {}
+    for kernel in kernels:
+        for name in {t.name for t in kernel.inputs}:
+            readers[name] = readers.get(name, 0) + 1
+    made: dict[str, int] = {}  # results of INT8 convolutions that one kernel reads -> index of the convolution
+    joined = set()
+    for i, kernel in enumerate(kernels):
+        source = next((t for t in kernel.inputs if t.name in made), None)
+        if inside and source is not None and role(kernel) == "quantisation":
+            moved[made.pop(source.name)] += kernel.bytes - 2 * source.bytes
+            joined.add(i)
+        if kernel.int8 and kernel.kind == "correlation":
+            made |= {t.name: i for t in kernel.outputs if readers.get(t.name) == 1}
+    return [_layer(k, moved[i]) for i, k in enumerate(kernels) if i not in joined]
+
+
+# -- without a plan ----------------------------------------------------------------------------------------------------
 
 
 def layers_of(path: Path) -> list[Layer]:
@@ -239,16 +311,36 @@ def layers_of(path: Path) -> list[Layer]:
     return out
 
 
-def predicted(engines: dict[str, Path], boards: Iterable[Board] = BOARDS) -> list[dict[str, float | str]]:
-    """One row per board for the engines (name -> ONNX file): board, mode, and milliseconds of each engine."""
-    layers = {name: layers_of(path) for name, path in engines.items()}
+Row = dict[str, float | str]
+
+
+def spelt(board: Board) -> str:
+    """A board and its mode as an option spells it: orin-nano-8gb-25w."""
+    return f"{board.name} {board.mode}".lower().replace(" ", "-").replace("_", "-")
+
+
+def predicted(
+    engines: Mapping[str, Path], plans: Mapping[str, EnginePlan] | None = None, inside: bool = False
+) -> list[Row]:
+    """One row per board for the engines (name -> ONNX file): board, mode, and milliseconds of each engine, from its
+    plan where there is one. `inside`: see `plan_layers`."""
+    made = plans or {}
+    layers = {n: plan_layers(made[n], inside) if n in made else layers_of(path) for n, path in engines.items()}
     return [
         {"board": b.name, "mode": b.mode, **{n: round(1e3 * seconds(x, b, fitted()), 3) for n, x in layers.items()}}
-        for b in boards
+        for b in BOARDS
     ]
 
 
-def table(rows: Iterable[dict[str, float | str]]) -> list[str]:
+def described(plans: Mapping[str, EnginePlan]) -> str:
+    """How far off predictions from these plans are on published figures, for people; another sentence without plans."""
+    worst = max(abs(e) for name, e in left_out_errors().items() if not name.endswith("INT8"))
+    if plans:
+        return f"from the compiled plans, up to {100 * worst:.0f} % off on published networks that it was not fitted to"
+    return "guessed from ONNX nodes, for there is no plan (pip install 'harmowam-edge[tensorrt-check]'): too small"
+
+
+def table(rows: Iterable[Mapping[str, float | str]]) -> list[str]:
     """The predictions as lines for a terminal."""
     rows = list(rows)
     names = [k for k in rows[0] if k not in ("board", "mode")]

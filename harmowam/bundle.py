@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from harmowam.options import UserError, errors, json_option, printable, write_json
+from harmowam.options import UserError, errors, json_option, printable, refuse_unused, to_be_written, write_json
 
 if TYPE_CHECKING:
     from runtime.bundle import Bundle
     from runtime.robot import Robot
+
+
+PATH = click.Path(readable=False, path_type=Path)
 
 
 @click.group(short_help="What a bundle is, who signed it, which one is current.")
@@ -47,6 +50,7 @@ def _print(facts: dict[str, Any]) -> None:
         ("digest", facts["digest"]),
         ("signature", _signature(facts["signature"])),
     ]
+    rows += [(f"its {part}", text) for part, text in facts.get("does", {}).items()]
     for engine in facts["engines"]:
         takes = ", ".join(f"{k} {shape}" for k, shape in engine["inputs"].items())
         gives = ", ".join(engine["outputs"])
@@ -63,17 +67,50 @@ def _print(facts: dict[str, Any]) -> None:
 
 @bundle.command(short_help="What a bundle is, and what it needs.")
 @click.argument("bundle", metavar="BUNDLE", type=click.Path(readable=False, path_type=Path))
+@click.option(
+    "--plan", is_flag=True, help="The kernels that TensorRT's compiler made of its engines, in place of that."
+)
+@click.option(
+    "--page", type=PATH, callback=to_be_written, help="With --plan: also write them to this HTML file, in order."
+)
+@click.option("--against", type=PATH, help="With --plan: another bundle, to say what differs.")
 @json_option
 @errors
-def show(bundle: Path, json_path: Path | None) -> None:
+def show(bundle: Path, plan: bool, page: Path | None, against: Path | None, json_path: Path | None) -> None:
     """What BUNDLE is: kind, arm family, quantisation, digest, engines with sizes and tensors, cameras, joints with
     limits, tasks. Every file is checked against its hash."""
     from runtime.bundle import Bundle
     from runtime.describe import described
 
-    facts = described(Bundle.load(bundle))
+    opened = Bundle.load(bundle)
+    if plan:
+        write_json(json_path, _plan(opened.manifest.name, bundle, page, against))
+        return
+    refuse_unused("without --plan", "page", "against")
+    facts = described(opened)
     _print(facts)
     write_json(json_path, facts)
+
+
+def _plan(name: str, bundle: Path, page: Path | None, against: Path | None) -> dict[str, Any]:
+    """Print the plans of a bundle's engines, and what differs from those of `against`; returns the figures."""
+    from common.files import write_whole
+    from export.tensorrt import compare
+    from export.tensorrt import page as pages
+    from export.tensorrt.gate import lines
+    from export.tensorrt.stored import read_plan
+
+    found, other = read_plan(bundle), read_plan(against) if against else None
+    facts = {**found.summary(), "roles": {k: compare.by_role(p) for k, p in found.plans.items()}}
+    said = [*lines(facts), "", *compare.plan_lines(found.plans)]
+    if other is not None:
+        facts["against"] = compare.all_different(found.plans, other.plans)
+        said += ["", f"beside {against}:", *compare.difference_lines(facts["against"])]
+    click.echo("\n".join(printable(line) for line in said))
+    if page is not None:
+        write_whole(page, pages.page(name, found.plans, str(against or ""), other.plans if other else None))
+        click.echo(f"page: {page}")
+    return facts
 
 
 @bundle.command(short_help="Sign a bundle with an OpenSSH key.")

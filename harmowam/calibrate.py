@@ -82,7 +82,11 @@ def _readable(pattern: str) -> list[Any]:
 @calibrate.command()
 @click.argument("out", type=click.Path(readable=False, path_type=Path), default=Path("board.pdf"))
 @click.option(
-    "--board", "text", default=BOARD, show_default=True, help="KIND:COLUMNSxROWS:SQUARE[:MARKER:DICTIONARY], metres."
+    "--board",
+    "text",
+    default=BOARD,
+    show_default=True,
+    help="charuco, chessboard, aprilgrid or apriltag with its sizes in metres (docs/calibration.md).",
 )
 @json_option
 @errors
@@ -105,7 +109,11 @@ def board(out: Path, text: str, json_path: Path | None) -> None:
 @camera_option
 @images_option
 @click.option(
-    "--board", "text", default=BOARD, show_default=True, help="KIND:COLUMNSxROWS:SQUARE[:MARKER:DICTIONARY], metres."
+    "--board",
+    "text",
+    default=BOARD,
+    show_default=True,
+    help="charuco, chessboard, aprilgrid or apriltag with its sizes in metres (docs/calibration.md).",
 )
 @click.option(
     "--model",
@@ -154,17 +162,19 @@ def intrinsics(
 
     if images is not None:
         refuse_unused("with --images", "views", "page")
-    made, loaded = Board.parse(text), load_robot(robot, calibrated=False)
+    made, loaded = Board.parse(text).for_lens(), load_robot(robot, calibrated=False)
     where = open_store(store, robot)
     identity: dict[str, Any] = {}
     if images is not None:
-        seen, size, rejected = find_views(_pictures(images), made)
+        shots = _pictures(images)
+        seen, size, rejected = find_views(shots, made)
+        shown = {name: image for name, image in shots if image is not None}
     else:
         from harmowam.capture_page import capture
 
         live_identity(loaded, camera)  # refuses an autofocus before the capture; the focus that counts is read after it
         with _camera(loaded, camera) as source:
-            seen, size = capture(source, made, views, page, say)
+            seen, size, shown = capture(source, made, views, page, say)
         rejected = []
         identity = live_identity(loaded, camera)
     result = run_intrinsics(
@@ -179,6 +189,7 @@ def intrinsics(
         identity,
         report or Path(f"out/calibrate/{camera}-intrinsics.html"),
         dry_run,
+        shown,
     )
     for line in result.pop("said"):
         click.echo(line)

@@ -100,10 +100,10 @@ class CapturePage:
 
 def capture(
     source: CameraSource, board: Board, wanted: int, port: int, say: Callable[[str], None]
-) -> tuple[list[View], tuple[int, int]]:
+) -> tuple[list[View], tuple[int, int], dict[str, np.ndarray]]:
     """Collect `wanted` good views while a page at `port` (0: none) shows them; Ctrl-C ends earlier with those that are
-    there. Returns the views and the picture's width and height (px). Raises CalibrationError when the port is taken,
-    the camera falls silent or changes its resolution."""
+    there. Returns the views, the picture's width and height (px), and a few pictures uint8[H,W] by view. Raises
+    CalibrationError when the port is taken, the camera falls silent or changes its resolution."""
     guide = Guide(board, wanted)
     page = CapturePage(port) if port else None
     if page is not None:
@@ -131,4 +131,4 @@ def capture(
     finally:
         if page is not None:
             page.close()
-    return guide.views, size
+    return guide.views, size, guide.pictures

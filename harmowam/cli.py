@@ -41,6 +41,7 @@ class Verbs(click.Group):
         "bus": "harmowam.bus",
         "calibrate": "harmowam.calibrate",
         "certify": "harmowam.export",
+        "data": "harmowam.data",
         "distill": "harmowam.distill",
         "doctor": "harmowam.doctor",
         "evaluate": "harmowam.evaluate",
@@ -144,11 +145,34 @@ def collect(
     write_json(json_path, result)
 
 
+def check_faults(faults: tuple[str, ...], robot: str) -> None:
+    """Raises UserError for faults of a robot that has no virtual servos, or that are not understood."""
+    from firmware_bridge.virtual.faults import parse
+    from runtime.robot import load_robot
+    from sim.tasks import DISPLACED
+
+    if faults and not load_robot(robot).simulated:
+        raise UserError("--fault acts on a simulated robot only: use --robot sim_so101.")
+    for fault in faults:
+        parse(fault, (DISPLACED,))
+
+
 @main.command()
 @bundle_option
 @robot_option
 @click.option("--task", help="Instruction; a simulated robot draws one from --seed.")
-@click.option("--seconds", default=20.0, show_default=True, help="Duration of the run, s.")
+@click.option(
+    "--then",
+    multiple=True,
+    metavar="INSTRUCTION",
+    help="Next instruction, begun when the policy says that the one before is done (repeatable).",
+)
+@click.option(
+    "--seconds",
+    default=20.0,
+    show_default=True,
+    help="Longest duration, s; a policy that says that it is done ends the run.",
+)
 @click.option("--port", help="Serial port (default: the robot file's).")
 @seed_option
 @click.option(
@@ -181,6 +205,7 @@ def run(
     bundle: Path,
     robot: str,
     task: str | None,
+    then: tuple[str, ...],
     seconds: float,
     port: str | None,
     seed: int,
@@ -198,7 +223,6 @@ def run(
     path comes last. Pictures, inputs and commands are kept with --record or --log only: at 100 Hz they are up to 2.8 GB
     a minute.
     """
-    from firmware_bridge.virtual.faults import parse
     from harmowam.folders import left_in
     from harmowam.live import live
     from harmowam.page import paged, reported
@@ -207,12 +231,8 @@ def run(
     from runtime.observe.episode import LOG
     from runtime.observe.verdict import verdict
     from runtime.robot import load_robot
-    from sim.tasks import DISPLACED
 
-    if fault and not load_robot(robot).simulated:
-        raise UserError("--fault acts on a simulated robot only: use --robot sim_so101.")
-    for f in fault:
-        parse(f, (DISPLACED,))
+    check_faults(fault, robot)
     described = with_fps(with_engine(load_robot(robot), engine), fps)
     if record is not None and log is not None:
         raise UserError(f"--record writes a log, too ({record / LOG}): leave --log out.")
@@ -231,6 +251,7 @@ def run(
                 say=say,
                 began_s=process_began_s(),
                 faults=fault,
+                then=then,
             )
         print_timing(done.report)
         if "success" in done.report:

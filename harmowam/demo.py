@@ -9,7 +9,8 @@ from typing import Any
 
 from common.python import module_command
 from export.origin import made_from, shipped
-from harmowam.live import live, make_folder
+from harmowam.folders import make_folder
+from harmowam.live import live
 from harmowam.options import ROBOT, UserError, with_engine
 from harmowam.page import reported, write_page
 from runtime.observe.episode import LOG

@@ -39,9 +39,8 @@ from harmowam.train import PATH, changed, goes_on, read, training_options
 @goes_on
 def distill(
     checkpoint: Path,
-    dataset: Path,
-    units: str | None,
-    cameras: Path | None,
+    datasets: tuple[Path, ...],
+    weights: tuple[float, ...],
     stages: tuple[str, ...],
     shards: int,
     bf16: bool | None,
@@ -52,6 +51,7 @@ def distill(
     teacher_steps: int,
     action_steps: int,
     json_path: Path | None,
+    **recording: Any,
 ) -> None:
     """Train a student that predicts futures in one Euler step and action chunks in one or two, from the model
     CHECKPOINT.
@@ -67,7 +67,7 @@ def distill(
     plan = DistilPlan(teacher_steps=teacher_steps, action_steps=action_steps, seed=seed, shards=shards, bf16=bf16)
     plan = changed(plan, stages, STAGES)
     load_checkpoint(checkpoint)  # checked before the dataset is read, which takes longer
-    data = read(dataset, run_folder, units, cameras)
+    data = read(datasets, run_folder, weights=weights, **recording)
     note = distil(checkpoint, data, run_folder, out, plan, text_encoder)
     if not leads():
         return

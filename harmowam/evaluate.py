@@ -24,8 +24,12 @@ from harmowam.options import (
 )
 
 if TYPE_CHECKING:
+    from runtime.bundle import Bundle
     from runtime.compute import Engine
     from sim.virtual_time import Schedule
+
+
+ENGINES = ("world_model", "predictive", "fast")
 
 
 def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -82,8 +86,9 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 @click.option(
     "--latency",
     multiple=True,
-    metavar="ENGINE=MS",
-    help="Virtual latency of the engine world_model, predictive or fast.",
+    metavar="ENGINE=MS|BOARD",
+    help="Virtual latency of the engine world_model, predictive or fast; or a board and its power mode "
+    "(orin-nano-8gb-25w), for what the roofline predicts there.",
 )
 @click.option(
     "--camera-fps", type=click.FloatRange(min=1), default=25.0, show_default=True, help="Frame rate of both cameras."
@@ -130,17 +135,17 @@ def evaluate(
     from sim.results import COLUMNS, cells, sentences, summary, table
     from sim.tasks import DISTURBED, ENVIRONMENTS, INSTRUCTIONS, TASKS
 
-    schedule = _schedule(camera_fps, latency)
     this_shard = _shard(shard)
     opened = Bundle.load(bundle)
-    kind, chosen = kind_of(opened), choose(opened, Compute(engine or "auto"))
-    ways = OURS if opened.manifest.policy.kind == "harmowam" else kind.modes
+    schedule = _schedule(camera_fps, latency, opened)
+    chosen, modes = choose(opened, Compute(engine or "auto")), kind_of(opened).modes
+    ways = OURS if opened.manifest.policy.kind == "harmowam" else modes
     if chosen.note:
         say(chosen.note)
     single = task in INSTRUCTIONS or " " in task
     jobs = jobs_for(
         bundle,
-        _chosen("policy", policy or kind.modes[0], ways),
+        _chosen("policy", policy or modes[0], ways),
         _chosen("environment", environment, (*ENVIRONMENTS, DISTURBED)),
         (task,) if single else _chosen("task", task, tuple(TASKS)),
         range(seed, seed + episodes),
@@ -151,15 +156,13 @@ def evaluate(
     )[this_shard]
     kept = {row["key"] for row in read_rows(rows)} if rows else set()
     began = time.monotonic()
-    how = f"the same command goes on, {rows} keeps what was played" if rows else "with --rows FILE it could go on"
-    with resumable(how):
+    with resumable(f"the same command goes on, {rows} keeps what was played" if rows else "with --rows it could go on"):
         found = run_jobs(jobs, rows, workers)
     wall = time.monotonic() - began
     print_table([list(COLUMNS), *table(found)])
     for line in sentences(found):
         click.echo(line)
-    failed = bool(opened.manifest.quantization.get("failed"))
-    if failed:
+    if failed := bool(opened.manifest.quantization.get("failed")):
         click.echo(f"{bundle} FAILED the gates of its export: these figures say nothing about its checkpoint")
     played = [row["seconds"] for row in found if row["key"] not in kept]
     about = {"bundle": bundle.name, "hash": digest(bundle), "seed": seed, "split": split, "failed_gates": failed}
@@ -185,7 +188,27 @@ def _shard(text: str) -> slice:
     return slice(int(part) - 1, None, int(parts))
 
 
-def _schedule(camera_fps: float, latency: tuple[str, ...]) -> Schedule:
+def _on_board(name: str, bundle: Bundle) -> dict[str, float]:
+    """Engine -> predicted milliseconds on a board, from the plans of the bundle where it has some. Raises UserError for
+    an unknown board."""
+    from export.roofline import BOARDS, described, predicted, spelt
+    from export.tensorrt.stored import PLAN, read_plan
+
+    known = [spelt(board) for board in BOARDS]
+    if name not in known:
+        raise UserError(
+            f"--latency {name} is not understood: write world_model=MS, predictive=MS or fast=MS, or one of "
+            f"{', '.join(known)}."
+        )
+    plans = read_plan(bundle.path).plans if (bundle.path / "reports" / PLAN).is_file() else {}
+    files = {n: bundle.path / e.file for n, e in bundle.manifest.engines.items() if n in ENGINES}
+    row = predicted(files, plans)[known.index(name)]
+    told = {engine: float(row[engine]) for engine in files}
+    say(f"{name}, {described(plans)}: " + ", ".join(f"{engine} {ms:.2f} ms" for engine, ms in told.items()))
+    return told
+
+
+def _schedule(camera_fps: float, latency: tuple[str, ...], bundle: Bundle) -> Schedule:
     """Rates and latencies of the virtual robot, from the options; raises UserError."""
     from sim.virtual_time import Schedule
 
@@ -193,12 +216,16 @@ def _schedule(camera_fps: float, latency: tuple[str, ...]) -> Schedule:
         raise UserError("--camera-fps must be a number: correct it.")
     schedule = Schedule(camera_hz=camera_fps)
     for item in latency:
-        name, _, ms = item.partition("=")
+        name, equals, ms = item.partition("=")
+        if not equals:
+            told = _on_board(name, bundle)
+            schedule = dataclasses.replace(schedule, **{f"{engine}_ms": late for engine, late in told.items()})
+            continue
         try:
             late = float(ms)
         except ValueError:
             late = -1.0
-        if name not in ("world_model", "predictive", "fast") or not 0 <= late < math.inf:
+        if name not in ENGINES or not 0 <= late < math.inf:
             raise UserError(f"--latency {item} is not understood: write world_model=MS, predictive=MS or fast=MS.")
         schedule = dataclasses.replace(schedule, **{f"{name}_ms": late})
     return schedule

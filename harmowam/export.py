@@ -7,14 +7,20 @@ import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from harmowam.export_policy import LEROBOT, OWN, UNITS, is_policy, order_of, print_policy
 from harmowam.options import UserError, errors, json_option, refuse_unused, say, workers_option, write_json
 from harmowam.progress import behind
 
+if TYPE_CHECKING:
+    from export.policies.bundle import Order
+
 EXPORT_S, SEARCH_S = 55, 420  # on two idle cores (docs/export.md)
+POLICY_S = 120  # a LeRobot ACT of full size
 PATH = click.Path(readable=False, path_type=Path)
 checkpoint_argument = click.argument("checkpoint", type=PATH, required=False)
 samples_option = click.option("--samples", type=PATH, help="Calibration observations (default: beside the checkpoint).")
@@ -35,9 +41,8 @@ target_option = click.option(
 @click.option(
     "--precision",
     type=click.Choice(["int8", "int8-fp16", "fp16", "fp32"]),
-    default="int8",
-    show_default=True,
-    help="Precision of the engines; fp16 and int8-fp16 (layers that are not INT8 in FP16) need --target tensorrt.",
+    help="Precision of the engines. Default: int8; for --target tensorrt int8-fp16, i.e. FP16 for layers that are not "
+    "INT8. fp16 and int8-fp16 need --target tensorrt.",
 )
 @click.option(
     "--recipe",
@@ -47,8 +52,16 @@ target_option = click.option(
 @samples_option
 @click.option("--dataset", type=PATH, help="A LeRobotDataset to draw 256 calibration observations from.")
 @click.option(
-    "--units", type=click.Choice(["degrees", "rad"]), help="Units of joint angles in a --dataset that lerobot recorded."
+    "--units",
+    type=click.Choice(UNITS),
+    help="Units of joint values in a LeRobot policy, or in a --dataset that lerobot recorded.",
 )
+@click.option("--robot", metavar="FILE", help="LeRobot policies: the robot that it drives, shipped or a file.")
+@click.option(
+    "--rate", type=click.FloatRange(1, 200), help="LeRobot policies: actions a second (default: the --dataset's)."
+)
+@click.option("--joints", type=PATH, help="LeRobot policies: the arm's calibration by lerobot-calibrate.")
+@click.option("--task", "tasks", multiple=True, help="LeRobot policies: what it does, for `run --task`; repeatable.")
 @click.option("--cameras", type=PATH, help="Folder with the calibrations of its cameras: front.json, wrist.json.")
 @text_option
 @click.option(
@@ -61,11 +74,15 @@ def export(
     checkpoint: Path | None,
     out: Path,
     target: str,
-    precision: str,
+    precision: str | None,
     recipe: Path | None,
     samples: Path | None,
     dataset: Path | None,
     units: str | None,
+    robot: str | None,
+    rate: float | None,
+    joints: Path | None,
+    tasks: tuple[str, ...],
     cameras: Path | None,
     text_encoder: Path | None,
     keep: bool,
@@ -73,9 +90,22 @@ def export(
     json_path: Path | None,
 ) -> None:
     """Turn a checkpoint into an INT8 bundle (default: the shipped checkpoint); refused when its outputs differ too much
-    from FP32."""
+    from FP32.
+
+    CHECKPOINT may be the folder of an ACT that LeRobot trained. Then say --robot, --rate and --units; with --dataset it
+    becomes INT8, without one FP32 (or FP16).
+    """
     from export.bundle import export_bundle
 
+    if checkpoint is not None and is_policy(checkpoint):
+        refuse_unused("for a LeRobot policy", *OWN)
+        chosen = click.get_current_context().get_parameter_source("precision") is ParameterSource.COMMANDLINE
+        how = {"target": target, "precision": precision if dataset or chosen else "fp32"}
+        order = order_of(checkpoint, robot, rate, units, joints, dataset, tasks, **how)
+        report = export_policy(order, out, force)
+        write_json(json_path, report)
+        return
+    refuse_unused("for a checkpoint of our own", *LEROBOT)
     if not dataset:
         refuse_unused("without --dataset", "units", "cameras")
     if samples and dataset:
@@ -84,7 +114,7 @@ def export(
         plan = planned(
             checkpoint,
             target=target,
-            precision=precision,
+            precision=precision or ("int8-fp16" if target == "tensorrt" else "int8"),
             recipe=read_recipe(recipe, target),
             samples=observations or samples,
             text_encoder=text_encoder,
@@ -158,7 +188,22 @@ def certify(
         f"INT8 {result['int8_successes']}, FP32 {result['fp32_successes']} of {result['pairs']}: difference "
         f"{100 * result['difference']:+.1f} points, one-sided 95 % bound {100 * result['lower_bound']:+.1f}"
     )
+    if "tensorrt" in result:
+        from export.tensorrt.gate import lines
+
+        click.echo("\n".join(lines(result["tensorrt"])))
     write_json(json_path, result)
+
+
+def export_policy(order: Order, out: Path, force: bool) -> dict[str, Any]:
+    """Write the bundle of a LeRobot policy and print its report."""
+    from export.policies import bundle
+
+    with behind(out, POLICY_S, say) as told:
+        report = bundle.export_policy(order, out, told, force=force)
+    print_policy(report["source"], report)
+    print_report(report, out)
+    return report
 
 
 def same(plan: Any, out: Path) -> bool:
@@ -192,13 +237,15 @@ def drawn(dataset: Path | None, units: str | None, cameras: Path | None) -> Iter
     if dataset is None:
         yield None
         return
-    from export.data import load_demonstrations
     from export.lerobot import read_cameras
     from export.observations import pick_samples
+    from export.recordings import How
+    from export.sources import Source, load_sources
+    from sim.tasks import ARM
 
     with tempfile.TemporaryDirectory() as folder:
-        known = read_cameras(cameras) if cameras else None
-        data = load_demonstrations(dataset, Path(folder) / "pictures", units=units, calibration=known)
+        how = How(units=units, calibration=read_cameras(cameras) if cameras else {})
+        data = load_sources([Source(dataset, how)], Path(folder) / "pictures", arm=ARM)
         pick_samples(data, Path(folder) / "samples.npz")
         yield Path(folder) / "samples.npz"
 
@@ -213,7 +260,7 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     """Print parity, joint errors, times, weights, missed gates and predicted times on a Jetson Orin, which are added to
     `report`."""
     from export.gates import CELL_MM
-    from export.roofline import calibration_errors, predicted, table
+    from export.tensorrt.gate import lines
 
     engines = report["engines"]
     click.echo(f"{'engine':14}{'tensor':10}{'cosine':>9}{'rms':>10}{'MB':>7}")
@@ -224,8 +271,12 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     click.echo(
         f"joint goals apart: median {joints['p50']:.2f}, p99 {joints['p99']:.2f}, worst {joints['max']:.2f} degrees"
     )
-    heat = engines["fast"]["parity"]["heat"]
-    click.echo(f"aims apart: p99 {CELL_MM * heat['aim_p99']:.1f} mm, {heat['astray']:.1%} mean another thing")
+    if "fast" in engines:
+        heat = engines["fast"]["parity"]["heat"]
+        click.echo(f"aims apart: p99 {CELL_MM * heat['aim_p99']:.1f} mm, {heat['astray']:.1%} mean another thing")
+    if rounded := report.get("rounded_sums"):
+        worst = min(row["cosine"] for rows in rounded.values() for row in rows.values())
+        click.echo(f"worst cosine where sums are rounded to FP16, as TensorRT may do: {worst:.4f}")
     for name, engine in engines.items():
         took = engine["time"]
         click.echo(
@@ -236,10 +287,26 @@ def print_report(report: dict[str, Any], out: Path) -> None:
     click.echo(f"weights: {small / 1e6:.2f} of {large / 1e6:.2f} MB ({small / large:.3f}); {report['seconds']} s")
     if slow := report.get("float"):
         click.echo(in_float(slow))
+    if "tensorrt" in report:
+        click.echo("\n".join(lines(report["tensorrt"])))
     for line in report["missed"]:
         click.echo(f"GATE MISSED: {line}", err=True)
-    report["orin"] = predicted({name: out / "onnx" / f"{name}.onnx" for name in engines})
-    off = max(abs(e) for e in calibration_errors().values())
-    click.echo(f"\nTensorRT on a Jetson Orin, by a roofline that is up to {100 * off:.0f} % off on published figures:")
-    click.echo("\n".join(table(report["orin"])))
+    _print_orin(report, out, list(engines))
     click.echo(f"bundle: {out}")
+
+
+def _print_orin(report: dict[str, Any], out: Path, engines: list[str]) -> None:
+    """Print predicted times on a Jetson Orin, and add them to `report`: "orin", and for INT8 by plans also
+    "orin_inside"."""
+    from export.roofline import described, predicted, table
+    from export.tensorrt.stored import PLAN, read_plan
+
+    plans = read_plan(out).plans if (out / "reports" / PLAN).is_file() else {}
+    files = {name: out / "onnx" / f"{name}.onnx" for name in engines}
+    report["orin"] = predicted(files, plans)
+    click.echo(f"\nTensorRT on a Jetson Orin, {described(plans)}:")
+    click.echo("\n".join(table(report["orin"])))
+    if any(k.int8 for plan in plans.values() for k in plan.launched):
+        report["orin_inside"] = predicted(files, plans, inside=True)
+        click.echo("\nthe same with rounding inside INT8 convolutions, as TensorRT 10.3 (JetPack 6) computes them:")
+        click.echo("\n".join(table(report["orin_inside"])))

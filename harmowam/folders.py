@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from runtime.loop.errors import RunError
+
 RUNS = "HARMOWAM_RUNS"  # environment variable: where these folders lie
 TEXT = 60  # most characters of a task in a folder's name
 
@@ -54,3 +56,15 @@ def left_in(named: Path | None, what: str, option: str, say: Callable[[str], Non
     finally:
         with contextlib.suppress(OSError):  # it holds something
             folder.rmdir()
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """Create a folder and check that it can be written. `option`: the command-line option that named it. Raises
+    RunError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        wrong = "is a file" if isinstance(e, FileExistsError) else f"cannot be made ({e.strerror})"
+        raise RunError(f"{folder} {wrong}: name a folder with {option}.") from e
+    if not os.access(folder, os.W_OK):
+        raise RunError(f"{folder} cannot be written: name a folder with {option}.")

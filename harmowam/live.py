@@ -22,6 +22,7 @@ from firmware_bridge.motion.motor import tell
 from firmware_bridge.motion.session import ArmSession, Interrupts
 from harmowam import __version__
 from harmowam.calibration_rig import refuse_moved
+from harmowam.folders import make_folder
 from harmowam.processes import children, resident_mb, warm_up
 from runtime.bundle import Bundle
 from runtime.cameras.process import CameraProcess, checked
@@ -87,13 +88,17 @@ def live(
     inject: Mapping[str, float] | None = None,
     compensate: bool = True,
     log: Path | None = None,
+    then: tuple[str, ...] = (),
+    to_the_end: bool = False,
 ) -> LiveRun:
-    """Run the two-rate loop on `robot` for `seconds`; then the arm is lowered and released, also after an exception.
+    """Run the two-rate loop on `robot` for `seconds`, or (unless `to_the_end`) until the policy says that it is done
+    with `task` and with those of `then` after it; then the arm is lowered and released, also after an exception.
 
     `record`: folder for the motor process's log, and the run's config and report (how it ended as `error` and
     `interrupted`, the simulator's verdict, timing). `log`: file of the log. `policy`: mode of the bundle's
-    policy (None: its default). `faults`: faults of the virtual servo bus, NAME@SECONDS each. `began_s`: start of the
-    time to the first command (monotonic, s; default: now).
+    policy (None: its default). `stop_at_success`: in simulation, end a policy's run that never says done. `faults`:
+    faults of the virtual servo bus, NAME@SECONDS each. `began_s`: start of the time to the first command (monotonic, s;
+    default: now).
 
     Raises BundleError, SignatureError, PolicyError, ComputeError, RobotError, CameraError, CalibrationError, ArmError
     or RunError, each with one sentence and a next step.
@@ -103,11 +108,12 @@ def live(
     bundle = Bundle.load(bundle_path, robot.trust)
     robot = dataclasses.replace(robot, arm=bundle.check_arm(robot.arm, robot.path))
     run = _Run(robot, bundle, mode_of(bundle, policy), choose(bundle, robot.compute), task, record, began)
-    _refuse_task(run)
+    _refuse_task(run, then)
     if run.compute.note:
         say(run.compute.note)
-    how: dict[str, Any] = {"inject": inject, "compensate": compensate, "log": log}
-    how["facts"] = _started_with(robot, seconds, seed, faults, port) | {"task_drawn": task is None}
+    facts = _started_with(robot, seconds, seed, faults, port) | {"task_drawn": task is None}
+    how = {"inject": inject, "compensate": compensate, "log": log, "then": then, "facts": facts}
+    how["to_the_end"] = to_the_end
     with _reported(run), contextlib.ExitStack() as stack:
         slots = stack.enter_context(run_folder())
         stack.callback(_keep_motor_log, run, slots)
@@ -121,11 +127,9 @@ def live(
         session = stack.enter_context(_guarded(run, port or robot.port, slots, say))
         stack.enter_context(on_cores(robot.compute.cores))
         driver = _opened(run, slots, say, how)
-        say(f"task: {run.task}")
         run.interrupts.stop = driver.stop
         _drive(run, driver, session, seconds, stop_at_success)
-        say("lowering the arm")
-        _lower(run, driver, session, run.reading.pids)
+        _lower(run, driver, session, run.reading.pids, say)
         return LiveRun(driver, run.bundle, run.report)
 
 
@@ -156,17 +160,22 @@ def _check_arguments(robot: Robot, seconds: float, port: str | None, record: Pat
         make_folder(record, "--record")
 
 
-def _refuse_task(run: _Run) -> None:
-    """Raises BundleError for a task that the bundle does not know, and RunError where a real robot has no task."""
-    if run.task is not None:
-        run.bundle.task(run.task)
-    elif not run.robot.simulated:
+def _refuse_task(run: _Run, then: tuple[str, ...]) -> None:
+    """Raises BundleError for a task that the bundle does not know, and RunError where a real robot has no task, or a
+    task would follow one of which the policy never says that it is done."""
+    if then and run.bundle.manifest.gate.done is None:
+        raise RunError(f"{run.bundle.path} never says that a task is done, so nothing follows: leave --then out.")
+    asked = (*((run.task,) if run.task is not None else ()), *then)
+    for task in asked:
+        run.bundle.task(task)
+    if run.task is None and not run.robot.simulated:
         known = ", ".join(f"'{t}'" for t in run.bundle.manifest.tasks)
         raise RunError(f"no task was given: name one with --task ({known}).")
     simulated = (*tasks.INSTRUCTIONS, *trace.INSTRUCTIONS)
-    if run.robot.simulated and run.task is not None and run.task not in simulated:
+    unknown = [t for t in asked if t not in simulated]
+    if run.robot.simulated and unknown:
         known = ", ".join(f"'{t}'" for t in simulated)
-        raise RunError(f"the simulated robot does not know the task '{run.task}': name one of its own ({known}).")
+        raise RunError(f"the simulated robot does not know the task '{unknown[0]}': name one of its own ({known}).")
 
 
 @contextlib.contextmanager
@@ -244,6 +253,7 @@ def _opened(run: _Run, slots: Path, say: Say, how: dict[str, Any]) -> Driver:
     )
     warm_up(run.driver.warm_up)
     run.session.wait_for_state()
+    say(f"task: {run.task}")
     return run.driver
 
 
@@ -266,7 +276,7 @@ def _drive(run: _Run, driver: Driver, session: ArmSession, seconds: float, stop_
     """Arm and run `driver`; afterwards, also after an exception, add to the report what is known only at the end."""
     ticks, clocks = processor_ticks(), server.clocks(session.slots) if run.robot.simulated else None
     until: Callable[[], bool] | None = None
-    if stop_at_success and run.robot.simulated:
+    if stop_at_success and run.robot.simulated and driver.slow.finish is None:
         until = true_for(lambda: bool(server.judged(session.slots, 0)["success_at_end"]), REST_S)
 
     state_slot = session.wait_for_state()
@@ -278,8 +288,9 @@ def _drive(run: _Run, driver: Driver, session: ArmSession, seconds: float, stop_
         run.report.update(_verdict_and_load(driver, session.slots, ticks, clocks))
 
 
-def _lower(run: _Run, driver: Driver, session: ArmSession, cameras: list[int]) -> None:
+def _lower(run: _Run, driver: Driver, session: ArmSession, cameras: list[int], say: Say) -> None:
     """Lower and release the arm; add the motor process's exit code, missed ticks and memory use (MB) to the report."""
+    say("lowering the arm")
     memory = resident_mb([os.getpid(), session.keeper.pid, *children(session.keeper.pid), *cameras])
     last = session.lower_arm()
     session.interrupted, session.held = bool(run.interrupts.caught), driver.why_held()
@@ -335,22 +346,11 @@ def _facts(run: _Run, driver: Driver) -> dict[str, Any]:
         quantization=run.bundle.manifest.quantization.get("format", "fp32"),
         real_time=driver.granted,
         time_to_first_command_s=round(first_ns * 1e-9 - run.from_s, 3) if first_ns else None,
+        said_done=driver.slow.said_done if driver.slow.finish is not None else None,
         motor_shift_ms=counts.motor_shift_ns / 1e6,
         motor_drift_ms=round((counts.motor_ns - counts.motor_ticks * round(1e9 / motor_hz)) / 1e6, 3),
     )
     return facts | ({"cores": list(run.robot.compute.cores)} if run.robot.compute.cores else {})
-
-
-def make_folder(folder: Path, option: str) -> None:
-    """Create a folder and check that it can be written. `option`: the command-line option that named it. Raises
-    RunError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        wrong = "is a file" if isinstance(e, FileExistsError) else f"cannot be made ({e.strerror})"
-        raise RunError(f"{folder} {wrong}: name a folder with {option}.") from e
-    if not os.access(folder, os.W_OK):
-        raise RunError(f"{folder} cannot be written: name a folder with {option}.")
 
 
 def _warn_moved_since_training(name: str, here: Camera, trained: Camera, say: Callable[[str], None]) -> None:

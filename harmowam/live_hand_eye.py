@@ -30,7 +30,6 @@ FLOOR_M = 0.09  # how high the tool stays above the table, at least
 NEAR = 0.05  # rad, kept free at each end of a joint's range about where the operator held the arm
 TAKE_S = 15.0  # how long an operator has to take the board out of the gripper, before the arm goes down with it
 SEEK_S = 60.0  # how long an operator has to bring the board into view
-FEWEST = 6  # corners of the board that tell its place roughly
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ def _until_seen(picture: Callable[[], np.ndarray], board: Board) -> None:
     deadline, seen = time.monotonic() + SEEK_S, 0
     while seen < 3:
         image = picture()
-        seen = seen + 1 if len(board.detect(image).ids) >= FEWEST else 0
+        seen = seen + 1 if len(board.detect(image).ids) >= board.enough else 0
         if time.monotonic() > deadline:
             raise CalibrationError(
                 f"the camera did not see the board ({board.why_unseen(image)}): hold the arm so that it does, then "
@@ -210,7 +209,7 @@ def _first_guess(
         d[moved] = turns
         q = rig.move_to(np.clip(first + d, lower, upper))
         found = board.detect(rig.picture())
-        if len(found.ids) >= FEWEST:
+        if len(found.ids) >= board.enough:
             arms.append(robot.family.tool(q))
             boards.append(board_pose(View("", board.points()[found.ids], found.pixels), theta, model))
     if len(arms) < 4:
@@ -228,6 +227,7 @@ def _board_in_view(
     by the rough X and Z."""
     theta, model = theta_of(camera)
     size = np.array([camera.width, camera.height])
+    share = 0.7 if len(board.points()) > board.enough else 1.0  # a lone tag is found whole or not at all
 
     def visible(q: np.ndarray) -> bool:
         A = forward(q)
@@ -235,6 +235,6 @@ def _board_in_view(
         if T[2, 3] < 0.08 or T[:3, 2] @ T[:3, 3] / np.linalg.norm(T[:3, 3]) < 0.5:
             return False
         uv = lens.project(board.points(), theta, model, cv2.Rodrigues(T[:3, :3])[0], T[:3, 3])[0]
-        return bool(((uv > 0.05 * size) & (uv < 0.95 * size)).all(1).mean() > 0.7)
+        return bool(((uv > 0.05 * size) & (uv < 0.95 * size)).all(1).mean() >= share)
 
     return visible

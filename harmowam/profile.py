@@ -212,8 +212,8 @@ def profile(
     json_path: Path | None,
 ) -> None:
     """Where each millisecond goes: the same loop as `run`, with every stage stamped by one clock."""
-    from harmowam.folders import left_in
-    from harmowam.live import live, make_folder
+    from harmowam.folders import left_in, make_folder
+    from harmowam.live import live
     from harmowam.page import reported
     from harmowam.processes import process_began_s
     from runtime.bundle import Bundle
@@ -243,10 +243,10 @@ def profile(
             compensate=not no_compensate,
             record=folder,
             log=log,
+            to_the_end=True,
         )
     report = {**done.report, "board": {**board(), "temperature_before_c": before.get("temperature_c", {})}}
-    if inject:
-        report["injected"] = list(inject)
+    report |= {"injected": list(inject)} if inject else {}
     found = advice(report, _facts(bundle, robot, described, done))
     compared = _tell(report, found, other, against)
     write_json(json_path, report)

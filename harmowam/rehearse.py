@@ -236,7 +236,7 @@ def _arm(r: Rehearsal) -> VirtualArm:
 def _robot_file(r: Rehearsal, anew: bool) -> None:
     """Copy the shipped robot file, with the virtual arm's port, where there is none or `anew`. Raises UserError for a
     robot file with another port: it is another arm's, which would move."""
-    from harmowam.live import make_folder
+    from harmowam.folders import make_folder
     from runtime.robot import SHIPPED
 
     make_folder(r.folder, "--out")

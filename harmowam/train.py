@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from harmowam.baseline import baseline_options, train_baseline
-from harmowam.options import UserError, errors, json_option, refuse_unused, resumable, write_json
+from harmowam.data import RECORDING, how_of, recording_options
+from harmowam.options import UserError, errors, json_option, printable, refuse_unused, resumable, say, write_json
 
 if TYPE_CHECKING:
     from export.act import ActPlan
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
 
 PlanT = TypeVar("PlanT", "Plan", "DistilPlan", "ActPlan")
 PATH = click.Path(readable=False, path_type=Path)
+NOT_OF_A_RECIPE = (
+    "start",
+    "stages",
+    "shards",
+    "bf16",
+    "text_encoder",
+    "seed",
+    "tables",
+    "weights",
+    "baseline",
+    "play",
+)
 
 
 def goes_on(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -38,15 +51,26 @@ def goes_on(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options of both training and distillation."""
+    option: Any  # click's and ours
     for option in reversed(
         [
             click.option(
-                "--dataset", type=PATH, default=Path("data/table_top"), show_default=True, help="LeRobotDataset v3."
+                "--dataset",
+                "datasets",
+                type=PATH,
+                multiple=True,
+                default=(Path("data/table_top"),),
+                show_default=True,
+                help="LeRobotDataset of ours or of others (`harmowam data check`); several are trained on together.",
             ),
-            click.option("--units", type=click.Choice(["degrees", "rad"]), help="Units of a dataset by lerobot."),
             click.option(
-                "--cameras", type=PATH, help="Folder with the calibrations of its cameras: front.json, wrist.json."
+                "--weight",
+                "weights",
+                type=click.FloatRange(min=0, min_open=True),
+                multiple=True,
+                help="Share of the rows drawn from each --dataset, in their order (default: all rows alike).",
             ),
+            recording_options,
             click.option(
                 "--plan",
                 "stages",
@@ -96,19 +120,59 @@ def changed(plan: PlanT, stages: Sequence[str], names: Sequence[str]) -> PlanT:
     return plan
 
 
-def read(dataset: Path, run: Path, units: str | None, cameras: Path | None, any_arm: bool = False) -> Demonstrations:
-    """Read the dataset; its decoded pictures stay in the run's folder, where a resumed run and other processes find
-    them. `any_arm`: accept any arm, not only the one that our model is made for."""
-    from export.data import load_demonstrations
-    from export.lerobot import read_cameras
+def read(
+    datasets: Sequence[Path],
+    run: Path,
+    any_arm: bool = False,
+    weights: Sequence[float] = (),
+    rate_hz: float | None = None,
+    **recording: Any,
+) -> Demonstrations:
+    """Read the datasets at `rate_hz` rows a second (None: as many as the default model takes).
+
+    Decoded pictures stay in the run's folder, where a resumed run and other processes find them. `any_arm`: accept any
+    arm, and cameras without calibration, which the baseline is trained for; else raises UserError for what our model
+    cannot be trained on. `recording`: options of `harmowam.data`.
+    """
+    from export.config import Config
+    from export.loop import leads
+    from export.recordings import How
+    from export.sources import Source, load_sources
     from sim.tasks import ARM
 
-    calibration = read_cameras(cameras) if cameras else None
-    arm = None if any_arm else ARM
-    return load_demonstrations(dataset, run / "pictures", units=units, calibration=calibration, arm=arm)
+    if weights and len(weights) != len(datasets):
+        raise UserError(f"{len(datasets)} --dataset and {len(weights)} --weight: give one weight for each.")
+    sources = []
+    for folder, weight in zip(datasets, weights or [1.0] * len(datasets)):
+        how = how_of(folder, alone=len(datasets) == 1, **recording) if recording else How()
+        sources.append(Source(folder, how, weight))
+
+    def told(line: str) -> None:
+        if leads():
+            say(printable(line))
+
+    rate = Config().rate_hz if rate_hz is None else rate_hz
+    data = load_sources(sources, run / "pictures", rate, arm=None if any_arm else ARM, say=told)
+    if not any_arm:
+        _suits_our_model(data)
+    return data
 
 
-def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path | None, only_snapshot: bool) -> None:
+def _suits_our_model(data: Demonstrations) -> None:
+    from export.data import VIEWS
+
+    missing = [v for v in VIEWS if v not in data.views]
+    lacks = [f"no {v} view" for v in missing] + [f"no one calibration of its {v} camera" for v in data.uncalibrated]
+    if lacks:
+        raise UserError(
+            f"the data has {' and '.join(lacks)}, and our model needs both views calibrated: add --cameras FOLDER, or "
+            "train --baseline act on it."
+        )
+
+
+def follow_recipe(
+    path: Path, datasets: Sequence[Path], run: Path, out: Path, packed: Path | None, only_snapshot: bool
+) -> None:
     """Train a checkpoint from scratch by a recipe, or finish an interrupted training; raises UserError."""
     from export.checkpoint import write_file
     from export.data import collect
@@ -116,15 +180,18 @@ def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path 
     from export.origin import samples_path
     from export.recipe_file import follow, read_recipe, snapshot
 
-    recipe = read_recipe(path)
+    if len(datasets) > 1:
+        raise UserError("--recipe collects one dataset of its own: name one folder with --dataset.")
+    (dataset,), recipe = datasets, read_recipe(path)
     if only_snapshot:
         if packed is None:
             raise UserError("--snapshot needs a folder to write to: add --stages.")
         step, done = snapshot(recipe, run, packed)
         click.echo(f"{packed / step.name}.safetensors: {done} of {step.steps} steps")
         return
-    collect(dataset, **recipe.data)
-    data = read(dataset, run, None, None)
+    rate_hz = recipe.cfg.rate_hz
+    collect(dataset, **recipe.data, rate_hz=rate_hz)
+    data = read([dataset], run, rate_hz=rate_hz)
     last = follow(recipe, data, run, packed)
     write_file(out, last.read_bytes())
     pick_samples(data, samples_path(out))
@@ -175,9 +242,8 @@ def follow_recipe(path: Path, dataset: Path, run: Path, out: Path, packed: Path 
 @errors
 @goes_on
 def train(
-    dataset: Path,
-    units: str | None,
-    cameras: Path | None,
+    datasets: tuple[Path, ...],
+    weights: tuple[float, ...],
     stages: tuple[str, ...],
     shards: int,
     bf16: bool | None,
@@ -191,15 +257,18 @@ def train(
     snapshot: bool,
     out: Path | None,
     json_path: Path | None,
-    **baseline: Any,
+    baseline: str | None,
+    play: bool,
+    **recording: Any,
 ) -> None:
     """Train tokeniser, world model, experts and gate, or a baseline; the same command resumes an interrupted run.
 
     Several processes: torchrun --nproc-per-node 2 -m harmowam.cli train --run-folder RUN ...
     """
-    from export import act
+    from export.act import STAGES as ACT_STAGES
     from export.act import ActPlan
     from export.backdrop import with_other_tables
+    from export.checkpoint import load_checkpoint
     from export.config import Config
     from export.loop import leads
     from export.observations import pick_samples
@@ -208,31 +277,29 @@ def train(
 
     out = out or run_folder / "harmowam-so101.safetensors"
     if recipe is not None:
-        refuse_unused(
-            "with --recipe", "start", "stages", "shards", "bf16", "text_encoder", "seed", "tables", "units", "cameras"
-        )
-        refuse_unused("with --recipe", "baseline", "steps", "minutes", "play")
-        follow_recipe(recipe, dataset, run_folder, out, packed, snapshot)
+        refuse_unused("with --recipe", *NOT_OF_A_RECIPE, *RECORDING)
+        follow_recipe(recipe, datasets, run_folder, out, packed, snapshot)
         return
     refuse_unused("without --recipe", "packed", "snapshot")
-    if baseline["baseline"]:
+    if baseline:
         refuse_unused("with --baseline", "start", "text_encoder")
-        act_plan = changed(ActPlan(seed=seed, shards=shards, bf16=bf16), stages, act.STAGES)
+        act_plan = changed(ActPlan(seed=seed, shards=shards, bf16=bf16), stages, ACT_STAGES)
     else:
         refuse_unused("without --baseline", "play")
         plan = changed(Plan(tables=tables, seed=seed, shards=shards, bf16=bf16), stages, STAGES)
-    cfg, encode = _with_encoder(Config(), text_encoder)
-    data = read(dataset, run_folder, units, cameras, any_arm=bool(baseline["baseline"]))
-    if baseline["baseline"]:
+    cfg, encode = _with_encoder(Config() if start is None else load_checkpoint(start)[0].cfg, text_encoder)
+    data = read(datasets, run_folder, bool(baseline), weights, cfg.rate_hz, **recording)
+    if baseline:
+        if tables:
+            _suits_our_model(data)
         data = with_other_tables(data, tables, seed, cfg)
-        report = train_baseline(data, run_folder, out, act_plan, **baseline)
+        note = train_baseline(data, run_folder, out, act_plan, baseline, play)
+    else:
+        note = train(data, run_folder, out, plan, cfg, encode, start)
         if leads():
-            write_json(json_path, report)
-        return
-    note = train(data, run_folder, out, plan, cfg, encode, start)
+            pick_samples(data, samples_path(out))
+            click.echo(f"{out}: {note['train_minutes']} min of training on {note['episodes']} episodes")
     if leads():
-        pick_samples(data, samples_path(out))
-        click.echo(f"{out}: {note['train_minutes']} min of training on {note['episodes']} episodes")
         write_json(json_path, note)
 
 

@@ -104,9 +104,9 @@ def observations(bundle: Bundle, count: int = 16) -> dict[str, list[dict[str, np
     try:
         with np.load(bundle.path / "samples.npz") as stored:
             raw = {k: stored[k] for k in stored.files}
-        rows = np.linspace(0, len(raw["front"]) - 1, count).astype(int)
+        rows = np.linspace(0, len(next(iter(raw.values()))) - 1, count).astype(int)
         return kind_of(bundle).feeds(bundle, {k: v[rows] for k, v in raw.items()})
-    except (OSError, ValueError, KeyError) as e:
+    except (OSError, ValueError, KeyError, StopIteration) as e:
         raise EngineError(
             f"{bundle.path} holds no observations that its engines could be compared on ({e}): export it again."
         ) from e

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ class Observation:
     q_rad: np.ndarray  # float32[J]
     qd_rad_s: np.ndarray  # float32[J]
     number: int = 0  # of the fast step that took it
+    past: tuple[Observation, ...] = ()  # older ones that the policy asked for (`runtime.policies.history`)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Prior:
     grid_ns: np.ndarray  # int64[K]
     number: int = 0  # counts the Priors of a run from 1
     space: str = "tool"
+    done: float = math.nan  # P(the task is done and the tool has left); NaN where the policy does not say
 
 
 @dataclass(frozen=True)

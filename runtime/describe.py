@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
+
 from runtime.bundle import Bundle
 from runtime.signing import MANIFEST, SignatureError, looked_at
 
@@ -34,6 +36,7 @@ def described(bundle: Bundle) -> dict[str, Any]:
         "digest": bundle.digest,
         "signature": signature(bundle),
         "kind": m.policy.kind,
+        **({"does": m.policy.does} if m.policy.does else {}),
         "arm_family": m.arm_family,
         "licence": m.licence,
         "quantization": m.quantization,
@@ -60,6 +63,6 @@ def described(bundle: Bundle) -> dict[str, Any]:
             for j in m.joints
         ],
         "links": m.links,
-        "chunk": {"steps": m.chunk.steps, "dt_ms": m.chunk.dt_ms},
+        "chunk": {k: v for k, v in msgspec.to_builtins(m.chunk).items() if k not in ("mean", "std")},
         "tasks": tasks(bundle),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from msgspec import Meta, field
+from msgspec import UNSET, Meta, UnsetType, field
 
 from calibration.camera import CalibrationError, Camera
 from common.schema import Digest, Name, Shape, Text
@@ -23,6 +23,9 @@ TENSORS = {  # what the HarmoWAM policy feeds to each engine and reads from it
     "fast": ({"front", "wrist", "future", "proprio"}, {"heat", "reach", "gate"}),
     "decoder": ({"future"}, {"frames"}),
 }
+
+# An engine may lack these inputs and give these outputs as well: a world model that draws no noise, and P(done).
+OPTIONAL = {"world_model": ({"noise"}, {"done"})}
 
 File = Annotated[
     str,
@@ -47,13 +50,14 @@ class EngineFiles(Shape, frozen=True):
     outputs: Annotated[list[Name], Meta(min_length=1, max_length=64)]
 
 
-class Preprocess(Shape, frozen=True):
+class Preprocess(Shape, frozen=True, omit_defaults=True):
     """Size [width, height] of the pictures that engines take; mean and standard deviation a colour, of values from 0 to
-    1."""
+    1. `straight`: they are what the cameras give, pixel for pixel, without undistortion or re-projection."""
 
     size: Annotated[list[Side], Meta(min_length=2, max_length=2)]
     mean: Annotated[list[Share], Meta(min_length=3, max_length=3)]
     std: Annotated[list[Spread], Meta(min_length=3, max_length=3)]
+    straight: bool = False
 
 
 class JointLimits(Shape, frozen=True):
@@ -66,24 +70,41 @@ class JointLimits(Shape, frozen=True):
 
 class Chunk(Shape, frozen=True, omit_defaults=True):
     """Targets of a plan, `dt_ms` apart, and mean and spread of each in training, [steps][width]: empty for a policy
-    without a warm start."""
+    without a warm start.
+
+    Target k, from 0, applies `first + k` steps after the capture. `use`: a plan is followed for so many of its targets
+    before the newest one takes over (None: the newest at once). `ensemble`: what is followed is the mean of all plans
+    for an instant, weighted exp(-ensemble i), i steps after the oldest (None: one plan).
+    """
 
     steps: Annotated[int, Meta(ge=1, le=1000)]
-    dt_ms: Annotated[int, Meta(ge=5, le=1000)]
+    dt_ms: Annotated[int, Meta(ge=5, le=1000)] | Annotated[float, Meta(ge=5, le=1000)]
     mean: list[list[Target]] = field(default_factory=list)
     std: list[list[TargetSpread]] = field(default_factory=list)
+    first: Annotated[int, Meta(ge=0, le=1)] = 1
+    use: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    ensemble: Annotated[float, Meta(ge=-1, le=1)] | None = None
 
     def __post_init__(self) -> None:
+        if self.use is not None and self.use > self.steps:
+            raise ValueError(f"'use' {self.use} must not be above 'steps' {self.steps}, all that a plan has")
+        if self.use is not None and self.ensemble is not None:
+            raise ValueError("'use' and 'ensemble' cannot both be given: an ensemble is of all plans")
         widths = {len(row) for row in self.mean + self.std}
         if {len(self.mean), len(self.std)} not in ({0}, {self.steps}) or len(widths) > 1 or 0 in widths:
             raise ValueError(f"'mean' and 'std' must hold {self.steps} rows of equal length each, one a step")
 
 
-class Gate(Shape, frozen=True):
-    """P(interaction) above which the predictive expert takes over, and below which the reactive one does."""
+class Gate(Shape, frozen=True, omit_defaults=True):
+    """P(interaction) above which the predictive expert takes over, and below which the reactive one does.
+
+    The policy says that its task is done once P(done) has been above `done` for `done_s`; None: it never says so.
+    """
 
     on: Share
     off: Share
+    done: Share | None = None
+    done_s: Annotated[float, Meta(ge=0, le=60)] = 0.6
 
     def __post_init__(self) -> None:
         if self.off > self.on:
@@ -99,9 +120,10 @@ class Reactive(Shape, frozen=True, omit_defaults=True):
 
 
 class PolicyKind(Shape, frozen=True):
-    """`kind`: a file of `runtime/policies`."""
+    """`kind`: a file of `runtime/policies`. `does`: what the engines do round the network itself, part by part."""
 
     kind: Name = "harmowam"
+    does: dict[Name, Text] | UnsetType = UNSET
 
 
 class Manifest(Shape, frozen=True, kw_only=True):
@@ -134,6 +156,11 @@ class Manifest(Shape, frozen=True, kw_only=True):
             self._engine_fits(name, engine, next(iter(sizes)))
         if "fast" in self.engines and self.reactive.heatmap is None:
             raise ValueError("'reactive.heatmap' is missing, which the fast engine's answer is read by")
+        if (
+            self.gate.done is not None
+            and "done" not in self.engines.get("world_model", EngineFiles("x", {}, ["x"])).outputs
+        ):
+            raise ValueError("'gate.done' needs an engine 'world_model' that gives 'done'")
         if "predictive" in self.engines and not self.chunk.mean:
             raise ValueError(
                 "'chunk.mean' and 'chunk.std' are missing, which the predictive engine's plans are gone on by"
@@ -174,7 +201,8 @@ class Manifest(Shape, frozen=True, kw_only=True):
 
     def _engine_fits(self, name: str, engine: EngineFiles, text: int) -> None:
         """Raises ValueError for tensors that the policy does not feed, or that differ in size from what it feeds."""
-        if name in TENSORS and (set(engine.inputs), set(engine.outputs)) != TENSORS[name]:
+        names, free = (set(engine.inputs), set(engine.outputs)), OPTIONAL.get(name, (set(), set()))
+        if name in TENSORS and not all(a ^ b <= f for a, b, f in zip(names, TENSORS[name], free, strict=True)):
             raise ValueError(
                 f"'engines.{name}' must take {', '.join(sorted(TENSORS[name][0]))} and give "
                 f"{', '.join(sorted(TENSORS[name][1]))}"

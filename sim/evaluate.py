@@ -24,11 +24,12 @@ from runtime.bundle import Bundle, sha256
 from runtime.contracts import Observation
 from runtime.policies import FastStep, SlowStep, kind_of, mode_of, open_policy
 from runtime.policies import harmowam as ours
+from runtime.policies.finish import Finish, finish_of
 from runtime.robot import load_robot
 from sim.disturbance import Disturber, reaction_ms
 from sim.expert import plan
 from sim.jaw import reversals
-from sim.phases import find_events, interaction
+from sim.phases import gate_score
 from sim.plant import virtual_motor
 from sim.score import Score
 from sim.tasks import ARM, DISTURBED, REST_S, TASKS, Layout, sample_layout
@@ -97,8 +98,8 @@ def digest(path: Path) -> str:
 _cache: dict[str, Any] = {}
 
 
-def _prepare(job: Job) -> tuple[World, SlowStep, FastStep]:
-    """World and steps, built once per process and reused."""
+def _prepare(job: Job) -> tuple[World, SlowStep, FastStep, Finish | None]:
+    """World, steps and finish watch, built once per process and reused."""
     if "world" not in _cache:
         _cache["world"] = World(0)
     world: World = _cache["world"]
@@ -106,13 +107,15 @@ def _prepare(job: Job) -> tuple[World, SlowStep, FastStep]:
     if own not in _cache:
         bundle = Bundle.load(Path(job.bundle))
         cameras = {name: world.camera(name) for name in ("front", "wrist")}
-        _cache[own] = open_policy(bundle, next(iter(bundle.manifest.tasks)), cameras, engine=job.engine)
-    slow, fast = _cache[own].slow, _cache[own].fast
+        opened = open_policy(bundle, next(iter(bundle.manifest.tasks)), cameras, engine=job.engine)
+        _cache[own] = opened, finish_of(bundle)
+    opened, finish = _cache[own]
+    slow, fast = opened.slow, opened.fast
     if job.policy == "true_future":
         if "replica" not in _cache:
             _cache["replica"] = World(0)
         slow = TrueFutureStep(slow, world, _cache["replica"])
-    return world, slow, fast
+    return world, slow, fast, finish
 
 
 def _drive_as(policy: str, fast: FastStep, oracle: Callable[[], float]) -> None:
@@ -149,26 +152,47 @@ def run_job(job: Job) -> dict[str, Any]:
         row["reaction_ms"] = None
         if since_ns is not None:
             until_ns = since_ns + round(REACTION_S * 1e9)
-            twin, _, _ = _play(job, lambda now_ns, _: "compared" if now_ns > until_ns else "", disturbed=False)
+            twin = _play(job, lambda now_ns, _: "compared" if now_ns > until_ns else "", disturbed=False).episode
             row["reaction_ms"] = reaction_ms(since_ns, episode.commands, twin.commands)
     return row
 
 
-def _play(
-    job: Job, look: Callable[[int, Observation], str], disturbed: bool
-) -> tuple[Episode, Score, Disturber | None]:
+@dataclasses.dataclass
+class Played:
+    """An episode with what was watched in it. `hopeless`: why it could no longer succeed, ""; `tells_done`: whether the
+    policy says when it is done."""
+
+    episode: Episode
+    score: Score
+    disturb: Disturber | None
+    hopeless: str
+    tells_done: bool
+
+
+def _play(job: Job, look: Callable[[int, Observation], str], disturbed: bool) -> Played:
     """Run one episode. `look` is called at every frame; the text that it returns ends the episode, unless it is ""."""
-    world, slow, fast = _prepare(job)
+    world, slow, fast, finish = _prepare(job)
     world.reset(start_of(world, job))
     slow.set_task(world.instruction)
     score = Score(world)
     _drive_as(job.policy, fast, score.oracle)
     disturb = Disturber(world, score, np.random.default_rng([*_code(job), 1])) if disturbed else None
+    hopeless = ""
 
     def watch(now_ns: int, obs: Observation) -> str:
-        return look(now_ns, obs) or score.watch(now_ns)
+        nonlocal hopeless
+        if told := look(now_ns, obs):
+            return told
+        why = score.watch(now_ns)
+        hopeless = hopeless or why
+        # A policy that says when it is done may say it here, too: that is a false finish. Where nothing moves, pictures
+        # and what it says of them stay the same.
+        return why if finish is None or why == "stuck" else ""
 
-    return run_episode(world, slow, fast, virtual_motor(world), job.schedule, LIMIT_S, watch, disturb), score, disturb
+    limit_s = LIMIT_S + (0.0 if finish is None else finish.for_ns * 1e-9)
+    motor = virtual_motor(world)
+    episode = run_episode(world, slow, fast, motor, job.schedule, limit_s, watch, disturb, finish)
+    return Played(episode, score, disturb, hopeless, finish is not None)
 
 
 def run_and_keep(
@@ -185,7 +209,8 @@ def run_and_keep(
             look(now_ns, obs)
         return ""
 
-    episode, score, disturb = _play(job, see, job.environment == DISTURBED)
+    played = _play(job, see, job.environment == DISTURBED)
+    episode, score, disturb = played.episode, played.score, played.disturb
     world: World = _cache["world"]
     experts = [t.expert for t in episode.ticks if t.expert != Expert.NONE]
     row: dict[str, Any] = {
@@ -201,12 +226,14 @@ def run_and_keep(
         "seconds": round(episode.seconds, 2),
         "ended": episode.ended,
         "transit": score.transit(episode.success),
-        "failure": "" if episode.success else score.failure(episode.ended),
+        "failure": "" if episode.success else _failure(played),
         "switches": sum(a != b for a, b in zip(experts, experts[1:], strict=False)),
         "jaw_reversals": jaw_reversals(world, episode),
     }
+    if played.tells_done:
+        row |= {"said_done": episode.ended == "done", "ever": episode.ever}
     if job.policy == "gated":
-        row["gate_right"], row["gate_frames"] = gate_score(score.pose, episode, job.schedule.camera_hz)
+        row["gate_right"], row["gate_frames"] = gate_score(score.pose, episode.ticks, job.schedule.camera_hz)
     if disturb is not None:
         moved = disturb.happened
         row["displaced_s"] = None if moved is None else (moved.at_ns - START) / 1e9
@@ -222,20 +249,12 @@ def jaw_reversals(world: World, episode: Episode) -> list[int]:
     return reversals(np.array([at for at, _ in episode.commands]), world.family.forward(goals)[:, -1])
 
 
-def gate_score(pose: list[np.ndarray], episode: Episode, rate_hz: float) -> tuple[int, int]:
-    """Frames in which the chosen expert equals the gate's label, and frames with a choice.
-
-    The labels come from the rule of `sim.phases`, applied to the episode's measured poses and commands. `pose`: tool
-    pose float64[6] of every frame.
-    """
-    n = len(episode.ticks)  # the policy did not act on a frame that ended the episode
-    chosen = np.array([t.expert for t in episode.ticks])
-    sent = np.array([t.sent_target for t in episode.ticks])
-    sent[chosen == Expert.NONE] = np.array(pose[:n])[chosen == Expert.NONE]
-    been, last = np.array(pose[:n]), np.full(n, n - 1)
-    wanted = interaction(been, find_events(been, sent, last, rate_hz), last, rate_hz)
-    acted = chosen != Expert.NONE
-    return int(((chosen == Expert.PREDICTIVE) == wanted)[acted].sum()), int(acted.sum())
+def _failure(played: Played) -> str:
+    """The kind of failure of an episode without success at its end."""
+    episode = played.episode
+    if episode.ever:
+        return "undone again" if episode.ended == "done" else "done and did not say so"
+    return played.score.failure(played.hopeless or episode.ended)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from firmware_bridge.motion.messages import Expert
+from runtime.contracts import FastTick
 from sim.tasks import CLOSED, OPEN
 
 # a local minimum of the tool's height below this is an event even when the jaw does not move (pressing a button)
@@ -66,3 +68,19 @@ def interaction(
     following = next_events(events, last)
     aside = np.linalg.norm(pose[:, :2] - pose[following, :2], axis=1)
     return near | ((aside < near_m) & np.isin(following, events))
+
+
+def gate_score(pose: list[np.ndarray], ticks: list[FastTick], rate_hz: float) -> tuple[int, int]:
+    """Frames in which the chosen expert equals the gate's label, and frames with a choice.
+
+    The labels come from `interaction`, applied to the episode's measured poses and commands. `pose`: tool
+    pose float64[6] of every frame.
+    """
+    n = len(ticks)  # the policy did not act on a frame that ended the episode
+    chosen = np.array([t.expert for t in ticks])
+    sent = np.array([t.sent_target for t in ticks])
+    sent[chosen == Expert.NONE] = np.array(pose[:n])[chosen == Expert.NONE]
+    been, last = np.array(pose[:n]), np.full(n, n - 1)
+    wanted = interaction(been, find_events(been, sent, last, rate_hz), last, rate_hz)
+    acted = chosen != Expert.NONE
+    return int(((chosen == Expert.PREDICTIVE) == wanted)[acted].sum()), int(acted.sum())

@@ -41,6 +41,7 @@ def measures(rows: list[Row]) -> dict[str, Any]:
         "switches_per_episode": round(float(np.mean([r["switches"] for r in home])), 2) if home else None,
         "median_seconds": round(float(np.median([r["seconds"] for r in home if r["success"]])), 2) if wins else None,
         **jaw(home),
+        **_finishes(home),
         "failures": dict(Counter(r["failure"] for r in home if not r["success"]).most_common()),
     }
 
@@ -74,6 +75,19 @@ def disturbed(rows: list[Row]) -> dict[str, Any] | None:
         "reaction_p50_ms": round(float(np.percentile(times, 50)), 1) if times else None,
         "reaction_p99_ms": round(float(np.percentile(times, 99)), 1) if times else None,
         "unreacted": len(moved) - len(times),
+    }
+
+
+def _finishes(rows: list[Row]) -> dict[str, Any]:
+    """Of policies that say when they are done: episodes that ended so, those of them without success, and episodes
+    that had success at some time."""
+    told = [r for r in rows if "said_done" in r]
+    if not told:
+        return {}
+    return {
+        "said_done": sum(r["said_done"] for r in told),
+        "false_finishes": sum(r["said_done"] and not r["success"] for r in told),
+        "ever": sum(r["ever"] for r in told),
     }
 
 
@@ -205,6 +219,13 @@ def sentences(rows: list[Row]) -> list[str]:
         for p, v in s["policies"].items()
         if v["unseen"] is not None
     ]
+    for policy, mine in grouped(rows, "policy").items():
+        home = [r for r in mine if r["start"] == "home"]
+        if f := _finishes(home):
+            out.append(
+                f"{policy[0]}: said done in {f['said_done']} of {len(home)} episodes, in {f['false_finishes']} of them "
+                f"wrongly; {f['ever']} had success at some time"
+            )
     for name, d in s["gated_minus"].items():
         if "difference" in d:
             out.append(

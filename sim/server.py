@@ -16,7 +16,6 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +34,7 @@ from runtime.robot import load_robot
 from sim.tasks import ARM, DISPLACED
 
 if TYPE_CHECKING:
+    from sim.disturbance import Disturber
     from sim.world import World
 
 # MuJoCo is imported inside `serve` and `serve_cameras`: a process that only starts the simulator does not need it.
@@ -65,12 +65,12 @@ def _command(slots: Path, robot: str, seed: int, task: str | None, fps: float) -
     return module_command("sim.server", *words, *(["--task", task] if task else []))
 
 
-def _disturber(world: World, judge: _Judge, seed: int, wanted: bool) -> Callable[[int], None]:
-    """Moves a thing once, where that is wanted and there is one (`sim.disturbance`); else does nothing."""
+def _disturber(world: World, judge: _Judge, seed: int, wanted: bool) -> Disturber | None:
+    """Moves a thing once, where that is wanted and there is one (`sim.disturbance`)."""
     from sim.disturbance import Disturber
 
     if not wanted or judge.score is None:
-        return lambda now_ns: None
+        return None
     return Disturber(world, judge.score, np.random.default_rng([seed, 7, 1]))
 
 
@@ -150,7 +150,7 @@ def serve(
                 else:
                     bus.bus.faults.inject(name, now + int(seconds * 1e9))
             pending = []
-        if movable_ns is not None and now >= movable_ns:
+        if disturb is not None and movable_ns is not None and now >= movable_ns:
             disturb(now)
         success = judge.look(now)
         clock = world.time_s, ticker.missed * SERVO_DT

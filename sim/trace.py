@@ -24,8 +24,8 @@ SPEED_M_S = 0.04  # speed of the tool; one round takes a larger arm longer
 AHEAD, HEIGHT, RADIUS = 0.54, 0.34, 0.08
 PITCH, ROLL = 0.6, 0.3  # rad: pitch of the approach axis below the horizon; largest turn of the wrist to either side
 JAW, JAW_SWING = 0.4, 0.2  # opening of the jaw in shares of its range: mean and amplitude
-# Where demonstrations start: this share of them on the circle, as runs do; the others at most this far beside it (share of
-# the reach, and rad)
+# Where demonstrations start: this share of them on the circle, as runs do; the others at most this far beside it
+# (share of the reach, and rad)
 STARTS_ON, ASIDE, TURNED = 0.5, 0.06, 0.2
 JOIN_S = 1.5  # time after which the tool has joined the circle
 NOISE, NOISE_S = 0.02, 0.35  # disturbance: standard deviation in m per m of reach, and correlation time in s
@@ -55,8 +55,8 @@ def angle_at(arm: Family, tool: np.ndarray) -> float:
 def sample_trace(
     rng: np.random.Generator, arm: Family, instruction: str | None = None, aside: float | None = None
 ) -> Layout:
-    """A random start, at most `aside` (share of the reach) away from the circle per axis. Without `aside` the start of a
-    demonstration: on the circle, or up to ASIDE beside it. Draws the instruction where none is given."""
+    """A random start, at most `aside` (share of the reach) away from the circle per axis. Without `aside` the start of
+    a demonstration: on the circle, or up to ASIDE beside it. Draws the instruction where none is given."""
     texts = list(INSTRUCTIONS)
     instruction = texts[int(rng.integers(len(texts)))] if instruction is None else instruction
     if aside is None:

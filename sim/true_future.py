@@ -61,6 +61,7 @@ class TrueFutureStep:
     """Replaces `SlowStep`: the same Priors, but with the tokeniser's latents of the true future."""
 
     remembers = True
+    history_ns: tuple[int, ...] = ()
 
     def __init__(self, slow: SlowStep, world: World, replica: World):
         self.slow, self.world, self.replica = slow, world, replica
@@ -79,8 +80,8 @@ class TrueFutureStep:
     def _latent(self, obs: Observation) -> np.ndarray:
         """The front picture as the tokeniser's latent, float32[C,h,w]."""
         s = self.slow
-        feeds = {"front": s.views(obs)["front"], "text": s.text, "noise": s.world_noise}
-        return s.world.run({**feeds, "proprio": proprio(s.family.forward(obs.q_rad))[None]})["latent"][0].copy()
+        feeds = s.world_feeds(s.views(obs)["front"], proprio(s.family.forward(obs.q_rad))[None])
+        return s.world.run(feeds)["latent"][0].copy()
 
     def step(self, now_ns: int, obs: Observation) -> Prior:
         prior = self.slow.step(now_ns, obs)

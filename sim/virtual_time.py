@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from firmware_bridge.motion.messages import Command, JointState
 from runtime.contracts import FastTick, Observation, Prior
 from runtime.policies import FastStep, SlowStep
+from runtime.policies.finish import Finish
+from runtime.policies.history import History
 from sim.tasks import REST_S
 from sim.world import World
 
@@ -42,9 +44,11 @@ class Schedule:
 
 @dataclass
 class Episode:
-    """What happened in one virtual episode. `ended`: "success", "time", or the watcher's reason."""
+    """What happened in one virtual episode. `ended`: "success", "done" (said by the policy), "time", or the watcher's
+    reason. `success`: at the end; `ever`: at any time, for as long as the schedule asks."""
 
     success: bool = False
+    ever: bool = False
     seconds: float = 0.0
     ended: str = "time"
     ticks: list[FastTick] = field(default_factory=list)
@@ -70,9 +74,10 @@ class _Virtual:
         schedule: Schedule,
         watch: Watcher | None,
         disturb: Callable[[int], None] | None,
+        finish: Finish | None,
     ):
         self.world, self.slow, self.fast, self.motor_tick, self.watch = world, slow, fast, motor_tick, watch
-        self.disturb = disturb
+        self.disturb, self.finish = disturb, finish
         self.schedule, self.out = schedule, Episode(ended="")
         rates = (schedule.camera_hz, schedule.slow_hz, schedule.motor_hz)
         self.frame_ns, self.slow_ns, self.motor_ns = (int(S / hz) for hz in rates)
@@ -85,6 +90,7 @@ class _Virtual:
         self.command: Command | None = None
         self.prior: Prior | None = None
         self.obs: Observation | None = None
+        self.history = History(slow.history_ns)
 
     def push(self, at: int, kind: str, value: object = None) -> None:
         self.order += 1
@@ -92,9 +98,11 @@ class _Virtual:
 
     def camera(self, _: object) -> None:
         self.frames += 1
-        seen = self.fast.uses_pictures or self.next_slow < self.now + self.frame_ns
+        ahead = self.frame_ns + max(self.slow.history_ns, default=0)
+        seen = self.fast.uses_pictures or self.next_slow < self.now + ahead
         pictures = {"front": self.world.render("front"), "wrist": self.world.render("wrist")} if seen else {}
-        self.obs = Observation(self.now, pictures, self.state.q_rad, self.state.qd_rad_s, self.frames)
+        taken = Observation(self.now, pictures, self.state.q_rad, self.state.qd_rad_s, self.frames)
+        self.obs = self.history(taken)
         self.out.ended = self.watch(self.now, self.obs) if self.watch is not None else ""
         if self.out.ended:
             return
@@ -114,6 +122,8 @@ class _Virtual:
         assert isinstance(value, Prior)
         self.prior = dataclasses.replace(value, t_ready_ns=self.now)
         self.out.priors.append(self.prior)
+        if self.finish is not None and self.finish.told(self.prior):
+            self.out.success, self.out.ended = self.world.success(), "done"
 
     def new_command(self, value: object) -> None:
         assert isinstance(value, Command)
@@ -127,8 +137,10 @@ class _Virtual:
         self.out.states.append(self.state)
         self.held_ns = self.held_ns + self.motor_ns if self.world.success() else 0
         if self.held_ns >= self.schedule.rest_s * S:
-            self.out.success, self.out.ended = True, "success"
-            return
+            self.out.ever = True
+            if self.finish is None:
+                self.out.success, self.out.ended = True, "success"
+                return
         self.push(self.now + self.motor_ns, "motor")
 
     def run(self, end: int) -> Episode:
@@ -165,8 +177,11 @@ def run_episode(
     limit_s: float = 12.0,
     watch: Watcher | None = None,
     disturb: Callable[[int], None] | None = None,
+    finish: Finish | None = None,
 ) -> Episode:
-    """Run the loop on `world` (already reset) until success, or for `limit_s` of virtual time.
+    """Run the loop on `world` (already reset) until success, or for `limit_s` of virtual time. With `finish`, a policy
+    that says when it is done, until it says so: success is then counted at that moment, and a policy that never says
+    so has none.
 
     `motor_tick(now_ns, newest command)` moves the servos; `disturb(now_ns)` may change the world before every motor
     tick. Pictures are rendered only for frames that a step uses: most frames have none when the fast step does not use
@@ -174,4 +189,6 @@ def run_episode(
     """
     fast.reset()
     end = START + int((limit_s + max(schedule.rest_s - REST_S, 0.0)) * S)
-    return _Virtual(world, slow, fast, motor_tick, schedule, watch, disturb).run(end)
+    if finish is not None:
+        finish.reset()
+    return _Virtual(world, slow, fast, motor_tick, schedule, watch, disturb, finish).run(end)

@@ -66,8 +66,13 @@ def exported(tmp_path_factory):
     """Path of the bundle and its parity report, exported like `harmowam export` but without the gates of speed."""
     from export.bundle import export_bundle
     from export.plan import Plan
+    from tests.onnx_files import exporter
 
-    path = once(tmp_path_factory, "shipped", lambda folder: export_bundle(Plan(), folder / "so101.bundle", timed=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export.bundle.export_engine", exporter(tmp_path_factory))
+        path = once(
+            tmp_path_factory, "shipped", lambda folder: export_bundle(Plan(), folder / "so101.bundle", timed=False)
+        )
     bundle = path / "so101.bundle"
     return bundle, json.loads((bundle / "reports" / "parity.json").read_text())
 

@@ -1,6 +1,7 @@
 """What a robot installs: the versions that were tested, each file by its hash."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -49,3 +50,29 @@ def test_a_robot_installs_nothing_else():
         "pip install --no-deps --no-build-isolation --editable .",
     ]
     assert "install_locked\n" in re.search(r"^cmd_jetson\(\) \{\n(.*?)^\}", text, re.M | re.S)[1]
+
+
+def installed(folder: Path, command: str, stamp: str = "") -> str:
+    """The extras that `setup` of build.sh would install in `folder`, whose last installation left `stamp`."""
+    (folder / ".venv").mkdir()
+    if stamp:
+        (folder / ".venv" / ".installed").write_text(stamp)
+    nothing = "".join(f"{name}() {{ :; }}; " for name in ("system_packages", "make_venv", "kernel", "rendering"))
+    script = f". {ROOT}/build.sh; cd {folder}; {nothing} install() {{ echo $1; }}; {command}"
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("command", "stamp", "extras"),
+    [
+        ("setup", "", "cpu,sim,export,dev"),
+        ("setup tensorrt-check", "", "cpu,sim,export,dev,tensorrt-check"),
+        ("setup tensorrt-check", "cpu,sim,export,dev 1 2 3.11", "cpu,sim,export,dev,tensorrt-check"),
+        ("setup", "cpu,sim,export,dev,tensorrt-check 1 2 3.11\nmore", "cpu,sim,export,dev,tensorrt-check"),
+        ("setup", "locked 1 2 3.10", "cpu,sim,export,dev"),
+    ],
+)
+def test_nvidias_builder_comes_with_the_tests_and_then_stays(tmp_path, command, stamp, extras):
+    """Another command after the tests must not install everything anew."""
+    assert installed(tmp_path, command, stamp) == extras
+    assert re.findall(r"^  setup tensorrt-check$", (ROOT / "build.sh").read_text(), re.M) == ["  setup tensorrt-check"]

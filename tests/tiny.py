@@ -167,17 +167,22 @@ def edit_manifest(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None
     file.write_text(sealed(manifest))
 
 
-def tiny_bundle(folder: Path, gate: float = 0.1, endless: str = "") -> Path:
+def tiny_bundle(folder: Path, gate: float = 0.1, endless: str = "", done: float | None = None) -> Path:
     """Write a bundle into `folder`; `gate` is the interaction probability that its fast engine gives, `endless` names
-    the engine that never returns."""
+    the engine that never returns. With `done`, its world model depends on the text, draws no noise and gives this
+    P(done)."""
+    inputs, said = dict(INPUTS), outputs(gate)
+    if done is not None:
+        inputs["world_model"] = {k: INPUTS["world_model"][k] for k in ("text", "front", "proprio")}
+        said["world_model"]["done"] = np.array([[done]], np.float32)
     return save_tiny(
         folder,
-        INPUTS,
-        outputs(gate),
+        inputs,
+        said,
         endless,
         name="tiny",
         chunk=Chunk(16, 50, [[0.0] * 6] * 16, [[1.0] * 6] * 16),
-        gate=Gate(on=0.5, off=0.5),
+        gate=Gate(on=0.5, off=0.5, done=None if done is None else 0.9),
         reactive=Reactive(SIDE),
     )
 
@@ -196,6 +201,27 @@ def tiny_chunk_bundle(
         **differs,
     }
     return save_tiny(folder, {"chunk": inputs}, {"chunk": {"chunk": chunk}}, **fields)
+
+
+def tiny_diffusion_bundle(folder: Path, dt_ms: int = 40, steps: int = 3) -> Path:
+    """A bundle of kind diffusion whose plans are all but 0, and depend on the picture of a step before."""
+    sample, condition = [1, 9, 6], [1, 4]
+    inputs = {
+        "encode": {"front-1": IMAGE, "state-1": [1, 6], "front": IMAGE, "state": [1, 6]},
+        "denoise": {"condition": condition, "sample": sample, "place": [1, steps]},
+    }
+    said = {
+        "encode": {"condition": np.zeros(condition, np.float32)},
+        "denoise": {"next": np.zeros(sample, np.float32), "chunk": np.zeros((1, 8, 6), np.float32)},
+    }
+    fields: dict[str, Any] = {
+        "name": "tiny-diffusion",
+        "policy": PolicyKind("diffusion"),
+        "chunk": Chunk(8, dt_ms, first=0, use=4),
+        "gate": Gate(on=1.0, off=1.0),
+        "reactive": Reactive(),
+    }
+    return save_tiny(folder, inputs, said, **fields)
 
 
 def of_arm(arm: Family) -> dict[str, Any]:

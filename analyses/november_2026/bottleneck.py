@@ -21,6 +21,7 @@ from export.checkpoint import load_checkpoint
 from export.data import Demonstrations, collect, load_demonstrations
 from export.labels import Labels, grasps
 from export.models import HarmoWam
+from export.one_step import OneStepWorld
 from export.origin import CHECKPOINT
 from export.rows import images
 from export.text import encoder_of
@@ -43,14 +44,19 @@ def everything(m: HarmoWam, data: Demonstrations, labels: Labels, rows: np.ndarr
         wrist = images(data.wrist[part])
         noise = torch.randn(len(part), m.cfg.futures * now.shape[1], *now.shape[2:], generator=generator)
         text = m.world.embed(torch.from_numpy(labels.text[part]))
-        _, mid = m.world(noise, torch.zeros(len(part)), now, seen, text, state[part])
-        future, tokens = m.world.imagine(noise, now, seen, text, state[part], m.cfg.world_steps)
+        if isinstance(m.world, OneStepWorld):
+            future, mid = m.world(now, seen, text, state[part])
+            tokens = m.world.tokens(mid)
+        else:
+            _, mid = m.world(noise, torch.zeros(len(part)), now, seen, text, state[part])
+            future, tokens = m.world.imagine(noise, now, seen, text, state[part], m.cfg.world_steps)
         true = torch.cat(
             [m.tokeniser.encode(images(data.front[labels.future[part, k]])) for k in range(m.cfg.futures)], 1
         )
         (heat, reach), (heat_true, reach_true) = m.reactive(now, future), m.reactive(now, true)
         memory, contact, turn = m.predictive.context(wrist, now, tokens, state[part])
         noise = torch.randn(len(part), m.cfg.chunk, 6, generator=generator)
+        noise = torch.zeros_like(noise) if m.cfg.form == "one_step" else noise
         chunk = m.predictive.generate(noise, memory, m.cfg.action_steps) * m.action_std + m.action_mean
         said = {
             "where": m.world.acts_next(mid),
@@ -151,8 +157,8 @@ def main() -> None:
     tables: tuple[dict[str, dict[str, str]], ...] = ({}, {})
     for i, environment in enumerate(ENVIRONMENTS):
         folder = args.out / environment
-        collect(folder, args.episodes, 0, SEED + i, environment=environment)
-        data = load_demonstrations(folder)
+        collect(folder, args.episodes, 0, SEED + i, rate_hz=m.cfg.rate_hz, environment=environment)
+        data = load_demonstrations(folder, rate_hz=m.cfg.rate_hz)
         for table, part in zip(
             tables, report(m, data, Labels(data, m.cfg, encoder_of(m.cfg)), args.every), strict=True
         ):

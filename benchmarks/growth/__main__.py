@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.growth.table import MORE, Row, Table, as_json, markdown
+from benchmarks.growth.table import MORE, NOISE, Row, Table, as_json, bends, markdown
 
 SECTIONS = {  # module -> heading
     "cameras": "Cameras",
@@ -52,9 +52,18 @@ def page(sections: dict[str, dict[str, Any]]) -> str:
         "`python -m benchmarks.growth --markdown docs/growth.md` writes this page; `--only` measures single sections. "
         "Every point ran in a process of its own.\n\n"
         "The slope of a cost is log(cost ratio) / log(work ratio) of two neighbours: 1 is as fast as the work, less is "
-        f"a part that does not grow, and above {MORE} the program calls it faster than the work. Columns of p99 are "
-        "not judged.\n"
+        f"a part that does not grow, and above {MORE}, with {NOISE - 1:.0%} more than "
+        "its share, the program calls it faster than the work. Not judged: p99, and "
+        "seconds by the clock, which have the machine's other work in them (the load is given; loops run with "
+        "SCHED_FIFO as on a robot, everything else does not).\n"
     )
+    bent = [
+        f"* {heading}, {t['title']}: {line}\n"
+        for name, heading in SECTIONS.items()
+        for t in sections.get(name, {}).get("tables", ())
+        for line in bends(table_of(t))
+    ]
+    text += f"\n## Where it bends\n\n{''.join(bent) or 'Nowhere.'}"
     for name, heading in SECTIONS.items():
         if name in sections:
             kept = sections[name]

@@ -46,7 +46,7 @@ def _scripted(k: int, obs: Observation) -> tuple[Command, np.ndarray, Prior | No
     command = Command(t, t + 75_000_000, q, np.zeros(6, np.float32), which, 0.5, t, k + 1)
     prior = None
     if k % SLOW == 0:
-        future = np.full((3, 16, 12, 12), k, np.float32)
+        future = np.full((3, 16, 12, 12), 1e-3 * (k % 1000), np.float32)
         tokens, chunk = np.zeros((36, 96), np.float32), np.tile(q, (16, 1))
         prior = Prior(t, t, TASK, tokens, future, chunk, np.zeros(16, np.int64), k // SLOW + 1)
     return command, np.tile(q, (3, 1)), prior
@@ -163,10 +163,17 @@ def page(log: str) -> dict[str, dict[str, float]]:
     return found
 
 
+READ = (
+    "Every record decoded, as `replay` does before it runs an engine. What `profile` advises is not of the log: it "
+    "comes from the run's report, whose stamps are the newest 65,536 of each stage, however long the run."
+)
 READERS = {
-    "read": ("Reading a log", "Every record decoded, as `replay` does before it runs an engine."),
+    "read": ("Reading a log", READ),
     "indexed": ("Indexing a log", "What `report` and the film know before they look at pictures; records of steps."),
-    "filmed": ("The film's pictures", "After the index, in the same process, without the encoder; `records`: pictures"),
+    "filmed": (
+        "The film's pictures",
+        "After the index, in the same process, without the encoder; `records`: pictures.",
+    ),
     "drawn": (
         "The page's events and figures",
         "After the film, in the same process. An expert takes over every 2 s, the jaw moves every 4 s.",
@@ -192,7 +199,7 @@ def tables(small: bool) -> list[Table]:
         rows["replayed"] = [_row(m, apart("logs", "replayed", log=str(short / f"{m:g}.mcap"))) for m in again]
     found = [_writing([_row(m, written[f"{m:g}"]) for m in minutes])]
     for name, (title, note) in READERS.items():
-        watched = ("seconds", "processor, s", "peak memory, MB", *(["page, MB"] if name == "drawn" else []))
+        watched = ("processor, s", "peak memory, MB", *(["page, MB"] if name == "drawn" else []))
         found.append(Table(title, "minutes", tuple(rows[name]), watched, note))
     return found
 

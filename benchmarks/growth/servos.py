@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-import time
 from typing import Any
 
 import numpy as np
 
-from benchmarks.growth.apart import apart, peak_mb, spread
+from benchmarks.growth.apart import apart, peak_mb, spread, timed
 from benchmarks.growth.table import Row, Table
 from common.clock import prefer, real_time
 from firmware_bridge.bus.master import Bus
@@ -82,17 +81,14 @@ def point(servos: int, baud: int, cycles: int) -> dict[str, float]:
     arm.torque_on()
     goal = arm.read().q
     real_time(20)
-    took: list[float] = []
-    for k in range(WARM + cycles):
-        if k == WARM:
-            used = time.process_time()
-        began = time.perf_counter()
-        arm.exchange(goal)
-        took.append(1e3 * (time.perf_counter() - began))
-    used = time.process_time() - used
+    took, used = list[float](), list[float]()
+    for _ in range(WARM + cycles):
+        _, seconds, processor = timed(arm.exchange, goal)
+        took.append(1e3 * seconds)
+        used.append(1e6 * processor)
     prefer(0)
     p50, p99 = spread(took[WARM:])
-    found = {"cycle p50, ms": p50, "p99, ms": p99, "processor of the master, us": 1e6 * used / cycles}
+    found = {"cycle p50, ms": p50, "p99, ms": p99, "processor of the master, us": spread(used[WARM:])[0]}
     found |= {"lost answers": float(sum(arm.bus.errors.values())), "peak memory, MB": peak_mb()}
     port.close()
     process.communicate("")

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MORE = 1.15  # log-log slope from which a cost counts as growing faster than its work; what two runs differ by is below
+MORE = 1.15  # log-log slope above which a cost counts as growing faster than its work
+NOISE = 1.2  # a cost must be beyond its share by more: two runs on a shared machine differ by as much
 BEHIND = 0.95  # share of the asked rate below which a rate counts as missed
 
 
@@ -37,12 +38,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Growth:
-    """How a column grows between two neighbours: cost as the `slope`-th power of the work."""
+    """How a column grows between two neighbours: cost as the `slope`-th power of the work; `beyond`: cost ratio over
+    work ratio."""
 
     column: str
     before: str
     after: str
     slope: float
+    beyond: float
+
+    @property
+    def faster(self) -> bool:
+        """Than the work."""
+        return self.slope > MORE and self.beyond > NOISE
 
 
 def growths(table: Table) -> list[Growth]:
@@ -54,28 +62,33 @@ def growths(table: Table) -> list[Growth]:
             x, y = a.cost[column], b.cost[column]
             if b.work > a.work > 0 and x > 0 and y > 0:
                 slope = math.log(y / x) / math.log(b.work / a.work)
-                found.append(Growth(column, a.name, b.name, slope))
+                found.append(Growth(column, a.name, b.name, slope, y / x / (b.work / a.work)))
     return found
 
 
-def said(table: Table) -> list[str]:
-    """What the figures say of growth, a sentence a line: the steps in which a cost grows faster than the work, the
-    rates that are missed from some row on, and the steepest step where all is well."""
-    found = growths(table)
+def bends(table: Table) -> list[str]:
+    """The steps in which a cost grows faster than the work, and the rates that are missed from some row on, a sentence
+    each."""
     lines = [
         f"**{g.column} grows faster than {table.unit}** from {g.before} to {g.after}: slope {g.slope:.2f}."
-        for g in found
-        if g.slope > MORE
+        for g in growths(table)
+        if g.faster
     ]
     for column, rate in table.asked.items():
         missed = next((r for r in table.rows if r.cost[column] < BEHIND * rate), None)
         if missed is not None:
             lines.append(f"**{column} bends at {missed.name}**: {shown(missed.cost[column])} of {rate:g}.")
-    calm = [c for c in table.watched if not any(g.column == c and g.slope > MORE for g in found)]
+    return lines
+
+
+def said(table: Table) -> list[str]:
+    """Where it bends, and the steepest step of each column that does not."""
+    found, lines = growths(table), bends(table)
+    calm = [c for c in table.watched if not any(g.column == c and g.faster for g in found)]
     if calm:
         slopes = {c: max((g.slope for g in found if g.column == c), default=0.0) for c in calm}
         each = ", ".join(f"{c} {slope:.2f}" for c, slope in slopes.items())
-        lines.append(f"No faster than {table.unit} (steepest slope): {each}.")
+        lines.append(f"Not faster than {table.unit} (steepest slope): {each}.")
     return lines
 
 
@@ -94,7 +107,8 @@ def markdown(table: Table) -> str:
     body = "".join(
         f"| {r.name} | {shown(r.work)} | {' | '.join(shown(r.cost[c]) for c in columns)} |\n" for r in table.rows
     )
-    return f"### {table.title}\n\n{table.note}\n\n{head}{body}\n" + "".join(f"* {line}\n" for line in said(table))
+    note = f"{table.note}\n\n" if table.note else ""
+    return f"### {table.title}\n\n{note}{head}{body}\n" + "".join(f"* {line}\n" for line in said(table))
 
 
 def as_json(table: Table) -> dict[str, Any]:

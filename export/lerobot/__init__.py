@@ -12,6 +12,7 @@ github.com/huggingface/lerobot, docs "LeRobotDataset v3.0".
 """
 
 from export.lerobot.layout import DataError, Dataset, Episode, write_json
+from export.lerobot.raw import Raw, raw_observations
 from export.lerobot.reader import load, read_cameras
 from export.lerobot.writer import CHUNK_SIZE, common_note, finish, part_exists, write_part
 
@@ -20,10 +21,12 @@ __all__ = [
     "DataError",
     "Dataset",
     "Episode",
+    "Raw",
     "common_note",
     "finish",
     "load",
     "part_exists",
+    "raw_observations",
     "read_cameras",
     "write_json",
     "write_part",

@@ -70,6 +70,7 @@ class Dataset:
     cameras: dict[str, Camera]  # the geometry of `images`
     fps: float
     arm: Family
+    uncalibrated: tuple[str, ...] = ()  # cameras whose geometry is that of a usual webcam
 
 
 def write(path: Path, content: bytes) -> None:

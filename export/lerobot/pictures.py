@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
 from tqdm import tqdm
 
 from calibration.camera import Camera, policy_camera
+from common.errors import unreadable
 from export.lerobot import video
 from export.lerobot.checks import sha256
 from export.lerobot.layout import OURS, PICTURES, DataError, check_file
@@ -41,17 +42,29 @@ def geometry_of(stored: Camera) -> tuple[Camera, Convert | None]:
     return target, Warp(stored, target, mean=(0, 0, 0), std=(1, 1, 1), dtype="uint8")
 
 
+class LostPictures(DataError):
+    """Pictures of a file that cannot be decoded. `path`; `lost` int64[k]: which, counted from the file's first."""
+
+    def __init__(self, text: str, path: Path, lost: np.ndarray):
+        super().__init__(text, path, lost)  # all of them: an exception comes from another process by its arguments
+        self.path, self.lost = path, lost
+
+    def __str__(self) -> str:
+        return unreadable(self) or str(self.args[0])
+
+
 @dataclass(frozen=True)
-class _File:
-    """One video. `spans`: first picture in the file, first row, number of pictures. `stored`: the camera of its
-    pictures. `digest`: SHA-256 of the file, None where it is not known."""
+class VideoFile:
+    """One video. `clock`: of its pictures (`video.decode`). Picture `pictures[k]` int64[n] goes to row `rows[k]`
+    int64[n]. `stored`: the camera of its pictures. `digest`: SHA-256 of the file, None where it is not known."""
 
     path: Path
-    fps: float
+    clock: float | np.ndarray
     stored: Camera
-    spans: tuple[tuple[int, int, int], ...]
+    pictures: np.ndarray
+    rows: np.ndarray
     threads: int
-    digest: str | None
+    digest: str | None = None
 
     def into(self, out: np.ndarray | Path, counted: Path, number: int) -> None:
         """Decode into the rows of an array or of an .npy file; entry `number` of the int64 in the file `counted` says
@@ -62,30 +75,34 @@ class _File:
         def found() -> None:
             count[number] += 1
 
-        rows = np.load(out, mmap_mode="r+") if isinstance(out, Path) else out
-        if max(start + n for start, _, n in self.spans) > MOST_PICTURES:
+        slots = np.load(out, mmap_mode="r+") if isinstance(out, Path) else out
+        if (most := int(self.pictures.max()) + 1) > MOST_PICTURES:
             raise DataError(f"{self.path} would hold more than {MOST_PICTURES} pictures: restore it or collect again.")
-        place = np.full(max(start + n for start, _, n in self.spans), -1, np.int64)
-        for start, row, n in self.spans:
-            place[start : start + n] = np.arange(row, row + n)
+        place = np.full(most, -1, np.int64)
+        place[self.pictures] = self.rows
         try:
             seen = video.decode(
                 self.path,
-                self.fps,
+                self.clock,
                 place,
-                rows,
+                slots,
                 convert=geometry_of(self.stored)[1],
                 threads=self.threads,
                 found=found,
             )
         except (OSError, ValueError, IndexError, av.FFmpegError) as e:
-            raise DataError(
-                f"{self.path} cannot be read ({getattr(e, 'strerror', None) or e}): restore it or collect again."
+            raise LostPictures(
+                f"{self.path} cannot be read ({getattr(e, 'strerror', None) or e}): restore it or collect again.",
+                self.path,
+                self.pictures,
             ) from e
-        if lost := int(((place >= 0) & ~seen).sum()):
-            raise DataError(
-                f"{self.path} is truncated, {lost} of {(place >= 0).sum()} pictures are missing: restore it or "
-                "collect again."
+        lost = np.flatnonzero((place >= 0) & ~seen)
+        if len(lost):
+            raise LostPictures(
+                f"{self.path} is truncated, {len(lost)} of {(place >= 0).sum()} pictures are missing: restore it or "
+                "collect again.",
+                self.path,
+                lost,
             )
         if self.digest is not None and sha256(self.path) != self.digest:
             raise DataError(
@@ -94,36 +111,66 @@ class _File:
             )
 
 
+class File(Protocol):
+    """What `Pictures` reads: a video, or a table that holds pictures."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def pictures(self) -> np.ndarray: ...
+
+    @property
+    def rows(self) -> np.ndarray: ...
+
+    def into(self, out: np.ndarray | Path, counted: Path, number: int) -> None: ...
+
+
+def files_of(
+    folder: Path,
+    info: Mapping[str, Any],
+    camera: str,
+    stored: Camera,
+    chosen: Sequence[Mapping[str, Any]],
+    workers: int,
+    seal: Mapping[str, str] | None,
+) -> list[VideoFile]:
+    """The videos of one camera of a dataset of ours, with the rows of the chosen episodes."""
+    files: dict[Path, list[np.ndarray]] = {}
+    row, fps = 0, float(info["fps"])
+    for e in chosen:
+        of = {k: e[f"videos/{PICTURES}{camera}/{k}"] for k in ("chunk_index", "file_index", "from_timestamp")}
+        path = folder / info["video_path"].format(
+            video_key=PICTURES + camera, chunk_index=of["chunk_index"], file_index=of["file_index"]
+        )
+        span, n = round(of["from_timestamp"] * fps), e["length"]
+        if span + n > MOST_PICTURES:
+            raise DataError(f"{path} would hold more than {MOST_PICTURES} pictures: restore it or collect again.")
+        files.setdefault(path, []).append(np.stack([np.arange(span, span + n), np.arange(row, row + n)]))
+        row += n
+    threads, out = max(1, workers // len(files)), []
+    for path, spans in files.items():
+        digest = None if seal is None else seal.get(str(path.relative_to(folder)), "")
+        pictures, rows = np.concatenate(spans, 1)
+        out.append(VideoFile(path, fps, stored, pictures, rows, threads, digest))
+    return out
+
+
 class Pictures:
     """The pictures of one camera: their files, and how they are read into an array."""
 
     def __init__(
         self,
-        folder: Path,
-        info: Mapping[str, Any],
         camera: str,
-        stored: Camera,
-        chosen: Sequence[Mapping[str, Any]],
+        rows: int,
+        files: Sequence[File],
         workers: int,
         bar: tqdm,
-        seal: Mapping[str, str] | None = None,
+        copies: tuple[np.ndarray, np.ndarray] | None = None,
     ):
-        self._fps, self._workers, self._bar = info["fps"], workers, bar
-        self._camera, self._rows = camera, sum(e["length"] for e in chosen)
-        files: dict[Path, list[tuple[int, int, int]]] = {}
-        row = 0
-        for e in chosen:
-            of = {k: e[f"videos/{PICTURES}{camera}/{k}"] for k in ("chunk_index", "file_index", "from_timestamp")}
-            path = folder / info["video_path"].format(
-                video_key=PICTURES + camera, chunk_index=of["chunk_index"], file_index=of["file_index"]
-            )
-            files.setdefault(path, []).append((round(of["from_timestamp"] * self._fps), row, e["length"]))
-            row += e["length"]
-        threads = max(1, workers // len(files))
-        self._files = []
-        for path, spans in files.items():
-            digest = None if seal is None else seal.get(str(path.relative_to(folder)), "")
-            self._files.append(_File(path, self._fps, stored, tuple(spans), threads, digest))
+        """`copies`: rows int64[k] that get the same picture as the rows int64[k] which `files` fill."""
+        self._camera, self._rows, self._files, self._workers, self._bar = camera, rows, files, workers, bar
+        self._copies = copies
 
     @property
     def _shape(self) -> tuple[int, int, int, int]:
@@ -133,15 +180,24 @@ class Pictures:
         out = np.empty(self._shape, np.uint8)
         with ThreadPoolExecutor(self._workers) as pool:
             self._all_into(out, pool)
+        self._repeat(out)
         return out
 
+    def _repeat(self, out: np.ndarray) -> None:
+        if self._copies is not None:
+            to, of = self._copies
+            for a, b in zip(to, of):  # one by one: fancy indexing would hold all of them in memory
+                out[a] = out[b]
+            self._bar.update(len(to))
+
     def cached(self, cache: Path, geometry: str) -> np.ndarray:
-        digest = hashlib.sha256(f"{geometry} {self._fps} {self._shape}".encode())
+        digest = hashlib.sha256(f"{geometry} {self._shape}".encode())
         for file in self._files:
             there = file.path.stat() if file.path.exists() else None
-            digest.update(
-                f"{file.path.resolve()} {there and (there.st_size, there.st_mtime_ns)} {list(file.spans)}".encode()
-            )
+            digest.update(f"{file.path.resolve()} {there and (there.st_size, there.st_mtime_ns)}".encode())
+            digest.update(file.pictures.astype(np.int64).tobytes() + file.rows.astype(np.int64).tobytes())
+        if self._copies is not None:
+            digest.update(b"".join(rows.astype(np.int64).tobytes() for rows in self._copies))
         path = cache / f"{self._camera}-{digest.hexdigest()[:16]}.npy"
         if path.exists():
             self._bar.update(self._rows)
@@ -155,6 +211,7 @@ class Pictures:
                 os.posix_fallocate(f.fileno(), 0, partial.stat().st_size)
             with self._pool() as pool:
                 self._all_into(partial, pool)
+            self._repeat(out)
             out.flush()
             os.replace(partial, path)
         except OSError as e:

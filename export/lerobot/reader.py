@@ -1,4 +1,4 @@
-"""Reads one dataset as arrays, or raises one sentence that says why not."""
+"""Reads one dataset of this project as arrays, or raises one sentence that says why not."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from export.lerobot.layout import (
     read_json,
     read_table,
 )
-from export.lerobot.pictures import Pictures, geometry_of
+from export.lerobot.pictures import Pictures, files_of, geometry_of
 from firmware_bridge.arms import FAMILIES
 from firmware_bridge.arms.family import Family
 from sim.tasks import ARM
@@ -50,45 +50,41 @@ def load(
     *,
     fps: float | None = None,
     split: str | None = None,
-    units: str | None = None,
-    calibration: Mapping[str, Camera] | None = None,
     cache: Path | None = None,
     workers: int | None = None,
     arm: Family | None = None,
 ) -> Dataset:
-    """Read a dataset, written by us or recorded by lerobot, of an arm of that family (None: of the one that it names).
+    """Read a dataset that this project wrote, of an arm of that family (None: of the one that it names);
+    `export.recordings` reads those of others.
 
-    `fps`: refuse any other rate. `split`: only the episodes of that split. A dataset without meta/harmowam.json
-    (recorded by lerobot) says neither its units nor its cameras: give `units`, "degrees" (the joints; the gripper from
-    0, shut, to 100, open) or "rad", and `calibration`, the `Camera` of each stored picture (`read_cameras`). Pictures
-    of another size than 96x96 or with lens distortion are cropped and warped to the central square by the robot's
-    pre-processing. `cache`: keep decoded pictures in that folder and map them into memory: the next load, or another
-    process, then takes neither time nor memory of its own. `workers`: how many decode at the same time, by default one
-    per processor; for a large cache they are processes, so a script that calls this needs its `if __name__ ==
-    "__main__":`. Raises DataError for a dataset that cannot be used, and CalibrationError for a file that is no camera
-    calibration.
+    `fps`: refuse any other rate. `split`: only the episodes of that split. Pictures of another size than 96x96 or with
+    lens distortion are cropped and warped to the central square by the robot's pre-processing. `cache`: keep decoded
+    pictures in that folder and map them into memory: the next load, or another process, then takes neither time nor
+    memory of its own. `workers`: how many decode at the same time, by default one per processor; for a large cache they
+    are processes, so a script that calls this needs its `if __name__ == "__main__":`. Raises DataError for a dataset
+    that cannot be used, and CalibrationError for a file that is no camera calibration.
     """
     folder = Path(folder)
-    info = _read_info(folder, fps)
+    info = read_info(folder, fps)
     arm = _family_of(info) if arm is None else arm
-    columns = _check_features(folder, info, cameras, arm)
-    stored = _stored_cameras(folder, info, cameras, units, calibration or {})
+    columns = check_features(folder, info, cameras, arm)
+    stored = _stored_cameras(folder, info, cameras)
     table = episode_table(folder, info, cameras)
     chosen = [table[i] for i in _split(folder, info, split, len(table))]
     if not chosen:
         raise DataError(f"{folder} holds no episodes{f' in split {split!r}' if split else ''}: collect or record some.")
-    tables, state, action = _read_rows(folder, info, chosen, columns)
-    _check_units(folder, units, state, action)
+    tables, state, action = read_rows(folder, info, chosen, columns)
+    _check_units(folder, state, action)
     extra, seal = extra_columns(folder, chosen), _check_sealed(folder, info, tables)
-    if units == "degrees":
-        state, action = (arm.from_lerobot(x).astype(np.float32) for x in (state, action))
-    if _schema(folder) == 1:
+    if schema_of(folder) == 1:
         state, action = (ARM.from_mirrored(x).astype(np.float32) for x in (state, action))
     images, geometry = dict[str, np.ndarray](), dict[str, Camera]()
     with tqdm(total=len(state) * len(cameras), unit=" pictures", desc=f"reading {folder}", delay=1) as bar:
         for name in cameras:
             geometry[name], _ = geometry_of(stored[name])
-            pictures = Pictures(folder, info, name, stored[name], chosen, workers or os.cpu_count() or 1, bar, seal)
+            many = workers or os.cpu_count() or 1
+            files = files_of(folder, info, name, stored[name], chosen, many, seal)
+            pictures = Pictures(name, len(state), files, many, bar)
             digest = json.dumps([stored[name].to_json(), geometry[name].to_json()])
             images[name] = pictures.cached(Path(cache), digest) if cache else pictures.decoded()
     lengths = np.array([e["length"] for e in chosen])
@@ -122,12 +118,12 @@ def read_cameras(folder: Path) -> dict[str, Camera]:
     return found
 
 
-def _schema(folder: Path) -> int | None:
-    """The content of meta/harmowam.json; None for a dataset that lerobot recorded."""
+def schema_of(folder: Path) -> int | None:
+    """The content of meta/harmowam.json; None for a dataset that this project did not write."""
     return int(read_json(folder / OURS)["schema"]) if (folder / OURS).exists() else None
 
 
-def _read_info(folder: Path, fps: float | None) -> dict[str, Any]:
+def read_info(folder: Path, fps: float | None) -> dict[str, Any]:
     for part in (folder, folder / "meta/episodes"):  # searched for files, and an unreadable folder shows none
         if said := barred(part):
             raise DataError(said)
@@ -151,7 +147,7 @@ def _family_of(info: Mapping[str, Any]) -> Family:
     return next((f for f in FAMILIES.values() if info.get("robot_type") in f.LEROBOT), ARM)
 
 
-def _check_features(folder: Path, info: Mapping[str, Any], cameras: Sequence[str], arm: Family) -> Columns:
+def check_features(folder: Path, info: Mapping[str, Any], cameras: Sequence[str], arm: Family) -> Columns:
     """Width of each vector, and its columns that hold the arm's joints, in the arm's order."""
     features, columns = info["features"], {}
     other = [f.NAME for f in FAMILIES.values() if info.get("robot_type") in f.LEROBOT and f.NAME != arm.NAME]
@@ -182,31 +178,18 @@ def _check_features(folder: Path, info: Mapping[str, Any], cameras: Sequence[str
     return columns
 
 
-def _stored_cameras(
-    folder: Path, info: Mapping[str, Any], cameras: Sequence[str], units: str | None, calibration: Mapping[str, Camera]
-) -> dict[str, Camera]:
-    found: dict[str, Camera] = {}
+def _stored_cameras(folder: Path, info: Mapping[str, Any], cameras: Sequence[str]) -> dict[str, Camera]:
     path = folder / OURS
-    if path.exists():
-        ours = read_json(path)
-        if (
-            not isinstance(ours.get("schema"), int)
-            or ours["schema"] > SCHEMA
-            or not isinstance(ours.get("cameras"), dict)
-        ):
-            raise DataError(f"{path} has schema {ours.get('schema')}, this version reads {SCHEMA}: upgrade harmowam.")
-        if ours.get("units") != "rad" or units not in (None, "rad"):
-            raise DataError(
-                f"{path} says units {ours.get('units')}, asked for are {units or 'rad'}: leave --units away."
-            )
-        found |= {k: Camera.from_json(v, str(path)) for k, v in ours["cameras"].items()}
-    elif units not in ("degrees", "rad"):
+    if not path.exists():
         raise DataError(
-            f"{folder} was not recorded by harmowam and does not say its units: add --units degrees (lerobot's "
-            "SO-101) or --units rad, "
-            f"and --cameras FOLDER with the calibration of each camera."
+            f"{folder} was not recorded by harmowam ({OURS} is missing): see `harmowam data check {folder}`."
         )
-    found |= calibration
+    ours = read_json(path)
+    if not isinstance(ours.get("schema"), int) or ours["schema"] > SCHEMA or not isinstance(ours.get("cameras"), dict):
+        raise DataError(f"{path} has schema {ours.get('schema')}, this version reads {SCHEMA}: upgrade harmowam.")
+    if ours.get("units") != "rad":
+        raise DataError(f"{path} says units {ours.get('units')}, and rad is written here: restore it or collect again.")
+    found = {k: Camera.from_json(v, str(path)) for k, v in ours["cameras"].items()}
     for name in cameras:
         if name not in found:
             raise DataError(
@@ -225,16 +208,18 @@ def _split(folder: Path, info: Mapping[str, Any], split: str | None, count: int)
     if split is None:
         return range(count)
     splits = info.get("splits") or {}
+    if split not in splits:
+        raise DataError(f"{folder} has no split '{split}', only {', '.join(splits) or 'none'}: choose one of these.")
     try:
         first, last = (int(v) for v in splits[split].split(":"))
-    except (KeyError, ValueError, AttributeError) as e:
+    except ValueError as e:
         raise DataError(
-            f"{folder} has no split '{split}', only {', '.join(splits) or 'none'}: choose one of these."
+            f"the split '{split}' of {folder} is {splits[split]}, not FIRST:LAST: correct it in {INFO}."
         ) from e
     return range(first, min(last, count))
 
 
-def _read_rows(
+def read_rows(
     folder: Path, info: Mapping[str, Any], chosen: Sequence[Row], columns: Columns
 ) -> tuple[list[Path], np.ndarray, np.ndarray]:
     """The files that hold the chosen episodes; their state and action float32[N,J], in that order."""
@@ -280,13 +265,8 @@ def _check_sealed(folder: Path, info: Mapping[str, Any], tables: Sequence[Path])
     return seal
 
 
-def _check_units(folder: Path, units: str | None, *vectors: np.ndarray) -> None:
-    """Refuse wrong units by the largest angle: no joint of the arm turns further than half a turn, and half a turn as
-    degrees would be next to no motion."""
+def _check_units(folder: Path, *vectors: np.ndarray) -> None:
+    """Refuse what cannot be rad by the largest angle: no joint of an arm turns further than a whole turn."""
     furthest = max(float(np.abs(x[:, :-1]).max()) for x in vectors)
-    if units == "degrees" and furthest <= np.pi:
-        raise DataError(f"no joint in {folder} goes beyond {furthest:.1f}, these are no degrees: give --units rad.")
-    if units != "degrees" and furthest > 2 * np.pi:
-        raise DataError(
-            f"joints in {folder} reach {furthest:.0f}, these are no radians: give --units degrees or record it again."
-        )
+    if furthest > 2 * np.pi:
+        raise DataError(f"joints in {folder} reach {furthest:.0f}, these are no radians: restore it or collect again.")

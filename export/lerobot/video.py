@@ -57,7 +57,7 @@ def _planar(frame: av.VideoFrame, reformat: VideoReformatter, out: np.ndarray) -
 
 def decode(
     path: Path,
-    fps: float,
+    clock: float | np.ndarray,
     place: np.ndarray,
     out: np.ndarray,
     *,
@@ -65,14 +65,16 @@ def decode(
     threads: int = 1,
     found: Callable[[], object] = lambda: None,
 ) -> np.ndarray:
-    """Decode one file; the picture shown at i / fps seconds goes to `out[place[i]]` (planar RGB) where `place[i]` >= 0.
+    """Decode one file; picture i goes to `out[place[i]]` (planar RGB) where `place[i]` >= 0.
 
+    `clock`: picture i is shown at i / clock seconds; or int64[n], sorted: at clock[i] in units of the stream's clock.
     `convert` gets uint8[H,W,3] and the slot to fill; without it the stored size must equal that of `out`. `found` is
     called after each picture. Returns
     bool[len(place)]: which pictures were found; damaged ones count as missing. Raises OSError or av.FFmpegError where
     nothing can be read, and ValueError for pictures of another size.
     """
-    seen, reformat, each = np.zeros(len(place), bool), VideoReformatter(), rate(fps)
+    seen, reformat = np.zeros(len(place), bool), VideoReformatter()
+    each = None if isinstance(clock, np.ndarray) else rate(clock)
     with av.open(str(path)) as container:
         if not container.streams.video:
             raise ValueError("it holds no video")
@@ -86,7 +88,11 @@ def decode(
             for frame in container.decode(stream):
                 if frame.pts is None or frame.is_corrupt:
                     continue
-                i = round(frame.pts * frame.time_base * each)
+                i = (
+                    int(np.searchsorted(clock, frame.pts))
+                    if each is None
+                    else round(frame.pts * frame.time_base * each)
+                )
                 if 0 <= i < len(place) and place[i] >= 0:
                     if convert is None:
                         _planar(frame, reformat, out[place[i]])

@@ -136,20 +136,20 @@ def finish(
     """Number the parts in `folder` consecutively and write the files that exist once per dataset. May be run again
     after more parts were added.
 
-    `cameras` took the pictures: `Camera` of the stored size. Raises DataError when parts are missing or do not belong
-    together.
+    `cameras` took the pictures: `Camera` of the stored size, where it is known. Raises DataError when parts are missing
+    or do not belong together.
     """
     folder = Path(folder)
     tables = _episode_tables(folder)
     if not tables:
         raise DataError(f"{folder} holds no finished part: collect with `harmowam collect --out {folder}`.")
     note = _common_note(tables)
-    if note["fps"] != fps or note["joints"] != list(joint_names) or note["pictures"].keys() != cameras.keys():
+    if note["fps"] != fps or note["joints"] != list(joint_names) or not cameras.keys() <= note["pictures"].keys():
         raise DataError(
             f"the parts in {folder} have another rate, other joints or cameras than asked for: use a new folder."
         )
     for name, (height, width, _) in note["pictures"].items():
-        if (cameras[name].height, cameras[name].width) != (height, width):
+        if name in cameras and (cameras[name].height, cameras[name].width) != (height, width):
             raise DataError(
                 f"camera '{name}' stored {width}x{height} and its geometry is of "
                 f"{cameras[name].width}x{cameras[name].height}: give the geometry of the stored pictures."

@@ -15,6 +15,7 @@ from export.gates import ExportError
 from export.tensorrt.child import Said
 from export.tensorrt.message import Kernel, UnreadablePlan, kernels_of
 from export.tensorrt.words import explained
+from export.tensorrt.work import counted
 
 # Orin is SM87, for which the builder has no target: SM86 is its nearest. All three are compiled in one build.
 CAPABILITIES = ("SM86", "SM80", "SM89")
@@ -67,7 +68,7 @@ def compiled(
     return EnginePlan(
         said.version,
         tuple(capabilities),
-        kernels_of(said.layers[0]),
+        counted(source, kernels_of(said.layers[0])),
         said.plan_bytes,
         _size("Weights", said),
         _size("Activation", said),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Literal, cast
 
 import msgspec
 
@@ -27,6 +28,7 @@ BITS = {
     "Int32": 32,
     "Int64": 64,
 }
+DataType = Literal["Float", "Half", "BFloat16", "Int8", "UInt8", "FP8", "Bool", "Int4", "FP4", "Int32", "Int64"]
 SYNCHRONISES = ("signal", "wait")  # orders streams, launches nothing
 HEAD = "Layers:\n"
 TENSOR = re.compile(
@@ -38,7 +40,7 @@ LINE = re.compile(
     r"Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<tactic>.*?), StreamId: (?P<stream>\d+)(, EventId: \d+)?, "
     r"Metadata: (?P<nodes>.*)"
 )
-NODE = re.compile(r"\[ONNX Layer: ([^\x1e\x1f]+)\]")
+NODE = re.compile(r"\[ONNX Layer: ([^\x1e\x1f]+)\](__\w+)?")  # the compiler marks what it rewrote: __gemm_from_conv1x1
 BETWEEN = "\x1f"  # stands between the nodes of a kernel
 
 
@@ -52,7 +54,7 @@ class Tensor(msgspec.Struct, frozen=True):
 
     name: str
     shape: tuple[int, ...]
-    dtype: str
+    dtype: DataType
     format: str
 
     @property
@@ -62,7 +64,8 @@ class Tensor(msgspec.Struct, frozen=True):
 
 class Kernel(msgspec.Struct, frozen=True):
     """One line of the plan. `kind`: TensorRT's word (kgen = generated arithmetic, gemm, correlation = convolution,
-    runtime_fusion, signal, wait). `nodes`: names of the ONNX nodes behind it, in the message's order."""
+    runtime_fusion, signal, wait). `nodes`: names of the ONNX nodes behind it, in the message's order. `operations`: its
+    arithmetic (`export.tensorrt.work`)."""
 
     name: str
     kind: str
@@ -72,6 +75,7 @@ class Kernel(msgspec.Struct, frozen=True):
     tactic: str
     stream: int
     nodes: tuple[str, ...]
+    operations: float = 0.0
 
     @property
     def launches(self) -> bool:
@@ -92,8 +96,8 @@ class Kernel(msgspec.Struct, frozen=True):
 
 def _unreadable(what: str) -> UnreadablePlan:
     return UnreadablePlan(
-        f"the builder lists its kernels in a form that is not known ({what[:160]}): install the version of "
-        "tensorrt-rtx-cu13-bindings that constraints/ names."
+        f"the builder lists its kernels in a form that is not known ({' '.join(what[:160].split())}): install the "
+        "version of tensorrt-rtx-cu13-bindings that constraints/ names."
     )
 
 
@@ -106,7 +110,7 @@ def _tensors(text: str) -> tuple[Tensor, ...]:
         if found is None or found["dtype"] not in BITS:
             raise _unreadable(rest)
         shape = tuple(int(n) for n in found["shape"].split(",") if n)
-        out.append(Tensor(found["name"], shape, found["dtype"], found["format"]))
+        out.append(Tensor(found["name"], shape, cast(DataType, found["dtype"]), found["format"]))
         at = found.end()
     return tuple(out)
 
@@ -115,7 +119,9 @@ def _kernel(line: str) -> Kernel:
     found = LINE.fullmatch(line)
     if found is None:
         raise _unreadable(line)
-    nodes = [NODE.fullmatch(part) for part in found["nodes"].strip(" ").split(BETWEEN)] if found["nodes"].strip() else []
+    nodes = (
+        [NODE.fullmatch(part) for part in found["nodes"].strip(" ").split(BETWEEN)] if found["nodes"].strip() else []
+    )
     if not all(nodes):
         raise _unreadable(found["nodes"])
     return Kernel(

@@ -74,6 +74,9 @@ class Family(ABC):
     BASE: ClassVar[tuple[Box, ...]] = ()  # boxes that enclose the parts that do not move, in the base frame
     LEROBOT: ClassVar[tuple[str, ...]]  # values of `robot_type` in its LeRobot datasets
     SECONDS: ClassVar[tuple[str, ...]] = ()  # second servos that LeRobot lists beside the joints
+    # By joint but the jaw: sign and offset (degrees) that make the degrees of LeRobot's datasets before June 2025 from
+    # those after; None where they did not change.
+    EARLY_DEGREES: ClassVar[tuple[tuple[float, float], ...] | None] = None
     STOPLESS: ClassVar[tuple[str, ...]] = ()  # joints without mechanical stops, which cannot be moved from stop to stop
 
     @property

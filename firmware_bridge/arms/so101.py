@@ -60,6 +60,7 @@ class So101(FiveAxis):
     ROLL_AT_ZERO = ROLL_AT_ZERO
     UPRIGHT = np.array([0.0, -0.6, 0.2, 0.4, ROLL_AT_ZERO, SHUT])
     LEROBOT = ("so101_follower", "so100_follower", "so_follower", "so101", "so100")
+    EARLY_DEGREES = ((1.0, 0.0), (-1.0, 90.0), (1.0, 90.0), (1.0, 0.0), (1.0, 0.0))
     # The boxes enclose the maker's parts, the simulated arm's jaws and a small camera on the gripper, with the jaws
     # side by side and shut.
     ROLL_AT, HINGE = 0.0611, (0.0234, 0.0202, 0.0)

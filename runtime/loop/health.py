@@ -49,6 +49,7 @@ class Signs:
     camera_age_s: dict[str, float] = field(default_factory=dict)  # since the newest picture of each camera
     camera_faults: tuple[str, ...] = ()  # frozen, black, late, apart: they degrade a run and do not stop it
     prior_age_s: float = -1.0  # -1: none yet
+    plan_over_s: float = 0.0  # since the end of the newest plan of joint targets; below 0 while it lasts
     output_fault: str = ""  # what was wrong with the model's output of this tick
     commanded: bool = False  # a command went out in this tick
     misses: int = 0  # deadlines missed in this tick
@@ -94,7 +95,7 @@ class HealthMonitor:
         hold = [f"camera '{name}' stopped giving frames" for name in late]
         if s.output_fault:
             hold.append(s.output_fault)
-        if s.prior_age_s > limit.prior_lost_s and not late:
+        if s.prior_age_s > limit.prior_lost_s and s.plan_over_s >= 0 and not late:
             hold.append("the slow engine is overdue")
         if s.temperature_c >= limit.hottest_c:
             hold.append(f"the board is at {s.temperature_c:.0f} C")
@@ -116,6 +117,10 @@ class HealthMonitor:
         weak = list(s.camera_faults)
         if s.prior_age_s > limit.prior_late_s:
             weak.append("the slow engine is late")
+        if s.plan_over_s > 0:
+            weak.append(
+                f"the plan ended {s.plan_over_s:.1f} s ago and no newer one came: the arm holds its last target"
+            )
         share = float(self._missed.sum()) / len(self._missed)
         if share > limit.miss_share:
             weak.append(f"{share:.0%} of the deadlines were missed in the last second")

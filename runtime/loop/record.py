@@ -102,6 +102,11 @@ class RunRecord:
         if self.log is not None and change is not None:
             self.log.health(now_ns, change.state, change.reasons)
 
+    def said(self, now_ns: int, what: str) -> None:
+        """Put what the policy said into the log, for people."""
+        if self.log is not None:
+            self.log.message(now_ns, Level.INFO, what)
+
     def ended(self, now_ns: int, why: str) -> None:
         """Put the error that ended the run into its log, for people."""
         if self.log is not None:

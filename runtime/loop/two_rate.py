@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from firmware_bridge.motion.messages import RequestKind, SafetyState
 from runtime.bundle import Bundle
 from runtime.cameras.sources import CameraSource
 from runtime.compute import REPORTED, Chosen
-from runtime.contracts import Observation
+from runtime.contracts import Observation, Prior
 from runtime.loop.errors import RunError
 from runtime.loop.eyes import Eyes
 from runtime.loop.fast import FastLoop
@@ -34,6 +34,7 @@ from runtime.observe.log import LogWriter
 from runtime.observe.records import VERSION
 from runtime.observe.replay import run_meta
 from runtime.policies import kind_of, open_policy
+from runtime.policies.finish import finish_of
 from runtime.policies.protocol import Ends
 
 PHASE_NS = 1_000_000  # lead of the fast clock's tick before the arrival of a picture (phase lock)
@@ -43,14 +44,22 @@ KEEP_AFTER_S = 0.3  # without targets for this long the arm has come to rest, an
 ASK_NS = 100_000_000  # period at which `until` is called
 
 
+def _over_s(now: int, prior: Prior | None) -> float:
+    """See `Signs.plan_over_s`."""
+    if prior is None or prior.space != "joints":
+        return 0.0
+    return float(now - prior.t_capture_ns - prior.grid_ns[-1]) * 1e-9
+
+
 class Driver:
     """Owns a policy's steps (`policy`), both loops (`fast`, `slow`), their eyes, the link to the motor process and what
     the run leaves (`record`).
 
     `mode`: how the policy drives (None: its usual way); `compute`: what its engines run on. `inject` (stage -> ms)
     slows stages down; `compensate` as in FastLoop; `log` is the file that takes every input of the engines; `meta` says
-    what the run is, with `facts` in it; `ends`: of this robot's joints (None: the bundle's). `close` it whatever
-    happens.
+    what the run is, with `facts` in it; `ends`: of this robot's joints (None: the bundle's); `then`: tasks that follow
+    `task`, each when the policy says that the one before is done; `to_the_end`: go on whatever the policy says. `close`
+    it whatever happens.
     """
 
     def __init__(
@@ -71,6 +80,8 @@ class Driver:
         facts: Mapping[str, Any] | None = None,
         limits: HealthLimits | None = None,
         ends: Ends | None = None,
+        then: Sequence[str] = (),
+        to_the_end: bool = False,
     ):
         self.fast_hz, self.slow_hz, self.compute = fast_hz, slow_hz, compute
         self.stages = kind_of(bundle).stages
@@ -90,24 +101,16 @@ class Driver:
         self.eyes = Eyes(cameras, fast_hz)
         self.link = MotorLink(slots, self.record)
         self._stop = threading.Event()
-        self.slow = SlowLoop(self.policy.slow, slow_hz, self.record, self._stop)
+        finish = None if to_the_end else finish_of(bundle)
+        self.slow = SlowLoop(self.policy.slow, slow_hz, self.record, self._stop, finish, then)
         self._joints = bundle.manifest.joints
         lower, upper = (np.array([getattr(j, k) for j in self._joints]) for k in ("lower", "upper"))
-        self.fast = FastLoop(
-            self.policy.fast,
-            self.eyes,
-            self.slow,
-            self.link,
-            self.record,
-            self.health,
-            bundle.family,
-            lower,
-            upper,
-            compensate,
-        )
+        parts = self.policy.fast, self.eyes, self.slow, self.link, self.record, self.health
+        self.fast = FastLoop(*parts, bundle.family, lower, upper, compensate)
         self.granted: dict[str, bool] = {}
         how = {"fast_hz": fast_hz, "slow_hz": slow_hz, "compensate": compensate, "engine": compute.engine}
-        meta = run_meta(bundle, task, self.policy.mode, calibrations, ends=ends, **how, **(facts or {}))
+        more = {**how, **(facts or {}), **({"then": list(then)} if then else {})}
+        meta = run_meta(bundle, task, self.policy.mode, calibrations, ends=ends, **more)
         self.meta: dict[str, Any] = {"version": VERSION, **meta}
         if log is not None:  # last: a constructor that fails leaves no file and no thread behind
             self.record.log = LogWriter(log, self.meta, tool=bundle.family.tool)
@@ -155,6 +158,7 @@ class Driver:
             camera_age_s={name: (now - t) * 1e-9 for name, t in self.eyes.arrived_ns.items()},
             camera_faults=self.eyes.faults,
             prior_age_s=-1.0 if prior is None else (now - prior.t_capture_ns) * 1e-9,
+            plan_over_s=_over_s(now, prior),
             output_fault=fault or self.slow.fault,
             commanded=self.counts.first_command_ns > 0,
             misses=misses,
@@ -218,7 +222,9 @@ class Driver:
                     break
 
     def run(self, seconds: float, until: Callable[[], bool] | None = None) -> Counts:
-        """Drive for `seconds`, or until `stop()`; `until()` is asked ten times a second and ends the run when true.
+        """Drive for `seconds`, or until `stop()`, or until the policy says that the last task is done.
+
+        `until()` is asked ten times a second and ends the run when true.
 
         Raises RunError when a camera or the motor process falls silent or the arm was stopped, and whatever the loops
         raise; the caller then lowers the arm.

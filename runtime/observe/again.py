@@ -41,6 +41,8 @@ def again(config: Mapping[str, Any], bundle: Path) -> str:
             words += [f"--{option}", f"{value:g}" if isinstance(value, float) else str(value)]
     if (fps := _fps(config)) is not None:
         words += ["--fps", f"{fps:g}"]
+    for task in config.get("then", ()):
+        words += ["--then", task]
     for fault in config.get("faults", ()):
         words += ["--fault", fault]
     return shlex.join(words)

@@ -101,6 +101,7 @@ class RunMeta(Shape, frozen=True):
     joints: Annotated[list[Text], Meta(max_length=MAX_JOINTS)] = field(default_factory=list)  # none in version 2
     engine: Text = "cpu"
     ends: tuple[list[float], list[float]] | None = None
+    then: list[Text] = field(default_factory=list)  # tasks that follow, each when the policy says done
 
 
 class _Fit:

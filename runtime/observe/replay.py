@@ -18,6 +18,7 @@ from runtime.contracts import Observation, Prior
 from runtime.observe.log_reader import read_log, read_run
 from runtime.observe.records import CUT, DAMAGED, FrameRecord, LogError, PriorRecord, TickRecord, digest
 from runtime.policies import open_policy
+from runtime.policies.finish import finish_of
 
 KEPT = 256  # newest observations and Priors: a slow step may look back that far
 
@@ -121,6 +122,7 @@ class _Player:
             bundle, meta["task"], cameras, mode=meta["policy"], engine=meta.get("engine", "cpu"), ends=meta.get("ends")
         )
         self.slow, self.fast = policy.slow, policy.fast
+        self.finish, self.then = finish_of(bundle), list(meta.get("then", []))
         if self.slow.remembers:
             raise LogError(
                 f"a policy of kind '{policy.kind}' says that it remembers a plan before it has made one, so its first "
@@ -161,12 +163,16 @@ class _Player:
         if self.slow.remembers and r.number != self.slow.priors_made + 1:
             raise KeyError(r.number)
         frames = self.observations[r.observation]
-        obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.observation)
+        past = tuple(Observation(0, self.observations[i], q, np.zeros_like(q), i) for i, q in r.past)
+        obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.observation, past)
         self.slow.priors_made = r.number - 1
         made = self.slow.step(r.t_ns, obs)
         if r.chunk.shape != made.chunk.shape:
             raise _Damaged(f"a plan of {r.chunk.shape}, this policy's have {made.chunk.shape}")
         self.slow.go_on_from(r.t_capture_ns, r.chunk)  # the recorded plan: differences do not add up
+        if self.finish is not None and self.then and self.finish.told(made):
+            self.finish.reset()
+            self.slow.set_task(self.then.pop(0))
         self.priors[r.number] = made
         while len(self.priors) > KEPT:
             self.priors.popitem(last=False)

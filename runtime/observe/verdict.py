@@ -43,6 +43,8 @@ def reasons(report: Mapping[str, Any]) -> list[str]:
     `failure`, `processors`). Never empty.
     """
     out = [report["error"].rstrip(".")] if report.get("error") else []
+    if report.get("said_done"):
+        out.append(f"the policy said done after {report['seconds']:.1f} s, and was wrong")
     if report.get("interrupted"):
         out.append(f"the run was interrupted after {report['seconds']:.1f} s")
     if not report["commanded"]:
@@ -69,11 +71,16 @@ def reasons(report: Mapping[str, Any]) -> list[str]:
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """One line: "done", "done, and undone since", or "not done: " and why; without a judge (a real arm) only how it
-    ended."""
+    """One line: "done", "done, and undone since", or "not done: " and why; whether the policy said so; without a judge
+    (a real arm) only how it ended."""
     if "success" not in report:
-        return "; ".join(reasons(report)) if report.get("error") or report.get("interrupted") else "driven to the end"
+        if report.get("error") or report.get("interrupted"):
+            return "; ".join(reasons(report))
+        return "the policy said done" if report.get("said_done") else "driven to the end"
     if report["success"]:
+        said = {None: "", True: ", and the policy said so", False: ", and the policy did not say so"}
         ended = f", then {report['error'].rstrip('.')}" if report.get("error") else ""
-        return ("done" if report["success_at_end"] else "done, and undone since") + ended
+        return (
+            ("done" if report["success_at_end"] else "done, and undone since") + said[report.get("said_done")] + ended
+        )
     return "not done: " + "; ".join(reasons(report))

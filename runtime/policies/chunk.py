@@ -5,9 +5,9 @@ follows.
 Command.
 
 What it needs of a bundle: an engine "chunk" that gives `chunk` float32[1,K,J], joint targets (rad, the maker's angles,
-gripper last) at `dt_ms`, 2 `dt_ms`, ... after the capture of its pictures. Its inputs are any of: a picture of each
-camera of the manifest, by the camera's name, float32[1,3,h,w]; `state` float32[1,J], measured joint angles (rad);
-`text` float32[1,E], the embedding of the instruction.
+gripper last) every `dt_ms`, the first of them `first` times `dt_ms` after the capture of its pictures. Its inputs are
+any of: a picture of each camera of the manifest, by the camera's name, float32[1,3,h,w]; `state` float32[1,J], measured
+joint angles (rad); `text` float32[1,E], the embedding of the instruction.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class SlowStep:
     """One pass of the engine. It remembers only its instruction."""
 
     remembers = False
+    history_ns: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class SlowStep:
         self.bundle = bundle
         self.views = Views(bundle, cameras, gpu)
         self.engine = bundle.engine(ENGINE, threads, engine)
-        self.grid_ns = (np.arange(1, m.chunk.steps + 1) * m.chunk.dt_ms * MS).astype(np.int64)
+        self.grid_ns = ((np.arange(m.chunk.steps) + m.chunk.first) * m.chunk.dt_ms * MS).astype(np.int64)
         self.priors_made = 0
         self.set_task(task)
 
@@ -86,13 +87,16 @@ class FastSettings:
 
     blend_s: float = 0.18  # hand-over from plan to plan
     start_s: float = 0.2  # in which the first plan's time comes up to speed
-    prior_age_s: float = 1.5  # a Prior older than this gives no targets at all: the motor process holds
+    prior_age_s: float = 1.5  # a Prior older than this, whose plan has ended, gives no targets: the motor process holds
     stale_s: float = COMMAND_LIFE_S  # lifetime of a Command beyond the tick it applies to
 
 
 class FastStep:
     """Follows the newest plan. Where a new plan takes over, or a plan ends, position and velocity of the joints stay
     continuous.
+
+    A bundle may say that a plan is followed for `chunk.use` of its targets before the newest one takes over, or that
+    the mean of all plans is followed (`chunk.ensemble`; ACT's temporal ensembling, arXiv 2304.13705).
 
     Beyond a plan's last target the arm stays at it. The first command starts where the arm is, at rest. A policy that
     sees no velocity plans full speed from the first target on, so the time of the first plan starts at rest, too, and
@@ -106,46 +110,70 @@ class FastStep:
         self.trace, self.set = trace or NoTrace(), settings or FastSettings()
         self.family = bundle.family
         self.joints = len(m.joints)
+        self.use, self.ensemble = m.chunk.use, m.chunk.ensemble
         self.commands_made = 0
         self.reset()
 
     def reset(self) -> None:
         """Forget everything about the episode before."""
-        self.plan: Prior | None = None  # the plan that is followed
-        self.over = False  # whether it has ended
+        self.plans: tuple[Prior, ...] = ()  # what is followed, the oldest first: one, or an ensemble
+        self.over = False  # whether all of them have ended
         self.first_number = -1  # of the Prior that the motion started with
         self.began_ns = 0  # when the motion began
         self.offset = np.zeros((2, self.joints))  # position and velocity of the hand-over's remainder at its start
         self.offset_ns = 0  # when that was
 
-    def _clock(self, now_ns: int, prior: Prior) -> tuple[float, float]:
+    def _taken(self, now_ns: int, prior: Prior) -> tuple[Prior, ...]:
+        """The plans to follow at `now_ns`, where `prior` is the newest."""
+        if self.ensemble is not None:
+            known = self.plans if self.plans and self.plans[-1].number == prior.number else (*self.plans, prior)
+            lasting = tuple(p for p in known if now_ns - p.t_capture_ns <= p.grid_ns[-1])
+            return lasting or (prior,)
+        if self.use is not None and self.plans:
+            last = self.plans[0]
+            if now_ns - last.t_capture_ns < last.grid_ns[min(self.use, len(last.grid_ns)) - 1]:
+                return self.plans
+        return (prior,)
+
+    def _clock(self, now_ns: int, prior: Prior, alone: bool) -> tuple[float, float]:
         """Time of the plan, in ns after its capture, that is due at `now_ns`, and how fast that time passes (1: as the
-        clock does)."""
+        clock does). `alone`: no other plan is followed."""
         at = float(now_ns - prior.t_capture_ns)
-        if prior.number != self.first_number:
+        if prior.number != self.first_number or not alone:
             return max(at, 0.0), 1.0
         since, start = (now_ns - self.began_ns) * 1e-9, self.set.start_s
         pace = min(since / start, 1.0)
         late_s = since - since * pace / 2 if pace < 1 else start / 2
         return max(at - late_s * 1e9, 0.0), pace
 
-    def _read(self, prior: Prior, now_ns: int) -> tuple[np.ndarray, np.ndarray, bool]:
-        """Targets and velocities [J] of the plan at `now_ns`, and whether that is its end or beyond."""
-        at, pace = self._clock(now_ns, prior)
-        if at >= prior.grid_ns[-1]:
-            return prior.chunk[-1].astype(float), np.zeros(self.joints), True
-        q, rate = on_grid(prior.chunk, prior.grid_ns, at)
-        return q, rate * pace, False
+    def _mean(self, now_ns: int, plans: tuple[Prior, ...], beyond_ns: float) -> tuple[np.ndarray, np.ndarray]:
+        """Targets and velocities [J] of `plans` at `now_ns`, weighted by their age. A plan's last piece goes on for
+        `beyond_ns` after its end."""
+        made, weights = [], []
+        for p in plans:
+            at, pace = self._clock(now_ns, p, len(plans) == 1)
+            q, rate = on_grid(p.chunk, p.grid_ns, min(at, p.grid_ns[-1] + beyond_ns))
+            steps = (p.t_capture_ns - plans[0].t_capture_ns) / float(p.grid_ns[1] - p.grid_ns[0])
+            made.append(np.stack([q, rate * pace]))
+            weights.append(np.exp(-(self.ensemble or 0.0) * steps))
+        q, rate = np.average(made, axis=0, weights=weights)
+        return q, rate
 
-    def _follow(self, now_ns: int, prior: Prior, over: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Position and velocity [J] of the plan that is followed at `now_ns`, with the remainder. `over`: it stays at
-        its end; else its last piece goes on for as long as a command lasts."""
+    def _read(self, plans: tuple[Prior, ...], now_ns: int) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Targets and velocities [J] of `plans` at `now_ns`, and whether that is the end of all or beyond."""
+        newest = plans[-1]
+        if self._clock(now_ns, newest, len(plans) == 1)[0] >= newest.grid_ns[-1]:
+            return newest.chunk[-1].astype(float), np.zeros(self.joints), True
+        return *self._mean(now_ns, plans, 0.0), False
+
+    def _follow(self, now_ns: int, plans: tuple[Prior, ...], over: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Position and velocity [J] of what is followed at `now_ns`, with the remainder. `over`: it stays at its end;
+        else its last piece goes on for as long as a command lasts."""
         left, left_rate = remainder(self.offset, (now_ns - self.offset_ns) * 1e-9, self.set.blend_s)
         if over:
-            return prior.chunk[-1] + left, left_rate
-        at, pace = self._clock(now_ns, prior)
-        q, rate = on_grid(prior.chunk, prior.grid_ns, min(at, prior.grid_ns[-1] + self.set.stale_s * 1e9))
-        return q + left, rate * pace + left_rate
+            return plans[-1].chunk[-1] + left, left_rate
+        q, rate = self._mean(now_ns, plans, self.set.stale_s * 1e9)
+        return q + left, rate + left_rate
 
     def step(self, now_ns: int, obs: Observation, prior: Prior | None) -> tuple[Command | None, FastTick]:
         """The command for this instant, or None while there is nothing to act on (the motor process then holds).
@@ -153,23 +181,22 @@ class FastStep:
         Raises ValueError for a Prior of another action space.
         """
         age_ns = -1 if prior is None else now_ns - prior.t_capture_ns
-        if prior is None or age_ns > self.set.prior_age_s * 1e9:
+        if prior is None or age_ns > max(self.set.prior_age_s * 1e9, prior.grid_ns[-1] + self.set.blend_s * 1e9):
             self.reset()
             nothing = np.zeros(A, np.float32)
             return None, FastTick(now_ns, age_ns, 0.0, int(Expert.NONE), nothing, nothing, nothing)
         if prior.space != SPACE:
             raise ValueError(f"a Prior of {prior.space} targets, where {SPACE} are followed")
-        if self.plan is None:
+        if not self.plans:
             self.first_number, self.began_ns = prior.number, now_ns
-        q, rate, over = self._read(prior, now_ns)
-        if self.plan is None or prior.number != self.plan.number or over != self.over:
-            here = (
-                (obs.q_rad, np.zeros(self.joints)) if self.plan is None else self._follow(now_ns, self.plan, self.over)
-            )
+        plans = self._taken(now_ns, prior)
+        q, rate, over = self._read(plans, now_ns)
+        if over != self.over or [p.number for p in plans] != [p.number for p in self.plans]:
+            here = self._follow(now_ns, self.plans, self.over) if self.plans else (obs.q_rad, np.zeros(self.joints))
             self.offset = np.stack(here) - np.stack([q, rate])
-            self.offset_ns, self.plan, self.over = now_ns, prior, over
+            self.offset_ns, self.plans, self.over = now_ns, plans, over
         planned = self.family.forward(q).astype(np.float32)
-        q, rate = self._follow(now_ns, prior, over)
+        q, rate = self._follow(now_ns, plans, over)
         self.trace.mark("fast.handover")
         self.commands_made += 1
         joints, rates = q.astype(np.float32), rate.astype(np.float32)

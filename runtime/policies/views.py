@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from calibration.camera import Camera
 from runtime.bundle import Bundle
 from runtime.contracts import Observation
+from runtime.policies.protocol import PolicyError
 from runtime.preprocess import Warp
 from runtime.preprocess.cuda import GpuPass
 
@@ -22,16 +24,24 @@ def stored_views(bundle: Bundle, samples: dict[str, np.ndarray], names: Iterable
 
 
 class Views:
-    """Camera frames to network inputs: one warp per camera from its calibration to the bundle's training geometry.
+    """Camera frames to network inputs: one warp per camera from its calibration to the bundle's training geometry, or
+    the frame pixel for pixel where the bundle says so.
 
-    On the GPU with `gpu`, the same numbers bit for bit; raises KernelError where that cannot be."""
+    On the GPU with `gpu`, the same numbers bit for bit; raises KernelError where that cannot be, and PolicyError for a
+    camera of another size than a bundle takes pixel for pixel."""
 
     def __init__(self, bundle: Bundle, cameras: Mapping[str, Camera], gpu: bool = False):
         m = bundle.manifest
-        self.warps = {
-            name: Warp(cameras[name], Camera.from_json(dst), mean=tuple(m.preprocess.mean), std=tuple(m.preprocess.std))
-            for name, dst in m.cameras.items()
-        }
+        p = m.preprocess
+        how: dict[str, Any] = {"mean": tuple(p.mean), "std": tuple(p.std), "straight": p.straight}
+        for name, dst in m.cameras.items() if p.straight else ():
+            here, taken = ((c.width, c.height) for c in (cameras[name], Camera.from_json(dst)))
+            if here != taken:
+                raise PolicyError(
+                    f"camera '{name}' gives pictures of {here[0]}x{here[1]}, and {bundle.path} takes them pixel for "
+                    f"pixel at {taken[0]}x{taken[1]}: set the camera to that resolution in the robot file."
+                )
+        self.warps = {name: Warp(cameras[name], Camera.from_json(dst), **how) for name, dst in m.cameras.items()}
         size = m.preprocess.size
         self.out = {name: np.empty((1, 3, size[1], size[0]), np.float32) for name in self.warps}
         self.gpu = GpuPass(list(self.warps.values())) if gpu else None

@@ -26,6 +26,7 @@ __all__ = ["KernelError", "Warp", "warp_all"]
 
 LAYOUTS = ("rgb", "bgr", "yuyv", "nv12")  # in the order of warp.cuh's enums
 DTYPES = ("float32", "uint8", "float16", "int8")
+WEIGHT_BITS = 15  # kWeightBits of warp.cuh
 
 
 class _Geometry(ctypes.Structure):
@@ -145,6 +146,14 @@ def _table(
     return _Table((kw, kh), origin, weights, packed, coverage)
 
 
+@functools.lru_cache(maxsize=8)
+def _straight(width: int, height: int) -> _Table:
+    """Every output pixel is the source pixel at its place."""
+    v, u = np.divmod(np.arange(width * height, dtype=np.int32), np.int32(width))
+    origin = np.ascontiguousarray(np.stack([u, v], 1))
+    return _Table((1, 1), origin, np.full((width * height, 1), 1 << WEIGHT_BITS, np.uint16), None, 1.0)
+
+
 def _check_formats(src: Camera, layout: str, dtype: str, step: float) -> None:
     """Raises ValueError for a frame layout or an output type that the kernel does not know."""
     if layout not in LAYOUTS or dtype not in DTYPES:
@@ -177,6 +186,30 @@ def _normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndar
     return m, s
 
 
+def _mapped(src: Camera, dst: Camera, plane_z: float) -> _Table:
+    """Raises ValueError for lenses that the kernel does not know, and for a plane that passes through a camera."""
+    _check_cameras(src, dst)
+    D = np.zeros(8)
+    D[: len(src.D)] = src.D
+    return _table(
+        tuple(plane_homography(src, dst, plane_z).ravel()),
+        (src.K[0, 0], src.K[1, 1], src.K[0, 2], src.K[1, 2]),
+        tuple(D),
+        (src.width, src.height, dst.width, dst.height),
+        src.model == "fisheye",
+    )
+
+
+def _equal(src: Camera, dst: Camera) -> _Table:
+    """Raises ValueError where the sizes differ."""
+    if (src.width, src.height) != (dst.width, dst.height):
+        raise ValueError(
+            f"camera '{src.name}' gives pictures of {src.width}x{src.height}, and the policy takes them as they are at "
+            f"{dst.width}x{dst.height}: set the camera to that resolution"
+        )
+    return _straight(dst.width, dst.height)
+
+
 class Warp:
     """The fixed map from camera `src` to training camera `dst`.
 
@@ -184,7 +217,8 @@ class Warp:
     quantisation scale), nearest, clipped; "uint8": the same pixels, rounded, not normalised (for datasets). `layout` of
     a frame: "rgb" and "bgr" uint8[H,W,3], "yuyv" uint8[H,W,2], "nv12" uint8[H*3/2,W] (BT.601, studio range); the last
     two need even sizes. `coverage` is the share of the output that the source sees; the rest is black. Instances may be
-    shared between threads.
+    shared between threads. With `straight` the output is the frame itself, pixel for pixel: lens and pose of `src` and
+    `dst` are not looked at, and both have one size.
     """
 
     def __init__(
@@ -198,20 +232,12 @@ class Warp:
         dtype: str = "float32",
         plane_z: float = 0.0,
         step: float = 1.0,
+        straight: bool = False,
     ):
         _check_formats(src, layout, dtype, step)
-        _check_cameras(src, dst)
         m, s = _normalisation(mean, std)
-        D = np.zeros(8)
-        D[: len(src.D)] = src.D
         self.src, self.dst, self.dtype = src, dst, dtype
-        table = _table(
-            tuple(plane_homography(src, dst, plane_z).ravel()),
-            (src.K[0, 0], src.K[1, 1], src.K[0, 2], src.K[1, 2]),
-            tuple(D),
-            (src.width, src.height, dst.width, dst.height),
-            src.model == "fisheye",
-        )
+        table = _equal(src, dst) if straight else _mapped(src, dst, plane_z)
         self.window, self.weights, self.coverage = table.window, table.weights, table.coverage
         self._table = table  # keeps the arrays alive that the kernel points to
         self._pass = _Pass(

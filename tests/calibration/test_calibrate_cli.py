@@ -24,7 +24,7 @@ def test_from_pictures_to_a_camera_that_the_runtime_loads(pictures, tmp_path):
     assert {"K", "D", "model", "rms_px", "heldout_px", "crossval_px", "views_used", "views_rejected"} <= set(said)
     assert abs(said["K"][0][0] / 920 - 1) < 0.001
     page = (tmp_path / "r.html").read_text()
-    assert "Accepted" in page and page.count("<svg") == 5 and "<script" not in page and "http" not in page
+    assert "Accepted" in page and page.count("<svg") == 7 and "<script" not in page and "http" not in page
     rows = re.findall(r"<td>(\d\d\.png)</td><td>\d+ of \d+</td><td>([\d.]+)</td><td>([\d.]+)</td>", page)
     assert len(rows) == said["views_used"] and all(float(rms) <= float(most) for _, rms, most in rows)
     assert [rms for _, rms, _ in rows] == sorted((rms for _, rms, _ in rows), reverse=True)

@@ -33,6 +33,9 @@ def test_guided_capture_keeps_what_helps_and_says_what_to_do():
         guide.add(image)
         guide.add(image)
     assert len(guide.views) == 5 and guide.coverage.any() and not guide.done
+    assert len(guide.pictures) == 3 and all(p.shape == (720, 1280) for p in guide.pictures.values())
+    far = sorted(guide.views, key=lambda v: -((v.pixels - [639.5, 359.5]) ** 2).sum())[:3]
+    assert set(guide.pictures) == {v.name for v in far}
     assert guide.next_step().startswith(("tilt", "move", "close-ups"))
     page = CapturePage(0)
     page.show(image, guide, "kept")

@@ -1,9 +1,6 @@
 """What tests of training and export share: a small dataset of drawn pictures, an untrained toy model, its ONNX
 files."""
 
-import hashlib
-import shutil
-
 import pytest
 import torch
 
@@ -11,10 +8,10 @@ from export.checkpoint import save_checkpoint
 from export.data import collect, load_demonstrations
 from export.models import HarmoWam
 from export.observations import pick_samples
-from export.onnx import export_engine
 from export.origin import samples_path
 from tests.dataset import write_all
 from tests.once import once
+from tests.onnx_files import exporter
 from tests.training import SMALL
 
 
@@ -64,17 +61,7 @@ def untrained(drawn, tmp_path_factory):
 
 @pytest.fixture
 def export_once(monkeypatch, tmp_path_factory):
-    """Exporting one engine to ONNX takes seconds, and equal weights give an equal file: each is made once per test
-    run."""
-
-    def export(module, inputs, outputs, path):
-        about = repr((type(module), getattr(module, "steps", None), inputs, outputs)).encode()
-        weights = b"".join(v.contiguous().numpy().tobytes() for v in module.state_dict().values())
-        key = hashlib.sha256(about + weights).hexdigest()[:16]
-        made = once(
-            tmp_path_factory, f"onnx-{key}", lambda folder: export_engine(module, inputs, outputs, folder / "e.onnx")
-        )
-        shutil.copyfile(made / "e.onnx", path)
-
+    """Each ONNX file is made once per test run."""
+    export = exporter(tmp_path_factory)
     monkeypatch.setattr("export.bundle.export_engine", export)
     return export

@@ -53,3 +53,22 @@ def test_a_policy_of_any_kind_is_certified_against_its_fp32_bundle(tmp_path):
     other = tiny_chunk_bundle(tmp_path / "other", stay, dt_ms=40)
     with pytest.raises(ExportError, match="was not made from this checkpoint"):
         certify(other, int8, 400)
+
+
+def test_an_engine_that_nvidias_builder_faults_is_not_certified(tmp_path):
+    stay = np.tile(np.array(START), (8, 1))
+    recipe = {"kernels": {"int8": {"chunk": 0}}}
+    about = {"format": "int8 qdq", "target": "tensorrt", "recipe": recipe, "origin": {"precision": "int8"}}
+    int8 = tiny_chunk_bundle(tmp_path / "int8", stay, quantization=about)
+    with pytest.raises(ExportError, match=r"chunk: TensorRT's plan has \d+ kernels, 0 are allowed"):
+        certify(tiny_chunk_bundle(tmp_path / "fp32", stay), int8, 400)
+    assert not (int8 / "reports" / "certificate.json").exists()
+
+
+def test_a_certificate_for_tensorrt_says_what_its_builder_made(tmp_path):
+    stay = np.tile(np.array(START), (8, 1))
+    fp32 = tiny_chunk_bundle(tmp_path / "fp32", stay)
+    int8 = tiny_chunk_bundle(tmp_path / "int8", stay, quantization={"format": "int8 qdq", "target": "tensorrt"})
+    write_rows(int8 / "reports" / "certify.jsonl", int8, 300)
+    write_rows(int8 / "reports" / "certify.jsonl", fp32, 300)
+    assert certify(fp32, int8, 400)["tensorrt"]["engines"]["chunk"]["kernels"] > 0

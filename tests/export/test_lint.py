@@ -80,6 +80,20 @@ def apart(m):
     )
 
 
+def added(kind, inputs, **attributes):
+    return lambda m: m.graph.node.append(helper.make_node(kind, inputs, ["lint.y"], name="added", **attributes))
+
+
+def constants_only(m):
+    weight = next(i.name for i in m.graph.initializer if i.name.startswith("m.gate.head.0"))
+    m.graph.node.append(helper.make_node("MatMul", [weight, weight], ["lint.y"], name="added"))
+
+
+def scale_with_a_dimension(m):
+    q = first(m.graph, "QuantizeLinear")
+    replace(m.graph, q.input[1], value(m.graph, q.input[1]).reshape(1))
+
+
 def unknown(m):
     m.graph.node.append(helper.make_node("NonMaxSuppression", ["a", "b"], ["c"], name="nms"))
 
@@ -104,6 +118,10 @@ BREAKS = [
     (half_quantised, "one quantised input"),
     (lonely, "not followed by a Dequantize|follows no Quantize"),
     (apart, "taken apart"),
+    (added("InstanceNormalization", ["x", "s", "b"]), "a GroupNorm .*WholeNorm"),
+    (added("Transpose", ["x"], perm=[2, 0, 3, 1, 4]), "five dimensions.*SplitAttention"),
+    (constants_only, "multiplies constants.*StepBlock"),
+    (scale_with_a_dimension, "scale has no dimension"),
     (unknown, "NonMaxSuppression .* not among"),
     (foreign, "com.microsoft.FusedConv"),
     (loose, "no fixed shape"),

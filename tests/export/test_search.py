@@ -16,23 +16,31 @@ from export.onnx import engines
 from export.origin import load_recipe, samples_path
 from export.plan import Plan
 from export.search import groups, search
+from export.tensorrt.stored import read_plan
 from runtime.bundle import Bundle
 
+ENGINES = {"world_model", "predictive", "fast", "decoder"}
 pytestmark = pytest.mark.usefixtures("export_once")
 
 
 def test_the_tensorrt_form_follows_tensorrts_rules(untrained, tmp_path):
-    """Exported with --force, because gates are meaningless for an untrained model."""
-    export_bundle(Plan(untrained, "tensorrt"), tmp_path / "b", force=True)
+    """Exported with --force, because gates are meaningless for an untrained model; the recipe's budget of kernels is
+    that of the shipped checkpoint's widths."""
+    recipe = {k: v for k, v in load_recipe("tensorrt").items() if k != "kernels"}
+    report = export_bundle(Plan(untrained, "tensorrt", recipe=recipe), tmp_path / "b", force=True)
+    assert {name: p.launched != () for name, p in read_plan(tmp_path / "b").plans.items()} == dict.fromkeys(
+        ENGINES, True
+    )
+    assert set(report["tensorrt"]["engines"]) == ENGINES and report["tensorrt"]["wrong"] == []
     manifest = Bundle.load(tmp_path / "b").manifest
     assert manifest.quantization["target"] == "tensorrt"
-    int8 = 0
-    for engine in manifest.engines.values():
+    int8 = set()
+    for name, engine in manifest.engines.items():
         model = onnx.load(tmp_path / "b" / engine.file)
         kinds = {i.data_type for i in model.graph.initializer}
         assert onnx.TensorProto.INT32 not in kinds and lint(tmp_path / "b" / engine.file, "tensorrt") == []
-        int8 += onnx.TensorProto.INT8 in kinds
-    assert int8 == len(manifest.engines)
+        int8 |= {name} if onnx.TensorProto.INT8 in kinds else set()
+    assert int8 == {name for name, patterns in manifest.quantization["recipe"]["quantise"].items() if patterns}
 
 
 @pytest.mark.slow

@@ -91,7 +91,7 @@ CASES = {
         run(SLOW_ENGINE, board=NANO),
         replace(ARM, quantization=TRT, note=UNBUILT),
         "slow.world_model: 90.0 ms",
-        "slow.world_model from 90.00 ms on the CPU to 1.60 ms (roofline of the shipped networks, Orin Nano at 25 W)",
+        "slow.world_model from 90.00 ms on the CPU to 1.19 ms (roofline of the shipped networks, Orin Nano at 25 W)",
         "harmowam build orin.bundle --robot my_arm/robot.toml",
     ),
     "engines that are not built, on another board": (
@@ -105,7 +105,7 @@ CASES = {
         run(FAST_ENGINE, deadline_misses=20, board=NANO),
         replace(ARM, note=UNBUILT),
         "fast.engine",
-        "fast.engine from 21.00 ms on the CPU to 0.45 ms (roofline of the shipped networks, Orin Nano at 25 W)",
+        "fast.engine from 21.00 ms on the CPU to 0.33 ms (roofline of the shipped networks, Orin Nano at 25 W)",
         (
             "harmowam export CHECKPOINT --target tensorrt --out trt.bundle "
             "&& harmowam build trt.bundle --robot my_arm/robot.toml"
@@ -122,7 +122,7 @@ CASES = {
         run(FAST_ENGINE, deadline_misses=20, engine="tensorrt", board=NANO),
         replace(ARM, quantization=TRT),
         "fast.engine",
-        "fast.engine from 0.45 ms to 0.40 ms (roofline of the shipped networks, Orin Nano at 25 W)",
+        "fast.engine from 0.33 ms to 0.26 ms (roofline of the shipped networks, Orin Nano at 25 W)",
         "harmowam export CHECKPOINT --target tensorrt --precision int8-fp16 --out int8-fp16.bundle",
     ),
     "FP32 on a CPU": (

@@ -11,8 +11,11 @@ from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.motion.messages import Expert
 from runtime.bundle import Bundle, BundleError
 from runtime.contracts import Observation, Prior
+from runtime.manifest import Chunk, Preprocess
 from runtime.policies import open_policy
 from runtime.policies.chunk import FastStep
+from runtime.policies.protocol import PolicyError
+from runtime.policies.views import Views
 from tests.rig import START
 from tests.tiny import FRONT, TASK, WRIST, tiny_chunk_bundle
 
@@ -144,3 +147,24 @@ def test_position_and_velocity_go_on_at_every_seam_whatever_plans_come(bundle, p
                 <= (t - last_t) * 1e-9 * 4 * (steepest + 4 / fast.set.blend_s) + 1e-4
             )
         last, last_t = before, t
+
+
+def test_pictures_are_taken_pixel_for_pixel_where_the_bundle_says_so(tmp_path):
+    straight = Preprocess([96, 96], [0.0] * 3, [1.0] * 3, straight=True)
+    bundle = Bundle.load(tiny_chunk_bundle(tmp_path, RAMP, preprocess=straight))
+    frames = {k: np.random.default_rng(1).integers(0, 256, (96, 96, 3)).astype(np.uint8) for k in CAMERAS}
+    made = Views(bundle, CAMERAS)(Observation(S, frames, HERE, HERE))
+    assert made["front"][0] == pytest.approx(frames["front"].transpose(2, 0, 1) / 255, abs=1e-7)
+    larger = {**CAMERAS, "wrist": CAMERAS["wrist"].scaled(192, 192)}
+    with pytest.raises(
+        PolicyError, match=r"camera 'wrist' gives pictures of 192x192, .* pixel for pixel at 96x96: set"
+    ):
+        Views(bundle, larger)
+
+
+def test_a_first_target_may_apply_at_the_capture_itself(tmp_path):
+    """LeRobot pairs an observation with the action that is sent right after it."""
+    bundle = Bundle.load(tiny_chunk_bundle(tmp_path, RAMP, chunk=Chunk(16, 50, first=0)))
+    assert open_policy(bundle, TASK, CAMERAS).slow.step(S, observe(S)).grid_ns.tolist() == [
+        50 * MS * k for k in range(16)
+    ]

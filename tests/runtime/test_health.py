@@ -41,6 +41,8 @@ CASES = [
     ({"camera_faults": ("camera 'front' is black",)}, Health.DEGRADED, "is black"),
     ({"prior_age_s": 0.7}, Health.DEGRADED, "the slow engine is late"),
     ({"prior_age_s": 2.0}, Health.HOLDING, "the slow engine is overdue"),
+    ({"prior_age_s": 2.0, "plan_over_s": -1.0}, Health.DEGRADED, "the slow engine is late"),
+    ({"plan_over_s": 0.3}, Health.DEGRADED, "the plan ended 0.3 s ago and no newer one came: the arm holds its last"),
     ({"output_fault": "the model gave a number that is not finite"}, Health.HOLDING, "not finite"),
     ({"temperature_c": 95.0}, Health.DEGRADED, "the board is at 95 C"),
     ({"temperature_c": 103.0}, Health.HOLDING, "the board is at 103 C"),

@@ -81,6 +81,7 @@ CASES: dict[str, tuple[str, Any, str]] = {
     "a row of another length": ("chunk.mean.3", [0.0] * 5, "rows of equal length"),
     "a gate that cannot shut": ("gate.off", 2, "'gate.off' must be a number from 0 to 1, not 2"),
     "a gate open and shut at once": ("gate.off", 0.9, "'off' 0.9 must not be above 'on' 0.5"),
+    "a finish that no engine tells": ("gate.done", 0.9, "'gate.done' needs an engine 'world_model' that gives 'done'"),
     "a gate without an end": ("gate.off", "-", "'gate.off' is missing"),
     "pictures of a town": (
         "preprocess.size",

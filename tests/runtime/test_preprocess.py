@@ -396,3 +396,17 @@ def test_windows_for_the_device_weigh_the_same_pixels_and_lie_in_what_a_block_st
         box = t.box[v // tile[1] * -(-dst.width // tile[0]) + u // tile[0]]
         assert np.array_equal(box[:, 0] + byte[k], windows.corner[k, 0] // 4 * unit)
         assert np.array_equal(box[:, 1] + row[k] * 2 // rows_of_pair, windows.corner[k, 1])
+
+
+@pytest.mark.parametrize("layout", ["rgb", "bgr"])
+def test_a_straight_pass_gives_the_frame_itself_pixel_for_pixel_whatever_the_lens(layout):
+    """What a policy was trained on that took the camera's pictures as they were recorded; the usual pass would smooth
+    them."""
+    lens, frame = camera(64, 48, 50.0, (-0.3, 0.1, 0, 0)), picture(48, 64)
+    given = frame if layout == "rgb" else np.ascontiguousarray(frame[..., ::-1])
+    how: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "layout": layout}
+    straight = Warp(lens, camera(64, 48, 99.0), straight=True, **how)(given)
+    assert straight == pytest.approx(frame.transpose(2, 0, 1) / 255, abs=1e-7)
+    assert np.abs(Warp(lens, dataclasses.replace(lens, D=np.zeros(0)), **how)(given) - straight).max() > 0.05
+    with pytest.raises(ValueError, match="gives pictures of 64x48, and the policy takes them as they are at 96x96"):
+        Warp(lens, camera(96, 96, 99.0), straight=True)

@@ -64,6 +64,14 @@ def test_a_run_of_joint_chunks_is_recorded_and_replayed_like_any(tmp_path, monke
     assert near.largest.degrees == pytest.approx(np.degrees(0.01), abs=1e-3) and near.differing == 1
 
 
+def test_a_run_of_several_tasks_is_replayed_like_any(tmp_path):
+    """The second task begins when the policy says that the first one is done."""
+    bundle = Bundle.load(tiny_bundle(tmp_path, gate=0.6, done=0.95))
+    log = record(tmp_path / "run.mcap", bundle, ticks=60, then=["put the blue cube on the plate"])
+    result = replay(log)
+    assert result.identical and (result.steps, result.priors, result.gap) == (60, 10, "")
+
+
 def test_a_prior_that_was_made_before_its_fast_step_was_written_is_replayed_too(log, monkeypatch):
     """A quick slow loop is done while the fast step that took the picture is still checking it."""
     records = list(read_log(log))

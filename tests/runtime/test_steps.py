@@ -12,7 +12,7 @@ from runtime.bundle import Bundle
 from runtime.contracts import Observation
 from runtime.policies.decode import relative_chunk
 from runtime.policies.harmowam import FastStep, SlowStep
-from runtime.policies.harmowam.slow import WARM_MOST, WARM_NS, WARM_STEP, WARMTH
+from runtime.policies.harmowam.slow import WARM_AFTER_NS, WARM_MOST, WARM_NS, WARMTH
 from sim.plant import virtual_motor
 from sim.tasks import sample_layout
 from sim.virtual_time import Schedule, run_episode
@@ -59,11 +59,12 @@ def test_a_plan_goes_on_from_the_last_one_as_seen_from_here(rig, starts):
     slow.step(S + S // 10, observe(world, S + S // 10))  # two steps of the grid later
     pose = so101.forward(world.measured.astype(np.float32))
     left = (relative_chunk(pose, first.chunk[2:], slow.family) - slow.mean[:14]) / slow.std[:14]
-    later = slice(WARM_STEP, 14)
+    soon = int(np.searchsorted(slow.grid_ns, WARM_AFTER_NS, side="right"))
+    later = slice(soon, 14)
     assert not starts[0].any()
     assert np.allclose(starts[1][later], WARMTH * np.clip(left, -WARM_MOST, WARM_MOST)[later], atol=1e-4)
     assert starts[1][later].any()
-    assert not starts[1][:WARM_STEP].any(), "what the tool does now is left to the newest picture"
+    assert not starts[1][:soon].any(), "what the tool does now is left to the newest picture"
     assert not starts[1][14:].any(), "and what the last plan says nothing of to this one"
 
 

@@ -16,7 +16,7 @@ from runtime.bundle import Bundle, BundleError, sha256
 from runtime.engines.built import LISTING, built_engine
 from runtime.engines.cuda import Cuda, CudaError
 from runtime.engines.onnx import EngineError, OrtEngine
-from runtime.engines.tensorrt import TensorRTEngine, tensorrt
+from runtime.engines.tensorrt import TensorRTEngine
 from tests.runtime.built import BOARD, KEY, NANO, other_onnx, pretend_built
 from tests.tiny import edit_manifest, tiny_bundle
 
@@ -196,14 +196,3 @@ def test_the_reference_of_a_build_computes_what_onnx_runtime_computes(bundle):
     wanted = usual.run(feeds)
     for k, v in literal.run(feeds).items():
         assert np.allclose(v, wanted[k], atol=1e-4), k
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # between Polygraphy and the bindings
-@pytest.mark.parametrize("name", ["fast", "decoder", "predictive", "world_model"])
-def test_nvidias_parser_and_builder_take_every_graph(bundle, tmp_path, name):
-    """TensorRT for RTX builds engines without a GPU, which no other TensorRT does."""
-    pytest.importorskip("tensorrt_rtx", reason="no TensorRT for RTX: pip install tensorrt-rtx", exc_type=ImportError)
-    tensorrt()  # before Polygraphy, which decides for which TensorRT it is when it is imported
-    pytest.importorskip("polygraphy", reason="no polygraphy: pip install 'harmowam-edge[jetson]'")
-    made = build_engine(bundle.path / bundle.manifest.engines[name].file, tmp_path / "cache", Options())
-    assert len(made) > 1000 and (tmp_path / "cache").exists()

@@ -77,6 +77,16 @@ def test_a_run_that_did_its_task_says_what_came_after():
     assert verdict({**CALM, **ended}) == "done, then a servo did not let go"
 
 
+def test_whether_the_policy_said_so_is_told():
+    won = {**CALM, "success": True, "success_at_end": True}
+    assert verdict({**won, "said_done": True}) == "done, and the policy said so"
+    assert verdict({**won, "said_done": False}) == "done, and the policy did not say so"
+    wrong = verdict({**CALM, "seconds": 4.0, "said_done": True})
+    assert wrong == "not done: the policy said done after 4.0 s, and was wrong; in 4.0 s the arm never got to the item"
+    real = {k: v for k, v in CALM.items() if k not in ("success", "success_at_end", "failure")}
+    assert verdict({**real, "said_done": True}) == "the policy said done"
+
+
 def test_a_run_that_nobody_judged_says_how_it_ended():
     real = {k: v for k, v in CALM.items() if k not in ("success", "success_at_end", "failure")}
     assert verdict(real) == "driven to the end"

@@ -87,14 +87,16 @@ class Scripted:
         self.world, self.late = world, late
 
     def reset(self):
-        self.seen = []
+        self.seen, self.commands_made = [], 0
 
     def step(self, now_ns, obs, prior=None):
         self.seen.append(self.world.position(self.world.layout.roles[0])[:2])
         x, y = self.seen[max(len(self.seen) - 1 - self.late, 0)]
         q = joints_for(np.array([x, y, 0.09, TOOL_PITCH, 0.0, 0.6])).astype(np.float32)
-        number = len(self.seen)
-        return Command(now_ns, now_ns + 10**8, q, np.zeros(6, np.float32), Expert.REACTIVE, 0.0, now_ns, number), None
+        self.commands_made += 1
+        return Command(
+            now_ns, now_ns + 10**8, q, np.zeros(6, np.float32), Expert.REACTIVE, 0.0, now_ns, self.commands_made
+        ), None
 
 
 def episode(world, late, disturbed):
@@ -107,7 +109,7 @@ def episode(world, late, disturbed):
     def watch(now_ns, obs):
         return score.watch(now_ns) or ("" if now_ns < START + 2 * 10**9 else "enough")
 
-    slow = SimpleNamespace(step=lambda now_ns, obs: None)  # its answer comes after the end
+    slow = SimpleNamespace(step=lambda now_ns, obs: None, history_ns=())  # its answer comes after the end
     moved, schedule = disturber if disturbed else None, Schedule(world_model_ms=9000)
     return run_episode(world, slow, policy, virtual_motor(world), schedule, 3.0, watch, moved), disturber.happened
 

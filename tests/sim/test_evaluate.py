@@ -15,11 +15,14 @@ from click.testing import CliRunner
 
 from benchmarks.results_page import page
 from benchmarks.results_plan import Work
+from export.roofline import predicted
 from firmware_bridge.motion.messages import Expert
 from harmowam.cli import main
+from harmowam.evaluate import _schedule
 from runtime.bundle import Bundle
+from runtime.policies.finish import Finish
 from runtime.policies.harmowam import FastStep, SlowStep
-from sim import disturbance
+from sim import disturbance, results
 from sim import evaluate as ev
 from sim.expert import HOVER
 from sim.plant import virtual_motor
@@ -133,6 +136,55 @@ def test_success_must_last(rig):
         assert done.success and done.seconds == pytest.approx(rest_s, abs=0.02)
     undone = lasted(3.0, taken_at_s=1.0)
     assert not undone.success and undone.ended == "time" and undone.seconds == pytest.approx(3.8, abs=0.02)
+
+
+@pytest.fixture(scope="module")
+def done_bundle(tmp_path_factory):
+    """A policy that says from its first look on that it is done."""
+    return tiny_bundle(tmp_path_factory.mktemp("done"), done=0.95)
+
+
+def test_a_policy_that_says_when_it_is_done_is_judged_at_that_moment(done_bundle):
+    """The cube lies on the plate from the start and is taken away later: no success of the moment ends the episode,
+    and what counts is how it is when the policy says done."""
+    opened, world = Bundle.load(done_bundle), World(0)
+    cameras = {name: world.camera(name) for name in ("front", "wrist")}
+    slow, fast = SlowStep(opened, TASK, cameras), FastStep(opened, cameras, policy="predictive")
+
+    def played(for_s, taken_at_s=99.0):
+        world.reset(sample_layout(np.random.default_rng(3), TASK))
+        at = world.free_joint(world.layout.roles[0])
+        assert at is not None
+        world.data.qpos[at : at + 3] = world.position("plate") + np.array([0.0, 0.0, 0.018])
+        world.advance(0.4)
+
+        def watch(now_ns, obs):
+            if now_ns >= (1 + taken_at_s) * S:
+                world.data.qpos[at] += 0.1
+            return ""
+
+        finish = Finish(0.9, for_s)
+        return run_episode(world, slow, fast, virtual_motor(world), Schedule(), 1.5, watch, finish=finish)
+
+    right = played(0.6)
+    assert (right.success, right.ever, right.ended) == (True, True, "done")
+    assert right.seconds == pytest.approx(0.6 + 0.08, abs=0.1)  # and a picture and a plan before it
+    undone = played(0.6, taken_at_s=0.4)
+    assert (undone.success, undone.ever, undone.ended) == (False, True, "done")
+    never = played(99.0)
+    assert (never.success, never.ever, never.ended) == (False, True, "time")
+    world.close()
+
+
+def test_false_finishes_are_counted(done_bundle, tmp_path):
+    (row,) = ev.run_jobs(jobs(done_bundle, count=1), tmp_path / "rows", workers=1)
+    assert (row["success"], row["said_done"], row["ever"], row["ended"]) == (False, True, False, "done")
+    assert row["seconds"] < 1.0 and row["failure"] == "never got to the item"
+    (cell,) = results.cells([row])
+    assert (cell["said_done"], cell["false_finishes"], cell["ever"]) == (1, 1, 0)
+    assert "gated: said done in 1 of 1 episodes, in 1 of them wrongly; 0 had success at some time" in results.sentences(
+        [row]
+    )
 
 
 # -- starts ------------------------------------------------------------------------------------------------------------
@@ -269,6 +321,15 @@ def test_every_setting_of_an_episode_changes_its_key(bundle):
 # -- the command, and the page -----------------------------------------------------------------------------------------
 
 
+def test_a_board_as_latency_is_what_the_roofline_predicts_there(tmp_path):
+    opened = Bundle.load(tiny_bundle(tmp_path))
+    wanted = predicted({n: opened.path / e.file for n, e in opened.manifest.engines.items()})[2]
+    assert (wanted["board"], wanted["mode"]) == ("Orin Nano 8GB", "25W")
+    schedule = _schedule(25.0, ("orin-nano-8gb-25w", "fast=7"), opened)
+    assert (schedule.world_model_ms, schedule.predictive_ms) == (wanted["world_model"], wanted["predictive"])
+    assert schedule.fast_ms == 7.0 and schedule.predictive_ms > 0
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -276,6 +337,7 @@ def test_every_setting_of_an_episode_changes_its_key(bundle):
         (["--environment", "mars"], "--environment 'mars' does not exist: use seen, background"),
         (["--latency", "gpu=3"], "write world_model=MS"),
         (["--latency", "fast=²"], "write world_model=MS"),
+        (["--latency", "orin"], "or one of orin-nano-8gb-7w, orin-nano-8gb-15w"),
         (["--camera-fps", "nan"], "must be a number"),
         (["--json", "/dev/null/x.json"], "cannot be written (/dev/null is a file): name another file with --json"),
         (["--rows", "/dev/null/x.jsonl"], "cannot be written (/dev/null is a file): name another file with --rows"),

@@ -44,6 +44,7 @@ def test_a_displaced_thing_is_a_fault_that_happens_once_while_the_arm_is_on_its_
     world = World(layout=seeded_start(3, ARM, "put the red cube on the plate"), family=ARM)
     layout, judge = world.layout, server._Judge(world)
     disturb = server._disturber(world, judge, 3, wanted=True)
+    assert disturb is not None
     follower, places = Follower(world, plan(world, np.random.default_rng(1)), np.random.default_rng(0), 0.0), []
     for tick in range(750):
         judge.look(tick * 4_000_000)
@@ -57,4 +58,4 @@ def test_a_displaced_thing_is_a_fault_that_happens_once_while_the_arm_is_on_its_
     moved = np.linalg.norm(np.diff(places, axis=0), axis=-1) > 0.02
     assert moved.sum() == 1 and disturb.happened is not None and disturb.happened.moved_m <= 0.08
     empty = World(layout=seeded_start(3, ARM, "trace a circle clockwise"), family=ARM)
-    server._disturber(empty, server._Judge(empty), 3, wanted=True)(0)
+    assert server._disturber(empty, server._Judge(empty), 3, wanted=True) is None

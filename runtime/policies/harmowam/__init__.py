@@ -30,13 +30,13 @@ def _steps(bundle: Bundle, o: Opening) -> tuple[SlowStep, FastStep]:
 def _feeds(bundle: Bundle, samples: dict[str, np.ndarray]) -> dict[str, list[dict[str, np.ndarray]]]:
     """See `runtime.policies.protocol.Kind`. What the world model makes is made by its own ONNX file."""
     m = bundle.manifest
-    noise = fixed_noise(*(tuple(m.engines[k].inputs["noise"]) for k in ("world_model", "predictive")))
+    noise = fixed_noise({name: files.inputs for name, files in m.engines.items()})
     world, views = bundle.engine("world_model"), stored_views(bundle, samples, ("front", "wrist"))
     out: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in m.engines}
     for i, pose in enumerate(samples["pose"]):
         have = {k: v[i][None] for k, v in views.items()}
         have |= {"proprio": proprio(pose)[None], "text": bundle.task(str(samples["instruction"][i]))[None]}
-        made = world.run({k: {**have, "noise": noise["world_model"]}[k] for k in world.inputs})
+        made = world.run({k: noise["world_model"] if k == "noise" else have[k] for k in world.inputs})
         have |= {k: v.copy() for k, v in made.items()}
         for name, files in m.engines.items():
             out[name].append({k: noise[name] if k == "noise" else have[k] for k in files.inputs})

@@ -3,7 +3,8 @@ but for the plan that it remembers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -16,21 +17,23 @@ from runtime.policies.views import Views
 
 # Warm start: the flow of a new plan starts partly from the last plan.
 WARMTH = 0.4  # share of the last plan in the start
-WARM_STEP = 6  # first step of the new plan that has it: the steps before it follow the newest picture alone
+WARM_AFTER_NS = 300 * MS  # steps of the new plan after this have it: those before follow the newest picture alone
 WARM_NS = 500 * MS  # a plan older than this gives no warm start
 WARM_MOST = 3.0  # standard deviations: the start is clipped here, for chunks lie within
 
 
-def fixed_noise(world_shape: tuple[int, ...], action_shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+def fixed_noise(inputs: Mapping[str, Mapping[str, Sequence[int]]]) -> dict[str, np.ndarray]:
     """What the flows of "world_model" and "predictive" start from, float32, the same every time: plans from equal
-    pictures are equal, and plans that follow each other agree.
+    pictures are equal, and plans that follow each other agree. An engine without an input "noise" has no entry.
 
-    For actions it is the mean of the noise, zero: 20 of 36 starts were solved, against 14 with one fixed draw (an
-    earlier checkpoint)."""
-    return {
-        "world_model": np.random.default_rng(0).standard_normal(world_shape).astype(np.float32),
-        "predictive": np.zeros(action_shape, np.float32),
-    }
+    `inputs`: shapes of the inputs by engine. For actions it is the mean of the noise, zero: 20 of 36 starts were
+    solved, against 14 with one fixed draw (an earlier checkpoint)."""
+    shapes = {name: tuple(inputs[name]["noise"]) for name in ("world_model", "predictive") if "noise" in inputs[name]}
+    out = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    if "world_model" in out:
+        drawn = np.random.default_rng(0).standard_normal(shapes["world_model"])
+        out["world_model"] = drawn.astype(np.float32)
+    return out
 
 
 class SlowStep:
@@ -55,11 +58,13 @@ class SlowStep:
         self.predictive = bundle.engine("predictive", threads, engine)
         self.family = five_axis(bundle)
         self.set_task(task)
-        noise = fixed_noise(self.world.inputs["noise"].shape, self.predictive.inputs["noise"].shape)
-        self.world_noise, self.action_noise = noise["world_model"], noise["predictive"]
+        noise = fixed_noise({name: files.inputs for name, files in m.engines.items()})
+        self.world_noise, self.action_noise = noise.get("world_model"), noise["predictive"]
         self.grid_ns = (np.arange(1, m.chunk.steps + 1) * m.chunk.dt_ms * MS).astype(np.int64)
         self.mean, self.std = np.array(m.chunk.mean), np.array(m.chunk.std)
         self.priors_made = 0
+
+    history_ns: tuple[int, ...] = ()
 
     def set_task(self, task: str) -> None:
         """Another instruction from now on; raises BundleError for a text the bundle does not know."""
@@ -79,6 +84,11 @@ class SlowStep:
     def remembers(self) -> bool:
         return self.last is not None
 
+    def world_feeds(self, front: np.ndarray, state: np.ndarray) -> dict[str, np.ndarray]:
+        """Inputs of the world model for the front view float32[1,3,h,w] and proprioception float32[1,4]."""
+        feeds = {"front": front, "text": self.text, "proprio": state}
+        return feeds if self.world_noise is None else {**feeds, "noise": self.world_noise}
+
     def _start(self, t_ns: int, pose: np.ndarray) -> np.ndarray:
         """What the predictive flow starts from, float32[1,K,6]: a share of the last plan as seen from `pose` at `t_ns`
         (warm start), or zero without one.
@@ -90,7 +100,7 @@ class SlowStep:
         if self.last is None or not 0 < t_ns - self.last[0] < WARM_NS:
             return self.action_noise
         at = t_ns - self.last[0] + self.grid_ns
-        known = (at <= self.grid_ns[-1]) & (np.arange(len(at)) >= WARM_STEP)
+        known = (at <= self.grid_ns[-1]) & (self.grid_ns > WARM_AFTER_NS)
         plan = np.stack([np.interp(at, self.grid_ns, column) for column in self.last[1].T], -1)
         start = (relative_chunk(pose, plan, self.family) - self.mean) / self.std
         start = WARMTH * np.clip(start, -WARM_MOST, WARM_MOST) * known[:, None]
@@ -102,7 +112,7 @@ class SlowStep:
         pose = self.family.forward(obs.q_rad)
         state = proprio(pose)[None]
         self.trace.mark("slow.preprocess")
-        w = self.world.run({"front": views["front"], "text": self.text, "proprio": state, "noise": self.world_noise})
+        w = self.world.run(self.world_feeds(views["front"], state))
         self.trace.mark("slow.world_model")
         chunk = self.predictive.run(
             {
@@ -121,4 +131,6 @@ class SlowStep:
         # Copies: an engine may answer in the same memory next time, while the fast loop still reads `future` and the
         # log's thread still hashes both.
         tokens, future = w["tokens"][0].copy(), w["future"].copy()
-        return Prior(obs.t_capture_ns, now_ns, self.task, tokens, future, targets, self.grid_ns, self.priors_made)
+        done = float(w["done"].ravel()[0]) if "done" in w else math.nan
+        number = self.priors_made
+        return Prior(obs.t_capture_ns, now_ns, self.task, tokens, future, targets, self.grid_ns, number, done=done)
