@@ -2,19 +2,22 @@
 
 Every damage is one of: a file (table, JSON, video) with a bit turned over, bytes overwritten, cut out or doubled, or
 cut short; a file that is gone, a folder, a pipe, a device, empty, or a pointer of Git LFS in its place; a valid JSON
-file with one value replaced or left out; a valid table with values replaced (NaN, none, negative, huge), a column
-without its values' type, shape or name, rows left out, doubled or in another order; a valid video of another size,
-length, rate or of something else. Each is done to a dataset of ours and to one as lerobot leaves it.
+file (or a line of JSON lines) with one value replaced or left out; a valid table with values replaced (NaN, none,
+negative, huge), a column without its values' type, shape or name, rows left out, doubled or in another order; a valid
+video of another size, length, rate or of something else. Each is done to a dataset of ours and to recordings of others:
+v2.1 with videos and with pictures in its tables, v3, v2.0 without features.
 
-A dataset may be refused in a sentence, or read as what it was: the same numbers, episodes, instructions, cameras and
-rate, and as many pictures. Counted: what was read with another meaning, what ended in any other exception, what took
-longer than 5 s. Of lerobot's datasets nothing says what they were: those read with another meaning are counted apart.
+A dataset of ours may be refused in a sentence, or read as what it was: the same numbers, episodes, instructions,
+cameras and rate, and as many pictures. A recording is examined, which raises nothing, and then refused in a sentence or
+read: no seal says what it was, so those read with another meaning are counted apart. Counted: what was read with
+another meaning, what ended in any other exception, what took longer than 5 s.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import json
 import random
 import shutil
 import tempfile
@@ -30,9 +33,12 @@ from benchmarks.fuzz_bundle import damaged
 from benchmarks.fuzz_calibration import Judged, judge, replace, report
 from benchmarks.fuzz_log import odd_json
 from calibration.camera import Camera
-from export.lerobot import Episode, finish, load, video, write_part
-from export.lerobot.layout import OURS
+from common.errors import Mendable
+from export.lerobot import Dataset, Episode, finish, load, video, write_part
+from export.recordings import How, examine, read
+from export.recordings.page import checked, page
 from firmware_bridge.arms.so101 import FAMILY
+from tests.recordings import Spec, write
 
 FPS = 20.0
 K = np.array([[115.0, 0, 47.5], [0, 115, 47.5], [0, 0, 1]])
@@ -59,9 +65,23 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def meaning(folder: Path, **how: Any) -> Any:
-    """What training takes from the dataset, without the pictures' values."""
-    got = load(folder, workers=1, **how)
+def meaning(folder: Path) -> Any:
+    """What training takes from a dataset of ours, without the pictures' values."""
+    return plainly(load(folder, workers=1))
+
+
+def recorded(folder: Path) -> Any:
+    """The same of a recording of others, at the policy's rate, after its page was made."""
+    try:
+        found = examine(folder, How(cameras={"front": "top"}))
+        json.dumps(found.to_json(), allow_nan=False)
+        page([checked(found)], FPS)
+    except Mendable as e:
+        raise AssertionError(f"examining raised {e}") from e
+    return plainly(read(found, FPS, workers=1)[0])
+
+
+def plainly(got: Dataset) -> Any:
     arrays = {"state": got.state, "action": got.action, "episode": got.episode, "last": got.last, **got.extra}
     plain = {k: (v.dtype.str, v.tolist()) for k, v in arrays.items()}
     cameras = {k: c.to_json() for k, c in got.cameras.items()}
@@ -131,6 +151,12 @@ def damage(path: Path, rng: random.Random) -> str:
     if kind < 0.75 and path.suffix == ".json":
         path.write_bytes(odd_json(path.read_bytes(), rng))
         return f"{path.name}: odd JSON"
+    if kind < 0.75 and path.suffix == ".jsonl":
+        lines = path.read_bytes().splitlines()
+        at = rng.randrange(len(lines))
+        lines[at] = odd_json(lines[at], rng)
+        path.write_bytes(b"\n".join(lines))
+        return f"{path.name}: odd line"
     if kind < 0.75 and path.suffix == ".parquet":
         return odd_table(path, rng)
     if kind < 0.45 and path.suffix == ".mp4":
@@ -150,23 +176,35 @@ def put_back(work: Path, whole: Path, changed: list[Path]) -> None:
         shutil.copy(whole / path, there)
 
 
+SMALL = {"top": (32, 32, "h264"), "side": (24, 32, "mpeg4")}
+RECORDINGS = {
+    "v2.1": Spec("v2.1", cameras=SMALL, lengths=(12, 10)),
+    "v3": Spec("v3.0", cameras=SMALL, lengths=(12, 10), told="normalised"),
+    "pictures": Spec("v2.1", cameras={"top": (32, 32, "png")}, lengths=(12, 10)),
+    "early": Spec("v2.0", cameras=SMALL, lengths=(12, 10), info={"features": "absent"}),
+}
+
+
 def fuzz(whole: Path, work: Path, count: int, seed: int) -> Judged:
-    """Read `count` damaged forms of the dataset `whole`, made in copies at `work`; of half of them without what only
-    harmowam writes."""
+    """Read `count` damaged forms, made in copies at `work`, in turn of the dataset `whole` and of a recording of each
+    kind."""
     rng, found = random.Random(seed), Judged()
-    ours, theirs = Path(shutil.copytree(whole, work / "ours")), Path(shutil.copytree(whole, work / "lerobot's"))
-    (theirs / OURS).unlink()
-    ways: list[tuple[Path, Callable[[], Any], Any]] = [
-        (ours, functools.partial(meaning, ours), meaning(whole)),
-        (theirs, functools.partial(meaning, theirs, units="rad", calibration=CAMERAS), None),
+    ours = Path(shutil.copytree(whole, work / "ours"))
+    ways: list[tuple[Path, Path, Callable[[], Any], Any]] = [
+        (ours, whole, functools.partial(meaning, ours), meaning(whole))
     ]
+    for name, spec in RECORDINGS.items():
+        original = write(work / "whole" / name, spec)
+        copy = Path(shutil.copytree(original, work / name))
+        recorded(copy)
+        ways.append((copy, original, functools.partial(recorded, copy), None))
     for k in range(count):
-        copy, read, expected = ways[k % 2]
+        copy, original, take, expected = ways[k % len(ways)]
         files = [p.relative_to(copy) for p in sorted(copy.rglob("*")) if p.is_file()]
         changed = rng.sample(files, rng.choice([1, 1, 1, 2]))
         what = "; ".join(f"{path.parent}/{damage(copy / path, rng)}" for path in changed)
-        judge(found, f"{copy.name}: {what}", read, expected)
-        put_back(copy, whole, changed)
+        judge(found, f"{copy.name}: {what}", take, expected)
+        put_back(copy, original, changed)
     return found
 
 

@@ -157,11 +157,12 @@ def check_faults(faults: tuple[str, ...], robot: str) -> None:
     """Raises UserError for faults of a robot that has no virtual servos, or that are not understood."""
     from firmware_bridge.virtual.faults import parse
     from runtime.robot import load_robot
+    from sim.tasks import DISPLACED
 
     if faults and not load_robot(robot).simulated:
-        raise UserError("--fault acts on the virtual servo bus only: use --robot sim_so101.")
+        raise UserError("--fault acts on a simulated robot only: use --robot sim_so101.")
     for fault in faults:
-        parse(fault)
+        parse(fault, (DISPLACED,))
 
 
 @main.command()
@@ -195,7 +196,11 @@ def check_faults(faults: tuple[str, ...], robot: str) -> None:
     help="Folder for the run's log (run.mcap), config, report, film (default: runs/DATE-TASK, without log and film).",
 )
 @click.option(
-    "--fault", multiple=True, metavar="NAME@SECONDS", help="Inject a fault into the virtual bus (see bus campaign)."
+    "--fault",
+    multiple=True,
+    metavar="NAME@SECONDS",
+    help="Inject a fault into the virtual bus (see bus campaign), or displaced: then the item or the goal moves once "
+    "while the arm is on its way (docs/evaluation.md).",
 )
 @click.option(
     "--log",

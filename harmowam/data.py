@@ -131,28 +131,17 @@ def check(folders: tuple[Path, ...], out: Path, json_path: Path | None, **option
     """Examine FOLDERs, look at every picture, and write one HTML page: what stands against training, ranges, rate,
     sync, light, tasks, what training will do, what to record more of. Exit code 1: one cannot be used."""
     from export.config import Config
-    from export.recordings.page import page
+    from export.recordings.page import checked, page
 
-    checked = [_checked(found) for found in examined(folders, options)]
-    write_text(out, page(checked, Config.rate_hz))
-    told = [_json(c) for c in checked]
+    looked = [checked(found) for found in examined(folders, options)]
+    write_text(out, page(looked, Config.rate_hz))
+    told = [_json(c) for c in looked]
     write_json(json_path, told[0] if len(told) == 1 else {"datasets": told})
-    for c in checked:
+    for c in looked:
         _print(c)
     click.echo(f"page: {out}")
-    if not all(c.found.accepted for c in checked):
+    if not all(c.found.accepted for c in looked):
         sys.exit(Exit.VERDICT)
-
-
-def _checked(found: Examined) -> Checked:
-    from export.recordings.advice import measured_problems
-    from export.recordings.page import Checked
-    from export.recordings.survey import survey
-
-    if found.arm is None or found.units.joints is None or not found.takes:
-        return Checked(found, None, found.problems)
-    seen = survey(found)
-    return Checked(found, seen, (*found.problems, *measured_problems(found, seen)))
 
 
 def _json(c: Checked) -> dict[str, Any]:

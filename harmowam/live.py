@@ -97,8 +97,8 @@ def live(
     `record`: folder for the motor process's log, and the run's config and report (how it ended as `error` and
     `interrupted`, the simulator's verdict, timing). `log`: file of the log. `policy`: mode of the bundle's
     policy (None: its default). `stop_at_success`: in simulation, end a policy's run that never says done. `faults`:
-    faults of the virtual servo bus, NAME@SECONDS each. `began_s`: start of the
-    time to the first command (monotonic, s; default: now).
+    faults of the virtual servo bus, NAME@SECONDS each. `began_s`: start of the time to the first command (monotonic, s;
+    default: now).
 
     Raises BundleError, SignatureError, PolicyError, ComputeError, RobotError, CameraError, CalibrationError, ArmError
     or RunError, each with one sentence and a next step.
@@ -111,9 +111,9 @@ def live(
     _refuse_task(run, then)
     if run.compute.note:
         say(run.compute.note)
-    how: dict[str, Any] = {"inject": inject, "compensate": compensate, "log": log}
-    how |= {"then": then, "to_the_end": to_the_end}
-    how["facts"] = _started_with(robot, seconds, seed, faults, port) | {"task_drawn": task is None}
+    facts = _started_with(robot, seconds, seed, faults, port) | {"task_drawn": task is None}
+    how = {"inject": inject, "compensate": compensate, "log": log, "then": then, "facts": facts}
+    how["to_the_end"] = to_the_end
     with _reported(run), contextlib.ExitStack() as stack:
         slots = stack.enter_context(run_folder())
         stack.callback(_keep_motor_log, run, slots)
@@ -127,11 +127,9 @@ def live(
         session = stack.enter_context(_guarded(run, port or robot.port, slots, say))
         stack.enter_context(on_cores(robot.compute.cores))
         driver = _opened(run, slots, say, how)
-        say(f"task: {run.task}")
         run.interrupts.stop = driver.stop
         _drive(run, driver, session, seconds, stop_at_success)
-        say("lowering the arm")
-        _lower(run, driver, session, run.reading.pids)
+        _lower(run, driver, session, run.reading.pids, say)
         return LiveRun(driver, run.bundle, run.report)
 
 
@@ -255,6 +253,7 @@ def _opened(run: _Run, slots: Path, say: Say, how: dict[str, Any]) -> Driver:
     )
     warm_up(run.driver.warm_up)
     run.session.wait_for_state()
+    say(f"task: {run.task}")
     return run.driver
 
 
@@ -289,8 +288,9 @@ def _drive(run: _Run, driver: Driver, session: ArmSession, seconds: float, stop_
         run.report.update(_verdict_and_load(driver, session.slots, ticks, clocks))
 
 
-def _lower(run: _Run, driver: Driver, session: ArmSession, cameras: list[int]) -> None:
+def _lower(run: _Run, driver: Driver, session: ArmSession, cameras: list[int], say: Say) -> None:
     """Lower and release the arm; add the motor process's exit code, missed ticks and memory use (MB) to the report."""
+    say("lowering the arm")
     memory = resident_mb([os.getpid(), session.keeper.pid, *children(session.keeper.pid), *cameras])
     last = session.lower_arm()
     session.interrupted, session.held = bool(run.interrupts.caught), driver.why_held()

@@ -246,8 +246,7 @@ def profile(
             to_the_end=True,
         )
     report = {**done.report, "board": {**board(), "temperature_before_c": before.get("temperature_c", {})}}
-    if inject:
-        report["injected"] = list(inject)
+    report |= {"injected": list(inject)} if inject else {}
     found = advice(report, _facts(bundle, robot, described, done))
     compared = _tell(report, found, other, against)
     write_json(json_path, report)

@@ -151,7 +151,7 @@ def read(
         if leads():
             say(printable(line))
 
-    rate = Config.rate_hz if rate_hz is None else rate_hz
+    rate = Config().rate_hz if rate_hz is None else rate_hz
     data = load_sources(sources, run / "pictures", rate, arm=None if any_arm else ARM, say=told)
     if not any_arm:
         _suits_our_model(data)

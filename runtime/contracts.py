@@ -20,6 +20,7 @@ class Observation:
     q_rad: np.ndarray  # float32[J]
     qd_rad_s: np.ndarray  # float32[J]
     number: int = 0  # of the fast step that took it
+    past: tuple[Observation, ...] = ()  # older ones that the policy asked for (`runtime.policies.history`)
 
 
 @dataclass(frozen=True)

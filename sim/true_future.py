@@ -61,6 +61,7 @@ class TrueFutureStep:
     """Replaces `SlowStep`: the same Priors, but with the tokeniser's latents of the true future."""
 
     remembers = True
+    history_ns: tuple[int, ...] = ()
 
     def __init__(self, slow: SlowStep, world: World, replica: World):
         self.slow, self.world, self.replica = slow, world, replica

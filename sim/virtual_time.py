@@ -16,6 +16,7 @@ from firmware_bridge.motion.messages import Command, JointState
 from runtime.contracts import FastTick, Observation, Prior
 from runtime.policies import FastStep, SlowStep
 from runtime.policies.finish import Finish
+from runtime.policies.history import History
 from sim.tasks import REST_S
 from sim.world import World
 
@@ -89,6 +90,7 @@ class _Virtual:
         self.command: Command | None = None
         self.prior: Prior | None = None
         self.obs: Observation | None = None
+        self.history = History(slow.history_ns)
 
     def push(self, at: int, kind: str, value: object = None) -> None:
         self.order += 1
@@ -96,9 +98,11 @@ class _Virtual:
 
     def camera(self, _: object) -> None:
         self.frames += 1
-        seen = self.fast.uses_pictures or self.next_slow < self.now + self.frame_ns
+        ahead = self.frame_ns + max(self.slow.history_ns, default=0)
+        seen = self.fast.uses_pictures or self.next_slow < self.now + ahead
         pictures = {"front": self.world.render("front"), "wrist": self.world.render("wrist")} if seen else {}
-        self.obs = Observation(self.now, pictures, self.state.q_rad, self.state.qd_rad_s, self.frames)
+        taken = Observation(self.now, pictures, self.state.q_rad, self.state.qd_rad_s, self.frames)
+        self.obs = self.history(taken)
         self.out.ended = self.watch(self.now, self.obs) if self.watch is not None else ""
         if self.out.ended:
             return

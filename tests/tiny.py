@@ -203,6 +203,27 @@ def tiny_chunk_bundle(
     return save_tiny(folder, {"chunk": inputs}, {"chunk": {"chunk": chunk}}, **fields)
 
 
+def tiny_diffusion_bundle(folder: Path, dt_ms: int = 40, steps: int = 3) -> Path:
+    """A bundle of kind diffusion whose plans are all but 0, and depend on the picture of a step before."""
+    sample, condition = [1, 9, 6], [1, 4]
+    inputs = {
+        "encode": {"front-1": IMAGE, "state-1": [1, 6], "front": IMAGE, "state": [1, 6]},
+        "denoise": {"condition": condition, "sample": sample, "place": [1, steps]},
+    }
+    said = {
+        "encode": {"condition": np.zeros(condition, np.float32)},
+        "denoise": {"next": np.zeros(sample, np.float32), "chunk": np.zeros((1, 8, 6), np.float32)},
+    }
+    fields: dict[str, Any] = {
+        "name": "tiny-diffusion",
+        "policy": PolicyKind("diffusion"),
+        "chunk": Chunk(8, dt_ms, first=0, use=4),
+        "gate": Gate(on=1.0, off=1.0),
+        "reactive": Reactive(),
+    }
+    return save_tiny(folder, inputs, said, **fields)
+
+
 def of_arm(arm: Family) -> dict[str, Any]:
     """The fields of a manifest that differ for another arm."""
     joints = [JointLimits(n, float(a), float(b)) for n, a, b in zip(arm.JOINTS, arm.LOWER, arm.UPPER, strict=True)]

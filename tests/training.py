@@ -37,6 +37,7 @@ if __name__ == "__main__":
     import export.bundle
     import export.config
     import export.distill
+    import export.sources
     from harmowam.cli import main
 
     torch.set_num_threads(1)

@@ -73,11 +73,8 @@ def decode(
     bool[len(place)]: which pictures were found; damaged ones count as missing. Raises OSError or av.FFmpegError where
     nothing can be read, and ValueError for pictures of another size.
     """
-    seen, reformat, each = (
-        np.zeros(len(place), bool),
-        VideoReformatter(),
-        rate(clock) if isinstance(clock, float) else None,
-    )
+    seen, reformat = np.zeros(len(place), bool), VideoReformatter()
+    each = None if isinstance(clock, np.ndarray) else rate(clock)
     with av.open(str(path)) as container:
         if not container.streams.video:
             raise ValueError("it holds no video")

@@ -7,7 +7,7 @@ import io
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from export.gates import ExportError, missed, not_faster
 from export.lerobot import Raw, raw_observations
 from export.manifest import manifest_for
 from export.observations import JUDGED
-from export.onnx import Specs
 from export.plan import Precision, Target, refuse_precision
 from export.policies.folder import WEIGHTS
 from export.policies.opened import Opened, open_folder
@@ -33,6 +32,7 @@ from runtime.bundle import check_replaceable, save_bundle, sha256
 from runtime.engines.onnx import Engine, OrtEngine
 from runtime.manifest import Chunk, Gate, Manifest, PolicyKind, Preprocess, Reactive
 from runtime.policies.chunk import ENGINE
+from runtime.policies.diffusion import DENOISE, ENCODE, diffused
 
 OBSERVATIONS = 96  # drawn from a dataset: every fourth calibrates, every second judges
 LEAST = 32
@@ -82,7 +82,7 @@ class Order:
             "target": self.target,
             "calibration": "minmax",
             "min_channels": MIN_CHANNELS,
-            "quantise": {ENGINE: [r"network\."]},
+            "quantise": {name: [r"network\."] for name in (ENGINE, ENCODE, DENOISE)},
         }
 
     def origin(self) -> dict[str, Any]:
@@ -108,14 +108,14 @@ def export_policy(
     check_replaceable(out)
     opened = open_folder(order.folder, order.arm, order.units)
     seen = _observations(order, opened)
-    feeds = {ENGINE: _feeds(opened, seen, order.units)}
-    specs: Specs = {ENGINE: (opened.module, opened.inputs, ["chunk"])}
     report: dict[str, Any] = {"source": opened.does, "observations": len(seen.state), "target": order.target}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        floats = float_engines(specs, work, say)
-        reference = {ENGINE: OrtEngine(floats[ENGINE])}
-        report["torch"] = _against_torch(opened, reference[ENGINE], feeds[ENGINE])
+        floats = float_engines(opened.specs, work, say)
+        reference = {name: OrtEngine(path) for name, path in floats.items()}
+        first = _feeds(opened, seen)
+        report["torch"] = _against_torch(opened, reference, first)
+        feeds = _all_feeds(opened, reference, first)
         shipped = shrink(order, floats, feeds, work, say)
         refuse_what_it_would_not_run(order, shipped)
         report["engines"], candidate = _compared(reference, floats, shipped, feeds, say)
@@ -123,7 +123,7 @@ def export_policy(
             report["float"] = {name: report["engines"][name]["time"] for name in slow}
             shipped = shipped.in_float(slow, floats)
             report["engines"], candidate = _compared(reference, floats, shipped, feeds, say)
-        report["joints_deg"] = _apart(reference[ENGINE], candidate[ENGINE], feeds[ENGINE][JUDGED])
+        report["joints_deg"] = _apart(opened, reference, candidate, first[JUDGED])
         report["missed"] = missed(report)
         if report["missed"] and not force:
             raise ExportError(
@@ -135,7 +135,7 @@ def export_policy(
         samples.write_bytes(_stored(opened, seen, order))
         said.write_text(json.dumps(report, indent=1, sort_keys=True))
         manifest = _manifest(order, opened, seen, quantisation(order, shipped, bool(report["missed"])))
-        files = {f"onnx/{ENGINE}.onnx": shipped.files[ENGINE], "samples.npz": samples}
+        files = {**{f"onnx/{name}.onnx": path for name, path in shipped.files.items()}, "samples.npz": samples}
         save_bundle(out, manifest, files, reports={"parity.json": said})
     return report
 
@@ -147,19 +147,31 @@ def _compared(
     feeds: dict[str, list[Feeds]],
     say: Say,
 ) -> tuple[dict[str, Any], dict[str, OrtEngine]]:
-    same = shipped.files[ENGINE] == floats[ENGINE]
-    candidate = reference if same else {ENGINE: OrtEngine(shipped.files[ENGINE])}
+    candidate = {
+        name: reference[name] if path == floats[name] else OrtEngine(path) for name, path in shipped.files.items()
+    }
     return compared(reference, candidate, floats, shipped, feeds, say), candidate
 
 
-def _against_torch(opened: Opened, engine: Engine, feeds: list[Feeds]) -> dict[str, float]:
-    """The largest difference between the ONNX file and the network in torch, rad, and its share of the actions' range.
-    Raises ExportError where that is beyond 1e-4."""
+def _runner(engines: Mapping[str, Engine]) -> Callable[[str, Feeds], Feeds]:
+    return lambda name, feed: engines[name].run(feed)
+
+
+def _against_torch(opened: Opened, engines: Mapping[str, Engine], feeds: list[Feeds]) -> dict[str, float]:
+    """The largest difference between the ONNX files and the networks in torch, rad, and its share of the actions'
+    range. Raises ExportError where that is beyond 1e-4."""
+
+    def in_torch(name: str, feed: Feeds) -> Feeds:
+        module, inputs, outputs = opened.specs[name]
+        with torch.no_grad():
+            made = module(*(torch.from_numpy(feed[k]) for k in inputs))
+        made = made if isinstance(made, tuple) else (made,)
+        return {k: x.numpy() for k, x in zip(outputs, made, strict=True)}
+
     worst, values = 0.0, []
     for feed in feeds[:2]:
-        with torch.no_grad():
-            wanted = opened.module(*(torch.from_numpy(feed[name]) for name in opened.inputs)).numpy()
-        worst = max(worst, float(np.abs(engine.run(feed)["chunk"] - wanted).max()))
+        wanted = opened.answer(in_torch, feed)["chunk"]
+        worst = max(worst, float(np.abs(opened.answer(_runner(engines), feed)["chunk"] - wanted).max()))
         values.append(wanted)
     share = worst / max(float(np.ptp(np.stack(values))), 1e-9)
     if not share <= 1e-4:  # also catches NaN
@@ -170,10 +182,31 @@ def _against_torch(opened: Opened, engine: Engine, feeds: list[Feeds]) -> dict[s
     return {"max_rad": worst, "share_of_range": share}
 
 
-def _apart(reference: Engine, candidate: Engine, feeds: list[Feeds]) -> dict[str, float]:
+def _all_feeds(opened: Opened, engines: Mapping[str, Engine], first: list[Feeds]) -> dict[str, list[Feeds]]:
+    """Inputs of every engine, one an observation. Those of a denoiser come from steps all along the way to a plan."""
+    if opened.plan.denoising is None:
+        return {ENGINE: first}
+    count, rows = opened.plan.denoising.count, []
+    for k, feed in enumerate(first):
+        passes: list[Feeds] = []
+
+        def noted(name: str, x: Feeds, passes: list[Feeds] = passes) -> Feeds:
+            if name == DENOISE:
+                passes.append({key: value.copy() for key, value in x.items()})
+            return engines[name].run(x)
+
+        diffused(noted, feed, opened.sample, count, until=k * 7 % count + 1)
+        rows.append(passes[-1])
+    return {ENCODE: first, DENOISE: rows}
+
+
+def _apart(
+    opened: Opened, reference: Mapping[str, Engine], candidate: Mapping[str, Engine], feeds: list[Feeds]
+) -> dict[str, float]:
     """Degrees between the joint targets of both, over all targets: {"p50", "p99", "max"}, and of the jaw {"jaw_p99",
     "jaw_max"}."""
-    both = [(reference.run(f)["chunk"].copy(), candidate.run(f)["chunk"].copy()) for f in feeds]
+    feeds = feeds if opened.plan.denoising is None else feeds[:4]
+    both = [[opened.answer(_runner(e), f)["chunk"].copy() for e in (reference, candidate)] for f in feeds]
     apart = np.degrees(np.abs(np.concatenate([a - b for a, b in both])))
     arm, jaw = apart[..., :-1], apart[..., -1]
     figures = {"p50": np.percentile(arm, 50), "p99": np.percentile(arm, 99), "max": arm.max()}
@@ -231,12 +264,16 @@ def _whole(ms: float) -> float:
     return int(ms) if ms == int(ms) else round(ms, 6)
 
 
-def _feeds(opened: Opened, seen: Raw, units: Units) -> list[Feeds]:
-    pictures = {c: seen.pictures[c] for c in opened.cameras}
-    return [
-        {**{c: x[i][None].astype(np.float32) / 255 for c, x in pictures.items()}, "state": seen.state[i][None]}
-        for i in range(len(seen.state))
-    ]
+def _feeds(opened: Opened, seen: Raw) -> list[Feeds]:
+    """Inputs of the first engine; an observation stands for its own past."""
+    inputs = next(iter(opened.specs.values()))[1]
+
+    def row(i: int) -> Feeds:
+        have = {c: seen.pictures[c][i][None].astype(np.float32) / 255 for c in opened.cameras}
+        have["state"] = seen.state[i][None]
+        return {name: have[name if name in have else name.rpartition("-")[0]] for name in inputs}
+
+    return [row(i) for i in range(len(seen.state))]
 
 
 def _stored(opened: Opened, seen: Raw, order: Order) -> bytes:
@@ -255,18 +292,17 @@ def _manifest(order: Order, opened: Opened, seen: Raw, how: dict[str, Any]) -> M
     flat = np.array([[width, 0.0, (width - 1) / 2], [0.0, width, (height - 1) / 2], [0.0, 0.0, 1.0]])
     cameras = {c: Camera(c, width, height, flat, np.zeros(0)) for c in opened.cameras} if straight else known
     policy, mean, std = opened.plan, [0.0] * 3, [1.0] * 3
-    tensors: Sequence[str] = ["chunk"]
     made = manifest_for(
         f"lerobot-{opened.folder.kind}-{order.arm.NAME}",
         order.arm,
         cameras,
         {text: np.zeros(1) for text in order.tasks or (TASK,)},
-        {ENGINE: (opened.inputs, tensors)},
+        {name: (inputs, outputs) for name, (_, inputs, outputs) in opened.specs.items()},
         Preprocess([width, height], mean, std, straight),
         chunk=Chunk(policy.steps, _whole(1000 / order.rate_hz), first=0, use=policy.use, ensemble=policy.ensemble),
         gate=Gate(on=1.0, off=1.0),
         reactive=Reactive(),
         quantization=how,
-        policy=PolicyKind("chunk", dict(opened.does)),
+        policy=PolicyKind(opened.kind, dict(opened.does)),
     )
     return msgspec.structs.replace(made, licence=str(opened.folder.config.get("license") or "not said"))

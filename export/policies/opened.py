@@ -10,38 +10,83 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from export.onnx import Specs
 from export.policies.act import act
+from export.policies.diffusion import diffusion
 from export.policies.folder import ACTION, CONFIG, STATE, Folder, PolicyFolderError, read_folder
 from export.policies.settings import Plan, Settings
 from export.policies.statistics import Affine, Processing, processing
 from export.policies.units import Units
+from export.quantise import Feeds
 from firmware_bridge.arms import Family
+from runtime.policies import chunk
+from runtime.policies.diffusion import DENOISE, ENCODE, diffused
+from runtime.policies.history import earlier
 
-KINDS: Mapping[str, Callable[[Folder, Settings, Sequence[str]], Plan]] = {"act": act}
+KINDS: Mapping[str, Callable[[Folder, Settings, Sequence[str]], Plan]] = {"act": act, "diffusion": diffusion}
 PICTURES = ("observation.images.", "observation.image")  # beginnings of the names of pictures
 
 
-class Deployed(nn.Module):
-    """Pictures [1,3,h,w] each, RGB from 0 to 1, in the policy's order, then measured angles [1,J] (rad) -> `chunk`
-    [1,K,J] (rad)."""
+class Round(nn.Module):
+    """What is done round a network: pictures (RGB, 0 to 1) and measured angles (rad) in; joint targets (rad) out."""
 
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, plan: Plan, process: Processing, cameras: Sequence[str], units: Units):
+    def __init__(self, process: Processing, cameras: Sequence[str], units: Units):
         super().__init__()
-        self.network = plan.network
         self.pictures = nn.ModuleList(_Normal(process.inputs[name]) for name in cameras)
         self.state = _Normal(process.inputs[STATE])
         self.actions = _Normal(process.outputs[ACTION], back=True)
         self.register_buffer("scale", torch.from_numpy(units.scale).float())
         self.register_buffer("offset", torch.from_numpy(units.offset).float())
 
-    def forward(self, *given: Tensor) -> Tensor:
+    def seen(self, given: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Of one observation, pictures [1,3,h,w] in the policy's order and angles [1,J]: both normalised."""
         *pictures, q = given
-        seen = [normal(x) for normal, x in zip(self.pictures, pictures, strict=True)]
-        actions = self.actions(self.network(seen, self.state(q * self.scale + self.offset)))
-        return (actions - self.offset) / self.scale
+        normal = [n(x) for n, x in zip(self.pictures, pictures, strict=True)]
+        return normal, self.state(q * self.scale + self.offset)
+
+    def targets(self, actions: Tensor) -> Tensor:
+        return (self.actions(actions) - self.offset) / self.scale
+
+
+class Deployed(nn.Module):
+    """One observation -> `chunk` [1,K,J]."""
+
+    def __init__(self, plan: Plan, around: Round):
+        super().__init__()
+        self.network, self.around = plan.network, around
+
+    def forward(self, *given: Tensor) -> Tensor:
+        return self.around.targets(self.network(*self.around.seen(given)))
+
+
+class Encoding(nn.Module):
+    """Every observation, the oldest first -> `condition` [1,C]."""
+
+    def __init__(self, plan: Plan, around: Round):
+        super().__init__()
+        assert plan.denoising is not None
+        self.network, self.around, self.history = plan.network, around, plan.denoising.history
+
+    def forward(self, *given: Tensor) -> Tensor:
+        n = len(given) // self.history
+        condition: Tensor = self.network([self.around.seen(given[k * n : (k + 1) * n]) for k in range(self.history)])
+        return condition
+
+
+class Step(nn.Module):
+    """Sample, condition and the step's place -> the next sample, and the `chunk` [1,K,J] that it would be."""
+
+    def __init__(self, plan: Plan, around: Round):
+        super().__init__()
+        assert plan.denoising is not None
+        self.network, self.around, self.first = plan.denoising.denoiser, around, plan.denoising.history - 1
+
+    def forward(self, sample: Tensor, condition: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        after = self.network(sample, condition, place)
+        return after, self.around.targets(after[:, self.first :])
 
 
 class _Normal(nn.Module):
@@ -62,19 +107,27 @@ class _Normal(nn.Module):
 @dataclass(frozen=True)
 class Opened:
     """`cameras`: the robot's camera names in the policy's order. `size`: width and height of their pictures. `does`:
-    what is done round the network, part by part, for people."""
+    what is done round the network, part by part, for people. `kind`: the bundle's. `specs`: its engines."""
 
     folder: Folder
     plan: Plan
-    module: Deployed
     cameras: tuple[str, ...]
     size: tuple[int, int]
     does: Mapping[str, str]
+    kind: str
+    specs: Specs
 
     @property
-    def inputs(self) -> dict[str, tuple[int, ...]]:
-        picture = (1, 3, self.size[1], self.size[0])
-        return {**dict.fromkeys(self.cameras, picture), "state": (1, self.folder.inputs[STATE].shape[0])}
+    def sample(self) -> tuple[int, ...]:
+        """The shape of what a denoiser works on."""
+        return self.specs[DENOISE][1]["sample"]
+
+    def answer(self, run: Callable[[str, Feeds], Feeds], feed: Feeds) -> Feeds:
+        """The inputs of every engine's last pass, and "chunk" [1,K,J], for the inputs `feed` of the first. `run(engine,
+        inputs)` gives its outputs."""
+        if self.plan.denoising is None:
+            return {**feed, "chunk": run(chunk.ENGINE, feed)["chunk"]}
+        return diffused(run, feed, self.sample, self.plan.denoising.count)
 
 
 def open_folder(path: Path, arm: Family, units: Units) -> Opened:
@@ -98,8 +151,34 @@ def open_folder(path: Path, arm: Family, units: Units) -> Opened:
     names = _robot_names(folder, process, cameras)
     shape = folder.inputs[cameras[0]].shape
     does = _told(folder, plan, process, dict(zip(cameras, names, strict=True)), units)
-    module = Deployed(plan, process, cameras, units).eval().requires_grad_(False)
-    return Opened(folder, plan, module, names, (shape[2], shape[1]), does)
+    around = Round(process, cameras, units)
+    kind, specs = _engines(plan, around, names, (1, 3, shape[1], shape[2]), folder.outputs[ACTION].shape[0])
+    for module, _, _ in specs.values():
+        module.eval().requires_grad_(False)
+    return Opened(folder, plan, names, (shape[2], shape[1]), does, kind, specs)
+
+
+def _engines(
+    plan: Plan, around: Round, cameras: Sequence[str], picture: tuple[int, ...], joints: int
+) -> tuple[str, Specs]:
+    """The kind of the bundle and its engines."""
+
+    def inputs(back: int) -> dict[str, tuple[int, ...]]:
+        names = [earlier(name, back) for name in (*cameras, "state")]
+        return dict(zip(names, [picture] * len(cameras) + [(1, joints)], strict=True))
+
+    d = plan.denoising
+    if d is None:
+        return "chunk", {chunk.ENGINE: (Deployed(plan, around), inputs(0), ["chunk"])}
+    every: dict[str, tuple[int, ...]] = {}
+    for back in reversed(range(d.history)):
+        every |= inputs(back)
+    sample = (1, plan.steps + d.history - 1, joints)
+    step = {"sample": sample, "condition": (1, d.width), "place": (1, d.count)}
+    return "diffusion", {
+        ENCODE: (Encoding(plan, around), every, ["condition"]),
+        DENOISE: (Step(plan, around), step, ["next", "chunk"]),
+    }
 
 
 def _checked(folder: Folder, arm: Family) -> list[str]:
@@ -156,4 +235,12 @@ def _told(folder: Folder, plan: Plan, process: Processing, cameras: Mapping[str,
         "state": f"{units.name}, then {process.modes[STATE]}",
         "actions": f"{process.modes[ACTION]} undone, from {units.name}",
         "chunk": use,
+        **_told_of_time(plan),
     }
+
+
+def _told_of_time(plan: Plan) -> dict[str, str]:
+    d = plan.denoising
+    if d is None:
+        return {}
+    return {"history": f"{d.history} observations, a step apart", "noise": f"fixed by a seed, out in {d.count} steps"}

@@ -32,17 +32,30 @@ WITHOUT_EFFECT = (
 
 
 @dataclass(frozen=True)
+class Denoising:
+    """`denoiser(sample, condition, place)`: see `export.policies.diffusion.Denoiser`. `history`: observations that the
+    condition, of `width` numbers, is made of; `count`: steps from noise to plan."""
+
+    denoiser: nn.Module
+    history: int
+    width: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """A network and how its answers are used.
+    """A network and how its answers are used. `steps`: of a plan from the newest observation on.
 
     `network(pictures, state)` gives normalised actions [1, steps, A] from normalised pictures [1,3,h,w] each and the
-    normalised state. `use`, `ensemble`: as `runtime.manifest.Chunk` says.
+    normalised state; with `denoising`, `network(observations)` gives a condition. `use`, `ensemble`: as
+    `runtime.manifest.Chunk` says.
     """
 
     network: nn.Module
     steps: int
     use: int | None = None
     ensemble: float | None = None
+    denoising: Denoising | None = None
 
 
 class Settings:
@@ -87,6 +100,37 @@ class Settings:
         if value is not None and (type(value) not in (int, float) or not -1 <= value <= 1):
             raise self._wrong(key, "null or a number from -1 to 1")
         return value if value is None else float(value)
+
+    def number(self, key: str) -> float:
+        value = self._get(key)
+        if type(value) not in (int, float) or not 0 < value < 1e6:
+            raise self._wrong(key, "a number above 0")
+        return float(value)
+
+    def share(self, key: str, missing: float) -> float:
+        value = self._get(key)
+        value = missing if value is None else value
+        if type(value) not in (int, float) or not 0 < value <= 1:
+            raise self._wrong(key, "a number above 0, at most 1")
+        return float(value)
+
+    def whole_or(self, key: str, missing: int) -> int:
+        """At most `missing`, which is also what null means."""
+        return missing if self._get(key) is None else self.whole(key, missing)
+
+    def wholes(self, key: str) -> list[int]:
+        value = self._get(key)
+        if not isinstance(value, list) or not value or any(type(n) is not int or not 1 <= n < 100_000 for n in value):
+            raise self._wrong(key, "a list of whole numbers")
+        return value
+
+    def pair_or_none(self, key: str) -> tuple[int, int] | None:
+        if self._get(key) is None:
+            return None
+        pair = self.wholes(key)
+        if len(pair) != 2:
+            raise self._wrong(key, "null or two whole numbers")
+        return pair[0], pair[1]
 
     def only(self, key: str, value: Any) -> None:
         """The key may be absent."""

@@ -79,11 +79,11 @@ class Units:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Where the T pictures of an episode lie: `first` counts from the file's first picture (or row, for pictures in a
-    table). `pts` int64[n]: times of all pictures of a video (`films.Probe`)."""
+    """The pictures of the T rows of an episode: `numbers` int64[T], counted from the file's first picture (or row, for
+    pictures in a table). `pts` int64[n]: times of all pictures of a video (`films.Probe`)."""
 
     path: Path
-    first: int
+    numbers: np.ndarray
     pts: np.ndarray | None = None
 
 
@@ -91,7 +91,7 @@ class Pictures:
 class Take:
     """One usable episode of T rows. `state`, `action` float64[T,J] in the recording's units, in the family's order;
     `t` float64[T] s, strictly increasing; `parts`: first row, row after the last and instruction of each task in it;
-    `pictures`: name of the camera -> where they lie. `rows` int64[T]: which pictures of the episode belong to them."""
+    `pictures`: name of the camera -> where they lie. `rows` int64[T]: which of the episode's stored rows they are."""
 
     number: int
     state: np.ndarray

@@ -12,7 +12,7 @@ import numpy as np
 
 from export.recordings import advice, plots
 from export.recordings.findings import Examined, Problem
-from export.recordings.survey import Look, Seen, Survey
+from export.recordings.survey import Look, Seen, Survey, survey
 
 STYLE = """:root{--ink:#222;--dim:#667;--line:#dfe3e8;--back:#f4f6f8;--ok:#176b2c;--bad:#b3261e;--warn:#8a5a00}
 *{box-sizing:border-box}body{font:15px/1.5 system-ui,sans-serif;margin:0;background:var(--back);color:var(--ink)}
@@ -26,7 +26,9 @@ h2{font-size:19px;margin:0 0 .6em;overflow-wrap:anywhere}figure{margin:0}ul{marg
 .facts div{font-size:18px}.facts span,.dim,figcaption{display:block;color:var(--dim);font-size:13px}
 svg{width:100%;height:auto;font:12px system-ui,sans-serif}table{border-collapse:collapse;width:100%}
 th{font-weight:600;color:var(--dim);font-size:13px}
-td,th{padding:.35em .8em .35em 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
+td:nth-child(-n+2){overflow-wrap:normal}
+td,th{overflow-wrap:anywhere;padding:.35em .8em .35em 0}
+td,th{text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 .tag{font-size:12px;border-radius:9px;padding:1px 8px;background:#eef1f4;color:var(--dim);white-space:nowrap}
 .tag.stop{background:#fbe9e7;color:var(--bad)}.episode{border-top:1px solid var(--line);padding:10px 0}
 .strip{display:flex;gap:3px;overflow-x:auto;margin:4px 0}.strip img{height:72px;border-radius:3px;display:block}
@@ -46,6 +48,14 @@ class Checked:
     @property
     def left_out(self) -> int:
         return len({p.episode for p in self.problems if p.fatal and p.episode is not None})
+
+
+def checked(found: Examined) -> Checked:
+    """Look at every picture of `found`, where its joints can be told."""
+    if found.arm is None or found.units.joints is None or not found.takes:
+        return Checked(found, None, found.problems)
+    seen = survey(found)
+    return Checked(found, seen, (*found.problems, *advice.measured_problems(found, seen)))
 
 
 def _facts(c: Checked) -> str:
@@ -152,7 +162,7 @@ def _episode(c: Checked, s: Seen) -> str:
     late = f", {s.late} rows missing" if s.late else ""
     warned = "".join(f'<p class="{"bad" if p.fatal else "warn"}">{escape(p.kind)}: {escape(p.detail)}</p>' for p in own)
     head = (
-        f"<p><strong>{s.number}</strong> {escape(s.task or '(no instruction)')} "
+        f"<p><strong>{s.number}</strong> {escape('; '.join(s.tasks) or '(no instruction)')} "
         f'<span class="tag">{s.seconds:.1f} s</span> '
         f'<span class="tag">jitter {s.jitter_ms:.1f} ms{late}</span></p>'
     )
@@ -163,7 +173,7 @@ def _episodes(c: Checked) -> str:
     if c.seen is None or not c.seen.episodes:
         return ""
     seconds = np.array([s.seconds for s in c.seen.episodes])
-    tasks = Counter(s.task or "(no instruction)" for s in c.seen.episodes)
+    tasks = Counter(t or "(no instruction)" for s in c.seen.episodes for t in s.tasks)
     rows = "".join(f"<tr><td>{escape(k)}</td><td>{n}</td></tr>" for k, n in tasks.most_common())
     return (
         '<section class="card"><h2>Tasks</h2><table><tr><th>instruction</th><th>episodes</th></tr>'
@@ -173,19 +183,19 @@ def _episodes(c: Checked) -> str:
     )
 
 
-def page(checked: Sequence[Checked], rate_hz: float) -> str:
+def page(looked: Sequence[Checked], rate_hz: float) -> str:
     """The HTML of one or more recordings."""
     body = []
-    for c in checked:
+    for c in looked:
         body += [_verdict(c), _problems(c.problems)]
         body.append(_list("What training will do with it", advice.training(c.found, rate_hz), "nothing"))
         if c.seen is not None:
             body.append(_list("What to record more of", advice.more(c.found, c.seen), "nothing that shows"))
         body += [_motion(c), _episodes(c)]
-    good = sum(c.found.accepted for c in checked)
+    good = sum(c.found.accepted for c in looked)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>harmowam data check</title><style>{STYLE}</style><main><h1>Before training</h1>"
-        f'<p class="dim">{good} of {len(checked)} recording{"s" if len(checked) > 1 else ""} can be used. Made by '
+        f'<p class="dim">{good} of {len(looked)} recording{"s" if len(looked) > 1 else ""} can be used. Made by '
         f"<code>harmowam data check</code>.</p>{''.join(body)}</main></html>"
     )

@@ -23,11 +23,10 @@ Picture = tuple[np.ndarray, Callable[[], np.ndarray]]  # grey uint8[64,w], and w
 def pictures(found: Examined, take: Take, name: str) -> Iterator[Picture]:
     """The pictures of the rows of `take` in order. Raises DataError where one cannot be decoded."""
     lies = take.pictures[name]
-    wanted = lies.first + take.rows
     if lies.pts is None:
-        yield from _stored(found.folder, lies.path, name, wanted)
+        yield from _stored(found.folder, lies.path, name, lies.numbers)
         return
-    left = lies.pts[wanted].tolist()[::-1]
+    left = lies.pts[lies.numbers].tolist()[::-1]
     try:
         with av.open(str(lies.path)) as container:
             stream = container.streams.video[0]

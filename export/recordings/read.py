@@ -60,13 +60,13 @@ class ImageTable:
 
 @dataclass(frozen=True)
 class Resampled:
-    """A part of an episode at the policy's rate: `state`, `action` float32[K,J] (rad); `pictures` int64[K]: which
-    pictures of the episode; `text`: its instruction."""
+    """A part of an episode at the policy's rate: `state`, `action` float32[K,J] (rad); `rows` int64[K]: rows of the
+    episode whose pictures are nearest; `text`: its instruction."""
 
     take: Take
     state: np.ndarray
     action: np.ndarray
-    pictures: np.ndarray
+    rows: np.ndarray
     text: str
 
 
@@ -82,7 +82,7 @@ def resample(found: Examined, rate_hz: float) -> list[Resampled]:
             if len(at) < 2:
                 continue
             q, goal = (linear(t, x[a:b], at).astype(np.float32) for x in (state, action))
-            out.append(Resampled(take, q, goal, take.rows[a + nearest(t, at)], text))
+            out.append(Resampled(take, q, goal, a + nearest(t, at), text))
     return out
 
 
@@ -112,7 +112,7 @@ def _without(found: Examined, lost: LostPictures) -> Examined:
     """`found` without the episodes that need these pictures."""
     kept, said = [], []
     for take in found.takes:
-        needs = [p.first + take.rows for p in take.pictures.values() if p.path == lost.path]
+        needs = [p.numbers for p in take.pictures.values() if p.path == lost.path]
         if any(np.isin(n, lost.lost).any() for n in needs):
             why = f"pictures in {lost.path.name} cannot be decoded"
             said.append(Problem("pictures", take.number, why, "it is left out; download or record it again", True))
@@ -167,8 +167,8 @@ def _files(
     for p in parts:
         lies = p.take.pictures[name]
         clocks[lies.path] = lies.pts
-        wanted.setdefault(lies.path, []).append(np.stack([lies.first + p.pictures, row + np.arange(len(p.pictures))]))
-        row += len(p.pictures)
+        wanted.setdefault(lies.path, []).append(np.stack([lies.numbers[p.rows], row + np.arange(len(p.rows))]))
+        row += len(p.rows)
     files: list[File] = []
     to, of = [], []
     threads = max(1, workers // len(wanted))

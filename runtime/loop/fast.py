@@ -18,6 +18,7 @@ from runtime.loop.motor_link import MotorLink
 from runtime.loop.record import RunRecord
 from runtime.loop.slow import SlowLoop
 from runtime.policies import FastStep
+from runtime.policies.history import History
 
 
 class FastLoop:
@@ -42,12 +43,13 @@ class FastLoop:
         self._family, self._lower, self._upper = family, lower, upper
         self._reset = True  # the step's memory was cleared since its last turn
         self._last_ns = 0
+        self._history = History(slow.step.history_ns)
 
     def _observe(self, frames: dict[str, Frame], state: JointState, now: int) -> Observation:
         captured = min(f.t_capture_ns for f in frames.values())
         self.record.fast_trace.add("observation.age", now - captured, captured)
         images = {name: f.image for name, f in frames.items()}
-        return Observation(captured, images, state.q_rad, state.qd_rad_s, self.record.counts.ticks)
+        return self._history(Observation(captured, images, state.q_rad, state.qd_rad_s, self.record.counts.ticks))
 
     def tick(self, period_ns: int, state: JointState) -> str:
         """One turn on new pictures; returns what was wrong with the model's output, or nothing."""

@@ -105,18 +105,8 @@ class Driver:
         self.slow = SlowLoop(self.policy.slow, slow_hz, self.record, self._stop, finish, then)
         self._joints = bundle.manifest.joints
         lower, upper = (np.array([getattr(j, k) for j in self._joints]) for k in ("lower", "upper"))
-        self.fast = FastLoop(
-            self.policy.fast,
-            self.eyes,
-            self.slow,
-            self.link,
-            self.record,
-            self.health,
-            bundle.family,
-            lower,
-            upper,
-            compensate,
-        )
+        parts = self.policy.fast, self.eyes, self.slow, self.link, self.record, self.health
+        self.fast = FastLoop(*parts, bundle.family, lower, upper, compensate)
         self.granted: dict[str, bool] = {}
         how = {"fast_hz": fast_hz, "slow_hz": slow_hz, "compensate": compensate, "engine": compute.engine}
         more = {**how, **(facts or {}), **({"then": list(then)} if then else {})}

@@ -25,7 +25,9 @@ ENCODING = "harmowam"
 STEP, PRIOR, FUTURE, STATE, HEALTH = "fast/step", "slow/prior", "slow/future", "arm/state", "health"
 CAMERA = "camera/"  # followed by the camera's name
 _TICK = struct.Struct("<qqqqBB")  # step's time, observation, its capture time, Prior's number (-1: none), flags, joints
-_PRIOR = struct.Struct("<qqqqqII")  # number, observation, its capture time, step's time, ready, chunk rows, joints
+# Number, observation, its capture time, step's time, ready, chunk rows, joints (above PAST_BITS: older observations).
+_PRIOR = struct.Struct("<qqqqqII")
+PAST_BITS = 16
 _FUTURE = struct.Struct("<qq4I")  # Prior's number, capture time of its observation, shape; then float16
 # Flags: the fast step's memory was cleared before this step; its command went to the arm; the step before it was
 # dropped.
@@ -70,6 +72,7 @@ class PriorRecord:
     qd_rad_s: np.ndarray
     chunk: np.ndarray  # float32[K,A]
     digest: bytes
+    past: tuple[tuple[int, np.ndarray], ...] = ()  # number and measured joints of the older observations
 
 
 @dataclass(frozen=True)
@@ -115,10 +118,11 @@ def packed_tick(
 
 def packed_prior(prior: Prior, obs: Observation, t_ns: int) -> bytes:
     """A `PriorRecord`."""
-    raw = _PRIOR.pack(
-        prior.number, obs.number, prior.t_capture_ns, t_ns, prior.t_ready_ns, len(prior.chunk), len(obs.q_rad)
-    )
-    return raw + np.concatenate([obs.q_rad, obs.qd_rad_s, prior.chunk.ravel()]).astype("<f4").tobytes() + digest(prior)
+    joints = len(obs.q_rad) | len(obs.past) << PAST_BITS
+    raw = _PRIOR.pack(prior.number, obs.number, prior.t_capture_ns, t_ns, prior.t_ready_ns, len(prior.chunk), joints)
+    raw += np.array([o.number for o in obs.past], "<i8").tobytes()
+    floats = [obs.q_rad, obs.qd_rad_s, *(o.q_rad for o in obs.past), prior.chunk.ravel()]
+    return raw + np.concatenate(floats).astype("<f4").tobytes() + digest(prior)
 
 
 def packed_future(prior: Prior) -> bytes:
@@ -156,12 +160,15 @@ def tick_of(raw: bytes) -> TickRecord:
 
 
 def prior_of(raw: bytes) -> PriorRecord:
-    number, observation, captured, t, ready, k, n = _PRIOR.unpack_from(raw)
-    floats = np.frombuffer(raw[_PRIOR.size : -DIGEST_BYTES], "<f4").copy()
-    chunk = floats[2 * n :].reshape(k, -1)
-    return PriorRecord(
-        number, observation, captured, t, ready, floats[:n], floats[n : 2 * n], chunk, raw[-DIGEST_BYTES:]
-    )
+    number, observation, captured, t, ready, k, joints = _PRIOR.unpack_from(raw)
+    n, older = joints & (1 << PAST_BITS) - 1, joints >> PAST_BITS
+    at = _PRIOR.size + 8 * older
+    numbers = np.frombuffer(raw[_PRIOR.size : at], "<i8")
+    floats = np.frombuffer(raw[at:-DIGEST_BYTES], "<f4").copy()
+    q, qd, *past = floats[: (2 + older) * n].reshape(2 + older, n)
+    chunk = floats[(2 + older) * n :].reshape(k, -1)
+    seen = tuple((int(i), x) for i, x in zip(numbers, past, strict=True))
+    return PriorRecord(number, observation, captured, t, ready, q, qd, chunk, raw[-DIGEST_BYTES:], seen)
 
 
 def future_of(raw: bytes) -> FutureRecord:

@@ -163,7 +163,8 @@ class _Player:
         if self.slow.remembers and r.number != self.slow.priors_made + 1:
             raise KeyError(r.number)
         frames = self.observations[r.observation]
-        obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.observation)
+        past = tuple(Observation(0, self.observations[i], q, np.zeros_like(q), i) for i, q in r.past)
+        obs = Observation(r.t_capture_ns, frames, r.q_rad, r.qd_rad_s, r.observation, past)
         self.slow.priors_made = r.number - 1
         made = self.slow.step(r.t_ns, obs)
         if r.chunk.shape != made.chunk.shape:

@@ -35,6 +35,7 @@ class SlowStep:
     """One pass of the engine. It remembers only its instruction."""
 
     remembers = False
+    history_ns: tuple[int, ...] = ()
 
     def __init__(
         self,

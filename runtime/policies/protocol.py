@@ -47,6 +47,11 @@ class SlowStep(Protocol):
     def remembers(self) -> bool:
         """Whether the next Prior depends on the one before; False after `reset` until a Prior has been made."""
 
+    @property
+    def history_ns(self) -> tuple[int, ...]:
+        """How long before the newest observation the older ones lie that it looks at too, the newest first: `past` of
+        what it is given."""
+
     def set_task(self, task: str) -> None:
         """Another instruction from now on; raises BundleError for a text the bundle does not know."""
 

@@ -13,10 +13,14 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from diffusers.schedulers import scheduling_ddpm
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.act.configuration_act import ACTConfig
 from lerobot.policies.act.modeling_act import ACTPolicy, ACTTemporalEnsembler
+from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
 from lerobot.policies.factory import make_pre_post_processors
+from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 
 from tests.export.lerobot_golden import GOLDEN, observation, weight
 
@@ -31,12 +35,37 @@ SMALL = {
     "n_action_steps": 8,
     "pretrained_backbone_weights": None,
 }
+NARROW = {
+    "down_dims": (16, 32),
+    "horizon": 8,
+    "n_action_steps": 4,
+    "diffusion_step_embed_dim": 16,
+    "spatial_softmax_num_keypoints": 4,
+    "num_train_timesteps": 20,
+}
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "act": (ACTConfig, ACTPolicy, SMALL),
     "act-pre-norm": (
         ACTConfig,
         ACTPolicy,
         {**SMALL, "pre_norm": True, "n_decoder_layers": 2, "feedforward_activation": "gelu", "n_action_steps": 5},
+    ),
+    "diffusion": (DiffusionConfig, DiffusionPolicy, {**NARROW, "crop_shape": (36, 60)}),
+    "diffusion-ddim": (
+        DiffusionConfig,
+        DiffusionPolicy,
+        {
+            **NARROW,
+            "noise_scheduler_type": "DDIM",
+            "num_inference_steps": 6,
+            "prediction_type": "sample",
+            "beta_schedule": "linear",
+            "resize_shape": (33, 50),
+            "crop_ratio": 0.9,
+            "use_group_norm": False,
+            "use_film_scale_modulation": False,
+            "use_separate_rgb_encoder_per_camera": True,
+        },
     ),
 }
 
@@ -79,11 +108,26 @@ def answered(kind: str) -> dict[str, Any]:
         policy = policy_of.from_pretrained(folder, config=config).eval()
         pre, post = make_pre_post_processors(config, pretrained_path=folder)
     raw = {k: {"type": f.type.value, "shape": f.shape} for k, f in inputs.items()}
-    seen = pre({k: torch.from_numpy(v) for k, v in observation(raw, 1).items()})
+    older, seen = (pre({k: torch.from_numpy(v) for k, v in observation(raw, n).items()}) for n in (2, 1))
     with torch.no_grad():
-        chunk = policy.predict_action_chunk(seen)
+        if kind.startswith("act"):
+            chunk = policy.predict_action_chunk(seen)
+        else:
+            chunk = denoised(policy, [older, seen])
     actions = torch.stack([post(chunk[:, k]) for k in range(chunk.shape[1])], 1)
     return {"files": files, "states": states, "shapes": shapes, "actions": actions[0].tolist()}
+
+
+def denoised(policy: DiffusionPolicy, observations: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+    """Actions from these observations, the oldest first, with noise that a seed fixes."""
+    config, model = policy.config, policy.diffusion
+    shape = (model.num_inference_steps + 1, config.horizon, 6)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    fresh = iter(noise[1:])
+    scheduling_ddpm.randn_tensor = lambda *args, **how: next(fresh)[None]
+    batch = {OBS_STATE: torch.stack([o[OBS_STATE] for o in observations], 1)}
+    pictures = [torch.stack([o[key] for key in config.image_features], 1) for o in observations]
+    return model.generate_actions({**batch, OBS_IMAGES: torch.stack(pictures, 1)}, noise=noise[:1])
 
 
 def ensembled(coefficient: float, steps: int = 6, updates: int = 12) -> dict[str, Any]:

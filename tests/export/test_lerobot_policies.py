@@ -17,6 +17,7 @@ from export.policies.units import Units, units_of
 from firmware_bridge.arms.koch import FAMILY as koch
 from firmware_bridge.arms.so101 import FAMILY as so101
 from firmware_bridge.arms.viperx import FAMILY as viperx
+from runtime.policies.history import earlier
 from runtime.robot import load_robot
 from tests.export.lerobot_golden import golden, observation, small, weight, write_folder
 
@@ -31,7 +32,7 @@ def answer(folder, case, units=RAD):
     seen = observation(features, 1)
     pictures = [torch.from_numpy(seen[f"observation.images.{name}"])[None] for name in opened.cameras]
     state = torch.from_numpy(units.to_rad(seen["observation.state"]).astype(np.float32))[None]
-    return opened.module(*pictures, state)[0].numpy()
+    return opened.specs["chunk"][0](*pictures, state)[0].numpy()
 
 
 @pytest.mark.parametrize("name", ["act", "act-pre-norm"])
@@ -46,6 +47,31 @@ def test_a_policy_answers_as_in_lerobot_itself(tmp_path, name):
     opened = open_folder(tmp_path / "p", so101, RAD)
     assert opened.cameras == ("wrist", "front") and opened.size == (72, 40)
     assert opened.plan.use == {"act": 8, "act-pre-norm": 5}[name] and opened.plan.ensemble is None
+
+
+@pytest.mark.parametrize("name", ["diffusion", "diffusion-ddim"])
+def test_a_diffusion_policy_answers_as_in_lerobot_itself(tmp_path, name):
+    """From two observations and noise of a seed; DDPM by the error, DDIM by the clean plan; cropped, and resized."""
+    case = golden(name)
+    wanted = np.array(case["actions"])
+    opened = open_folder(write_folder(tmp_path / "p", case), so101, RAD)
+    features = case["files"]["config.json"]["input_features"]
+    feed: dict[str, np.ndarray] = {}
+    for back, seed in ((1, 2), (0, 1)):
+        seen = observation(features, seed)
+        feed |= {earlier(c, back): seen[f"observation.images.{c}"][None] for c in opened.cameras}
+        feed[earlier("state", back)] = seen["observation.state"][None]
+    assert list(opened.specs["encode"][1]) == ["wrist-1", "front-1", "state-1", "wrist", "front", "state"]
+
+    def run(engine, given):
+        module, inputs, outputs = opened.specs[engine]
+        made = module(*(torch.from_numpy(given[k]) for k in inputs))
+        made = made if len(outputs) > 1 else (made,)
+        return {k: x.numpy() for k, x in zip(outputs, made, strict=True)}
+
+    made = opened.answer(run, {k: feed[k] for k in opened.specs["encode"][1]})["chunk"][0]
+    assert np.abs(made[:4] - wanted).max() < 1e-4 * np.ptp(wanted)
+    assert len(made) == opened.plan.steps == 7 and opened.plan.use == 4
 
 
 def older(case, prefix=""):

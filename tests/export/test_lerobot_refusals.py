@@ -220,9 +220,9 @@ def test_a_dataset_that_cannot_be_used_is_refused_in_one_sentence(copy, case):
 
 def test_damaged_datasets_are_refused_in_a_sentence_or_read_as_what_they_were(tmp_path):
     """The same as `python -m benchmarks.fuzz_dataset`, which plays 2,000 and more."""
-    found = fuzz(made(tmp_path / "whole"), tmp_path / "work", 200, seed=0)
+    found = fuzz(made(tmp_path / "whole"), tmp_path / "work", 100, seed=0)
     assert (found.accepted, found.failed, found.slow) == ([], [], [])
-    assert found.refused > 100 and found.same > 5
+    assert found.refused > 50 and found.same > 0
 
 
 def test_the_users_own_splits_break_no_hash(copy):

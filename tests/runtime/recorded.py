@@ -16,6 +16,7 @@ from runtime.observe.log import LogWriter
 from runtime.observe.replay import run_meta
 from runtime.policies import open_policy
 from runtime.policies.finish import finish_of
+from runtime.policies.history import History
 from tests.rig import START
 from tests.tiny import FRONT, TASK, WRIST
 
@@ -26,7 +27,7 @@ def record(path, bundle, ticks=40, reset_at=25, dropped=0, then=()):
     """A run without a clock: pictures with noise, a Prior every six ticks; with `then`, tasks that follow."""
     cameras = {"front": Camera.from_json(FRONT), "wrist": Camera.from_json(WRIST)}
     policy = open_policy(bundle, TASK, cameras)
-    slow, fast = policy.slow, policy.fast
+    slow, fast, history = policy.slow, policy.fast, History(policy.slow.history_ns)
     log = LogWriter(path, run_meta(bundle, TASK, policy.mode, cameras, then=list(then)), reserve_bytes=0)
     loop = SlowLoop(slow, 8.0, RunRecord(), threading.Event(), finish_of(bundle), then)
     loop.record.log = log
@@ -35,7 +36,7 @@ def record(path, bundle, ticks=40, reset_at=25, dropped=0, then=()):
         t = 1_000 * MS + k * 20 * MS
         frames = {n: rng.integers(0, 255, (96, 96, 3)).astype(np.uint8) for n in cameras}
         q = (np.array(START) + rng.normal(0, 0.01, 6)).astype(np.float32)
-        obs = Observation(t, frames, q, np.zeros(6, np.float32), k)
+        obs = history(Observation(t, frames, q, np.zeros(6, np.float32), k))
         if k == reset_at:
             fast.reset()
         command, tick = fast.step(t + 5 * MS, obs, prior)

@@ -64,11 +64,12 @@ def test_a_bundle_that_names_no_kind_is_harmowam(tmp_path):
     assert (policy.kind, policy.mode, policy.fast.uses_pictures) == ("harmowam", "gated", True)
 
 
-@pytest.mark.parametrize("name", ["diffusion", "decode", "__init__", "os"])
+@pytest.mark.parametrize("name", ["vla", "decode", "__init__", "os"])
 def test_an_unknown_kind_is_refused_and_nothing_else_of_that_name_is_loaded(tmp_path, name):
     path = renamed(tiny_bundle(tmp_path), kind=name)
     with pytest.raises(
-        PolicyError, match=f"holds a policy of kind '{name}', this version drives chunk, harmowam: name another"
+        PolicyError,
+        match=f"holds a policy of kind '{name}', this version drives chunk, diffusion, harmowam: name another",
     ):
         kind_of(Bundle.load(path))
     for verb in (["run"], ["profile"], ["evaluate", "--task", "plate"]):
@@ -83,8 +84,8 @@ def test_a_kind_whose_file_cannot_be_loaded_is_named_and_keeps_no_other_from_run
     assert kind_of(Bundle.load(bundle)).modes[0] == "gated"
     with pytest.raises(PolicyError, match=r"runtime/policies/broken.py cannot be loaded \(ModuleNotFoundError: No mod"):
         kind_of(Bundle.load(renamed(bundle, kind="broken")))
-    with pytest.raises(PolicyError, match="this version drives chunk, harmowam: name another"):
-        kind_of(Bundle.load(renamed(bundle, kind="diffusion")))
+    with pytest.raises(PolicyError, match="this version drives chunk, diffusion, harmowam: name another"):
+        kind_of(Bundle.load(renamed(bundle, kind="vla")))
 
 
 @pytest.mark.parametrize("policy", [3, {"kind": 3}, {"kind": ""}, {"kind": "../harmowam"}, {"name": "chunk"}])

@@ -230,6 +230,16 @@ def test_disturbed_starts_are_those_of_seen_and_what_happened_is_in_the_row(rig,
     assert not any(name.startswith(("displaced", "reaction")) for name in ev.run_job(still))
 
 
+def test_a_row_does_not_depend_on_what_its_worker_played_before(bundle, monkeypatch):
+    monkeypatch.setattr(ev, "LIMIT_S", 0.4)
+    want = jobs(bundle, ("gated", "predictive"), ("background", "disturbed"), 1)
+    alone = {}
+    for job in want:
+        monkeypatch.setattr(ev, "_cache", {})
+        alone[job.key] = ev.run_job(job)
+    assert {job.key: ev.run_job(job) for job in reversed(want)} == alone
+
+
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 

@@ -64,6 +64,8 @@ class SlowStep:
         self.mean, self.std = np.array(m.chunk.mean), np.array(m.chunk.std)
         self.priors_made = 0
 
+    history_ns: tuple[int, ...] = ()
+
     def set_task(self, task: str) -> None:
         """Another instruction from now on; raises BundleError for a text the bundle does not know."""
         self.text = self.bundle.task(task)[None].astype(np.float32)
