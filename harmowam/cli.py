@@ -102,6 +102,13 @@ def main() -> None:
     metavar="TASK=N",
     help="N additional demonstrations of one task, and N episodes of play with its things (repeatable).",
 )
+@click.option(
+    "--rate",
+    type=click.Choice(["20", "25"]),
+    default="20",
+    show_default=True,
+    help="Rows a second that the dataset says: as many as the model takes (25: recipes/so101.toml; 20: the default).",
+)
 @json_option
 @errors
 def collect(
@@ -113,6 +120,7 @@ def collect(
     environment: str,
     workers: int | None,
     more: tuple[str, ...],
+    rate: str,
     json_path: Path | None,
 ) -> None:
     """Record the scripted expert in simulation as a LeRobotDataset: demonstrations of the six tasks, and play. For an
@@ -126,7 +134,7 @@ def collect(
     if not described.simulated:
         raise UserError(f"the scripted expert drives simulated robots only: use --robot sim_{described.family.NAME}.")
     if described.family.NAME != ARM.NAME:
-        refuse_unused(f"with a {described.family.NAME}, which traces circles", "play", "environment", "more")
+        refuse_unused(f"with a {described.family.NAME}, which traces circles", "play", "environment", "more", "rate")
         result = collect_traces(out, described, episodes, seed, workers=workers)
         click.echo(f"kept {result['kept']} of {result['tried']} episodes in {out}")
         write_json(json_path, result)
@@ -140,7 +148,7 @@ def collect(
             )
         on_top[task] = int(count)
     with resumable(f"the same command goes on; {out} keeps the parts that are whole"):
-        result = collect(out, episodes, play, seed, workers=workers, environment=environment, more=on_top)
+        result = collect(out, episodes, play, seed, workers, float(rate), environment, on_top)
     click.echo(f"kept {result['kept']} of {result['tried']} episodes in {out}")
     write_json(json_path, result)
 
