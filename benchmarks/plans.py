@@ -19,9 +19,10 @@ from export.observations import engine_feeds
 from export.origin import CHECKPOINT
 from export.plan import Plan, Precision
 from export.precision import MODULES, milliseconds
-from export.tensorrt.builder import CAPABILITIES, EnginePlan, compiled
+from export.tensorrt.builder import CAPABILITIES, compiled
 from runtime.bundle import Bundle
 from runtime.engines.onnx import OrtEngine
+from runtime.engines.plan import EnginePlan
 
 ROBOT = ("world_model", "predictive", "fast")
 SLOW = ("world_model", "predictive")

@@ -24,9 +24,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from export.tensorrt.builder import EnginePlan
-from export.tensorrt.message import Kernel
 from export.tensorrt.work import role
+from runtime.engines.plan import EnginePlan, Kernel
 
 CASES = Path(__file__).parent / "roofline_cases.json"
 # Operations per clock of one streaming multiprocessor on its tensor cores (sm_87, dense). float32 is computed as TF32.

@@ -192,7 +192,8 @@ def _on_board(name: str, bundle: Bundle) -> dict[str, float]:
     """Engine -> predicted milliseconds on a board, from the plans of the bundle where it has some. Raises UserError for
     an unknown board."""
     from export.roofline import BOARDS, described, predicted, spelt
-    from export.tensorrt.stored import PLAN, read_plan
+    from export.tensorrt.stored import read_plan
+    from runtime.engines.plan import PLAN
 
     known = [spelt(board) for board in BOARDS]
     if name not in known:

@@ -299,7 +299,8 @@ def _print_orin(report: dict[str, Any], out: Path, engines: list[str]) -> None:
     """Print predicted times on a Jetson Orin, and add them to `report`: "orin", and for INT8 by plans also
     "orin_inside"."""
     from export.roofline import described, predicted, table
-    from export.tensorrt.stored import PLAN, read_plan
+    from export.tensorrt.stored import read_plan
+    from runtime.engines.plan import PLAN
 
     plans = read_plan(out).plans if (out / "reports" / PLAN).is_file() else {}
     files = {name: out / "onnx" / f"{name}.onnx" for name in engines}

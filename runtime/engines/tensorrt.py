@@ -160,6 +160,12 @@ class TensorRTEngine:
         self.start(feeds)
         return self.wait()
 
+    def inspected(self) -> tuple[str, int]:
+        """The inspector's JSON about the engine, and the bytes that its execution context needs on the device."""
+        trt, inspector = tensorrt(), self._engine.create_engine_inspector()
+        said = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
+        return str(said), int(self._engine.device_memory_size_v2)
+
     def close(self) -> None:
         """Give memory, graph and stream back; arrays that `wait` returned are gone with them. Closing twice is
         allowed."""

@@ -9,8 +9,9 @@ import pytest
 
 from export.tensorrt.compare import by_role, different
 from export.tensorrt.gate import judged
-from export.tensorrt.stored import PLAN, write_plan
+from export.tensorrt.stored import write_plan
 from harmowam.export import _print_orin
+from runtime.engines.plan import PLAN
 from tests.command import harmowam, refusal
 from tests.onnx_files import quantised_conv
 from tests.tiny import tiny_bundle
