@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from firmware_bridge.servos import sts3215, xseries
+from harmowam.hints import as_given
 from harmowam.options import UserError, errors, json_option, robot_option, to_be_written, write_json, write_text
 
 if TYPE_CHECKING:
@@ -131,10 +132,8 @@ def scan(
     for line in table([scan_row(f) for f in found], SCANNED):
         click.echo(line.rstrip())
     for i in sorted({f.servo for f in found if f.double}):
-        click.echo(
-            f"{two_servos(i)}: connect one servo at a time, and give each an id of its own with `harmowam bus set-id`",
-            err=True,
-        )
+        mend = as_given("connect one servo at a time, and give each an id of its own with `harmowam bus set-id`")
+        click.echo(f"{two_servos(i)}: {mend}", err=True)
     write_json(json_path, {"servos": [scanned(f) for f in found]})
 
 
@@ -293,13 +292,11 @@ def check(robot: str, port: str | None, fix: bool, json_path: Path | None) -> No
         if rows and not fix:
             raise UserError(
                 f"{len(rows)} setting{'s' * (len(rows) > 1)} would change the arm's motion: `harmowam bus check "
-                f"--robot {robot} --fix` sets {'them' if len(rows) > 1 else 'it'} right, with the torque off."
+                f"--fix` sets {'them' if len(rows) > 1 else 'it'} right, with the torque off."
             )
         if rows:
-            click.echo(
-                "set right; what its steps mean may have changed: calibrate the joints again (`harmowam calibrate "
-                "joints`)"
-            )
+            again = as_given("`harmowam calibrate joints`")
+            click.echo(f"set right; what its steps mean may have changed: calibrate the joints again ({again})")
         before_torque.check_file(arm, held)
         before_torque.poses(arm, before_torque.read_settings(arm))
         click.echo(f"{len(arm.ids)} servos hold what they must, and stand where they can be held")

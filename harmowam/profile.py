@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from common.files import write_whole
+from harmowam.hints import as_given
 from harmowam.options import (
     UserError,
     bundle_option,
@@ -97,7 +98,7 @@ def _facts(bundle: Path, robot: str, described: Robot, done: LiveRun) -> Facts:
         quantization=done.bundle.manifest.quantization,
         steps=stages,
         note=done.driver.compute.note,
-        mends={f.name: f.mend for f in findings if f.state != "ok" and f.mend},
+        mends={f.name: as_given(f.mend) for f in findings if f.state != "ok" and f.mend},
     )
 
 

@@ -126,7 +126,7 @@ def joints_and_stop(machine: Machine, robot: Robot) -> Iterator[Finding]:
     if robot.joints_measured:
         yield Finding("joints", "ok", "calibrated")
     else:
-        mend = f'`harmowam calibrate joints --robot {robot.path}`, then [arm] calibration = "calibration/joints"'
+        mend = '`harmowam calibrate joints`, then [arm] calibration = "calibration/joints"'
         yield Finding("joints", "warn", "not calibrated: the zeros are the robot file's, not this arm's", mend)
     if not robot.arm.estop:
         mend = "see docs/arm.md, Emergency stop; a switch in the arm's supply comes first"
