@@ -66,7 +66,7 @@ def newer(path):
 
 
 BUNDLES: dict[str, tuple[Any, str]] = {
-    "missing": (shutil.rmtree, "is not a bundle.*harmowam export"),
+    "missing": (shutil.rmtree, r"is not a bundle.*make out/so101.bundle with `\./build.sh bundle`"),
     "damaged": (lambda b: (b / "onnx/fast.onnx").write_bytes(b"x"), "does not match its hash: copy it again"),
     "incomplete": (lambda b: (b / "onnx/fast.onnx").unlink(), "is missing: copy it again"),
     "newer": (newer, "has bundle schema 7, this version reads 3: upgrade harmowam"),
