@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from runtime.robot import load_robot
 from sim.tasks import ARM, DISPLACED
 
 if TYPE_CHECKING:
+    from firmware_bridge.virtual.bus import VirtualBus
     from sim.disturbance import Disturber
     from sim.world import World
 
@@ -63,6 +65,19 @@ def _command(slots: Path, robot: str, seed: int, task: str | None, fps: float) -
     words = ["--slots", str(slots), "--robot", robot, "--seed", str(seed), "--fps", str(fps)]
     words += ["--starter", str(os.getpid())]
     return module_command("sim.server", *words, *(["--task", task] if task else []))
+
+
+def _begin(bus: VirtualBus, faults: Iterable[tuple[str, float]], now_ns: int) -> int | None:
+    """Inject faults into the bus, each its seconds after `now_ns`; returns from when on a thing may move (ns), None:
+    never."""
+    movable_ns = None
+    for name, seconds in faults:
+        at_ns = now_ns + int(seconds * 1e9)
+        if name == DISPLACED:
+            movable_ns = at_ns
+        else:
+            bus.faults.inject(name, at_ns)
+    return movable_ns
 
 
 def _disturber(world: World, judge: _Judge, seed: int, wanted: bool) -> Disturber | None:
@@ -144,12 +159,7 @@ def serve(
         now = ticker.wait()
         world.advance((now - began) * 1e-9 - world.time_s)
         if pending and bus.bus.get(first, "torque_enable"):
-            for name, seconds in pending:
-                if name == DISPLACED:
-                    movable_ns = now + int(seconds * 1e9)
-                else:
-                    bus.bus.faults.inject(name, now + int(seconds * 1e9))
-            pending = []
+            movable_ns, pending = _begin(bus.bus, pending, now), []
         if disturb is not None and movable_ns is not None and now >= movable_ns:
             disturb(now)
         success = judge.look(now)

@@ -127,7 +127,7 @@ def drawn(spec: Spec, name: str, number: int, rows: int) -> list[np.ndarray]:
     table = cv2.resize(soft, (width, height), interpolation=cv2.INTER_CUBIC)
     at = np.concatenate([so101.frames(q)[..., :3, 3], so101.tool(q)[:, None, :3, 3]], 1)
     px = np.stack([width / 2 - at[..., 1] / 0.9 * width, height * 0.95 - at[..., 0] / 0.5 * height * 0.9], -1)
-    noise = rng.normal(0, 2, table.shape).round().astype(np.int16)
+    noise = np.round(rng.normal(0, 2, table.shape)).astype(np.int16)
     out = []
     for line in px:
         picture = table.copy()
