@@ -214,9 +214,11 @@ def arm_on(robot: str, port: str | None) -> Iterator[Arm]:
 @click.option("--seconds", type=float, help="Stop after this time (default: at Ctrl-C).")
 @errors
 def monitor(robot: str, port: str | None, seconds: float | None) -> None:
-    """Live table of every joint. Only reads; works with the torque off while the arm is moved by hand."""
+    """Live table of every joint. Only reads; works with the torque off while the arm is moved by hand. Written to a
+    file, it goes on with the rows that have changed."""
     end = time.monotonic() + (seconds if seconds is not None else 1e9)
-    drawn, ticks, began = 0, 0, time.monotonic()
+    drawn: list[str] = []
+    ticks, began, screen = 0, time.monotonic(), sys.stdout.isatty()
     with arm_on(robot, port) as arm, contextlib.suppress(KeyboardInterrupt):
         while time.monotonic() < end:
             m = arm.read()
@@ -225,10 +227,11 @@ def monitor(robot: str, port: str | None, seconds: float | None) -> None:
             if ticks % 10 == 0:
                 lines = table(monitor_rows(arm, m), WATCHED)
                 lines.append(f"{ticks / (time.monotonic() - began):.0f} readings a second; Ctrl-C ends")
-                if drawn and sys.stdout.isatty():
-                    click.echo(f"\x1b[{drawn}A", nl=False)
-                click.echo("\n".join(f"\x1b[K{line}" if sys.stdout.isatty() else line for line in lines))
-                drawn = len(lines)
+                if drawn and screen:
+                    click.echo(f"\x1b[{len(drawn)}A", nl=False)
+                for line in lines if screen else [x for x in lines[: -1 if drawn else None] if x not in drawn]:
+                    click.echo(f"\x1b[K{line}" if screen else line)
+                drawn = lines
             time.sleep(0.01)
 
 
@@ -253,7 +256,7 @@ def monitor_rows(arm: Arm, m: Measurement) -> list[list[Any]]:
                 name,
                 servo,
                 "?" if silent else f"{m.q[k]:+.3f}",
-                "?" if silent else f"{np.degrees(m.q[k]):+.1f}",
+                "?" if silent else f"{np.degrees(m.q[k]):+6.1f}",
                 "?" if silent else f"{m.qd[k]:+.2f}",
                 f"{arm.current[k]:+.2f}" if measures else "?",
                 f"{arm.voltage[k]:.1f}" if told else "?",

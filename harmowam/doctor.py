@@ -29,7 +29,7 @@ def doctor(robot: str, strict: bool, json_path: Path | None) -> None:
     described = load_robot(robot)
     findings = [*examine(described), *servos(described)]
     for f in findings:
-        click.echo(f"{MARKS[f.state]}{f.name}: {f.found}")
+        click.echo(f"{MARKS[f.state]}{f.name}: {as_given(f.found)}")
         if f.mend and f.state != "ok":
             click.echo(f"        mend: {as_given(f.mend)}")
     bad, warn = (sum(f.state == s for f in findings) for s in ("bad", "warn"))
