@@ -237,7 +237,6 @@ def run(
     from harmowam.processes import process_began_s
     from harmowam.profile import print_timing
     from runtime.observe.episode import LOG
-    from runtime.observe.verdict import verdict
     from runtime.robot import load_robot
 
     check_faults(fault, robot)
@@ -262,8 +261,6 @@ def run(
                 then=then,
             )
         print_timing(done.report)
-        if "success" in done.report:
-            click.echo(f"task: {done.report['task']}: {verdict(done.report)}")
         write_json(json_path, done.report)
         if folder is not None:
             click.echo(paged(done.bundle, folder, done.report))
@@ -295,14 +292,12 @@ def demo(
     from harmowam.demo import demo
     from harmowam.folders import left_in
     from harmowam.profile import print_timing
-    from runtime.observe.verdict import verdict
 
     with left_in(out, task, "--out", say) as folder:
         if folder is None:
             raise UserError("a demo needs a folder: name one with --out.")
         result = demo(bundle, folder, task, seed, seconds, say, engine)
     print_timing(result)
-    click.echo(f"task: {result['task']}: {verdict(result)}")
     write_json(json_path, result)
     click.echo(f"report: {folder / 'report.html'}\nvideo:  {folder / 'episode.mp4'}\nrecorded: {folder}")
 

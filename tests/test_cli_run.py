@@ -172,7 +172,7 @@ def test_ctrl_c_lowers_the_arm_lets_go_in_a_ramp_and_leaves_a_report(bench, bund
         time.sleep(0.01)
     assert driver.returncode == 130 and bench.torque() == [0] * 6
     assert len(limits) > 5  # the torque goes down in a ramp and is not cut
-    assert "lowering the arm" in driver.stdout.read()
+    assert "interrupted: lowering the arm" in driver.stdout.read()
     driver.stdout.close()
     page, report = told(tmp_path / "r")
     assert report["interrupted"] and "The run was interrupted after" in page
