@@ -27,7 +27,7 @@ STEPS = {"world": 2, "action": 4}
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory):
     """The engines of the shipped checkpoint as they ship for TensorRT, calibrated on a few observations, and their
-    plans."""
+    plans. torch to ONNX takes most of the time; the fixture `exported` shares its files."""
 
     def make(folder):
         plan = Plan(target="tensorrt", precision=SHIPPED)
