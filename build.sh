@@ -339,8 +339,11 @@ case $command in
     shift
     "cmd_${command//-/_}" "$@"
     ;;
-  *)
+  "" | --help | -h)
     sed -n '2,/^set/{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
-    [[ $command == --help || $command == -h ]] || exit 2
+    [[ -n $command ]] || exit 2
+    ;;
+  *)
+    die "There is no command '$command'. ./build.sh --help lists demo, test, test-arm64, bundle, jetson, peers."
     ;;
 esac

@@ -217,8 +217,8 @@ def check(reference: Reference, frames: list[np.ndarray], arm_frames: list[np.nd
     level = BLOCK if size > block_px else WARN if moved else OK
     if moved and arm_size is not None and not arm_off and size > ARM_SIGMA * reference.arm_noise:
         reason = (
-            f"the base marker is {size:.2f} px off, the arm's is not: the marker was moved; fix it and run check "
-            "--learn"
+            f"the base marker is {size:.2f} px off, the arm's is not: the marker was moved; fix it and run "
+            "`harmowam calibrate check --learn`"
         )
     elif moved and level == WARN and burnt > BURNT:
         reason = (

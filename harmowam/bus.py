@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from firmware_bridge.servos import sts3215, xseries
+from harmowam.hints import as_given
 from harmowam.options import UserError, errors, json_option, robot_option, to_be_written, write_json, write_text
 
 if TYPE_CHECKING:
@@ -131,10 +132,8 @@ def scan(
     for line in table([scan_row(f) for f in found], SCANNED):
         click.echo(line.rstrip())
     for i in sorted({f.servo for f in found if f.double}):
-        click.echo(
-            f"{two_servos(i)}: connect one servo at a time, and give each an id of its own with `harmowam bus set-id`",
-            err=True,
-        )
+        mend = as_given("connect one servo at a time, and give each an id of its own with `harmowam bus set-id`")
+        click.echo(f"{two_servos(i)}: {mend}", err=True)
     write_json(json_path, {"servos": [scanned(f) for f in found]})
 
 
@@ -215,9 +214,11 @@ def arm_on(robot: str, port: str | None) -> Iterator[Arm]:
 @click.option("--seconds", type=float, help="Stop after this time (default: at Ctrl-C).")
 @errors
 def monitor(robot: str, port: str | None, seconds: float | None) -> None:
-    """Live table of every joint. Only reads; works with the torque off while the arm is moved by hand."""
+    """Live table of every joint. Only reads; works with the torque off while the arm is moved by hand. Written to a
+    file, it goes on with the rows that have changed."""
     end = time.monotonic() + (seconds if seconds is not None else 1e9)
-    drawn, ticks, began = 0, 0, time.monotonic()
+    drawn: list[str] = []
+    ticks, began, screen = 0, time.monotonic(), sys.stdout.isatty()
     with arm_on(robot, port) as arm, contextlib.suppress(KeyboardInterrupt):
         while time.monotonic() < end:
             m = arm.read()
@@ -226,10 +227,11 @@ def monitor(robot: str, port: str | None, seconds: float | None) -> None:
             if ticks % 10 == 0:
                 lines = table(monitor_rows(arm, m), WATCHED)
                 lines.append(f"{ticks / (time.monotonic() - began):.0f} readings a second; Ctrl-C ends")
-                if drawn and sys.stdout.isatty():
-                    click.echo(f"\x1b[{drawn}A", nl=False)
-                click.echo("\n".join(f"\x1b[K{line}" if sys.stdout.isatty() else line for line in lines))
-                drawn = len(lines)
+                if drawn and screen:
+                    click.echo(f"\x1b[{len(drawn)}A", nl=False)
+                for line in lines if screen else [x for x in lines[: -1 if drawn else None] if x not in drawn]:
+                    click.echo(f"\x1b[K{line}" if screen else line)
+                drawn = lines
             time.sleep(0.01)
 
 
@@ -254,7 +256,7 @@ def monitor_rows(arm: Arm, m: Measurement) -> list[list[Any]]:
                 name,
                 servo,
                 "?" if silent else f"{m.q[k]:+.3f}",
-                "?" if silent else f"{np.degrees(m.q[k]):+.1f}",
+                "?" if silent else f"{np.degrees(m.q[k]):+6.1f}",
                 "?" if silent else f"{m.qd[k]:+.2f}",
                 f"{arm.current[k]:+.2f}" if measures else "?",
                 f"{arm.voltage[k]:.1f}" if told else "?",
@@ -293,13 +295,11 @@ def check(robot: str, port: str | None, fix: bool, json_path: Path | None) -> No
         if rows and not fix:
             raise UserError(
                 f"{len(rows)} setting{'s' * (len(rows) > 1)} would change the arm's motion: `harmowam bus check "
-                f"--robot {robot} --fix` sets {'them' if len(rows) > 1 else 'it'} right, with the torque off."
+                f"--fix` sets {'them' if len(rows) > 1 else 'it'} right, with the torque off."
             )
         if rows:
-            click.echo(
-                "set right; what its steps mean may have changed: calibrate the joints again (`harmowam calibrate "
-                "joints`)"
-            )
+            again = as_given("`harmowam calibrate joints`")
+            click.echo(f"set right; what its steps mean may have changed: calibrate the joints again ({again})")
         before_torque.check_file(arm, held)
         before_torque.poses(arm, before_torque.read_settings(arm))
         click.echo(f"{len(arm.ids)} servos hold what they must, and stand where they can be held")

@@ -23,6 +23,7 @@ from harmowam.calibrate_store import (
     rollback,
     store_option,
 )
+from harmowam.hints import as_given
 from harmowam.options import UserError, errors, json_option, refuse_unused, robot_option, say, write_json
 
 BOARD = "charuco:11x8:0.024:0.018:4x4_50"  # fills an A4 sheet
@@ -192,7 +193,7 @@ def intrinsics(
         shown,
     )
     for line in result.pop("said"):
-        click.echo(line)
+        click.echo(as_given(line))
     write_json(json_path, result)
     if not result["accepted"]:
         sys.exit(1)
@@ -252,7 +253,7 @@ def check(
         )
     else:
         result = run_check(where, camera, frames, arm, report or Path(f"out/calibrate/{camera}-check.html"))
-    click.echo(result["said"])
+    click.echo(as_given(result["said"]))
     write_json(json_path, result)
     if result.get("level") == "block":
         sys.exit(1)
@@ -318,7 +319,7 @@ def joints(
         result = work.stored_signs(loaded, where, port or loaded.port, ask, say)
     else:
         result = work.guided(loaded, where, port or loaded.port, page, ask, say)
-    click.echo(result["said"])
+    click.echo(as_given(result["said"]))
     write_json(json_path, result)
     if result.get("differs"):
         sys.exit(1)

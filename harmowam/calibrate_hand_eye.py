@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from harmowam.calibrate_store import camera_option, open_store, report_option, store_option
+from harmowam.hints import as_given
 from harmowam.options import UserError, errors, json_option, refuse_unused, robot_option, say, write_json
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def hand_eye(
     asked = _Asked(loaded, open_store(store, robot), camera, text, mount, noise, page, dry_run)
     result = _live(asked, count, port, seed) if images is None else _from_files(asked, images, Path(poses))
     for line in result.pop("said"):
-        click.echo(line)
+        click.echo(as_given(line))
     write_json(json_path, result)
 
 

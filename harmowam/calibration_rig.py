@@ -22,6 +22,7 @@ from common.timing import MOTOR_SILENT_CALIBRATING_S
 from firmware_bridge.motion.messages import COMMAND_BYTES, Command, JointState, RequestKind, SafetyState
 from firmware_bridge.motion.motor import COMMAND_SLOT, REQUEST_SLOT
 from firmware_bridge.motion.session import ArmSession, Interrupts
+from harmowam import machine_load
 from runtime.cameras.sources import CameraSource
 from runtime.cameras.v4l2 import focus, serial
 from runtime.robot import CameraConfig, Robot, RobotError
@@ -117,12 +118,12 @@ class LiveRig:
     """
 
     def __init__(self, robot: Robot, slots: Path, port: str | None = None):
-        self.robot, self.slots = robot, slots
+        self.robot, self.slots, self.port = robot, slots, port or robot.port
         self._over = threading.Event()
         with contextlib.ExitStack() as stack:
             interrupts = stack.enter_context(Interrupts())
             interrupts.ignored = True  # an interrupt inside ArmSession() would leave a guard that runs without an owner
-            self.session = stack.enter_context(ArmSession(port or robot.port, robot.arm, slots))
+            self.session = stack.enter_context(ArmSession(self.port, robot.arm, slots))
             stack.callback(setattr, interrupts, "ignored", True)  # no interrupt may stop the lowering of the arm
             interrupts.ignored = False
             if interrupts.caught:
@@ -147,7 +148,7 @@ class LiveRig:
         while self.state().safety == SafetyState.DISARMED:
             self._requests.write(bytes([RequestKind.ARM]))
             if time.monotonic() > deadline:
-                raise CalibrationError(f"the arm does not arm ({self.state().reason}): check its power and try again.")
+                raise self._error(f"the arm does not arm ({self.state().reason})", "check its power")
             time.sleep(0.02)
         here = self.state().goal_rad.astype(float)
         self._move = _Move(time.monotonic(), 0.1, here, here)
@@ -161,13 +162,17 @@ class LiveRig:
             at, rate = self._move.at(now * 1e-9)
             self._commands.write(Command(now, now + 200_000_000, at.astype(np.float32), rate.astype(np.float32)).pack())
 
+    def _error(self, what: str, hardware: str) -> CalibrationError:
+        """`what` happened, and the next step; `hardware`: what a real arm may need."""
+        return CalibrationError(f"{what}: {machine_load.mend(self.port, hardware, machine_load.load())}, then repeat.")
+
     def state(self) -> JointState:
         """The newest state; raises CalibrationError when it is older than `MOTOR_SILENT_CALIBRATING_S`: the motor
         process has ended or lost the port."""
         got = self._state.read()
         state = None if got is None else JointState.unpack(got[0])
         if state is None or time.monotonic_ns() - state.t_ns > MOTOR_SILENT_CALIBRATING_S * 1e9:
-            raise CalibrationError("the motor process is silent: check the adapter and the arm's power, then repeat.")
+            raise self._error("the motor process is silent", "check the adapter and the arm's power")
         return state
 
     def move_to(self, q: np.ndarray, velocity: float = 0.5, settle_s: float = SETTLE_S) -> np.ndarray:
@@ -183,7 +188,7 @@ class LiveRig:
         while time.monotonic() < self._move.began + seconds + settle_s:
             state = self.state()
             if state.safety in (SafetyState.SAFE_STOP, SafetyState.FAULT):
-                raise CalibrationError(f"the arm stopped ({state.reason}): clear its way, then repeat.")
+                raise self._error(f"the arm stopped ({state.reason})", "clear its way")
             time.sleep(0.02)
         readings = []
         for _ in range(10):

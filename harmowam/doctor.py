@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from harmowam.hints import as_given
 from harmowam.options import errors, json_option, robot_option, write_json
 
 MARKS = {"ok": "  ok  ", "warn": " warn ", "bad": " BAD  "}
@@ -28,9 +29,9 @@ def doctor(robot: str, strict: bool, json_path: Path | None) -> None:
     described = load_robot(robot)
     findings = [*examine(described), *servos(described)]
     for f in findings:
-        click.echo(f"{MARKS[f.state]}{f.name}: {f.found}")
+        click.echo(f"{MARKS[f.state]}{f.name}: {as_given(f.found)}")
         if f.mend and f.state != "ok":
-            click.echo(f"        mend: {f.mend}")
+            click.echo(f"        mend: {as_given(f.mend)}")
     bad, warn = (sum(f.state == s for f in findings) for s in ("bad", "warn"))
     click.echo(f"{bad} that will not work, {warn} that could be better, {len(findings) - bad - warn} well")
     write_json(json_path, {"findings": [dataclasses.asdict(f) for f in findings], "bad": bad, "warn": warn})

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from harmowam.export_policy import LEROBOT, OWN, UNITS, is_policy, order_of, print_policy
 from harmowam.options import UserError, errors, json_option, refuse_unused, say, workers_option, write_json
@@ -97,10 +96,10 @@ def export(
     """
     from export.bundle import export_bundle
 
+    usual = "int8-fp16" if target == "tensorrt" else "int8"
     if checkpoint is not None and is_policy(checkpoint):
         refuse_unused("for a LeRobot policy", *OWN)
-        chosen = click.get_current_context().get_parameter_source("precision") is ParameterSource.COMMANDLINE
-        how = {"target": target, "precision": precision if dataset or chosen else "fp32"}
+        how = {"target": target, "precision": precision or (usual if dataset else "fp32")}
         order = order_of(checkpoint, robot, rate, units, joints, dataset, tasks, **how)
         report = export_policy(order, out, force)
         write_json(json_path, report)
@@ -114,7 +113,7 @@ def export(
         plan = planned(
             checkpoint,
             target=target,
-            precision=precision or ("int8-fp16" if target == "tensorrt" else "int8"),
+            precision=precision or usual,
             recipe=read_recipe(recipe, target),
             samples=observations or samples,
             text_encoder=text_encoder,

@@ -19,6 +19,7 @@ import click
 from common.errors import Mendable, unreadable
 from common.files import write_whole
 from firmware_bridge.motion import endings
+from harmowam.hints import as_given
 
 if TYPE_CHECKING:
     from runtime.robot import Robot
@@ -93,10 +94,12 @@ def told(command: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             raise
         raise UserError(f"{e.name} is not installed: run `pip install 'harmowam-edge[{EXTRAS[e.name]}]'`.") from e
     except Mendable as e:
-        raise UserError(str(e)) from e
+        raise UserError(as_given(str(e))) from e
     except (UserError, PermissionError) as e:
         if said := unreadable(e):
             raise UserError(said) from e
+        if isinstance(e, UserError):
+            raise UserError(as_given(e.message)) from e
         raise
 
 
@@ -212,4 +215,4 @@ def with_engine(robot: Robot, engine: str | None) -> Robot:
 def say(line: str) -> None:
     """Print to the user; a closed terminal must not keep an arm from being lowered."""
     with contextlib.suppress(OSError):
-        click.echo(f"  {line}", err=True)
+        click.echo(f"  {as_given(line)}", err=True)

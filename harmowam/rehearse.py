@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,8 @@ import click
 import numpy as np
 
 from common.errors import Mendable
-from harmowam.options import UserError, bundle_option, errors, write_text
+from harmowam.machine_load import load, told
+from harmowam.options import UserError, bundle_option, errors, refuse_unused, write_text
 
 if TYPE_CHECKING:
     from sim.rehearsal import VirtualArm
@@ -100,7 +101,6 @@ def number(r: Rehearsal, arm: VirtualArm) -> None:
         click.echo(f"\n(by hand: only servo {new} of 6 is connected)")
         servo = new_servo()
         with plugged_in(servo, Path(r.port)):
-            # every id at every baud rate takes most of a minute for each servo: the two options shorten it
             one = ("bus", "set-id", "--port", r.port, "--protocol", "feetech", "--baud", 1_000_000, "--to", new)
             yes = ("[y/N]", lambda: "y")
             r.command(*one, look=f"one servo is found, and has id {new} at the end", answers=[yes])
@@ -114,8 +114,8 @@ def watch(r: Rehearsal, arm: VirtualArm) -> None:
 
     with plugged_in(arm.servos, Path(r.port)):
         click.echo("\n(by hand: each joint is moved from stop to stop)")
-        arm.carry(*arm.every_joint(), looks=45)
-        monitor = ("bus", "monitor", "--robot", r.robot, "--seconds", 3)
+        arm.carry(*arm.every_joint(), looks=12)  # the monitor shows every joint once or twice on its way
+        monitor = ("bus", "monitor", "--robot", r.robot, "--seconds", 4)
         r.command(*monitor, look="the row of the joint that is moved changes, and no other; without --seconds: Ctrl-C")
         arm.servos.put(2, "mode", 1)  # what another program may have left
         check = ("bus", "check", "--robot", r.robot)
@@ -140,7 +140,7 @@ def joints(r: Rehearsal, arm: VirtualArm) -> None:
     with plugged_in(arm.servos, Path(r.port)):
         guided = ("calibrate", "joints", "--robot", r.robot, "--report", r.folder / "joints.html")
         r.command(*guided, look="each joint moves by 5 degrees and turns the way the question says", answers=asked)
-    r.edit('# calibration = "calibration/joints" ', 'calibration = "calibration/joints" ')
+    r.edit('# calibration = "calibration/joints"', 'calibration = "calibration/joints"')
 
 
 def emergency_stop(r: Rehearsal, arm: VirtualArm) -> None:
@@ -148,10 +148,11 @@ def emergency_stop(r: Rehearsal, arm: VirtualArm) -> None:
 
 
 def cameras(r: Rehearsal, arm: VirtualArm) -> None:
-    from runtime.cameras.frames import frames_path
+    from runtime.robot import load_robot
 
-    for camera, shipped in (("front", "/dev/video0"), ("wrist", "/dev/video2")):
-        r.edit(f'source = "{shipped}"', f'source = "slot:{frames_path(r.folder.absolute(), camera)}"')
+    for camera in load_robot(str(r.robot), calibrated=False).cameras.values():
+        named = f"[camera.{camera.name}] {camera.source}, {camera.width}x{camera.height} at {camera.fps:g} a second"
+        click.echo(f"  (in {r.robot}: {named})")
     click.echo("  look: size and rate are what the cameras have (a virtual one is a slot that a program writes)")
 
 
@@ -189,26 +190,33 @@ def hand_eye(r: Rehearsal, arm: VirtualArm) -> None:
         click.echo(f"  the virtual camera is at {x:.3f}, {y:.3f}, {z:.3f} m")
 
 
+@contextlib.contextmanager
+def _empty_tables(r: Rehearsal) -> Iterator[None]:
+    """Every camera of the robot file shows an empty table."""
+    from runtime.robot import load_robot
+    from sim.rehearsal_cameras import empty_table, filming
+
+    with contextlib.ExitStack() as stack:
+        for camera, config in load_robot(str(r.robot)).cameras.items():
+            stack.enter_context(filming(r.folder, camera, empty_table, config.fps))
+        yield
+
+
 def all_there(r: Rehearsal, arm: VirtualArm) -> None:
     from sim.rehearsal import plugged_in
 
-    with plugged_in(arm.servos, Path(r.port)):
+    with plugged_in(arm.servos, Path(r.port)), _empty_tables(r):
         r.command("doctor", "--robot", r.robot, look='"0 that will not work" in the last line')
 
 
 def first_run(r: Rehearsal, arm: VirtualArm) -> None:
     from runtime.robot import load_robot
     from sim.rehearsal import plugged_in
-    from sim.rehearsal_cameras import empty_table, filming
 
     if not r.bundle.is_dir():
         raise UserError(f"there is no bundle {r.bundle}: make it with `./build.sh bundle`, or name one with --bundle")
-    described = load_robot(str(r.robot))
-    arm.put(np.array(described.arm.rest))
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(plugged_in(arm.servos, Path(r.port)))
-        for camera, config in described.cameras.items():
-            stack.enter_context(filming(r.folder, camera, empty_table, config.fps))
+    arm.put(np.array(load_robot(str(r.robot)).arm.rest))
+    with plugged_in(arm.servos, Path(r.port)), _empty_tables(r):
         drive = ("profile", "--robot", r.robot, "--bundle", r.bundle, "--task", TASK, "--seconds", 5)
         r.command(*drive, "--out", r.folder / "first", look="the arm moves; where the milliseconds went is on the page")
 
@@ -225,6 +233,7 @@ STEPS: tuple[tuple[str, Callable[[Rehearsal, VirtualArm], None]], ...] = (
     ("all there?", all_there),
     ("first run", first_run),
 )
+NEEDS = {7: (3, 6), 8: (3, 6, 7), 9: (3, 6, 7)}  # of the steps that leave something, which must be done before
 
 
 def _arm(r: Rehearsal) -> VirtualArm:
@@ -233,19 +242,40 @@ def _arm(r: Rehearsal) -> VirtualArm:
     return VirtualArm(r.ids)
 
 
-def _robot_file(r: Rehearsal, anew: bool) -> None:
-    """Copy the shipped robot file, with the virtual arm's port, where there is none or `anew`. Raises UserError for a
+def missing(r: Rehearsal, step: int) -> int | None:
+    """The first step that `step` needs and that is not done; None where there is none."""
+    from calibration.records import camera_of, current, pose_of
+    from calibration.store import Store
+
+    store = Store(r.folder / "calibration")
+    stored = [(current(store, camera), "arm" if options else "base") for camera, options in MOUNTS]
+    done = {
+        3: r.robot.exists() and 'calibration = "calibration/joints"' in r.robot.read_text().splitlines(),
+        6: all(old for old, _ in stored),
+        7: all(old and pose_of(camera_of(old), mount) is not None for old, mount in stored),
+    }
+    return next((k for k in NEEDS.get(step, ()) if not done[k]), None)
+
+
+def _set_up(r: Rehearsal, anew: bool) -> None:
+    """Write the virtual arm's robot file with `harmowam setup`, where there is none or `anew`. Raises UserError for a
     robot file with another port: it is another arm's, which would move."""
     from harmowam.folders import make_folder
-    from runtime.robot import SHIPPED
+    from runtime.cameras.frames import frames_path
+    from sim.rehearsal import new_servo, plugged_in
 
     make_folder(r.folder, "--out")
-    there = r.robot.exists()
-    if there and f'port = "{r.port}"' not in r.robot.read_text():
-        raise UserError(f"{r.robot} is not the virtual arm's: name another folder with --out.")
-    if anew or not there:
-        text = (SHIPPED / "so101.toml").read_text().replace('port = "/dev/ttyACM0"', f'port = "{r.port}"')
-        write_text(r.robot, text)
+    if r.robot.exists():
+        if f'port = "{r.port}"' not in r.robot.read_text():
+            raise UserError(f"{r.robot} is not the virtual arm's: name another folder with --out.")
+        if not anew:
+            return
+        r.robot.unlink()
+    click.secho("\nbefore the steps of docs/arm.md: setup", bold=True)
+    slots = [f"--camera={camera}=slot:{frames_path(r.folder.absolute(), camera)}" for camera, _ in MOUNTS]
+    with plugged_in(new_servo(), Path(r.port)):  # what is virtual cannot be found plugged in: options name it
+        found = ("--family", "so101", "--port", r.port, *slots, "--out", r.folder, "--yes")
+        r.command("setup", *found, look="the robot file, and what comes next: the servos have no numbers yet")
 
 
 @click.command(short_help="Set up a virtual arm with the commands of docs/arm.md.")
@@ -258,19 +288,46 @@ def _robot_file(r: Rehearsal, anew: bool) -> None:
 )
 @bundle_option
 @click.option("--step", type=click.IntRange(1, len(STEPS)), help="Only this step; those before it must be done.")
+@click.option("--from", "first", type=click.IntRange(1, len(STEPS)), help="This step and those after it.")
 @errors
-def rehearse(out: Path, bundle: Path, step: int | None) -> None:
-    """Every step of docs/arm.md on virtual servos and a virtual board: each with the command that you will type on a
-    real arm, run here, and what to look for. What is done by hand is done by a script. Takes about five minutes; beside
-    other work virtual servos may answer too late, and the arm then stops as a real one would."""
-    r = Rehearsal(out, bundle)
-    _robot_file(r, anew=step is None)
+def rehearse(out: Path, bundle: Path, step: int | None, first: int | None) -> None:
+    """`harmowam setup` and every step of docs/arm.md on virtual servos and a virtual board: each with the command of
+    that page, run here, and what to look for; a few options more keep it short and its pages in one folder. What is
+    done by hand is done by a script. Takes about five minutes; beside other work virtual servos may answer too late,
+    and the arm then stops as a real one would."""
+    if step is not None:
+        refuse_unused("with --step", "first")
+    r, begin = Rehearsal(out, bundle), step or first or 1
+    if (needed := missing(r, begin)) is not None:
+        title, before = STEPS[begin - 1][0], STEPS[needed - 1][0]
+        raise UserError(
+            f"step {begin} ({title}) needs step {needed} ({before}), which is not done in {out}: begin with "
+            f"`{_again(needed)}`."
+        )
+    _set_up(r, anew=begin == 1 and step is None)
     for k, (title, run) in enumerate(STEPS, 1):
-        if step not in (None, k):
+        if k < begin or step not in (None, k):
             continue
         click.secho(f"\nstep {k} of docs/arm.md: {title}", bold=True)
         try:
             run(r, _arm(r))
         except (UserError, Mendable) as e:
             why = e.message if isinstance(e, UserError) else str(e)
-            raise UserError(f"step {k} ({title}): {why.rstrip('.')}; then repeat with `--step {k}`.") from e
+            raise UserError(f"step {k} ({title}): {why.rstrip('.')}; {_late()}then go on with `{_again(k)}`.") from e
+
+
+def _again(k: int) -> str:
+    """The command that goes on with step `k`, with the folder and bundle that were given."""
+    context, typed = click.get_current_context(), click.core.ParameterSource.COMMANDLINE
+    given = [n for n in ("out", "bundle") if context.get_parameter_source(n) == typed]
+    return " ".join(
+        ["harmowam rehearse", *(f"--{n} {shlex.quote(str(context.params[n]))}" for n in given), f"--from {k}"]
+    )
+
+
+def _late() -> str:
+    """On a busy machine: the likeliest reason why a virtual arm stopped."""
+    now = load()
+    return f"end other work on this machine ({told(now)}), beside which virtual servos answer late; " * (
+        now[0] > now[1]
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,10 +108,13 @@ def _refuse_existing(file: Path) -> None:
 
 def _next_step(file: Path, port: str, all_answer: bool, calibrated: bool) -> str:
     """The command of docs/arm.md that follows. What LeRobot calibrated has not had its directions checked."""
+    robot = f"--robot {shlex.quote(str(file))}"
     if not all_answer:
-        return f"number the servos with `harmowam bus set-id --port {port} --to 1`, one connected at a time"
-    look = f"look at the joints with `harmowam bus monitor --robot {file}`"
-    signs = f", then check their directions with `harmowam calibrate joints --signs --robot {file}`"
+        return (
+            f"number the servos with `harmowam bus set-id --port {shlex.quote(port)} --to 1`, one connected at a time"
+        )
+    look = f"look at the joints with `harmowam bus monitor {robot}`"
+    signs = f", then check their directions with `harmowam calibrate joints --signs {robot}`"
     return look + signs if calibrated else look
 
 

@@ -127,11 +127,13 @@ def drawn(spec: Spec, name: str, number: int, rows: int) -> list[np.ndarray]:
     table = cv2.resize(soft, (width, height), interpolation=cv2.INTER_CUBIC)
     at = np.concatenate([so101.frames(q)[..., :3, 3], so101.tool(q)[:, None, :3, 3]], 1)
     px = np.stack([width / 2 - at[..., 1] / 0.9 * width, height * 0.95 - at[..., 0] / 0.5 * height * 0.9], -1)
+    noise = np.round(rng.normal(0, 2, table.shape)).astype(np.int16)
     out = []
     for line in px:
         picture = table.copy()
         cv2.polylines(picture, [line.astype(np.int32)], False, (240, 240, 235), max(3, width // 40))
-        out.append(np.clip(picture + rng.normal(0, 2, picture.shape), 0, 255).astype(np.uint8))
+        moved = np.roll(noise.ravel(), rng.integers(noise.size)).reshape(noise.shape)
+        out.append(np.clip(picture + moved, 0, 255).astype(np.uint8))
     return out
 
 

@@ -195,7 +195,7 @@ def _all_feeds(opened: Opened, engines: Mapping[str, Engine], first: list[Feeds]
                 passes.append({key: value.copy() for key, value in x.items()})
             return engines[name].run(x)
 
-        diffused(noted, feed, count, until=k * 7 % count + 1)
+        diffused(noted, feed, opened.sample, count, until=k * 7 % count + 1)
         rows.append(passes[-1])
     return {ENCODE: first, DENOISE: rows}
 

@@ -126,7 +126,7 @@ def joints_and_stop(machine: Machine, robot: Robot) -> Iterator[Finding]:
     if robot.joints_measured:
         yield Finding("joints", "ok", "calibrated")
     else:
-        mend = f'`harmowam calibrate joints --robot {robot.path}`, then [arm] calibration = "calibration/joints"'
+        mend = '`harmowam calibrate joints`, then [arm] calibration = "calibration/joints"'
         yield Finding("joints", "warn", "not calibrated: the zeros are the robot file's, not this arm's", mend)
     if not robot.arm.estop:
         mend = "see docs/arm.md, Emergency stop; a switch in the arm's supply comes first"
@@ -154,11 +154,10 @@ def cameras(machine: Machine, robot: Robot) -> Iterator[Finding]:
                 continue
         elif source.startswith("gst:"):
             yield _gstreamer(name)
+        elif source.startswith("slot:"):
+            yield _slot(machine, name, camera)
         if camera.calibration != "sim":
-            try:  # a plain file, or a camera's folder in a calibration store
-                load_camera(robot.path.parent / camera.calibration)
-            except CalibrationError as e:
-                yield Finding(f"calibration {name}", "bad", str(e), "`harmowam calibrate intrinsics --help`")
+            yield _calibration(robot, name, camera)
         if camera.fps < robot.fast_hz:
             yield Finding(
                 f"camera {name}",
@@ -166,6 +165,23 @@ def cameras(machine: Machine, robot: Robot) -> Iterator[Finding]:
                 f"gives {camera.fps:g} frames a second, the fast loop wants {robot.fast_hz:g}",
                 "a faster mode: `v4l2-ctl --list-formats-ext`, or lower fast_hz",
             )
+
+
+def _slot(machine: Machine, name: str, camera: CameraConfig) -> Finding:
+    """A camera whose pictures another program writes."""
+    path = camera.source.removeprefix("slot:")
+    if machine.path(path).exists():
+        return Finding(f"camera {name}", "ok", f"{path}, {camera.width}x{camera.height} at {camera.fps:g} fps")
+    return Finding(f"camera {name}", "warn", f"nobody writes {path} yet", "start the program that writes it")
+
+
+def _calibration(robot: Robot, name: str, camera: CameraConfig) -> Finding:
+    try:  # a plain file, or a camera's folder in a calibration store
+        stored = load_camera(robot.path.parent / camera.calibration)
+    except CalibrationError as e:
+        return Finding(f"calibration {name}", "bad", str(e), "`harmowam calibrate intrinsics --help`")
+    placed = stored.T_base_from_cam is not None or stored.T_tool_from_cam is not None
+    return Finding(f"calibration {name}", "ok", f"lens {'and place' if placed else 'only; its place is not known'}")
 
 
 def _camera_device(machine: Machine, name: str, source: str, camera: CameraConfig) -> Iterator[Finding]:

@@ -75,7 +75,7 @@ def test_from_pictures_to_a_camera_that_the_runtime_loads(pictures, tmp_path):
         (("intrinsics",), "show no board"),
         (("hand-eye", "--precision", "x"), "is not two numbers"),
         (("check",), "calibrate check --learn|show no board"),
-        (("history",), "run `harmowam calibrate intrinsics`"),
+        (("history",), "run `harmowam calibrate intrinsics --store .*`"),
         (("rollback", "front"), "no earlier"),
         (("board", "x.jpg"), "neither .pdf nor .png"),
         (("board", "x.pdf", "--board", "chessboard:9x6:25"), "give it in metres"),

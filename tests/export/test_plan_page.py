@@ -115,7 +115,9 @@ def test_where_a_rounding_follows_an_int8_convolution_it_prints_times_with_and_w
         assert 0 < inside["fast"] < apart["fast"] and inside["decoder"] == apart["decoder"]
 
 
-def test_without_a_plan_it_says_that_kernels_are_guessed(tmp_path, capsys):
+def test_without_a_plan_it_says_that_times_are_estimated(tmp_path, capsys):
     report: dict[str, Any] = {}
     _print_orin(report, tiny_bundle(tmp_path), ["fast"])
-    assert "guessed from ONNX nodes, for there is no plan" in capsys.readouterr().out and "orin_inside" not in report
+    said = capsys.readouterr().out
+    assert "TensorRT on a Jetson Orin, estimated from the ONNX graph and therefore too short (for better" in said
+    assert "orin_inside" not in report

@@ -157,6 +157,12 @@ def smooth(folder: Path, scale: float = 1.0, most: float = 100.0) -> None:
             edit_rows(path, column, off_the_steps)
 
 
+def test_one_joint_that_was_edited_does_not_hide_the_units(copy):
+    edit_rows(copy / DATA_2, "observation.state", lambda rows: [[*r[:3], r[3] + 7.013, *r[4:]] for r in rows])
+    found = examine(copy)
+    assert found.accepted and "steps of 1/4096 turn in degrees" in found.units.evidence
+
+
 def test_a_calibration_file_gives_the_ranges_or_is_refused_as_another_arms(tmp_path):
     folder = write(tmp_path / "set", like(PLAIN, told="normalised"))
     mine, other = lerobot_file(tmp_path / "a.json", RANGES), lerobot_file(tmp_path / "b.json", RANGES - 100)
@@ -334,6 +340,15 @@ def test_cameras_are_mapped_or_asked_for_with_the_line_to_type(tmp_path):
     assert "the recording's cameras side, top" in said(examine(folder, How(cameras={"front": "tip"})), "cameras")
 
 
+def test_a_camera_that_is_no_view_costs_no_episode(tmp_path):
+    folder = write(tmp_path / "set", like(PLAIN, cameras={"front": (32, 32, "h264"), "side": (32, 32, "h264")}))
+    next(folder.rglob("*side/episode_000001.mp4")).unlink()
+    found = examine(folder)
+    assert len(found.takes) == 2 and set(found.cameras) == {"front"}
+    assert "camera 'side', which is no view of the policy, is left aside" in said(found, "cameras")
+    assert len(examine(folder, How(cameras={"wrist": "side"})).takes) == 1
+
+
 def test_a_view_that_is_missing_and_a_camera_without_calibration_say_what_they_cost(plain):
     found = examine(plain)
     assert "there is no wrist view: ACT looks through the front camera alone" in said(found, "cameras")
@@ -428,7 +443,8 @@ def test_pictures_in_a_table_belong_to_their_rows_in_any_order(tmp_path):
     folder = write(tmp_path / "set", like(PLAIN, cameras={"front": (64, 48, "png")}, lengths=(20,)))
     table = pq.read_table(folder / DATA_2)
     pq.write_table(table.take(np.random.default_rng(0).permutation(20)), folder / DATA_2)
-    assert shown(read(examine(folder), 30.0)[0].images["front"]).tolist() == list(range(20))
+    data = read(examine(folder, How(units="degrees")), 30.0)[0]
+    assert shown(data.images["front"]).tolist() == list(range(20))
 
 
 def test_the_record_is_json_and_frozen(plain):

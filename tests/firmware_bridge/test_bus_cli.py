@@ -117,13 +117,13 @@ def test_monitor_shows_nothing_that_a_servo_has_not_told():
     values = ("rad", "deg", "rad/s", "A", "V", "C", "torque")
     row = rows()
     assert [row[2][k] for k in values] == ["?"] * 7 and row[2]["state"] == "no reply"
-    assert [row[1][k] for k in values] == ["-0.500", "-28.7", "+0.00", "?", "?", "?", "off"]  # no telemetry yet
+    assert [row[1][k] for k in values] == ["-0.500", " -28.7", "+0.00", "?", "?", "?", "off"]  # no telemetry yet
     servos.faults.clear()
     for _ in range(6):
         arm.read_telemetry()
     row = rows()
     assert [row[1][k] for k in values][3:] == ["+0.00", "7.4", "30", "off"]
-    assert [row[2][k] for k in values] == ["+0.500", "+28.7", "+0.00", "+0.00", "7.4", "30", "on"]
+    assert [row[2][k] for k in values] == ["+0.500", " +28.7", "+0.00", "+0.00", "7.4", "30", "on"]
 
 
 def test_a_lost_ping_is_no_proof_that_nobody_is_there():
@@ -190,9 +190,12 @@ def test_another_baud_rate_finds_nobody_and_is_said(served):
 
 
 @pytest.mark.wall_clock
-def test_monitor_shows_every_joint(served):
+def test_monitor_shows_every_joint_and_in_a_file_no_row_twice(served):
     result = harmowam("monitor", "--robot", "so101", "--port", served[1].path, "--seconds", 1)
     assert result.exit_code == 0, result.output
+    assert result.output.count("readings a second") == 1
+    rows = result.output.splitlines()
+    assert len(rows) == len(set(rows))
     assert (
         "shoulder_lift" in result.output
         and "-0.500" in result.output

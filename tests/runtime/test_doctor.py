@@ -160,7 +160,7 @@ def test_a_calibration_may_be_a_folder_of_the_store(machine, tmp_path):
     shipped = load_robot("so101")
     front = dataclasses.replace(shipped.cameras["front"], calibration="calibration/front")
     robot = dataclasses.replace(shipped, path=tmp_path / "robot.toml", cameras={"front": front})
-    assert not [f for f in cameras(machine, robot) if f.name == "calibration front"]
+    assert named(cameras(machine, robot), "calibration front") == Finding("calibration front", "ok", "lens and place")
     unposed = new_record(
         "camera",
         "front",
@@ -172,6 +172,16 @@ def test_a_calibration_may_be_a_folder_of_the_store(machine, tmp_path):
     )
     store.set_current("front", store.put(unposed), "test")
     assert "hand-eye" in named(cameras(machine, robot), "calibration front").found
+
+
+def test_a_camera_that_a_program_writes_is_listed(machine, tmp_path):
+    shipped = load_robot("so101")
+    slot = dataclasses.replace(shipped.cameras["front"], source="slot:/arm/front.slot")
+    robot = dataclasses.replace(shipped, cameras={"front": slot})
+    silent = named(cameras(machine, robot), "camera front")
+    assert (silent.state, silent.found) == ("warn", "nobody writes /arm/front.slot yet")
+    put(machine, "/arm/front.slot")
+    assert named(cameras(machine, robot), "camera front").found == "/arm/front.slot, 640x480 at 30 fps"
 
 
 def test_cameras_that_are_missing_or_slower_than_the_loop(machine):

@@ -348,6 +348,7 @@ def test_a_board_as_latency_is_what_the_roofline_predicts_there(tmp_path):
 def test_an_impossible_evaluation_is_refused_in_one_sentence(bundle, options, sentence):
     result = CliRunner().invoke(main, ["evaluate", "--bundle", str(bundle), "--task", "plate", *options])
     assert result.exit_code == 2 and sentence in result.output
+    assert "engines run" not in result.output, "what they run on is said once the arguments are right"
 
 
 def test_an_instruction_that_only_the_bundle_knows_cannot_be_played(bundle, tmp_path):
