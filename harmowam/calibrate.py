@@ -43,16 +43,21 @@ for verb in (hand_eye, history, rollback, diff, export):
 @contextlib.contextmanager
 def _camera(robot: Any, name: str) -> Iterator[Any]:
     """An open live camera of the robot file."""
-    from harmowam.calibration_rig import camera_config
     from runtime.cameras.process import looking_at
 
-    config = camera_config(robot, name)
-    if config.source == "sim":
-        raise UserError(
-            "the simulated robot's cameras show no board: give --images, or a robot file with a real camera."
-        )
+    _refuse_simulated(robot, name)
     with looking_at(robot, name) as source:
         yield source
+
+
+def _refuse_simulated(robot: Any, name: str) -> None:
+    from harmowam.calibration_rig import camera_config
+
+    if camera_config(robot, name).source == "sim":
+        raise UserError(
+            "the simulated robot's cameras show no board: `harmowam rehearse` calibrates virtual cameras that do; for "
+            "others give --images, or a robot file with --robot."
+        )
 
 
 def _pictures(pattern: str) -> list[tuple[str, Any]]:
@@ -239,6 +244,8 @@ def check(
         refuse_unused("with --learn", "report")
         if bool(arm_marker) != bool(arm_images):
             raise UserError("--arm-marker and --arm-images are learnt together: give both, or none.")
+    if images is None and marker is None:
+        _refuse_simulated(loaded, camera)
     base = marker_board(loaded, camera, marker) if learn else None
     if images is not None:
         frames = _readable(images)
