@@ -263,6 +263,7 @@ def _set_up(r: Rehearsal, anew: bool) -> None:
     from harmowam.folders import make_folder
     from runtime.cameras.frames import frames_path
     from sim.rehearsal import new_servo, plugged_in
+    from sim.tasks import ARM
 
     make_folder(r.folder, "--out")
     if r.robot.exists():
@@ -274,7 +275,7 @@ def _set_up(r: Rehearsal, anew: bool) -> None:
     click.secho("\nbefore the steps of docs/arm.md: setup", bold=True)
     slots = [f"--camera={camera}=slot:{frames_path(r.folder.absolute(), camera)}" for camera, _ in MOUNTS]
     with plugged_in(new_servo(), Path(r.port)):  # what is virtual cannot be found plugged in: options name it
-        found = ("--family", "so101", "--port", r.port, *slots, "--out", r.folder, "--yes")
+        found = ("--family", ARM.NAME, "--port", r.port, *slots, "--out", r.folder, "--yes")
         r.command("setup", *found, look="the robot file, and what comes next: the servos have no numbers yet")
 
 
