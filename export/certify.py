@@ -40,9 +40,10 @@ def play_pairs(
     rows: Path,
     seed: int = 0,
     workers: int | None = None,
+    split: str = "test",
 ) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], dict[str, Any]]:
-    """Play `episodes` test starts with two bundles, each in its default mode, in virtual time. Rows are kept in `rows`:
-    a second call continues from them.
+    """Play `episodes` starts of `split` with two bundles, each in its default mode, in virtual time. Rows are kept
+    in `rows`: a second call continues from them.
 
     Returns the pairs of rows and their summary: starts solved by each bundle, starts solved by one bundle only, and the
     difference with its lower 95 % bound.
@@ -50,7 +51,7 @@ def play_pairs(
     seeds = range(seed, seed + math.ceil(episodes / len(tasks)))
     modes = [mode_of(Bundle.load(b), None) for b in (first, second)]
     sides = [
-        jobs_for(b, [mode], [environment], tasks, seeds, split="test")[:episodes]
+        jobs_for(b, [mode], [environment], tasks, seeds, split=split)[:episodes]
         for b, mode in zip((first, second), modes, strict=True)
     ]
     # Both bundles play a start before the next one begins: an interrupted run has pairs.
