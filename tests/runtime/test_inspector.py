@@ -13,7 +13,7 @@ from runtime.bundle import Bundle
 from runtime.engines.built import LISTING
 from runtime.engines.inspector import Inspected, Layer, compared, difference_lines, layers_of
 from runtime.engines.onnx import OrtEngine
-from runtime.engines.plan import PLAN, EnginePlan, Kernel, Plans, Tensor
+from runtime.engines.plan import PLAN, EnginePlan, Kernel, Plans, Tensor, exported_plans
 from tests.runtime.built import BOARD, KEY
 from tests.tiny import tiny_bundle
 
@@ -208,3 +208,11 @@ def test_no_build_fails_for_want_of_a_plan_to_compare_with(built, plans, says, w
     said, record = built(plans, says)
     assert "fast" in said and "not compared with the exported plan: " in said and why in said
     assert why in record["fast"]["plan"]["missing"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"[", b'{"missing": "\xff"}', b'{"x": ' + b"[" * 100_000])
+def test_a_damaged_plan_of_a_bundle_is_one_that_is_missing(tmp_path, damage):
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / PLAN).write_bytes(damage)
+    found = exported_plans(tmp_path)
+    assert found.plans == {} and "plan.json cannot be read" in found.missing
