@@ -110,8 +110,8 @@ def next_of(robot: Robot, camera: str, mount: str) -> str:
     """What to do with the stored pose of `camera`. A marker is looked at by a camera that is fixed to the base."""
     if robot.simulated:
         return (
-            "the simulated robot's own runs do not use it: their cameras stand where the simulator puts them "
-            '(calibration = "sim" in its robot file)'
+            "the simulated robot's own runs do not use this calibration: their cameras stand where the simulator puts "
+            'them (calibration = "sim" in its robot file)'
         )
     if mount == "arm":
         return f"next: `harmowam doctor`, which says whether camera '{camera}' and all else is ready"
