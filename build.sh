@@ -256,7 +256,7 @@ cmd_jetson() {
 # What runs on the robot, on an emulated 64-bit Arm: a Debian in out/arm64, the wheels that pip has for it, and what there is to try without
 # torch or a simulator. 27 minutes on two cores beside a load of 8: 8 for the Debian, which is kept, 11 for the tests.
 ARM64_TESTS=(-m "not wall_clock" -k "not supersampled" # emulated, one such map takes half a minute
-  tests/common tests/runtime/test_preprocess.py tests/firmware_bridge/test_{feetech,dynamixel,streams,safety,peers}.py)
+  tests/common tests/runtime/test_preprocess{,_formats,_kernel}.py tests/firmware_bridge/test_{feetech,dynamixel,streams,safety,peers}.py)
 
 cmd_test_arm64() {
   local root=out/arm64 wheels=out/arm64-wheels missing=() version=3.11 # of Debian 12
@@ -339,8 +339,11 @@ case $command in
     shift
     "cmd_${command//-/_}" "$@"
     ;;
-  *)
+  "" | --help | -h)
     sed -n '2,/^set/{s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
-    [[ $command == --help || $command == -h ]] || exit 2
+    [[ -n $command ]] || exit 2
+    ;;
+  *)
+    die "There is no command '$command'. ./build.sh --help lists demo, test, test-arm64, bundle, jetson, peers."
     ;;
 esac

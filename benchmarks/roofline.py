@@ -37,7 +37,8 @@ from export.roofline import (
     other_errors,
     plan_layers,
 )
-from export.tensorrt.builder import EnginePlan, compiled
+from export.tensorrt.builder import compiled
+from runtime.engines.plan import EnginePlan
 
 ALL = {"target": "tensorrt", "calibration": "minmax", "min_channels": 1, "quantise": {"net": [".*"]}}
 

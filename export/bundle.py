@@ -23,10 +23,11 @@ from export.plan import Opened, Plan, Precise
 from export.precision import modules, reasons
 from export.quantise import Feeds, left_in_float, quantise
 from export.tensorrt.gate import Judged, budgets, judged
-from export.tensorrt.stored import PLAN, write_plan
+from export.tensorrt.stored import write_plan
 from export.tensorrt.sums import RoundedSums
 from runtime.bundle import check_replaceable, save_bundle
 from runtime.engines.onnx import OrtEngine
+from runtime.engines.plan import PLAN
 from runtime.manifest import Chunk, Gate, Manifest, Reactive
 from runtime.policies.harmowam import fixed_noise
 from sim.tasks import ARM

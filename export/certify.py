@@ -1,4 +1,4 @@
-"""Certifies an INT8 bundle: paired episodes in the simulator, same seeds, INT8 against FP32 engines."""
+"""Certifies a bundle in INT8 or FP16: paired episodes in the simulator, same seeds, against FP32 engines."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def certify(
     write_whole(reports / "certificate.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
     if not result["passed"]:
         raise ExportError(
-            f"INT8 is not certified: {result['int8_successes']} against {result['fp32_successes']} successes of "
+            f"{bundle} is not certified: {result['int8_successes']} against {result['fp32_successes']} successes of "
             f"{episodes}, the lower bound of the difference is {100 * result['lower_bound']:.1f} points, "
             f"{100 * LEAST:.0f} is needed: play more --episodes, or find another recipe with `harmowam search-recipe`."
         )

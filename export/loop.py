@@ -104,8 +104,10 @@ class Loop(Generic[Model]):
         self.optimiser: torch.optim.Optimizer | None = None
         self.bf16 = self._arithmetic() if bf16 is None else bf16
         digest = hashlib.sha256(b"".join(v.cpu().numpy().tobytes() for v in self.initial.values())).hexdigest()[:16]
+        weights = {} if data.weight is None else {"weights": np.unique(data.weight).tolist()}
         everything = {
             **settings,
+            **weights,
             "config": dataclasses.asdict(cfg),
             "data": digest_of(data),
             "start": digest,

@@ -3,10 +3,10 @@
 What is run is what is trained. The world model predicts the mean future at once (no flow times, no noise): at flow time
 0 the velocity is the mean of the data less the noise, so one Euler step of a trained flow ends at this mean, too. The
 predictive expert is trained from the two starts that the run time has: zero, and on the later steps a share of the last
-plan. Today's plans start at zero because more starts were solved than with noise, and from the last plan because two
-ways that are both open were taken in turns without it (docs/notebook.md, "Plans that contradict each other"). A flow
-that takes several steps hears the last plan in its later steps; an expert of one step hears it only if it was trained
-to.
+plan. Zero, because a flow from zero solved more starts than one from a draw (`runtime/policies/harmowam/slow.py`); a
+share of the last plan, because plans that know nothing of it take two ways that are both open in turns
+(docs/notebook.md, "Plans that contradict each other"). A flow of several steps hears the last plan in its later steps;
+an expert of one step hears it only if it was trained to.
 
 In half of the rows the start is the true plan's share under noise (`WARMTH` of it, and 1 - `WARMTH` of noise: what a
 flow would see at that time). The noise is why the expert goes on looking: a plan that could be copied exactly would be.

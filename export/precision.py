@@ -8,7 +8,8 @@ from pathlib import Path
 
 from export.half import to_half
 from export.roofline import BOARDS, Board, fitted, plan_layers, seconds
-from export.tensorrt.builder import CAPABILITIES, EnginePlan, compiled
+from export.tensorrt.builder import CAPABILITIES, compiled
+from runtime.engines.plan import EnginePlan
 
 MODULES = tuple(
     b

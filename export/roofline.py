@@ -15,18 +15,18 @@ TensorRT for RTX computes what follows an INT8 convolution (scale, sum, ReLU, ro
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from export.tensorrt.builder import EnginePlan
-from export.tensorrt.message import Kernel
 from export.tensorrt.work import role
+from runtime.engines.plan import EnginePlan, Kernel
 
 CASES = Path(__file__).parent / "roofline_cases.json"
 # Operations per clock of one streaming multiprocessor on its tensor cores (sm_87, dense). float32 is computed as TF32.
@@ -337,12 +337,32 @@ def described(plans: Mapping[str, EnginePlan]) -> str:
     worst = max(abs(e) for name, e in left_out_errors().items() if not name.endswith("INT8"))
     if plans:
         return f"from the compiled plans, up to {100 * worst:.0f} % off on published networks that it was not fitted to"
-    return "guessed from ONNX nodes, for there is no plan (pip install 'harmowam-edge[tensorrt-check]'): too small"
+    return (
+        "estimated from the ONNX graph and therefore too short "
+        "(for better ones run `pip install 'harmowam-edge[tensorrt-check]'` and export again)"
+    )
+
+
+def _slower(rows: list[Mapping[str, float | str]]) -> Iterator[str]:
+    """Why a mode of a board is slower than the mode of less power before it, where one is."""
+    for (less, before), (more, row) in itertools.pairwise(zip(BOARDS, rows, strict=True)):
+        names = [n for n, ms in row.items() if isinstance(ms, float)]
+        if less.name == more.name and any(float(row[n]) > float(before[n]) for n in names):
+            yield (
+                f"{more.name}: {more.mode} is slower than {less.mode}, for its GPU has {more.sms} multiprocessors "
+                f"(not {less.sms}) but only {more.ghz} GHz (not {less.ghz}), and most of the time of a small kernel is "
+                "its launch, which is taken to need a fixed number of clocks"
+            )
 
 
 def table(rows: Iterable[Mapping[str, float | str]]) -> list[str]:
-    """The predictions as lines for a terminal."""
+    """The predictions, one row for each of BOARDS, as lines for a terminal, with a note on a mode of more power that is
+    slower."""
     rows = list(rows)
     names = [k for k in rows[0] if k not in ("board", "mode")]
     head = f"{'predicted, ms':16}{'mode':12}" + "".join(f"{n:>13}" for n in names)
-    return [head, *(f"{r['board']:16}{r['mode']:12}" + "".join(f"{r[n]:13.2f}" for n in names) for r in rows)]
+    return [
+        head,
+        *(f"{r['board']:16}{r['mode']:12}" + "".join(f"{r[n]:13.2f}" for n in names) for r in rows),
+        *_slower(rows),
+    ]

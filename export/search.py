@@ -20,8 +20,8 @@ from export.origin import load_recipe
 from export.plan import Plan
 from export.precision import half_plan, least_gain
 from export.quantise import CALIBRATORS, layer_weights, quantise
-from export.tensorrt.builder import EnginePlan
 from runtime.engines.onnx import OrtEngine
+from runtime.engines.plan import EnginePlan
 
 # Least speed-up of the whole engine that makes a group worth its error. A prediction repeats exactly.
 LEAST_GAIN = {"onnxruntime": 1.01, "tensorrt": 1.001}

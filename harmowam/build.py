@@ -32,11 +32,13 @@ def build(
     dry_run: bool,
     json_path: Path | None,
 ) -> None:
-    """Build TensorRT engines from BUNDLE on this machine, compare them with ONNX Runtime, keep the fastest.
+    """Build TensorRT engines from BUNDLE on this machine, compare them with ONNX Runtime, keep the fastest;
+    say what differs from the plan that was exported with BUNDLE.
     The robot file says whose bundles are trusted ([trust])."""
     from runtime import build as engine_build
     from runtime.bundle import Bundle
     from runtime.engines.built import Board, this_board
+    from runtime.engines.inspector import difference_lines
     from runtime.engines.onnx import EngineError
     from runtime.robot import load_robot
 
@@ -58,4 +60,6 @@ def build(
     listing = engine_build.build(opened, options, say)
     for name, row in listing["engines"].items():
         click.echo(f"{name:14}{row['median_ms']:8.3f} ms   lowest cosine {min(row['cosine'].values()):.4f}")
+        for line in difference_lines(row["plan"]):
+            click.echo(f"  {line}")
     write_json(json_path, listing)

@@ -102,6 +102,13 @@ def main() -> None:
     metavar="TASK=N",
     help="N additional demonstrations of one task, and N episodes of play with its things (repeatable).",
 )
+@click.option(
+    "--rate",
+    type=click.Choice(["20", "25"]),
+    default="20",
+    show_default=True,
+    help="Rows a second that the dataset says: as many as the model takes (25: recipes/so101.toml; 20: the default).",
+)
 @json_option
 @errors
 def collect(
@@ -113,6 +120,7 @@ def collect(
     environment: str,
     workers: int | None,
     more: tuple[str, ...],
+    rate: str,
     json_path: Path | None,
 ) -> None:
     """Record the scripted expert in simulation as a LeRobotDataset: demonstrations of the six tasks, and play. For an
@@ -126,7 +134,7 @@ def collect(
     if not described.simulated:
         raise UserError(f"the scripted expert drives simulated robots only: use --robot sim_{described.family.NAME}.")
     if described.family.NAME != ARM.NAME:
-        refuse_unused(f"with a {described.family.NAME}, which traces circles", "play", "environment", "more")
+        refuse_unused(f"with a {described.family.NAME}, which traces circles", "play", "environment", "more", "rate")
         result = collect_traces(out, described, episodes, seed, workers=workers)
         click.echo(f"kept {result['kept']} of {result['tried']} episodes in {out}")
         write_json(json_path, result)
@@ -140,7 +148,7 @@ def collect(
             )
         on_top[task] = int(count)
     with resumable(f"the same command goes on; {out} keeps the parts that are whole"):
-        result = collect(out, episodes, play, seed, workers=workers, environment=environment, more=on_top)
+        result = collect(out, episodes, play, seed, workers, float(rate), environment, on_top)
     click.echo(f"kept {result['kept']} of {result['tried']} episodes in {out}")
     write_json(json_path, result)
 
@@ -149,11 +157,12 @@ def check_faults(faults: tuple[str, ...], robot: str) -> None:
     """Raises UserError for faults of a robot that has no virtual servos, or that are not understood."""
     from firmware_bridge.virtual.faults import parse
     from runtime.robot import load_robot
+    from sim.tasks import DISPLACED
 
     if faults and not load_robot(robot).simulated:
-        raise UserError("--fault acts on the virtual servo bus only: use --robot sim_so101.")
+        raise UserError("--fault acts on a simulated robot only: use --robot sim_so101.")
     for fault in faults:
-        parse(fault)
+        parse(fault, (DISPLACED,))
 
 
 @main.command()
@@ -187,7 +196,11 @@ def check_faults(faults: tuple[str, ...], robot: str) -> None:
     help="Folder for the run's log (run.mcap), config, report, film (default: runs/DATE-TASK, without log and film).",
 )
 @click.option(
-    "--fault", multiple=True, metavar="NAME@SECONDS", help="Inject a fault into the virtual bus (see bus campaign)."
+    "--fault",
+    multiple=True,
+    metavar="NAME@SECONDS",
+    help="Inject a fault into the virtual bus (see bus campaign), or displaced: then the item or the goal moves once "
+    "while the arm is on its way (docs/evaluation.md).",
 )
 @click.option(
     "--log",
@@ -224,7 +237,6 @@ def run(
     from harmowam.processes import process_began_s
     from harmowam.profile import print_timing
     from runtime.observe.episode import LOG
-    from runtime.observe.verdict import verdict
     from runtime.robot import load_robot
 
     check_faults(fault, robot)
@@ -249,8 +261,6 @@ def run(
                 then=then,
             )
         print_timing(done.report)
-        if "success" in done.report:
-            click.echo(f"task: {done.report['task']}: {verdict(done.report)}")
         write_json(json_path, done.report)
         if folder is not None:
             click.echo(paged(done.bundle, folder, done.report))
@@ -282,14 +292,12 @@ def demo(
     from harmowam.demo import demo
     from harmowam.folders import left_in
     from harmowam.profile import print_timing
-    from runtime.observe.verdict import verdict
 
     with left_in(out, task, "--out", say) as folder:
         if folder is None:
             raise UserError("a demo needs a folder: name one with --out.")
         result = demo(bundle, folder, task, seed, seconds, say, engine)
     print_timing(result)
-    click.echo(f"task: {result['task']}: {verdict(result)}")
     write_json(json_path, result)
     click.echo(f"report: {folder / 'report.html'}\nvideo:  {folder / 'episode.mp4'}\nrecorded: {folder}")
 

@@ -140,8 +140,6 @@ def evaluate(
     schedule = _schedule(camera_fps, latency, opened)
     chosen, modes = choose(opened, Compute(engine or "auto")), kind_of(opened).modes
     ways = OURS if opened.manifest.policy.kind == "harmowam" else modes
-    if chosen.note:
-        say(chosen.note)
     single = task in INSTRUCTIONS or " " in task
     jobs = jobs_for(
         bundle,
@@ -154,6 +152,8 @@ def evaluate(
         schedule=schedule,
         engine=chosen.engine,
     )[this_shard]
+    if chosen.note:
+        say(chosen.note)
     kept = {row["key"] for row in read_rows(rows)} if rows else set()
     began = time.monotonic()
     with resumable(f"the same command goes on, {rows} keeps what was played" if rows else "with --rows it could go on"):
@@ -192,7 +192,8 @@ def _on_board(name: str, bundle: Bundle) -> dict[str, float]:
     """Engine -> predicted milliseconds on a board, from the plans of the bundle where it has some. Raises UserError for
     an unknown board."""
     from export.roofline import BOARDS, described, predicted, spelt
-    from export.tensorrt.stored import PLAN, read_plan
+    from export.tensorrt.stored import read_plan
+    from runtime.engines.plan import PLAN
 
     known = [spelt(board) for board in BOARDS]
     if name not in known:

@@ -290,7 +290,7 @@ def _drive(run: _Run, driver: Driver, session: ArmSession, seconds: float, stop_
 
 def _lower(run: _Run, driver: Driver, session: ArmSession, cameras: list[int], say: Say) -> None:
     """Lower and release the arm; add the motor process's exit code, missed ticks and memory use (MB) to the report."""
-    say("lowering the arm")
+    say("interrupted: lowering the arm" if run.interrupts.caught else "lowering the arm")
     memory = resident_mb([os.getpid(), session.keeper.pid, *children(session.keeper.pid), *cameras])
     last = session.lower_arm()
     session.interrupted, session.held = bool(run.interrupts.caught), driver.why_held()

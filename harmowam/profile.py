@@ -38,27 +38,29 @@ FLOWS = {"slow.world_model": "world", "slow.predictive": "action"}  # stage -> i
 
 
 def print_timing(report: dict[str, Any]) -> None:
-    """The profile table."""
-    from runtime.observe.profile import SERIES
+    """The profile table, and whether the task was done where somebody judged it."""
+    from runtime.observe.profile import MEANING, SERIES, counted, label
+    from runtime.observe.verdict import verdict
 
     click.echo(
-        f"fast {report['fast_hz']:.1f} Hz on new frames (+{report['repeat_hz']:.2f} Hz repeats), slow "
-        f"{report['slow_hz']:.1f} Hz, "
-        f"{report['deadline_misses']} of {report['ticks']} ticks missed, motor ticks missed "
-        f"{report['motor_missed_ticks']}"
+        f"fast loop {report['fast_hz']:.1f} Hz on new frames (+{report['repeat_hz']:.2f} Hz on repeated ones), slow "
+        f"loop {report['slow_hz']:.1f} Hz; {report['deadline_misses']} of {counted(report['ticks'], 'fast step')} were "
+        f"late, the motor process left out {counted(report['motor_missed_ticks'], 'step')}"
     )
     click.echo(f"{'':26}{'p50':>9}{'p90':>9}{'p99':>9}{'p99.9':>9}{'max':>9}{'budget':>9}  ms")
     for name in SERIES:
         row = report[name]
         cells = "".join(f"{row[p]:9.2f}" for p in ("p50", "p90", "p99", "p999", "max"))
-        click.echo(f"{name.removesuffix('_ms').replace('_', ' '):26}{cells}")
+        click.echo(f"{label(name):26}{cells}")
     for name, row in report["stages"].items():
         cells = "".join(f"{row[p + '_ms']:9.2f}" for p in ("p50", "p90", "p99", "p999", "max"))
         click.echo(f"{name:26}{cells}{row['budget_ms']:9.1f}")
+    for name, meaning in MEANING.items():
+        click.echo(f"{label(name)}: {meaning}")
     health = report["health"]
     click.echo(
-        f"health: {health['state']}, {len(health['changes'])} changes; goals' jerk rms "
-        f"{report['goal_jerk_rad_s3']['rms']:.0f} rad/s^3"
+        f"state at the end: {health['state']}, after {counted(len(health['changes']), 'change')} of state; jerk of the "
+        f"joint goals {report['goal_jerk_rad_s3']['rms']:.0f} rad/s^3 (root mean square; less is smoother)"
     )
     click.echo(f"first command after {report['time_to_first_command_s']} s, runtime processes {report['rss_mb']} MB")
     log = report.get("log", {})
@@ -68,6 +70,8 @@ def print_timing(report: dict[str, Any]) -> None:
     click.echo(
         f"processors {processors['busy']:.0%} busy, {processors['stolen']:.1%} taken by the host for other machines"
     )
+    if "success" in report:
+        click.echo(f"task: {report['task']}: {verdict(report)}")
 
 
 def _print_comparison(compared: dict[str, Any]) -> None:

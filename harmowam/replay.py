@@ -41,8 +41,13 @@ def replay(log: Path, bundle: Path | None, within: float | None, view: bool, jso
     """
     if within is not None and not math.isfinite(within):
         raise UserError("--within must be a number of degrees: correct it.")
-    log = log / "run.mcap" if log.is_dir() else log  # what --record wrote
+    folder, log = log, log / "run.mcap" if log.is_dir() else log  # what --record wrote
     partial = log.with_name(log.name + ".partial")
+    if folder.is_dir() and not log.exists() and not partial.exists():
+        raise UserError(
+            f"{folder} holds no log (run.mcap): `run` keeps one with --record FOLDER or --log FILE, `profile` with "
+            "--log FILE only; name such a folder or file."
+        )
     if log.is_file() and partial.is_file():
         click.echo(
             f"note: {log} is a whole run; {partial} is what another run left that was cut off: name the one you mean",

@@ -1,5 +1,5 @@
 """TensorRT engines from a bundle, on the machine that will run them: strongly typed, cached, compared with ONNX
-Runtime, listed.
+Runtime and with the exported plan, listed.
 
 `engines/<module>-sm<capability>-<multiprocessors>mp-trt<version>/` holds `<name>.engine`, `timing.cache` and
 `engines.json`, which says what each was made from.
@@ -18,14 +18,18 @@ from typing import Any
 
 import numpy as np
 
+from common.schema import Malformed
 from runtime.bundle import Bundle, sha256
 from runtime.engines.built import LISTING, URGENT, Board, this_board
+from runtime.engines.inspector import Inspected, compared, layers_of
 from runtime.engines.listed import add, require_writable
 from runtime.engines.onnx import EngineError, OrtEngine, centred_cosine
+from runtime.engines.plan import Plans, exported_plans
 from runtime.engines.tensorrt import TensorRTEngine, tensorrt
 from runtime.policies import kind_of
 
 COSINE = 0.99  # against ONNX Runtime, node by node
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ def build_engine(source: Path, cache: Path, options: Options) -> bytes:
             version_compatible=options.version_compatible,
             exclude_lean_runtime=False if options.version_compatible else None,
             tf32=options.tf32,
+            profiling_verbosity=trt.ProfilingVerbosity.DETAILED,  # or the inspector tells names and no types
         )
         return bytes(engine_bytes_from_network(network, config=config, save_timing_cache=str(cache)))
     except (PolygraphyException, MemoryError) as e:
@@ -112,10 +117,20 @@ def observations(bundle: Bundle, count: int = 16) -> dict[str, list[dict[str, np
         ) from e
 
 
-def compare(
-    path: Path, source: Path, feeds: list[dict[str, np.ndarray]], version_compatible: bool = False
-) -> tuple[dict[str, float], float]:
-    """Cosine of each output (centred) against ONNX Runtime, and the median milliseconds of a pass."""
+@dataclass(frozen=True)
+class Trial:
+    """An engine as it ran: `cosines` of its outputs (centred) against ONNX Runtime, the median `ms` of a pass, and how
+    many kernels a pass launches, and what its inspector says (`TensorRTEngine.inspected`)."""
+
+    cosines: dict[str, float]
+    ms: float
+    kernels: int
+    said: str
+    activation_bytes: int
+
+
+def compare(path: Path, source: Path, feeds: list[dict[str, np.ndarray]], version_compatible: bool = False) -> Trial:
+    """Run the engine at `path` and the ONNX file that it was made from on `feeds`."""
     engine = TensorRTEngine(path, version_compatible=version_compatible)
     reference = OrtEngine(source, literal=True)
     pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {k: [] for k in reference.outputs}
@@ -128,12 +143,53 @@ def compare(
             times.append(1e3 * (time.perf_counter() - began))
         for k, both in pairs.items():
             both.append((wanted[k], made[k].copy()))
+    kernels, said = engine.kernels, engine.inspected()
     engine.close()
     cosines = {k: round(centred_cosine(*map(np.stack, zip(*both, strict=True))), 6) for k, both in pairs.items()}
-    return cosines, float(np.median(times))
+    return Trial(cosines, float(np.median(times)), kernels, *said)
 
 
-def build(bundle: Bundle, options: Options, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def beside_exported(name: str, exported: Plans, trial: Trial, plan_bytes: int) -> dict[str, Any]:
+    """What differs between the plan of the engine `name` that was exported and the one that was built here, or
+    {"missing": why nothing can be compared}: a report, for which no build fails."""
+    if name not in exported.plans:
+        return {"missing": exported.missing or f"it holds none of {name}"}
+    try:
+        here = Inspected(layers_of(trial.said), trial.kernels, plan_bytes, trial.activation_bytes)
+    except Malformed as e:
+        return {"missing": f"TensorRT's inspector cannot be understood here: {e}"}
+    return compared(exported.plans[name], here)
+
+
+def fastest(
+    row: dict[str, Any], source: Path, folder: Path, feeds: list[dict[str, np.ndarray]], options: Options, say: Say
+) -> Trial:
+    """Build the engine of the plan's `row` as often as asked for, and leave the fastest in `folder`. Raises
+    EngineError where one strays from ONNX Runtime."""
+    name, best = row["engine"], None
+    for attempt in range(options.builds):
+        say(f"{name}: build {attempt + 1} of {options.builds}")
+        file = folder / f"{name}.trial"
+        # A build that reads a cache repeats its tactics: only the last build writes the cache that is kept.
+        cache = folder / ("timing.cache" if attempt == options.builds - 1 else f"{name}.{attempt}.cache")
+        file.write_bytes(build_engine(source, cache, options))
+        trial = compare(file, source, feeds, options.version_compatible)
+        if low := {k: v for k, v in trial.cosines.items() if not v >= COSINE}:
+            raise EngineError(
+                f"the TensorRT engine {name} strays from ONNX Runtime (cosine {low}): report this with its "
+                "timing.cache."
+            )
+        if best is None or trial.ms < best.ms:
+            best = trial
+            file.replace(folder / f"{name}.engine")
+        file.unlink(missing_ok=True)
+        if cache.name != "timing.cache":
+            cache.unlink(missing_ok=True)
+    assert best is not None
+    return best
+
+
+def build(bundle: Bundle, options: Options, say: Say = lambda line: None) -> dict[str, Any]:
     """Build all engines beside their place, then put them there, and list them where the bundle's trust says; returns
     the listing. Raises EngineError, leaving nothing behind."""
     refuse_unfit(bundle)
@@ -147,37 +203,18 @@ def build(bundle: Bundle, options: Options, say: Callable[[str], None] = lambda 
     try:
         if (target / "timing.cache").exists():
             shutil.copy(target / "timing.cache", partial / "timing.cache")
-        feeds = observations(bundle)
+        feeds, exported = observations(bundle), exported_plans(bundle.path)
         listing: dict[str, Any] = {"board": asdict(board), "options": asdict(options), "engines": {}}
         for row in plan(bundle, options, board):
-            name, source = row["engine"], bundle.path / row["onnx"]
-            best = partial / f"{name}.engine"
-            kept = float("inf")
-            for attempt in range(options.builds):
-                say(f"{name}: build {attempt + 1} of {options.builds}")
-                trial = partial / f"{name}.trial"
-                # A build that reads a cache repeats its tactics: only the last build writes the cache that is kept.
-                cache = partial / ("timing.cache" if attempt == options.builds - 1 else f"{name}.{attempt}.cache")
-                trial.write_bytes(build_engine(source, cache, options))
-                cosines, ms = compare(trial, source, feeds[name], options.version_compatible)
-                low = {k: v for k, v in cosines.items() if not v >= COSINE}
-                if low:
-                    raise EngineError(
-                        f"the TensorRT engine {name} strays from ONNX Runtime (cosine {low}): report this with its "
-                        "timing.cache."
-                    )
-                if ms < kept:
-                    kept = ms
-                    trial.replace(best)
-                    listing["engines"][name] = {
-                        "onnx_sha256": row["onnx_sha256"],
-                        "sha256": sha256(best),
-                        "cosine": cosines,
-                        "median_ms": round(ms, 3),
-                    }
-                trial.unlink(missing_ok=True)
-                if cache.name != "timing.cache":
-                    cache.unlink(missing_ok=True)
+            name, built = row["engine"], partial / f"{row['engine']}.engine"
+            trial = fastest(row, bundle.path / row["onnx"], partial, feeds[name], options, say)
+            listing["engines"][name] = {
+                "onnx_sha256": row["onnx_sha256"],
+                "sha256": sha256(built),
+                "cosine": trial.cosines,
+                "median_ms": round(trial.ms, 3),
+                "plan": beside_exported(name, exported, trial, built.stat().st_size),
+            }
         (partial / LISTING).write_text(json.dumps(listing, indent=1, sort_keys=True) + "\n")
         for file in partial.iterdir():
             with open(file, "rb+") as f:

@@ -65,7 +65,7 @@ class Bundle:
             path = path.resolve() if path.is_symlink() else path
             there = (path / MANIFEST).is_file()
         except OSError as e:  # a name that is too long, a folder that may not be entered
-            raise BundleError(f"{shown(str(path))} cannot be read ({e.strerror}): name another with --bundle.") from e
+            raise BundleError(f"{shown(str(path))} cannot be read ({e.strerror}): name another bundle.") from e
         if not there:
             if not path.exists() and (_old(path) / MANIFEST).is_file():
                 raise BundleError(
@@ -73,8 +73,8 @@ class Bundle:
                     f"`mv {shlex.quote(str(_old(path)))} {shlex.quote(str(path))}`."
                 )
             raise BundleError(
-                f"{path} is not a bundle (no manifest.json): make one with `harmowam export --out out/so101.bundle`, "
-                "or name another with --bundle."
+                f"{path} is not a bundle (no manifest.json): name another bundle, or make out/so101.bundle with "
+                "`./build.sh bundle`."
             )
         again = "copy it again from the workstation, or export it again."
         manifest, digest = _read(path, again, trust)
@@ -224,7 +224,7 @@ def _read(path: Path, again: str, trust: Trust | None) -> tuple[Manifest, str]:
     if isinstance(family, str) and family not in FAMILIES:
         raise BundleError(
             f"{path} is for arms of the family '{shown(family)}', this version drives {', '.join(FAMILIES)}: "
-            "name another with --bundle, or upgrade harmowam on this machine."
+            "name another bundle, or upgrade harmowam on this machine."
         )
     digest = raw.pop("digest", None)
     try:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -22,6 +23,8 @@ from runtime.policies import kind_of
 Engine = Literal["auto", "tensorrt", "cuda", "cpu"]
 Core = Annotated[int, Meta(ge=0, le=1023)]
 REPORTED = {"cpu": "onnxruntime", "cuda": "onnxruntime (cuda)", "tensorrt": "tensorrt"}  # in reports
+ON_CPU = "engines run on the CPU (ONNX Runtime)"
+NVIDIA = ("etc/nv_tegra_release", "dev/nvgpu", "dev/nvidia0")  # a Jetson; its GPU in a container; a driver elsewhere
 
 
 class ComputeError(Mendable):
@@ -44,7 +47,7 @@ class Compute(Shape, frozen=True):
 @dataclass(frozen=True)
 class Chosen:
     """What runs. `engine`: "tensorrt", "cuda" or "cpu"; `gpu`: pre-process there; `note`: one line for the user where
-    "auto" took less than the fastest, "" else."""
+    "auto" took the CPU, with what TensorRT lacks on a machine that could run it; "" else."""
 
     engine: str = "cpu"
     gpu: bool = False
@@ -60,9 +63,9 @@ def _require_tensorrt(bundle: Bundle) -> None:
         built_engine(bundle.path, name, onnx, board, bundle.trust)
 
 
-def choose(bundle: Bundle, asked: Compute) -> Chosen:
+def choose(bundle: Bundle, asked: Compute, root: Path = Path("/")) -> Chosen:
     """What `bundle` runs on here. "auto" takes TensorRT where its engines are built for this board, else the CPU, and
-    says so.
+    says so. `root`: of the files that tell of a GPU; another folder in tests.
 
     Pre-processing by "auto" is on the CPU: no GPU has been measured to be faster (docs/runtime.md). Raises ComputeError
     for an engine that was asked for and is not there, or that is there and must not be loaded; PolicyError for a bundle
@@ -84,7 +87,8 @@ def choose(bundle: Bundle, asked: Compute) -> Chosen:
     except EngineError as e:
         if asked.engine == "tensorrt":
             raise ComputeError(f"the engine 'tensorrt' is not there: {e}") from e
-        return Chosen("cpu", gpu, f"engines: ONNX Runtime on the CPU; faster would be TensorRT, but {e}")
+        could = any((root / name).exists() for name in NVIDIA)
+        return Chosen("cpu", gpu, f"{ON_CPU}; TensorRT would be faster, but {e}" if could else ON_CPU)
     return Chosen("tensorrt", gpu)
 
 

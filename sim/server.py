@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +32,11 @@ from firmware_bridge.virtual.faults import parse as parse_fault
 from firmware_bridge.virtual.line import PtyBus, SocketBus
 from runtime.cameras.frames import FrameWriter, frames_path
 from runtime.robot import load_robot
-from sim.tasks import ARM
+from sim.tasks import ARM, DISPLACED
 
 if TYPE_CHECKING:
+    from firmware_bridge.virtual.bus import VirtualBus
+    from sim.disturbance import Disturber
     from sim.world import World
 
 # MuJoCo is imported inside `serve` and `serve_cameras`: a process that only starts the simulator does not need it.
@@ -62,6 +65,28 @@ def _command(slots: Path, robot: str, seed: int, task: str | None, fps: float) -
     words = ["--slots", str(slots), "--robot", robot, "--seed", str(seed), "--fps", str(fps)]
     words += ["--starter", str(os.getpid())]
     return module_command("sim.server", *words, *(["--task", task] if task else []))
+
+
+def _begin(bus: VirtualBus, faults: Iterable[tuple[str, float]], now_ns: int) -> int | None:
+    """Inject faults into the bus, each its seconds after `now_ns`; returns from when on a thing may move (ns), None:
+    never."""
+    movable_ns = None
+    for name, seconds in faults:
+        at_ns = now_ns + int(seconds * 1e9)
+        if name == DISPLACED:
+            movable_ns = at_ns
+        else:
+            bus.faults.inject(name, at_ns)
+    return movable_ns
+
+
+def _disturber(world: World, judge: _Judge, seed: int, wanted: bool) -> Disturber | None:
+    """Moves a thing once, where that is wanted and there is one (`sim.disturbance`)."""
+    from sim.disturbance import Disturber
+
+    if not wanted or judge.score is None:
+        return None
+    return Disturber(world, judge.score, np.random.default_rng([seed, 7, 1]))
 
 
 class _Judge:
@@ -102,8 +127,8 @@ def serve(
     that started this one, ends.
 
     `robot`: file or name of a simulated robot, whose servos are on the bus. `faults`: NAME@SECONDS each, injected into
-    the bus that long after the torque is first switched on. `terminal` False: the bus is on a Unix socket.
-    `states`: a file for the state of every picture (`sim.overview`).
+    the bus that long after the torque is first switched on; with DISPLACED something may move from then on. `terminal`
+    False: the bus is on a Unix socket. `states`: a file for the state of every picture (`sim.overview`).
     """
     from sim.plant import servos
     from sim.trace import seeded_start
@@ -127,14 +152,16 @@ def serve(
     ticker = Ticker(1 / SERVO_DT)
     began = time.monotonic_ns()
     judge, announced = _Judge(world), False
-    pending = [parse_fault(f) for f in faults]
+    pending = [parse_fault(f, (DISPLACED,)) for f in faults]
+    disturb = _disturber(world, judge, seed, DISPLACED in dict(pending))
+    movable_ns = None
     while not stop and os.getppid() == starter and cameras.poll() is None:
         now = ticker.wait()
         world.advance((now - began) * 1e-9 - world.time_s)
         if pending and bus.bus.get(first, "torque_enable"):
-            for name, seconds in pending:
-                bus.bus.faults.inject(name, now + int(seconds * 1e9))
-            pending = []
+            movable_ns, pending = _begin(bus.bus, pending, now), []
+        if disturb is not None and movable_ns is not None and now >= movable_ns:
+            disturb(now)
         success = judge.look(now)
         clock = world.time_s, ticker.missed * SERVO_DT
         truth.write(_TRUTH.pack(now, judge.first_success, *clock, success, judge.failure), world.visible)

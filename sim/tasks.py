@@ -20,6 +20,7 @@ Places = dict[str, tuple[float, float, float]]  # body -> x, y (m), heading (rad
 ARM = FAMILY  # the tasks fit the reach of this arm; its demonstrations trained the shipped checkpoint
 ENVIRONMENTS = ("seen", "background", "position", "object")
 DISTURBED = "disturbed"  # as "seen", but the item or the goal moves once (sim/disturbance.py)
+DISPLACED = "displaced"  # the same as a fault of a simulated robot
 SEEN = ((0.162, -0.125), (0.260, 0.030))  # (x, y) of two corners, m
 UNSEEN = ((0.162, 0.045), (0.260, 0.125))
 REACH = 0.225  # m from the pan axis, tool pointing down

@@ -78,7 +78,7 @@ class Scene:
         self.unseen = [i for i, n in enumerate(names) if n.endswith("@unseen")]
         self.contype, self.conaffinity = m.geom_contype.copy(), m.geom_conaffinity.copy()
         self.rgba, self.force = m.geom_rgba.copy(), m.actuator_forcerange.copy()
-        self.jaws = {m.geom(g).id for g in ("fixed_jaw", "moving_jaw")}
+        self.jaws = [m.geom(g).id for g in ("fixed_jaw", "moving_jaw")]
         bodies = [m.body(int(b)).name for b in m.geom_bodyid]
         table_and_arm = (0, m.body("base").id)
         roots = m.body_rootid[m.geom_bodyid]
@@ -173,6 +173,7 @@ class World:
         self.layout = layout
         scene.dress(layout.environment == "object")
         scene.look(layout.look)
+        self._fixed = [name for name in layout.places if self.free_joint(name) is None]
         self.pressed = list(layout.pressed)
         for button in self.pressed:
             self._light(button)
@@ -196,8 +197,7 @@ class World:
         self.model.actuator_forcerange[:] = scene.force
         self.data.ctrl[:] = self._goal
         self._debt = 0.0
-        for _ in range(3):  # let the objects settle on the table
-            mujoco.mj_step(self.model, self.data, 20)
+        mujoco.mj_step(self.model, self.data, 60)  # let the objects settle on the table
         self.data.time = 0.0
 
     def _settle_coupled(self) -> None:
@@ -299,8 +299,7 @@ class World:
 
     def camera(self, name: str) -> Camera:
         """Calibration of a simulated camera: exact pinhole, 320x240."""
-        width, height = CAMERA_SIZE
-        cam = self.model.camera(name)
+        (width, height), cam = CAMERA_SIZE, self.model.camera(name)
         f = 0.5 * height / math.tan(math.radians(float(cam.fovy[0])) / 2)
         K = np.array([[f, 0, (width - 1) / 2], [0, f, (height - 1) / 2], [0, 0, 1.0]])
         mujoco.mj_kinematics(self.model, self.data)
@@ -325,8 +324,10 @@ class World:
 
     @property
     def visible(self) -> np.ndarray:
-        """The state that pictures depend on, float64[nq + buttons]: joint positions, and 1 for every lit button."""
-        return np.append(self.data.qpos, [float(b in self.pressed) for b in self.scene.buttons])
+        """The state that pictures depend on, float64[nq + buttons + 2 fixed]: joint positions, 1 for every lit button,
+        x and y (m) of what is fixed to the table."""
+        lit = [float(b in self.pressed) for b in self.scene.buttons]
+        return np.concatenate([self.data.qpos, lit, *(self.model.body(n).pos[:2] for n in self._fixed)])
 
     def render_visible(self, state: np.ndarray) -> dict[str, np.ndarray]:
         """Pictures uint8[240, 320, 3] RGB of both cameras at `state` (see `visible`), without physics."""
@@ -335,10 +336,12 @@ class World:
 
     def show(self, state: np.ndarray) -> None:
         """Put everything that is visible where `state` (see `visible`) says, without physics."""
-        self.data.qpos[:] = state[: self.model.nq]
-        for name, lit in zip(self.scene.buttons, state[self.model.nq :], strict=True):
+        self.data.qpos[:], lamps, places = np.split(state, np.cumsum([self.model.nq, len(self.scene.buttons)]))
+        for name, lit in zip(self.scene.buttons, lamps, strict=True):
             if lit:
                 self._light(name)
+        for name, place in zip(self._fixed, places.reshape(-1, 2), strict=True):
+            self.model.body(name).pos[:2] = place
         mujoco.mj_kinematics(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
 
@@ -380,12 +383,9 @@ class World:
 
     def touched(self, body: str) -> bool:
         """Whether a jaw touches the body."""
-        wanted = self.model.body(body).id
-        for c in self.data.contact[: self.data.ncon]:
-            for jaw, other in ((c.geom1, c.geom2), (c.geom2, c.geom1)):
-                if jaw in self.scene.jaws and self.model.geom_bodyid[other] == wanted:
-                    return True
-        return False
+        pairs = self.data.contact.geom[: self.data.ncon]
+        jaws, own = np.isin(pairs, self.scene.jaws), self.model.geom_bodyid[pairs] == self.model.body(body).id
+        return bool((jaws & own[:, ::-1]).any())
 
     def holds(self, body: str) -> bool:
         """Whether the gripper carries the body: a jaw touches it, and it is off the table and near the tool."""

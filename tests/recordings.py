@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from export.recordings import Examined
 from firmware_bridge.arms.so101 import FAMILY as so101
 
 os.environ.setdefault("SVT_LOG", "0")  # of the AV1 encoder, which tells its settings
@@ -29,6 +30,7 @@ ENCODERS = {
 STEP_DEG = 360 / 4096
 RANGES = np.array([2703, 2389, 2211, 2345, 3979])  # steps between the stops that an owner swept
 POSITIONS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+OLD = [f"main_{n}" for n in POSITIONS]
 
 
 @dataclass(frozen=True)
@@ -127,11 +129,13 @@ def drawn(spec: Spec, name: str, number: int, rows: int) -> list[np.ndarray]:
     table = cv2.resize(soft, (width, height), interpolation=cv2.INTER_CUBIC)
     at = np.concatenate([so101.frames(q)[..., :3, 3], so101.tool(q)[:, None, :3, 3]], 1)
     px = np.stack([width / 2 - at[..., 1] / 0.9 * width, height * 0.95 - at[..., 0] / 0.5 * height * 0.9], -1)
+    noise = np.round(rng.normal(0, 2, table.shape)).astype(np.int16)
     out = []
     for line in px:
         picture = table.copy()
         cv2.polylines(picture, [line.astype(np.int32)], False, (240, 240, 235), max(3, width // 40))
-        out.append(np.clip(picture + rng.normal(0, 2, picture.shape), 0, 255).astype(np.uint8))
+        moved = np.roll(noise.ravel(), rng.integers(noise.size)).reshape(noise.shape)
+        out.append(np.clip(picture + moved, 0, 255).astype(np.uint8))
     return out
 
 
@@ -245,3 +249,30 @@ def edit_rows(path: Path, column: str, change: Any) -> None:
     rows = pq.read_table(path)
     values = pa.array(change(rows[column].to_pylist()))
     pq.write_table(rows.set_column(rows.column_names.index(column), column, values), path)
+
+
+def kinds(found: Examined, fatal: bool | None = None) -> list[str]:
+    return [p.kind for p in found.problems if fatal is None or p.fatal is fatal]
+
+
+def said(found: Examined, kind: str) -> str:
+    return " | ".join(str(p) for p in found.problems if p.kind == kind)
+
+
+def shown(pictures: np.ndarray) -> np.ndarray:
+    """The numbers that the pictures show in six bits (`tests.recordings.picture`)."""
+    bits = [pictures[:, :, 87:93, 15 + 12 * k : 21 + 12 * k].mean((1, 2, 3)) > 128 for k in range(6)]
+    return sum(b.astype(int) << k for k, b in enumerate(bits))
+
+
+def smooth(folder: Path, scale: float = 1.0, most: float = 100.0) -> None:
+    """Values between the servo's steps, as a simulation or a filter leaves them."""
+    rng = np.random.default_rng(1)
+
+    def off_the_steps(rows: list[Any]) -> list[Any]:
+        moved = np.array(rows) * scale + rng.uniform(-0.5, 0.5, (len(rows), 6))
+        return list(np.clip(moved, -most, most).astype(np.float32))
+
+    for path in folder.rglob("episode_*.parquet"):
+        for column in ("observation.state", "action"):
+            edit_rows(path, column, off_the_steps)

@@ -41,6 +41,11 @@ def test_show_tells_a_bundle_that_failed_its_gates(bundle):
     assert "int8 qdq for tensorrt, FAILED the gates" in harmowam("bundle", "show", bundle).output
 
 
+def test_a_bundle_that_is_not_there_is_refused_without_an_option_that_show_does_not_have(tmp_path):
+    said = refusal("bundle", "show", tmp_path / "nope")
+    assert "nope is not a bundle (no manifest.json): name another bundle, or make" in said and "--bundle" not in said
+
+
 def test_a_bundle_does_not_write_to_the_terminal(bundle):
     """Its texts are somebody else's, and most of them are free."""
     edit_manifest(bundle, lambda m: m["quantization"].update(format="fp32\x1b[2J"))

@@ -16,7 +16,7 @@ from firmware_bridge.bus.port import Port
 from harmowam.cli import main
 from tests.command import drive, harmowam, refusal
 from tests.rig import SlotCameras
-from tests.tiny import tiny_bundle
+from tests.tiny import TASK, tiny_bundle
 
 pytestmark = pytest.mark.wall_clock
 
@@ -66,7 +66,7 @@ def newer(path):
 
 
 BUNDLES: dict[str, tuple[Any, str]] = {
-    "missing": (shutil.rmtree, "is not a bundle.*harmowam export"),
+    "missing": (shutil.rmtree, r"is not a bundle.*make out/so101.bundle with `\./build.sh bundle`"),
     "damaged": (lambda b: (b / "onnx/fast.onnx").write_bytes(b"x"), "does not match its hash: copy it again"),
     "incomplete": (lambda b: (b / "onnx/fast.onnx").unlink(), "is missing: copy it again"),
     "newer": (newer, "has bundle schema 7, this version reads 3: upgrade harmowam"),
@@ -90,6 +90,14 @@ def test_an_unknown_task_is_refused_with_the_known_ones(bundle, command):
 def test_a_bad_robot_and_a_missing_task_are_refused(bundle, tmp_path):
     assert "give a path or one of" in refusal("run", "--bundle", bundle, "--robot", tmp_path / "none.toml")
     assert "no task was given: name one with --task ('put the" in refusal("run", "--bundle", bundle, "--robot", "so101")
+
+
+def test_a_task_follows_only_a_policy_that_says_when_it_is_done(bundle, tmp_path):
+    said = refusal("run", "--bundle", bundle, "--task", TASK, "--then", TASK)
+    assert "never says that a task is done, so nothing follows: leave --then out" in said
+    able = tiny_bundle(tmp_path, done=0.5)
+    said = refusal("run", "--bundle", able, "--task", TASK, "--then", "put the red cup on the plate")
+    assert "does not know the task 'put the red cup on the plate'" in said
 
 
 def test_what_is_missing_busy_or_silent_is_refused(bench, bundle, tmp_path):

@@ -59,6 +59,20 @@ def test_a_run_that_names_no_folder_keeps_report_and_config_but_no_pictures(benc
     assert json.loads((kept / "config.json").read_text())["robot_file"] == bench.robot_file.read_text()
 
 
+def test_a_run_ends_by_itself_when_the_policy_says_that_its_last_task_is_done(bench, tmp_path):
+    able = tiny_bundle(tmp_path, done=0.95)
+    follows = "put the blue cube on the plate"
+    more = ("--then", follows, "--seconds", 20, "--record", tmp_path / "r")
+    result = harmowam(*drive(bench, able, *more))
+    assert result.exit_code == 0, result.output
+    report, config = (json.loads((tmp_path / "r" / f"{name}.json").read_text()) for name in ("report", "config"))
+    assert report["said_done"] and 1.2 < report["seconds"] < 8  # 0.6 s a task
+    assert config["then"] == [follows] and replay(tmp_path / "r" / "run.mcap").identical
+    with open(tmp_path / "r" / "run.mcap", "rb") as f:
+        said = [m.data for _, _, m in make_reader(f).iter_messages() if b"the policy said done" in m.data]
+    assert len(said) == 2 and follows.encode() in said[0]
+
+
 def test_a_run_that_is_refused_before_it_arms_leaves_no_folder(bench, bundle, tmp_path, monkeypatch):
     monkeypatch.setenv("HARMOWAM_RUNS", str(tmp_path / "runs"))
     refusal(*drive(bench, bundle, "--port", tmp_path / "none"))
@@ -92,8 +106,20 @@ def test_page_and_film_can_be_made_of_a_recorded_run_later_and_elsewhere(bench, 
     assert "holds no recorded run" in refusal("report", tmp_path / "copied")
 
 
+def once_armed(bench, seconds, act, *args):
+    """Calls `act` that long after the arm was armed, however long the start of the run takes."""
+
+    def wait():
+        while bench.torque() != [1] * 6:
+            time.sleep(0.01)
+        time.sleep(seconds)
+        act(*args)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def test_a_run_that_fails_keeps_its_recording(bench, bundle, tmp_path):
-    threading.Timer(3.0, bench.cameras.stop.set).start()
+    once_armed(bench, 2.0, bench.cameras.stop.set)
     said = refusal(*drive(bench, bundle, "--seconds", 30, "--record", tmp_path / "r"))
     assert "stopped giving frames" in said and bench.torque() == [0] * 6
     assert len(load_episode(tmp_path / "r" / "run.mcap").t_ns) > 20
@@ -107,7 +133,7 @@ def test_a_run_that_fails_keeps_its_recording(bench, bundle, tmp_path):
 
 
 def test_a_run_whose_arm_faults_leaves_a_report_that_says_why(bench, bundle, tmp_path):
-    threading.Timer(2.5, bench.servos.faults.inject, ["silent-servo"], {"servo": 4}).start()
+    once_armed(bench, 1.5, lambda: bench.servos.faults.inject("silent-servo", servo=4))
     done = harmowam(*drive(bench, bundle, "--seconds", 30, "--record", tmp_path / "r"))
     page, report = told(tmp_path / "r")
     # nobody saw the servo release its torque
@@ -158,7 +184,7 @@ def test_ctrl_c_lowers_the_arm_lets_go_in_a_ramp_and_leaves_a_report(bench, bund
         time.sleep(0.01)
     assert driver.returncode == 130 and bench.torque() == [0] * 6
     assert len(limits) > 5  # the torque goes down in a ramp and is not cut
-    assert "lowering the arm" in driver.stdout.read()
+    assert "interrupted: lowering the arm" in driver.stdout.read()
     driver.stdout.close()
     page, report = told(tmp_path / "r")
     assert report["interrupted"] and "The run was interrupted after" in page

@@ -73,3 +73,12 @@ def test_what_pip_cannot_install_is_said_here_and_ends_the_script(tmp_path):
     done = build_sh(f'paced "1 minute" {pip}; echo went on', tmp_path / "install.log")
     assert done.returncode == 1 and "No matching distribution" in done.stderr
     assert "failed after" in done.stdout and "went on" not in done.stdout
+
+
+def test_a_mistyped_command_of_build_sh_is_named():
+    done = subprocess.run([ROOT / "build.sh", "dmeo"], capture_output=True, text=True, check=False)
+    said, _, names = done.stderr.strip().partition(" lists ")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said == "build.sh: There is no command 'dmeo'. ./build.sh --help"
+    shown = subprocess.run([ROOT / "build.sh", "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(f"./build.sh {name} " in shown for name in names.rstrip(".").split(", "))

@@ -211,7 +211,7 @@ def tiny_diffusion_bundle(folder: Path, dt_ms: int = 40, steps: int = 3) -> Path
         "denoise": {"condition": condition, "sample": sample, "place": [1, steps]},
     }
     said = {
-        "encode": {"condition": np.zeros(condition, np.float32), "start": np.zeros(sample, np.float32)},
+        "encode": {"condition": np.zeros(condition, np.float32)},
         "denoise": {"next": np.zeros(sample, np.float32), "chunk": np.zeros((1, 8, 6), np.float32)},
     }
     fields: dict[str, Any] = {

@@ -163,9 +163,8 @@ class LeRobotAct(nn.Module):
         return taken
 
     def forward(self, pictures: Sequence[Tensor], state: Tensor) -> Tensor:
-        tokens = [self.latent, self.state(state)[:, None]]
-        tokens += [self.picture(self.backbone(x)).flatten(2).transpose(1, 2) for x in pictures]
-        memory = torch.cat(tokens, 1)
+        seen = self.picture(self.backbone(torch.cat(list(pictures)))).flatten(2).transpose(1, 2)  # [cameras, tokens, d]
+        memory = torch.cat([self.latent, self.state(state)[:, None], seen.flatten(0, 1)[None]], 1)
         for layer in self.encoder:
             memory = layer(memory, self.place)
         if self.encoder_norm is not None:

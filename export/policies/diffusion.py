@@ -69,7 +69,7 @@ class Taken:
 
 
 class Look(nn.Module):
-    """One picture [1,3,h,w] to features [1,F]: resized and cropped in the middle, a ResNet, key points."""
+    """Pictures [N,3,h,w] to features [N,F]: resized and cropped in the middle, a ResNet, key points."""
 
     grid: Tensor
 
@@ -126,11 +126,15 @@ class Encoder(nn.Module):
         self.looks = nn.ModuleList(looks)
 
     def forward(self, observations: Sequence[tuple[Sequence[Tensor], Tensor]]) -> Tensor:
-        parts = []
-        for pictures, state in observations:
-            parts.append(state)
-            parts += [self.looks[k if len(self.looks) > 1 else 0](x) for k, x in enumerate(pictures)]
-        return torch.cat(parts, 1)
+        every = [list(pictures) for pictures, _ in observations]
+        looks = list(self.looks) if len(self.looks) > 1 else [self.looks[0]] * len(every[0])
+        seen: list[list[Tensor]] = [[state] for _, state in observations]
+        for look in dict.fromkeys(looks):  # each once, for all pictures that it looks at
+            mine = [(k, c) for k in range(len(every)) for c, other in enumerate(looks) if other is look]
+            made = look(torch.cat([every[k][c] for k, c in mine]))
+            for n, (k, _) in enumerate(mine):
+                seen[k].append(made[n : n + 1])
+        return torch.cat([x for parts in seen for x in parts], 1)
 
 
 class Part(nn.Module):
@@ -207,8 +211,9 @@ class UNet(nn.Module):
 
 class Denoiser(nn.Module):
     """One step of the schedule: sample [1,T,A], condition [1,C], place [1,N] (1 at the step, 0 elsewhere) -> the next
-    sample."""
+    sample. The first step begins with pure noise, which it adds to what it is given: zeros."""
 
+    start: Tensor
     times: Tensor
     factors: Tensor
     noise: Tensor
@@ -228,6 +233,7 @@ class Denoiser(nn.Module):
         self.register_buffer("noise", noise[1:].flatten(1))
 
     def forward(self, sample: Tensor, condition: Tensor, place: Tensor) -> Tensor:
+        sample = sample + place[:, :1, None] * self.start
         said = self.unet(sample, condition, place @ self.times)
         f = (place @ self.factors).transpose(0, 1)[:, :, None]  # [8,1,1]
         clean = torch.clamp(f[0:1] * sample + f[1:2] * said, -self.bound, self.bound)
@@ -292,6 +298,7 @@ def diffusion(folder: Folder, s: Settings, cameras: Sequence[str]) -> Plan:
             "train with fewer n_action_steps.",
         )
     s.ignored("crop_is_random", "drop_n_last_frames", "do_mask_loss_for_padding", "compile_model", "compile_mode")
+    s.ignored("gradient_checkpointing")
     s.ignored("kernel_size", "spatial_softmax_num_keypoints")  # the weights say them
     taken: set[str] = set()
     w = Taken(folder.weights, taken, AT)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from export.forms import with_whole_norms
 from export.onnx import Specs
 from export.policies.act import act
 from export.policies.diffusion import diffusion
@@ -63,20 +64,17 @@ class Deployed(nn.Module):
 
 
 class Encoding(nn.Module):
-    """Every observation, the oldest first -> condition [1,C] and the sample that the denoising begins with [1,T,J]."""
-
-    start: Tensor
+    """Every observation, the oldest first -> `condition` [1,C]."""
 
     def __init__(self, plan: Plan, around: Round):
         super().__init__()
         assert plan.denoising is not None
         self.network, self.around, self.history = plan.network, around, plan.denoising.history
-        self.register_buffer("start", plan.denoising.denoiser.get_buffer("start").clone())
 
-    def forward(self, *given: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, *given: Tensor) -> Tensor:
         n = len(given) // self.history
-        condition = self.network([self.around.seen(given[k * n : (k + 1) * n]) for k in range(self.history)])
-        return condition, self.start + 0 * condition[:, :1, None]
+        condition: Tensor = self.network([self.around.seen(given[k * n : (k + 1) * n]) for k in range(self.history)])
+        return condition
 
 
 class Step(nn.Module):
@@ -120,12 +118,17 @@ class Opened:
     kind: str
     specs: Specs
 
+    @property
+    def sample(self) -> tuple[int, ...]:
+        """The shape of what a denoiser works on."""
+        return self.specs[DENOISE][1]["sample"]
+
     def answer(self, run: Callable[[str, Feeds], Feeds], feed: Feeds) -> Feeds:
         """The inputs of every engine's last pass, and "chunk" [1,K,J], for the inputs `feed` of the first. `run(engine,
         inputs)` gives its outputs."""
         if self.plan.denoising is None:
             return {**feed, "chunk": run(chunk.ENGINE, feed)["chunk"]}
-        return diffused(run, feed, self.plan.denoising.count)
+        return diffused(run, feed, self.sample, self.plan.denoising.count)
 
 
 def open_folder(path: Path, arm: Family, units: Units) -> Opened:
@@ -152,7 +155,7 @@ def open_folder(path: Path, arm: Family, units: Units) -> Opened:
     around = Round(process, cameras, units)
     kind, specs = _engines(plan, around, names, (1, 3, shape[1], shape[2]), folder.outputs[ACTION].shape[0])
     for module, _, _ in specs.values():
-        module.eval().requires_grad_(False)
+        with_whole_norms(module.eval().requires_grad_(False))
     return Opened(folder, plan, names, (shape[2], shape[1]), does, kind, specs)
 
 
@@ -174,7 +177,7 @@ def _engines(
     sample = (1, plan.steps + d.history - 1, joints)
     step = {"sample": sample, "condition": (1, d.width), "place": (1, d.count)}
     return "diffusion", {
-        ENCODE: (Encoding(plan, around), every, ["condition", "start"]),
+        ENCODE: (Encoding(plan, around), every, ["condition"]),
         DENOISE: (Step(plan, around), step, ["next", "chunk"]),
     }
 

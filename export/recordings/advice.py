@@ -56,7 +56,7 @@ def measured_problems(found: Examined, seen: Survey) -> list[Problem]:
                 Problem(
                     "dropped",
                     s.number,
-                    f"{s.late} rows are missing (gaps of more than 1.5 of the usual distance)",
+                    f"{s.late} {'rows are' if s.late > 1 else 'row is'} missing (gaps above 1.5 usual distances)",
                     "they are filled by the rows around them; close other programs while recording",
                 )
             )
@@ -86,7 +86,7 @@ def measured_problems(found: Examined, seen: Survey) -> list[Problem]:
 
 def _of_look(s: Seen, camera: str, doubled: int, brightness: float, sharpness: float) -> list[Problem]:
     out = []
-    if doubled > max(2, 0.02 * len(s.q)):
+    if doubled > max(5, 0.03 * len(s.q)):
         out.append(
             Problem(
                 "repeated",
@@ -148,7 +148,7 @@ def more(found: Examined, seen: Survey) -> list[str]:
     if found.arm is None or not seen.episodes:
         return []
     out = []
-    for task, count in sorted(Counter(s.task for s in seen.episodes).items()):
+    for task, count in sorted(Counter(t for s in seen.episodes for t in s.tasks).items()):
         if count < ENOUGH:
             name = f"of “{task}”" if task else "(and write an instruction for them)"
             out.append(f"{ENOUGH - count} more demonstrations {name}: there are {count}, and {ENOUGH} are usual.")

@@ -13,7 +13,7 @@ from calibration.camera import CalibrationError, Camera
 from export.lerobot.layout import DataError, check_file, read_table
 from export.recordings.films import Probe, codec_of, column, picture_of, probe
 from export.recordings.findings import VIEWS, Film, How, Pictures, Problem, Take
-from export.recordings.layouts import Header, problem_of
+from export.recordings.layouts import MEND, Header, problem_of
 
 ANGLE = np.radians(62)  # horizontal field of view of a usual webcam, where no calibration says
 COST = {
@@ -104,15 +104,25 @@ def check_calibration(films: Mapping[str, Film], views: Mapping[str, str], how: 
             )
 
 
-def examine(header: Header, takes: Sequence[Take], problems: list[Problem]) -> tuple[dict[str, Film], list[Take]]:
-    """The cameras as they are stored, and the episodes that have all their pictures."""
+def examine(
+    header: Header, takes: Sequence[Take], views: Mapping[str, str], problems: list[Problem]
+) -> tuple[dict[str, Film], list[Take]]:
+    """The cameras as they are stored, and the episodes that have all their pictures. A camera that is no view of the
+    policy costs no episode: it is left aside."""
     films: dict[str, Film] = {}
     kept = list(takes)
     for name, key in header.cameras.items():
-        if header.features[key].get("dtype") == "image":
-            film, kept = _images(header, name, key, kept, problems)
-        else:
-            film, kept = _videos(header, name, key, kept, problems)
+        said: list[Problem] = []
+        look = _images if header.features[key].get("dtype") == "image" else _videos
+        film, left = look(header, name, key, kept, said)
+        if views and name not in views.values() and (film is None or len(left) < len(kept)):
+            why = said[0].detail if said else "it has no episodes"
+            problems.append(
+                Problem("cameras", None, f"camera '{name}', which is no view of the policy, is left aside: {why}", MEND)
+            )
+            continue
+        kept = left
+        problems += said
         if film is not None:
             films[name] = film
     return films, kept

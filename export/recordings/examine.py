@@ -46,7 +46,7 @@ def examine(folder: Path, how: How = How()) -> Examined:
     stored = {} if arm is None else _stored(header, columns, width, how, problems)
     fps = _rate(header, stored, how, problems)
     takes = [] if arm is None else _takes(header, stored, fps, how, problems)
-    films, takes = cameras.examine(header, takes, problems)
+    films, takes = cameras.examine(header, takes, views, problems)
     _check_films(films, fps, stored, how, problems)
     cameras.check_calibration(films, views, how, problems)
     found = nothing
@@ -158,8 +158,8 @@ def _rate(header: Header, stored: Mapping[int, tuple[Listed, Stored]], how: How,
             Problem(
                 "clock",
                 None,
-                f"the rows of {len(uneven)} episodes are unevenly spaced (episode {worst}: jitter {c.jitter_ms:.0f} "
-                f"ms, up to {1000 * c.longest_s:.0f} ms apart)",
+                f"the rows are unevenly spaced in {len(uneven)} of {len(clocks)} episodes (episode {worst}: jitter "
+                f"{c.jitter_ms:.0f} ms, up to {1000 * c.longest_s:.0f} ms apart)",
                 "they are resampled by their timestamps; a faster computer or fewer cameras record evenly",
             )
         )

@@ -26,13 +26,16 @@ h2{font-size:19px;margin:0 0 .6em;overflow-wrap:anywhere}figure{margin:0}ul{marg
 .facts div{font-size:18px}.facts span,.dim,figcaption{display:block;color:var(--dim);font-size:13px}
 svg{width:100%;height:auto;font:12px system-ui,sans-serif}table{border-collapse:collapse;width:100%}
 th{font-weight:600;color:var(--dim);font-size:13px}
-td,th{padding:.35em .8em .35em 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
+td:nth-child(-n+2){overflow-wrap:normal}
+td,th{overflow-wrap:anywhere;padding:.35em .8em .35em 0}
+td,th{text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 .tag{font-size:12px;border-radius:9px;padding:1px 8px;background:#eef1f4;color:var(--dim);white-space:nowrap}
 .tag.stop{background:#fbe9e7;color:var(--bad)}.episode{border-top:1px solid var(--line);padding:10px 0}
 .strip{display:flex;gap:3px;overflow-x:auto;margin:4px 0}.strip img{height:72px;border-radius:3px;display:block}
 .episode p{margin:0}.warn{color:var(--warn)}.bad{color:var(--bad)}code{font-size:13px}
 @media(max-width:600px){.strip img{height:52px}main{padding:12px}}"""
 MANY = 6  # problems of one kind that are shown one by one
+MOST_EPISODES = 200  # that are shown with their pictures
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def _episode(c: Checked, s: Seen) -> str:
     late = f", {s.late} rows missing" if s.late else ""
     warned = "".join(f'<p class="{"bad" if p.fatal else "warn"}">{escape(p.kind)}: {escape(p.detail)}</p>' for p in own)
     head = (
-        f"<p><strong>{s.number}</strong> {escape(s.task or '(no instruction)')} "
+        f"<p><strong>{s.number}</strong> {escape('; '.join(s.tasks) or '(no instruction)')} "
         f'<span class="tag">{s.seconds:.1f} s</span> '
         f'<span class="tag">jitter {s.jitter_ms:.1f} ms{late}</span></p>'
     )
@@ -171,13 +174,17 @@ def _episodes(c: Checked) -> str:
     if c.seen is None or not c.seen.episodes:
         return ""
     seconds = np.array([s.seconds for s in c.seen.episodes])
-    tasks = Counter(s.task or "(no instruction)" for s in c.seen.episodes)
+    tasks = Counter(t or "(no instruction)" for s in c.seen.episodes for t in s.tasks)
     rows = "".join(f"<tr><td>{escape(k)}</td><td>{n}</td></tr>" for k, n in tasks.most_common())
+    named = {p.episode for p in c.problems}
+    shown = sorted(c.seen.episodes, key=lambda s: s.number not in named)[:MOST_EPISODES]
+    rest = len(c.seen.episodes) - len(shown)
+    tail = f"<p class=dim>{rest} more, of which nothing or less is to be said, are not shown.</p>" if rest else ""
     return (
         '<section class="card"><h2>Tasks</h2><table><tr><th>instruction</th><th>episodes</th></tr>'
         f'{rows}</table></section><section class="card"><h2>Episodes</h2><p class="dim">{seconds.min():.1f} to '
         f"{seconds.max():.1f} s, median {np.median(seconds):.1f} s</p>"
-        f"{''.join(_episode(c, s) for s in c.seen.episodes)}</section>"
+        f"{''.join(_episode(c, s) for s in sorted(shown, key=lambda s: s.number))}{tail}</section>"
     )
 
 

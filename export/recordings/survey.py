@@ -40,10 +40,11 @@ class Look:
 
 @dataclass(frozen=True)
 class Seen:
-    """One episode. `q`, `goal` float64[T,J] rad; `jitter_ms`, `late`: of its rows (`clock.Clock`)."""
+    """One episode. `tasks`: the instruction of each of its parts. `q`, `goal` float64[T,J] rad; `jitter_ms`, `late`: of
+    its rows (`clock.Clock`)."""
 
     number: int
-    task: str
+    tasks: tuple[str, ...]
     seconds: float
     q: np.ndarray
     goal: np.ndarray
@@ -74,11 +75,10 @@ def survey(found: Examined, workers: int | None = None) -> Survey:
         mine = looks[k * len(found.cameras) : (k + 1) * len(found.cameras)]
         q, goal = (to_rad(x, found.units, found.arm) for x in (take.state, take.action))
         clock = clock_of(take.t)
-        text = "; ".join(dict.fromkeys(p[2] for p in take.parts))
         seen.append(
             Seen(
                 take.number,
-                text,
+                tuple(p[2] for p in take.parts),
                 float(take.t[-1]),
                 q,
                 goal,

@@ -42,8 +42,7 @@ def different(values: np.ndarray) -> np.ndarray:
 
 
 def on_lattice(values: np.ndarray, step: float) -> bool:
-    """Whether `values` float64[k] are multiples of half of `step` (a range's middle may lie between two steps), up to
-    a common offset of zero."""
+    """Whether `values` float64[k] are multiples of half of `step`: a range's middle may lie between two steps."""
     if np.ptp(values) < 4 * step:
         return False
     away = values / (step / 2)
@@ -69,14 +68,15 @@ def lattice(state: np.ndarray) -> tuple[str | None, np.ndarray]:
     unknown = np.full(len(seen), np.nan)
     if not moved:
         return None, unknown
+    least = len(moved) - (len(moved) > 3)  # one joint may be off: a broken episode, or a file that was edited
     for name, steps in LATTICES.items():
-        if any(all(on_lattice(v, s) for v in moved) for s in steps):
+        if any(sum(on_lattice(v, s) for v in moved) >= least for s in steps):
             return name, unknown
     if max(float(np.abs(v).max()) for v in moved) > CLIPPED:
         return None, unknown
     ranges = [steps_of(v) for v in seen]
     found = sum(r is not None for r in ranges)
-    if found and found >= len(moved) - 1:
+    if found and found >= least:
         return "normalised", np.array([np.nan if r is None else r * 360 / STEPS for r in ranges])
     return None, unknown
 

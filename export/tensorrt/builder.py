@@ -13,9 +13,10 @@ import msgspec
 from common.python import module_command
 from export.gates import ExportError
 from export.tensorrt.child import Said
-from export.tensorrt.message import Kernel, UnreadablePlan, kernels_of
+from export.tensorrt.message import UnreadablePlan, kernels_of
 from export.tensorrt.words import explained
 from export.tensorrt.work import counted
+from runtime.engines.plan import EnginePlan
 
 # Orin is SM87, for which the builder has no target: SM86 is its nearest. All three are compiled in one build.
 CAPABILITIES = ("SM86", "SM80", "SM89")
@@ -25,24 +26,6 @@ CHILD = tuple(module_command("export.tensorrt.child"))
 
 class BuilderMissing(ExportError):
     """TensorRT for RTX is not installed, or does not load."""
-
-
-class EnginePlan(msgspec.Struct, frozen=True):
-    """What the compiler made of one engine. `plan_bytes` is the size of the file; `weight_bytes` and `activation_bytes`
-    are what it needs on the device."""
-
-    builder: str
-    capabilities: tuple[str, ...]
-    kernels: tuple[Kernel, ...]
-    plan_bytes: int
-    weight_bytes: int
-    activation_bytes: int
-    seconds: float
-
-    @property
-    def launched(self) -> tuple[Kernel, ...]:
-        """The kernels without what only orders streams."""
-        return tuple(k for k in self.kernels if k.launches)
 
 
 def compiled(

@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from export.tensorrt.builder import EnginePlan
-from export.tensorrt.message import Kernel
 from export.tensorrt.work import WHY, role, short_name
+from runtime.engines.plan import EnginePlan, Kernel
 
 
 def by_role(plan: EnginePlan) -> dict[str, int]:

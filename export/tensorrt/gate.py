@@ -14,8 +14,9 @@ import msgspec
 import onnx
 
 from export.quantise import LAYERS
-from export.tensorrt.builder import BuilderMissing, EnginePlan, compiled
+from export.tensorrt.builder import BuilderMissing, compiled
 from export.tensorrt.work import node_name
+from runtime.engines.plan import EnginePlan
 
 STEPS = {"world_model": "world", "predictive": "action"}  # engine -> whose Euler steps are unrolled in it
 

@@ -7,29 +7,12 @@ UnreadablePlan: a kernel that is overlooked would pass every budget.
 
 from __future__ import annotations
 
-import math
 import re
-from typing import Literal, cast
-
-import msgspec
+from typing import cast
 
 from export.gates import ExportError
+from runtime.engines.plan import BITS, DataType, Kernel, Tensor
 
-BITS = {
-    "Float": 32,
-    "Half": 16,
-    "BFloat16": 16,
-    "Int8": 8,
-    "UInt8": 8,
-    "FP8": 8,
-    "Bool": 8,
-    "Int4": 4,
-    "FP4": 4,
-    "Int32": 32,
-    "Int64": 64,
-}
-DataType = Literal["Float", "Half", "BFloat16", "Int8", "UInt8", "FP8", "Bool", "Int4", "FP4", "Int32", "Int64"]
-SYNCHRONISES = ("signal", "wait")  # orders streams, launches nothing
 HEAD = "Layers:\n"
 TENSOR = re.compile(
     r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<shape>[-\d,]*)\], Strides: \[[-\d,]*\], StrideOrder: \[[-\d,]*\], "
@@ -46,52 +29,6 @@ BETWEEN = "\x1f"  # stands between the nodes of a kernel
 
 class UnreadablePlan(ExportError):
     """The builder describes its plan in words that this version does not know."""
-
-
-class Tensor(msgspec.Struct, frozen=True):
-    """`dtype`: TensorRT's word ("Half", "Int8"). `format`: its memory layout. A shape may be a view of a larger
-    tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: DataType
-    format: str
-
-    @property
-    def bytes(self) -> int:
-        return math.prod(self.shape) * BITS[self.dtype] // 8
-
-
-class Kernel(msgspec.Struct, frozen=True):
-    """One line of the plan. `kind`: TensorRT's word (kgen = generated arithmetic, gemm, correlation = convolution,
-    runtime_fusion, signal, wait). `nodes`: names of the ONNX nodes behind it, in the message's order. `operations`: its
-    arithmetic (`export.tensorrt.work`)."""
-
-    name: str
-    kind: str
-    inputs: tuple[Tensor, ...]
-    constants: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    tactic: str
-    stream: int
-    nodes: tuple[str, ...]
-    operations: float = 0.0
-
-    @property
-    def launches(self) -> bool:
-        """Whether it is launched: False for what only orders streams."""
-        return self.kind not in SYNCHRONISES
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of what it reads and writes, each tensor once."""
-        return sum(t.bytes for t in {t.name: t for t in (*self.inputs, *self.constants, *self.outputs)}.values())
-
-    @property
-    def int8(self) -> bool:
-        """Whether it multiplies INT8 values: its first input and one more tensor (weights or the other factor) are."""
-        factors = [t.dtype == "Int8" for t in (*self.inputs, *self.constants)]
-        return bool(self.inputs) and factors[0] and sum(factors) > 1
 
 
 def _unreadable(what: str) -> UnreadablePlan:

@@ -6,10 +6,9 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from export.tensorrt.builder import EnginePlan
 from export.tensorrt.compare import all_different, by_role, figures
-from export.tensorrt.message import Kernel, Tensor
 from export.tensorrt.work import WHY, role, short_name
+from runtime.engines.plan import EnginePlan, Kernel, Tensor
 
 STYLE = """body{font:14px/1.5 system-ui,sans-serif;max-width:1280px;margin:2em auto;padding:0 1em;color:#222}
 table{border-collapse:collapse;margin:.6em 0 1.4em}td,th{padding:.15em .8em .15em 0;text-align:left;vertical-align:top;

@@ -10,9 +10,7 @@ from common.files import write_whole
 from common.schema import Malformed, read_bounded
 from export.gates import ExportError
 from export.tensorrt.gate import Judged
-
-PLAN = "plan.json"
-MOST_BYTES = 64 << 20
+from runtime.engines.plan import MOST_BYTES, PLAN
 
 
 def write_plan(judged: Judged, path: Path) -> Path:

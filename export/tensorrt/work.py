@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import onnx
 
-from export.tensorrt.message import Kernel
+from runtime.engines.plan import Kernel
 
 PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 PRODUCT_KINDS = ("gemm", "correlation", "runtime_fusion")

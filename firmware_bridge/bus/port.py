@@ -80,11 +80,25 @@ def _connect(path: str) -> int:
     return host.detach()
 
 
+def _no_port(path: str) -> PortError | None:
+    """What to say of something that can be opened and is no serial port. Call it where the port cannot be taken anyway:
+    opening one moves its control lines."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError:
+        return None
+    serial = os.isatty(fd)  # asks tcgetattr
+    os.close(fd)
+    if serial:
+        return None
+    return PortError(f"{path} is not a serial port: name the adapter's (see `ls /dev/serial/by-id`) with --port.")
+
+
 def free(path: str) -> None:
-    """Raises PortError when another process has the port open, with a lock or without."""
+    """Raises PortError when another process has the port open, with a lock or without, and for what is none."""
     if found := holders(path):
         who = ", ".join(map(str, found[:3]))
-        raise PortError(f"serial port {path} is in use by {who}: stop it and try again.")
+        raise _no_port(path) or PortError(f"serial port {path} is in use by {who}: stop it and try again.")
 
 
 def _release(opened: Any) -> None:
@@ -114,7 +128,7 @@ def _refusal(path: str, e: OSError) -> PortError:
         return PortError(
             f"serial port {path} is in use by another process: stop it (`sudo fuser {path}` shows which) and try again."
         )
-    return PortError(f"serial port {path} cannot be opened ({e}): check the path and the adapter.")
+    return _no_port(path) or PortError(f"serial port {path} cannot be opened ({e}): check the path and the adapter.")
 
 
 class Port:

@@ -206,11 +206,11 @@ ALL = {"silent-all", "late-past-timeout", "partial-read", "split", "hot", "volta
 NAMES = sorted({*REPLY, *SENSOR, *SERVO, *LINE})
 
 
-def parse(text: str) -> tuple[str, float]:
-    """Name and seconds of "NAME@SECONDS"; raises FaultError."""
+def parse(text: str, more: tuple[str, ...] = ()) -> tuple[str, float]:
+    """Name and seconds of "NAME@SECONDS"; `more`: names beside those of the bus's faults. Raises FaultError."""
     name, _, seconds = text.partition("@")
-    if name not in NAMES:
-        raise FaultError(f"fault '{name}' does not exist: use one of {', '.join(NAMES)}.")
+    if name not in (*NAMES, *more):
+        raise FaultError(f"fault '{name}' does not exist: use one of {', '.join((*NAMES, *more))}.")
     try:
         at = float(seconds or 0)
     except ValueError as e:

@@ -41,6 +41,22 @@ SERIES = {  # series over a whole run: key in a report -> name in the trace
     "prior_age_ms": "prior.age",
     "period_error_ms": "fast.period_error",
 }
+MEANING = {  # of SERIES, for people
+    "observation_to_wire_ms": "from a picture's capture to its command on the bus",
+    "overhead_ms": "of this, what is neither in an engine nor before the frame's arrival",
+    "prior_age_ms": "how old the pictures behind the slow loop's plan (Prior) are when it is used",
+    "period_error_ms": "how far a fast step begins from where its period puts it",
+}
+
+
+def label(key: str) -> str:
+    """The name of a series of SERIES in a table."""
+    return key.removesuffix("_ms").replace("_", " ")
+
+
+def counted(number: int, what: str) -> str:
+    """A number and a noun that takes an s: "1 change", "2 changes"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 Milliseconds = Annotated[float, Meta(ge=-1e9, le=1e9)]  # a period's error may be below zero

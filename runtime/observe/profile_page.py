@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from runtime.observe.profile import SERIES, STAGES
+from runtime.observe.profile import MEANING, SERIES, STAGES, label
+from runtime.observe.verdict import verdict
 
 COLOURS = ("#2a78b5", "#d9632b", "#1c8a4b", "#8656a8", "#b58a1c", "#bd2c6a", "#3c8f94", "#6b7785")
 BINS = 48
@@ -97,7 +98,8 @@ def _rows(report: Mapping[str, Any], durations: Mapping[str, np.ndarray], colour
     for key in SERIES:
         row = report[key]
         cells = "".join(f"<td>{row[p]:.2f}</td>" for p in ("p50", "p90", "p99", "p999", "max"))
-        out.append(f"<tr><td>{key.removesuffix('_ms').replace('_', ' ')}</td>{cells}<td></td><td></td></tr>")
+        named = f"{label(key)}<small>{html.escape(MEANING[key])}</small>"
+        out.append(f"<tr><td>{named}</td>{cells}<td></td><td></td></tr>")
     return "".join(out)
 
 
@@ -213,6 +215,14 @@ def _advice(report: Mapping[str, Any]) -> str:
     return f"<section><h2>What binds, and what to type next</h2>{listed}</section>"
 
 
+def _task(report: Mapping[str, Any]) -> str:
+    """The instruction and, where somebody judged it, whether it was done."""
+    if not report.get("task"):
+        return ""
+    said = f": {verdict(report)}" if "success" in report else ""
+    return f"<br>Task: {html.escape(report['task'] + said)}"
+
+
 def page(
     report: Mapping[str, Any], tracks: Mapping[str, Mapping[str, np.ndarray]], compared: Mapping[str, Any] | None = None
 ) -> str:
@@ -226,7 +236,7 @@ def page(
         f"<title>HarmoWAM profile</title><style>{STYLE}</style></head><body><main><h1>Where each millisecond goes</h1>"
         f'<p class="sub">{html.escape(str(report.get("robot", "")))}, {report["seconds"]:.0f} s, '
         f"{html.escape(str(report.get('quantization', '')))} on "
-        f'{html.escape(str(report.get("engine", "")))}</p><div class="facts">{_facts(report)}</div>'
+        f'{html.escape(str(report.get("engine", "")))}{_task(report)}</p><div class="facts">{_facts(report)}</div>'
         f"{_advice(report)}"
         f"<section><h2>Round the longest tick</h2>{timeline(tracks, worst_instant(tracks), colours)}"
         '<p class="note">Pale rows are ages and waits, not work. Hover for the figures; the Perfetto trace has the '

@@ -35,6 +35,10 @@ def _held(report: Mapping[str, Any]) -> list[str]:
     return out
 
 
+def _interrupted(report: Mapping[str, Any]) -> str:
+    return f"the run was interrupted after {report['seconds']:.1f} s"
+
+
 def reasons(report: Mapping[str, Any]) -> list[str]:
     """Why the task was not done, as far as the report shows: how the run ended, what the arm did not manage, what
     delayed it.
@@ -46,7 +50,7 @@ def reasons(report: Mapping[str, Any]) -> list[str]:
     if report.get("said_done"):
         out.append(f"the policy said done after {report['seconds']:.1f} s, and was wrong")
     if report.get("interrupted"):
-        out.append(f"the run was interrupted after {report['seconds']:.1f} s")
+        out.append(_interrupted(report))
     if not report["commanded"]:
         out.append("no command came from the policy")
     elif report.get("failure"):
@@ -71,8 +75,8 @@ def reasons(report: Mapping[str, Any]) -> list[str]:
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """One line: "done", "done, and undone since", or "not done: " and why; whether the policy said so; without a judge
-    (a real arm) only how it ended."""
+    """One line: "done", "done, and undone since", or "not done: " and why; whether the policy said so, and whether the
+    user ended it; without a judge (a real arm) only how it ended."""
     if "success" not in report:
         if report.get("error") or report.get("interrupted"):
             return "; ".join(reasons(report))
@@ -80,6 +84,7 @@ def verdict(report: Mapping[str, Any]) -> str:
     if report["success"]:
         said = {None: "", True: ", and the policy said so", False: ", and the policy did not say so"}
         ended = f", then {report['error'].rstrip('.')}" if report.get("error") else ""
+        ended += f"; {_interrupted(report)}" if report.get("interrupted") else ""
         return (
             ("done" if report["success_at_end"] else "done, and undone since") + said[report.get("said_done")] + ended
         )

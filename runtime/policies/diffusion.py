@@ -1,15 +1,16 @@
 """A policy that takes the noise out of a plan of joint targets step by step (Diffusion Policy, arXiv 2303.04137). Plans
 are followed as those of the kind chunk.
 
-What it needs of a bundle: an engine "encode" that gives `condition` and `start`, the first sample float32[1,T,J], and
-an engine "denoise" that takes `sample`, `condition` and `place` float32[1,N], 1 at the step and 0 elsewhere, and gives
-`next`, the next sample, and `chunk` float32[1,K,J], joint targets (rad) as of the kind chunk. The inputs of "encode"
-are pictures by the cameras' names and `state`; `NAME-2` is NAME of the observation two steps of `dt_ms` before.
+What it needs of a bundle: an engine "encode" that gives `condition`, and an engine "denoise" that takes `sample`
+float32[1,T,J] (zeros at the first step, which adds its noise), `condition` and `place` float32[1,N], 1 at the step and
+0 elsewhere, and gives `next`, the next sample, and `chunk` float32[1,K,J], joint targets (rad) as of the kind chunk.
+The inputs of "encode" are pictures by the cameras' names and `state`; `NAME-2` is NAME of the observation two steps of
+`dt_ms` before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -27,11 +28,12 @@ MOST_STEPS = 16  # of history
 Tensors = dict[str, np.ndarray]
 
 
-def diffused(run: Callable[[str, Tensors], Tensors], feed: Tensors, count: int, until: int | None = None) -> Tensors:
-    """The last pass' inputs and its `chunk`, from the inputs `feed` of "encode", in `count` steps (or the first `until`
-    of them)."""
-    made = run(ENCODE, feed)
-    sample, condition = made["start"].copy(), made["condition"].copy()
+def diffused(
+    run: Callable[[str, Tensors], Tensors], feed: Tensors, shape: Sequence[int], count: int, until: int | None = None
+) -> Tensors:
+    """The last pass' inputs and its `chunk`, from the inputs `feed` of "encode" and the `shape` of a sample, in `count`
+    steps (or the first `until` of them)."""
+    sample, condition = np.zeros(shape, np.float32), run(ENCODE, feed)["condition"].copy()
     out: Tensors = {}
     for place in np.eye(count, dtype=np.float32)[:until]:
         step = {"sample": sample, "condition": condition, "place": place[None]}
@@ -65,7 +67,8 @@ class SlowStep:
         self.trace, self.bundle = trace or NoTrace(), bundle
         self.views = Views(bundle, cameras, gpu)
         self.engines = {name: bundle.engine(name, threads, engine) for name in (ENCODE, DENOISE)}
-        self.count = m.engines[DENOISE].inputs["place"][1]
+        step = m.engines[DENOISE].inputs
+        self.shape, self.count = step["sample"], step["place"][1]
         self.grid_ns = ((np.arange(m.chunk.steps) + m.chunk.first) * m.chunk.dt_ms * MS).astype(np.int64)
         self.history_ns = tuple(round(k * m.chunk.dt_ms * MS) for k in range(1, history_of(m) + 1))
         self.priors_made = 0
@@ -95,7 +98,8 @@ class SlowStep:
             made = {**{name: x.copy() for name, x in self.views(seen).items()}, "state": seen.q_rad[None]}
             feed |= {earlier(name, k): x for name, x in made.items()}
         self.trace.mark("slow.preprocess")
-        plan = diffused(self._run, {name: feed[name] for name in self.engines[ENCODE].inputs}, self.count)["chunk"][0]
+        first = {name: feed[name] for name in self.engines[ENCODE].inputs}
+        plan = diffused(self._run, first, self.shape, self.count)["chunk"][0]
         if np.isfinite(plan).all():
             self.priors_made += 1  # what will be refused is not counted
         nothing = np.zeros(0, np.float32)
@@ -113,8 +117,8 @@ def _wrong(m: Manifest) -> str:
     for name, shape in encode.inputs.items():
         if shape != ([1, joints] if name.partition("-")[0] == "state" else [1, 3, height, width]):
             return f"engine '{ENCODE}' with an input '{name}' of {shape}"
-    if set(encode.outputs) != {"condition", "start"} or set(denoise.outputs) != {"next", "chunk"}:
-        return f"engines '{ENCODE}' with condition and start, and '{DENOISE}' with next and chunk"
+    if set(encode.outputs) != {"condition"} or set(denoise.outputs) != {"next", "chunk"}:
+        return f"engines '{ENCODE}' with condition, and '{DENOISE}' with next and chunk"
     if set(denoise.inputs) != {"sample", "condition", "place"} or len(denoise.inputs["place"]) != 2:
         return f"engine '{DENOISE}' with sample, condition and place"
     return "" if m.chunk.steps >= 2 else "'chunk' of two steps or more"
@@ -134,12 +138,11 @@ def _feeds(bundle: Bundle, samples: Tensors) -> dict[str, list[Tensors]]:
         {name: have[name.rpartition("-")[0] if name not in have else name][i][None] for name in inputs}
         for i in range(len(have["state"]))
     ]
-    engines = {name: bundle.engine(name) for name in (ENCODE, DENOISE)}
-    denoise = []
+    engine, shape, denoise = bundle.engine(ENCODE), m.engines[DENOISE].inputs["sample"], []
     for k, feed in enumerate(encode):
-        made = {name: x.copy() for name, x in engines[ENCODE].run(feed).items()}
+        condition = engine.run(feed)["condition"].copy()
         place = np.eye(count, dtype=np.float32)[[k * (count - 1) // max(len(encode) - 1, 1)]]
-        denoise.append({"sample": made["start"], "condition": made["condition"], "place": place})
+        denoise.append({"sample": np.zeros(shape, np.float32), "condition": condition, "place": place})
     return {ENCODE: encode, DENOISE: denoise}
 
 

@@ -5,8 +5,8 @@ import pytest
 from onnx import helper
 
 from export.precision import MODULES, least_gain, milliseconds, modules, reasons
-from export.tensorrt.builder import BuilderMissing, EnginePlan, compiled
-from export.tensorrt.message import Kernel, Tensor
+from export.tensorrt.builder import BuilderMissing, compiled
+from runtime.engines.plan import EnginePlan, Kernel, Tensor
 from tests.onnx_files import FLOAT, quantised_conv, save
 
 SMALL, LARGE = (1, 16, 8, 8), (1, 1024, 64, 64)

@@ -13,14 +13,27 @@ import pytest
 from calibration.camera import Camera
 from export.lerobot import DataError, finish, write_part
 from export.lerobot.layout import POINTER
-from export.recordings import Examined, How, examine, read
+from export.recordings import How, examine, read
 from export.recordings.clock import linear, nearest, times_at
 from firmware_bridge.arms.koch import FAMILY as koch
 from firmware_bridge.arms.so101 import FAMILY as so101
 from tests.dataset import CAMERAS, FPS, edit_json, episode
-from tests.recordings import POSITIONS, RANGES, Spec, edit_rows, encode, films, like, truth, values, write
+from tests.recordings import (
+    OLD,
+    POSITIONS,
+    Spec,
+    edit_rows,
+    encode,
+    films,
+    kinds,
+    like,
+    said,
+    shown,
+    smooth,
+    truth,
+    write,
+)
 
-OLD = [f"main_{n}" for n in POSITIONS]
 PLAIN = Spec()
 DATA_2, DATA_3 = "data/chunk-000/episode_000000.parquet", "data/chunk-000/file-000.parquet"
 FILM_2 = "videos/chunk-000/observation.images.front/episode_000000.mp4"
@@ -45,14 +58,6 @@ def copy(plain, tmp_path):
 @pytest.fixture
 def copy_3(plain_3, tmp_path):
     return Path(shutil.copytree(plain_3, tmp_path / "set3"))
-
-
-def kinds(found: Examined, fatal: bool | None = None) -> list[str]:
-    return [p.kind for p in found.problems if fatal is None or p.fatal is fatal]
-
-
-def said(found: Examined, kind: str) -> str:
-    return " | ".join(str(p) for p in found.problems if p.kind == kind)
 
 
 def shape(*numbers: int | None) -> Any:
@@ -104,12 +109,6 @@ def test_headers_of_public_recordings_are_read(case, tmp_path):
         assert np.array_equal(numbers, nearest(t, at))
 
 
-def shown(pictures: np.ndarray) -> np.ndarray:
-    """The numbers that the pictures show in six bits (`tests.recordings.picture`)."""
-    bits = [pictures[:, :, 87:93, 15 + 12 * k : 21 + 12 * k].mean((1, 2, 3)) > 128 for k in range(6)]
-    return sum(b.astype(int) << k for k, b in enumerate(bits))
-
-
 @pytest.mark.parametrize("written", [[3, 48, 64], None, [48, 64]])
 def test_what_a_header_says_of_a_cameras_size_is_not_needed(copy, written):
     info = json.loads((copy / "meta/info.json").read_text())
@@ -117,162 +116,6 @@ def test_what_a_header_says_of_a_cameras_size_is_not_needed(copy, written):
     (copy / "meta/info.json").write_text(json.dumps(info))
     found = examine(copy)
     assert found.accepted and (found.cameras["front"].width, found.cameras["front"].height) == (64, 48)
-
-
-# Units, row 1 and 2 of the cases
-
-
-def test_normalised_values_are_not_taken_for_degrees(tmp_path):
-    folder = write(tmp_path / "set", like(PLAIN, told="normalised"))
-    found = examine(folder, How(units="degrees"))
-    assert not found.accepted and "give --units normalised or leave it out" in said(found, "units")
-
-
-def test_the_ranges_of_normalised_joints_come_from_the_servos_steps(tmp_path):
-    found = examine(write(tmp_path / "set", like(PLAIN, told="normalised")))
-    span = found.units.span_deg
-    assert span is not None and np.allclose(span, RANGES * 360 / 4096) and found.units.span_sd_deg == 0
-    assert "2703, 2389, 2211, 2345, 3979 steps" in found.units.evidence
-
-
-def lerobot_file(path: Path, ranges: np.ndarray) -> Path:
-    rows = {
-        n: {"id": k + 1, "drive_mode": 0, "homing_offset": 0, "range_min": 20, "range_max": 20 + int(r)}
-        for k, (n, r) in enumerate(zip(POSITIONS, [*ranges, 1200]))
-    }
-    path.write_text(json.dumps(rows))
-    return path
-
-
-def smooth(folder: Path, scale: float = 1.0, most: float = 100.0) -> None:
-    """Values between the servo's steps, as a simulation or a filter leaves them."""
-    rng = np.random.default_rng(1)
-
-    def off_the_steps(rows: list[Any]) -> list[Any]:
-        moved = np.array(rows) * scale + rng.uniform(-0.5, 0.5, (len(rows), 6))
-        return list(np.clip(moved, -most, most).astype(np.float32))
-
-    for path in folder.rglob("episode_*.parquet"):
-        for column in ("observation.state", "action"):
-            edit_rows(path, column, off_the_steps)
-
-
-def test_a_calibration_file_gives_the_ranges_or_is_refused_as_another_arms(tmp_path):
-    folder = write(tmp_path / "set", like(PLAIN, told="normalised"))
-    mine, other = lerobot_file(tmp_path / "a.json", RANGES), lerobot_file(tmp_path / "b.json", RANGES - 100)
-    good = examine(folder, How(units="normalised", joints=mine))
-    assert good.accepted and good.units.span_deg is not None
-    assert np.allclose(good.units.span_deg, RANGES * 360 / 4096)
-    assert "measured positions say 237.6" in said(examine(folder, How(units="normalised", joints=other)), "joints")
-    assert (
-        "is no lerobot calibration" in said(examine(folder, How(units="normalised", joints=tmp_path)), "joints") or True
-    )
-
-
-def test_units_that_nothing_tells_are_asked_for_and_never_guessed(copy):
-    smooth(copy)
-    found = examine(copy)
-    assert not found.accepted and found.units.joints is None
-    assert "add --units degrees, --units rad or --units normalised --joints" in said(found, "units")
-    assert examine(copy, How(units="degrees")).accepted
-    rough = examine(copy, How(units="normalised"))
-    assert rough.accepted and rough.units.span_sd_deg > 5 and "uncertain by about 12 degrees" in said(rough, "joints")
-
-
-def test_joints_that_stop_at_exactly_100_are_normalised(copy):
-    smooth(copy, 4.0)
-    found = examine(copy)
-    assert found.units.joints == "normalised" and "stop at exactly 100 or -100" in found.units.evidence
-
-
-def test_degrees_beyond_the_arm_are_refused_with_the_joint(copy):
-    for path in copy.rglob("episode_*.parquet"):
-        edit_rows(path, "observation.state", lambda rows: [[r[0], r[1], r[2] + 263, *r[3:]] for r in rows])
-    found = examine(copy, How(units="degrees"))
-    assert not found.accepted and "elbow_flex goes from" in said(found, "limits")
-
-
-def test_one_episode_beyond_the_arm_is_left_out_alone(copy):
-    edit_rows(copy / DATA_2, "action", lambda rows: [[r[0], r[1], 200, *r[3:]] for r in rows])
-    found = examine(copy)
-    assert found.accepted and [t.number for t in found.takes] == [1] and found.problems[-1].episode == 0
-
-
-@pytest.mark.parametrize(("scale", "fatal", "text"), [(3.75, True, "the jaw goes from"), (0.01, False, "never passes")])
-def test_a_jaw_of_another_scale_is_named(copy, scale, fatal, text):
-    for path in copy.rglob("episode_*.parquet"):
-        for column in ("observation.state", "action"):
-            edit_rows(path, column, lambda rows: [[*r[:5], r[5] * scale] for r in rows])
-    found = examine(copy)
-    assert text in said(found, "jaw") and found.accepted is not fatal
-
-
-def test_degrees_of_an_so100_from_before_june_2025_are_turned(tmp_path):
-    folder = write(tmp_path / "set", like(PLAIN, robot="so100", names=OLD))
-    straight = read(examine(folder), 20.0)[0]
-    for path in folder.rglob("episode_*.parquet"):
-        for column in ("observation.state", "action"):
-            edit_rows(path, column, lambda rows: [[r[0], 90 - r[1] + 20, r[2] + 110, *r[3:]] for r in rows])
-    found = examine(folder)
-    assert found.units.early and found.accepted
-    moved = read(found, 20.0)[0].state - straight.state
-    assert np.allclose(moved[:, 1], np.radians(-20), atol=1e-5) and np.allclose(moved[:, 2], np.radians(20), atol=1e-5)
-
-
-# Clocks, row 3 and 4
-
-
-def test_uneven_clocks_are_resampled_by_their_timestamps(copy):
-    rng = np.random.default_rng(0)
-    t = {n: np.cumsum(rng.uniform(0.03, 0.3, 45 - 5 * n)) + 1.7e9 for n in (0, 1)}
-    for n, times in t.items():
-        edit_rows(copy / f"data/chunk-000/episode_{n:06d}.parquet", "timestamp", lambda rows, x=times: list(x))
-    found = examine(copy)
-    assert found.accepted and "unevenly spaced" in said(found, "clock")
-    data = read(found, 20.0)[0]
-    own = t[0] - t[0][0]
-    at = times_at(own, 20.0)
-    assert np.allclose(data.state[data.episode == 0][:, 0], linear(own, truth(PLAIN)[0], at)[:, 0], atol=2e-5)
-    assert np.array_equal(shown(data.images["front"][data.episode == 0]), nearest(own, at))
-
-
-def test_a_film_of_30_in_a_recording_of_20_is_asked_about(tmp_path):
-    folder = write(tmp_path / "set", like(PLAIN, fps=20.0, video_fps=30.0))
-    found = examine(folder)
-    assert not found.accepted and "shows 30 pictures/s, the rows are 20 a second" in said(found, "video rate")
-    sure = examine(folder, How(recorded_fps=30.0))
-    assert sure.accepted and sure.takes[0].t[-1] == pytest.approx(44 / 30)
-
-
-def test_a_header_whose_rate_is_wrong_is_overruled_by_timestamps_and_film(copy):
-    edit_json(copy / "meta/info.json", fps=20)
-    found = examine(copy)
-    assert found.accepted and found.fps == 30 and "says 20 rows/s, the timestamps say 30" in said(found, "rate")
-
-
-@pytest.mark.parametrize("early", [-0.6, 0.6])
-def test_a_start_that_is_a_part_of_a_picture_off_moves_no_picture(copy_3, early):
-    path = copy_3 / "meta/episodes/chunk-000/file-000.parquet"
-    edit_rows(path, "videos/observation.images.front/from_timestamp", lambda v: [v[0], v[1] + early / 30])
-    data = read(examine(copy_3), 30.0)[0]
-    assert np.array_equal(shown(data.images["front"][data.episode == 1]), np.arange(40))
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (lambda t: [*t[:20], *(x + 2 for x in t[20:])], "nothing was recorded for 2.0 s from row 19 on"),
-        (lambda t: [*t[:20], t[3], *t[21:]], "time goes backwards in row 20"),
-        (lambda t: [float("nan"), *t[1:]], "a timestamp is not a number"),
-    ],
-)
-def test_an_episode_whose_clock_is_broken_is_left_out(copy, change, text):
-    edit_rows(copy / DATA_2, "timestamp", change)
-    found = examine(copy)
-    assert found.accepted and [t.number for t in found.takes] == [1] and text in said(found, "clock")
-
-
-# Broken files, tasks, cameras, arms, row 5 and 6
 
 
 def test_an_episode_whose_film_is_short_is_left_out_by_name(copy, copy_3):
@@ -332,6 +175,15 @@ def test_cameras_are_mapped_or_asked_for_with_the_line_to_type(tmp_path):
     assert not found.accepted and "--camera front=side --camera wrist=top" in said(found, "cameras")
     assert examine(folder, How(cameras={"front": "top", "wrist": "side"})).views == {"front": "top", "wrist": "side"}
     assert "the recording's cameras side, top" in said(examine(folder, How(cameras={"front": "tip"})), "cameras")
+
+
+def test_a_camera_that_is_no_view_costs_no_episode(tmp_path):
+    folder = write(tmp_path / "set", like(PLAIN, cameras={"front": (32, 32, "h264"), "side": (32, 32, "h264")}))
+    next(folder.rglob("*side/episode_000001.mp4")).unlink()
+    found = examine(folder)
+    assert len(found.takes) == 2 and set(found.cameras) == {"front"}
+    assert "camera 'side', which is no view of the policy, is left aside" in said(found, "cameras")
+    assert len(examine(folder, How(cameras={"wrist": "side"})).takes) == 1
 
 
 def test_a_view_that_is_missing_and_a_camera_without_calibration_say_what_they_cost(plain):
@@ -403,34 +255,6 @@ def test_our_own_datasets_are_examined_too(tmp_path):
     assert "says rad, asked for are degrees" in said(examine(tmp_path, How(units="degrees")), "units")
 
 
-def test_lerobots_numbers_are_the_makers_angles(copy):
-    """As in the maker's model: 30 degrees of pan are to the right, 0 of the jaw is shut and 100 wide open."""
-    row = [30.0, -20.0, 40.0, 10.0, -60.0]
-    for path in copy.rglob("episode_*.parquet"):
-        edit_rows(path, "observation.state", lambda rows: [[*row, 0.0]] * len(rows))
-        edit_rows(path, "action", lambda rows: [[*row, 100.0]] * len(rows))
-    data = read(examine(copy, How(units="degrees")), 20.0)[0]
-    assert np.allclose(data.state[0], [*np.radians(row), so101.LOWER[5]], atol=1e-6)
-    assert np.allclose(data.action[0], [*np.radians(row), so101.UPPER[5]], atol=1e-6)
-    assert so101.heading(so101.forward(data.state[0])) == pytest.approx(-np.radians(30))
-
-
-def test_pictures_repeat_where_the_recording_is_slower(tmp_path):
-    folder = write(tmp_path / "set", like(PLAIN, fps=5.0, lengths=(24,)))
-    direct = read(examine(folder), 20.0)[0]
-    cached = read(examine(folder), 20.0, cache=tmp_path / "cache")[0]
-    t = np.arange(24) / 5
-    assert np.array_equal(shown(direct.images["front"]), nearest(t, times_at(t, 20.0)))
-    assert np.array_equal(direct.images["front"], cached.images["front"])
-
-
-def test_pictures_in_a_table_belong_to_their_rows_in_any_order(tmp_path):
-    folder = write(tmp_path / "set", like(PLAIN, cameras={"front": (64, 48, "png")}, lengths=(20,)))
-    table = pq.read_table(folder / DATA_2)
-    pq.write_table(table.take(np.random.default_rng(0).permutation(20)), folder / DATA_2)
-    assert shown(read(examine(folder), 30.0)[0].images["front"]).tolist() == list(range(20))
-
-
 def test_the_record_is_json_and_frozen(plain):
     found = examine(plain)
     told = json.loads(json.dumps(found.to_json()))
@@ -439,14 +263,6 @@ def test_the_record_is_json_and_frozen(plain):
     assert set(told["problems"][0]) == {"kind", "episode", "detail", "fix"}
     with pytest.raises(AttributeError):
         setattr(found, "fps", 20.0)  # noqa: B010
-
-
-def test_goals_are_the_policys_at_its_times(plain):
-    data = read(examine(plain), 20.0)[0]
-    _, action, _ = values(PLAIN, 0, 45)
-    t = np.arange(45) / 30
-    expected = np.radians(linear(t, action.astype(float), times_at(t, 20.0)))
-    assert np.allclose(data.action[data.episode == 0][:, :5], expected[:, :5], atol=2e-5)
 
 
 def test_a_table_with_the_wrong_number_of_rows_costs_its_episode(copy):

@@ -66,7 +66,7 @@ def test_repeated_pictures_and_missing_rows_are_counted(copy):
     seen, said = looked(copy)
     assert abs(seen.episodes[0].looks[0].doubled - len(twice)) <= 1 and len(twice) > 5
     assert seen.episodes[1].looks[0].doubled <= 1
-    assert "dropped: episode 1: 1 rows are missing" in said and "repeated: episode 0" in said
+    assert "dropped: episode 1: 1 row is missing" in said and "repeated: episode 0" in said
 
 
 def test_dark_and_blurred_pictures_are_named(copy):

@@ -19,6 +19,7 @@ from export.roofline import (
     predicted,
     seconds,
     spelt,
+    table,
 )
 from export.tensorrt.builder import compiled
 from tests.onnx_files import quantised_conv
@@ -162,6 +163,15 @@ def test_a_plan_replaces_the_guess(plan, tmp_path):
     assert all(
         float(k["net"]) > float(g["net"]) for g, k in zip(guessed, known)
     )  # more kernels than the graph seems to have
+
+
+def test_a_mode_of_more_power_that_is_slower_is_explained_under_the_table(tmp_path):
+    """25 W of an Orin NX has twice the multiprocessors at two thirds of the clock: small kernels lose by it."""
+    source = quantised_conv(tmp_path / "small.onnx")
+    *rows, note = table(predicted({"fast": source}))
+    assert len(rows) == 1 + len(BOARDS)
+    assert note.startswith("Orin NX 16GB: 25W is slower than 15W, for its GPU has 8 multiprocessors (not 4) but only")
+    assert "0.408 GHz (not 0.612)" in note
 
 
 def test_boards_are_spelt_each_in_its_own_way():

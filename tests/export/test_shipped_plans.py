@@ -13,9 +13,10 @@ from export.plan import Plan, Precision
 from export.tensorrt import gate
 from export.tensorrt.builder import BuilderMissing
 from export.tensorrt.gate import between_pairs, budgets, judged, lines
-from export.tensorrt.stored import PLAN, read_plan, write_plan
+from export.tensorrt.stored import read_plan, write_plan
 from export.tensorrt.work import product_operations
 from runtime.engines.onnx import OrtEngine
+from runtime.engines.plan import PLAN
 from tests.once import once
 from tests.onnx_files import exporter, quantised_conv
 

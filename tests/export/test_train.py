@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from calibration.camera import policy_camera
 from export.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -17,6 +18,7 @@ from export.models import HarmoWam
 from export.text import ngrams
 from export.train import Trainer, normalise, train
 from firmware_bridge.arms.so101 import FAMILY as so101
+from harmowam.cli import main
 from sim.phases import find_events
 from sim.tasks import INSTRUCTIONS, sample_layout
 from sim.world import World
@@ -307,3 +309,12 @@ def test_the_contact_map_is_where_the_simulated_wrist_camera_sees_the_next_event
     moved = dataclasses.replace(camera, T_tool_from_cam=camera.T_tool_from_cam @ aside)
     cell, _ = contact_cell(pose[None], event[None], moved, cfg)
     assert np.allclose(cell[0] - wanted, [-0.01 * small.K[0, 0] / point[2], 0], atol=0.05)
+
+
+def test_collected_rows_can_be_labelled_as_they_are(tmp_path):
+    out = tmp_path / "data"
+    said = CliRunner().invoke(main, ["collect", "--out", str(out), "--episodes", "0", "--play", "1", "--rate", "25"])
+    assert said.exit_code == 0, said.output
+    assert load_demonstrations(out, rate_hz=25.0).rate_hz == 25.0
+    again = CliRunner().invoke(main, ["collect", "--out", str(out), "--episodes", "0", "--play", "1"])
+    assert again.exit_code == 2 and "was begun with rate_hz 25.0: repeat that" in again.output

@@ -146,6 +146,14 @@ def test_ports_that_are_missing_or_busy(pty, tmp_path):
         Port.open(pty[3].path)
 
 
+def test_what_is_no_serial_port_is_said_to_be_none(tmp_path):
+    """Half the processes of a machine have /dev/null open, and nobody a file of one's own."""
+    (tmp_path / "file").touch()
+    for path in ("/dev/null", str(tmp_path / "file")):
+        with pytest.raises(PortError, match=f"^{path} is not a serial port: name the adapter's"):
+            Port.open(path)
+
+
 def test_a_port_without_permission_names_the_group_that_has_it(tmp_path, monkeypatch):
     path = tmp_path / "port"
     path.touch()

@@ -13,7 +13,7 @@ import numpy as np
 
 from runtime.preprocess import build
 from runtime.preprocess.cuda import DeviceWarp, Tuning
-from tests.runtime.test_preprocess import camera
+from tests.runtime.warps import camera
 
 COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")  # as build.py
 GUARD = 4096  # bytes before and behind every piece of memory: more than a row of any frame here

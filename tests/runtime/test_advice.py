@@ -52,7 +52,9 @@ INT8 = {"format": "int8 qdq", "target": "onnxruntime", "float": "float32"}
 STEPS = {"slow.world_model": 2, "slow.predictive": 4}
 SIM = Facts("out/so101.bundle", "sim_so101", 50.0, True, INT8, STEPS)
 ARM = replace(SIM, bundle="orin.bundle", robot="my_arm/robot.toml", simulated=False)
-UNBUILT = "engines: ONNX Runtime on the CPU; faster would be TensorRT, but orin.bundle has no TensorRT engines: run "
+UNBUILT = (
+    "engines run on the CPU (ONNX Runtime); TensorRT would be faster, but orin.bundle has no TensorRT engines: run "
+)
 UNBUILT += "`harmowam build orin.bundle` on this machine."
 FIFO = "run `sudo groupadd -f realtime`, `sudo usermod -aG realtime $USER`, and log in again"
 NANO = {"model": "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"}

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from runtime.bundle import Bundle
-from runtime.compute import Chosen, Compute, ComputeError, choose, on_cores
+from runtime.compute import NVIDIA, ON_CPU, Chosen, Compute, ComputeError, choose, on_cores
 from tests.runtime.built import BOARD, other_onnx, pretend_built
 from tests.tiny import tiny_bundle
 
@@ -34,18 +34,33 @@ NOT_HERE = {
 }
 
 
+@pytest.fixture(params=NVIDIA)
+def with_gpu(request, tmp_path):
+    """The files of a Jetson, and of a workstation with NVIDIA's driver."""
+    file = tmp_path / "machine" / request.param
+    file.parent.mkdir(parents=True)
+    file.touch()
+    return tmp_path / "machine"
+
+
 @pytest.mark.parametrize("case", NOT_HERE)
-def test_auto_takes_the_cpu_where_no_engine_fits_and_says_what_would_be_faster(bundle, monkeypatch, no_tensorrt, case):
+def test_with_a_gpu_auto_takes_the_cpu_where_no_engine_fits_and_says_what_tensorrt_lacks(
+    bundle, monkeypatch, no_tensorrt, with_gpu, case
+):
     """A user who asks for TensorRT by name gets that sentence as an error."""
     prepare, why, board = NOT_HERE[case]
     prepare(bundle)
     if board is not None:
         monkeypatch.setattr("runtime.compute.this_board", lambda: board)
-    chosen = choose(bundle, Compute())
+    chosen = choose(bundle, Compute(), with_gpu)
     assert (chosen.engine, chosen.gpu) == ("cpu", False) and "\n" not in chosen.note
-    assert chosen.note.startswith("engines: ONNX Runtime on the CPU") and re.search(why, chosen.note)
+    assert re.search(f"^{re.escape(ON_CPU)}; TensorRT would be faster, but .*{why}", chosen.note)
     with pytest.raises(ComputeError, match=f"the engine 'tensorrt' is not there: .*{why}"):
         choose(bundle, Compute(engine="tensorrt"))
+
+
+def test_without_a_gpu_auto_takes_the_cpu_and_says_only_that(bundle, no_tensorrt, tmp_path):
+    assert choose(bundle, Compute(), tmp_path) == Chosen("cpu", note="engines run on the CPU (ONNX Runtime)")
 
 
 @pytest.mark.parametrize("asked", ["auto", "tensorrt"])

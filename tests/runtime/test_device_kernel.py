@@ -23,7 +23,7 @@ from tests.runtime.emulated_device import (
     compiled,
     launched,
 )
-from tests.runtime.test_preprocess import GEOMETRIES, camera
+from tests.runtime.warps import GEOMETRIES, camera
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is installed")
 

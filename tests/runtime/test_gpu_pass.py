@@ -15,7 +15,7 @@ from runtime.preprocess import LAYOUTS, KernelError, Warp, cuda
 from runtime.preprocess.cuda import GpuPass, Tuning
 from tests.rig import START
 from tests.runtime.emulated_device import COMPILER, FAULTS, FAULTY, NORMAL, SMALL, Driver, compiled
-from tests.runtime.test_preprocess import camera
+from tests.runtime.warps import camera
 from tests.tiny import FRONT, TASK, WRIST, tiny_bundle
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler is installed")

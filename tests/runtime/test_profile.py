@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from firmware_bridge.motion.messages import Command, JointState
+from harmowam.profile import print_timing
 from runtime.loop.delay import MOST_RAD, Lead, roll_forward
 from runtime.observe.profile import STAGES, board, compare, processor_shares, processor_ticks
 from runtime.observe.profile_page import page, timeline, worst_instant
@@ -101,9 +102,29 @@ def test_the_page_shows_stages_timeline_and_comparison():
     assert "<li>slow &amp; late<br>gain: at most 5.0 ms<br><code>harmowam build b</code></li>" in text
     assert "Every budget is kept." not in text
     assert "<script" not in text and timeline({}, 0, {}).startswith("<svg")
+    assert "from a picture&#x27;s capture to its command on the bus" in text and "Task:" not in text
     known = {"cores": 2, "cpu_mhz": 2400, "temperature_c": {"soc": 45.5, "gpu": 50.0}, "temperature_before_c": {}}
     text = page({**report(), "board": known, "processors": {"busy": 0.5}}, spans)
     assert "cores 2; cpu 2400 MHz; temperature soc 45.5, gpu 50.0 °C; processors busy 50.0%</p>" in text
+
+
+def test_the_page_says_the_task_and_where_somebody_judged_it_whether_it_was_done():
+    asked = {**report(), "stages": {}, "task": "put <it> there"}
+    assert "<br>Task: put &lt;it&gt; there</p>" in page(asked, {"fast loop": {}})
+    done = {**asked, "success": True, "success_at_end": True, "said_done": True}
+    assert "<br>Task: put &lt;it&gt; there: done, and the policy said so</p>" in page(done, {"fast loop": {}})
+
+
+def test_the_terminal_says_in_plain_words_how_it_went_and_whether_the_task_was_done(capsys):
+    ended = {"success": True, "success_at_end": True, "task": "stack them", "motor_missed_ticks": 1}
+    told = {"time_to_first_command_s": 1.5, "rss_mb": 300.0, "processors": {"busy": 0.5, "stolen": 0.0}}
+    changes = [{"at_s": 0.1, "state": "running", "reasons": []}]
+    print_timing({**report(misses=3), **ended, **told, "health": {"state": "running", "changes": changes}})
+    said = capsys.readouterr().out
+    assert "slow loop 8.0 Hz; 3 of 500 fast steps were late, the motor process left out 1 step\n" in said
+    assert "state at the end: running, after 1 change of state; jerk of the joint goals 1 rad/s^3" in said
+    assert "prior age: how old the pictures behind the slow loop's plan (Prior) are when it is used\n" in said
+    assert said.endswith("\ntask: stack them: done\n")
 
 
 def test_the_board_is_described_without_root():

@@ -279,3 +279,11 @@ def test_a_command_that_is_not_there_is_no_matter_of_degrees(log, monkeypatch):
     result = replay(log, within_deg=1000.0)
     assert not result.passed and result.stopped and result.steps == 9
     assert result.difference.what == "command" and result.difference.recorded == []
+
+
+def test_a_folder_without_a_log_is_told_which_runs_keep_one(tmp_path):
+    """`profile` leaves such folders."""
+    (tmp_path / "profile.json").write_text("{}")
+    said = CliRunner().invoke(main, ["replay", str(tmp_path)])
+    assert said.exit_code == 2 and "holds no log (run.mcap): `run` keeps one with --record" in said.stderr
+    assert "`profile` with --log FILE only" in said.stderr

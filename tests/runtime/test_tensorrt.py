@@ -169,9 +169,12 @@ def test_float32_layers_are_built_with_tf32(monkeypatch, tmp_path):
     for name in ("polygraphy", "polygraphy.backend", "polygraphy.backend.trt", "polygraphy.exception"):
         monkeypatch.setitem(sys.modules, name, polygraphy)
     pool = SimpleNamespace(WORKSPACE=0)
-    monkeypatch.setattr("runtime.build.tensorrt", lambda: SimpleNamespace(MemoryPoolType=pool))
+    verbosity = SimpleNamespace(DETAILED="detailed")
+    trt = SimpleNamespace(MemoryPoolType=pool, ProfilingVerbosity=verbosity)
+    monkeypatch.setattr("runtime.build.tensorrt", lambda: trt)
     assert build_engine(tmp_path / "fast.onnx", tmp_path / "cache", Options()) == b"plan"
     assert asked["tf32"] is True and "use_dla" not in asked
+    assert asked["profiling_verbosity"] == "detailed"  # or the inspector tells no types
 
 
 @pytest.mark.gpu

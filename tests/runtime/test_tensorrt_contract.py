@@ -31,6 +31,7 @@ SYMBOLS = {
 }
 # Class of the bindings -> what runtime/engines/tensorrt.py calls on it; the variables are read from the source below.
 OWNERS = {"_runtime": "Runtime", "_engine": "ICudaEngine", "_context": "IExecutionContext"}
+LOCALS = {"inspector": "EngineInspector"}
 LOOK = """
 import json, sys
 import tensorrt_bindings as trt
@@ -99,6 +100,8 @@ def used() -> set[str]:
                 names.add(".".join(parts))
             elif isinstance(node, ast.Name) and node.id == "self" and len(parts) > 1 and parts[0] in OWNERS:
                 names.add(f"{OWNERS[parts[0]]}.{parts[1]}")
+            elif isinstance(node, ast.Name) and node.id in LOCALS and parts:
+                names.add(f"{LOCALS[node.id]}.{parts[0]}")
     return names
 
 
@@ -120,6 +123,9 @@ def look(version: str, wanted: set[str]) -> dict:
 def test_what_we_use_is_read_from_the_source():
     names = used()
     assert "Runtime.engine_host_code_allowed" in names
+    assert {"EngineInspector.get_engine_information", "LayerInformationFormat.JSON", "ProfilingVerbosity.DETAILED"} <= (
+        names
+    )
     assert {"Runtime", "Logger.ERROR", "TensorIOMode.INPUT", "MemoryPoolType.WORKSPACE", "nptype"} <= names
     assert {
         "Runtime.deserialize_cuda_engine",

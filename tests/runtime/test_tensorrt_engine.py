@@ -48,6 +48,7 @@ class PretendedTensorRT:
         self.lib.fake_priority.argtypes = [ctypes.c_void_p]
         self.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
         self.TensorIOMode = SimpleNamespace(INPUT=1, OUTPUT=2)
+        self.LayerInformationFormat = SimpleNamespace(JSON="JSON")
         self.Runtime = self.runtime
         self.wants_host_code = False
         self.nptype = lambda kind: kind
@@ -65,6 +66,10 @@ class PretendedTensorRT:
             return None
         return SimpleNamespace(
             num_io_tensors=2,
+            device_memory_size_v2=4096,
+            create_engine_inspector=lambda: SimpleNamespace(
+                get_engine_information=lambda form: '{"Layers": []}' if form == "JSON" else ""
+            ),
             get_tensor_name=lambda i: "xy"[i],
             get_tensor_shape=lambda name: (2, 3),
             get_tensor_dtype=lambda name: np.float32,
@@ -108,6 +113,14 @@ def test_each_pass_takes_what_it_was_fed(pretended, graph):
         assert np.array_equal(engine.run({"x": X + i})["y"], 2 * (X + i) + 1)
     assert len(pretended.trt.kept) == (2 if graph else 4)  # a graph that is replayed does not ask TensorRT
     engine.close()
+    engine.close()
+    assert pretended.left() == 0
+
+
+def test_an_engine_tells_its_layers_and_its_memory(pretended):
+    engine = TensorRTEngine(pretended.path, cuda=pretended.cuda)
+    assert engine.inspected() == ('{"Layers": []}', 4096)
+    assert engine.kernels == 1  # of its graph, which copies in and out as well
     engine.close()
     assert pretended.left() == 0
 

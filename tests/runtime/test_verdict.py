@@ -75,6 +75,9 @@ def test_a_run_that_did_its_task_says_what_came_after():
     assert verdict({**CALM, "success": True}) == "done, and undone since"
     ended = {"success": True, "success_at_end": True, "error": "a servo did not let go."}
     assert verdict({**CALM, **ended}) == "done, then a servo did not let go"
+    stopped = {"success": True, "success_at_end": True, "said_done": False, "interrupted": True, "seconds": 6.2}
+    said = "done, and the policy did not say so; the run was interrupted after 6.2 s"
+    assert verdict({**CALM, **stopped}) == said
 
 
 def test_whether_the_policy_said_so_is_told():

@@ -109,7 +109,7 @@ def episode(world, late, disturbed):
     def watch(now_ns, obs):
         return score.watch(now_ns) or ("" if now_ns < START + 2 * 10**9 else "enough")
 
-    slow = SimpleNamespace(step=lambda now_ns, obs: None)  # its answer comes after the end
+    slow = SimpleNamespace(step=lambda now_ns, obs: None, history_ns=())  # its answer comes after the end
     moved, schedule = disturber if disturbed else None, Schedule(world_model_ms=9000)
     return run_episode(world, slow, policy, virtual_motor(world), schedule, 3.0, watch, moved), disturber.happened
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from firmware_bridge.servos.sts3215 import RAD_PER_STEP
+from sim.disturbance import displace
 from sim.expert import Follower, joints_for, plan
 from sim.tasks import sample_layout
 from sim.world import LATENCY_TICKS, SERVO_DT, SERVO_SPEED, World
@@ -76,6 +77,21 @@ def test_pictures_can_be_made_elsewhere_from_what_is_visible(world):
     there, here = other.render_visible(world.visible)["front"].astype(int), world.render("front").astype(int)
     # Physics renders the kinematics at the start of its last sub-step: edges of moving things may differ, a lamp may
     # not.
+    assert (np.abs(there - here).max(-1) > 30).mean() < 0.001
+    other.close()
+
+
+def test_a_displaced_thing_is_seen_elsewhere_too(world):
+    """Free or fixed: the camera process shows it where it was moved to."""
+    layout = sample_layout(np.random.default_rng(1), task="plate")
+    world.reset(layout)
+    other = World(layout=layout)
+    for name in ("plate", layout.roles[0]):
+        displace(world, world.data, name, world.position(name)[:2] + np.array([0.0, 0.05]))
+        world.advance(0.1)
+        other.show(world.visible)
+        assert np.allclose(other.position(name), world.position(name), atol=1e-6)
+    there, here = other.render("front").astype(int), world.render("front").astype(int)
     assert (np.abs(there - here).max(-1) > 30).mean() < 0.001
     other.close()
 
