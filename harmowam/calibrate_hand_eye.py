@@ -100,9 +100,9 @@ def hand_eye(
     asked = _Asked(loaded, open_store(store, robot), camera, text, mount, noise, page, dry_run)
     result = _live(asked, count, port, seed) if images is None else _from_files(asked, images, Path(poses))
     for line in result.pop("said"):
-        click.echo(as_given(line))
+        click.echo(as_given(line, "store"))
     if result["hash"]:
-        click.echo(as_given(next_of(loaded, camera, mount)))
+        click.echo(as_given(next_of(loaded, camera, mount), "store"))
     write_json(json_path, result)
 
 
