@@ -198,7 +198,7 @@ def intrinsics(
         shown,
     )
     for line in result.pop("said"):
-        click.echo(as_given(line))
+        click.echo(as_given(line, "store"))
     write_json(json_path, result)
     if not result["accepted"]:
         sys.exit(1)
@@ -260,7 +260,7 @@ def check(
         )
     else:
         result = run_check(where, camera, frames, arm, report or Path(f"out/calibrate/{camera}-check.html"))
-    click.echo(as_given(result["said"]))
+    click.echo(as_given(result["said"], "store"))
     write_json(json_path, result)
     if result.get("level") == "block":
         sys.exit(1)
@@ -326,7 +326,7 @@ def joints(
         result = work.stored_signs(loaded, where, port or loaded.port, ask, say)
     else:
         result = work.guided(loaded, where, port or loaded.port, page, ask, say)
-    click.echo(as_given(result["said"]))
+    click.echo(as_given(result["said"], "store"))
     write_json(json_path, result)
     if result.get("differs"):
         sys.exit(1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from harmowam.hints import as_given
 from harmowam.options import UserError, errors, json_option, robot_option, write_json
 
 camera_option = click.option("--camera", default="front", show_default=True, help="Camera of the robot file.")
@@ -52,7 +53,7 @@ def history(name: str | None, robot: str, store: Path | None, json_path: Path | 
     if not any(rows.values()):
         virtual = store is None and load_robot(robot, calibrated=False).simulated
         mend = "`harmowam rehearse` makes those of a virtual arm" if virtual else "run `harmowam calibrate intrinsics`"
-        raise UserError(f"no calibration of {name or 'anything'} in {where.root}: {mend}.")
+        raise UserError(as_given(f"no calibration of {name or 'anything'} in {where.root}: {mend}.", "store"))
     for n, found in rows.items():
         for r in found:
             click.echo(

@@ -115,7 +115,7 @@ def watch(r: Rehearsal, arm: VirtualArm) -> None:
     with plugged_in(arm.servos, Path(r.port)):
         click.echo("\n(by hand: each joint is moved from stop to stop)")
         arm.carry(*arm.every_joint(), looks=12)  # the monitor shows every joint once or twice on its way
-        monitor = ("bus", "monitor", "--robot", r.robot, "--seconds", 4)
+        monitor = ("bus", "monitor", "--robot", r.robot, "--seconds", 6)
         r.command(*monitor, look="the row of the joint that is moved changes, and no other; without --seconds: Ctrl-C")
         arm.servos.put(2, "mode", 1)  # what another program may have left
         check = ("bus", "check", "--robot", r.robot)

@@ -111,7 +111,12 @@ MARKED = ARM_FILE.replace("[camera.front]", '[camera.front]\nmarker = "chessboar
         (MARKED, "front", "base", "next: `harmowam calibrate check --camera front --learn`"),
         (ARM_FILE, "front", "base", "`harmowam calibrate check --camera front --learn --marker chessboard:6x5:0.015`"),
         (ARM_FILE, "wrist", "arm", "next: `harmowam doctor`"),
-        (None, "front", "base", 'the simulated robot\'s own runs do not use it: .* \\(calibration = "sim"'),
+        (
+            None,
+            "front",
+            "base",
+            'the simulated robot\'s own runs do not use this calibration: .* \\(calibration = "sim"',
+        ),
     ],
 )
 def test_after_hand_eye_a_marker_is_named_where_a_camera_can_look_at_one(text, camera, mount, next_step, tmp_path):
