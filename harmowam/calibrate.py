@@ -228,7 +228,10 @@ def check(
     report: Path | None,
     json_path: Path | None,
 ) -> None:
-    """Has the camera moved? ok, warn, or block (exit code 1), in a few seconds."""
+    """Has the camera moved? It takes a few seconds.
+
+    The answer is ok, warn, or block (exit code 1).
+    """
     from calibration.board import Board
     from calibration.check import FRAMES, LEARN_FRAMES
     from calibration.drift_job import run_check, run_learn

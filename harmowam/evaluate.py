@@ -13,7 +13,7 @@ import click
 from harmowam.options import (
     UserError,
     bundle_option,
-    engine_option,
+    engine_of,
     errors,
     json_option,
     resumable,
@@ -46,13 +46,14 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
 @click.option(
     "--policy",
     help="For a bundle of kind harmowam: gated (the default), reactive, predictive, average, oracle, true_future; "
-    "several with commas.",
+    "several with commas, or all. Other bundles: chunk, or diffusion.",
 )
 @click.option(
     "--environment",
     default="seen",
     show_default=True,
-    help="seen, background, position, object, disturbed; several with commas, or all.",
+    help="seen, background, position, object, disturbed (as seen, but a thing is moved once); several with commas, or "
+    "all. docs/tasks.md describes them.",
 )
 @click.option("--task", default="all", show_default=True, help="Names of tasks with commas, or one instruction.")
 @click.option(
@@ -106,7 +107,7 @@ def _chosen(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     metavar="I/N",
     help="Run only every N-th episode, beginning with the I-th.",
 )
-@engine_option
+@engine_of("")
 @workers_option
 @json_option
 @errors
@@ -128,11 +129,12 @@ def evaluate(
     json_path: Path | None,
 ) -> None:
     """Success over seeded starts in virtual time, by policy and environment; all policies get the same starts."""
+    from common.words import counted
     from runtime.bundle import Bundle
     from runtime.compute import REPORTED, Compute, choose
     from runtime.policies import kind_of
     from sim.evaluate import OURS, STARTS, digest, jobs_for, read_rows, run_jobs
-    from sim.results import COLUMNS, cells, sentences, summary, table
+    from sim.results import COLUMNS, LEGEND, cells, sentences, summary, table
     from sim.tasks import DISTURBED, ENVIRONMENTS, INSTRUCTIONS, TASKS
 
     this_shard = _shard(shard)
@@ -160,7 +162,7 @@ def evaluate(
         found = run_jobs(jobs, rows, workers)
     wall = time.monotonic() - began
     print_table([list(COLUMNS), *table(found)])
-    for line in sentences(found):
+    for line in (LEGEND, *sentences(found)):
         click.echo(line)
     if failed := bool(opened.manifest.quantization.get("failed")):
         click.echo(f"{bundle} FAILED the gates of its export: these figures say nothing about its checkpoint")
@@ -169,7 +171,7 @@ def evaluate(
     told = {"schedule": dataclasses.asdict(schedule), "engine": REPORTED[chosen.engine]}
     pace = {"played": len(played), "simulated_s": round(sum(played), 2), "wall_s": round(wall, 2)}
     write_json(json_path, {**about, "cells": cells(found), "summary": summary(found), **told, **pace})
-    click.echo(f"{len(found)} episodes of the {split} seeds; {_pace(played, wall)}")
+    click.echo(f"{counted(len(found), 'episode')} of the {split} seeds; {_pace(played, wall)}")
 
 
 def _pace(played: list[float], wall_s: float) -> str:

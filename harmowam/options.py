@@ -164,12 +164,18 @@ bundle_option = click.option(
     show_default=True,
     help="A bundle that `harmowam export` wrote.",
 )
-engine_option = click.option(
-    "--engine",
-    type=click.Choice(["auto", "tensorrt", "cuda", "cpu"]),
-    help="What networks run on (default: the robot file's [compute], else auto: TensorRT if built for this board, "
-    "else the CPU).",
-)
+
+
+def engine_of(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The option --engine of a command; `default`: what it takes without the option, in words."""
+    return click.option(
+        "--engine",
+        type=click.Choice(["auto", "tensorrt", "cuda", "cpu"]),
+        help=f"What networks run on (default: {default}auto, which is TensorRT if built for this board, else the CPU).",
+    )
+
+
+engine_option = engine_of("the robot file's [compute], else ")
 ROBOT = "sim_so101"  # the robot when --robot is not given
 robot_option = click.option("--robot", default=ROBOT, show_default=True, help="A shipped robot or a robot file.")
 

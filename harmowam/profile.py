@@ -39,7 +39,8 @@ FLOWS = {"slow.world_model": "world", "slow.predictive": "action"}  # stage -> i
 
 def print_timing(report: dict[str, Any]) -> None:
     """The profile table, and whether the task was done where somebody judged it."""
-    from runtime.observe.profile import MEANING, SERIES, counted, label
+    from common.words import counted
+    from runtime.observe.profile import MEANING, SERIES, label
     from runtime.observe.verdict import verdict
 
     click.echo(

@@ -376,7 +376,8 @@ def run_jobs(jobs: list[Job], rows: Path | None = None, workers: int | None = No
     right = 0
     try:
         if left:
-            with tqdm(total=len(jobs), initial=len(jobs) - len(left), unit="episode", smoothing=0.05) as bar:
+            about = {"total": len(jobs), "initial": len(jobs) - len(left), "unit": "episode", "smoothing": 0.05}
+            with tqdm(**about, disable=None) as bar:  # None: where nobody watches a terminal
                 for row in spawned(run_job, left, workers):
                     done[row["key"]] = row
                     if file is not None:

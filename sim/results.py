@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from common.words import counted
 from sim.statistics import paired_difference, relative_drop, wilson
 from sim.tasks import DISTURBED, ENVIRONMENTS
 
@@ -179,6 +180,12 @@ COLUMNS = (
     "switches",
 )
 
+LEGEND = """\
+transit: the arm reached everything that it went for; interaction given transit: how many of those succeeded
+near start: begun above the first thing to reach
+relative drop: share of the success in seen that is lost (below zero: more success than there)
+gate accuracy: frames in which the right expert is in charge; switches: changes of expert in an episode"""
+
 
 def table(rows: list[Row]) -> list[list[str]]:
     """The paper's table: one row per policy and environment, over all tasks; texts in the order of COLUMNS."""
@@ -223,8 +230,8 @@ def sentences(rows: list[Row]) -> list[str]:
         home = [r for r in mine if r["start"] == "home"]
         if f := _finishes(home):
             out.append(
-                f"{policy[0]}: said done in {f['said_done']} of {len(home)} episodes, in {f['false_finishes']} of them "
-                f"wrongly; {f['ever']} had success at some time"
+                f"{policy[0]}: said done in {f['said_done']} of {counted(len(home), 'episode')}, in "
+                f"{f['false_finishes']} of them wrongly; {f['ever']} had success at some time"
             )
     for name, d in s["gated_minus"].items():
         if "difference" in d:
@@ -240,13 +247,16 @@ def sentences(rows: list[Row]) -> list[str]:
             else f"{d['reaction_p50_ms']:.0f} ms at p50, {d['reaction_p99_ms']:.0f} ms at p99"
         )
         out.append(
-            f"{p}, disturbed: moved in {d['displaced']} of {d['episodes']} episodes, {_percent(d['success'])} of these "
-            f"solved{beside}; reaction {times}, none in {d['unreacted']}"
+            f"{p}, disturbed: moved in {d['displaced']} of {counted(d['episodes'], 'episode')}, "
+            f"{_percent(d['success'])} of these solved{beside}; reaction {times}, none in {d['unreacted']}"
         )
-    out += [
-        f"{p}: the jaw's goal turned back more than once in {j['jaw_chattered']} of {j['jaw_events']} events (at most "
-        f"{j['jaw_most']} times)"
-        for p, j in s["jaw"].items()
-        if j["jaw_events"]
-    ]
-    return out
+    return out + [_jaw_sentence(p, j) for p, j in s["jaw"].items() if j["jaw_events"]]
+
+
+def _jaw_sentence(policy: str, found: dict[str, int]) -> str:
+    """`jaw` as a sentence."""
+    most = f" (up to {found['jaw_most']} times)" if found["jaw_chattered"] else ""
+    return (
+        f"{policy}: the jaw was told to open or close {counted(found['jaw_events'], 'time')}; in "
+        f"{found['jaw_chattered']} of these the order was reversed more than once in quick succession{most}"
+    )

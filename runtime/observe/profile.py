@@ -54,11 +54,6 @@ def label(key: str) -> str:
     return key.removesuffix("_ms").replace("_", " ")
 
 
-def counted(number: int, what: str) -> str:
-    """A number and a noun that takes an s: "1 change", "2 changes"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 Milliseconds = Annotated[float, Meta(ge=-1e9, le=1e9)]  # a period's error may be below zero
 Hertz = Annotated[float, Meta(ge=0, le=1e6)]
 Seconds = Annotated[float, Meta(ge=0, le=1e10)]

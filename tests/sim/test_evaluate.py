@@ -25,7 +25,7 @@ def test_false_finishes_are_counted(done_bundle, tmp_path):
     assert row["seconds"] < 1.0 and row["failure"] == "never got to the item"
     (cell,) = results.cells([row])
     assert (cell["said_done"], cell["false_finishes"], cell["ever"]) == (1, 1, 0)
-    assert "gated: said done in 1 of 1 episodes, in 1 of them wrongly; 0 had success at some time" in results.sentences(
+    assert "gated: said done in 1 of 1 episode, in 1 of them wrongly; 0 had success at some time" in results.sentences(
         [row]
     )
 

@@ -15,7 +15,7 @@ from harmowam.evaluate import _schedule
 from runtime.bundle import Bundle
 from sim import evaluate as ev
 from sim.results import sentences, summary, table
-from sim.tasks import ENVIRONMENTS
+from sim.tasks import DISTURBED, ENVIRONMENTS
 from sim.virtual_time import Schedule
 from tests.sim.rows import jobs, write_rows
 from tests.tiny import edit_manifest, tiny_bundle
@@ -129,7 +129,10 @@ def test_the_summary_tells_of_displacements_reactions_and_a_jaw_that_chatters(bu
     assert found["jaw"]["gated"] == {"jaw_events": 16, "jaw_chattered": 1, "jaw_most": 3}
     said = sentences(rows)
     assert "gated, disturbed: moved in 3 of 4 episodes, 67 % of these solved (100 % of the same starts" in said[0]
-    assert said[1].endswith("more than once in 1 of 16 events (at most 3 times)")
+    assert said[1] == (
+        "gated: the jaw was told to open or close 16 times; in 1 of these the order was reversed more than once in "
+        "quick succession (up to 3 times)"
+    )
     assert [line[1] for line in table(rows)] == ["seen", "disturbed"]
 
 
@@ -145,6 +148,7 @@ def test_the_last_line_tells_how_fast_the_episodes_of_this_run_were_played(bundl
     assert result.exit_code == 0, result.output
     said = json.loads(out.read_text())
     assert said["played"] == 2 and said["simulated_s"] == pytest.approx(1.0, abs=0.05)
+    assert "episode/s" not in result.stderr, "no progress bar where nobody watches a terminal"
     assert re.search(r"12 episodes of the development seeds; 2 played now in \d+ s \([\d.]+ simulated", result.output)
 
 
@@ -152,10 +156,12 @@ def test_figures_of_a_bundle_that_failed_its_gates_say_so(bundle, tmp_path):
     failed = shutil.copytree(bundle, tmp_path / "failed.bundle")
     edit_manifest(failed, lambda m: m["quantization"].update(failed=True))
     rows, out = tmp_path / "rows.jsonl", tmp_path / "e.json"
-    write_rows(rows, jobs(failed, ("gated",), ("seen",), 2), lambda j: True)
-    options = ["--bundle", failed, "--task", "plate", "--episodes", 2, "--rows", rows, "--json", out]
+    write_rows(rows, jobs(failed, ("gated",), ("seen",), 1), lambda j: True)
+    options = ["--bundle", failed, "--task", "plate", "--episodes", 1, "--rows", rows, "--json", out]
     result = CliRunner().invoke(main, ["evaluate", *map(str, options)])
     assert result.exit_code == 0, result.output
+    assert "\n1 episode of the development seeds; all of them" in result.stdout
+    assert "(below zero: more success than there)" in result.stdout
     assert f"{failed} FAILED the gates of its export" in result.stdout
     assert json.loads(out.read_text())["failed_gates"] is True
 
@@ -180,3 +186,11 @@ def test_the_page_names_what_was_missed(bundle, tmp_path):
     assert "70 % of these were trained with drawn table tops" in text and "ACT of our size was not played" in text
     assert "| placed it badly | 1 / 3 | 3 / 9 | 3 / 9 |" in text
     assert {p.name for p in tmp_path.glob("*.png")} == {"results_policies.png", "results_latency.png"}
+
+
+def test_the_help_names_what_there_is_and_no_robot_file():
+    """An evaluation drives the simulated arm and reads no robot file."""
+    said = " ".join(CliRunner().invoke(main, ["evaluate", "--help"], terminal_width=200).stdout.split())
+    assert "(default: auto, which is TensorRT if built for this board, else the CPU)" in said
+    assert said.count("several with commas, or all") == 2 and "robot file" not in said
+    assert all(name in said for name in (*ev.OURS, *ENVIRONMENTS, DISTURBED, "chunk", "diffusion"))
