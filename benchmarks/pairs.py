@@ -1,7 +1,7 @@
 """Two bundles on the same starts, a student and its teacher for example: who solves what, and a bound on the
 difference.
 
-`python -m benchmarks.pairs STUDENT.bundle TEACHER.bundle [--episodes 400] [--environment seen]`: test starts, gated,
+`python -m benchmarks.pairs STUDENT.bundle TEACHER.bundle [--episodes 400] [--environment seen] [--split test]`: gated,
 virtual time, side by side. Episodes are rows of --rows: a run that was stopped goes on, and a bundle that has been
 played is not played again.
 """
@@ -12,6 +12,7 @@ import argparse
 from pathlib import Path
 
 from export.certify import play_pairs
+from sim.evaluate import SPLITS
 from sim.tasks import ENVIRONMENTS, TASKS
 
 
@@ -21,9 +22,10 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=400)
     parser.add_argument("--environment", choices=ENVIRONMENTS, default="seen")
     parser.add_argument("--rows", type=Path, default=Path("out/pairs.jsonl"))
+    parser.add_argument("--split", choices=SPLITS, default="test")
     args = parser.parse_args()
     pairs, found = play_pairs(
-        args.bundles[0], args.bundles[1], tuple(TASKS), args.environment, args.episodes, args.rows
+        args.bundles[0], args.bundles[1], tuple(TASKS), args.environment, args.episodes, args.rows, split=args.split
     )
 
     def row(name: str, cells: list[str]) -> str:

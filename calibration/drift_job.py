@@ -59,7 +59,7 @@ def stored_reference(store: Store, name: str) -> Reference:
     if record["parents"][:1] != [store.current_hash(name) or ""]:
         raise CalibrationError(
             f"camera '{name}' was calibrated or rolled back after its drift reference was learnt: run `harmowam "
-            "calibrate check --learn`."
+            f"calibrate check --camera {name} --learn`."
         )
     return Reference.from_json(record["result"])
 

@@ -44,7 +44,7 @@ def finish_hand_eye(
     moved = None if was is None else distance(was, h.X)
     refused = [] if was is None else _no_better(h, was, old["uncertainty"])
     good = [v for v in views if v.name in h.kept]
-    report.hand_eye_page(page, name, h, halves, moved, _maps(camera, h, good, was, forward), refused)
+    report.hand_eye_page(page, name, h, halves, moved, _maps(camera, h, good, was, forward), refused, joints)
     arms = [{"q": v.q.tolist()} if joints else {"T_base_from_tool": forward(v.q).tolist()} for v in views]
     digest = None if dry_run or refused else _put(store, name, old, h, halves, views, arms, board)
     degrees, metres = h.sd
@@ -72,7 +72,7 @@ def finish_hand_eye(
         f"camera at {place} m, standard deviation {1000 * metres:.1f} mm and {degrees:.2f} degrees",
         f"halves differ by {halves['halves_mm']:.1f} mm and {halves['halves_deg']:.2f} degrees",
         *(f"kept the stored pose: {why}" for why in refused),
-        *([f"stored as {digest[:10]} in {store.root}", "next: harmowam calibrate check --learn"] if digest else []),
+        *([f"stored as {digest[:10]} in {store.root}"] if digest else []),
         f"report: {page}",
     ]
     return out

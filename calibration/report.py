@@ -35,6 +35,7 @@ NUMBERS = {  # what the page calls those of `Calibration.quality`
     "corner_noise_px": "noise of a corner, px",
     "board_rms_mm": "corners off on the board, RMS, mm",
 }
+Moved = tuple[float, float] | None  # rotation (deg) and distance (m) from the stored pose
 _RAMP = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]])  # viridis
 
 
@@ -286,16 +287,17 @@ def hand_eye_page(
     name: str,
     h: HandEye,
     halves: dict[str, float],
-    moved: tuple[float, float] | None,
+    moved: Moved,
     maps: HandEyeMaps,
     verdict: list[str],
+    joints: tuple[str, ...],
 ) -> None:
     """`halves`: `hand_eye.calibrate`'s; `moved`: rotation (deg) and distance (m) from the stored pose, None without
     one. Raises CalibrationError when the page cannot be written."""
     size = maps.size
     magnify = _magnify(size, maps.residuals)
     parts = [
-        _hand_eye_table(h, halves, moved),
+        _hand_eye_table(h, halves, moved, joints),
         '<div class="row">',
         figure(
             heat(size, maps.grid, maps.ray_sd_mm, float(np.nanmax(maps.ray_sd_mm)), "mm"),
@@ -327,11 +329,10 @@ def _poses_table(h: HandEye, maps: HandEyeMaps) -> str:
     return wide_table(("pose", "corners", "RMS, px", "arm's error, mm", "arm's error, degrees"), rows)
 
 
-def _hand_eye_table(h: HandEye, halves: dict[str, float], moved: tuple[float, float] | None) -> str:
+def _hand_eye_table(h: HandEye, halves: dict[str, float], moved: Moved, joints: tuple[str, ...]) -> str:
     degrees, metres = h.sd
     sigmas = f"{halves['halves_sigma']:.1f} standard deviations, at most {AGREE:.0f}"
     chi2 = f"{h.chi2:.2f}, at most {MOST_CHI2:.0f}"
-    offsets = zip(np.degrees(h.offsets), np.degrees(h.offsets_sd), strict=True)
     rows = [
         ("mount", "fixed to the base" if h.mount == "base" else "on the arm"),
         ("position, m", ", ".join(f"{v:.4f}" for v in h.X[:3, 3])),
@@ -345,8 +346,8 @@ def _hand_eye_table(h: HandEye, halves: dict[str, float], moved: tuple[float, fl
         ("residuals, RMS, px", f"{h.pixel_rms:.3f}"),
     ]
     if h.offsets_sd.max() > 1e-6:  # rad; less: none were estimated
-        said = (_with_sd(o, s) if s > 1e-4 else "taken as 0" for o, s in offsets)
-        rows.append(("joint offsets, degrees", "; ".join(said)))
+        found = zip(joints, np.degrees(h.offsets), np.degrees(h.offsets_sd), strict=False)  # the jaw has none
+        rows += [(f"offset of {n}, degrees", _with_sd(o, sd) if sd > 1e-4 else "taken as 0") for n, o, sd in found]
     if moved is not None:
         rows.append(("moved since the stored pose", f"{1000 * moved[1]:.1f} mm, {moved[0]:.2f} degrees"))
     return table(rows)

@@ -354,6 +354,7 @@ def load_camera(path: Path, identity: dict[str, Any] | None = None) -> Camera:
     camera = Camera.from_json(record["result"], str(path))
     if record["identity"].get("mount") == "base" and camera.T_base_from_cam is None:
         raise CalibrationError(
-            f"camera '{camera.name}' has intrinsics but no pose yet: run `harmowam calibrate hand-eye`."
+            f"camera '{camera.name}' has intrinsics but no pose yet: run `harmowam calibrate hand-eye --camera "
+            f"{camera.name}`."
         )
     return camera

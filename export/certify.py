@@ -1,4 +1,4 @@
-"""Certifies an INT8 bundle: paired episodes in the simulator, same seeds, INT8 against FP32 engines."""
+"""Certifies a bundle in INT8 or FP16: paired episodes in the simulator, same seeds, against FP32 engines."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ def play_pairs(
     rows: Path,
     seed: int = 0,
     workers: int | None = None,
+    split: str = "test",
 ) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], dict[str, Any]]:
-    """Play `episodes` test starts with two bundles, each in its default mode, in virtual time. Rows are kept in `rows`:
-    a second call continues from them.
+    """Play `episodes` starts of `split` with two bundles, each in its default mode, in virtual time. Rows are kept
+    in `rows`: a second call continues from them.
 
     Returns the pairs of rows and their summary: starts solved by each bundle, starts solved by one bundle only, and the
     difference with its lower 95 % bound.
@@ -50,7 +51,7 @@ def play_pairs(
     seeds = range(seed, seed + math.ceil(episodes / len(tasks)))
     modes = [mode_of(Bundle.load(b), None) for b in (first, second)]
     sides = [
-        jobs_for(b, [mode], [environment], tasks, seeds, split="test")[:episodes]
+        jobs_for(b, [mode], [environment], tasks, seeds, split=split)[:episodes]
         for b, mode in zip((first, second), modes, strict=True)
     ]
     # Both bundles play a start before the next one begins: an interrupted run has pairs.
@@ -164,7 +165,7 @@ def certify(
     write_whole(reports / "certificate.json", json.dumps(result, indent=1, sort_keys=True) + "\n")
     if not result["passed"]:
         raise ExportError(
-            f"INT8 is not certified: {result['int8_successes']} against {result['fp32_successes']} successes of "
+            f"{bundle} is not certified: {result['int8_successes']} against {result['fp32_successes']} successes of "
             f"{episodes}, the lower bound of the difference is {100 * result['lower_bound']:.1f} points, "
             f"{100 * LEAST:.0f} is needed: play more --episodes, or find another recipe with `harmowam search-recipe`."
         )

@@ -26,11 +26,12 @@ class WholeNorm(nn.Module):
     def __init__(self, norm: nn.GroupNorm):
         super().__init__()
         self.groups, self.eps = norm.num_groups, norm.eps
-        self.weight, self.bias = (nn.Parameter(p[:, None, None]) for p in (norm.weight, norm.bias))
+        self.weight, self.bias = norm.weight, norm.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(x.shape[0], self.groups, -1)
-        return F.layer_norm(flat, flat.shape[2:], eps=self.eps).reshape(x.shape) * self.weight + self.bias
+        flat, each = x.reshape(x.shape[0], self.groups, -1), (-1, *(1,) * (x.dim() - 2))
+        whole = F.layer_norm(flat, flat.shape[2:], eps=self.eps).reshape(x.shape)
+        return whole * self.weight.reshape(each) + self.bias.reshape(each)
 
 
 def with_whole_norms(module: nn.Module) -> None:

@@ -43,16 +43,21 @@ for verb in (hand_eye, history, rollback, diff, export):
 @contextlib.contextmanager
 def _camera(robot: Any, name: str) -> Iterator[Any]:
     """An open live camera of the robot file."""
-    from harmowam.calibration_rig import camera_config
     from runtime.cameras.process import looking_at
 
-    config = camera_config(robot, name)
-    if config.source == "sim":
-        raise UserError(
-            "the simulated robot's cameras show no board: give --images, or a robot file with a real camera."
-        )
+    _refuse_simulated(robot, name)
     with looking_at(robot, name) as source:
         yield source
+
+
+def _refuse_simulated(robot: Any, name: str) -> None:
+    from harmowam.calibration_rig import camera_config
+
+    if camera_config(robot, name).source == "sim":
+        raise UserError(
+            "the simulated robot's cameras show no board: `harmowam rehearse` calibrates virtual cameras that do; for "
+            "others give --images, or a robot file with --robot."
+        )
 
 
 def _pictures(pattern: str) -> list[tuple[str, Any]]:
@@ -193,7 +198,7 @@ def intrinsics(
         shown,
     )
     for line in result.pop("said"):
-        click.echo(as_given(line))
+        click.echo(as_given(line, "store"))
     write_json(json_path, result)
     if not result["accepted"]:
         sys.exit(1)
@@ -242,6 +247,8 @@ def check(
         refuse_unused("with --learn", "report")
         if bool(arm_marker) != bool(arm_images):
             raise UserError("--arm-marker and --arm-images are learnt together: give both, or none.")
+    if images is None and marker is None:
+        _refuse_simulated(loaded, camera)
     base = marker_board(loaded, camera, marker) if learn else None
     if images is not None:
         frames = _readable(images)
@@ -256,7 +263,7 @@ def check(
         )
     else:
         result = run_check(where, camera, frames, arm, report or Path(f"out/calibrate/{camera}-check.html"))
-    click.echo(as_given(result["said"]))
+    click.echo(as_given(result["said"], "store"))
     write_json(json_path, result)
     if result.get("level") == "block":
         sys.exit(1)
@@ -322,7 +329,7 @@ def joints(
         result = work.stored_signs(loaded, where, port or loaded.port, ask, say)
     else:
         result = work.guided(loaded, where, port or loaded.port, page, ask, say)
-    click.echo(as_given(result["said"]))
+    click.echo(as_given(result["said"], "store"))
     write_json(json_path, result)
     if result.get("differs"):
         sys.exit(1)

@@ -100,8 +100,29 @@ def hand_eye(
     asked = _Asked(loaded, open_store(store, robot), camera, text, mount, noise, page, dry_run)
     result = _live(asked, count, port, seed) if images is None else _from_files(asked, images, Path(poses))
     for line in result.pop("said"):
-        click.echo(as_given(line))
+        click.echo(as_given(line, "store"))
+    if result["hash"]:
+        click.echo(as_given(next_of(loaded, camera, mount), "store"))
     write_json(json_path, result)
+
+
+def next_of(robot: Robot, camera: str, mount: str) -> str:
+    """What to do with the stored pose of `camera`. A marker is looked at by a camera that is fixed to the base."""
+    if robot.simulated:
+        return (
+            "the simulated robot's own runs do not use this calibration: their cameras stand where the simulator puts "
+            'them (calibration = "sim" in its robot file)'
+        )
+    if mount == "arm":
+        return f"next: `harmowam doctor`, which says whether camera '{camera}' and all else is ready"
+    learn = f"`harmowam calibrate check --camera {camera} --learn"
+    if camera in robot.cameras and robot.cameras[camera].marker:
+        return f"next: {learn}`"
+    marker = "chessboard:6x5:0.015"
+    return (
+        f"next, to notice a bumped camera: `harmowam calibrate board marker.pdf --board {marker}`, fix the print to "
+        f"the table, and {learn} --marker {marker}`"
+    )
 
 
 def _precision(text: str) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from harmowam.hints import as_given
 from harmowam.options import UserError, errors, json_option, robot_option, write_json
 
 camera_option = click.option("--camera", default="front", show_default=True, help="Camera of the robot file.")
@@ -44,11 +45,15 @@ def open_store(store: Path | None, robot: str) -> Any:
 @errors
 def history(name: str | None, robot: str, store: Path | None, json_path: Path | None) -> None:
     """Every calibration of NAME (default: of all), oldest first; * marks the one in use."""
+    from runtime.robot import load_robot
+
     where = open_store(store, robot)
     names = [name] if name else where.names()
     rows = {n: where.history(n) for n in names}
     if not any(rows.values()):
-        raise UserError(f"no calibration of {name or 'anything'} in {where.root}: run `harmowam calibrate intrinsics`.")
+        virtual = store is None and load_robot(robot, calibrated=False).simulated
+        mend = "`harmowam rehearse` makes those of a virtual arm" if virtual else "run `harmowam calibrate intrinsics`"
+        raise UserError(as_given(f"no calibration of {name or 'anything'} in {where.root}: {mend}.", "store"))
     for n, found in rows.items():
         for r in found:
             click.echo(

@@ -25,7 +25,7 @@ from firmware_bridge.motion.session import ArmSession, Interrupts
 from harmowam import machine_load
 from runtime.cameras.sources import CameraSource
 from runtime.cameras.v4l2 import focus, serial
-from runtime.robot import CameraConfig, Robot, RobotError
+from runtime.robot import SHIPPED, CameraConfig, Robot, RobotError
 
 SETTLE_S = 0.8  # time after a motion until the arm stands still
 
@@ -200,8 +200,6 @@ class LiveRig:
 def default_store(robot: Robot) -> Path:
     """Folder of the calibration store: `calibration` beside the robot file; for a robot file shipped with this project
     `calibration-store/NAME` in the working directory."""
-    from runtime.robot import SHIPPED
-
     return (
         Path("calibration-store") / robot.path.stem
         if robot.path.parent == SHIPPED
@@ -214,8 +212,6 @@ def marker_board(robot: Robot, camera: str, text: str | None) -> Board:
     when it does not tell how it stands."""
     chosen = text or (robot.cameras[camera].marker if camera in robot.cameras else "")
     if not chosen:
-        raise RobotError(
-            f'no marker is configured: add marker = "charuco:..." under [camera.{camera}] in {robot.path}, or give '
-            "--marker."
-        )
+        own = f'add marker = "charuco:..." under [camera.{camera}] in {robot.path}, or '
+        raise RobotError(f"no marker is configured: {'' if robot.path.parent == SHIPPED else own}give --marker.")
     return Board.parse(chosen).for_poses()

@@ -137,8 +137,7 @@ def evaluate(
     from sim.results import COLUMNS, LEGEND, cells, sentences, summary, table
     from sim.tasks import DISTURBED, ENVIRONMENTS, INSTRUCTIONS, TASKS
 
-    this_shard = _shard(shard)
-    opened = Bundle.load(bundle)
+    this_shard, opened = _shard(shard), Bundle.load(bundle)
     schedule = _schedule(camera_fps, latency, opened)
     chosen, modes = choose(opened, Compute(engine or "auto")), kind_of(opened).modes
     ways = OURS if opened.manifest.policy.kind == "harmowam" else modes

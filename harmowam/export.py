@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from harmowam.export_policy import LEROBOT, OWN, UNITS, is_policy, order_of, print_policy
 from harmowam.options import UserError, errors, json_option, refuse_unused, say, workers_option, write_json
@@ -97,10 +96,10 @@ def export(
     """
     from export.bundle import export_bundle
 
+    usual = "int8-fp16" if target == "tensorrt" else "int8"
     if checkpoint is not None and is_policy(checkpoint):
         refuse_unused("for a LeRobot policy", *OWN)
-        chosen = click.get_current_context().get_parameter_source("precision") is ParameterSource.COMMANDLINE
-        how = {"target": target, "precision": precision if dataset or chosen else "fp32"}
+        how = {"target": target, "precision": precision or (usual if dataset else "fp32")}
         order = order_of(checkpoint, robot, rate, units, joints, dataset, tasks, **how)
         report = export_policy(order, out, force)
         write_json(json_path, report)
@@ -114,7 +113,7 @@ def export(
         plan = planned(
             checkpoint,
             target=target,
-            precision=precision or ("int8-fp16" if target == "tensorrt" else "int8"),
+            precision=precision or usual,
             recipe=read_recipe(recipe, target),
             samples=observations or samples,
             text_encoder=text_encoder,
@@ -157,7 +156,7 @@ def search_recipe(
     click.echo(f"recipe: {out / 'recipe.json'} (`harmowam export --recipe`), measurements: {out / 'search.json'}")
 
 
-@click.command(short_help="Play paired episodes, INT8 against FP32.")
+@click.command(short_help="Play paired episodes, a bundle against FP32.")
 @click.argument("bundle", type=PATH, default=Path("out/so101.bundle"))
 @click.option(
     "--against",
@@ -177,15 +176,15 @@ def certify(
     workers: int | None,
     json_path: Path | None,
 ) -> None:
-    """Play the same starts with the engines of BUNDLE and with FP32 ones; refused when INT8 may cost more than 3 points
-    of success."""
+    """Play the same starts with the engines of BUNDLE and with FP32 ones; refused when BUNDLE may cost more than 3
+    points of success. What is for TensorRT is played by ONNX Runtime, and its engines are compiled first."""
     from export.certify import certify as play
 
     fp32 = against is not None and (against / "manifest.json").is_file()
     reference = against if fp32 and against is not None else planned(against, text_encoder=text_encoder)
     result = play(reference, bundle, episodes, workers=workers)
     click.echo(
-        f"INT8 {result['int8_successes']}, FP32 {result['fp32_successes']} of {result['pairs']}: difference "
+        f"bundle {result['int8_successes']}, FP32 {result['fp32_successes']} of {result['pairs']}: difference "
         f"{100 * result['difference']:+.1f} points, one-sided 95 % bound {100 * result['lower_bound']:+.1f}"
     )
     if "tensorrt" in result:
@@ -296,8 +295,8 @@ def print_report(report: dict[str, Any], out: Path) -> None:
 
 
 def _print_orin(report: dict[str, Any], out: Path, engines: list[str]) -> None:
-    """Print predicted times on a Jetson Orin, and add them to `report`: "orin", and for INT8 by plans also
-    "orin_inside"."""
+    """Print predicted times on a Jetson Orin, and add them to `report`: "orin", and "orin_inside" where plans have
+    roundings of their own that TensorRT 10.3 has inside its INT8 convolutions."""
     from export.roofline import described, predicted, table
     from export.tensorrt.stored import read_plan
     from runtime.engines.plan import PLAN
@@ -307,7 +306,7 @@ def _print_orin(report: dict[str, Any], out: Path, engines: list[str]) -> None:
     report["orin"] = predicted(files, plans)
     click.echo(f"\nTensorRT on a Jetson Orin, {described(plans)}:")
     click.echo("\n".join(table(report["orin"])))
-    if any(k.int8 for plan in plans.values() for k in plan.launched):
-        report["orin_inside"] = predicted(files, plans, inside=True)
+    if (inside := predicted(files, plans, inside=True)) != report["orin"]:
+        report["orin_inside"] = inside
         click.echo("\nthe same with rounding inside INT8 convolutions, as TensorRT 10.3 (JetPack 6) computes them:")
         click.echo("\n".join(table(report["orin_inside"])))

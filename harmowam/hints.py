@@ -8,19 +8,19 @@ import shlex
 import click
 
 VERBS = ("bus", "calibrate", "doctor")  # whose commands act on one robot
-GIVEN = ("robot", "port", "store", "camera")
+GIVEN = ("robot", "port", "camera")
 HINT = re.compile(r"harmowam((?: [a-z][a-z-]*)+)([^`\n]*)")
 
 
-def as_given(text: str) -> str:
-    """`text`, in which each command of `VERBS` (such as `harmowam calibrate joints`) names the robot file, port, store
-    and camera as they were given to the command that runs: pasted, it acts on the same arm. An option that the
-    command does not have, or that the text names, is left as it is."""
+def as_given(text: str, *more: str) -> str:
+    """`text`, in which each command of `VERBS` (such as `harmowam calibrate joints`) names the robot file, port and
+    camera, and the parameters `more`, as they were given to the command that runs: pasted, it acts on the same arm. An
+    option that the command does not have, or that the text names, is left as it is."""
     context = click.get_current_context(silent=True)
     if context is None:
         return text
     told = click.core.ParameterSource.COMMANDLINE
-    given = {n: str(context.params[n]) for n in GIVEN if context.get_parameter_source(n) == told}
+    given = {n: str(context.params[n]) for n in (*GIVEN, *more) if context.get_parameter_source(n) == told}
     main = context.find_root().command
     return HINT.sub(lambda found: _completed(main, found, given), text) if given else text
 

@@ -115,7 +115,7 @@ def watch(r: Rehearsal, arm: VirtualArm) -> None:
     with plugged_in(arm.servos, Path(r.port)):
         click.echo("\n(by hand: each joint is moved from stop to stop)")
         arm.carry(*arm.every_joint(), looks=12)  # the monitor shows every joint once or twice on its way
-        monitor = ("bus", "monitor", "--robot", r.robot, "--seconds", 4)
+        monitor = ("bus", "monitor", "--robot", r.robot, "--seconds", 6)
         r.command(*monitor, look="the row of the joint that is moved changes, and no other; without --seconds: Ctrl-C")
         arm.servos.put(2, "mode", 1)  # what another program may have left
         check = ("bus", "check", "--robot", r.robot)
@@ -263,6 +263,7 @@ def _set_up(r: Rehearsal, anew: bool) -> None:
     from harmowam.folders import make_folder
     from runtime.cameras.frames import frames_path
     from sim.rehearsal import new_servo, plugged_in
+    from sim.tasks import ARM
 
     make_folder(r.folder, "--out")
     if r.robot.exists():
@@ -274,7 +275,7 @@ def _set_up(r: Rehearsal, anew: bool) -> None:
     click.secho("\nbefore the steps of docs/arm.md: setup", bold=True)
     slots = [f"--camera={camera}=slot:{frames_path(r.folder.absolute(), camera)}" for camera, _ in MOUNTS]
     with plugged_in(new_servo(), Path(r.port)):  # what is virtual cannot be found plugged in: options name it
-        found = ("--family", "so101", "--port", r.port, *slots, "--out", r.folder, "--yes")
+        found = ("--family", ARM.NAME, "--port", r.port, *slots, "--out", r.folder, "--yes")
         r.command("setup", *found, look="the robot file, and what comes next: the servos have no numbers yet")
 
 

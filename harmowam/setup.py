@@ -251,6 +251,21 @@ def ask_cameras(sources: list[str], known: RobotFile, out: Path, yes: bool) -> l
         say(f"what the cameras show: {page}")
         if not yes:
             show(page)
+    try:
+        chosen = _choose(cards, known, out, yes)
+    finally:  # the page stops loading itself again, after Ctrl-C as well
+        if cards:
+            _write_page(out, cards)
+    if not chosen:
+        kept = " and ".join(c.source for c in known.camera.values())
+        say(f"no camera was chosen: the robot file names {kept}, to be corrected")
+    return chosen
+
+
+def _choose(cards: list[Card], known: RobotFile, out: Path, yes: bool) -> list[CameraConfig]:
+    """The cameras of `cards` that the user names; the names are put on the cards and on the page."""
+    from harmowam.camera_page import Card
+
     chosen: list[CameraConfig] = []
     for k, card in enumerate(cards):
         if card.look is None:
@@ -263,11 +278,6 @@ def ask_cameras(sources: list[str], known: RobotFile, out: Path, yes: bool) -> l
             chosen.append(dataclasses.replace(config, name=name, calibration=f"calibration/{name}"))
         cards[k] = Card(card.source, "" if name == SKIP else name, card.look, "is left out")
         _write_page(out, cards, asking=not yes)
-    if cards:
-        _write_page(out, cards)
-    if not chosen:
-        kept = " and ".join(c.source for c in known.camera.values())
-        say(f"no camera was chosen: the robot file names {kept}, to be corrected")
     return chosen
 
 

@@ -119,11 +119,12 @@ def observations(bundle: Bundle, count: int = 16) -> dict[str, list[dict[str, np
 
 @dataclass(frozen=True)
 class Trial:
-    """An engine as it ran: `cosines` of its outputs (centred) against ONNX Runtime, the median `ms` of a pass, and what
-    its inspector says (`TensorRTEngine.inspected`)."""
+    """An engine as it ran: `cosines` of its outputs (centred) against ONNX Runtime, the median `ms` of a pass, and how
+    many kernels a pass launches, and what its inspector says (`TensorRTEngine.inspected`)."""
 
     cosines: dict[str, float]
     ms: float
+    kernels: int
     said: str
     activation_bytes: int
 
@@ -142,10 +143,10 @@ def compare(path: Path, source: Path, feeds: list[dict[str, np.ndarray]], versio
             times.append(1e3 * (time.perf_counter() - began))
         for k, both in pairs.items():
             both.append((wanted[k], made[k].copy()))
-    said = engine.inspected()
+    kernels, said = engine.kernels, engine.inspected()
     engine.close()
     cosines = {k: round(centred_cosine(*map(np.stack, zip(*both, strict=True))), 6) for k, both in pairs.items()}
-    return Trial(cosines, float(np.median(times)), *said)
+    return Trial(cosines, float(np.median(times)), kernels, *said)
 
 
 def beside_exported(name: str, exported: Plans, trial: Trial, plan_bytes: int) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def beside_exported(name: str, exported: Plans, trial: Trial, plan_bytes: int) -
     if name not in exported.plans:
         return {"missing": exported.missing or f"it holds none of {name}"}
     try:
-        here = Inspected(layers_of(trial.said), plan_bytes, trial.activation_bytes)
+        here = Inspected(layers_of(trial.said), trial.kernels, plan_bytes, trial.activation_bytes)
     except Malformed as e:
         return {"missing": f"TensorRT's inspector cannot be understood here: {e}"}
     return compared(exported.plans[name], here)

@@ -106,8 +106,20 @@ def test_page_and_film_can_be_made_of_a_recorded_run_later_and_elsewhere(bench, 
     assert "holds no recorded run" in refusal("report", tmp_path / "copied")
 
 
+def once_armed(bench, seconds, act, *args):
+    """Calls `act` that long after the arm was armed, however long the start of the run takes."""
+
+    def wait():
+        while bench.torque() != [1] * 6:
+            time.sleep(0.01)
+        time.sleep(seconds)
+        act(*args)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def test_a_run_that_fails_keeps_its_recording(bench, bundle, tmp_path):
-    threading.Timer(3.0, bench.cameras.stop.set).start()
+    once_armed(bench, 2.0, bench.cameras.stop.set)
     said = refusal(*drive(bench, bundle, "--seconds", 30, "--record", tmp_path / "r"))
     assert "stopped giving frames" in said and bench.torque() == [0] * 6
     assert len(load_episode(tmp_path / "r" / "run.mcap").t_ns) > 20
@@ -121,7 +133,7 @@ def test_a_run_that_fails_keeps_its_recording(bench, bundle, tmp_path):
 
 
 def test_a_run_whose_arm_faults_leaves_a_report_that_says_why(bench, bundle, tmp_path):
-    threading.Timer(2.5, bench.servos.faults.inject, ["silent-servo"], {"servo": 4}).start()
+    once_armed(bench, 1.5, lambda: bench.servos.faults.inject("silent-servo", servo=4))
     done = harmowam(*drive(bench, bundle, "--seconds", 30, "--record", tmp_path / "r"))
     page, report = told(tmp_path / "r")
     # nobody saw the servo release its torque

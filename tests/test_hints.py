@@ -9,7 +9,7 @@ from runtime.robot import SHIPPED
 from tests.command import refusal
 
 
-def said(text, *words):
+def said(text, *words, more=()):
     """`text` as a command with these words says it."""
     context = click.Context(main)
     for k, word in enumerate(words):
@@ -20,7 +20,7 @@ def said(text, *words):
         group = isinstance(command, click.Group)
         context = click.Context(command, context) if group else command.make_context(word, [*words[k + 1 :]], context)
     with context:
-        return as_given(text)
+        return as_given(text, *more)
 
 
 ROBOT = ("--robot", "my arm/robot.toml")
@@ -40,9 +40,9 @@ CHECK = ("calibrate", "check", *ROBOT)
         (CHECK, "`harmowam doctor` and `harmowam bus scan`", "`harmowam doctor {r}` and `harmowam bus scan {r}`"),
         ((*CHECK, "--camera", "wrist"), "`harmowam calibrate joints`", "`harmowam calibrate joints {r}`"),
         (
-            (*CHECK, "--camera", "wrist", "--store", "s"),
+            (*CHECK, "--camera", "wrist"),
             "`harmowam calibrate hand-eye`",
-            "`harmowam calibrate hand-eye {r} --store s --camera wrist`",
+            "`harmowam calibrate hand-eye {r} --camera wrist`",
         ),
         (
             (*CHECK, "--camera", "wrist"),
@@ -58,6 +58,13 @@ CHECK = ("calibrate", "check", *ROBOT)
 )
 def test_a_hint_carries_what_was_given_where_the_command_has_it(command, hint, completed):
     assert said(hint, *command) == completed.replace("{r}", "--robot 'my arm/robot.toml'")
+
+
+def test_a_store_is_named_where_the_result_lies_in_it():
+    """An error may be about the store that the robot file names instead."""
+    hint, store = "next: harmowam calibrate hand-eye", ("calibrate", "check", "--store", "s")
+    assert said(hint, *store, more=("store",)) == f"{hint} --store s"
+    assert said(hint, *store) == hint
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,11 @@ OBSERVATIONS = 96  # drawn from a dataset: every fourth calibrates, every second
 LEAST = 32
 KEPT = 8  # observations that the bundle keeps, on which engines built from it are compared
 MIN_CHANNELS = 16
+INT8 = {  # by engine, the layers that are worth it (docs/policies.md)
+    ENGINE: [r"network\.(backbone|picture)\.", r"network\.encoder\.\d+\.(wide|narrow)\."],
+    ENCODE: [r"network\.looks\."],
+    DENOISE: [r"network\.unet\."],
+}
 TASK = "follow the policy"
 STILL, BEYOND = 0.07, 1.6  # rad; joint values in other units are 57 times as large or as small
 
@@ -77,12 +82,12 @@ class Order:
         return self.precision.endswith("fp16")
 
     def recipe_or_committed(self) -> dict[str, Any]:
-        """Every convolution and product of the network; statistics, attention and the last layer stay in float."""
+        """Convolutions and feed-forward products; attention, statistics, and first and last layers stay in float."""
         return {
             "target": self.target,
             "calibration": "minmax",
             "min_channels": MIN_CHANNELS,
-            "quantise": {name: [r"network\."] for name in (ENGINE, ENCODE, DENOISE)},
+            "quantise": INT8,
         }
 
     def origin(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from export.forms import with_whole_norms
 from export.onnx import Specs
 from export.policies.act import act
 from export.policies.diffusion import diffusion
@@ -154,7 +155,7 @@ def open_folder(path: Path, arm: Family, units: Units) -> Opened:
     around = Round(process, cameras, units)
     kind, specs = _engines(plan, around, names, (1, 3, shape[1], shape[2]), folder.outputs[ACTION].shape[0])
     for module, _, _ in specs.values():
-        module.eval().requires_grad_(False)
+        with_whole_norms(module.eval().requires_grad_(False))
     return Opened(folder, plan, names, (shape[2], shape[1]), does, kind, specs)
 
 

@@ -38,12 +38,15 @@ _FUNCTIONS: dict[str, list[Any]] = {
     "cuMemcpyDtoHAsync_v2": [c_void_p, c_uint64, c_size_t, c_void_p],
     "cuStreamBeginCapture_v2": [c_void_p, c_int],
     "cuStreamEndCapture": [c_void_p, c_void_p],
+    "cuGraphGetNodes": [c_void_p, c_void_p, c_void_p],
+    "cuGraphNodeGetType": [c_void_p, c_void_p],
     "cuGraphInstantiateWithFlags": [c_void_p, c_void_p, ctypes.c_ulonglong],
     "cuGraphLaunch": [c_void_p, c_void_p],
     "cuGraphExecDestroy": [c_void_p],
     "cuGraphDestroy": [c_void_p],
 }
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+_KERNEL_NODE = 0  # CU_GRAPH_NODE_TYPE_KERNEL
 _MULTIPROCESSORS = 16  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
 
 
@@ -118,6 +121,17 @@ class Cuda:
             "cuStreamCreateWithPriority", ctypes.byref(out), NON_BLOCKING, greatest.value if urgent else least.value
         )
         return out
+
+    def kernels(self, graph: c_void_p) -> int:
+        """How many kernels a graph launches."""
+        count, kind, found = c_size_t(), c_int(), 0
+        self.call("cuGraphGetNodes", graph, None, ctypes.byref(count))
+        nodes = (c_void_p * count.value)()
+        self.call("cuGraphGetNodes", graph, nodes, ctypes.byref(count))
+        for node in nodes:
+            self.call("cuGraphNodeGetType", node, ctypes.byref(kind))
+            found += kind.value == _KERNEL_NODE
+        return found
 
     def device_memory(self, size: int) -> c_uint64:
         out = c_uint64()

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.schema import Malformed
-from runtime.engines.plan import SYNCHRONISES, EnginePlan
+from runtime.engines.plan import EnginePlan
 
-IDLE = ("NoOp", "Constant", *SYNCHRONISES)  # kinds of layers that launch nothing
-WHOLE = ("Myelin", "ForeignNode")  # one layer that holds kernels which the inspector does not list
 NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f\[_ ]|$)")
 TYPES = (("Int8", r"int8"), ("Half", r"half|fp16"), ("BFloat16", r"bfloat16|bf16"), ("Float", r"float|fp32"))
 INT8_SUMS = "i8i32"  # in the name of a tactic: products of INT8 values, added up in int32
@@ -26,10 +24,9 @@ INT8_SUMS = "i8i32"  # in the name of a tactic: products of INT8 values, added u
 
 @dataclass(frozen=True)
 class Layer:
-    """`kind`: TensorRT's word. `dtype`: of its first input, as `runtime.engines.plan` spells it. `int8`: whether it
+    """`dtype`: of its first input, as `runtime.engines.plan` spells it. `int8`: whether it
     multiplies INT8 values. `nodes`: the ONNX nodes behind it."""
 
-    kind: str
     dtype: str
     int8: bool
     nodes: tuple[str, ...]
@@ -37,15 +34,13 @@ class Layer:
 
 @dataclass(frozen=True)
 class Inspected:
-    """An engine of this machine. `activation_bytes`: what an execution context needs on the device."""
+    """An engine of this machine. `kernels`: how many its CUDA graph launches; a layer may launch none or several.
+    `activation_bytes`: what an execution context needs on the device."""
 
     layers: tuple[Layer, ...]
+    kernels: int
     plan_bytes: int
     activation_bytes: int
-
-    @property
-    def launched(self) -> tuple[Layer, ...]:
-        return tuple(layer for layer in self.layers if layer.kind not in IDLE)
 
 
 def _dtype(tensor: Mapping[str, Any]) -> str:
@@ -60,7 +55,7 @@ def _layer(said: Mapping[str, Any]) -> Layer:
         factors.count("Int8") > 1 or weights == "Int8" or INT8_SUMS in said.get("TacticName", "")
     )
     nodes = NODE.findall(said.get("Metadata", "")) or said["Name"].split(" + ")
-    return Layer(said["LayerType"], factors[0] if factors else "", int8, tuple(nodes))
+    return Layer(factors[0] if factors else "", int8, tuple(nodes))
 
 
 def layers_of(text: str) -> tuple[Layer, ...]:
@@ -81,19 +76,18 @@ def compared(exported: EnginePlan, here: Inspected) -> dict[str, Any]:
     multiplies in INT8 and this machine in another type, with that type."""
     products = [k for k in exported.launched if k.int8]
     named = Counter(node for k in products for node in set(k.nodes))  # the steps of an engine share their weights
-    in_int8 = {node for layer in here.launched if layer.int8 for node in layer.nodes}
+    in_int8 = {node for layer in here.layers if layer.int8 for node in layer.nodes}
     other = {}
     for kernel in products:
         own = [node for node in kernel.nodes if named[node] == 1] or list(kernel.nodes)
         if not in_int8.intersection(own):
-            types = {layer.dtype for layer in here.launched if own[0] in layer.nodes}
+            types = {layer.dtype for layer in here.layers if own[0] in layer.nodes}
             other[own[0]] = " and ".join(sorted(types)) or "no layer of its own"
     return {
-        "kernels": [len(exported.launched), len(here.launched)],
-        "int8_kernels": [len(products), sum(layer.int8 for layer in here.launched)],
+        "kernels": [len(exported.launched), here.kernels],
+        "int8_kernels": [len(products), sum(layer.int8 for layer in here.layers)],
         "plan_megabytes": [round(n / 1e6, 2) for n in (exported.plan_bytes, here.plan_bytes)],
         "activation_megabytes": [round(n / 1e6, 2) for n in (exported.activation_bytes, here.activation_bytes)],
-        "not_listed": sum(layer.kind in WHOLE for layer in here.layers),
         "not_int8": other,
     }
 
@@ -105,8 +99,6 @@ def difference_lines(record: Mapping[str, Any], most: int = 3) -> list[str]:
     figures = (("kernels", "kernels"), ("INT8 kernels", "int8_kernels"), ("plan MB", "plan_megabytes"))
     pairs = [(name, *record[key]) for name, key in (*figures, ("activation MB", "activation_megabytes"))]
     out = ["exported -> here: " + ", ".join(f"{name} {a:g} -> {b:g}" for name, a, b in pairs)]
-    if record["not_listed"]:
-        out.append(f"counted as one kernel each, though they hold more: {record['not_listed']} layers")
     if other := record["not_int8"]:
         out.append(f"INT8 by the exported plan, but not here: {_some(other, most)}")
     return out

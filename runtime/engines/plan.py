@@ -109,5 +109,5 @@ def exported_plans(bundle: Path) -> Plans:
         return msgspec.json.decode(read_bounded(path, MOST_BYTES), type=Plans)
     except FileNotFoundError:
         return Plans(missing=f"{bundle} holds no plan of the exporter's compiler")
-    except (OSError, Malformed, msgspec.DecodeError) as e:
+    except (OSError, Malformed, msgspec.DecodeError, RecursionError) as e:
         return Plans(missing=f"{path} cannot be read ({e})")

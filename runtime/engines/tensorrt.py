@@ -54,6 +54,7 @@ class TensorRTEngine:
     ):
         trt = tensorrt()
         self._graph: ctypes.c_void_p | None = None
+        self.kernels = 0  # that a pass launches; 0 where nothing is recorded
         self._stream: ctypes.c_void_p | None = None
         self._copies: dict[str, tuple[ctypes.c_void_p, ctypes.c_uint64, int]] = {}
         try:
@@ -129,6 +130,7 @@ class TensorRTEngine:
         self._cuda.call("cuStreamBeginCapture_v2", self._stream, CAPTURE_THREAD_LOCAL)
         self._enqueue()
         self._cuda.call("cuStreamEndCapture", self._stream, ctypes.byref(graph))
+        self.kernels = self._cuda.kernels(graph)
         self._cuda.call("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, 0)
         self._cuda.call("cuGraphDestroy", graph)
         self._graph = ready

@@ -27,7 +27,8 @@ ENGINES = {  # stage -> column of ROOFLINE
     "slow.predictive": 1,
     "fast.engine": 2,
 }
-# Board -> mode, and ms of world model, predictive expert and fast engine by precision: docs/export.md, "Two targets".
+# Board -> mode, and ms of world model, predictive expert and fast engine by precision: docs/export.md, "What TensorRT's
+# compiler makes of it".
 ROOFLINE: dict[str, tuple[str, dict[str, tuple[float, float, float]]]] = {
     "Orin Nano": (
         "25 W",

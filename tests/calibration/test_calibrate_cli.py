@@ -11,6 +11,8 @@ from calibration.store import Store, load_camera
 from calibration.transforms import distance
 from calibration.views import ArmNoise
 from firmware_bridge.arms.so101 import FAMILY as so101
+from harmowam.calibrate_hand_eye import next_of
+from runtime.robot import SHIPPED, load_robot
 from sim.calibration_rig import ArmBench
 from tests.calibration.verbs import BOARD, calibrate
 
@@ -89,6 +91,40 @@ def test_what_the_user_can_mend_is_one_sentence(args, sentence, tmp_path):
     result = calibrate(*args, *extra)
     assert result.exit_code == 2, result.output
     assert re.search(sentence, result.stderr) and result.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("args", [("history",), ("intrinsics",), ("check",), ("check", "--learn")], ids=" ".join)
+def test_on_the_simulated_robot_the_next_step_is_a_rehearsal(args, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = calibrate(*args)
+    assert result.exit_code == 2 and "`harmowam rehearse`" in result.stderr
+    assert "sim_so101.toml" not in result.stderr
+
+
+ARM_FILE = (SHIPPED / "so101.toml").read_text()
+MARKED = ARM_FILE.replace("[camera.front]", '[camera.front]\nmarker = "chessboard:6x5:0.015"')
+
+
+@pytest.mark.parametrize(
+    ("text", "camera", "mount", "next_step"),
+    [
+        (MARKED, "front", "base", "next: `harmowam calibrate check --camera front --learn`"),
+        (ARM_FILE, "front", "base", "`harmowam calibrate check --camera front --learn --marker chessboard:6x5:0.015`"),
+        (ARM_FILE, "wrist", "arm", "next: `harmowam doctor`"),
+        (
+            None,
+            "front",
+            "base",
+            'the simulated robot\'s own runs do not use this calibration: .* \\(calibration = "sim"',
+        ),
+    ],
+)
+def test_after_hand_eye_a_marker_is_named_where_a_camera_can_look_at_one(text, camera, mount, next_step, tmp_path):
+    file = tmp_path / "robot.toml"
+    if text is not None:
+        file.write_text(text)
+    said = next_of(load_robot(str(file) if text is not None else "sim_so101"), camera, mount)
+    assert re.search(next_step, said) and ("--learn" in said) == (text is not None and mount == "base")
 
 
 def test_pictures_of_which_none_can_be_read_are_refused_in_one_sentence(tmp_path):

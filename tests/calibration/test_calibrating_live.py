@@ -214,7 +214,7 @@ def test_only_what_moves_the_arm_waits_for_the_joint_calibration_that_the_robot_
     )
     options = ("--robot", bench.robot_file, "--store", tmp_path / "store", "--report", tmp_path / "r.html")
     moves = calibrate("hand-eye", *options)
-    assert moves.exit_code == 2 and "run `harmowam calibrate joints`" in moves.stderr
+    assert moves.exit_code == 2 and f"run `harmowam calibrate joints --robot {bench.robot_file}`" in moves.stderr
     for looks in ("intrinsics", "check"):
         assert "no picture fits" in calibrate(looks, *options, "--images", tmp_path / "*.png").stderr
 

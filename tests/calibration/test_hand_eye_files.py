@@ -114,6 +114,8 @@ def test_joint_angles_give_the_camera_s_place_in_spite_of_joint_zeros_that_are_o
     assert metres < 0.004 and degrees < 0.5 and 1000 * metres < 3 * said["sd_mm"]
     assert said["poses_used"] == 10 and len(said["joint_offsets_deg"]) == len(ARM)
     assert record["evidence"]["views"][0]["q"] == list(joint_rows(shots)[0].values())[1:]
+    named = re.findall(r"<th>offset of (\w+), degrees</th>", hand_eye.page.read_text())
+    assert named == list(so101.JOINTS[:5])
 
 
 @pytest.mark.parametrize("ending", ["csv", "json"])
@@ -124,7 +126,7 @@ def test_the_tool_s_poses_give_it_without_a_word_on_joints(ending, hand_eye, sho
     degrees, metres = distance(np.array(record["result"]["T_tool_from_cam"]), bench().X)
     assert metres < 0.0005 and degrees < 0.1
     assert json.loads(hand_eye.out.read_text())["joint_offsets_deg"] == []
-    assert "joint offsets" not in hand_eye.page.read_text()
+    assert "offset of" not in hand_eye.page.read_text()
     held = np.array(record["evidence"]["views"][0]["T_base_from_tool"])
     assert np.allclose(held, tool_poses(shots)["0.png"], atol=1e-9)
 

@@ -175,7 +175,7 @@ def test_another_camera_resolution_or_focus_is_refused():
 
 def test_the_runtime_loads_the_record_in_use_and_refuses_one_without_a_pose(store):
     use(store, record())
-    with pytest.raises(CalibrationError, match=r"no pose yet.*hand-eye"):
+    with pytest.raises(CalibrationError, match=r"no pose yet.*hand-eye --camera front`"):
         load_camera(store.root / "front")
     use(store, record(301.0, pose=np.eye(4), serial="A1"))
     assert load_camera(store.root / "front", {"serial": "A1"}).K[0, 0] == 301.0

@@ -87,7 +87,7 @@ def test_with_a_dataset_it_is_int8_and_sees_through_its_calibrated_cameras(made)
     """Rate and units are the dataset's, the layers really are INT8, and the kept observations fit the engines."""
     bundle = Bundle.load(made / "int8")
     m = bundle.manifest
-    assert m.quantization["layers"]["chunk"]["int8_layers"] > 30 and m.chunk.dt_ms == 50
+    assert m.quantization["layers"]["chunk"]["int8_layers"] >= 20 and m.chunk.dt_ms == 50
     assert not m.preprocess.straight and m.cameras["front"] == dataset.CAMERAS["front"].to_json()
     assert Bundle.load(made / "fp32").manifest.preprocess.straight
     graph = onnx.load(made / "int8" / "onnx" / "chunk.onnx").graph

@@ -323,7 +323,7 @@ def test_parts_that_do_not_belong_together_are_refused(tmp_path):
     with pytest.raises(DataError, match="no finished part: collect"):
         finish(tmp_path, FPS, "so101_follower", so101.JOINTS, CAMERAS)
     write_part(tmp_path, 0, PARTS[0], FPS, so101.JOINTS)
-    for wrong in ({"fps": 10.0}, {"joint_names": so101.JOINTS[:5]}, {"cameras": {"front": CAMERAS["front"]}}):
+    for wrong in ({"fps": 10.0}, {"joint_names": so101.JOINTS[:5]}, {"cameras": CAMERAS | {"side": CAMERAS["front"]}}):
         given: dict[str, Any] = {
             "fps": FPS,
             "robot_type": "so101_follower",

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from export.tensorrt.compare import by_role, different
 from export.tensorrt.gate import judged
@@ -92,13 +93,26 @@ def test_a_page_of_no_plan_is_refused(tmp_path):
     assert "--page means nothing without --plan" in said
 
 
-def test_an_export_prints_times_from_its_plan_and_both_ways_of_int8(plans, tmp_path, capsys):
+def printed(bundle, capsys):
     report: dict[str, Any] = {}
-    _print_orin(report, bundle(tmp_path, plans[0]), ["fast", "decoder"])
-    said = capsys.readouterr().out
-    assert "from the compiled plans" in said and "as TensorRT 10.3 (JetPack 6) computes them" in said
+    _print_orin(report, bundle, ["fast", "decoder"])
+    return report, capsys.readouterr().out
+
+
+def test_an_export_prints_times_from_its_plan(plans, tmp_path, capsys):
+    report, said = printed(bundle(tmp_path, plans[0]), capsys)
+    assert "from the compiled plans" in said and report["orin"][0]["fast"] > 0
+    assert "TensorRT 10.3" not in said and "orin_inside" not in report  # no rounding follows the convolution
+
+
+def test_where_a_rounding_follows_an_int8_convolution_it_prints_times_with_and_without_it(plans, tmp_path, capsys):
+    engine = plans[0].plans["fast"]
+    rounds = replace(engine.kernels[-1], name="__myl_MulRounCast_myl0_2")
+    found = replace(plans[0], plans={"fast": replace(engine, kernels=(*engine.kernels[:-1], rounds))})
+    report, said = printed(bundle(tmp_path, found), capsys)
+    assert "as TensorRT 10.3 (JetPack 6) computes them" in said
     for apart, inside in zip(report["orin"], report["orin_inside"], strict=True):
-        assert 0 < inside["fast"] <= apart["fast"] and inside["decoder"] == apart["decoder"]
+        assert 0 < inside["fast"] < apart["fast"] and inside["decoder"] == apart["decoder"]
 
 
 def test_without_a_plan_it_says_that_times_are_estimated(tmp_path, capsys):

@@ -74,6 +74,12 @@ int cuStreamEndCapture(Stream *s, void **out) {
   List *g = malloc(sizeof *g); *g = s->taken; memset(&s->taken, 0, sizeof *g); s->capturing = 0;
   *out = born(g, GRAPH, 0); return 0;
 }
+int cuGraphGetNodes(List *g, Op **nodes, size_t *n) {
+  NEED(current, 201); NEED(find(g, GRAPH, 0), 400);
+  for (size_t i = 0; nodes && i < *n; i++) nodes[i] = &g->ops[i];
+  *n = g->n; return 0;
+}
+int cuGraphNodeGetType(Op *o, int *type) { NEED(current, 201); *type = o->kind == 2 ? 0 : 1; return 0; }
 int cuGraphInstantiateWithFlags(void **out, List *g, unsigned long long flags) {
   NEED(current, 201); NEED(find(g, GRAPH, 0) && !flags, 400);
   List *e = calloc(1, sizeof *e); for (int i = 0; i < g->n; i++) push(e, g->ops[i]); *out = born(e, READY, 0); return 0;

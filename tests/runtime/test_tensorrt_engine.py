@@ -120,7 +120,9 @@ def test_each_pass_takes_what_it_was_fed(pretended, graph):
 def test_an_engine_tells_its_layers_and_its_memory(pretended):
     engine = TensorRTEngine(pretended.path, cuda=pretended.cuda)
     assert engine.inspected() == ('{"Layers": []}', 4096)
+    assert engine.kernels == 1  # of its graph, which copies in and out as well
     engine.close()
+    assert pretended.left() == 0
 
 
 def test_host_code_of_a_version_compatible_engine_is_allowed_where_its_listing_says_so(pretended, bundle, monkeypatch):
