@@ -81,7 +81,11 @@ def solve(
     size = (small.shape[2], small.shape[1])
     say("masks")
     whole, each = moving_masks.backgrounds(small, recorded.episode)
-    light = _light(small, whole)
+    if (light := _light(small, whole)) > LIT:
+        raise CalibrationError(
+            f"the light changes in {100 * light:.0f} % of the pictures: record in steady light, the camera's exposure "
+            "fixed."
+        )
     chosen = _poses(recorded)
     masks = moving_masks.masks(small[chosen], recorded.episode[chosen], whole, each)
     area = masks.mean((1, 2))
@@ -104,7 +108,7 @@ def solve(
     fit = judged(problem, state)
     heldout = _heldout(problem, state, known)
     covariance = _covariance(problem, fit, known)
-    refused = _refused(problem, fit, heldout, covariance, light, known)
+    refused = _refused(problem, fit, heldout, covariance, known)
     camera = _camera(name, state, model, size, known, recorded.pictures.shape)
     sd = np.sqrt(np.diag(covariance))
     spread = sd[SHARED:]
@@ -228,8 +232,9 @@ def _covariance(p: Problem, fit: Fit, known: Camera | None) -> np.ndarray:
     return formal + spread.T @ spread / DRAWS
 
 
-def _as_place(state: State, small: float = 1e-5) -> np.ndarray:
-    """Derivative float64[n,n] of T_base_from_cam (as `log` of its change), and the rest as it is, by a step."""
+def _as_place(state: State, small: float = 1e-3) -> np.ndarray:
+    """Derivative float64[n,n] of T_base_from_cam (as `log` of its change), and the rest as it is, by a step
+    that is large enough for `cv2.Rodrigues`, which takes rotations below 1e-5 rad for none."""
     n = SHARED + len(state.zeros)
     out = np.eye(n)
     for k in range(6):
@@ -239,15 +244,11 @@ def _as_place(state: State, small: float = 1e-5) -> np.ndarray:
     return out
 
 
-def _refused(
-    p: Problem, fit: Fit, heldout: float, covariance: np.ndarray, light: float, known: Camera | None
-) -> list[str]:
+def _refused(p: Problem, fit: Fit, heldout: float, covariance: np.ndarray, known: Camera | None) -> list[str]:
     """Why the result must not be used; empty where it may."""
     sd = np.sqrt(np.diag(covariance))
     mm, degrees = 1000 * np.sqrt((sd[3:6] ** 2).sum()), np.degrees(np.sqrt((sd[:3] ** 2).sum()))
     out = []
-    if light > LIT:
-        out.append(f"the light changes in {100 * light:.0f} % of the pictures: record in steady light, exposure fixed")
     if not fit.inliers >= MIN_INLIERS:
         out.append(
             f"the outlines fit in {100 * fit.inliers:.0f} % of their points, and {100 * MIN_INLIERS:.0f} % are needed: "

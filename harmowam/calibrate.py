@@ -13,6 +13,7 @@ import click
 
 from common.files import barred
 from harmowam.calibrate_hand_eye import hand_eye
+from harmowam.calibrate_recording import from_recording
 from harmowam.calibrate_store import (
     camera_option,
     diff,
@@ -36,7 +37,7 @@ def calibrate() -> None:
     """Recalibrate cameras and joints, and know when it is needed."""
 
 
-for verb in (hand_eye, history, rollback, diff, export):
+for verb in (hand_eye, from_recording, history, rollback, diff, export):
     calibrate.add_command(verb)
 
 

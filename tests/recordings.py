@@ -47,6 +47,8 @@ class Spec:
     told: str = "degrees"
     video_fps: float | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+    # of real episodes, in place of made-up ones: joint angles (rad, stored in degrees) and pictures uint8[rows,H,W,3]
+    shot: Sequence[tuple[np.ndarray, np.ndarray]] = ()
     delay_s: float | None = None  # the pictures show the arm that much later than the joints; None: numbered pictures
 
 
@@ -64,6 +66,10 @@ def motion(rows: int, seed: int, fps: float) -> np.ndarray:
 
 def values(spec: Spec, seed: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """State and action float32[rows,6] as stored, and the true angles float64[rows,6] in rad."""
+    if spec.shot:
+        true = spec.shot[seed][0]
+        stored = so101.to_lerobot(true)
+        return stored.astype(np.float32), stored.astype(np.float32), true
     steps, jaw = motion(rows, seed, spec.fps), np.linspace(2, 80, rows)
     true = np.column_stack(
         [np.radians(steps * STEP_DEG), so101.LOWER[5] + jaw / 100 * np.ptp([so101.LOWER[5], so101.UPPER[5]])]
@@ -140,6 +146,8 @@ def drawn(spec: Spec, name: str, number: int, rows: int) -> list[np.ndarray]:
 
 
 def films(spec: Spec, name: str, number: int, rows: int) -> list[np.ndarray]:
+    if spec.shot:
+        return list(spec.shot[number][1])
     if spec.delay_s is not None:
         return drawn(spec, name, number, rows)
     width, height, _ = spec.cameras[name]
