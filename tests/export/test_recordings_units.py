@@ -70,9 +70,9 @@ def test_a_calibration_file_gives_the_ranges_or_is_refused_as_another_arms(tmp_p
     assert good.accepted and good.units.span_deg is not None
     assert np.allclose(good.units.span_deg, RANGES * 360 / 4096)
     assert "measured positions say 237.6" in said(examine(folder, How(units="normalised", joints=other)), "joints")
-    assert (
-        "is no lerobot calibration" in said(examine(folder, How(units="normalised", joints=tmp_path)), "joints") or True
-    )
+    (tmp_path / "list.json").write_text("[1]")
+    for wrong, told in (("list.json", "is no lerobot calibration"), ("set", "is no file")):
+        assert told in said(examine(folder, How(units="normalised", joints=tmp_path / wrong)), "joints")
 
 
 def test_units_that_nothing_tells_are_asked_for_and_never_guessed(copy):
