@@ -76,12 +76,6 @@ def test_too_few_poses_are_refused(planted, shapes):
         solve(so101, shapes, Recorded(r.pictures[few], r.q[few], r.speed[few], r.episode[few]), known=known(truth))
 
 
-def test_shapes_that_are_not_the_arms_are_refused(planted):
-    truth, recorded = planted
-    found = solve(so101, arm_shapes.of_family(so101), recorded, known=known(truth))
-    assert any("--urdf" in why for why in found.refused)
-
-
 def test_a_urdf_of_another_arm_is_refused_in_a_sentence(tmp_path):
     path = tmp_path / "arm.urdf"
     path.write_text('<robot name="x"><link name="base"/></robot>')
@@ -98,7 +92,7 @@ def test_an_accepted_result_becomes_the_camera_in_use_and_a_refused_one_never(so
         put(store, "front", dataclasses.replace(solved, refused=("why",)), "recording")
 
 
-def test_the_verb_reads_a_dataset_and_stores_nothing_that_is_refused(planted, tmp_path):
+def test_the_verb_reads_a_dataset_and_refuses_shapes_that_are_not_the_arms(planted, tmp_path):
     """Each pose is held for five rows: the arm is slow there. Without a URDF the shapes are too loose."""
     truth, r = planted
     each = [np.repeat(np.flatnonzero(r.episode == k), 5) for k in range(EPISODES)]
