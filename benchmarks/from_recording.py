@@ -28,7 +28,7 @@ from sim.planted import Planted, drawn, errors, lens, motions, rendered
 from tests.makers import SO101
 
 EPISODES, ROWS = 10, 8
-SPOILT: dict[str, dict[str, Any]] = {"": {}, "larger": {"larger": 1.07}, "flicker": {"flicker": 0.12}, "few": {}}
+SPOILT: dict[str, dict[str, Any]] = {"": {}, "larger": {"thicker": 1.07}, "flicker": {"flicker": 0.12}, "few": {}}
 
 
 def tips(arm: Family, p: Planted, found: Found, q: np.ndarray) -> float:

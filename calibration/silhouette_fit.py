@@ -12,13 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibration.arm_shapes import Shapes
-from calibration.base_edges import BaseEdges
 from calibration.silhouettes import Seen, State, base_from_camera, moved, outlines, residuals
 from firmware_bridge.arms.family import Family
 
 INLIER = 2.0  # px at 640 columns
 ALIKE = 12.0  # neighbouring points of an outline err alike: so many count as one
-BASE = 3.0  # what a point of the base's edges counts: they are few, and seen in all pictures at once
 NOISE = 1.5  # px at 640 columns
 SHARED = 9  # unknowns in front of the joints' zeros, in the order of `silhouettes.residuals`
 FOCAL, BENT, GROWN = 6, 7, 8
@@ -58,7 +56,6 @@ class Problem:
     model: str
     size: tuple[int, int]
     prior: Prior
-    base: BaseEdges | None = None
 
     @property
     def scale(self) -> float:
@@ -78,14 +75,6 @@ class Problem:
         known = covered if len(self.seen.q) >= 8 else None
         r, J, good = residuals(o, self.seen, self.arm, state, self.model, known)
         return r[good] / self.scale, J[good] / self.scale, o.frame[good], o.link[good]
-
-    def with_base(self, state: State, r: np.ndarray, J: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Residuals and derivatives with those of the base's edges, where they are known, and what each counts."""
-        if self.base is None:
-            return r, J, np.ones(len(r))
-        at_base, J_base = self.base.residuals(self.shapes, self.arm, state, self.model)
-        counts = np.concatenate([np.ones(len(r)), np.full(len(at_base), BASE)])
-        return np.concatenate([r, at_base / self.scale]), np.concatenate([J, J_base / self.scale]), counts
 
 
 @dataclass(frozen=True)
@@ -118,8 +107,7 @@ def descend(p: Problem, state: State, free: np.ndarray, threshold: float, rounds
         r, J, _, _ = p.sampled(state, step)
         if len(r) < 50:
             return state
-        r, J, counts = p.with_base(state, r, J)
-        A, g = _normal(p, state, r, J, counts, threshold, step)
+        A, g = _normal(p, state, r, J, threshold, step)
         A, g = A[np.ix_(free, free)], g[free]
         move = np.zeros(len(free))
         move[free] = -np.linalg.solve(A + 1e-5 * np.diag(np.diag(A)) + 1e-9 * np.eye(len(A)), g)
@@ -133,9 +121,9 @@ def descend(p: Problem, state: State, free: np.ndarray, threshold: float, rounds
 
 
 def _normal(
-    p: Problem, state: State, r: np.ndarray, J: np.ndarray, counts: np.ndarray, threshold: float, step: float
+    p: Problem, state: State, r: np.ndarray, J: np.ndarray, threshold: float, step: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    weight = (threshold**2 / (threshold**2 + r**2)) ** 2 * counts * (step / 4.0) / (ALIKE * NOISE**2)
+    weight = (threshold**2 / (threshold**2 + r**2)) ** 2 * (step / 4.0) / (ALIKE * NOISE**2)
     gradient, prior = p.prior.terms(state, p.seen.q.shape[1])
     return (J * weight[:, None]).T @ J + np.diag(prior), J.T @ (weight * r) + gradient
 
@@ -145,8 +133,7 @@ def judged(p: Problem, state: State, step: float = 4.0) -> Fit:
     if len(r) < 50:
         return Fit(state, 0.0, np.inf, np.diag(p.prior.terms(state, p.seen.q.shape[1])[1]), len(r))
     found = np.abs(r)
-    r, J, counts = p.with_base(state, r, J)
-    A, _ = _normal(p, state, r, J, counts, 4.0, step)
+    A, _ = _normal(p, state, r, J, 4.0, step)
     return Fit(state, float((found < INLIER).mean()), float(np.median(found)), A, len(found))
 
 

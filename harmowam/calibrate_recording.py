@@ -12,7 +12,7 @@ import click
 from firmware_bridge.motion.endings import Exit
 from harmowam.calibrate_store import open_store
 from harmowam.data import PATH, how_of, recording_options
-from harmowam.options import UserError, errors, json_option, say, write_json
+from harmowam.options import ROBOT, UserError, errors, json_option, say, write_json
 
 if TYPE_CHECKING:
     from calibration.camera import Camera
@@ -53,7 +53,7 @@ def from_recording(
 
     if not dry_run and robot is None and store is None:
         raise UserError("nothing says where the result belongs: add --robot FILE, --store FOLDER or --dry-run.")
-    where = None if dry_run else open_store(store, robot or "sim_so101")
+    where = None if dry_run else open_store(store, robot or ROBOT)
     found = examine(folder, how_of(folder, **options))
     if not found.accepted:
         raise refusal(found)
