@@ -1,6 +1,9 @@
 """What tests of training and export share: a small dataset of drawn pictures, an untrained toy model, its ONNX
 files."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -12,6 +15,7 @@ from export.origin import samples_path
 from tests.dataset import write_all
 from tests.once import once
 from tests.onnx_files import exporter
+from tests.recordings import Spec, like, write
 from tests.training import SMALL
 
 
@@ -65,3 +69,25 @@ def export_once(monkeypatch, tmp_path_factory):
     export = exporter(tmp_path_factory)
     monkeypatch.setattr("export.bundle.export_engine", export)
     return export
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A recording of others, v2.1, in degrees; tests that write take `copy`."""
+    return write(tmp_path_factory.mktemp("recordings") / "v2", Spec())
+
+
+@pytest.fixture(scope="module")
+def plain_3(tmp_path_factory):
+    """The same as v3.0."""
+    return write(tmp_path_factory.mktemp("recordings") / "v3", like(Spec(), version="v3.0"))
+
+
+@pytest.fixture
+def copy(plain, tmp_path):
+    return Path(shutil.copytree(plain, tmp_path / "set"))
+
+
+@pytest.fixture
+def copy_3(plain_3, tmp_path):
+    return Path(shutil.copytree(plain_3, tmp_path / "set3"))

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import shutil
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,26 +36,6 @@ PLAIN = Spec()
 DATA_2, DATA_3 = "data/chunk-000/episode_000000.parquet", "data/chunk-000/file-000.parquet"
 FILM_2 = "videos/chunk-000/observation.images.front/episode_000000.mp4"
 FILM_3 = "videos/observation.images.front/chunk-000/file-000.mp4"
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("recordings") / "v2", PLAIN)
-
-
-@pytest.fixture(scope="module")
-def plain_3(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("recordings") / "v3", like(PLAIN, version="v3.0"))
-
-
-@pytest.fixture
-def copy(plain, tmp_path):
-    return Path(shutil.copytree(plain, tmp_path / "set"))
-
-
-@pytest.fixture
-def copy_3(plain_3, tmp_path):
-    return Path(shutil.copytree(plain_3, tmp_path / "set3"))
 
 
 def shape(*numbers: int | None) -> Any:

@@ -1,8 +1,5 @@
 """When the pictures and rows of other people's recordings were taken: timestamps, films, rates."""
 
-import shutil
-from pathlib import Path
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -14,26 +11,6 @@ from tests.recordings import Spec, edit_rows, like, said, shown, truth, values, 
 
 PLAIN = Spec()
 DATA_2 = "data/chunk-000/episode_000000.parquet"
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("recordings") / "v2", PLAIN)
-
-
-@pytest.fixture(scope="module")
-def plain_3(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("recordings") / "v3", like(PLAIN, version="v3.0"))
-
-
-@pytest.fixture
-def copy(plain, tmp_path):
-    return Path(shutil.copytree(plain, tmp_path / "set"))
-
-
-@pytest.fixture
-def copy_3(plain_3, tmp_path):
-    return Path(shutil.copytree(plain_3, tmp_path / "set3"))
 
 
 def test_uneven_clocks_are_resampled_by_their_timestamps(copy):

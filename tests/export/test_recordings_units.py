@@ -1,7 +1,6 @@
 """What the joint values of other people's recordings mean: degrees, radians, normalised ranges, the makers' zeros."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +22,6 @@ from tests.recordings import (
 
 PLAIN = Spec()
 DATA_2 = "data/chunk-000/episode_000000.parquet"
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    return write(tmp_path_factory.mktemp("recordings") / "v2", PLAIN)
-
-
-@pytest.fixture
-def copy(plain, tmp_path):
-    return Path(shutil.copytree(plain, tmp_path / "set"))
 
 
 def test_normalised_values_are_not_taken_for_degrees(tmp_path):
